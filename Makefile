@@ -1,0 +1,42 @@
+# Every target is a plain command; the first one builds the environment from the lock file.
+PYTHON ?= python3
+VENV := .venv
+UV := .uv/bin/uv
+STAMP := .uv/installed
+RUN := $(VENV)/bin/
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench soak docs fmt clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv
+
+$(STAMP): $(UV) pyproject.toml uv.lock
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --python $(PYTHON)
+	@touch $@
+
+demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", ARGS="--database postgres"
+	$(RUN)postroom demo $(ARGS)
+
+test: $(STAMP)  ## run the test suite
+	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
+
+check: $(STAMP)  ## lint, types, layers
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+	$(RUN)pyright
+	$(RUN)lint-imports
+	$(RUN)interrogate --quiet src tests
+
+fmt: $(STAMP)  ## format and fix what can be fixed
+	$(RUN)ruff format .
+	$(RUN)ruff check --fix .
+
+clean:  ## remove the environment and what tools left
+	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -1,0 +1,198 @@
+"""Every error that postroom raises.
+
+::
+
+    PostroomError
+    ├─ ConfigurationError (ValueError)   an option or a combination of options cannot work
+    ├─ MessageError                      one message could not be handled; says which step failed
+    │  ├─ ContextError                   the resolver raised, returned nothing, or something unhashable
+    │  │  └─ MissingAttribute (KeyError) the message lacks an attribute that its context needs
+    │  ├─ PayloadError                   the body is not what the handler asks for
+    │  │  ├─ DecodeError                 not JSON, not text
+    │  │  └─ ValidationError             JSON, but of another shape; says where
+    │  ├─ ResourceError                  the tenant's resources could not be leased
+    │  │  ├─ ResourceOpenError           the provider failed, or its backoff is not over
+    │  │  ├─ ResourceUnhealthyError      the health check failed
+    │  │  └─ PoolExhaustedError          no budget came free before the deadline
+    │  ├─ HandlerTimeout (TimeoutError)  the handler ran longer than ``Concurrency.handler_timeout``
+    │  └─ OwnershipLost                  the visibility timeout passed without a confirmed extension
+    ├─ TransportError                    SQS refused, or could not be reached
+    │  ├─ QueueNotFound, AccessDenied, InvalidReceiptHandle, InvalidRequest      trying again does not help
+    │  └─ Throttled, ServiceUnavailable                                          trying again later does
+    ├─ ClosedError                       you used it after you closed it
+    └─ NotOpenError                      you forgot ``async with``
+
+``__cause__`` is always kept. No text here contains a payload body, a DSN or a password: what a provider's own
+exception says stays in ``__cause__``, only its type is quoted.
+"""
+
+from typing import Any
+
+
+class PostroomError(Exception):
+    """The base of every error of postroom."""
+
+
+class ConfigurationError(PostroomError, ValueError):
+    """An option, or a combination of options, cannot work. The text says what to change."""
+
+
+class MessageError(PostroomError):
+    """One message could not be handled. The subclass says which step failed."""
+
+    def __init__(self, text: str, *, message_id: str | None = None) -> None:
+        super().__init__(text)
+        self.message_id = message_id
+        """The SQS message id, where one is known (a pool that is used without SQS knows none)."""
+
+
+class ContextError(MessageError):
+    """The context of a message could not be resolved: nobody knows whose message it is."""
+
+
+class MissingAttribute(ContextError, KeyError):
+    """The message lacks an attribute that its context needs, or has it empty or as Binary."""
+
+    def __init__(self, text: str, *, name: str, message_id: str | None = None) -> None:
+        super().__init__(text, message_id=message_id)
+        self.name = name
+        """The name of the attribute."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the text
+        return str(self.args[0])
+
+
+class PayloadError(MessageError):
+    """The body of a message is not what the handler asks for."""
+
+    def __init__(self, text: str, *, path: str = "$", message_id: str | None = None) -> None:
+        super().__init__(text, message_id=message_id)
+        self.path = path
+        """Where in the body, as a JSON path: ``$.items[2].amount``; ``$`` is the whole body."""
+
+
+class DecodeError(PayloadError):
+    """The body is not JSON, or not text that JSON allows."""
+
+
+class ValidationError(PayloadError):
+    """The body is JSON of another shape than the payload type. ``path`` says where."""
+
+
+class ResourceError(MessageError):
+    """The resources of a context could not be leased."""
+
+    def __init__(self, text: str, *, context: Any, message_id: str | None = None) -> None:
+        super().__init__(text, message_id=message_id)
+        self.context = context
+        """The context whose resources were asked for."""
+
+
+class ResourceOpenError(ResourceError):
+    """The provider failed, now or so recently that its backoff is not over."""
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        context: Any,
+        permanent: bool = False,
+        retry_after: float = 0.0,
+        message_id: str | None = None,
+    ) -> None:
+        super().__init__(text, context=context, message_id=message_id)
+        self.permanent = permanent
+        """True when trying again soon cannot help: an unknown tenant, wrong credentials."""
+        self.retry_after = retry_after
+        """Seconds until the pool tries again."""
+
+
+class ResourceUnhealthyError(ResourceOpenError):
+    """The resource opened but its health check failed."""
+
+
+class PoolExhaustedError(ResourceError):
+    """No budget came free before the deadline of the lease."""
+
+
+class HandlerTimeout(MessageError, TimeoutError):
+    """The handler ran longer than ``Concurrency.handler_timeout`` and was cancelled."""
+
+
+class OwnershipLost(MessageError):
+    """The visibility timeout passed without a confirmed extension: the message may be with another consumer."""
+
+
+class TransportError(PostroomError):
+    """SQS refused a request, or could not be reached."""
+
+    retryable = False
+    """Whether the same request may succeed later."""
+
+    def __init__(self, text: str, *, operation: str = "", code: str = "") -> None:
+        super().__init__(text)
+        self.operation = operation
+        """The SQS action, such as ``ReceiveMessage``."""
+        self.code = code
+        """The error code that SQS answered, such as ``AWS.SimpleQueueService.NonExistentQueue``."""
+
+
+class QueueNotFound(TransportError):
+    """The queue does not exist in this account and region."""
+
+
+class AccessDenied(TransportError):
+    """The credentials are missing, wrong, expired, or lack a permission."""
+
+
+class InvalidReceiptHandle(TransportError):
+    """SQS does not know this receipt handle: the message was deleted or received again."""
+
+
+class InvalidRequest(TransportError):
+    """SQS understood the request and refuses it; the same request will be refused again."""
+
+
+class Throttled(TransportError):
+    """Too many requests, or the in-flight limit of the queue is reached."""
+
+    retryable = True
+
+
+class ServiceUnavailable(TransportError):
+    """SQS could not be reached, did not answer in time, or answered with a server error."""
+
+    retryable = True
+
+
+class ClosedError(PostroomError):
+    """It was used after it was closed."""
+
+
+class NotOpenError(PostroomError):
+    """It was used before it was opened. The text shows the line to write."""
+
+
+class Retry(Exception):
+    """Raise it in a handler to leave the message in the queue and see it again.
+
+    Args:
+        delay: seconds until it is visible again; None for the consumer's backoff.
+        reason: for the log.
+    """
+
+    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+        super().__init__(reason)
+        self.delay = delay
+
+
+class Reject(Exception):
+    """Raise it in a handler to send the message to the dead-letter queue at once.
+
+    The reason travels in the message attribute ``postroom.reason``. Without a dead-letter queue the message is
+    handled as a failure.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,134 @@
+"""A received message, as SQS describes it.
+
+Messages are msgspec structs: frozen like a dataclass, made in a tenth of the time. A million of them pass through
+one process, and nothing else does as often.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from postroom.errors import MissingAttribute
+
+
+class MessageAttribute(msgspec.Struct, frozen=True, gc=False):
+    """One message attribute with its SQS data type.
+
+    Data types: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
+    """
+
+    data_type: str = "String"
+    """``String``, ``Number`` or ``Binary``, optionally with a custom label: ``Number.float``."""
+    string_value: str | None = None
+    """The value of a String or Number attribute; a Number travels as its decimal text."""
+    binary_value: bytes | None = None
+    """The value of a Binary attribute."""
+
+
+class Attributes(Mapping[str, str]):
+    """The String and Number attributes of a message as a read-only mapping of text.
+
+    ``attributes["tenantId"]`` raises :class:`~postroom.errors.MissingAttribute` with a text that can be shown as it
+    is, when the attribute is missing, empty or Binary. Binary values are in ``Message.message_attributes``.
+    """
+
+    __slots__ = ("_attributes", "_message_id")
+
+    def __init__(self, attributes: Mapping[str, MessageAttribute], message_id: str | None = None) -> None:
+        self._attributes = attributes
+        self._message_id = message_id
+
+    def __getitem__(self, name: str) -> str:
+        attribute = self._attributes.get(name)
+        if attribute is not None and attribute.string_value:
+            return attribute.string_value
+        if attribute is None:
+            problem = "is missing"
+        elif attribute.binary_value is not None:
+            problem = "is Binary, expected String or Number"
+        else:
+            problem = "is empty"
+        present = ", ".join(sorted(map(repr, self._attributes))) or "none"
+        text = f"message attribute {name!r} {problem} (attributes of this message: {present})"
+        raise MissingAttribute(text, name=name, message_id=self._message_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, attribute in self._attributes.items() if attribute.string_value)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"Attributes({sorted(self)!r})"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
+    """One message, as it was received. It never changes: a second receive of it is another ``Message``."""
+
+    id: str
+    """The message id. A standard queue may deliver it more than once."""
+    body: str
+    """The body as it was sent."""
+    receipt_handle: str = ""
+    """What deletes this receive of the message or changes its visibility."""
+    message_attributes: Mapping[str, MessageAttribute] = {}
+    """Every message attribute, with its data type."""
+    system_attributes: Mapping[str, str] = {}
+    """SQS's own attributes, such as ``ApproximateReceiveCount`` and ``MessageGroupId``."""
+    queue: str = ""
+    """The name of the queue that it came from."""
+
+    @property
+    def attributes(self) -> Attributes:
+        """The String and Number message attributes as text. Missing ones raise ``MissingAttribute``."""
+        return Attributes(self.message_attributes, self.id)
+
+    @property
+    def receive_count(self) -> int:
+        """How often it has been received, this time included (``ApproximateReceiveCount``; 1 if unknown)."""
+        return int(self.system_attributes.get("ApproximateReceiveCount", 1))
+
+    @property
+    def sent_at(self) -> float | None:
+        """When it was sent, in seconds since the epoch (``SentTimestamp``); None if unknown."""
+        return _seconds(self.system_attributes.get("SentTimestamp"))
+
+    @property
+    def first_received_at(self) -> float | None:
+        """When it was first received, in seconds since the epoch; None if unknown."""
+        return _seconds(self.system_attributes.get("ApproximateFirstReceiveTimestamp"))
+
+    @property
+    def group_id(self) -> str | None:
+        """The message group: the unit of order on a FIFO queue, the tenant of SQS's fair queues on a standard one."""
+        return self.system_attributes.get("MessageGroupId")
+
+    @property
+    def deduplication_id(self) -> str | None:
+        """The deduplication id on a FIFO queue."""
+        return self.system_attributes.get("MessageDeduplicationId")
+
+    def __repr__(self) -> str:  # never the body: it is the tenant's
+        return (
+            f"Message(id={self.id!r}, queue={self.queue!r}, attributes={sorted(self.message_attributes)!r}, "
+            f"receive_count={self.receive_count}, body=<{len(self.body)} characters>)"
+        )
+
+
+def _seconds(milliseconds: str | None) -> float | None:
+    return None if milliseconds is None else int(milliseconds) / 1000
+
+
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to send."""
+
+    body: str
+    message_attributes: Mapping[str, MessageAttribute] = {}
+    delay: int | None = None
+    """Seconds until it becomes visible, 0 to 900; None for the queue's default. Not on FIFO queues."""
+    group_id: str | None = None
+    """Required on FIFO queues; on standard ones it makes the queue a fair one, with this as the tenant."""
+    deduplication_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"OutgoingMessage(group_id={self.group_id!r}, body=<{len(self.body)} characters>)"

@@ -1,0 +1,266 @@
+"""Option groups: small frozen dataclasses, validated when they are made.
+
+Durations are float seconds. A limit that comes from SQS is named with the page it comes from; all pages are below
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeGuard
+
+from postroom.errors import ConfigurationError
+from postroom.message import Message
+
+MAX_BATCH: Final = 10
+"""Messages per receive and entries per batch (quotas-messages.html)."""
+MAX_WAIT: Final = 20
+"""Longest long poll, in seconds (sqs-short-and-long-polling.html)."""
+MAX_VISIBILITY: Final = 43_200
+"""Longest visibility timeout, 12 hours in seconds, counted from the first receive (sqs-visibility-timeout.html)."""
+
+
+def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence where it is called
+    if not holds:
+        raise ConfigurationError(what)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _check_seconds(
+    owner: str, name: str, value: object, *, least: float = 0.0, most: float = math.inf, limit: str = ""
+) -> None:
+    hint = f" ({limit})" if limit else ""
+    upper = "" if math.isinf(most) else f" and at most {most:g}"
+    text = f"{owner}({name}=...) takes seconds, at least {least:g}{upper}{hint}; got {value!r}"
+    _require(_is_number(value) and least <= value <= most, text)
+
+
+def _check_count(
+    owner: str, name: str, value: object, *, least: int = 1, most: float = math.inf, limit: str = ""
+) -> None:
+    hint = f" ({limit})" if limit else ""
+    upper = "up" if math.isinf(most) else f"to {most:g}"
+    text = f"{owner}({name}=...) takes a whole number from {least} {upper}{hint}; got {value!r}"
+    _require(isinstance(value, int) and not isinstance(value, bool) and least <= value <= most, text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrency:
+    """How much runs at once.
+
+    Args:
+        total: handlers running at once in this consumer.
+        per_tenant: handlers running at once for one context.
+        threads: threads for plain ``def`` handlers; a free one is needed for each that runs.
+        handler_timeout: seconds that one handler may hold its slot; then it is cancelled and has failed with
+            ``HandlerTimeout``. None for no limit. A thread cannot be cancelled: a plain ``def`` handler that runs
+            longer keeps its slot and its message until it returns.
+    """
+
+    total: int = 64
+    per_tenant: int = 8
+    threads: int = 16
+    handler_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("Concurrency", "total", self.total)
+        _check_count("Concurrency", "per_tenant", self.per_tenant)
+        _check_count("Concurrency", "threads", self.threads)
+        if self.handler_timeout is not None:
+            _check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polling:
+    """How messages are asked for.
+
+    Args:
+        wait: seconds that SQS holds an empty receive open, 0 to 20.
+        batch: messages per receive, 1 to 10.
+        pollers: receives outstanding at once.
+        prefetch: messages held beyond those that run, so that no slot waits for the network.
+        lane: messages of one context held at once, running ones included, while its resources are being opened
+            or cannot be opened; more are deferred, so that they never fill the buffer of the others.
+        backoff: seconds before the second try after a failed receive; doubles up to ``max_backoff``.
+        max_backoff: the longest such pause.
+    """
+
+    wait: float = 20.0
+    batch: int = 10
+    pollers: int = 2
+    prefetch: int = 20
+    lane: int = 16
+    backoff: float = 0.5
+    max_backoff: float = 30.0
+
+    def __post_init__(self) -> None:
+        limit = "SQS waits at most 20 s, see sqs-short-and-long-polling.html"
+        _check_seconds("Polling", "wait", self.wait, most=MAX_WAIT, limit=limit)
+        limit = "SQS returns at most 10 messages per receive, see quotas-messages.html"
+        _check_count("Polling", "batch", self.batch, most=MAX_BATCH, limit=limit)
+        _check_count("Polling", "pollers", self.pollers)
+        _check_count("Polling", "prefetch", self.prefetch, least=0)
+        _check_count("Polling", "lane", self.lane)
+        _check_seconds("Polling", "backoff", self.backoff, least=0.001)
+        _check_seconds("Polling", "max_backoff", self.max_backoff, least=self.backoff)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visibility:
+    """How long a received message stays ours.
+
+    Args:
+        timeout: the visibility timeout that each receive and each heartbeat asks for, in seconds, 1 to 43,200.
+        heartbeat: whether messages are extended from receive until they are settled.
+        max_extension: seconds from receive after which a message is not extended any more; SQS ends it after
+            12 hours (43,200 s) in any case.
+    """
+
+    timeout: float = 60.0
+    heartbeat: bool = True
+    max_extension: float = MAX_VISIBILITY
+
+    def __post_init__(self) -> None:
+        limit = "SQS allows 0 s to 12 h, see sqs-visibility-timeout.html; a consumer needs at least 1 s"
+        _check_seconds("Visibility", "timeout", self.timeout, least=1, most=MAX_VISIBILITY, limit=limit)
+        _check_seconds(
+            "Visibility",
+            "max_extension",
+            self.max_extension,
+            least=self.timeout,
+            most=MAX_VISIBILITY,
+            limit="not less than timeout; SQS ends it after 12 h from the first receive",
+        )
+
+
+DelayFunction = Callable[[Message, BaseException], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When a failed message is seen again: ``base * 2 ** (receive_count - 1)``, capped, with jitter.
+
+    Args:
+        base: seconds before the second attempt.
+        cap: the longest delay.
+        jitter: the part of the delay that is random: 0 for none, 1 for anything between nothing and all of it.
+        delay: decides instead: ``(message, error) -> seconds``. What it returns is clamped to 0..43,200; if it
+            raises, the formula applies.
+    """
+
+    base: float = 1.0
+    cap: float = 900.0
+    jitter: float = 0.5
+    delay: DelayFunction | None = None
+
+    def __post_init__(self) -> None:
+        _check_seconds("RetryPolicy", "base", self.base)
+        _check_seconds("RetryPolicy", "cap", self.cap, least=self.base, most=MAX_VISIBILITY, limit="not less than base")
+        _require(
+            _is_number(self.jitter) and 0 <= self.jitter <= 1,
+            f"RetryPolicy(jitter=...) takes a part from 0 to 1; got {self.jitter!r}",
+        )
+        _require(
+            self.delay is None or callable(self.delay),
+            f"RetryPolicy(delay=...) takes a function (message, error) -> seconds; got {self.delay!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """How long each stage of a stop may take, in seconds.
+
+    Args:
+        drain: for handlers that run, to finish.
+        cancel: for cancelled handlers, to clean up.
+        flush: for acknowledgements and returned messages, to reach SQS.
+        close: for each owned pool, to close its resources.
+    """
+
+    drain: float = 30.0
+    cancel: float = 5.0
+    flush: float = 5.0
+    close: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("drain", "cancel", "flush", "close"):
+            _check_seconds("Shutdown", name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """What a pool may hold, and for how long.
+
+    Args:
+        budget: the sum of the weights of everything open, opening or closing: connections, not pools.
+        max_concurrent_opens: providers entered at once.
+        idle: seconds without a lease after which a resource is closed; None for never.
+        max_age: seconds after which a resource is replaced, jittered by a tenth so that a fleet does not do it at
+            once; None for never. A busy one is replaced before it is closed (which rotates credentials).
+        check_after: seconds of idleness after which a lease runs ``check`` first.
+        sweep: seconds between two rounds of the sweeper (idle, age, health).
+        remember: failing keys remembered at the most; the oldest are forgotten first.
+    """
+
+    budget: int = 100
+    max_concurrent_opens: int = 16
+    idle: float | None = 600.0
+    max_age: float | None = None
+    check_after: float = 30.0
+    sweep: float = 5.0
+    remember: int = 10_000
+
+    def __post_init__(self) -> None:
+        _check_count("PoolLimits", "budget", self.budget)
+        _check_count("PoolLimits", "max_concurrent_opens", self.max_concurrent_opens)
+        _check_count("PoolLimits", "remember", self.remember)
+        for name in ("idle", "max_age"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_seconds("PoolLimits", name, value, least=0.001)
+        _check_seconds("PoolLimits", "check_after", self.check_after)
+        _check_seconds("PoolLimits", "sweep", self.sweep, least=0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolTimeouts:
+    """How long a pool waits for others, in seconds.
+
+    Args:
+        lease: for one ``lease()``, opening and waiting for budget included, unless the call says otherwise.
+        open: for a provider, to enter.
+        close: for a provider, to leave; then its task is cancelled.
+        check: for a health check.
+    """
+
+    lease: float = 30.0
+    open: float = 10.0
+    close: float = 10.0
+    check: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("lease", "open", "close", "check"):
+            _check_seconds("PoolTimeouts", name, getattr(self, name), least=0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenBackoff:
+    """How long a context whose resources failed to open is left alone.
+
+    Args:
+        base: seconds after the first transient failure; doubles with each further one, with full jitter.
+        cap: the longest such pause.
+        permanent: seconds after a permanent failure: an unknown tenant, wrong credentials.
+    """
+
+    base: float = 0.5
+    cap: float = 30.0
+    permanent: float = 60.0
+
+    def __post_init__(self) -> None:
+        _check_seconds("OpenBackoff", "base", self.base, least=0.001)
+        _check_seconds("OpenBackoff", "cap", self.cap, least=self.base)
+        _check_seconds("OpenBackoff", "permanent", self.permanent)

@@ -1,0 +1,1 @@
+"""Clients: AWS, and the in-process local broker, behind one protocol."""

@@ -1,0 +1,122 @@
+"""What postroom asks of a queue: one small protocol, so that everything above it runs on AWS and in memory alike.
+
+Errors: every method raises only :class:`~postroom.errors.TransportError` (and ``ClosedError`` / ``NotOpenError``).
+Batches are positional: an entry is named by its place in the call, never by a message id, because a standard queue
+may hand out one message id twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+import msgspec
+
+from postroom.message import Message, OutgoingMessage
+
+
+class EntryFailure(msgspec.Struct, frozen=True):
+    """One entry of a batch that SQS refused; the others took effect."""
+
+    index: int
+    """The place of the entry in the call."""
+    code: str
+    """SQS's error code."""
+    text: str = ""
+    sender_fault: bool = False
+    """True: the same entry will be refused again."""
+
+
+class VisibilityChange(msgspec.Struct, frozen=True):
+    """One entry of a visibility batch."""
+
+    receipt_handle: str
+    timeout: int
+    """Seconds from now until the message is visible again, 0 to 43,200."""
+
+
+class SendResult(msgspec.Struct, frozen=True):
+    """One entry of a send that was accepted."""
+
+    index: int
+    message_id: str
+    sequence_number: str | None = None
+
+
+class RedrivePolicy(msgspec.Struct, frozen=True):
+    """Where a queue's messages go after too many receives."""
+
+    dead_letter_queue: str
+    """The ARN of the dead-letter queue."""
+    max_receive_count: int
+
+
+class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the queue says of itself (GetQueueAttributes), read once when it is opened."""
+
+    name: str
+    url: str
+    arn: str
+    fifo: bool = False
+    visibility_timeout: int = 30
+    redrive: RedrivePolicy | None = None
+    attributes: Mapping[str, str] = {}
+    """Every attribute as SQS returned it."""
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """One queue. Made by :meth:`Client.queue`; usable until that client is closed."""
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue said of itself when it was opened."""
+        ...
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Receive up to ``limit`` (1 to 10) messages; wait up to ``wait`` (0 to 20) seconds for the first.
+
+        Message attributes and system attributes are all asked for. ``attempt_id`` is FIFO's
+        ReceiveRequestAttemptId. Cancelling it may strand messages that SQS already handed out until their
+        visibility timeout: finish a poll rather than cancel it.
+        """
+        ...
+
+    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
+        """Delete up to 10 messages in one call. Returns what was refused; empty means all are deleted."""
+        ...
+
+    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        """Change the visibility timeout of up to 10 messages in one call. Returns what was refused."""
+        ...
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Send up to 10 messages in one call. Returns one result per message, in order."""
+        ...
+
+    async def attributes(self) -> Mapping[str, str]:
+        """Ask for all queue attributes anew, approximate counts included."""
+        ...
+
+
+@runtime_checkable
+class Client(Protocol):
+    """A connection to a message service, shared by any number of consumers.
+
+    Re-entrant: each ``async with`` counts, the last exit closes. So whoever uses it enters it, and nobody needs to
+    know who else does.
+    """
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    async def queue(self, name: str) -> Queue:
+        """Open a queue by name, URL or ARN. Raises ``QueueNotFound`` with what to check."""
+        ...

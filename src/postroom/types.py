@@ -1,0 +1,65 @@
+"""Type variables and the small vocabularies that every layer shares."""
+
+from enum import IntEnum, StrEnum
+
+from typing_extensions import TypeVar
+
+C = TypeVar("C", default=None)
+"""A context: whose message is this?"""
+R = TypeVar("R", default=None)
+"""The resources of one context."""
+P = TypeVar("P")
+"""A payload: what happened?"""
+C_co = TypeVar("C_co", covariant=True, default=None)
+R_co = TypeVar("R_co", covariant=True, default=None)
+
+
+class AckMode(StrEnum):
+    """When a consumer acknowledges (deletes) a message.
+
+    A message whose tenant's resources cannot be opened *for now* was not handled at all: it is deferred in
+    every mode, never acknowledged.
+    """
+
+    ON_SUCCESS = "on_success"
+    """After the handler returned. A failure leaves the message in the queue, with backoff."""
+    ALWAYS = "always"
+    """After the handler returned or failed. A failure is reported to ``on_error`` and is then gone."""
+    MANUAL = "manual"
+    """Only by ``ctx.ack()``; ``ctx.retry()``, ``Retry`` and ``Reject`` work as well. Nothing else is done."""
+
+
+class Settlement(StrEnum):
+    """What became of a message."""
+
+    ACKED = "acked"
+    """Deleted from the queue."""
+    RETRIED = "retried"
+    """Left in the queue after a failure, visible again after the backoff."""
+    DEFERRED = "deferred"
+    """Not tried: its tenant's resources are not available for now. Visible again later."""
+    REJECTED = "rejected"
+    """Sent to the dead-letter queue with a reason, then deleted."""
+    RETURNED = "returned"
+    """Given back at once (visibility 0), because the consumer stops."""
+    LEFT = "left"
+    """Nothing was done (MANUAL without ``ctx.ack()``): SQS shows it again after its visibility timeout."""
+    LOST = "lost"
+    """Ownership was lost: the visibility timeout passed without a confirmed extension."""
+
+
+class StopReason(StrEnum):
+    """Why a consumer stops."""
+
+    REQUESTED = "requested"
+    SIGNAL = "signal"
+    FATAL = "fatal"
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``run`` and of the command line."""
+
+    CLEAN = 0
+    FATAL = 1
+    CONFIGURATION = 2
+    CANCELLED_WORK = 3
