@@ -1,1 +1,24 @@
-"""Clients: AWS, and the in-process local broker, behind one protocol."""
+"""How messages come and go: one protocol, on Amazon SQS and in memory."""
+
+from postroom.transports.aws import AwsClient, default_client
+from postroom.transports.protocol import (
+    Client,
+    EntryFailure,
+    Queue,
+    QueueInfo,
+    RedrivePolicy,
+    SendResult,
+    VisibilityChange,
+)
+
+__all__ = [
+    "AwsClient",
+    "Client",
+    "EntryFailure",
+    "Queue",
+    "QueueInfo",
+    "RedrivePolicy",
+    "SendResult",
+    "VisibilityChange",
+    "default_client",
+]

@@ -1,0 +1,171 @@
+"""Between SQS's shapes, as botocore returns and takes them, and postroom's."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
+
+Parameters = dict[str, Any]
+"""The parameters of one request, or the members of one answer."""
+
+UNCONFIRMED: Final = "postroom.Unconfirmed"
+"""The code of a batch entry that SQS's answer names neither as successful nor as failed."""
+
+
+def whole_seconds(seconds: float) -> int:
+    """Round up to SQS's whole seconds: a message must not come back before the time that was asked for."""
+    return math.ceil(seconds)
+
+
+def receive_parameters(url: str, *, limit: int, wait: float, visibility: float, attempt_id: str | None) -> Parameters:
+    """Return the request of one receive, with every attribute asked for."""
+    parameters: Parameters = {
+        "QueueUrl": url,
+        "MaxNumberOfMessages": limit,
+        "WaitTimeSeconds": whole_seconds(wait),
+        "VisibilityTimeout": whole_seconds(visibility),
+        "MessageAttributeNames": ["All"],
+        "MessageSystemAttributeNames": ["All"],
+    }
+    if attempt_id is not None:
+        parameters["ReceiveRequestAttemptId"] = attempt_id
+    return parameters
+
+
+def delete_parameters(url: str, receipt_handles: Sequence[str]) -> Parameters:
+    """Return the request of one batch delete; entries are named by their place."""
+    entries = [{"Id": str(index), "ReceiptHandle": handle} for index, handle in enumerate(receipt_handles)]
+    return {"QueueUrl": url, "Entries": entries}
+
+
+def visibility_parameters(url: str, changes: Sequence[VisibilityChange]) -> Parameters:
+    """Return the request of one visibility batch; entries are named by their place."""
+    entries = [
+        {"Id": str(index), "ReceiptHandle": change.receipt_handle, "VisibilityTimeout": change.timeout}
+        for index, change in enumerate(changes)
+    ]
+    return {"QueueUrl": url, "Entries": entries}
+
+
+def send_parameters(url: str, messages: Sequence[OutgoingMessage]) -> Parameters:
+    """Return the request of one batch send; entries are named by their place."""
+    return {"QueueUrl": url, "Entries": [_send_entry(index, message) for index, message in enumerate(messages)]}
+
+
+def _send_entry(index: int, message: OutgoingMessage) -> Parameters:
+    entry: Parameters = {"Id": str(index), "MessageBody": message.body}
+    if message.message_attributes:
+        entry["MessageAttributes"] = {name: _attribute(value) for name, value in message.message_attributes.items()}
+    if message.delay is not None:
+        entry["DelaySeconds"] = message.delay
+    if message.group_id is not None:
+        entry["MessageGroupId"] = message.group_id
+    if message.deduplication_id is not None:
+        entry["MessageDeduplicationId"] = message.deduplication_id
+    return entry
+
+
+def _attribute(attribute: MessageAttribute) -> Parameters:
+    wire: Parameters = {"DataType": attribute.data_type}
+    if attribute.string_value is not None:
+        wire["StringValue"] = attribute.string_value
+    if attribute.binary_value is not None:
+        wire["BinaryValue"] = attribute.binary_value
+    return wire
+
+
+def attribute_parameters(url: str) -> Parameters:
+    """Return the request for all attributes of a queue."""
+    return {"QueueUrl": url, "AttributeNames": ["All"]}
+
+
+def messages_of(answer: Parameters, queue: str) -> list[Message]:
+    """Return the messages of a receive as botocore parsed it."""
+    return [_message(wire, queue) for wire in answer.get("Messages") or ()]
+
+
+def _message(wire: Parameters, queue: str) -> Message:
+    attributes: Mapping[str, Parameters] = wire.get("MessageAttributes") or {}
+    return Message(
+        id=wire["MessageId"],
+        body=wire.get("Body") or "",
+        receipt_handle=wire.get("ReceiptHandle") or "",
+        message_attributes={
+            name: MessageAttribute(
+                data_type=value.get("DataType", "String"),
+                string_value=value.get("StringValue"),
+                binary_value=value.get("BinaryValue"),
+            )
+            for name, value in attributes.items()
+        },
+        system_attributes=wire.get("Attributes") or {},
+        queue=queue,
+    )
+
+
+def failures_of(answer: Parameters, count: int) -> list[EntryFailure]:
+    """Return the entries of a batch of ``count`` that SQS did not confirm, in order."""
+    confirmed: list[Parameters] = answer.get("Successful") or []
+    refused: list[Parameters] = answer.get("Failed") or []
+    if not refused and len(confirmed) == count:
+        return []
+    return sorted(
+        (*map(_failure, refused), *_unconfirmed({entry["Id"] for entry in (*confirmed, *refused)}, count)),
+        key=lambda failure: failure.index,
+    )
+
+
+def _failure(entry: Parameters) -> EntryFailure:
+    return EntryFailure(
+        index=int(entry["Id"]),
+        code=entry.get("Code") or "",
+        text=entry.get("Message") or "",
+        sender_fault=bool(entry.get("SenderFault")),
+    )
+
+
+def _unconfirmed(named: set[str], count: int) -> Iterable[EntryFailure]:
+    text = "SQS's answer does not name this entry"
+    return (EntryFailure(index, UNCONFIRMED, text) for index in range(count) if str(index) not in named)
+
+
+def send_results_of(answer: Parameters, count: int) -> list[SendResult | EntryFailure]:
+    """Return one result per message of a batch send, in order."""
+    results: dict[int, SendResult | EntryFailure] = {failure.index: failure for failure in failures_of(answer, count)}
+    for entry in answer.get("Successful") or ():
+        index = int(entry["Id"])
+        results[index] = SendResult(index, entry["MessageId"], entry.get("SequenceNumber"))
+    return [results[index] for index in range(count)]
+
+
+def queue_info_of(url: str, attributes: Mapping[str, str]) -> QueueInfo:
+    """Return what a queue says of itself."""
+    name = name_of(url)
+    return QueueInfo(
+        name=name,
+        url=url,
+        arn=attributes.get("QueueArn", ""),
+        fifo=attributes.get("FifoQueue") == "true" or name.endswith(".fifo"),
+        visibility_timeout=int(attributes.get("VisibilityTimeout", 30)),
+        redrive=_redrive_of(attributes.get("RedrivePolicy")),
+        attributes=attributes,
+    )
+
+
+def _redrive_of(policy: str | None) -> RedrivePolicy | None:
+    if not policy:
+        return None
+    parsed = msgspec.json.decode(policy, type=dict[str, Any])
+    if "deadLetterTargetArn" not in parsed:
+        return None
+    # AWS returns the count as a number, CloudFormation and some emulators as text.
+    return RedrivePolicy(parsed["deadLetterTargetArn"], int(parsed.get("maxReceiveCount", 0)))
+
+
+def name_of(url_or_arn: str) -> str:
+    """Return the queue's name, the last part of its URL or ARN."""
+    return url_or_arn.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
