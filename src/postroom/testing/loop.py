@@ -1,0 +1,271 @@
+"""A deterministic event loop in virtual time: an hour of timeouts runs in milliseconds, and replays from a seed.
+
+::
+
+    async def main() -> float:
+        await asyncio.sleep(3600)
+        return asyncio.get_running_loop().time()
+
+    def test_an_hour_passes_at_once() -> None:
+        assert run_virtual(main()) == 3600.0
+
+Time stands still while anything can run and jumps to the next timer when nothing can. There is no real I/O: no
+sockets, no child processes; a function given to an executor (``asyncio.to_thread`` too) runs inline, in its turn.
+"""
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Executor
+from contextvars import Context
+from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+WEEK = 604_800.0
+
+
+class VirtualLoopError(RuntimeError):
+    """The base of what ``run_virtual`` raises by itself."""
+
+
+class Deadlock(VirtualLoopError):
+    """Nothing can run and nothing is scheduled, or time ran past its limit, while ``main`` is not finished."""
+
+
+class LeftoverTasks(VirtualLoopError):
+    """``main`` finished, tasks that it started did not. They were cancelled."""
+
+
+class UnhandledError(VirtualLoopError):
+    """``main`` finished well, but a callback or a forgotten task raised."""
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """An event loop whose clock only moves when nothing can run.
+
+    Args:
+        seed: None runs what is ready in the order in which it became ready, as asyncio does. A number shuffles it,
+            reproducibly, which is how races are searched for.
+        limit: virtual seconds after which the run counts as deadlocked: a periodic task keeps a stuck ``main`` from
+            ever looking idle.
+    """
+
+    def __init__(self, *, seed: int | None = None, limit: float = WEEK) -> None:
+        super().__init__()
+        self._random = None if seed is None else random.Random(seed)  # noqa: S311 - a schedule, not a secret
+        self._limit = limit
+        self._now = 0.0
+        self._turn: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
+        self._settling: list[asyncio.Future[None]] = []
+        self.unhandled: list[dict[str, Any]] = []
+        """What callbacks and forgotten tasks raised, as ``call_exception_handler`` was told."""
+        self.set_exception_handler(lambda _loop, context: self.unhandled.append(context))
+
+    def time(self) -> float:
+        """Return the virtual time, in seconds since the loop was made."""
+        return self._now
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Run ``callback`` in the next turn, at this same virtual time."""
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._turn.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback`` ``delay`` virtual seconds from now."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback`` at the virtual time ``when``."""
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._order), handle))
+        return handle
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        """Run ``func`` inline in the next turn: threads have no place in a reproducible schedule."""
+        del executor
+        future: asyncio.Future[T] = self.create_future()
+        self.call_soon(_run_into, future, func, *args)
+        return future
+
+    async def create_connection(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse: there is no real I/O here."""
+        self._refuse_io("create_connection")
+
+    async def create_server(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse: there is no real I/O here."""
+        self._refuse_io("create_server")
+
+    async def create_datagram_endpoint(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse: there is no real I/O here."""
+        self._refuse_io("create_datagram_endpoint")
+
+    async def getaddrinfo(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse: there is no real I/O here."""
+        self._refuse_io("getaddrinfo")
+
+    def settled(self) -> asyncio.Future[None]:
+        """Return a future that is done once nothing else can run at this virtual time."""
+        future: asyncio.Future[None] = self.create_future()
+        self._settling.append(future)
+        return future
+
+    def _refuse_io(self, what: str) -> NoReturn:
+        raise VirtualLoopError(f"{what}: a virtual-time loop does no real I/O; use asyncio.run for this test")
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Ignore it: a cancelled timer is dropped when its time comes."""
+
+    def _run_once(self) -> None:
+        """Run one turn: everything that is ready now. ``BaseEventLoop.run_forever`` calls this in a loop."""
+        self._make_ready()
+        if self._random is not None and len(self._turn) > 1:
+            self._random.shuffle(self._turn)
+        for _ in range(len(self._turn)):  # what it adds belongs to the next turn
+            handle = self._turn.popleft()
+            if not handle.cancelled():
+                handle._run()  # noqa: SLF001 - running handles is what a loop is for
+
+    def _make_ready(self) -> None:
+        self._collect_due()
+        if self._turn:
+            return
+        if self._settling:
+            settling, self._settling = self._settling, []
+            for future in settling:
+                if not future.done():
+                    future.set_result(None)
+            return
+        if not self._timers:
+            raise Deadlock(f"nothing can run and nothing is scheduled at {self._now:g} s; {self._describe_waiting()}")
+        if self._timers[0][0] > self._limit:
+            raise Deadlock(f"not finished after {self._limit:g} virtual seconds; {self._describe_waiting()}")
+        self._now = self._timers[0][0]
+        self._collect_due()
+
+    def _collect_due(self) -> None:
+        timers = self._timers
+        while timers and (timers[0][0] <= self._now or timers[0][2].cancelled()):
+            handle = heapq.heappop(timers)[2]
+            if not handle.cancelled():
+                self._turn.append(handle)
+
+    def _describe_waiting(self) -> str:
+        return "waiting: " + describe_tasks(asyncio.all_tasks(self))
+
+
+def _run_into(future: asyncio.Future[T], func: Callable[[Unpack[Ts]], T], *args: *Ts) -> None:
+    if future.done():
+        return
+    try:
+        result = func(*args)
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def describe_tasks(tasks: Iterable["asyncio.Task[Any]"]) -> str:
+    """Say what each task is called and at which line it waits."""
+    lines: list[str] = []
+    for task in sorted(tasks, key=lambda task: task.get_name()):
+        frames = task.get_stack(limit=1)
+        place = f"{frames[0].f_code.co_qualname} line {frames[0].f_lineno}" if frames else "its start"
+        lines.append(f"{task.get_name()!r} at {place}")
+    return ", ".join(lines) or "no task"
+
+
+async def settle() -> None:
+    """Wait until nothing else can run at this virtual time. Only under ``run_virtual``."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualLoop):
+        raise VirtualLoopError("settle() works only under run_virtual()")
+    await loop.settled()
+
+
+def run_virtual(main: Coroutine[Any, Any, T], *, seed: int | None = None, limit: float = WEEK) -> T:
+    """Run a coroutine to its end on a new virtual-time loop and return its result.
+
+    Time advances only when nothing can run, so that sleeping is free and a run with the same ``seed`` repeats
+    exactly. What ``main`` raises comes through.
+
+    Args:
+        main: the coroutine.
+        seed: shuffles what is ready in each turn; None keeps asyncio's order.
+        limit: the virtual seconds that the run may take.
+
+    Raises:
+        Deadlock: nothing is ready and nothing is scheduled, or ``limit`` passed. Says who waits where.
+        LeftoverTasks: tasks outlived ``main``; they were cancelled. Added to ``main``'s own error as a note.
+        UnhandledError: something raised where nobody could see it.
+    """
+    _refuse_nesting(main)
+    loop = VirtualLoop(seed=seed, limit=limit)
+    try:
+        task = loop.create_task(main, name="main")
+        try:
+            result = loop.run_until_complete(task)
+        except BaseException as error:
+            for note in (*_clean_up(loop, task), *_unhandled(loop)):
+                error.add_note(note)
+            raise
+        if left := _clean_up(loop, task):
+            raise LeftoverTasks("; ".join(left))
+        if loop.unhandled:
+            raise UnhandledError("; ".join(_unhandled(loop))) from loop.unhandled[0].get("exception")
+        return result
+    finally:
+        loop.close()
+
+
+def _refuse_nesting(main: Coroutine[Any, Any, Any]) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    main.close()
+    raise VirtualLoopError("run_virtual() runs a loop of its own: call it from a plain `def test_...`, not `async def`")
+
+
+def _clean_up(loop: VirtualLoop, main: "asyncio.Task[Any]") -> list[str]:
+    """Cancel what is left, and say what it was."""
+    left: list[str] = []
+    try:
+        if main.done():  # what ends at this same instant was not left behind
+            loop.run_until_complete(loop.settled())
+        tasks = asyncio.all_tasks(loop)
+        if tasks - {main}:
+            left.append("left behind: " + describe_tasks(tasks - {main}))
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    except Deadlock as error:
+        left.append(f"cancelled, but did not end: {error}")
+    return left
+
+
+def _unhandled(loop: VirtualLoop) -> list[str]:
+    return [f"unhandled: {context['message']}: {context.get('exception')!r}" for context in loop.unhandled]
