@@ -1,7 +1,8 @@
 """A received message, as SQS describes it.
 
 Messages are msgspec structs: frozen like a dataclass, made in a tenth of the time. A million of them pass through
-one process, and nothing else does as often.
+one process, and nothing else does as often. Encoded, their fields carry SQS's names, so that an answer of SQS is
+decoded straight into them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,11 @@ class MessageAttribute(msgspec.Struct, frozen=True, gc=False):
     Data types: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
     """
 
-    data_type: str = "String"
+    data_type: str = msgspec.field(default="String", name="DataType")
     """``String``, ``Number`` or ``Binary``, optionally with a custom label: ``Number.float``."""
-    string_value: str | None = None
+    string_value: str | None = msgspec.field(default=None, name="StringValue")
     """The value of a String or Number attribute; a Number travels as its decimal text."""
-    binary_value: bytes | None = None
+    binary_value: bytes | None = msgspec.field(default=None, name="BinaryValue")
     """The value of a Binary attribute."""
 
 
@@ -65,15 +66,17 @@ class Attributes(Mapping[str, str]):
 class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """One message, as it was received. It never changes: a second receive of it is another ``Message``."""
 
-    id: str
+    id: str = msgspec.field(name="MessageId")
     """The message id. A standard queue may deliver it more than once."""
-    body: str
+    body: str = msgspec.field(name="Body")
     """The body as it was sent."""
-    receipt_handle: str = ""
+    receipt_handle: str = msgspec.field(default="", name="ReceiptHandle")
     """What deletes this receive of the message or changes its visibility."""
-    message_attributes: Mapping[str, MessageAttribute] = {}
+    message_attributes: Mapping[str, MessageAttribute] = msgspec.field(
+        default_factory=dict[str, MessageAttribute], name="MessageAttributes"
+    )
     """Every message attribute, with its data type."""
-    system_attributes: Mapping[str, str] = {}
+    system_attributes: Mapping[str, str] = msgspec.field(default_factory=dict[str, str], name="Attributes")
     """SQS's own attributes, such as ``ApproximateReceiveCount`` and ``MessageGroupId``."""
     queue: str = ""
     """The name of the queue that it came from."""
