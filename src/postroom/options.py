@@ -174,19 +174,22 @@ class Shutdown:
     """How long each stage of a stop may take, in seconds.
 
     Args:
+        poll: for a long poll that is outstanding, to end. Then it is given up: a message that SQS hands out in that
+            instant comes back after its visibility timeout. A poll lasts only while the queue is empty.
         drain: for handlers that run, to finish.
         cancel: for cancelled handlers, to clean up.
         flush: for acknowledgements and returned messages, to reach SQS.
         close: for each owned pool, to close its resources.
     """
 
+    poll: float = 2.0
     drain: float = 30.0
     cancel: float = 5.0
     flush: float = 5.0
     close: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("drain", "cancel", "flush", "close"):
+        for name in ("poll", "drain", "cancel", "flush", "close"):
             _check_seconds("Shutdown", name, getattr(self, name))
 
 

@@ -1,1 +1,19 @@
-"""consumer."""
+"""The consumer: from a receive to a settled message."""
+
+from postroom.consumer.consumer import Consumer
+from postroom.consumer.context import MessageContext, current_message
+from postroom.consumer.runner import run, serve
+from postroom.consumer.settings import CallNext, Failure, Middleware
+from postroom.consumer.statistics import ConsumerStatistics
+
+__all__ = [
+    "CallNext",
+    "Consumer",
+    "ConsumerStatistics",
+    "Failure",
+    "MessageContext",
+    "Middleware",
+    "current_message",
+    "run",
+    "serve",
+]

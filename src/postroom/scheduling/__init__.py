@@ -1,1 +1,5 @@
-"""scheduling."""
+"""Scheduling: who runs next. Pure and synchronous."""
+
+from postroom.scheduling.lanes import Scheduler, SchedulerStatistics, State, Ticket
+
+__all__ = ["Scheduler", "SchedulerStatistics", "State", "Ticket"]

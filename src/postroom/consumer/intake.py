@@ -1,0 +1,186 @@
+"""From a receive to the scheduler: whose messages are these?"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from random import Random
+from typing import Any
+
+from postroom.consumer.job import Job
+from postroom.consumer.settings import Settings
+from postroom.errors import ContextError
+from postroom.events import MessageReceived, Observers
+from postroom.resources import ResourcePool
+from postroom.scheduling import Scheduler
+from postroom.settlement import Delivery, Settler
+from postroom.types import Settlement
+
+_log = logging.getLogger("postroom.consumer")
+
+RESOLVE_TIMEOUT = 30.0
+"""Seconds that an async resolver may take for one message."""
+_SURPLUS_DELAY = (1.0, 5.0)
+"""Seconds, at random between these, until a message is seen again that found its blocked lane full."""
+
+
+class Unresolved:
+    """The tenant of messages whose context could not be resolved: a lane of their own, so that they cost no other."""
+
+    def __repr__(self) -> str:
+        return "<unresolved>"
+
+
+UNRESOLVED = Unresolved()
+
+
+class Intake:
+    """Takes received messages in: holds them, resolves their contexts, and hands them to the scheduler.
+
+    After :meth:`close`, whatever still arrives is given back at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings[Any, Any],
+        *,
+        fifo: bool,
+        pool: ResourcePool[Any, Any] | None,
+        scheduler: Scheduler[Job],
+        settler: Settler,
+        dispatch: Callable[[], None],
+    ) -> None:
+        self._resolver = settings.resolver
+        self._lane_limit = settings.polling.lane
+        self._observers: Observers = settings.observers
+        self._fifo = fifo
+        self._pool = pool
+        self._scheduler = scheduler
+        self._settler = settler
+        self._dispatch = dispatch
+        self._closed = False
+        self._resolving: set[asyncio.Task[None]] = set()
+        self._rng = Random()  # noqa: S311 - jitter, not secrecy
+        self.resolving = 0
+        """Messages whose async resolver runs."""
+        self.received = 0
+
+    def admit(self, messages: Sequence[Any]) -> None:
+        """Take the messages of one receive in."""
+        self.received += len(messages)
+        deliveries = self._settler.take(messages)
+        if self._observers:
+            for delivery in deliveries:
+                self._observers.tell(MessageReceived(delivery.message))
+        later: dict[Hashable, list[tuple[Delivery, Awaitable[Any]]]] = {}
+        for delivery in deliveries:
+            if self._closed:
+                self._settler.give_back(delivery, Settlement.RETURNED, delay=0.0)
+                continue
+            found = self._resolve(delivery)
+            if isinstance(found, Awaitable):
+                # Messages of one group stay in order; all others are resolved side by side.
+                group = delivery.message.group_id if self._fifo else delivery
+                later.setdefault(group, []).append((delivery, found))
+            else:
+                self._enter(delivery, found)
+        for batch in later.values():
+            self._resolve_later(batch)
+        self._dispatch()
+
+    async def close(self) -> None:
+        """Give back everything that has no slot yet, and what still arrives."""
+        self._closed = True
+        resolving = tuple(self._resolving)
+        for task in resolving:
+            task.cancel()
+        if resolving:
+            await asyncio.wait(resolving)
+        for job in self._scheduler.withdraw_waiting():
+            self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+
+    def _resolve(self, delivery: Delivery) -> Any:
+        """Call the resolver. What it raises becomes a ``ContextError``, which is returned in the context's place."""
+        if self._resolver is None:
+            return None
+        try:
+            return self._resolver(delivery.message)
+        except Exception as error:
+            return _context_error(delivery, error)
+
+    def _resolve_later(self, batch: list[tuple[Delivery, Awaitable[Any]]]) -> None:
+        self.resolving += len(batch)
+        task = asyncio.create_task(self._resolve_in_order(batch), name="postroom-resolve-context")
+        self._resolving.add(task)
+        task.add_done_callback(self._resolving.discard)
+
+    async def _resolve_in_order(self, batch: list[tuple[Delivery, Awaitable[Any]]]) -> None:
+        waiting = batch[::-1]
+        try:
+            while waiting:
+                delivery, awaitable = waiting[-1]
+                found = await _bounded(delivery, awaitable)
+                waiting.pop()
+                self.resolving -= 1
+                self._enter(delivery, found)
+                self._dispatch()
+        finally:
+            self.resolving -= len(waiting)
+            for delivery, awaitable in reversed(waiting):  # the consumer stops
+                if asyncio.iscoroutine(awaitable):
+                    awaitable.close()
+                self._settler.give_back(delivery, Settlement.RETURNED, delay=0.0)
+
+    def _enter(self, delivery: Delivery, found: Any) -> None:
+        message = delivery.message
+        group = message.group_id if self._fifo else None
+        error = found if isinstance(found, ContextError) else self._check(delivery, found)
+        if error is not None:
+            job = Job(delivery, UNRESOLVED, group, None)
+            job.context_error = error
+        else:
+            tenant = found if self._pool is None else self._pool.key_of(found)
+            job = Job(delivery, tenant, group, found)
+            if self._scheduler.blocked_backlog(tenant) >= self._lane_limit:
+                self._defer(delivery, found)
+                return
+        self._scheduler.add(job)
+
+    def _check(self, delivery: Delivery, context: Any) -> ContextError | None:
+        if self._resolver is None:
+            return None
+        message_id = delivery.message.id
+        if context is None:
+            text = "the context resolver returned None; let it return the context, or raise when there is none"
+            return ContextError(text, message_id=message_id)
+        try:
+            hash(context)
+        except TypeError as error:
+            kind = type(context).__name__
+            text = f"the context, a {kind}, is not hashable; use a frozen dataclass, a NamedTuple or a tuple"
+            unhashable = ContextError(text, message_id=message_id)
+            unhashable.__cause__ = error
+            return unhashable
+        return None
+
+    def _defer(self, delivery: Delivery, context: Any) -> None:
+        """Give back what a blocked tenant has too much of, so that it does not fill the buffer of the others."""
+        cooling = 0.0 if self._pool is None else self._pool.retry_after(context)
+        delay = max(cooling, self._rng.uniform(*_SURPLUS_DELAY))
+        self._settler.give_back(delivery, Settlement.DEFERRED, delay=delay)
+
+
+async def _bounded(delivery: Delivery, awaitable: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout(RESOLVE_TIMEOUT):
+            return await awaitable
+    except Exception as error:
+        return _context_error(delivery, error)
+
+
+def _context_error(delivery: Delivery, error: Exception) -> ContextError:
+    if isinstance(error, ContextError):
+        return error
+    text = str(error) or type(error).__name__
+    wrapped = ContextError(text, message_id=delivery.message.id)
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,300 @@
+"""One run of a consumer: what is built at start, and the eight steps of a stop."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Any, Generic
+
+from postroom.consumer.handlers import build_handle, is_async
+from postroom.consumer.intake import Intake
+from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.pipeline import Pipeline
+from postroom.consumer.poller import Poller
+from postroom.consumer.settings import Settings
+from postroom.consumer.statistics import ConsumerStatistics
+from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
+from postroom.options import PoolTimeouts
+from postroom.payloads import Decoder
+from postroom.resources import ResourcePool
+from postroom.scheduling import Scheduler
+from postroom.settlement import Delivery, Settler
+from postroom.transports import default_client
+from postroom.transports.protocol import Client, Queue
+from postroom.types import C, R, Settlement, StopReason
+
+_log = logging.getLogger("postroom.consumer")
+
+
+async def start(settings: Settings[C, R], handler: Any, decode: Decoder) -> "Run[C, R]":
+    """Open client, queue and pool, and start to poll.
+
+    Raises before anything runs, with everything closed again, when the queue cannot be opened.
+    """
+    async with AsyncExitStack() as opening:
+        client = default_client() if settings.client is None else settings.client
+        await opening.enter_async_context(client)
+        queue = await client.queue(settings.queue)
+        pool = await _open_pool(settings, opening)
+        run = Run(settings, handler, decode, client=client, queue=queue, pool=pool, opened=opening.pop_all())
+    run.begin()
+    return run
+
+
+async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> ResourcePool[C, R] | None:
+    """Make the pool of a provider, which is then ours to close; a pool that was passed is only used."""
+    resources = settings.resources
+    if resources is None or isinstance(resources, ResourcePool):
+        return resources
+    pool = ResourcePool(
+        resources,
+        cleanup=settings.cleanup,
+        timeouts=PoolTimeouts(close=max(settings.shutdown.close, 0.001)),
+        observers=settings.observers,
+        name=settings.queue,
+    )
+    return await opening.enter_async_context(pool)
+
+
+def _threads(settings: Settings[Any, Any]) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(settings.concurrency.threads, thread_name_prefix="postroom-handler")
+
+
+class Run(Generic[C, R]):
+    """Everything that lives from a consumer's start to its stop. Made by :func:`start`."""
+
+    def __init__(
+        self,
+        settings: Settings[C, R],
+        handler: Any,
+        decode: Decoder,
+        *,
+        client: Client,
+        queue: Queue,
+        pool: ResourcePool[C, R] | None,
+        opened: AsyncExitStack,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.settings = settings
+        self._client = client
+        self.queue = queue
+        self.pool = pool
+        self._opened = opened
+        self._threads = None if is_async(handler) else _threads(settings)
+        concurrency = settings.concurrency
+        total = concurrency.total if self._threads is None else min(concurrency.total, concurrency.threads)
+        per_tenant = concurrency.per_tenant if settings.resolver is not None else total
+        self.scheduler = Scheduler[Job](total=total, per_tenant=per_tenant)
+        self._settler = Settler(
+            queue,
+            settings.visibility,
+            dead_letter_queue=self._dead_letter_queue,
+            on_lost=self._on_lost,
+            observers=settings.observers,
+        )
+        self._pipeline = Pipeline(
+            settings,
+            decode=decode,
+            pool=pool,
+            handle=build_handle(
+                handler,
+                middleware=settings.middleware,
+                timeout=concurrency.handler_timeout,
+                threads=self._threads,
+            ),
+            scheduler=self.scheduler,
+            settler=self._settler,
+            on_slot_free=self._on_slot_free,
+        )
+        self._intake = Intake(
+            settings,
+            fifo=queue.info.fifo,
+            pool=pool,
+            scheduler=self.scheduler,
+            settler=self._settler,
+            dispatch=self._pipeline.dispatch,
+        )
+        self._poller = Poller(
+            queue,
+            settings.polling,
+            settings.visibility,
+            capacity=total + settings.polling.prefetch,
+            held=lambda: self.scheduler.size + self._intake.resolving,
+            starving=lambda: self.scheduler.waiting == 0,
+            admit=self._intake.admit,
+            observers=settings.observers,
+        )
+        self._polls: set[asyncio.Task[None]] = set()
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._stop_requested = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._cancelled = 0
+        self.reason = StopReason.REQUESTED
+        self.fatal: BaseException | None = None
+        """What ended the poller or the heartbeat, if that is why the consumer stopped."""
+
+    def begin(self) -> None:
+        """Start to poll."""
+        self._heartbeat = self._side_task(self._settler.heartbeat.run(), "postroom-heartbeat")
+        for number in range(self.settings.polling.pollers):
+            task = self._side_task(self._poller.run(number), f"postroom-poller-{number}")
+            self._polls.add(task)
+        _log.info("Consuming %s", self.queue.info.url)
+        if self.settings.observers:
+            self.settings.observers.tell(ConsumerStarted(self.queue.info.name))
+
+    def request_stop(self, reason: StopReason, *, now: bool = False) -> None:
+        """Ask for a stop; ``now`` cancels handlers without waiting for them. The first reason counts."""
+        if now:
+            self._hurry.set()
+        if not self._stop_requested.is_set():
+            self.reason = reason
+            self._stop_requested.set()
+            self._poller.stop()
+
+    async def stop_requested(self) -> None:
+        """Wait until somebody asks for a stop, or a side task dies."""
+        await self._stop_requested.wait()
+
+    async def stop(self) -> None:
+        """Stop in eight steps, each with a budget of its own; see :class:`~postroom.options.Shutdown`.
+
+        1. Stop asking for messages. An outstanding long poll may end; what it brings is given back at once.
+        2. Messages that have not started go back with visibility 0.
+        3. Handlers get ``drain`` seconds.
+        4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
+        5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
+        6. The heartbeat ends.
+        7. Owned pools close, within ``close`` seconds.
+        8. The client closes, unless somebody else still uses it.
+        """
+        self.request_stop(StopReason.REQUESTED)
+        if self.settings.observers:
+            self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
+        polls = asyncio.create_task(self._finish_polls(), name="postroom-finish-polls")  # 1
+        await self._return_unstarted()  # 2
+        await self._drain_handlers()  # 3
+        await self._cancel_handlers()  # 4
+        await polls
+        await self._flush()  # 5
+        await self._end_heartbeat()  # 6
+        await self._close_what_was_opened()  # 7, 8
+        if self.settings.observers:
+            self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
+        _log.info("Stopped consuming %s", self.queue.info.url)
+
+    def statistics(self) -> ConsumerStatistics:
+        """Return a snapshot."""
+        gauges = self.scheduler.statistics()
+        last = self._poller.last_success
+        return ConsumerStatistics(
+            received=self._intake.received,
+            succeeded=self._pipeline.succeeded,
+            failed=dict(self._pipeline.failed),
+            settled=self._settler.counts(),
+            settlement_failures=self._settler.failures,
+            extensions=self._settler.heartbeat.extended,
+            poll_failures=self._poller.failures,
+            cancelled=self._cancelled,
+            running=gauges.running,
+            waiting=gauges.waiting,
+            suspended=gauges.suspended,
+            held=self._settler.held,
+            tenants=gauges.tenants,
+            last_poll_age=None if last is None else self._loop.time() - last,
+            pool=None if self.pool is None else self.pool.statistics(),
+        )
+
+    async def _finish_polls(self) -> None:
+        if self._polls:
+            _, late = await asyncio.wait(self._polls, timeout=self.settings.shutdown.poll)
+            # The queue is quiet, or the poll had ended. What SQS hands out in this instant comes back by itself.
+            for poll in late:
+                poll.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def _return_unstarted(self) -> None:
+        self._pipeline.close()
+        await self._intake.close()
+
+    async def _drain_handlers(self) -> None:
+        if not self._tasks():
+            return
+        names = ", ".join(sorted(job.message.id for job in self._pipeline.jobs.values())[:5])
+        seconds = self.settings.shutdown.drain
+        _log.info("Waiting up to %g s for %d handlers (messages %s)", seconds, len(self._tasks()), names)
+        drained = asyncio.create_task(self._all_ended(), name="postroom-drain")
+        hurry = asyncio.create_task(self._hurry.wait(), name="postroom-hurry")
+        try:
+            await asyncio.wait({drained, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drained.cancel()
+            hurry.cancel()
+            await asyncio.wait({drained, hurry})
+
+    async def _cancel_handlers(self) -> None:
+        jobs = [job for job in self._pipeline.jobs.values() if job.task is not None]
+        if not jobs:
+            return
+        self._cancelled += len(jobs)
+        _log.warning("Cancelling %d handlers: their time to finish is over", len(jobs))
+        for job in jobs:
+            job.cancel(Cancellation.STOPPING)
+        await asyncio.wait(self._tasks(), timeout=self.settings.shutdown.cancel)
+        for job in list(self._pipeline.jobs.values()):
+            _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
+            self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+            job.cancel(Cancellation.STOPPING)  # a second time: a thread that still runs is abandoned
+
+    async def _flush(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.shutdown.flush):
+                await self._settler.drain()
+        except TimeoutError:
+            _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
+        await self._settler.abandon()
+
+    async def _end_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            await asyncio.wait([self._heartbeat])
+
+    async def _close_what_was_opened(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        try:
+            await self._opened.aclose()
+        except Exception:
+            _log.exception("Closing what was opened for %s failed; the stop goes on", self.queue.info.name)
+
+    async def _all_ended(self) -> None:
+        while tasks := self._tasks():
+            await asyncio.wait(tasks)
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        return {job.task for job in self._pipeline.jobs.values() if job.task is not None}
+
+    async def _dead_letter_queue(self) -> Queue | None:
+        redrive = self.queue.info.redrive
+        return None if redrive is None else await self._client.queue(redrive.dead_letter_queue)
+
+    def _on_lost(self, delivery: Delivery) -> None:
+        self._pipeline.lost(delivery)
+
+    def _on_slot_free(self) -> None:
+        self._poller.wake()
+
+    def _side_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._side_task_ended)
+        return task
+
+    def _side_task_ended(self, task: asyncio.Task[None]) -> None:
+        """Stop the consumer when a side task dies: one that polls no more must not look alive."""
+        if task.cancelled() or task.exception() is None:
+            return
+        self.fatal = task.exception()
+        _log.critical("%s died; the consumer of %s stops", task.get_name(), self.queue.info.name, exc_info=self.fatal)
+        self.request_stop(StopReason.FATAL)

@@ -1,0 +1,317 @@
+"""The path of one message. Whoever has read :meth:`Pipeline.process` knows the library."""
+
+import asyncio
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from postroom.consumer.context import MessageContext, enter_message
+from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.settings import Failure, Handle, Settings
+from postroom.errors import (
+    ContextError,
+    MessageError,
+    OwnershipLost,
+    PayloadError,
+    PoolExhaustedError,
+    Reject,
+    ResourceError,
+    ResourceOpenError,
+    Retry,
+)
+from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
+from postroom.message import Message
+from postroom.resources import Lease, ResourcePool
+from postroom.scheduling import Scheduler
+from postroom.settlement import Delivery, Settler, backoff, exponential
+from postroom.types import AckMode, Settlement
+
+_log = logging.getLogger("postroom.consumer")
+
+Decode = Callable[[Message], Any]
+
+_WHAT_FAILED: tuple[tuple[type[BaseException], str], ...] = (
+    (ContextError, "Context resolution failed"),
+    (PayloadError, "Payload decoding failed"),
+    (ResourceError, "Resource provisioning failed"),
+)
+
+
+class _Stopping(Exception):
+    """The consumer stops, and this message has not been started."""
+
+
+class Pipeline:
+    """Decode, lease, handle, settle: for each granted job, in a task of its own.
+
+    Args:
+        settings: what the consumer was configured with.
+        decode: body to payload.
+        pool: where resources are leased; None when the consumer has none.
+        handle: the handler with everything around it.
+        scheduler: grants slots. A slot is freed when its message ends, whatever else is going on.
+        settler: holds the deliveries and settles them.
+        on_slot_free: called when a message ended.
+    """
+
+    def __init__(
+        self,
+        settings: Settings[Any, Any],
+        *,
+        decode: Decode,
+        pool: ResourcePool[Any, Any] | None,
+        handle: Handle,
+        scheduler: Scheduler[Job],
+        settler: Settler,
+        on_slot_free: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._decode = decode
+        self._pool = pool
+        self._handle = handle
+        self._scheduler = scheduler
+        self._settler = settler
+        self._observers: Observers = settings.observers
+        self._on_slot_free = on_slot_free
+        self._rng = Random()  # noqa: S311 - jitter, not secrecy
+        self._closing = False
+        self.jobs: dict[Delivery, Job] = {}
+        """Jobs that have a task."""
+        self.succeeded = 0
+        self.failed: Counter[str] = Counter()
+        """Failures by the name of their error's type."""
+
+    def dispatch(self) -> None:
+        """Give every free slot away."""
+        while (job := self._scheduler.grant()) is not None:
+            if job.turn is not None:
+                if not job.turn.done():
+                    job.turn.set_result(None)
+                continue
+            self.jobs[job.delivery] = job
+            job.task = asyncio.create_task(self.process(job), name=f"postroom-message-{job.message.id}")
+
+    async def process(self, job: Job) -> None:
+        """Tell the story of one message, from its slot to its settlement."""
+        job.begun = True
+        try:
+            if job.context_error is not None:
+                raise job.context_error
+            job.payload = self._decode(job.message)  # before the lease: a malformed body opens nobody's database
+            if self._pool is None:
+                await self._run_handler(job, resources=None)
+            else:
+                lease = self._pool.try_lease(job.context) or await self._lease_without_slot(job, self._pool)
+                try:
+                    await self._run_handler(job, resources=lease.resource)
+                except Exception as error:
+                    lease.report(error)  # a broken connection makes the resource suspect
+                    raise
+                finally:
+                    lease.release()
+        except asyncio.CancelledError as error:
+            await self._was_cancelled(job, error)
+        except Exception as error:
+            await self._did_fail(job, error)
+        except BaseException:  # the program ends
+            self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+            raise
+        else:
+            self._did_succeed(job)
+        finally:
+            self._free_slot(job)
+
+    def close(self) -> None:
+        """Start no handler any more. What waits for its tenant's resources is cancelled and goes back."""
+        self._closing = True
+        for job in self.jobs.values():
+            if not job.started:
+                job.cancel(Cancellation.STOPPING)
+
+    def lost(self, delivery: Delivery) -> None:
+        """Cancel the handler of a message that is not ours any more. Its acknowledgement is suppressed already."""
+        job = self.jobs.get(delivery)
+        if job is not None:
+            job.cancel(Cancellation.LOST)
+
+    async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
+        """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
+        self._scheduler.suspend(job)
+        self.dispatch()
+        lease = await pool.acquire(job.context)
+        try:
+            job.turn = asyncio.get_running_loop().create_future()
+            self._scheduler.resume(job)
+            self.dispatch()
+            await job.turn
+        except BaseException:
+            lease.release()
+            raise
+        finally:
+            job.turn = None
+        return lease
+
+    async def _run_handler(self, job: Job, *, resources: Any) -> None:
+        if job.delivery.lost:  # while it waited
+            text = f"message {job.message.id} was lost while it waited for its turn"
+            raise OwnershipLost(text, message_id=job.message.id)
+        if self._closing:
+            raise _Stopping
+        job.started = True
+        ctx = MessageContext(job.message, job.context, resources, _Settling(self._settler, job, self._settings))
+        enter_message(ctx)
+        if not self._observers:
+            await self._handle(job.payload, ctx)
+            return
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        error: BaseException | None = None
+        self._observers.tell(HandlerStarted(job.message, job.context))
+        try:
+            await self._handle(job.payload, ctx)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._observers.tell(HandlerFinished(job.message, job.context, loop.time() - started, error))
+
+    def _did_succeed(self, job: Job) -> None:
+        self.succeeded += 1
+        if self._settings.ack is AckMode.MANUAL:
+            self._leave(job)
+        elif job.delivery.settlement is None:
+            self._settler.ack(job.delivery)
+        elif job.delivery.settlement is not Settlement.ACKED:
+            self._return_group(job)
+
+    async def _did_fail(self, job: Job, error: Exception) -> None:
+        """Decide what becomes of a message whose handling raised. Never raises."""
+        match error:
+            case Retry() | Reject():
+                await self._obey(job, error)
+            case _Stopping():
+                self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+            case OwnershipLost():
+                await self._report(job, error)
+                self._return_group(job)
+            case PoolExhaustedError() | ResourceOpenError(permanent=False):
+                await self._report(job, error)
+                self._defer(job, error)
+            case _:
+                instruction = await self._report(job, error)
+                if instruction is not None:
+                    await self._obey(job, instruction)
+                else:
+                    self._settle_failure(job, error)
+
+    async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
+        """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
+        task = asyncio.current_task()
+        requested = task is not None and task.cancelling() > 0
+        if job.cancellation is None and not requested:
+            failure = MessageError("the handler raised CancelledError of its own", message_id=job.message.id)
+            failure.__cause__ = error
+            await self._did_fail(job, failure)
+            return
+        self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+        self._return_group(job)
+
+    async def _report(self, job: Job, error: Exception) -> Retry | Reject | None:
+        """Log the error and call ``on_error``. What that raises is logged, or obeyed if it is an instruction."""
+        if isinstance(error, MessageError):
+            error.message_id = job.message.id
+        self.failed[type(error).__name__] += 1
+        _log_failure(job.message, error)
+        if self._observers:
+            self._observers.tell(MessageFailed(job.message, job.context, error))
+        if self._settings.on_error is None:
+            return None
+        try:
+            outcome = self._settings.on_error(Failure(error, job.message, job.context, job.payload))
+            if inspect.isawaitable(outcome):
+                await outcome
+        except (Retry, Reject) as instruction:
+            return instruction
+        except Exception:
+            _log.exception("on_error failed for message %s; the message is treated as failed", job.message.id)
+        return None
+
+    async def _obey(self, job: Job, instruction: Retry | Reject) -> None:
+        if isinstance(instruction, Reject):
+            if not await self._settler.reject(job.delivery, instruction.reason):
+                self._settle_failure(job, instruction)
+            return
+        delay = instruction.delay
+        if delay is None:
+            delay = backoff(self._settings.retry, job.message, instruction, self._rng)
+        self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
+        self._return_group(job)
+
+    def _settle_failure(self, job: Job, error: Exception) -> None:
+        match self._settings.ack:
+            case AckMode.ALWAYS:
+                self._settler.ack(job.delivery)
+            case AckMode.MANUAL:
+                self._leave(job)
+            case AckMode.ON_SUCCESS:
+                delay = backoff(self._settings.retry, job.message, error, self._rng)
+                self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
+                self._return_group(job)
+
+    def _defer(self, job: Job, error: ResourceError) -> None:
+        """Not tried, so not failed: seen again when its tenant's resources may be back, in every mode."""
+        delay = exponential(self._settings.retry, job.message.receive_count, self._rng)
+        if isinstance(error, ResourceOpenError):
+            delay = max(delay, error.retry_after)
+        self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
+        self._return_group(job)
+
+    def _leave(self, job: Job) -> None:
+        self._settler.leave(job.delivery)
+        if job.delivery.settlement is not Settlement.ACKED:
+            self._return_group(job)
+
+    def _return_group(self, job: Job) -> None:
+        """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
+        for other in self._scheduler.withdraw_group(job):
+            self._settler.give_back(other.delivery, Settlement.RETURNED, delay=0.0)
+
+    def _free_slot(self, job: Job) -> None:
+        self.jobs.pop(job.delivery, None)
+        self._scheduler.finish(job)
+        self.dispatch()
+        self._on_slot_free()
+
+
+class _Settling:
+    """What stands behind ``ctx.ack()`` and ``ctx.retry()`` of one message."""
+
+    __slots__ = ("_job", "_settings", "_settler")
+
+    def __init__(self, settler: Settler, job: Job, settings: Settings[Any, Any]) -> None:
+        self._settler = settler
+        self._job = job
+        self._settings = settings
+
+    async def acknowledge(self) -> None:
+        """Delete the message and return when that is confirmed."""
+        await self._settler.ack_now(self._job.delivery)
+
+    async def give_back(self, delay: float | None) -> None:
+        """Leave the message in the queue and return when that is confirmed."""
+        job = self._job
+        if delay is None:
+            # No error led here; the formula counts receives.
+            delay = exponential(self._settings.retry, job.message.receive_count, Random())  # noqa: S311 - jitter
+        await self._settler.give_back_now(job.delivery, Settlement.RETRIED, delay=delay)
+
+
+def _log_failure(message: Message, error: Exception) -> None:
+    for kind, what in _WHAT_FAILED:
+        if isinstance(error, kind):
+            _log.error("%s for message %s: %s", what, message.id, error)
+            return
+    _log.error("Handler failed for message %s (receive %d)", message.id, message.receive_count, exc_info=error)

@@ -1,0 +1,60 @@
+"""What a consumer was configured with, in one frozen value."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from postroom.consumer.context import MessageContext
+from postroom.events import Observers
+from postroom.message import Message
+from postroom.options import Concurrency, Polling, RetryPolicy, Shutdown, Visibility
+from postroom.resources import ResourcePool
+from postroom.transports.protocol import Client
+from postroom.types import AckMode, C, R
+
+Handle = Callable[[Any, MessageContext[Any, Any]], Awaitable[None]]
+"""A handler with everything around it: middleware, thread hop, timeout."""
+CallNext = Callable[[Any, MessageContext[Any, Any]], Awaitable[None]]
+Middleware = Callable[[Any, MessageContext[Any, Any], CallNext], Awaitable[None]]
+"""Called around the handler: ``async def middleware(payload, ctx, call_next)``. What it raises counts as the handler's
+exception; a payload or context that it hands on replaces the present one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What ``on_error`` is told: the error, the message, and whatever was reached before it failed."""
+
+    error: Exception
+    """Its type tells which step failed: ``ContextError``, ``PayloadError``, ``ResourceError``, ``HandlerTimeout``, or
+    the handler's own exception."""
+    message: Message
+    context: Any = None
+    """None when it was not resolved."""
+    payload: Any = None
+    """None when it was not decoded."""
+
+
+OnError = Callable[[Failure], Awaitable[None] | None]
+Provider = Callable[[C], AbstractAsyncContextManager[R]] | Callable[[C], Awaitable[R]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Generic[C, R]):
+    """The arguments of a consumer, checked."""
+
+    queue: str
+    resolver: Callable[[Message], C | Awaitable[C]] | None
+    resources: Provider[C, R] | ResourcePool[C, R] | None
+    cleanup: Callable[[R], Awaitable[object]] | None
+    payload: Any
+    ack: AckMode
+    concurrency: Concurrency
+    polling: Polling
+    visibility: Visibility
+    retry: RetryPolicy
+    shutdown: Shutdown
+    on_error: OnError | None
+    middleware: Sequence[Middleware]
+    observers: Observers
+    client: Client | None

@@ -1,0 +1,46 @@
+"""A snapshot of one consumer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from postroom.resources import PoolStatistics
+from postroom.types import Settlement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerStatistics:
+    """What a consumer did (counters) and what it holds (gauges), at one moment.
+
+    Counters count from the start of this run of the consumer.
+    """
+
+    received: int = 0
+    """Messages received, repeated receives included."""
+    succeeded: int = 0
+    """Handlers that returned."""
+    failed: Mapping[str, int]
+    """Failed messages by the name of the error's type, such as ``ContextError``."""
+    settled: Mapping[Settlement, int]
+    """Messages by what became of them; deletes and visibility changes count once SQS confirmed them."""
+    settlement_failures: int = 0
+    """Deletes and visibility changes that SQS refused for good; the messages come back by themselves."""
+    extensions: int = 0
+    """Visibility timeouts that the heartbeat extended."""
+    poll_failures: int = 0
+    """Receives that failed."""
+    cancelled: int = 0
+    """Handlers that had to be cancelled at stop."""
+    running: int = 0
+    """Handlers that run now: slots in use."""
+    waiting: int = 0
+    """Messages that wait for a slot."""
+    suspended: int = 0
+    """Messages that wait, without a slot, for their tenant's resources."""
+    held: int = 0
+    """Messages that are ours now, those whose acknowledgement is on its way included."""
+    tenants: int = 0
+    """Tenants that have a message here now."""
+    last_poll_age: float | None = None
+    """Seconds since SQS last answered a receive; None before the first answer. The measure of health."""
+    pool: PoolStatistics | None = None
+    """The pool's own snapshot; None when the consumer has no resources."""

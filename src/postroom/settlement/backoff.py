@@ -1,0 +1,36 @@
+"""How long a failed message stays invisible."""
+
+import logging
+import math
+from random import Random
+
+from postroom.message import Message
+from postroom.options import MAX_VISIBILITY, RetryPolicy
+
+_log = logging.getLogger("postroom.settlement")
+
+
+def whole_seconds(delay: float) -> int:
+    """Return a delay as SQS takes it: whole seconds from 0 to 43,200, rounded up so that a delay stays one."""
+    return min(MAX_VISIBILITY, max(0, math.ceil(delay)))
+
+
+def backoff(policy: RetryPolicy, message: Message, error: BaseException, rng: Random) -> float:
+    """Return the seconds until a failed message is seen again."""
+    if policy.delay is not None:
+        try:
+            delay = float(policy.delay(message, error))
+        except Exception:
+            _log.exception("RetryPolicy.delay failed for message %s; the default backoff applies", message.id)
+        else:
+            if math.isfinite(delay):
+                return min(float(MAX_VISIBILITY), max(0.0, delay))
+            _log.error("RetryPolicy.delay returned %r for message %s; the default backoff applies", delay, message.id)
+    return exponential(policy, message.receive_count, rng)
+
+
+def exponential(policy: RetryPolicy, attempt: int, rng: Random) -> float:
+    """Return ``base * 2 ** (attempt - 1)``, capped, less a random part of up to ``jitter`` of it."""
+    # The exponent is bounded: a message that was received a thousand times must not overflow a float.
+    longest = min(policy.cap, policy.base * 2.0 ** min(max(attempt - 1, 0), 60))
+    return longest * (1.0 - policy.jitter * rng.random())

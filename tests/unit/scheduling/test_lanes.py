@@ -1,0 +1,216 @@
+"""The scheduler grants slots by turns, within its caps, and keeps message groups in order."""
+
+import pytest
+
+from postroom.scheduling import Scheduler, State, Ticket
+
+
+class Work(Ticket):
+    """A ticket with a name."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str, *, group: str | None = None) -> None:
+        super().__init__(name.rstrip("0123456789"), group)
+        self.name = name
+
+
+def scheduler(*names: str, total: int = 100, per_tenant: int = 100) -> tuple[Scheduler[Work], dict[str, Work]]:
+    """Make a scheduler that holds the named tickets; a name without its digits is its tenant."""
+    made = Scheduler[Work](total=total, per_tenant=per_tenant)
+    tickets = {name: Work(name) for name in names}
+    for ticket in tickets.values():
+        made.add(ticket)
+    return made, tickets
+
+
+def granted(made: Scheduler[Work]) -> list[str]:
+    """Grant everything that may run now, and return the names in order."""
+    names: list[str] = []
+    while (ticket := made.grant()) is not None:
+        names.append(ticket.name)
+    return names
+
+
+def test_tenants_take_turns() -> None:
+    """A tenant with many messages gets one slot per turn, like everybody."""
+    made, _ = scheduler("a1", "a2", "a3", "b1", "c1", "c2")
+    assert granted(made) == ["a1", "b1", "c1", "a2", "c2", "a3"]
+
+
+def test_total_is_never_exceeded() -> None:
+    """With all slots in use nobody is granted one, until one is freed."""
+    made, tickets = scheduler("a1", "b1", "c1", total=2)
+    assert granted(made) == ["a1", "b1"]
+    made.finish(tickets["a1"])
+    assert granted(made) == ["c1"]
+
+
+def test_one_tenant_is_capped_and_the_others_take_the_rest() -> None:
+    """The per-tenant cap holds one tenant back, never the slots."""
+    made, tickets = scheduler("a1", "a2", "a3", "b1", total=4, per_tenant=2)
+    assert granted(made) == ["a1", "b1", "a2"]
+    made.finish(tickets["a2"])
+    assert granted(made) == ["a3"]
+
+
+def test_a_slot_is_freed_per_message() -> None:
+    """One slow message keeps one slot; everything else flows past it."""
+    made, tickets = scheduler("slow", *(f"a{n}" for n in range(50)), total=2)
+    assert granted(made) == ["slow", "a0"]
+    for number in range(49):
+        made.finish(tickets[f"a{number}"])
+        assert granted(made) == [f"a{number + 1}"]
+
+
+def test_a_message_group_has_one_in_flight_and_keeps_its_order() -> None:
+    """The second message of a group waits for the first, other groups do not."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    first, second, other = Work("a1", group="g"), Work("a2", group="g"), Work("a3", group="h")
+    for ticket in (first, second, other):
+        made.add(ticket)
+    assert granted(made) == ["a1", "a3"]
+    made.finish(first)
+    assert granted(made) == ["a2"]
+
+
+def test_a_group_goes_on_with_another_tenant() -> None:
+    """A group whose messages belong to two tenants is still served one at a time."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    first, second = Work("a1", group="g"), Work("b1", group="g")
+    made.add(first)
+    made.add(second)
+    assert granted(made) == ["a1"]
+    made.finish(first)
+    assert granted(made) == ["b1"]
+    made.finish(second)
+    assert made.size == 0
+
+
+def test_the_rest_of_a_failed_group_is_withdrawn_in_order() -> None:
+    """What waits behind a failed message is handed back in order, and the group is free again."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    tickets = [Work(f"a{n}", group="g") for n in range(4)]
+    for ticket in tickets:
+        made.add(ticket)
+    assert granted(made) == ["a0"]
+    assert [ticket.name for ticket in made.withdraw_group(tickets[0])] == ["a1", "a2", "a3"]
+    made.finish(tickets[0])
+    again = Work("a9", group="g")
+    made.add(again)
+    assert granted(made) == ["a9"]
+
+
+def test_only_the_head_withdraws_its_group() -> None:
+    """A ticket that is not the head of a group, or has none, withdraws nothing."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    head, behind, single = Work("a1", group="g"), Work("a2", group="g"), Work("a3")
+    for ticket in (head, behind, single):
+        made.add(ticket)
+    assert made.withdraw_group(behind) == []
+    assert made.withdraw_group(single) == []
+
+
+def test_a_suspended_ticket_holds_no_slot_and_closes_its_lane() -> None:
+    """While a tenant's resources open, its slot serves others and its lane grants nothing."""
+    made, tickets = scheduler("a1", "a2", "b1", total=1)
+    assert granted(made) == ["a1"]
+    made.suspend(tickets["a1"])
+    assert made.statistics().running == 0
+    assert granted(made) == ["b1"]
+    made.finish(tickets["b1"])
+    assert granted(made) == []
+    assert made.blocked_backlog("a") == 2
+
+
+def test_a_resumed_ticket_is_first_in_its_lane() -> None:
+    """The message that waited for the resources runs before those that came after it."""
+    made, tickets = scheduler("a1", "a2", total=1)
+    granted(made)
+    made.suspend(tickets["a1"])
+    made.resume(tickets["a1"])
+    assert made.blocked_backlog("a") == 0
+    assert granted(made) == ["a1"]
+    made.finish(tickets["a1"])
+    assert granted(made) == ["a2"]
+
+
+def test_a_suspended_ticket_that_ends_opens_its_lane() -> None:
+    """When the resources could not be opened, the next message of the tenant gets its turn."""
+    made, tickets = scheduler("a1", "a2", total=1)
+    granted(made)
+    made.suspend(tickets["a1"])
+    made.finish(tickets["a1"])
+    assert granted(made) == ["a2"]
+
+
+def test_finish_is_idempotent() -> None:
+    """Finishing twice frees one slot."""
+    made, tickets = scheduler("a1", "a2", "a3", total=1)
+    granted(made)
+    made.finish(tickets["a1"])
+    made.finish(tickets["a1"])
+    assert granted(made) == ["a2"]
+    assert made.statistics().running == 1
+
+
+def test_a_waiting_ticket_can_be_struck_off() -> None:
+    """A ticket that never got a slot is removed from its lane."""
+    made, tickets = scheduler("a1", "a2", total=1)
+    made.finish(tickets["a1"])
+    assert granted(made) == ["a2"]
+
+
+def test_stopping_withdraws_what_waits_and_nothing_else() -> None:
+    """Waiting tickets come back once; running and suspended ones stay."""
+    made, tickets = scheduler("a1", "b1", "c1", "c2", total=2)
+    granted(made)
+    made.suspend(tickets["a1"])
+    withdrawn = {ticket.name for ticket in made.withdraw_waiting()}
+    assert withdrawn == {"c1", "c2"}
+    assert made.withdraw_waiting() == []
+    assert made.statistics().running == 1
+    assert made.statistics().suspended == 1
+
+
+def test_stopping_withdraws_groups_in_order() -> None:
+    """Within a message group, the withdrawn tickets keep their order, the waiting head first."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    for number in range(3):
+        made.add(Work(f"a{number}", group="g"))
+    assert [ticket.name for ticket in made.withdraw_waiting()] == ["a0", "a1", "a2"]
+    made.add(Work("a7", group="g"))
+    assert granted(made) == ["a7"]
+
+
+def test_no_memory_is_kept_of_tenants_that_left() -> None:
+    """A lane and a group exist only while they have work."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    for number in range(1000):
+        ticket = Work(f"tenant-{number}-", group=f"g{number}")
+        made.add(ticket)
+        assert made.grant() is ticket
+        made.finish(ticket)
+    assert made.statistics().tenants == 0
+    assert made._groups == {}
+    assert len(made._rotation) == 0
+
+
+def test_a_ticket_that_was_never_added_is_refused() -> None:
+    """Suspending a stranger is an error, not a corrupted count."""
+    made = Scheduler[Work](total=1, per_tenant=1)
+    with pytest.raises(ValueError, match="never added"):
+        made.suspend(Work("a1"))
+
+
+def test_states_follow_the_life_of_a_ticket() -> None:
+    """WAITING, RUNNING, SUSPENDED, WAITING, RUNNING, DONE."""
+    made, tickets = scheduler("a1")
+    ticket = tickets["a1"]
+    seen = [ticket.state]
+    for step in (made.grant, lambda: made.suspend(ticket), lambda: made.resume(ticket), made.grant):
+        step()
+        seen.append(ticket.state)
+    made.finish(ticket)
+    seen.append(ticket.state)
+    assert seen == [State.WAITING, State.RUNNING, State.SUSPENDED, State.WAITING, State.RUNNING, State.DONE]
