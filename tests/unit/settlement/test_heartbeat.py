@@ -1,0 +1,256 @@
+"""Messages in flight stay ours, from receive until somebody settles them, and losing one is noticed."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from postroom.errors import ServiceUnavailable
+from postroom.options import Visibility
+from postroom.settlement import Delivery, Heartbeat
+from postroom.testing.loop import run_virtual
+from postroom.transports.protocol import EntryFailure, VisibilityChange
+from support.scripted import ScriptedQueue, message
+
+
+class Covered:
+    """A heartbeat that runs over a scripted queue, with deliveries that it covers."""
+
+    def __init__(self, queue: ScriptedQueue, options: Visibility) -> None:
+        self.queue = queue
+        self.options = options
+        self.lost: list[tuple[float, str]] = []
+        self.heartbeat = Heartbeat(queue, options, on_lost=self._lost)
+
+    def _lost(self, delivery: Delivery) -> None:
+        self.lost.append((asyncio.get_running_loop().time(), delivery.message.id))
+
+    def receive(self, count: int, *, first: int = 0) -> list[Delivery]:
+        """Make deliveries of one receive and cover them."""
+        now = asyncio.get_running_loop().time()
+        deliveries = [
+            Delivery(message(first + n), received_at=now, visibility=self.options.timeout) for n in range(count)
+        ]
+        self.heartbeat.cover(deliveries)
+        return deliveries
+
+
+@asynccontextmanager
+async def beating(queue: ScriptedQueue, **options: Any) -> Any:
+    """Run a heartbeat with the given visibility options."""
+    covered = Covered(queue, Visibility(**options))
+    task = asyncio.create_task(covered.heartbeat.run(), name="heartbeat")
+    try:
+        yield covered
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def test_a_message_is_extended_when_half_of_its_timeout_is_over() -> None:
+    """Again and again, with the whole timeout each time."""
+
+    async def main() -> ScriptedQueue:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30) as covered:
+            covered.receive(1)
+            await asyncio.sleep(50)
+        return queue
+
+    assert run_virtual(main()).changes == [(15.0, [("r0", 30)]), (30.0, [("r0", 30)]), (45.0, [("r0", 30)])]
+
+
+def test_messages_of_a_receive_are_extended_in_batches_of_ten() -> None:
+    """Twelve messages take two calls, not twelve."""
+
+    async def main() -> ScriptedQueue:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30) as covered:
+            covered.receive(12)
+            await asyncio.sleep(16)
+        return queue
+
+    assert sorted(len(changes) for _, changes in run_virtual(main()).changes) == [2, 10]
+
+
+def test_a_released_message_is_not_extended() -> None:
+    """Nor is one that was released while the others of its receive go on."""
+
+    async def main() -> ScriptedQueue:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30) as covered:
+            first, _second = covered.receive(2)
+            covered.heartbeat.release(first)
+            await asyncio.sleep(20)
+        return queue
+
+    assert run_virtual(main()).changed == [("r1", 30)]
+
+
+def test_the_newest_receipt_handle_is_used() -> None:
+    """After a second receive of the message, extensions name the new handle."""
+
+    async def main() -> ScriptedQueue:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30) as covered:
+            [delivery] = covered.receive(1)
+            delivery.renew(message("0-again"), received_at=0, visibility=30)
+            await asyncio.sleep(16)
+        return queue
+
+    assert run_virtual(main()).changed == [("r0-again", 30)]
+
+
+def test_a_refused_message_is_lost() -> None:
+    """SQS does not know the handle any more: whoever handles the message is told, once."""
+
+    async def main() -> Covered:
+        queue = ScriptedQueue()
+
+        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
+
+        queue.on_change = refuse
+        async with beating(queue, timeout=30) as covered:
+            covered.receive(2)
+            await asyncio.sleep(16)
+            queue.on_change = None
+            await asyncio.sleep(100)
+            return covered
+
+    covered = run_virtual(main())
+    assert covered.lost == [(15.0, "m0")]
+
+
+def test_a_passing_failure_is_tried_again_before_the_deadline() -> None:
+    """One failed call loses nobody."""
+
+    async def main() -> Covered:
+        queue = ScriptedQueue()
+        failures = [ServiceUnavailable("later")]
+
+        async def fail_once(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            if failures:
+                raise failures.pop()
+            return []
+
+        queue.on_change = fail_once
+        async with beating(queue, timeout=30) as covered:
+            covered.receive(1)
+            await asyncio.sleep(29)
+            return covered
+
+    covered = run_virtual(main())
+    assert covered.lost == []
+    assert [time for time, _ in covered.queue.changes] == [15.0, 16.0]
+
+
+def test_a_message_is_lost_when_its_deadline_passes_unconfirmed() -> None:
+    """Only the local clock knows: SQS would answer success to the delete."""
+
+    async def main() -> Covered:
+        queue = ScriptedQueue()
+
+        async def fail(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            raise ServiceUnavailable("down")
+
+        queue.on_change = fail
+        async with beating(queue, timeout=30) as covered:
+            [delivery] = covered.receive(1)
+            await asyncio.sleep(40)
+            assert delivery.lost
+            return covered
+
+    [(time, name)] = run_virtual(main()).lost
+    assert name == "m0"
+    assert 29.9 <= time <= 30.1
+
+
+def test_a_refusal_after_release_is_nobodys_trouble() -> None:
+    """The message was settled while the extension was on its way: no false alarm."""
+
+    async def main() -> Covered:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30) as covered:
+            [delivery] = covered.receive(1)
+
+            async def settle_meanwhile(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+                covered.heartbeat.release(delivery)
+                return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
+
+            queue.on_change = settle_meanwhile
+            await asyncio.sleep(100)
+            return covered
+
+    assert run_virtual(main()).lost == []
+
+
+def test_quiesce_waits_for_an_extension_on_its_way() -> None:
+    """So that nothing arrives after the caller's own change."""
+
+    async def main() -> list[str]:
+        queue = ScriptedQueue()
+        order: list[str] = []
+
+        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            await asyncio.sleep(3)
+            order.append("extension answered")
+            return []
+
+        queue.on_change = slow
+        async with beating(queue, timeout=30) as covered:
+            deliveries = covered.receive(1)
+            await asyncio.sleep(15.5)
+            covered.heartbeat.release(deliveries[0])
+            await covered.heartbeat.quiesce(deliveries)
+            order.append("quiet")
+        return order
+
+    assert run_virtual(main()) == ["extension answered", "quiet"]
+
+
+def test_the_longest_total_is_respected() -> None:
+    """Extensions shrink towards max_extension; then the message is let go, and counts as lost."""
+
+    async def main() -> Covered:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30, max_extension=50) as covered:
+            covered.receive(1)
+            await asyncio.sleep(120)
+            return covered
+
+    covered = run_virtual(main())
+    assert covered.queue.changes[0] == (15.0, [("r0", 30)])
+    assert all(time + seconds <= 50 for time, changes in covered.queue.changes for _, seconds in changes)
+    assert covered.lost == [(50.0, "m0")]
+
+
+def test_without_heartbeat_nothing_is_extended_but_loss_is_noticed() -> None:
+    """Visibility(heartbeat=False) sends no call and still keeps the deadline."""
+
+    async def main() -> Covered:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=30, heartbeat=False) as covered:
+            covered.receive(1)
+            await asyncio.sleep(60)
+            return covered
+
+    covered = run_virtual(main())
+    assert covered.queue.changes == []
+    assert covered.lost == [(30.0, "m0")]
+
+
+def test_a_later_receive_with_an_earlier_deadline_wakes_it() -> None:
+    """It sleeps until the earliest deadline, also when that one came last."""
+
+    async def main() -> ScriptedQueue:
+        queue = ScriptedQueue()
+        async with beating(queue, timeout=100) as covered:
+            covered.receive(1)
+            await asyncio.sleep(10)
+            early = Delivery(message("early"), received_at=10, visibility=4)
+            covered.heartbeat.cover([early])
+            await asyncio.sleep(3)
+        return queue
+
+    assert run_virtual(main()).changes == [(12.0, [("rearly", 100)])]
