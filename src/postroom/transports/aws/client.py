@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.options import MAX_WAIT
-from postroom.transports.aws import wire
+from postroom.transports.aws import conditions, wire
 from postroom.transports.aws.connection import Connection
 from postroom.transports.aws.errors import translate
 from postroom.transports.aws.queue import AwsQueue
@@ -160,8 +160,14 @@ class AwsClient:
         connection = self._opened()
         subject = f"queue {wire.name_of(name)!r}"
         url = name if "://" in name else await _find_url(connection, name, subject)
-        answer = await connection.call("GetQueueAttributes", wire.attribute_parameters(url), subject=subject)
-        return AwsQueue(connection, wire.queue_info_of(url, answer.get("Attributes") or {}))
+        info = await connection.call(
+            "GetQueueAttributes",
+            wire.attribute_parameters(url),
+            lambda answer: wire.queue_info_of(url, wire.read_attributes(answer)),
+            subject=subject,
+        )
+        await connection.settle_path()
+        return AwsQueue(connection, info)
 
     def _opened(self) -> Connection:
         if self._connection is not None:
@@ -180,8 +186,7 @@ async def _find_url(connection: Connection, name: str, subject: str) -> str:
     parameters: wire.Parameters = {"QueueName": wire.name_of(name)}
     if name.startswith("arn:"):
         parameters["QueueOwnerAWSAccountId"] = _account_of(name)
-    answer = await connection.call("GetQueueUrl", parameters, subject=subject)
-    return str(answer["QueueUrl"])
+    return await connection.call("GetQueueUrl", parameters, lambda answer: str(answer["QueueUrl"]), subject=subject)
 
 
 def _account_of(arn: str) -> str:
@@ -204,6 +209,7 @@ async def _open(settings: _Settings) -> Connection:
                     config=_config_of(settings),
                 )
             )
+            credentials = await session.get_credentials()
         except PostroomError:
             raise
         except ValueError as error:  # botocore's word for an endpoint that is not a URL
@@ -211,7 +217,17 @@ async def _open(settings: _Settings) -> Connection:
         except Exception as error:
             raise translate(error, operation="opening the SQS client") from error
         _check_read_timeout(sqs.meta.config.read_timeout)
-        return Connection(sqs, stack.pop_all(), receives=settings.connections)
+        against = _objections(settings, session, sqs, credentials)
+        return Connection(sqs, credentials, stack.pop_all(), calls=settings.connections, objections=against)
+
+
+def _objections(settings: _Settings, session: Any, sqs: Any, credentials: Any) -> list[str]:
+    if not settings.hot_path:
+        return ["AwsClient(hot_path=False)"]
+    found = list(conditions.objections(session, sqs, verify=settings.verify))
+    if credentials is None:
+        found.append("there are no credentials")
+    return found
 
 
 def _session_of(settings: _Settings) -> Any:

@@ -152,12 +152,13 @@ def _from_response(response: Mapping[str, Any], *, operation: str, where: str) -
     code, said = str(details.get("Code", "")), str(details.get("Message", ""))
     metadata: Mapping[str, Any] = response.get("ResponseMetadata") or {}
     status = int(metadata.get("HTTPStatusCode", 0))
-    kind = _kind_of(code, status)
+    kind = kind_of(code, status)
     text = f"{where}: {code or status}" + (f": {said.rstrip('.')}" if said else "") + _advice(kind, operation)
     return kind(text, operation=operation, code=code)
 
 
-def _kind_of(code: str, status: int) -> type[TransportError]:
+def kind_of(code: str, status: int) -> type[TransportError]:
+    """Return the class of error for an error code of SQS and an HTTP status."""
     # The same error is AWS.SimpleQueueService.X in the older protocol and com.amazonaws.sqs#X in the newer one.
     bare = code.rsplit("#", 1)[-1].rsplit(".", 1)[-1]
     for codes, kind in _BY_CODE:

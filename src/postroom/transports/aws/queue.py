@@ -1,5 +1,6 @@
 """One SQS queue."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 
 from postroom.message import Message, OutgoingMessage
@@ -36,11 +37,17 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html
         """
-        parameters = wire.receive_parameters(
-            self._info.url, limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id
+        if attempt_id is None and self._info.fifo:
+            # If an answer is lost, the next attempt of the same call gets the same messages again.
+            attempt_id = uuid.uuid4().hex
+        url, name = self._info.url, self._info.name
+        return await self._connection.call_hot(
+            "ReceiveMessage",
+            wire.receive_parameters(url, limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id),
+            lambda answer: wire.read_messages(answer, name),
+            lambda body: wire.decode_messages(body, name),
+            subject=self._subject,
         )
-        answer = await self._connection.receive(parameters, subject=self._subject)
-        return wire.messages_of(answer, self._info.name)
 
     async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
         """Delete up to 10 messages in one call; return what SQS did not confirm.
@@ -52,8 +59,7 @@ class AwsQueue:
         if not receipt_handles:
             return []
         parameters = wire.delete_parameters(self._info.url, receipt_handles)
-        answer = await self._call("DeleteMessageBatch", parameters)
-        return wire.failures_of(answer, len(receipt_handles))
+        return await self._batch("DeleteMessageBatch", parameters, len(receipt_handles))
 
     async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
         """Change the visibility timeout of up to 10 messages in one call; return what SQS did not confirm.
@@ -63,8 +69,7 @@ class AwsQueue:
         if not changes:
             return []
         parameters = wire.visibility_parameters(self._info.url, changes)
-        answer = await self._call("ChangeMessageVisibilityBatch", parameters)
-        return wire.failures_of(answer, len(changes))
+        return await self._batch("ChangeMessageVisibilityBatch", parameters, len(changes))
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
         """Send up to 10 messages in one call; return one result per message, in order.
@@ -73,20 +78,34 @@ class AwsQueue:
         """
         if not messages:
             return []
-        answer = await self._call("SendMessageBatch", wire.send_parameters(self._info.url, messages))
-        return wire.send_results_of(answer, len(messages))
+        count = len(messages)
+        return await self._connection.call(
+            "SendMessageBatch",
+            wire.send_parameters(self._info.url, messages),
+            lambda answer: wire.read_send_results(answer, count),
+            subject=self._subject,
+        )
 
     async def attributes(self) -> Mapping[str, str]:
         """Ask for all queue attributes anew, approximate counts included.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
         """
-        answer = await self._call("GetQueueAttributes", wire.attribute_parameters(self._info.url))
-        attributes: Mapping[str, str] = answer.get("Attributes") or {}
-        return attributes
+        return await self._connection.call(
+            "GetQueueAttributes",
+            wire.attribute_parameters(self._info.url),
+            wire.read_attributes,
+            subject=self._subject,
+        )
 
-    async def _call(self, operation: str, parameters: wire.Parameters) -> wire.Parameters:
-        return await self._connection.call(operation, parameters, subject=self._subject)
+    async def _batch(self, operation: str, parameters: wire.Parameters, count: int) -> list[EntryFailure]:
+        return await self._connection.call_hot(
+            operation,
+            parameters,
+            lambda answer: wire.read_failures(answer, count),
+            lambda body: wire.decode_failures(body, count),
+            subject=self._subject,
+        )
 
     def __repr__(self) -> str:
         return f"AwsQueue({self._info.url!r})"

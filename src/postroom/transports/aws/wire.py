@@ -1,8 +1,13 @@
-"""Between SQS's shapes, as botocore returns and takes them, and postroom's."""
+"""Between SQS's shapes and postroom's.
 
+Requests are made once, for both paths. Answers come parsed from botocore (``read_...``) or as bytes from the hot path
+(``decode_...``); both give the same.
+"""
+
+import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -83,9 +88,31 @@ def attribute_parameters(url: str) -> Parameters:
     return {"QueueUrl": url, "AttributeNames": ["All"]}
 
 
-def messages_of(answer: Parameters, queue: str) -> list[Message]:
+def read_messages(answer: Parameters, queue: str) -> list[Message]:
     """Return the messages of a receive as botocore parsed it."""
     return [_message(wire, queue) for wire in answer.get("Messages") or ()]
+
+
+def decode_messages(body: bytes, queue: str) -> list[Message]:
+    """Return the messages of a receive from the bytes of the answer.
+
+    Raises:
+        ValueError: it is not the answer to a receive.
+    """
+    try:
+        messages = _decode_receive(body).messages
+    except msgspec.ValidationError:  # null where SQS leaves out; some local servers write that
+        return read_messages(_decode_loosely(body), queue)
+    for message in messages:
+        msgspec.structs.force_setattr(message, "queue", queue)  # nobody else has seen it yet
+    return messages
+
+
+class _Receive(msgspec.Struct, gc=False):
+    messages: list[Message] = msgspec.field(default_factory=list[Message], name="Messages")
+
+
+_decode_receive: Final = msgspec.json.Decoder(_Receive).decode
 
 
 def _message(wire: Parameters, queue: str) -> Message:
@@ -96,9 +123,9 @@ def _message(wire: Parameters, queue: str) -> Message:
         receipt_handle=wire.get("ReceiptHandle") or "",
         message_attributes={
             name: MessageAttribute(
-                data_type=value.get("DataType", "String"),
+                data_type=value.get("DataType") or "String",
                 string_value=value.get("StringValue"),
-                binary_value=value.get("BinaryValue"),
+                binary_value=_binary(value.get("BinaryValue")),
             )
             for name, value in attributes.items()
         },
@@ -107,16 +134,60 @@ def _message(wire: Parameters, queue: str) -> Message:
     )
 
 
-def failures_of(answer: Parameters, count: int) -> list[EntryFailure]:
+def _binary(value: str | bytes | None) -> bytes | None:
+    # botocore decodes it; in the JSON it is Base64.
+    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+
+
+def _decode_loosely(body: bytes) -> Parameters:
+    answer = msgspec.json.decode(body)
+    if not isinstance(answer, dict):
+        raise ValueError("the answer is not a JSON object")  # noqa: TRY004 - what it says is wrong, not a type of ours
+    return cast("Parameters", answer)
+
+
+def read_failures(answer: Parameters, count: int) -> list[EntryFailure]:
     """Return the entries of a batch of ``count`` that SQS did not confirm, in order."""
-    confirmed: list[Parameters] = answer.get("Successful") or []
     refused: list[Parameters] = answer.get("Failed") or []
-    if not refused and len(confirmed) == count:
+    confirmed: list[Parameters] = answer.get("Successful") or []
+    named = {entry["Id"] for entry in confirmed}
+    if not refused and len(named) == count:
         return []
-    return sorted(
-        (*map(_failure, refused), *_unconfirmed({entry["Id"] for entry in (*confirmed, *refused)}, count)),
-        key=lambda failure: failure.index,
+    failures = [_failure(entry) for entry in refused]
+    named.update(str(failure.index) for failure in failures)
+    failures.extend(
+        EntryFailure(index, UNCONFIRMED, "SQS's answer does not name this entry")
+        for index in range(count)
+        if str(index) not in named
     )
+    return sorted(failures, key=lambda failure: failure.index)
+
+
+def decode_failures(body: bytes, count: int) -> list[EntryFailure]:
+    """Return the entries of a batch of ``count`` that SQS did not confirm, from the bytes of the answer.
+
+    Raises:
+        ValueError: it is not the answer to a batch.
+    """
+    try:
+        answer = _decode_batch(body)
+    except msgspec.ValidationError:
+        answer = None
+    if answer is not None and not answer.failed and len({entry.id for entry in answer.successful}) == count:
+        return []
+    return read_failures(_decode_loosely(body), count)
+
+
+class _Confirmed(msgspec.Struct, gc=False):
+    id: str = msgspec.field(name="Id")
+
+
+class _Batch(msgspec.Struct, gc=False):
+    successful: list[_Confirmed] = msgspec.field(default_factory=list[_Confirmed], name="Successful")
+    failed: list[msgspec.Raw] = msgspec.field(default_factory=list[msgspec.Raw], name="Failed")
+
+
+_decode_batch: Final = msgspec.json.Decoder(_Batch).decode
 
 
 def _failure(entry: Parameters) -> EntryFailure:
@@ -128,18 +199,31 @@ def _failure(entry: Parameters) -> EntryFailure:
     )
 
 
-def _unconfirmed(named: set[str], count: int) -> Iterable[EntryFailure]:
-    text = "SQS's answer does not name this entry"
-    return (EntryFailure(index, UNCONFIRMED, text) for index in range(count) if str(index) not in named)
-
-
-def send_results_of(answer: Parameters, count: int) -> list[SendResult | EntryFailure]:
+def read_send_results(answer: Parameters, count: int) -> list[SendResult | EntryFailure]:
     """Return one result per message of a batch send, in order."""
-    results: dict[int, SendResult | EntryFailure] = {failure.index: failure for failure in failures_of(answer, count)}
+    results: dict[int, SendResult | EntryFailure] = {failure.index: failure for failure in read_failures(answer, count)}
     for entry in answer.get("Successful") or ():
         index = int(entry["Id"])
         results[index] = SendResult(index, entry["MessageId"], entry.get("SequenceNumber"))
     return [results[index] for index in range(count)]
+
+
+def error_code_of(body: bytes) -> str:
+    """Return the error code that an error answer names, without its namespace; empty if it names none."""
+    try:
+        said = msgspec.json.decode(body, type=_Error)
+    except msgspec.DecodeError:
+        return ""
+    return said.type.rsplit("#", 1)[-1]
+
+
+class _Error(msgspec.Struct):
+    type: str = msgspec.field(default="", name="__type")
+
+
+def read_attributes(answer: Parameters) -> dict[str, str]:
+    """Return the attributes of a queue."""
+    return dict(answer.get("Attributes") or {})
 
 
 def queue_info_of(url: str, attributes: Mapping[str, str]) -> QueueInfo:

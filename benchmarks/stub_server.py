@@ -1,0 +1,249 @@
+"""A stub SQS that costs next to nothing, so that a benchmark measures its clients.
+
+It speaks the AWS JSON 1.0 protocol over HTTP/1.1, plain and TLS, and stores nothing:
+
+* queue ``bench``: every receive answers ten messages at once, every batch succeeds
+* queue ``idle``: a receive is held for as long as it asks for and then finds nothing; batches succeed at once
+
+Run it (``python benchmarks/stub_server.py``) and it prints one line of JSON with its ports and its certificate; it
+ends with its standard input. :class:`StubServer` does both.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import random
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+ACCOUNT = "000000000000"
+MESSAGES = 10
+ENTRY_ID = re.compile(rb'"Id"\s*:\s*"([^"]+)"')
+WAIT = re.compile(rb'"WaitTimeSeconds"\s*:\s*(\d+)')
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
+TARGET = re.compile(rb"\r\nx-amz-target:\s*AmazonSQS\.(\w+)", re.IGNORECASE)
+
+
+def message(number: int, source: random.Random) -> dict[str, Any]:
+    """Return one message of about a kilobyte, as SQS writes it: an order of one of seven tenants."""
+    body = {
+        "order_id": str(uuid.UUID(int=source.getrandbits(128))),
+        "customer_id": f"customer-{number:06d}",
+        "amount": "1234.50",
+        "currency": "EUR",
+        "items": [{"sku": f"SKU-{item:05d}", "quantity": item} for item in range(5)],
+        "note": "x" * 30,
+    }
+    return {
+        "MessageId": str(uuid.UUID(int=source.getrandbits(128))),
+        "ReceiptHandle": base64.b64encode(source.randbytes(180)).decode(),
+        "MD5OfBody": source.randbytes(16).hex(),
+        "Body": json.dumps(body),
+        "MD5OfMessageAttributes": source.randbytes(16).hex(),
+        "MessageAttributes": {
+            "tenantId": {"StringValue": f"tenant-{number % 7}", "DataType": "String"},
+            "region": {"StringValue": "eu-central-1", "DataType": "String"},
+        },
+        "Attributes": {
+            "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+            "ApproximateFirstReceiveTimestamp": "1763856000123",
+            "ApproximateReceiveCount": "1",
+            "SentTimestamp": "1763856000023",
+        },
+    }
+
+
+def response(body: bytes) -> bytes:
+    """Return a whole HTTP response with the headers that SQS sends."""
+    return (
+        b"HTTP/1.1 200 OK\r\nx-amzn-RequestId: 0d9b3c7e-1a2b-5c3d-8e4f-112233445566\r\n"
+        b"Date: Sun, 23 Nov 2025 00:00:00 GMT\r\nContent-Type: application/x-amz-json-1.0\r\n"
+        b"connection: keep-alive\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+def _compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class Answers:
+    """The answers, made beforehand as far as they can be."""
+
+    def __init__(self) -> None:
+        source = random.Random(7)
+        self.receive = response(_compact({"Messages": [message(number, source) for number in range(MESSAGES)]}))
+        self.empty = response(b"{}")
+        self._batches: dict[tuple[bytes, ...], bytes] = {}
+
+    def batch(self, body: bytes) -> bytes:
+        """Return the answer that confirms every entry of a batch."""
+        ids = tuple(ENTRY_ID.findall(body))
+        answer = self._batches.get(ids)
+        if answer is None:
+            entries = b",".join(b'{"Id":"%b","MessageId":"%b","MD5OfMessageBody":"0"}' % (i, i) for i in ids)
+            answer = self._batches[ids] = response(b'{"Successful":[%b],"Failed":[]}' % entries)
+        return answer
+
+    def describe(self, operation: bytes, body: bytes) -> bytes:
+        """Return the answer to GetQueueUrl or GetQueueAttributes."""
+        asked: dict[str, Any] = json.loads(body or b"{}")
+        name = str(asked.get("QueueName") or asked.get("QueueUrl", "bench")).rsplit("/", 1)[-1]
+        if operation == b"GetQueueUrl":
+            return response(_compact({"QueueUrl": f"http://127.0.0.1/{ACCOUNT}/{name}"}))
+        arn = f"arn:aws:sqs:us-east-1:{ACCOUNT}:{name}"
+        return response(_compact({"Attributes": {"QueueArn": arn, "VisibilityTimeout": "30"}}))
+
+
+class StubProtocol(asyncio.Protocol):
+    """One connection: HTTP/1.1 with keep-alive; requests are answered in order."""
+
+    def __init__(self, answers: Answers, loop: asyncio.AbstractEventLoop) -> None:
+        self._answers = answers
+        self._loop = loop
+        self._buffer = b""
+        self._transport: asyncio.Transport
+        self._held: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Forget a held receive: its client is gone."""
+        if self._held is not None:
+            self._held.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every request that is complete."""
+        data = self._buffer + data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            length = CONTENT_LENGTH.search(data, 0, end + 2) if end >= 0 else None
+            stop = end + 4 + (int(length[1]) if length else 0)
+            if end < 0 or len(data) < stop:
+                break
+            target = TARGET.search(data, 0, end + 2)
+            self._answer(target[1] if target else b"", data[end + 4 : stop])
+            data = data[stop:]
+        self._buffer = data
+
+    def _answer(self, operation: bytes, body: bytes) -> None:
+        if operation == b"ReceiveMessage":
+            if b"/idle" in body:
+                self._hold(body)
+            else:
+                self._transport.write(self._answers.receive)
+        elif operation.endswith(b"Batch"):
+            self._transport.write(self._answers.batch(body))
+        else:
+            self._transport.write(self._answers.describe(operation, body))
+
+    def _hold(self, body: bytes) -> None:
+        asked = WAIT.search(body)
+        self._held = self._loop.call_later(int(asked[1]) if asked else 0, self._transport.write, self._answers.empty)
+
+
+def certificate(folder: Path) -> Path:
+    """Make a self-signed certificate for 127.0.0.1 with its key in one file, by the openssl command."""
+    path = folder / "stub.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key"), "-out", str(folder / "cert")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_text((folder / "key").read_text() + (folder / "cert").read_text())
+    return path
+
+
+async def serve(*, tls: ssl.SSLContext | None, announce: Callable[[int, int], None]) -> None:
+    """Serve on two free ports of the loopback interface (the second only with ``tls``) until stdin ends."""
+    loop = asyncio.get_running_loop()
+    answers = Answers()
+    plain = await loop.create_server(lambda: StubProtocol(answers, loop), "127.0.0.1", 0, backlog=1024)
+    ports = [plain.sockets[0].getsockname()[1], 0]
+    if tls is not None:
+        secure = await loop.create_server(lambda: StubProtocol(answers, loop), "127.0.0.1", 0, backlog=1024, ssl=tls)
+        ports[1] = secure.sockets[0].getsockname()[1]
+    announce(*ports)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
+def main() -> None:
+    """Run the server."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tls", action="store_true", help="serve TLS as well, with a certificate made now")
+    tls = None
+    with tempfile.TemporaryDirectory() as folder:
+        pem = ""
+        if parser.parse_args().tls:
+            pem = str(certificate(Path(folder)))
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(pem)
+
+        def announce(port: int, tls_port: int) -> None:
+            print(json.dumps({"port": port, "tls_port": tls_port, "certificate": pem}), flush=True)
+
+        try:
+            import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - halves its own cost where it is installed
+        except ImportError:
+            asyncio.run(serve(tls=tls, announce=announce))
+        else:
+            uvloop.run(serve(tls=tls, announce=announce))
+
+
+class StubServer:
+    """The stub in a process of its own: ``with StubServer(tls=True) as stub:``.
+
+    Attributes:
+        port, tls_port: where it listens on 127.0.0.1.
+        certificate: the file to trust for TLS; gone when the server ends.
+    """
+
+    def __init__(self, *, tls: bool = False, cpu: int | None = None) -> None:
+        self._command = [sys.executable, __file__, *(["--tls"] if tls else [])]
+        if cpu is not None:
+            self._command = ["taskset", "-c", str(cpu), *self._command]
+        self.port = self.tls_port = 0
+        self.certificate = ""
+
+    @property
+    def url(self) -> str:
+        """The endpoint without TLS."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def tls_url(self) -> str:
+        """The endpoint with TLS."""
+        return f"https://127.0.0.1:{self.tls_port}"
+
+    @staticmethod
+    def queue_url(name: str = "bench") -> str:
+        """Return a queue's URL, which the stub takes from anywhere."""
+        return f"http://127.0.0.1/{ACCOUNT}/{name}"
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the stub server did not start (exit code {self._process.wait()})")
+        said = json.loads(line)
+        self.port, self.tls_port, self.certificate = said["port"], said["tls_port"], said["certificate"]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+
+if __name__ == "__main__":
+    main()

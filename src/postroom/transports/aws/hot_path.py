@@ -1,0 +1,109 @@
+"""The short way to SQS, for the three calls that a consumer makes for every message.
+
+It makes one attempt, signed with botocore's credentials and sent to botocore's endpoint. Anything but a clean answer
+is a *miss*, and the caller makes the call by the ordinary client, whose retries, error classes and clock-skew advice
+apply. So nothing is decided here that botocore decides otherwise; see docs/transports.md.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from postroom.errors import Throttled
+from postroom.transports.aws.breaker import Breaker
+from postroom.transports.aws.conditions import Endpoint
+from postroom.transports.aws.errors import kind_of
+from postroom.transports.aws.http import Answer, HttpPool, NoAnswer
+from postroom.transports.aws.signing import Credentials, Signer
+from postroom.transports.aws.wire import Parameters, error_code_of
+
+T = TypeVar("T")
+
+log: Final = logging.getLogger("postroom.transports")
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class HotPath:
+    """Makes calls past botocore's pipeline.
+
+    Args:
+        endpoint: where to, and what to sign for.
+        credentials: the credentials of the botocore session; asked at every call, so that their refresh stays
+            botocore's.
+        pool: the connections; closed by :meth:`aclose`.
+        breaker: when to leave it alone.
+    """
+
+    __slots__ = ("_breaker", "_credentials", "_endpoint", "_frozen", "_pool", "_signer", "hits", "misses")
+
+    def __init__(self, endpoint: Endpoint, credentials: Any, pool: HttpPool, *, breaker: Breaker | None = None) -> None:
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._pool = pool
+        self._breaker = breaker or Breaker()
+        self._frozen: Credentials | None = None
+        self._signer: Signer
+        self.hits = 0
+        """Calls that it answered."""
+        self.misses = 0
+        """Calls that it tried and left to the ordinary client."""
+
+    async def call(self, operation: str, parameters: Parameters, read: Callable[[bytes], T]) -> T | None:
+        """Make one attempt; return what ``read`` makes of a clean answer, or None for a miss.
+
+        After a miss the request may have taken effect all the same, as after any lost answer.
+        """
+        if not self._breaker.allows(asyncio.get_running_loop().time()):
+            return None
+        try:
+            signer = await self._current_signer()
+            answer = await self._pool.exchange(signer.request(operation, _encode(parameters)))
+            result = read(_body_of(answer))
+        except Exception as error:
+            self._miss(operation, error)
+            return None
+        self.hits += 1
+        if self._breaker.hit():
+            log.info("SQS hot path: taken again")
+        return result
+
+    async def aclose(self) -> None:
+        """Close the connections. Calls under way miss."""
+        await self._pool.aclose()
+
+    async def _current_signer(self) -> Signer:
+        frozen: Credentials = await self._credentials.get_frozen_credentials()
+        if frozen != self._frozen:
+            self._signer = Signer(self._endpoint.scope, frozen)
+            self._frozen = frozen
+        return self._signer
+
+    def _miss(self, operation: str, error: Exception) -> None:
+        self.misses += 1
+        if isinstance(error, NoAnswer) and error.stale:
+            return  # the other side may close an idle connection at any time; that is no reason to leave the path
+        throttled = isinstance(error, _Refused) and error.kind is Throttled
+        # What botocore or the JSON says may quote a credential or a body: only the type of those errors is told.
+        reason = str(error) if isinstance(error, NoAnswer | _Refused) else type(error).__name__
+        pause = self._breaker.miss(asyncio.get_running_loop().time(), throttled=throttled)
+        if pause is not None:
+            log.info("SQS hot path: left alone for %g s after %s: %s", pause, operation, reason)
+        else:
+            log.debug("SQS hot path: %s by the ordinary client: %s", operation, reason)
+
+
+class _Refused(Exception):
+    def __init__(self, answer: Answer) -> None:
+        code = error_code_of(answer.body)
+        super().__init__(f"HTTP {answer.status} {code}".rstrip())
+        self.kind = kind_of(code, answer.status)
+
+
+def _body_of(answer: Answer) -> bytes:
+    if answer.status != 200:
+        raise _Refused(answer)
+    return answer.body

@@ -1,0 +1,234 @@
+"""HTTP/1.1 on a bare asyncio protocol: one request, one answer, connections kept alive.
+
+It knows no redirects, no cookies, no compression, no proxies and no retries. Answers are parsed by llhttp
+(``httptools``); anything that is not one whole and valid answer to the request that is under way ends the connection.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple, cast
+
+import httptools
+
+MAX_ANSWER: Final = 32 * 1024 * 1024
+"""Bytes of one answer: ten messages are at most 1 MiB of text, escaped at most six times as long, with attributes."""
+
+
+class NoAnswer(Exception):
+    """No whole answer came. The request may have taken effect all the same.
+
+    Attributes:
+        stale: the connection had been idle and failed without a byte of an answer. The other side had closed it,
+            most likely: it says nothing about the path.
+    """
+
+    def __init__(self, reason: str, *, stale: bool = False) -> None:
+        super().__init__(reason)
+        self.stale = stale
+
+
+class Answer(NamedTuple):
+    """The status and the body of an answer."""
+
+    status: int
+    body: bytes
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection, for one request at a time. Created by :class:`HttpPool`."""
+
+    __slots__ = ("_lost", "_parser", "_parts", "_size", "_timed_out", "_transport", "_used", "_waiter", "idle_since")
+
+    def __init__(self, lost: Callable[["HttpConnection"], None]) -> None:
+        self._lost = lost
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._used = False
+        self.idle_since = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be made on it."""
+        return self._transport is not None and self._waiter is None and not self._transport.is_closing()
+
+    async def exchange(self, request: bytes, *, timeout: float) -> Answer:
+        """Make one request and return its answer.
+
+        Raises:
+            NoAnswer: it did not come whole within ``timeout`` seconds, or is not HTTP; the connection is closed.
+        """
+        loop = asyncio.get_running_loop()
+        if self._transport is None or self._transport.is_closing():
+            raise NoAnswer("the connection was closed", stale=True)
+        waiter: asyncio.Future[Answer] = loop.create_future()
+        self._waiter = waiter
+        self._size = 0
+        timer = loop.call_later(timeout, self._fail, f"no whole answer within {timeout:g} s")
+        self._transport.write(request)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            self._used = True
+            self._waiter = None  # if cancelled, what still comes is nobody's, and ends the connection
+
+    def abort(self) -> None:
+        """Close it at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _fail(self, reason: str) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(NoAnswer(reason, stale=self._used and self._size == 0))
+        self.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        if self._waiter is None:
+            self._fail("data that nobody asked for")
+            return
+        self._size += len(data)
+        if self._size > MAX_ANSWER:
+            self._fail(f"an answer of more than {MAX_ANSWER} bytes")
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"not HTTP: {type(error).__name__}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits."""
+        self._fail(f"the connection was lost: {type(exc).__name__}" if exc else "the connection was closed")
+        self._transport = None
+        self._lost(self)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        """Refuse a second answer to one request: it would be taken for the answer to the next one."""
+        if self._waiter is None:
+            self.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """Hand over the answer."""
+        parts, self._parts = self._parts, []
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:  # "continue" and the like precede the answer
+            return
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(Answer(status, parts[0] if len(parts) == 1 else b"".join(parts)))
+        if not self._parser.should_keep_alive():
+            self.abort()
+
+
+class HttpPool:
+    """Connections to one host. The caller bounds how many requests it makes at once.
+
+    Args:
+        host, port: where to connect.
+        tls: the context for TLS; None for plain HTTP.
+        connect_timeout: seconds to connect, TLS included.
+        timeout: seconds from a request to the end of its answer.
+        idle: seconds after which an unused connection is not used again.
+    """
+
+    __slots__ = ("_connect_timeout", "_gone", "_host", "_idle", "_idle_limit", "_live", "_port", "_timeout", "_tls")
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        connect_timeout: float,
+        timeout: float,
+        idle: float = 12.0,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._idle_limit = idle
+        self._idle: deque[HttpConnection] = deque()
+        self._live: set[HttpConnection] = set()
+        self._gone = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    async def exchange(self, request: bytes) -> Answer:
+        """Make one request and return its answer, whatever its status.
+
+        Cancelling it closes its connection; the request may have taken effect.
+
+        Raises:
+            NoAnswer: nobody could be reached, or no whole answer came.
+        """
+        connection = self._take() or await self._connect()
+        try:
+            answer = await connection.exchange(request, timeout=self._timeout)
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.usable:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close every connection at once; requests under way fail with ``NoAnswer``."""
+        for connection in tuple(self._live):
+            connection.abort()
+        while self._live:
+            self._gone.clear()
+            await self._gone.wait()
+
+    def _take(self) -> HttpConnection | None:
+        oldest = asyncio.get_running_loop().time() - self._idle_limit
+        while self._idle and self._idle[0].idle_since < oldest:
+            self._idle.popleft().abort()
+        while self._idle:
+            connection = self._idle.pop()  # the one used last: the others age, and so the pool shrinks
+            if connection.usable:
+                return connection
+        return None
+
+    async def _connect(self) -> HttpConnection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: HttpConnection(self._forget),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
+                )
+        except OSError as error:  # TimeoutError, ssl.SSLError and socket.gaierror are OSErrors
+            raise NoAnswer(f"no connection: {type(error).__name__}") from error
+        if not connection.usable:  # lost again before this task ran, and so already forgotten
+            raise NoAnswer("the connection was closed at once")
+        self._live.add(connection)
+        return connection
+
+    def _forget(self, connection: HttpConnection) -> None:
+        self._live.discard(connection)
+        self._gone.set()
