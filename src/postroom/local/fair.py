@@ -1,0 +1,275 @@
+"""Standard queues, and what makes them fair: quiet tenants first.
+
+A tenant is a message group; a message without one is a tenant of its own. A tenant is *noisy* while it has more than
+its share of what is in flight, or of the recent processing time. Available messages of quiet tenants are delivered
+first, whatever arrived earlier; nobody's delivery is held back when nobody else has anything.
+
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues-detailed.html
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from math import exp
+
+from postroom.errors import ConfigurationError
+from postroom.local.messages import State, Stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FairPolicy:
+    """When a tenant counts as noisy. The first two are SQS's documented figures; SQS calls them approximate."""
+
+    share: float = 0.10
+    """More than this part of what is in flight, or of the recent processing time."""
+    minimum: int = 30
+    """At least this many messages of its own in flight, for the share in flight to count."""
+    recent: float = 60.0
+    """Seconds over which processing time counts as recent (the time constant of an exponential decay; ours)."""
+    minimum_seconds: float = 1.0
+    """Recent processing seconds below which nobody is noisy by them: a share of nothing says nothing (ours)."""
+    lag: float = 0.0
+    """Seconds between two looks at who is noisy; 0 looks at every receive. SQS's own lag is not documented."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigurationError(f"FairPolicy(share={self.share}): a part between 0 and 1, such as 0.10")
+        if self.minimum < 1 or self.recent <= 0 or self.minimum_seconds < 0 or self.lag < 0:
+            raise ConfigurationError(
+                "FairPolicy: minimum at least 1, recent above 0, minimum_seconds and lag not negative"
+            )
+
+
+class _Meter:
+    """Messages in flight, and their processing time of late: a decaying integral over the number in flight."""
+
+    __slots__ = ("at", "count", "seconds")
+
+    def __init__(self, now: float) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.at = now
+
+    def read(self, now: float, recent: float) -> float:
+        """Bring the processing time up to date and return it."""
+        if now > self.at:
+            decay = exp((self.at - now) / recent)
+            self.seconds = self.seconds * decay + self.count * recent * (1.0 - decay)
+            self.at = now
+        return self.seconds
+
+
+class _Lane:
+    """The available messages of one tenant; the lane without a group holds all messages that have none."""
+
+    __slots__ = ("group", "lying", "meter", "noisy")
+
+    def __init__(self, group: str | None, now: float) -> None:
+        self.group = group
+        self.lying: deque[Stored] = deque()
+        self.meter = _Meter(now)
+        self.noisy = False
+
+    def head(self) -> Stored | None:
+        while self.lying:
+            if self.lying[0].state is State.AVAILABLE:
+                return self.lying[0]
+            self.lying.popleft()  # deleted or expired while it lay here
+        return None
+
+
+_Head = tuple[int, int, _Lane]
+_PRUNE_ABOVE = 1_000
+
+
+def _is_current(entry: _Head, *, noisy: bool) -> bool:
+    """Whether an entry still names the head of its lane, in the lane's class."""
+    order, _, lane = entry
+    return lane.noisy == noisy and bool(lane.lying) and lane.lying[0].order == order
+
+
+class FairOrder:
+    """Decides which messages of a standard queue a receive gets: oldest first, those of noisy tenants last.
+
+    "Oldest" means longest available: a message that comes back goes behind those that waited.
+    """
+
+    def __init__(self, policy: FairPolicy, now: float) -> None:
+        self._policy = policy
+        self._plain = _Lane(None, now)
+        self._lanes: dict[str, _Lane] = {}
+        self._quiet: list[_Head] = []  # (order of the head, tie, lane): stale entries are skipped when they surface
+        self._noisy: list[_Head] = []
+        self._noisy_lanes: set[_Lane] = set()
+        self._total = _Meter(now)
+        self._next_look = now
+        self._order = 0
+        self._tie = 0
+        self._prune_at = _PRUNE_ABOVE
+
+    def add(self, message: Stored, now: float) -> None:
+        """Take in a new message; a delayed one when its delay is over."""
+        if message.state is State.AVAILABLE:
+            self._lay(message, now)
+
+    def delay_over(self, message: Stored, now: float) -> None:
+        """Take in a message whose delay is over."""
+        self._lay(message, now)
+
+    def returned(self, message: Stored, now: float) -> None:
+        """Take back a message that was in flight."""
+        self._count(message, -1, now)
+        self._lay(message, now)
+
+    def left(self, message: Stored, now: float, *, was_in_flight: bool) -> None:
+        """Note that a message is gone."""
+        if was_in_flight:
+            self._count(message, -1, now)
+        else:
+            lane = self._lane(message, now)
+            if lane.lying and lane.lying[0] is message:  # the first message of a lane is always a living one
+                lane.head()
+                self._enlist(lane)
+
+    def restore_in_flight(self, message: Stored, now: float) -> None:
+        """Note a message that is in flight already, when a queue is loaded."""
+        self._count(message, 1, now)
+
+    def take(self, limit: int, now: float) -> list[Stored]:
+        """Remove up to ``limit`` messages from those that lie."""
+        taken: list[Stored] = []
+        while len(taken) < limit:
+            lane = self._next_lane(now) if self._lanes else self._plain
+            head = None if lane is None else lane.head()
+            if lane is None or head is None:
+                break
+            lane.lying.popleft()
+            self._count(head, 1, now)
+            taken.append(head)
+            self._enlist(lane)
+        return taken
+
+    def clear(self) -> None:
+        """Forget all messages that lie here; those in flight were reported gone one by one."""
+        self._plain.lying.clear()
+        for lane in self._lanes.values():
+            lane.lying.clear()
+        self._quiet.clear()
+        self._noisy.clear()
+
+    def noisy_groups(self, now: float) -> list[str]:
+        """Return the tenants that are noisy now, in order of name."""
+        groups = [lane.group for lane in self._lanes.values() if lane.group and self._is_noisy(lane, now)]
+        return sorted(groups)
+
+    # -- lanes ---------------------------------------------------------------------------------------------------
+
+    def _lane(self, message: Stored, now: float) -> _Lane:
+        if message.group is None:
+            return self._plain
+        lane = self._lanes.get(message.group)
+        if lane is None:
+            if len(self._lanes) >= self._prune_at:
+                self._prune(now)
+            lane = self._lanes[message.group] = _Lane(message.group, now)
+        return lane
+
+    def _lay(self, message: Stored, now: float) -> None:
+        lane = self._lane(message, now)
+        self._order += 1
+        message.order = self._order
+        lane.lying.append(message)
+        if len(lane.lying) == 1:
+            self._enlist(lane)
+
+    def _enlist(self, lane: _Lane) -> None:
+        """Enter the head of a tenant's lane among the heads of its class."""
+        head = lane.head()
+        if head is None or lane.group is None:
+            return
+        heads = self._noisy if lane.noisy else self._quiet
+        if len(heads) > 64 + 2 * len(self._lanes):  # lanes that change class often leave stale entries behind
+            heads[:] = [entry for entry in heads if _is_current(entry, noisy=lane.noisy)]
+            heapify(heads)
+        self._tie += 1
+        heappush(heads, (head.order, self._tie, lane))
+
+    def _count(self, message: Stored, change: int, now: float) -> None:
+        recent = self._policy.recent
+        self._total.read(now, recent)
+        self._total.count += change
+        if message.group is not None:
+            meter = self._lane(message, now).meter
+            meter.read(now, recent)
+            meter.count += change
+
+    def _prune(self, now: float) -> None:
+        """Forget tenants that have nothing here and hardly any recent processing time."""
+        small = 0.01 * self._total.read(now, self._policy.recent)
+        idle = [
+            lane
+            for lane in self._lanes.values()
+            if not lane.meter.count and lane.head() is None and lane.meter.read(now, self._policy.recent) <= small
+        ]
+        for lane in idle:
+            del self._lanes[lane.group or ""]
+            self._noisy_lanes.discard(lane)
+        self._prune_at = max(_PRUNE_ABOVE, 2 * len(self._lanes))
+
+    # -- who is noisy --------------------------------------------------------------------------------------------
+
+    def _is_noisy(self, lane: _Lane, now: float) -> bool:
+        policy = self._policy
+        meter = lane.meter
+        if meter.count >= policy.minimum and meter.count > policy.share * self._total.count:
+            return True
+        used = meter.read(now, policy.recent)
+        return used >= policy.minimum_seconds and used > policy.share * self._total.read(now, policy.recent)
+
+    def _mark(self, lane: _Lane, *, noisy: bool) -> None:
+        lane.noisy = noisy
+        if noisy:
+            self._noisy_lanes.add(lane)
+        else:
+            self._noisy_lanes.discard(lane)
+        self._enlist(lane)
+
+    def _look(self, now: float) -> bool:
+        """Classify anew what may have changed; return whether heads must be classified one by one."""
+        if self._policy.lag == 0.0:
+            for lane in [lane for lane in self._noisy_lanes if not self._is_noisy(lane, now)]:
+                self._mark(lane, noisy=False)
+            return True
+        if now >= self._next_look:
+            self._next_look = now + self._policy.lag
+            for lane in list(self._lanes.values()):
+                noisy = self._is_noisy(lane, now)
+                if noisy != lane.noisy:
+                    self._mark(lane, noisy=noisy)
+        return False
+
+    def _next_lane(self, now: float) -> _Lane | None:
+        at_once = self._look(now)
+        while (lane := self._oldest(self._quiet, noisy=False)) is not None:
+            if not (at_once and self._is_noisy(lane, now)):
+                break
+            heappop(self._quiet)
+            self._mark(lane, noisy=True)
+        plain = self._plain.head()
+        if lane is not None and (plain is None or self._quiet[0][0] < plain.order):
+            heappop(self._quiet)
+            return lane
+        if plain is not None:
+            return self._plain
+        lane = self._oldest(self._noisy, noisy=True)
+        if lane is not None:
+            heappop(self._noisy)
+        return lane
+
+    def _oldest(self, heads: list[_Head], *, noisy: bool) -> _Lane | None:
+        """Return the lane whose head is the oldest of its class, and leave its entry on top."""
+        while heads:
+            if _is_current(heads[0], noisy=noisy):
+                return heads[0][2]
+            heappop(heads)
+        return None

@@ -1,0 +1,302 @@
+"""The broker inside an event loop: its clock is the loop's, its long polls are awaitables."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from postroom.errors import ClosedError, ConfigurationError, NotOpenError
+from postroom.local.broker import DEFAULT_SCOPE, Broker
+from postroom.local.fair import FairPolicy
+from postroom.local.queue import LocalQueue, Scope, Waiter
+from postroom.local.shapes import (
+    BatchResult,
+    ChangeVisibilityEntry,
+    DeleteEntry,
+    Receive,
+    Received,
+    Send,
+    SendEntry,
+    Sent,
+    SentBatch,
+)
+
+Deliver = Callable[[list[Received]], None]
+
+
+class Poll:
+    """A long poll that waits. ``cancel()`` ends it; it then delivers nothing."""
+
+    __slots__ = ("_broker", "_deliver", "_queue", "_timer", "_waiter")
+
+    def __init__(self, broker: "LocalBroker", queue: LocalQueue, request: Receive, deliver: Deliver) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._deliver = deliver
+        self._waiter: Waiter | None = broker.engine.wait(queue, request, self._served)
+        self._timer = broker.call_later(broker.engine.wait_of(queue, request), self._timed_out)
+
+    def _served(self, messages: list[Received]) -> None:
+        self._timer.cancel()
+        self._broker.polls.discard(self)
+        self._waiter = None
+        self._deliver(messages)
+
+    def _timed_out(self) -> None:
+        # What becomes available at this very instant is still delivered, whichever timer of the loop runs first.
+        self._broker.engine.tick(self._queue)
+        if self._waiter is not None:
+            self.cancel()
+            self._deliver([])
+
+    def cancel(self) -> None:
+        """End the wait. A second call, and one after the delivery, does nothing."""
+        if self._waiter is not None:
+            self._timer.cancel()
+            self._broker.polls.discard(self)
+            self._broker.engine.cancel(self._queue, self._waiter)
+            self._waiter = None
+
+    def end(self) -> None:
+        """Deliver nothing, now."""
+        if self._waiter is not None:
+            self.cancel()
+            self._deliver([])
+
+
+class LocalBroker:
+    """SQS in this process, for the time of an ``async with``.
+
+    ::
+
+        async with LocalBroker() as broker:
+            broker.create_queue("orders", {"VisibilityTimeout": "30"})
+            broker.send("orders", "hello")
+            [message] = await broker.receive("orders", wait=20)
+
+    Re-entrant: each ``async with`` counts, the last exit ends all long polls (they get nothing) and closes the
+    persistent log. What was in the broker is gone then, unless ``persist`` names a file. It belongs to the event
+    loop that entered it; its time is that loop's time, so that it runs in virtual time as well.
+
+    Refusals are :class:`~postroom.local.errors.BrokerError`, with SQS's codes.
+
+    Args:
+        scope: account and region of queues that are named without them.
+        fair: when a tenant of a standard queue counts as noisy.
+        recreate_after: seconds for which the name of a deleted queue cannot be used again (as in SQS).
+        seed: makes message ids repeatable.
+        epoch: what the broker's time is when it opens, in seconds since 1970; now, unless it says otherwise.
+        time_scale: how many of the broker's seconds pass in one second.
+        persist: a file that keeps everything; it survives a kill of the process.
+    """
+
+    def __init__(
+        self,
+        *,
+        scope: Scope = DEFAULT_SCOPE,
+        fair: FairPolicy | None = None,
+        recreate_after: float = 60.0,
+        seed: int | None = None,
+        epoch: float | None = None,
+        time_scale: float = 1.0,
+        persist: str | Path | None = None,
+    ) -> None:
+        if not time_scale > 0:
+            raise ConfigurationError(f"LocalBroker(time_scale={time_scale}): must be above 0; 1 is real time")
+        self.scope = scope
+        self.polls: set[Poll] = set()
+        """The long polls that wait."""
+        self._fair = fair
+        self._recreate_after = recreate_after
+        self._rng = Random(seed)  # noqa: S311 - ids, not secrets
+        self._epoch = epoch
+        self._scale = time_scale
+        self._persist = None if persist is None else Path(persist)
+        self._engine: Broker | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._entered = 0
+        self._started = 0.0
+        self._offset = 0.0
+        self._closed = False
+        self._alarms: dict[LocalQueue, tuple[float, asyncio.TimerHandle]] = {}
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if not self._entered:
+            self._loop = asyncio.get_running_loop()
+            self._started = self._loop.time()
+            self._offset = time.time() if self._epoch is None else self._epoch
+            engine = Broker(self._now, self._rng, fair=self._fair, recreate_after=self._recreate_after)
+            engine.on_waiting = self._set_alarm
+            self._engine = engine
+            self._closed = False
+        self._entered += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
+        for poll in list(self.polls):
+            poll.end()
+        for _, alarm in self._alarms.values():
+            alarm.cancel()
+        self._alarms.clear()
+        self._engine = None
+        self._loop = None
+        self._closed = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is inside of its ``async with``."""
+        return self._engine is not None
+
+    @property
+    def engine(self) -> Broker:
+        """The state machine itself. Raises ``NotOpenError`` before ``async with`` and ``ClosedError`` after it."""
+        if self._engine is None:
+            if self._closed:
+                raise ClosedError("this LocalBroker was closed: its `async with` is over")
+            raise NotOpenError("this LocalBroker is not open: write `async with LocalBroker() as broker:`")
+        return self._engine
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        assert self._loop is not None  # noqa: S101 - the engine lives no longer than the loop is known
+        return self._offset + (self._loop.time() - self._started) * self._scale
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call something after some of the broker's seconds."""
+        assert self._loop is not None  # noqa: S101 - as above
+        return self._loop.call_later(seconds / self._scale, callback)
+
+    def _set_alarm(self, queue: LocalQueue) -> None:
+        """See to it that the engine is asked when a queue with waiting polls has its next event."""
+        when = self.engine.next_event(queue)
+        alarm = self._alarms.get(queue)
+        if alarm is not None:
+            if when is not None and alarm[0] <= when and not alarm[1].cancelled():
+                return  # an earlier alarm sets the next one
+            alarm[1].cancel()
+            del self._alarms[queue]
+        if when is not None:
+            delay = max(0.0, when - self._now())
+            self._alarms[queue] = (when, self.call_later(delay, lambda: self._ring(queue)))
+
+    def _ring(self, queue: LocalQueue) -> None:
+        self._alarms.pop(queue, None)
+        self.engine.tick(queue)
+
+    # -- actions -------------------------------------------------------------------------------------------------
+
+    def create_queue(
+        self, name: str, attributes: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+    ) -> LocalQueue:
+        """Create a queue; one that exists with the same attributes is returned as it is."""
+        return self.engine.create_queue(name, attributes, tags, scope=self.scope)
+
+    def queue(self, name: str | LocalQueue) -> LocalQueue:
+        """Return a queue by name, URL or ARN. Raises BrokerError (QueueDoesNotExist)."""
+        return name if isinstance(name, LocalQueue) else self.engine.queue(name, self.scope)
+
+    def delete_queue(self, queue: str | LocalQueue) -> None:
+        """Delete a queue with all its messages."""
+        self.engine.delete_queue(self.queue(queue))
+
+    def list_queues(self, prefix: str = "") -> list[LocalQueue]:
+        """Return the queues whose names start with a prefix, by name."""
+        return self.engine.list_queues(prefix, scope=self.scope)[0]
+
+    def attributes(self, queue: str | LocalQueue, names: Iterable[str] = ("All",)) -> dict[str, str]:
+        """Return attributes of a queue, counts included."""
+        return self.engine.get_attributes(self.queue(queue), names)
+
+    def set_attributes(self, queue: str | LocalQueue, attributes: Mapping[str, str]) -> None:
+        """Set attributes of a queue."""
+        self.engine.set_attributes(self.queue(queue), attributes)
+
+    def purge(self, queue: str | LocalQueue) -> None:
+        """Delete all messages of a queue."""
+        self.engine.purge_queue(self.queue(queue))
+
+    def send(self, queue: str | LocalQueue, message: str | Send) -> Sent:
+        """Send a body, or a message with attributes, delay or group."""
+        request = Send(message_body=message) if isinstance(message, str) else message
+        return self.engine.send(self.queue(queue), request)
+
+    def send_batch(self, queue: str | LocalQueue, entries: Sequence[SendEntry]) -> SentBatch:
+        """Send up to ten messages."""
+        return self.engine.send_batch(self.queue(queue), entries)
+
+    async def receive(
+        self,
+        queue: str | LocalQueue,
+        *,
+        limit: int = 1,
+        wait: int | None = None,
+        visibility: int | None = None,
+        attempt_id: str | None = None,
+    ) -> list[Received]:
+        """Receive up to ``limit`` messages with all their attributes; wait up to ``wait`` seconds for the first.
+
+        ``None`` means what the queue's attributes say. Cancelled while it waits, it takes nothing; cancelled in the
+        very step in which it was served, it leaves the messages in flight, as SQS does.
+        """
+        request = Receive(
+            message_system_attribute_names=["All"],
+            message_attribute_names=["All"],
+            max_number_of_messages=limit,
+            visibility_timeout=visibility,
+            wait_time_seconds=wait,
+            receive_request_attempt_id=attempt_id,
+        )
+        future: asyncio.Future[list[Received]] = asyncio.get_running_loop().create_future()
+
+        def deliver(messages: list[Received]) -> None:
+            if not future.done():
+                future.set_result(messages)
+
+        received, poll = self.poll(self.queue(queue), request, deliver)
+        if poll is None:
+            return received
+        try:
+            return await future
+        finally:
+            poll.cancel()
+
+    def poll(self, queue: LocalQueue, request: Receive, deliver: Deliver) -> tuple[list[Received], Poll | None]:
+        """Receive; and if there is nothing and the request may wait, wait and call ``deliver`` once.
+
+        Returns what was received at once, or the poll that waits. ``deliver`` is called with nothing when the time
+        is over, the queue is deleted or the broker closes.
+        """
+        engine = self.engine
+        received = engine.receive(queue, request)
+        if received or not engine.wait_of(queue, request):
+            return received, None
+        poll = Poll(self, queue, request, deliver)
+        self.polls.add(poll)
+        return [], poll
+
+    def delete(self, queue: str | LocalQueue, receipt_handle: str) -> None:
+        """Delete a message."""
+        self.engine.delete(self.queue(queue), receipt_handle)
+
+    def delete_batch(self, queue: str | LocalQueue, entries: Sequence[DeleteEntry]) -> BatchResult:
+        """Delete up to ten messages."""
+        return self.engine.delete_batch(self.queue(queue), entries)
+
+    def change_visibility(self, queue: str | LocalQueue, receipt_handle: str, timeout: int) -> None:
+        """Change the visibility timeout of a message in flight."""
+        self.engine.change_visibility(self.queue(queue), receipt_handle, timeout)
+
+    def change_visibility_batch(self, queue: str | LocalQueue, entries: Sequence[ChangeVisibilityEntry]) -> BatchResult:
+        """Change up to ten visibility timeouts."""
+        return self.engine.change_visibility_batch(self.queue(queue), entries)

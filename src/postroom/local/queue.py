@@ -1,0 +1,296 @@
+"""One queue: its messages, their states, and when the next of them changes state by itself.
+
+Nothing here looks at a clock or answers a client: every method is told what time it is. What a receive may take is
+decided by the order (:mod:`~postroom.local.fair`, :mod:`~postroom.local.fifo`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple, Protocol
+
+from postroom.local.attributes import DEFAULTS, FIFO_DEFAULTS, Redrive, RedriveAllow, parse_redrive, parse_redrive_allow
+from postroom.local.fair import FairOrder, FairPolicy
+from postroom.local.fifo import Attempts, Deduplication, FifoOrder
+from postroom.local.messages import Handles, State, Stored
+from postroom.local.shapes import Receive
+
+INSTANT = 1e-6
+"""Two times closer than this are the same: sums of floats differ by less, and no client can tell."""
+
+
+class Scope(NamedTuple):
+    """Whose queues these are: queues of one name in two scopes have nothing to do with each other."""
+
+    account: str = "000000000000"
+    region: str = "us-east-1"
+
+
+class Order(Protocol):
+    """Which of the available messages a receive gets."""
+
+    def add(self, message: Stored, _now: float, /) -> None:
+        """Take in a new message, available or delayed."""
+        ...
+
+    def delay_over(self, message: Stored, _now: float, /) -> None:
+        """Note that the delay of a message is over."""
+        ...
+
+    def take(self, limit: int, _now: float, /) -> list[Stored]:
+        """Remove up to ``limit`` messages from those that lie; they are in flight now."""
+        ...
+
+    def returned(self, message: Stored, _now: float, /) -> None:
+        """Take back a message that was in flight."""
+        ...
+
+    def left(self, message: Stored, _now: float, /, *, was_in_flight: bool) -> None:
+        """Note that a message is gone."""
+        ...
+
+    def restore_in_flight(self, message: Stored, _now: float, /) -> None:
+        """Note a message that is in flight already, when a queue is loaded."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all messages that lie here; those in flight were reported gone one by one."""
+        ...
+
+
+class Waiter:
+    """A long poll that waits. ``deliver`` is called once, with what it got."""
+
+    __slots__ = ("deliver", "request", "waits")
+
+    def __init__(self, request: Receive, deliver: Callable[[list[Stored]], None]) -> None:
+        self.request = request
+        self.deliver = deliver
+        self.waits = True
+
+
+class _Settings:
+    """The attributes that decide something, read once when they are set."""
+
+    __slots__ = (
+        "content_based",
+        "deduplicates_by_group",
+        "delay",
+        "max_bytes",
+        "redrive",
+        "redrive_allow",
+        "retention",
+        "visibility",
+        "wait",
+    )
+
+    def __init__(self, attributes: Mapping[str, str]) -> None:
+        values = {**DEFAULTS, **attributes}
+        self.visibility = int(values["VisibilityTimeout"])
+        self.delay = int(values["DelaySeconds"])
+        self.wait = int(values["ReceiveMessageWaitTimeSeconds"])
+        self.retention = int(values["MessageRetentionPeriod"])
+        self.max_bytes = int(values["MaximumMessageSize"])
+        self.content_based = values.get("ContentBasedDeduplication") == "true"
+        self.deduplicates_by_group = values.get("DeduplicationScope") == "messageGroup"
+        self.redrive: Redrive | None = parse_redrive(values["RedrivePolicy"]) if "RedrivePolicy" in values else None
+        self.redrive_allow = (
+            parse_redrive_allow(values["RedriveAllowPolicy"]) if "RedriveAllowPolicy" in values else RedriveAllow()
+        )
+
+
+class LocalQueue:
+    """The state of one queue."""
+
+    def __init__(
+        self, name: str, scope: Scope, *, uid: int, attributes: Mapping[str, str], now: float, fair: FairPolicy
+    ) -> None:
+        self.name = name
+        self.scope = scope
+        self.uid = uid
+        self.arn = f"arn:aws:sqs:{scope.region}:{scope.account}:{name}"
+        self.fifo = name.endswith(".fifo")
+        self.created_at = self.modified_at = now
+        self.purged_at: float | None = None
+        self.deleted = False
+        self.attributes: dict[str, str] = dict(attributes)
+        self.settings = _Settings(attributes)
+        self.tags: dict[str, str] = {}
+        self.messages: dict[int, Stored] = {}
+        self.available = self.delayed = self.in_flight = 0
+        self.order: Order = FifoOrder() if self.fifo else FairOrder(fair, now)
+        self.handles = Handles(uid)
+        self.deduplication = Deduplication()
+        self.attempts = Attempts()
+        self.waiters: deque[Waiter] = deque()
+        self._due: list[tuple[float, int, Stored]] = []  # delays and visibility timeouts; stale entries are skipped
+        self._kept: list[tuple[float, int, Stored]] = []  # by when retention started
+        self._tie = 0
+
+    def set_attributes(self, changes: Mapping[str, str], now: float) -> None:
+        """Store attributes that were checked; an empty text removes one."""
+        merged = {**self.attributes, **changes}
+        self.attributes = {name: value for name, value in merged.items() if value}
+        self.settings = _Settings(self.attributes)
+        self.modified_at = now
+
+    def all_attributes(self) -> dict[str, str]:
+        """Return every attribute as GetQueueAttributes shows it."""
+        return {
+            "QueueArn": self.arn,
+            "ApproximateNumberOfMessages": str(self.available),
+            "ApproximateNumberOfMessagesNotVisible": str(self.in_flight),
+            "ApproximateNumberOfMessagesDelayed": str(self.delayed),
+            "CreatedTimestamp": str(int(self.created_at)),
+            "LastModifiedTimestamp": str(int(self.modified_at)),
+            **DEFAULTS,
+            **(FIFO_DEFAULTS if self.fifo else {}),
+            **self.attributes,
+        }
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def insert(self, message: Stored, now: float) -> None:
+        """Take in a new message. Its ``visible_at`` decides whether it is delayed."""
+        self.messages[message.seq] = message
+        heappush(self._kept, (message.kept_since, self._next_tie(), message))
+        if message.visible_at > now + INSTANT:
+            message.state = State.DELAYED
+            self.delayed += 1
+            self._push_due(message)
+        else:
+            message.state = State.AVAILABLE
+            self.available += 1
+        self.order.add(message, now)
+
+    def take(self, limit: int, now: float) -> list[Stored]:
+        """Take available messages out of the order; each must then be flown or removed."""
+        taken = self.order.take(limit, now)
+        self.available -= len(taken)
+        self.in_flight += len(taken)
+        for message in taken:
+            message.state = State.IN_FLIGHT
+        return taken
+
+    def fly(self, message: Stored, timeout: float, now: float) -> None:
+        """Count a receive of a taken message and hide it for ``timeout`` seconds."""
+        message.receives += 1
+        message.receives_here += 1
+        message.received_at = now
+        message.first_received_at = message.first_received_at or now
+        self.hide(message, timeout, now)
+
+    def hide(self, message: Stored, timeout: float, now: float) -> None:
+        """Let the visibility timeout of a message in flight end in ``timeout`` seconds."""
+        message.visible_at = now + timeout
+        if timeout > 0:
+            self._push_due(message)
+
+    def land(self, message: Stored, now: float) -> None:
+        """Make a message that is in flight available again."""
+        message.state = State.AVAILABLE
+        message.visible_at = now
+        self.in_flight -= 1
+        self.available += 1
+        self.order.returned(message, now)
+
+    def remove(self, message: Stored, now: float) -> None:
+        """Forget a message."""
+        del self.messages[message.seq]
+        state = message.state
+        message.state = State.GONE
+        if state is State.IN_FLIGHT:
+            self.in_flight -= 1
+        elif state is State.DELAYED:
+            self.delayed -= 1
+        else:
+            self.available -= 1
+        self.order.left(message, now, was_in_flight=state is State.IN_FLIGHT)
+
+    def clear(self, now: float) -> None:
+        """Forget all messages, and what was remembered of receives; deduplication stays."""
+        for message in self.messages.values():
+            if message.state is State.IN_FLIGHT:
+                message.state = State.GONE
+                self.order.left(message, now, was_in_flight=True)
+            message.state = State.GONE
+        self.messages.clear()
+        self.available = self.delayed = self.in_flight = 0
+        self.order.clear()
+        self.attempts.clear()
+        self._due.clear()
+        self._kept.clear()
+
+    def restore(self, message: Stored, now: float) -> None:
+        """Take in a message as it was when it was saved."""
+        if message.state is not State.IN_FLIGHT:
+            self.insert(message, now)
+            return
+        self.messages[message.seq] = message
+        heappush(self._kept, (message.kept_since, self._next_tie(), message))
+        self.in_flight += 1
+        self.order.restore_in_flight(message, now)
+        self._push_due(message)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> list[Stored]:
+        """Let happen what is due: delays and visibility timeouts end, messages expire. Returns the expired ones."""
+        limit = now + INSTANT
+        while self._due and self._due[0][0] <= limit:
+            when, _, message = heappop(self._due)
+            if message.visible_at != when:
+                continue
+            if message.state is State.IN_FLIGHT:
+                self.land(message, now)
+            elif message.state is State.DELAYED:
+                message.state = State.AVAILABLE
+                self.delayed -= 1
+                self.available += 1
+                self.order.delay_over(message, now)
+        expired: list[Stored] = []
+        while self._kept and self._kept[0][0] + self.settings.retention <= limit:
+            message = heappop(self._kept)[2]
+            if message.state is not State.GONE:
+                expired.append(message)
+                self.remove(message, now)
+        return expired
+
+    def next_due(self) -> float | None:
+        """Return when the next delay or visibility timeout ends, or the next message expires; None for never."""
+        while self._due and not _is_due(self._due[0]):
+            heappop(self._due)
+        while self._kept and self._kept[0][2].state is State.GONE:
+            heappop(self._kept)
+        expiry = self._kept[0][0] + self.settings.retention if self._kept else None
+        if not self._due:
+            return expiry
+        return self._due[0][0] if expiry is None else min(self._due[0][0], expiry)
+
+    def _next_tie(self) -> int:
+        self._tie += 1
+        if len(self._kept) > 64 + 2 * len(self.messages):
+            self._kept = [entry for entry in self._kept if entry[2].state is not State.GONE]
+            heapify(self._kept)
+        return self._tie
+
+    def _push_due(self, message: Stored) -> None:
+        self._tie += 1
+        heappush(self._due, (message.visible_at, self._tie, message))
+        if len(self._due) > 64 + 2 * (self.delayed + self.in_flight):
+            self._due = [entry for entry in self._due if _is_due(entry)]
+            heapify(self._due)
+
+    # -- long polls ----------------------------------------------------------------------------------------------
+
+    def next_waiter(self) -> Waiter | None:
+        """Return the long poll that has waited longest."""
+        while self.waiters and not self.waiters[0].waits:
+            self.waiters.popleft()
+        return self.waiters[0] if self.waiters else None
+
+
+def _is_due(entry: tuple[float, int, Stored]) -> bool:
+    """Whether an entry still says when its message becomes available."""
+    when, _, message = entry
+    return message.visible_at == when and message.state in {State.DELAYED, State.IN_FLIGHT}

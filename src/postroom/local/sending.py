@@ -1,0 +1,143 @@
+"""What a send may say, and the message it becomes.
+
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+"""
+
+import re
+from collections.abc import Sequence
+from random import Random
+
+from postroom.local.contents import (
+    MAX_MESSAGE_BYTES,
+    check_attributes,
+    check_text,
+    check_token,
+    content_id,
+    md5_of_attributes,
+    md5_of_body,
+    message_size,
+    trace_header,
+)
+from postroom.local.errors import BrokerError, invalid_parameter, invalid_value, missing_parameter
+from postroom.local.messages import Stored
+from postroom.local.queue import LocalQueue
+from postroom.local.receiving import not_for_this_type
+from postroom.local.shapes import ChangeVisibilityEntry, DeleteEntry, Send, SendEntry
+
+MAX_DELAY = 900
+MAX_BATCH = 10
+_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+def new_message(queue: LocalQueue, request: Send, *, sender: str, now: float, seq: int, rng: Random) -> Stored:
+    """Check a send and return the message that it makes. Raises BrokerError."""
+    body = request.message_body
+    if not body:
+        raise missing_parameter("MessageBody")
+    attributes = request.message_attributes
+    if attributes:
+        check_attributes(attributes)
+    size = message_size(body, attributes)
+    if size > queue.settings.max_bytes:
+        reason = f"Message must be shorter than {queue.settings.max_bytes} bytes."
+        raise invalid_parameter(f"One or more parameters are invalid. Reason: {reason}")
+    check_text(body)
+    return Stored(
+        seq=seq,
+        id=new_id(rng),
+        body=body,
+        md5=md5_of_body(body),
+        sender=sender,
+        sent_at=now,
+        kept_since=now,
+        attributes=attributes,
+        attributes_md5=md5_of_attributes(attributes),
+        trace=trace_header(request.message_system_attributes) if request.message_system_attributes else None,
+        group=_group(queue, request),
+        deduplication_id=_deduplication_id(queue, request, body),
+        visible_at=now + _delay(queue, request),
+    )
+
+
+def new_id(rng: Random) -> str:
+    """Return a new random UUID as text."""
+    text = f"{rng.getrandbits(128):032x}"
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
+
+
+def _group(queue: LocalQueue, request: Send) -> str | None:
+    group = request.message_group_id
+    if group is not None:
+        check_token("MessageGroupId", group)
+    elif queue.fifo:
+        raise missing_parameter("MessageGroupId")
+    return group
+
+
+def _deduplication_id(queue: LocalQueue, request: Send, body: str) -> str | None:
+    given = request.message_deduplication_id
+    if given is not None:
+        if not queue.fifo:
+            raise not_for_this_type("MessageDeduplicationId", given)
+        check_token("MessageDeduplicationId", given)
+        return given
+    if not queue.fifo:
+        return None
+    if not queue.settings.content_based:
+        text = (
+            "The queue should either have ContentBasedDeduplication enabled or "
+            "MessageDeduplicationId provided explicitly"
+        )
+        raise invalid_parameter(text)
+    return content_id(body)
+
+
+def _delay(queue: LocalQueue, request: Send) -> int:
+    delay = request.delay_seconds
+    if delay is None:
+        return queue.settings.delay
+    if not 0 <= delay <= MAX_DELAY:
+        raise invalid_value("DelaySeconds", delay, f"DelaySeconds must be >= 0 and <= {MAX_DELAY}.")
+    if queue.fifo:
+        if delay:
+            raise not_for_this_type("DelaySeconds", delay)
+        return queue.settings.delay
+    return delay
+
+
+def deduplication_key(queue: LocalQueue, message: Stored) -> tuple[str, str]:
+    """Return under which key a message of a FIFO queue is remembered: queue-wide, or in its message group."""
+    scope = message.group or "" if queue.settings.deduplicates_by_group else ""
+    return scope, message.deduplication_id or ""
+
+
+def check_batch(
+    action: str, entries: Sequence[SendEntry] | Sequence[DeleteEntry] | Sequence[ChangeVisibilityEntry]
+) -> None:
+    """Check what makes a batch fail as a whole: its size and its entry ids."""
+    if not entries:
+        raise BrokerError("EmptyBatchRequest", f"There should be at least one {action}RequestEntry in the request.")
+    if len(entries) > MAX_BATCH:
+        text = f"Maximum number of entries per request are {MAX_BATCH}. You have sent {len(entries)}."
+        raise BrokerError("TooManyEntriesInBatchRequest", text)
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id is None:
+            raise missing_parameter(f"{action}RequestEntry.Id")
+        if not _BATCH_ID.fullmatch(entry.id):
+            text = (
+                "A batch entry id can only contain alphanumeric characters, hyphens and underscores. "
+                "It can be at most 80 letters long."
+            )
+            raise BrokerError("InvalidBatchEntryId", text)
+        if entry.id in seen:
+            raise BrokerError("BatchEntryIdsNotDistinct", f"Id {entry.id} repeated.")
+        seen.add(entry.id)
+
+
+def check_batch_size(entries: Sequence[SendEntry]) -> None:
+    """Check the sum of the messages of a send batch. Raises BatchRequestTooLong."""
+    total = sum(message_size(entry.message_body or "", entry.message_attributes) for entry in entries)
+    if total > MAX_MESSAGE_BYTES:
+        text = f"Batch requests cannot be longer than {MAX_MESSAGE_BYTES} bytes. You have sent {total} bytes."
+        raise BrokerError("BatchRequestTooLong", text)
