@@ -1,1 +1,26 @@
-"""payloads."""
+"""From a message to what a handler works with: payloads, contexts, envelopes, signatures."""
+
+from postroom.payloads.attributes import SAFE_ID, AttributeResolver, attribute, context_from_attributes
+from postroom.payloads.decoder import Decoder
+from postroom.payloads.decoding import decoder_for
+from postroom.payloads.envelopes import unwrap_eventbridge, unwrap_sns
+from postroom.payloads.groups import cross_check_group
+from postroom.payloads.handlers import payload_type_of
+from postroom.payloads.signing import KeyRing, SignedContext, sign, signed
+
+__all__ = [
+    "SAFE_ID",
+    "AttributeResolver",
+    "Decoder",
+    "KeyRing",
+    "SignedContext",
+    "attribute",
+    "context_from_attributes",
+    "cross_check_group",
+    "decoder_for",
+    "payload_type_of",
+    "sign",
+    "signed",
+    "unwrap_eventbridge",
+    "unwrap_sns",
+]

@@ -1,0 +1,369 @@
+"""A context straight from the message attributes: ``context=Tenant``.
+
+Message attributes are input from whoever may call SendMessage. So every value is checked before it becomes part of
+a context: an id has to look like one, a number is a whole number in its one canonical spelling, an enumeration has
+the value. Nothing is guessed, and no value is quoted in an error.
+"""
+
+import dataclasses
+import enum
+import inspect
+import re
+import types
+import typing
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, Generic
+
+import msgspec
+from typing_extensions import TypeVar
+
+from postroom.errors import ConfigurationError, ContextError, MissingAttribute
+from postroom.message import Message, MessageAttribute
+from postroom.payloads.decoder import Unwrap
+
+T_co = TypeVar("T_co", covariant=True)
+
+SAFE_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
+"""What a text attribute must look like unless ``attribute(pattern=...)`` says otherwise: ASCII, at most 128
+characters, no slash, quote, space or control character, no leading dot. Safe in a log line, a metric label or the
+name of a file; still no proof that such a tenant exists: the provider decides that."""
+
+_MISSING: Final = object()
+_NOTE: Final = "attribute"
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
+_NAME: Final = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_WHOLE: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+Parse = Callable[[str], Any]
+"""Makes the value of the text, or raises ``_Unfit``."""
+
+
+class _Unfit(Exception):
+    """The text is no value of the field. Says what was expected, never what came."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Note:
+    """What ``attribute()`` says of a field."""
+
+    name: str | None = None
+    pattern: str | None = None
+    choices: tuple[str, ...] | None = None
+
+
+def attribute(
+    name: str | None = None,
+    *,
+    pattern: str | None = None,
+    choices: Collection[str] | None = None,
+    default: Any = dataclasses.MISSING,
+) -> Any:
+    r"""Say which message attribute a field of a context comes from, and what it may contain.
+
+    Write it in the annotation, which type checkers read exactly and Structs and NamedTuples understand as well::
+
+        @dataclass(frozen=True)
+        class Tenant:
+            tenant_id: Annotated[str, attribute("tenantId", pattern=r"t-\\d+")]
+            region: Annotated[str, attribute(choices=["eu-west-1", "us-east-1"])] = "eu-west-1"
+
+    In a dataclass ``tenant_id: str = attribute("tenantId")`` works, too.
+
+    Args:
+        name: the name of the attribute; by default the field's name, exact or in camel case.
+        pattern: a regular expression that the whole value must match, instead of ``SAFE_ID``. Unprintable
+            characters are refused in any case. Text fields only.
+        choices: the values that exist, instead of a pattern. Text fields only.
+        default: the field's default, when this stands at the default's place in a dataclass.
+
+    Raises:
+        ConfigurationError: the name is none that SQS allows, the pattern does not compile, or both a pattern and
+            choices are given.
+    """
+    if name is not None and (len(name) > 256 or _NAME.fullmatch(name) is None):
+        raise ConfigurationError(
+            f"attribute({name!r}): SQS allows 1 to 256 letters, digits, '_', '-' and '.' in the name of a message "
+            "attribute, not beginning with 'AWS.' or 'Amazon.', see sqs-message-metadata.html"
+        )
+    if pattern is not None and choices is not None:
+        raise ConfigurationError("attribute(): say either pattern= or choices=")
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigurationError(f"attribute(pattern={pattern!r}) is no regular expression: {error}") from error
+    note = _Note(name, pattern, None if choices is None else tuple(choices))
+    return dataclasses.field(default=default, metadata={_NOTE: note})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    """One field of a context: where it comes from, and what it may be."""
+
+    name: str
+    attributes: tuple[str, ...]
+    parse: Parse
+    required: bool
+
+    def read(self, attributes: Mapping[str, MessageAttribute]) -> Any:
+        found: MessageAttribute | None = None
+        for name in self.attributes:
+            candidate = attributes.get(name)
+            if candidate is None:
+                continue
+            if found is not None and candidate.string_value != found.string_value:
+                raise _Unfit("given twice, with different values")
+            found = candidate
+        if found is None:
+            if self.required:
+                raise _Unfit("missing")
+            return _MISSING
+        if not found.string_value:
+            raise _Unfit("empty" if found.binary_value is None else "Binary, expected String or Number")
+        return self.parse(found.string_value)
+
+
+_ABSENT: Final = frozenset({"missing", "empty", "Binary, expected String or Number"})
+
+
+class AttributeResolver(Generic[T_co]):
+    """Makes a context of a message's attributes. Built by :func:`context_from_attributes`."""
+
+    __slots__ = ("_cls", "_fields", "_unwrap", "names")
+
+    def __init__(self, cls: type[T_co], fields: tuple[_Field, ...], unwrap: Unwrap | None) -> None:
+        self._cls = cls
+        self._fields = fields
+        self._unwrap = unwrap
+        self.names = tuple(name for field in fields for name in field.attributes)
+        """The names of the attributes that are looked at."""
+
+    def __call__(self, message: Message, /) -> T_co:
+        """Return the context of a message.
+
+        Raises:
+            MissingAttribute: one or more attributes are missing, empty or Binary; the text names all of them.
+            ContextError: an attribute has a value that its field does not allow.
+        """
+        if self._unwrap is not None:
+            message = self._unwrap(message)
+        attributes = message.message_attributes
+        values: dict[str, Any] = {}
+        try:
+            for field in self._fields:
+                value = field.read(attributes)
+                if value is not _MISSING:
+                    values[field.name] = value
+        except _Unfit:
+            raise self._problem(message) from None
+        return self._made(values, message)
+
+    def _made(self, values: dict[str, Any], message: Message) -> T_co:
+        try:
+            return self._cls(**values)
+        except Exception as error:
+            text = f"{self._cls.__name__} refused the message attributes ({type(error).__name__})"
+            raise ContextError(text, message_id=message.id) from error
+
+    def _problem(self, message: Message) -> ContextError:
+        """Collect everything that is wrong, so that a sender needs one look and not one try for each."""
+        found: dict[str, list[_Field]] = {}
+        for field in self._fields:
+            try:
+                field.read(message.message_attributes)
+            except _Unfit as error:
+                found.setdefault(str(error), []).append(field)
+        text = "; ".join(_sentence(fields, problem) for problem, fields in found.items())
+        absent = [field for problem, fields in found.items() if problem in _ABSENT for field in fields]
+        if not absent:
+            return ContextError(text, message_id=message.id)
+        present = ", ".join(sorted(map(repr, message.message_attributes))) or "none"
+        text = f"{text} (attributes of this message: {present})"
+        return MissingAttribute(text, name=absent[0].attributes[-1], message_id=message.id)
+
+
+def _sentence(fields: list[_Field], problem: str) -> str:
+    names = [" or ".join(map(repr, field.attributes)) for field in fields]
+    if len(names) == 1:
+        return f"message attribute {names[0]} is {problem}"
+    return f"message attributes {', '.join(names[:-1])} and {names[-1]} are {problem}"
+
+
+def attribute_names(resolver: object) -> tuple[str, ...] | None:
+    """Return the names of the attributes that a resolver looks at; None if it cannot be asked."""
+    return resolver.names if isinstance(resolver, AttributeResolver) else None
+
+
+def context_from_attributes(cls: type[T_co], *, unwrap: Unwrap | None = None) -> AttributeResolver[T_co]:
+    """Build a resolver that fills a context class from the message attributes by name.
+
+    Fields may be ``str``, ``int``, ``bool`` (``true`` or ``false``), ``uuid.UUID``, an Enum, a Literal, and
+    ``| None`` of these. A field with a default is optional; the attribute may then be absent, but not wrong.
+    ``attribute()`` names the attribute and says what is allowed; without it ``tenant_id`` is read from
+    ``tenant_id`` or ``tenantId``, and a text must match ``SAFE_ID``.
+
+    Args:
+        cls: a frozen dataclass, a frozen msgspec Struct, or a NamedTuple. The instance is the key of its tenant's
+            lane and resources, so it must be hashable and must not change.
+        unwrap: takes the message out of an envelope first, such as ``unwrap_sns``.
+
+    Raises:
+        ConfigurationError: the class can change, cannot be hashed, or has a field that no attribute can fill.
+    """
+    hints = _checked_hints(cls)
+    fields = tuple(_field(cls, name, hints[name], note, required=required) for name, note, required in _declared(cls))
+    if not fields:
+        raise ConfigurationError(f"context={cls.__name__} has no fields: then every message is of one tenant")
+    return AttributeResolver(cls, fields, unwrap)
+
+
+def _checked_hints(cls: Any) -> dict[str, Any]:
+    if not inspect.isclass(cls):
+        raise ConfigurationError(f"context={cls!r} is no class: context_from_attributes takes a frozen dataclass")
+    name = cls.__name__
+    how: Any = getattr(cls, "__dataclass_params__", None) or getattr(cls, "__struct_config__", None)
+    if how is None and not _is_named_tuple(cls):
+        raise ConfigurationError(
+            f"context={name} cannot be filled from message attributes: make it a frozen dataclass, a frozen msgspec "
+            "Struct or a NamedTuple, or pass a function (Message) -> context"
+        )
+    if (how is not None and not (how.frozen and how.eq)) or getattr(cls, "__hash__", None) is None:
+        raise ConfigurationError(
+            f"context={name} is a key, so it must not change and must compare by value: "
+            "make it @dataclass(frozen=True), a msgspec Struct with frozen=True, or a NamedTuple"
+        )
+    try:
+        return typing.get_type_hints(cls, include_extras=True)
+    except Exception as error:
+        raise ConfigurationError(f"the annotations of context={name} cannot be read ({error})") from error
+
+
+def _is_named_tuple(cls: Any) -> bool:
+    return issubclass(cls, tuple) and hasattr(typing.cast("type", cls), "_fields")
+
+
+def _declared(cls: Any) -> list[tuple[str, Any, bool]]:
+    """The fields of a context class: name, what its metadata say, whether it is required."""
+    if dataclasses.is_dataclass(cls):
+        fields = [field for field in dataclasses.fields(cls) if field.init]
+        return [(field.name, field.metadata.get(_NOTE), _required(field)) for field in fields]
+    if issubclass(cls, msgspec.Struct):
+        return [(field.name, None, field.required) for field in msgspec.structs.fields(cls)]
+    return [(name, None, name not in cls._field_defaults) for name in cls._fields]
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _field(cls: type, name: str, hint: Any, noted: Any, *, required: bool) -> _Field:
+    where = f"field {name!r} of context={cls.__name__}"
+    note = _Note(noted) if isinstance(noted, str) else noted
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, *extras = typing.get_args(hint)
+        for extra in extras:
+            if _is_note(extra):
+                note = extra.metadata[_NOTE]
+                if extra.default is not dataclasses.MISSING:
+                    raise ConfigurationError(f"{where}: write the default behind the annotation, not in attribute()")
+    note = note if isinstance(note, _Note) else _Note()
+    names = (note.name,) if note.name is not None else tuple(dict.fromkeys((name, _camel(name))))
+    return _Field(name, names, _parser(hint, note, where), required)
+
+
+def _is_note(extra: Any) -> bool:
+    return isinstance(extra, dataclasses.Field) and _NOTE in extra.metadata
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
+
+
+def _parser(hint: Any, note: _Note, where: str) -> Parse:
+    kind = _plain(hint)
+    if kind is str:
+        return _text_parser(note, where)
+    if note.pattern is not None or note.choices is not None:
+        raise ConfigurationError(f"{where}: pattern= and choices= are for text; a Literal or an Enum says it by itself")
+    if kind in _PARSERS:
+        return _PARSERS[kind]
+    if typing.get_origin(kind) is typing.Literal:
+        return _choice_parser({_spelt(value): value for value in typing.get_args(kind)}, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _choice_parser({_spelt(member.value): member for member in kind}, where)
+    raise ConfigurationError(
+        f"{where} cannot come from a message attribute: use str, int, bool, uuid.UUID, an Enum or a Literal"
+    )
+
+
+def _plain(hint: Any) -> Any:
+    """Strip NewType and ``| None``: an attribute that is there has a value."""
+    hint = getattr(hint, "__supertype__", hint)
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
+        members = [member for member in typing.get_args(hint) if member is not types.NoneType]
+        if len(members) == 1:
+            return _plain(members[0])
+    return hint
+
+
+def _text_parser(note: _Note, where: str) -> Parse:
+    if note.choices is not None:
+        return _choice_parser({choice: choice for choice in note.choices}, where)
+    safe = note.pattern is None
+    matches = re.compile(SAFE_ID if note.pattern is None else note.pattern).fullmatch
+    expected = f"not a safe id (it must match {SAFE_ID})" if safe else f"not allowed (it must match {note.pattern})"
+
+    def parse(text: str) -> str:
+        if matches(text) is None:
+            raise _Unfit(expected)
+        if not (safe or text.isprintable()):
+            raise _Unfit("not printable text")
+        return text
+
+    return parse
+
+
+def _choice_parser(choices: Mapping[Any, Any], where: str) -> Parse:
+    if not choices or len(set(choices.values())) < len(choices) or not all(isinstance(text, str) for text in choices):
+        raise ConfigurationError(f"{where}: its choices must be texts or whole numbers that differ from each other")
+    expected = f"not one of {', '.join(map(repr, choices))}"
+
+    def parse(text: str) -> Any:
+        try:
+            return choices[text]
+        except KeyError:
+            raise _Unfit(expected) from None
+
+    return parse
+
+
+def _spelt(value: object) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else value
+
+
+def _whole(text: str) -> int:
+    if _WHOLE.fullmatch(text) is None:
+        raise _Unfit("not a whole number")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise _Unfit("neither 'true' nor 'false'")
+    return text == "true"
+
+
+def _uuid(text: str) -> uuid.UUID:
+    try:
+        value = uuid.UUID(text)
+    except ValueError:
+        raise _Unfit("not a UUID") from None
+    if str(value) != text.lower():  # one spelling only, apart from upper case: no braces, no urn:
+        raise _Unfit("not a UUID")
+    return value
+
+
+_PARSERS: Final[Mapping[Any, Parse]] = {int: _whole, bool: _truth, uuid.UUID: _uuid}

@@ -1,0 +1,103 @@
+"""What every decoder is, and the decoders that need no JSON."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from postroom.errors import PayloadError
+from postroom.message import Message
+from postroom.payloads.problems import not_unicode
+
+Unwrap = Callable[[Message], Message]
+"""Takes a message out of its envelope: ``unwrap_sns``, ``unwrap_eventbridge``, or your own."""
+
+
+class Decoder(ABC):
+    """Turns a message into the payload that a handler asks for.
+
+    Call it with a :class:`~postroom.message.Message`. It returns the payload, or raises
+    :class:`~postroom.errors.DecodeError` or :class:`~postroom.errors.ValidationError` with the message's id, and
+    never quotes the body. It keeps no state between messages and may be called from several threads.
+
+    Derive from it for a format of your own (Avro, Protobuf): an instance is accepted wherever a payload type is.
+    Raise ``DecodeError`` for a body that you cannot read.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, message: Message, /) -> Any:
+        """Decode the payload of one message."""
+
+
+class MessageDecoder(Decoder):
+    """Hands out the message as it is: the payload type is ``Message``."""
+
+    __slots__ = ()
+
+    def __call__(self, message: Message, /) -> Message:
+        """Return the message."""
+        return message
+
+
+class TextDecoder(Decoder):
+    """Hands out the body as it is: the payload type is ``str``."""
+
+    __slots__ = ()
+
+    def __call__(self, message: Message, /) -> str:
+        """Return the body."""
+        return message.body
+
+
+class BytesDecoder(Decoder):
+    """Hands out the body's UTF-8: the payload type is ``bytes``."""
+
+    __slots__ = ()
+
+    def __call__(self, message: Message, /) -> bytes:
+        """Return the body's UTF-8, or raise ``DecodeError`` for a lone surrogate."""
+        try:
+            return message.body.encode()
+        except UnicodeEncodeError as error:
+            problem = not_unicode(error, message.id)
+        raise problem  # outside the except block: the UnicodeEncodeError holds the whole body
+
+
+class UnwrappingDecoder(Decoder):
+    """Takes the message out of its envelope, then decodes what was in it."""
+
+    __slots__ = ("_inner", "_unwrap")
+
+    def __init__(self, inner: Decoder, unwrap: Unwrap) -> None:
+        self._inner = inner
+        self._unwrap = unwrap
+
+    def __call__(self, message: Message, /) -> Any:
+        """Unwrap the message and decode what was in it."""
+        return self._inner(self._unwrap(message))
+
+
+Explain = Callable[[Exception, Message], PayloadError]
+
+
+class JsonDecoder(Decoder):
+    """Decodes the body as JSON with a validator; what the validator raises is explained without the input.
+
+    The explanation is raised outside the ``except`` block on purpose: validators keep and quote the input in their
+    own exceptions, so those must not hang on ours as ``__context__``, where a logged traceback would print them.
+    """
+
+    __slots__ = ("_decode", "_explain")
+
+    def __init__(self, decode: Callable[[str], Any], explain: Explain) -> None:
+        self._decode = decode
+        self._explain = explain
+
+    def __call__(self, message: Message, /) -> Any:
+        """Decode the body, or raise ``DecodeError`` or ``ValidationError``."""
+        try:
+            return self._decode(message.body)
+        except Exception as error:
+            problem = self._explain(error, message)
+        raise problem

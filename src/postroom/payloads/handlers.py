@@ -1,0 +1,92 @@
+"""Which payload a handler asks for: the annotation of its first parameter."""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from postroom.errors import ConfigurationError
+
+
+def payload_type_of(handler: Callable[..., Any]) -> Any:
+    """Return the annotation of the handler's first parameter; ``object`` (decoded JSON) where there is none.
+
+    Works for functions, bound methods, partials, objects with ``__call__`` and functions wrapped with
+    ``functools.wraps``. Annotations written as text (``from __future__ import annotations``) are evaluated where
+    the function was defined; only the first one needs to exist at run time.
+
+    Raises:
+        ConfigurationError: the handler takes no payload, or its annotation names something that does not exist at
+            run time, such as an import under ``TYPE_CHECKING``.
+    """
+    name = getattr(handler, "__qualname__", None) or repr(handler)
+    if isinstance(handler, type):
+        raise ConfigurationError(f"handler {name} is a class: register an instance of it, {name}(...)")
+    parameter = _first_parameter(handler, name)
+    if parameter.annotation is inspect.Parameter.empty:
+        return object
+    return _evaluated(parameter.annotation, handler, name)
+
+
+def _first_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError, NameError) as error:
+        raise ConfigurationError(
+            f"the parameters of handler {name} cannot be read ({error}): say payload=... where you make the consumer"
+        ) from error
+    first = next(iter(parameters), None)
+    if first is None or first.kind in {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
+        raise ConfigurationError(f"handler {name} takes no payload: write it as `async def {name}(payload, ctx)`")
+    return first
+
+
+def _evaluated(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
+    function = _function(handler)
+    holder = types.SimpleNamespace(__annotations__={"payload": annotation})
+    try:
+        names = typing.get_type_hints(holder, _globals(function), _locals(function), include_extras=True)
+    except Exception as error:
+        shown = annotation if isinstance(annotation, str) else repr(annotation)
+        raise ConfigurationError(
+            f"the payload type {shown} of handler {name} cannot be read at run time ({type(error).__name__}: {error}). "
+            "Import it outside `if TYPE_CHECKING:` and define it outside functions, or say payload=... where you make "
+            "the consumer"
+        ) from error
+    return names["payload"]
+
+
+def _function(handler: Any) -> Any:
+    """Dig out the function whose signature is shown: the annotation is evaluated among its names."""
+    while True:
+        if isinstance(handler, functools.partial):
+            handler = handler.func
+        elif inspect.ismethod(handler):
+            handler = handler.__func__
+        elif hasattr(handler, "__wrapped__"):
+            handler = handler.__wrapped__
+        elif inspect.isfunction(handler) or inspect.isbuiltin(handler):
+            return handler
+        elif inspect.ismethod(call := getattr(handler, "__call__", None)):  # noqa: B004 - the method itself is wanted
+            handler = call
+        else:
+            return handler
+
+
+def _globals(function: Any) -> dict[str, Any]:
+    return getattr(function, "__globals__", {})
+
+
+def _locals(function: Any) -> dict[str, Any]:
+    """Names of the enclosing functions that the handler uses, and its type parameters."""
+    names = {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if code is not None and cells:
+        for name, cell in zip(code.co_freevars, cells, strict=True):
+            try:
+                names[name] = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+    return names

@@ -1,0 +1,87 @@
+"""Payload errors that say what is wrong and where, and never what was in the body.
+
+Validators quote their input: pydantic prints ``input_value=...``, msgspec prints the value that is not in an enum.
+So their texts are not passed on. Each problem is told again from what the *type* says; where a validator's words
+are used, they come from a list of words that were checked. Paths name only fields that the payload type declares:
+a key of a ``dict[str, ...]`` is input, and is shown as ``[...]``.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from postroom.errors import DecodeError, ValidationError
+
+_SHOWN: Final = 3
+_SIMPLE_NAME: Final = re.compile(r"[A-Za-z_$][\w$-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a body."""
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+def not_json(text: str, message_id: str | None) -> DecodeError:
+    """Return the error for a body that is not JSON; ``text`` says why and at which byte."""
+    return DecodeError(f"the body is not JSON: {text}", message_id=message_id)
+
+
+def empty(message_id: str | None) -> DecodeError:
+    """Return the error for a body without anything in it."""
+    return DecodeError("the body is empty, expected JSON", message_id=message_id)
+
+
+def too_deep(message_id: str | None) -> DecodeError:
+    """Return the error for JSON that would exhaust the stack."""
+    return DecodeError("the body cannot be decoded: its JSON is nested too deeply", message_id=message_id)
+
+
+def not_unicode(error: UnicodeError, message_id: str | None) -> DecodeError:
+    """Return the error for a body with lone surrogates, which are no Unicode text."""
+    where = f" (character {error.start})" if isinstance(error, UnicodeEncodeError) else ""
+    return DecodeError(f"the body is not valid Unicode: it has a lone surrogate{where}", message_id=message_id)
+
+
+def not_valid(payload: str, problems: Iterable[Problem], message_id: str | None) -> ValidationError:
+    """Return the error for JSON that is not a ``payload``. It shows the first few problems."""
+    found = list(problems)
+    shown = "; ".join(map(str, found[:_SHOWN]))
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ValidationError(
+        f"the body is not a valid {payload}: {shown}{more}", path=found[0].path, message_id=message_id
+    )
+
+
+def refused(payload: str, error: Exception, message_id: str | None) -> ValidationError:
+    """Return the error for a check in the payload type that broke. The check's own exception is its cause."""
+    problem = Problem("$", f"the type's own code raised {type(error).__name__}")
+    invalid = not_valid(payload, [problem], message_id)
+    invalid.__cause__ = error
+    return invalid
+
+
+def json_path(steps: Iterable[str | int | None]) -> str:
+    """Write a path: names, indexes, and None for a key that must not be shown."""
+    return "$" + "".join(map(_step, steps))
+
+
+def _step(step: str | int | None) -> str:
+    if step is None:
+        return "[...]"
+    if isinstance(step, int):
+        return f"[{step}]"
+    return f".{step}" if _SIMPLE_NAME.fullmatch(step) else f"[{step!r}]"
+
+
+def type_name(payload_type: object) -> str:
+    """Return how a payload type is called in a text."""
+    if isinstance(payload_type, type) and not hasattr(payload_type, "__origin__"):
+        return payload_type.__name__
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(payload_type).replace("<locals>.", ""))
