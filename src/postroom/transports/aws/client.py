@@ -57,7 +57,8 @@ class AwsClient:
 
     Credentials, region and endpoint are found as every AWS SDK finds them: environment, configuration files, roles,
     single sign-on; ``AWS_ENDPOINT_URL_SQS`` points it to a local server. Nothing is read or opened, and nothing of
-    AWS is imported, before ``async with``. Entering again counts; the last exit closes, once and for all.
+    AWS is imported, before ``async with``. Entering again counts; the last exit closes it, and the queues that it
+    opened. Entered after that, it opens anew.
 
     Args:
         region: the region; None for AWS_DEFAULT_REGION, the profile's, or AWS_REGION.
@@ -107,22 +108,15 @@ class AwsClient:
             max_attempts=max_attempts,
             hot_path=hot_path,
         )
-        self._lock = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._users = 0
         self._connection: Connection | None = None
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether the last user left. A closed client stays closed; make a new one."""
-        return self._closed
+        self._was_open = False
 
     async def __aenter__(self) -> Self:
-        if self._closed:
-            raise ClosedError("this AwsClient is closed; make a new one")
         self._users += 1  # before the wait: the opener may leave again before whoever waits here runs
         try:
-            async with self._lock:
+            async with self._opening:
                 if self._connection is None:
                     self._connection = await _open(self._settings)
         except BaseException:
@@ -142,8 +136,9 @@ class AwsClient:
         self._users -= 1
         if self._users or self._connection is None:
             return
-        self._closed = True
         connection, self._connection = self._connection, None
+        self._was_open = True
+        self._opening = asyncio.Lock()  # the next event loop needs one of its own
         await connection.aclose()
 
     async def queue(self, name: str) -> AwsQueue:
@@ -172,12 +167,12 @@ class AwsClient:
     def _opened(self) -> Connection:
         if self._connection is not None:
             return self._connection
-        if self._closed:
-            raise ClosedError("this AwsClient is closed; make a new one")
+        if self._was_open:
+            raise ClosedError("this AwsClient is closed: its last `async with` is over")
         raise NotOpenError("this AwsClient is not open; write `async with AwsClient(...) as client:` around its use")
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._connection is not None else "not open"
+        state = "open" if self._connection is not None else "not open"
         settings = self._settings
         return f"AwsClient(region={settings.region!r}, endpoint_url={settings.endpoint_url!r}, {state})"
 
@@ -276,8 +271,7 @@ _shared: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[
 def default_client() -> AwsClient:
     """Return the client that everything in the running event loop shares.
 
-    It is made with no options when nobody holds one, or when the last one was closed. Whoever uses it enters it; as
-    long as somebody does, everybody else gets the same one.
+    It is made, with no options, when nobody holds one. Whoever uses it enters it; nobody needs to know who else does.
 
     Raises:
         RuntimeError: no event loop is running.
@@ -285,7 +279,7 @@ def default_client() -> AwsClient:
     loop = asyncio.get_running_loop()
     reference = _shared.get(loop)
     client = None if reference is None else reference()
-    if client is None or client.closed:
+    if client is None:
         client = AwsClient()
         _shared[loop] = weakref.ref(client)
     return client

@@ -56,8 +56,6 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessageBatch.html
         """
-        if not receipt_handles:
-            return []
         parameters = wire.delete_parameters(self._info.url, receipt_handles)
         return await self._batch("DeleteMessageBatch", parameters, len(receipt_handles))
 
@@ -66,8 +64,6 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
         """
-        if not changes:
-            return []
         parameters = wire.visibility_parameters(self._info.url, changes)
         return await self._batch("ChangeMessageVisibilityBatch", parameters, len(changes))
 
@@ -76,8 +72,6 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
         """
-        if not messages:
-            return []
         count = len(messages)
         return await self._connection.call(
             "SendMessageBatch",
