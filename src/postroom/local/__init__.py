@@ -9,5 +9,6 @@ from postroom.local.errors import BrokerError
 from postroom.local.fair import FairPolicy
 from postroom.local.inprocess import LocalBroker
 from postroom.local.queue import LocalQueue, Scope
+from postroom.local.server import LocalServer
 
-__all__ = ["Broker", "BrokerError", "FairPolicy", "LocalBroker", "LocalQueue", "Scope"]
+__all__ = ["Broker", "BrokerError", "FairPolicy", "LocalBroker", "LocalQueue", "LocalServer", "Scope"]

@@ -1,0 +1,178 @@
+"""From an HTTP request to an action of the broker, and back."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from postroom.local import wire_json, wire_query
+from postroom.local.actions import RECEIVE, Action, Call
+from postroom.local.errors import BrokerError
+from postroom.local.http import Request, Respond, Response
+from postroom.local.inprocess import LocalBroker, Poll
+from postroom.local.queue import Scope
+from postroom.local.shapes import Received, ReceivedMessages
+
+_log = logging.getLogger("postroom.local")
+_WILD_ACCOUNT_DIGITS = 12
+
+
+class Access(NamedTuple):
+    """One line of the request log. No bodies, no attributes."""
+
+    action: str
+    queue: str
+    status: int
+    code: str
+    """The error code; empty when there was none."""
+    seconds: float
+    """From the last byte of the request to the response: for a long poll, its wait."""
+    size: int
+    """Bytes of the response's body."""
+
+
+class _Wire(NamedTuple):
+    """How to answer one request."""
+
+    action: Action
+    request: Any
+    response: Callable[[msgspec.Struct | None, str], Response]
+
+
+class Front:
+    """Answers HTTP requests from a broker."""
+
+    def __init__(
+        self, broker: LocalBroker, base_url: Callable[[], str], access: Callable[[Access], None] | None
+    ) -> None:
+        self._broker = broker
+        self._base_url = base_url
+        self._access = access
+        self._served = 0
+        self._callers: dict[bytes, tuple[Scope, str]] = {}
+
+    def __call__(self, request: Request, respond: Respond) -> Response | Poll:
+        """Answer a request, now or, for a long poll that finds nothing, later."""
+        started = perf_counter()
+        self._served += 1
+        request_id = f"00000000-0000-4000-8000-{self._served:012x}"
+        target = request.headers.get(b"x-amz-target")
+        if target is None and (page := self._page(request)) is not None:
+            return page
+        error_response = wire_query.error_response if target is None else wire_json.error_response
+        name = queue_url = ""
+        try:
+            wire = self._read(request, target)
+            name, queue_url = wire.action.name, getattr(wire.request, "queue_url", None) or ""
+            call = self._call(request)
+            if wire.action is RECEIVE:
+                answer = self._receive(call, wire, respond, request_id, started)
+                if not isinstance(answer, Response):
+                    return answer
+            else:
+                assert wire.action.run is not None  # noqa: S101 - only ReceiveMessage has none
+                answer = wire.response(wire.action.run(call, wire.request), request_id)
+            code = ""
+        except BrokerError as error:
+            answer, code = error_response(error, request_id), error.code
+        except Exception as error:
+            _log.exception("the local broker failed in %s", name or "a request")
+            failure = BrokerError(
+                "InternalFailure", f"{type(error).__name__} in the broker", status=500, sender_fault=False
+            )
+            answer, code = error_response(failure, request_id), failure.code
+        self._note(name, queue_url, answer, code, started)
+        return answer
+
+    def _receive(self, call: Call, wire: _Wire, respond: Respond, request_id: str, started: float) -> Response | Poll:
+        queue = call.queue(wire.request)
+
+        def deliver(messages: list[Received]) -> None:
+            answer = wire.response(ReceivedMessages(messages), request_id)
+            self._note(RECEIVE.name, queue.name, answer, "", started)
+            respond(answer)
+
+        messages, poll = self._broker.poll(queue, wire.request, deliver)
+        return poll if poll is not None else wire.response(ReceivedMessages(messages), request_id)
+
+    def _read(self, request: Request, target: bytes | None) -> _Wire:
+        if target is not None:
+            action = wire_json.action_of(target.decode("latin-1"))
+            return _Wire(action, wire_json.read(action, request.body), wire_json.response)
+        form = wire_query.fields(urlsplit(request.target).query, request.body)
+        action = wire_query.action_of(form)
+        path = unquote(urlsplit(request.target).path)
+        queue_url = self._base_url() + path if path.strip("/") else None
+        return _Wire(
+            action,
+            wire_query.read(action, form, queue_url),
+            partial(wire_query.response, action),
+        )
+
+    # -- who calls -----------------------------------------------------------------------------------------------
+
+    def _call(self, request: Request) -> Call:
+        host = request.headers.get(b"host")
+        base_url = self._base_url() if host is None else f"http://{host.decode('latin-1')}"
+        credential = _credential(request)
+        caller = self._callers.get(credential)
+        if caller is None:
+            if len(self._callers) >= 1_000:
+                self._callers.clear()
+            caller = self._callers[credential] = self._caller(credential)
+        return Call(self._broker.engine, *caller, base_url)
+
+    def _caller(self, credential: bytes) -> tuple[Scope, str]:
+        """Read ``key/date/region/service/aws4_request``. Signatures are not verified: there are no secrets here.
+
+        An access key of twelve digits is an account of its own, as in other local servers.
+        """
+        parts = credential.decode("latin-1").split("/")
+        if len(parts) != 5:
+            return self._broker.scope, "anonymous"
+        key, region = parts[0], parts[2]
+        is_account = len(key) == _WILD_ACCOUNT_DIGITS and key.isdigit()
+        return Scope(key if is_account else self._broker.scope.account, region), key
+
+    # -- pages and log -------------------------------------------------------------------------------------------
+
+    def _page(self, request: Request) -> Response | None:
+        path, _, query = request.target.partition("?")
+        if path == "/health":
+            return self._health()
+        if request.method not in {"GET", "POST"}:
+            return Response(405, "Allow: GET, POST\r\nContent-Type: text/plain\r\n", b"GET or POST\n")
+        if path == "/" and not query and not request.body:
+            text = f"postroom local: Amazon SQS for development, at {self._base_url()}\n"
+            return Response(200, "Content-Type: text/plain\r\n", text.encode())
+        return None
+
+    def _health(self) -> Response:
+        """Say that it lives, and what is in it."""
+        queues = list(self._broker.engine.registry)
+        body = {
+            "status": "ok",
+            "queues": len(queues),
+            "messages": sum(len(queue.messages) for queue in queues),
+            "waiting": len(self._broker.polls),
+            "requests": self._served,
+        }
+        return Response(200, "Content-Type: application/json\r\n", msgspec.json.encode(body))
+
+    def _note(self, action: str, queue: str, answer: Response, code: str, started: float) -> None:
+        if self._access is not None:
+            name = queue.rpartition("/")[2]
+            self._access(Access(action, name, answer.status, code, perf_counter() - started, len(answer.body)))
+
+
+def _credential(request: Request) -> bytes:
+    """Return the credential scope of a request, from its header or its pre-signed URL; empty if it is not signed."""
+    header = request.headers.get(b"authorization")
+    if header is not None:
+        return header.partition(b"Credential=")[2].partition(b",")[0].strip()
+    _, mark, rest = request.target.partition("X-Amz-Credential=")
+    return unquote(rest.partition("&")[0]).encode("latin-1", "replace") if mark else b""

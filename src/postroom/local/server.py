@@ -1,0 +1,128 @@
+"""The local broker over HTTP, so that boto3, aiobotocore and the ``aws`` command line work unchanged."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from email.utils import formatdate
+from types import TracebackType
+from typing import Self
+
+from postroom.errors import ClosedError, NotOpenError
+from postroom.local.front import Access, Front
+from postroom.local.http import HttpConnection
+from postroom.local.inprocess import LocalBroker
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+class LocalServer:
+    """SQS over HTTP on this machine, for the time of an ``async with``.
+
+    ::
+
+        async with LocalServer() as server:
+            client = boto3.client("sqs", **server.client_options)
+
+    Leaving it ends long polls (they get nothing), finishes answers under way and closes connections. A broker that
+    is passed is entered as well; it is the caller's otherwise.
+
+    Args:
+        broker: the broker to serve; a new one by default.
+        host: the address, or addresses, to listen on. Loopback by default: there is no protection of any kind.
+        port: the port; 0 takes a free one.
+        access: is called with one line of the request log per request.
+    """
+
+    def __init__(
+        self,
+        broker: LocalBroker | None = None,
+        *,
+        host: str | Sequence[str] = LOOPBACK,
+        port: int = 0,
+        access: Callable[[Access], None] | None = None,
+    ) -> None:
+        self.broker = broker or LocalBroker()
+        self._hosts = (host,) if isinstance(host, str) else tuple(host)
+        self._port = port
+        self._access = access
+        self._stack: AsyncExitStack | None = None
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[HttpConnection] = set()
+        self._url: str | None = None
+        self._closed = False
+        self._date = (0, "")
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.broker)
+            stack.push_async_callback(self._stop)
+            await self._listen()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.aclose()
+
+    @property
+    def endpoint_url(self) -> str:
+        """The URL to give to clients. Raises ``NotOpenError`` before ``async with``, ``ClosedError`` after it."""
+        if self._url is None:
+            if self._closed:
+                raise ClosedError("this LocalServer was closed: its `async with` is over")
+            raise NotOpenError("this LocalServer is not open: write `async with LocalServer() as server:`")
+        return self._url
+
+    @property
+    def client_options(self) -> dict[str, str]:
+        """Keyword arguments for ``boto3.client("sqs", ...)`` and for aiobotocore's ``create_client``."""
+        return {
+            "endpoint_url": self.endpoint_url,
+            "region_name": self.broker.scope.region,
+            "aws_access_key_id": "local",
+            "aws_secret_access_key": "local",
+        }
+
+    async def _listen(self) -> None:
+        front = Front(self.broker, lambda: self.endpoint_url, self._access)
+        loop = asyncio.get_running_loop()
+
+        def connection() -> HttpConnection:
+            return HttpConnection(front, self._connections, self._http_date)
+
+        port = self._port
+        for index, host in enumerate(self._hosts):
+            try:
+                server = await loop.create_server(connection, host, port, backlog=1024)
+            except OSError:
+                if index == 0 or self._hosts is not LOOPBACK:
+                    raise
+                continue  # a machine without IPv6
+            self._servers.append(server)
+            if index == 0:
+                port = server.sockets[0].getsockname()[1]
+                name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - to show, not to bind
+                self._url = f"http://{name}:{port}"
+
+    async def _stop(self) -> None:
+        for server in self._servers:
+            server.close()
+        for poll in list(self.broker.polls):
+            poll.end()
+        for connection in list(self._connections):
+            connection.close_when_idle()
+        await asyncio.sleep(0)  # the transports close in the next turn of the loop
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+        self._url = None
+        self._closed = True
+
+    def _http_date(self) -> str:
+        now = int(asyncio.get_running_loop().time())
+        if self._date[0] != now:
+            self._date = (now, formatdate(usegmt=True))
+        return self._date[1]

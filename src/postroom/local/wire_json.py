@@ -1,0 +1,59 @@
+"""AWS JSON 1.0: what every current SDK speaks to SQS.
+
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-making-api-requests-json.html
+"""
+
+import json
+from typing import Any
+
+import msgspec
+
+from postroom.local.actions import ACTIONS, Action
+from postroom.local.errors import BrokerError
+from postroom.local.http import Response
+
+CONTENT_TYPE = "application/x-amz-json-1.0"
+_TARGET_PREFIX = "AmazonSQS."
+_encode = msgspec.json.Encoder().encode
+
+
+def action_of(target: str) -> Action:
+    """Return the action that the header X-Amz-Target names. Raises UnknownOperationException."""
+    action = ACTIONS.get(target.removeprefix(_TARGET_PREFIX)) if target.startswith(_TARGET_PREFIX) else None
+    if action is None:
+        raise BrokerError("UnknownOperationException", f"The action {target[:100]} is not valid for this endpoint.")
+    return action
+
+
+def read(action: Action, body: bytes) -> Any:
+    """Read a request. Raises SerializationException."""
+    try:
+        return action.decode(body or b"{}")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return _read_lenient(action, body, error)
+
+
+def _read_lenient(action: Action, body: bytes, cause: Exception) -> Any:
+    """Read what is JSON but not text: half of a surrogate pair. SQS refuses it as content, not as JSON."""
+    try:
+        return msgspec.convert(json.loads(body), action.request)
+    except (ValueError, TypeError, RecursionError):
+        raise BrokerError("SerializationException", f"The request is not valid: {cause}") from cause
+
+
+def response(result: msgspec.Struct | None, request_id: str) -> Response:
+    """Write the response of an action; one that returns nothing has an empty body."""
+    headers = f"x-amzn-RequestId: {request_id}\r\nContent-Type: {CONTENT_TYPE}\r\n"
+    return Response(200, headers, b"" if result is None else _encode(result))
+
+
+def error_response(error: BrokerError, request_id: str) -> Response:
+    """Write an error, with the code of the query protocol in a header, where SDKs look for it."""
+    fault = "Sender" if error.sender_fault else "Receiver"
+    headers = (
+        f"x-amzn-RequestId: {request_id}\r\nx-amzn-query-error: {error.code};{fault}\r\n"
+        f"Content-Type: {CONTENT_TYPE}\r\n"
+    )
+    namespace = "com.amazon.coral.service" if error.kind.endswith("Exception") else "com.amazonaws.sqs"
+    body = {"__type": f"{namespace}#{error.kind}", "message": error.message}
+    return Response(error.status, headers, _encode(body))

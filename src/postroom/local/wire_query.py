@@ -1,0 +1,200 @@
+"""The query protocol: form fields in, XML out. What SDKs spoke to SQS before 2023, and kombu's own client still does.
+
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-making-api-requests-xml.html
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from postroom.local.actions import ACTIONS, Action
+from postroom.local.errors import BrokerError
+from postroom.local.http import Response
+
+NAMESPACE = "http://queue.amazonaws.com/doc/2012-11-05/"
+_LISTS = {
+    "AttributeName": "AttributeNames",
+    "MessageSystemAttributeName": "MessageSystemAttributeNames",
+    "MessageAttributeName": "MessageAttributeNames",
+    "TagKey": "TagKeys",
+    "AWSAccountId": "AWSAccountIds",
+    "ActionName": "Actions",
+}
+_MAPS = {
+    "Attribute": ("Attributes", "Name"),
+    "MessageAttribute": ("MessageAttributes", "Name"),
+    "MessageSystemAttribute": ("MessageSystemAttributes", "Name"),
+    "Tag": ("Tags", "Key"),
+}
+_ENTRY = "BatchRequestEntry"
+
+_Tree = dict[str, Any]
+
+
+# -- requests ----------------------------------------------------------------------------------------------------
+
+
+def fields(query: str, body: bytes) -> dict[str, str]:
+    """Return the form fields of a request, from its body or its query string. Raises MalformedInput."""
+    try:
+        return dict(parse_qsl(body.decode() or query, keep_blank_values=True, errors="strict", max_num_fields=10_000))
+    except ValueError:
+        raise BrokerError("SerializationException", "The request is not a form in UTF-8.") from None
+
+
+def action_of(form: Mapping[str, str]) -> Action:
+    """Return the action that a form names. Raises InvalidAction."""
+    name = form.get("Action", "")
+    action = ACTIONS.get(name)
+    if action is None:
+        raise BrokerError("UnknownOperationException", f"The action {name[:100]} is not valid for this endpoint.")
+    return action
+
+
+def read(action: Action, form: Mapping[str, str], queue_url: str | None) -> Any:
+    """Read a request; ``queue_url`` is the queue whose URL it was sent to. Raises MalformedInput."""
+    tree: _Tree = {}
+    for name, value in form.items():
+        _plant(tree, name.split("."), value)
+    arguments = _arguments(tree)
+    if queue_url is not None:
+        arguments.setdefault("QueueUrl", queue_url)
+    if action.name == "CreateQueue" and "Tags" in arguments:
+        arguments["tags"] = arguments.pop("Tags")
+    try:
+        return msgspec.convert(arguments, action.request, strict=False)
+    except msgspec.ValidationError as error:
+        raise BrokerError("SerializationException", f"The request is not valid: {error}") from error
+
+
+def _plant(tree: _Tree, path: list[str], value: str) -> None:
+    for step in path[:-1]:
+        branch = _branch(tree.setdefault(step, {}))
+        if branch is None:
+            raise BrokerError("SerializationException", f"The field {'.'.join(path)[:100]} is there twice.")
+        tree = branch
+    tree[path[-1]] = value
+
+
+def _branch(value: Any) -> _Tree | None:
+    return cast("_Tree", value) if isinstance(value, dict) else None
+
+
+def _arguments(tree: _Tree) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name in _LISTS:
+            arguments[_LISTS[name]] = _numbered(value)
+        elif name in _MAPS:
+            field, key = _MAPS[name]
+            arguments[field] = dict(_pair(item, key) for item in _numbered(value))
+        elif name.endswith(_ENTRY):
+            arguments["Entries"] = [_arguments(_branch(item) or {}) for item in _numbered(value)]
+        else:
+            arguments[name] = value
+    return arguments
+
+
+def _numbered(value: Any) -> list[Any]:
+    """Return the items ``Name.1``, ``Name.2`` and so on in order; a single ``Name`` counts as one item."""
+    branch = _branch(value)
+    if branch is None:
+        return [value]
+    try:
+        return [branch[number] for number in sorted(branch, key=int)]
+    except ValueError:
+        raise BrokerError("SerializationException", "The items of a list must be numbered.") from None
+
+
+def _pair(item: Any, key: str) -> tuple[str, Any]:
+    pair = _branch(item)
+    if pair is None or key not in pair:
+        raise BrokerError("MissingRequiredParameterException", f"The request must contain the parameter {key}.")
+    return str(pair[key]), pair.get("Value", "")
+
+
+# -- responses ---------------------------------------------------------------------------------------------------
+
+_ITEMS = {
+    "Messages": "Message",
+    "QueueUrls": "QueueUrl",
+    "queueUrls": "QueueUrl",
+    "Failed": "BatchResultErrorEntry",
+    "Results": "ListMessageMoveTasksResultEntry",
+}
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\r": "&#13;"})
+
+
+def response(action: Action, result: msgspec.Struct | None, request_id: str) -> Response:
+    """Write the response of an action."""
+    name = action.name
+    parts = [f'<?xml version="1.0"?><{name}Response xmlns="{NAMESPACE}">']
+    if result is not None:
+        parts.append(f"<{name}Result>")
+        _write(parts, msgspec.to_builtins(result), f"{name}ResultEntry")
+        parts.append(f"</{name}Result>")
+    parts.append(f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{name}Response>")
+    return _xml(200, parts, request_id)
+
+
+def error_response(error: BrokerError, request_id: str) -> Response:
+    """Write an error."""
+    parts = [
+        f'<?xml version="1.0"?><ErrorResponse xmlns="{NAMESPACE}"><Error>',
+        f"<Type>{'Sender' if error.sender_fault else 'Receiver'}</Type><Code>{error.code}</Code>",
+        f"<Message>{_text(error.message)}</Message><Detail/></Error>",
+        f"<RequestId>{request_id}</RequestId></ErrorResponse>",
+    ]
+    return _xml(error.status, parts, request_id)
+
+
+def _xml(status: int, parts: list[str], request_id: str) -> Response:
+    headers = f"x-amzn-RequestId: {request_id}\r\nContent-Type: text/xml\r\n"
+    return Response(status, headers, "".join(parts).encode("utf-8", "replace"))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value).translate(_ESCAPES)
+
+
+def _write(parts: list[str], values: Mapping[str, Any], entry: str) -> None:
+    for name, value in values.items():
+        pairs = _branch(value)
+        if pairs is not None:
+            _write_map(parts, name, pairs)
+        elif isinstance(value, list):
+            for item in cast("list[Any]", value):
+                _element(parts, entry if name == "Successful" else _ITEMS[name], item)
+        else:
+            _element(parts, name, value)
+
+
+def _write_map(parts: list[str], name: str, pairs: Mapping[str, Any]) -> None:
+    element, key = ("Tag", "Key") if name == "Tags" else (name.removesuffix("s"), "Name")
+    for each, value in pairs.items():
+        _element(parts, element, {key: each, "Value": _Raw(value)})
+
+
+class _Raw:
+    """The value of a pair: text, or a structure that is not itself a map of pairs."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _element(parts: list[str], name: str, value: Any) -> None:
+    if isinstance(value, _Raw):
+        value = value.value
+    parts.append(f"<{name}>")
+    fields_of = _branch(value)
+    if fields_of is not None:
+        _write(parts, fields_of, "")
+    else:
+        parts.append(_text(value))
+    parts.append(f"</{name}>")
