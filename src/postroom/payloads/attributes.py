@@ -13,7 +13,7 @@ import types
 import typing
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, NamedTuple
 
 import msgspec
 from typing_extensions import TypeVar
@@ -29,18 +29,9 @@ SAFE_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
 characters, no slash, quote, space or control character, no leading dot. Safe in a log line, a metric label or the
 name of a file; still no proof that such a tenant exists: the provider decides that."""
 
-_MISSING: Final = object()
 _NOTE: Final = "attribute"
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
 _NAME: Final = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
-_WHOLE: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
-
-Parse = Callable[[str], Any]
-"""Makes the value of the text, or raises ``_Unfit``."""
-
-
-class _Unfit(Exception):
-    """The text is no value of the field. Says what was expected, never what came."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,34 +87,47 @@ def attribute(
     return dataclasses.field(default=default, metadata={_NOTE: note})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Field:
+class _Check(NamedTuple):
+    """What the text of an attribute must be."""
+
+    fits: Callable[[str], object]
+    """Returns None for a text that is not allowed."""
+    expected: str
+    """Completes "the attribute is ..." for such a text. Never quotes it."""
+    convert: Callable[[str], Any] | None = None
+    """Makes the value of a text that fits; None for the text itself."""
+
+
+class _Field(NamedTuple):
     """One field of a context: where it comes from, and what it may be."""
 
     name: str
-    attributes: tuple[str, ...]
-    parse: Parse
+    attribute: str
+    alternative: str | None
     required: bool
+    check: _Check
 
-    def read(self, attributes: Mapping[str, MessageAttribute]) -> Any:
-        found: MessageAttribute | None = None
-        for name in self.attributes:
-            candidate = attributes.get(name)
-            if candidate is None:
-                continue
-            if found is not None and candidate.string_value != found.string_value:
-                raise _Unfit("given twice, with different values")
-            found = candidate
-        if found is None:
-            if self.required:
-                raise _Unfit("missing")
-            return _MISSING
-        if not found.string_value:
-            raise _Unfit("empty" if found.binary_value is None else "Binary, expected String or Number")
-        return self.parse(found.string_value)
+    @property
+    def attributes(self) -> list[str]:
+        return [name for name in (self.attribute, self.alternative) if name is not None]
+
+    def problem(self, attributes: Mapping[str, MessageAttribute]) -> str | None:
+        """Say what is wrong; the counterpart of ``AttributeResolver._read``, for a message that it refused."""
+        found = [attributes[name] for name in self.attributes if name in attributes]
+        if not found:
+            return _IS_MISSING if self.required else None
+        if len({attribute.string_value for attribute in found}) > 1:
+            return "given twice, with different values"
+        text = found[0].string_value
+        if not text:
+            return _IS_EMPTY if found[0].binary_value is None else _IS_BINARY
+        return self.check.expected if self.check.fits(text) is None else None
 
 
-_ABSENT: Final = frozenset({"missing", "empty", "Binary, expected String or Number"})
+_IS_MISSING: Final = "missing"
+_IS_EMPTY: Final = "empty"
+_IS_BINARY: Final = "Binary, expected String or Number"
+_ABSENT: Final = frozenset({_IS_MISSING, _IS_EMPTY, _IS_BINARY})
 
 
 class AttributeResolver(Generic[T_co]):
@@ -147,16 +151,29 @@ class AttributeResolver(Generic[T_co]):
         """
         if self._unwrap is not None:
             message = self._unwrap(message)
-        attributes = message.message_attributes
-        values: dict[str, Any] = {}
-        try:
-            for field in self._fields:
-                value = field.read(attributes)
-                if value is not _MISSING:
-                    values[field.name] = value
-        except _Unfit:
-            raise self._problem(message) from None
+        values = self._read(message.message_attributes)
+        if values is None:
+            raise self._problem(message)
         return self._made(values, message)
+
+    def _read(self, attributes: Mapping[str, MessageAttribute]) -> dict[str, Any] | None:
+        """Return the values of the fields, or None if anything is wrong. One loop: it runs for every message."""
+        values: dict[str, Any] = {}
+        for name, attribute, alternative, required, (fits, _, convert) in self._fields:
+            found = attributes.get(attribute)
+            if alternative is not None and (other := attributes.get(alternative)) is not None:
+                if found is not None and found.string_value != other.string_value:
+                    return None
+                found = other
+            if found is None:
+                if required:
+                    return None
+                continue
+            text = found.string_value
+            if not text or fits(text) is None:
+                return None
+            values[name] = text if convert is None else convert(text)
+        return values
 
     def _made(self, values: dict[str, Any], message: Message) -> T_co:
         try:
@@ -169,10 +186,9 @@ class AttributeResolver(Generic[T_co]):
         """Collect everything that is wrong, so that a sender needs one look and not one try for each."""
         found: dict[str, list[_Field]] = {}
         for field in self._fields:
-            try:
-                field.read(message.message_attributes)
-            except _Unfit as error:
-                found.setdefault(str(error), []).append(field)
+            problem = field.problem(message.message_attributes)
+            if problem is not None:
+                found.setdefault(problem, []).append(field)
         text = "; ".join(_sentence(fields, problem) for problem, fields in found.items())
         absent = [field for problem, fields in found.items() if problem in _ABSENT for field in fields]
         if not absent:
@@ -267,8 +283,8 @@ def _field(cls: type, name: str, hint: Any, noted: Any, *, required: bool) -> _F
                 if extra.default is not dataclasses.MISSING:
                     raise ConfigurationError(f"{where}: write the default behind the annotation, not in attribute()")
     note = note if isinstance(note, _Note) else _Note()
-    names = (note.name,) if note.name is not None else tuple(dict.fromkeys((name, _camel(name))))
-    return _Field(name, names, _parser(hint, note, where), required)
+    camel = _camel(name) if note.name is None else name
+    return _Field(name, note.name or name, camel if camel != name else None, required, _check(hint, note, where))
 
 
 def _is_note(extra: Any) -> bool:
@@ -280,18 +296,18 @@ def _camel(name: str) -> str:
     return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _parser(hint: Any, note: _Note, where: str) -> Parse:
+def _check(hint: Any, note: _Note, where: str) -> _Check:
     kind = _plain(hint)
     if kind is str:
-        return _text_parser(note, where)
+        return _text_check(note, where)
     if note.pattern is not None or note.choices is not None:
         raise ConfigurationError(f"{where}: pattern= and choices= are for text; a Literal or an Enum says it by itself")
-    if kind in _PARSERS:
-        return _PARSERS[kind]
+    if kind in _CHECKS:
+        return _CHECKS[kind]
     if typing.get_origin(kind) is typing.Literal:
-        return _choice_parser({_spelt(value): value for value in typing.get_args(kind)}, where)
+        return _choice_check({_spelt(value): value for value in typing.get_args(kind)}, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return _choice_parser({_spelt(member.value): member for member in kind}, where)
+        return _choice_check({_spelt(member.value): member for member in kind}, where)
     raise ConfigurationError(
         f"{where} cannot come from a message attribute: use str, int, bool, uuid.UUID, an Enum or a Literal"
     )
@@ -307,35 +323,23 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _text_parser(note: _Note, where: str) -> Parse:
+def _text_check(note: _Note, where: str) -> _Check:
     if note.choices is not None:
-        return _choice_parser({choice: choice for choice in note.choices}, where)
-    safe = note.pattern is None
-    matches = re.compile(SAFE_ID if note.pattern is None else note.pattern).fullmatch
-    expected = f"not a safe id (it must match {SAFE_ID})" if safe else f"not allowed (it must match {note.pattern})"
+        return _choice_check({choice: choice for choice in note.choices}, where)
+    if note.pattern is None:
+        return _Check(re.compile(SAFE_ID).fullmatch, f"not a safe id (it must match {SAFE_ID})")
+    matches = re.compile(note.pattern).fullmatch
 
-    def parse(text: str) -> str:
-        if matches(text) is None:
-            raise _Unfit(expected)
-        if not (safe or text.isprintable()):
-            raise _Unfit("not printable text")
-        return text
+    def fits(text: str) -> object:
+        return matches(text) if text.isprintable() else None
 
-    return parse
+    return _Check(fits, f"not allowed (it must match {note.pattern} and be printable)")
 
 
-def _choice_parser(choices: Mapping[Any, Any], where: str) -> Parse:
+def _choice_check(choices: Mapping[Any, Any], where: str) -> _Check:
     if not choices or len(set(choices.values())) < len(choices) or not all(isinstance(text, str) for text in choices):
         raise ConfigurationError(f"{where}: its choices must be texts or whole numbers that differ from each other")
-    expected = f"not one of {', '.join(map(repr, choices))}"
-
-    def parse(text: str) -> Any:
-        try:
-            return choices[text]
-        except KeyError:
-            raise _Unfit(expected) from None
-
-    return parse
+    return _Check(choices.get, f"not one of {', '.join(map(repr, choices))}", choices.__getitem__)
 
 
 def _spelt(value: object) -> Any:
@@ -344,26 +348,10 @@ def _spelt(value: object) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
-def _whole(text: str) -> int:
-    if _WHOLE.fullmatch(text) is None:
-        raise _Unfit("not a whole number")
-    return int(text)
-
-
-def _truth(text: str) -> bool:
-    if text not in {"true", "false"}:
-        raise _Unfit("neither 'true' nor 'false'")
-    return text == "true"
-
-
-def _uuid(text: str) -> uuid.UUID:
-    try:
-        value = uuid.UUID(text)
-    except ValueError:
-        raise _Unfit("not a UUID") from None
-    if str(value) != text.lower():  # one spelling only, apart from upper case: no braces, no urn:
-        raise _Unfit("not a UUID")
-    return value
-
-
-_PARSERS: Final[Mapping[Any, Parse]] = {int: _whole, bool: _truth, uuid.UUID: _uuid}
+_CHECKS: Final[Mapping[Any, _Check]] = {
+    int: _Check(re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch, "not a whole number", int),
+    bool: _Check({"true": 1, "false": 0}.get, "neither 'true' nor 'false'", "true".__eq__),
+    uuid.UUID: _Check(
+        re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch, "not a UUID", uuid.UUID
+    ),
+}

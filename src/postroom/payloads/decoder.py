@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from postroom.errors import PayloadError
+from postroom.errors import DecodeError, PayloadError
 from postroom.message import Message
 from postroom.payloads.problems import not_unicode
 
@@ -64,18 +64,24 @@ class BytesDecoder(Decoder):
         raise problem  # outside the except block: the UnicodeEncodeError holds the whole body
 
 
-class UnwrappingDecoder(Decoder):
-    """Takes the message out of its envelope, then decodes what was in it."""
+class GuardedDecoder(Decoder):
+    """Runs code of the user's, a decoder or an unwrapping: whatever it raises becomes a ``PayloadError``."""
 
     __slots__ = ("_inner", "_unwrap")
 
-    def __init__(self, inner: Decoder, unwrap: Unwrap) -> None:
+    def __init__(self, inner: Decoder, unwrap: Unwrap | None) -> None:
         self._inner = inner
         self._unwrap = unwrap
 
     def __call__(self, message: Message, /) -> Any:
         """Unwrap the message and decode what was in it."""
-        return self._inner(self._unwrap(message))
+        try:
+            return self._inner(message if self._unwrap is None else self._unwrap(message))
+        except PayloadError:
+            raise
+        except Exception as error:
+            text = f"the body could not be decoded ({type(error).__name__})"
+            raise DecodeError(text, message_id=message.id) from error
 
 
 Explain = Callable[[Exception, Message], PayloadError]

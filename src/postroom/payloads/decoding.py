@@ -6,7 +6,15 @@ from typing import Any
 
 from postroom.errors import ConfigurationError
 from postroom.message import Message
-from postroom.payloads.decoder import BytesDecoder, Decoder, MessageDecoder, TextDecoder, Unwrap, UnwrappingDecoder
+from postroom.payloads.decoder import (
+    BytesDecoder,
+    Decoder,
+    GuardedDecoder,
+    JsonDecoder,
+    MessageDecoder,
+    TextDecoder,
+    Unwrap,
+)
 from postroom.payloads.native import native_decoder
 from postroom.payloads.renaming import Rename
 
@@ -38,13 +46,13 @@ def decoder_for(payload_type: Any, *, rename: Rename | None = None, unwrap: Unwr
         ConfigurationError: no body can be decoded into this type. The text says what to use instead.
     """
     decoder = _decoder(payload_type, rename)
-    return decoder if unwrap is None else UnwrappingDecoder(decoder, unwrap)
+    return decoder if unwrap is None else GuardedDecoder(decoder, unwrap)
 
 
 def _decoder(payload_type: Any, rename: Rename | None) -> Decoder:
     plain = _without_notes(payload_type)
     if isinstance(plain, Decoder):
-        special: Decoder | None = plain
+        special: Decoder | None = plain if isinstance(plain, _OURS) else GuardedDecoder(plain, None)
     else:
         special = _SPECIAL.get(plain) if isinstance(plain, type) else None
     if special is None and _mentions_pydantic(plain, {}):
@@ -63,6 +71,8 @@ def _decoder(payload_type: Any, rename: Rename | None) -> Decoder:
     return special
 
 
+# These raise nothing but PayloadError by themselves.
+_OURS = (JsonDecoder, GuardedDecoder, MessageDecoder, TextDecoder, BytesDecoder)
 _SPECIAL: dict[type, Decoder] = {Message: MessageDecoder(), str: TextDecoder(), bytes: BytesDecoder()}
 
 
