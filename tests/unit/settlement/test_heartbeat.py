@@ -1,7 +1,7 @@
 """Messages in flight stay ours, from receive until somebody settles them, and losing one is noticed."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ class Covered:
 
 
 @asynccontextmanager
-async def beating(queue: ScriptedQueue, **options: Any) -> Any:
+async def beating(queue: ScriptedQueue, **options: Any) -> AsyncIterator[Covered]:
     """Run a heartbeat with the given visibility options."""
     covered = Covered(queue, Visibility(**options))
     task = asyncio.create_task(covered.heartbeat.run(), name="heartbeat")

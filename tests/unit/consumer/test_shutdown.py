@@ -1,0 +1,504 @@
+"""The eight steps of a stop, one test per number, and what happens beside them."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support.scripted import ScriptedQueue
+from support.world import Database, Databases, Order, Tenant, World, in_world
+
+from postroom import (
+    AccessDenied,
+    Concurrency,
+    Consumer,
+    MessageContext,
+    Polling,
+    Settlement,
+    Shutdown,
+    StopReason,
+)
+from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping, Event
+
+Ctx = MessageContext[Tenant, Database]
+
+
+def sleeping(world: World, databases: Databases | None = None, **options: Any) -> Consumer[Any, Any]:
+    """Make a consumer whose handler sleeps as long as the order says, then writes it."""
+    orders = Consumer("orders", context=Tenant, resources=databases or Databases(), client=world.client, **options)
+
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        await asyncio.sleep(order.seconds)
+        ctx.resources.write(order.order_id)
+
+    return orders
+
+
+def now() -> float:
+    """Return the virtual time."""
+    return asyncio.get_running_loop().time()
+
+
+def test_step_1_an_idle_long_poll_does_not_hold_a_stop_up() -> None:
+    """With nothing to do, a stop takes no longer than Shutdown.poll, and strands nothing."""
+
+    async def scenario(world: World) -> float:
+        world.create()
+        async with sleeping(world, shutdown=Shutdown(poll=2)):
+            await asyncio.sleep(5)
+            started = now()
+        world.send_orders("later")
+        assert world.counts() == (1, 0)
+        return now() - started
+
+    assert in_world(scenario) <= 2.0
+
+
+def test_step_1_what_an_outstanding_poll_still_brings_goes_back() -> None:
+    """A message that arrives during the stop is visible again at once, and is not handled."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
+        world.create()
+        databases = Databases()
+        orders = sleeping(world, databases)
+        async with orders:
+            world.send_orders("slow", seconds=10)
+            await asyncio.sleep(1)
+            orders.stop()
+            leaving = asyncio.create_task(orders.wait_for_stop(), name="wait")
+            await leaving
+            asyncio.get_running_loop().call_later(0.5, world.send_orders, "late")
+        return databases.rows("a"), world.counts()
+
+    rows, counts = in_world(scenario)
+    assert rows == ["slow"]
+    assert counts == (1, 0)
+
+
+def test_step_2_messages_that_have_not_started_are_visible_at_once() -> None:
+    """Thirty messages, ten slots: twenty are back before the ten have finished."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int], float]:
+        world.create()
+        orders = sleeping(world, concurrency=Concurrency(total=10, per_tenant=10))
+        world.send_orders(*(str(n) for n in range(30)), seconds=3)
+        await orders.__aenter__()
+        await asyncio.sleep(1)
+        started = now()
+        leaving = asyncio.create_task(orders.__aexit__(None, None, None), name="leave")
+        await asyncio.sleep(0.5)
+        meanwhile = world.counts()
+        await leaving
+        return meanwhile, world.counts(), now() - started
+
+    meanwhile, at_the_end, seconds = in_world(scenario)
+    assert meanwhile == (20, 10)
+    assert at_the_end == (20, 0)
+    assert seconds < 3
+
+
+def test_step_2_a_message_that_waits_for_its_database_goes_back() -> None:
+    """Its open is not waited for."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], float]:
+        world.create()
+        databases = Databases()
+        databases.hanging.add("a")
+        async with sleeping(world, databases):
+            world.send_orders("1", "2")
+            await asyncio.sleep(1)
+            started = now()
+        return world.counts(), now() - started
+
+    counts, seconds = in_world(scenario)
+    assert counts == (2, 0)
+    assert seconds < 4
+
+
+def test_step_3_running_handlers_get_their_time() -> None:
+    """A handler that ends within drain is acknowledged."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
+        world.create()
+        databases = Databases()
+        async with sleeping(world, databases, shutdown=Shutdown(drain=10)):
+            world.send_orders("1", seconds=9)
+            await asyncio.sleep(1)
+        return databases.rows("a"), world.counts()
+
+    assert in_world(scenario) == (["1"], (0, 0))
+
+
+def test_step_4_the_rest_is_cancelled_with_a_reason_and_goes_back() -> None:
+    """The handler sees why; its message is visible again; what it began is not acknowledged."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int], int]:
+        world.create()
+        reasons: list[str] = []
+        orders = Consumer("orders", context=Tenant, shutdown=Shutdown(drain=2), client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError as cancelled:
+                reasons.extend(cancelled.args)
+                raise
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+        return reasons, world.counts(), orders.statistics().cancelled
+
+    reasons, counts, cancelled = in_world(scenario)
+    assert reasons == ["the consumer stops and its drain time is over"]
+    assert counts == (1, 0)
+    assert cancelled == 1
+
+
+def test_step_4_a_handler_that_ignores_cancellation_does_not_hold_a_stop_up() -> None:
+    """After the cancel budget the stop goes on, and its message goes back."""
+
+    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
+        world.create()
+        shutdown = Shutdown(drain=1, cancel=2, poll=0)
+        orders = Consumer("orders", context=Tenant, shutdown=shutdown, client=world.client)
+        release = asyncio.Event()
+
+        @orders.handler
+        async def stubborn(order: Order, ctx: MessageContext[Tenant]) -> None:
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+            started = now()
+        took, counts = now() - started, world.counts()
+        release.set()
+        return took, counts
+
+    took, counts = in_world(scenario)
+    assert took == pytest.approx(3.0, abs=0.3)
+    assert counts == (1, 0)
+
+
+def test_step_5_acknowledgements_are_flushed() -> None:
+    """What was handled in the last instant is deleted before the stop ends."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], dict[Settlement, int]]:
+        world.create()
+        orders = sleeping(world)
+        async with orders:
+            world.send_orders("1")
+            while not orders.statistics().succeeded:
+                await asyncio.sleep(0)
+            assert world.counts() == (0, 1)
+        return world.counts(), dict(orders.statistics().settled)
+
+    counts, settled = in_world(scenario)
+    assert counts == (0, 0)
+    assert settled == {Settlement.ACKED: 1}
+
+
+def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> None:
+    """AccessDenied on every delete: the calls are bounded and the stop returns."""
+
+    async def scenario(world: World) -> tuple[float, int, int]:
+        world.create()
+        calls = 0
+        queue = await world.client.__aenter__()
+        opened = await queue.queue("orders")
+
+        async def deny(_handles: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            raise AccessDenied("not allowed to delete")
+
+        class Denying:
+            """The same client, with a queue that may not delete."""
+
+            async def __aenter__(self) -> "Denying":
+                return self
+
+            async def __aexit__(self, *_error: object) -> None:
+                return None
+
+            async def queue(self, _name: str) -> Any:
+                return _Denied(opened, deny)
+
+        orders = Consumer("orders", context=Tenant, client=Denying())  # type: ignore[arg-type]  # a test double
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
+
+        world.send_orders(*(str(n) for n in range(25)))
+        async with orders:
+            await asyncio.sleep(2)
+            started = now()
+        took = now() - started
+        await world.client.__aexit__(None, None, None)
+        return took, calls, orders.statistics().settlement_failures
+
+    took, calls, failures = in_world(scenario)
+    assert took <= 2.5
+    assert calls <= 5
+    assert failures == 25
+
+
+class _Denied:
+    """A queue whose deletes are answered by somebody else."""
+
+    def __init__(self, queue: Any, delete: Any) -> None:
+        self._queue = queue
+        self.delete = delete
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+
+def test_step_6_the_heartbeat_lasts_through_the_drain() -> None:
+    """A handler that drains for two visibility timeouts keeps its message until it is acknowledged."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
+        from postroom import Visibility
+
+        world.create()
+        databases = Databases()
+        options = {"visibility": Visibility(timeout=10), "shutdown": Shutdown(drain=60)}
+        async with sleeping(world, databases, **options):
+            world.send_orders("1", seconds=25)
+            await asyncio.sleep(1)
+        return databases.rows("a"), world.counts()
+
+    assert in_world(scenario) == (["1"], (0, 0))
+
+
+def test_step_7_databases_close_after_the_last_handler() -> None:
+    """Never under a running handler; the world's databases refuse a write after they closed."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        databases = Databases()
+        async with sleeping(world, databases):
+            world.send_orders("1", tenant="a", seconds=5)
+            world.send_orders("2", tenant="b", seconds=1)
+            await asyncio.sleep(0.5)
+        assert (databases.rows("a"), databases.rows("b")) == (["1"], ["2"])
+        return databases.diary
+
+    diary = in_world(scenario)
+    assert sorted(diary[:2]) == ["open a", "open b"]
+    assert sorted(diary[2:]) == ["close a", "close b"]
+
+
+def test_step_8_the_client_closes_last_and_only_when_nobody_uses_it() -> None:
+    """Two consumers share a client: the first to stop leaves it open."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.create("others")
+        first = sleeping(world)
+        second = Consumer("others", client=world.client)
+
+        @second.handler
+        async def ignore(order: dict[str, Any], ctx: MessageContext) -> None: ...
+
+        async with second:
+            async with first:
+                pass
+            world.send_orders("1", queue="others") if False else world.send({"a": 1}, queue="others")
+            await asyncio.sleep(1)
+            assert second.statistics().succeeded == 1
+
+    in_world(scenario)
+
+
+def test_nothing_of_a_consumer_is_left_after_a_stop() -> None:
+    """No task, no lease, no resource (I8). The virtual loop itself reports tasks that are left."""
+
+    async def scenario(world: World) -> set[str]:
+        world.create()
+        before = asyncio.all_tasks()
+        orders = sleeping(world)
+        async with orders:
+            world.send_orders(*(str(n) for n in range(5)), seconds=1)
+            await asyncio.sleep(0.5)
+        statistics = orders.statistics()
+        assert (statistics.held, statistics.running, statistics.waiting) == (0, 0, 0)
+        assert statistics.pool is not None
+        assert statistics.pool.live == 0
+        return {task.get_name() for task in asyncio.all_tasks() - before}
+
+    assert in_world(scenario) == set()
+
+
+def test_stop_is_idempotent_and_may_come_from_a_handler() -> None:
+    """Two stops are one; run() returns."""
+
+    async def scenario(world: World) -> bool:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def finish(order: Order, ctx: MessageContext[Tenant]) -> None:
+            orders.stop()
+            orders.stop()
+
+        world.send_orders("1")
+        await orders.run()
+        orders.stop()
+        return orders.running
+
+    assert in_world(scenario) is False
+
+
+def test_stop_now_cancels_without_waiting() -> None:
+    """The second signal: handlers are cancelled although their drain time is not over."""
+
+    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
+        world.create()
+        orders = sleeping(world, shutdown=Shutdown(drain=1000, poll=0))
+        await orders.__aenter__()
+        world.send_orders("1", seconds=500)
+        await asyncio.sleep(1)
+        leaving = asyncio.create_task(orders.__aexit__(None, None, None), name="leave")
+        await asyncio.sleep(3)
+        started = now()
+        orders.stop(now=True)
+        await leaving
+        return now() - started, world.counts()
+
+    seconds, counts = in_world(scenario)
+    assert seconds < 0.5
+    assert counts == (1, 0)
+
+
+def test_a_caller_that_is_cancelled_still_stops_in_order() -> None:
+    """The caller's CancelledError goes on after the consumer has stopped, not before (I6)."""
+
+    async def scenario(world: World) -> tuple[bool, tuple[int, int]]:
+        world.create()
+        orders = sleeping(world, shutdown=Shutdown(drain=1000))
+        world.send_orders("1", seconds=500)
+        running = asyncio.create_task(orders.run(), name="run")
+        await asyncio.sleep(1)
+        running.cancel()
+        await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return orders.running, world.counts()
+
+    assert in_world(scenario) == (False, (1, 0))
+
+
+def test_a_dead_poller_stops_the_consumer_and_is_raised() -> None:
+    """A consumer that polls no more must not look alive."""
+
+    class Broken(ScriptedQueue):
+        """A queue whose receive has a defect."""
+
+        async def receive(self, **_options: Any) -> Any:  # type: ignore[override]  # it never gets that far
+            raise ZeroDivisionError
+
+    class Client:
+        """Opens the broken queue."""
+
+        async def __aenter__(self) -> "Client":
+            return self
+
+        async def __aexit__(self, *_error: object) -> None:
+            return None
+
+        async def queue(self, _name: str) -> Any:
+            return Broken()
+
+    async def scenario(_world: World) -> None:
+        orders = Consumer("orders", context=Tenant, client=Client())  # type: ignore[arg-type]  # a test double
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
+
+        with pytest.raises(ZeroDivisionError):
+            await orders.run()
+        assert not orders.running
+
+    in_world(scenario)
+
+
+def test_observers_are_told_of_start_and_stop() -> None:
+    """With the queue and the reason."""
+
+    async def scenario(world: World) -> list[Event]:
+        world.create()
+        events: list[Event] = []
+        orders = Consumer("orders", context=Tenant, observers=[events.append], client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
+
+        async with orders:
+            orders.stop(reason=StopReason.SIGNAL)
+        return events
+
+    assert in_world(scenario) == [
+        ConsumerStarted("orders"),
+        ConsumerStopping("orders", StopReason.SIGNAL),
+        ConsumerStopped("orders", StopReason.SIGNAL, 0),
+    ]
+
+
+def test_a_provider_that_hangs_in_closing_is_bounded() -> None:
+    """A database that does not close holds the stop up for Shutdown.close, no longer."""
+
+    async def scenario(world: World) -> float:
+        world.create()
+
+        @asynccontextmanager
+        async def sticky(tenant: Tenant) -> Any:
+            try:
+                yield Database(tenant)
+            finally:
+                await asyncio.sleep(1000)
+
+        orders = Consumer(
+            "orders", context=Tenant, resources=sticky, shutdown=Shutdown(close=3, poll=0), client=world.client
+        )
+
+        @orders.handler
+        async def record(order: Order, ctx: Ctx) -> None: ...
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+            started = now()
+        return now() - started
+
+    assert in_world(scenario) < 7
+
+
+def test_a_lane_that_is_full_while_blocked_does_not_close_the_buffer() -> None:
+    """A black-holed tenant with half of the traffic: the others are served at once, and it holds no slot."""
+
+    async def scenario(world: World) -> tuple[int, list[str], int]:
+        world.create()
+        databases = Databases()
+        databases.hanging.add("broken")
+        orders = sleeping(world, databases, polling=Polling(prefetch=10, lane=4), concurrency=Concurrency(total=5))
+        async with orders:
+            for number in range(100):
+                world.send_orders(f"x{number}", tenant="broken")
+                world.send_orders(f"y{number}", tenant="well", seconds=0.1)
+            await asyncio.sleep(8)
+            statistics = orders.statistics()
+            return len(databases.rows("well")), databases.rows("broken"), statistics.running
+
+    served, broken, running = in_world(scenario)
+    assert served == 100
+    assert broken == []
+    assert running == 0
