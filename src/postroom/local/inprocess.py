@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.local.broker import DEFAULT_SCOPE, Broker
@@ -23,6 +23,9 @@ from postroom.local.shapes import (
     Sent,
     SentBatch,
 )
+
+if TYPE_CHECKING:
+    from postroom.local.persist import Log
 
 Deliver = Callable[[list[Received]], None]
 
@@ -116,6 +119,7 @@ class LocalBroker:
         self._scale = time_scale
         self._persist = None if persist is None else Path(persist)
         self._engine: Broker | None = None
+        self._log: Log | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._entered = 0
         self._started = 0.0
@@ -131,6 +135,10 @@ class LocalBroker:
             self._started = self._loop.time()
             self._offset = time.time() if self._epoch is None else self._epoch
             engine = Broker(self._now, self._rng, fair=self._fair, recreate_after=self._recreate_after)
+            if self._persist is not None:
+                from postroom.local.persist import Log  # noqa: PLC0415 - it needs a POSIX system, the rest does not
+
+                self._log = Log(self._persist, engine, self._now())
             engine.on_waiting = self._set_alarm
             self._engine = engine
             self._closed = False
@@ -151,6 +159,9 @@ class LocalBroker:
         self._engine = None
         self._loop = None
         self._closed = True
+        if self._log is not None:
+            log, self._log = self._log, None
+            log.close()
 
     @property
     def is_open(self) -> bool:

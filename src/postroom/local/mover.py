@@ -120,6 +120,8 @@ class Mover:
             reached[target.arn] = target
         if move.running and (move.moved >= move.to_move or (due > 0 and not taken)):
             self._finish(move, "COMPLETED")
+        elif taken:
+            self._broker.journal.move(move)
         return list(reached.values())
 
     def _hand_over(self, source: LocalQueue, message: Stored, target: LocalQueue, now: float) -> None:

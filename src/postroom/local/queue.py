@@ -129,8 +129,11 @@ class LocalQueue:
 
     def set_attributes(self, changes: Mapping[str, str], now: float) -> None:
         """Store attributes that were checked; an empty text removes one."""
-        merged = {**self.attributes, **changes}
-        self.attributes = {name: value for name, value in merged.items() if value}
+        self.replace_attributes({**self.attributes, **changes}, now)
+
+    def replace_attributes(self, attributes: Mapping[str, str], now: float) -> None:
+        """Store all attributes anew."""
+        self.attributes = {name: value for name, value in attributes.items() if value}
         self.settings = _Settings(self.attributes)
         self.modified_at = now
 

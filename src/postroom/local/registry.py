@@ -38,7 +38,8 @@ class Registry:
         self._fair = fair
         self._recreate_after = recreate_after
         self._queues: dict[Scope, dict[str, LocalQueue]] = {}
-        self._deleted_at: dict[tuple[Scope, str], float] = {}
+        self.deleted_at: dict[tuple[Scope, str], float] = {}
+        """When queues were deleted whose names may not be used again yet."""
         self._by_url: dict[tuple[str, Scope], LocalQueue] = {}
 
     def __iter__(self) -> Iterator[LocalQueue]:
@@ -84,7 +85,7 @@ class Registry:
         """Forget a queue and its messages."""
         del self._queues[queue.scope][queue.name]
         self._by_url.clear()
-        self._deleted_at[queue.scope, queue.name] = now
+        self.deleted_at[queue.scope, queue.name] = now
         queue.clear(now)
 
     def by_name(self, name: str, scope: Scope) -> LocalQueue:
@@ -149,9 +150,9 @@ class Registry:
             )
 
     def _check_recreation(self, name: str, scope: Scope, now: float) -> None:
-        deleted_at = self._deleted_at.pop((scope, name), None)
+        deleted_at = self.deleted_at.pop((scope, name), None)
         if deleted_at is not None and now < deleted_at + self._recreate_after:
-            self._deleted_at[scope, name] = deleted_at
+            self.deleted_at[scope, name] = deleted_at
             text = "You must wait 60 seconds after deleting a queue before you can create another with the same name."
             raise BrokerError("QueueDeletedRecently", text)
 

@@ -166,8 +166,8 @@ def _write(parts: list[str], values: Mapping[str, Any], entry: str) -> None:
         pairs = _branch(value)
         if pairs is not None:
             _write_map(parts, name, pairs)
-        elif isinstance(value, list):
-            for item in cast("list[Any]", value):
+        elif name in _ITEMS or name == "Successful":
+            for item in value:
                 _element(parts, entry if name == "Successful" else _ITEMS[name], item)
         else:
             _element(parts, name, value)

@@ -1,0 +1,103 @@
+"""``queues.toml``: which queues ``postroom local`` makes when it starts.
+
+::
+
+    [queues.orders-dlq]
+
+    [queues.orders]
+    VisibilityTimeout = 60              # any attribute of SQS, by its own name
+    dead_letter = "orders-dlq"          # short for RedrivePolicy
+    max_receive_count = 5
+    tags = { team = "billing" }
+
+    [queues."payments.fifo"]            # the suffix makes it a FIFO queue
+    ContentBasedDeduplication = true
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from postroom.errors import ConfigurationError
+from postroom.local.errors import BrokerError
+from postroom.local.inprocess import LocalBroker
+
+_DEFAULT_MAX_RECEIVES = 10
+
+
+class QueueSpec(NamedTuple):
+    """One queue to make."""
+
+    name: str
+    attributes: Mapping[str, str]
+    tags: Mapping[str, str]
+    dead_letter: str | None
+    max_receive_count: int
+
+
+def load_queues(path: Path) -> list[QueueSpec]:
+    """Read a ``queues.toml``; dead-letter queues come before those that need them. Raises ConfigurationError."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    try:
+        tables = msgspec.convert(document.get("queues"), dict[str, dict[str, Any]])
+        specs = [_spec(name, table) for name, table in tables.items()]
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path}: write one table [queues.NAME] per queue ({error})") from error
+    targets = {spec.dead_letter for spec in specs}
+    return sorted(specs, key=lambda spec: spec.name not in targets)
+
+
+def _spec(name: str, table: Mapping[str, Any]) -> QueueSpec:
+    attributes = {
+        key: _text(value) for key, value in table.items() if key not in {"tags", "dead_letter", "max_receive_count"}
+    }
+    if name.endswith(".fifo"):
+        attributes.setdefault("FifoQueue", "true")
+    return QueueSpec(
+        name,
+        attributes,
+        msgspec.convert(table.get("tags", {}), dict[str, str]),
+        msgspec.convert(table.get("dead_letter"), str | None),
+        msgspec.convert(table.get("max_receive_count", _DEFAULT_MAX_RECEIVES), int),
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a value of TOML as SQS takes it: everything is text, a table is JSON."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int):
+        return str(value)
+    return msgspec.json.encode(value).decode()
+
+
+def make_queues(broker: LocalBroker, specs: list[QueueSpec]) -> None:
+    """Make queues, or give queues that are there already the attributes they should have.
+
+    Raises ConfigurationError with the name of the queue that SQS would refuse.
+    """
+    for spec in specs:
+        try:
+            _make(broker, spec)
+        except BrokerError as error:
+            raise ConfigurationError(f"queue {spec.name!r}: {error.message}") from error
+
+
+def _make(broker: LocalBroker, spec: QueueSpec) -> None:
+    attributes = dict(spec.attributes)
+    if spec.dead_letter is not None:
+        policy = {"deadLetterTargetArn": broker.queue(spec.dead_letter).arn, "maxReceiveCount": spec.max_receive_count}
+        attributes["RedrivePolicy"] = msgspec.json.encode(policy).decode()
+    try:
+        broker.create_queue(spec.name, attributes, spec.tags)
+    except BrokerError as error:
+        if error.kind != "QueueNameExists":
+            raise
+        attributes.pop("FifoQueue", None)
+        broker.set_attributes(spec.name, attributes)
