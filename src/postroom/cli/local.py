@@ -109,17 +109,17 @@ def _welcome(server: "LocalServer", persist: Path | None) -> str:
     queues = server.broker.list_queues()
     name = queues[0].name if queues else "orders"
     queue_url = f"{url}/{scope.account}/{name}"
+    aws = f"aws --endpoint-url {url} sqs"
     fifo = " --message-group-id group-1 --message-deduplication-id 1" if name.endswith(".fifo") else ""
     lines = [
         f"postroom local: Amazon SQS for development, at {url}",
         f"  queues: {', '.join(queue.name for queue in queues) or 'none yet'}",
         f"  kept in: {persist or 'memory only (--persist FILE keeps it)'}",
         "",
-        f"  export AWS_ENDPOINT_URL_SQS={url} AWS_DEFAULT_REGION={scope.region} \\",
-        "         AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local",
-        *([] if queues else [f"  aws sqs create-queue --queue-name {name}"]),
-        f'  aws sqs send-message --queue-url {queue_url} --message-body \'{{"hello": "world"}}\'{fifo}',
-        f"  aws sqs receive-message --queue-url {queue_url} --wait-time-seconds 20",
+        f"  export AWS_DEFAULT_REGION={scope.region} AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local",
+        *([] if queues else [f"  {aws} create-queue --queue-name {name}"]),
+        f'  {aws} send-message --queue-url {queue_url} --message-body \'{{"hello": "world"}}\'{fifo}',
+        f"  {aws} receive-message --queue-url {queue_url} --wait-time-seconds 20",
         "",
     ]
     return "\n".join(lines)
