@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.options import MAX_WAIT
@@ -41,6 +42,8 @@ class _Settings:
             )
         if self.session is not None and self.profile is not None:
             raise ConfigurationError("AwsClient(profile=...) has no effect on a session: make the session with it")
+        if self.endpoint_url is not None and urlsplit(self.endpoint_url).username is not None:
+            raise ConfigurationError("AwsClient(endpoint_url=...) takes no user name or password: requests are signed")
         _check_read_timeout(self.read_timeout)
 
 

@@ -50,6 +50,7 @@ class Connection:
         self._timeouts = (float(config.connect_timeout), float(config.read_timeout))
         attempts: int = config.retries.get("total_max_attempts", 1)
         self._longest_call = attempts * (sum(self._timeouts) + _LONGEST_BACKOFF)
+        self._deadlines: set[asyncio.Timeout] = set()
         self._capture: Capture | None = None
         self._hot_path: HotPath | None = None
         self.closed = False
@@ -101,6 +102,9 @@ class Connection:
     async def aclose(self) -> None:
         """Close everything. Calls that are under way fail; later ones raise ``ClosedError``."""
         self.closed = True
+        for deadline in self._deadlines:  # botocore would go on to retry on the closed connections
+            if not deadline.expired():
+                deadline.reschedule(0)
         hot_path, self._hot_path = self._hot_path, None
         try:
             if hot_path is not None:
@@ -118,15 +122,19 @@ class Connection:
     ) -> T:
         if self.closed:
             raise ClosedError(f"{operation} on {subject}: its AwsClient is closed; use it inside `async with client:`")
+        # botocore's own timeout is between two bytes: a server that drips them would hold the call for ever.
+        deadline = asyncio.timeout(self._longest_call)
         method: Callable[..., Awaitable[Parameters]] = getattr(self._sqs, _METHODS[operation])
         try:
-            # botocore's own timeout is between two bytes: a server that drips them would hold the call for ever.
-            async with asyncio.timeout(self._longest_call):
+            async with deadline:
+                self._deadlines.add(deadline)
                 answer = await method(**parameters)
         except Exception as error:
             if self.closed:
                 raise ClosedError(f"{operation} on {subject}: its AwsClient was closed meanwhile") from error
             raise translate(error, operation=operation, subject=subject) from error
+        finally:
+            self._deadlines.discard(deadline)
         try:
             return read(answer)
         except (AttributeError, LookupError, TypeError, ValueError) as error:

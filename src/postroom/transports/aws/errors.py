@@ -82,6 +82,8 @@ _LOG_IN: Final = (
 )
 _SET_REGION: Final = "set AWS_REGION, or pass AwsClient(region=...)"
 _SET_KEYS: Final = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in AWS give the task a role"
+_REFUSED: Final = "botocore refused the parameters; the cause says which"
+_NOT_SQS: Final = "the endpoint does not answer like SQS; check the endpoint URL"
 _REACH: Final = "check the network, the region and the endpoint URL"
 
 # Class name of an exception of botocore -> what it means here, and what to do next.
@@ -104,14 +106,19 @@ _BY_CLASS: Final[Mapping[str, tuple[type[PostroomError], str]]] = {
     "BaseEndpointResolverError": (ConfigurationError, _SET_REGION),
     "EndpointProviderError": (ConfigurationError, "check region, endpoint_url, FIPS and dual-stack settings"),
     "InvalidEndpointConfigurationError": (ConfigurationError, "check region, endpoint_url, FIPS and dual-stack"),
-    "ValidationError": (InvalidRequest, ""),
-    "ParamValidationError": (InvalidRequest, ""),
+    "ValidationError": (InvalidRequest, _REFUSED),
+    "ParamValidationError": (InvalidRequest, _REFUSED),
     "SSLError": (ServiceUnavailable, "check the certificate, AWS_CA_BUNDLE and the endpoint URL"),
     "ProxyConnectionError": (ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY"),
     "ConnectionError": (ServiceUnavailable, _REACH),
     "HTTPClientError": (ServiceUnavailable, _REACH),
     "IncompleteReadError": (ServiceUnavailable, _REACH),
-    "ResponseParserError": (ServiceUnavailable, "the endpoint does not answer like SQS; check the endpoint URL"),
+    "ResponseParserError": (ServiceUnavailable, _NOT_SQS),
+    # What botocore's parser raises on JSON of another shape.
+    "AttributeError": (ServiceUnavailable, _NOT_SQS),
+    "TypeError": (ServiceUnavailable, _NOT_SQS),
+    "ValueError": (ServiceUnavailable, _NOT_SQS),
+    "LookupError": (ServiceUnavailable, _NOT_SQS),
     "TimeoutError": (ServiceUnavailable, _REACH),
     "OSError": (ServiceUnavailable, _REACH),
 }
@@ -135,10 +142,15 @@ def translate(error: Exception, *, operation: str, subject: str = "") -> Postroo
     for cls in type(error).__mro__:
         kind, advice = _BY_CLASS.get(cls.__name__, (None, ""))
         if kind is not None:
-            text = f"{where}: {str(error).rstrip('.')}" + (f"; {advice}" if advice else "")
+            text = f"{where}: {_said(error, advice)}" + (f"; {advice}" if advice else "")
             return _make(kind, text, operation=operation, code=type(error).__name__)
     text = f"{where}: unexpected {type(error).__name__}"
     return TransportError(text, operation=operation, code=type(error).__name__)
+
+
+def _said(error: Exception, advice: str) -> str:
+    # What is told about a value that does not fit may quote the value: a message body.
+    return type(error).__name__ if advice in {_NOT_SQS, _REFUSED} else str(error).rstrip(".")
 
 
 def _make(kind: type[PostroomError], text: str, *, operation: str, code: str) -> PostroomError:
