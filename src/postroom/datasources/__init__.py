@@ -1,1 +1,56 @@
-"""datasources."""
+"""Tenant databases: providers for a consumer's ``resources=``, one per driver, without the drivers' traps.
+
+=======================  ==========================================  ===============================
+provider                 what a handler gets                         install
+=======================  ==========================================  ===============================
+``sqlite_database``      :class:`SqliteDatabase`, one file           nothing: it is in Python
+``asyncpg_pool``         ``asyncpg.Pool``                            ``postroom[asyncpg]``
+``psycopg_pool``         ``psycopg_pool.AsyncConnectionPool``        ``postroom[psycopg]``
+``psycopg_connections``  :class:`PsycopgConnections`, without tasks  ``postroom[psycopg]``
+``sqlalchemy_engine``    ``sqlalchemy.ext.asyncio.AsyncEngine``      ``postroom[sqlalchemy,asyncpg]``
+=======================  ==========================================  ===============================
+
+A driver is imported when its name is first used. The registry decides who is a tenant; nothing of a DSN ever comes
+from a message.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from postroom.datasources.registry import DataSource, Provider, Registry, UnknownTenant, WrongDatabase
+from postroom.datasources.sqlite import SqliteDatabase, sqlite_database, tenant_file
+
+if TYPE_CHECKING:
+    from postroom.datasources.asyncpg import asyncpg_pool
+    from postroom.datasources.psycopg import PsycopgConnections, psycopg_connections, psycopg_pool
+    from postroom.datasources.sqlalchemy import sqlalchemy_engine
+
+__all__ = [
+    "DataSource",
+    "Provider",
+    "PsycopgConnections",
+    "Registry",
+    "SqliteDatabase",
+    "UnknownTenant",
+    "WrongDatabase",
+    "asyncpg_pool",
+    "psycopg_connections",
+    "psycopg_pool",
+    "sqlalchemy_engine",
+    "sqlite_database",
+    "tenant_file",
+]
+
+_LAZY = {
+    "asyncpg_pool": "asyncpg",
+    "psycopg_pool": "psycopg",
+    "psycopg_connections": "psycopg",
+    "PsycopgConnections": "psycopg",
+    "sqlalchemy_engine": "sqlalchemy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"postroom.datasources.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

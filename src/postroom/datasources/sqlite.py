@@ -1,0 +1,345 @@
+"""SQLite, one file per tenant, from asyncio.
+
+The cost of SQLite in an event loop is the hop to a thread and back, not SQLite. So a unit of work is one hop: a plain
+function that gets the connection, runs as many statements as it likes, and returns data.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Generic, Self, TypeVar
+
+from postroom.datasources.registry import Provider, UnknownTenant
+from postroom.errors import ClosedError
+from postroom.types import C
+
+_log = logging.getLogger("postroom.datasources")
+T = TypeVar("T")
+_STEPS: Final = 10_000
+"""Steps of SQLite's machine, some tenths of a millisecond, between two looks whether a unit is still wanted."""
+Parameters = Sequence[Any] | Mapping[str, Any]
+PathOf = Callable[[C], str | os.PathLike[str]]
+
+
+class SqliteDatabase:
+    """One SQLite file, open in a thread of its own. Open it with :meth:`open` or let :func:`sqlite_database` do it.
+
+    Units of work run one after the other, each in a transaction of its own; writing ones take the file's write lock
+    first (``BEGIN IMMEDIATE``), so that none fails half-way because another process writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._current: _Job[Any] | None = None
+        self._file: tuple[int, int] | None = None
+        self._closing = False
+        self._aborting = False
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"SqliteDatabase({self.path.name!r})"
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        schema: str = "",
+        synchronous: str = "FULL",
+        busy_timeout: float = 5.0,
+    ) -> Self:
+        """Open a file. The options are those of :func:`sqlite_database`. Close it with :meth:`aclose`.
+
+        Raises:
+            UnknownTenant: the file does not exist in its directory, and ``create`` is False.
+            sqlite3.Error: SQLite cannot open it, or ``schema`` fails.
+        """
+        self = cls(Path(path))
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connect = partial(
+            _connect, self.path, create=create, schema=schema, synchronous=synchronous, busy_timeout=busy_timeout
+        )
+        # A daemon: a unit of work that never ends must not keep the interpreter from its own end. SQLite recovers.
+        name = f"postroom-sqlite-{self.path.name}"
+        threading.Thread(target=self._serve, args=(connect, opened), name=name, daemon=True).start()
+        try:
+            await opened
+        except BaseException:
+            await self.aclose(timeout=busy_timeout)
+            raise
+        return self
+
+    async def run(self, work: Callable[[sqlite3.Connection], T], *, write: bool = True) -> T:
+        """Run ``work(connection)`` in the database's thread, in one transaction, and return what it returns.
+
+        It is committed when ``work`` returns and rolled back when it raises. Return data, not a cursor: the
+        connection stays in its thread. When the caller is cancelled, a unit that waits does not start, and one that
+        runs is interrupted and rolled back, unless its commit has begun.
+
+        Args:
+            work: a plain function.
+            write: False for a unit that only reads: it does not wait for a writer in another process.
+
+        Raises:
+            ClosedError: the database was closed before or, after ``aclose``'s timeout, while the unit ran. It was
+                rolled back.
+        """
+        if self._closing:
+            raise _closed(self)
+        job = _Job(self, work, write=write)
+        self._jobs.put(job)
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            job.abandon()
+            raise
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> int:
+        """Run one statement and return how many rows it changed."""
+        return await self.run(lambda connection: connection.execute(sql, parameters).rowcount)
+
+    async def fetch(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+        """Run one query and return its rows: by position and by name."""
+        return await self.run(lambda connection: connection.execute(sql, parameters).fetchall(), write=False)
+
+    async def check(self) -> bool:
+        """Return True when the database answers and is still the file that was opened.
+
+        Raises:
+            FileNotFoundError: the file is gone. What is written to a deleted file is lost without an error.
+            OSError: another file is in its place, as after a restored backup.
+        """
+
+        def look(connection: sqlite3.Connection) -> tuple[int, int]:
+            connection.execute("SELECT 1").fetchall()
+            return _identity(self.path)
+
+        if await self.run(look, write=False) != self._file:
+            raise OSError(f"the file of {self!r} was replaced since it was opened")
+        return True
+
+    async def aclose(self, *, timeout: float = 5.0) -> None:
+        """Finish what was asked for, close the file, end the thread. A second call waits for the same end.
+
+        After ``timeout`` seconds, or when cancelled, running work is interrupted and rolled back, and what waits is
+        not started: its callers get ``ClosedError``.
+        """
+        self._closing = True
+        self._jobs.put(None)
+        try:
+            await asyncio.wait([self._ended], timeout=timeout)
+        finally:
+            self._abandon_all()
+        if not self._ended.done():
+            await asyncio.wait([self._ended], timeout=timeout)
+        if not self._ended.done():
+            _log.warning("A unit of work in %r ignores its interruption; its thread stays until it returns", self)
+
+    def _serve(self, connect: Callable[[], sqlite3.Connection], opened: asyncio.Future[None]) -> None:
+        """Be the thread: open, work, close."""
+        try:
+            with contextlib.closing(connect()) as connection:
+                self._file = _identity(self.path)
+                # interrupt() would miss a statement that begins just after it.
+                connection.set_progress_handler(self._is_abandoned, _STEPS)
+                _complete(opened, None, None)
+                while (job := self._jobs.get()) is not None:
+                    self._current = job
+                    if self._aborting:  # looked at after the line above, and set before the other side reads it
+                        job.abandon()
+                    job.do(connection)
+                    self._current = None
+        except BaseException as error:
+            _complete(opened, None, error)
+        finally:
+            _complete(self._ended, None, None)
+
+    def _is_abandoned(self) -> bool:
+        job = self._current
+        return job is not None and job.abandoned
+
+    def _abandon_all(self) -> None:
+        if self._ended.done():
+            return
+        with contextlib.suppress(Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.refuse()
+        self._jobs.put(None)
+        self._aborting = True
+        current = self._current
+        if current is not None:
+            current.abandon()
+
+
+def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
+    if not create and not path.exists() and path.parent.is_dir():
+        raise UnknownTenant(f"there is no database file {path.name!r}")
+    uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    connection = sqlite3.connect(uri, uri=True, timeout=busy_timeout, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if schema:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n;COMMIT;")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class _Abandoned(Exception):
+    """Nobody waits for this unit of work any more."""
+
+
+class _Job(Generic[T]):
+    """One unit of work on its way through the thread."""
+
+    def __init__(self, database: SqliteDatabase, work: Callable[[sqlite3.Connection], T], *, write: bool) -> None:
+        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._database = database
+        self._work = work
+        self._write = write
+        self._context = contextvars.copy_context()
+        self._lock = threading.Lock()
+        self._committing = False
+        self.abandoned = False
+
+    def abandon(self) -> None:
+        """Interrupt the work and undo it, unless its commit has begun."""
+        with self._lock:
+            self.abandoned = not self._committing
+
+    def refuse(self) -> None:
+        """Tell the caller that the work was not done, because the database closes."""
+        _complete(self.result, None, _closed(self._database))
+
+    def do(self, connection: sqlite3.Connection) -> None:
+        """Do the work, in the thread, and tell the caller."""
+        try:
+            value = self._context.run(self._transact, connection)
+        except BaseException as error:
+            if self.abandoned:  # whatever an interrupted statement raised
+                self.refuse()
+            elif isinstance(error, StopIteration):  # no future takes one
+                _complete(self.result, None, RuntimeError(f"the unit of work raised {error!r}"))
+            else:
+                _complete(self.result, None, error)
+        else:
+            _complete(self.result, value, None)
+
+    def _transact(self, connection: sqlite3.Connection) -> T:
+        try:
+            self._go_on_unless_abandoned()
+            connection.execute("BEGIN IMMEDIATE" if self._write else "BEGIN")
+            value = self._work(connection)
+            with self._lock:  # the caller is cancelled either before this, and nothing is committed, or too late
+                self._go_on_unless_abandoned()
+                self._committing = True
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return value
+
+    def _go_on_unless_abandoned(self) -> None:
+        if self.abandoned:
+            raise _Abandoned
+
+
+def _closed(database: SqliteDatabase) -> ClosedError:
+    return ClosedError(f"the database {database.path.name!r} was closed: this work was not done")
+
+
+def _complete(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    """Complete a future of the event loop from the thread, unless it is cancelled."""
+
+    def complete() -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        future.get_loop().call_soon_threadsafe(complete)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def sqlite_database(
+    path_of: PathOf[C],
+    *,
+    create: bool = False,
+    schema: str = "",
+    synchronous: str = "FULL",
+    busy_timeout: float = 5.0,
+    close_timeout: float = 5.0,
+) -> Provider[C, SqliteDatabase]:
+    """Provide one SQLite file per context, in write-ahead mode, as a :class:`SqliteDatabase`.
+
+    A missing file is an unknown tenant (``LookupError``, permanent) unless ``create``; a missing directory is not:
+    the storage may be away. Weight 1: one connection, one thread, both gone when it is closed.
+
+    Args:
+        path_of: context to path; ``LookupError`` for a context that is nobody's. See :func:`tenant_file`.
+        create: make missing files. Then everybody whom ``path_of`` lets through is a tenant.
+        schema: SQL to run whenever a file is opened: ``CREATE TABLE IF NOT EXISTS ...``.
+        synchronous: SQLite's setting. ``FULL`` keeps every commit over a power failure; ``NORMAL`` is quicker and
+            may lose the last ones, although their messages are acknowledged.
+        busy_timeout: seconds to wait for a writer in another process.
+        close_timeout: seconds that running work may take at close before it is interrupted.
+    """
+    if synchronous.upper() not in {"OFF", "NORMAL", "FULL", "EXTRA"}:
+        raise ValueError(f"synchronous= takes OFF, NORMAL, FULL or EXTRA; got {synchronous!r}")
+
+    @asynccontextmanager
+    async def enter(context: C) -> AsyncGenerator[SqliteDatabase, None]:
+        database = await SqliteDatabase.open(
+            path_of(context), create=create, schema=schema, synchronous=synchronous, busy_timeout=busy_timeout
+        )
+        try:
+            yield database
+        finally:
+            await database.aclose(timeout=close_timeout)
+
+    return Provider(enter, weight=1, check=SqliteDatabase.check)
+
+
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
+_LONGEST_NAME = 200
+
+
+def tenant_file(directory: str | os.PathLike[str], *ids: str, suffix: str = ".sqlite3") -> Path:
+    """Return the path of a tenant's file: no two lists of ids share one, and none leads out of ``directory``.
+
+    Lower-case letters, digits, ``-`` and ``_`` stand for themselves; every other byte is escaped, capitals included,
+    because some file systems do not tell them apart.
+
+    Raises:
+        UnknownTenant: an id is empty, or all together are too long for a file name.
+    """
+    name = ".".join("".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in part.encode()) for part in ids)
+    if not ids or not all(ids) or len(name) > _LONGEST_NAME:
+        raise UnknownTenant("a tenant's ids must not be empty, nor too long for a file name")
+    return Path(directory, name + suffix)

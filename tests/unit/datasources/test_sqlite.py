@@ -1,0 +1,356 @@
+"""SQLite, one file per tenant: transactions, cancellation, closing, and names of files."""
+
+import asyncio
+import contextvars
+import os
+import sqlite3
+import string
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
+from postroom.errors import ClosedError
+from postroom.resources.failures import Failure, classify_open
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
+FOR_EVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO orders SELECT i FROM n"
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    """An open database with an empty table."""
+    async with sqlite_database(tmp_path.joinpath, create=True, schema=SCHEMA)("a.sqlite3") as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    """Every test ends with as many threads as it began with."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive(), thread
+
+
+async def _ids(database: SqliteDatabase) -> list[str]:
+    return [row["id"] for row in await database.fetch("SELECT id FROM orders ORDER BY id")]
+
+
+def _insert(connection: sqlite3.Connection, *ids: str) -> int:
+    return connection.executemany("INSERT INTO orders VALUES (?)", [(id_,) for id_ in ids]).rowcount
+
+
+class Blocker:
+    """A unit of work that stops where a test wants it to."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.entered = asyncio.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, connection: sqlite3.Connection) -> str:
+        """Write a row, say so, and wait."""
+        _insert(connection, "blocked")
+        self.loop.call_soon_threadsafe(self.entered.set)
+        assert self.go_on.wait(10)
+        return "done"
+
+
+class TestWork:
+    """Units of work."""
+
+    async def test_a_unit_that_returns_is_committed(self, database: SqliteDatabase) -> None:
+        """Another connection sees it at once."""
+        assert await database.run(lambda connection: _insert(connection, "1", "2")) == 2
+        assert await database.execute("INSERT INTO orders VALUES (:id)", {"id": "3"}) == 1
+        with sqlite3.connect(database.path) as other:
+            assert other.execute("SELECT count(*) FROM orders").fetchone() == (3,)
+        other.close()
+
+    async def test_a_unit_that_raises_leaves_nothing(self, database: SqliteDatabase) -> None:
+        """All of it is rolled back, the error is the caller's, and the next unit works."""
+
+        def half(connection: sqlite3.Connection) -> None:
+            _insert(connection, "1")
+            raise KeyError("half-way")
+
+        with pytest.raises(KeyError, match="half-way"):
+            await database.run(half)
+        with pytest.raises(sqlite3.IntegrityError):
+            await database.run(lambda connection: _insert(connection, "1", "1"))
+        assert await _ids(database) == []
+
+    async def test_a_stop_iteration_does_not_hang_the_caller(self, database: SqliteDatabase) -> None:
+        """No future can carry one."""
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await database.run(lambda _: next(iter(())))
+
+    async def test_units_run_one_after_the_other(self, database: SqliteDatabase) -> None:
+        """Nobody sees half of another's transaction."""
+
+        def count_and_insert(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute("SELECT count(*) FROM orders").fetchone()
+            _insert(connection, str(count))
+            return int(count)
+
+        counts = await asyncio.gather(*(database.run(count_and_insert) for _ in range(100)))
+        assert sorted(counts) == list(range(100))
+
+    async def test_the_callers_context_reaches_the_thread(self, database: SqliteDatabase) -> None:
+        """Logging in a unit of work knows whose message it is."""
+        tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
+
+        async def work_for(name: str) -> str:
+            tenant.set(name)
+            return await database.run(lambda _: tenant.get())
+
+        assert list(await asyncio.gather(work_for("a"), work_for("b"))) == ["a", "b"]
+
+    async def test_a_reader_does_not_wait_for_a_foreign_writer(self, database: SqliteDatabase) -> None:
+        """Write-ahead mode: only writers exclude each other."""
+        other = sqlite3.connect(database.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert await _ids(database) == []
+        other.execute("ROLLBACK")
+        other.close()
+
+    async def test_the_settings_keep_every_commit(self, database: SqliteDatabase) -> None:
+        """Write-ahead log, synchronised at each commit; foreign keys are checked."""
+        settings = {
+            name: (await database.run(lambda c, name=name: c.execute(f"PRAGMA {name}").fetchone()[0]))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+        assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+class TestCancelling:
+    """A cancelled caller."""
+
+    async def test_a_running_unit_is_interrupted_and_rolled_back(self, database: SqliteDatabase) -> None:
+        """Even a statement that would never end, and that may begin only after the caller was cancelled."""
+        started = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def endless(connection: sqlite3.Connection) -> None:
+            loop.call_soon_threadsafe(started.set)
+            connection.execute(FOR_EVER)
+
+        working = asyncio.create_task(database.run(endless), name="endless")
+        await started.wait()
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        assert await _ids(database) == []
+
+    async def test_a_unit_between_two_statements_is_not_committed(self, database: SqliteDatabase) -> None:
+        """The commit asks once more."""
+        blocker = Blocker()
+        working = asyncio.create_task(database.run(blocker), name="blocked")
+        await blocker.entered.wait()
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        blocker.go_on.set()
+        assert await _ids(database) == []
+
+    async def test_a_waiting_unit_never_starts(self, database: SqliteDatabase) -> None:
+        """And the unit before it is not disturbed."""
+        blocker = Blocker()
+        first = asyncio.create_task(database.run(blocker), name="first")
+        await blocker.entered.wait()
+        second = asyncio.create_task(database.run(lambda connection: _insert(connection, "second")), name="second")
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        blocker.go_on.set()
+        assert await first == "done"
+        assert await _ids(database) == ["blocked"]
+
+
+class TestClosing:
+    """Closing: bounded, and exactly once."""
+
+    async def test_what_was_asked_for_is_finished(self, tmp_path: Path) -> None:
+        """Work that waits when close begins is done."""
+        database = await SqliteDatabase.open(tmp_path / "a", create=True, schema=SCHEMA)
+        inserts = [asyncio.create_task(database.execute("INSERT INTO orders VALUES (?)", (str(n),))) for n in range(9)]
+        await asyncio.sleep(0)
+        await database.aclose()
+        assert await asyncio.gather(*inserts) == [1] * 9
+        assert os.listdir(tmp_path) == ["a"]
+
+    async def test_use_after_close_is_refused(self, tmp_path: Path) -> None:
+        """And a second close does nothing."""
+        database = await SqliteDatabase.open(tmp_path / "a", create=True)
+        await database.aclose()
+        await database.aclose()
+        with pytest.raises(ClosedError, match="closed"):
+            await database.fetch("SELECT 1")
+
+    async def test_work_that_outlasts_the_timeout_is_rolled_back(self, tmp_path: Path) -> None:
+        """Its caller and those who wait behind it get ClosedError, nobody gets a cancellation that was not theirs."""
+        database = await SqliteDatabase.open(tmp_path / "a", create=True, schema=SCHEMA)
+        tasks = [
+            asyncio.create_task(database.run(lambda connection: connection.execute(FOR_EVER).rowcount)),
+            asyncio.create_task(database.execute("INSERT INTO orders VALUES ('behind')")),
+        ]
+        await asyncio.sleep(0)
+        await database.aclose(timeout=0.05)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [ClosedError, ClosedError]
+        again = await SqliteDatabase.open(tmp_path / "a")
+        assert await _ids(again) == []
+        await again.aclose()
+
+    async def test_work_that_cannot_be_interrupted_does_not_hold_up_the_close(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Plain Python in a thread cannot be stopped: close says so and returns."""
+        database = await SqliteDatabase.open(tmp_path / "a", create=True, schema=SCHEMA)
+        blocker = Blocker()
+        stuck = asyncio.create_task(database.run(blocker), name="stuck")
+        await blocker.entered.wait()
+        await database.aclose(timeout=0.01)
+        assert "ignores its interruption" in caplog.text
+        blocker.go_on.set()
+        with pytest.raises(ClosedError):
+            await stuck
+
+    async def test_a_cancelled_close_still_ends_the_thread(self, tmp_path: Path) -> None:
+        """A pool's deadline cancels a close: running work is interrupted at once."""
+        database = await SqliteDatabase.open(tmp_path / "a", create=True, schema=SCHEMA)
+        endless = asyncio.create_task(database.run(lambda connection: connection.execute(FOR_EVER).rowcount))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(database.aclose(timeout=60), name="closing")
+        await asyncio.wait([closing], timeout=0.05)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(ClosedError):
+            await endless
+
+
+class TestOpening:
+    """Opening: who is a tenant, and who is only away."""
+
+    async def test_a_missing_file_is_an_unknown_tenant(self, tmp_path: Path) -> None:
+        """Permanent, and nothing is created."""
+        with pytest.raises(UnknownTenant) as unknown:
+            async with sqlite_database(tmp_path.joinpath)("mallory"):
+                pass
+        assert classify_open(unknown.value) is Failure.PERMANENT
+        assert os.listdir(tmp_path) == []
+
+    async def test_a_missing_directory_is_an_outage(self, tmp_path: Path) -> None:
+        """The storage may come back: transient."""
+        with pytest.raises(sqlite3.OperationalError) as away:
+            async with sqlite_database(tmp_path.joinpath, create=True)("not mounted/a"):
+                pass
+        assert classify_open(away.value) is Failure.TRANSIENT
+
+    async def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
+        """SQLite's own words, and the thread ends."""
+        (tmp_path / "a").write_bytes(b"not a database" * 100)
+        with pytest.raises(sqlite3.DatabaseError):
+            await SqliteDatabase.open(tmp_path / "a")
+
+    async def test_a_schema_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        """It is one transaction."""
+        with pytest.raises(sqlite3.OperationalError):
+            await SqliteDatabase.open(tmp_path / "a", create=True, schema="CREATE TABLE x (i); CREATE GARBAGE")
+        plain = await SqliteDatabase.open(tmp_path / "a")
+        assert await plain.fetch("SELECT name FROM sqlite_schema") == []
+        await plain.aclose()
+
+    async def test_a_cancelled_open_ends_the_thread(self, tmp_path: Path) -> None:
+        """Whatever the thread had got to."""
+        opening = asyncio.create_task(SqliteDatabase.open(tmp_path / "a", create=True), name="opening")
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+    def test_an_unknown_synchronous_setting_is_refused_when_it_is_written(self, tmp_path: Path) -> None:
+        """It would go into a PRAGMA as it is."""
+        with pytest.raises(ValueError, match="FULL"):
+            sqlite_database(tmp_path.joinpath, synchronous="FULL; DROP TABLE orders")
+
+    def test_the_provider_says_what_a_pool_needs(self, tmp_path: Path) -> None:
+        """One connection, and a check."""
+        provider = sqlite_database(tmp_path.joinpath)
+        assert (provider.weight, provider.check) == (1, SqliteDatabase.check)
+
+
+class TestCheck:
+    """The health check."""
+
+    async def test_a_healthy_database_passes(self, database: SqliteDatabase) -> None:
+        """It answers True."""
+        assert await database.check()
+
+    async def test_a_deleted_file_is_noticed(self, database: SqliteDatabase) -> None:
+        """SQLite itself goes on writing to it, and all of that would be lost."""
+        database.path.unlink()
+        await database.execute("INSERT INTO orders VALUES ('lost')")
+        with pytest.raises(FileNotFoundError):
+            await database.check()
+
+    async def test_a_replaced_file_is_noticed(self, database: SqliteDatabase, tmp_path: Path) -> None:
+        """A restored backup needs a new connection."""
+        (tmp_path / "backup").write_bytes(database.path.read_bytes())
+        (tmp_path / "backup").rename(database.path)
+        with pytest.raises(OSError, match="replaced"):
+            await database.check()
+
+
+ids = st.lists(st.text(max_size=20), min_size=1, max_size=3)
+
+
+class TestTenantFile:
+    """Names of files from ids that came with a message."""
+
+    def test_plain_ids_are_readable(self) -> None:
+        """The usual id is its own name."""
+        assert tenant_file("/data", "tenant-a", "us-east-1") == Path("/data/tenant-a.us-east-1.sqlite3")
+
+    @given(ids, ids)
+    def test_no_two_tenants_share_a_file(self, first: list[str], second: list[str]) -> None:
+        """Whatever is in the ids, also where capitals and small letters are one."""
+        try:
+            names = [tenant_file("/data", *ids).name.lower() for ids in (first, second)]
+        except UnknownTenant:
+            return
+        assert (names[0] == names[1]) == (first == second)
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [(("a:b", "c"), ("a", "b:c")), (("a.b", "c"), ("a", "b.c")), (("A",), ("a",)), (("%3a",), (":",))],
+    )
+    def test_neighbours_are_told_apart(self, first: tuple[str, ...], second: tuple[str, ...]) -> None:
+        """The pairs that a joined string would confuse."""
+        assert tenant_file("/data", *first) != tenant_file("/data", *second)
+
+    @given(ids)
+    def test_no_id_leads_out_of_the_directory(self, parts: list[str]) -> None:
+        """No separator, no dot-dot, nothing but a short plain name."""
+        try:
+            path = tenant_file("/data", *parts)
+        except UnknownTenant:
+            return
+        assert path.parent == Path("/data")
+        assert set(path.name) <= set(string.ascii_lowercase + string.digits + "-_.%")
+        assert len(path.name) < 255
+        assert not path.name.startswith(".")
+
+    @pytest.mark.parametrize("parts", [(), ("",), ("a", ""), ("x" * 300,)])
+    def test_ids_that_make_no_name_are_nobody(self, parts: tuple[str, ...]) -> None:
+        """A lookup error: the message is at fault, not the storage."""
+        with pytest.raises(UnknownTenant):
+            tenant_file("/data", *parts)
