@@ -5,7 +5,7 @@ what it raises is logged and goes no further. No event is made when nobody obser
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,9 @@ class Observers:
 
     def __bool__(self) -> bool:
         return bool(self._observers)
+
+    def __iter__(self) -> Iterator[Observer]:
+        return iter(self._observers)
 
     def tell(self, event: Event) -> None:
         """Tell every observer. What one raises is logged; the others are told all the same."""

@@ -82,8 +82,8 @@ class Polling:
         batch: messages per receive, 1 to 10.
         pollers: receives outstanding at once.
         prefetch: messages held beyond those that run, so that no slot waits for the network.
-        lane: messages of one context held at once, running ones included, while its resources are being opened
-            or cannot be opened; more are deferred, so that they never fill the buffer of the others.
+        lane: messages of one context that stay here while its resources are being opened and there is no room for
+            others; the rest is deferred by visibility.
         backoff: seconds before the second try after a failed receive; doubles up to ``max_backoff``.
         max_backoff: the longest such pause.
     """
@@ -205,6 +205,8 @@ class PoolLimits:
             once; None for never. A busy one is replaced before it is closed (which rotates credentials).
         check_after: seconds of idleness after which a lease runs ``check`` first.
         sweep: seconds between two rounds of the sweeper (idle, age, health).
+        patience: seconds that a context waits for budget, with nothing idle to evict, before the resource that has been
+            open longest is taken from a busy one: no new leases, closed behind its last. So busy tenants take turns.
         remember: failing keys remembered at the most; the oldest are forgotten first.
     """
 
@@ -214,6 +216,7 @@ class PoolLimits:
     max_age: float | None = None
     check_after: float = 30.0
     sweep: float = 5.0
+    patience: float = 1.0
     remember: int = 10_000
 
     def __post_init__(self) -> None:
@@ -226,6 +229,7 @@ class PoolLimits:
                 _check_seconds("PoolLimits", name, value, least=0.001)
         _check_seconds("PoolLimits", "check_after", self.check_after)
         _check_seconds("PoolLimits", "sweep", self.sweep, least=0.001)
+        _check_seconds("PoolLimits", "patience", self.patience)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             behind = [t for t in self.tickets if t.group == ticket.group and t.state is State.WAITING]
             assert self.scheduler.withdraw_group(ticket) == behind
 
+    @rule(keep=st.integers(0, 2))
+    def shed(self, keep: int) -> None:
+        """Blocked lanes give up their surplus, which is done then."""
+        for ticket in self.scheduler.shed(keep=keep, blocked_before=0):
+            assert ticket.state is State.DONE
+
     @rule()
     def stop(self) -> None:
         """Everything that waits comes back, once."""

@@ -83,7 +83,7 @@ class Consumer(Generic[C, R]):
     ) -> None:
         _check_queue(queue)
         _check_resources(context, resources, cleanup)
-        self._settings = Settings[C, R](
+        self._settings: Settings[C, R] = Settings(
             queue=queue,
             resolver=context_from_attributes(context) if isinstance(context, type) else context,
             resources=resources,

@@ -10,6 +10,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
 from postroom.errors import ContextError
 from postroom.events import MessageReceived, Observers
+from postroom.message import Message
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Delivery, Settler
@@ -19,8 +20,10 @@ _log = logging.getLogger("postroom.consumer")
 
 RESOLVE_TIMEOUT = 30.0
 """Seconds that an async resolver may take for one message."""
+PATIENCE = 0.25
+"""Seconds that a tenant's resources may take to open before its messages have to make room for others."""
 _SURPLUS_DELAY = (1.0, 5.0)
-"""Seconds, at random between these, until a message is seen again that found its blocked lane full."""
+"""Seconds, at random between these, until a message that had to make room is seen again."""
 
 
 class Unresolved:
@@ -48,6 +51,7 @@ class Intake:
         scheduler: Scheduler[Job],
         settler: Settler,
         dispatch: Callable[[], None],
+        crowded: Callable[[], bool],
     ) -> None:
         self._resolver = settings.resolver
         self._lane_limit = settings.polling.lane
@@ -57,6 +61,7 @@ class Intake:
         self._scheduler = scheduler
         self._settler = settler
         self._dispatch = dispatch
+        self._crowded = crowded
         self._closed = False
         self._resolving: set[asyncio.Task[None]] = set()
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -64,7 +69,7 @@ class Intake:
         """Messages whose async resolver runs."""
         self.received = 0
 
-    def admit(self, messages: Sequence[Any]) -> None:
+    def admit(self, messages: Sequence[Message]) -> None:
         """Take the messages of one receive in."""
         self.received += len(messages)
         deliveries = self._settler.take(messages)
@@ -86,6 +91,17 @@ class Intake:
         for batch in later.values():
             self._resolve_later(batch)
         self._dispatch()
+        self.relieve()
+
+    def relieve(self) -> None:
+        """Defer what blocked tenants hold too much of, once there is no room for others."""
+        if not self._crowded():
+            return
+        blocked_before = asyncio.get_running_loop().time() - PATIENCE
+        for job in self._scheduler.shed(keep=self._lane_limit, blocked_before=blocked_before):
+            cooling = 0.0 if self._pool is None else self._pool.retry_after(job.context)
+            delay = max(cooling, self._rng.uniform(*_SURPLUS_DELAY))
+            self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
 
     async def close(self) -> None:
         """Give back everything that has no slot yet, and what still arrives."""
@@ -133,40 +149,35 @@ class Intake:
     def _enter(self, delivery: Delivery, found: Any) -> None:
         message = delivery.message
         group = message.group_id if self._fifo else None
-        error = found if isinstance(found, ContextError) else self._check(delivery, found)
-        if error is not None:
+        try:
+            tenant = self._tenant_of(message, found)
+        except ContextError as error:
             job = Job(delivery, UNRESOLVED, group, None)
             job.context_error = error
         else:
-            tenant = found if self._pool is None else self._pool.key_of(found)
             job = Job(delivery, tenant, group, found)
-            if self._scheduler.blocked_backlog(tenant) >= self._lane_limit:
-                self._defer(delivery, found)
-                return
         self._scheduler.add(job)
 
-    def _check(self, delivery: Delivery, context: Any) -> ContextError | None:
+    def _tenant_of(self, message: Message, found: Any) -> Hashable:
+        """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""
+        if isinstance(found, ContextError):
+            raise found
         if self._resolver is None:
             return None
-        message_id = delivery.message.id
-        if context is None:
+        if found is None:
             text = "the context resolver returned None; let it return the context, or raise when there is none"
-            return ContextError(text, message_id=message_id)
+            raise ContextError(text, message_id=message.id)
         try:
-            hash(context)
+            tenant = found if self._pool is None else self._pool.key_of(found)
+            hash(tenant)
         except TypeError as error:
-            kind = type(context).__name__
+            kind = type(found).__name__
             text = f"the context, a {kind}, is not hashable; use a frozen dataclass, a NamedTuple or a tuple"
-            unhashable = ContextError(text, message_id=message_id)
-            unhashable.__cause__ = error
-            return unhashable
-        return None
-
-    def _defer(self, delivery: Delivery, context: Any) -> None:
-        """Give back what a blocked tenant has too much of, so that it does not fill the buffer of the others."""
-        cooling = 0.0 if self._pool is None else self._pool.retry_after(context)
-        delay = max(cooling, self._rng.uniform(*_SURPLUS_DELAY))
-        self._settler.give_back(delivery, Settlement.DEFERRED, delay=delay)
+            raise ContextError(text, message_id=message.id) from error
+        except Exception as error:
+            text = f"the pool's key= failed on the context: {type(error).__name__}"
+            raise ContextError(text, message_id=message.id) from error
+        return tenant
 
 
 async def _bounded(delivery: Delivery, awaitable: Awaitable[Any]) -> Any:

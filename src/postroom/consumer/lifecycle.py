@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Generic
 
 from postroom.consumer.handlers import build_handle, is_async
-from postroom.consumer.intake import Intake
+from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
@@ -43,18 +43,16 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder) -> "Run
 
 
 async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> ResourcePool[C, R] | None:
-    """Make the pool of a provider, which is then ours to close; a pool that was passed is only used."""
+    """Enter the pool that was passed, or one of our own. The last user of a pool to leave it closes it."""
     resources = settings.resources
-    if resources is None or isinstance(resources, ResourcePool):
-        return resources
-    pool = ResourcePool(
-        resources,
-        cleanup=settings.cleanup,
-        timeouts=PoolTimeouts(close=max(settings.shutdown.close, 0.001)),
-        observers=settings.observers,
-        name=settings.queue,
-    )
-    return await opening.enter_async_context(pool)
+    if resources is None:
+        return None
+    if not isinstance(resources, ResourcePool):
+        timeouts = PoolTimeouts(close=max(settings.shutdown.close, 0.001))
+        resources = ResourcePool(
+            resources, cleanup=settings.cleanup, timeouts=timeouts, observers=settings.observers, name=settings.queue
+        )
+    return await opening.enter_async_context(resources)
 
 
 def _threads(settings: Settings[Any, Any]) -> ThreadPoolExecutor:
@@ -106,6 +104,7 @@ class Run(Generic[C, R]):
             scheduler=self.scheduler,
             settler=self._settler,
             on_slot_free=self._on_slot_free,
+            on_blocked=self._on_blocked,
         )
         self._intake = Intake(
             settings,
@@ -114,13 +113,14 @@ class Run(Generic[C, R]):
             scheduler=self.scheduler,
             settler=self._settler,
             dispatch=self._pipeline.dispatch,
+            crowded=lambda: self._poller.room < settings.polling.batch,
         )
         self._poller = Poller(
             queue,
             settings.polling,
             settings.visibility,
             capacity=total + settings.polling.prefetch,
-            held=lambda: self.scheduler.size + self._intake.resolving,
+            held=self._held,
             starving=lambda: self.scheduler.waiting == 0,
             admit=self._intake.admit,
             observers=settings.observers,
@@ -172,11 +172,11 @@ class Run(Generic[C, R]):
         self.request_stop(StopReason.REQUESTED)
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
-        polls = asyncio.create_task(self._finish_polls(), name="postroom-finish-polls")  # 1
+        polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
         await self._return_unstarted()  # 2
         await self._drain_handlers()  # 3
         await self._cancel_handlers()  # 4
-        await polls
+        await self._finish_polls(polls_end)  # 1, as long as there was something else to wait for
         await self._flush()  # 5
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
@@ -206,10 +206,14 @@ class Run(Generic[C, R]):
             pool=None if self.pool is None else self.pool.statistics(),
         )
 
-    async def _finish_polls(self) -> None:
+    async def _finish_polls(self, deadline: float) -> None:
+        """Wait for outstanding polls until the deadline, then give them up.
+
+        They are left alone for as long as messages go back: SQS may serve those to a poll that nobody reads any more,
+        and they would stay invisible. A poll that is alive brings them back here, and they are returned once more.
+        """
         if self._polls:
-            _, late = await asyncio.wait(self._polls, timeout=self.settings.shutdown.poll)
-            # The queue is quiet, or the poll had ended. What SQS hands out in this instant comes back by itself.
+            _, late = await asyncio.wait(self._polls, timeout=max(0.0, deadline - self._loop.time()))
             for poll in late:
                 poll.cancel()
             if late:
@@ -283,7 +287,18 @@ class Run(Generic[C, R]):
     def _on_lost(self, delivery: Delivery) -> None:
         self._pipeline.lost(delivery)
 
+    def _held(self) -> int:
+        return self.scheduler.size + self._intake.resolving
+
     def _on_slot_free(self) -> None:
+        self._poller.wake()
+
+    def _on_blocked(self) -> None:
+        """A tenant's resources open: look a little later whether its messages are in the way of others."""
+        self._loop.call_later(PATIENCE, self._relieve)
+
+    def _relieve(self) -> None:
+        self._intake.relieve()
         self._poller.wake()
 
     def _side_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -55,6 +55,7 @@ class Pipeline:
         scheduler: grants slots. A slot is freed when its message ends, whatever else is going on.
         settler: holds the deliveries and settles them.
         on_slot_free: called when a message ended.
+        on_blocked: called when a message begins to wait for its tenant's resources.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Pipeline:
         scheduler: Scheduler[Job],
         settler: Settler,
         on_slot_free: Callable[[], None],
+        on_blocked: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._decode = decode
@@ -76,6 +78,7 @@ class Pipeline:
         self._settler = settler
         self._observers: Observers = settings.observers
         self._on_slot_free = on_slot_free
+        self._on_blocked = on_blocked
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self._closing = False
         self.jobs: dict[Delivery, Job] = {}
@@ -139,7 +142,8 @@ class Pipeline:
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
-        self._scheduler.suspend(job)
+        self._scheduler.suspend(job, now=asyncio.get_running_loop().time())
+        self._on_blocked()
         self.dispatch()
         lease = await pool.acquire(job.context)
         try:

@@ -56,6 +56,11 @@ class Poller:
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failures = 0
 
+    @property
+    def room(self) -> int:
+        """How many more messages could be held."""
+        return self._capacity - self._held() - self._asked_for
+
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
         if self._waiters:
@@ -92,7 +97,7 @@ class Poller:
     async def _room(self, number: int) -> int:
         """Wait until a receive is worth a call, and return how many messages to ask for; 0 when stopping."""
         while not self._stopping:
-            room = self._capacity - self._held() - self._asked_for
+            room = self.room
             enough = room >= self._polling.batch or (room > 0 and self._asked_for == 0 and self._starving())
             if enough and (number == 0 or self._busy):
                 return min(room, self._polling.batch)

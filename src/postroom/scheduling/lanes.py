@@ -48,13 +48,14 @@ T = TypeVar("T", bound=Ticket, default=Ticket)
 class Lane(Generic[T]):
     """What one tenant has here: tickets that wait, and how many run or are suspended."""
 
-    __slots__ = ("in_rotation", "running", "suspended", "tenant", "waiting")
+    __slots__ = ("blocked_since", "in_rotation", "running", "suspended", "tenant", "waiting")
 
     def __init__(self, tenant: Hashable) -> None:
         self.tenant = tenant
         self.waiting: deque[T] = deque()
         self.running = 0
         self.suspended = 0
+        self.blocked_since = 0.0
         self.in_rotation = False
 
     @property
@@ -96,6 +97,7 @@ class Scheduler(Generic[T]):
         self._lanes: dict[Hashable, Lane[T]] = {}
         self._rotation: deque[Lane[T]] = deque()
         self._groups: dict[str, Group[T]] = {}
+        self._blocked: dict[Lane[T], None] = {}
         self._running = 0
         self._waiting = 0
         self._suspended = 0
@@ -113,11 +115,6 @@ class Scheduler(Generic[T]):
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
         return SchedulerStatistics(self._running, self._waiting, self._suspended, len(self._lanes))
-
-    def blocked_backlog(self, tenant: Hashable) -> int:
-        """Return how many tickets of a tenant are held while its resources open; 0 when it is not blocked."""
-        lane = self._lanes.get(tenant)
-        return lane.size if lane is not None and lane.suspended else 0
 
     def add(self, ticket: T) -> None:
         """Take a ticket in. It waits for its turn, and behind every earlier ticket of its message group."""
@@ -148,11 +145,14 @@ class Scheduler(Generic[T]):
             return ticket
         return None
 
-    def suspend(self, ticket: T) -> None:
+    def suspend(self, ticket: T, *, now: float = 0.0) -> None:
         """Take the slot back: the ticket waits for its tenant's resources, and so would the rest of its lane."""
         lane = _lane_of(ticket)
         ticket.state = State.SUSPENDED
         lane.running -= 1
+        if not lane.suspended:
+            lane.blocked_since = now
+            self._blocked[lane] = None
         lane.suspended += 1
         self._running -= 1
         self._suspended += 1
@@ -161,8 +161,7 @@ class Scheduler(Generic[T]):
         """Let a suspended ticket wait for a slot again, first in its lane."""
         lane = _lane_of(ticket)
         ticket.state = State.WAITING
-        lane.suspended -= 1
-        self._suspended -= 1
+        self._end_suspension(lane)
         self._waiting += 1
         lane.waiting.appendleft(ticket)
         self._offer(lane)
@@ -176,8 +175,7 @@ class Scheduler(Generic[T]):
             lane.running -= 1
             self._running -= 1
         elif ticket.state is State.SUSPENDED:
-            lane.suspended -= 1
-            self._suspended -= 1
+            self._end_suspension(lane)
         else:
             lane.waiting.remove(ticket)
             self._waiting -= 1
@@ -198,6 +196,21 @@ class Scheduler(Generic[T]):
         for other in behind:
             other.state = State.DONE
         return behind
+
+    def shed(self, *, keep: int, blocked_before: float) -> list[T]:
+        """Strike off, the newest first, what lanes hold beyond ``keep`` that have been blocked since before a time."""
+        shed: list[T] = []
+        for lane in self._blocked:
+            if lane.blocked_since <= blocked_before:
+                while lane.size > keep and lane.waiting:
+                    ticket = lane.waiting.pop()
+                    shed.append(ticket)
+                    shed.extend(self.withdraw_group(ticket))
+                    ticket.state = State.DONE
+                    self._waiting -= 1
+                    if ticket.group is not None:
+                        del self._groups[ticket.group]
+        return shed
 
     def withdraw_waiting(self) -> list[T]:
         """Strike off, in order within each message group, everything that waits for a slot: the consumer stops.
@@ -225,6 +238,12 @@ class Scheduler(Generic[T]):
         ticket.lane = lane
         lane.waiting.append(ticket)
         self._offer(lane)
+
+    def _end_suspension(self, lane: Lane[T]) -> None:
+        lane.suspended -= 1
+        self._suspended -= 1
+        if not lane.suspended:
+            del self._blocked[lane]
 
     def _may_run(self, lane: Lane[T]) -> bool:
         return bool(lane.waiting) and not lane.suspended and lane.running < self._per_tenant

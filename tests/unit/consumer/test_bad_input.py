@@ -33,7 +33,9 @@ SECRET = "s3cr3t-4711"
 class Outcome:
     """What a run with one bad and one good message came to."""
 
-    def __init__(self, world: World, databases: Databases, failures: list[Failure], consumer: Consumer[Any, Any]) -> None:
+    def __init__(
+        self, world: World, databases: Databases, failures: list[Failure], consumer: Consumer[Any, Any]
+    ) -> None:
         self.failures = failures
         self.good = databases.rows("good")
         self.opened = databases.diary

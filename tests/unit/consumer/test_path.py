@@ -124,9 +124,7 @@ def test_always_acknowledges_a_failure() -> None:
     async def scenario(world: World) -> list[Failure]:
         world.create()
         failures: list[Failure] = []
-        orders = Consumer(
-            "orders", context=Tenant, ack=AckMode.ALWAYS, on_error=failures.append, client=world.client
-        )
+        orders = Consumer("orders", context=Tenant, ack=AckMode.ALWAYS, on_error=failures.append, client=world.client)
 
         @orders.handler
         async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:

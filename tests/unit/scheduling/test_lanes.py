@@ -120,7 +120,6 @@ def test_a_suspended_ticket_holds_no_slot_and_closes_its_lane() -> None:
     assert granted(made) == ["b1"]
     made.finish(tickets["b1"])
     assert granted(made) == []
-    assert made.blocked_backlog("a") == 2
 
 
 def test_a_resumed_ticket_is_first_in_its_lane() -> None:
@@ -129,7 +128,6 @@ def test_a_resumed_ticket_is_first_in_its_lane() -> None:
     granted(made)
     made.suspend(tickets["a1"])
     made.resume(tickets["a1"])
-    assert made.blocked_backlog("a") == 0
     assert granted(made) == ["a1"]
     made.finish(tickets["a1"])
     assert granted(made) == ["a2"]
@@ -142,6 +140,33 @@ def test_a_suspended_ticket_that_ends_opens_its_lane() -> None:
     made.suspend(tickets["a1"])
     made.finish(tickets["a1"])
     assert granted(made) == ["a2"]
+
+
+def test_a_lane_that_is_blocked_for_long_sheds_its_surplus_newest_first() -> None:
+    """It keeps so many; other lanes, and those that were blocked only now, keep all."""
+    made, tickets = scheduler(*(f"a{n}" for n in range(5)), "b1", "b2", "b3", total=2)
+    assert granted(made) == ["a0", "b1"]
+    made.suspend(tickets["a0"], now=10)
+    made.suspend(tickets["b1"], now=11)
+    assert [ticket.name for ticket in made.shed(keep=2, blocked_before=10)] == ["a4", "a3", "a2"]
+    assert made.shed(keep=2, blocked_before=10) == []
+    assert made.waiting == 3
+    made.resume(tickets["a0"])
+    assert made.shed(keep=0, blocked_before=10) == []
+
+
+def test_shedding_takes_a_message_group_along() -> None:
+    """What waits behind a shed message goes with it, after it: nothing overtakes."""
+    made = Scheduler[Work](total=1, per_tenant=1)
+    blocked = Work("a0")
+    made.add(blocked)
+    granted(made)
+    for number in range(1, 4):
+        made.add(Work(f"a{number}", group="g"))
+    made.suspend(blocked, now=0)
+    assert [ticket.name for ticket in made.shed(keep=1, blocked_before=0)] == ["a1", "a2", "a3"]
+    made.finish(blocked)
+    assert (made.size, made._groups, made._blocked) == (0, {}, {})
 
 
 def test_finish_is_idempotent() -> None:

@@ -1,0 +1,176 @@
+"""A consumer as a process of its own, over the real protocol: signals, kill -9, and what is left in the queue."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from postroom.local import LocalBroker, LocalServer
+from postroom.local.shapes import AttributeValue, Send
+
+WORKER = Path(__file__).with_name("orders_worker.py")
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+
+
+class Site:
+    """A local SQS with the queue ``orders``, a directory for the databases, and worker processes."""
+
+    def __init__(self, broker: LocalBroker, endpoint: str, directory: Path) -> None:
+        self.broker = broker
+        self.directory = directory
+        self.endpoint = endpoint
+
+    def send(self, order_id: str, *, tenant: str = "tenant-a", seconds: float = 0.0) -> None:
+        """Send an order of a tenant."""
+        body = msgspec.json.encode({"order_id": order_id, "seconds": seconds}).decode()
+        attributes = {"tenantId": AttributeValue(string_value=tenant, data_type="String")}
+        self.broker.send("orders", Send(message_body=body, message_attributes=attributes))
+
+    @asynccontextmanager
+    async def worker(self, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run a worker; kill it at the end if it still runs."""
+        settings = {"ENDPOINT": self.endpoint, "DIRECTORY": str(self.directory), **environment}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(WORKER),
+            env={**os.environ, **CREDENTIALS, **settings},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    def diary(self) -> list[str]:
+        """Return what the workers wrote down, in order."""
+        path = self.directory / "diary"
+        return path.read_text().splitlines() if path.exists() else []
+
+    async def diary_has(self, count: int, word: str) -> None:
+        """Wait until the diary has so many lines that begin with a word."""
+        async with asyncio.timeout(40):
+            while sum(line.startswith(word) for line in self.diary()) < count:
+                await asyncio.sleep(0.02)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many messages are visible and how many are in flight."""
+        said = self.broker.attributes("orders")
+        return int(said["ApproximateNumberOfMessages"]), int(said["ApproximateNumberOfMessagesNotVisible"])
+
+    async def empty(self) -> None:
+        """Wait until the queue is empty."""
+        async with asyncio.timeout(40):
+            while self.counts() != (0, 0):
+                await asyncio.sleep(0.02)
+
+    def rows(self, tenant: str) -> list[str]:
+        """Read a tenant's database."""
+        connection = sqlite3.connect(self.directory / f"{tenant}.db")
+        try:
+            return [row for (row,) in connection.execute("SELECT order_id FROM orders")]
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """A local SQS over HTTP."""
+    async with LocalBroker() as broker, LocalServer(broker) as server:
+        broker.create_queue("orders", {"VisibilityTimeout": "30"})
+        yield Site(broker, server.endpoint_url, tmp_path)
+
+
+async def test_sigterm_lets_the_running_finish_and_returns_the_rest(site: Site) -> None:
+    """30 messages of 3 s, 10 slots: exit 0, 10 are deleted, 20 are visible again, the database closes last."""
+    for number in range(30):
+        site.send(str(number), seconds=3)
+    async with site.worker() as worker:
+        await site.diary_has(10, "start")
+        worker.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(2.5):  # long before the ten have finished
+            while site.counts() != (20, 10):
+                await asyncio.sleep(0.02)
+        async with asyncio.timeout(20):
+            _, log = await worker.communicate()
+    assert worker.returncode == 0, log.decode()
+    assert site.counts() == (20, 0)
+    diary = site.diary()
+    assert sum(line.startswith("done") for line in diary) == 10
+    assert sum(line.startswith("start") for line in diary) == 10
+    assert diary[-1] == "close tenant-a"
+    assert "draining" in log.decode()
+
+
+async def test_a_second_signal_cancels_at_once(site: Site) -> None:
+    """Exit code 3 says that work was cancelled; the message is visible again."""
+    site.send("slow", seconds=600)
+    async with site.worker(DRAIN="600") as worker:
+        await site.diary_has(1, "start")
+        worker.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            assert worker.stderr is not None
+            while b"Waiting up to" not in await worker.stderr.readline():
+                pass
+            worker.send_signal(signal.SIGTERM)
+            await worker.communicate()
+    assert worker.returncode == 3
+    assert site.counts() == (1, 0)
+
+
+async def test_kill_9_loses_nothing(site: Site) -> None:
+    """Every message is handled after its visibility timeout by the next worker, in its own tenant's database."""
+    names = {f"{tenant}-{number}" for tenant in ("tenant-a", "tenant-b") for number in range(30)}
+    for name in sorted(names, key=lambda name: name[::-1]):
+        site.send(name, tenant=name[:8], seconds=0.05)
+    async with site.worker(VISIBILITY="2") as first:
+        await site.diary_has(12, "done")
+        first.kill()
+        await first.communicate()
+    async with site.worker(VISIBILITY="2") as second:
+        await site.empty()
+        second.send_signal(signal.SIGTERM)
+        await second.communicate()
+    for tenant in ("tenant-a", "tenant-b"):
+        assert set(site.rows(tenant)) == {name for name in names if name.startswith(tenant)}
+
+
+async def test_a_handler_of_three_visibility_timeouts_runs_once(site: Site) -> None:
+    """Over the real protocol: the heartbeat keeps it, it is deleted once."""
+    site.send("slow", seconds=3)
+    async with site.worker(VISIBILITY="1") as worker:
+        await site.empty()
+        worker.send_signal(signal.SIGTERM)
+        await worker.communicate()
+    assert Counter(site.diary())["start slow"] == 1
+    assert site.rows("tenant-a") == ["slow"]
+
+
+async def test_alike_contexts_get_different_databases_on_the_wire(site: Site) -> None:
+    """Tenants whose names would collide when joined with their messages' other parts stay apart."""
+    pairs: dict[str, Any] = {"a:b": "first", "a": "second", "a.b": "third", "A": "fourth"}
+    for tenant, order in pairs.items():
+        site.send(order, tenant=tenant)
+    async with site.worker() as worker:
+        await site.empty()
+        worker.send_signal(signal.SIGTERM)
+        await worker.communicate()
+    assert {tenant: site.rows(tenant) for tenant in pairs} == {tenant: [order] for tenant, order in pairs.items()}
+
+
+async def test_a_queue_that_does_not_exist_is_exit_code_2(site: Site) -> None:
+    """The log says what to check."""
+    async with site.worker(QUEUE="nowhere") as worker:
+        _, log = await worker.communicate()
+    assert worker.returncode == 2
+    assert "nowhere" in log.decode()
