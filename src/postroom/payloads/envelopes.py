@@ -11,13 +11,14 @@ the rule only.
 
 import base64
 import binascii
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from postroom.errors import DecodeError, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import problems
+from postroom.payloads.decoder import Decoder
 from postroom.payloads.native import native_decoder
 from postroom.payloads.problems import Problem
 
@@ -27,14 +28,18 @@ class _SnsAttribute(msgspec.Struct):
     value: str = msgspec.field(name="Value")
 
 
-class _SnsNotification(msgspec.Struct, tag_field="Type", tag="Notification"):
+class SnsNotification(msgspec.Struct, tag_field="Type", tag="Notification"):
+    """What is read of the JSON that SNS delivers."""
+
     message: str = msgspec.field(name="Message")
     attributes: dict[str, _SnsAttribute] = msgspec.field(
         name="MessageAttributes", default_factory=dict[str, _SnsAttribute]
     )
 
 
-class _EventBridgeEvent(msgspec.Struct):
+class EventBridgeEvent(msgspec.Struct):
+    """What is read of an EventBridge event."""
+
     id: str
     source: str
     account: str
@@ -44,8 +49,8 @@ class _EventBridgeEvent(msgspec.Struct):
     detail: msgspec.Raw
 
 
-_sns: Final = native_decoder(_SnsNotification)
-_event: Final = native_decoder(_EventBridgeEvent)
+_sns: Final = native_decoder(SnsNotification)
+_event: Final = native_decoder(EventBridgeEvent)
 
 
 def unwrap_sns(message: Message, /) -> Message:
@@ -57,10 +62,9 @@ def unwrap_sns(message: Message, /) -> Message:
     Raises:
         PayloadError: the body is not an SNS notification. With raw message delivery there is no envelope.
     """
-    try:
-        notification: _SnsNotification = _sns(message)
-    except PayloadError as error:
-        raise _no_envelope(error, "an SNS notification (is raw message delivery on? then unwrap nothing)") from None
+    notification: SnsNotification = _opened(
+        message, _sns, "an SNS notification (is raw message delivery on? then unwrap nothing)"
+    )
     attributes = {name: _sns_attribute(found, message) for name, found in notification.attributes.items()}
     return msgspec.structs.replace(message, body=notification.message, message_attributes=attributes)
 
@@ -75,10 +79,7 @@ def unwrap_eventbridge(message: Message, /) -> Message:
     Raises:
         PayloadError: the body is not an EventBridge event.
     """
-    try:
-        event: _EventBridgeEvent = _event(message)
-    except PayloadError as error:
-        raise _no_envelope(error, "an EventBridge event") from None
+    event: EventBridgeEvent = _opened(message, _event, "an EventBridge event")
     said = {name: getattr(event, name) for name in ("id", "source", "account", "region", "time")}
     said["detail-type"] = event.detail_type
     attributes = {name: MessageAttribute(string_value=value) for name, value in said.items()}
@@ -92,10 +93,14 @@ def _sns_attribute(found: _SnsAttribute, message: Message) -> MessageAttribute:
         return MessageAttribute(data_type="Binary", binary_value=base64.b64decode(found.value, validate=True))
     except binascii.Error:
         problem = Problem("$.MessageAttributes[...].Value", "not base64")
-    raise problems.not_valid("SNS notification", [problem], message.id)
+    raise problems.not_valid("SnsNotification", [problem], message.id)
 
 
-def _no_envelope(error: PayloadError, expected: str) -> PayloadError:
-    kind = DecodeError if isinstance(error, DecodeError) else ValidationError
-    text = str(error).replace("_SnsNotification", "SNS notification").replace("_EventBridgeEvent", "EventBridge event")
-    return kind(f"the message is not {expected}: {text}", path=error.path, message_id=error.message_id)
+def _opened(message: Message, decode: Decoder, expected: str) -> Any:
+    try:
+        return decode(message)
+    except PayloadError as error:
+        kind = DecodeError if isinstance(error, DecodeError) else ValidationError
+        text = f"the message is not {expected}: {error}"
+        refused = kind(text, path=error.path, message_id=error.message_id)
+    raise refused  # outside the except block: one error says it all

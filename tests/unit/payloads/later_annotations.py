@@ -1,0 +1,41 @@
+"""Handlers in a module whose annotations are text, as ``from __future__ import annotations`` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForCheckers
+
+
+@dataclass
+class Order:
+    """A payload."""
+
+    order_id: str
+
+
+async def known(order: Order, ctx: OnlyForCheckers) -> None:
+    """Its context exists for type checkers only, which is nobody's business."""
+
+
+async def unknown(order: OnlyForCheckers, ctx: Any) -> None:
+    """Its payload exists for type checkers only."""
+
+
+async def nested(orders: list[Order | None], ctx: Any) -> None:
+    """Its payload is text with types in it."""
+
+
+def made_here() -> Any:
+    """Return a handler whose payload type is local, and which uses it."""
+
+    @dataclass
+    class Local:
+        order_id: str
+
+    async def handler(order: Local, ctx: Any) -> None:
+        assert isinstance(order, Local)
+
+    return handler, Local

@@ -1,0 +1,167 @@
+"""The payload type comes from the first parameter of whatever is registered as a handler."""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from postroom.errors import ConfigurationError
+from postroom.payloads import payload_type_of
+
+_SPEC = importlib.util.spec_from_file_location("later_annotations", Path(__file__).with_name("later_annotations.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+later: Any = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = later  # dataclasses look their module up
+_SPEC.loader.exec_module(later)
+
+
+class Order:
+    """A payload."""
+
+
+async def handle(order: Order, ctx: Any) -> None:
+    """Handle an order."""
+
+
+def plain(order: Order, ctx: Any) -> None:
+    """Handle an order in a thread."""
+
+
+async def settings_first(settings: int, order: Order, ctx: Any) -> None:
+    """Take something that a partial gives."""
+
+
+async def unannotated(order, ctx):  # type: ignore[no-untyped-def] # that is what is tested
+    """Say nothing of the payload."""
+
+
+async def anything(*args: Any) -> None:
+    """Take whatever comes."""
+
+
+async def noted(order: Annotated[Order, "a note"], ctx: Any) -> None:
+    """Carry a note in the annotation."""
+
+
+async def quoted(order: "Order", ctx: "Missing") -> None:  # type: ignore[name-defined] # noqa: F821 - that is what is tested
+    """Quote the annotation; the context's leads nowhere."""
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate as decorators do."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+class Service:
+    """Handlers as objects are."""
+
+    async def record(self, order: Order, ctx: Any) -> None:
+        """Handle as a bound method."""
+
+    async def __call__(self, order: Order, ctx: Any) -> None:
+        """Handle as an object."""
+
+    @staticmethod
+    async def static(order: Order, ctx: Any) -> None:
+        """Handle as a static method."""
+
+    @classmethod
+    async def shared(cls, order: Order, ctx: Any) -> None:
+        """Handle as a class method."""
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        handle,
+        plain,
+        quoted,
+        traced(handle),
+        traced(traced(handle)),
+        functools.partial(settings_first, 3),
+        functools.partial(handle),
+        traced(functools.partial(settings_first, 3)),
+        Service().record,
+        Service().static,
+        Service.shared,
+        Service(),
+        traced(Service()),
+    ],
+    ids=lambda handler: getattr(handler, "__qualname__", type(handler).__name__),
+)
+def test_the_first_annotation_is_found_through_everything_that_wraps_a_handler(handler: Callable[..., Any]) -> None:
+    """Functions, methods, partials, objects with ``__call__`` and decorated ones are all looked through."""
+    assert payload_type_of(handler) is Order
+
+
+@pytest.mark.parametrize("handler", [unannotated, lambda order, ctx: None])
+def test_without_an_annotation_the_payload_is_decoded_json(handler: Callable[..., Any]) -> None:
+    """A handler that says nothing gets whatever the JSON is."""
+    assert payload_type_of(handler) is object
+
+
+def test_a_variable_number_of_arguments_counts_as_a_payload() -> None:
+    """``*args: Any`` takes a payload like any other."""
+    assert payload_type_of(anything) is Any
+
+
+def test_notes_in_the_annotation_are_kept() -> None:
+    """Annotated stays Annotated: the decoder reads the notes."""
+    assert payload_type_of(noted) == Annotated[Order, "a note"]
+
+
+def test_annotations_that_are_text_are_evaluated_where_the_function_was_defined() -> None:
+    """Only the payload's annotation has to exist at run time; the context's may be for type checkers only."""
+    assert payload_type_of(later.known) is later.Order
+    assert payload_type_of(traced(later.known)) is later.Order
+    assert payload_type_of(later.nested) == list[later.Order | None]
+
+
+def test_a_local_type_is_found_where_the_handler_uses_it() -> None:
+    """A name of the enclosing function can be read from the handler's closure."""
+    handler, local = later.made_here()
+    assert payload_type_of(handler) is local
+
+
+def test_a_type_for_checkers_only_is_refused_with_the_way_out() -> None:
+    """The error names the type, the handler, and ``payload=``."""
+    with pytest.raises(ConfigurationError, match=r"OnlyForCheckers of handler unknown.*payload=") as caught:
+        payload_type_of(later.unknown)
+    assert isinstance(caught.value.__cause__, NameError)
+
+
+def without() -> None:
+    """Take nothing."""
+
+
+def only_keywords(*, order: Order) -> None:
+    """Take nothing by position."""
+
+
+@pytest.mark.parametrize("handler", [without, only_keywords])
+def test_a_handler_that_takes_no_payload_is_refused(handler: Callable[..., Any]) -> None:
+    """It could never be called with a payload and a context."""
+    with pytest.raises(ConfigurationError, match=r"takes no payload: write it as `async def \w+\(payload, ctx\)`"):
+        payload_type_of(handler)
+
+
+def test_a_class_is_not_a_handler() -> None:
+    """Registering ``Service`` instead of ``Service()`` would make an object per message and handle nothing."""
+    with pytest.raises(ConfigurationError, match=r"is a class: register an instance of it, Service\(\.\.\.\)"):
+        payload_type_of(Service)
+
+
+def test_a_callable_without_a_signature_is_refused_with_the_way_out() -> None:
+    """Some built-ins cannot be looked into."""
+    with pytest.raises(ConfigurationError, match="payload="):
+        payload_type_of(getattr)
