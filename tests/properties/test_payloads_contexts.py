@@ -97,7 +97,7 @@ spellings = st.sampled_from(["0", "1", "2", "true", "false"]) | st.sampled_from(
 )
 
 
-@given(sent=st.fixed_dictionaries({name: spellings for name in ("number", "truth", "level", "version")}))
+@given(sent=st.fixed_dictionaries(dict.fromkeys(("number", "truth", "level", "version"), spellings)))
 @example(sent={"number": "1", "truth": "true", "level": "1", "version": "1"})
 @example(sent={"number": "0", "truth": "false", "level": "0", "version": "2"})
 @example(sent={"number": "-1", "truth": "true", "level": "1", "version": "true"})

@@ -13,7 +13,8 @@ def message(**attributes: MessageAttribute) -> Message:
 def test_attributes_are_text() -> None:
     """String and Number attributes are there under their names, labelled types included."""
     made = message(
-        tenantId=MessageAttribute("String", string_value="a"), weight=MessageAttribute("Number.float", string_value="1.5")
+        tenantId=MessageAttribute("String", string_value="a"),
+        weight=MessageAttribute("Number.float", string_value="1.5"),
     )
     assert dict(made.attributes) == {"tenantId": "a", "weight": "1.5"}
     assert "tenantId" in made.attributes
@@ -71,5 +72,3 @@ def test_a_message_is_frozen() -> None:
     """Nobody changes what was received."""
     with pytest.raises(AttributeError):
         message().body = "other"  # type: ignore[misc]  # that is the point
-
-

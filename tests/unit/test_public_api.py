@@ -13,7 +13,9 @@ HEAVY = ("aiobotocore", "botocore", "aiohttp", "pydantic", "sqlalchemy", "asyncp
 def test_everything_that_is_named_is_exported() -> None:
     """``__all__`` is sorted, complete, and every name in it exists."""
     tree = ast.parse(Path(postroom.__file__).read_text())
-    imported = {name.asname or name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    imported = {
+        name.asname or name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names
+    }
     assert set(postroom.__all__) == imported
     assert list(postroom.__all__) == sorted(postroom.__all__)
     assert all(hasattr(postroom, name) for name in postroom.__all__)

@@ -80,7 +80,7 @@ class _Connections:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await psycopg.AsyncConnection.connect(self.source.dsn, **keywords)
         except psycopg.OperationalError as error:
-            if (refusal := _refusal(error)) is not None:
+            if (refusal := refusal_of(error)) is not None:
                 raise refusal from error
             raise
         self._live.add(connection)
@@ -250,11 +250,13 @@ def _check_dsn(dsn: str) -> None:
         raise ConfigurationError("the registry's DSN is not one that PostgreSQL understands") from None
 
 
-def _refusal(error: psycopg.OperationalError) -> psycopg.Error | None:
-    text = str(error)
-    for code, words in _REFUSALS.items():
-        if error.sqlstate is None and all(word in text for word in words):
-            return psycopg.errors.lookup(code)(text)
+def refusal_of(error: BaseException | None) -> psycopg.Error | None:
+    """Return the error with its SQLSTATE if ``error`` is a refused login that libpq reported without one."""
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        text = str(error)
+        for code, words in _REFUSALS.items():
+            if all(word in text for word in words):
+                return psycopg.errors.lookup(code)(text)
     return None
 
 

@@ -13,7 +13,7 @@ from postroom.types import C
 
 try:
     from sqlalchemy import URL, event, make_url, text
-    from sqlalchemy.exc import ArgumentError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.util import await_only
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
@@ -51,7 +51,8 @@ def sqlalchemy_engine(
     Raises:
         LookupError: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
-        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made.
+        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made. A
+            login that psycopg's library reports without SQLSTATE is raised as psycopg's error with it.
     """
 
     @asynccontextmanager
@@ -60,8 +61,8 @@ def sqlalchemy_engine(
         engine = create_async_engine(_url(source.dsn), **_pool_options(max_size, connect_timeout, options or {}))
         watch = _Watch(engine, source, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
-            async with asyncio.timeout(connect_timeout), engine.connect():
-                pass
+            async with asyncio.timeout(connect_timeout):
+                await _connect_once(engine)
             yield engine
         finally:
             await watch.close(close_timeout)
@@ -164,6 +165,19 @@ class _Watch:
                 await _end(connection.driver_connection)
             if held:
                 _log.warning("%d connections of an engine were still in use at close and were ended", len(held))
+
+
+async def _connect_once(engine: AsyncEngine) -> None:
+    try:
+        async with engine.connect():
+            pass
+    except DBAPIError as error:
+        if engine.dialect.driver.startswith("psycopg"):
+            from postroom.datasources.psycopg import refusal_of  # noqa: PLC0415 - only where psycopg is in use
+
+            if (refusal := refusal_of(error.orig)) is not None:
+                raise refusal from error
+        raise
 
 
 async def _reset_session(connection: Any) -> None:

@@ -1,1 +1,30 @@
-"""resources."""
+"""Resources per context: opened once, leased to many, closed once. Knows nothing of queues.
+
+::
+
+    async with ResourcePool(database) as databases:
+        async with databases.lease(tenant) as db:
+            await db.execute("...")
+"""
+
+from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
+from postroom.resources.failures import Failure, classify_open, is_suspect, sqlstate_of
+from postroom.resources.identity import display_key
+from postroom.resources.lease import Lease, LeaseScope
+from postroom.resources.pool import ResourcePool
+from postroom.resources.statistics import PoolStatistics
+
+__all__ = [
+    "Failure",
+    "Lease",
+    "LeaseScope",
+    "OpenBackoff",
+    "PoolLimits",
+    "PoolStatistics",
+    "PoolTimeouts",
+    "ResourcePool",
+    "classify_open",
+    "display_key",
+    "is_suspect",
+    "sqlstate_of",
+]

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.world import Database, Databases, Order, Tenant, World, in_world
 
 from postroom import (
     Concurrency,
+    Consumer,
     ContextError,
     DecodeError,
     Failure,
@@ -19,12 +19,12 @@ from postroom import (
     MessageContext,
     MissingAttribute,
     NotOpenError,
-    Consumer,
     QueueNotFound,
     ResourceOpenError,
     ValidationError,
 )
 from postroom.local.shapes import AttributeValue, Send
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Tenant, Database]
 SECRET = "s3cr3t-4711"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.world import Database, Databases, Order, Tenant, World, in_world
 
 from postroom import (
     AckMode,
@@ -23,6 +22,7 @@ from postroom import (
     Settlement,
     current_message,
 )
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Tenant, Database]
 

@@ -5,8 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.scripted import ScriptedQueue
-from support.world import Database, Databases, Order, Tenant, World, in_world
 
 from postroom import (
     AccessDenied,
@@ -19,6 +17,8 @@ from postroom import (
     StopReason,
 )
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping, Event
+from support.scripted import ScriptedQueue
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Tenant, Database]
 
