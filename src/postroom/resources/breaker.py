@@ -1,0 +1,220 @@
+"""Who failed lately, and until when it is left alone: per key, and per host.
+
+Pure: given the time and what happened, these classes say what may be tried. Memory is bounded (I10): the oldest
+records are forgotten first, and all of them once they are old.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from postroom.options import OpenBackoff
+from postroom.resources.identity import Identity
+
+TRIP_AFTER: Final = 5
+"""Keys that must fail on one host, with no success in between, before the host is left alone."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is remembered of one key that failed, or is not trusted."""
+
+    context: Any
+    failures: int = 0
+    until: float = 0.0
+    permanent: bool = False
+    error_type: str = ""
+    verify: bool = False
+    """The last resource of this key broke: check the next one before it is handed out."""
+
+
+class Cooling:
+    """The negative entries: keys whose open failed. They hold no budget and no resource.
+
+    One probe at a time needs no flag here: the pool opens at most once per key at any instant (I1).
+    """
+
+    def __init__(self, backoff: OpenBackoff, remember: int, jitter: random.Random) -> None:
+        self._backoff = backoff
+        self._remember = remember
+        self._jitter = jitter
+        self._records: OrderedDict[Identity, Record] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def find(self, identity: Identity) -> Record | None:
+        """Return what is remembered of a key, cooling or not."""
+        return self._records.get(identity)
+
+    def remaining(self, identity: Identity, now: float) -> float:
+        """Return the seconds for which this key is still left alone; 0.0 when it may be tried."""
+        record = self._records.get(identity)
+        return 0.0 if record is None else max(0.0, record.until - now)
+
+    def count(self, now: float) -> int:
+        """Return how many keys are left alone at this moment."""
+        return sum(record.until > now for record in self._records.values())
+
+    def failed(self, identity: Identity, context: Any, error: BaseException, *, permanent: bool, now: float) -> float:
+        """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling."""
+        record = self._remember_key(identity, context)
+        record.failures += 1
+        record.permanent = permanent
+        record.error_type = type(error).__name__
+        pause = self._backoff.permanent if permanent else self._pause(record.failures)
+        record.until = now + pause
+        return pause
+
+    def distrust(self, identity: Identity, context: Any) -> None:
+        """Note that the resource of a key broke: the next one is checked before it is handed out."""
+        self._remember_key(identity, context).verify = True
+
+    def forget(self, identity: Identity) -> None:
+        """Drop what is remembered: the open succeeded, or somebody repaired the tenant."""
+        self._records.pop(identity, None)
+
+    def purge(self, now: float) -> None:
+        """Drop records so old that a new failure should count as the first."""
+        horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
+        for identity in [known for known, record in self._records.items() if record.until < horizon]:
+            del self._records[identity]
+
+    def contexts(self) -> list[tuple[Identity, Any]]:
+        """Return every remembered key with its context."""
+        return [(identity, record.context) for identity, record in self._records.items()]
+
+    def _pause(self, failures: int) -> float:
+        ceiling = min(self._backoff.cap, self._backoff.base * 2.0 ** min(failures - 1, 64))
+        return self._jitter.uniform(0.0, ceiling)
+
+    def _remember_key(self, identity: Identity, context: Any) -> Record:
+        record = self._records.get(identity)
+        if record is None:
+            if len(self._records) >= self._remember:
+                self._records.popitem(last=False)
+            record = self._records[identity] = Record(context)
+        self._records.move_to_end(identity)
+        return record
+
+
+@dataclass(slots=True)
+class Host:
+    """What is known of one host."""
+
+    failed: set[Identity] = field(default_factory=set[Identity])
+    """Keys that failed since the last success. One tenant that fails often counts once."""
+    running: int = 0
+    window: int = TRIP_AFTER
+    """Opens at once. Small until the host has proved itself, so that a dead one is found out cheaply."""
+    trips: int = 0
+    until: float = 0.0
+    """Not 0.0: the breaker is open until then, and half open after it."""
+    probe_until: float = 0.0
+    """Half open: until then a probe keeps others from probing."""
+    seen: float = 0.0
+
+    @property
+    def allowed(self) -> int:
+        """How many opens may be under way, while the breaker is closed."""
+        return TRIP_AFTER - len(self.failed) if self.failed else self.window
+
+
+class Hosts:
+    """One breaker per host: one dead server with 2,000 tenants trips once, not 2,000 times."""
+
+    def __init__(self, backoff: OpenBackoff, remember: int, jitter: random.Random, probe_deadline: float) -> None:
+        self._backoff = backoff
+        self._remember = remember
+        self._jitter = jitter
+        self._probe_deadline = probe_deadline
+        self._hosts: OrderedDict[Hashable, Host] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._hosts)
+
+    def remaining(self, name: Hashable, now: float) -> float:
+        """Return the seconds for which this host is still left alone; 0.0 when it may be tried."""
+        host = self._hosts.get(name)
+        return 0.0 if host is None else max(0.0, host.until - now)
+
+    def room(self, name: Hashable, now: float) -> int:
+        """Return how many more opens may start on this host now. Half open: one probe, and only one."""
+        host = self._hosts.get(name)
+        if host is None:
+            return TRIP_AFTER
+        if host.until > now:
+            return 0
+        if host.until:
+            return 0 if host.probe_until > now else 1
+        return max(0, host.allowed - host.running)
+
+    def started(self, name: Hashable, now: float) -> bool:
+        """Note that an open starts. Returns whether it is the probe of a half-open breaker."""
+        if name is None:
+            return False
+        host = self._hosts.get(name)
+        if host is None:
+            self._make_room()
+            host = self._hosts[name] = Host()
+        self._hosts.move_to_end(name)
+        host.seen = now
+        host.running += 1
+        if not host.until:
+            return False
+        host.probe_until = now + self._probe_deadline
+        return True
+
+    def succeeded(self, name: Hashable, *, probe: bool) -> None:
+        """Note a successful open: the host lives, and may be asked for one more at once."""
+        host = self._ended(name, probe=probe)
+        if host is None:
+            return
+        host.window = (TRIP_AFTER if host.until else host.window) + 1
+        host.failed.clear()
+        host.trips = 0
+        host.until = 0.0
+
+    def failed(self, name: Hashable, identity: Identity, now: float, *, probe: bool) -> bool:
+        """Note a transient failure. Returns whether the breaker tripped, or tripped again."""
+        host = self._ended(name, probe=probe)
+        if host is None or host.until > now:
+            return False  # it tripped while this one was under way: that was counted
+        host.failed.add(identity)
+        if not host.until and len(host.failed) < TRIP_AFTER:
+            return False
+        host.failed.clear()
+        host.window = TRIP_AFTER
+        host.trips += 1
+        ceiling = min(self._backoff.cap, self._backoff.base * 2.0 ** min(host.trips, 64))
+        host.until = now + self._jitter.uniform(ceiling / 2, ceiling)
+        return True
+
+    def undecided(self, name: Hashable, *, probe: bool) -> None:
+        """Note an open that ended without telling anything about the host: refused for ever, or called off."""
+        self._ended(name, probe=probe)
+
+    def purge(self, now: float) -> None:
+        """Drop hosts that nobody opened anything on for long."""
+        horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
+        for name in [name for name, host in self._hosts.items() if not host.running and host.seen < horizon]:
+            del self._hosts[name]
+
+    def _ended(self, name: Hashable, *, probe: bool) -> Host | None:
+        host = self._hosts.get(name)
+        if host is None:
+            return None
+        host.running -= 1
+        if probe:
+            host.probe_until = 0.0
+        return host
+
+    def _make_room(self) -> None:
+        if len(self._hosts) < self._remember:
+            return
+        for name, host in self._hosts.items():
+            if not host.running:
+                del self._hosts[name]
+                return

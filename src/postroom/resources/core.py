@@ -1,0 +1,479 @@
+"""The pool as a state machine: what happened goes in, what to do comes out. No task, no clock, no I/O.
+
+Every method takes the time, changes the state at once and completely, and leaves in ``actions`` what is to be done.
+``ResourcePool`` does it. Here is where the invariants of docs/design.md are kept:
+
+* I1 a key has one demand, and a demand opens one entry;
+* I2 only an entry without leases moves to CLOSING, but for :meth:`Core.force` and a cancelled owner;
+* I3 the budget is taken when an entry is made and given back in :meth:`Core.ended`;
+* I9 who is served next is decided in ``plan``, and nowhere else.
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Any, Final
+
+from postroom.options import OpenBackoff, PoolLimits
+from postroom.resources import actions, plan
+from postroom.resources.actions import Action
+from postroom.resources.breaker import Cooling, Hosts
+from postroom.resources.budget import Budget
+from postroom.resources.entries import Demand, Entry, Reason, Stage, State, Table, Ticket, Waiter
+from postroom.resources.identity import Identity
+from postroom.resources.line import Line
+from postroom.resources.refusals import HostDown, OpenFailed, PoolClosed, Refusal, StillCooling
+from postroom.resources.statistics import Counters
+
+_READY: Final = State.READY  # a release looks at it: found in a third of the time
+_IN_LINE: Final = frozenset({Stage.QUEUED, Stage.PARKED})
+
+
+class Core:
+    """Everything that a pool knows and decides."""
+
+    def __init__(
+        self,
+        *,
+        limits: PoolLimits,
+        backoff: OpenBackoff,
+        probe_deadline: float,
+        jitter: random.Random,
+        checks: bool,
+        name: str = "pool",
+    ) -> None:
+        self.limits = limits
+        self.name = name
+        self.checks = checks
+        """Whether the pool has a health check."""
+        self.counters = Counters()
+        self.table = Table()
+        self.budget = Budget(limits.budget)
+        self.cooling = Cooling(backoff, limits.remember, jitter)
+        self.hosts = Hosts(backoff, limits.remember, jitter, probe_deadline)
+        self.line = Line()
+        self.demands: dict[Identity, Demand] = {}
+        self.actions: list[Action] = []
+        self.shut_down = False
+        self._jitter = jitter
+        self._wake_at: float | None = None
+        self._view = plan.View(
+            self.line, self.table, self.budget, self.hosts, limits.max_concurrent_opens, limits.patience
+        )
+
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    def needs_check(self, entry: Entry, now: float) -> bool:
+        """Return whether a ready entry was idle for so long that a lease has to check it first."""
+        return self.checks and not entry.leases and now - entry.checked_at > self.limits.check_after
+
+    def ask(self, ticket: Ticket, waiter: Waiter, now: float) -> None:
+        """Let a waiter have a lease, now or later, or refuse it."""
+        entry = self.table.ready.get(ticket.identity)
+        demand = self.demands.get(ticket.identity)
+        if entry is not None and not self.needs_check(entry, now):
+            self._grant(entry, waiter)
+        elif demand is not None:
+            self._join(demand, waiter)
+        elif entry is not None:
+            self._join(self._check(entry, now), waiter)
+        elif (refusal := self._refusal(ticket, now)) is not None:
+            self.counters.refusals += 1
+            self.actions.append(actions.TurnAway(waiter, refusal))
+        else:
+            self._join(self._demand(ticket, now), waiter)
+        self._serve(now)
+        if waiter.demand is not None and waiter.demand.stage in _IN_LINE and len(waiter.demand.waiters) == 1:
+            self.counters.waits += 1
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """Forget a waiter that was cancelled or is too late. What it waited for goes on if others want it."""
+        demand = waiter.demand
+        if demand is None:
+            return
+        waiter.demand = None
+        demand.waiters.pop(waiter, None)
+        if not demand.waiters and not demand.replaces and demand.stage in _IN_LINE:
+            self._drop(demand, now)
+            self._serve(now)
+
+    def unused(self, entry: Entry, now: float) -> None:
+        """Decide what becomes of an entry whose last lease came back, or whose check is over."""
+        if entry.state is _READY:
+            entry.checked_at = entry.idle_since = now
+            self.table.idle[entry] = None
+        elif entry.state is State.DRAINING and not entry.busy:
+            self._close(entry, entry.reason or Reason.CAPACITY, now)
+        if self.line:
+            self._serve(now)
+
+    def suspect(self, entry: Entry, now: float) -> None:
+        """Do not lease this entry any more: its use showed that it is broken."""
+        if entry.state is State.READY or self.table.revivable.get(entry.identity) is entry:
+            self.cooling.distrust(entry.identity, entry.context)
+            self._retire(entry, Reason.SUSPECT, now)
+            self._serve(now)
+
+    # -- what owner tasks report --------------------------------------------------------------------------------
+
+    def opened(self, entry: Entry, resource: Any, now: float) -> bool:
+        """Note that a provider was entered. Returns False when nobody wants it any more: leave it at once."""
+        entry.opened = True
+        entry.resource = resource
+        entry.stamp = entry.identity
+        self.counters.opened += 1
+        if entry.state is not State.OPENING:
+            self._count_eviction(entry, Reason.CALLED_OFF)
+            self.table.move(entry, State.CLOSING, now)
+            self._serve(now)
+            return False
+        record = self.cooling.find(entry.identity)
+        entry.verify = self.checks and record is not None and record.verify
+        return True
+
+    def usable(self, entry: Entry, now: float) -> None:
+        """Hand out an entry that was opened, and checked where the one before it broke."""
+        if entry.state is not State.OPENING:
+            return
+        self.cooling.forget(entry.identity)
+        self.hosts.succeeded(entry.host, probe=entry.probe)
+        for group in (self.table.ready, self.table.revivable):
+            if predecessor := group.get(entry.identity):
+                self._retire(predecessor, Reason.AGE, now)
+        entry.since = entry.checked_at = entry.idle_since = now
+        if self.limits.max_age is not None:
+            entry.expires_at = now + self.limits.max_age * self._jitter.uniform(0.9, 1.0)
+        self.table.move(entry, State.READY, now)
+        self._hand_out(entry, self.demands.pop(entry.identity, None))
+        if not entry.leases:
+            self.table.idle[entry] = None
+        self._unpark(entry.host, now)
+        self._serve(now)
+
+    def open_failed(self, entry: Entry, error: BaseException, *, permanent: bool, now: float) -> float:
+        """Note that a provider failed, or is too slow, or opened something unhealthy. Returns the pause."""
+        if entry.state is not State.OPENING:
+            return 0.0
+        self.counters.open_failures += 1
+        self.counters.permanent_failures += permanent
+        pause = self.cooling.failed(entry.identity, entry.context, error, permanent=permanent, now=now)
+        tripped = False
+        if permanent or entry.opened:
+            self.hosts.undecided(entry.host, probe=entry.probe)
+        else:
+            tripped = self.hosts.failed(entry.host, entry.identity, now, probe=entry.probe)
+        self._leave_opening(entry, Reason.UNHEALTHY, now)
+        demand = self.demands.pop(entry.identity, None)
+        if demand is not None:
+            self._turn_away(demand, OpenFailed(entry.key, error, permanent, pause))
+        if tripped:
+            self._refuse_host(entry.host, now)
+        self._unpark(entry.host, now)
+        self._serve(now)
+        return pause
+
+    def ended(self, entry: Entry, now: float, *, clean: bool) -> None:
+        """Note that an owner task is over: the resource is closed, its budget is free."""
+        self.table.remove(entry)
+        self.budget.give_back(entry.weight)
+        entry.resource = None
+        if entry.opened:
+            self.counters.closed += 1
+            self.counters.close_failures += not clean
+        self._serve(now)
+
+    def died(self, entry: Entry, now: float) -> None:
+        """Note that an owner task was cancelled from outside: it leaves its provider, leases or not."""
+        if entry.state is not State.CLOSING:
+            self._count_eviction(entry, Reason.CANCELLED)
+            self._abandon_check(entry, now)
+            self.table.move(entry, State.CLOSING, now)
+            self._serve(now)
+
+    # -- health -------------------------------------------------------------------------------------------------
+
+    def checked(self, entry: Entry, now: float, *, healthy: bool) -> None:
+        """Note the result of a health check."""
+        entry.pinned = False
+        self.counters.checks += 1
+        if entry.state is not State.CHECKING:
+            self.unused(entry, now)
+            return
+        if healthy:
+            entry.checked_at = now
+            self.table.move(entry, State.READY, now)
+            self._hand_out(entry, self.demands.pop(entry.identity, None))
+        else:
+            self.counters.check_failures += 1
+            self.cooling.distrust(entry.identity, entry.context)
+            self._close(entry, Reason.UNHEALTHY, now)
+            self._ask_again(entry.identity)
+        self._serve(now)
+
+    # -- orders -------------------------------------------------------------------------------------------------
+
+    def invalidate(self, identities: Iterable[Identity], now: float) -> None:
+        """Lease nothing of these keys that exists by now; forget their failures."""
+        wanted = dict.fromkeys(identities)
+        for identity in wanted:
+            self.cooling.forget(identity)
+        for entry in [entry for entry in self.table.entries if entry.identity in wanted]:
+            if entry.state is State.OPENING:
+                self._call_off(entry, now)
+                self._ask_again(entry.identity)
+                self._unpark(entry.host, now)
+            else:
+                self._retire(entry, Reason.INVALIDATED, now)
+        self._serve(now)
+
+    def sweep(self, now: float) -> None:
+        """Close what was idle for too long, replace what is too old, check what was not used for a while."""
+        self.cooling.purge(now)
+        self.hosts.purge(now)
+        idle = self.limits.idle
+        for entry in [entry for entry in self.table.evictable() if idle is not None and now - entry.idle_since >= idle]:
+            self._close(entry, Reason.IDLE, now)
+        for entry in [entry for entry in self.table.ready.values() if entry.expires_at <= now]:
+            self._renew(entry, now)
+        for entry in self._due_for_check(now):
+            self._check(entry, now)
+        self._serve(now)
+
+    def wake(self, now: float) -> None:
+        """Look again, as asked for by ``WakeAt``."""
+        self._wake_at = None
+        self._serve(now)
+
+    def shut(self, now: float) -> None:
+        """Close everything that nobody uses, call off what is opening, turn away who waits."""
+        self.shut_down = True
+        for demand in list(self.demands.values()):
+            if demand.stage in _IN_LINE:
+                self.line.remove(demand)
+            self._turn_away(demand, PoolClosed(self.name))
+        self.demands.clear()
+        for entry in list(self.table.entries):
+            if entry.state is State.OPENING:
+                self._call_off(entry, now)
+            else:
+                self._retire(entry, Reason.SHUTDOWN, now)
+
+    def force(self, now: float) -> None:
+        """Close what is still leased: the grace is over (the exception of I2)."""
+        for entry in [entry for entry in self.table.entries if entry.state is State.DRAINING]:
+            self._close(entry, entry.reason or Reason.SHUTDOWN, now)
+
+    # -- the inside: demands ------------------------------------------------------------------------------------
+
+    def _demand(self, ticket: Ticket, now: float) -> Demand:
+        demand = self.demands[ticket.identity] = Demand(ticket, now)
+        record = self.cooling.find(ticket.identity)
+        demand.troubled = record is not None and record.failures > 0
+        self.line.append(demand)
+        return demand
+
+    def _join(self, demand: Demand, waiter: Waiter) -> None:
+        demand.waiters[waiter] = None
+        waiter.demand = demand
+
+    def _refusal(self, ticket: Ticket, now: float) -> Refusal | None:
+        if ticket.identity in self.table.revivable:
+            return None
+        record = self.cooling.find(ticket.identity)
+        if record is not None and record.until > now:
+            return StillCooling(
+                ticket.key, record.failures, record.error_type, record.permanent, self.retry_after(ticket, now)
+            )
+        rest = self.hosts.remaining(ticket.host, now)
+        return HostDown(ticket.key, rest) if rest > 0 else None
+
+    def retry_after(self, ticket: Ticket, now: float) -> float:
+        """Return the seconds for which a key is left alone, for its own sake or for its host's."""
+        return max(self.cooling.remaining(ticket.identity, now), self.hosts.remaining(ticket.host, now))
+
+    def _turn_away(self, demand: Demand, refusal: Refusal) -> None:
+        for waiter in demand.waiters:
+            waiter.demand = None
+            self.actions.append(actions.TurnAway(waiter, refusal))
+        demand.waiters.clear()
+
+    def _drop(self, demand: Demand, now: float) -> None:
+        """Take a demand out of the line without opening anything for it."""
+        self.line.remove(demand)
+        del self.demands[demand.identity]
+        self._unpark(demand.host, now)  # it may have been the one that the others of its host wait for
+
+    def _ask_again(self, identity: Identity) -> None:
+        """Put a demand whose entry was taken away back to the front of the line; drop it if nobody waits."""
+        demand = self.demands.get(identity)
+        if demand is None:
+            return
+        if demand.waiters:
+            self.line.prepend(demand)
+        else:
+            del self.demands[identity]
+
+    def _refuse_host(self, host: Any, now: float) -> None:
+        rest = self.hosts.remaining(host, now)
+        for demand in self.line.of_host(host):
+            if demand.identity not in self.table.revivable:
+                self._drop(demand, now)
+                self._turn_away(demand, HostDown(demand.key, rest))
+
+    def _unpark(self, host: Any, now: float) -> None:
+        if host is not None:
+            self.line.unpark(host, self.hosts.room(host, now))
+
+    # -- the inside: entries ------------------------------------------------------------------------------------
+
+    def _grant(self, entry: Entry, waiter: Waiter) -> None:
+        self.table.idle.pop(entry, None)
+        entry.leases += 1
+        waiter.demand = None
+        self.actions.append(actions.Grant(entry, waiter))
+
+    def _hand_out(self, entry: Entry, demand: Demand | None) -> None:
+        """Give a ready entry to everybody who waits for its key."""
+        if demand is not None:
+            for waiter in list(demand.waiters):
+                self._grant(entry, waiter)
+            demand.waiters.clear()
+
+    def _check(self, entry: Entry, now: float) -> Demand:
+        """Start the health check of an idle entry. Who wants a lease waits for it."""
+        self.table.move(entry, State.CHECKING, now)
+        entry.pinned = True
+        ticket = Ticket(entry.identity, entry.key, entry.context, entry.weight, entry.host)
+        demand = self.demands[entry.identity] = Demand(ticket, now)
+        demand.stage = Stage.CHECKING
+        self.actions.append(actions.Check(entry))
+        return demand
+
+    def _due_for_check(self, now: float) -> list[Entry]:
+        """Return idle entries that would need a check on their next lease, before the next sweep."""
+        if not self.checks or self.line:
+            return []
+        horizon = now + self.limits.sweep - self.limits.check_after
+        due = [entry for entry in self.table.evictable() if entry.checked_at <= horizon]
+        room = self.limits.max_concurrent_opens - self.table.counts[State.CHECKING]
+        return [entry for entry in due if entry.identity not in self.demands][: max(0, room)]
+
+    def _abandon_check(self, entry: Entry, now: float) -> None:
+        if entry.state is State.CHECKING:
+            self.actions.append(actions.StopCheck(entry))
+            self.table.move(entry, State.DRAINING, now)
+            self._ask_again(entry.identity)
+
+    def _retire(self, entry: Entry, reason: Reason, now: float) -> None:
+        """Lease an entry no more, and close it as soon as nobody uses it."""
+        self._abandon_check(entry, now)
+        if entry.state is State.READY:
+            self.table.move(entry, State.DRAINING, now)
+        if entry.state is not State.DRAINING:
+            return
+        self.table.unrevive(entry)
+        entry.reason = reason if entry.reason in {None, Reason.CAPACITY} else entry.reason
+        if not entry.busy:
+            self._close(entry, reason, now)
+
+    def _close(self, entry: Entry, reason: Reason, now: float) -> None:
+        self._count_eviction(entry, reason)
+        self.table.move(entry, State.CLOSING, now)
+        self.actions.append(actions.Close(entry))
+
+    def _call_off(self, entry: Entry, now: float) -> None:
+        self.hosts.undecided(entry.host, probe=entry.probe)
+        self._leave_opening(entry, Reason.CALLED_OFF, now)
+        self.actions.append(actions.CallOff(entry))
+
+    def _leave_opening(self, entry: Entry, reason: Reason, now: float) -> None:
+        """Give up an open. What was opened already has to be closed, what was not has to unwind."""
+        if entry.opened:
+            self._count_eviction(entry, reason)
+        self.table.move(entry, State.CLOSING if entry.opened else State.UNWINDING, now)
+
+    def _renew(self, entry: Entry, now: float) -> None:
+        """Make before break: open the successor of a busy entry first, where the budget allows it."""
+        demand = self.demands.get(entry.identity)
+        if not entry.busy:
+            self._retire(entry, Reason.AGE, now)
+        elif demand is not None and demand.stage in _IN_LINE and now - demand.since >= self.limits.sweep:
+            demand.replaces = False  # no room for two of them: break before make
+            if not demand.waiters:
+                self._drop(demand, now)
+            self._retire(entry, Reason.AGE, now)
+        elif demand is None:
+            self._succeed(entry, now)
+
+    def _succeed(self, entry: Entry, now: float) -> None:
+        ticket = Ticket(entry.identity, entry.key, entry.context, entry.weight, entry.host)
+        if 2 * entry.weight > self.budget.limit:
+            self._retire(entry, Reason.AGE, now)
+        elif self._refusal(ticket, now) is None:
+            self._demand(ticket, now).replaces = True
+
+    def _count_eviction(self, entry: Entry, reason: Reason) -> None:
+        entry.reason = reason
+        evictions = self.counters.evictions
+        evictions[reason] = evictions.get(reason, 0) + 1
+
+    # -- the inside: whose turn it is ---------------------------------------------------------------------------
+
+    def _serve(self, now: float) -> None:
+        """Carry out the next step for those who wait, until only events help."""
+        if self.shut_down:
+            return
+        while (step := plan.next_step(self._view, now)) is not None:
+            self._take(step, now)
+            if isinstance(step, plan.LookAgain):
+                break
+        if not self.line and self.table.revivable:
+            for entry in list(self.table.revivable.values()):  # nobody needs their budget any more
+                self._revive(entry, now)
+
+    def _take(self, step: plan.Step, now: float) -> None:
+        match step:
+            case plan.Start(demand, overtaken):
+                self._start(demand, overtaken, now)
+            case plan.Revive(entry):
+                self._revive(entry, now)
+            case plan.Evict(entry):
+                self._close(entry, Reason.CAPACITY, now)
+            case plan.Drain(entry):
+                entry.reason = Reason.CAPACITY
+                self.table.move(entry, State.DRAINING, now)
+                self.table.make_revivable(entry)
+            case plan.Park(demand):
+                self.line.park(demand)
+            case plan.Refuse(demand):
+                self._drop(demand, now)
+                self._turn_away(demand, HostDown(demand.key, self.hosts.remaining(demand.host, now)))
+            case plan.Drop(demand):
+                self._drop(demand, now)
+            case plan.LookAgain(when):
+                self._look_again(when)
+
+    def _look_again(self, when: float) -> None:
+        if self._wake_at is None or when < self._wake_at:
+            self._wake_at = when
+            self.actions.append(actions.WakeAt(when))
+
+    def _start(self, demand: Demand, overtaken: Iterable[Demand], now: float) -> None:
+        for passed in overtaken:
+            passed.overtaken += 1
+        self.line.remove(demand)
+        demand.stage = Stage.OPENING
+        self.budget.take(demand.weight)
+        entry = Entry(demand, now)
+        entry.probe = self.hosts.started(demand.host, now)
+        self.table.add(entry)
+        self.actions.append(actions.Open(entry))
+
+    def _revive(self, entry: Entry, now: float) -> None:
+        self.counters.revived += 1
+        entry.since = now
+        entry.reason = None
+        self.table.move(entry, State.READY, now)
+        demand = self.demands.get(entry.identity)
+        self._hand_out(entry, demand)
+        if demand is not None and demand.stage in _IN_LINE:
+            self._drop(demand, now)

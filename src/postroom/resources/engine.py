@@ -1,0 +1,238 @@
+"""The acting half of a pool: it carries out what ``core`` decides, with tasks, timers, logs and observers."""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from postroom.events import Observers, ResourceClosed, ResourceOpened, ResourceOpenFailed
+from postroom.options import PoolTimeouts
+from postroom.resources import actions
+from postroom.resources.core import Core
+from postroom.resources.entries import Entry, State, Waiter
+from postroom.resources.failures import Failure
+from postroom.resources.identity import display_key
+from postroom.resources.lease import Lease
+from postroom.resources.owner import Alarm, HealthCheck, examine, own
+from postroom.resources.providers import Opener
+from postroom.resources.refusals import Unhealthy
+
+log = logging.getLogger("postroom.pool")
+
+
+class Engine:
+    """Runs on one loop, from the pool's opening to its close. Owner tasks and leases report here."""
+
+    def __init__(
+        self,
+        core: Core,
+        opener: Opener,
+        *,
+        check: HealthCheck | None,
+        classify: Callable[[BaseException], Failure],
+        timeouts: PoolTimeouts,
+        observers: Observers,
+        name: str,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.empty = asyncio.Event()
+        """Set once the pool is shut and no task of it is left."""
+        self._core = core
+        self._opener = opener
+        self._check = check
+        self._classify = classify
+        self._timeouts = timeouts
+        self._observers = observers
+        self._name = name
+        # What a provider sees of context variables is what was set here, never what some message's handler set.
+        self._home = contextvars.copy_context()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._checks: dict[Entry, asyncio.Task[BaseException | None]] = {}
+        self._acting = False
+
+    # -- carrying out -------------------------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Do what the core decided. Calls from within leave it to the outermost."""
+        if self._acting:
+            return
+        self._acting = True
+        try:
+            while self._core.actions:
+                batch, self._core.actions = self._core.actions, []
+                for action in batch:
+                    self._do(action)
+        finally:
+            self._acting = False
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
+        """Start a task of the pool's own. The close waits for it."""
+        task = self.loop.create_task(coroutine, name=f"{self._name}: {what}", context=self._home.copy())
+        self._tasks[task] = None
+        task.add_done_callback(self._task_done)
+        return task
+
+    def note_if_empty(self) -> None:
+        """Let the close go on if nothing is left."""
+        if self._core.shut_down and not self._tasks and not self._core.table.entries:
+            self.empty.set()
+
+    def give_up(self) -> None:
+        """Let the close go on although something is left: it ignores its cancellation."""
+        names = ", ".join(task.get_name() for task in self._tasks)
+        log.error("%s: abandoned what ignores its cancellation: %s", self._name, names)
+        self.empty.set()
+
+    def _do(self, action: actions.Action) -> None:
+        match action:
+            case actions.Open(entry):
+                self._open(entry)
+            case actions.CallOff(entry):
+                entry.task.cancel("postroom: called off")
+            case actions.Close(entry):
+                if not entry.stop.done():
+                    entry.stop.set_result(None)
+            case actions.Check(entry):
+                self._start_check(entry)
+            case actions.StopCheck(entry):
+                if entry in self._checks:
+                    self._checks[entry].cancel("postroom: called off")
+            case actions.Grant(entry, waiter):
+                self._grant(entry, waiter)
+            case actions.TurnAway(waiter, refusal):
+                if not waiter.future.done():
+                    waiter.future.set_result(refusal.error(waiter.context))
+            case actions.WakeAt(when):
+                self.loop.call_at(when, self._wake)
+
+    def _open(self, entry: Entry) -> None:
+        entry.stop = self.loop.create_future()
+        owner = own(entry, self._opener, self._check, self, self._timeouts)
+        entry.task = self.spawn(owner, f"owner of {display_key(entry.key)}")
+        entry.task.add_done_callback(partial(self._owner_done, entry))
+
+    def _start_check(self, entry: Entry) -> None:
+        task = self._checks[entry] = self.spawn(self._examine(entry), f"check of {display_key(entry.key)}")
+        task.add_done_callback(partial(self._check_done, entry))
+
+    def _grant(self, entry: Entry, waiter: Waiter) -> None:
+        if waiter.future.done():  # cancelled a moment ago: it does not take the lease
+            self.give_back(entry)
+        else:
+            waiter.future.set_result(Lease[Any](self, entry))
+
+    def _wake(self) -> None:
+        self._core.wake(self.loop.time())
+        self.act()
+
+    # -- what leases report -------------------------------------------------------------------------------------
+
+    def give_back(self, entry: Entry) -> None:
+        """Take back one lease of an entry."""
+        entry.leases -= 1
+        if not entry.leases:
+            self.unused(entry)
+
+    def unused(self, entry: Entry) -> None:
+        """Note that the last lease of an entry was given back."""
+        self._core.unused(entry, self.loop.time())
+        if self._core.actions:
+            self.act()
+
+    def distrust(self, entry: Entry, error: BaseException) -> None:
+        """Lease an entry no more: its use showed that it is broken."""
+        log.warning("Resources suspect for key: %s (%s)", display_key(entry.key), type(error).__name__)
+        self._core.suspect(entry, self.loop.time())
+        self.act()
+
+    # -- what owner tasks report --------------------------------------------------------------------------------
+
+    def opened(self, entry: Entry, resource: Any) -> bool:
+        """Note that a provider was entered. Returns False when nobody wants it any more."""
+        now = self.loop.time()
+        wanted = self._core.opened(entry, resource, now)
+        self.act()
+        log.info("Resources created for key: %s", display_key(entry.key))
+        if self._observers:
+            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at))
+        return wanted
+
+    def usable(self, entry: Entry) -> None:
+        """Let a resource be handed out."""
+        self._core.usable(entry, self.loop.time())
+        self.act()
+
+    def open_failed(self, entry: Entry, error: BaseException) -> None:
+        """Note that a provider failed, hangs, or opened something unhealthy. Told twice, only the first counts."""
+        if entry.state is not State.OPENING:
+            return
+        permanent = self._is_permanent(error)
+        pause = self._core.open_failed(entry, error, permanent=permanent, now=self.loop.time())
+        self.act()
+        shown = error.__cause__ if isinstance(error, Unhealthy) and error.__cause__ is not None else error
+        log.warning(
+            "Resources not available for key: %s (%s, %s); next try in %.3g s",
+            display_key(entry.key),
+            type(shown).__name__,
+            "permanent" if permanent else "transient",
+            pause,
+        )
+        if self._observers:
+            self._observers.tell(ResourceOpenFailed(entry.key, shown, permanent, pause))
+
+    def died(self, entry: Entry) -> None:
+        """Note that somebody else cancelled an owner task."""
+        self._core.died(entry, self.loop.time())
+        self.act()
+
+    def _owner_done(self, entry: Entry, _task: asyncio.Task[None]) -> None:
+        # Not at the end of the task's own code: a task that is cancelled before its first step runs none of it.
+        self.open_failed(entry, asyncio.CancelledError())
+        now, error = self.loop.time(), entry.close_error
+        if entry.opened:
+            self._core.died(entry, now)  # unless it was closing, as it should
+        self._core.ended(entry, now, clean=error is None)
+        self.act()
+        if entry.opened:
+            self._tell_closed(entry, error)
+        self.note_if_empty()
+
+    def _tell_closed(self, entry: Entry, error: BaseException | None) -> None:
+        key, reason = display_key(entry.key), str(entry.reason)
+        if error is None:
+            log.info("Resources closed for key: %s (%s)", key, reason)
+        else:
+            log.warning("Resources closed with %s for key: %s (%s)", type(error).__name__, key, reason)
+        if self._observers:
+            self._observers.tell(ResourceClosed(entry.key, reason, error))
+
+    def _is_permanent(self, error: BaseException) -> bool:
+        if isinstance(error, Unhealthy):
+            return False
+        try:
+            return self._classify(error) is Failure.PERMANENT
+        except Exception:
+            log.exception("%s: classify= failed; the failure counts as transient", self._name)
+            return False
+
+    # -- health checks ------------------------------------------------------------------------------------------
+
+    async def _examine(self, entry: Entry) -> BaseException | None:
+        assert self._check is not None  # noqa: S101 - the core asks for checks only where there is one
+        return await examine(self._check, entry.resource, Alarm(), self._timeouts.check)
+
+    def _check_done(self, entry: Entry, task: asyncio.Task[BaseException | None]) -> None:
+        del self._checks[entry]
+        problem = asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
+        if problem is not None and entry.state is State.CHECKING:
+            log.warning("Resources unhealthy for key: %s (%s)", display_key(entry.key), type(problem).__name__)
+        self._core.checked(entry, self.loop.time(), healthy=problem is None)
+        self.act()
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        del self._tasks[task]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: task %s died", self._name, task.get_name(), exc_info=task.exception())
+        self.note_if_empty()

@@ -1,0 +1,255 @@
+"""The nouns of the pool: entries (resources and their lives), demands (keys that wait), waiters (calls that wait)."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from postroom.resources.identity import Identity
+
+
+class State(StrEnum):
+    """Where an entry is in its life."""
+
+    OPENING = "opening"
+    """Its provider is being entered."""
+    READY = "ready"
+    """It may be leased."""
+    CHECKING = "checking"
+    """Ready, but idle for long: its health check runs, nobody has it."""
+    DRAINING = "draining"
+    """Not leased any more; it closes behind its last lease."""
+    CLOSING = "closing"
+    """Its provider is being left."""
+    UNWINDING = "unwinding"
+    """Its provider failed or was called off while it was entered, and has not ended yet."""
+
+
+class Reason(StrEnum):
+    """Why an entry was closed."""
+
+    IDLE = "idle"
+    AGE = "age"
+    CAPACITY = "capacity"
+    INVALIDATED = "invalidated"
+    SUSPECT = "suspect"
+    UNHEALTHY = "unhealthy"
+    SHUTDOWN = "shutdown"
+    CALLED_OFF = "called off"
+    """It opened after its open had been given up."""
+    CANCELLED = "cancelled"
+    """Its owner task was cancelled from outside, as the end of ``asyncio.run`` does."""
+
+
+class Entry:
+    """One resource, from the decision to open it until its close has finished. Holds budget all that time."""
+
+    __slots__ = (
+        "checked_at", "close_error", "context", "expires_at", "host", "identity", "idle_since", "key", "leases",
+        "opened", "pinned",
+        "probe", "reason", "resource", "since", "stamp", "started_at", "state", "stop", "task", "troubled", "verify",
+        "weight",
+    )  # fmt: skip
+
+    def __init__(self, demand: "Demand", now: float) -> None:
+        self.identity = demand.identity
+        self.key = demand.key
+        self.context = demand.context
+        self.host = demand.host
+        self.weight = demand.weight
+        self.troubled = demand.troubled
+        self.state = State.OPENING
+        self.reason: Reason | None = None
+        self.resource: Any = None
+        self.stamp: Identity | None = None
+        """Whose resource it is: set with the resource, compared when it is handed out (I5)."""
+        self.opened = False
+        self.verify = False
+        self.probe = False
+        self.leases = 0
+        self.pinned = False
+        """A health check uses it."""
+        self.started_at = now
+        self.since = now
+        """When it last became ready: the longest tenure gives way first."""
+        self.idle_since = now
+        self.checked_at = now
+        self.expires_at = math.inf
+        self.close_error: BaseException | None = None
+        self.task: Any = None
+        self.stop: Any = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody uses it."""
+        return self.leases > 0 or self.pinned
+
+
+class Stage(StrEnum):
+    """What a demand waits for."""
+
+    QUEUED = "queued"
+    """Its place in the line: budget, and a free opening."""
+    PARKED = "parked"
+    """Its host: the breaker admits no more opens for now."""
+    OPENING = "opening"
+    CHECKING = "checking"
+
+
+class Waiter:
+    """One ``acquire()`` that waits. ``future`` gets a lease, or the error to raise."""
+
+    __slots__ = ("context", "demand", "future")
+
+    def __init__(self, context: Any, future: Any) -> None:
+        self.context = context
+        self.future = future
+        self.demand: Demand | None = None
+
+
+class Demand:
+    """One key that is wanted and not there. However many calls wait for it, it has one place in the line (I9)."""
+
+    __slots__ = (
+        "context", "host", "identity", "key", "overtaken", "replaces", "sequence", "since", "stage", "troubled",
+        "waiters", "weight",
+    )  # fmt: skip
+
+    def __init__(self, ticket: "Ticket", now: float) -> None:
+        self.identity = ticket.identity
+        self.key = ticket.key
+        self.context = ticket.context
+        self.weight = ticket.weight
+        self.host = ticket.host
+        self.since = now
+        self.waiters: dict[Waiter, None] = {}
+        self.stage = Stage.QUEUED
+        self.replaces = False
+        """Nobody waits: it makes the successor of a busy entry that is too old."""
+        self.troubled = False
+        """Its last open failed: it may not take all the openings."""
+        self.overtaken = 0
+        self.sequence = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Ticket:
+    """What an ``acquire()`` asks for."""
+
+    identity: Identity
+    key: Hashable
+    context: Any
+    weight: int
+    host: Hashable
+
+
+class Table:
+    """Every entry of a pool, by what can be done with it. Keeps the groups and the sums consistent."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Entry, None] = {}
+        self.ready: dict[Identity, Entry] = {}
+        """What a lease may take at once. The hit path looks only here."""
+        self.idle: OrderedDict[Entry, None] = OrderedDict()
+        """Ready (or being checked) without a lease, the least recently used first."""
+        self.revivable: dict[Identity, Entry] = {}
+        """Draining only because the budget is needed: may become ready again."""
+        self.counts: dict[State, int] = dict.fromkeys(State, 0)
+        self.returning: dict[Entry, float] = {}
+        """Budget on its way back: entries whose provider is being left, and since when."""
+        self.draining_weight = 0
+        """Budget that comes back behind the last lease: revivable entries."""
+        self.troubled_opens = 0
+
+    @property
+    def opens(self) -> int:
+        """Providers being entered, those that were called off included."""
+        return self.counts[State.OPENING] + self.counts[State.UNWINDING]
+
+    @property
+    def live(self) -> int:
+        """Resources that were opened and are not yet closed."""
+        return len(self.entries) - self.opens
+
+    def add(self, entry: Entry) -> None:
+        """Add a new entry, in state OPENING."""
+        self.entries[entry] = None
+        self.counts[entry.state] += 1
+        self.troubled_opens += entry.troubled
+
+    def coming(self, since: float) -> tuple[int, float]:
+        """Return the weight of the closes that began after ``since``, and when the first of them did.
+
+        Older ones hang: nobody should wait for them while there is something else to evict.
+        """
+        recent = [(begun, entry.weight) for entry, begun in self.returning.items() if begun > since]
+        return sum(weight for _, weight in recent), min((begun for begun, _ in recent), default=math.inf)
+
+    def move(self, entry: Entry, state: State, now: float) -> None:
+        """Change the state of an entry and keep the groups right."""
+        before, entry.state = entry.state, state
+        self.counts[before] -= 1
+        self.counts[state] += 1
+        if before is State.READY:
+            _remove(self.ready, entry)
+        if state in {State.DRAINING, State.CLOSING}:
+            self.idle.pop(entry, None)
+            self.unrevive(entry)
+        if state is State.READY:
+            self.ready[entry.identity] = entry
+            self.unrevive(entry)
+        if state in _RETURNING:
+            self.returning.setdefault(entry, now)
+        if before in _ENTERING and state not in _ENTERING:
+            self.troubled_opens -= entry.troubled
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry that has ended."""
+        self.entries.pop(entry)
+        self.counts[entry.state] -= 1
+        self.returning.pop(entry, None)
+        self.troubled_opens -= entry.troubled and entry.state in _ENTERING
+
+    def make_revivable(self, entry: Entry) -> None:
+        """Note that a draining entry may become ready again."""
+        self.revivable[entry.identity] = entry
+        self.draining_weight += entry.weight
+
+    def unrevive(self, entry: Entry) -> None:
+        """Note that an entry stays draining, or is not draining any more."""
+        if self.revivable.get(entry.identity) is entry:
+            del self.revivable[entry.identity]
+            self.draining_weight -= entry.weight
+
+    def evictable(self) -> Iterator[Entry]:
+        """Yield the ready entries without a lease, the least recently used first."""
+        return (entry for entry in self.idle if entry.state is State.READY)
+
+    def evictable_weight(self, enough: int) -> int:
+        """Return the budget that evicting would bring, counted until it is enough."""
+        weight = 0
+        for entry in self.evictable():
+            weight += entry.weight
+            if weight >= enough:
+                break
+        return weight
+
+    def busy(self) -> Iterator[Entry]:
+        """Yield the ready entries with a lease."""
+        return (entry for entry in self.ready.values() if entry.leases)
+
+
+_ENTERING = frozenset({State.OPENING, State.UNWINDING})
+_RETURNING = frozenset({State.CLOSING, State.UNWINDING})
+
+
+def _remove(table: dict[Identity, Entry], entry: Entry) -> None:
+    if table.get(entry.identity) is entry:
+        del table[entry.identity]
+        return
+    # The key was changed after it had been hashed: it can only be found by looking at everything.
+    kept = [(identity, other) for identity, other in table.items() if other is not entry]
+    table.clear()
+    table.update(kept)

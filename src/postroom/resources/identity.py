@@ -1,0 +1,154 @@
+"""What makes two contexts the same tenant, and how a context is shown.
+
+Python calls ``1``, ``1.0`` and ``True`` equal, and a named tuple equals a plain one. A provider that builds a
+database name from them does not. So the pool keys its entries by value *and* by the type of every field: contexts
+share a resource only when nobody could tell them apart.
+"""
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import pathlib
+import unicodedata
+import uuid
+from collections.abc import Callable, Hashable, Iterable
+from operator import attrgetter
+from typing import Any, Final, cast
+
+Identity = tuple[object, ...]
+"""A key as its type, the types of its fields, and its value: equal only if all three are."""
+
+_FORGET_AFTER: Final = 1_024
+"""Types and field-type combinations remembered; a program has a handful, an attack may have many."""
+
+_SHOWN_AS_TEXT: Final = (
+    str, int, float, bool, bytes, complex, decimal.Decimal, uuid.UUID, dt.date, dt.time, pathlib.PurePath,
+    type(None),
+)  # fmt: skip
+_LONGEST: Final = 200
+_HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+Reader = Callable[[Any], Iterable[object]]
+
+
+class Identifier:
+    """Turns keys into identities. Remembers per type how to read its fields, so that a hit stays quick."""
+
+    __slots__ = ("_flat", "_readers")
+
+    def __init__(self) -> None:
+        self._readers: dict[type, tuple[Reader | None, bool]] = {}
+        self._flat: dict[tuple[type, ...], bool] = {}
+
+    def __call__(self, key: Hashable) -> Identity:
+        """Return the identity of ``key``. It is hashable if ``key`` is."""
+        kind: type[Any] = type(key)
+        try:
+            reader, by_fields = self._readers[kind]
+        except KeyError:
+            reader, by_fields = self._learn(kind)
+        if reader is None:
+            return (kind, key)
+        fields = reader(key)
+        kinds = tuple(map(type, fields))
+        try:
+            flat = self._flat[kinds]
+        except KeyError:
+            flat = self._learn_flat(kinds)
+        if flat:
+            return (kind, kinds, fields if by_fields else key)
+        return (kind, _shape_of(key), key)
+
+    def _learn(self, kind: type[Any]) -> tuple[Reader | None, bool]:
+        if len(self._readers) >= _FORGET_AFTER:
+            self._readers.clear()
+        learnt = self._readers[kind] = _reader_of(kind), _is_plain_record(kind)
+        return learnt
+
+    def _learn_flat(self, kinds: tuple[type, ...]) -> bool:
+        if len(self._flat) >= _FORGET_AFTER:
+            self._flat.clear()
+        flat = self._flat[kinds] = not any(_reader_of(kind) for kind in kinds)
+        return flat
+
+
+def field_names(kind: type[Any]) -> tuple[str, ...]:
+    """Return the names of the fields that make up a record: dataclass, msgspec, attrs or pydantic; else none."""
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind) if field.compare)
+    for attribute in ("__struct_fields__", "__attrs_attrs__", "__pydantic_fields__"):
+        fields = getattr(kind, attribute, None)
+        if fields:
+            return tuple(getattr(field, "name", field) for field in fields)
+    return ()
+
+
+def _reader_of(kind: type[Any]) -> Reader | None:
+    if issubclass(kind, tuple | frozenset):
+        return tuple
+    names = field_names(kind)
+    # The doubled name makes attrgetter return a tuple for a record of one field too.
+    return attrgetter(*names, names[0]) if names else None
+
+
+def _is_plain_record(kind: type[Any]) -> bool:
+    """Return whether a value equals another exactly when their fields do: they may stand for it, and hash faster."""
+    if not dataclasses.is_dataclass(kind):
+        return False
+    generated = getattr(getattr(kind.__eq__, "__code__", None), "co_filename", "") == "<string>"
+    return generated and all(field.hash is not False for field in dataclasses.fields(kind))
+
+
+def _shape_of(value: object) -> object:
+    if isinstance(value, frozenset):
+        items = cast("frozenset[object]", value)
+        return (frozenset, frozenset((_shape_of(item), item) for item in items))
+    reader = _reader_of(type(value))
+    return type(value) if reader is None else (type(value), *map(_shape_of, reader(value)))
+
+
+def display_key(context: object) -> str:
+    """Return a context or key as one line of text for logs: ``tenant-a:us-east-1``.
+
+    The fields of a record or tuple are joined by ``:``. Control and invisible characters are escaped, long texts
+    cut, fields declared with ``repr=False`` left out, objects of unknown types named by their type only. Different
+    keys may look the same here: never use it as a key.
+    """
+    text = _escape(_text_of(context))
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return _text_of(value.value)
+    if isinstance(value, str):
+        return value[: 2 * _LONGEST]
+    if isinstance(value, tuple):
+        return ":".join(map(_text_of, cast("tuple[object, ...]", value)))
+    if isinstance(value, frozenset):
+        return ":".join(sorted(map(_text_of, cast("frozenset[object]", value))))
+    if isinstance(value, _SHOWN_AS_TEXT):
+        return str(value)[: 2 * _LONGEST]
+    names = _shown_names(type(value))
+    return ":".join(_text_of(getattr(value, name)) for name in names) if names else f"<{type(value).__name__}>"
+
+
+def _shown_names(kind: type[Any]) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind) if field.repr)
+    hidden = {field.name for field in getattr(kind, "__attrs_attrs__", ()) if not field.repr}
+    hidden |= {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
+    return tuple(name for name in field_names(kind) if name not in hidden)
+
+
+def _escape(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _HIDDEN_CATEGORIES
+        else character
+        for character in text
+    )

@@ -1,0 +1,146 @@
+"""A lease: the right to use one context's resources until it is given back."""
+
+import asyncio
+import warnings
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from postroom.errors import ClosedError
+from postroom.resources.entries import Entry
+from postroom.resources.failures import is_suspect
+from postroom.resources.identity import display_key
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class LeaseHome(Protocol):
+    """Where a lease goes back to."""
+
+    def unused(self, entry: Entry) -> None:
+        """Note that the last lease of an entry was given back."""
+        ...
+
+    def give_back(self, entry: Entry) -> None:
+        """Take back one lease of an entry."""
+        ...
+
+    def distrust(self, entry: Entry, error: BaseException) -> None:
+        """Lease this entry no more."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop on which leases are given back."""
+        ...
+
+
+class Lease(Generic[R_co]):
+    """The resources of one context, until :meth:`release`.
+
+    Also a context manager, sync and async, that gives the resources and releases them at the end; an exception that
+    passes through is reported. A lease that is forgotten warns and gives itself back when it is collected.
+    """
+
+    __slots__ = ("_entry", "_home")
+
+    def __init__(self, home: LeaseHome, entry: Entry) -> None:
+        self._home = home
+        self._entry: Entry | None = entry
+
+    @property
+    def resource(self) -> R_co:
+        """The resources. Raises ``ClosedError`` once the lease was released."""
+        resource: R_co = self._held().resource
+        return resource
+
+    def release(self) -> None:
+        """Give the lease back. A second call does nothing."""
+        entry = self._entry
+        if entry is not None:
+            self._entry = None
+            entry.leases -= 1
+            if not entry.leases:
+                self._home.unused(entry)
+
+    def report(self, error: BaseException) -> bool:
+        """Tell the pool what the use of the resources raised; release it as usual afterwards.
+
+        Returns True when the error means that the resources themselves are broken (a connection exception, a server
+        that was shut down or became read-only, also when another exception wraps it): they are leased no more and
+        close behind their last lease, and the next lease opens new ones, which are checked first. False: nothing
+        was done; so too after the release.
+        """
+        entry = self._entry
+        if entry is None or not is_suspect(error):
+            return False
+        self._home.distrust(entry, error)
+        return True
+
+    def _held(self) -> Entry:
+        if self._entry is None:
+            raise ClosedError("this lease was released: its resources may belong to nobody by now")
+        return self._entry
+
+    def __enter__(self) -> R_co:
+        return self.resource
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.report(error)
+        self.release()
+
+    async def __aenter__(self) -> R_co:
+        return self.resource
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __repr__(self) -> str:
+        return f"Lease({'released' if self._entry is None else display_key(self._entry.key)})"
+
+    def __del__(self) -> None:
+        entry = getattr(self, "_entry", None)
+        if entry is None:
+            return
+        loop = self._home.loop
+        if loop is not None and not loop.is_closed():  # the collector may run in any thread
+            loop.call_soon_threadsafe(self._home.give_back, entry)
+        warnings.warn(f"a lease of {display_key(entry.key)!r} was never released", ResourceWarning, stacklevel=1)
+
+
+class LeaseScope(Generic[R_co]):
+    """What ``async with pool.lease(context)`` enters: it acquires, gives the resources, and releases."""
+
+    __slots__ = ("_arguments", "_lease", "_pool")
+
+    def __init__(self, pool: "Acquiring", context: Any, timeout: float | None) -> None:
+        self._pool = pool
+        self._arguments = (context, timeout)
+        self._lease: Lease[R_co] | None = None
+
+    async def __aenter__(self) -> R_co:
+        if self._lease is not None:
+            raise RuntimeError("this lease() is in use: call pool.lease() anew for each `async with`")
+        context, timeout = self._arguments
+        lease: Lease[R_co] = await self._pool.acquire(context, timeout=timeout)
+        self._lease = lease
+        return lease.resource
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.__exit__(kind, error, traceback)
+
+
+class Acquiring(Protocol):
+    """What a scope needs of a pool."""
+
+    async def acquire(self, context: Any, *, timeout: float | None = None) -> Lease[Any]:
+        """Wait for a lease."""
+        ...

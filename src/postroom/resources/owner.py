@@ -1,0 +1,159 @@
+"""The task that owns one resource: it enters the provider, waits, and leaves it, all by itself.
+
+One task for both ends, so that a provider may hold task groups, cancel scopes and context variables across its
+``yield``; and nobody's cancellation but the pool's own ever reaches a provider.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Protocol
+
+from postroom.options import PoolTimeouts
+from postroom.resources.entries import Entry
+from postroom.resources.providers import Opener
+from postroom.resources.refusals import Unhealthy
+
+MOST_RINGS: Final = 5
+"""How often a provider that swallows its cancellation is cancelled again."""
+
+HealthCheck = Callable[[Any], Any]
+
+
+class Alarm:
+    """Cancels the current task after a time, and again each time it does not obey."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an alarm rings a task: there is none")
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._handle: asyncio.TimerHandle | None = None
+        self.rang = 0
+
+    def set(self, seconds: float, tell: Callable[[], None] | None = None) -> None:
+        """Ring after ``seconds``; call ``tell`` first, the first time."""
+        self.clear()
+        self.rang = 0
+        self._handle = self._loop.call_later(seconds, self._ring, seconds, tell)
+
+    def clear(self) -> None:
+        """Do not ring."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _ring(self, seconds: float, tell: Callable[[], None] | None) -> None:
+        self.rang += 1
+        if tell is not None:
+            tell()
+        self._task.cancel("postroom: timed out")
+        again = self.rang < MOST_RINGS
+        self._handle = self._loop.call_later(seconds, self._ring, seconds, None) if again else None
+
+
+class Reports(Protocol):
+    """Whom an owner task tells what happens."""
+
+    def opened(self, entry: Entry, resource: Any) -> bool:
+        """The provider was entered. False: nobody wants it any more."""
+        ...
+
+    def usable(self, entry: Entry) -> None:
+        """The resource may be handed out."""
+        ...
+
+    def open_failed(self, entry: Entry, error: BaseException) -> None:
+        """The provider failed, hangs, or opened something unhealthy."""
+        ...
+
+    def died(self, entry: Entry) -> None:
+        """Somebody else cancelled the owner task."""
+        ...
+
+
+async def own(
+    entry: Entry, opener: Opener, check: HealthCheck | None, reports: Reports, timeouts: PoolTimeouts
+) -> None:
+    """Enter the provider, keep it open until ``entry.stop`` is set, leave it. Raises nothing of the provider's."""
+    alarm = Alarm()
+    manager: AbstractAsyncContextManager[Any] | None = None
+    alarm.set(timeouts.open, lambda: reports.open_failed(entry, TimeoutError(_late("open", timeouts.open))))
+    try:
+        manager = opener(entry.context)
+        async with manager as resource:
+            alarm.clear()
+            if reports.opened(entry, resource):
+                await _keep(entry, check, reports, alarm, timeouts)
+            else:
+                await _absorb_cancellation()
+            alarm.set(timeouts.close)
+    except BaseException as error:
+        if not entry.opened:
+            reports.open_failed(entry, error)
+        else:
+            entry.close_error = TimeoutError(_late("close", timeouts.close)) if alarm.rang else error
+            await _finish_generator(manager)
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+    finally:
+        alarm.clear()
+
+
+async def _keep(
+    entry: Entry, check: HealthCheck | None, reports: Reports, alarm: Alarm, timeouts: PoolTimeouts
+) -> None:
+    """Stay until told to stop. A cancellation from outside ends the stay; the provider is still left properly."""
+    if entry.verify and check is not None:
+        problem = await examine(check, entry.resource, alarm, timeouts.check)
+        if problem is not None:
+            unhealthy = Unhealthy("unhealthy when it was opened")
+            unhealthy.__cause__ = problem
+            reports.open_failed(entry, unhealthy)
+            return
+    reports.usable(entry)
+    try:
+        await entry.stop
+    except asyncio.CancelledError:
+        # Not passed on to the provider: thrown in at its yield, it would skip a cleanup that has no `finally`.
+        reports.died(entry)
+
+
+async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: float) -> BaseException | None:
+    """Run a health check. Returns what is wrong, or None."""
+    alarm.set(seconds)
+    try:
+        verdict = check(resource)
+        if inspect.isawaitable(verdict):
+            verdict = await verdict
+    except asyncio.CancelledError as error:
+        return TimeoutError(_late("answer its health check", seconds)) if alarm.rang else error
+    except Exception as error:
+        return error
+    finally:
+        alarm.clear()
+    return Unhealthy("the health check returned False") if verdict is False else None
+
+
+async def _absorb_cancellation() -> None:
+    """Take the cancellation that a provider caused for itself, before it can hit the provider's cleanup."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        return
+
+
+async def _finish_generator(manager: object) -> None:
+    """End a provider that yielded twice, or it would be left to the garbage collector."""
+    generator = getattr(manager, "gen", None)
+    if inspect.isasyncgen(generator):
+        try:
+            await generator.aclose()
+        except (Exception, asyncio.CancelledError):
+            return
+
+
+def _late(what: str, seconds: float) -> str:
+    return f"did not {what} within {seconds:g} s"

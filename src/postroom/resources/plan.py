@@ -1,0 +1,183 @@
+"""The one decision that everything waits for: who opens next, and who has to go for it.
+
+``next_step`` looks at the line, the budget and the table, and returns one step; it changes nothing. The pool carries
+it out and asks again, until there is no step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from postroom.resources.breaker import Hosts
+from postroom.resources.budget import Budget
+from postroom.resources.entries import Demand, Entry, Table
+from postroom.resources.line import Line
+
+MOST_OVERTAKES: Final = 16
+"""How often lighter demands may pass one that the budget cannot serve yet."""
+
+
+@dataclass(slots=True, frozen=True)
+class Start:
+    """Open what is demanded. The overtaken ones waited longer, but ask for more than there is."""
+
+    demand: Demand
+    overtaken: tuple[Demand, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class Revive:
+    """Hand out the entry that was draining for others: it is its key's turn again."""
+
+    entry: Entry
+
+
+@dataclass(slots=True, frozen=True)
+class Evict:
+    """Close this idle entry: its budget is needed."""
+
+    entry: Entry
+
+
+@dataclass(slots=True, frozen=True)
+class Drain:
+    """Lease this busy entry no more: others have waited long for its budget."""
+
+    entry: Entry
+
+
+@dataclass(slots=True, frozen=True)
+class Park:
+    """Step aside: the host admits no more opens for now."""
+
+    demand: Demand
+
+
+@dataclass(slots=True, frozen=True)
+class Refuse:
+    """Give up: the host is known to be down."""
+
+    demand: Demand
+
+
+@dataclass(slots=True, frozen=True)
+class Drop:
+    """Forget it: nobody waits for it and nothing needs to be replaced any more."""
+
+    demand: Demand
+
+
+@dataclass(slots=True, frozen=True)
+class LookAgain:
+    """Nothing to do before this time."""
+
+    at: float
+
+
+Step = Start | Revive | Evict | Drain | Park | Refuse | Drop | LookAgain
+
+
+@dataclass(slots=True, frozen=True)
+class View:
+    """What the decision looks at."""
+
+    line: Line
+    table: Table
+    budget: Budget
+    hosts: Hosts
+    max_opens: int
+    patience: float
+
+    def candidates(self) -> Iterator[Demand]:
+        """Yield those whose turn it may be: as many as may open now, and at least the first in line."""
+        # Keys that failed last time may hold half of the openings, so that hanging tenants leave room for others.
+        troubled = self.table.troubled_opens < max(1, self.max_opens // 2)
+        return islice(self.line.candidates(troubled=troubled), max(1, self.openings))
+
+    @property
+    def openings(self) -> int:
+        """How many more providers may be entered at once."""
+        return self.max_opens - self.table.opens
+
+
+@dataclass(slots=True)
+class _Supply:
+    """What is left for those further back in the line."""
+
+    free: int
+    coming: int
+    """Closes are under way."""
+    draining: int
+    """Comes back behind the last leases of busy entries."""
+
+    def reserve(self, weight: int) -> None:
+        taken = min(weight, self.free)
+        self.free -= taken
+        self.coming -= weight - taken
+
+
+def next_step(view: View, now: float) -> Step | None:
+    """Return what to do next for those who wait, or None when only events help."""
+    if not view.line:
+        return None
+    coming, until = view.table.coming(now - view.patience)
+    supply = _Supply(view.budget.free, coming, view.table.draining_weight)
+    passed: list[Demand] = []
+    looks: list[float] = []
+    for demand in view.candidates():
+        step = _aside(view, demand, now) or _served(view, demand, supply, passed)
+        if step is not None or view.openings <= 0:
+            return step
+        if demand.weight <= supply.free + supply.coming:
+            supply.reserve(demand.weight)  # closes are under way: nobody else may take what they bring
+            looks.append(until + view.patience)
+            continue
+        step = _make_room(view, demand, supply, now)
+        if not isinstance(step, LookAgain | None):
+            return step
+        looks += [step.at] if step else []
+        if demand.overtaken >= MOST_OVERTAKES:
+            break
+        passed.append(demand)
+    return LookAgain(min(looks)) if looks else None
+
+
+def _aside(view: View, demand: Demand, now: float) -> Step | None:
+    """Return the step that takes a demand out of the line, if one does."""
+    if not demand.waiters:
+        replaced = view.table.ready.get(demand.identity)
+        if replaced is None or not replaced.busy:
+            return Drop(demand)
+    if demand.host is None or demand.identity in view.table.revivable:
+        return None
+    if view.hosts.remaining(demand.host, now) > 0:
+        return Refuse(demand)
+    return Park(demand) if view.hosts.room(demand.host, now) <= 0 else None
+
+
+def _served(view: View, demand: Demand, supply: _Supply, passed: list[Demand]) -> Step | None:
+    """Return the step that gives a demand what it wants, if that is possible now."""
+    fits = demand.weight <= supply.free and view.openings > 0
+    revivable = view.table.revivable.get(demand.identity)
+    if revivable is not None and (fits or not passed):
+        return Revive(revivable)  # its turn came while it still drains: no close, no open, no budget
+    return Start(demand, tuple(passed)) if fits else None
+
+
+def _make_room(view: View, demand: Demand, supply: _Supply, now: float) -> Evict | Drain | LookAgain | None:
+    """Return whose budget to take back: an idle one's, or after some patience a busy one's."""
+    shortfall = demand.weight - supply.free - supply.coming
+    evictable = view.table.evictable_weight(shortfall)
+    if evictable >= shortfall:
+        return Evict(next(view.table.evictable()))
+    if not demand.waiters:
+        return None
+    if evictable + supply.draining >= shortfall:
+        supply.draining -= shortfall  # busy ones drain already
+        return None
+    longest = min(view.table.busy(), key=lambda entry: entry.since, default=None)
+    if longest is None:
+        return None
+    patient_until = max(demand.since, longest.since) + view.patience
+    return Drain(longest) if now >= patient_until else LookAgain(patient_until)
