@@ -114,6 +114,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert gauges.running == self._count(State.RUNNING)
         assert gauges.waiting == self._count(State.WAITING) == self.scheduler.waiting
         assert gauges.suspended == self._count(State.SUSPENDED)
+        blocked = {t.tenant for t in self.tickets if t.state is State.SUSPENDED}
+        lined_up = [t for t in self.tickets if t.state is State.WAITING and t.tenant in blocked and t.lane is not None]
+        assert self.scheduler.blocked == self._count(State.SUSPENDED) + len(lined_up)
         assert self.scheduler.size == sum(t.state is not State.DONE for t in self.tickets)
 
 

@@ -68,7 +68,8 @@ class Databases:
                 await asyncio.Event().wait()
             await asyncio.sleep(self.seconds)
             if tenant.tenant_id in self.failures:
-                raise self.failures[tenant.tenant_id]()
+                failure = self.failures[tenant.tenant_id]
+                raise failure()
         finally:
             self.opening -= 1
         database = Database(tenant)

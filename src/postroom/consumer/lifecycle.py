@@ -113,13 +113,14 @@ class Run(Generic[C, R]):
             scheduler=self.scheduler,
             settler=self._settler,
             dispatch=self._pipeline.dispatch,
-            crowded=lambda: self._poller.room < settings.polling.batch,
+            crowded=lambda: self._capacity - self.scheduler.size < settings.polling.batch,
         )
+        self._capacity = total + settings.polling.prefetch
         self._poller = Poller(
             queue,
             settings.polling,
             settings.visibility,
-            capacity=total + settings.polling.prefetch,
+            capacity=self._capacity,
             held=self._held,
             starving=lambda: self.scheduler.waiting == 0,
             admit=self._intake.admit,
@@ -288,7 +289,9 @@ class Run(Generic[C, R]):
         self._pipeline.lost(delivery)
 
     def _held(self) -> int:
-        return self.scheduler.size + self._intake.resolving
+        """Count what takes room: messages of blocked tenants do not, up to as many as everything else."""
+        scheduler = self.scheduler
+        return scheduler.size + self._intake.resolving - min(scheduler.blocked, self._capacity)
 
     def _on_slot_free(self) -> None:
         self._poller.wake()

@@ -101,6 +101,7 @@ class Scheduler(Generic[T]):
         self._running = 0
         self._waiting = 0
         self._suspended = 0
+        self._behind_blocked = 0
 
     @property
     def waiting(self) -> int:
@@ -111,6 +112,11 @@ class Scheduler(Generic[T]):
     def size(self) -> int:
         """Tickets that are not done."""
         return self._waiting + self._running + self._suspended
+
+    @property
+    def blocked(self) -> int:
+        """Tickets that could not run if there were a slot: suspended ones and what waits behind them in their lanes."""
+        return self._suspended + self._behind_blocked
 
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
@@ -153,6 +159,7 @@ class Scheduler(Generic[T]):
         if not lane.suspended:
             lane.blocked_since = now
             self._blocked[lane] = None
+            self._behind_blocked += len(lane.waiting)
         lane.suspended += 1
         self._running -= 1
         self._suspended += 1
@@ -164,6 +171,8 @@ class Scheduler(Generic[T]):
         self._end_suspension(lane)
         self._waiting += 1
         lane.waiting.appendleft(ticket)
+        if lane.suspended:
+            self._behind_blocked += 1
         self._offer(lane)
 
     def finish(self, ticket: T) -> None:
@@ -179,6 +188,8 @@ class Scheduler(Generic[T]):
         else:
             lane.waiting.remove(ticket)
             self._waiting -= 1
+            if lane.suspended:
+                self._behind_blocked -= 1
         ticket.state = State.DONE
         if ticket.group is not None:
             self._pass_group_on(ticket.group)
@@ -204,6 +215,7 @@ class Scheduler(Generic[T]):
             if lane.blocked_since <= blocked_before:
                 while lane.size > keep and lane.waiting:
                     ticket = lane.waiting.pop()
+                    self._behind_blocked -= 1
                     shed.append(ticket)
                     shed.extend(self.withdraw_group(ticket))
                     ticket.state = State.DONE
@@ -220,6 +232,8 @@ class Scheduler(Generic[T]):
         withdrawn: list[T] = []
         for lane in list(self._lanes.values()):
             withdrawn.extend(lane.waiting)
+            if lane.suspended:
+                self._behind_blocked -= len(lane.waiting)
             lane.waiting.clear()
             self._forget_if_empty(lane)
         for group in self._groups.values():
@@ -237,6 +251,8 @@ class Scheduler(Generic[T]):
             lane = self._lanes[ticket.tenant] = Lane(ticket.tenant)
         ticket.lane = lane
         lane.waiting.append(ticket)
+        if lane.suspended:
+            self._behind_blocked += 1
         self._offer(lane)
 
     def _end_suspension(self, lane: Lane[T]) -> None:
@@ -244,6 +260,7 @@ class Scheduler(Generic[T]):
         self._suspended -= 1
         if not lane.suspended:
             del self._blocked[lane]
+            self._behind_blocked -= len(lane.waiting)
 
     def _may_run(self, lane: Lane[T]) -> bool:
         return bool(lane.waiting) and not lane.suspended and lane.running < self._per_tenant

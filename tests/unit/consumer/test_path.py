@@ -348,7 +348,7 @@ def test_an_async_resolver_keeps_the_order_of_a_message_group() -> None:
             await asyncio.sleep(next(delays))
             return Tenant(message.attributes["tenantId"])
 
-        orders = Consumer("orders.fifo", context=slow, client=world.client)
+        orders = Consumer[Tenant]("orders.fifo", context=slow, client=world.client)
 
         @orders.handler
         async def record(order: Order, ctx: MessageContext[Any]) -> None:
