@@ -37,6 +37,7 @@ def cross_check_group(
         return context
 
     async def check_later(context: Awaitable[T], message: Message) -> T:
+        """Wait for an async resolver, then check."""
         return check(await context, message)
 
     def resolve(message: Message) -> T | Awaitable[T]:

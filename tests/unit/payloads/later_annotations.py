@@ -36,6 +36,7 @@ def made_here() -> Any:
         order_id: str
 
     async def handler(order: Local, ctx: Any) -> None:
+        """Use the local type."""
         assert isinstance(order, Local)
 
     return handler, Local

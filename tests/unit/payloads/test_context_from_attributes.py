@@ -259,6 +259,19 @@ def test_names_may_stand_in_the_metadata_of_a_dataclass_field() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Permissive:
+    """A context whose pattern admits everything."""
+
+    tenant: Annotated[str, attribute(pattern="(?s).+")]
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\x1b[31m", "a\x00", "\u202ea", "a\u2028b"], ids=ascii)
+def test_no_pattern_lets_unprintable_text_through(value: str) -> None:
+    """A line break or an escape sequence in a tenant's name would forge log lines, whatever the pattern says."""
+    assert "be printable" in str(refuse(Permissive, tenant=value))
+
+
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """A context with a check of its own."""
 

@@ -57,6 +57,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
         return await function(*args, **kwargs)
 
     return wrapper

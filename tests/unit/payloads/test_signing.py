@@ -213,6 +213,7 @@ def test_an_async_resolver_is_checked_before_it_is_asked() -> None:
     """The wrapped resolver returns what the inner one does, an awaitable included."""
 
     async def look_up(message: Message) -> Tenant:
+        """Resolve later."""
         return tenant_of(message)
 
     resolve = check(look_up, KEYS)
