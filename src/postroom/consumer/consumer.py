@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, cast
 
 from typing_extensions import TypeVar
 
@@ -85,7 +85,7 @@ class Consumer(Generic[C, R]):
         _check_resources(context, resources, cleanup)
         self._settings: Settings[C, R] = Settings(
             queue=queue,
-            resolver=context_from_attributes(context) if isinstance(context, type) else context,
+            resolver=_resolver(context),
             resources=resources,
             cleanup=cleanup,
             payload=payload,
@@ -121,7 +121,7 @@ class Consumer(Generic[C, R]):
         if self._last_run is not None:
             return self._last_run.pool
         resources = self._settings.resources
-        return resources if isinstance(resources, ResourcePool) else None
+        return cast("ResourcePool[C, R]", resources) if isinstance(resources, ResourcePool) else None
 
     def handler(
         self, function: Callable[[P, MessageContext[C, R]], Outcome]
@@ -218,6 +218,14 @@ class Consumer(Generic[C, R]):
 
     def __repr__(self) -> str:
         return f"<Consumer of {self.queue!r}, {'running' if self.running else 'not running'}>"
+
+
+def _resolver(
+    context: Callable[[Message], C | Awaitable[C]] | type[C] | None,
+) -> Callable[[Message], C | Awaitable[C]] | None:
+    if isinstance(context, type):
+        return context_from_attributes(cast("type[C]", context))
+    return context
 
 
 def _check_queue(queue: object) -> None:

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from postroom.consumer.context import MessageContext
@@ -63,8 +64,7 @@ def _limited(handler: Handle, timeout: float) -> Handle:
 def _threaded(handler: Callable[..., Any], threads: ThreadPoolExecutor, timeout: float | None) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         loop = asyncio.get_running_loop()
-        copied = contextvars.copy_context()
-        call = loop.run_in_executor(threads, copied.run, handler, payload, ctx)
+        call = loop.run_in_executor(threads, partial(contextvars.copy_context().run, handler, payload, ctx))
         warning = None
         if timeout is not None:
             warning = loop.call_later(timeout, _warn_overdue, ctx.message.id, timeout)

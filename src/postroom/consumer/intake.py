@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
@@ -85,7 +85,7 @@ class Intake:
             if isinstance(found, Awaitable):
                 # Messages of one group stay in order; all others are resolved side by side.
                 group = delivery.message.group_id if self._fifo else delivery
-                later.setdefault(group, []).append((delivery, found))
+                later.setdefault(group, []).append((delivery, cast("Awaitable[Any]", found)))
             else:
                 self._enter(delivery, found)
         for batch in later.values():

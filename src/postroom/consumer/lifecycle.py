@@ -5,7 +5,7 @@ import logging
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.intake import PATIENCE, Intake
@@ -47,12 +47,13 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
     resources = settings.resources
     if resources is None:
         return None
-    if not isinstance(resources, ResourcePool):
-        timeouts = PoolTimeouts(close=max(settings.shutdown.close, 0.001))
-        resources = ResourcePool(
-            resources, cleanup=settings.cleanup, timeouts=timeouts, observers=settings.observers, name=settings.queue
-        )
-    return await opening.enter_async_context(resources)
+    if isinstance(resources, ResourcePool):
+        return await opening.enter_async_context(cast("ResourcePool[C, R]", resources))
+    timeouts = PoolTimeouts(close=max(settings.shutdown.close, 0.001))
+    pool = ResourcePool(
+        resources, cleanup=settings.cleanup, timeouts=timeouts, observers=settings.observers, name=settings.queue
+    )
+    return await opening.enter_async_context(pool)
 
 
 def _threads(settings: Settings[Any, Any]) -> ThreadPoolExecutor:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,7 +85,7 @@ async def _first_stop(consumers: tuple[Consumer[Any, Any], ...]) -> None:
 
 
 @contextmanager
-def _signals(consumers: tuple[Consumer[Any, Any], ...]) -> Iterator[None]:
+def _signals(consumers: tuple[Consumer[Any, Any], ...]) -> Generator[None]:
     loop = asyncio.get_running_loop()
     seen = 0
 

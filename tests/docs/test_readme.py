@@ -1,0 +1,116 @@
+"""The README's code runs as it stands: real databases, and the SQS protocol over HTTP."""
+
+import asyncio
+import json
+import re
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from postroom.local import LocalBroker, LocalServer
+from postroom.local.shapes import AttributeValue, Send
+from postroom.testing.postgres import PostgresServer
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+FIRST, SECOND = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCHEMA = "CREATE TABLE orders (order_id text PRIMARY KEY, customer_id text, amount numeric)"
+
+
+@pytest.fixture
+async def broker(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalBroker]:
+    """A local SQS that the environment points to, as it would to any endpoint."""
+    async with LocalBroker() as made, LocalServer(made) as server:
+        for name, value in {
+            "AWS_ENDPOINT_URL_SQS": server.endpoint_url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }.items():
+            monkeypatch.setenv(name, value)
+        made.create_queue("tenant-orders")
+        yield made
+
+
+def namespace(postgres: PostgresServer, *tenants: str) -> dict[str, Any]:
+    """Run the first block as a module that is imported, with databases of this machine's."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(FIRST, "README.md", "exec"), names)  # noqa: S102 - the README's own code is what is tested
+    for tenant in tenants:
+        names["DSNS"][tenant] = postgres.create_database(f"readme-{tenant}-{id(names)}", schema=SCHEMA)
+    return names
+
+
+def send(broker: LocalBroker, order_id: str, tenant: str) -> None:
+    """Send an order as the README's service expects it."""
+    body = json.dumps({"order_id": order_id, "customer_id": "cust-123", "amount": "99.99"})
+    attributes = {
+        "tenantId": AttributeValue(string_value=tenant, data_type="String"),
+        "region": AttributeValue(string_value="eu-west-1", data_type="String"),
+    }
+    broker.send("tenant-orders", Send(message_body=body, message_attributes=attributes))
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait until something has happened, for ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not happened():
+            await asyncio.sleep(0.01)
+
+
+async def rows(dsn: str) -> list[tuple[Any, ...]]:
+    """Read a tenant's orders."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [tuple(row) for row in await connection.fetch("SELECT * FROM orders ORDER BY order_id")]
+    finally:
+        await connection.close()
+
+
+async def test_the_first_example_writes_each_order_to_its_tenants_database(
+    broker: LocalBroker, postgres_server: PostgresServer
+) -> None:
+    """And a message of a tenant that does not exist is a permanent failure, as the text below it says."""
+    names = namespace(postgres_server, "tenant-a", "tenant-b")
+    orders = names["orders"]
+    send(broker, "order-001", "tenant-a")
+    send(broker, "order-002", "tenant-b")
+    send(broker, "order-999", "nobody")
+    async with orders:
+        await until(lambda: sum(orders.statistics().settled.values()) == 3)
+        statistics = orders.statistics()
+    for tenant, order in (("tenant-a", "order-001"), ("tenant-b", "order-002")):
+        assert [row[0] for row in await rows(names["DSNS"][tenant])] == [order]
+    assert statistics.failed == {"ResourceOpenError": 1}
+    assert statistics.pool.opened == 2
+
+
+async def test_the_second_example_shares_the_pool(broker: LocalBroker, postgres_server: PostgresServer) -> None:
+    """Pool and consumer in one ``async with``: handlers drain before the pool closes."""
+    names = namespace(postgres_server, "tenant-a")
+    names |= {"until": until, "send": send, "broker": broker}
+    exec("from postroom import PoolLimits, ResourcePool", names)  # noqa: S102 - as above
+    body = SECOND.replace("    ...", "    await work(databases)")
+    exec(f"async def example(work):\n{textwrap.indent(body, '    ')}", names)  # noqa: S102 - as above
+
+    async def web_route(databases: Any) -> None:
+        send(broker, "order-001", "tenant-a")
+        tenant = names["Tenant"]("tenant-a", "eu-west-1")
+        await until(lambda: broker.attributes("tenant-orders")["ApproximateNumberOfMessagesNotVisible"] == "0")
+        async with databases.lease(tenant) as pool, asyncio.timeout(10):
+            while await pool.fetchval("SELECT count(*) FROM orders") != 1:
+                await asyncio.sleep(0.01)
+
+    await names["example"](web_route)
+    assert [row[0] for row in await rows(names["DSNS"]["tenant-a"])] == ["order-001"]
+
+
+def test_every_document_that_is_linked_exists() -> None:
+    """No dead link from one document of the project to another."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
