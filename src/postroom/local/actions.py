@@ -17,6 +17,8 @@ class Call(NamedTuple):
     scope: Scope
     sender: str
     base_url: str
+    trace: str | None = None
+    """The trace header of the request."""
 
     def queue(self, request: shapes.QueueRequest | shapes.SendMessage) -> LocalQueue:
         """Return the queue that a request is about."""
@@ -89,11 +91,11 @@ def _remove_permission(call: Call, request: shapes.RemovePermission) -> None:
 
 
 def _send(call: Call, request: shapes.SendMessage) -> shapes.Sent:
-    return call.engine.send(call.queue(request), request, call.sender)
+    return call.engine.send(call.queue(request), request, call.sender, trace=call.trace)
 
 
 def _send_batch(call: Call, request: shapes.SendBatch) -> shapes.SentBatch:
-    return call.engine.send_batch(call.queue(request), request.entries, call.sender)
+    return call.engine.send_batch(call.queue(request), request.entries, call.sender, trace=call.trace)
 
 
 def _delete(call: Call, request: shapes.Delete) -> None:

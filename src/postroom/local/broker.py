@@ -153,7 +153,7 @@ class Broker:
         now = self._begin(queue)
         if queue.purged_at is not None and now < queue.purged_at + PURGE_PAUSE:
             text = f"Only one PurgeQueue operation on {queue.name} is allowed every 60 seconds."
-            raise BrokerError("PurgeQueueInProgress", text)
+            raise BrokerError("PurgeQueueInProgress", text, status=403)
         queue.clear(now)
         queue.purged_at = now
         self.journal.purged(queue)
@@ -175,8 +175,13 @@ class Broker:
         if not attributes:
             raise missing_parameter("Attributes")
         now = self._begin(queue)
+        before = queue.settings.delay
         self.registry.set_attributes(queue, attributes, now)
         self.journal.queue(queue)
+        if queue.fifo and queue.settings.delay != before:
+            for message in queue.messages.values():
+                if not message.receives_here:
+                    self.journal.stored(queue, message)
         self._end(queue, now)
 
     def tag_queue(self, queue: LocalQueue, tags: Mapping[str, str]) -> None:
@@ -206,10 +211,10 @@ class Broker:
 
     # -- messages ------------------------------------------------------------------------------------------------
 
-    def send(self, queue: LocalQueue, request: Send, sender: str = "anonymous") -> Sent:
-        """Send one message."""
+    def send(self, queue: LocalQueue, request: Send, sender: str = "anonymous", *, trace: str | None = None) -> Sent:
+        """Send one message. ``trace`` is the trace header of the caller, for a message that has none of its own."""
         now = self._begin(queue)
-        message, message_id, seq = self._store(queue, request, sender, now)
+        message, message_id, seq = self._store(queue, request, sender, trace, now)
         self._end(queue, now)
         return Sent(
             message_id=message_id,
@@ -219,14 +224,16 @@ class Broker:
             sequence_number=sequence_number(seq) if queue.fifo else None,
         )
 
-    def send_batch(self, queue: LocalQueue, entries: Sequence[SendEntry], sender: str = "anonymous") -> SentBatch:
+    def send_batch(
+        self, queue: LocalQueue, entries: Sequence[SendEntry], sender: str = "anonymous", *, trace: str | None = None
+    ) -> SentBatch:
         """Send up to ten messages; each is accepted or refused on its own."""
         check_batch("SendMessageBatch", entries)
         check_batch_size(entries)
         now = self._begin(queue)
 
         def send(entry: SendEntry) -> SentEntry:
-            message, message_id, seq = self._store(queue, entry, sender, now)
+            message, message_id, seq = self._store(queue, entry, sender, trace, now)
             return SentEntry(
                 id=entry.id or "",
                 message_id=message_id,
@@ -355,9 +362,12 @@ class Broker:
         if queue.waiters and self.on_waiting is not None:
             self.on_waiting(queue)
 
-    def _store(self, queue: LocalQueue, request: Send, sender: str, now: float) -> tuple[Stored, str, int]:
+    def _store(
+        self, queue: LocalQueue, request: Send, sender: str, trace: str | None, now: float
+    ) -> tuple[Stored, str, int]:
         """Store a message, unless it is a duplicate. Returns it, and the id and sequence to answer with."""
         message = new_message(queue, request, sender=sender, now=now, seq=self.seq + 1, rng=self.rng)
+        message.trace = message.trace or trace
         if queue.fifo:
             key = deduplication_key(queue, message)
             known = queue.deduplication.find(key, now)
@@ -388,7 +398,7 @@ class Broker:
         if limit <= 0:
             if queue.fifo or waits:
                 return []
-            raise BrokerError("OverLimit", f"Too many messages in flight: the limit is {MAX_IN_FLIGHT}.")
+            raise BrokerError("OverLimit", f"Too many messages in flight: the limit is {MAX_IN_FLIGHT}.", status=403)
         picked = self._take_deliverable(queue, limit, now)
         for message in picked:
             queue.fly(message, timeout, now)
@@ -422,6 +432,7 @@ class Broker:
         queue.remove(message, now)
         moved = Stored(
             **{name: getattr(message, name) for name in _KEPT_BY_REDRIVE},
+            sent_at=now if queue.fifo else message.sent_at,
             kept_since=now if queue.fifo else message.kept_since,
             source_arn=queue.arn,
         )
@@ -451,17 +462,22 @@ class Broker:
         if message is None or not is_latest:
             reason = "Message does not exist or is not available for visibility timeout change."
             raise invalid_value("ReceiptHandle", handle, reason)
-        if message.state is not State.IN_FLIGHT:
+        if message.state is not State.IN_FLIGHT and queue.fifo:
+            raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
+        if message.state is not State.IN_FLIGHT and message.given_back:
             raise BrokerError("MessageNotInflight", "The message referred to isn't in flight.")
         if int(now - message.received_at) + seconds > MAX_VISIBILITY:
             reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY} seconds]"
             raise invalid_value("VisibilityTimeout", seconds, reason)
+        if message.state is State.AVAILABLE:
+            queue.recall(message, now)
         self._hide(queue, message, seconds, now)
 
     def _hide(self, queue: LocalQueue, message: Stored, seconds: int, now: float) -> None:
         queue.hide(message, seconds, now)
         self.journal.changed(queue, message)
         if seconds == 0:
+            message.given_back = True
             queue.land(message, now)
 
     @staticmethod
@@ -483,7 +499,6 @@ _KEPT_BY_REDRIVE = (
     "body",
     "md5",
     "sender",
-    "sent_at",
     "attributes",
     "attributes_md5",
     "trace",

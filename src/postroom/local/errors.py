@@ -83,4 +83,6 @@ def queue_does_not_exist() -> BrokerError:
 def invalid_receipt_handle(handle: str) -> BrokerError:
     """Make the error for a text that is not a receipt handle of this queue."""
     shown = handle if len(handle) <= 80 else handle[:77] + "..."
-    return BrokerError("ReceiptHandleIsInvalid", f'The input receipt handle "{shown}" is not a valid receipt handle.')
+    return BrokerError(
+        "ReceiptHandleIsInvalid", f'The input receipt handle "{shown}" is not a valid receipt handle.', status=404
+    )

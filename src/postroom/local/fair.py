@@ -66,15 +66,16 @@ class _Lane:
 
     def __init__(self, group: str | None, now: float) -> None:
         self.group = group
-        self.lying: deque[Stored] = deque()
+        self.lying: deque[tuple[int, Stored]] = deque()  # (order, message): an entry of an older order is stale
         self.meter = _Meter(now)
         self.noisy = False
 
     def head(self) -> Stored | None:
         while self.lying:
-            if self.lying[0].state is State.AVAILABLE:
-                return self.lying[0]
-            self.lying.popleft()  # deleted or expired while it lay here
+            order, message = self.lying[0]
+            if message.state is State.AVAILABLE and message.order == order:
+                return message
+            self.lying.popleft()  # it went another way while it lay here
         return None
 
 
@@ -85,7 +86,7 @@ _PRUNE_ABOVE = 1_000
 def _is_current(entry: _Head, *, noisy: bool) -> bool:
     """Whether an entry still names the head of its lane, in the lane's class."""
     order, _, lane = entry
-    return lane.noisy == noisy and bool(lane.lying) and lane.lying[0].order == order
+    return lane.noisy == noisy and bool(lane.lying) and lane.lying[0][0] == order
 
 
 class FairOrder:
@@ -127,7 +128,7 @@ class FairOrder:
             self._count(message, -1, now)
         else:
             lane = self._lane(message, now)
-            if lane.lying and lane.lying[0] is message:  # the first message of a lane is always a living one
+            if lane.lying and lane.lying[0][1] is message:  # the first message of a lane is always a living one
                 lane.head()
                 self._enlist(lane)
 
@@ -178,7 +179,7 @@ class FairOrder:
         lane = self._lane(message, now)
         self._order += 1
         message.order = self._order
-        lane.lying.append(message)
+        lane.lying.append((self._order, message))
         if len(lane.lying) == 1:
             self._enlist(lane)
 

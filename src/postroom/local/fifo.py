@@ -1,10 +1,11 @@
-"""FIFO queues: groups that are locked while a message of theirs is in flight, and deduplication.
+"""FIFO queues: in each group nothing overtakes a message that is in flight; and deduplication.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues-understanding-logic.html
 """
 
 from collections import deque
 from heapq import heappop, heappush
+from math import inf
 
 from postroom.local.messages import State, Stored
 
@@ -18,7 +19,7 @@ class _Group:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lying: list[tuple[int, Stored]] = []  # a heap by sequence: what comes back takes its old place
-        self.in_flight = 0
+        self.in_flight: set[int] = set()
         self.ready = False
 
     def head(self) -> Stored | None:
@@ -30,12 +31,17 @@ class _Group:
             heappop(self.lying)
         return None
 
+    def bound(self) -> float:
+        """Return the sequence that the next message must precede: that of the first one in flight."""
+        return min(self.in_flight) if self.in_flight else inf
+
 
 class FifoOrder:
     """Decides which messages of a FIFO queue a receive gets.
 
-    A receive takes as many as it can from one group before it turns to the next. Groups take turns: one that was
-    unlocked goes behind those that wait.
+    A message in flight locks what comes after it in its group; one that was given back comes before it and may be
+    received again. A receive takes as many as it can from one group before it turns to the next. Groups take turns:
+    one that was unlocked goes behind those that wait.
     """
 
     def __init__(self) -> None:
@@ -61,9 +67,10 @@ class FifoOrder:
         while self._ready and len(taken) < limit:
             group = self._ready.popleft()
             group.ready = False
-            while len(taken) < limit and (head := group.head()) is not None and head.state is State.AVAILABLE:
+            bound = group.bound()  # what this very receive takes does not lock the rest of it
+            while len(taken) < limit and (head := group.head()) is not None and _is_next(head, bound):
                 heappop(group.lying)
-                group.in_flight += 1
+                group.in_flight.add(head.seq)
                 taken.append(head)
             self._check(group)
         return taken
@@ -71,24 +78,22 @@ class FifoOrder:
     def returned(self, message: Stored, _now: float) -> None:
         """Put a message that was in flight back to its place."""
         group = self._groups[message.group or ""]
-        group.in_flight -= 1
+        group.in_flight.discard(message.seq)
         heappush(group.lying, (message.seq, message))
         self._check(group)
 
     def left(self, message: Stored, _now: float, *, was_in_flight: bool) -> None:
         """Note that a message is gone."""
         group = self._groups[message.group or ""]
-        group.in_flight -= was_in_flight
+        if was_in_flight:
+            group.in_flight.discard(message.seq)
         self._check(group)
 
     def restore_in_flight(self, message: Stored, _now: float) -> None:
         """Note a message that is in flight already, when a queue is loaded."""
         name = message.group or ""
         group = self._groups.setdefault(name, _Group(name))
-        group.in_flight += 1
-        if group.ready:  # it was loaded unlocked
-            group.ready = False
-            self._ready.remove(group)
+        group.in_flight.add(message.seq)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -96,14 +101,19 @@ class FifoOrder:
         self._ready.clear()
 
     def _check(self, group: _Group) -> None:
-        if group.in_flight or group.ready:
+        if group.ready:
             return
         head = group.head()
         if head is None:
-            self._groups.pop(group.name, None)
-        elif head.state is State.AVAILABLE:
+            if not group.in_flight:
+                self._groups.pop(group.name, None)
+        elif _is_next(head, group.bound()):
             group.ready = True
             self._ready.append(group)
+
+
+def _is_next(head: Stored, bound: float) -> bool:
+    return head.state is State.AVAILABLE and head.seq < bound
 
 
 class Deduplication:

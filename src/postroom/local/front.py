@@ -124,7 +124,8 @@ class Front:
             if len(self._callers) >= 1_000:
                 self._callers.clear()
             caller = self._callers[credential] = self._caller(credential)
-        return Call(self._broker.engine, *caller, base_url)
+        trace = request.headers.get(b"x-amzn-trace-id")
+        return Call(self._broker.engine, *caller, base_url, None if trace is None else trace.decode("latin-1"))
 
     def _caller(self, credential: bytes) -> tuple[Scope, str]:
         """Read ``key/date/region/service/aws4_request``. Signatures are not verified: there are no secrets here.

@@ -134,10 +134,41 @@ def parse_chunks(buffer: bytearray, start: int) -> tuple[bytes, int] | None:
         start = end + 2
 
 
+class Connections:
+    """The open connections of a server."""
+
+    def __init__(self) -> None:
+        self._open: set[HttpConnection] = set()
+        self._none_left: asyncio.Future[None] | None = None
+
+    def add(self, connection: "HttpConnection") -> None:
+        """Note one that was opened."""
+        self._open.add(connection)
+
+    def discard(self, connection: "HttpConnection") -> None:
+        """Note one that was closed."""
+        self._open.discard(connection)
+        if not self._open and self._none_left is not None and not self._none_left.done():
+            self._none_left.set_result(None)
+
+    async def close(self, grace: float) -> None:
+        """Close all: each after the answer that it is giving; after ``grace`` seconds whatever they do."""
+        for connection in list(self._open):
+            connection.close_when_idle()
+        if not self._open:
+            return
+        self._none_left = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([self._none_left], timeout=grace)
+        finally:
+            for connection in list(self._open):
+                connection.abort()
+
+
 class HttpConnection(asyncio.Protocol):
     """One connection. Requests that arrive while one is being answered wait for their turn."""
 
-    def __init__(self, handler: Handler, connections: "set[HttpConnection]", date: Callable[[], str]) -> None:
+    def __init__(self, handler: Handler, connections: "Connections", date: Callable[[], str]) -> None:
         self._handler = handler
         self._connections = connections
         self._date = date
@@ -177,6 +208,11 @@ class HttpConnection(asyncio.Protocol):
         self._closing = True
         if not self._answering and self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close without sending what is left."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def _work(self) -> None:
         try:

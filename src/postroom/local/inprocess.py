@@ -43,8 +43,8 @@ class Poll:
         self._timer = broker.call_later(broker.engine.wait_of(queue, request), self._timed_out)
 
     def _served(self, messages: list[Received]) -> None:
+        self._broker.forget(self, self._queue)
         self._timer.cancel()
-        self._broker.polls.discard(self)
         self._waiter = None
         self._deliver(messages)
 
@@ -59,8 +59,8 @@ class Poll:
         """End the wait. A second call, and one after the delivery, does nothing."""
         if self._waiter is not None:
             self._timer.cancel()
-            self._broker.polls.discard(self)
             self._broker.engine.cancel(self._queue, self._waiter)
+            self._broker.forget(self, self._queue)
             self._waiter = None
 
     def end(self) -> None:
@@ -139,6 +139,7 @@ class LocalBroker:
                 from postroom.local.persist import Log  # noqa: PLC0415 - it needs a POSIX system, the rest does not
 
                 self._log = Log(self._persist, engine, self._now())
+                self._offset = self._log.now
             engine.on_waiting = self._set_alarm
             self._engine = engine
             self._closed = False
@@ -193,13 +194,19 @@ class LocalBroker:
         when = self.engine.next_event(queue)
         alarm = self._alarms.get(queue)
         if alarm is not None:
-            if when is not None and alarm[0] <= when and not alarm[1].cancelled():
+            if when is not None and alarm[0] <= when:
                 return  # an earlier alarm sets the next one
             alarm[1].cancel()
             del self._alarms[queue]
         if when is not None:
             delay = max(0.0, when - self._now())
             self._alarms[queue] = (when, self.call_later(delay, lambda: self._ring(queue)))
+
+    def forget(self, poll: Poll, queue: LocalQueue) -> None:
+        """Note that a poll waits no more; without one nobody needs the queue's alarm."""
+        self.polls.discard(poll)
+        if queue.next_waiter() is None and (alarm := self._alarms.pop(queue, None)) is not None:
+            alarm[1].cancel()
 
     def _ring(self, queue: LocalQueue) -> None:
         self._alarms.pop(queue, None)

@@ -52,6 +52,8 @@ class Stored(msgspec.Struct, array_like=True, gc=False):
     """Over all queues, as ApproximateReceiveCount tells it."""
     receives_here: int = 0
     """In this queue, as its redrive policy counts."""
+    given_back: bool = False
+    """Its latest receive ended by a visibility timeout of 0, not by time."""
     order: int = 0
     """Growing with every time it became available: the order of standard queues."""
 

@@ -47,7 +47,7 @@ class Mover:
                 "There is already a task running. "
                 "Only one active task is allowed for a source queue arn at a given time."
             )
-            raise BrokerError("UnsupportedOperation", text)
+            raise invalid_parameter(text)
         for expired in source.advance(now):
             self._broker.journal.gone(source, expired)
         move = Move(new_id(self._broker.rng), source.arn, destination_arn, rate, now, source.available)
@@ -161,4 +161,4 @@ class Mover:
 
 def _not_found(name: str) -> BrokerError:
     text = f"The resource that you specified for the {name} parameter doesn't exist."
-    return BrokerError("ResourceNotFoundException", text)
+    return BrokerError("ResourceNotFoundException", text, status=404)

@@ -39,7 +39,7 @@ def with_permission(queue: LocalQueue, request: AddPermission) -> str:
     if any(statement.get("Sid") == label for statement in statements):
         raise invalid_value("Label", label, "Already exists.")
     if len(statements) >= _MAX_STATEMENTS:
-        raise BrokerError("OverLimit", f"{_MAX_STATEMENTS} statements were found, no more are allowed.")
+        raise BrokerError("OverLimit", f"{_MAX_STATEMENTS} statements were found, no more are allowed.", status=403)
     principals = [f"arn:aws:iam::{account}:root" for account in request.account_ids]
     actions = [f"SQS:{action}" for action in request.actions]
     statements.append(
@@ -86,7 +86,7 @@ def _checked(request: AddPermission) -> str:
             )
     if len(request.actions) > _MAX_ACTIONS:
         text = f"{len(request.actions)} Actions were found, maximum allowed is {_MAX_ACTIONS}."
-        raise BrokerError("OverLimit", text)
+        raise BrokerError("OverLimit", text, status=403)
     return label
 
 

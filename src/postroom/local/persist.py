@@ -137,6 +137,8 @@ class _Replay:
         self._broker = broker
         self._queues: dict[int, LocalQueue] = {}
         self._messages: dict[int, dict[int, Stored]] = {}
+        self.latest = 0.0
+        """The latest time that the records tell: the broker's clock must not start before it."""
 
     def apply(self, records: list[Any]) -> None:
         """Apply records in order."""
@@ -190,6 +192,7 @@ class _Replay:
 
     def _stored(self, record: _StoredRecord) -> None:
         self._broker.seq = max(self._broker.seq, record.message.seq)
+        self.latest = max(self.latest, record.message.sent_at)
         self._messages[record.uid][record.message.seq] = record.message
 
     def _sent_once(self, record: _SentOnce) -> None:
@@ -199,6 +202,7 @@ class _Replay:
         deduplication.remember(key, record.message_id, record.seq, record.at)
 
     def _changed(self, record: _Changed) -> None:
+        self.latest = max(self.latest, record.received_at)
         message = self._messages[record.uid].get(record.seq)
         if message is not None:
             message.state = State.IN_FLIGHT
@@ -254,7 +258,8 @@ class Log:
     Args:
         path: the file; made if it does not exist.
         broker: the broker whose state it keeps; it gets what the file holds, then is journalled to it.
-        now: the time, for what had a deadline while nobody looked.
+        now: the time, for what had a deadline while nobody looked. ``self.now`` is later if the log is: time in a
+            broker never goes back, also where it passed faster than outside.
 
     Raises:
         ConfigurationError: the file is not such a log, or another process uses it.
@@ -266,14 +271,15 @@ class Log:
         self._buffer = bytearray()
         self._file = _open_locked(path)
         try:
-            self._size = self._restore(now)
+            self.now = now
+            self._size = self._restore()
         except BaseException:
             os.close(self._file)
             raise
         self._compact_at = max(_COMPACT_ABOVE, _COMPACT_FACTOR * self._size)
         broker.journal = self
 
-    def _restore(self, now: float) -> int:
+    def _restore(self) -> int:
         data = self._path.read_bytes()
         if not data:
             os.write(self._file, _MAGIC)
@@ -286,7 +292,8 @@ class Log:
             replay.apply(records)
         except (msgspec.MsgspecError, KeyError) as error:
             raise ConfigurationError(f"{self._path} cannot be read by this version: remove it") from error
-        replay.finish(now)
+        self.now = max(self.now, replay.latest)
+        replay.finish(self.now)
         if whole < len(data):  # the last write was cut off by a kill: nobody was told that it succeeded
             os.ftruncate(self._file, whole)
         return whole

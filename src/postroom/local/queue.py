@@ -129,13 +129,36 @@ class LocalQueue:
 
     def set_attributes(self, changes: Mapping[str, str], now: float) -> None:
         """Store attributes that were checked; an empty text removes one."""
+        delay = self.settings.delay
         self.replace_attributes({**self.attributes, **changes}, now)
+        if self.fifo and self.settings.delay != delay:
+            self._delay_anew(now)
 
     def replace_attributes(self, attributes: Mapping[str, str], now: float) -> None:
         """Store all attributes anew."""
         self.attributes = {name: value for name, value in attributes.items() if value}
         self.settings = _Settings(self.attributes)
         self.modified_at = now
+
+    def _delay_anew(self, now: float) -> None:
+        """Apply a new delay to messages that are here and were never received: FIFO queues do, standard ones not."""
+        for message in [each for each in self.messages.values() if not each.receives_here]:
+            message.visible_at = message.sent_at + self.settings.delay
+            is_delayed = message.visible_at > now + INSTANT
+            if is_delayed and message.state is State.AVAILABLE:
+                message.state = State.DELAYED
+                self.available -= 1
+                self.delayed += 1
+            if is_delayed:
+                self._push_due(message)
+            elif message.state is State.DELAYED:
+                self._end_delay(message, now)
+
+    def _end_delay(self, message: Stored, now: float) -> None:
+        message.state = State.AVAILABLE
+        self.delayed -= 1
+        self.available += 1
+        self.order.delay_over(message, now)
 
     def all_attributes(self) -> dict[str, str]:
         """Return every attribute as GetQueueAttributes shows it."""
@@ -181,6 +204,7 @@ class LocalQueue:
         message.receives_here += 1
         message.received_at = now
         message.first_received_at = message.first_received_at or now
+        message.given_back = False
         self.hide(message, timeout, now)
 
     def hide(self, message: Stored, timeout: float, now: float) -> None:
@@ -188,6 +212,14 @@ class LocalQueue:
         message.visible_at = now + timeout
         if timeout > 0:
             self._push_due(message)
+
+    def recall(self, message: Stored, now: float) -> None:
+        """Put a message back in flight whose visibility timeout is over and that nobody received since."""
+        message.state = State.IN_FLIGHT
+        self.available -= 1
+        self.in_flight += 1
+        self.order.left(message, now, was_in_flight=False)
+        self.order.restore_in_flight(message, now)
 
     def land(self, message: Stored, now: float) -> None:
         """Make a message that is in flight available again."""
@@ -211,7 +243,7 @@ class LocalQueue:
         self.order.left(message, now, was_in_flight=state is State.IN_FLIGHT)
 
     def clear(self, now: float) -> None:
-        """Forget all messages, and what was remembered of receives; deduplication stays."""
+        """Forget all messages, and what was remembered of sends and receives."""
         for message in self.messages.values():
             if message.state is State.IN_FLIGHT:
                 message.state = State.GONE
@@ -221,6 +253,7 @@ class LocalQueue:
         self.available = self.delayed = self.in_flight = 0
         self.order.clear()
         self.attempts.clear()
+        self.deduplication.clear()
         self._due.clear()
         self._kept.clear()
 
@@ -247,10 +280,7 @@ class LocalQueue:
             if message.state is State.IN_FLIGHT:
                 self.land(message, now)
             elif message.state is State.DELAYED:
-                message.state = State.AVAILABLE
-                self.delayed -= 1
-                self.available += 1
-                self.order.delay_over(message, now)
+                self._end_delay(message, now)
         expired: list[Stored] = []
         while self._kept and self._kept[0][0] + self.settings.retention <= limit:
             message = heappop(self._kept)[2]

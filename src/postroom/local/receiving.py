@@ -4,7 +4,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_Receiv
 """
 
 from postroom.local.contents import check_token, md5_of_attributes, selected
-from postroom.local.errors import BrokerError, invalid_value
+from postroom.local.errors import BrokerError, invalid_value, missing_parameter
 from postroom.local.messages import Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.shapes import Receive, Received
@@ -48,7 +48,9 @@ def _check_range(name: str, value: int | None, low: int, high: int) -> None:
 
 def check_visibility(value: int | None) -> int:
     """Check a visibility timeout to set. Raises InvalidParameterValue."""
-    if value is None or not 0 <= value <= MAX_VISIBILITY:
+    if value is None:
+        raise missing_parameter("VisibilityTimeout")
+    if not 0 <= value <= MAX_VISIBILITY:
         raise invalid_value("VisibilityTimeout", value, f"Must be between 0 and {MAX_VISIBILITY}.")
     return value
 

@@ -72,7 +72,7 @@ class Registry:
 
     def set_attributes(self, queue: LocalQueue, attributes: Mapping[str, str], now: float) -> None:
         """Check and store attributes of a queue that exists."""
-        if "FifoQueue" in attributes and attributes["FifoQueue"] != queue.attributes.get("FifoQueue"):
+        if queue.fifo and attributes.get("FifoQueue", "true") != "true":
             raise BrokerError(
                 "InvalidAttributeValue",
                 "Invalid value for the parameter FifoQueue. Reason: A queue cannot change its type.",

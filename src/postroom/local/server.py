@@ -9,10 +9,12 @@ from typing import Self
 
 from postroom.errors import ClosedError, NotOpenError
 from postroom.local.front import Access, Front
-from postroom.local.http import HttpConnection
+from postroom.local.http import Connections, HttpConnection
 from postroom.local.inprocess import LocalBroker
 
 LOOPBACK = ("127.0.0.1", "::1")
+_GRACE = 2.0
+"""Seconds for a client to take the rest of an answer when the server stops."""
 
 
 class LocalServer:
@@ -47,7 +49,7 @@ class LocalServer:
         self._access = access
         self._stack: AsyncExitStack | None = None
         self._servers: list[asyncio.Server] = []
-        self._connections: set[HttpConnection] = set()
+        self._connections = Connections()
         self._url: str | None = None
         self._closed = False
         self._date = (0, "")
@@ -112,9 +114,7 @@ class LocalServer:
             server.close()
         for poll in list(self.broker.polls):
             poll.end()
-        for connection in list(self._connections):
-            connection.close_when_idle()
-        await asyncio.sleep(0)  # the transports close in the next turn of the loop
+        await self._connections.close(_GRACE)
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()

@@ -34,11 +34,15 @@ def read(action: Action, body: bytes) -> Any:
 
 
 def _read_lenient(action: Action, body: bytes, cause: Exception) -> Any:
-    """Read what is JSON but not text: half of a surrogate pair. SQS refuses it as content, not as JSON."""
+    """Read what the quick reader does not: null for absent, and half of a surrogate pair (refused later, as content)."""
     try:
-        return msgspec.convert(json.loads(body), action.request)
+        return msgspec.convert(json.loads(body, object_pairs_hook=_without_nulls), action.request)
     except (ValueError, TypeError, RecursionError):
         raise BrokerError("SerializationException", f"The request is not valid: {cause}") from cause
+
+
+def _without_nulls(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in pairs if value is not None}
 
 
 def response(result: msgspec.Struct | None, request_id: str) -> Response:

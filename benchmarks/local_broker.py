@@ -1,0 +1,240 @@
+"""How fast is the local broker? Prints a table of messages per second, wake-up latency and memory.
+
+    python benchmarks/local_broker.py [--seconds 3] [--clients 16] [--persist]
+
+The server runs in a process of its own, as ``postroom local`` does; the clients share this process and speak plain
+HTTP over kept-alive connections, so that what is measured is the server rather than an SDK. One "message" is a send,
+a receive and a delete. A backlog of the given size lies in the queue all the time. Bounded: about a minute in all.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BODY = json.dumps({"order_id": "order-001", "customer_id": "cust-123", "amount": 99.99, "note": "x" * 120})
+ATTRIBUTES = {"tenantId": {"DataType": "String", "StringValue": "tenant-a"}}
+
+AIOHTTP_FRONT = """
+import asyncio
+from aiohttp import web
+from postroom.local import LocalBroker
+from postroom.local.front import Front
+from postroom.local.http import Request, Response
+
+async def main():
+    async with LocalBroker() as broker:
+        front = Front(broker, lambda: "http://127.0.0.1", None)
+        async def handle(request):
+            headers = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
+            future = asyncio.get_running_loop().create_future()
+            answer = front(Request(request.method, request.path, headers, await request.read()), future.set_result)
+            if not isinstance(answer, Response):
+                answer = await future
+            return web.Response(status=answer.status, body=answer.body, content_type="application/x-amz-json-1.0")
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", handle)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        print("http://127.0.0.1:%d" % runner.addresses[0][1], flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+class Client:
+    """One kept-alive connection that sends one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def connect(cls, port: int) -> "Client":
+        """Open a connection."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=4_000_000))
+
+    async def call(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Call an action and return its result."""
+        body = json.dumps(request).encode()
+        head = (
+            f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Amz-Target: AmazonSQS.{action}\r\n"
+            "Content-Type: application/x-amz-json-1.0\r\nX-Amz-Date: 20260101T000000Z\r\n"
+            "Authorization: AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/sqs/aws4_request, "
+            f"SignedHeaders=host, Signature={'0' * 64}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self._writer.write(head.encode() + body)
+        head_bytes = await self._reader.readuntil(b"\r\n\r\n")
+        lower = head_bytes.lower()
+        at = lower.index(b"content-length:") + 15
+        answer = await self._reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
+        if b" 200 " not in head_bytes[:16]:
+            raise RuntimeError(answer.decode())
+        return json.loads(answer) if answer else {}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+
+
+class Server:
+    """The server process."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def rss(self) -> float:
+        """Return its resident memory in MB."""
+        return float(psutil.Process(self.process.pid).memory_info().rss) / 1e6
+
+
+@asynccontextmanager
+async def serving(*, persist: Path | None = None, aiohttp: bool = False) -> AsyncIterator[Server]:
+    """Run a server for a while."""
+    command = [sys.executable, "-m", "postroom.cli.local", "--port", "0", "--no-log"]
+    if persist is not None:
+        command += ["--persist", str(persist)]
+    if aiohttp:
+        command = [sys.executable, "-c", AIOHTTP_FRONT]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220 - nothing else runs yet
+    assert process.stdout is not None
+    line = await asyncio.to_thread(process.stdout.readline)
+    try:
+        yield Server(process, int(line.strip().rsplit(":", 1)[1]))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        process.stdout.close()
+
+
+async def fill(client: Client, url: str, count: int) -> None:
+    """Put a backlog into a queue."""
+    for start in range(0, count, 10):
+        await client.call("SendMessageBatch", batch(url, min(10, count - start)))
+
+
+def batch(url: str, size: int) -> dict[str, Any]:
+    """Return a send batch."""
+    entries = [{"Id": str(n), "MessageBody": BODY, "MessageAttributes": ATTRIBUTES} for n in range(size)]
+    return {"QueueUrl": url, "Entries": entries}
+
+
+async def cycle(client: Client, url: str, size: int) -> int:
+    """Send, receive and delete ``size`` messages; return how many were deleted."""
+    receive = {
+        "QueueUrl": url,
+        "MaxNumberOfMessages": size,
+        "MessageAttributeNames": ["All"],
+        "MessageSystemAttributeNames": ["All"],
+    }
+    if size == 1:
+        await client.call("SendMessage", {"QueueUrl": url, "MessageBody": BODY, "MessageAttributes": ATTRIBUTES})
+        messages = (await client.call("ReceiveMessage", receive))["Messages"]
+        await client.call("DeleteMessage", {"QueueUrl": url, "ReceiptHandle": messages[0]["ReceiptHandle"]})
+        return 1
+    await client.call("SendMessageBatch", batch(url, size))
+    messages = (await client.call("ReceiveMessage", receive))["Messages"]
+    entries = [{"Id": str(n), "ReceiptHandle": each["ReceiptHandle"]} for n, each in enumerate(messages)]
+    done = await client.call("DeleteMessageBatch", {"QueueUrl": url, "Entries": entries})
+    return len(done["Successful"])
+
+
+async def throughput(server: Server, *, clients: int, backlog: int, size: int, seconds: float) -> float:
+    """Return messages per second that were sent, received and deleted."""
+    connections = [await Client.connect(server.port) for _ in range(clients)]
+    name = f"bench-{backlog}-{size}"
+    created = await connections[0].call("CreateQueue", {"QueueName": name})
+    url = created["QueueUrl"]
+    await fill(connections[0], url, backlog)
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def work(client: Client) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            count = await cycle(client, url, size)
+            done += count  # not before the await: the others count meanwhile
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work(client) for client in connections))
+    elapsed = time.perf_counter() - started
+    await connections[0].call("DeleteQueue", {"QueueUrl": url})
+    for client in connections:
+        client.close()
+    return done / elapsed
+
+
+async def wake_up(server: Server, rounds: int = 200) -> tuple[float, float, float]:
+    """Return p50, p99 and maximum of milliseconds from sending to the answer of a parked poll."""
+    poller, sender = await Client.connect(server.port), await Client.connect(server.port)
+    url = (await sender.call("CreateQueue", {"QueueName": "wake"}))["QueueUrl"]
+    times: list[float] = []
+    for _ in range(rounds):
+        poll = asyncio.create_task(poller.call("ReceiveMessage", {"QueueUrl": url, "WaitTimeSeconds": 20}))
+        await asyncio.sleep(0.005)  # the poll is parked by then
+        started = time.perf_counter()
+        send = asyncio.create_task(sender.call("SendMessage", {"QueueUrl": url, "MessageBody": BODY}))
+        messages = (await poll)["Messages"]
+        times.append((time.perf_counter() - started) * 1000)
+        await send
+        await sender.call("DeleteMessage", {"QueueUrl": url, "ReceiptHandle": messages[0]["ReceiptHandle"]})
+    poller.close()
+    sender.close()
+    times.sort()
+    return statistics.median(times), times[int(len(times) * 0.99) - 1], times[-1]
+
+
+async def row(label: str, options: argparse.Namespace, **kind: Any) -> None:
+    """Measure one kind of server, and print its lines."""
+    async with serving(**kind) as server:
+        idle = server.rss()
+        p50, p99, worst = await wake_up(server)
+        print(f"{label}: idle {idle:.0f} MB; wake-up of a parked poll p50 {p50:.2f} ms, p99 {p99:.2f}, max {worst:.2f}")
+        for backlog in options.backlogs:
+            for size in (10, 1):
+                rate = await throughput(
+                    server, clients=options.clients, backlog=backlog, size=size, seconds=options.seconds
+                )
+                calls = f"batches of {size}" if size > 1 else "single calls"
+                print(
+                    f"{label} | backlog {backlog:>7,} | {calls:<13} | {rate:>8,.0f} messages/s | {server.rss():4.0f} MB"
+                )
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Measure, and print."""
+    print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+          f"{options.clients} clients, {options.seconds} s each")  # fmt: skip
+    await row("postroom local", options)
+    if options.persist:
+        with tempfile.TemporaryDirectory() as folder:
+            await row("  with --persist", options, persist=Path(folder) / "queues.log")
+    if options.aiohttp:
+        await row("  behind aiohttp", options, aiohttp=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--backlogs", type=int, nargs="+", default=[100, 10_000, 100_000])
+    parser.add_argument("--persist", action="store_true", help="measure with --persist as well")
+    parser.add_argument("--aiohttp", action="store_true", help="measure the same broker behind aiohttp.web as well")
+    asyncio.run(main(parser.parse_args()))
