@@ -21,7 +21,6 @@ from postroom.transports import AwsClient, Client
 from postroom.transports.memory import MemoryClient
 from support.aws import isolate_aws
 
-
 MINISTACK = "ministack@1.5.33"
 """One version, because its known deviations are listed and expected."""
 

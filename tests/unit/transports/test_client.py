@@ -1,0 +1,359 @@
+"""The AWS client: what it takes, what it opens, who shares it, and what it says when something is missing."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import weakref
+from typing import Any
+
+import boto3
+import pytest
+from aiobotocore.config import AioConfig
+
+from postroom.errors import (
+    AccessDenied,
+    ClosedError,
+    ConfigurationError,
+    NotOpenError,
+    QueueNotFound,
+    ServiceUnavailable,
+)
+from postroom.message import MessageAttribute, OutgoingMessage
+from postroom.transports import AwsClient, EntryFailure, SendResult, default_client
+from unit.transports.fake_sqs import FakeSqs, Request, error, reply, resets, says
+
+
+def test_importing_the_transport_imports_nothing_of_aws() -> None:
+    """Who does not open a client does not pay for botocore, in time or memory."""
+    names = ("botocore", "aiobotocore", "aiohttp")
+    code = f"import sys, postroom.transports; sys.exit(any(name in sys.modules for name in {names}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"connections": 0}, "whole number from 1"),
+        ({"max_attempts": 0}, "counts the first attempt too"),
+        ({"read_timeout": 20}, "above 20 s, the longest long poll"),
+        ({"read_timeout": float("nan")}, "above 20 s"),
+        ({"profile": "x", "session": object()}, "no effect on a session"),
+        ({"endpoint_url": "http://user:secret@localhost"}, "no user name or password"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], text: str) -> None:
+    """The text says what to write instead, and repeats no password."""
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        AwsClient(**options)
+    assert "secret" not in str(caught.value)
+
+
+async def test_another_kind_of_session_is_refused() -> None:
+    """boto3's sessions are for threads."""
+    with pytest.raises(ConfigurationError, match=r"takes an aiobotocore\.session\.AioSession; got Session"):
+        async with AwsClient(session=boto3.Session()):
+            pass
+
+
+async def test_a_user_configuration_wins_and_is_checked(sqs: FakeSqs) -> None:
+    """What ``config`` says counts; a read timeout that strands messages does not pass by that way either."""
+    async with sqs.client(config=AioConfig(max_pool_connections=7, user_agent_extra="mine")) as client:
+        assert client._connection is not None
+        config = client._connection._sqs.meta.config
+        assert config.max_pool_connections == 7
+        assert config.retries == {"mode": "standard", "total_max_attempts": 3}
+        await client.queue("orders")
+    assert sqs.requests[0].head["user-agent"].startswith("postroom/")
+    assert sqs.requests[0].head["user-agent"].endswith(" mine")
+    with pytest.raises(ConfigurationError, match="above 20 s"):
+        async with sqs.client(config=AioConfig(read_timeout=10)):
+            pass
+
+
+async def test_botocore_is_set_up_for_long_polls(sqs: FakeSqs) -> None:
+    """Twice the connections, the standard retry mode, no parameter validation, timeouts above a long poll."""
+    async with sqs.client(connections=30, max_attempts=5) as client:
+        assert client._connection is not None
+        botocore_client = client._connection._sqs
+    config = botocore_client.meta.config
+    assert config.max_pool_connections == 60
+    assert config.retries == {"mode": "standard", "total_max_attempts": 5}
+    assert "Validation" not in type(botocore_client._serializer).__name__
+    assert (config.connect_timeout, config.read_timeout) == (5, 25)
+
+
+async def test_an_endpoint_that_is_no_url_is_a_configuration_error() -> None:
+    """It is told when the client opens, in botocore's words and ours."""
+    with pytest.raises(ConfigurationError, match="Invalid endpoint: nonsense"):
+        async with AwsClient(endpoint_url="nonsense"):
+            pass
+
+
+async def test_a_profile_that_does_not_exist_is_a_configuration_error() -> None:
+    """The text says how to list the profiles."""
+    with pytest.raises(ConfigurationError, match="aws configure list-profiles"):
+        async with AwsClient(profile="nobody"):
+            pass
+
+
+async def test_a_failed_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
+    """The next one who enters opens it."""
+    client = AwsClient(endpoint_url=sqs.url)
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(AccessDenied):
+        async with client:
+            pass
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    async with client:
+        await client.queue("orders")
+
+
+async def test_a_missing_region_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment variable and option are both named."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(AccessDenied, match=r"set AWS_REGION, or pass AwsClient\(region=\.\.\.\)"):
+        async with AwsClient():
+            pass
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+async def test_both_names_of_the_region_are_known(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, variable: str) -> None:
+    """ECS and Lambda set AWS_REGION, botocore reads AWS_DEFAULT_REGION."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv(variable, "eu-west-3")
+    async with AwsClient(endpoint_url=sqs.url) as client:
+        await client.queue("orders")
+    assert "/eu-west-3/sqs/aws4_request" in sqs.requests[0].head["authorization"]
+
+
+async def test_missing_credentials_say_what_to_set(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
+    """The error comes with the first call, names it, and keeps botocore's as its cause."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with AwsClient(endpoint_url=sqs.url) as client:
+        with pytest.raises(AccessDenied, match=r"set AWS_PROFILE, or AWS_ACCESS_KEY_ID and") as caught:
+            await client.queue("orders")
+    assert (caught.value.operation, caught.value.code) == ("GetQueueUrl", "NoCredentialsError")
+    assert type(caught.value.__cause__).__name__ == "NoCredentialsError"
+
+
+async def test_expired_credentials_say_what_to_do(sqs: FakeSqs) -> None:
+    """The text tells how to find out who one is and how to log in again."""
+    sqs.scripts["GetQueueUrl"] = says(error("ExpiredTokenException", status=403))
+    async with sqs.client() as client:
+        with pytest.raises(AccessDenied, match=r"aws sts get-caller-identity.*aws sso login"):
+            await client.queue("orders")
+
+
+async def test_a_missing_permission_is_named(sqs: FakeSqs) -> None:
+    """It is the permission that goes into a policy: that of the single action."""
+    sqs.scripts["SendMessageBatch"] = says(error("AccessDeniedException", status=403, query_code="AccessDenied"))
+    async with sqs.client() as client:
+        queue = await client.queue("orders")
+        with pytest.raises(AccessDenied, match=r"allow sqs:SendMessage on the queue") as caught:
+            await queue.send([OutgoingMessage(body="x")])
+    assert caught.value.code == "AccessDenied"
+
+
+async def test_the_endpoint_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
+    """``AWS_ENDPOINT_URL_SQS`` works as it does for every AWS SDK."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs.url)
+    async with AwsClient() as client:
+        assert (await client.queue("orders")).info.name == "orders"
+    assert sqs.made("GetQueueUrl")
+
+
+async def test_a_name_a_url_and_an_arn_are_resolved(sqs: FakeSqs) -> None:
+    """A name is asked for, an ARN with its account, a URL is taken as it is."""
+    url = "https://sqs.us-east-1.amazonaws.com/123456789012/orders"
+    async with sqs.client() as client:
+        for name in ("orders", url, "arn:aws:sqs:us-east-1:999999999999:orders"):
+            queue = await client.queue(name)
+            assert (queue.info.name, queue.info.url) == ("orders", url)
+            assert repr(queue) == f"AwsQueue({url!r})"
+    first, second = sqs.made("GetQueueUrl")
+    assert first.body == {"QueueName": "orders"}
+    assert second.body == {"QueueName": "orders", "QueueOwnerAWSAccountId": "999999999999"}
+    assert len(sqs.made("GetQueueAttributes")) == 3
+
+
+@pytest.mark.parametrize("arn", ["arn:aws:sns:us-east-1:1:orders", "arn:aws:sqs:orders", "arn:"])
+async def test_another_arn_is_refused(sqs: FakeSqs, arn: str) -> None:
+    """The text shows the form."""
+    async with sqs.client() as client:
+        with pytest.raises(ConfigurationError, match="not the ARN of a queue"):
+            await client.queue(arn)
+    assert not sqs.requests
+
+
+async def test_a_missing_queue_says_what_to_check(sqs: FakeSqs) -> None:
+    """Name, account and region are what is usually wrong."""
+    sqs.scripts["GetQueueUrl"] = says(error("QueueDoesNotExist", query_code="AWS.SimpleQueueService.NonExistentQueue"))
+    async with sqs.client() as client:
+        with pytest.raises(QueueNotFound, match=r"'orders'.*check the name, the account and the region") as caught:
+            await client.queue("orders")
+    assert caught.value.code == "AWS.SimpleQueueService.NonExistentQueue"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        '{"deadLetterTargetArn": "arn:dlq", "maxReceiveCount": 5}',
+        '{"maxReceiveCount": "5", "deadLetterTargetArn": "arn:dlq"}',
+    ],
+)
+async def test_a_redrive_policy_is_read_in_both_spellings(sqs: FakeSqs, policy: str) -> None:
+    """AWS returns the count as it was set: as a number or as text."""
+    sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": {"RedrivePolicy": policy, "FifoQueue": "true"}}))
+    async with sqs.client() as client:
+        info = (await client.queue("orders")).info
+    assert info.redrive is not None
+    assert (info.redrive.dead_letter_queue, info.redrive.max_receive_count) == ("arn:dlq", 5)
+    assert info.fifo
+
+
+@pytest.mark.parametrize("policy", ["", "{}", '{"redrivePermission": "denyAll"}'])
+async def test_a_policy_without_a_queue_is_none(sqs: FakeSqs, policy: str) -> None:
+    """An empty policy is what remains of one that was removed."""
+    sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": {"RedrivePolicy": policy}}))
+    async with sqs.client() as client:
+        assert (await client.queue("orders")).info.redrive is None
+
+
+@pytest.mark.parametrize("attributes", [{"RedrivePolicy": "not JSON"}, {"VisibilityTimeout": "soon"}, 5])
+async def test_attributes_that_are_not_sqs_are_told_as_such(sqs: FakeSqs, attributes: object) -> None:
+    """An endpoint that is no SQS is what it sounds like, not a failure in here."""
+    sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": attributes}))
+    async with sqs.client() as client:
+        with pytest.raises(ServiceUnavailable, match="check the endpoint URL"):
+            await client.queue("orders")
+
+
+async def test_sent_messages_carry_what_they_say(sqs: FakeSqs) -> None:
+    """Only what was given is sent; results and refusals come back in order."""
+    sqs.scripts["SendMessageBatch"] = says(
+        reply(
+            {
+                "Successful": [{"Id": "1", "MessageId": "m1", "SequenceNumber": "7"}],
+                "Failed": [{"Id": "0", "Code": "InvalidParameterValue", "SenderFault": True, "Message": "no"}],
+            }
+        )
+    )
+    binary = {"b": MessageAttribute("Binary", binary_value=b"\x00\xff")}
+    async with sqs.client() as client:
+        queue = await client.queue("orders.fifo")
+        results = await queue.send(
+            [
+                OutgoingMessage(body="plain"),
+                OutgoingMessage(body="full", message_attributes=binary, delay=0, group_id="g", deduplication_id="d"),
+                OutgoingMessage(body="forgotten"),
+            ]
+        )
+    assert results == [
+        EntryFailure(0, "InvalidParameterValue", "no", sender_fault=True),
+        SendResult(1, "m1", "7"),
+        EntryFailure(2, "postroom.Unconfirmed", "SQS's answer does not name this entry"),
+    ]
+    plain, full, _ = sqs.made("SendMessageBatch")[0].body["Entries"]
+    assert plain == {"Id": "0", "MessageBody": "plain"}
+    assert full == {
+        "Id": "1",
+        "MessageBody": "full",
+        "MessageAttributes": {"b": {"DataType": "Binary", "BinaryValue": "AP8="}},
+        "DelaySeconds": 0,
+        "MessageGroupId": "g",
+        "MessageDeduplicationId": "d",
+    }
+
+
+async def test_the_ordinary_client_retries(sqs: FakeSqs) -> None:
+    """A reset is made good by botocore's standard retries, up to ``max_attempts``."""
+
+    async def once(request: Request, writer: Any) -> None:
+        if len(sqs.made("GetQueueUrl")) == 1:
+            await resets(request, writer)
+        else:
+            writer.write(reply({"QueueUrl": "https://sqs.us-east-1.amazonaws.com/1/orders"}))
+
+    sqs.scripts["GetQueueUrl"] = once
+    async with sqs.client(max_attempts=2) as client:
+        await client.queue("orders")
+    assert len(sqs.made("GetQueueUrl")) == 2
+
+
+async def test_use_before_opening_shows_the_line_to_write() -> None:
+    """And the representation says that it is not open."""
+    client = AwsClient(region="eu-central-1")
+    with pytest.raises(NotOpenError, match="async with AwsClient"):
+        await client.queue("orders")
+    assert repr(client) == "AwsClient(region='eu-central-1', endpoint_url=None, not open)"
+
+
+async def test_who_is_cancelled_while_it_opens_leaves_it_to_the_others(sqs: FakeSqs) -> None:
+    """The opener's cancellation closes nothing under those who wait."""
+    client = sqs.client()
+
+    async def use() -> str:
+        async with client:
+            return (await client.queue("orders")).info.name
+
+    first = asyncio.create_task(use(), name="first")
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(use(), name=f"other-{number}") for number in range(3)]
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await asyncio.gather(*others) == ["orders"] * 3
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    with pytest.raises(ClosedError):
+        await client.queue("orders")
+
+
+async def test_everything_in_one_loop_shares_the_default_client() -> None:
+    """As long as somebody holds it, it is the same one; nothing else keeps it."""
+    first = default_client()
+    assert default_client() is first
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    assert isinstance(default_client(), AwsClient)
+
+
+def test_another_loop_has_another_default_client() -> None:
+    """Clients belong to the loop that opened them; a closed loop keeps nothing alive."""
+
+    async def get() -> AwsClient:
+        return default_client()
+
+    first, second = asyncio.run(get()), asyncio.run(get())
+    assert first is not second
+
+
+async def test_the_default_client_survives_its_closing(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
+    """A consumer that runs again after a stop opens it anew."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", sqs.url)
+    client = default_client()
+    for _ in range(2):
+        async with client:
+            assert default_client() is client
+            await client.queue("orders")
+
+
+def test_one_client_can_be_used_in_one_loop_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entered anew in another event loop, it has nothing left of the first."""
+    client = AwsClient(endpoint_url="http://127.0.0.1:9", max_attempts=1)
+
+    async def use() -> None:
+        async def enter() -> None:
+            async with client:
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(enter() for _ in range(3)))
+
+        with pytest.raises(ClosedError):
+            await client.queue("orders")
+
+    for _ in range(2):
+        asyncio.run(use())

@@ -1,0 +1,115 @@
+"""What botocore raises, in postroom's words: the class, the code, what to do next, and no secret."""
+
+import pytest
+from botocore import exceptions
+from botocore.exceptions import BotoCoreError, ClientError
+
+from postroom.errors import (
+    AccessDenied,
+    ConfigurationError,
+    InvalidReceiptHandle,
+    InvalidRequest,
+    PostroomError,
+    QueueNotFound,
+    ServiceUnavailable,
+    Throttled,
+    TransportError,
+)
+from postroom.transports.aws.errors import kind_of, translate
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("AWS.SimpleQueueService.NonExistentQueue", 400, QueueNotFound),
+        ("QueueDoesNotExist", 400, QueueNotFound),
+        ("com.amazonaws.sqs#QueueDoesNotExist", 400, QueueNotFound),
+        ("InvalidAddress", 404, QueueNotFound),
+        ("AccessDenied", 403, AccessDenied),
+        ("AccessDeniedException", 400, AccessDenied),
+        ("ExpiredToken", 403, AccessDenied),
+        ("InvalidClientTokenId", 403, AccessDenied),
+        ("SignatureDoesNotMatch", 403, AccessDenied),
+        ("InvalidSecurity", 403, AccessDenied),
+        ("KmsAccessDenied", 400, AccessDenied),
+        ("ReceiptHandleIsInvalid", 404, InvalidReceiptHandle),
+        ("AWS.SimpleQueueService.MessageNotInflight", 400, InvalidReceiptHandle),
+        ("OverLimit", 403, Throttled),
+        ("AWS.SimpleQueueService.OverLimit", 403, Throttled),
+        ("RequestThrottled", 403, Throttled),
+        ("ThrottlingException", 400, Throttled),
+        ("KmsThrottled", 400, Throttled),
+        ("Unheard", 429, Throttled),
+        ("SlowDown", 503, Throttled),
+        ("InternalError", 500, ServiceUnavailable),
+        ("ServiceUnavailable", 503, ServiceUnavailable),
+        ("", 502, ServiceUnavailable),
+        ("RequestTimeout", 400, ServiceUnavailable),
+        ("AWS.SimpleQueueService.TooManyEntriesInBatchRequest", 400, InvalidRequest),
+        ("InvalidMessageContents", 400, InvalidRequest),
+        ("KmsDisabled", 400, InvalidRequest),
+        ("Unheard", 400, InvalidRequest),
+        ("", 0, InvalidRequest),
+    ],
+)
+def test_error_codes_have_classes(code: str, status: int, kind: type[TransportError]) -> None:
+    """Codes count before statuses: SQS throttles with 403 as well."""
+    assert kind_of(code, status) is kind
+    response = {"Error": {"Code": code, "Message": "said SQS."}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = translate(ClientError(response, "X"), operation="ReceiveMessage", subject="queue 'orders'")
+    assert type(error) is kind
+    assert isinstance(error, TransportError)
+    assert (error.operation, error.code) == ("ReceiveMessage", code)
+    assert str(error).startswith(f"ReceiveMessage on queue 'orders': {code or status}: said SQS")
+    assert error.retryable == (kind in {Throttled, ServiceUnavailable})
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (exceptions.NoRegionError(), AccessDenied, "set AWS_REGION"),
+        (exceptions.NoCredentialsError(), AccessDenied, "AWS_ACCESS_KEY_ID"),
+        (exceptions.PartialCredentialsError(provider="env", cred_var="x"), AccessDenied, "AWS_ACCESS_KEY_ID"),
+        (exceptions.CredentialRetrievalError(provider="p", error_msg="e"), AccessDenied, "aws sso login"),
+        (exceptions.UnauthorizedSSOTokenError(), AccessDenied, "aws sso login"),
+        (exceptions.TokenRetrievalError(provider="p", error_msg="e"), AccessDenied, "aws sso login"),
+        (exceptions.ProfileNotFound(profile="p"), ConfigurationError, "list-profiles"),
+        (exceptions.InvalidRegionError(region_name="-"), ConfigurationError, "AWS_REGION"),
+        (exceptions.EndpointConnectionError(endpoint_url="http://x"), ServiceUnavailable, "check the network"),
+        (exceptions.ConnectTimeoutError(endpoint_url="http://x"), ServiceUnavailable, "check the network"),
+        (exceptions.ReadTimeoutError(endpoint_url="http://x"), ServiceUnavailable, "check the network"),
+        (exceptions.ConnectionClosedError(endpoint_url="http://x"), ServiceUnavailable, "check the network"),
+        (exceptions.SSLError(endpoint_url="http://x", error="e"), ServiceUnavailable, "AWS_CA_BUNDLE"),
+        (exceptions.ProxyConnectionError(proxy_url="http://x"), ServiceUnavailable, "NO_PROXY"),
+        (exceptions.HTTPClientError(error="e"), ServiceUnavailable, "check the network"),
+        (TimeoutError(), ServiceUnavailable, "check the network"),
+        (ConnectionResetError(), ServiceUnavailable, "check the network"),
+        (KeyError("x"), ServiceUnavailable, "does not answer like SQS"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "r"), ServiceUnavailable, "does not answer like SQS"),
+        (exceptions.ParamValidationError(report="r"), InvalidRequest, "refused the parameters"),
+        (BotoCoreError(), TransportError, "unexpected BotoCoreError"),
+        (ZeroDivisionError(), TransportError, "unexpected ZeroDivisionError"),
+    ],
+)
+def test_exceptions_have_classes(error: Exception, kind: type[PostroomError], text: str) -> None:
+    """Every family of botocore's exceptions says what to do next; the unknown is told as such."""
+    told = translate(error, operation="SendMessageBatch", subject="queue 'orders'")
+    assert type(told) is kind
+    assert text in str(told)
+    assert str(told).startswith("SendMessageBatch on queue 'orders': ")
+    if isinstance(told, TransportError):
+        assert (told.operation, told.code) == ("SendMessageBatch", type(error).__name__)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.ParamValidationError(report="Invalid type for MessageBody, value: the body"),
+        KeyError("the body"),
+        ValueError("the body"),
+        RuntimeError("the body"),
+    ],
+)
+def test_what_may_quote_a_body_is_not_repeated(error: Exception) -> None:
+    """It stays in the cause."""
+    assert "the body" not in str(translate(error, operation="SendMessageBatch"))
