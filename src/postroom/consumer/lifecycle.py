@@ -215,7 +215,8 @@ class Run(Generic[C, R]):
         and they would stay invisible. A poll that is alive brings them back here, and they are returned once more.
         """
         if self._polls:
-            _, late = await asyncio.wait(self._polls, timeout=max(0.0, deadline - self._loop.time()))
+            seconds = 0.0 if self._hurry.is_set() else max(0.0, deadline - self._loop.time())
+            _, late = await asyncio.wait(self._polls, timeout=seconds)
             for poll in late:
                 poll.cancel()
             if late:
