@@ -11,18 +11,15 @@ from typing import TypeVar
 
 from postroom.local.attributes import ALL_NAMES
 from postroom.local.contents import md5_of_attributes
-from postroom.local.errors import BrokerError, invalid_receipt_handle, invalid_value, missing_parameter
+from postroom.local.errors import BrokerError, missing_parameter
 from postroom.local.fair import FairPolicy
-from postroom.local.journal import Journal, NoJournal
-from postroom.local.messages import State, Stored
+from postroom.local.journal import Journal
+from postroom.local.messages import Stored
 from postroom.local.mover import Mover
 from postroom.local.permissions import with_permission, without_permission
 from postroom.local.queue import LocalQueue, Scope, Waiter
 from postroom.local.receiving import (
-    MAX_IN_FLIGHT,
-    MAX_VISIBILITY,
     check_receive,
-    check_visibility,
     describe,
     sequence_number,
 )
@@ -79,12 +76,19 @@ class Broker:
         self._clock = clock
         self.rng = rng or Random()  # noqa: S311 - ids, not secrets
         self.fair = fair or FairPolicy()
-        self.journal: Journal = journal or NoJournal()
         self.registry = Registry(self.rng, self.fair, recreate_after)
+        self.delivery = Delivery(self.registry)
+        if journal is not None:
+            self.delivery.journal = journal
         self.seq = 0
         self.mover = Mover(self)
         self.on_waiting: Callable[[LocalQueue], None] | None = None
         """Called after anything that may change when a queue with waiting long polls has its next event."""
+
+    @property
+    def journal(self) -> Journal:
+        """What is told every change."""
+        return self.delivery.journal
 
     # -- queues --------------------------------------------------------------------------------------------------
 
@@ -294,28 +298,30 @@ class Broker:
     def delete(self, queue: LocalQueue, handle: str | None) -> None:
         """Delete a message by the handle of its latest receive; an older handle deletes nothing."""
         now = self._begin(queue)
-        self._delete(queue, handle, now)
+        self.delivery.delete(queue, handle, now)
         self._end(queue, now)
 
     def delete_batch(self, queue: LocalQueue, entries: Sequence[DeleteEntry]) -> BatchResult:
         """Delete up to ten messages; each succeeds or fails on its own."""
         check_batch("DeleteMessageBatch", entries)
         now = self._begin(queue)
-        failed = _each(entries, lambda entry: self._delete(queue, entry.receipt_handle, now))
+        failed = _each(entries, lambda entry: self.delivery.delete(queue, entry.receipt_handle, now))
         self._end(queue, now)
         return BatchResult(done=_done(entries, failed), failed=failed)
 
     def change_visibility(self, queue: LocalQueue, handle: str | None, timeout: int | None) -> None:
         """Let the visibility timeout of a message in flight end ``timeout`` seconds from now."""
         now = self._begin(queue)
-        self._change(queue, handle, timeout, now)
+        self.delivery.change(queue, handle, timeout, now)
         self._end(queue, now)
 
     def change_visibility_batch(self, queue: LocalQueue, entries: Sequence[ChangeVisibilityEntry]) -> BatchResult:
         """Change up to ten visibility timeouts; each succeeds or fails on its own."""
         check_batch("ChangeMessageVisibilityBatch", entries)
         now = self._begin(queue)
-        failed = _each(entries, lambda entry: self._change(queue, entry.receipt_handle, entry.visibility_timeout, now))
+        failed = _each(
+            entries, lambda entry: self.delivery.change(queue, entry.receipt_handle, entry.visibility_timeout, now)
+        )
         self._end(queue, now)
         return BatchResult(done=_done(entries, failed), failed=failed)
 
@@ -339,8 +345,7 @@ class Broker:
         now = self._clock()
         if self.mover.active:
             self.mover.step(now)
-        for message in queue.advance(now):
-            self.journal.gone(queue, message)
+        self.delivery.advance(queue, now)
         return now
 
     def _end(self, queue: LocalQueue, now: float) -> None:
@@ -348,11 +353,13 @@ class Broker:
         self.journal.flush()
         if queue.waiters:
             self.serve(queue, now)
+        while self.delivery.reached:
+            self.serve(self.delivery.reached.pop(), now)
 
     def serve(self, queue: LocalQueue, now: float) -> None:
         """Hand available messages to waiting polls, the longest waiting first."""
         while queue.available and (waiter := queue.next_waiter()) is not None:
-            messages = self._pick(queue, waiter.request, now, waits=True)
+            messages = self.delivery.pick(queue, waiter.request, now, waits=True)
             if not messages:
                 break
             waiter.waits = False
@@ -383,130 +390,7 @@ class Broker:
     def _take(self, queue: LocalQueue, request: Receive, now: float, *, waits: bool) -> list[Received]:
         if not queue.available and not request.receive_request_attempt_id:
             return []
-        return [describe(queue, message, request) for message in self._pick(queue, request, now, waits=waits)]
-
-    def _pick(self, queue: LocalQueue, request: Receive, now: float, *, waits: bool) -> list[Stored]:
-        """Choose the messages of a receive, count it, and hide them."""
-        timeout = queue.settings.visibility if request.visibility_timeout is None else request.visibility_timeout
-        attempt = request.receive_request_attempt_id
-        if attempt and (again := queue.attempts.replay(attempt, now)):
-            for message in again:
-                self._hide(queue, message, timeout, now)
-            queue.attempts.remember(attempt, again, now)
-            return again
-        limit = min(request.max_number_of_messages or 1, MAX_IN_FLIGHT - queue.in_flight)
-        if limit <= 0:
-            if queue.fifo or waits:
-                return []
-            raise BrokerError("OverLimit", f"Too many messages in flight: the limit is {MAX_IN_FLIGHT}.", status=403)
-        picked = self._take_deliverable(queue, limit, now)
-        for message in picked:
-            queue.fly(message, timeout, now)
-            self.journal.changed(queue, message)
-        if timeout == 0:
-            for message in picked:
-                queue.land(message, now)
-        elif attempt and picked:
-            queue.attempts.remember(attempt, picked, now)
-        return picked
-
-    def _take_deliverable(self, queue: LocalQueue, limit: int, now: float) -> list[Stored]:
-        """Take up to ``limit`` messages; those received too often go to the dead-letter queue instead."""
-        redrive = queue.settings.redrive
-        target = self.registry.by_arn(redrive.target_arn) if redrive else None
-        if redrive is None or target is None:
-            return queue.take(limit, now)
-        picked: list[Stored] = []
-        while len(picked) < limit and (taken := queue.take(limit - len(picked), now)):
-            for message in taken:
-                if message.receives_here < redrive.max_receives:
-                    picked.append(message)
-                else:
-                    self._redrive(queue, message, target, now)
-        if target.waiters:
-            self.serve(target, now)
-        return picked
-
-    def _redrive(self, queue: LocalQueue, message: Stored, target: LocalQueue, now: float) -> None:
-        """Move a message to the dead-letter queue. On a standard queue it keeps its age, on a FIFO queue not."""
-        queue.remove(message, now)
-        moved = Stored(
-            **{name: getattr(message, name) for name in _KEPT_BY_REDRIVE},
-            sent_at=now if queue.fifo else message.sent_at,
-            kept_since=now if queue.fifo else message.kept_since,
-            source_arn=queue.arn,
-        )
-        self.put(target, moved, now)
-        self.journal.gone(queue, message)
-
-    def put(self, queue: LocalQueue, message: Stored, now: float) -> None:
-        """Store a message that comes from another queue."""
-        for expired in queue.advance(now):
-            self.journal.gone(queue, expired)
-        queue.insert(message, now)
-        self.journal.stored(queue, message)
-
-    def _delete(self, queue: LocalQueue, handle: str | None, now: float) -> None:
-        message, is_latest = self._find(queue, handle)
-        if message is None:
-            return
-        if queue.fifo and (not is_latest or message.state is not State.IN_FLIGHT):
-            raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
-        if is_latest:
-            queue.remove(message, now)
-            self.journal.gone(queue, message)
-
-    def _change(self, queue: LocalQueue, handle: str | None, timeout: int | None, now: float) -> None:
-        message, is_latest = self._find(queue, handle)
-        seconds = check_visibility(timeout)
-        if message is None or not is_latest:
-            reason = "Message does not exist or is not available for visibility timeout change."
-            raise invalid_value("ReceiptHandle", handle, reason)
-        if message.state is not State.IN_FLIGHT and queue.fifo:
-            raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
-        if message.state is not State.IN_FLIGHT and message.given_back:
-            raise BrokerError("MessageNotInflight", "The message referred to isn't in flight.")
-        if int(now - message.received_at) + seconds > MAX_VISIBILITY:
-            reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY} seconds]"
-            raise invalid_value("VisibilityTimeout", seconds, reason)
-        if message.state is State.AVAILABLE:
-            queue.recall(message, now)
-        self._hide(queue, message, seconds, now)
-
-    def _hide(self, queue: LocalQueue, message: Stored, seconds: int, now: float) -> None:
-        queue.hide(message, seconds, now)
-        self.journal.changed(queue, message)
-        if seconds == 0:
-            message.given_back = True
-            queue.land(message, now)
-
-    @staticmethod
-    def _find(queue: LocalQueue, handle: str | None) -> tuple[Stored | None, bool]:
-        """Return the message of a handle, None if it is gone; and whether the handle is of its latest receive."""
-        if not handle:
-            raise missing_parameter("ReceiptHandle")
-        parts = queue.handles.read(handle)
-        if parts is None:
-            raise invalid_receipt_handle(handle)
-        seq, receives = parts
-        message = queue.messages.get(seq)
-        return message, message is not None and message.receives == receives
-
-
-_KEPT_BY_REDRIVE = (
-    "seq",
-    "id",
-    "body",
-    "md5",
-    "sender",
-    "attributes",
-    "attributes_md5",
-    "trace",
-    "group",
-    "deduplication_id",
-    "first_received_at",
-    "receives",
-)
+        return [describe(queue, message, request) for message in self.delivery.pick(queue, request, now, waits=waits)]
 
 
 def _each(entries: Sequence[_AnyEntry], act: Callable[[_AnyEntry], None]) -> list[EntryError]:

@@ -48,8 +48,7 @@ class Mover:
                 "Only one active task is allowed for a source queue arn at a given time."
             )
             raise invalid_parameter(text)
-        for expired in source.advance(now):
-            self._broker.journal.gone(source, expired)
+        self._broker.delivery.advance(source, now)
         move = Move(new_id(self._broker.rng), source.arn, destination_arn, rate, now, source.available)
         self.add(move)
         self._broker.journal.move(move)
@@ -142,7 +141,7 @@ class Mover:
             group=message.group,
             deduplication_id=message.deduplication_id,
         )
-        self._broker.put(target, new, now)
+        self._broker.delivery.put(target, new, now)
         self._broker.journal.gone(source, message)
 
     def _finish(self, move: Move, status: str, failure: str | None = None) -> None:

@@ -277,7 +277,7 @@ class Log:
             os.close(self._file)
             raise
         self._compact_at = max(_COMPACT_ABOVE, _COMPACT_FACTOR * self._size)
-        broker.journal = self
+        broker.delivery.journal = self
 
     def _restore(self) -> int:
         data = self._path.read_bytes()

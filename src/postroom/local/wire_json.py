@@ -34,7 +34,7 @@ def read(action: Action, body: bytes) -> Any:
 
 
 def _read_lenient(action: Action, body: bytes, cause: Exception) -> Any:
-    """Read what the quick reader does not: null for absent, and half of a surrogate pair (refused later, as content)."""
+    """Read what the quick reader does not: null for absent, and half of a surrogate pair (refused as content later)."""
     try:
         return msgspec.convert(json.loads(body, object_pairs_hook=_without_nulls), action.request)
     except (ValueError, TypeError, RecursionError):

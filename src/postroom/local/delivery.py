@@ -1,0 +1,150 @@
+"""What becomes of single messages: received, hidden, given back, deleted, moved to a dead-letter queue."""
+
+from postroom.local.errors import BrokerError, invalid_receipt_handle, invalid_value, missing_parameter
+from postroom.local.journal import Journal, NoJournal
+from postroom.local.messages import State, Stored
+from postroom.local.queue import LocalQueue
+from postroom.local.receiving import MAX_IN_FLIGHT, MAX_VISIBILITY, check_visibility
+from postroom.local.registry import Registry
+from postroom.local.shapes import Receive
+
+_KEPT_BY_REDRIVE = (
+    "seq",
+    "id",
+    "body",
+    "md5",
+    "sender",
+    "attributes",
+    "attributes_md5",
+    "trace",
+    "group",
+    "deduplication_id",
+    "first_received_at",
+    "receives",
+)
+
+
+class Delivery:
+    """Acts on messages; tells the journal. Who waits is the broker's business, here nobody is served."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.journal: Journal = NoJournal()
+        self.reached: list[LocalQueue] = []
+        """The dead-letter queues that got something since the broker last looked."""
+
+    def advance(self, queue: LocalQueue, now: float) -> None:
+        """Let happen what time alone does to a queue."""
+        for message in queue.advance(now):
+            self.journal.gone(queue, message)
+
+    def pick(self, queue: LocalQueue, request: Receive, now: float, *, waits: bool) -> list[Stored]:
+        """Choose the messages of a receive, count it, and hide them."""
+        timeout = queue.settings.visibility if request.visibility_timeout is None else request.visibility_timeout
+        attempt = request.receive_request_attempt_id
+        if attempt and (again := queue.attempts.replay(attempt, now)):
+            for message in again:
+                self._hide(queue, message, timeout, now)
+            queue.attempts.remember(attempt, again, now)
+            return again
+        limit = min(request.max_number_of_messages or 1, MAX_IN_FLIGHT - queue.in_flight)
+        if limit <= 0:
+            if queue.fifo or waits:
+                return []
+            raise BrokerError("OverLimit", f"Too many messages in flight: the limit is {MAX_IN_FLIGHT}.", status=403)
+        picked = self._take(queue, limit, now)
+        for message in picked:
+            queue.fly(message, timeout, now)
+            self.journal.changed(queue, message)
+        if timeout == 0:
+            for message in picked:
+                queue.land(message, now)
+        elif attempt and picked:
+            queue.attempts.remember(attempt, picked, now)
+        return picked
+
+    def _take(self, queue: LocalQueue, limit: int, now: float) -> list[Stored]:
+        """Take up to ``limit`` messages; those received too often go to the dead-letter queue instead."""
+        redrive = queue.settings.redrive
+        target = self._registry.by_arn(redrive.target_arn) if redrive else None
+        if redrive is None or target is None:
+            return queue.take(limit, now)
+        picked: list[Stored] = []
+        while len(picked) < limit and (taken := queue.take(limit - len(picked), now)):
+            for message in taken:
+                if message.receives_here < redrive.max_receives:
+                    picked.append(message)
+                else:
+                    self._redrive(queue, message, target, now)
+        return picked
+
+    def _redrive(self, queue: LocalQueue, message: Stored, target: LocalQueue, now: float) -> None:
+        """Move a message to the dead-letter queue. On a standard queue it keeps its age, on a FIFO queue not."""
+        queue.remove(message, now)
+        moved = Stored(
+            **{name: getattr(message, name) for name in _KEPT_BY_REDRIVE},
+            sent_at=now if queue.fifo else message.sent_at,
+            kept_since=now if queue.fifo else message.kept_since,
+            source_arn=queue.arn,
+        )
+        self.put(target, moved, now)
+        self.journal.gone(queue, message)
+        if target not in self.reached:
+            self.reached.append(target)
+
+    def put(self, queue: LocalQueue, message: Stored, now: float) -> None:
+        """Store a message that comes from another queue."""
+        self.advance(queue, now)
+        queue.insert(message, now)
+        self.journal.stored(queue, message)
+
+    def delete(self, queue: LocalQueue, handle: str | None, now: float) -> None:
+        """Delete the message of a handle. A stale handle deletes nothing on a standard queue, and fails on a FIFO one."""
+        message, is_latest = self._find(queue, handle)
+        if message is None:
+            return
+        if queue.fifo and (not is_latest or message.state is not State.IN_FLIGHT):
+            raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
+        if is_latest:
+            queue.remove(message, now)
+            self.journal.gone(queue, message)
+
+    def change(self, queue: LocalQueue, handle: str | None, timeout: int | None, now: float) -> None:
+        """Set when the message of a handle becomes visible again.
+
+        A standard queue also takes the latest handle of a message whose timeout is over and that nobody received since.
+        """
+        message, is_latest = self._find(queue, handle)
+        seconds = check_visibility(timeout)
+        if message is None or not is_latest:
+            reason = "Message does not exist or is not available for visibility timeout change."
+            raise invalid_value("ReceiptHandle", handle, reason)
+        if message.state is not State.IN_FLIGHT and queue.fifo:
+            raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
+        if message.state is not State.IN_FLIGHT and message.given_back:
+            raise BrokerError("MessageNotInflight", "The message referred to isn't in flight.")
+        if int(now - message.received_at) + seconds > MAX_VISIBILITY:
+            reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY} seconds]"
+            raise invalid_value("VisibilityTimeout", seconds, reason)
+        if message.state is State.AVAILABLE:
+            queue.recall(message, now)
+        self._hide(queue, message, seconds, now)
+
+    def _hide(self, queue: LocalQueue, message: Stored, seconds: int, now: float) -> None:
+        queue.hide(message, seconds, now)
+        self.journal.changed(queue, message)
+        if seconds == 0:
+            message.given_back = True
+            queue.land(message, now)
+
+    @staticmethod
+    def _find(queue: LocalQueue, handle: str | None) -> tuple[Stored | None, bool]:
+        """Return the message of a handle, None if it is gone; and whether the handle is of its latest receive."""
+        if not handle:
+            raise missing_parameter("ReceiptHandle")
+        parts = queue.handles.read(handle)
+        if parts is None:
+            raise invalid_receipt_handle(handle)
+        seq, receives = parts
+        message = queue.messages.get(seq)
+        return message, message is not None and message.receives == receives
