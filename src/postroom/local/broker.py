@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from postroom.local.attributes import ALL_NAMES
 from postroom.local.contents import md5_of_attributes
+from postroom.local.delivery import Delivery
 from postroom.local.errors import BrokerError, missing_parameter
 from postroom.local.fair import FairPolicy
 from postroom.local.journal import Journal
@@ -319,9 +320,8 @@ class Broker:
         """Change up to ten visibility timeouts; each succeeds or fails on its own."""
         check_batch("ChangeMessageVisibilityBatch", entries)
         now = self._begin(queue)
-        failed = _each(
-            entries, lambda entry: self.delivery.change(queue, entry.receipt_handle, entry.visibility_timeout, now)
-        )
+        change = self.delivery.change
+        failed = _each(entries, lambda entry: change(queue, entry.receipt_handle, entry.visibility_timeout, now))
         self._end(queue, now)
         return BatchResult(done=_done(entries, failed), failed=failed)
 
@@ -352,11 +352,17 @@ class Broker:
         """Keep what was decided, then serve those who wait."""
         self.journal.flush()
         if queue.waiters:
-            self.serve(queue, now)
-        while self.delivery.reached:
-            self.serve(self.delivery.reached.pop(), now)
+            self._serve(queue, now)
+        self.serve_reached(now)
 
-    def serve(self, queue: LocalQueue, now: float) -> None:
+    def serve_reached(self, now: float) -> None:
+        """Serve those who wait for what was moved to other queues."""
+        while self.delivery.reached:
+            queue = self.delivery.reached.pop()
+            if queue.waiters:
+                self._serve(queue, now)
+
+    def _serve(self, queue: LocalQueue, now: float) -> None:
         """Hand available messages to waiting polls, the longest waiting first."""
         while queue.available and (waiter := queue.next_waiter()) is not None:
             messages = self.delivery.pick(queue, waiter.request, now, waits=True)

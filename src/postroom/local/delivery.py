@@ -31,7 +31,7 @@ class Delivery:
         self._registry = registry
         self.journal: Journal = NoJournal()
         self.reached: list[LocalQueue] = []
-        """The dead-letter queues that got something since the broker last looked."""
+        """The queues that got messages from other queues since the broker last looked."""
 
     def advance(self, queue: LocalQueue, now: float) -> None:
         """Let happen what time alone does to a queue."""
@@ -89,17 +89,17 @@ class Delivery:
         )
         self.put(target, moved, now)
         self.journal.gone(queue, message)
-        if target not in self.reached:
-            self.reached.append(target)
 
     def put(self, queue: LocalQueue, message: Stored, now: float) -> None:
         """Store a message that comes from another queue."""
         self.advance(queue, now)
         queue.insert(message, now)
         self.journal.stored(queue, message)
+        if queue not in self.reached:
+            self.reached.append(queue)
 
     def delete(self, queue: LocalQueue, handle: str | None, now: float) -> None:
-        """Delete the message of a handle. A stale handle deletes nothing on a standard queue, and fails on a FIFO one."""
+        """Delete the message of a handle. A stale one deletes nothing on a standard queue, and fails on a FIFO one."""
         message, is_latest = self._find(queue, handle)
         if message is None:
             return

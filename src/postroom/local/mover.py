@@ -92,22 +92,20 @@ class Mover:
 
     def step(self, now: float) -> None:
         """Bring every running task to where it should be now."""
-        reached = [queue for move in self.active for queue in self._step(move, now)]
+        for move in self.active:
+            self._step(move, now)
         self.active = [move for move in self.active if move.running]
         self._broker.journal.flush()
-        for queue in reached:
-            if queue.waiters:
-                self._broker.serve(queue, now)
+        self._broker.serve_reached(now)
 
-    def _step(self, move: Move, now: float) -> list[LocalQueue]:
-        """Move what is due of one task; return the queues that got something."""
+    def _step(self, move: Move, now: float) -> None:
+        """Move what is due of one task."""
         source = self._broker.registry.by_arn(move.source_arn)
         if source is None:
             self._finish(move, "FAILED", "AWS.SimpleQueueService.NonExistentQueue")
-            return []
+            return
         due = move.due(now)
         taken = source.take(due, now) if due > 0 else []
-        reached: dict[str, LocalQueue] = {}
         for message in taken:
             target = self._broker.registry.by_arn(move.destination_arn or message.source_arn or "")
             if target is None or not move.running:
@@ -116,12 +114,10 @@ class Mover:
                 continue
             self._hand_over(source, message, target, now)
             move.moved += 1
-            reached[target.arn] = target
         if move.running and (move.moved >= move.to_move or (due > 0 and not taken)):
             self._finish(move, "COMPLETED")
         elif taken:
             self._broker.journal.move(move)
-        return list(reached.values())
 
     def _hand_over(self, source: LocalQueue, message: Stored, target: LocalQueue, now: float) -> None:
         """Move one message. To SQS it is a new one, with an id, an age and receive counts of its own."""
