@@ -1,11 +1,8 @@
 """Fixtures of the conformance suite: the server under judgement, clients in both protocols, queues of a check's own."""
 
-import asyncio
-import importlib.util
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -14,6 +11,7 @@ from botocore.exceptions import ClientError
 from conformance.sqs.checks import MakeQueue, unique
 from conformance.sqs.clients import PREFIX, Target, open_client
 from conformance.sqs.wire import Wire, open_wire
+from postroom.local.threaded import ThreadedServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,53 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ]
 
 
-@contextmanager
-def own_server() -> Iterator[str]:
-    """Run postroom's own server in a thread of its own, on a free port, and yield its address."""
-    from postroom.local import LocalServer
-
-    loop = asyncio.new_event_loop()
-    ready = threading.Event()
-    stop = asyncio.Event()
-    address: list[str] = []
-
-    async def serve() -> None:
-        """Keep the server open until the suite is done."""
-        async with LocalServer() as server:
-            address.append(server.endpoint_url)
-            ready.set()
-            await stop.wait()
-
-    def run() -> None:
-        try:
-            loop.run_until_complete(serve())
-        finally:
-            ready.set()
-            loop.close()
-
-    thread = threading.Thread(target=run, name="conformance-local-server")
-    thread.start()
-    ready.wait(30)
-    try:
-        assert address, "the local server did not start"
-        yield address[0]
-    finally:
-        if address:
-            loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
-
-
 @pytest.fixture(scope="session")
 def target() -> Iterator[Target]:
-    """Choose the server: the endpoint of the environment, or postroom's own."""
-    endpoint = os.environ.get(PREFIX + "ENDPOINT")
-    if endpoint:
+    """Choose the server: the endpoint of the environment, or postroom's own in a thread of this process."""
+    if endpoint := os.environ.get(PREFIX + "ENDPOINT"):
         yield Target(endpoint)
         return
-    if importlib.util.find_spec("postroom.local.server") is None:
-        pytest.skip(f"postroom.local has no server yet, and {PREFIX}ENDPOINT names no other")
-    with own_server() as address:
-        yield Target(address)
+    with ThreadedServer() as server:
+        yield Target(server.endpoint_url)
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,12 @@ DELAYED = "ApproximateNumberOfMessagesDelayed"
 
 
 @page("sqs-message-timers")
-def test_delay_of_a_message(either_sqs: Any, queue: str) -> None:
+def test_delay_of_a_message(sqs: Any, queue: str) -> None:
     """A delayed message cannot be received before its time, and can then; it was not received meanwhile."""
     start = time.monotonic()
-    either_sqs.send_message(QueueUrl=queue, MessageBody="x", DelaySeconds=1)
-    assert nothing(either_sqs, queue)
-    message = receive_one(either_sqs, queue, AttributeNames=["ApproximateReceiveCount"])
+    sqs.send_message(QueueUrl=queue, MessageBody="x", DelaySeconds=1)
+    assert nothing(sqs, queue)
+    message = receive_one(sqs, queue, AttributeNames=["ApproximateReceiveCount"])
     assert 0.9 <= time.monotonic() - start < 1 + PROMPT
     assert message["Attributes"]["ApproximateReceiveCount"] == "1"
 

@@ -39,10 +39,10 @@ def test_fewer_than_asked_do_not_wait(sqs: Any, queue: str) -> None:
 
 
 @page(POLLING)
-def test_empty_wait(either_sqs: Any, queue: str) -> None:
+def test_empty_wait(sqs: Any, queue: str) -> None:
     """Without a message the wait lasts as long as it was asked for."""
     start = time.monotonic()
-    assert receive(either_sqs, queue, wait=1) == []
+    assert receive(sqs, queue, wait=1) == []
     assert 0.9 <= time.monotonic() - start < 1 + PROMPT
 
 
@@ -117,6 +117,17 @@ def test_wakes_when_a_delete_unlocks_a_group(sqs: Any, fifo: str) -> None:
     handle = receive_one(sqs, fifo)["ReceiptHandle"]
     woken = woken_by(sqs, fifo, lambda: sqs.delete_message(QueueUrl=fifo, ReceiptHandle=handle))
     assert bodies(woken.messages) == ["second"]
+    assert woken.after_trigger < PROMPT
+
+
+@page("FIFO-queues-understanding-logic")
+def test_wakes_when_a_group_is_given_back(sqs: Any, fifo: str) -> None:
+    """A visibility timeout set to 0 unlocks the group and ends the wait for the same message at once."""
+    send_all(sqs, fifo, ["first", "second"], MessageGroupId="g")
+    handle = receive_one(sqs, fifo)["ReceiptHandle"]
+    back = {"QueueUrl": fifo, "ReceiptHandle": handle, "VisibilityTimeout": 0}
+    woken = woken_by(sqs, fifo, lambda: sqs.change_message_visibility(**back))
+    assert bodies(woken.messages) == ["first", "second"]
     assert woken.after_trigger < PROMPT
 
 

@@ -154,7 +154,7 @@ def test_set_changes(either_sqs: Any, queue: str) -> None:
     eventually(lambda: attribute(either_sqs, queue, "VisibilityTimeout"), "69")
     found = everything(either_sqs, queue)
     assert (found["DelaySeconds"], found["MaximumMessageSize"]) == ("420", "1048576")
-    assert int(found["LastModifiedTimestamp"]) >= int(found["CreatedTimestamp"])
+    assert float(found["LastModifiedTimestamp"]) >= float(found["CreatedTimestamp"])
 
 
 @page("API_SetQueueAttributes")

@@ -100,13 +100,13 @@ def test_expired_handle_on_a_standard_queue(sqs: Any, queue: str) -> None:
 
 
 @page("API_ReceiveMessage", recorded=True)
-def test_expired_handle_on_a_fifo_queue(either_sqs: Any, fifo: str) -> None:
+def test_expired_handle_on_a_fifo_queue(sqs: Any, fifo: str) -> None:
     """After the timeout a FIFO queue refuses the handle, and the message stays."""
-    either_sqs.send_message(QueueUrl=fifo, MessageBody="x", MessageGroupId="g")
-    message = expired(either_sqs, fifo)
-    refusal = refused(either_sqs.delete_message, QueueUrl=fifo, ReceiptHandle=message["ReceiptHandle"])
+    sqs.send_message(QueueUrl=fifo, MessageBody="x", MessageGroupId="g")
+    message = expired(sqs, fifo)
+    refusal = refused(sqs.delete_message, QueueUrl=fifo, ReceiptHandle=message["ReceiptHandle"])
     assert (refusal.code, refusal.status) == ("InvalidParameterValue", 400)
-    assert bodies(receive(either_sqs, fifo)) == ["x"]
+    assert bodies(receive(sqs, fifo)) == ["x"]
 
 
 @page("API_ReceiveMessage")

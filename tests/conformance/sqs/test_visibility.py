@@ -63,14 +63,14 @@ def test_longer(sqs: Any, make_queue: MakeQueue) -> None:
 
 
 @page("API_ChangeMessageVisibility")
-def test_shorter(either_sqs: Any, queue: str) -> None:
+def test_shorter(sqs: Any, queue: str) -> None:
     """A shorter timeout counts from the moment of the change, too."""
-    either_sqs.send_message(QueueUrl=queue, MessageBody="x")
-    message = receive_one(either_sqs, queue)
+    sqs.send_message(QueueUrl=queue, MessageBody="x")
+    message = receive_one(sqs, queue)
     start = time.monotonic()
-    change(either_sqs, queue, message, 1)
-    assert nothing(either_sqs, queue)
-    assert 0.9 <= back_after(either_sqs, queue, start) < 2.5
+    change(sqs, queue, message, 1)
+    assert nothing(sqs, queue)
+    assert 0.9 <= back_after(sqs, queue, start) < 2.5
 
 
 @page("API_ChangeMessageVisibility")
