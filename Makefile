@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak docs fmt clean
+.PHONY: help demo test check bench conformance docs fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,18 @@ check: $(STAMP)  ## lint, types, layers
 	$(RUN)pyright
 	$(RUN)lint-imports
 	$(RUN)interrogate --quiet src tests
+
+bench: $(STAMP)  ## measure side by side, print ratios (minutes)
+	$(RUN)python benchmarks/pipeline.py
+	$(RUN)python benchmarks/pool.py
+	$(RUN)python benchmarks/transport.py
+	$(RUN)python benchmarks/local_broker.py
+
+conformance: $(STAMP)  ## judge any SQS endpoint by the AWS documentation; ENDPOINT=http://...
+	POSTROOM_CONFORMANCE_ENDPOINT=$(ENDPOINT) $(RUN)pytest -n 2 tests/conformance/sqs $(ARGS)
+
+docs: $(STAMP)  ## run the documents' code and check their links
+	$(RUN)pytest tests/docs
 
 fmt: $(STAMP)  ## format and fix what can be fixed
 	$(RUN)ruff format .

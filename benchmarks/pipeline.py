@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 
@@ -93,7 +94,7 @@ class PreparedClient:
     def __init__(self, queue: PreparedQueue) -> None:
         self._queue = queue
 
-    async def __aenter__(self) -> "PreparedClient":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
