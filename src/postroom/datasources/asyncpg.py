@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from postroom.datasources._attempts import Attempts
 from postroom.datasources.registry import CANARY, DataSource, Locate, Provider, located, verify
 from postroom.types import C
 
@@ -15,7 +16,13 @@ except ModuleNotFoundError as error:  # pragma: no cover - the test environment 
     raise ModuleNotFoundError("asyncpg is missing: pip install 'postroom[asyncpg]'", name="asyncpg") from error
 
 _log = logging.getLogger("postroom.datasources")
-Init = Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
+
+
+class Init(Protocol):
+    """Prepares a new connection: type codecs, for instance."""
+
+    async def __call__(self, connection: "asyncpg.Connection[asyncpg.Record]", /) -> None:
+        """Prepare ``connection``."""
 
 
 def asyncpg_pool(
@@ -38,7 +45,7 @@ def asyncpg_pool(
         locate: context to DSN or ``DataSource``; ``LookupError`` for a context that is nobody's.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
-        connect_timeout: seconds for one connection to be made.
+        connect_timeout: seconds for one connection to be made, the canary included.
         close_timeout: seconds that held connections may take at close.
         canary: check database and user of every new connection against the registry (``WrongDatabase``).
         init: called with each new connection, after the canary: type codecs, for instance.
@@ -53,40 +60,51 @@ def asyncpg_pool(
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[asyncpg.Pool[asyncpg.Record], None]":
         source = await located(locate, context)
-
-        async def greet(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-            if canary:
-                await _listen_to_canary(connection, source)
-            if init is not None:
-                await init(connection)
-
-        keywords: dict[str, Any] = {"timeout": connect_timeout, **(options or {})}
+        attempts = Attempts(connect_timeout, _discard)
+        keywords: dict[str, Any] = dict(options or {})
         if source.password is not None:
             keywords["password"] = source.password
+
+        async def connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
+            return await attempts.make(
+                lambda: asyncpg.connect(*arguments, **keywords),
+                lambda connection: _greet(connection, source if canary else None),
+            )
+
         pool = asyncpg.create_pool(
             source.dsn,
             min_size=0,
             max_size=max_size,
             max_inactive_connection_lifetime=idle,
-            init=greet,
+            connect=connect,
+            init=init,
             **keywords,
         )
         try:
             await pool
             # An open that never connected would prove nothing about the tenant's database.
-            async with pool.acquire(timeout=connect_timeout):
+            async with pool.acquire():
                 pass
             yield pool
         finally:
-            await _close(pool, close_timeout)
+            try:
+                await attempts.close()
+            finally:
+                await _close(pool, close_timeout)
 
     return Provider(enter, weight=max_size, check=_check)
 
 
-async def _listen_to_canary(connection: "asyncpg.Connection[asyncpg.Record]", source: DataSource) -> None:
-    row = await connection.fetchrow(CANARY)
-    assert row is not None  # noqa: S101 - it has no FROM and no WHERE
-    verify(source, row[0], row[1])
+async def _greet(connection: "asyncpg.Connection[asyncpg.Record]", source: DataSource | None) -> None:
+    if source is not None:
+        row = await connection.fetchrow(CANARY)
+        assert row is not None  # noqa: S101 - it has no FROM and no WHERE
+        verify(source, row[0], row[1])
+
+
+async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    connection.terminate()
+    await asyncio.sleep(0)  # an aborted socket closes in the next turn of the loop
 
 
 async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:

@@ -6,16 +6,19 @@ very many tenants with little to do.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from weakref import WeakSet
 
+from postroom.datasources._attempts import Attempts
 from postroom.datasources.registry import CANARY, DataSource, Locate, Provider, ask, located, verify
-from postroom.errors import ClosedError, ConfigurationError
+from postroom.errors import ConfigurationError
 from postroom.types import C
 
 try:
@@ -27,6 +30,7 @@ try:
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("psycopg is missing: pip install 'postroom[psycopg]'", name="psycopg") from error
 
+_numbers = itertools.count(1)
 _log = logging.getLogger("postroom.datasources")
 Connection = psycopg.AsyncConnection[TupleRow]
 Configure = Callable[[Connection], Awaitable[None]]
@@ -45,14 +49,13 @@ class _Connections:
     """The connections of one context, however they were made."""
 
     def __init__(self, source: DataSource, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]) -> None:
-        self.source = source
-        self._options = options
-        self.closed = False
-        self._connect_timeout = connect_timeout
+        _check_dsn(source.dsn)
+        self._source = source
         self._canary = canary
+        self._options = options
+        self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close)
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []
-        _check_dsn(source.dsn)
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
@@ -71,39 +74,34 @@ class _Connections:
 
     async def connect(self) -> Connection:
         """Make one connection and let the canary look at it."""
-        if self.closed:
-            raise ClosedError("the connections of this tenant were closed")
-        keywords: dict[str, Any] = dict(self._options)
-        if self.source.password is not None:
-            keywords["password"] = await ask(self.source.password)
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                connection = await psycopg.AsyncConnection.connect(self.source.dsn, **keywords)
-        except psycopg.OperationalError as error:
-            if (refusal := refusal_of(error)) is not None:
-                raise refusal from error
-            raise
+        connection = await self._attempts.make(self._connect, self._greet)
         self._live.add(connection)
-        try:
-            if self._canary:
-                cursor = await connection.execute(CANARY)
-                verify(self.source, *(await cursor.fetchone() or ("", "")))
-                await connection.rollback()
-        except BaseException:
-            await connection.close()
-            raise
         return connection
 
-    async def end(self) -> None:
-        """End what is still open. A connection in use is shut down: its user gets an error, and closes it."""
-        self.closed = True
-        for connection in self._ready:
-            await connection.close()
-        held = [connection for connection in self._live if not connection.closed]
-        for connection in held:
-            shut_down(connection)
-        if held:
-            _log.warning("%d psycopg connections were still held at close and were shut down", len(held))
+    async def _connect(self) -> Connection:
+        keywords: dict[str, Any] = dict(self._options)
+        if self._source.password is not None:
+            keywords["password"] = await ask(self._source.password)
+        return await connect(self._source.dsn, **keywords)
+
+    async def _greet(self, connection: Connection) -> None:
+        if self._canary:
+            cursor = await connection.execute(CANARY)
+            verify(self._source, *(await cursor.fetchone() or ("", "")))
+            await connection.rollback()
+
+    async def end(self) -> bool:
+        """End what is still open or being opened. Returns whether anything was in use."""
+        try:
+            await self._attempts.close()
+        finally:
+            held = [connection for connection in self._live if not connection.closed]
+            in_use = [connection for connection in held if connection not in self._ready]
+            for connection in held:
+                await end_connection(connection)
+        if in_use:
+            _log.warning("%d psycopg connections were still held at close and were ended", len(in_use))
+        return bool(in_use)
 
 
 def psycopg_pool(
@@ -126,8 +124,8 @@ def psycopg_pool(
         locate: context to DSN or ``DataSource``; ``LookupError`` for a context that is nobody's.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
-        connect_timeout: seconds for one connection to be made.
-        close_timeout: seconds that the pool's tasks may take at close. Held connections are then shut down.
+        connect_timeout: seconds for one connection to be made, the canary included.
+        close_timeout: seconds that the pool's tasks may take at close. Held connections are then ended.
         canary: check database and user of every new connection against the registry (``WrongDatabase``).
         reset: forget session settings, roles and locks when a connection is returned: one more round trip.
         configure: called with each new connection; it must leave no transaction open.
@@ -154,17 +152,16 @@ def psycopg_pool(
                 timeout=connect_timeout,
                 reconnect_timeout=connect_timeout,
                 num_workers=1,
+                name=f"postroom-{next(_numbers)}",
                 open=False,
                 configure=configure,
                 reset=reset_session if reset else None,
             )
             try:
                 await pool.open()
-                async with pool.connection():
-                    pass
                 yield pool
             finally:
-                await pool.close(timeout=close_timeout)
+                await _close(pool, connections, close_timeout)
         finally:
             await connections.end()
 
@@ -250,8 +247,19 @@ def _check_dsn(dsn: str) -> None:
         raise ConfigurationError("the registry's DSN is not one that PostgreSQL understands") from None
 
 
-def refusal_of(error: BaseException | None) -> psycopg.Error | None:
-    """Return the error with its SQLSTATE if ``error`` is a refused login that libpq reported without one."""
+async def connect(dsn: str = "", **keywords: Any) -> Connection:
+    """Connect as psycopg does; a failed attempt leaves no socket, and a refused login has its SQLSTATE."""
+    try:
+        return await psycopg.AsyncConnection.connect(dsn, **keywords)
+    except BaseException as error:
+        # psycopg leaves an abandoned socket to the garbage collector, and the frames of the traceback keep it.
+        traceback.clear_frames(error.__traceback__)
+        if (refusal := _refusal(error)) is not None:
+            raise refusal from error
+        raise
+
+
+def _refusal(error: BaseException) -> psycopg.Error | None:
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         text = str(error)
         for code, words in _REFUSALS.items():
@@ -260,11 +268,27 @@ def refusal_of(error: BaseException | None) -> psycopg.Error | None:
     return None
 
 
-def shut_down(connection: Connection) -> None:
+async def end_connection(connection: Connection) -> None:
     """End a connection that another task may be using.
 
-    Closing it here would pull the file descriptor from under that task: it would wait for ever, and later disturb
-    whoever is given the same number. After a shutdown it reads the end of the stream.
+    Closing it would pull the file descriptor from under that task: it would wait for ever, and later disturb whoever
+    is given the same number. After a shutdown it reads the end of the stream, and closes the connection itself.
     """
+    if connection.pgconn.transaction_status != TransactionStatus.ACTIVE and not connection.lock.locked():
+        await connection.close()
+        return
     with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
+
+
+async def _close(pool: "pools.AsyncConnectionPool[Connection]", connections: _Connections, timeout: float) -> None:
+    try:
+        await pool.close(timeout=timeout)
+    finally:
+        await connections.end()
+        # The pool forgets a worker that did not end in time. It ends now that what it waited for has ended.
+        workers = [task for task in asyncio.all_tasks() if task.get_name().startswith(f"{pool.name}-")]
+        if workers:
+            _, stuck = await asyncio.wait(workers, timeout=timeout)
+            for task in stuck:
+                task.cancel()

@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Generic
+from typing import Any, Generic
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from postroom.errors import ConfigurationError, PostroomError
+from postroom.resources import ResourcePool
 from postroom.types import C, R
 
 Password = Callable[[], str | Awaitable[str]]
@@ -76,9 +77,10 @@ class Registry(Generic[C]):
 
 @dataclass(frozen=True, slots=True)
 class Provider(Generic[C, R]):
-    """A provider of resources, ready for ``resources=`` of a consumer or for a ``ResourcePool``.
+    """A provider of resources: call it with a context for an async context manager of that context's resources.
 
-    Call it with a context for an async context manager that opens and closes that context's resources.
+    :meth:`pool` makes a pool of it that counts its connections and checks its health. Passed to a consumer as it is,
+    each resource counts as 1 in the pool's budget, and none is checked.
     """
 
     enter: Callable[[C], AbstractAsyncContextManager[R]] = field(repr=False)
@@ -90,6 +92,15 @@ class Provider(Generic[C, R]):
     def __call__(self, context: C) -> AbstractAsyncContextManager[R]:
         """Return what opens and closes the resources of ``context``."""
         return self.enter(context)
+
+    def pool(self, **options: Any) -> ResourcePool[C, R]:
+        """Make a ``ResourcePool`` of this provider, with its weight and its health check.
+
+        Args:
+            options: the other keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``host``, ``name``, ...
+        """
+        keywords: dict[str, Any] = {"weight": self.weight, "check": self.check, **options}
+        return ResourcePool(self, **keywords)
 
 
 async def located(locate: Locate[C], context: C) -> DataSource:

@@ -2,20 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
+from postroom.datasources._attempts import Attempts
 from postroom.datasources.registry import CANARY, DataSource, Locate, Provider, ask, located, verify
-from postroom.errors import ClosedError, ConfigurationError
+from postroom.errors import ConfigurationError
 from postroom.types import C
 
 try:
     from sqlalchemy import URL, event, make_url, text
-    from sqlalchemy.exc import ArgumentError, DBAPIError
+    from sqlalchemy.exc import ArgumentError
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-    from sqlalchemy.util import await_only
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy") from error
 
@@ -42,7 +42,7 @@ def sqlalchemy_engine(
         locate: context to URL or ``DataSource``; ``LookupError`` for a context that is nobody's. A plain
             ``postgresql://`` takes asyncpg where it is installed, else psycopg.
         max_size: connections at most, without overflow; the weight of one resource.
-        connect_timeout: seconds for one connection to be made.
+        connect_timeout: seconds for one connection to be made, the canary included.
         close_timeout: seconds that connections in use may take at close; then they are ended.
         canary: check database and user of every new connection against the registry (``WrongDatabase``).
         reset: forget session settings and roles when a connection is returned: one more round trip.
@@ -51,8 +51,7 @@ def sqlalchemy_engine(
     Raises:
         LookupError: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
-        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made. A
-            login that psycopg's library reports without SQLSTATE is raised as psycopg's error with it.
+        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made.
     """
 
     @asynccontextmanager
@@ -61,8 +60,8 @@ def sqlalchemy_engine(
         engine = create_async_engine(_url(source.dsn), **_pool_options(max_size, connect_timeout, options or {}))
         watch = _Watch(engine, source, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
-            async with asyncio.timeout(connect_timeout):
-                await _connect_once(engine)
+            async with engine.connect():
+                pass
             yield engine
         finally:
             await watch.close(close_timeout)
@@ -93,45 +92,44 @@ class _Watch:
     ) -> None:
         self._engine = engine
         self._source = source
-        self._connect_timeout = connect_timeout
+        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
         self._live: set[Any] = set()
         self._in_use = 0
         self._unused = asyncio.Event()
         self._unused.set()
-        self._closed = False
         sync = engine.sync_engine
-        self._canary = canary and sync.dialect.name == "postgresql"
+        postgresql = sync.dialect.name == "postgresql"
+        self._canary = canary and postgresql
         event.listen(sync, "do_connect", self._before_connect)
         event.listen(sync, "connect", self._after_connect)
         event.listen(sync, "checkout", self._checkout)
         event.listen(sync, "checkin", self._checkin)
         event.listen(sync, "close", self._forget)
         event.listen(sync, "close_detached", self._forget)
-        if reset and sync.dialect.name == "postgresql":
+        if reset and postgresql:
             event.listen(sync, "reset", self._reset)
 
     def _before_connect(self, dialect: Any, _record: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
-        if self._closed:
-            raise ClosedError("this engine belongs to a tenant whose resources were closed")
-        if self._source.password is not None:
-            keywords["password"] = await_only(ask(self._source.password))
-        if dialect.driver == "asyncpg":
-            keywords.setdefault("timeout", self._connect_timeout)
-        elif dialect.driver.startswith("psycopg"):
-            keywords.setdefault("connect_timeout", max(2, round(self._connect_timeout)))  # libpq knows no less
+        """Put ourselves between SQLAlchemy and the driver: every dialect with asyncio takes ``async_creator_fn``."""
+        if (create := keywords.get("async_creator_fn") or _creator(dialect)) is None:
+            return
+
+        async def connect(*arguments: Any, **keywords: Any) -> Any:
+            if self._source.password is not None:
+                keywords["password"] = await ask(self._source.password)
+            return await create(*arguments, **keywords)
+
+        async def make(*arguments: Any, **keywords: Any) -> Any:
+            return await self._attempts.make(lambda: connect(*arguments, **keywords), self._greet)
+
+        keywords["async_creator_fn"] = make
+
+    async def _greet(self, connection: Any) -> None:
+        if self._canary:
+            row = await _first_row(connection, CANARY)
+            verify(self._source, row[0], row[1])
 
     def _after_connect(self, connection: Any, _record: Any) -> None:
-        if self._canary:
-            cursor = connection.cursor()
-            try:
-                cursor.execute(CANARY)
-                verify(self._source, *cursor.fetchone())
-            except BaseException:
-                connection.close()  # SQLAlchemy would leave it to the garbage collector
-                raise
-            finally:
-                cursor.close()
-            connection.rollback()
         self._live.add(connection)
 
     def _checkout(self, _connection: Any, _record: Any, _proxy: Any) -> None:
@@ -153,8 +151,8 @@ class _Watch:
         connection.run_async(_reset_session)  # past the dialect: one round trip instead of one for each statement
 
     async def close(self, timeout: float) -> None:
-        self._closed = True
         try:
+            await self._attempts.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._unused.wait()
@@ -167,17 +165,26 @@ class _Watch:
                 _log.warning("%d connections of an engine were still in use at close and were ended", len(held))
 
 
-async def _connect_once(engine: AsyncEngine) -> None:
-    try:
-        async with engine.connect():
-            pass
-    except DBAPIError as error:
-        if engine.dialect.driver.startswith("psycopg"):
-            from postroom.datasources.psycopg import refusal_of  # noqa: PLC0415 - only where psycopg is in use
+def _creator(dialect: Any) -> Callable[..., Awaitable[Any]] | None:
+    """Return what makes a connection of the dialect's driver."""
+    if dialect.driver == "asyncpg":
+        import asyncpg  # noqa: PLC0415 - only where it is in use
 
-            if (refusal := refusal_of(error.orig)) is not None:
-                raise refusal from error
-        raise
+        return asyncpg.connect
+    if dialect.driver.startswith("psycopg"):
+        from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
+
+        return psycopg.connect
+    return None
+
+
+async def _first_row(connection: Any, sql: str) -> Any:
+    if not hasattr(connection, "pgconn"):
+        return await connection.fetchrow(sql)
+    cursor = await connection.execute(sql)
+    row = await cursor.fetchone()
+    await connection.rollback()
+    return row
 
 
 async def _reset_session(connection: Any) -> None:
@@ -195,9 +202,9 @@ async def _end(connection: Any) -> None:
         connection.terminate()
         await asyncio.sleep(0)  # an aborted socket closes in the next turn of the loop
     elif hasattr(connection, "pgconn"):
-        from postroom.datasources.psycopg import shut_down  # noqa: PLC0415 - only where psycopg is in use
+        from postroom.datasources.psycopg import end_connection  # noqa: PLC0415 - only where psycopg is in use
 
-        shut_down(connection)
+        await end_connection(connection)
     else:
         await connection.close()
 

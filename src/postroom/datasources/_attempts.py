@@ -1,0 +1,74 @@
+"""Connection attempts that end in time, and with the resource that they were made for.
+
+The drivers' pools forget about attempts under way when they are closed: a connection would come to life afterwards.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from postroom.errors import ClosedError
+
+T = TypeVar("T")
+
+
+class Attempts(Generic[T]):
+    """Makes the connections of one resource.
+
+    Args:
+        timeout: seconds that one attempt may take, the canary included.
+        discard: ends a connection that nobody will use.
+    """
+
+    def __init__(self, timeout: float, discard: Callable[[T], Awaitable[None]]) -> None:
+        self._timeout = timeout
+        self._discard = discard
+        self._under_way: set[asyncio.Timeout] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+        self._closed = False
+
+    async def make(self, connect: Callable[[], Awaitable[T]], greet: Callable[[T], Awaitable[None]]) -> T:
+        """Connect and let ``greet`` look at the connection; what it refuses is discarded.
+
+        Raises:
+            ClosedError: the resource was closed, before or meanwhile.
+            TimeoutError: it took too long.
+        """
+        if self._closed:
+            raise _closed()
+        deadline = asyncio.timeout(self._timeout)
+        self._none.clear()
+        try:
+            async with deadline:
+                self._under_way.add(deadline)
+                connection = await connect()
+                try:
+                    await greet(connection)
+                    if self._closed:  # the attempt succeeded in the very turn in which close() ended it
+                        raise _closed()
+                except BaseException:
+                    await self._discard(connection)
+                    raise
+                return connection
+        except TimeoutError:
+            if self._closed:
+                raise _closed() from None
+            raise
+        finally:
+            self._under_way.discard(deadline)
+            if not self._under_way:
+                self._none.set()
+
+    async def close(self) -> None:
+        """End every attempt under way and refuse others. Returns when none is left."""
+        self._closed = True
+        now = asyncio.get_running_loop().time()
+        for deadline in self._under_way:
+            if not deadline.expired():
+                deadline.reschedule(now)
+        await self._none.wait()
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the resources of this tenant were closed")

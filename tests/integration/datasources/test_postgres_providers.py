@@ -1,0 +1,434 @@
+"""What every PostgreSQL provider promises, whatever the driver: one suite, run by each of them."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import asyncpg
+import psycopg
+import psycopg_pool
+import pytest
+import sqlalchemy.exc
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+import postroom.datasources
+from postroom.datasources import (
+    DataSource,
+    Provider,
+    PsycopgConnections,
+    Registry,
+    UnknownTenant,
+    WrongDatabase,
+    asyncpg_pool,
+    psycopg_connections,
+    sqlalchemy_engine,
+)
+from postroom.errors import ClosedError, ConfigurationError
+from postroom.resources.failures import Failure, classify_open, sqlstate_of
+from support.tenant_database import TenantDatabase
+
+pytestmark = pytest.mark.postgres
+BROKEN = (asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error, sqlalchemy.exc.DBAPIError, OSError)
+CLOSED = (asyncpg.InterfaceError, psycopg_pool.PoolClosed, ClosedError)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One connection of any driver, as this suite uses it."""
+
+    value: Callable[[str], Awaitable[Any]]
+    commit: Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """How one driver is provided and used."""
+
+    name: str
+    provide: Callable[..., Provider[Any, Any]]
+    connect: Callable[[Any], AbstractAsyncContextManager[Connection]]
+    scheme: str = "postgresql"
+    keeps_connections: bool = True
+    """Whether a connection that is given back serves the next user."""
+
+    def provider(self, source: object, **options: Any) -> Provider[str, Any]:
+        """Provide for a registry with one tenant, ``"a"``."""
+        if isinstance(source, TenantDatabase):
+            source = DataSource(source.dsn)
+        assert isinstance(source, DataSource)
+        return self.provide(Registry({"a": replace(source, dsn=self.url(source.dsn))}), **options)
+
+    def url(self, dsn: str) -> str:
+        """Return the DSN with the scheme that this driver wants."""
+        return dsn.replace("postgresql", self.scheme, 1)
+
+
+@asynccontextmanager
+async def _of_asyncpg(pool: "asyncpg.Pool[asyncpg.Record]") -> AsyncIterator[Connection]:
+    async with pool.acquire() as connection:
+        yield Connection(connection.fetchval, lambda: asyncio.sleep(0))  # each statement is committed
+
+
+@asynccontextmanager
+async def _of_psycopg(pool: "psycopg_pool.AsyncConnectionPool[Any] | PsycopgConnections") -> AsyncIterator[Connection]:
+    async with pool.connection() as connection:
+
+        async def value(sql: str) -> object:
+            row = await (await connection.execute(sql)).fetchone()
+            return None if row is None else row[0]
+
+        yield Connection(value, connection.commit)
+
+
+@asynccontextmanager
+async def _of_sqlalchemy(engine: AsyncEngine) -> AsyncIterator[Connection]:
+    async with engine.connect() as connection:
+
+        async def value(sql: str) -> object:
+            return (await connection.execute(text(sql))).scalar()
+
+        yield Connection(value, connection.commit)
+
+
+DRIVERS = [
+    Driver("asyncpg", asyncpg_pool, _of_asyncpg),
+    Driver("psycopg pool", postroom.datasources.psycopg_pool, _of_psycopg),
+    Driver("psycopg connections", psycopg_connections, _of_psycopg, keeps_connections=False),
+    Driver("SQLAlchemy asyncpg", sqlalchemy_engine, _of_sqlalchemy),
+    Driver("SQLAlchemy psycopg", sqlalchemy_engine, _of_sqlalchemy, scheme="postgresql+psycopg"),
+]
+
+
+@pytest.fixture(params=DRIVERS, ids=lambda driver: driver.name)
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """One driver after the other."""
+    assert isinstance(request.param, Driver)
+    return request.param
+
+
+async def _open(provider: Provider[str, Any], context: str = "a") -> None:
+    async with provider(context):
+        pass
+
+
+class TestOpening:
+    """Opening a tenant's resources."""
+
+    async def test_the_handler_reaches_its_own_database(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """And nothing of it is open afterwards."""
+        async with driver.provider(tenant)("a") as resource, driver.connect(resource) as connection:
+            assert await connection.value("SELECT current_database()") == tenant.name
+        tenant.wait_for_backends(0)
+
+    async def test_an_unknown_tenant_is_permanent_and_connects_nowhere(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """The registry decides who exists."""
+        with pytest.raises(UnknownTenant) as unknown:
+            await _open(driver.provider(tenant), "mallory")
+        assert classify_open(unknown.value) is Failure.PERMANENT
+
+    async def test_a_wrong_password_is_permanent(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """At once, with its SQLSTATE: not a time-out, and not a secret in the text."""
+        source = DataSource(tenant.server.dsn(tenant.name, password="wrong-secret"))
+        with pytest.raises(BROKEN) as refused:
+            await asyncio.wait_for(_open(driver.provider(source)), 3)
+        assert classify_open(refused.value) is Failure.PERMANENT
+        assert "secret" not in str(refused.value)
+        tenant.wait_for_backends(0)
+
+    async def test_a_missing_database_is_permanent(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """The registry names a database that nobody made."""
+        with pytest.raises(BROKEN) as refused:
+            await _open(driver.provider(DataSource(tenant.server.dsn("nobody made it"))))
+        assert classify_open(refused.value) is Failure.PERMANENT
+        states = [sqlstate_of(error) for error in (refused.value, refused.value.__cause__) if error is not None]
+        assert "3D000" in states
+
+    async def test_a_refused_connection_is_transient(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """A server that is down may come back."""
+        tenant.server.kill()
+        with pytest.raises(BROKEN) as refused:
+            await _open(driver.provider(DataSource(tenant.dsn)))
+        assert classify_open(refused.value) is Failure.TRANSIENT
+
+    async def test_a_black_hole_is_left_after_the_connect_timeout(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """The server accepts and says nothing: opening is bounded, and transient."""
+        tenant.server.freeze()
+        with pytest.raises((TimeoutError, *BROKEN)) as refused:
+            await asyncio.wait_for(_open(driver.provider(tenant, connect_timeout=0.2)), 3)
+        assert classify_open(refused.value) is Failure.TRANSIENT
+
+    @pytest.mark.parametrize("dsn", ["postgresql://app:top-secret@[db/a", "app top-secret db"])
+    async def test_a_dsn_that_is_none_is_not_shown(self, driver: Driver, dsn: str) -> None:
+        """Drivers quote what they cannot read; a password may stand in it."""
+        with pytest.raises((ConfigurationError, ValueError, asyncpg.InterfaceError, OSError)) as refused:
+            await _open(driver.provide(Registry({"a": dsn})))
+        assert "secret" not in f"{refused.value}{refused.value.__cause__}"
+
+
+class TestCanary:
+    """The connection must lead where the registry says."""
+
+    async def test_another_database_is_refused(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """As if a pooler had mixed up two tenants: permanent, and nothing stays open."""
+        with pytest.raises(WrongDatabase) as wrong:
+            await _open(driver.provider(DataSource(tenant.dsn, database="tenant-b")))
+        assert classify_open(wrong.value) is Failure.PERMANENT
+        tenant.wait_for_backends(0)
+
+    async def test_another_user_is_refused(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """A role setting may turn one user into another."""
+        with pytest.raises(WrongDatabase, match="user 'postroom'"):
+            await _open(driver.provider(DataSource(tenant.dsn, user="somebody")))
+
+    async def test_it_can_be_kept_silent(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """For poolers whose names for databases are their own."""
+        await _open(driver.provider(DataSource(tenant.dsn, database="an alias"), canary=False))
+
+
+class TestCredentials:
+    """Passwords that change while the tenant is served."""
+
+    async def test_the_password_is_asked_for_each_connection(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """After a rotation the next connection uses the new one; the resource needs not be opened again."""
+        current = [tenant.server.password]
+        asked = []
+
+        async def password() -> str:
+            await asyncio.sleep(0)
+            asked.append(current[0])
+            return current[0]
+
+        role = f"app{secrets.token_hex(4)}"
+        tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'first'")
+        current[0] = "first"
+        dsn = tenant.dsn.replace(f"postroom:{tenant.server.password}", role)
+        async with driver.provider(DataSource(dsn, password=password), max_size=2)("a") as resource:
+            async with driver.connect(resource) as connection:
+                assert await connection.value("SELECT current_user") == role
+            tenant.server.execute(f"ALTER ROLE {role} PASSWORD 'second'")
+            current[0] = "second"
+            tenant.server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
+            tenant.wait_for_backends(0)
+            assert await _value_after_a_break(driver, resource) == 1
+        assert asked[0] == "first"
+        assert asked[-1] == "second"
+
+
+class TestLimits:
+    """Connections are what is scarce."""
+
+    async def test_never_more_connections_than_the_weight(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """As the server counts them, with more users than connections."""
+        provider = driver.provider(tenant, max_size=2)
+        most = 0
+        async with provider("a") as resource:
+
+            async def use() -> None:
+                nonlocal most
+                async with driver.connect(resource) as connection:
+                    sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{tenant.name}'"
+                    most = max(most, int(await connection.value(sql)))
+
+            await asyncio.gather(*(use() for _ in range(20)))
+        assert provider.weight == 2
+        assert 1 <= most <= 2
+
+
+class TestReturning:
+    """What the last user of a connection did is not the next one's business."""
+
+    @pytest.mark.parametrize("setting", ["search_path", "statement_timeout"])
+    async def test_session_settings_are_forgotten(self, driver: Driver, tenant: TenantDatabase, setting: str) -> None:
+        """The drivers' pools themselves keep them."""
+        async with driver.provider(tenant, max_size=1)("a") as resource:
+            async with driver.connect(resource) as connection:
+                before = await connection.value(f"SELECT current_setting('{setting}')")
+                pid = await connection.value("SELECT pg_backend_pid()")
+                await connection.value(f"SELECT set_config('{setting}', '7', false)")
+                await connection.commit()
+            async with driver.connect(resource) as connection:
+                assert await connection.value(f"SELECT current_setting('{setting}')") == before
+                same = await connection.value("SELECT pg_backend_pid()") == pid
+        assert same == driver.keeps_connections
+
+    async def test_an_open_transaction_is_rolled_back(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """A handler that raises leaves nothing behind."""
+        tenant.server.execute("CREATE TABLE orders (id int)", database=tenant.name)
+        async with driver.provider(tenant, max_size=1)("a") as resource:
+            with suppress(KeyError):
+                async with driver.connect(resource) as connection:
+                    if driver.name == "asyncpg":
+                        await connection.value("BEGIN")
+                    assert await connection.value("INSERT INTO orders VALUES (1) RETURNING id") == 1
+                    raise KeyError
+            async with driver.connect(resource) as connection:
+                assert await connection.value("SELECT count(*) FROM orders") == 0
+
+
+class TestClosing:
+    """Closing: bounded, complete, and final."""
+
+    async def test_a_held_connection_does_not_hold_up_the_close(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """After the time-out it is ended: the server counts none, and its user gets an error."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 0.1}
+        leaving = asyncio.Event()
+        holding = asyncio.Event()
+
+        async def hold(resource: object) -> None:
+            async with driver.connect(resource) as connection:
+                await connection.value("SELECT 1")
+                holding.set()
+                await leaving.wait()
+                await connection.value("SELECT 2")
+
+        async with driver.provider(tenant, **options)("a") as resource:
+            holder = asyncio.create_task(hold(resource), name="holder")
+            await holding.wait()
+            assert tenant.backends() >= 1
+        tenant.wait_for_backends(0)
+        leaving.set()
+        with pytest.raises(BROKEN):
+            await asyncio.wait_for(holder, 5)
+
+    async def test_a_query_that_runs_at_close_fails_for_its_caller(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """It gets an error, not a wait without end, and not a cancellation that was not its own."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 0.1}
+
+        async def sleep(resource: object) -> None:
+            async with driver.connect(resource) as connection:
+                started.set()
+                await connection.value("SELECT pg_sleep(60)")
+
+        started = asyncio.Event()
+        async with driver.provider(tenant, **options)("a") as resource:
+            sleeper = asyncio.create_task(sleep(resource), name="sleeper")
+            await started.wait()
+            await asyncio.to_thread(_wait_for_query, tenant, "pg_sleep")
+        with pytest.raises(BROKEN):
+            await asyncio.wait_for(sleeper, 5)
+
+    async def test_a_frozen_server_does_not_hold_up_the_close(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """Saying goodbye politely would need an answer."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 0.2}
+        async with asyncio.timeout(5):
+            async with driver.provider(tenant, **options)("a") as resource:
+                async with driver.connect(resource) as connection:
+                    await connection.value("SELECT 1")
+                tenant.server.freeze()
+        tenant.server.thaw()
+        tenant.wait_for_backends(0)
+
+    async def test_a_connection_that_is_being_made_does_not_come_to_life_afterwards(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """The drivers' pools forget attempts under way when they close."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 0.2}
+        holding, leaving = asyncio.Event(), asyncio.Event()
+
+        async def hold(resource: object) -> None:
+            async with driver.connect(resource) as connection:
+                await connection.value("SELECT 1")
+                holding.set()
+                await leaving.wait()
+
+        async def use(resource: object) -> None:
+            async with driver.connect(resource) as connection:
+                await connection.value("SELECT 1")
+
+        async with driver.provider(tenant, max_size=2, connect_timeout=30, **options)("a") as resource:
+            holder = asyncio.create_task(hold(resource), name="holder")
+            await holding.wait()
+            tenant.server.freeze()
+            late = asyncio.create_task(use(resource), name="late")
+            done, _ = await asyncio.wait([late], timeout=0.1)
+            assert not done
+        with pytest.raises((*CLOSED, *BROKEN)):
+            await asyncio.wait_for(late, 3)
+        tenant.server.thaw()
+        leaving.set()
+        await asyncio.gather(holder, return_exceptions=True)
+        tenant.wait_for_backends(0)
+
+    async def test_use_after_close_is_refused(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """Nothing comes to life again without anybody noticing."""
+        async with driver.provider(tenant)("a") as resource:
+            pass
+        with pytest.raises(CLOSED):
+            async with driver.connect(resource) as connection:
+                await connection.value("SELECT 1")
+        tenant.wait_for_backends(0)
+
+    async def test_a_cancelled_close_leaves_nothing_open(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """A pool cancels a close that takes too long."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 60}
+        opened = asyncio.Event()
+
+        async def live() -> None:
+            async with driver.provider(tenant, **options)("a") as resource:
+                held = driver.connect(resource)
+                await held.__aenter__()
+                holders.append(held)
+                opened.set()
+
+        holders: list[AbstractAsyncContextManager[Connection]] = []
+        life = asyncio.create_task(live(), name="life")
+        await opened.wait()
+        done, _ = await asyncio.wait([life], timeout=0.05)
+        life.cancel()
+        await asyncio.wait([life])
+        tenant.wait_for_backends(0)
+        for held in holders:
+            with suppress(*BROKEN):
+                await held.__aexit__(None, None, None)
+        assert done or life.cancelled()
+
+
+class TestHealth:
+    """check(): for the pool."""
+
+    async def test_a_healthy_one_passes(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """True, also while all connections are in use."""
+        provider = driver.provider(tenant, max_size=1)
+        assert provider.check is not None
+        async with provider("a") as resource:
+            assert await provider.check(resource)
+            if driver.keeps_connections:
+                async with driver.connect(resource):
+                    assert await asyncio.wait_for(provider.check(resource), 1)
+
+    async def test_a_dead_server_fails(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """By raising what is wrong."""
+        provider = driver.provider(tenant, connect_timeout=0.5)
+        assert provider.check is not None
+        async with provider("a") as resource:
+            tenant.server.kill()
+            with pytest.raises((TimeoutError, *BROKEN)):
+                await provider.check(resource)
+
+    async def test_a_restarted_server_is_used_again(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """At the latest with the second try: the driver's pool drops its dead connections."""
+        async with driver.provider(tenant, max_size=1)("a") as resource:
+            tenant.server.restart()
+            assert await _value_after_a_break(driver, resource) == 1
+
+
+async def _value_after_a_break(driver: Driver, resource: object) -> object:
+    """Ask for 1. A pool may hand out each of its dead connections once, before it drops them."""
+    for _ in range(3):
+        with suppress(*BROKEN):
+            async with driver.connect(resource) as connection:
+                return await connection.value("SELECT 1")
+    return None
+
+
+def _wait_for_query(tenant: TenantDatabase, words: str) -> None:
+    while words not in tenant.server.execute("SELECT query FROM pg_stat_activity WHERE pid <> pg_backend_pid()"):
+        pass

@@ -1,0 +1,30 @@
+"""A tenant's real database, and the server's own view of it."""
+
+from dataclasses import dataclass
+
+from postroom.testing.postgres import PostgresServer
+
+
+@dataclass(frozen=True)
+class TenantDatabase:
+    """A database of its own for one test, and what the server counts there."""
+
+    server: PostgresServer
+    name: str
+
+    @property
+    def dsn(self) -> str:
+        """The URL, as the registry would know it."""
+        return self.server.dsn(self.name)
+
+    def backends(self) -> int:
+        """Return how many connections the server counts in this database."""
+        sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{self.name}'"
+        return int(self.server.execute(sql))
+
+    def wait_for_backends(self, expected: int) -> None:
+        """Wait until the server counts as many connections; a backend notices a closed socket a moment later."""
+        for _ in range(500):
+            if self.backends() == expected:
+                return
+        assert self.backends() == expected

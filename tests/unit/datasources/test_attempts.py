@@ -1,0 +1,129 @@
+"""Connection attempts end in time, and with the resource that they were made for. In virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from postroom.datasources._attempts import Attempts
+from postroom.errors import ClosedError
+from postroom.testing.loop import run_virtual
+
+
+class Wire:
+    """A driver whose connections are strings."""
+
+    def __init__(self, takes: float = 1.0) -> None:
+        self.takes = takes
+        self.discarded: list[str] = []
+
+    async def connect(self) -> str:
+        """Connect, after a while."""
+        await asyncio.sleep(self.takes)
+        return "connection"
+
+    async def discard(self, connection: str) -> None:
+        """End a connection."""
+        self.discarded.append(connection)
+
+
+async def _fine(_: str) -> None:
+    await asyncio.sleep(0)
+
+
+def test_a_connection_that_is_greeted_is_the_callers() -> None:
+    """Nothing is discarded."""
+    wire = Wire()
+
+    async def main() -> str:
+        return await Attempts(5.0, wire.discard).make(wire.connect, _fine)
+
+    assert run_virtual(main()) == "connection"
+    assert wire.discarded == []
+
+
+@pytest.mark.parametrize("stage", ["connect", "greet"])
+def test_an_attempt_is_bounded_greeting_included(stage: str) -> None:
+    """A server that accepts and then says nothing counts as well."""
+    wire = Wire(takes=60.0 if stage == "connect" else 1.0)
+
+    async def silent(_: str) -> None:
+        await asyncio.sleep(60.0)
+
+    async def main() -> float:
+        with pytest.raises(TimeoutError):
+            await Attempts(5.0, wire.discard).make(wire.connect, silent)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == 5.0
+    assert wire.discarded == ([] if stage == "connect" else ["connection"])
+
+
+def test_what_the_greeting_refuses_is_discarded() -> None:
+    """And its error is the caller's."""
+    wire = Wire()
+
+    async def refuse(_: str) -> None:
+        raise LookupError("canary")
+
+    async def main() -> None:
+        with pytest.raises(LookupError, match="canary"):
+            await Attempts(5.0, wire.discard).make(wire.connect, refuse)
+
+    run_virtual(main())
+    assert wire.discarded == ["connection"]
+
+
+@pytest.mark.parametrize("after", [0.5, 1.0, 1.5])
+def test_close_ends_what_is_under_way(after: float) -> None:
+    """Before, in the very turn, or after it succeeded: nobody gets a connection of a closed resource."""
+    wire = Wire()
+
+    async def main() -> tuple[float, str | BaseException]:
+        attempts = Attempts(5.0, wire.discard)
+        making = asyncio.create_task(attempts.make(wire.connect, _fine), name="making")
+        await asyncio.sleep(after)
+        await attempts.close()
+        closed = asyncio.get_running_loop().time()
+        (outcome,) = await asyncio.gather(making, return_exceptions=True)
+        with pytest.raises(ClosedError):
+            await attempts.make(wire.connect, _fine)
+        return closed, outcome
+
+    closed, outcome = run_virtual(main())
+    assert closed == after
+    if after > 1.0:
+        assert outcome == "connection"
+    else:
+        assert isinstance(outcome, ClosedError)
+        assert wire.discarded == (["connection"] if after == 1.0 else [])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_the_order_every_connection_has_one_owner(seed: int) -> None:
+    """Many attempts, some cancelled, one close in the middle: a connection is either the caller's or discarded."""
+    wire = Wire()
+    made: list[str] = []
+
+    def numbered(number: int) -> Callable[[], Awaitable[str]]:
+        async def connect() -> str:
+            await asyncio.sleep(number % 5 / 4)
+            made.append(str(number))
+            return str(number)
+
+        return connect
+
+    async def main() -> list[str | BaseException]:
+        attempts = Attempts(0.9, wire.discard)
+        tasks = [asyncio.create_task(attempts.make(numbered(n), _fine), name=f"attempt {n}") for n in range(20)]
+        await asyncio.sleep(seed % 4 / 4)
+        tasks[seed % 20].cancel()
+        await attempts.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    outcomes = run_virtual(main(), seed=seed)
+    owned = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    assert sorted(owned + wire.discarded) == sorted(made)
+    allowed = (str, ClosedError, TimeoutError, asyncio.CancelledError)
+    assert all(isinstance(outcome, allowed) for outcome in outcomes)
+    assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) <= 1
