@@ -1,0 +1,1 @@
+"""Multi-tenant datasource selection: each tenant's messages reach that tenant's own database."""

@@ -1,0 +1,35 @@
+"""Log lines for people: short, with colours only on a terminal."""
+
+import logging
+import sys
+from typing import Final, TextIO
+
+import click
+
+_COLOURS: Final = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+
+
+class _Formatter(logging.Formatter):
+    """Time, level, logger, text; the level coloured where there is a terminal."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one record as text."""
+        text = super().format(record)
+        colour = _COLOURS.get(record.levelname)
+        return click.style(text, fg=colour) if colour and self._colour else text
+
+
+def log_to_stderr(level: str, *, stream: TextIO | None = None) -> None:
+    """Log from a level on, to stderr. Known libraries are heard from WARNING on."""
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Formatter(colour=stream.isatty()))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in ("asyncio", "aiobotocore", "botocore", "aiohttp", "urllib3", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.WARNING)
