@@ -25,9 +25,9 @@ class _Formatter(logging.Formatter):
 
 def log_to_stderr(level: str, *, stream: TextIO | None = None) -> None:
     """Log from a level on, to stderr. Known libraries are heard from WARNING on."""
-    stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter(colour=stream.isatty()))
+    out: TextIO = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(_Formatter(colour=out.isatty()))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

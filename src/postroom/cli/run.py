@@ -4,12 +4,15 @@ import asyncio
 import logging
 import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from postroom.cli.logs import log_to_stderr
 from postroom.types import ExitCode
+
+if TYPE_CHECKING:
+    from postroom.consumer import Consumer
 
 
 @click.command()
@@ -31,7 +34,7 @@ def run(*, consumers: tuple[str, ...], log_level: str) -> None:
     sys.exit(int(asyncio.run(serve(*map(load, consumers)))))
 
 
-def load(name: str) -> Any:
+def load(name: str) -> "Consumer[Any, Any]":
     """Import a consumer by ``module:attribute``. Raises ``click.ClickException`` that says what to write."""
     from postroom.consumer import Consumer
 
@@ -51,7 +54,7 @@ def load(name: str) -> Any:
     if not isinstance(found, Consumer):
         raise _Failure(f"{name!r} is a {type(found).__name__}, not a Consumer")
     logging.getLogger("postroom.cli").debug("Loaded %s", name)
-    return found
+    return cast("Consumer[Any, Any]", found)
 
 
 class _Failure(click.ClickException):
