@@ -187,7 +187,8 @@ def _total(said: Any) -> int:
 def _report(findings: list[Finding]) -> ExitCode:
     click.echo("\nRead back from the databases, the queues and the statistics:")
     for finding in findings:
-        shown = ", ".join(sorted(finding.found)) if isinstance(finding.expected, set | list) else finding.found
         mark = click.style("right", fg="green") if finding.right else click.style("WRONG", fg="red")
-        click.echo(f"  {mark}  {finding.what}: {shown}" + ("" if finding.right else f" (must be {finding.expected})"))
+        click.echo(
+            f"  {mark}  {finding.what}: {finding.shown}" + ("" if finding.right else f" (must be {finding.expected})")
+        )
     return ExitCode.CLEAN if all(finding.right for finding in findings) else ExitCode.FATAL

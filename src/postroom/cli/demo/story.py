@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from postroom.message import MessageAttribute, OutgoingMessage
 
@@ -64,6 +64,13 @@ class Finding:
     what: str
     found: Any
     expected: Any
+
+    @property
+    def shown(self) -> str:
+        """What was found, for people."""
+        if isinstance(self.found, list | set):
+            return ", ".join(sorted(cast("list[str]", self.found)))
+        return str(self.found)
 
     @property
     def right(self) -> bool:
