@@ -68,9 +68,8 @@ class Finding:
     @property
     def shown(self) -> str:
         """What was found, for people."""
-        if isinstance(self.found, list | set):
-            return ", ".join(sorted(cast("list[str]", self.found)))
-        return str(self.found)
+        several = isinstance(self.expected, list | set)
+        return ", ".join(sorted(cast("list[str]", self.found))) if several else str(self.found)
 
     @property
     def right(self) -> bool:
