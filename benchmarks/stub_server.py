@@ -115,9 +115,9 @@ class StubProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """Forget a held receive: its client is gone."""
         if self._held is not None:
             self._held.cancel()
@@ -213,6 +213,11 @@ class StubServer:
             self._command = ["taskset", "-c", str(cpu), *self._command]
         self.port = self.tls_port = 0
         self.certificate = ""
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
 
     @property
     def url(self) -> str:

@@ -1,6 +1,6 @@
 """How messages come and go: one protocol, on Amazon SQS and in memory."""
 
-from postroom.transports.aws import AwsClient, default_client
+from postroom.transports.aws import AwsClient, ClientStatistics, default_client
 from postroom.transports.protocol import (
     Client,
     EntryFailure,
@@ -14,6 +14,7 @@ from postroom.transports.protocol import (
 __all__ = [
     "AwsClient",
     "Client",
+    "ClientStatistics",
     "EntryFailure",
     "Queue",
     "QueueInfo",

@@ -89,10 +89,8 @@ class TestAwsHotPathOnLocalServer(OnLocalServer):
         messages = await queue.receive(limit=1, wait=1, visibility=30)
         await queue.delete([messages[0].receipt_handle])
         assert isinstance(client, AwsClient)
-        assert client._connection is not None
-        hot_path = client._connection.hot_path
-        assert hot_path is not None
-        assert (hot_path.hits, hot_path.misses) == (2, 0)
+        statistics = client.statistics()
+        assert (statistics.hot_path, statistics.hot_calls, statistics.hot_misses) == (True, 2, 0)
 
 
 class TestAwsOrdinaryOnLocalServer(OnLocalServer):

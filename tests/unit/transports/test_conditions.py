@@ -18,7 +18,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError
 
-from postroom.transports import AwsClient
+from postroom.transports import AwsClient, ClientStatistics
 from postroom.transports.aws.conditions import Capture, Endpoint, custom_authority, objections
 from postroom.transports.aws.signing import Signer
 from unit.transports.fake_sqs import FakeSqs, healthy, reply, sign_as_botocore
@@ -81,6 +81,7 @@ async def test_handlers_of_other_services_do_not_matter(sqs: FakeSqs, caplog: py
         ({"hot_path": False}, "AwsClient(hot_path=False)"),
         ({"config": AioConfig(proxies={"https": "http://127.0.0.1:1"})}, "a proxy is configured"),
         ({"config": AioConfig(connector_args={"use_dns_cache": False})}, "the connector is configured"),
+        ({"config": AioConfig(retries={"mode": "adaptive"})}, "the retry mode is adaptive"),
         ({"config": AioConfig(signature_version=UNSIGNED)}, f"the signature version is {UNSIGNED}"),
     ],
 )
@@ -88,8 +89,14 @@ async def test_configuration_keeps_it_off(
     sqs: FakeSqs, caplog: pytest.LogCaptureFixture, options: dict[str, Any], reason: str
 ) -> None:
     """What the hot path does not follow is an objection, named in the line."""
-    line = await path_line(sqs.client(**options), caplog)
+    client = sqs.client(**options)
+    line = await path_line(client, caplog)
     assert line == f"SQS hot path: off, because {reason}"
+    async with client:
+        await client.queue("orders")
+        assert client.statistics() == ClientStatistics(
+            hot_path=False, objections=(reason,), hot_calls=0, hot_misses=0, hot_connections=0
+        )
     assert not any(request.hot for request in sqs.requests)
 
 

@@ -22,7 +22,7 @@ from postroom.errors import (
     TransportError,
 )
 from postroom.message import Message, MessageAttribute
-from postroom.transports import AwsClient, EntryFailure, VisibilityChange
+from postroom.transports import AwsClient, ClientStatistics, EntryFailure, VisibilityChange
 from postroom.transports.aws.hot_path import HotPath
 from postroom.transports.aws.queue import AwsQueue
 from unit.transports.fake_sqs import (
@@ -70,7 +70,7 @@ actions = pytest.mark.parametrize("operation", ACTIONS)
 def hot_path_of(client: AwsClient) -> HotPath:
     """Return the hot path of an open client."""
     assert client._connection is not None
-    hot_path = client._connection.hot_path
+    hot_path = client._connection._hot_path
     assert hot_path is not None
     return hot_path
 
@@ -331,7 +331,7 @@ async def test_a_refresh_that_fails_is_the_ordinary_clients_business(sqs: FakeSq
         with pytest.raises(TransportError) as caught:
             await delete(queue)
         assert caught.value.__cause__ is not None
-        assert hot_path_of(client).misses == 1
+        assert client.statistics().hot_misses == 1
     assert not sqs.made("DeleteMessageBatch")
 
 
@@ -342,7 +342,9 @@ async def test_connections_are_kept(sqs: FakeSqs) -> None:
         for _ in range(5):
             await receive(queue)
             await delete(queue)
-        assert (hot_path_of(client).hits, hot_path_of(client).misses) == (10, 0)
+        assert client.statistics() == ClientStatistics(
+            hot_path=True, objections=(), hot_calls=10, hot_misses=0, hot_connections=1
+        )
     assert len({request.connection for request in sqs.requests if request.hot}) == 1
 
 
@@ -360,8 +362,8 @@ async def test_a_connection_that_the_server_closed_while_idle_costs_nothing(sqs:
         queue = await client.queue("orders")
         for _ in range(12):
             assert await delete(queue) == []
-        assert hot_path_of(client).hits == 6
-        assert hot_path_of(client).misses == 6
+        assert client.statistics().hot_calls == 6
+        assert client.statistics().hot_misses == 6
 
 
 async def test_a_throttle_is_left_to_the_ordinary_client(sqs: FakeSqs, caplog: pytest.LogCaptureFixture) -> None:
@@ -441,7 +443,7 @@ async def test_a_cancelled_call_is_cancelled(sqs: FakeSqs) -> None:
             await poll
         sqs.scripts.clear()
         assert len(await receive(queue)) == 2
-        assert hot_path_of(client).misses == 0
+        assert client.statistics().hot_misses == 0
     assert len(sqs.made("ReceiveMessage")) == 2
 
 

@@ -186,6 +186,38 @@ async def test_a_dripping_answer_ends_at_the_timeout() -> None:
         await server.gone.wait()
 
 
+async def test_the_time_of_one_request_does_not_end_the_next_one() -> None:
+    """An answered request leaves no timer behind that would strike its successor on the same connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(REQUEST))
+        writer.write(OK)
+        await reader.readexactly(len(REQUEST))
+        await asyncio.sleep(0.1)  # beyond the first one's time
+        writer.write(OK)
+
+    async with Server(serve) as server, pool_to(server.port, timeout=0.05) as pool:
+        await pool.exchange(REQUEST)
+        pool._timeout = 5
+        assert await pool.exchange(REQUEST) == Answer(200, b"ok")
+        assert server.connections == 1
+
+
+async def test_a_connection_takes_one_request_at_a_time() -> None:
+    """A second one is refused before anything is written, and does not disturb the first."""
+    async with Server(forever_ok) as server, pool_to(server.port) as pool:
+        await pool.exchange(REQUEST)
+        (connection,) = pool._live
+        first = asyncio.create_task(connection.exchange(REQUEST, timeout=5), name="first")
+        await asyncio.sleep(0)
+        with pytest.raises(NoAnswer, match="closed or busy"):
+            await connection.exchange(REQUEST, timeout=5)
+        assert await first == Answer(200, b"ok")
+        connection.abort()
+        with pytest.raises(NoAnswer, match="closed or busy"):
+            await connection.exchange(REQUEST, timeout=5)
+
+
 async def test_connections_are_used_again() -> None:
     """Requests one after the other share a connection; requests at once have one each, and keep them."""
     async with Server(forever_ok) as server, pool_to(server.port) as pool:

@@ -1,5 +1,6 @@
 """Amazon SQS."""
 
 from postroom.transports.aws.client import AwsClient, default_client
+from postroom.transports.aws.connection import ClientStatistics
 
-__all__ = ["AwsClient", "default_client"]
+__all__ = ["AwsClient", "ClientStatistics", "default_client"]

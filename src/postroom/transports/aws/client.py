@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.options import MAX_WAIT
 from postroom.transports.aws import conditions, wire
-from postroom.transports.aws.connection import Connection
+from postroom.transports.aws.connection import ClientStatistics, Connection
 from postroom.transports.aws.errors import translate
 from postroom.transports.aws.queue import AwsQueue
 
@@ -166,6 +166,14 @@ class AwsClient:
         )
         await connection.settle_path()
         return AwsQueue(connection, info)
+
+    def statistics(self) -> ClientStatistics:
+        """Return a snapshot of what the client has done since it was opened.
+
+        Raises:
+            NotOpenError, ClosedError: it was called outside of ``async with client:``.
+        """
+        return self._opened().statistics()
 
     def _opened(self) -> Connection:
         if self._connection is not None:

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from postroom.errors import ClosedError, ServiceUnavailable
@@ -24,6 +25,22 @@ _METHODS: Final = {
     "GetQueueAttributes": "get_queue_attributes",
 }
 _LONGEST_BACKOFF: Final = 20.0  # seconds between two attempts in botocore's standard retry mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStatistics:
+    """What a client has done since it was opened, as far as the hot path is concerned."""
+
+    hot_path: bool
+    """Whether receives, batch deletes and visibility batches take the hot path."""
+    objections: tuple[str, ...]
+    """What speaks against it; empty too as long as no queue was opened, which decides."""
+    hot_calls: int
+    """Calls that it answered."""
+    hot_misses: int
+    """Calls that it tried and left to the ordinary client."""
+    hot_connections: int
+    """Connections that it has now."""
 
 
 class Connection:
@@ -53,16 +70,23 @@ class Connection:
         self._deadlines: set[asyncio.Timeout] = set()
         self._capture: Capture | None = None
         self._hot_path: HotPath | None = None
+        self._objections = tuple(objections)
         self.closed = False
         if objections:
             _log_path(objections)
         else:
             self._capture = Capture(sqs.meta.events)
 
-    @property
-    def hot_path(self) -> HotPath | None:
-        """The hot path, once it is known that it may be taken."""
-        return self._hot_path
+    def statistics(self) -> ClientStatistics:
+        """Return a snapshot of what happened so far."""
+        hot = self._hot_path
+        return ClientStatistics(
+            hot_path=hot is not None,
+            objections=self._objections,
+            hot_calls=0 if hot is None else hot.hits,
+            hot_misses=0 if hot is None else hot.misses,
+            hot_connections=0 if hot is None else hot.connections,
+        )
 
     async def call(self, operation: str, parameters: Parameters, read: Callable[[Parameters], T], *, subject: str) -> T:
         """Make a call by the ordinary client, its retries included, and return what ``read`` makes of the answer."""
@@ -92,12 +116,13 @@ class Connection:
         if capture is None or not (capture.endpoint or capture.objections):
             return
         self._capture = None  # before the wait below: one decides
-        endpoint, found = capture.endpoint, capture.objections
+        endpoint = capture.endpoint
+        self._objections = capture.objections
         if endpoint is not None:
             tls = await asyncio.to_thread(default_tls) if endpoint.secure else None
             if not self.closed:
                 self._hot_path = self._new_hot_path(endpoint, tls)
-        _log_path(found, endpoint)
+        _log_path(self._objections, endpoint)
 
     async def aclose(self) -> None:
         """Close everything. Calls that are under way fail; later ones raise ``ClosedError``."""

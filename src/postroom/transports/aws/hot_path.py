@@ -52,6 +52,11 @@ class HotPath:
         self.misses = 0
         """Calls that it tried and left to the ordinary client."""
 
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return len(self._pool)
+
     async def call(self, operation: str, parameters: Parameters, read: Callable[[bytes], T]) -> T | None:
         """Make one attempt; return what ``read`` makes of a clean answer, or None for a miss.
 

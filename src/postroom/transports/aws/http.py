@@ -57,14 +57,14 @@ class HttpConnection(asyncio.Protocol):
         return self._transport is not None and self._waiter is None and not self._transport.is_closing()
 
     async def exchange(self, request: bytes, *, timeout: float) -> Answer:
-        """Make one request and return its answer.
+        """Make one request and return its answer. Whoever cancels it must abort the connection.
 
         Raises:
             NoAnswer: it did not come whole within ``timeout`` seconds, or is not HTTP; the connection is closed.
         """
         loop = asyncio.get_running_loop()
-        if self._transport is None or self._transport.is_closing():
-            raise NoAnswer("the connection was closed", stale=True)
+        if self._transport is None or not self.usable:
+            raise NoAnswer("the connection is closed or busy", stale=True)
         waiter: asyncio.Future[Answer] = loop.create_future()
         self._waiter = waiter
         self._size = 0
@@ -75,7 +75,6 @@ class HttpConnection(asyncio.Protocol):
         finally:
             timer.cancel()
             self._used = True
-            self._waiter = None  # if cancelled, what still comes is nobody's, and ends the connection
 
     def abort(self) -> None:
         """Close it at once."""
@@ -96,9 +95,6 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        if self._waiter is None:
-            self._fail("data that nobody asked for")
-            return
         self._size += len(data)
         if self._size > MAX_ANSWER:
             self._fail(f"an answer of more than {MAX_ANSWER} bytes")
@@ -117,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        """Refuse a second answer to one request: it would be taken for the answer to the next one."""
+        """Refuse an answer that nobody waits for: it would be taken for the answer to the next request."""
         if self._waiter is None:
             self.abort()
 
@@ -188,9 +184,8 @@ class HttpPool:
         except BaseException:
             connection.abort()
             raise
-        if connection.usable:
-            connection.idle_since = asyncio.get_running_loop().time()
-            self._idle.append(connection)
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)  # closed or not: that is seen when it is taken
         return answer
 
     async def aclose(self) -> None:
