@@ -9,11 +9,14 @@ from .tenant_resources import TenantResources
 
 
 class OrderCreatedListener:
-    """Hands each order, with its own tenant's database, to the service. Any object with this ``__call__`` will do."""
+    """Passes each order to the order service, with the database of its own tenant.
 
-    def __init__(self, service: OrderService) -> None:
-        self._service = service
+    A function decorated with ``@consumer.handler`` would do; an object is handy when the handler needs something.
+    """
+
+    def __init__(self, order_service: OrderService) -> None:
+        self._order_service = order_service
 
     async def __call__(self, order: OrderCreatedEvent, ctx: MessageContext[TenantContext, TenantResources]) -> None:
-        """Handle one message."""
-        await self._service.process_order(order, ctx.context, ctx.resources.data_source)
+        """Handle one message. It is acknowledged when this returns, and seen again when this raises."""
+        await self._order_service.process_order(order, ctx.context.tenant_id, ctx.resources.data_source)

@@ -1,63 +1,30 @@
-"""Puts the parts together: one consumer, one pool of tenant databases."""
+"""Puts it together: queue, context, resources, handler."""
 
-from collections.abc import Iterable
+from postroom import AwsClient, Consumer, RetryPolicy, Visibility
 
-from postroom import (
-    Consumer,
-    ContextError,
-    Failure,
-    PayloadError,
-    PoolLimits,
-    Reject,
-    ResourcePool,
-    RetryPolicy,
-    Visibility,
-)
-from postroom.events import Observer
-from postroom.payloads import decoder_for
-from postroom.transports import Client
-
-from .order_created_event import OrderCreatedEvent
 from .order_created_listener import OrderCreatedListener
 from .order_service import OrderService
-from .tenant_context import TenantContext, resolve_tenant
+from .tenant_context import TenantContext, tenant_of
 from .tenant_datasource_manager import TenantDataSourceManager
 from .tenant_resources import TenantResources
 
-Orders = Consumer[TenantContext, TenantResources]
 
-
-def reject_what_cannot_get_better(failure: Failure) -> None:
-    """Send a message straight to the dead-letter queue whose sender has to mend it."""
-    if isinstance(failure.error, ContextError | PayloadError):
-        raise Reject(str(failure.error)) from failure.error
-
-
-def create_orders(
+def create_consumer(
     manager: TenantDataSourceManager,
     *,
     queue: str = "tenant-orders",
-    client: Client | None = None,
-    observers: Iterable[Observer] = (),
-) -> Orders:
-    """Make the consumer of the service. Nothing is opened before it is started."""
-    databases = ResourcePool(
-        manager.resources,
-        weight=manager.connections,
-        limits=PoolLimits(budget=50, idle=600, max_age=3600),
-        observers=observers,
-        name="tenant databases",
-    )
+    client: AwsClient | None = None,
+    visibility: Visibility = Visibility(),  # noqa: B008 - frozen
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+) -> Consumer[TenantContext, TenantResources]:
+    """Make the consumer. Nothing is opened before it runs."""
     orders = Consumer(
         queue,
-        context=resolve_tenant,
-        resources=databases,
-        payload=decoder_for(OrderCreatedEvent, rename="camel"),
-        visibility=Visibility(timeout=30),
-        retry=RetryPolicy(base=1, cap=60),
-        on_error=reject_what_cannot_get_better,
-        observers=observers,
+        context=tenant_of,  # whose message is this?
+        resources=manager.resources,  # opened once per tenant, leased to each message, closed at the end
         client=client,
+        visibility=visibility,
+        retry=retry,
     )
     orders.handler(OrderCreatedListener(OrderService()))
     return orders

@@ -1,29 +1,26 @@
-"""The resources: what a handler gets for one tenant."""
+"""The resources: what a handler gets for its tenant."""
 
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Protocol
+
+from .order_created_event import OrderCreatedEvent
 
 
 class TenantDataSource(Protocol):
-    """One tenant's database, whatever it runs on."""
+    """One tenant's database, as the order service sees it."""
 
     @property
     def name(self) -> str:
-        """What the database is called, such as ``tenant-a-us-east-1-db``."""
+        """The name, for the log."""
         ...
 
-    async def save_order(self, order_id: str, customer_id: str, amount: Decimal) -> None:
-        """Write an order. A second write of the same order changes nothing: SQS may deliver a message twice."""
-        ...
-
-    async def orders(self) -> list[str]:
-        """Return the ids of all orders, sorted."""
+    async def save_order(self, order: OrderCreatedEvent) -> bool:
+        """Save an order. Returns False if it is there already: SQS delivers at least once, not exactly once."""
         ...
 
 
 @dataclass(frozen=True)
 class TenantResources:
-    """Everything that is leased for a tenant. A second resource, such as an API client, would be a field here."""
+    """Everything that belongs to one tenant. Opened once, leased to each of its messages, closed once."""
 
     data_source: TenantDataSource
