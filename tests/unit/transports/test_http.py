@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from unittest import mock
 
 import pytest
 
@@ -261,6 +262,32 @@ async def test_a_used_connection_that_breaks_without_a_byte_is_stale() -> None:
         with pytest.raises(NoAnswer) as caught:
             await pool.exchange(REQUEST)
         assert caught.value.stale
+
+
+async def test_a_used_connection_that_breaks_within_an_answer_is_not_stale() -> None:
+    """Whoever began to answer was there: that is a failure of the path."""
+    async with Server(answering(OK, OK[:-1])) as server, pool_to(server.port) as pool:
+        await pool.exchange(REQUEST)
+        with pytest.raises(NoAnswer) as caught:
+            await pool.exchange(REQUEST)
+        assert not caught.value.stale
+
+
+async def test_a_connection_lost_before_its_use_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss may be told before the one who connected runs again; closing the pool must not wait for it then."""
+
+    async def connect_and_lose(
+        factory: Callable[[], http.HttpConnection], *_: object, **__: object
+    ) -> tuple[None, Any]:
+        connection = factory()
+        connection.connection_made(mock.Mock())
+        connection.connection_lost(None)
+        return None, connection
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connect_and_lose)
+    async with pool_to(1) as pool:
+        with pytest.raises(NoAnswer, match="closed at once"):
+            await pool.exchange(REQUEST)
 
 
 @pytest.mark.parametrize("second", [OK, b"HTTP/1.1 500 Evil\r\nContent-Le", b"H", b"garbage"])
