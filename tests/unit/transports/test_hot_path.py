@@ -365,6 +365,12 @@ async def test_a_connection_that_the_server_closed_while_idle_costs_nothing(sqs:
         assert client.statistics().hot_calls == 6
         assert client.statistics().hot_misses == 6
 
+        assert await asyncio.gather(*(delete(queue) for _ in range(5))) == [[]] * 5
+        for _ in range(6):  # five stale connections in a row, then a new one
+            assert await delete(queue) == []
+        assert client.statistics().hot_misses == 11
+        assert client.statistics().hot_calls == 12
+
 
 async def test_a_throttle_is_left_to_the_ordinary_client(sqs: FakeSqs, caplog: pytest.LogCaptureFixture) -> None:
     """After one throttle the hot path pauses, and says so once."""
