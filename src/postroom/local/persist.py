@@ -20,7 +20,7 @@ from postroom.errors import ConfigurationError
 from postroom.local.broker import Broker
 from postroom.local.messages import State, Stored
 from postroom.local.moves import Move
-from postroom.local.queue import LocalQueue, Scope
+from postroom.local.queue import INSTANT, LocalQueue, Scope
 
 _MAGIC = b"postroom-queue-log 1\n"
 _FRAME = struct.Struct(">II")
@@ -161,7 +161,9 @@ class _Replay:
         """Put the messages that are left into their queues."""
         for uid, messages in self._messages.items():
             queue = self._queues[uid]
-            for message in messages.values():
+            for message in sorted(messages.values(), key=lambda each: each.visible_at):  # as they became available
+                if message.state is State.IN_FLIGHT and message.visible_at <= now + INSTANT:
+                    message.state = State.AVAILABLE
                 queue.restore(message, now)
 
     def _queue(self, record: _QueueRecord) -> None:

@@ -4,7 +4,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_Create
 """
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from random import Random
 from urllib.parse import urlsplit
@@ -204,7 +204,7 @@ def page(names: list[str], max_results: int | None, token: str | None) -> tuple[
         raise invalid_value("MaxResults", max_results, f"Must be between 1 and {MAX_LISTED}.")
     if token:
         try:
-            after = urlsafe_b64decode(token).decode()
+            after = b64decode(token, altchars=b"-_", validate=True).decode()
         except ValueError:
             raise invalid_value("NextToken", token[:80], "It is not a token that was returned.") from None
         names = [name for name in names if name > after]
