@@ -485,6 +485,8 @@ async def test_no_credential_and_no_body_is_logged(sqs: FakeSqs, caplog: pytest.
     for body in bodies:
         sqs.scripts["ReceiveMessage"] = only_hot(says(reply(body)))
         await outcome(sqs, "ReceiveMessage", hot=True)
+    sqs.scripts["DeleteMessageBatch"] = only_hot(says(reply({"Failed": [{"Id": "a secret in a number's place"}]})))
+    await outcome(sqs, "DeleteMessageBatch", hot=True)
     told = " ".join(caplog.messages)
     assert "by the ordinary client" in told
     assert "secret" not in told
