@@ -27,14 +27,6 @@ def test_same_id(either_sqs: Any, make_queue: MakeQueue) -> None:
     assert nothing(either_sqs, url)
 
 
-@page(BY_ID, recorded=True)
-def test_answer_to_a_duplicate(sqs: Any, make_queue: MakeQueue) -> None:
-    """The answer to a duplicate names the message that is there already."""
-    url = make_queue(fifo=True)
-    first, second = send(sqs, url, "x", "d"), send(sqs, url, "x", "d")
-    assert second["MessageId"] == first["MessageId"]
-
-
 @page("API_SendMessage")
 def test_same_id_after_the_delete(either_sqs: Any, make_queue: MakeQueue) -> None:
     """The id is remembered after its message was received and deleted."""

@@ -86,7 +86,7 @@ def test_ten_attributes(sqs: Any, queue: str) -> None:
     assert receive_one(sqs, queue, MessageAttributeNames=["All"])["MessageAttributes"] == attributes
 
 
-@page("quotas-messages", recorded=True)
+@page("quotas-messages")
 def test_eleven_attributes(sqs: Any, queue: str) -> None:
     """An eleventh attribute is refused."""
     attributes = {f"name-{n}": text(str(n)) for n in range(11)}
@@ -94,7 +94,7 @@ def test_eleven_attributes(sqs: Any, queue: str) -> None:
     assert refusal.code == "InvalidParameterValue"
 
 
-@page("sqs-message-metadata", recorded=True)
+@page("sqs-message-metadata")
 @pytest.mark.parametrize(
     "name",
     [
@@ -148,7 +148,7 @@ def test_empty_values(sqs: Any, queue: str, value: dict[str, Any]) -> None:
     assert refusal.code == "InvalidParameterValue"
 
 
-@page("API_MessageAttributeValue", recorded=True)
+@page("API_MessageAttributeValue")
 @pytest.mark.parametrize("kind", ["Colour", "string", "Str", "", "String" + "." + "x" * 256], ids=lambda kind: kind[:8])
 def test_forbidden_types(sqs: Any, queue: str, kind: str) -> None:
     """A type is String, Number or Binary, in this case, with a label perhaps, and has up to 256 characters."""

@@ -49,7 +49,7 @@ def test_wait_is_bounded(either_sqs: Any, queue: str, seconds: int) -> None:
     assert (refusal.code, refusal.status) == ("InvalidParameterValue", 400)
 
 
-@page("API_ReceiveMessage", recorded=True)
+@page("API_ReceiveMessage")
 @pytest.mark.parametrize("seconds", [-1, 43_201])
 def test_visibility_is_bounded(either_sqs: Any, queue: str, seconds: int) -> None:
     """VisibilityTimeout is 0 to 43,200."""

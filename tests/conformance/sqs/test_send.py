@@ -119,7 +119,7 @@ def test_size_is_counted_in_bytes(sqs: Any, make_queue: MakeQueue) -> None:
     refused(sqs.send_message, QueueUrl=url, MessageBody="🎉" * 257)
 
 
-@page("API_SendMessage", recorded=True)
+@page("API_SendMessage")
 @pytest.mark.parametrize("delay", [-1, 901])
 def test_delay_is_bounded(either_sqs: Any, queue: str, delay: int) -> None:
     """DelaySeconds is 0 to 900."""

@@ -99,7 +99,7 @@ def test_twelve_hours(sqs: Any, queue: str) -> None:
     assert nothing(sqs, queue)
 
 
-@page("API_ChangeMessageVisibility", recorded=True)
+@page("API_ChangeMessageVisibility")
 @pytest.mark.parametrize("seconds", [-1, 43_201])
 def test_change_is_bounded(either_sqs: Any, queue: str, seconds: int) -> None:
     """VisibilityTimeout is 0 to 43,200."""
@@ -155,7 +155,7 @@ def test_change_of_a_message_not_in_flight(either_sqs: Any, queue: str) -> None:
         assert nothing(either_sqs, queue)
 
 
-@page("API_ChangeMessageVisibility", recorded=True)
+@page("API_ChangeMessageVisibility")
 def test_timeout_is_required(wire: Wire, sqs: Any, queue: str) -> None:
     """A change without a timeout misses a parameter."""
     sqs.send_message(QueueUrl=queue, MessageBody="x")

@@ -26,7 +26,7 @@ def test_success(wire: Wire, queue: str) -> None:
     """A success is XML: the action's response, in it the result and the request id."""
     reply = wire.query("SendMessage", {"QueueUrl": queue, "MessageBody": "hello"})
     assert reply.status == 200
-    assert reply.headers["content-type"].startswith("text/xml")
+    assert "xml" in reply.headers["content-type"]
     assert reply.root == "SendMessageResponse"
     assert reply.text("SendMessageResult/MessageId")
     assert reply.text("SendMessageResult/MD5OfMessageBody") == md5("hello")
