@@ -1,1 +1,1 @@
-"""Multi-tenant datasource selection: each tenant's orders reach that tenant's own database."""
+"""Multi-tenant datasource selection: each tenant's messages reach that tenant's own database."""

@@ -1,15 +1,12 @@
 """The payload: what happened?"""
 
+from dataclasses import dataclass
 from decimal import Decimal
 
-import msgspec
 
-
-class OrderCreatedEvent(msgspec.Struct, frozen=True, rename="camel"):
-    """An order was created. In JSON: ``orderId``, ``customerId``, ``amount``.
-
-    A pydantic model or a dataclass would do as well. Money is a ``Decimal``: 99.99 arrives digit by digit.
-    """
+@dataclass(frozen=True)
+class OrderCreatedEvent:
+    """An order was created. In JSON: ``{"orderId": "order-001", "customerId": "cust-123", "amount": 99.99}``."""
 
     order_id: str
     customer_id: str

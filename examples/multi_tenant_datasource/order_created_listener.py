@@ -9,14 +9,11 @@ from .tenant_resources import TenantResources
 
 
 class OrderCreatedListener:
-    """Passes each order to the order service, with the database of its own tenant.
+    """Hands each order, with its own tenant's database, to the service. Any object with this ``__call__`` will do."""
 
-    A function decorated with ``@consumer.handler`` would do; an object is handy when the handler needs something.
-    """
-
-    def __init__(self, order_service: OrderService) -> None:
-        self._order_service = order_service
+    def __init__(self, service: OrderService) -> None:
+        self._service = service
 
     async def __call__(self, order: OrderCreatedEvent, ctx: MessageContext[TenantContext, TenantResources]) -> None:
-        """Handle one message. It is acknowledged when this returns, and seen again when this raises."""
-        await self._order_service.process_order(order, ctx.context.tenant_id, ctx.resources.data_source)
+        """Handle one message."""
+        await self._service.process_order(order, ctx.context, ctx.resources.data_source)

@@ -1,30 +1,63 @@
-"""Puts it together: queue, context, resources, handler."""
+"""Puts the parts together: one consumer, one pool of tenant databases."""
 
-from postroom import AwsClient, Consumer, RetryPolicy, Visibility
+from collections.abc import Iterable
 
+from postroom import (
+    Consumer,
+    ContextError,
+    Failure,
+    PayloadError,
+    PoolLimits,
+    Reject,
+    ResourcePool,
+    RetryPolicy,
+    Visibility,
+)
+from postroom.events import Observer
+from postroom.payloads import decoder_for
+from postroom.transports import Client
+
+from .order_created_event import OrderCreatedEvent
 from .order_created_listener import OrderCreatedListener
 from .order_service import OrderService
-from .tenant_context import TenantContext, tenant_of
+from .tenant_context import TenantContext, resolve_tenant
 from .tenant_datasource_manager import TenantDataSourceManager
 from .tenant_resources import TenantResources
 
+Orders = Consumer[TenantContext, TenantResources]
 
-def create_consumer(
+
+def reject_what_cannot_get_better(failure: Failure) -> None:
+    """Send a message straight to the dead-letter queue whose sender has to mend it."""
+    if isinstance(failure.error, ContextError | PayloadError):
+        raise Reject(str(failure.error)) from failure.error
+
+
+def create_orders(
     manager: TenantDataSourceManager,
     *,
     queue: str = "tenant-orders",
-    client: AwsClient | None = None,
-    visibility: Visibility = Visibility(),  # noqa: B008 - frozen
-    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
-) -> Consumer[TenantContext, TenantResources]:
-    """Make the consumer. Nothing is opened before it runs."""
+    client: Client | None = None,
+    observers: Iterable[Observer] = (),
+) -> Orders:
+    """Make the consumer of the service. Nothing is opened before it is started."""
+    databases = ResourcePool(
+        manager.resources,
+        weight=manager.connections,
+        limits=PoolLimits(budget=50, idle=600, max_age=3600),
+        observers=observers,
+        name="tenant databases",
+    )
     orders = Consumer(
         queue,
-        context=tenant_of,  # whose message is this?
-        resources=manager.resources,  # opened once per tenant, leased to each message, closed at the end
+        context=resolve_tenant,
+        resources=databases,
+        payload=decoder_for(OrderCreatedEvent, rename="camel"),
+        visibility=Visibility(timeout=30),
+        retry=RetryPolicy(base=1, cap=60),
+        on_error=reject_what_cannot_get_better,
+        observers=observers,
         client=client,
-        visibility=visibility,
-        retry=retry,
     )
     orders.handler(OrderCreatedListener(OrderService()))
     return orders

@@ -1,20 +1,22 @@
-"""The business logic. It knows orders and databases, and nothing of queues."""
+"""What the business does with an order. Knows nothing of queues."""
 
 import logging
 
 from .order_created_event import OrderCreatedEvent
+from .tenant_context import TenantContext
 from .tenant_resources import TenantDataSource
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("orders")
 
 
 class OrderService:
-    """Processes orders."""
+    """Processes orders in the database of the tenant that they belong to."""
 
-    async def process_order(self, order: OrderCreatedEvent, tenant_id: str, data_source: TenantDataSource) -> None:
-        """Save the order in the tenant's database."""
-        logger.info(
-            "Processing order %s for tenant %s using datasource %s", order.order_id, tenant_id, data_source.name
+    async def process_order(
+        self, order: OrderCreatedEvent, tenant: TenantContext, data_source: TenantDataSource
+    ) -> None:
+        """Write an order to a tenant's database."""
+        log.info(
+            "Processing order %s for tenant %s using datasource %s", order.order_id, tenant.tenant_id, data_source.name
         )
-        if not await data_source.save_order(order):
-            logger.info("Order %s was there already", order.order_id)
+        await data_source.save_order(order.order_id, order.customer_id, order.amount)

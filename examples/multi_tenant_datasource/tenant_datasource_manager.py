@@ -1,134 +1,117 @@
-"""Where each tenant's data is, and how it is opened and closed: SQLite files, or PostgreSQL databases."""
+"""The registry of the tenants' databases, and the provider that opens one.
 
-import os
-import sqlite3
-import tomllib
+Which tenants exist, and where their databases are, is decided here and never by a message.
+"""
+
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from postroom.datasources import DataSource, Provider, SqliteDatabase, UnknownTenant, asyncpg_pool, sqlite_database
+from postroom.datasources import SqliteDatabase, UnknownTenant, asyncpg_pool, sqlite_database
 
-from .order_created_event import OrderCreatedEvent
 from .tenant_context import TenantContext
-from .tenant_resources import TenantResources
+from .tenant_resources import TenantDataSource, TenantResources
 
 if TYPE_CHECKING:
     import asyncpg
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS orders (order_id text PRIMARY KEY, customer_id text NOT NULL, amount {} NOT NULL)"
-INSERT = "INSERT INTO orders VALUES ({}) ON CONFLICT (order_id) DO NOTHING"
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS orders (order_id text PRIMARY KEY, customer_id text NOT NULL, amount text NOT NULL)"
+)
+INSERT = "INSERT INTO orders (order_id, customer_id, amount) VALUES ({}) ON CONFLICT (order_id) DO NOTHING"
+SELECT = "SELECT order_id FROM orders ORDER BY order_id"
+
+CONNECTIONS = 4
+"""Connections per tenant to PostgreSQL, at most."""
+Locations = Mapping[TenantContext, Path | str]
+"""Where each tenant's database is: a file of SQLite's, or the DSN of a PostgreSQL database."""
+
+
+def database_name(tenant: TenantContext) -> str:
+    """Return what a tenant's database is called."""
+    return f"{tenant.tenant_id}-{tenant.region}-db"
 
 
 @dataclass(frozen=True)
 class SqliteDataSource:
-    """A tenant's SQLite file."""
+    """A tenant's orders in a SQLite file."""
 
     name: str
     database: SqliteDatabase
 
-    async def save_order(self, order: OrderCreatedEvent) -> bool:
-        """Save an order, in one transaction and one hop to the file's thread."""
-        row = (order.order_id, order.customer_id, str(order.amount))
+    async def save_order(self, order_id: str, customer_id: str, amount: Decimal) -> None:
+        """Write an order, once."""
+        await self.database.execute(INSERT.format("?, ?, ?"), (order_id, customer_id, str(amount)))
 
-        def work(connection: sqlite3.Connection) -> bool:
-            return connection.execute(INSERT.format("?, ?, ?"), row).rowcount == 1
-
-        return await self.database.run(work)
+    async def orders(self) -> list[str]:
+        """Return the ids of all orders, sorted."""
+        return [row["order_id"] for row in await self.database.fetch(SELECT)]
 
 
 @dataclass(frozen=True)
 class PostgresDataSource:
-    """A tenant's PostgreSQL database."""
+    """A tenant's orders in a PostgreSQL database."""
 
     name: str
     pool: "asyncpg.Pool[asyncpg.Record]"
 
-    async def save_order(self, order: OrderCreatedEvent) -> bool:
-        """Save an order. A statement of its own is a transaction of its own."""
-        sql = INSERT.format("$1, $2, $3")
-        return await self.pool.execute(sql, order.order_id, order.customer_id, order.amount) == "INSERT 0 1"
+    async def save_order(self, order_id: str, customer_id: str, amount: Decimal) -> None:
+        """Write an order, once."""
+        await self.pool.execute(INSERT.format("$1, $2, $3"), order_id, customer_id, str(amount))
+
+    async def orders(self) -> list[str]:
+        """Return the ids of all orders, sorted."""
+        return [row["order_id"] for row in await self.pool.fetch(SELECT)]
 
 
 class TenantDataSourceManager:
-    """Opens and closes the tenants' databases.
+    """Opens the database of a tenant that it knows.
 
     Args:
-        registry: who is a tenant, and where its data is: ``sqlite:<file>`` or ``postgresql://...``. Only this says
-            so; a message names its tenant and nothing else.
-        directory: where SQLite files are.
+        locations: the tenants that exist, with a file for each (SQLite) or a DSN for each (PostgreSQL).
     """
 
-    def __init__(self, registry: Mapping[TenantContext, str | DataSource], directory: Path) -> None:
-        self._registry = registry
-        self._directory = directory
-        self._files = sqlite_database(self._file_of, create=True, schema=SCHEMA.format("text"))
+    def __init__(self, locations: Locations) -> None:
+        self._locations = locations
+        self._sqlite = sqlite_database(self._path, create=True, schema=SCHEMA)
 
-    @classmethod
-    def from_environment(cls) -> Self:
-        """Read the registry from TENANT_REGISTRY (default: tenants.toml here); files are in TENANT_DIRECTORY."""
-        registry = Path(os.environ.get("TENANT_REGISTRY", Path(__file__).with_name("tenants.toml")))
-        return cls(read_registry(registry), Path(os.environ.get("TENANT_DIRECTORY", "tenant-databases")))
-
-    @cached_property
-    def _servers(self) -> "Provider[TenantContext, asyncpg.Pool[asyncpg.Record]]":
-        return asyncpg_pool(self._located, max_size=4)  # needs asyncpg: made when the first tenant needs it
+    def connections(self, tenant: TenantContext) -> int:
+        """Return what a tenant's resources take of the pool's budget: the connections that they may open."""
+        return 1 if isinstance(self._locations.get(tenant), Path) else CONNECTIONS
 
     @asynccontextmanager
-    async def resources(self, context: TenantContext) -> AsyncGenerator[TenantResources, None]:
-        """Open one tenant's resources; what follows the yield closes them. The consumer's pool calls it."""
-        name = f"{context.tenant_id}-{context.region}-db"
-        if self._is_file(self._located(context)):
-            async with self._files(context) as database:
-                yield TenantResources(SqliteDataSource(name, database))
+    async def resources(self, tenant: TenantContext) -> AsyncGenerator[TenantResources]:
+        """Provide a tenant's resources: what follows the ``yield`` is the cleanup.
+
+        Raises:
+            UnknownTenant: there is no such tenant. It is a ``LookupError``, so the pool does not try again soon.
+            Exception: whatever the driver raises when the database cannot be reached. The pool tries again later.
+        """
+        async with self._open(tenant) as data_source:
+            yield TenantResources(data_source)
+
+    @asynccontextmanager
+    async def _open(self, tenant: TenantContext) -> AsyncGenerator[TenantDataSource]:
+        if isinstance(self._locate(tenant), Path):
+            async with self._sqlite(tenant) as database:
+                yield SqliteDataSource(database_name(tenant), database)
         else:
-            async with self._servers(context) as pool:
-                await pool.execute(SCHEMA.format("numeric"))
-                yield TenantResources(PostgresDataSource(name, pool))
+            async with asyncpg_pool(self._dsn, max_size=CONNECTIONS)(tenant) as pool:
+                await pool.execute(SCHEMA)
+                yield PostgresDataSource(database_name(tenant), pool)
 
-    def weight(self, context: TenantContext) -> int:
-        """Return how many connections a tenant's resources may hold: for a pool's budget."""
-        source = self._registry.get(context, "sqlite:")  # whether it exists is found out when it is opened
-        return (self._files if self._is_file(source) else self._servers).weight
-
-    async def check(self, resources: TenantResources) -> bool:
-        """Ask the database whether it is well: for a pool's ``check=``."""
-        match resources.data_source:
-            case SqliteDataSource(database=database):
-                return await database.check()
-            case PostgresDataSource(pool=pool):
-                return await pool.fetchval("SELECT true") is True
-            case _:
-                return True
-
-    def _located(self, context: TenantContext) -> str | DataSource:
+    def _locate(self, tenant: TenantContext) -> Path | str:
         try:
-            return self._registry[context]
-        except KeyError:  # a LookupError: the pool leaves an unknown tenant alone for a minute
-            raise UnknownTenant("the registry has no such tenant") from None
+            return self._locations[tenant]
+        except KeyError:
+            text = f"there is no tenant {tenant.tenant_id!r} in {tenant.region!r}"
+            raise UnknownTenant(text) from None
 
-    def _file_of(self, context: TenantContext) -> Path:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        return self._directory / str(self._located(context)).removeprefix("sqlite:")
+    def _path(self, tenant: TenantContext) -> Path:
+        return Path(self._locate(tenant))
 
-    @staticmethod
-    def _is_file(source: str | DataSource) -> bool:
-        return isinstance(source, str) and source.startswith("sqlite:")
-
-
-def read_registry(path: Path) -> dict[TenantContext, str | DataSource]:
-    """Read the tenants from a TOML file; see tenants.toml."""
-    with path.open("rb") as file:
-        tenants = tomllib.load(file)["tenants"]
-    return {TenantContext(tenant["tenant_id"], tenant["region"]): _source(tenant) for tenant in tenants}
-
-
-def _source(tenant: Mapping[str, str]) -> str | DataSource:
-    variable = tenant.get("password_variable")
-    if variable is None:
-        return tenant["database"]
-    # Asked for each connection, so that a rotated password reaches the next one.
-    return DataSource(tenant["database"], password=lambda: os.environ[variable])
+    def _dsn(self, tenant: TenantContext) -> str:
+        return str(self._locate(tenant))

@@ -1,26 +1,29 @@
-"""The resources: what a handler gets for its tenant."""
+"""The resources: what a handler gets for one tenant."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
-
-from .order_created_event import OrderCreatedEvent
 
 
 class TenantDataSource(Protocol):
-    """One tenant's database, as the order service sees it."""
+    """One tenant's database, whatever it runs on."""
 
     @property
     def name(self) -> str:
-        """The name, for the log."""
+        """What the database is called, such as ``tenant-a-us-east-1-db``."""
         ...
 
-    async def save_order(self, order: OrderCreatedEvent) -> bool:
-        """Save an order. Returns False if it is there already: SQS delivers at least once, not exactly once."""
+    async def save_order(self, order_id: str, customer_id: str, amount: Decimal) -> None:
+        """Write an order. A second write of the same order changes nothing: SQS may deliver a message twice."""
+        ...
+
+    async def orders(self) -> list[str]:
+        """Return the ids of all orders, sorted."""
         ...
 
 
 @dataclass(frozen=True)
 class TenantResources:
-    """Everything that belongs to one tenant. Opened once, leased to each of its messages, closed once."""
+    """Everything that is leased for a tenant. A second resource, such as an API client, would be a field here."""
 
     data_source: TenantDataSource
