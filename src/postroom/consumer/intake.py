@@ -1,6 +1,7 @@
 """From a receive to the scheduler: whose messages are these?"""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from random import Random
@@ -36,6 +37,17 @@ class Unresolved:
 UNRESOLVED = Unresolved()
 
 
+class _Batch:
+    """Messages whose async resolver runs or is to run, one after the other; the next one last."""
+
+    __slots__ = ("group", "task", "waiting")
+
+    def __init__(self, group: str | None, waiting: list[tuple[Delivery, Awaitable[Any]]]) -> None:
+        self.group = group
+        self.waiting = waiting
+        self.task: asyncio.Task[None] | None = None
+
+
 class Intake:
     """Takes received messages in: holds them, resolves their contexts, and hands them to the scheduler.
 
@@ -63,7 +75,7 @@ class Intake:
         self._dispatch = dispatch
         self._crowded = crowded
         self._closed = False
-        self._resolving: set[asyncio.Task[None]] = set()
+        self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.resolving = 0
         """Messages whose async resolver runs."""
@@ -102,13 +114,20 @@ class Intake:
             cooling = 0.0 if self._pool is None else self._pool.retry_after(job.context)
             delay = max(cooling, self._rng.uniform(*_SURPLUS_DELAY))
             self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
+            self.withdraw(job.group)
+
+    def withdraw(self, group: str | None) -> None:
+        """Give back, in order, what is still being resolved of a message group: something before it was not done."""
+        if group is not None:
+            for batch in [batch for batch in self._batches if batch.group == group]:
+                self._withdraw(batch)
 
     async def close(self) -> None:
         """Give back everything that has no slot yet, and what still arrives."""
         self._closed = True
-        resolving = tuple(self._resolving)
-        for task in resolving:
-            task.cancel()
+        resolving = [batch.task for batch in self._batches if batch.task is not None]
+        for batch in tuple(self._batches):
+            self._withdraw(batch)
         if resolving:
             await asyncio.wait(resolving)
         for job in self._scheduler.withdraw_waiting():
@@ -123,28 +142,35 @@ class Intake:
         except Exception as error:
             return _context_error(delivery, error)
 
-    def _resolve_later(self, batch: list[tuple[Delivery, Awaitable[Any]]]) -> None:
-        self.resolving += len(batch)
-        task = asyncio.create_task(self._resolve_in_order(batch), name="postroom-resolve-context")
-        self._resolving.add(task)
-        task.add_done_callback(self._resolving.discard)
+    def _resolve_later(self, waiting: list[tuple[Delivery, Awaitable[Any]]]) -> None:
+        self.resolving += len(waiting)
+        batch = _Batch(waiting[0][0].message.group_id if self._fifo else None, waiting[::-1])
+        self._batches[batch] = None
+        batch.task = asyncio.create_task(self._resolve_in_order(batch), name="postroom-resolve-context")
+        batch.task.add_done_callback(lambda _task: self._batches.pop(batch, None))
 
-    async def _resolve_in_order(self, batch: list[tuple[Delivery, Awaitable[Any]]]) -> None:
-        waiting = batch[::-1]
-        try:
-            while waiting:
-                delivery, awaitable = waiting[-1]
-                found = await _bounded(delivery, awaitable)
-                waiting.pop()
-                self.resolving -= 1
-                self._enter(delivery, found)
-                self._dispatch()
-        finally:
-            self.resolving -= len(waiting)
-            for delivery, awaitable in reversed(waiting):  # the consumer stops
-                if asyncio.iscoroutine(awaitable):
-                    awaitable.close()
-                self._settler.give_back(delivery, Settlement.RETURNED, delay=0.0)
+    async def _resolve_in_order(self, batch: _Batch) -> None:
+        while batch.waiting:
+            delivery, awaitable = batch.waiting[-1]
+            found = await _bounded(delivery, awaitable)
+            if not batch.waiting:  # withdrawn meanwhile, by a resolver that does not let itself be cancelled
+                return
+            batch.waiting.pop()
+            self.resolving -= 1
+            self._enter(delivery, found)
+            self._dispatch()
+
+    def _withdraw(self, batch: _Batch) -> None:
+        """Give a batch back. Not left to its task: one that is cancelled before it began would never do it."""
+        self._batches.pop(batch, None)
+        self.resolving -= len(batch.waiting)
+        for delivery, awaitable in reversed(batch.waiting):
+            if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+                awaitable.close()
+            self._settler.give_back(delivery, Settlement.RETURNED, delay=0.0)
+        batch.waiting.clear()
+        if batch.task is not None:
+            batch.task.cancel()
 
     def _enter(self, delivery: Delivery, found: Any) -> None:
         message = delivery.message

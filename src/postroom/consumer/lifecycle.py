@@ -106,6 +106,7 @@ class Run(Generic[C, R]):
             settler=self._settler,
             on_slot_free=self._on_slot_free,
             on_blocked=self._on_blocked,
+            on_group_back=lambda group: self._intake.withdraw(group),
         )
         self._intake = Intake(
             settings,

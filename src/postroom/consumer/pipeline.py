@@ -17,6 +17,7 @@ from postroom.errors import (
     OwnershipLost,
     PayloadError,
     PoolExhaustedError,
+    PostroomError,
     Reject,
     ResourceError,
     ResourceOpenError,
@@ -56,6 +57,8 @@ class Pipeline:
         settler: holds the deliveries and settles them.
         on_slot_free: called when a message ended.
         on_blocked: called when a message begins to wait for its tenant's resources.
+        on_group_back: called with the group of a message that is not done, on a FIFO queue: what is still on its way
+            to the scheduler has to go back as well.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Pipeline:
         settler: Settler,
         on_slot_free: Callable[[], None],
         on_blocked: Callable[[], None],
+        on_group_back: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._decode = decode
@@ -79,6 +83,7 @@ class Pipeline:
         self._observers: Observers = settings.observers
         self._on_slot_free = on_slot_free
         self._on_blocked = on_blocked
+        self._on_group_back = on_group_back
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self._closing = False
         self.jobs: dict[Delivery, Job] = {}
@@ -244,11 +249,15 @@ class Pipeline:
         return None
 
     async def _obey(self, job: Job, instruction: Retry | Reject) -> None:
+        delay = instruction.delay if isinstance(instruction, Retry) else None
         if isinstance(instruction, Reject):
-            if not await self._settler.reject(job.delivery, instruction.reason):
-                self._settle_failure(job, instruction)
-            return
-        delay = instruction.delay
+            try:
+                if not await self._settler.reject(job.delivery, instruction.reason):
+                    self._settle_failure(job, instruction)
+                return
+            except PostroomError as error:
+                # Neither handled nor a dead letter: it comes back, in every mode.
+                _log.error("Message %s could not be made a dead letter: %s", job.message.id, error)
         if delay is None:
             delay = backoff(self._settings.retry, job.message, instruction, self._rng)
         self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
@@ -282,6 +291,8 @@ class Pipeline:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
         for other in self._scheduler.withdraw_group(job):
             self._settler.give_back(other.delivery, Settlement.RETURNED, delay=0.0)
+        if job.group is not None:
+            self._on_group_back(job.group)
 
     def _free_slot(self, job: Job) -> None:
         self.jobs.pop(job.delivery, None)

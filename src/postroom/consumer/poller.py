@@ -114,6 +114,7 @@ class Poller:
             )
         finally:
             self._asked_for -= limit
+            self.wake()  # there is more room: another poller may have waited for it, or nobody polls any more
         self.last_success = asyncio.get_running_loop().time()
         return messages
 

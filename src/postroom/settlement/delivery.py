@@ -13,11 +13,23 @@ class Delivery:
     receipt handle, and deletes nothing.
     """
 
-    __slots__ = ("beating", "covered", "deadline", "lost", "message", "receipt_handle", "received_at", "settlement")
+    __slots__ = (
+        "beating",
+        "covered",
+        "deadline",
+        "lost",
+        "message",
+        "receipt_handle",
+        "received_at",
+        "receives",
+        "settlement",
+    )
 
     def __init__(self, message: Message, *, received_at: float, visibility: float) -> None:
         self.message = message
         self.receipt_handle = message.receipt_handle
+        self.receives = message.receive_count
+        """Which receive the receipt handle is of, as SQS counts them."""
         self.received_at = received_at
         self.deadline = received_at + visibility
         """The loop time at which it is visible to others, unless an extension is confirmed before."""
@@ -36,7 +48,13 @@ class Delivery:
         return not self.lost and self.settlement in {None, Settlement.ACKED}
 
     def renew(self, message: Message, *, received_at: float, visibility: float) -> None:
-        """Take over a second receive of the same message: the newest receipt handle is the one that counts."""
+        """Take over a second receive of the same message: the newest receipt handle is the one that counts.
+
+        The answers of two receives may arrive in the wrong order; then there is nothing to take over.
+        """
+        if message.receive_count < self.receives:
+            return
+        self.receives = message.receive_count
         self.receipt_handle = message.receipt_handle
         self.received_at = received_at
         self.deadline = received_at + visibility

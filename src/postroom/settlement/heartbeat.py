@@ -120,32 +120,34 @@ class Heartbeat:
 
     async def _extend(self, batch: Sequence[tuple[Delivery, int]]) -> None:
         sent_at = asyncio.get_running_loop().time()
+        changes = [VisibilityChange(delivery.receipt_handle, seconds) for delivery, seconds in batch]
         try:
-            refused = await self._send(batch)
+            refused = await self._send(changes)
         finally:
             for delivery, _ in batch:
                 delivery.beating = False
         confirmed: list[Delivery] = []
         for index, (delivery, seconds) in enumerate(batch):
+            renewed = delivery.receipt_handle != changes[index].receipt_handle
             if index not in refused:
-                # Counted from before the request was sent: never later than SQS's own deadline.
-                delivery.deadline = sent_at + seconds
+                if not renewed:  # counted from before the request was sent: never later than SQS's own deadline
+                    delivery.deadline = sent_at + seconds
                 self.extended += 1
                 if delivery.covered:
                     confirmed.append(delivery)
             elif delivery.covered:  # one that was settled meanwhile is refused rightly, and nobody's trouble
-                self._refused(delivery, final=refused[index])
+                # A refusal of the older receipt handle says nothing of the one that was received meanwhile.
+                self._refused(delivery, final=refused[index] and not renewed)
         if confirmed:
             self._schedule(min(d.deadline for d in confirmed), confirmed)
 
-    async def _send(self, batch: Sequence[tuple[Delivery, int]]) -> dict[int, bool]:
+    async def _send(self, changes: Sequence[VisibilityChange]) -> dict[int, bool]:
         """Return the refused entries, by their place; the value tells whether trying again is useless."""
-        changes = [VisibilityChange(delivery.receipt_handle, seconds) for delivery, seconds in batch]
         try:
             failures = await self._queue.change_visibility(changes)
         except TransportError as error:
-            _log.warning("Extending the visibility of %d messages failed: %s", len(batch), error)
-            return dict.fromkeys(range(len(batch)), False)
+            _log.warning("Extending the visibility of %d messages failed: %s", len(changes), error)
+            return dict.fromkeys(range(len(changes)), False)
         return {failure.index: failure.sender_fault for failure in failures}
 
     def _refused(self, delivery: Delivery, *, final: bool) -> None:

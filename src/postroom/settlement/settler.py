@@ -149,19 +149,19 @@ class Settler:
             self._end(delivery, Settlement.LEFT)
 
     async def reject(self, delivery: Delivery, reason: str) -> bool:
-        """Send the message to the dead-letter queue and then delete it. Returns False where that is not possible."""
-        try:
-            queue = await self._dead_letter_queue()
-            if queue is None:
-                _log.warning("Message %s was rejected, but its queue has no dead-letter queue", delivery.message.id)
-                return False
-            [result] = await queue.send([_dead_letter(delivery.message, reason, fifo=queue.info.fifo)])
-        except PostroomError as error:
-            _log.warning("Sending message %s to the dead-letter queue failed: %s", delivery.message.id, error)
+        """Send the message to the dead-letter queue and then delete it. Returns False where there is none.
+
+        Raises:
+            PostroomError: the dead-letter queue could not be opened, or did not take it. Nothing was decided then.
+        """
+        queue = await self._dead_letter_queue()
+        if queue is None:
+            _log.warning("Message %s was rejected, but its queue has no dead-letter queue", delivery.message.id)
             return False
+        [result] = await queue.send([_dead_letter(delivery.message, reason, fifo=queue.info.fifo)])
         if isinstance(result, EntryFailure):
-            _log.warning("The dead-letter queue refused message %s: %s", delivery.message.id, result.code)
-            return False
+            text = f"the dead-letter queue refused message {delivery.message.id}: {result.code}"
+            raise TransportError(text, operation="SendMessageBatch", code=result.code)
         if delivery.settlement is None and not delivery.lost:
             delivery.settlement = Settlement.REJECTED
             self._deletes.add(_Entry(delivery))

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from postroom.errors import AccessDenied, OwnershipLost, PostroomError
+from postroom.errors import AccessDenied, OwnershipLost, PostroomError, TransportError
 from postroom.events import Event, MessageSettled, Observers
 from postroom.message import Message, MessageAttribute
 from postroom.options import Visibility
@@ -241,6 +241,19 @@ def test_a_message_received_again_while_its_delete_is_on_its_way_is_deleted_agai
     assert made.settler.counts() == {Settlement.ACKED: 1}
 
 
+def test_an_older_receive_that_arrives_late_is_not_taken_for_the_newest() -> None:
+    """Two polls were answered in the wrong order: SQS's count of receives tells which handle still works."""
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.take(message(1, receive_count=2))
+        late = {"ApproximateReceiveCount": "1"}
+        made.settler.take([Message(id="m1", body="{}", receipt_handle="r1-older", system_attributes=late)])
+        made.settler.ack(delivery)
+        await made.settler.drain()
+
+    assert scenario(test).queue.deleted == ["r1"]
+
+
 def test_a_message_received_again_after_it_was_given_back_is_a_new_one() -> None:
     """It may arrive before the answer to the change that made it visible."""
 
@@ -297,13 +310,14 @@ def test_a_reason_finds_no_room_beside_ten_attributes() -> None:
 
 
 def test_a_message_is_not_deleted_when_the_dead_letter_queue_refuses_it() -> None:
-    """Nothing is lost: the caller handles it as a failure."""
+    """Nothing is lost, and nothing is decided: the caller gives it back."""
     letters = ScriptedQueue()
     letters.send_failure = "InternalError"
 
     async def test(made: Desk) -> None:
         [delivery] = made.take(message(1))
-        assert not await made.settler.reject(delivery, "why")
+        with pytest.raises(TransportError, match="refused message m1: InternalError"):
+            await made.settler.reject(delivery, "why")
         assert delivery.settlement is None
         await made.settler.drain()
 

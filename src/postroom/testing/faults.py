@@ -1,0 +1,187 @@
+"""A client that misbehaves as SQS and networks do, reproducibly: for tests of what survives it.
+
+::
+
+    async with LocalBroker(seed=1) as broker, MemoryClient(broker) as client:
+        faulty = FaultyClient(client, Random(7), Faults(throttled=0.1, duplicated=0.05))
+        async with Consumer("orders", context=Tenant, client=faulty) as orders: ...
+
+Under :func:`~postroom.testing.loop.run_virtual` its latencies cost nothing.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from postroom.errors import ServiceUnavailable, Throttled, TransportError
+from postroom.message import Message, OutgoingMessage
+from postroom.transports.protocol import Client, EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """How often what goes wrong: probabilities per call, from 0 to 1, unless it says otherwise.
+
+    Args:
+        latency: the longest usual way of a request, and of an answer, in seconds.
+        slow: answers that take up to ``slowest`` seconds.
+        slowest: see there.
+        throttled: requests that are refused; nothing happened.
+        unavailable: requests that do not reach the queue; nothing happened.
+        lost: answers that are lost: it happened, but the caller gets an error.
+        refused: entries of a batch, each, that are refused although the next try may succeed.
+        duplicated: received messages, each, that the queue hands out once more, at once. Never on a FIFO queue.
+        reordered: receives whose messages come in any order. Never on a FIFO queue.
+    """
+
+    latency: float = 0.01
+    slow: float = 0.0
+    slowest: float = 5.0
+    throttled: float = 0.0
+    unavailable: float = 0.0
+    lost: float = 0.0
+    refused: float = 0.0
+    duplicated: float = 0.0
+    reordered: float = 0.0
+
+
+CALM = Faults()
+"""A short way to the queue, and nothing goes wrong."""
+
+
+class FaultyClient:
+    """A client around a client. Re-entrant like that one, which it enters and leaves with itself.
+
+    Args:
+        inner: the real client.
+        rng: decides everything: the same seed and the same calls give the same faults.
+        faults: what goes wrong. ``client.faults = CALM`` ends it at once, also for queues that are open.
+    """
+
+    def __init__(self, inner: Client, rng: Random, faults: Faults = CALM) -> None:
+        self._inner = inner
+        self.rng = rng
+        self.faults = faults
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, traceback)
+
+    async def queue(self, name: str) -> "FaultyQueue":
+        """Open a queue. This call does not fail by itself, so that a test can start."""
+        return FaultyQueue(self, await self._inner.queue(name))
+
+
+class FaultyQueue:
+    """One queue of a :class:`FaultyClient`."""
+
+    def __init__(self, client: FaultyClient, inner: Queue) -> None:
+        self._client = client
+        self._inner = inner
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue said of itself when it was opened."""
+        return self._inner.info
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Receive. A lost answer leaves its messages invisible until their visibility timeout."""
+        await self._request("ReceiveMessage")
+        messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
+        await self._duplicate(messages)
+        await self._answer("ReceiveMessage")
+        if not self.info.fifo and self._happens(self._client.faults.reordered):
+            self._client.rng.shuffle(messages)
+        return messages
+
+    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
+        """Delete what is not refused."""
+        await self._request("DeleteMessageBatch")
+        refused, passed = self._refuse(len(receipt_handles))
+        if passed:
+            failures = await self._inner.delete([receipt_handles[index] for index in passed])
+            refused += _placed(failures, passed)
+        await self._answer("DeleteMessageBatch")
+        return refused
+
+    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        """Change what is not refused."""
+        await self._request("ChangeMessageVisibilityBatch")
+        refused, passed = self._refuse(len(changes))
+        if passed:
+            failures = await self._inner.change_visibility([changes[index] for index in passed])
+            refused += _placed(failures, passed)
+        await self._answer("ChangeMessageVisibilityBatch")
+        return refused
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Send, all or nothing."""
+        await self._request("SendMessageBatch")
+        results = await self._inner.send(messages)
+        await self._answer("SendMessageBatch")
+        return results
+
+    async def attributes(self) -> Mapping[str, str]:
+        """Ask for all queue attributes anew."""
+        await self._request("GetQueueAttributes")
+        attributes = await self._inner.attributes()
+        await self._answer("GetQueueAttributes")
+        return attributes
+
+    def _happens(self, probability: float) -> bool:
+        return probability > 0 and self._client.rng.random() < probability
+
+    async def _travel(self) -> None:
+        faults, rng = self._client.faults, self._client.rng
+        longest = faults.slowest if self._happens(faults.slow) else faults.latency
+        await asyncio.sleep(rng.random() * longest)
+
+    async def _request(self, operation: str) -> None:
+        await self._travel()
+        faults = self._client.faults
+        if self._happens(faults.throttled):
+            raise Throttled(f"{operation}: too many requests", operation=operation, code="RequestThrottled")
+        if self._happens(faults.unavailable):
+            raise _unavailable(operation)
+
+    async def _answer(self, operation: str) -> None:
+        await self._travel()
+        if self._happens(self._client.faults.lost):
+            raise _unavailable(operation)
+
+    async def _duplicate(self, messages: Sequence[Message]) -> None:
+        """Let the queue forget that it has just handed a message out: whoever asks next gets it too."""
+        if self.info.fifo or not self._client.faults.duplicated:
+            return
+        again = [each for each in messages if self._happens(self._client.faults.duplicated)]
+        if again:
+            await self._inner.change_visibility([VisibilityChange(each.receipt_handle, 0) for each in again])
+
+    def _refuse(self, count: int) -> tuple[list[EntryFailure], list[int]]:
+        """Return the entries that are refused, and the places of the others."""
+        refused: list[EntryFailure] = []
+        passed: list[int] = []
+        for index in range(count):
+            if self._happens(self._client.faults.refused):
+                refused.append(EntryFailure(index, "InternalError", "try again"))
+            else:
+                passed.append(index)
+        return refused, passed
+
+
+def _placed(failures: Sequence[EntryFailure], places: Sequence[int]) -> list[EntryFailure]:
+    return [EntryFailure(places[each.index], each.code, each.text, each.sender_fault) for each in failures]
+
+
+def _unavailable(operation: str) -> TransportError:
+    return ServiceUnavailable(f"{operation}: no answer", operation=operation, code="ServiceUnavailable")

@@ -1,0 +1,141 @@
+"""What searching schedules has found, each told once more as an example. docs/proof.md names the seeds."""
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from postroom import AckMode, Concurrency, Consumer, MessageContext, Polling, Reject, RetryPolicy
+from postroom.message import Message, OutgoingMessage
+from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
+from postroom.transports.protocol import EntryFailure, SendResult
+from support.world import Order, Tenant, World, in_world
+
+
+class NoDeadLetters(FaultyClient):
+    """A client whose dead-letter queue takes nothing until it is told to."""
+
+    takes = False
+
+    async def queue(self, name: str) -> FaultyQueue:
+        """Open a queue; one named ``dead`` refuses what is sent to it."""
+        queue = await super().queue(name)
+        if queue.info.name == "dead":
+            accept = queue.send
+
+            async def send(messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+                if self.takes:
+                    return await accept(messages)
+                return [EntryFailure(index, "InternalError") for index, _ in enumerate(messages)]
+
+            vars(queue)["send"] = send
+        return queue
+
+
+def test_what_is_still_being_resolved_goes_back_with_its_group() -> None:
+    """S8: a message fails while an async resolver works on those behind it; none of them overtakes it."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        done: list[str] = []
+
+        async def resolve(message: Message) -> Tenant:
+            await asyncio.sleep(0.3)
+            return Tenant(message.attributes["tenantId"])
+
+        orders: Consumer[Tenant] = Consumer(
+            "orders.fifo", context=resolve, retry=RetryPolicy(base=2, jitter=0), client=world.client
+        )
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            if order.order_id == "0" and ctx.message.receive_count < 3:
+                raise RuntimeError
+            done.append(order.order_id)
+
+        for number in range(4):
+            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(60)
+        assert world.counts("orders.fifo") == (0, 0)
+        return done
+
+    assert in_world(scenario) == ["0", "1", "2", "3"]
+
+
+def test_a_stop_in_the_instant_of_an_arrival_returns_what_is_not_resolved() -> None:
+    """S7: whether the task that resolves the contexts has begun or not, its messages go back."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+
+        async def resolve(message: Message) -> Tenant:
+            await asyncio.Event().wait()
+            raise AssertionError("not reached")
+
+        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+            raise AssertionError("not reached")
+
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+        orders.handler(unused)
+        world.send_orders("1", "2")
+        async with orders:
+            while not orders.statistics().received:
+                await asyncio.sleep(0)
+        return world.counts()
+
+    for seed in range(20):
+        assert in_world(scenario, seed=seed) == (2, 0)
+
+
+def test_polling_goes_on_when_the_second_poller_took_the_last_room() -> None:
+    """Two pollers, room for one message: whichever receive ends with nothing, somebody asks again."""
+
+    async def scenario(world: World) -> int:
+        world.create(VisibilityTimeout="5")
+        faulty = FaultyClient(world.client, Random(7), Faults(latency=0.4, unavailable=0.2))
+        orders: Consumer[Tenant] = Consumer(
+            "orders",
+            context=Tenant,
+            client=faulty,
+            concurrency=Concurrency(total=1, per_tenant=1),
+            polling=Polling(wait=1, batch=1, pollers=2, prefetch=0),
+        )
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            for number in range(30):
+                world.send_orders(str(number))
+                await asyncio.sleep(number % 4)
+            await asyncio.sleep(100)
+        return len(set(done))
+
+    for seed in range(10):
+        assert in_world(scenario, seed=seed) == 30
+
+
+def test_a_reject_that_the_dead_letter_queue_does_not_take_is_no_reason_to_delete() -> None:
+    """S2: neither handled nor a dead letter, so it comes back, with ALWAYS as well."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        world.create(dead_letters="dead")
+        client = NoDeadLetters(world.client, Random(1))
+        orders: Consumer[Any] = Consumer("orders", context=Tenant, ack=AckMode.ALWAYS, client=client)
+
+        @orders.handler
+        async def refuse(order: Order, ctx: MessageContext[Any]) -> None:
+            raise Reject("no such product")
+
+        world.send_orders("1")
+        async with orders:
+            await asyncio.sleep(0.5)
+            before = world.counts()
+            client.takes = True
+            await asyncio.sleep(20)
+        return before, world.counts(), world.counts("dead")
+
+    assert in_world(scenario) == ((0, 1), (0, 0), (1, 0))
