@@ -57,7 +57,7 @@ class Core:
         self._jitter = jitter
         self._wake_at: float | None = None
         self._view = plan.View(
-            self.line, self.table, self.budget, self.hosts, limits.max_concurrent_opens, limits.patience
+            self.line, self.table, self.budget, self.cooling, self.hosts, limits.max_concurrent_opens, limits.patience
         )
 
     # -- leases -------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Core:
             self.counters.check_failures += 1
             self.cooling.distrust(entry.identity, entry.context)
             self._close(entry, Reason.UNHEALTHY, now)
-            self._ask_again(entry.identity)
+            self._ask_again(entry.identity, now)
         self._serve(now)
 
     # -- orders -------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class Core:
         for entry in [entry for entry in self.table.entries if entry.identity in wanted]:
             if entry.state is State.OPENING:
                 self._call_off(entry, now)
-                self._ask_again(entry.identity)
+                self._ask_again(entry.identity, now)
                 self._unpark(entry.host, now)
             else:
                 self._retire(entry, Reason.INVALIDATED, now)
@@ -275,7 +275,7 @@ class Core:
         demand.waiters[waiter] = None
         waiter.demand = demand
 
-    def _refusal(self, ticket: Ticket, now: float) -> Refusal | None:
+    def _refusal(self, ticket: Ticket | Demand, now: float) -> Refusal | None:
         if ticket.identity in self.table.revivable:
             return None
         record = self.cooling.find(ticket.identity)
@@ -286,7 +286,7 @@ class Core:
         rest = self.hosts.remaining(ticket.host, now)
         return HostDown(ticket.key, rest) if rest > 0 else None
 
-    def retry_after(self, ticket: Ticket, now: float) -> float:
+    def retry_after(self, ticket: Ticket | Demand, now: float) -> float:
         """Return the seconds for which a key is left alone, for its own sake or for its host's."""
         return max(self.cooling.remaining(ticket.identity, now), self.hosts.remaining(ticket.host, now))
 
@@ -302,11 +302,14 @@ class Core:
         del self.demands[demand.identity]
         self._unpark(demand.host, now)  # it may have been the one that the others of its host wait for
 
-    def _ask_again(self, identity: Identity) -> None:
+    def _ask_again(self, identity: Identity, now: float) -> None:
         """Put a demand whose entry was taken away back to the front of the line; drop it if nobody waits."""
         demand = self.demands.get(identity)
         if demand is None:
             return
+        refusal = self._refusal(demand, now)
+        if refusal is not None:
+            self._turn_away(demand, refusal)
         if demand.waiters:
             self.line.prepend(demand)
         else:
@@ -361,7 +364,7 @@ class Core:
         if entry.state is State.CHECKING:
             self.actions.append(actions.StopCheck(entry))
             self.table.move(entry, State.DRAINING, now)
-            self._ask_again(entry.identity)
+            self._ask_again(entry.identity, now)
 
     def _retire(self, entry: Entry, reason: Reason, now: float) -> None:
         """Lease an entry no more, and close it as soon as nobody uses it."""
@@ -446,7 +449,7 @@ class Core:
                 self.line.park(demand)
             case plan.Refuse(demand):
                 self._drop(demand, now)
-                self._turn_away(demand, HostDown(demand.key, self.hosts.remaining(demand.host, now)))
+                self._turn_away(demand, self._refusal(demand, now) or HostDown(demand.key, 0.0))
             case plan.Drop(demand):
                 self._drop(demand, now)
             case plan.LookAgain(when):

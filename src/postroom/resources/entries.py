@@ -171,7 +171,7 @@ class Table:
     @property
     def live(self) -> int:
         """Resources that were opened and are not yet closed."""
-        return len(self.entries) - self.opens
+        return sum(entry.opened for entry in self.entries)
 
     def add(self, entry: Entry) -> None:
         """Add a new entry, in state OPENING."""
@@ -179,13 +179,13 @@ class Table:
         self.counts[entry.state] += 1
         self.troubled_opens += entry.troubled
 
-    def coming(self, since: float) -> tuple[int, float]:
-        """Return the weight of the closes that began after ``since``, and when the first of them did.
+    def coming(self, patience: float, now: float) -> tuple[int, float]:
+        """Return the weight of the closes that are no older than ``patience``, and when the first of them will be.
 
         Older ones hang: nobody should wait for them while there is something else to evict.
         """
-        recent = [(begun, entry.weight) for entry, begun in self.returning.items() if begun > since]
-        return sum(weight for _, weight in recent), min((begun for begun, _ in recent), default=math.inf)
+        recent = [(begun + patience, entry.weight) for entry, begun in self.returning.items() if begun + patience > now]
+        return sum(weight for _, weight in recent), min((until for until, _ in recent), default=math.inf)
 
     def move(self, entry: Entry, state: State, now: float) -> None:
         """Change the state of an entry and keep the groups right."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from postroom.resources.breaker import Hosts
+from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
 from postroom.resources.entries import Demand, Entry, Table
 from postroom.resources.line import Line
@@ -56,7 +56,7 @@ class Park:
 
 @dataclass(slots=True, frozen=True)
 class Refuse:
-    """Give up: the host is known to be down."""
+    """Give up: the key, or its host, failed meanwhile."""
 
     demand: Demand
 
@@ -85,6 +85,7 @@ class View:
     line: Line
     table: Table
     budget: Budget
+    cooling: Cooling
     hosts: Hosts
     max_opens: int
     patience: float
@@ -121,7 +122,7 @@ def next_step(view: View, now: float) -> Step | None:
     """Return what to do next for those who wait, or None when only events help."""
     if not view.line:
         return None
-    coming, until = view.table.coming(now - view.patience)
+    coming, until = view.table.coming(view.patience, now)
     supply = _Supply(view.budget.free, coming, view.table.draining_weight)
     passed: list[Demand] = []
     looks: list[float] = []
@@ -131,7 +132,7 @@ def next_step(view: View, now: float) -> Step | None:
             return step
         if demand.weight <= supply.free + supply.coming:
             supply.reserve(demand.weight)  # closes are under way: nobody else may take what they bring
-            looks.append(until + view.patience)
+            looks.append(until)
             continue
         step = _make_room(view, demand, supply, now)
         if not isinstance(step, LookAgain | None):
@@ -149,10 +150,12 @@ def _aside(view: View, demand: Demand, now: float) -> Step | None:
         replaced = view.table.ready.get(demand.identity)
         if replaced is None or not replaced.busy:
             return Drop(demand)
-    if demand.host is None or demand.identity in view.table.revivable:
+    if demand.identity in view.table.revivable:
         return None
-    if view.hosts.remaining(demand.host, now) > 0:
+    if view.cooling.remaining(demand.identity, now) > 0 or view.hosts.remaining(demand.host, now) > 0:
         return Refuse(demand)
+    if demand.host is None:
+        return None
     return Park(demand) if view.hosts.room(demand.host, now) <= 0 else None
 
 

@@ -46,7 +46,7 @@ class PoolStatistics:
         budget: the limit of ``weight``.
         weight: the weights of everything open, opening or closing.
         live: resources open now.
-        opening: providers being entered.
+        opening: providers being entered; also a resource that is checked before it is handed out at all.
         ready: entries that may be leased.
         draining: entries that close behind their last lease.
         closing: resources being closed.
