@@ -38,12 +38,14 @@ def create_orders(
     *,
     queue: str = "tenant-orders",
     client: Client | None = None,
+    retry: RetryPolicy = RetryPolicy(base=1, cap=60),  # noqa: B008 - frozen
     observers: Iterable[Observer] = (),
 ) -> Orders:
     """Make the consumer of the service. Nothing is opened before it is started."""
     databases = ResourcePool(
         manager.resources,
         weight=manager.connections,
+        check=manager.check,
         limits=PoolLimits(budget=50, idle=600, max_age=3600),
         observers=observers,
         name="tenant databases",
@@ -54,7 +56,7 @@ def create_orders(
         resources=databases,
         payload=decoder_for(OrderCreatedEvent, rename="camel"),
         visibility=Visibility(timeout=30),
-        retry=RetryPolicy(base=1, cap=60),
+        retry=retry,
         on_error=reject_what_cannot_get_better,
         observers=observers,
         client=client,

@@ -17,8 +17,8 @@ class TenantDataSource(Protocol):
         """Write an order. A second write of the same order changes nothing: SQS may deliver a message twice."""
         ...
 
-    async def orders(self) -> list[str]:
-        """Return the ids of all orders, sorted."""
+    async def check(self) -> bool:
+        """Return True when the database answers; raise what is wrong when it does not."""
         ...
 
 

@@ -1,12 +1,17 @@
 """The command line: ``postroom run | demo | local | send``.
 
-Exit codes: 0 clean, 1 fatal, 2 configuration or usage, 3 work was cancelled.
+Exit codes: 0 clean, 1 something failed, 2 something to change (usage, configuration, a queue that does not exist), 3
+work was cancelled. Every option can be given as an environment variable; ``--help`` names it.
 """
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import click
+
+from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, PostroomError, QueueNotFound
+from postroom.types import ExitCode
 
 _COMMANDS = {
     "demo": "run the multi-tenant datasource example end to end, on this machine",
@@ -14,10 +19,26 @@ _COMMANDS = {
     "run": "run consumers until a signal says stop",
     "send": "send messages to a queue",
 }
+_TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
+
+
+class CommandError(click.ClickException):
+    """A command cannot do its work as it was asked to. The text says what to change."""
+
+    exit_code = int(ExitCode.CONFIGURATION)
+
+
+class CommandFailed(click.ClickException):
+    """A command did not do its work. The text says what failed."""
+
+    exit_code = int(ExitCode.FATAL)
 
 
 class _Commands(click.Group):
-    """Imports a command when it is used, so that ``--help`` and ``--version`` stay quick."""
+    """Imports a command when it is used, so that ``--help`` and ``--version`` stay quick.
+
+    Errors of postroom become one line on stderr and an exit code.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -35,8 +56,20 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except _TO_CHANGE as error:
+            raise CommandError(str(error)) from error
+        except PostroomError as error:
+            raise CommandFailed(str(error)) from error
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("postroom"), prog_name="postroom")
 def main() -> None:
-    """Consume Amazon SQS in multi-tenant systems."""
+    """Consume Amazon SQS in multi-tenant systems.
+
+    Every option can be given as an environment variable; COMMAND --help names it.
+    """

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from postroom.cli import CommandError
+from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.cli.logs import log_to_stderr
-from postroom.types import ExitCode
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
@@ -17,47 +19,57 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("consumers", nargs=-1, required=True, metavar="MODULE:CONSUMER...")
+@click.option("--directory", default=".", show_default=True, envvar="POSTROOM_DIRECTORY", show_envvar=True,
+              type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Where modules are looked for first.")  # fmt: skip
 @click.option("--log-level", default="INFO", show_default=True, envvar="POSTROOM_LOG_LEVEL", show_envvar=True,
               type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
               help="What is logged to stderr.")  # fmt: skip
-def run(*, consumers: tuple[str, ...], log_level: str) -> None:
+@endpoint_option
+def run(*, consumers: tuple[str, ...], directory: Path, log_level: str, endpoint_url: str | None) -> None:
     """Run consumers until SIGINT or SIGTERM; then drain. A second signal cancels what runs.
 
-    MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders. The current directory is importable.
+    MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders, a list of them, or a function without
+    parameters that returns one or the other. When one consumer stops, all do.
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled.
     """
     from postroom.consumer import serve
 
     log_to_stderr(log_level)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    sys.exit(int(asyncio.run(serve(*map(load, consumers)))))
+    use_endpoint(endpoint_url)
+    sys.path.insert(0, str(directory.resolve()))
+    loaded = [consumer for name in consumers for consumer in load(name)]
+    sys.exit(int(asyncio.run(serve(*loaded))))
 
 
-def load(name: str) -> "Consumer[Any, Any]":
-    """Import a consumer by ``module:attribute``. Raises ``click.ClickException`` that says what to write."""
+def load(name: str) -> "list[Consumer[Any, Any]]":
+    """Import the consumers that ``module:attribute`` names. Raises ``CommandError`` that says what to write."""
     from postroom.consumer import Consumer
 
+    found = _find(name)
+    if callable(found) and not isinstance(found, Consumer):
+        found = found()
+    several: list[Any] = list(cast("list[Any]", found)) if isinstance(found, list | tuple) else [found]
+    for consumer in several:
+        if not isinstance(consumer, Consumer):
+            kind = type(consumer).__name__
+            raise CommandError(f"{name!r} is a {kind}, not a Consumer, a list of them or a function that makes them")
+    logging.getLogger("postroom.cli").debug("Loaded %s", name)
+    return several
+
+
+def _find(name: str) -> Any:
     module, colon, path = name.partition(":")
     if not colon or not module or not path:
-        raise _Failure(f"{name!r} is not MODULE:CONSUMER, such as shop.orders:orders")
+        raise CommandError(f"{name!r} is not MODULE:CONSUMER, such as shop.orders:orders")
     try:
         found: Any = import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise _Failure(f"there is no module {module!r}; run it where the module can be imported from") from error
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not, and its traceback says where
+        raise CommandError(f"there is no module {module!r} in {sys.path[0]}; say --directory") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            raise _Failure(f"{module!r} has no {path!r}")
+            raise CommandError(f"{module!r} has no {path!r}")
         found = getattr(found, attribute)
-    if not isinstance(found, Consumer):
-        raise _Failure(f"{name!r} is a {type(found).__name__}, not a Consumer")
-    logging.getLogger("postroom.cli").debug("Loaded %s", name)
-    return cast("Consumer[Any, Any]", found)
-
-
-class _Failure(click.ClickException):
-    """It cannot start: something to change is named."""
-
-    exit_code = int(ExitCode.CONFIGURATION)
+    return found

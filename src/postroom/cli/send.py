@@ -1,82 +1,153 @@
 """``postroom send``: messages to a queue, from options, a file or a pipe."""
 
 import asyncio
-import sys
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, Final
 
 import click
+import msgspec
 
-from postroom.errors import PostroomError
+from postroom.cli import CommandError, CommandFailed
+from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.message import MessageAttribute, OutgoingMessage
-from postroom.types import ExitCode
+from postroom.options import MAX_BATCH
+
+MAX_BYTES: Final = 1_048_576
+"""Bytes of one message, and of all messages of one batch: 1 MiB, attributes included (quotas-messages.html)."""
 
 
 @click.command()
 @click.argument("queue", envvar="POSTROOM_QUEUE")
-@click.option("--body", help="The body of one message. Without it, one message per line of --file.")
+@click.option("--body", envvar="POSTROOM_BODY", show_envvar=True,
+              help="The body of one message. Without it, one message per line of --file.")  # fmt: skip
 @click.option("--file", "lines", type=click.File("r", encoding="utf-8"), default="-", show_default=True,
-              help="One body per line; - is standard input.")  # fmt: skip
-@click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
-              help="A String attribute of every message, repeatable, such as tenantId=tenant-a.")  # fmt: skip
+              envvar="POSTROOM_FILE", show_envvar=True, help="One body per line; - is standard input.")  # fmt: skip
+@click.option("--json-lines", is_flag=True, envvar="POSTROOM_JSON_LINES", show_envvar=True,
+              help="Each line of --file is a message as a JSON object: body, and if need be attributes, group_id, "
+              "deduplication_id, delay. A body that is not text is sent as JSON.")  # fmt: skip
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME[:TYPE]=VALUE",
+              envvar="POSTROOM_ATTRIBUTES", show_envvar=True,
+              help="An attribute of every message, repeatable: tenantId=tenant-a, count:Number=5.")  # fmt: skip
 @click.option("--group-id", envvar="POSTROOM_GROUP_ID", show_envvar=True,
               help="MessageGroupId: required on FIFO queues; on standard ones the tenant of fair queues.")  # fmt: skip
-@click.option("--deduplication-id", help="MessageDeduplicationId, for --body on a FIFO queue.")
-@click.option("--delay", type=click.IntRange(0, 900), help="Seconds until the messages are visible.")
+@click.option("--deduplication-id", envvar="POSTROOM_DEDUPLICATION_ID", show_envvar=True,
+              help="MessageDeduplicationId, for --body on a FIFO queue.")  # fmt: skip
+@click.option("--delay", type=click.IntRange(0, 900), envvar="POSTROOM_DELAY", show_envvar=True,
+              help="Seconds until the messages are visible.")  # fmt: skip
 @click.option("--region", envvar="AWS_DEFAULT_REGION", show_envvar=True, help="The region of the queue.")
-@click.option("--endpoint-url", envvar="AWS_ENDPOINT_URL_SQS", show_envvar=True,
-              help="Another endpoint than AWS's, such as that of postroom local.")  # fmt: skip
+@endpoint_option
 def send(
     *,
     queue: str,
     body: str | None,
     lines: IO[str],
+    json_lines: bool,
     attributes: Sequence[str],
     region: str | None,
     endpoint_url: str | None,
     **message: Any,
 ) -> None:
-    """Send messages to QUEUE (a name, URL or ARN), and print their ids."""
-    bodies = [body] if body is not None else [line.rstrip("\n") for line in lines if line.strip()]
-    if not bodies:
-        raise click.UsageError("nothing to send: give --body, or bodies on standard input")
-    made = dict(map(_attribute, attributes))
-    outgoing = [OutgoingMessage(body=text, message_attributes=made, **message) for text in bodies]
-    try:
-        refused = asyncio.run(_send(queue, outgoing, region, endpoint_url))
-    except PostroomError as error:
-        raise _Failure(str(error)) from error
+    """Send messages to QUEUE (a name, URL or ARN), and print their ids.
+
+    Lines are sent as they come, in batches. What a JSON line does not say is taken from the options.
+    """
+    if body is not None and json_lines:
+        raise click.UsageError("--json-lines reads --file; leave out --body")
+    common = OutgoingMessage(body="", message_attributes=dict(map(parse_attribute, attributes)), **message)
+    if json_lines:
+        outgoing = read_json_lines(lines, common)
+    else:
+        bodies = [body] if body is not None else (text for line in lines if (text := line.rstrip("\r\n")))
+        outgoing = (msgspec.structs.replace(common, body=text) for text in bodies)
+    use_endpoint(endpoint_url, region)
+    sent, refused = asyncio.run(_send(queue, outgoing))
     if refused:
-        sys.exit(int(ExitCode.FATAL))
+        raise CommandFailed(f"SQS refused {refused} of {sent + refused} messages")
+    if not sent:
+        raise click.UsageError("nothing to send: give --body, or bodies on standard input")
 
 
-async def _send(queue: str, messages: list[OutgoingMessage], region: str | None, endpoint_url: str | None) -> int:
-    """Send in batches of ten. Returns how many were refused."""
-    from postroom.options import MAX_BATCH
+def parse_attribute(text: str) -> tuple[str, MessageAttribute]:
+    """Read ``NAME=VALUE`` or ``NAME:TYPE=VALUE``."""
+    declared, equals, value = text.partition("=")
+    name, colon, kind = declared.partition(":")
+    if not equals or not name or not value or (colon and not kind):
+        raise click.UsageError(f"--attribute takes NAME=VALUE, such as tenantId=tenant-a; got {text!r}")
+    return name, MessageAttribute(kind or "String", string_value=value)
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of ``--json-lines``."""
+
+    body: Any
+    attributes: dict[str, str | int | float] = {}
+    group_id: str | None = None
+    deduplication_id: str | None = None
+    delay: int | None = None
+
+
+def read_json_lines(lines: Iterable[str], common: OutgoingMessage) -> Iterator[OutgoingMessage]:
+    """Yield the message of each line that is not empty. Raises ``CommandError`` with the number of a bad one."""
+    decode = msgspec.json.Decoder(_Line).decode
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = decode(text)
+        except (msgspec.MsgspecError, UnicodeError) as error:  # it names fields and types, and no value
+            raise CommandError(f"line {number} is not a message: {error}") from None
+        own = {
+            name: MessageAttribute("String" if isinstance(value, str) else "Number", string_value=str(value))
+            for name, value in line.attributes.items()
+        }
+        yield OutgoingMessage(
+            body=line.body if isinstance(line.body, str) else msgspec.json.encode(line.body).decode(),
+            message_attributes={**common.message_attributes, **own},
+            group_id=line.group_id or common.group_id,
+            deduplication_id=line.deduplication_id or common.deduplication_id,
+            delay=common.delay if line.delay is None else line.delay,
+        )
+
+
+def batches(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
+    """Group messages as SQS takes them: up to 10, and up to 1 MiB in all."""
+    batch: list[OutgoingMessage] = []
+    size = 0
+    for message in messages:
+        more = _size(message)
+        if batch and (len(batch) == MAX_BATCH or size + more > MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += more
+    if batch:
+        yield batch
+
+
+def _size(message: OutgoingMessage) -> int:
+    texts = [message.body]
+    for name, attribute in message.message_attributes.items():
+        texts += [name, attribute.data_type, attribute.string_value or ""]
+    return sum(len(text.encode()) for text in texts)
+
+
+async def _send(queue: str, messages: Iterable[OutgoingMessage]) -> tuple[int, int]:
+    """Send all and print their ids. Returns how many were sent and how many refused."""
     from postroom.transports import AwsClient, EntryFailure
 
-    refused = 0
-    async with AwsClient(region=region, endpoint_url=endpoint_url) as client:
+    sent = refused = 0
+    grouped = batches(messages)
+    async with AwsClient() as client:
         opened = await client.queue(queue)
-        for start in range(0, len(messages), MAX_BATCH):
-            for result in await opened.send(messages[start : start + MAX_BATCH]):
+        # The next line may be long in coming; the connection is kept alive meanwhile.
+        while (batch := await asyncio.to_thread(next, grouped, None)) is not None:
+            before = sent + refused
+            for result in await opened.send(batch):
                 if isinstance(result, EntryFailure):
                     refused += 1
-                    place = start + result.index + 1
+                    place = before + result.index + 1
                     click.echo(f"message {place} was refused: {result.code} {result.text}", err=True)
                 else:
+                    sent += 1
                     click.echo(result.message_id)
-    return refused
-
-
-def _attribute(text: str) -> tuple[str, MessageAttribute]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise click.UsageError(f"--attribute takes NAME=VALUE, such as tenantId=tenant-a; got {text!r}")
-    return name, MessageAttribute("String", string_value=value)
-
-
-class _Failure(click.ClickException):
-    """It cannot be sent: something to change is named."""
-
-    exit_code = int(ExitCode.CONFIGURATION)
+    return sent, refused

@@ -1,30 +1,36 @@
 """The tenants' databases of the demo: real ones, made for it, gone after it."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
 
 from postroom.cli.demo.application import example
+from postroom.cli.demo.story import Row
 from postroom.errors import ConfigurationError
+
+Rows = list[Row] | None
+"""The rows of one database; None where there is no table yet."""
+SELECT: Final = "SELECT order_id, customer_id, amount FROM orders ORDER BY order_id"
+_CONNECT_TIMEOUT: Final = 10.0
 
 
 @dataclass(frozen=True)
 class Databases:
-    """Where each tenant's database is, and how to look into it past the consumer."""
+    """Where each tenant's database is, and how to look into it."""
 
-    locations: dict[Any, Path | str]
+    locations: Mapping[Any, Path | str]
     kind: str
-
-    async def orders(self, tenant: Any) -> list[str]:
-        """Read the order ids back, over a connection of our own."""
-        manager = example("tenant_datasource_manager").TenantDataSourceManager(self.locations)
-        async with manager.resources(tenant) as resources:
-            found: list[str] = await resources.data_source.orders()
-            return found
+    orders: Callable[[Any], Awaitable[Rows]]
+    """Reads a tenant's orders over a connection of its own, past all that did the work."""
 
 
 def tenants() -> tuple[Any, Any, Any]:
@@ -39,11 +45,21 @@ async def sqlite_databases() -> AsyncGenerator[Databases]:
     with TemporaryDirectory(prefix="postroom-demo-") as directory:
         name = example("tenant_datasource_manager").database_name
         first, second, down = tenants()
-        locations: dict[Any, Path | str] = {
-            tenant: Path(directory) / f"{name(tenant)}.sqlite" for tenant in (first, second)
-        }
-        locations[down] = Path(directory) / "not-mounted" / f"{name(down)}.sqlite"
-        yield Databases(locations, f"SQLite files in {directory}")
+        files = {tenant: Path(directory) / f"{name(tenant)}.sqlite" for tenant in (first, second)}
+        files[down] = Path(directory) / "not-mounted" / f"{name(down)}.sqlite"
+
+        async def orders(tenant: Any) -> Rows:
+            return await asyncio.to_thread(read_file, files[tenant])
+
+        yield Databases(files, f"SQLite files in {directory}", orders)
+
+
+def read_file(path: Path) -> Rows:
+    """Read the orders in a file, without making it."""
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        return [(order, customer, Decimal(amount)) for order, customer, amount in connection.execute(SELECT)]
 
 
 @asynccontextmanager
@@ -58,39 +74,66 @@ async def postgres_databases(dsn: str | None) -> AsyncGenerator[Databases]:
             from postroom.testing.postgres import PostgresServer
 
             server = await stack.enter_async_context(PostgresServer())
-            admin, kind = server.dsn(), "PostgreSQL, started for this demo"
+            dsn, kind = server.dsn(), "PostgreSQL databases on a server started for this demo"
         else:
-            admin, kind = dsn, "PostgreSQL at the given DSN"
-        yield Databases(await stack.enter_async_context(_created(admin)), kind)
+            kind = "PostgreSQL databases on the given server"
+        locations = await stack.enter_async_context(_created(dsn))
+
+        async def orders(tenant: Any) -> Rows:
+            return None if tenant == tenants()[2] else await _read_database(locations[tenant])
+
+        yield Databases(locations, kind, orders)
 
 
 @asynccontextmanager
-async def _created(admin: str) -> AsyncGenerator[dict[Any, Path | str]]:
-    try:
-        import asyncpg
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("the demo with PostgreSQL needs: pip install 'postroom[asyncpg]'") from error
+async def _created(admin: str) -> AsyncGenerator[dict[Any, str]]:
+    connection = await _connect(admin)
     name = example("tenant_datasource_manager").database_name
     first, second, down = tenants()
     suffix = secrets.token_hex(3)
     names = {tenant: f"{name(tenant)}-{suffix}" for tenant in (first, second)}
     try:
-        connection = await asyncpg.connect(admin)
-    except (OSError, asyncpg.PostgresError) as error:
-        raise ConfigurationError(f"PostgreSQL does not let us in ({type(error).__name__}); check --dsn") from error
-    try:
         for database in names.values():
             await connection.execute(f'CREATE DATABASE "{database}"')
-        locations: dict[Any, Path | str] = {tenant: _with_database(admin, names[tenant]) for tenant in names}
-        locations[down] = "postgresql://nobody@127.0.0.1:1/down"  # a port on which nothing listens
-        yield locations
+        with dead_port() as port:
+            locations = {tenant: with_database(admin, database) for tenant, database in names.items()}
+            yield {**locations, down: f"postgresql://nobody@127.0.0.1:{port}/{name(down)}"}
     finally:
         for database in names.values():
             await connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
-        await connection.close()
+        await connection.close(timeout=_CONNECT_TIMEOUT)
 
 
-def _with_database(dsn: str, database: str) -> str:
-    from urllib.parse import quote, urlsplit
+async def _connect(dsn: str) -> Any:
+    try:
+        import asyncpg
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("the demo with PostgreSQL needs: pip install 'postroom[asyncpg]'") from error
+    try:
+        return await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT)
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # Not the driver's own text: it may quote the DSN.
+        raise ConfigurationError(f"PostgreSQL does not let us in ({type(error).__name__}); check --dsn") from None
 
-    return urlsplit(dsn)._replace(path=f"/{quote(database)}").geturl()
+
+async def _read_database(dsn: str) -> Rows:
+    connection = await _connect(dsn)
+    try:
+        if not await connection.fetchval("SELECT to_regclass('orders') IS NOT NULL"):
+            return None
+        return [(row[0], row[1], Decimal(row[2])) for row in await connection.fetch(SELECT)]
+    finally:
+        await connection.close(timeout=_CONNECT_TIMEOUT)
+
+
+@contextmanager
+def dead_port() -> Generator[int]:
+    """Hold a port on which nobody listens: connections to it are refused, and nobody else can take it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def with_database(dsn: str, database: str) -> str:
+    """Return the DSN of another database on the same server."""
+    return urlsplit(dsn)._replace(path=f"/{quote(database, safe='')}").geturl()

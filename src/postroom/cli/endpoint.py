@@ -1,0 +1,52 @@
+"""Where SQS is: what ``run``, ``send`` and ``demo`` share."""
+
+import ipaddress
+import os
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+
+
+def endpoint_option(function: F) -> F:
+    """Add ``--endpoint-url``."""
+    return click.option(
+        "--endpoint-url",
+        envvar="AWS_ENDPOINT_URL_SQS",
+        show_envvar=True,
+        metavar="URL",
+        help="Another endpoint than AWS's, such as that of postroom local.",
+    )(function)
+
+
+def use_endpoint(
+    endpoint_url: str | None, region: str | None = None, environment: MutableMapping[str, str] = os.environ
+) -> None:
+    """Point every AWS client of this process there.
+
+    A server on this machine takes any credentials and any region, so where none are set, some are made up. AWS never
+    sees them.
+    """
+    if region is not None:
+        environment["AWS_DEFAULT_REGION"] = region
+    if endpoint_url is None:
+        return
+    environment["AWS_ENDPOINT_URL_SQS"] = endpoint_url
+    if is_loopback(endpoint_url):
+        if not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & environment.keys():
+            environment.update(_CREDENTIALS)
+        if not {"AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"} & environment.keys():
+            environment["AWS_DEFAULT_REGION"] = "us-east-1"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
