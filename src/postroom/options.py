@@ -5,9 +5,9 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from postroom.errors import ConfigurationError
 from postroom.message import Message
@@ -53,7 +53,13 @@ class Concurrency:
 
     Args:
         total: handlers running at once in this consumer.
-        per_tenant: handlers running at once for one context.
+        per_tenant: handlers running at once for one tenant: one context, or one key of the pool.
+        overrides: who may have another number than ``per_tenant``: a mapping by tenant, or a function of it that
+            returns None for the default. It is asked with every decision, so that a change takes effect at once.
+        weights: who gets more or less handler time than others when slots are short; 1.0 unless said otherwise. A
+            mapping or a function, as ``overrides``.
+        reserved: slots that tenants over their share leave free for the others, all of them together; None for a
+            tenth of ``total``.
         threads: threads for plain ``def`` handlers; a free one is needed for each that runs.
         handler_timeout: seconds that one handler may hold its slot; then it is cancelled and has failed with
             ``HandlerTimeout``. None for no limit. A thread cannot be cancelled: a plain ``def`` handler that runs
@@ -62,6 +68,9 @@ class Concurrency:
 
     total: int = 64
     per_tenant: int = 8
+    overrides: Mapping[Any, int] | Callable[[Any], int | None] | None = None
+    weights: Mapping[Any, float] | Callable[[Any], float | None] | None = None
+    reserved: int | None = None
     threads: int = 16
     handler_timeout: float | None = None
 
@@ -69,6 +78,12 @@ class Concurrency:
         _check_count("Concurrency", "total", self.total)
         _check_count("Concurrency", "per_tenant", self.per_tenant)
         _check_count("Concurrency", "threads", self.threads)
+        if self.reserved is not None:
+            _check_count("Concurrency", "reserved", self.reserved, least=0, most=self.total - 1, limit="below total")
+        for name in ("overrides", "weights"):
+            value = getattr(self, name)
+            what = f"Concurrency({name}=...) takes a mapping by tenant or a function of it; got {value!r}"
+            _require(value is None or isinstance(value, Mapping) or callable(value), what)
         if self.handler_timeout is not None:
             _check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
 

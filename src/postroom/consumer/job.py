@@ -21,7 +21,18 @@ class Cancellation(Enum):
 class Job(Ticket):
     """A delivery with its place in the scheduler, and how far it got."""
 
-    __slots__ = ("begun", "cancellation", "context", "context_error", "delivery", "payload", "started", "task", "turn")
+    __slots__ = (
+        "begun",
+        "cancellation",
+        "context",
+        "context_error",
+        "delivery",
+        "payload",
+        "since",
+        "started",
+        "task",
+        "turn",
+    )
 
     def __init__(self, delivery: Delivery, tenant: Hashable, group: str | None, context: Any) -> None:
         super().__init__(tenant, group)
@@ -32,6 +43,8 @@ class Job(Ticket):
         self.task: asyncio.Task[None] | None = None
         self.turn: asyncio.Future[None] | None = None
         """Set while it waits for a slot a second time, with its resources in hand."""
+        self.since = 0.0
+        """The loop time at which it got its slot."""
         self.begun = False
         """Whether its task runs. One that is cancelled before would never get to its own clean-up."""
         self.started = False

@@ -56,6 +56,19 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
     return await opening.enter_async_context(pool)
 
 
+def _scheduler(settings: Settings[Any, Any], total: int) -> Scheduler[Job]:
+    if settings.resolver is None:  # one tenant: nothing to be fair about
+        return Scheduler[Job](total=total, per_tenant=total)
+    concurrency = settings.concurrency
+    return Scheduler[Job](
+        total=total,
+        per_tenant=concurrency.per_tenant,
+        caps=concurrency.overrides,
+        weights=concurrency.weights,
+        reserved=total // 10 if concurrency.reserved is None else concurrency.reserved,
+    )
+
+
 def _threads(settings: Settings[Any, Any]) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(settings.concurrency.threads, thread_name_prefix="postroom-handler")
 
@@ -83,8 +96,7 @@ class Run(Generic[C, R]):
         self._threads = None if is_async(handler) else _threads(settings)
         concurrency = settings.concurrency
         total = concurrency.total if self._threads is None else min(concurrency.total, concurrency.threads)
-        per_tenant = concurrency.per_tenant if settings.resolver is not None else total
-        self.scheduler = Scheduler[Job](total=total, per_tenant=per_tenant)
+        self.scheduler = _scheduler(settings, total)
         self._settler = Settler(
             queue,
             settings.visibility,

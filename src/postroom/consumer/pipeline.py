@@ -94,7 +94,9 @@ class Pipeline:
 
     def dispatch(self) -> None:
         """Give every free slot away."""
-        while (job := self._scheduler.grant()) is not None:
+        now = asyncio.get_running_loop().time()
+        while (job := self._scheduler.grant(now)) is not None:
+            job.since = now
             if job.turn is not None:
                 if not job.turn.done():
                     job.turn.set_result(None)
@@ -147,7 +149,8 @@ class Pipeline:
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
-        self._scheduler.suspend(job, now=asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._scheduler.suspend(job, now=now, seconds=now - job.since)
         self._on_blocked()
         self.dispatch()
         lease = await pool.acquire(job.context)
@@ -296,7 +299,7 @@ class Pipeline:
 
     def _free_slot(self, job: Job) -> None:
         self.jobs.pop(job.delivery, None)
-        self._scheduler.finish(job)
+        self._scheduler.finish(job, seconds=asyncio.get_running_loop().time() - job.since)
         self.dispatch()
         self._on_slot_free()
 

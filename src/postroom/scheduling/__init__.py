@@ -1,5 +1,7 @@
 """Scheduling: who runs next. Pure and synchronous."""
 
-from postroom.scheduling.lanes import Scheduler, SchedulerStatistics, State, Ticket
+from postroom.scheduling.lanes import Scheduler
+from postroom.scheduling.limits import PerTenant
+from postroom.scheduling.tickets import LaneStatistics, Pace, SchedulerStatistics, State, Ticket
 
-__all__ = ["Scheduler", "SchedulerStatistics", "State", "Ticket"]
+__all__ = ["LaneStatistics", "Pace", "PerTenant", "Scheduler", "SchedulerStatistics", "State", "Ticket"]

@@ -1,107 +1,115 @@
-"""Who runs next: per-tenant lanes, served round robin.
+"""Who runs next: per-tenant lanes, served in proportion to the handler seconds that they use.
 
-Pure and synchronous: no await, no I/O, no clock. The consumer tells what arrived and what ended; the scheduler
-answers whose turn it is. Every operation is O(1), amortised, and a lane exists only while it has work.
+Pure and synchronous: no await, no I/O, no clock. The consumer tells what arrived, what ended and what time it is; the
+scheduler answers whose turn it is. A lane exists only while it has work, so that memory is bounded by what is here,
+not by every tenant ever seen, and a tenant that returns has neither credit nor debt.
 
 A ticket's life::
 
     add ──▶ WAITING ──grant──▶ RUNNING ──finish──▶ DONE
-               ▲                  │
-               └──resume── SUSPENDED ◀──suspend     (its tenant's resources open: no slot is held)
+              ▲ ▲                │ │
+              │ └────put_back────┘ │
+              └──resume── SUSPENDED ◀──suspend     (its tenant's resources open: no slot is held)
 
 While a ticket is suspended its lane grants nothing else: whoever came later would wait for the same resources.
+
+The order is a deficit round robin that charges measured seconds: an estimate when a slot is granted, corrected when
+the work ends. Between two tenants that always have work waiting, what they were charged per weight differs by at most
+one quantum and one job. (What runs at the same time is charged by estimate: where estimates are wrong, those jobs
+count until they end.) Three rules more:
+
+* **Reserve.** ``reserved`` slots are kept from tenants that are over their share of the rest, all of them together.
+  It is void when one tenant has long been alone here: nobody would use them.
+* **Newcomers first.** The first ticket of a tenant that had nothing here goes before those of tenants in line, but
+  after ``total`` such grants in a row (16 at least) one of the others has its turn.
+* **Caps** hold one tenant back, never a slot: :meth:`Scheduler.grant` returns None only when no slot is free or nobody
+  may use one.
 """
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Generic
+from heapq import heappop, heappush
+from itertools import count
+from typing import Final, Generic
 
 from typing_extensions import TypeVar
 
+from postroom.scheduling.limits import Chosen, PerTenant
+from postroom.scheduling.rounds import NEVER, Rounds
+from postroom.scheduling.tickets import (
+    FRESH,
+    NOWHERE,
+    Group,
+    Lane,
+    LaneStatistics,
+    Pace,
+    SchedulerStatistics,
+    State,
+    Ticket,
+    lane_of,
+)
 
-class State(Enum):
-    """Where a ticket is in its life."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    SUSPENDED = "suspended"
-    DONE = "done"
-
-
-class Ticket:
-    """One piece of work of one tenant, optionally of one message group. Subclass it to carry the work itself."""
-
-    __slots__ = ("group", "lane", "state", "tenant")
-
-    def __init__(self, tenant: Hashable, group: str | None = None) -> None:
-        self.tenant = tenant
-        self.group = group
-        self.state = State.WAITING
-        self.lane: Lane[Any] | None = None
-
+QUANTUM: Final = 0.01
+"""Handler seconds of one round. Small, because a round that is skipped costs nothing here."""
+FIRST_ESTIMATE: Final = 0.02
+"""Seconds that a handler is expected to take while none has ended yet."""
+ALONE: Final = 10_000
+"""Grants to one and the same tenant, with no other here, after which nothing is reserved any more."""
+_PATIENCE = 16
+_LEARN = 0.2
+_LEARN_TYPICAL = 0.05
 
 T = TypeVar("T", bound=Ticket, default=Ticket)
-
-
-class Lane(Generic[T]):
-    """What one tenant has here: tickets that wait, and how many run or are suspended."""
-
-    __slots__ = ("blocked_since", "in_rotation", "running", "suspended", "tenant", "waiting")
-
-    def __init__(self, tenant: Hashable) -> None:
-        self.tenant = tenant
-        self.waiting: deque[T] = deque()
-        self.running = 0
-        self.suspended = 0
-        self.blocked_since = 0.0
-        self.in_rotation = False
-
-    @property
-    def size(self) -> int:
-        """Tickets of this tenant that are not done, those behind the head of a message group not counted."""
-        return len(self.waiting) + self.running + self.suspended
-
-
-class Group(Generic[T]):
-    """One message group: its head, of which there is always one, and what waits behind it in order."""
-
-    __slots__ = ("behind", "head")
-
-    def __init__(self, head: T) -> None:
-        self.head = head
-        self.behind: deque[T] = deque()
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
-    """A snapshot of the scheduler's gauges."""
-
-    running: int
-    waiting: int
-    suspended: int
-    tenants: int
 
 
 class Scheduler(Generic[T]):
     """Grant slots: at most ``total`` at once, at most ``per_tenant`` for one tenant, one per message group.
 
-    Tenants take turns, one ticket of each per turn. It is work-conserving: :meth:`grant` returns None only when no
-    slot is free or nobody may use one.
+    Args:
+        total: slots.
+        per_tenant: slots for one tenant.
+        caps: who may have another number of slots: a mapping, or a function that returns None for the default. It is
+            asked anew with every decision about that tenant.
+        weights: who gets more or less than others in proportion; 1.0 unless said otherwise.
+        reserved: slots that tenants over their share leave free for the others.
+        quantum: handler seconds of one round.
     """
 
-    def __init__(self, *, total: int, per_tenant: int) -> None:
+    def __init__(
+        self,
+        *,
+        total: int,
+        per_tenant: int,
+        caps: PerTenant[int] | None = None,
+        weights: PerTenant[float] | None = None,
+        reserved: int = 0,
+        quantum: float = QUANTUM,
+    ) -> None:
         self._total = total
-        self._per_tenant = per_tenant
+        self._caps = Chosen(per_tenant, caps)
+        self._weights = Chosen(1.0, weights)
+        self._varies = self._caps.varies or self._weights.varies
+        self._reserved = min(reserved, total - 1)
+        self._patience = max(total, _PATIENCE)
+        self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
-        self._rotation: deque[Lane[T]] = deque()
+        self._fresh: deque[Lane[T]] = deque()
+        self._within: Rounds[T] = Rounds(over=False)
+        self._over: Rounds[T] = Rounds(over=True)
+        self._asleep: list[tuple[float, int, Lane[T]]] = []
+        self._tie = count()
         self._groups: dict[str, Group[T]] = {}
         self._blocked: dict[Lane[T], None] = {}
         self._running = 0
         self._waiting = 0
         self._suspended = 0
         self._behind_blocked = 0
+        self._round = 0
+        self._streak = 0
+        self._alone = ALONE
+        self._typical = FIRST_ESTIMATE
+
+    # -- what is here -------------------------------------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
@@ -115,12 +123,38 @@ class Scheduler(Generic[T]):
 
     @property
     def blocked(self) -> int:
-        """Tickets that could not run if there were a slot: suspended ones and what waits behind them in their lanes."""
+        """Tickets that could not run if there were a slot: suspended ones, and what waits in blocked lanes."""
         return self._suspended + self._behind_blocked
+
+    @property
+    def typical(self) -> float:
+        """Handler seconds that a message takes of late, whosesoever it is."""
+        return self._typical
 
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
         return SchedulerStatistics(self._running, self._waiting, self._suspended, len(self._lanes))
+
+    def tenants(self) -> list[Hashable]:
+        """Return the tenants that have something here. Safe to call from another thread."""
+        return list(self._lanes)
+
+    def figures(self, tenant: Hashable) -> LaneStatistics:
+        """Return what one tenant has here. Safe to call from another thread."""
+        lane = self._lanes.get(tenant)
+        if lane is None:
+            return LaneStatistics()
+        return LaneStatistics(lane.running, len(lane.waiting), lane.suspended, lane.estimate)
+
+    def has_enough(self, tenant: Hashable, *, room: int) -> bool:
+        """Whether a tenant has its part, or more, of what may wait here in all.
+
+        More of its messages would not be served any sooner by waiting here.
+        """
+        lane = self._lanes.get(tenant)
+        return lane is not None and len(lane.waiting) >= max(1, room // len(self._lanes))
+
+    # -- a ticket's life ----------------------------------------------------------------------------------------
 
     def add(self, ticket: T) -> None:
         """Take a ticket in. It waits for its turn, and behind every earlier ticket of its message group."""
@@ -133,68 +167,77 @@ class Scheduler(Generic[T]):
             self._groups[ticket.group] = Group(ticket)
         self._line_up(ticket)
 
-    def grant(self) -> T | None:
-        """Give a slot to whose turn it is, or return None."""
+    def grant(self, now: float = 0.0) -> T | None:
+        """Give a slot to whose turn it is at the time ``now``, or return None."""
         if self._running >= self._total:
             return None
-        while self._rotation:
-            lane = self._rotation.popleft()
-            lane.in_rotation = False
+        if self._asleep:
+            self._wake(now)
+        while (lane := self._next()) is not None:
             if not self._may_run(lane):
                 continue
-            ticket = lane.waiting.popleft()
-            ticket.state = State.RUNNING
-            lane.running += 1
-            self._running += 1
-            self._waiting -= 1
-            self._offer(lane)
-            return ticket
+            if lane.pace is not None and (pause := lane.pace.take(now)):
+                self._sleep(lane, now + pause)
+                continue
+            return self._run(lane)
         return None
 
-    def suspend(self, ticket: T, *, now: float = 0.0) -> None:
-        """Take the slot back: the ticket waits for its tenant's resources, and so would the rest of its lane."""
-        lane = _lane_of(ticket)
-        ticket.state = State.SUSPENDED
-        lane.running -= 1
-        if not lane.suspended:
-            lane.blocked_since = now
-            self._blocked[lane] = None
-            self._behind_blocked += len(lane.waiting)
-        lane.suspended += 1
-        self._running -= 1
-        self._suspended += 1
+    def finish(self, ticket: T, *, seconds: float | None = None) -> None:
+        """Strike off the head of its group or a ticket without one: its slot goes to the next. Idempotent.
 
-    def resume(self, ticket: T) -> None:
-        """Let a suspended ticket wait for a slot again, first in its lane."""
-        lane = _lane_of(ticket)
-        ticket.state = State.WAITING
-        self._end_suspension(lane)
-        self._waiting += 1
-        lane.waiting.appendleft(ticket)
-        if lane.suspended:
-            self._behind_blocked += 1
-        self._offer(lane)
-
-    def finish(self, ticket: T) -> None:
-        """Strike off the head of its group or a ticket without one: its slot goes to the next. Idempotent."""
+        ``seconds`` is how long it held its slot; None leaves it at the estimate.
+        """
         if ticket.state is State.DONE:
             return
-        lane = _lane_of(ticket)
+        lane = lane_of(ticket)
         if ticket.state is State.RUNNING:
-            lane.running -= 1
-            self._running -= 1
+            self._stop_running(ticket, lane, seconds)
+            if seconds is not None:
+                lane.estimate += _LEARN * (seconds - lane.estimate)
+                self._typical += _LEARN_TYPICAL * (seconds - self._typical)
         elif ticket.state is State.SUSPENDED:
             self._end_suspension(lane)
         else:
             lane.waiting.remove(ticket)
             self._waiting -= 1
-            if lane.suspended:
-                self._behind_blocked -= 1
+            self._behind_blocked -= lane.blocked
         ticket.state = State.DONE
         if ticket.group is not None:
             self._pass_group_on(ticket.group)
-        self._offer(lane)
-        self._forget_if_empty(lane)
+        if lane.waiting:
+            self._offer(lane)
+        elif not lane.running and not lane.suspended:
+            self._lanes.pop(lane.tenant, None)
+
+    def suspend(self, ticket: T, *, now: float = 0.0, seconds: float | None = None) -> None:
+        """Take the slot back: the ticket waits for its tenant's resources, and so would the rest of its lane."""
+        lane = lane_of(ticket)
+        ticket.state = State.SUSPENDED
+        self._stop_running(ticket, lane, seconds or 0.0)
+        if not lane.blocked:
+            self._behind_blocked += len(lane.waiting)
+        if not lane.suspended:
+            lane.blocked_since = now
+            self._blocked[lane] = None
+        lane.suspended += 1
+        self._suspended += 1
+
+    def resume(self, ticket: T) -> None:
+        """Let a suspended ticket wait for a slot again, first in its lane."""
+        lane = lane_of(ticket)
+        self._end_suspension(lane)
+        self._wait_first(ticket, lane)
+
+    def put_back(self, ticket: T, *, seconds: float | None = None) -> None:
+        """Let a running or suspended ticket wait again, first in its lane, because it could not be tried."""
+        lane = lane_of(ticket)
+        if ticket.state is State.SUSPENDED:
+            self._end_suspension(lane)
+        else:
+            self._stop_running(ticket, lane, seconds or 0.0)
+        self._wait_first(ticket, lane)
+
+    # -- striking off -------------------------------------------------------------------------------------------
 
     def withdraw_group(self, ticket: T) -> list[T]:
         """Strike off, in order, what waits behind a ticket in its message group, because that ticket failed."""
@@ -214,15 +257,18 @@ class Scheduler(Generic[T]):
         for lane in self._blocked:
             if lane.blocked_since <= blocked_before:
                 while lane.size > keep and lane.waiting:
-                    ticket = lane.waiting.pop()
-                    self._behind_blocked -= 1
-                    shed.append(ticket)
-                    shed.extend(self.withdraw_group(ticket))
-                    ticket.state = State.DONE
-                    self._waiting -= 1
-                    if ticket.group is not None:
-                        del self._groups[ticket.group]
+                    self._strike_off(lane.waiting.pop(), lane, shed)
         return shed
+
+    def withdraw(self, tenant: Hashable) -> list[T]:
+        """Strike off, in order within each message group, everything of a tenant that waits for a slot."""
+        withdrawn: list[T] = []
+        lane = self._lanes.get(tenant)
+        if lane is not None:
+            while lane.waiting:
+                self._strike_off(lane.waiting.popleft(), lane, withdrawn)
+            self._forget_if_empty(lane)
+        return withdrawn
 
     def withdraw_waiting(self) -> list[T]:
         """Strike off, in order within each message group, everything that waits for a slot: the consumer stops.
@@ -232,7 +278,7 @@ class Scheduler(Generic[T]):
         withdrawn: list[T] = []
         for lane in list(self._lanes.values()):
             withdrawn.extend(lane.waiting)
-            if lane.suspended:
+            if lane.blocked:
                 self._behind_blocked -= len(lane.waiting)
             lane.waiting.clear()
             self._forget_if_empty(lane)
@@ -245,14 +291,159 @@ class Scheduler(Generic[T]):
         self._waiting = 0
         return withdrawn
 
+    # -- control of one tenant ----------------------------------------------------------------------------------
+
+    def control(self, tenant: Hashable, *, paused: bool, pace: Pace | None, until: float = 0.0) -> None:
+        """Hold a tenant's lane back, or let it go on: paused, asleep until a time, or at a pace.
+
+        It applies to what the tenant has here now; whoever adds its first ticket later says it again.
+        """
+        lane = self._lanes.get(tenant)
+        if lane is None:
+            return
+        if paused is not lane.paused:
+            was_blocked = lane.blocked
+            lane.paused = paused
+            self._behind_blocked += len(lane.waiting) * (lane.blocked - was_blocked)
+        lane.pace = pace
+        if until > lane.asleep_until:
+            self._sleep(lane, until)
+        elif until < lane.asleep_until:
+            lane.asleep_until = 0.0
+        self._offer(lane)
+
+    def next_wake(self) -> float | None:
+        """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
+        while self._asleep and self._asleep[0][2].asleep_until != self._asleep[0][0]:
+            heappop(self._asleep)
+        return self._asleep[0][0] if self._asleep else None
+
+    # -- whose turn it is ---------------------------------------------------------------------------------------
+
+    def _next(self) -> Lane[T] | None:
+        """Take the lane whose turn it is out of its line; it may turn out that it cannot use a slot any more."""
+        fresh = self._fresh
+        if fresh and self._streak < self._patience and (lane := self._next_fresh()) is not None:
+            return lane
+        self._streak = 0
+        return self._next_in_line() or (self._next_fresh() if fresh else None)
+
+    def _next_fresh(self) -> Lane[T] | None:
+        while self._fresh:
+            lane = self._fresh.popleft()
+            if lane.round == FRESH:
+                lane.round = NOWHERE
+                self._streak += 1
+                return lane
+        return None
+
+    def _next_in_line(self) -> Lane[T] | None:
+        free = self._total - self._running > self._kept()
+        while True:
+            number = self._within.first()
+            line = self._within
+            if free and (over := self._over.first()) < number:
+                number, line = over, self._over
+            if number == NEVER:
+                return None
+            lane = line.take(number)
+            if int(lane.served / self._quantum) > number:  # what it ran has cost more than was thought
+                self._line(lane)
+            elif not free and lane.running >= self._share():
+                self._over.put(lane, number)  # it had less when it lined up, or others have come since
+            else:
+                self._round = max(self._round, number)
+                return lane
+
+    def _run(self, lane: Lane[T]) -> T:
+        ticket = lane.waiting.popleft()
+        ticket.state = State.RUNNING
+        ticket.charge = lane.estimate
+        lane.served += ticket.charge / lane.weight
+        lane.running += 1
+        self._running += 1
+        self._waiting -= 1
+        self._alone = self._alone + 1 if len(self._lanes) == 1 else 0
+        if lane.waiting and self._may_run(lane):
+            self._line(lane)
+        return ticket
+
+    def _kept(self) -> int:
+        """Return how many slots tenants over their share have to leave free."""
+        return self._reserved if self._alone < ALONE else 0
+
+    def _share(self) -> int:
+        """Return how many slots one tenant may have before it counts as over its share."""
+        return max(1, (self._total - self._reserved) // (len(self._lanes) or 1))
+
+    def _may_run(self, lane: Lane[T]) -> bool:
+        if self._varies:
+            lane.cap = int(self._caps(lane.tenant))
+            lane.weight = self._weights(lane.tenant)
+        return (
+            lane.running < lane.cap
+            and bool(lane.waiting)
+            and not lane.suspended
+            and not lane.paused
+            and not lane.asleep_until
+        )
+
+    def _line(self, lane: Lane[T]) -> None:
+        """Let a lane stand in line in the round in which what it was charged so far is paid."""
+        over = self._reserved > 0 and lane.running >= self._share()
+        (self._over if over else self._within).put(lane, int(lane.served / self._quantum))
+
+    def _offer(self, lane: Lane[T]) -> None:
+        """Let a lane that could use a slot stand in line; one that stands too far back moves up."""
+        if not self._may_run(lane):
+            return
+        if lane.round == NOWHERE:
+            # Whoever could not use its turns has not saved them up.
+            lane.served = max(lane.served, self._round * self._quantum)
+            self._line(lane)
+        elif lane.round != FRESH and (lane.over or int(lane.served / self._quantum) < lane.round):
+            place, was_over = lane.round, lane.over
+            number = int(lane.served / self._quantum)
+            over = self._reserved > 0 and lane.running >= self._share()
+            if number < place or over is not was_over:
+                (self._over if over else self._within).put(lane, min(number, place))
+
+    # -- bookkeeping --------------------------------------------------------------------------------------------
+
     def _line_up(self, ticket: T) -> None:
         lane = self._lanes.get(ticket.tenant)
         if lane is None:
-            lane = self._lanes[ticket.tenant] = Lane(ticket.tenant)
+            lane = self._lanes[ticket.tenant] = self._new_lane(ticket.tenant)
+            lane.round = FRESH
+            self._fresh.append(lane)
         ticket.lane = lane
         lane.waiting.append(ticket)
-        if lane.suspended:
+        if lane.suspended or lane.paused:
             self._behind_blocked += 1
+        elif lane.round == NOWHERE:
+            self._offer(lane)
+
+    def _new_lane(self, tenant: Hashable) -> Lane[T]:
+        return Lane(
+            tenant,
+            cap=int(self._caps(tenant)),
+            weight=self._weights(tenant),
+            served=self._round * self._quantum,
+            estimate=self._typical,
+        )
+
+    def _stop_running(self, ticket: T, lane: Lane[T], seconds: float | None) -> None:
+        lane.running -= 1
+        self._running -= 1
+        if seconds is not None:
+            lane.served += (seconds - ticket.charge) / lane.weight
+        ticket.charge = 0.0
+
+    def _wait_first(self, ticket: T, lane: Lane[T]) -> None:
+        ticket.state = State.WAITING
+        self._waiting += 1
+        lane.waiting.appendleft(ticket)
+        self._behind_blocked += lane.blocked
         self._offer(lane)
 
     def _end_suspension(self, lane: Lane[T]) -> None:
@@ -260,16 +451,29 @@ class Scheduler(Generic[T]):
         self._suspended -= 1
         if not lane.suspended:
             del self._blocked[lane]
-            self._behind_blocked -= len(lane.waiting)
+            if not lane.paused:
+                self._behind_blocked -= len(lane.waiting)
 
-    def _may_run(self, lane: Lane[T]) -> bool:
-        return bool(lane.waiting) and not lane.suspended and lane.running < self._per_tenant
+    def _strike_off(self, ticket: T, lane: Lane[T], into: list[T]) -> None:
+        """Strike off a ticket that was taken out of its lane, and what waits behind it in its group, after it."""
+        into.append(ticket)
+        into.extend(self.withdraw_group(ticket))
+        ticket.state = State.DONE
+        self._waiting -= 1
+        self._behind_blocked -= lane.blocked
+        if ticket.group is not None:
+            del self._groups[ticket.group]
 
-    def _offer(self, lane: Lane[T]) -> None:
-        """Put a lane at the end of the rotation, once, if it could use a slot."""
-        if not lane.in_rotation and self._may_run(lane):
-            lane.in_rotation = True
-            self._rotation.append(lane)
+    def _sleep(self, lane: Lane[T], until: float) -> None:
+        lane.asleep_until = until
+        heappush(self._asleep, (until, next(self._tie), lane))
+
+    def _wake(self, now: float) -> None:
+        while self._asleep and self._asleep[0][0] <= now:
+            until, _, lane = heappop(self._asleep)
+            if lane.asleep_until == until:
+                lane.asleep_until = 0.0
+                self._offer(lane)
 
     def _pass_group_on(self, name: str) -> None:
         group = self._groups[name]
@@ -282,10 +486,3 @@ class Scheduler(Generic[T]):
     def _forget_if_empty(self, lane: Lane[T]) -> None:
         if not lane.size:
             self._lanes.pop(lane.tenant, None)
-
-
-def _lane_of(ticket: T) -> Lane[T]:
-    if ticket.lane is None:
-        text = "this ticket was never added, or waits behind the head of its message group"
-        raise ValueError(text)
-    return ticket.lane

@@ -1,8 +1,10 @@
 """The scheduler grants slots by turns, within its caps, and keeps message groups in order."""
 
+from typing import Any
+
 import pytest
 
-from postroom.scheduling import Scheduler, State, Ticket
+from postroom.scheduling import Pace, Scheduler, State, Ticket
 
 
 class Work(Ticket):
@@ -15,9 +17,11 @@ class Work(Ticket):
         self.name = name
 
 
-def scheduler(*names: str, total: int = 100, per_tenant: int = 100) -> tuple[Scheduler[Work], dict[str, Work]]:
+def scheduler(
+    *names: str, total: int = 100, per_tenant: int = 100, reserved: int = 0
+) -> tuple[Scheduler[Work], dict[str, Work]]:
     """Make a scheduler that holds the named tickets; a name without its digits is its tenant."""
-    made = Scheduler[Work](total=total, per_tenant=per_tenant)
+    made = Scheduler[Work](total=total, per_tenant=per_tenant, reserved=reserved)
     tickets = {name: Work(name) for name in names}
     for ticket in tickets.values():
         made.add(ticket)
@@ -218,7 +222,7 @@ def test_no_memory_is_kept_of_tenants_that_left() -> None:
         made.finish(ticket)
     assert made.statistics().tenants == 0
     assert made._groups == {}
-    assert len(made._rotation) == 0
+    assert (len(made._fresh), len(made._within), len(made._over)) == (0, 0, 0)
 
 
 def test_a_ticket_that_was_never_added_is_refused() -> None:
@@ -239,3 +243,151 @@ def test_states_follow_the_life_of_a_ticket() -> None:
     made.finish(ticket)
     seen.append(ticket.state)
     assert seen == [State.WAITING, State.RUNNING, State.SUSPENDED, State.WAITING, State.RUNNING, State.DONE]
+
+
+def test_a_tenant_with_slow_handlers_gets_fewer_turns() -> None:
+    """Turns are paid in handler seconds: ten jobs of 10 ms for one of 100 ms."""
+    made = Scheduler[Work](total=1, per_tenant=1)
+    seconds = {"slow": 0.1, "fast": 0.01}
+    turns = {"slow": 0, "fast": 0}
+    for name in seconds:
+        for number in range(200):
+            made.add(Work(f"{name}{number}"))
+    for _ in range(110):
+        ticket = made.grant()
+        assert ticket is not None
+        turns[str(ticket.tenant)] += 1
+        made.finish(ticket, seconds=seconds[str(ticket.tenant)])
+    assert abs(turns["fast"] - 10 * turns["slow"]) <= 12
+
+
+def test_the_reserve_is_kept_from_tenants_over_their_share() -> None:
+    """Noisy tenants together leave it free, and a quiet one finds a slot at once."""
+    made, _ = scheduler(*(f"a{n}" for n in range(20)), *(f"b{n}" for n in range(20)), total=10, reserved=2)
+    assert len(granted(made)) == 8
+    quiet = Work("c1")
+    made.add(quiet)
+    assert granted(made) == ["c1"]
+
+
+def test_a_tenant_that_has_long_been_alone_uses_the_reserve() -> None:
+    """Nobody else would: it is work-conserving, until another tenant comes."""
+    made = Scheduler[Work](total=4, per_tenant=4, reserved=2)
+    for number in range(8):
+        made.add(Work(f"a{number}"))
+    assert len(granted(made)) == 4
+
+
+def test_caps_may_differ_and_change_at_any_time() -> None:
+    """A mapping or a function says who may have more or less; changing it takes effect with the next decision."""
+    caps = {"a": 1}
+    made = Scheduler[Work](total=10, per_tenant=2, caps=caps)
+    tickets = [Work(f"{name}{number}") for name in "ab" for number in range(5)]
+    for ticket in tickets:
+        made.add(ticket)
+    assert granted(made) == ["a0", "b0", "b1"]
+    caps["a"] = 3
+    made.finish(tickets[0])
+    assert granted(made) == ["a1", "a2", "a3"]
+
+
+@pytest.mark.parametrize("choice", [lambda tenant: 1 / 0, lambda tenant: None, lambda tenant: 0])
+def test_a_choice_that_makes_no_sense_is_the_default(choice: Any) -> None:
+    """A function of the user's that fails must not stop the consumer."""
+    made = Scheduler[Work](total=10, per_tenant=2, caps=choice)
+    for number in range(5):
+        made.add(Work(f"a{number}"))
+    assert granted(made) == ["a0", "a1"]
+
+
+def test_a_newcomer_goes_first_and_the_others_are_not_forgotten() -> None:
+    """The first ticket of a tenant that had nothing here is next, but not without end."""
+    made, tickets = scheduler(*(f"old{n}" for n in range(50)), total=2)
+    assert granted(made) == ["old0", "old1"]
+    running = [tickets["old0"], tickets["old1"]]
+    seen: list[str] = []
+    for number in range(34):
+        made.add(Work(f"new{number}-"))
+        made.finish(running.pop(0))
+        ticket = made.grant()
+        assert ticket is not None
+        running.append(ticket)
+        seen.append(str(ticket.tenant))
+    assert seen.count("old") == 2
+    assert seen[0] == "new0-"
+
+
+def test_a_returning_tenant_has_neither_credit_nor_debt() -> None:
+    """Who was away for long does not get all slots; who used much before it left does not wait."""
+    made, _ = scheduler(*(f"a{n}" for n in range(100)), total=1)
+    for _ in range(50):
+        ticket = made.grant()
+        assert ticket is not None
+        made.finish(ticket, seconds=1.0)
+    for number in range(10):
+        made.add(Work(f"b{number}"))
+    turns: list[str] = []
+    for _ in range(10):
+        ticket = made.grant()
+        assert ticket is not None
+        turns.append(str(ticket.tenant))
+        made.finish(ticket, seconds=1.0)
+    assert abs(turns.count("a") - turns.count("b")) <= 2
+
+
+def test_a_paused_tenant_gets_no_slot_until_it_is_resumed() -> None:
+    """Its tickets wait, and count as blocked; what runs goes on."""
+    made, _ = scheduler("a1", "a2", "b1", total=1)
+    assert granted(made) == ["a1"]
+    made.control("a", paused=True, pace=None)
+    assert made.blocked == 1
+    made.finish(_["a1"])
+    assert granted(made) == ["b1"]
+    made.control("a", paused=False, pace=None)
+    made.finish(_["b1"])
+    assert granted(made) == ["a2"]
+    assert made.blocked == 0
+
+
+def test_a_pace_spreads_grants_over_time() -> None:
+    """Two per second, two at once: the third comes half a second later."""
+    made, _ = scheduler(*(f"a{n}" for n in range(5)))
+    made.control("a", paused=False, pace=Pace(2.0))
+    assert made.grant(10.0) is not None
+    assert made.grant(10.0) is not None
+    assert made.grant(10.0) is None
+    assert made.next_wake() == pytest.approx(10.5)
+    assert made.grant(10.4) is None
+    assert made.grant(10.5) is not None
+
+
+def test_a_ticket_that_was_put_back_is_first_in_its_lane_and_waits_until_it_may() -> None:
+    """It keeps its place while its tenant sleeps, and others use the slot."""
+    made, tickets = scheduler("a1", "a2", "b1", total=1)
+    assert made.grant() is tickets["a1"]
+    made.control("a", paused=False, pace=None, until=5.0)
+    made.put_back(tickets["a1"])
+    ticket = made.grant(1.0)
+    assert ticket is tickets["b1"]
+    made.finish(ticket)
+    assert made.grant(4.9) is None
+    assert made.grant(5.0) is tickets["a1"]
+
+
+def test_everything_of_one_tenant_can_be_withdrawn() -> None:
+    """What waits comes back, groups in order; other tenants keep theirs."""
+    made = Scheduler[Work](total=1, per_tenant=1)
+    tickets = [Work("a1", group="g"), Work("a2", group="g"), Work("a3"), Work("b1")]
+    for ticket in tickets:
+        made.add(ticket)
+    assert [ticket.name for ticket in made.withdraw("a")] == ["a1", "a2", "a3"]
+    assert granted(made) == ["b1"]
+    assert made.size == 1
+
+
+def test_enough_is_a_tenants_part_of_what_may_wait() -> None:
+    """The room is divided by the tenants that are here; a stranger never has enough."""
+    made, _ = scheduler(*(f"a{n}" for n in range(10)), *(f"b{n}" for n in range(3)))
+    assert made.has_enough("a", room=20)
+    assert not made.has_enough("b", room=20)
+    assert not made.has_enough("c", room=20)

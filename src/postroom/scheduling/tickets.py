@@ -1,0 +1,152 @@
+"""What the scheduler keeps: tickets, the lane of each tenant, and message groups."""
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+NOWHERE = -1
+"""The round of a lane that stands in no line, because it could not use a slot."""
+FRESH = -2
+"""The round of a lane that has just come and has had no slot yet."""
+
+
+class State(Enum):
+    """Where a ticket is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    DONE = "done"
+
+
+class Ticket:
+    """One piece of work of one tenant, optionally of one message group. Subclass it to carry the work itself."""
+
+    __slots__ = ("charge", "group", "lane", "state", "tenant")
+
+    def __init__(self, tenant: Hashable, group: str | None = None) -> None:
+        self.tenant = tenant
+        self.group = group
+        self.state = State.WAITING
+        self.lane: Lane[Any] | None = None
+        self.charge = 0.0
+        """The seconds that its lane was charged for it when it got its slot."""
+
+
+T = TypeVar("T", bound=Ticket, default=Ticket)
+
+
+class Lane(Generic[T]):
+    """What one tenant has here: tickets that wait, how many run or are suspended, and what it has used."""
+
+    __slots__ = (
+        "asleep_until",
+        "blocked_since",
+        "cap",
+        "estimate",
+        "over",
+        "pace",
+        "paused",
+        "round",
+        "running",
+        "served",
+        "suspended",
+        "tenant",
+        "waiting",
+        "weight",
+    )
+
+    def __init__(self, tenant: Hashable, *, cap: int, weight: float, served: float, estimate: float) -> None:
+        self.tenant = tenant
+        self.waiting: deque[T] = deque()
+        self.running = 0
+        self.suspended = 0
+        self.blocked_since = 0.0
+        self.cap = cap
+        self.weight = weight
+        self.served = served
+        """Handler seconds charged so far, divided by the weight: the tenant's place in virtual time."""
+        self.estimate = estimate
+        """What the next handler call will probably take, in seconds."""
+        self.round = NOWHERE
+        self.over = False
+        """Whether it stands in line with those that are over their share."""
+        self.asleep_until = 0.0
+        self.paused = False
+        self.pace: Pace | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it grants nothing, however many slots are free: suspended or paused."""
+        return self.suspended > 0 or self.paused
+
+    @property
+    def size(self) -> int:
+        """Tickets of this tenant that are not done, those behind the head of a message group not counted."""
+        return len(self.waiting) + self.running + self.suspended
+
+
+class Group(Generic[T]):
+    """One message group: its head, of which there is always one, and what waits behind it in order."""
+
+    __slots__ = ("behind", "head")
+
+    def __init__(self, head: T) -> None:
+        self.head = head
+        self.behind: deque[T] = deque()
+
+
+class Pace:
+    """A token bucket: at most ``rate`` grants per second in the long run, at most ``burst`` at once."""
+
+    __slots__ = ("_at", "_burst", "_tokens", "rate")
+
+    def __init__(self, rate: float, *, burst: float | None = None) -> None:
+        self.rate = rate
+        self._burst = max(1.0, rate if burst is None else burst)
+        self._tokens = self._burst
+        self._at: float | None = None
+
+    def take(self, now: float) -> float:
+        """Take a token and return 0.0; or take none, and return the seconds until there is one."""
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self.rate)
+        self._at = now
+        # A hair less than one counts as one: a sum of floats that slept for exactly long enough may fall short.
+        if self._tokens >= 1.0 - 1e-9:
+            self._tokens -= 1.0
+            return 0.0
+        return (1.0 - self._tokens) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """A snapshot of the scheduler's gauges."""
+
+    running: int
+    waiting: int
+    suspended: int
+    tenants: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatistics:
+    """A snapshot of one tenant's lane."""
+
+    running: int = 0
+    waiting: int = 0
+    suspended: int = 0
+    estimate: float = 0.0
+    """Handler seconds that one message of this tenant takes of late; 0.0 when it has nothing here."""
+
+
+def lane_of(ticket: T) -> Lane[T]:
+    """Return a ticket's lane. Raises ``ValueError`` where it has none."""
+    if ticket.lane is None:
+        text = "this ticket was never added, or waits behind the head of its message group"
+        raise ValueError(text)
+    return ticket.lane
