@@ -100,6 +100,8 @@ FAULTS: dict[str, Script] = {
     "bad handle": says(error("ReceiptHandleIsInvalid", status=404, query_code="ReceiptHandleIsInvalid")),
     "bad value": says(error("InvalidParameterValue", query_code="InvalidParameterValue")),
     "an unknown error": says(error("SomethingNew")),
+    "a redirect": says(reply({"Messages": [], "Successful": [{"Id": "0"}, {"Id": "1"}]}, status=302)),
+    "created": says(reply({"Messages": [], "Successful": [{"Id": "0"}, {"Id": "1"}]}, status=201)),
     "reset": resets,
     "hang-up": says_and_closes(b""),
     "half a head": says_and_closes(b"HTTP/1.1 200 OK\r\nContent-"),

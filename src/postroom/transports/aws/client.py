@@ -258,14 +258,18 @@ def _region_of(settings: _Settings, session: Any) -> str | None:
 def _config_of(settings: _Settings) -> Any:
     from aiobotocore.config import AioConfig  # noqa: PLC0415
 
-    ours: Any = AioConfig(
-        retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
-        max_pool_connections=2 * settings.connections,
-        connect_timeout=settings.connect_timeout,
-        read_timeout=settings.read_timeout,
-        parameter_validation=False,
-        user_agent=_user_agent(),
-    )
+    given: dict[str, Any] = {} if settings.config is None else vars(settings.config)
+    lost_in_merging = ("connector_args", "http_session_cls")  # by older versions of aiobotocore
+    options: dict[str, Any] = {
+        **{name: given[name] for name in lost_in_merging if name in given},
+        "retries": {"mode": "standard", "total_max_attempts": settings.max_attempts},
+        "max_pool_connections": 2 * settings.connections,
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": settings.read_timeout,
+        "parameter_validation": False,
+        "user_agent": _user_agent(),
+    }
+    ours: Any = AioConfig(**options)
     return ours if settings.config is None else ours.merge(settings.config)
 
 

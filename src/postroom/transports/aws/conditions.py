@@ -64,7 +64,8 @@ def objections(session: Any, sqs: Any, *, verify: bool | str | None) -> Iterator
         yield "a client certificate is configured"
     if custom_authority(session, sqs, verify=verify):
         yield "the certificate authority is not the default one"
-    if (config.retries or {}).get("mode") == "adaptive":  # it limits the rate of its own calls, and would not see ours
+    retries: dict[str, Any] = config.retries or {}
+    if retries.get("mode") == "adaptive":  # it limits the rate of its own calls, and would not see ours
         yield "the retry mode is adaptive"
     if set(getattr(config, "connector_args", None) or ()) - _KNOWN_CONNECTOR_ARGS:
         yield "the connector is configured"

@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
+import msgspec
+
 from postroom.errors import ClosedError, ServiceUnavailable
 from postroom.transports.aws.conditions import Capture, Endpoint
 from postroom.transports.aws.errors import translate
@@ -162,7 +164,7 @@ class Connection:
             self._deadlines.discard(deadline)
         try:
             return read(answer)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
             text = f"{operation} on {subject}: the answer is not SQS's; check the endpoint URL"
             raise ServiceUnavailable(text, operation=operation, code=type(error).__name__) from error
 

@@ -97,7 +97,7 @@ def decode_messages(body: bytes, queue: str) -> list[Message]:
     """Return the messages of a receive from the bytes of the answer.
 
     Raises:
-        ValueError: it is not the answer to a receive.
+        ValueError, LookupError, msgspec.DecodeError: it is not the answer to a receive.
     """
     try:
         messages = _decode_receive(body).messages
@@ -167,7 +167,7 @@ def decode_failures(body: bytes, count: int) -> list[EntryFailure]:
     """Return the entries of a batch of ``count`` that SQS did not confirm, from the bytes of the answer.
 
     Raises:
-        ValueError: it is not the answer to a batch.
+        ValueError, LookupError, msgspec.DecodeError: it is not the answer to a batch.
     """
     try:
         answer = _decode_batch(body)
