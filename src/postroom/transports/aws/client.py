@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 from urllib.parse import urlsplit
 
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
@@ -258,7 +258,7 @@ def _region_of(settings: _Settings, session: Any) -> str | None:
 def _config_of(settings: _Settings) -> Any:
     from aiobotocore.config import AioConfig  # noqa: PLC0415
 
-    given: dict[str, Any] = {} if settings.config is None else vars(settings.config)
+    given = cast("dict[str, Any]", vars(settings.config)) if settings.config is not None else {}
     lost_in_merging = ("connector_args", "http_session_cls")  # by older versions of aiobotocore
     options: dict[str, Any] = {
         **{name: given[name] for name in lost_in_merging if name in given},
