@@ -8,7 +8,7 @@ import asyncio
 import random
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,11 +56,12 @@ class Plan:
 
 def draw_plan(rng: random.Random) -> Plan:
     """Draw everything that stays fixed during one schedule."""
-    names: list[Any] = ["a", "b", "c:d", 1, 1.0, True, "1", ("a", "b"), "c", "d:", None, "é"]
+    names: list[Any] = ["a", "b", "c:d", ("c", "d"), 1, 1.0, True, "1", ("a", "b"), "a:b", None, "é"]
     rng.shuffle(names)
-    tenants = tuple(Tenant(name, number) for number, name in enumerate(names[: rng.randint(1, 10)]))
+    tenants = tuple(Tenant(name, number) for number, name in enumerate(names[: rng.choice([1, 3, 6, 12])]))
     budget = rng.randint(1, 8)
     heavy = rng.random() < 0.3
+    hosts = rng.choice([0, 0, 1, 2])
     return Plan(
         limits=PoolLimits(
             budget=budget,
@@ -78,7 +79,7 @@ def draw_plan(rng: random.Random) -> Plan:
         backoff=OpenBackoff(base=rng.choice([0.01, 0.1]), cap=rng.choice([0.1, 1.0]), permanent=rng.choice([0.1, 2.0])),
         tenants=tenants,
         weights={tenant.number: rng.randint(1, min(3, budget)) if heavy else 1 for tenant in tenants},
-        hosts={tenant.number: rng.randint(1, 2) for tenant in tenants} if rng.random() < 0.5 else None,
+        hosts={tenant.number: rng.randint(1, hosts) for tenant in tenants} if hosts else None,
         provider=rng.choice(["generator", "class", "function"]),
         with_check=rng.random() < 0.5,
         trouble=rng.choice([0.0, 0.1, 0.4]),
@@ -135,6 +136,8 @@ class World:
     left_alone_until: dict[int, float] = field(default_factory=dict[int, float])
     failed_on: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     tripped_at: dict[int, int] = field(default_factory=dict[int, int])
+    on_opened: Callable[[], object] | None = None
+    """Disturbs the very instant in which leases are handed out."""
     host_seen: dict[int, float] = field(default_factory=dict[int, float])
     violations: list[str] = field(default_factory=list[str])
     grace_over: bool = False
@@ -302,6 +305,8 @@ class World:
             host = self.host_of(self._tenant(event.key))
             self.failed_on.pop(host, None)
             self.tripped_at.pop(host, None)
+            if self.on_opened is not None:
+                self.on_opened()
         elif isinstance(event, ResourceClosed):
             self.note("closed", self._tenant(event.key))
         if self.chance(0.05):

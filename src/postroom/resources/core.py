@@ -216,7 +216,8 @@ class Core:
         wanted = dict.fromkeys(identities)
         for identity in wanted:
             self.cooling.forget(identity)
-        for entry in [entry for entry in self.table.entries if entry.identity in wanted]:
+        # The newest first, because each goes to the front of the line: so they stand there in their old order.
+        for entry in [entry for entry in reversed(self.table.entries) if entry.identity in wanted]:
             if entry.state is State.OPENING:
                 self._call_off(entry, now)
                 self._ask_again(entry.identity, now)
