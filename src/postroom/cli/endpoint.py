@@ -37,9 +37,9 @@ def use_endpoint(
         return
     environment["AWS_ENDPOINT_URL_SQS"] = endpoint_url
     if is_loopback(endpoint_url):
-        if not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & environment.keys():
+        if not any(map(environment.get, ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"))):
             environment.update(_CREDENTIALS)
-        if not {"AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"} & environment.keys():
+        if not any(map(environment.get, ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"))):
             environment["AWS_DEFAULT_REGION"] = "us-east-1"
 
 

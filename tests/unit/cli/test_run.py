@@ -1,0 +1,139 @@
+"""``postroom run``: finding consumers, and saying what to write when there is none."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from postroom import Consumer
+from postroom.cli import CommandError, main
+from postroom.cli.run import load
+from postroom.local.threaded import ThreadedServer
+
+APP = """
+from types import SimpleNamespace
+from postroom import Consumer, MessageContext
+
+def made(queue):
+    consumer = Consumer(queue)
+    @consumer.handler
+    async def handle(body: dict, ctx: MessageContext) -> None:
+        print("handled", body["n"], flush=True)
+    return consumer
+
+orders = made("orders")
+several = [made("a"), made("b")]
+nested = SimpleNamespace(orders=orders)
+number = 7
+def factory():
+    return made("from-a-function")
+def factory_of_several():
+    return (made("x"), made("y"))
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with consumers in a directory of its own."""
+    (tmp_path / "shop_app.py").write_text(textwrap.dedent(APP))
+    (tmp_path / "shop_broken.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "shop_app"
+    sys.modules.pop("shop_app", None)
+
+
+@pytest.mark.parametrize(
+    ("target", "queues"),
+    [
+        ("orders", ["orders"]),
+        ("nested.orders", ["orders"]),
+        ("several", ["a", "b"]),
+        ("factory", ["from-a-function"]),
+        ("factory_of_several", ["x", "y"]),
+    ],
+)
+def test_consumers_lists_and_functions_are_found(app: str, target: str, queues: list[str]) -> None:
+    """A function is for those who want nothing at import time."""
+    assert [consumer.queue for consumer in load(f"{app}:{target}")] == queues
+    assert all(isinstance(consumer, Consumer) for consumer in load(f"{app}:{target}"))
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("shop_app", "not MODULE:CONSUMER"),
+        (":orders", "not MODULE:CONSUMER"),
+        ("shop_app:", "not MODULE:CONSUMER"),
+        ("shop_app:parcels", "has no 'parcels'"),
+        ("shop_app:number", "is a int, not a Consumer"),
+        ("shop_missing:orders", "no module 'shop_missing'"),
+        ("shop_missing.inner:orders", "no module 'shop_missing.inner'"),
+    ],
+)
+def test_what_cannot_be_found_is_said_with_the_remedy(app: str, target: str, text: str) -> None:
+    """Exit code 2, one line."""
+    with pytest.raises(CommandError, match=text) as wrong:
+        load(target)
+    assert wrong.value.exit_code == 2
+    assert app
+
+
+def test_a_module_that_fails_to_import_keeps_its_traceback(app: str) -> None:
+    """It is the user's code: where it fails is what they need."""
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        load("shop_broken:orders")
+    assert app
+
+
+def test_without_a_target_it_is_a_usage_error() -> None:
+    """Exit code 2."""
+    assert CliRunner().invoke(main, ["run"]).exit_code == 2
+
+
+def _start(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "postroom", "run", *arguments],
+        cwd=directory,
+        env={**environment, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_worker_handles_messages_until_a_signal(tmp_path: Path) -> None:
+    """The endpoint as an option, credentials made up for this machine, exit code 0 on SIGTERM."""
+    (tmp_path / "shop_worker.py").write_text(textwrap.dedent(APP))
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", '{"n": 1}'))
+        worker = _start(tmp_path, "shop_worker:orders", "--endpoint-url", server.endpoint_url)
+        with worker:
+            assert worker.stdout is not None
+            seen = ""
+            while "handled 1" not in seen:
+                line = worker.stdout.readline()
+                assert line, seen
+                seen += line
+            worker.send_signal(signal.SIGTERM)
+            seen += worker.stdout.read()
+            assert worker.wait(20) == 0, seen
+        assert server.counts("orders") == (0, 0, 0)
+
+
+def test_a_queue_that_does_not_exist_ends_with_2(tmp_path: Path) -> None:
+    """And the log says what to check."""
+    (tmp_path / "shop_worker.py").write_text(textwrap.dedent(APP))
+    with ThreadedServer() as server:
+        worker = _start(tmp_path, "shop_worker:orders", "--endpoint-url", server.endpoint_url)
+        output, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 2
+    assert "orders" in output
+    assert "Traceback" not in output
