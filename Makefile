@@ -32,7 +32,6 @@ check: $(STAMP)  ## lint, types, layers
 	$(RUN)mypy
 	$(RUN)pyright
 	$(RUN)lint-imports
-	$(RUN)interrogate --quiet src tests
 
 bench: $(STAMP)  ## measure side by side, print ratios (minutes)
 	$(RUN)python benchmarks/pipeline.py

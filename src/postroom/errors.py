@@ -22,9 +22,9 @@
     ├─ ClosedError                       you used it after you closed it
     └─ NotOpenError                      you forgot ``async with``
 
-``__cause__`` is kept, except where it would carry the tenant's data: validators quote their input, so a ``PayloadError``
-has no validator's exception behind it. No text here contains a payload body, a DSN or a password: what a provider's own
-exception says stays in ``__cause__``, only its type is quoted.
+``__cause__`` is kept, except where it would carry the tenant's data: validators quote their input, so there is no
+validator's exception behind a ``PayloadError``. No text here contains a payload body, a DSN or a password: what a
+provider's own exception says stays in ``__cause__``, only its type is quoted.
 """
 
 from typing import Any

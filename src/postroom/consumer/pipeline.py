@@ -252,19 +252,24 @@ class Pipeline:
         return None
 
     async def _obey(self, job: Job, instruction: Retry | Reject) -> None:
+        if isinstance(instruction, Reject) and await self._rejected(job, instruction):
+            return
         delay = instruction.delay if isinstance(instruction, Retry) else None
-        if isinstance(instruction, Reject):
-            try:
-                if not await self._settler.reject(job.delivery, instruction.reason):
-                    self._settle_failure(job, instruction)
-                return
-            except PostroomError as error:
-                # Neither handled nor a dead letter: it comes back, in every mode.
-                _log.error("Message %s could not be made a dead letter: %s", job.message.id, error)
         if delay is None:
             delay = backoff(self._settings.retry, job.message, instruction, self._rng)
         self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
         self._return_group(job)
+
+    async def _rejected(self, job: Job, instruction: Reject) -> bool:
+        """Make the message a dead letter; without a dead-letter queue it has failed. False: it could not be sent."""
+        try:
+            if not await self._settler.reject(job.delivery, instruction.reason):
+                self._settle_failure(job, instruction)
+        except PostroomError as error:
+            # Neither handled nor a dead letter: it comes back, in every mode.
+            _log.error("Message %s could not be made a dead letter: %s", job.message.id, error)
+            return False
+        return True
 
     def _settle_failure(self, job: Job, error: Exception) -> None:
         match self._settings.ack:

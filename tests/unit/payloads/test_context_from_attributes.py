@@ -364,7 +364,6 @@ def test_a_class_that_cannot_be_a_key_is_refused_at_construction(cls: Any, hint:
         (Literal["a", b"a"], "choices must be texts"),
         ("Nowhere", "cannot be read"),
     ],
-    ids=repr,
 )
 def test_a_field_that_no_attribute_can_fill_is_refused_at_construction(annotation: Any, hint: str) -> None:
     """Type confusion ends here: what cannot be told apart exactly is no field of a key."""

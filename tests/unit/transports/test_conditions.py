@@ -84,6 +84,7 @@ async def test_handlers_of_other_services_do_not_matter(sqs: FakeSqs, caplog: py
         ({"config": AioConfig(retries={"mode": "adaptive"})}, "the retry mode is adaptive"),
         ({"config": AioConfig(signature_version=UNSIGNED)}, f"the signature version is {UNSIGNED}"),
     ],
+    ids=["switched off", "proxy", "connector", "adaptive retries", "unsigned"],
 )
 async def test_configuration_keeps_it_off(
     sqs: FakeSqs, caplog: pytest.LogCaptureFixture, options: dict[str, Any], reason: str
