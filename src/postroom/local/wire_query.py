@@ -29,6 +29,8 @@ _MAPS = {
     "Tag": ("Tags", "Key"),
 }
 _ENTRY = "BatchRequestEntry"
+_MAY_BE_EMPTY = frozenset({"Entries", *_LISTS, *_LISTS.values(), *_MAPS, *(field for field, _ in _MAPS.values())})
+"""Names under which botocore of that time sends a list or a map without items: with an empty value."""
 
 _Tree = dict[str, Any]
 
@@ -85,6 +87,8 @@ def _branch(value: Any) -> _Tree | None:
 def _arguments(tree: _Tree) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, value in tree.items():
+        if value == "" and name in _MAY_BE_EMPTY:
+            continue
         if name in _LISTS:
             arguments[_LISTS[name]] = _numbered(value)
         elif name in _MAPS:

@@ -232,6 +232,14 @@ def test_errors_parse_in_older_clients(sqs_server: ThreadedServer) -> None:
     assert parsed["ResponseMetadata"]["RequestId"]
 
 
+def test_empty_lists_of_older_clients(post: Post) -> None:
+    """A list without items, which botocore sent as an empty field, is an empty list."""
+    post(Action="CreateQueue", QueueName="q", Attributes="", Tags="")
+    _, refusal = post("/000000000000/q", Action="SendMessageBatch", Entries="")
+    assert find(refusal, "Error", "Code") == ["AWS.SimpleQueueService.EmptyBatchRequest"]
+    assert post("/000000000000/q", Action="GetQueueAttributes", AttributeName="")[0] == 200
+
+
 def test_single_item_without_a_number() -> None:
     """A list of one may come without its number, and a batch keeps the order of its numbers."""
     form = {"Action": "GetQueueAttributes", "AttributeName": "All"}
