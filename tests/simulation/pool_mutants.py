@@ -253,7 +253,13 @@ def drops_the_lease_of_a_cancelled_waiter(patch: Patch) -> None:
 @mutant
 def serves_the_last_first(patch: Patch) -> None:
     """I9: the line is a stack."""
-    patch.setattr(Line, "append", Line.prepend)
+    append = Line.append
+
+    def push(self: Line, demand: Demand) -> None:
+        append(self, demand)
+        self._lane(demand).move_to_end(demand.identity, last=False)
+
+    patch.setattr(Line, "append", push)
 
 
 @mutant

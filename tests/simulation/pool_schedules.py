@@ -303,8 +303,9 @@ def _watch_line(pool: Pool, world: World) -> None:
     def watched(demand: Demand, overtaken: Iterable[Demand], now: float) -> None:
         for other in core.line:
             passed = other.since < demand.since and other.weight <= demand.weight
-            # Who was let in late by a host has lost its place; who failed may use only half of the openings.
-            if passed and (demand.troubled or not other.troubled) and demand.host is None:
+            # Who was let in late by a host has lost its place; who failed may use only half of the openings; whose
+            # turn was taken away is put to the front, with a number below zero.
+            if passed and demand.sequence > 0 and (demand.troubled or not other.troubled) and demand.host is None:
                 world.require(False, "I9", f"{demand.key} passed {other.key}, who waited longer")
         start(demand, overtaken, now)
 
