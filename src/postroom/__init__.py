@@ -17,6 +17,7 @@ from postroom.consumer import (
 )
 from postroom.errors import (
     AccessDenied,
+    AlreadyHandled,
     ClosedError,
     ConfigurationError,
     ContextError,
@@ -55,12 +56,14 @@ from postroom.options import (
 )
 from postroom.payloads import attribute
 from postroom.resources import Lease, PoolStatistics, ResourcePool
+from postroom.transactions import Transactional
 from postroom.transports import AwsClient
 from postroom.types import AckMode, ExitCode, Settlement, StopReason
 
 __all__ = [
     "AccessDenied",
     "AckMode",
+    "AlreadyHandled",
     "AwsClient",
     "CallNext",
     "ClosedError",
@@ -106,6 +109,7 @@ __all__ = [
     "Shutdown",
     "StopReason",
     "Throttled",
+    "Transactional",
     "TransportError",
     "ValidationError",
     "Visibility",

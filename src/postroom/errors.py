@@ -197,3 +197,12 @@ class Reject(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class AlreadyHandled(BaseException):
+    """The instruction that leaves a handler when its message turns out to be a duplicate: it is acknowledged.
+
+    ``ctx.transaction()`` raises it. Like ``asyncio.CancelledError`` it is not an ``Exception``: a handler's broad
+    ``except Exception`` must not make a failure of it. Whoever catches it all the same has lost nothing: no effect was
+    made, and the handler's outcome decides as usual.
+    """

@@ -1,16 +1,25 @@
 """What a handler is given beside its payload."""
 
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, Protocol
+from typing import Any, Final, Generic, Protocol
 
 import msgspec
 
+from postroom.errors import ConfigurationError, PostroomError
 from postroom.message import Message
+from postroom.transactions import MessageKey, Transactional, Tx
 from postroom.types import C_co, R_co
+
+_LONGEST_KEY: Final = 500
 
 
 class Settles(Protocol):
     """What stands behind ``ctx.ack()`` and ``ctx.retry()``."""
+
+    transactions: int
+    """Transactions of the message that are neither committed nor rolled back."""
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
@@ -42,8 +51,11 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         Raises:
             OwnershipLost: the visibility timeout is over.
             TransportError: SQS refused the delete, or could not be reached; the message will come back.
-            PostroomError: the message was settled before.
+            PostroomError: the message was settled before, or a transaction of it is not committed yet.
         """
+        if self._settles.transactions:
+            text = "ctx.ack() inside of ctx.transaction(): nothing is committed yet; acknowledge after the block"
+            raise PostroomError(text)
         await self._settles.acknowledge()
 
     async def retry(self, *, delay: float | None = None) -> None:
@@ -55,6 +67,57 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         Raises: as :meth:`ack`.
         """
         await self._settles.give_back(delay)
+
+    def transaction(
+        self: "MessageContext[Any, Transactional[Tx]]", *, key: str | None = None
+    ) -> AbstractAsyncContextManager[Tx]:
+        """Work in a transaction of the tenant's database that begins with this message's row in its inbox.
+
+        ::
+
+            async with ctx.transaction() as tx:
+                await tx.execute("INSERT INTO orders VALUES ($1)", order.order_id)
+
+        SQS delivers at least once; what is done in the block is done exactly once. It is committed when the block is
+        left, and rolled back, with the row, when an exception or a cancellation leaves it. A duplicate finds the row
+        and is acknowledged, in every mode, without an effect: the block is not entered, the handler is left. One that
+        comes while the first is in its block waits for it.
+
+        Args:
+            key: by what a duplicate is recognised, within the queue and the tenant's database; 1 to 500 characters.
+                None for the message id, which is the same in every receive of one message. A business key, such as an
+                order number, also recognises what was sent twice.
+
+        Raises:
+            AlreadyHandled: the message is a duplicate. Not an ``Exception``; let it pass.
+            ConfigurationError: the resources have no inbox, or the key is none.
+        """
+        resources: Any = self.resources
+        if not hasattr(resources, "transaction_for"):
+            kind = type(resources).__name__
+            text = f"ctx.transaction() needs resources with an inbox, such as asyncpg_inbox(...) provides; got {kind}"
+            raise ConfigurationError(text)
+        transaction: AbstractAsyncContextManager[Tx] = resources.transaction_for(_key_of(self.message, key))
+        return _counted(self._settles, transaction)
+
+
+@asynccontextmanager
+async def _counted(settles: Settles, transaction: AbstractAsyncContextManager[Tx]) -> AsyncGenerator[Tx, None]:
+    settles.transactions += 1
+    try:
+        async with transaction as tx:
+            yield tx
+    finally:
+        settles.transactions -= 1
+
+
+def _key_of(message: Message, key: str | None) -> MessageKey:
+    if key is None:
+        return MessageKey(message.queue, message.id)
+    if not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
+        text = f"ctx.transaction(key=...) takes 1 to {_LONGEST_KEY} characters, none of them NUL; got {len(key)}"
+        raise ConfigurationError(text)
+    return MessageKey(message.queue, f"key:{key}")  # no message id looks like that
 
 
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)

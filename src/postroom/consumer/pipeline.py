@@ -12,6 +12,7 @@ from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.settings import Failure, Handle, Settings
 from postroom.errors import (
+    AlreadyHandled,
     ContextError,
     MessageError,
     OwnershipLost,
@@ -89,6 +90,8 @@ class Pipeline:
         self.jobs: dict[Delivery, Job] = {}
         """Jobs that have a task."""
         self.succeeded = 0
+        self.duplicates = 0
+        """Messages whose handlers found them handled before."""
         self.failed: Counter[str] = Counter()
         """Failures by the name of their error's type."""
 
@@ -126,6 +129,8 @@ class Pipeline:
             await self._was_cancelled(job, error)
         except Exception as error:
             await self._did_fail(job, error)
+        except AlreadyHandled:
+            self._was_handled_before(job)
         except BaseException:  # the program ends
             self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
             raise
@@ -176,25 +181,44 @@ class Pipeline:
         ctx = MessageContext(job.message, job.context, resources, _Settling(self._settler, job, self._settings))
         enter_message(ctx)
         if not self._observers:
-            await self._handle(job.payload, ctx)
+            await self._call_handler(job, ctx)
             return
         loop = asyncio.get_running_loop()
         started = loop.time()
         error: BaseException | None = None
         self._observers.tell(HandlerStarted(job.message, job.context))
         try:
-            await self._handle(job.payload, ctx)
+            await self._call_handler(job, ctx)
         except BaseException as raised:
             error = raised
             raise
         finally:
             self._observers.tell(HandlerFinished(job.message, job.context, loop.time() - started, error))
 
+    async def _call_handler(self, job: Job, ctx: MessageContext[Any, Any]) -> None:
+        try:
+            await self._handle(job.payload, ctx)
+        except BaseExceptionGroup as group:  # of a handler with a TaskGroup
+            duplicates, failures = group.split(AlreadyHandled)
+            if duplicates is None:
+                raise
+            raise (failures or AlreadyHandled()) from None
+
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
         if self._settings.ack is AckMode.MANUAL:
             self._leave(job)
-        elif job.delivery.settlement is None:
+        else:
+            self._ack(job)
+
+    def _was_handled_before(self, job: Job) -> None:
+        """Acknowledge a duplicate, in every mode: its work is done, and nobody else will say so."""
+        self.duplicates += 1
+        _log.debug("Message %s was handled before", job.message.id)
+        self._ack(job)
+
+    def _ack(self, job: Job) -> None:
+        if job.delivery.settlement is None:
             self._settler.ack(job.delivery)
         elif job.delivery.settlement is not Settlement.ACKED:
             self._return_group(job)
@@ -312,9 +336,10 @@ class Pipeline:
 class _Settling:
     """What stands behind ``ctx.ack()`` and ``ctx.retry()`` of one message."""
 
-    __slots__ = ("_job", "_settings", "_settler")
+    __slots__ = ("_job", "_settings", "_settler", "transactions")
 
     def __init__(self, settler: Settler, job: Job, settings: Settings[Any, Any]) -> None:
+        self.transactions = 0
         self._settler = settler
         self._job = job
         self._settings = settings

@@ -1,0 +1,35 @@
+"""What resources offer so that a message's effects happen exactly once: transactions that begin with its row."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol, TypeVar
+
+Tx = TypeVar("Tx")
+Tx_co = TypeVar("Tx_co", covariant=True)
+
+
+class MessageKey(NamedTuple):
+    """By what a duplicate is recognised: the primary key of a row in the inbox."""
+
+    queue: str
+    """The name of the queue."""
+    id: str
+    """The message id, or ``key:`` and the business key of ``ctx.transaction(key=...)``."""
+
+
+class Transactional(Protocol[Tx_co]):
+    """Resources with an inbox: a table in the tenant's database with a row for each message that was handled.
+
+    ``Tx_co`` is what a handler gets inside of a transaction: a connection, a session, whatever the driver works with.
+    """
+
+    def transaction_for(self, key: MessageKey, /) -> AbstractAsyncContextManager[Tx_co]:
+        """Return a context manager of a transaction that holds the row of ``key``, and then the handler's work.
+
+        Entered, it has written the row. When another transaction has written the same one and is not at its end, it
+        waits for that end first. It commits when the block is left, and returns only then; it rolls back, the row
+        included, when an exception or a cancellation leaves the block.
+
+        Raises:
+            AlreadyHandled: when it is entered: the row was there. Nothing was done.
+        """
+        ...
