@@ -59,7 +59,7 @@ class Concurrency:
         weights: who gets more or less handler time than others when slots are short; 1.0 unless said otherwise. A
             mapping or a function, as ``overrides``.
         reserved: slots that tenants over their share leave free for the others, all of them together; None for a
-            tenth of ``total``.
+            twelfth of ``total``.
         threads: threads for plain ``def`` handlers; a free one is needed for each that runs.
         handler_timeout: seconds that one handler may hold its slot; then it is cancelled and has failed with
             ``HandlerTimeout``. None for no limit. A thread cannot be cancelled: a plain ``def`` handler that runs
@@ -96,7 +96,10 @@ class Polling:
         wait: seconds that SQS holds an empty receive open, 0 to 20.
         batch: messages per receive, 1 to 10.
         pollers: receives outstanding at once.
-        prefetch: messages held beyond those that run, so that no slot waits for the network.
+        prefetch: messages held beyond those that run, at the most. How many there are follows from the measured
+            handler time and round trip, so that no slot waits for the network; None for no bound of your own.
+        scout: whether to look for quiet tenants' messages when noisy ones have filled the buffer; what else comes is
+            put off by visibility, which counts as a receive. Never more than the queue's redrive policy has to spare.
         lane: messages of one context that stay here while its resources are being opened and there is no room for
             others; the rest is deferred by visibility.
         backoff: seconds before the second try after a failed receive; doubles up to ``max_backoff``.
@@ -106,7 +109,8 @@ class Polling:
     wait: float = 20.0
     batch: int = 10
     pollers: int = 2
-    prefetch: int = 20
+    prefetch: int | None = None
+    scout: bool = True
     lane: int = 16
     backoff: float = 0.5
     max_backoff: float = 30.0
@@ -117,7 +121,8 @@ class Polling:
         limit = "SQS returns at most 10 messages per receive, see quotas-messages.html"
         _check_count("Polling", "batch", self.batch, most=MAX_BATCH, limit=limit)
         _check_count("Polling", "pollers", self.pollers)
-        _check_count("Polling", "prefetch", self.prefetch, least=0)
+        if self.prefetch is not None:
+            _check_count("Polling", "prefetch", self.prefetch, least=0)
         _check_count("Polling", "lane", self.lane)
         _check_seconds("Polling", "backoff", self.backoff, least=0.001)
         _check_seconds("Polling", "max_backoff", self.max_backoff, least=self.backoff)

@@ -8,6 +8,8 @@ from random import Random
 from typing import Any, cast
 
 from postroom.consumer.job import Job
+from postroom.consumer.parking import Parking
+from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.errors import ContextError
 from postroom.events import MessageReceived, Observers
@@ -64,6 +66,10 @@ class Intake:
         settler: Settler,
         dispatch: Callable[[], None],
         crowded: Callable[[], bool],
+        spare: Callable[[], int],
+        buffer: Callable[[], int],
+        parking: Parking,
+        scouting: Scouting,
     ) -> None:
         self._resolver = settings.resolver
         self._lane_limit = settings.polling.lane
@@ -74,6 +80,10 @@ class Intake:
         self._settler = settler
         self._dispatch = dispatch
         self._crowded = crowded
+        self._spare = spare
+        self._buffer = buffer
+        self._parking = parking
+        self._scouting = scouting
         self._closed = False
         self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -182,7 +192,19 @@ class Intake:
             job.context_error = error
         else:
             job = Job(delivery, tenant, group, found)
-        self._scheduler.add(job)
+        if self._is_surplus(job):
+            self._parking.park(delivery)
+        else:
+            self._scheduler.add(job)
+
+    def _is_surplus(self, job: Job) -> bool:
+        """Whether there is no room for a message and it can wait: others of its tenant do so here already."""
+        if self._resolver is None:
+            return False
+        if not self._scheduler.has_enough(job.tenant, room=self._buffer()):
+            self._scouting.found_quiet(job.message)
+            return False
+        return self._spare() <= 0 and self._parking.refused_because is None and self._parking.spares(job.message)
 
     def _tenant_of(self, message: Message, found: Any) -> Hashable:
         """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""

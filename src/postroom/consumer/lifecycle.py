@@ -10,8 +10,10 @@ from typing import Any, Generic, cast
 from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
+from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
@@ -65,7 +67,7 @@ def _scheduler(settings: Settings[Any, Any], total: int) -> Scheduler[Job]:
         per_tenant=concurrency.per_tenant,
         caps=concurrency.overrides,
         weights=concurrency.weights,
-        reserved=total // 10 if concurrency.reserved is None else concurrency.reserved,
+        reserved=total // 12 if concurrency.reserved is None else concurrency.reserved,
     )
 
 
@@ -104,6 +106,15 @@ class Run(Generic[C, R]):
             on_lost=self._on_lost,
             observers=settings.observers,
         )
+        self._total = total
+        self._recalling: asyncio.TimerHandle | None = None
+        self._parking = Parking(queue, self._settler, clock=self._loop.time)
+        self._scouting = Scouting(
+            self._parking,
+            clock=self._loop.time,
+            alone=lambda: self.scheduler.alone,
+            enabled=settings.polling.scout and settings.resolver is not None,
+        )
         self._pipeline = Pipeline(
             settings,
             decode=decode,
@@ -127,14 +138,18 @@ class Run(Generic[C, R]):
             scheduler=self.scheduler,
             settler=self._settler,
             dispatch=self._pipeline.dispatch,
-            crowded=lambda: self._capacity - self.scheduler.size < settings.polling.batch,
+            crowded=lambda: self._capacity() - self.scheduler.size < settings.polling.batch,
+            spare=lambda: self._capacity() - self._held(),
+            buffer=self._buffer,
+            parking=self._parking,
+            scouting=self._scouting,
         )
-        self._capacity = total + settings.polling.prefetch
         self._poller = Poller(
             queue,
             settings.polling,
             settings.visibility,
             capacity=self._capacity,
+            scouting=self._scouting,
             held=self._held,
             starving=lambda: self.scheduler.waiting == 0,
             admit=self._intake.admit,
@@ -217,6 +232,8 @@ class Run(Generic[C, R]):
             suspended=gauges.suspended,
             held=self._settler.held,
             tenants=gauges.tenants,
+            parked=self._parking.total,
+            scouting_stopped=self._scouting.stopped_because,
             last_poll_age=None if last is None else self._loop.time() - last,
             pool=None if self.pool is None else self.pool.statistics(),
         )
@@ -275,6 +292,14 @@ class Run(Generic[C, R]):
         except TimeoutError:
             _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
         await self._settler.abandon()
+        await self._recall_parked()
+
+    async def _recall_parked(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.shutdown.flush):
+                await self._parking.close()
+        except TimeoutError:
+            _log.warning("Parked messages could not be called back in time; they come by themselves")
 
     async def _end_heartbeat(self) -> None:
         if self._heartbeat is not None:
@@ -306,10 +331,38 @@ class Run(Generic[C, R]):
     def _held(self) -> int:
         """Count what takes room: messages of blocked tenants do not, up to as many as everything else."""
         scheduler = self.scheduler
-        return scheduler.size + self._intake.resolving - min(scheduler.blocked, self._capacity)
+        return scheduler.size + self._intake.resolving - min(scheduler.blocked, self._capacity())
+
+    def _capacity(self) -> int:
+        """Return how many messages to hold at once: those that run, and enough behind them."""
+        return self._total + self._buffer()
+
+    def _buffer(self) -> int:
+        """Return how many messages to hold beyond those that run, so that no slot waits for the network.
+
+        Twice what is handled during one round trip, and a batch. More would only wait here instead of in the queue,
+        where SQS keeps quiet tenants' messages in front.
+        """
+        polling = self.settings.polling
+        handled = self._total * self._poller.round_trip / max(self.scheduler.typical, 0.001)
+        most = 10 * self._total + polling.batch if polling.prefetch is None else polling.prefetch
+        return min(most, polling.batch + int(2 * handled))
 
     def _on_slot_free(self) -> None:
+        if self._parking.total and self._recalling is None:
+            self._recall_if_dry()
         self._poller.wake()
+
+    def _recall_if_dry(self) -> None:
+        """Call parked messages back while slots have nothing to do."""
+        self._recalling = None
+        if (
+            self.scheduler.ready < self.settings.polling.batch
+            and self._parking.count()
+            and not self._stop_requested.is_set()
+        ):
+            self._parking.recall(max(0, self._poller.room))
+            self._recalling = self._loop.call_later(max(0.02, self._poller.round_trip), self._recall_if_dry)
 
     def _on_blocked(self) -> None:
         """A tenant's resources open: look a little later whether its messages are in the way of others."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from postroom.consumer.scouting import BATCH, Scouting
 from postroom.errors import TransportError
 from postroom.events import Observers, PollFailed
 from postroom.message import Message
@@ -16,11 +17,13 @@ _log = logging.getLogger("postroom.consumer")
 class Poller:
     """Keeps receives outstanding: one while the queue is quiet, up to ``Polling.pollers`` while it is busy.
 
+    When there is no room for more, ``scouting`` decides whether to look for quiet tenants' messages all the same.
+
     Args:
         queue: where to receive.
         polling: how.
         visibility: the visibility timeout that a receive asks for.
-        capacity: messages to hold at once.
+        capacity: how many messages to hold at once.
         held: how many are held now.
         starving: whether nothing waits for a slot, so that even a small receive is worth a call.
         admit: takes the messages of one receive.
@@ -33,7 +36,8 @@ class Poller:
         polling: Polling,
         visibility: Visibility,
         *,
-        capacity: int,
+        capacity: Callable[[], int],
+        scouting: Scouting,
         held: Callable[[], int],
         starving: Callable[[], bool],
         admit: Callable[[Sequence[Message]], None],
@@ -43,6 +47,7 @@ class Poller:
         self._polling = polling
         self._visibility = visibility
         self._capacity = capacity
+        self._scouting = scouting
         self._held = held
         self._starving = starving
         self._admit = admit
@@ -55,11 +60,13 @@ class Poller:
         self.last_success: float | None = None
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failures = 0
+        self.round_trip = 0.0
+        """Seconds that a receive takes of late which need not wait for messages."""
 
     @property
     def room(self) -> int:
         """How many more messages could be held."""
-        return self._capacity - self._held() - self._asked_for
+        return self._capacity() - self._held() - self._asked_for
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
@@ -80,7 +87,7 @@ class Poller:
     async def run(self, number: int) -> None:
         """Receive until stopped. ``number`` 0 always polls; the others only while the queue is busy."""
         pause = self._polling.backoff
-        while (limit := await self._room(number)) > 0:
+        while (limit := await self._room(number)) != 0:
             try:
                 messages = await self._receive(limit)
             except TransportError as error:
@@ -88,34 +95,63 @@ class Poller:
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
             pause = self._polling.backoff
-            self._busy = len(messages) == limit
+            if limit > 0:
+                self._busy = len(messages) == limit
             if messages:
                 self._admit(messages)
             if self._busy:
                 self.wake()
 
     async def _room(self, number: int) -> int:
-        """Wait until a receive is worth a call, and return how many messages to ask for; 0 when stopping."""
+        """Wait until a receive is worth a call, and return how many messages to ask for; 0 when stopping.
+
+        A scouting receive is a negative number: what it brings has no room here.
+        """
         while not self._stopping:
             room = self.room
+            timeout = None
             enough = room >= self._polling.batch or (room > 0 and self._asked_for == 0 and self._starving())
-            if enough and (number == 0 or self._busy):
-                return min(room, self._polling.batch)
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            if enough:
+                if number == 0 or self._busy:
+                    return min(room, self._polling.batch)
+            if self._scouting.skimming or self._held() >= self._capacity() - self._polling.batch:
+                timeout = self._scouting.pause(number, round_trip=self.round_trip)
+                if timeout == 0.0:
+                    return -(self._polling.batch if self._scouting.skimming else min(BATCH, self._polling.batch))
+            await self._woken(timeout)
         return 0
 
+    async def _woken(self, timeout: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._waiters.append(waiter)
+        timer = None if timeout is None else loop.call_later(timeout, self._wake_one, waiter)
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _wake_one(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            self._waiters.remove(waiter)
+            waiter.set_result(None)
+
     async def _receive(self, limit: int) -> list[Message]:
-        self._asked_for += limit
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self._asked_for += max(0, limit)
         try:
             messages = await self._queue.receive(
-                limit=limit, wait=self._polling.wait, visibility=self._visibility.timeout
+                limit=abs(limit), wait=self._polling.wait, visibility=self._visibility.timeout
             )
         finally:
-            self._asked_for -= limit
-            self.wake()  # there is more room: another poller may have waited for it, or nobody polls any more
-        self.last_success = asyncio.get_running_loop().time()
+            self._asked_for -= max(0, limit)
+            if limit > 0:
+                self.wake()  # there is more room: another poller may have waited for it, or nobody polls any more
+        self.last_success = loop.time()
+        if len(messages) == abs(limit):  # it did not have to wait for any
+            self.round_trip += 0.2 * (self.last_success - started - self.round_trip)
         return messages
 
     async def _back_off(self, error: TransportError, pause: float) -> None:

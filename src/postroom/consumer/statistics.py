@@ -40,6 +40,10 @@ class ConsumerStatistics:
     """Messages that are ours now, those whose acknowledgement is on its way included."""
     tenants: int = 0
     """Tenants that have a message here now."""
+    parked: int = 0
+    """Surplus messages of noisy tenants put off so far, so that others' could be received."""
+    scouting_stopped: str | None = None
+    """Why quiet tenants' messages are not looked for when there is no room; None while they are."""
     last_poll_age: float | None = None
     """Seconds since SQS last answered a receive; None before the first answer. The measure of health."""
     pool: PoolStatistics | None = None

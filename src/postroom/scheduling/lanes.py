@@ -106,7 +106,8 @@ class Scheduler(Generic[T]):
         self._behind_blocked = 0
         self._round = 0
         self._streak = 0
-        self._alone = ALONE
+        self._alone = 0
+        self._met = False
         self._typical = FIRST_ESTIMATE
 
     # -- what is here -------------------------------------------------------------------------------------------
@@ -125,6 +126,16 @@ class Scheduler(Generic[T]):
     def blocked(self) -> int:
         """Tickets that could not run if there were a slot: suspended ones, and what waits in blocked lanes."""
         return self._suspended + self._behind_blocked
+
+    @property
+    def ready(self) -> int:
+        """Tickets that would run if there were slots enough, caps not considered."""
+        return self._waiting - self._behind_blocked
+
+    @property
+    def alone(self) -> bool:
+        """Whether one tenant has long been the only one here, or no second one has come yet."""
+        return not self._met or self._alone >= ALONE
 
     @property
     def typical(self) -> float:
@@ -363,7 +374,11 @@ class Scheduler(Generic[T]):
         lane.running += 1
         self._running += 1
         self._waiting -= 1
-        self._alone = self._alone + 1 if len(self._lanes) == 1 else 0
+        if len(self._lanes) == 1:
+            self._alone += 1
+        else:
+            self._alone = 0
+            self._met = True
         if lane.waiting and self._may_run(lane):
             self._line(lane)
         return ticket

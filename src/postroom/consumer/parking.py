@@ -1,0 +1,101 @@
+"""Surplus messages of noisy tenants, put off so that the receive path stays open for everybody else."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+from postroom.errors import TransportError
+from postroom.message import Message
+from postroom.options import MAX_BATCH
+from postroom.settlement import Delivery, Settler
+from postroom.transports.protocol import Queue, VisibilityChange
+from postroom.types import Settlement
+
+_log = logging.getLogger("postroom.consumer")
+
+TRIES_LEFT = 3
+"""Receives that a message keeps for real attempts: parking uses up only those beyond."""
+MOST_PARKED = 60_000
+"""Messages parked at once by one consumer: half of what SQS allows in flight (120,000, quotas-messages.html). Past
+that limit long polls return nothing, and do not say why."""
+_DELAY = (7.5, 22.5)
+_SETTLED = 0.25
+"""Seconds after which a parked message is surely parked: its visibility change has been sent and answered."""
+
+
+class Parking:
+    """Puts surplus messages off by their visibility, with jitter, and calls them back when slots run dry.
+
+    A parked message has been received, so parking counts towards ``maxReceiveCount``. A message is parked only while
+    ``TRIES_LEFT`` receives are left after this one's, and never where the redrive policy allows no more than that:
+    parking dead-letters nothing. A message that is called back uses no receive that it would not have used later.
+    """
+
+    def __init__(self, queue: Queue, settler: Settler, *, clock: Callable[[], float]) -> None:
+        redrive = queue.info.redrive
+        self._queue = queue
+        self._settler = settler
+        self._clock = clock
+        self._most_receives = None if redrive is None else redrive.max_receive_count
+        self._rng = Random()  # noqa: S311 - jitter, not secrecy
+        self._parked: deque[tuple[float, float, Delivery]] = deque()  # parked at, visible again at the latest
+        self._recalls: set[asyncio.Task[None]] = set()
+        self.total = 0
+        """Messages parked so far."""
+
+    @property
+    def refused_because(self) -> str | None:
+        """Why nothing may be parked now; None while it may."""
+        if self._queue.info.fifo:
+            return "a FIFO queue hands out the next message of a group only when the last one is done"
+        if self._most_receives is not None and self._most_receives <= TRIES_LEFT:
+            return f"the queue's maxReceiveCount is {self._most_receives}: no receive to spare"
+        if self.count() >= MOST_PARKED:
+            return f"{MOST_PARKED} messages are parked already"
+        return None
+
+    def count(self) -> int:
+        """Return how many messages are parked now, at the most."""
+        now = self._clock()
+        while self._parked and self._parked[0][1] <= now:
+            self._parked.popleft()
+        return len(self._parked)
+
+    def spares(self, message: Message) -> bool:
+        """Whether a message can do with one receive less without coming nearer to the dead-letter queue."""
+        return self._most_receives is None or message.receive_count + TRIES_LEFT <= self._most_receives
+
+    def park(self, delivery: Delivery) -> None:
+        """Put a message off."""
+        now = self._clock()
+        self.total += 1
+        self._settler.give_back(delivery, Settlement.DEFERRED, delay=self._rng.uniform(*_DELAY))
+        self._parked.append((now, now + _DELAY[0], delivery))
+
+    def recall(self, count: int) -> None:
+        """Make the messages parked longest visible again, because there is room for them after all."""
+        now = self._clock()
+        handles: list[str] = []
+        while self._parked and len(handles) < count and self._parked[0][0] + _SETTLED <= now:
+            _, until, delivery = self._parked.popleft()
+            # One that may be visible again already could be with somebody else by now.
+            if until > now + 1.0:
+                handles.append(delivery.receipt_handle)
+        for start in range(0, len(handles), MAX_BATCH):
+            task = asyncio.create_task(self._show(handles[start : start + MAX_BATCH]), name="postroom-recall-parked")
+            self._recalls.add(task)
+            task.add_done_callback(self._recalls.discard)
+
+    async def close(self) -> None:
+        """Let everything that is still parked be seen at once: another consumer may have time for it."""
+        self.recall(len(self._parked))
+        if self._recalls:
+            await asyncio.wait(tuple(self._recalls))
+
+    async def _show(self, handles: list[str]) -> None:
+        try:
+            await self._queue.change_visibility([VisibilityChange(handle, 0) for handle in handles])
+        except TransportError as error:
+            _log.warning("Calling %d parked messages back failed, they come by themselves: %s", len(handles), error)

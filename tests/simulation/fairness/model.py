@@ -1,0 +1,296 @@
+"""A queue that everybody shares, in virtual time: quiet tenants, noisy tenants, and the real consumer between them.
+
+Everything but the clock, the network's delay and the handlers' work is the real thing: the local broker with the
+delivery order of SQS's fair queues, the consumer with its poller, intake, scheduler and settlement.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Self
+from unittest import mock
+
+from postroom import Concurrency, Consumer, Message, MessageContext, Polling, Shutdown
+from postroom.consumer.job import Job
+from postroom.local import LocalBroker
+from postroom.local.fair import FairPolicy
+from postroom.local.shapes import Send
+from postroom.message import OutgoingMessage
+from postroom.scheduling import Scheduler
+from postroom.testing.loop import run_virtual
+from postroom.transports.memory import MemoryClient
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run."""
+
+    policy: str = "postroom"
+    """``fifo``, ``round-robin``, ``drr`` (without scout) or ``postroom``."""
+    noisy: int = 1
+    """Noisy tenants; 0 for the quiet tenants alone."""
+    consumers: int = 1
+    noisy_seconds: float = 0.02
+    lag: float = 0.0
+    """Seconds between two looks of the queue at who is noisy."""
+    seed: int = 1
+    seconds: float = 10.0
+    noise_rate: float = 5000.0
+    """Messages per second of all noisy tenants, per consumer."""
+    quiet: int = 5
+    quiet_rate: float = 5.0
+    """Messages per second of each quiet tenant."""
+    quiet_seconds: float = 0.02
+    slots: int = 50
+    pollers: int = 8
+    round_trip: float = 0.01
+
+
+@dataclass
+class Outcome:
+    """What a run showed."""
+
+    latencies: list[float] = field(default_factory=list[float])
+    """Seconds from send to the handler's end, of quiet tenants' messages."""
+    noisy_done: int = 0
+    noisy_busy: float = 0.0
+    """Handler seconds of noisy tenants."""
+    quiet_sent: int = 0
+    parked: int = 0
+    most_receives: int = 0
+
+    def percentile(self, part: float) -> float:
+        """Return a percentile of the latencies, in seconds."""
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
+
+
+class FarQueue:
+    """A queue at the end of a network: every call takes a round trip."""
+
+    def __init__(self, queue: Queue, round_trip: float) -> None:
+        self._queue = queue
+        self._half = round_trip / 2
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue said of itself."""
+        return self._queue.info
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Receive, half a round trip away."""
+        await asyncio.sleep(self._half)
+        received = await self._queue.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
+        await asyncio.sleep(self._half)
+        return received
+
+    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
+        """Delete, half a round trip away."""
+        await asyncio.sleep(self._half)
+        failures = await self._queue.delete(receipt_handles)
+        await asyncio.sleep(self._half)
+        return failures
+
+    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        """Change visibility, half a round trip away."""
+        await asyncio.sleep(self._half)
+        failures = await self._queue.change_visibility(changes)
+        await asyncio.sleep(self._half)
+        return failures
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Send."""
+        return await self._queue.send(messages)
+
+    async def attributes(self) -> Any:
+        """Ask for the attributes."""
+        return await self._queue.attributes()
+
+
+class FarClient:
+    """A client whose queues are at the end of a network."""
+
+    def __init__(self, client: MemoryClient, round_trip: float) -> None:
+        self._client = client
+        self._round_trip = round_trip
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._client.__aexit__(*error)
+
+    async def queue(self, name: str) -> FarQueue:
+        """Open a queue."""
+        return FarQueue(await self._client.queue(name), self._round_trip)
+
+
+class Plain(Scheduler[Job]):
+    """What other consumers do: first come, first served, or one of each tenant in turn."""
+
+    def __init__(self, *, total: int, in_turn: bool) -> None:
+        super().__init__(total=total, per_tenant=total)
+        self._in_turn = in_turn
+        self._free = total
+        self._queues: dict[Any, deque[Job]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait."""
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def size(self) -> int:
+        """Jobs that are here."""
+        return self.waiting + self._total - self._free
+
+    def add(self, ticket: Job) -> None:
+        """Take a job in."""
+        self._queues.setdefault(ticket.tenant if self._in_turn else None, deque()).append(ticket)
+
+    def grant(self, now: float = 0.0) -> Job | None:
+        """Give a slot to the next."""
+        if not self._free or not self._queues:
+            return None
+        tenant = next(iter(self._queues))
+        line = self._queues.pop(tenant)
+        job = line.popleft()
+        if line:
+            self._queues[tenant] = line
+        self._free -= 1
+        return job
+
+    def finish(self, ticket: Job, *, seconds: float | None = None) -> None:
+        """Free its slot."""
+        self._free += 1
+
+    def withdraw_waiting(self) -> list[Job]:
+        """Give up what waits."""
+        waiting = [job for line in self._queues.values() for job in line]
+        self._queues.clear()
+        return waiting
+
+
+@contextlib.contextmanager
+def scheduled_by(policy: str) -> Iterator[None]:
+    """Let consumers that start here schedule in another way, for comparison."""
+    if policy not in {"fifo", "round-robin"}:
+        yield
+        return
+
+    def plain(settings: Any, total: int) -> Scheduler[Job]:
+        return Plain(total=total, in_turn=policy == "round-robin")
+
+    with mock.patch("postroom.consumer.lifecycle._scheduler", plain):
+        yield
+
+
+def tenant_of(message: Message) -> str:
+    """Return the tenant: the message group."""
+    return message.group_id or ""
+
+
+def simulate(case: Case) -> Outcome:
+    """Run one case and return what it showed."""
+    logging.getLogger("postroom").setLevel(logging.CRITICAL)
+
+    async def main() -> Outcome:
+        fair = FairPolicy(lag=case.lag)
+        async with LocalBroker(seed=case.seed, epoch=1_800_000_000.0, fair=fair) as broker:
+            broker.create_queue("orders", {"VisibilityTimeout": "60"})
+            return await _run(case, broker)
+
+    with scheduled_by(case.policy):
+        return run_virtual(main(), limit=10_000)
+
+
+async def _run(case: Case, broker: LocalBroker) -> Outcome:
+    outcome = Outcome()
+    rng = Random(case.seed)
+    loop = asyncio.get_running_loop()
+    ended = False
+
+    def make() -> Consumer[str, Any]:
+        consumer: Consumer[str, Any] = Consumer(
+            "orders",
+            context=tenant_of,
+            client=FarClient(MemoryClient(broker), case.round_trip),
+            concurrency=Concurrency(total=case.slots, per_tenant=case.slots),
+            polling=Polling(pollers=case.pollers, scout=case.policy == "postroom"),
+            shutdown=Shutdown(drain=0, cancel=1, flush=1, poll=0),
+        )
+
+        @consumer.handler
+        async def work(payload: float, ctx: MessageContext[str]) -> None:
+            noisy = ctx.context.startswith("noisy")
+            seconds = (case.noisy_seconds if noisy else case.quiet_seconds) * rng.uniform(0.5, 1.5)
+            await asyncio.sleep(seconds)
+            if ended:
+                return
+            if noisy:
+                outcome.noisy_done += 1
+                outcome.noisy_busy += seconds
+            else:
+                outcome.latencies.append(loop.time() - payload)
+            outcome.most_receives = max(outcome.most_receives, ctx.message.receive_count)
+
+        return consumer
+
+    consumers = [make() for _ in range(case.consumers)]
+    async with contextlib.AsyncExitStack() as stack:
+        for consumer in consumers:
+            await stack.enter_async_context(consumer)
+        senders = [
+            asyncio.create_task(sender, name="sender")
+            for sender in (_quiet(case, broker, outcome), _noise(case, broker))
+        ]
+        await asyncio.sleep(case.seconds)
+        for sender in senders:
+            sender.cancel()
+        await asyncio.wait(senders)
+        outcome.parked = sum(consumer.statistics().parked for consumer in consumers)
+        ended = True
+        await asyncio.sleep(0)
+        _empty(broker)
+    return outcome
+
+
+def _empty(broker: LocalBroker) -> None:
+    """Drop what is left, so that the stop does not have to give it back."""
+    broker.purge("orders")
+
+
+async def _quiet(case: Case, broker: LocalBroker, outcome: Outcome) -> None:
+    rng = Random(case.seed * 7919 + 1)
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(rng.expovariate(case.quiet * case.quiet_rate * case.consumers))
+        _send(broker, f"quiet-{rng.randrange(case.quiet)}", loop.time())
+        outcome.quiet_sent += 1
+
+
+async def _noise(case: Case, broker: LocalBroker) -> None:
+    tick, due, number = 0.002, 0.0, 0
+    while case.noisy:
+        due += case.noise_rate * case.consumers * tick
+        while due >= 1:
+            due -= 1
+            number += 1
+            _send(broker, f"noisy-{number % case.noisy}", 0.0)
+        await asyncio.sleep(tick)
+    await asyncio.Event().wait()
+
+
+def _send(broker: LocalBroker, group: str, at: float) -> None:
+    broker.send("orders", Send(message_body=repr(at), message_group_id=group))
+
+
+Report = Callable[[str], None]
