@@ -4,6 +4,9 @@ It speaks the AWS JSON 1.0 protocol over HTTP/1.1, plain and TLS, and stores not
 
 * queue ``bench``: every receive answers ten messages at once, every batch succeeds
 * queue ``idle``: a receive is held for as long as it asks for and then finds nothing; batches succeed at once
+* queue ``run-NAME-NUMBER``: hands out so many messages (a multiple of ten), each with an id and a receipt handle of its
+  own, and is empty then; it counts calls, and times every message from the answer that brings it to its delete
+* queue ``task-NAME-NUMBER``: the same, with bodies in the envelope of taskiq
 
 Run it (``python benchmarks/stub_server.py``) and it prints one line of JSON with its ports and its certificate; it
 ends with its standard input. :class:`StubServer` does both.
@@ -19,7 +22,10 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +37,10 @@ ENTRY_ID = re.compile(rb'"Id"\s*:\s*"([^"]+)"')
 WAIT = re.compile(rb'"WaitTimeSeconds"\s*:\s*(\d+)')
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 TARGET = re.compile(rb"\r\nx-amz-target:\s*AmazonSQS\.(\w+)", re.IGNORECASE)
+RUN = re.compile(rb'[/"](run|task)-([\w.]+)-(\d+)"')
+HANDLE = re.compile(rb'"ReceiptHandle"\s*:\s*"run\d([0-9]{12})')
+PLACE = b"@" * 12
+"""Where the number of a receive goes: into every id and receipt handle of its messages."""
 
 
 def message(number: int, source: random.Random) -> dict[str, Any]:
@@ -75,6 +85,59 @@ def _compact(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+def template(*, enveloped: bool) -> bytes:
+    """Return the answer to a receive whose messages get their identity from a number put at ``PLACE``."""
+    source = random.Random(7)
+    messages = [message(number, source) for number in range(MESSAGES)]
+    for number, one in enumerate(messages):
+        one["MessageId"] = one["MessageId"][:-12] + PLACE.decode()
+        one["ReceiptHandle"] = f"run{number}{PLACE.decode()}{one['ReceiptHandle'][16:]}"
+        if enveloped:
+            task = {"task_id": one["MessageId"], "task_name": "order", "labels": {}, "labels_types": {}}
+            one["Body"] = json.dumps({**task, "args": [json.loads(one["Body"])], "kwargs": {}})
+    return response(_compact({"Messages": messages}))
+
+
+class Run:
+    """A queue with so many messages: what is left of them, and what was seen of its consumer."""
+
+    def __init__(self, messages: int, answer: bytes) -> None:
+        self._answer = answer
+        self._left = messages // MESSAGES
+        self._calls: Counter[str] = Counter()
+        self._received: list[float] = []
+        self._deleted: list[tuple[float, list[bytes]]] = []
+
+    def count(self, operation: bytes) -> None:
+        """Count a call."""
+        self._calls[operation.decode()] += 1
+
+    def receive(self) -> bytes | None:
+        """Return the next answer, or None when there is none left."""
+        if not self._left:
+            return None
+        self._left -= 1
+        number = len(self._received)
+        self._received.append(time.monotonic())
+        return self._answer.replace(PLACE, b"%012d" % number)
+
+    def delete(self, body: bytes) -> None:
+        """Note which messages are deleted, and when. What that means is worked out afterwards."""
+        self._deleted.append((time.monotonic(), HANDLE.findall(body)))
+
+    def report(self) -> dict[str, Any]:
+        """Return what was seen: calls, times on the system's monotonic clock, seconds from receive to delete."""
+        held = sorted(at - self._received[int(handle)] for at, handles in self._deleted for handle in handles)
+        return {
+            "calls": dict(self._calls),
+            "first": self._received[0] if self._received else None,
+            "last": self._deleted[-1][0] if self._deleted else None,
+            "deleted": len(held),
+            "p50": held[len(held) // 2] if held else None,
+            "p99": held[len(held) * 99 // 100] if held else None,
+        }
+
+
 class Answers:
     """The answers, made beforehand as far as they can be."""
 
@@ -83,6 +146,18 @@ class Answers:
         self.receive = response(_compact({"Messages": [message(number, source) for number in range(MESSAGES)]}))
         self.empty = response(b"{}")
         self._batches: dict[tuple[bytes, ...], bytes] = {}
+        self._templates = {b"run": template(enveloped=False), b"task": template(enveloped=True)}
+        self._runs: dict[bytes, Run] = {}
+
+    def run(self, body: bytes) -> Run | None:
+        """Return the run that a request is about, if it is about one."""
+        named = RUN.search(body)
+        if named is None:
+            return None
+        run = self._runs.get(named[0])
+        if run is None:
+            run = self._runs[named[0]] = Run(int(named[3]), self._templates[named[1]])
+        return run
 
     def batch(self, body: bytes) -> bytes:
         """Return the answer that confirms every entry of a batch."""
@@ -137,11 +212,36 @@ class StubProtocol(asyncio.Protocol):
         self._buffer = data
 
     def _answer(self, operation: bytes, body: bytes) -> None:
-        if operation == b"ReceiveMessage":
+        run = self._answers.run(body)
+        if run is not None:
+            self._answer_run(run, operation, body)
+        elif operation == b"ReceiveMessage":
             if b"/idle" in body:
                 self._hold(body)
             else:
                 self._transport.write(self._answers.receive)
+        elif operation.endswith(b"Batch"):
+            self._transport.write(self._answers.batch(body))
+        else:
+            self._transport.write(self._answers.describe(operation, body))
+
+    def _answer_run(self, run: Run, operation: bytes, body: bytes) -> None:
+        if operation == b"Report":
+            self._transport.write(response(_compact(run.report())))
+            return
+        run.count(operation)
+        if operation == b"ReceiveMessage":
+            answer = run.receive()
+            if answer is None:
+                self._hold(body)
+            else:
+                self._transport.write(answer)
+        elif operation == b"DeleteMessageBatch":
+            run.delete(body)
+            self._transport.write(self._answers.batch(body))
+        elif operation == b"DeleteMessage":
+            run.delete(body)
+            self._transport.write(self._answers.empty)
         elif operation.endswith(b"Batch"):
             self._transport.write(self._answers.batch(body))
         else:
@@ -228,6 +328,16 @@ class StubServer:
     def tls_url(self) -> str:
         """The endpoint with TLS."""
         return f"https://127.0.0.1:{self.tls_port}"
+
+    def report(self, queue: str) -> dict[str, Any]:
+        """Return what a run's queue saw; see :meth:`Run.report`."""
+        request = urllib.request.Request(  # noqa: S310 - the stub's own address
+            self.url,
+            data=_compact({"QueueUrl": self.queue_url(queue)}),
+            headers={"X-Amz-Target": "AmazonSQS.Report"},
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return cast("dict[str, Any]", json.load(answer))
 
     @staticmethod
     def queue_url(name: str = "bench") -> str:
