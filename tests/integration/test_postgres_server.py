@@ -210,6 +210,17 @@ class TestFaults:
         assert len(family) > 2
         assert not [process for process in family if _alive(process)]
 
+    @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists the segments in a file")
+    def test_a_kill_leaves_no_shared_memory(self) -> None:
+        """Neither a System V segment nor a file in /dev/shm: nobody would ever remove them."""
+        with PostgresServer() as server:
+            assert server.execute("SHOW dynamic_shared_memory_type") == "mmap"
+            segment = (server.directory / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
+            assert segment in _segments()
+            server.kill()
+            while segment in _segments():  # it goes with the last of the killed backends
+                pass
+
     async def test_restart_ends_connections_and_keeps_the_port(self, own_server: PostgresServer) -> None:
         """A planned restart: clients reconnect to the same address."""
         port = own_server.port
@@ -241,6 +252,10 @@ class TestFaults:
             own_server.freeze()
         with pytest.raises(PostgresError):
             own_server.execute("SELECT 1")
+
+
+def _segments() -> list[str]:
+    return [line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()]
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ system. Nothing outside its own directory is changed: no permissions, no files, 
 """
 
 import asyncio
+import ctypes
 import os
 import random
 import secrets
@@ -38,7 +39,9 @@ HOST: Final = "127.0.0.1"
 ROOM: Final = 512 * 1024 * 1024
 """Bytes that a directory must have free to be chosen for the data."""
 _PORTS_TRIED: Final = 20
+_IPC_RMID: Final = 0
 # Not synchronous_commit=off: a kill would lose commits, and with fsync off waiting for them costs next to nothing.
+# Shared memory in files of the data directory goes with it; after a kill nobody would remove it from /dev/shm.
 _SETTINGS: Final = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -47,6 +50,7 @@ _SETTINGS: Final = {
     "max_logical_replication_workers": "0",
     "shared_buffers": "32MB",
     "max_connections": "200",
+    "dynamic_shared_memory_type": "mmap",
     "lc_messages": "C",
 }
 # The parent holds the other end of the pipe. However it dies, the pipe ends: then the server goes, and its files.
@@ -262,6 +266,7 @@ class PostgresServer:
             process.kill()
             process.wait()
             _signal_all(victims, signal.SIGKILL)
+            _remove_segment(self._require_home() / "data" / "postmaster.pid")
         self._forget_process()
 
     def freeze(self) -> None:
@@ -464,6 +469,13 @@ def _processes() -> Iterable[tuple[int, int]]:
     for line in run_as(None, ["ps", "-axo", "pid=,ppid="]).splitlines():
         pid, parent = line.split()
         yield int(pid), int(parent)
+
+
+def _remove_segment(pid_file: Path) -> None:
+    """Remove the System V segment by which a server finds out that another one uses its data: the kill left it."""
+    with suppress(OSError, IndexError, ValueError, AttributeError):
+        segment = int(pid_file.read_text(encoding="utf-8").splitlines()[6].split()[1])
+        ctypes.CDLL(None).shmctl(segment, _IPC_RMID, None)
 
 
 def _signal_all(processes: Iterable[int], which: signal.Signals) -> None:
