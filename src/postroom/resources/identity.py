@@ -95,7 +95,7 @@ def _reader_of(kind: type[Any]) -> Reader | None:
 
 def _is_plain_record(kind: type[Any]) -> bool:
     """Return whether a value equals another exactly when their fields do: they may stand for it, and hash faster."""
-    if not dataclasses.is_dataclass(kind):
+    if not dataclasses.is_dataclass(kind) or kind.__hash__ is None:
         return False
     generated = getattr(getattr(kind.__eq__, "__code__", None), "co_filename", "") == "<string>"
     return generated and all(field.hash is not False for field in dataclasses.fields(kind))

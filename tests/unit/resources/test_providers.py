@@ -1,0 +1,292 @@
+"""What may be given as a provider, and what becomes of one that misbehaves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Self
+
+import pytest
+
+from postroom.errors import ConfigurationError, ResourceOpenError
+from postroom.events import Event, ResourceClosed
+from postroom.resources import PoolTimeouts, ResourcePool
+from postroom.testing.loop import run_virtual, settle
+from unit.resources.databases import A, Database, Databases, Tenant
+
+SECRET = "postgresql://app:hunter2@db/tenant"
+
+
+def lease_once(provider: Any, **options: Any) -> Any:
+    """Lease tenant A's resource once and return it."""
+
+    async def main() -> Any:
+        async with ResourcePool(provider, **options) as pool, pool.lease(A) as resource:
+            return resource
+
+    return run_virtual(main())
+
+
+def failure_of(provider: Any, **options: Any) -> ResourceOpenError:
+    """Return the error of leasing tenant A's resource."""
+    with pytest.raises(ResourceOpenError) as caught:
+        lease_once(provider, **options)
+    return caught.value
+
+
+def test_an_async_function_with_a_cleanup() -> None:
+    """The cleanup gets what the function returned; it may be async or plain."""
+    databases = Databases()
+    plain: list[Database] = []
+    database = lease_once(databases.open, cleanup=databases.close)
+    assert databases.closed == [database]
+    assert lease_once(databases.open, cleanup=plain.append) is plain[0]
+
+
+def test_an_async_function_without_cleanup() -> None:
+    """Nothing needs to be done at the end."""
+    assert lease_once(Databases().open).tenant is A
+
+
+def test_a_context_manager_class() -> None:
+    """Any async context manager will do."""
+
+    class Manager(AbstractAsyncContextManager[str]):
+        def __init__(self, tenant: Tenant) -> None:
+            self._tenant = tenant
+
+        async def __aenter__(self) -> str:
+            return self._tenant.name
+
+        async def __aexit__(self, *error: object) -> None:
+            return None
+
+    assert lease_once(Manager) == "a"
+
+
+def test_what_is_both_awaitable_and_a_context_manager_is_entered() -> None:
+    """A pool of asyncpg is both: without ``cleanup=`` it is entered, with it awaited."""
+    calls: list[str] = []
+
+    class Both:
+        def __await__(self) -> Generator[Any, None, Self]:
+            calls.append("awaited")
+            yield from ()
+            return self
+
+        async def __aenter__(self) -> Self:
+            calls.append("entered")
+            return self
+
+        async def __aexit__(self, *error: object) -> None:
+            calls.append("left")
+
+        async def close(self) -> None:
+            calls.append("closed")
+
+    lease_once(lambda tenant: Both())
+    lease_once(lambda tenant: Both(), cleanup=Both.close)
+    assert calls == ["entered", "left", "awaited", "closed"]
+
+
+async def _bare(_tenant: Tenant) -> AsyncIterator[str]:
+    yield "resource"
+
+
+@pytest.mark.parametrize("provider", [None, "dsn", 42, _bare])
+def test_what_cannot_be_a_provider_is_refused_by_the_constructor(provider: Any) -> None:
+    """The text says what it has to be."""
+    with pytest.raises(ConfigurationError, match="asynccontextmanager"):
+        ResourcePool(provider)
+
+
+def test_a_generator_with_a_cleanup_is_refused() -> None:
+    """Two ways to clean up are one too many."""
+    with pytest.raises(ConfigurationError, match="yield is the cleanup"):
+        ResourcePool(Databases().provide, cleanup=lambda database: None)
+
+
+@pytest.mark.parametrize("returned", [None, "a resource", 42, object()])
+def test_a_plain_function_is_refused_when_it_is_used(returned: object) -> None:
+    """Nothing is entered or awaited by accident; trying again soon is pointless."""
+    error = failure_of(lambda tenant: returned)
+    assert error.permanent
+    assert isinstance(error.__cause__, ConfigurationError)
+    assert "has to be" in str(error.__cause__)
+
+
+def test_a_providers_own_words_stay_in_the_cause() -> None:
+    """The text of the error names the type only: the provider may have quoted a DSN."""
+
+    async def provide(tenant: Tenant) -> None:
+        raise OSError(f"cannot reach {SECRET}")
+
+    error = failure_of(provide)
+    assert SECRET not in str(error)
+    assert "OSError" in str(error)
+    assert "'a:us-east-1'" in str(error)
+    assert SECRET in str(error.__cause__)
+    assert error.context is A
+    assert not error.permanent
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), asyncio.CancelledError("inner")])
+def test_a_provider_that_raises_cancelled_is_a_failure_like_any_other(raised: BaseException) -> None:
+    """I6: a CancelledError out of a library never reaches the waiters as one."""
+
+    async def provide(tenant: Tenant) -> None:
+        raise raised
+
+    assert isinstance(failure_of(provide).__cause__, asyncio.CancelledError)
+
+
+def test_a_provider_that_yields_nothing() -> None:
+    """The complaint of contextlib becomes the cause of a clear error."""
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[str]:
+        if tenant.name == "other":
+            yield "never"
+
+    assert "RuntimeError" in str(failure_of(provide))
+
+
+def test_a_provider_that_yields_twice_is_closed_and_reported() -> None:
+    """The lease works; the close is counted as failed, and the generator does not stay behind."""
+    events: list[Event] = []
+    ended: list[str] = []
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[str]:
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            ended.append(tenant.name)
+
+    assert lease_once(provide, observers=[events.append]) == "one"
+    assert ended == ["a"]
+    assert isinstance(events[-1], ResourceClosed)
+    assert isinstance(events[-1].error, RuntimeError)
+
+
+def test_a_provider_that_hangs_fails_at_the_open_timeout_and_unwinds() -> None:
+    """The half-built resource is unwound, its budget comes back."""
+    unwound: list[float] = []
+
+    async def provide(tenant: Tenant) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            unwound.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        async with ResourcePool(provide, timeouts=PoolTimeouts(open=3.0)) as pool:
+            with pytest.raises(ResourceOpenError) as caught:
+                await pool.acquire(A)
+            assert isinstance(caught.value.__cause__, TimeoutError)
+            assert "within 3 s" in str(caught.value.__cause__)
+            await settle()
+            assert pool.statistics().weight == 0
+
+    run_virtual(main())
+    assert unwound == [3.0]
+
+
+def test_a_provider_that_swallows_its_cancellation_is_cancelled_again() -> None:
+    """Its budget stays taken until it really ends; whoever waits is told at the timeout."""
+    cancelled: list[float] = []
+
+    async def provide(tenant: Tenant) -> str:
+        for _ in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(asyncio.get_running_loop().time())
+        return "opened at last"
+
+    async def main() -> None:
+        async with ResourcePool(provide, timeouts=PoolTimeouts(open=1.0, close=1.0)) as pool:
+            with pytest.raises(ResourceOpenError):
+                await pool.acquire(A)
+            seen = pool.statistics()
+            assert (seen.weight, seen.opening, seen.live) == (1, 1, 0)
+            await asyncio.sleep(1.5)
+            seen = pool.statistics()
+            assert (seen.weight, seen.opened, seen.closed) == (0, 1, 1)
+            assert seen.evictions == {"called off": 1}
+
+    run_virtual(main())
+    assert cancelled == [1.0, 2.0]
+
+
+def test_a_close_that_fails_or_hangs_is_counted_and_stops_nothing() -> None:
+    """The budget comes back either way."""
+    databases = Databases(close_errors={A: OSError("will not")})
+
+    async def hang(database: Database) -> None:
+        await asyncio.Event().wait()
+
+    async def main(**options: Any) -> None:
+        events: list[Event] = []
+        async with (
+            ResourcePool(**options, observers=[events.append], timeouts=PoolTimeouts(close=2.0)) as pool,
+            pool.lease(A),
+        ):
+            pass
+        seen = pool.statistics()
+        assert (seen.closed, seen.close_failures, seen.weight) == (1, 1, 0)
+        assert isinstance(events[-1], ResourceClosed)
+        assert events[-1].error is not None
+
+    run_virtual(main(provider=databases.provide))
+    run_virtual(main(provider=databases.open, cleanup=hang))
+
+
+def test_one_task_enters_and_leaves() -> None:
+    """A provider may hold a task group across its yield."""
+    tasks: list[Any] = []
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[str]:
+        tasks.append(asyncio.current_task())
+        async with asyncio.TaskGroup() as group:
+            background = group.create_task(asyncio.sleep(1e6))
+            async with asyncio.timeout(1e9):
+                yield "resource"
+            background.cancel()
+        tasks.append(asyncio.current_task())
+
+    assert lease_once(provide) == "resource"
+    assert tasks[0] is tasks[1]
+
+
+def test_a_task_group_that_dies_under_a_resource_closes_it() -> None:
+    """A provider's background task that crashes takes its resource out of the pool, and nothing else."""
+    crash = asyncio.Event()
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[int]:
+        opens.append(1)
+
+        async def background() -> None:
+            await crash.wait()
+            if len(opens) == 1:
+                raise OSError("the listener died")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(background())
+            yield len(opens)
+
+    opens: list[int] = []
+
+    async def main() -> None:
+        async with ResourcePool(provide) as pool:
+            async with pool.lease(A) as first:
+                assert first == 1
+            crash.set()
+            await asyncio.sleep(0.1)
+            assert pool.statistics().evictions == {"cancelled": 1}
+            async with pool.lease(A) as second:
+                assert second == 2
+
+    run_virtual(main())
