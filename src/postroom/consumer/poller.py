@@ -111,10 +111,11 @@ class Poller:
             room = self.room
             timeout = None
             enough = room >= self._polling.batch or (room > 0 and self._asked_for == 0 and self._starving())
-            if enough:
-                if number == 0 or self._busy:
-                    return min(room, self._polling.batch)
-            if self._scouting.skimming or self._held() >= self._capacity() - self._polling.batch:
+            if enough and (number == 0 or self._busy):
+                return min(room, self._polling.batch)
+            held, capacity = self._held(), self._capacity()
+            # What cannot be parked is held beyond the capacity; that has an end, too.
+            if held < 2 * capacity and (self._scouting.skimming or held >= capacity - self._polling.batch):
                 timeout = self._scouting.pause(number, round_trip=self.round_trip)
                 if timeout == 0.0:
                     return -(self._polling.batch if self._scouting.skimming else min(BATCH, self._polling.batch))

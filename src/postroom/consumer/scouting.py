@@ -17,6 +17,8 @@ _ALONE: Final = 0.05
 _LATE: Final = 0.05
 """Seconds that a quiet message may lie in the queue. More, and the queue does not (yet) hand it out first."""
 _SKIM: Final = 2.0
+_FIRST_LOOK: Final = 1.0
+"""Seconds of skimming at the start, when nobody knows yet who else is in the queue."""
 
 
 class Scouting:
@@ -37,8 +39,8 @@ class Scouting:
         self._clock = clock
         self._alone = alone
         self._enabled = enabled
-        self._next = clock() + _ALONE
-        self._skim_until = 0.0
+        self._start = self._next = clock() + _ALONE
+        self._skim_until = self._start + _FIRST_LOOK
         self._quiet_at = clock()
         self.receives = 0
         """Scouting receives so far."""
@@ -60,6 +62,8 @@ class Scouting:
         if self.stopped_because is not None:
             return None
         now = self._clock()
+        if now < self._start:
+            return self._start - now
         skimming = now < self._skim_until
         if number >= SCOUTS and not skimming:
             return None

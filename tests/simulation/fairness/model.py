@@ -125,8 +125,9 @@ class FarClient:
         await self._client.__aenter__()
         return self
 
-    async def __aexit__(self, *error: Any) -> None:
-        await self._client.__aexit__(*error)
+    async def __aexit__(self, *error: object) -> None:
+        del error
+        await self._client.__aexit__(None, None, None)
 
     async def queue(self, name: str) -> FarQueue:
         """Open a queue."""
