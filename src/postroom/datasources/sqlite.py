@@ -16,10 +16,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
+from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
+from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.registry import Provider, UnknownTenant
-from postroom.errors import ClosedError
+from postroom.errors import AlreadyHandled, PostroomError
+from postroom.transactions import MessageKey
 from postroom.types import C
 
 _log = logging.getLogger("postroom.datasources")
@@ -39,8 +42,8 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
-        self._current: _Job[Any] | None = None
+        self._jobs: SimpleQueue[Unit[Any] | None] = SimpleQueue()
+        self._current: Unit[Any] | None = None
         self._file: tuple[int, int] | None = None
         self._closing = False
         self._aborting = False
@@ -94,16 +97,63 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the unit ran. It was
                 rolled back.
+            PostroomError: the caller is inside of :meth:`transaction_for` of this database, whose thread it holds.
         """
-        if self._closing:
-            raise _closed(self)
-        job = _Job(self, work, write=write)
+        self._check_usable()
+        job = Unit(self.path.name, work, write=write)
         self._jobs.put(job)
         try:
             return await job.result
         except asyncio.CancelledError:
             job.abandon()
             raise
+
+    @asynccontextmanager
+    async def transaction_for(self, key: MessageKey, /) -> AsyncGenerator["SqliteTransaction", None]:
+        """Hold one transaction open over awaits, which begins with the row of ``key`` in the inbox.
+
+        It is committed when the block is left, and rolled back when an exception or a cancellation leaves it, unless
+        the commit has begun. Until then no other unit of work of this database runs, here or in another process. The
+        inbox table is made when it is not there.
+
+        Raises:
+            AlreadyHandled: the row was there. Nothing was done.
+            ClosedError: the database was closed before, or meanwhile. The transaction was rolled back.
+            PostroomError: the caller is inside of another transaction of this database.
+            sqlite3.OperationalError: a writer in another process kept the lock for longer than ``busy_timeout``.
+        """
+        self._check_usable()
+        held = Held(self.path.name, partial(_claim, key=key))
+        self._jobs.put(held)
+        outer = _inside.get()
+        try:
+            await held.begun()
+            _inside.set((*outer, (self, held)))
+            yield SqliteTransaction(held)
+            await held.commit()
+        except BaseException:
+            held.drop()
+            raise
+        finally:
+            _inside.set(outer)
+
+    async def purge_inbox(self, *, older_than: float = KEEP) -> int:
+        """Delete the inbox's rows that are older than ``older_than`` seconds, and return how many there were.
+
+        A message that comes after its row was purged is handled again: keep rows for longer than the queue keeps
+        messages. The default is what SQS allows at most, and a day. In units of 10,000 rows; each is committed.
+        """
+        check_age(older_than)
+        age = f"-{older_than:f} seconds"
+
+        def purge(connection: sqlite3.Connection) -> int:
+            _create_inbox(connection)
+            return connection.execute(SQLITE_INBOX.purge, (age, PURGED_AT_ONCE)).rowcount
+
+        total = 0
+        while (count := await self.run(purge)) > 0:
+            total += count
+        return total
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> int:
         """Run one statement and return how many rows it changed."""
@@ -146,6 +196,13 @@ class SqliteDatabase:
         if not self._ended.done():
             _log.warning("A unit of work in %r ignores its interruption; its thread stays until it returns", self)
 
+    def _check_usable(self) -> None:
+        if self._closing:
+            raise closed(self.path.name)
+        for database, held in _inside.get():
+            if database is self and not held.over:  # it would wait for its own end
+                raise PostroomError(f"inside of a transaction of {self!r} only that can be used: tx.run(...)")
+
     def _serve(self, connect: Callable[[], sqlite3.Connection], opened: asyncio.Future[None]) -> None:
         """Be the thread: open, work, close."""
         try:
@@ -153,7 +210,7 @@ class SqliteDatabase:
                 self._file = _identity(self.path)
                 # interrupt() would miss a statement that begins just after it.
                 connection.set_progress_handler(self._is_abandoned, _STEPS)
-                _complete(opened, None, None)
+                complete(opened, None, None)
                 while (job := self._jobs.get()) is not None:
                     self._current = job
                     if self._aborting:  # looked at after the line above, and set before the other side reads it
@@ -161,13 +218,13 @@ class SqliteDatabase:
                     job.do(connection)
                     self._current = None
         except BaseException as error:
-            _complete(opened, None, error)
+            complete(opened, None, error)
         finally:
-            _complete(self._ended, None, None)
+            complete(self._ended, None, None)
 
     def _is_abandoned(self) -> bool:
         job = self._current
-        return job is not None and job.abandoned
+        return job is not None and job.is_unwanted()
 
     def _abandon_all(self) -> None:
         if self._ended.done():
@@ -202,84 +259,58 @@ def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_ti
     return connection
 
 
-class _Abandoned(Exception):
-    """Nobody waits for this unit of work any more."""
+class SqliteTransaction:
+    """A transaction of a :class:`SqliteDatabase` that is held open: its units of work are steps of one whole."""
 
+    def __init__(self, held: Held) -> None:
+        self._held = held
 
-class _Job(Generic[T]):
-    """One unit of work on its way through the thread."""
+    def __repr__(self) -> str:
+        return f"<SqliteTransaction of {self._held.name!r}, {'over' if self._held.over else 'open'}>"
 
-    def __init__(self, database: SqliteDatabase, work: Callable[[sqlite3.Connection], T], *, write: bool) -> None:
-        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._database = database
-        self._work = work
-        self._write = write
-        self._context = contextvars.copy_context()
-        self._lock = threading.Lock()
-        self._committing = False
-        self.abandoned = False
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work(connection)`` in the database's thread, as a step of the transaction, and return what it returns.
 
-    def abandon(self) -> None:
-        """Interrupt the work and undo it, unless its commit has begun."""
-        with self._lock:
-            self.abandoned = not self._committing
+        A step that raises leaves nothing of itself; who catches that may go on. When the caller is cancelled, a step
+        that waits is not done and one that runs is interrupted. SQLite may take the whole transaction back then: what
+        follows is refused.
 
-    def refuse(self) -> None:
-        """Tell the caller that the work was not done, because the database closes."""
-        _complete(self.result, None, _closed(self._database))
-
-    def do(self, connection: sqlite3.Connection) -> None:
-        """Do the work, in the thread, and tell the caller."""
+        Raises:
+            ClosedError: the transaction is over, or the database was closed.
+            PostroomError: an earlier step has ended the transaction. The block raises the same at its end.
+        """
+        step = Step(self._held.name, work)
+        self._held.hand_in(step)
         try:
-            value = self._context.run(self._transact, connection)
-        except BaseException as error:
-            if self.abandoned:  # whatever an interrupted statement raised
-                self.refuse()
-            elif isinstance(error, StopIteration):  # no future takes one
-                _complete(self.result, None, RuntimeError(f"the unit of work raised {error!r}"))
-            else:
-                _complete(self.result, None, error)
-        else:
-            _complete(self.result, value, None)
-
-    def _transact(self, connection: sqlite3.Connection) -> T:
-        try:
-            self._go_on_unless_abandoned()
-            connection.execute("BEGIN IMMEDIATE" if self._write else "BEGIN")
-            value = self._work(connection)
-            with self._lock:  # the caller is cancelled either before this, and nothing is committed, or too late
-                self._go_on_unless_abandoned()
-                self._committing = True
-            if connection.in_transaction:
-                connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            return await step.result
+        except asyncio.CancelledError:
+            step.abandon()
             raise
-        return value
 
-    def _go_on_unless_abandoned(self) -> None:
-        if self.abandoned:
-            raise _Abandoned
+    async def execute(self, sql: str, parameters: Parameters = ()) -> int:
+        """Run one statement and return how many rows it changed."""
+        return await self.run(lambda connection: connection.execute(sql, parameters).rowcount)
+
+    async def fetch(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+        """Run one query and return its rows: by position and by name."""
+        return await self.run(lambda connection: connection.execute(sql, parameters).fetchall())
 
 
-def _closed(database: SqliteDatabase) -> ClosedError:
-    return ClosedError(f"the database {database.path.name!r} was closed: this work was not done")
+_inside: contextvars.ContextVar[tuple[tuple[SqliteDatabase, Held], ...]] = contextvars.ContextVar(
+    "postroom_sqlite_transactions", default=()
+)
 
 
-def _complete(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    """Complete a future of the event loop from the thread, unless it is cancelled."""
+def _claim(connection: sqlite3.Connection, key: MessageKey) -> None:
+    _create_inbox(connection)
+    if connection.execute(SQLITE_INBOX.claim, key).fetchone() is None:
+        raise AlreadyHandled
 
-    def complete() -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
 
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-        future.get_loop().call_soon_threadsafe(complete)
+def _create_inbox(connection: sqlite3.Connection) -> None:
+    """Create the table within the present transaction, which ``executescript`` would commit."""
+    for statement in SQLITE_INBOX.schema.rstrip(";\n").split(";\n"):
+        connection.execute(statement)
 
 
 def _identity(path: Path) -> tuple[int, int]:
