@@ -63,7 +63,7 @@ class Attributes(Mapping[str, str]):
         return f"Attributes({sorted(self)!r})"
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True, gc=False):
     """One message, as it was received. It never changes: a second receive of it is another ``Message``."""
 
     id: str = msgspec.field(name="MessageId")

@@ -39,7 +39,7 @@ def run(*, consumers: tuple[str, ...], directory: Path, log_level: str, endpoint
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
-    sys.exit(int(asyncio.run(serve(*loaded))))
+    sys.exit(int(asyncio.run(serve(*loaded, freeze=True))))
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":
