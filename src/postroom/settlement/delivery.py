@@ -45,7 +45,7 @@ class Delivery:
     @property
     def may_be_renewed(self) -> bool:
         """Whether a second receive of the message belongs to this one: it is still ours, and not given back."""
-        return not self.lost and self.settlement in {None, Settlement.ACKED}
+        return not self.lost and self.settlement in {None, Settlement.ACKED, Settlement.REJECTED}
 
     def renew(self, message: Message, *, received_at: float, visibility: float) -> None:
         """Take over a second receive of the same message: the newest receipt handle is the one that counts.

@@ -148,6 +148,12 @@ class Settler:
             self.heartbeat.release(delivery)
             self._end(delivery, Settlement.LEFT)
 
+    def lose(self, delivery: Delivery) -> None:
+        """Let go of a message that is not ours any more. Does nothing when it is settled or lost already."""
+        if delivery.settlement is None and not delivery.lost:
+            delivery.lost = True
+            self._end(delivery, Settlement.LOST)
+
     async def reject(self, delivery: Delivery, reason: str) -> bool:
         """Send the message to the dead-letter queue and then delete it. Returns False where there is none.
 
@@ -263,6 +269,8 @@ class Settler:
             self._on_lost(delivery)
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
+        # Also what was lost while its delete waited: it must not be kept from whoever has it next.
+        self.heartbeat.release(delivery)
         if self._held.get(delivery.message.id) is delivery:
             del self._held[delivery.message.id]
         self._counts[settlement] += 1

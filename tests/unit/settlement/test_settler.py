@@ -366,3 +366,23 @@ def test_abandon_returns_although_nothing_answers() -> None:
         await made.settler.abandon()
 
     assert scenario(test).settler.held == 0
+
+
+def test_a_lost_message_is_not_extended_any_more() -> None:
+    """Its delete came too late; an extension that is answered late must not keep it from whoever has it next."""
+
+    async def test(made: Desk) -> None:
+        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            await asyncio.sleep(16)
+            return []
+
+        made.queue.on_change = slow
+        [first, second] = made.take(message(1), message(2))
+        await asyncio.sleep(30.5)  # past the deadline, while an extension is on its way
+        made.settler.ack(first)
+        made.settler.lose(second)
+        await asyncio.sleep(200)
+
+    made = scenario(test)
+    assert made.queue.changed == [("r1", 30), ("r2", 30)]
+    assert made.queue.deleted == []

@@ -1,0 +1,230 @@
+"""What happens in one schedule: everything that a seed decides before the first step."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Any
+
+from postroom import AckMode, Concurrency, Polling, RetryPolicy, Shutdown, Visibility
+from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
+from postroom.testing.databases import Trouble
+from postroom.testing.faults import Faults
+
+
+class Kind(StrEnum):
+    """How a message's handling goes."""
+
+    WELL = "well"
+    FAILS = "fails"
+    """The first attempts raise."""
+    POISON = "poison"
+    """Every attempt raises."""
+    RETRIES = "retries"
+    """The first attempts raise ``Retry``."""
+    ASKS_RETRY = "asks retry"
+    """The first attempts await ``ctx.retry()`` and return."""
+    REJECTS = "rejects"
+    CANCELS = "cancels"
+    """The first attempts raise a CancelledError of their own."""
+    STUBBORN = "stubborn"
+    """Goes on for a while when it is cancelled."""
+    ACKS = "acks"
+    """Awaits ``ctx.ack()`` after its commit, then goes on."""
+    MALFORMED = "malformed"
+    """The body is not JSON."""
+    NOBODY = "nobody"
+    """No tenant attribute."""
+    STRANGER = "stranger"
+    """A tenant that does not exist."""
+
+
+ENDLESS = frozenset({Kind.POISON, Kind.REJECTS, Kind.MALFORMED, Kind.NOBODY, Kind.STRANGER})
+"""These leave the queue only for a dead-letter queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderPlan:
+    """One message: when it is sent, whose it is, and how its handling goes."""
+
+    key: str
+    tenant: str
+    group: str | None
+    at: float
+    kind: Kind
+    seconds: float
+    attempts: int
+    """How many attempts go wrong, where some do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens to the system."""
+
+    at: float
+    what: str
+    index: int
+    tenant: str
+    seconds: float
+    trouble: Trouble
+    grace: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A whole schedule."""
+
+    seed: int
+    fifo: bool
+    ack: AckMode
+    max_receives: int | None
+    tenants: tuple[str, ...]
+    orders: tuple[OrderPlan, ...]
+    events: tuple[Event, ...]
+    processes: int
+    faults: Faults
+    storm: Faults
+    options: dict[str, Any]
+    limits: PoolLimits
+    timeouts: PoolTimeouts
+    backoff: OpenBackoff
+    shared_pool: bool
+    """Whether the process enters a pool of its own, or the consumer makes one."""
+    slow_resolver: float
+    """Seconds of an async resolver; 0 for a sync one."""
+    idempotent: bool
+
+
+_USUAL = (Kind.WELL, Kind.WELL, Kind.WELL, Kind.FAILS, Kind.RETRIES, Kind.CANCELS, Kind.STUBBORN, Kind.ACKS)
+_EVENTS = (
+    *("trouble",) * 5,
+    *("storm",) * 2,
+    *("crash",) * 2,
+    *("stop",) * 2,
+    "stop now",
+    "cancel",
+    "invalidate",
+    "fail over",
+    "rotate",
+    "partition",
+)
+
+
+def make_plan(seed: int) -> Plan:
+    """Decide everything that can be decided beforehand."""
+    rng = Random(seed)
+    fifo = rng.random() < 0.4
+    max_receives = rng.choice((None, 3, 5, 8))
+    tenants = tuple(f"t{number}" for number in range(rng.randint(1, 4)))
+    visibility = rng.choice((2, 3, 5, 10, 30))
+    timeouts = _timeouts(rng)
+    return Plan(
+        seed=seed,
+        fifo=fifo,
+        ack=rng.choice((AckMode.ON_SUCCESS, AckMode.ON_SUCCESS, AckMode.ALWAYS, AckMode.MANUAL)),
+        max_receives=max_receives,
+        tenants=tenants,
+        orders=_orders(rng, tenants, fifo=fifo, endless=max_receives is not None),
+        events=_events(rng, tenants),
+        processes=rng.choice((1, 1, 2, 2, 3)),
+        faults=_faults(rng) if rng.random() < 0.7 else Faults(),
+        storm=Faults(latency=0.5, unavailable=0.6, lost=0.5, refused=0.3, throttled=0.2),
+        options=_options(rng, visibility),
+        limits=PoolLimits(
+            budget=rng.randint(1, 4),
+            max_concurrent_opens=rng.randint(1, 3),
+            idle=rng.choice((0.5, 5.0, None)),
+            max_age=rng.choice((None, 3.0)),
+            check_after=rng.choice((0.0, 30.0)),
+            sweep=1.0,
+            patience=rng.choice((0.0, 0.2, 1.0)),
+        ),
+        timeouts=timeouts,
+        backoff=OpenBackoff(base=0.2, cap=3.0, permanent=rng.choice((1.0, 5.0))),
+        shared_pool=rng.random() < 0.8,
+        slow_resolver=rng.choice((0.0, 0.0, 0.05, 0.5)),
+        idempotent=rng.random() < 0.5,
+    )
+
+
+def _orders(rng: Random, tenants: tuple[str, ...], *, fifo: bool, endless: bool) -> tuple[OrderPlan, ...]:
+    orders: list[OrderPlan] = []
+    kinds: list[Kind] = [*_USUAL, Kind.ASKS_RETRY]
+    if endless:
+        kinds += sorted(ENDLESS)
+    slow = rng.random() < 0.3
+    for number in range(rng.randint(4, 24)):
+        tenant = rng.choice(tenants)
+        kind = Kind.WELL if rng.random() < 0.5 else rng.choice(kinds)
+        orders.append(
+            OrderPlan(
+                key=f"{tenant}-{number}",
+                tenant=tenant,
+                group=f"{tenant}-{rng.randint(0, 1)}" if fifo else rng.choice((None, tenant)),
+                at=rng.choice((0.0, rng.uniform(0, 15))),
+                kind=kind,
+                seconds=rng.choice((0.0, 0.02, 0.3, 2.0, 8.0 if slow else 1.0)),
+                attempts=rng.randint(1, 2),
+            )
+        )
+    return tuple(sorted(orders, key=lambda order: order.at))
+
+
+def _events(rng: Random, tenants: tuple[str, ...]) -> tuple[Event, ...]:
+    events = [
+        Event(
+            at=rng.uniform(0, 25),
+            what=rng.choice(_EVENTS),
+            index=rng.randint(0, 2),
+            tenant=rng.choice(tenants),
+            seconds=rng.choice((0.3, 2.0, 10.0)),
+            trouble=rng.choice(tuple(Trouble)[1:]),
+            grace=rng.uniform(0, 3),
+        )
+        for _ in range(rng.randint(0, 8))
+    ]
+    return tuple(sorted(events, key=lambda event: event.at))
+
+
+def _faults(rng: Random) -> Faults:
+    return Faults(
+        latency=rng.choice((0.005, 0.05, 0.4)),
+        slow=rng.choice((0.0, 0.05)),
+        slowest=rng.choice((1.0, 6.0)),
+        throttled=rng.choice((0.0, 0.05)),
+        unavailable=rng.choice((0.0, 0.05)),
+        lost=rng.choice((0.0, 0.1)),
+        refused=rng.choice((0.0, 0.1)),
+        duplicated=rng.choice((0.0, 0.0, 0.1, 0.3)),
+        reordered=rng.choice((0.0, 0.5)),
+    )
+
+
+def _options(rng: Random, visibility: int) -> dict[str, Any]:
+    total = rng.randint(1, 6)
+    return {
+        "concurrency": Concurrency(
+            total=total, per_tenant=rng.randint(1, total), handler_timeout=rng.choice((None, None, 1.5))
+        ),
+        "polling": Polling(
+            wait=rng.choice((1, 20, 20)),
+            batch=rng.choice((1, 3, 10)),
+            pollers=rng.randint(1, 2),
+            prefetch=rng.choice((0, 3, 10)),
+            lane=rng.randint(1, 4),
+            backoff=0.2,
+            max_backoff=2.0,
+        ),
+        "visibility": Visibility(
+            timeout=visibility,
+            heartbeat=rng.random() < 0.85,
+            max_extension=rng.choice((43_200, max(visibility, 12))),
+        ),
+        "retry": RetryPolicy(base=rng.choice((0.0, 0.5, 2.0)), cap=4.0, jitter=rng.random()),
+        "shutdown": Shutdown(
+            poll=rng.choice((0.0, 2.0)), drain=rng.choice((0.0, 1.0, 20.0)), cancel=1.0, flush=5.0, close=2.0
+        ),
+    }
+
+
+def _timeouts(rng: Random) -> PoolTimeouts:
+    return PoolTimeouts(lease=rng.choice((0.5, 3.0, 10.0)), open=rng.choice((0.5, 3.0)), close=1.0, check=0.5)

@@ -1,0 +1,60 @@
+"""A slice of the search that ``make soak`` does: whole consumers under faults, and whether the oracles would notice."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from simulation.consumer.mutants import MUTANTS, Mutant, killed_by, search
+from simulation.consumer.schedule import run_consumer_schedule
+from simulation.contexts import run_context_pairs
+
+_TESTS = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_no_schedule_breaks_a_promise(first: int) -> None:
+    """I1 to I8, S1 to S8, isolation and no loss, over fifty schedules; and enough happens in them."""
+    facts: Counter[str] = Counter()
+    for seed in range(first, first + 50):
+        outcome = run_consumer_schedule(seed)
+        assert not outcome.violations, f"seed {seed}: {outcome.violations[0]}\n{outcome.history.text()}"
+        facts.update(outcome.facts)
+    assert facts["crashes"] > 5
+    assert facts["stops"] > 50
+    assert facts["redelivered"] > 50
+
+
+def digest(seed: int) -> str:
+    """Return a hash of everything that happened in a schedule."""
+    return sha256(run_consumer_schedule(seed).history.text().encode()).hexdigest()
+
+
+def test_a_seed_replays_exactly() -> None:
+    """The same history, line by line, also in another process with another seed for hashes."""
+    seeds = (3, 8, 76, 679)
+    script = (
+        "from simulation.consumer.test_consumer_schedules import digest\n"
+        f"print(*(digest(seed) for seed in {seeds}), sep='\\n')"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_TESTS), *sys.path]), "PYTHONHASHSEED": "12345"}
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [digest(seed) for seed in seeds] == elsewhere
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_the_oracles_notice_a_planted_defect(mutant: Mutant) -> None:
+    """The schedule that once killed this mutant still does, or another of the first hundred."""
+    assert killed_by(mutant, mutant.seed) is not None or search(mutant, 100) is not None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_two_contexts_share_a_key(seed: int) -> None:
+    """I5: delimiters, unicode, look-alikes and types; ten thousand pairs here, a million in ``make soak``."""
+    assert run_context_pairs(seed, 2_500) == ()

@@ -1,0 +1,330 @@
+"""What is seen of a schedule, and what must never be seen: the oracles, named by the numbers of docs/design.md."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from postroom import AckMode
+from postroom.events import Event, MessageSettled
+from postroom.message import Message, OutgoingMessage
+from postroom.settlement.batcher import ATTEMPTS
+from postroom.testing.faults import FaultyClient, FaultyQueue
+from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
+from postroom.types import Settlement
+
+LOST = "the message is not ours any more: its visibility timeout is over"
+STOPPING = "the consumer stops and its drain time is over"
+
+
+class History:
+    """Everything that happened, in order, and every promise that was broken."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[float, str, tuple[Any, ...]]] = []
+        self.violations: list[str] = []
+
+    def note(self, who: str, *what: Any) -> None:
+        """Write something down."""
+        self.lines.append((asyncio.get_running_loop().time(), who, what))
+
+    def broken(self, oracle: str, text: str) -> None:
+        """Write a broken promise down; the schedule goes on, so that its history tells the rest."""
+        at = asyncio.get_running_loop().time()
+        self.lines.append((at, "ORACLE", (oracle, text)))
+        self.violations.append(f"{oracle} at {at:.3f}: {text}")
+
+    def text(self) -> str:
+        """Return the history as lines."""
+        return "\n".join(f"{at:9.3f} {who:8} {' '.join(map(str, what))}" for at, who, what in self.lines)
+
+
+class Receipt:
+    """What the watcher knows of one receive of a message: the local clock's view, worked out independently."""
+
+    __slots__ = (
+        "beating",
+        "body",
+        "changes",
+        "deadline",
+        "deletes",
+        "ended",
+        "message_id",
+        "received_at",
+        "receives",
+        "refused",
+        "settled_at",
+    )
+
+    def __init__(self, message: Message, received_at: float, visibility: float) -> None:
+        self.received_at = received_at
+        self.receives = message.receive_count
+        self.message_id = message.id
+        self.body = message.body
+        self.deadline = received_at + visibility
+        self.deletes = 0
+        self.changes = 0
+        self.beating = 0
+        self.settled_at: float | None = None
+        """When a visibility change that is no extension was first sent."""
+        self.ended = ""
+        """What SQS confirmed: deleted, or changed."""
+        self.refused = False
+        """Whether an extension was refused for good."""
+
+
+class Watch:
+    """The eyes on one process: what its consumer may do follows from what it did before."""
+
+    def __init__(self, history: History, name: str, ack: AckMode, on_rejected: Callable[[Sequence[str]], None]) -> None:
+        self.on_rejected = on_rejected
+        self.history = history
+        self.name = name
+        self.ack = ack
+        self.receipts: dict[str, Receipt] = {}
+        self.newest: dict[str, str] = {}
+        """Message id to the newest receipt handle that this process was given."""
+        self.finished: set[str] = set()
+        """Messages whose handler returned."""
+        self.failed: set[str] = set()
+        self.acked_by_hand: set[str] = set()
+        self.rejected: set[str] = set()
+        """Bodies that the dead-letter queue took."""
+        self.started: set[str] = set()
+        """Receipt handles whose handler was called."""
+        self.ended_at: dict[str, float] = {}
+        """Message id to the time at which its handling ended, until it is received again."""
+        self.left: set[str] = set()
+        """Messages that were left to their visibility timeout."""
+        self.settled: Counter[str] = Counter()
+        self.sending = 0
+        """Sends to the dead-letter queue under way: each holds a slot."""
+
+    # -- receive -------------------------------------------------------------------------------------------------
+
+    def received(self, messages: Sequence[Message], visibility: float) -> None:
+        """Remember what arrived."""
+        now = asyncio.get_running_loop().time()
+        for message in messages:
+            self.receipts[message.receipt_handle] = Receipt(message, now, visibility)
+            self.ended_at.pop(message.id, None)
+            known = self.newest.get(message.id)
+            if known is None or self.receipts[known].receives <= message.receive_count:  # answers may overtake
+                self.newest[message.id] = message.receipt_handle
+        if messages:
+            self.history.note(self.name, "received", *(each.id[:4] for each in messages))
+
+    def owns(self, message_id: str) -> bool:
+        """Return whether the newest receive of a message is still this process's, for all it can know."""
+        receipt = self.receipts[self.newest[message_id]]
+        return not receipt.refused and asyncio.get_running_loop().time() < receipt.deadline
+
+    # -- settle --------------------------------------------------------------------------------------------------
+
+    def deletes(self, handles: Sequence[str]) -> None:
+        """Judge a delete as it leaves the consumer."""
+        now = asyncio.get_running_loop().time()
+        self.history.note(self.name, "delete", *(self._short(each) for each in handles))
+        if len(set(handles)) != len(handles):
+            self.history.broken("S1", f"{self.name} named one receipt twice in a delete")
+        for handle in handles:
+            receipt = self.receipts[handle]
+            receipt.deletes += 1
+            self._check_live(receipt, now, "delete")
+            if receipt.deletes > ATTEMPTS:
+                self.history.broken("S5", f"{self.name} deleted {self._short(handle)} {receipt.deletes} times")
+            newest = self.newest[receipt.message_id]
+            if handle != newest and not self.receipts[newest].ended and receipt.message_id not in self.left:
+                self.history.broken("S6", f"{self.name} deletes {self._short(handle)} with an older receipt handle")
+            if receipt.settled_at is not None:
+                self.history.broken("S1", f"{self.name} deletes {self._short(handle)}, which it gave back")
+            if not self.may_delete(receipt):
+                self.history.broken("S2", f"{self.name} deletes {self._short(handle)}, whose work is not done")
+
+    def may_delete(self, receipt: Receipt) -> bool:
+        """Return whether the work of a message is done, or was given up as the mode says."""
+        message_id = receipt.message_id
+        if receipt.body in self.rejected or message_id in self.acked_by_hand:
+            return True
+        if self.ack is AckMode.MANUAL:
+            return False
+        return message_id in self.finished or (self.ack is AckMode.ALWAYS and message_id in self.failed)
+
+    def changes(self, changes: Sequence[VisibilityChange], *, beat: bool) -> None:
+        """Judge a visibility change as it leaves the consumer: an extension, or a decision."""
+        now = asyncio.get_running_loop().time()
+        what = "extend" if beat else "change"
+        self.history.note(self.name, what, *(f"{self._short(each.receipt_handle)}={each.timeout}" for each in changes))
+        for change in changes:
+            receipt = self.receipts[change.receipt_handle]
+            if beat:
+                receipt.beating += 1
+                ended_at = self.ended_at.get(receipt.message_id)
+                if ended_at is not None and now > ended_at + 1.0 and not self.sending:
+                    text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
+                    self.history.broken("S4", text)
+                if receipt.settled_at is not None:
+                    text = f"{self.name} extends {self._short(change.receipt_handle)} after its backoff was sent"
+                    self.history.broken("S3", text)
+                continue
+            receipt.changes += 1
+            self._check_live(receipt, now, "change")
+            if receipt.beating:
+                text = f"{self.name} sends the backoff of {self._short(change.receipt_handle)} beside an extension"
+                self.history.broken("S3", text)
+            if receipt.changes > ATTEMPTS:
+                self.history.broken("S5", f"{self.name} changed {self._short(change.receipt_handle)} too often")
+            if receipt.deletes:
+                self.history.broken("S1", f"{self.name} gives back {self._short(change.receipt_handle)} it deletes")
+            if receipt.settled_at is None:
+                receipt.settled_at = now
+
+    def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:
+        """Note which entries SQS confirmed."""
+        refused = {failure.index for failure in failures}
+        for index, handle in enumerate(handles):
+            if index not in refused:
+                self.receipts[handle].ended = what
+
+    def extended(
+        self, changes: Sequence[VisibilityChange], failures: Sequence[EntryFailure] | None, sent_at: float
+    ) -> None:
+        """Note what became of extensions; None: nobody knows."""
+        by_place = None if failures is None else {failure.index: failure for failure in failures}
+        for index, change in enumerate(changes):
+            receipt = self.receipts[change.receipt_handle]
+            receipt.beating -= 1
+            if by_place is None:
+                continue
+            failure = by_place.get(index)
+            if failure is None:
+                receipt.deadline = sent_at + change.timeout
+            elif failure.sender_fault:
+                receipt.refused = True
+
+    def observe(self, event: Event) -> None:
+        """Count settlements: each receive ends once (MANUAL may acknowledge what it first left)."""
+        if isinstance(event, MessageSettled):
+            self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
+            handle = event.message.receipt_handle
+            if event.settlement is Settlement.LEFT:
+                self.left.add(event.message.id)
+            else:
+                self.settled[handle] += 1
+                if self.settled[handle] > 1:
+                    self.history.broken("S1", f"{self.name} settled {self._short(handle)} twice")
+
+    def _check_live(self, receipt: Receipt, now: float, what: str) -> None:
+        if now >= receipt.deadline:
+            text = f"{self.name} sends a {what} of {receipt.message_id[:4]}, which it lost at {receipt.deadline:.3f}"
+            self.history.broken("S4", text)
+        if receipt.ended:
+            text = f"{self.name} sends a {what} of {receipt.message_id[:4]}, whose {receipt.ended} was confirmed"
+            self.history.broken("S1", text)
+
+    def _short(self, handle: str) -> str:
+        return self.receipts[handle].message_id[:4]
+
+
+class WatchedClient:
+    """The client of one process. Once the process is dead, nothing gets out of it any more."""
+
+    def __init__(self, inner: FaultyClient, watch: Watch, gate: "Gate") -> None:
+        self._inner = inner
+        self._watch = watch
+        self._gate = gate
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, traceback)
+
+    async def queue(self, name: str) -> "WatchedQueue":
+        """Open a queue."""
+        self._gate.check()
+        return WatchedQueue(await self._inner.queue(name), self._watch, self._gate)
+
+
+class Gate:
+    """Whether a process is alive: a dead one's clean-up code runs, but reaches nobody."""
+
+    def __init__(self) -> None:
+        self.alive = True
+
+    def check(self) -> None:
+        """Raise CancelledError in a dead process."""
+        if not self.alive:
+            raise asyncio.CancelledError
+
+
+class WatchedQueue:
+    """A queue whose every call is judged as it leaves the consumer."""
+
+    def __init__(self, inner: FaultyQueue, watch: Watch, gate: Gate) -> None:
+        self._inner = inner
+        self._watch = watch
+        self._gate = gate
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue said of itself."""
+        return self._inner.info
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Receive, and remember."""
+        self._gate.check()
+        messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
+        self._gate.check()
+        self._watch.received(messages, visibility)
+        return messages
+
+    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
+        """Judge, then delete."""
+        self._gate.check()
+        self._watch.deletes(receipt_handles)
+        failures = await self._inner.delete(receipt_handles)
+        self._watch.answered(receipt_handles, failures, "delete")
+        return failures
+
+    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        """Judge, then change. The name of the calling task tells an extension from a decision."""
+        self._gate.check()
+        task = asyncio.current_task()
+        beat = task is not None and "heartbeat" in task.get_name()
+        self._watch.changes(changes, beat=beat)
+        if not beat:
+            failures = await self._inner.change_visibility(changes)
+            self._watch.answered([each.receipt_handle for each in changes], failures, "change")
+            return failures
+        sent_at = asyncio.get_running_loop().time()
+        answer: list[EntryFailure] | None = None
+        try:
+            answer = await self._inner.change_visibility(changes)
+        finally:
+            self._watch.extended(changes, answer, sent_at)
+        return answer
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Send to the dead-letter queue."""
+        self._gate.check()
+        self._watch.sending += 1
+        try:
+            results = await self._inner.send(messages)
+        finally:
+            self._watch.sending -= 1
+        accepted = [each for each, result in zip(messages, results, strict=True) if isinstance(result, SendResult)]
+        self._watch.rejected.update(each.body for each in accepted)
+        self._watch.on_rejected([each.message_attributes["key"].string_value or "" for each in accepted])
+        self._watch.history.note(self._watch.name, "dead letter sent")
+        return results
+
+    async def attributes(self) -> Mapping[str, str]:
+        """Ask for the attributes."""
+        return await self._inner.attributes()

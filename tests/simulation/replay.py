@@ -1,0 +1,26 @@
+"""Run one seed again and print its history: ``make replay SEED=407``, ``make replay KIND=pool SEED=7``."""
+
+import sys
+
+from simulation.soak import runner
+
+
+def main(arguments: list[str]) -> int:
+    """Replay a seed; 0 if nothing was broken."""
+    kind, seed = arguments[0], int(arguments[1])
+    if kind == "consumer":
+        from simulation.consumer.schedule import run_consumer_schedule
+
+        outcome = run_consumer_schedule(seed)
+        print(outcome.history.text())
+        print(outcome.plan)
+        broken = outcome.violations
+    else:
+        run = runner(kind)
+        broken = () if run is None else run(seed)
+    print("\n".join(broken) or "nothing was broken")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
