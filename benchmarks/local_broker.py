@@ -104,6 +104,11 @@ class Server:
         """Return its resident memory in MB."""
         return float(psutil.Process(self.process.pid).memory_info().rss) / 1e6
 
+    def cpu(self) -> float:
+        """Return the CPU seconds that it has used."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
 
 @asynccontextmanager
 async def serving(*, persist: Path | None = None, aiohttp: bool = False) -> AsyncIterator[Server]:
@@ -156,8 +161,8 @@ async def cycle(client: Client, url: str, size: int) -> int:
     return len(done["Successful"])
 
 
-async def throughput(server: Server, *, clients: int, backlog: int, size: int, seconds: float) -> float:
-    """Return messages per second that were sent, received and deleted."""
+async def throughput(server: Server, *, clients: int, backlog: int, size: int, seconds: float) -> tuple[float, float]:
+    """Return messages per second that were sent, received and deleted, and the server's CPU ms per 1,000 of them."""
     connections = [await Client.connect(server.port) for _ in range(clients)]
     name = f"bench-{backlog}-{size}"
     created = await connections[0].call("CreateQueue", {"QueueName": name})
@@ -172,13 +177,13 @@ async def throughput(server: Server, *, clients: int, backlog: int, size: int, s
             count = await cycle(client, url, size)
             done += count  # not before the await: the others count meanwhile
 
-    started = time.perf_counter()
+    started, used = time.perf_counter(), server.cpu()
     await asyncio.gather(*(work(client) for client in connections))
-    elapsed = time.perf_counter() - started
+    elapsed, used = time.perf_counter() - started, server.cpu() - used
     await connections[0].call("DeleteQueue", {"QueueUrl": url})
     for client in connections:
         client.close()
-    return done / elapsed
+    return done / elapsed, used * 1e6 / done
 
 
 async def wake_up(server: Server, rounds: int = 200) -> tuple[float, float, float]:
@@ -209,12 +214,13 @@ async def row(label: str, options: argparse.Namespace, **kind: Any) -> None:
         print(f"{label}: idle {idle:.0f} MB; wake-up of a parked poll p50 {p50:.2f} ms, p99 {p99:.2f}, max {worst:.2f}")
         for backlog in options.backlogs:
             for size in (10, 1):
-                rate = await throughput(
+                rate, cpu = await throughput(
                     server, clients=options.clients, backlog=backlog, size=size, seconds=options.seconds
                 )
                 calls = f"batches of {size}" if size > 1 else "single calls"
                 print(
-                    f"{label} | backlog {backlog:>7,} | {calls:<13} | {rate:>8,.0f} messages/s | {server.rss():4.0f} MB"
+                    f"{label} | backlog {backlog:>7,} | {calls:<13} | {rate:>8,.0f} messages/s "
+                    f"| {cpu:4.0f} CPU ms per 1,000 | {server.rss():4.0f} MB"
                 )
 
 

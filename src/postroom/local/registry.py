@@ -28,6 +28,7 @@ _ARN = re.compile(r"arn:aws[a-z-]*:sqs:([a-z0-9-]+):(\d{12}):([A-Za-z0-9_.-]{1,8
 _ACCOUNT = re.compile(r"\d{12}")
 _HOST_REGION = re.compile(r"(?:sqs\.([a-z]{2}(?:-[a-z]+)+-\d)\.|([a-z]{2}(?:-[a-z]+)+-\d)\.queue\.)")
 _CACHED_URLS = 10_000
+_REMEMBERED_NAMES = 1_000
 
 
 class Registry:
@@ -85,6 +86,9 @@ class Registry:
         """Forget a queue and its messages."""
         del self._queues[queue.scope][queue.name]
         self._by_url.clear()
+        if len(self.deleted_at) >= _REMEMBERED_NAMES:
+            limit = now - self._recreate_after
+            self.deleted_at = {key: at for key, at in self.deleted_at.items() if at > limit}
         self.deleted_at[queue.scope, queue.name] = now
         queue.clear(now)
 

@@ -175,6 +175,14 @@ def test_deleted_recently(bench: Bench) -> None:
     assert bench.bodies(bench.queue("q")) == []
 
 
+def test_names_of_deleted_queues_are_forgotten(bench: Bench) -> None:
+    """Names of queues that were deleted long ago do not pile up."""
+    for number in range(3_000):
+        bench.broker.delete_queue(bench.queue(f"q{number}"))
+        bench.wait(1)
+    assert len(bench.broker.registry.deleted_at) <= 1_100
+
+
 def test_recreated_at_once_on_request() -> None:
     """The pause after a delete can be switched off."""
     bench = Bench(recreate_after=0)
