@@ -56,7 +56,7 @@ class Line:
 
     def unpark(self, host: Hashable, count: int) -> None:
         """Let up to ``count`` demands of a host back into the line, at its end."""
-        for demand in self._parked_on(host)[:count]:
+        for demand in self._parked_on(host, count):
             self.remove(demand)
             self.append(demand)
 
@@ -74,9 +74,9 @@ class Line:
             return iter(self._fresh.values())
         return heapq.merge(self._fresh.values(), self._troubled.values(), key=attrgetter("sequence"))
 
-    def _parked_on(self, host: Hashable) -> list[Demand]:
+    def _parked_on(self, host: Hashable, most: int | None = None) -> list[Demand]:
         parked = self._parked.get(host)
-        return list(parked.values()) if parked else []
+        return list(itertools.islice(parked.values(), most)) if parked else []
 
     def _lane(self, demand: Demand) -> OrderedDict[Identity, Demand]:
         return self._troubled if demand.troubled else self._fresh
