@@ -94,8 +94,10 @@ def table(cells: Iterable[Cell]) -> list[str]:
     lines = [
         f"Solo p99: {alone * 1e3:.1f} ms.",
         "",
-        "| noisy handler | lag | noisy tenants | consumers | policy | quiet p99 / solo | target | unserved | throughput "
-        + "| most receives |",
+        (
+            "| noisy handler | lag | noisy tenants | consumers | policy | quiet p99 / solo | target | unserved | "
+            "throughput | most receives |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row_key, row in sorted(rows.items()):

@@ -5,6 +5,7 @@ from postroom.consumer.context import MessageContext, current_message
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.tenants import Tenants, TenantState, TenantStatus
 
 __all__ = [
     "CallNext",
@@ -13,6 +14,9 @@ __all__ = [
     "Failure",
     "MessageContext",
     "Middleware",
+    "TenantState",
+    "TenantStatus",
+    "Tenants",
     "current_message",
     "run",
     "serve",

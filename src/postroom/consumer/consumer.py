@@ -12,6 +12,7 @@ from postroom.consumer import lifecycle
 from postroom.consumer.context import MessageContext
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.tenants import Tenants
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Observer, Observers
 from postroom.message import Message
@@ -100,6 +101,8 @@ class Consumer(Generic[C, R]):
             observers=Observers(observers),
             client=client,
         )
+        self.tenants = Tenants()
+        """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None
         self._run: lifecycle.Run[C, R] | None = None
@@ -156,7 +159,7 @@ class Consumer(Generic[C, R]):
         if self._run is not None:
             text = f"the consumer of {self.queue!r} is running already"
             raise ConfigurationError(text)
-        self._run = self._last_run = await lifecycle.start(self._settings, self._handler, self._decode)
+        self._run = self._last_run = await lifecycle.start(self._settings, self._handler, self._decode, self.tenants)
         return self
 
     async def __aexit__(

@@ -11,6 +11,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.parking import Parking
 from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
+from postroom.consumer.tenants import Tenants
 from postroom.errors import ContextError
 from postroom.events import MessageReceived, Observers
 from postroom.message import Message
@@ -70,6 +71,7 @@ class Intake:
         buffer: Callable[[], int],
         parking: Parking,
         scouting: Scouting,
+        tenants: Tenants,
     ) -> None:
         self._resolver = settings.resolver
         self._lane_limit = settings.polling.lane
@@ -84,6 +86,7 @@ class Intake:
         self._buffer = buffer
         self._parking = parking
         self._scouting = scouting
+        self._tenants = tenants
         self._closed = False
         self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -201,6 +204,9 @@ class Intake:
         """Whether there is no room for a message and it can wait: others of its tenant do so here already."""
         if self._resolver is None:
             return False
+        if self._tenants.is_paused(job.tenant):
+            waiting = self._scheduler.figures(job.tenant).waiting
+            return waiting >= self._lane_limit and self._parking.spares(job.message) and not self._fifo
         if not self._scheduler.has_enough(job.tenant, room=self._buffer()):
             self._scouting.found_quiet(job.message)
             return False

@@ -16,6 +16,7 @@ from postroom.consumer.poller import Poller
 from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.tenants import Tenants
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.options import PoolTimeouts
 from postroom.payloads import Decoder
@@ -29,7 +30,7 @@ from postroom.types import C, R, Settlement, StopReason
 _log = logging.getLogger("postroom.consumer")
 
 
-async def start(settings: Settings[C, R], handler: Any, decode: Decoder) -> "Run[C, R]":
+async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants: Tenants) -> "Run[C, R]":
     """Open client, queue and pool, and start to poll.
 
     Raises before anything runs, with everything closed again, when the queue cannot be opened.
@@ -39,7 +40,7 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder) -> "Run
         await opening.enter_async_context(client)
         queue = await client.queue(settings.queue)
         pool = await _open_pool(settings, opening)
-        run = Run(settings, handler, decode, client=client, queue=queue, pool=pool, opened=opening.pop_all())
+        run = Run(settings, handler, decode, tenants, client=client, queue=queue, pool=pool, opened=opening.pop_all())
     run.begin()
     return run
 
@@ -83,6 +84,7 @@ class Run(Generic[C, R]):
         settings: Settings[C, R],
         handler: Any,
         decode: Decoder,
+        tenants: Tenants,
         *,
         client: Client,
         queue: Queue,
@@ -107,6 +109,7 @@ class Run(Generic[C, R]):
             observers=settings.observers,
         )
         self._total = total
+        self._tenants = tenants
         self._recalling: asyncio.TimerHandle | None = None
         self._parking = Parking(queue, self._settler, clock=self._loop.time)
         self._scouting = Scouting(
@@ -127,6 +130,7 @@ class Run(Generic[C, R]):
             ),
             scheduler=self.scheduler,
             settler=self._settler,
+            quarantined_because=tenants.quarantined_because,
             on_slot_free=self._on_slot_free,
             on_blocked=self._on_blocked,
             on_group_back=lambda group: self._intake.withdraw(group),
@@ -143,6 +147,7 @@ class Run(Generic[C, R]):
             buffer=self._buffer,
             parking=self._parking,
             scouting=self._scouting,
+            tenants=tenants,
         )
         self._poller = Poller(
             queue,
@@ -166,6 +171,7 @@ class Run(Generic[C, R]):
 
     def begin(self) -> None:
         """Start to poll."""
+        self._tenants.attach(self.scheduler, self._pipeline.dispatch)
         self._heartbeat = self._side_task(self._settler.heartbeat.run(), "postroom-heartbeat")
         for number in range(self.settings.polling.pollers):
             task = self._side_task(self._poller.run(number), f"postroom-poller-{number}")

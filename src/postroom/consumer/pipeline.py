@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from random import Random
 from typing import Any
 
@@ -56,6 +56,7 @@ class Pipeline:
         handle: the handler with everything around it.
         scheduler: grants slots. A slot is freed when its message ends, whatever else is going on.
         settler: holds the deliveries and settles them.
+        quarantined_because: why a tenant's messages go to the dead-letter queue at once; None for all others.
         on_slot_free: called when a message ended.
         on_blocked: called when a message begins to wait for its tenant's resources.
         on_group_back: called with the group of a message that is not done, on a FIFO queue: what is still on its way
@@ -71,6 +72,7 @@ class Pipeline:
         handle: Handle,
         scheduler: Scheduler[Job],
         settler: Settler,
+        quarantined_because: Callable[[Hashable], str | None],
         on_slot_free: Callable[[], None],
         on_blocked: Callable[[], None],
         on_group_back: Callable[[str], None],
@@ -82,6 +84,8 @@ class Pipeline:
         self._scheduler = scheduler
         self._settler = settler
         self._observers: Observers = settings.observers
+        self._quarantined_because = quarantined_because
+        self._waking: asyncio.TimerHandle | None = None
         self._on_slot_free = on_slot_free
         self._on_blocked = on_blocked
         self._on_group_back = on_group_back
@@ -106,6 +110,19 @@ class Pipeline:
                 continue
             self.jobs[job.delivery] = job
             job.task = asyncio.create_task(self.process(job), name=f"postroom-message-{job.message.id}")
+        if (wake := self._scheduler.next_wake()) is not None:
+            self._dispatch_at(wake)
+
+    def _dispatch_at(self, when: float) -> None:
+        """Give slots away again at a time, when a tenant that sleeps or has a pace may have one."""
+        if self._waking is None or self._waking.when() > when or self._waking.cancelled():
+            if self._waking is not None:
+                self._waking.cancel()
+            self._waking = asyncio.get_running_loop().call_at(when, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = None
+        self.dispatch()
 
     async def process(self, job: Job) -> None:
         """Tell the story of one message, from its slot to its settlement."""
@@ -113,6 +130,8 @@ class Pipeline:
         try:
             if job.context_error is not None:
                 raise job.context_error
+            if (reason := self._quarantined_because(job.tenant)) is not None:
+                raise Reject(reason)
             job.payload = self._decode(job.message)  # before the lease: a malformed body opens nobody's database
             if self._pool is None:
                 await self._run_handler(job, resources=None)
@@ -142,6 +161,8 @@ class Pipeline:
     def close(self) -> None:
         """Start no handler any more. What waits for its tenant's resources is cancelled and goes back."""
         self._closing = True
+        if self._waking is not None:
+            self._waking.cancel()
         for job in self.jobs.values():
             if not job.started:
                 job.cancel(Cancellation.STOPPING)

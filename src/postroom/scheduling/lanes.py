@@ -39,6 +39,7 @@ from postroom.scheduling.rounds import NEVER, Rounds
 from postroom.scheduling.tickets import (
     FRESH,
     NOWHERE,
+    Control,
     Group,
     Lane,
     LaneStatistics,
@@ -100,6 +101,7 @@ class Scheduler(Generic[T]):
         self._tie = count()
         self._groups: dict[str, Group[T]] = {}
         self._blocked: dict[Lane[T], None] = {}
+        self._controls: dict[Hashable, Control] = {}
         self._running = 0
         self._waiting = 0
         self._suspended = 0
@@ -187,7 +189,8 @@ class Scheduler(Generic[T]):
         while (lane := self._next()) is not None:
             if not self._may_run(lane):
                 continue
-            if lane.pace is not None and (pause := lane.pace.take(now)):
+            pace = None if lane.control is None else lane.control.pace
+            if pace is not None and (pause := pace.take(now)):
                 self._sleep(lane, now + pause)
                 continue
             return self._run(lane)
@@ -304,24 +307,31 @@ class Scheduler(Generic[T]):
 
     # -- control of one tenant ----------------------------------------------------------------------------------
 
-    def control(self, tenant: Hashable, *, paused: bool, pace: Pace | None, until: float = 0.0) -> None:
-        """Hold a tenant's lane back, or let it go on: paused, asleep until a time, or at a pace.
-
-        It applies to what the tenant has here now; whoever adds its first ticket later says it again.
-        """
+    def control(
+        self, tenant: Hashable, *, paused: bool = False, pace: Pace | None = None, cap: int | None = None
+    ) -> None:
+        """Pause a tenant, let it go on at a pace, or with a cap of its own. It stays until it is said otherwise."""
+        control = Control(paused, pace, cap) if paused or pace is not None or cap is not None else None
+        if control is None:
+            self._controls.pop(tenant, None)
+        else:
+            self._controls[tenant] = control
         lane = self._lanes.get(tenant)
         if lane is None:
             return
-        if paused is not lane.paused:
-            was_blocked = lane.blocked
-            lane.paused = paused
-            self._behind_blocked += len(lane.waiting) * (lane.blocked - was_blocked)
-        lane.pace = pace
-        if until > lane.asleep_until:
-            self._sleep(lane, until)
-        elif until < lane.asleep_until:
-            lane.asleep_until = 0.0
+        was_blocked = lane.blocked
+        lane.paused = paused
+        self._behind_blocked += len(lane.waiting) * (lane.blocked - was_blocked)
+        lane.asleep_until = 0.0
+        lane.control = control
+        lane.cap = cap or int(self._caps(tenant))
         self._offer(lane)
+
+    def sleep(self, tenant: Hashable, until: float) -> None:
+        """Grant a tenant's lane nothing before a time."""
+        lane = self._lanes.get(tenant)
+        if lane is not None and until > lane.asleep_until:
+            self._sleep(lane, until)
 
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
@@ -393,7 +403,8 @@ class Scheduler(Generic[T]):
 
     def _may_run(self, lane: Lane[T]) -> bool:
         if self._varies:
-            lane.cap = int(self._caps(lane.tenant))
+            own = None if lane.control is None else lane.control.cap
+            lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
         return (
             lane.running < lane.cap
@@ -439,13 +450,18 @@ class Scheduler(Generic[T]):
             self._offer(lane)
 
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
-        return Lane(
+        control = self._controls.get(tenant) if self._controls else None
+        own = None if control is None else control.cap
+        lane: Lane[T] = Lane(
             tenant,
-            cap=int(self._caps(tenant)),
+            cap=own or int(self._caps(tenant)),
             weight=self._weights(tenant),
             served=self._round * self._quantum,
             estimate=self._typical,
         )
+        lane.control = control
+        lane.paused = control is not None and control.paused
+        return lane
 
     def _stop_running(self, ticket: T, lane: Lane[T], seconds: float | None) -> None:
         lane.running -= 1

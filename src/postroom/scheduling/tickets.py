@@ -47,9 +47,9 @@ class Lane(Generic[T]):
         "asleep_until",
         "blocked_since",
         "cap",
+        "control",
         "estimate",
         "over",
-        "pace",
         "paused",
         "round",
         "running",
@@ -77,7 +77,7 @@ class Lane(Generic[T]):
         """Whether it stands in line with those that are over their share."""
         self.asleep_until = 0.0
         self.paused = False
-        self.pace: Pace | None = None
+        self.control: Control | None = None
 
     @property
     def blocked(self) -> bool:
@@ -121,6 +121,15 @@ class Pace:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What was decided about one tenant."""
+
+    paused: bool = False
+    pace: Pace | None = None
+    cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -367,7 +367,7 @@ def test_a_ticket_that_was_put_back_is_first_in_its_lane_and_waits_until_it_may(
     """It keeps its place while its tenant sleeps, and others use the slot."""
     made, tickets = scheduler("a1", "a2", "b1", total=1)
     assert made.grant() is tickets["a1"]
-    made.control("a", paused=False, pace=None, until=5.0)
+    made.sleep("a", 5.0)
     made.put_back(tickets["a1"])
     ticket = made.grant(1.0)
     assert ticket is tickets["b1"]

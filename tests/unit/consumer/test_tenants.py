@@ -1,0 +1,243 @@
+"""One tenant is paused, drained, limited or quarantined while the consumer runs; the others notice nothing."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from postroom import ConfigurationError, Consumer, MessageContext, Polling
+from postroom.consumer.tenants import TenantState
+from support.world import Order, Tenant, World, in_world
+
+A, B = Tenant("a"), Tenant("b")
+
+
+class Diary:
+    """A consumer whose handler writes down what ran when, and how many of each tenant ran at once."""
+
+    def __init__(self, world: World, **options: Any) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.times: list[float] = []
+        self.running: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+        self.consumer = Consumer("orders", context=Tenant, client=world.client, **options)
+        self.tenants = self.consumer.tenants
+        self.consumer.handler(self.handle)
+
+    async def handle(self, order: Order, ctx: MessageContext[Tenant]) -> None:
+        """Take as long as the order says."""
+        name = ctx.context.tenant_id
+        self.running[name] = self.running.get(name, 0) + 1
+        self.most[name] = max(self.most.get(name, 0), self.running[name])
+        self.times.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(order.seconds)
+        self.running[name] -= 1
+        self.seen.append((name, order.order_id))
+
+
+def test_a_paused_tenant_waits_and_goes_on_when_it_is_resumed() -> None:
+    """Nothing of it starts, nothing of it is lost, and others go on."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary = Diary(world)
+        diary.tenants.pause(A)
+        async with diary.consumer:
+            world.send_orders("1", "2", tenant="a")
+            world.send_orders("1", tenant="b")
+            await asyncio.sleep(100)
+            assert diary.seen == [("b", "1")]
+            assert diary.tenants[A].state is TenantState.PAUSED
+            assert diary.tenants[A].waiting == 2
+            diary.tenants.resume(A)
+            await asyncio.sleep(1)
+            assert diary.seen == [("b", "1"), ("a", "1"), ("a", "2")]
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+def test_a_decision_outlives_a_restart() -> None:
+    """It belongs to the consumer, not to one run of it."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary = Diary(world)
+        async with diary.consumer:
+            diary.tenants.pause(A)
+        world.send_orders("1", tenant="a")
+        async with diary.consumer:
+            await asyncio.sleep(10)
+            assert diary.seen == []
+        assert world.counts() == (1, 0)
+
+    in_world(scenario)
+
+
+def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason() -> None:
+    """At once, and only its messages; no handler sees them."""
+
+    async def scenario(world: World) -> str | None:
+        world.create(dead_letters="dead")
+        diary = Diary(world)
+        async with diary.consumer:
+            diary.tenants.quarantine(A, reason="being migrated")
+            world.send_orders("1", tenant="a")
+            world.send_orders("1", tenant="b")
+            await asyncio.sleep(2)
+        assert diary.seen == [("b", "1")]
+        assert world.counts() == (0, 0)
+        [letter] = await world.broker.receive("dead")
+        return letter.message_attributes["postroom.reason"].string_value
+
+    assert in_world(scenario) == "being migrated"
+
+
+def test_a_concurrency_limit_applies_at_once_and_can_be_lifted() -> None:
+    """From then on no more than so many start; None restores the default."""
+
+    async def scenario(world: World) -> tuple[int, int, int]:
+        world.create()
+        diary = Diary(world)
+        diary.tenants.limit(A, concurrency=2)
+        world.send_orders(*map(str, range(40)), tenant="a", seconds=1)
+        async with diary.consumer:
+            await asyncio.sleep(3.5)
+            limited = diary.most["a"]
+            diary.tenants.limit(A, concurrency=None)
+            await asyncio.sleep(2)
+            return limited, diary.most["a"], len(list(diary.tenants))
+
+    assert in_world(scenario) == (2, 8, 1)
+
+
+def test_a_rate_limit_spreads_starts_and_costs_others_nothing() -> None:
+    """Two per second: the tenth starts four seconds later, the other tenant's at once."""
+
+    async def scenario(world: World) -> tuple[float, list[tuple[str, str]]]:
+        world.create()
+        diary = Diary(world)
+        diary.tenants.limit(A, rate=2)
+        world.send_orders(*map(str, range(10)), tenant="a")
+        world.send_orders("1", tenant="b")
+        async with diary.consumer:
+            await asyncio.sleep(10)
+        return diary.times[-1] - diary.times[0], diary.seen[:3]
+
+    seconds, first = in_world(scenario)
+    assert 3.9 <= seconds <= 4.1
+    assert ("b", "1") in first
+
+
+def test_drain_returns_when_the_tenants_handlers_have_ended() -> None:
+    """Its database may be moved then; nothing of it starts meanwhile."""
+
+    async def scenario(world: World) -> tuple[float, int]:
+        world.create()
+        diary = Diary(world)
+        world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            await diary.tenants.drain(A)
+            drained = asyncio.get_running_loop().time()
+            await asyncio.sleep(10)
+            return drained, len(diary.seen)
+
+    drained, done = in_world(scenario)
+    assert 3.0 <= drained <= 3.2
+    assert done == 8
+
+
+def test_drain_that_takes_too_long_says_so() -> None:
+    """The tenant stays paused."""
+
+    async def scenario(world: World) -> TenantState:
+        world.create()
+        diary = Diary(world)
+        world.send_orders("1", tenant="a", seconds=30)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            with pytest.raises(TimeoutError):
+                await diary.tenants.drain(A, timeout=5)
+            return diary.tenants[A].state
+
+    assert in_world(scenario) is TenantState.PAUSED
+
+
+def test_decisions_may_come_from_another_thread() -> None:
+    """A web route in a thread pauses and resumes; the list can be read there, too."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        diary = Diary(world)
+
+        def elsewhere(decide: Any) -> None:
+            thread = threading.Thread(target=decide)
+            thread.start()
+            thread.join()
+
+        async with diary.consumer:
+            elsewhere(lambda: diary.tenants.pause(A))
+            world.send_orders("1", tenant="a")
+            await asyncio.sleep(5)
+            before = len(diary.seen)
+            elsewhere(lambda: [str(status) for status in diary.tenants])
+            elsewhere(lambda: diary.tenants.resume(A))
+            await asyncio.sleep(1)
+            return before, len(diary.seen)
+
+    assert in_world(scenario) == (0, 1)
+
+
+def test_the_list_shows_who_is_here_and_who_is_under_control() -> None:
+    """With live figures; a tenant that has nothing here and no decision is not in it."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary = Diary(world)
+        world.send_orders(*map(str, range(10)), tenant="a", seconds=5)
+        diary.tenants.limit(B, rate=1)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            listed = {status.key: status for status in diary.tenants}
+            assert set(listed) == {A, B}
+            assert (listed[A].running, listed[A].waiting) == (8, 2)
+            assert listed[B].rate == 1
+            diary.tenants.limit(B, rate=None)
+            assert [status.key for status in diary.tenants] == [A]
+            assert diary.tenants[Tenant("stranger")].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("limits", [{"concurrency": 0}, {"rate": 0}, {"rate": -1.5}])
+def test_a_limit_of_nothing_is_refused(limits: Any) -> None:
+    """The text says what to use instead."""
+    with pytest.raises(ConfigurationError, match=r"pause\(\)"):
+        Consumer("orders").tenants.limit("a", **limits)
+
+
+@pytest.mark.parametrize("most", range(1, 21))
+def test_parking_and_pausing_dead_letter_nothing(most: int) -> None:
+    """Whatever the maxReceiveCount: noise with scouts, and a paused tenant, and in the end all is handled."""
+
+    async def scenario(world: World) -> tuple[set[tuple[str, str]], int, tuple[int, int]]:
+        dead = world.broker.create_queue("dead").arn
+        policy = f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "{most}"}}'
+        world.create(RedrivePolicy=policy)
+        diary = Diary(world, polling=Polling(pollers=4, lane=4, wait=1))
+        diary.tenants.pause(A)
+        for number in range(40):
+            world.send_orders(f"{number}", tenant="a")
+            world.send_orders(*(f"{number}-{part}" for part in range(5)), tenant="noisy", seconds=0.4)
+            world.send_orders(f"{number}", tenant="quiet", seconds=0.1)
+        async with diary.consumer:
+            await asyncio.sleep(300)
+            diary.tenants.resume(A)
+            await asyncio.sleep(100)
+            return set(diary.seen), len(diary.seen), world.counts("dead")
+
+    seen, handled, dead = in_world(scenario)
+    assert dead == (0, 0)
+    assert len(seen) == handled == 40 * 7
