@@ -15,6 +15,8 @@ DSN = "postgresql://app:top-secret@db.example/tenant-a"
 
 @dataclass(frozen=True)
 class Tenant:
+    """A context."""
+
     id: str
 
 
