@@ -175,7 +175,6 @@ class Core:
         """Note that an owner task is over: the resource is closed, its budget is free."""
         self.table.remove(entry)
         self.budget.give_back(entry.weight)
-        entry.resource = None
         if entry.opened:
             self.counters.closed += 1
             self.counters.close_failures += not clean

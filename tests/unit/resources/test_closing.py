@@ -1,0 +1,246 @@
+"""Closing: a grace for leases, an end to everything, the same whoever calls and how often."""
+
+import asyncio
+import logging
+
+import pytest
+
+from postroom.errors import ClosedError
+from postroom.options import PoolLimits, PoolTimeouts
+from postroom.resources import Lease, ResourcePool
+from postroom.testing.loop import run_virtual, settle
+from unit.resources.databases import A, B, Database, Databases, Tenant
+
+Pool = ResourcePool[Tenant, Database]
+
+
+async def touch(pool: Pool, *tenants: Tenant) -> None:
+    """Lease each tenant once."""
+    for tenant in tenants:
+        async with pool.lease(tenant):
+            pass
+
+
+def alive(lease: Lease[Database]) -> bool:
+    """Return whether what was leased is still open."""
+    return lease.resource.alive
+
+
+def test_idle_resources_close_at_once_and_together() -> None:
+    """A hundred closes take as long as one."""
+    databases = Databases(close_seconds=1.0)
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with ResourcePool(databases.provide) as pool:
+            await touch(pool, *(Tenant(str(number)) for number in range(100)))
+            started = loop.time()
+        return loop.time() - started
+
+    assert run_virtual(main()) == pytest.approx(1.0)
+    assert len(databases.closed) == 100
+
+
+def test_leases_get_their_grace_and_no_more() -> None:
+    """What is released in time closes behind its lease; the rest is closed when the grace is over."""
+    databases = Databases(close_seconds=0.0)
+
+    async def main() -> None:
+        pool = await ResourcePool(databases.provide).__aenter__()
+        quick, slow = await pool.acquire(A), await pool.acquire(B)
+        closing = asyncio.create_task(pool.aclose(grace=5.0))
+        await asyncio.sleep(1.0)
+        assert not closing.done()
+        quick.release()
+        await settle()
+        assert [database.tenant for database in databases.closed] == [A]
+        await asyncio.sleep(3.9)
+        assert alive(slow)
+        await closing
+        assert asyncio.get_running_loop().time() == pytest.approx(5.2)
+        assert not alive(slow)  # it still has its database, which says by itself that it is closed
+        slow.release()
+        assert pool.statistics().leased == 0
+
+    run_virtual(main())
+
+
+def test_without_a_grace_the_close_timeout_is_it() -> None:
+    """Leaving ``async with`` never waits for ever, even for a lease that its own block still holds."""
+    databases = Databases(close_seconds=0.0)
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, timeouts=PoolTimeouts(close=7.0)) as pool:
+            lease = await pool.acquire(A)
+        assert asyncio.get_running_loop().time() == pytest.approx(7.1)
+        lease.release()
+
+    run_virtual(main())
+
+
+def test_those_who_wait_are_told() -> None:
+    """Each waiter gets a ClosedError of its own, whatever it waited for."""
+    databases = Databases(stuck={A})
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, limits=PoolLimits(budget=1)) as pool:
+            waiters = [asyncio.create_task(pool.acquire(tenant)) for tenant in (A, A, B, B)]
+            await settle()
+            await pool.aclose()
+            errors = await asyncio.gather(*waiters, return_exceptions=True)
+            assert [type(error) for error in errors] == [ClosedError] * 4
+            assert len({id(error) for error in errors}) == 4
+
+    run_virtual(main())
+
+
+def test_an_open_under_way_is_called_off_and_nothing_comes_back_to_life() -> None:
+    """I8: closed during an open, also one that ignores its cancellation and succeeds."""
+    opened: list[Tenant] = []
+    closed: list[str] = []
+
+    async def stubborn(tenant: Tenant) -> str:
+        try:
+            await asyncio.sleep(10.0)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1.0)
+        opened.append(tenant)
+        return "late"
+
+    async def main() -> None:
+        pool = await ResourcePool(stubborn, cleanup=closed.append).__aenter__()
+        waiter = asyncio.create_task(pool.acquire(A))
+        await asyncio.sleep(5.0)
+        await pool.aclose(grace=0.0)
+        assert isinstance(waiter.exception(), ClosedError)
+        assert (opened, closed) == ([A], ["late"])
+        seen = pool.statistics()
+        assert (seen.live, seen.opening, seen.weight) == (0, 0, 0)
+
+    run_virtual(main())
+
+
+def test_closing_twice_at_once_is_one_close() -> None:
+    """Both wait for the same; the shorter grace wins."""
+    databases = Databases()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = await ResourcePool(databases.provide).__aenter__()
+        lease = await pool.acquire(A)
+        patient = asyncio.create_task(pool.aclose(grace=60.0))
+        await asyncio.sleep(1.0)
+        await asyncio.gather(pool.aclose(grace=2.0), pool.aclose(grace=90.0), patient)
+        assert loop.time() == pytest.approx(3.2)
+        await pool.aclose()
+        await pool.aclose(grace=0.0)
+        assert loop.time() == pytest.approx(3.2)
+        lease.release()
+
+    run_virtual(main())
+    assert len(databases.closed) == 1
+
+
+def test_cancelling_the_close_does_not_stop_it() -> None:
+    """The call ends, the close goes on."""
+    databases = Databases(close_seconds=1.0)
+
+    async def main() -> None:
+        pool = await ResourcePool(databases.provide).__aenter__()
+        await touch(pool, A)
+        closing = asyncio.create_task(pool.aclose())
+        await asyncio.sleep(0.5)
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+        await pool.aclose()
+        assert len(databases.closed) == 1
+
+    run_virtual(main())
+
+
+def test_a_pool_that_was_never_opened_closes_too() -> None:
+    """There is nothing to do, and it stays closed."""
+
+    async def main() -> None:
+        pool = ResourcePool(Databases().provide)
+        await pool.aclose()
+        with pytest.raises(ClosedError):
+            await pool.__aenter__()
+
+    run_virtual(main())
+
+
+def test_the_error_of_the_block_comes_through() -> None:
+    """Closing does not hide why the block ended."""
+    databases = Databases(close_errors={A: OSError("will not close")})
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide) as pool:
+            await touch(pool, A)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        run_virtual(main())
+    assert len(databases.closed) == 1
+
+
+def test_a_check_under_way_is_called_off() -> None:
+    """I8: the check's task ends with the pool."""
+    databases = Databases()
+
+    async def check(database: Database) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        limits = PoolLimits(check_after=1.0, sweep=100.0)
+        async with ResourcePool(databases.provide, check=check, limits=limits) as pool:
+            await touch(pool, A)
+            await asyncio.sleep(2.0)
+            waiter = asyncio.create_task(pool.acquire(A))
+            await settle()
+        assert isinstance(waiter.exception(), ClosedError)
+
+    run_virtual(main())
+    assert len(databases.closed) == 1
+
+
+def test_what_ignores_every_cancellation_is_abandoned_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """The close returns all the same, and says by name what it left."""
+    give_in = asyncio.Event()
+
+    async def stubborn(tenant: Tenant) -> None:
+        while not give_in.is_set():
+            try:
+                await give_in.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async def main() -> None:
+        pool = await ResourcePool(stubborn, timeouts=PoolTimeouts(open=1.0, close=1.0, check=1.0)).__aenter__()
+        waiter = asyncio.create_task(pool.acquire(A))
+        await settle()
+        with caplog.at_level(logging.ERROR, logger="postroom.pool"):
+            await pool.aclose(grace=0.0)
+        assert "owner of a:us-east-1" in caplog.text
+        assert isinstance(waiter.exception(), ClosedError)
+        give_in.set()
+
+    run_virtual(main())
+
+
+def test_after_the_close_not_a_task_is_left() -> None:
+    """I8: everything that the pool started has ended when ``aclose`` returns."""
+    databases = Databases(close_errors={A: OSError()}, stuck={B})
+
+    async def main() -> None:
+        before = asyncio.all_tasks()
+        async with ResourcePool(databases.provide) as pool:
+            await touch(pool, A)
+            waiter = asyncio.create_task(pool.acquire(B))
+            await settle()
+        await asyncio.wait([waiter])
+        assert isinstance(waiter.exception(), ClosedError)
+        assert asyncio.all_tasks() == before
+
+    run_virtual(main(), seed=2)
