@@ -190,6 +190,38 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """When a tenant counts as broken, and when a message counts as poison. Only handler failures count.
+
+    Args:
+        breaker_after: failures of one tenant in a row, with no success in between, after which nothing of it is
+            started for a while; then one message is tried. None for no such breaker.
+        messages: different messages that must be among them: one bad message is not a broken tenant.
+        base: seconds of the first such pause, at the most; doubles up to ``cap``, and half of it is random.
+        cap: the longest pause.
+        poison_after: failures of one message after which it goes to the dead-letter queue with the reason, if
+            ``poison_others`` messages of its tenant have succeeded since its first. None for never.
+        poison_others: see there.
+    """
+
+    breaker_after: int | None = 10
+    messages: int = 5
+    base: float = 1.0
+    cap: float = 60.0
+    poison_after: int | None = 5
+    poison_others: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("breaker_after", "poison_after"):
+            if getattr(self, name) is not None:
+                _check_count("Faults", name, getattr(self, name))
+        _check_count("Faults", "messages", self.messages)
+        _check_count("Faults", "poison_others", self.poison_others)
+        _check_seconds("Faults", "base", self.base, least=0.001)
+        _check_seconds("Faults", "cap", self.cap, least=self.base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
     """How long each stage of a stop may take, in seconds.
 

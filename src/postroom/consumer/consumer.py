@@ -16,7 +16,7 @@ from postroom.consumer.tenants import Tenants
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Observer, Observers
 from postroom.message import Message
-from postroom.options import Concurrency, Polling, RetryPolicy, Shutdown, Visibility
+from postroom.options import Concurrency, Faults, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
@@ -48,6 +48,7 @@ class Consumer(Generic[C, R]):
         visibility: how long a received message stays ours, and whether a heartbeat extends that.
         retry: when a failed message is seen again.
         shutdown: how long each stage of a stop may take.
+        faults: when a tenant counts as broken, and when a message counts as poison.
         on_error: called with a ``Failure`` when a step fails. It may raise ``Retry`` or ``Reject`` to decide what
             becomes of the message; anything else that it raises is logged, and the message is treated as failed.
         middleware: called around the handler, the first outermost.
@@ -77,6 +78,7 @@ class Consumer(Generic[C, R]):
         visibility: Visibility = Visibility(),  # noqa: B008
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
         shutdown: Shutdown = Shutdown(),  # noqa: B008
+        faults: Faults = Faults(),  # noqa: B008
         on_error: OnError | None = None,
         middleware: Iterable[Middleware] = (),
         observers: Iterable[Observer] = (),
@@ -96,6 +98,7 @@ class Consumer(Generic[C, R]):
             visibility=_checked("visibility", visibility, Visibility),
             retry=_checked("retry", retry, RetryPolicy),
             shutdown=_checked("shutdown", shutdown, Shutdown),
+            faults=_checked("faults", faults, Faults),
             on_error=on_error,
             middleware=tuple(middleware),
             observers=Observers(observers),

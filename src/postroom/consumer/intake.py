@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from random import Random
 from typing import Any, cast
 
+from postroom.consumer.faults import FaultWatch
 from postroom.consumer.job import Job
 from postroom.consumer.parking import Parking
 from postroom.consumer.scouting import Scouting
@@ -72,6 +73,7 @@ class Intake:
         parking: Parking,
         scouting: Scouting,
         tenants: Tenants,
+        faults: FaultWatch,
     ) -> None:
         self._resolver = settings.resolver
         self._lane_limit = settings.polling.lane
@@ -87,6 +89,7 @@ class Intake:
         self._parking = parking
         self._scouting = scouting
         self._tenants = tenants
+        self._faults = faults
         self._closed = False
         self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -199,12 +202,14 @@ class Intake:
             self._parking.park(delivery)
         else:
             self._scheduler.add(job)
+            if until := self._faults.until(job.tenant):
+                self._scheduler.sleep(job.tenant, until)
 
     def _is_surplus(self, job: Job) -> bool:
         """Whether there is no room for a message and it can wait: others of its tenant do so here already."""
         if self._resolver is None:
             return False
-        if self._tenants.is_paused(job.tenant):
+        if self._tenants.is_paused(job.tenant) or self._faults.until(job.tenant):
             waiting = self._scheduler.figures(job.tenant).waiting
             return waiting >= self._lane_limit and self._parking.spares(job.message) and not self._fifo
         if not self._scheduler.has_enough(job.tenant, room=self._buffer()):

@@ -5,8 +5,10 @@ import logging
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from random import Random
 from typing import Any, Generic, cast
 
+from postroom.consumer.faults import FaultWatch
 from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
@@ -108,6 +110,7 @@ class Run(Generic[C, R]):
             on_lost=self._on_lost,
             observers=settings.observers,
         )
+        faults = FaultWatch(settings.faults, rng=Random())  # noqa: S311 - jitter, not secrecy
         self._total = total
         self._tenants = tenants
         self._recalling: asyncio.TimerHandle | None = None
@@ -130,6 +133,7 @@ class Run(Generic[C, R]):
             ),
             scheduler=self.scheduler,
             settler=self._settler,
+            faults=faults,
             quarantined_because=tenants.quarantined_because,
             on_slot_free=self._on_slot_free,
             on_blocked=self._on_blocked,
@@ -148,6 +152,7 @@ class Run(Generic[C, R]):
             parking=self._parking,
             scouting=self._scouting,
             tenants=tenants,
+            faults=faults,
         )
         self._poller = Poller(
             queue,

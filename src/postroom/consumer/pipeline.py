@@ -3,12 +3,14 @@
 import asyncio
 import inspect
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable
 from random import Random
 from typing import Any
 
 from postroom.consumer.context import MessageContext, enter_message
+from postroom.consumer.faults import FaultWatch
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.settings import Failure, Handle, Settings
 from postroom.errors import (
@@ -56,6 +58,7 @@ class Pipeline:
         handle: the handler with everything around it.
         scheduler: grants slots. A slot is freed when its message ends, whatever else is going on.
         settler: holds the deliveries and settles them.
+        faults: tells poison messages from broken tenants.
         quarantined_because: why a tenant's messages go to the dead-letter queue at once; None for all others.
         on_slot_free: called when a message ended.
         on_blocked: called when a message begins to wait for its tenant's resources.
@@ -72,6 +75,7 @@ class Pipeline:
         handle: Handle,
         scheduler: Scheduler[Job],
         settler: Settler,
+        faults: FaultWatch,
         quarantined_because: Callable[[Hashable], str | None],
         on_slot_free: Callable[[], None],
         on_blocked: Callable[[], None],
@@ -84,6 +88,7 @@ class Pipeline:
         self._scheduler = scheduler
         self._settler = settler
         self._observers: Observers = settings.observers
+        self._faults = faults
         self._quarantined_because = quarantined_because
         self._waking: asyncio.TimerHandle | None = None
         self._on_slot_free = on_slot_free
@@ -104,6 +109,8 @@ class Pipeline:
         now = asyncio.get_running_loop().time()
         while (job := self._scheduler.grant(now)) is not None:
             job.since = now
+            if self._faults.open and self._faults.until(job.tenant):
+                self._scheduler.sleep(job.tenant, math.inf)  # this one is the probe, and the only one
             if job.turn is not None:
                 if not job.turn.done():
                     job.turn.set_result(None)
@@ -227,6 +234,8 @@ class Pipeline:
 
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
+        if self._faults.succeeded(job.tenant, job.message.id):
+            self._scheduler.wake(job.tenant)
         if self._settings.ack is AckMode.MANUAL:
             self._leave(job)
         else:
@@ -259,11 +268,22 @@ class Pipeline:
                 await self._report(job, error)
                 self._defer(job, error)
             case _:
-                instruction = await self._report(job, error)
+                instruction = await self._report(job, error) or self._blame(job, error)
                 if instruction is not None:
                     await self._obey(job, instruction)
                 else:
                     self._settle_failure(job, error)
+
+    def _blame(self, job: Job, error: Exception) -> Reject | None:
+        """Count a failure of the handler against its tenant and its message; return a rejection if that is poison."""
+        if not job.started or self._settings.resolver is None or self._closing:
+            return None
+        now = asyncio.get_running_loop().time()
+        rejection = self._faults.failed(job.tenant, job.message.id, error, now)
+        if until := self._faults.until(job.tenant):
+            self._scheduler.wake(job.tenant)
+            self._scheduler.sleep(job.tenant, until)
+        return rejection if self._settings.ack is AckMode.ON_SUCCESS else None
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
@@ -350,6 +370,7 @@ class Pipeline:
 
     def _free_slot(self, job: Job) -> None:
         self.jobs.pop(job.delivery, None)
+        job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         self._scheduler.finish(job, seconds=asyncio.get_running_loop().time() - job.since)
         self.dispatch()
         self._on_slot_free()

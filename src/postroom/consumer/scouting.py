@@ -14,10 +14,10 @@ _SPACING: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
 _RARE: Final = 1000.0
 _ALONE: Final = 0.05
-_LATE: Final = 0.05
+_LATE: Final = 0.03
 """Seconds that a quiet message may lie in the queue. More, and the queue does not (yet) hand it out first."""
-_SKIM: Final = 2.0
-_FIRST_LOOK: Final = 1.0
+_SKIM: Final = 3.0
+_FIRST_LOOK: Final = 3.0
 """Seconds of skimming at the start, when nobody knows yet who else is in the queue."""
 
 

@@ -333,6 +333,13 @@ class Scheduler(Generic[T]):
         if lane is not None and until > lane.asleep_until:
             self._sleep(lane, until)
 
+    def wake(self, tenant: Hashable) -> None:
+        """End a tenant's sleep."""
+        lane = self._lanes.get(tenant)
+        if lane is not None and lane.asleep_until:
+            lane.asleep_until = 0.0
+            self._offer(lane)
+
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
         while self._asleep and self._asleep[0][2].asleep_until != self._asleep[0][0]:

@@ -1,0 +1,160 @@
+"""A poison message is put aside; a broken tenant is left alone and tried with one message at a time."""
+
+import asyncio
+from random import Random
+from typing import Any
+
+from postroom import Concurrency, Consumer, MessageContext, RetryPolicy
+from postroom.consumer.faults import REMEMBER, FaultWatch
+from postroom.options import Faults
+from support.world import Order, Tenant, World, in_world
+
+ERROR = ValueError("boom")
+
+
+def watch(**options: Any) -> FaultWatch:
+    """Make a watch with reproducible pauses."""
+    return FaultWatch(Faults(**options), rng=Random(1))
+
+
+def test_failures_of_one_message_open_no_breaker() -> None:
+    """One bad message is not a broken tenant, however often it fails."""
+    faults = watch(breaker_after=3, messages=2)
+    for _ in range(50):
+        faults.failed("a", "m1", ERROR, 0.0)
+    assert not faults.until("a")
+
+
+def test_failures_of_several_messages_in_a_row_open_it_and_a_success_closes_it() -> None:
+    """The pause grows with each failed probe; other tenants are not concerned."""
+    faults = watch(breaker_after=4, messages=2, base=2.0, cap=100.0)
+    for number in range(4):
+        faults.failed("a", f"m{number}", ERROR, 10.0)
+    first = faults.until("a")
+    assert 11.0 <= first <= 12.0
+    assert faults.until("b") == 0.0
+    faults.failed("a", "m9", ERROR, first - 0.5)  # it ran already when the breaker opened
+    assert faults.until("a") == first
+    faults.failed("a", "m5", ERROR, first)
+    assert 2.0 <= faults.until("a") - first <= 4.0
+    assert faults.succeeded("a", "m5")
+    assert (faults.until("a"), faults.open) == (0.0, 0)
+
+
+def test_a_success_in_between_keeps_the_breaker_closed() -> None:
+    """Failures count in a row."""
+    faults = watch(breaker_after=3, messages=1)
+    for number in range(20):
+        faults.failed("a", f"m{number}", ERROR, 0.0)
+        faults.succeeded("a", f"n{number}")
+    assert not faults.until("a")
+
+
+def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
+    """Both counts have to be reached."""
+    faults = watch(poison_after=3, poison_others=5)
+    for _ in range(5):
+        assert faults.failed("a", "bad", ERROR, 0.0) is None
+    for number in range(5):
+        faults.succeeded("a", f"good{number}")
+    rejection = faults.failed("a", "bad", ERROR, 0.0)
+    assert rejection is not None
+    assert rejection.reason == "poison: failed 6 times, last with ValueError; 5 others of its tenant succeeded"
+
+
+def test_memory_is_bounded() -> None:
+    """Floods of failing tenants push the oldest out (I10)."""
+    faults = watch(breaker_after=1, messages=1)
+    for number in range(REMEMBER + 500):
+        faults.failed(number, str(number), ERROR, 0.0)
+    assert len(faults._tenants) == len(faults._messages) == faults.open == REMEMBER
+
+
+def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:
+    """With the reason, before the queue's own maxReceiveCount would have done it without one."""
+
+    async def scenario(world: World) -> tuple[str | None, int]:
+        world.create()
+        dead = world.broker.create_queue("dead").arn
+        world.broker.set_attributes(
+            "orders", {"RedrivePolicy": f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "20"}}'}
+        )
+        orders: Consumer[Tenant] = Consumer(
+            "orders",
+            context=Tenant,
+            client=world.client,
+            retry=RetryPolicy(base=1, jitter=0),
+            faults=Faults(poison_after=3, poison_others=5),
+        )
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            if order.order_id == "bad":
+                raise ValueError
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("bad")
+            for number in range(20):
+                world.send_orders(str(number))
+                await asyncio.sleep(1)
+        [letter] = await world.broker.receive("dead")
+        return letter.message_attributes["postroom.reason"].string_value, len(done)
+
+    reason, done = in_world(scenario)
+    assert reason is not None
+    assert reason.startswith("poison: failed 4 times, last with ValueError")
+    assert done == 20
+
+
+def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receives() -> None:
+    """Five minutes of failures: few calls, nothing dead-lettered but what really failed, and all is well after."""
+
+    async def scenario(world: World) -> tuple[int, int, int, int, tuple[int, int]]:
+        world.create()
+        dead = world.broker.create_queue("dead").arn
+        world.broker.set_attributes(
+            "orders", {"RedrivePolicy": f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "30"}}'}
+        )
+        orders: Consumer[Tenant] = Consumer(
+            "orders",
+            context=Tenant,
+            client=world.client,
+            concurrency=Concurrency(total=20),
+            faults=Faults(breaker_after=6, messages=3, base=4, cap=30),
+        )
+        broken = True
+        calls = running = most = 0
+        done: set[str] = set()
+        well = 0
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            nonlocal calls, running, most, well
+            if ctx.context.tenant_id == "well":
+                well += 1
+                return
+            if broken:
+                calls += 1
+                running += 1
+                if orders.statistics().received > 100:
+                    most = max(most, running)
+                await asyncio.sleep(0.1)
+                running -= 1
+                raise ConnectionError
+            done.add(order.order_id)
+
+        world.send_orders(*map(str, range(60)), tenant="broken")
+        async with orders:
+            for number in range(300):
+                world.send_orders(str(number), tenant="well")
+                await asyncio.sleep(1)
+            broken = False
+            await asyncio.sleep(1000)
+        return calls, most, well, len(done), world.counts("dead")
+
+    calls, most, well, done, dead = in_world(scenario)
+    assert calls < 60
+    assert most <= 1
+    assert (well, done, dead) == (300, 60, (0, 0))
