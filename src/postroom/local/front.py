@@ -103,9 +103,13 @@ class Front:
         if target is not None:
             action = wire_json.action_of(target.decode("latin-1"))
             return _Wire(action, wire_json.read(action, request.body), wire_json.response)
-        form = wire_query.fields(urlsplit(request.target).query, request.body)
+        try:
+            target_parts = urlsplit(request.target)
+        except ValueError:  # such as half an IPv6 address
+            raise BrokerError("InvalidAddress", "The address of this request is not valid.") from None
+        form = wire_query.fields(target_parts.query, request.body)
         action = wire_query.action_of(form)
-        path = unquote(urlsplit(request.target).path)
+        path = unquote(target_parts.path)
         queue_url = self._base_url() + path if path.strip("/") else None
         return _Wire(
             action,

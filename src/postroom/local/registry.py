@@ -189,10 +189,14 @@ def locate(url: str, scope: Scope) -> tuple[str, Scope]:
         return name, Scope(account, region)
     if "/" not in url:
         return url, scope
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:  # such as half an IPv6 address
+        raise BrokerError("InvalidAddress", f"The address {url} is not valid for this endpoint.") from None
     segments = [segment for segment in parts.path.split("/") if segment]
     region = scope.region
-    if match := _HOST_REGION.match(parts.hostname or ""):
+    if match := _HOST_REGION.match(host):
         region = match.group(1) or match.group(2)
     if len(segments) == 4 and segments[0] == "queue":
         region = segments[1]

@@ -185,7 +185,7 @@ class Process:
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
         finally:
             self.reporting -= 1
-            self.watch.ended_at[failure.message.id] = asyncio.get_running_loop().time()
+            self.watch.has_ended(failure.message)
 
     def _gave_up(self, message: Message, error: Exception) -> None:
         self.watch.failed.add(message.id)
@@ -199,7 +199,7 @@ class Process:
         await call_next(payload, ctx)
         await asyncio.sleep(0)  # so that an acknowledgement before the very end is seen
         self.watch.finished.add(ctx.message.id)
-        self.watch.ended_at[ctx.message.id] = asyncio.get_running_loop().time()
+        self.watch.has_ended(ctx.message)
 
     # -- the handler ---------------------------------------------------------------------------------------------
 

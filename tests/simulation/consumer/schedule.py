@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,6 @@ from unittest.mock import patch
 
 import msgspec
 
-import postroom.consumer.intake
-import postroom.consumer.pipeline
 import postroom.resources.pool
 from postroom import AckMode
 from postroom.local import LocalBroker
@@ -431,13 +430,13 @@ def _deterministic(seed: int) -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            warnings.catch_warnings(),
-            patch.object(postroom.consumer.intake, "Random", make),
-            patch.object(postroom.consumer.pipeline, "Random", make),
-            patch.object(postroom.resources.pool, "random", shim),
-        ):
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message=".*was never awaited")  # in a process that was killed
+            patches.enter_context(patch.object(postroom.resources.pool, "random", shim))
+            for name, module in list(sys.modules.items()):
+                if name.startswith("postroom.consumer.") and hasattr(module, "Random"):
+                    patches.enter_context(patch.object(module, "Random", make))
             yield
     finally:
         logging.disable(before)

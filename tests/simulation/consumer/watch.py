@@ -115,6 +115,11 @@ class Watch:
         if messages:
             self.history.note(self.name, "received", *(each.id[:4] for each in messages))
 
+    def has_ended(self, message: Message) -> None:
+        """Note that the handling of a message is over, unless it was received again meanwhile."""
+        if self.newest[message.id] == message.receipt_handle:
+            self.ended_at[message.id] = asyncio.get_running_loop().time()
+
     def owns(self, message_id: str) -> bool:
         """Return whether the newest receive of a message is still this process's, for all it can know."""
         receipt = self.receipts[self.newest[message_id]]
@@ -179,6 +184,14 @@ class Watch:
                 self.history.broken("S1", f"{self.name} gives back {self._short(change.receipt_handle)} it deletes")
             if receipt.settled_at is None:
                 receipt.settled_at = now
+
+    def recalls(self, changes: Sequence[VisibilityChange]) -> None:
+        """Judge a recall: only what was put off before, and only to be seen at once."""
+        self.history.note(self.name, "recall", *(self._short(each.receipt_handle) for each in changes))
+        for change in changes:
+            receipt = self.receipts[change.receipt_handle]
+            if receipt.settled_at is None or receipt.deletes or change.timeout:
+                self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not put off")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:
         """Note which entries SQS confirmed."""
@@ -298,6 +311,9 @@ class WatchedQueue:
         self._gate.check()
         task = asyncio.current_task()
         beat = task is not None and "heartbeat" in task.get_name()
+        if task is not None and "recall" in task.get_name():
+            self._watch.recalls(changes)
+            return await self._inner.change_visibility(changes)
         self._watch.changes(changes, beat=beat)
         if not beat:
             failures = await self._inner.change_visibility(changes)
