@@ -52,9 +52,7 @@ class AsyncpgDatabase:
         try:
             return await connection.fetchval(self.inbox.claim, *key, timeout=self._wait) is not None
         except TimeoutError:
-            text = (
-                f"the inbox did not take the message within {self._wait:g} s: a transaction holds its row for that long"
-            )
+            text = f"another transaction has held the row of this message for more than {self._wait:g} s"
             raise TimeoutError(text) from None
 
     async def purge_inbox(self, *, older_than: float = KEEP) -> int:
