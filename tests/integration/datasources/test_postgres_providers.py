@@ -32,7 +32,14 @@ from postroom.resources.failures import Failure, classify_open, sqlstate_of
 from support.tenant_database import TenantDatabase
 
 pytestmark = pytest.mark.postgres
-BROKEN = (asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error, sqlalchemy.exc.DBAPIError, OSError)
+BROKEN = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # asyncpg 0.30, for a connection that broke
+    psycopg.Error,
+    sqlalchemy.exc.DBAPIError,
+    OSError,
+)
 CLOSED = (asyncpg.InterfaceError, psycopg_pool.PoolClosed, ClosedError)
 
 
