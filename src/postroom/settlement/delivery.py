@@ -17,6 +17,7 @@ class Delivery:
         "beating",
         "covered",
         "deadline",
+        "due_with",
         "lost",
         "message",
         "receipt_handle",
@@ -37,6 +38,8 @@ class Delivery:
         """Whether the heartbeat extends it."""
         self.beating = False
         """Whether an extension of it is on its way to SQS."""
+        self.due_with: list[Delivery] | None = None
+        """The deliveries that the heartbeat looks at next together with this one, itself included."""
         self.lost = False
         """Whether the deadline passed: whatever is done with the message now is not ours to do."""
         self.settlement: Settlement | None = None

@@ -48,6 +48,10 @@ class Heartbeat:
     def release(self, delivery: Delivery) -> None:
         """Stop covering a delivery. An extension of it may still be on its way: see :meth:`quiesce`."""
         delivery.covered = False
+        if delivery.due_with is not None:
+            # Or every message of the last half timeout would stay in memory.
+            delivery.due_with.remove(delivery)
+            delivery.due_with = None
 
     async def quiesce(self, deliveries: Iterable[Delivery]) -> None:
         """Wait until no extension of these is on its way."""
@@ -73,7 +77,10 @@ class Heartbeat:
     def _push(self, due: float, deliveries: Sequence[Delivery]) -> None:
         if not self._due or due < self._due[0][0]:
             self._wake.set()
-        heapq.heappush(self._due, (due, next(self._tie), list(deliveries)))
+        due_together = list(deliveries)
+        for delivery in due_together:
+            delivery.due_with = due_together
+        heapq.heappush(self._due, (due, next(self._tie), due_together))
 
     async def _next_due(self) -> None:
         loop = asyncio.get_running_loop()
@@ -89,8 +96,10 @@ class Heartbeat:
     def _take_due(self, now: float) -> list[Delivery]:
         due: list[Delivery] = []
         while self._due and self._due[0][0] <= now:
-            due.extend(d for d in heapq.heappop(self._due)[2] if d.covered and not d.beating)
-        return due
+            due.extend(heapq.heappop(self._due)[2])
+        for delivery in due:
+            delivery.due_with = None
+        return [delivery for delivery in due if delivery.covered and not delivery.beating]
 
     def _beat(self, due: Sequence[Delivery]) -> None:
         """Extend what is due; what is past its deadline, or may not be extended any more, is lost or left to be."""

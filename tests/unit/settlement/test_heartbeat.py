@@ -1,6 +1,7 @@
 """Messages in flight stay ours, from receive until somebody settles them, and losing one is noticed."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -279,3 +280,25 @@ def test_a_refusal_of_an_older_receipt_does_not_lose_what_was_received_meanwhile
     assert covered.lost == []
     assert queue.changed[0] == ("r0", 30)
     assert {handle for handle, _ in queue.changed[1:]} == {"r0-newer"}
+
+
+def test_a_released_message_is_not_kept_until_it_would_have_been_due() -> None:
+    """A fast consumer would otherwise hold every message of the last half timeout."""
+
+    async def main() -> tuple[int, int]:
+        async with beating(ScriptedQueue(), timeout=30) as covered:
+            kept, *done = covered.receive(10)
+            before = _alive()
+            for delivery in done:
+                covered.heartbeat.release(delivery)
+            del done, delivery
+            after = _alive()
+            covered.heartbeat.release(kept)
+        return before, after
+
+    assert run_virtual(main()) == (10, 1)
+
+
+def _alive() -> int:
+    gc.collect()  # deliveries of other tests
+    return sum(isinstance(thing, Delivery) for thing in gc.get_objects())
