@@ -5,9 +5,10 @@ UV := .uv/bin/uv
 STAMP := .uv/installed
 RUN := $(VENV)/bin/
 ARGS ?=
+KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench conformance docs fmt clean
+.PHONY: help demo test check bench fairness soak replay fuzz conformance docs fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,11 +34,26 @@ check: $(STAMP)  ## lint, types, layers
 	$(RUN)pyright
 	$(RUN)lint-imports
 
-bench: $(STAMP)  ## measure side by side, print ratios (minutes)
+bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python benchmarks/pipeline.py
 	$(RUN)python benchmarks/pool.py
-	$(RUN)python benchmarks/transport.py
+	$(RUN)python -m benchmarks.transport
 	$(RUN)python benchmarks/local_broker.py
+	$(RUN)python -m benchmarks.consumers $(ARGS)
+	$(RUN)python -m benchmarks.behaviour
+
+fairness: $(STAMP)  ## simulate noisy tenants, print what they cost the quiet ones
+	$(RUN)python benchmarks/fairness.py --seeds 1 --write docs $(ARGS)
+
+soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5"
+	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
+
+replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
+	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
+
+fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz
+	$(RUN)python fuzz/run.py -max_total_time=120 $(ARGS)
 
 conformance: $(STAMP)  ## judge any SQS endpoint by the AWS documentation; ENDPOINT=http://...
 	POSTROOM_CONFORMANCE_ENDPOINT=$(ENDPOINT) $(RUN)pytest -n 2 tests/conformance/sqs $(ARGS)
