@@ -308,7 +308,7 @@ class Process:
         if not self.gate.alive or self.cancelled or "its own" in error.args:
             return
         if LOST in error.args:
-            if self.watch.owns(ctx.message.id):
+            if self.watch.owns(ctx.message.id, ctx.message.receipt_handle):
                 self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} as lost, but owns it")
         elif STOPPING in error.args:
             drain = 0.0 if self.hurried else self.shared.plan.options["shutdown"].drain

@@ -16,17 +16,17 @@ from simulation.contexts import run_context_pairs
 _TESTS = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("first", range(0, 200, 50))
+@pytest.mark.parametrize("first", range(0, 120, 30))
 def test_no_schedule_breaks_a_promise(first: int) -> None:
-    """I1 to I8, S1 to S8, isolation and no loss, over fifty schedules; and enough happens in them."""
+    """I1 to I8, S1 to S8, isolation and no loss, over thirty schedules; and enough happens in them."""
     facts: Counter[str] = Counter()
-    for seed in range(first, first + 50):
+    for seed in range(first, first + 30):
         outcome = run_consumer_schedule(seed)
         assert not outcome.violations, f"seed {seed}: {outcome.violations[0]}\n{outcome.history.text()}"
         facts.update(outcome.facts)
     assert facts["crashes"] > 5
-    assert facts["stops"] > 50
-    assert facts["redelivered"] > 50
+    assert facts["stops"] > 30
+    assert facts["redelivered"] > 30
 
 
 def digest(seed: int) -> str:
@@ -50,8 +50,8 @@ def test_a_seed_replays_exactly() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_the_oracles_notice_a_planted_defect(mutant: Mutant) -> None:
-    """The schedule that once killed this mutant still does, or another of the first hundred."""
-    assert killed_by(mutant, mutant.seed) is not None or search(mutant, 100) is not None
+    """The schedule that once killed this mutant still does, or another of the first three hundred."""
+    assert killed_by(mutant, mutant.seed) is not None or search(mutant, 300) is not None
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -120,9 +120,13 @@ class Watch:
         if self.newest[message.id] == message.receipt_handle:
             self.ended_at[message.id] = asyncio.get_running_loop().time()
 
-    def owns(self, message_id: str) -> bool:
-        """Return whether the newest receive of a message is still this process's, for all it can know."""
-        receipt = self.receipts[self.newest[message_id]]
+    def owns(self, message_id: str, handle: str | None = None) -> bool:
+        """Return whether a message is still this process's, for all it can know.
+
+        By its newest receipt, unless that is of a receive apart, which has a handler of its own.
+        """
+        newest = self.newest[message_id]
+        receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
         return not receipt.refused and asyncio.get_running_loop().time() < receipt.deadline
 
     # -- settle --------------------------------------------------------------------------------------------------
@@ -140,7 +144,8 @@ class Watch:
             if receipt.deletes > ATTEMPTS:
                 self.history.broken("S5", f"{self.name} deleted {self._short(handle)} {receipt.deletes} times")
             newest = self.newest[receipt.message_id]
-            if handle != newest and not self.receipts[newest].ended and receipt.message_id not in self.left:
+            apart = newest in self.started or self.receipts[newest].ended or receipt.message_id in self.left
+            if handle != newest and not apart:
                 self.history.broken("S6", f"{self.name} deletes {self._short(handle)} with an older receipt handle")
             if receipt.settled_at is not None:
                 self.history.broken("S1", f"{self.name} deletes {self._short(handle)}, which it gave back")

@@ -1,0 +1,105 @@
+"""A client that misbehaves on purpose: each fault does what it says, and nothing happens without one."""
+
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+
+from postroom.errors import ServiceUnavailable, Throttled
+from postroom.message import OutgoingMessage
+from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
+from postroom.transports.protocol import SendResult, VisibilityChange
+from support.world import World, in_world
+
+
+def with_queue(
+    scenario: Callable[[World, FaultyClient, FaultyQueue], Awaitable[None]], *, name: str = "orders", **attributes: str
+) -> None:
+    """Run a scenario with a faulty client's queue."""
+
+    async def run(world: World) -> None:
+        world.create(name, **attributes)
+        async with FaultyClient(world.client, Random(1)) as client:
+            await scenario(world, client, await client.queue(name))
+
+    in_world(run)
+
+
+def test_in_a_calm_nothing_goes_wrong() -> None:
+    """Send, receive, extend, delete, and ask for attributes."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        [sent] = await queue.send([OutgoingMessage(body="x")])
+        assert isinstance(sent, SendResult)
+        [message] = await queue.receive(limit=10, wait=0, visibility=30)
+        assert await queue.change_visibility([VisibilityChange(message.receipt_handle, 60)]) == []
+        assert (await queue.attributes())["ApproximateNumberOfMessagesNotVisible"] == "1"
+        assert await queue.delete([message.receipt_handle]) == []
+        assert world.counts() == (0, 0)
+
+    with_queue(scenario)
+
+
+@pytest.mark.parametrize(
+    ("faults", "error"), [(Faults(throttled=1), Throttled), (Faults(unavailable=1), ServiceUnavailable)]
+)
+def test_a_refused_request_has_no_effect(faults: Faults, error: type[Exception]) -> None:
+    """Throttled or not reached: the message is still there."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        world.send("x")
+        client.faults = faults
+        with pytest.raises(error):
+            await queue.receive(limit=1, wait=0, visibility=30)
+        assert world.counts() == (1, 0)
+
+    with_queue(scenario)
+
+
+def test_a_lost_answer_had_its_effect() -> None:
+    """The message is invisible although nobody got it; a delete took place although it failed."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        world.send("x")
+        world.send("y")
+        [message] = await queue.receive(limit=1, wait=0, visibility=30)
+        client.faults = Faults(lost=1)
+        with pytest.raises(ServiceUnavailable):
+            await queue.receive(limit=1, wait=0, visibility=30)
+        assert world.counts() == (0, 2)
+        with pytest.raises(ServiceUnavailable):
+            await queue.delete([message.receipt_handle])
+        assert world.counts() == (0, 1)
+
+    with_queue(scenario)
+
+
+def test_refused_entries_are_named_by_their_place() -> None:
+    """About half of twenty are refused; exactly the others are deleted."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        for number in range(10):
+            world.send(str(number))
+        messages = await queue.receive(limit=10, wait=0, visibility=30)
+        client.faults = Faults(refused=0.5)
+        refused = await queue.delete([each.receipt_handle for each in messages])
+        assert 0 < len(refused) < 10
+        left = {messages[failure.index].body for failure in refused}
+        assert {each.body for each in world.broker.queue("orders").messages.values()} == left
+        assert not any(failure.sender_fault for failure in refused)
+
+    with_queue(scenario)
+
+
+def test_a_duplicate_is_handed_out_again_at_once() -> None:
+    """On a standard queue; a FIFO queue does not."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        world.send("x", group="g", queue=queue.info.name)
+        client.faults = Faults(duplicated=1, reordered=1)
+        await queue.receive(limit=1, wait=0, visibility=30)
+        again = await queue.receive(limit=1, wait=0, visibility=30)
+        assert len(again) == (0 if queue.info.fifo else 1)
+
+    with_queue(scenario)
+    with_queue(scenario, name="orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")

@@ -1,0 +1,144 @@
+"""Simulated tenant databases: what is committed stays, whatever the caller was told, and trouble is what it says."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+
+from postroom.testing.databases import (
+    ConnectionDropped,
+    SimulatedDatabases,
+    Trouble,
+    UnknownDatabase,
+    WrongPassword,
+)
+from postroom.testing.loop import run_virtual
+
+
+def with_databases(scenario: Callable[[SimulatedDatabases], Awaitable[None]], *, seed: int = 1) -> None:
+    """Run a scenario with the database of tenant ``a``."""
+
+    async def main() -> None:
+        databases = SimulatedDatabases(Random(seed))
+        databases.create("a")
+        await scenario(databases)
+
+    run_virtual(main())
+
+
+async def write(databases: SimulatedDatabases, *keys: str, once: bool = False) -> None:
+    """Write keys in one transaction."""
+    async with databases.connect("a") as connection, connection.transaction() as transaction:
+        for key in keys:
+            (transaction.insert_once if once else transaction.insert)(key)
+
+
+def test_a_commit_is_all_or_nothing() -> None:
+    """Rows appear together; a transaction that raises leaves none."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        await write(databases, "1", "2")
+        async with databases.connect("a") as connection:
+            with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is a transaction
+                async with connection.transaction() as transaction:
+                    transaction.insert("3")
+                    raise ZeroDivisionError
+        assert [row.key for row in databases.rows("a")] == ["1", "2"]
+        assert databases.connections() == []
+
+    with_databases(scenario)
+
+
+def test_an_insert_once_is_there_once() -> None:
+    """A plain insert is there as often as it was committed."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        for _ in range(2):
+            await write(databases, "once", once=True)
+            await write(databases, "often")
+        assert sorted(row.key for row in databases.rows("a")) == ["often", "often", "once"]
+
+    with_databases(scenario)
+
+
+def test_a_dropped_connection_may_or_may_not_have_committed() -> None:
+    """DROPPING: some fail before the commit, some after it; the rows tell which."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        databases.trouble("a", Trouble.DROPPING)
+        told = 0
+        for number in range(60):
+            try:
+                await write(databases, str(number))
+            except ConnectionDropped:
+                continue
+            told += 1
+        there = len(databases.rows("a"))
+        assert told < there < 60
+
+    with_databases(scenario)
+
+
+def test_a_failover_rolls_back_what_is_not_committed() -> None:
+    """And every connection of that tenant is gone."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        async with databases.connect("a") as connection:
+            with pytest.raises(ConnectionDropped):  # noqa: PT012 - it is raised where the block ends
+                async with connection.transaction() as transaction:
+                    transaction.insert("1")
+                    databases.fail_over("a")
+            assert databases.connections("a") == []
+        assert databases.rows("a") == []
+
+    with_databases(scenario)
+
+
+def test_a_black_hole_answers_when_it_is_healed() -> None:
+    """Until then a connect waits."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        databases.trouble("a", Trouble.BLACK_HOLE)
+        writing = asyncio.create_task(write(databases, "1"), name="write")
+        await asyncio.sleep(100)
+        assert not writing.done()
+        databases.trouble("a", Trouble.NONE)
+        await writing
+        assert len(databases.rows("a")) == 1
+
+    with_databases(scenario)
+
+
+def test_who_may_not_connect_is_told_why() -> None:
+    """Unknown, refused, or with an old password."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        old = databases.password("a")
+        databases.rotate("a")
+        with pytest.raises(UnknownDatabase):
+            async with databases.connect("b"):
+                pass
+        with pytest.raises(WrongPassword):
+            async with databases.connect("a", password=old):
+                pass
+        databases.trouble("a", Trouble.REFUSING)
+        with pytest.raises(ConnectionRefusedError):
+            async with databases.connect("a"):
+                pass
+
+    with_databases(scenario)
+
+
+def test_a_closed_connection_takes_nothing() -> None:
+    """A lease that was given back is over."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        async with databases.connect("a") as connection:
+            pass
+        with pytest.raises(RuntimeError, match="closed"):
+            async with connection.transaction() as transaction:
+                transaction.insert("1")
+        assert databases.rows("a") == []
+
+    with_databases(scenario)
