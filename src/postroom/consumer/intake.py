@@ -126,7 +126,12 @@ class Intake:
         if not self._crowded():
             return
         blocked_before = asyncio.get_running_loop().time() - PATIENCE
-        for job in self._scheduler.shed(keep=self._lane_limit, blocked_before=blocked_before):
+        shed = self._scheduler.shed(
+            keep=self._lane_limit,
+            blocked_before=blocked_before,
+            may_go=lambda job: self._parking.spares(job.message),
+        )
+        for job in shed:
             cooling = 0.0 if self._pool is None else self._pool.retry_after(job.context)
             delay = max(cooling, self._rng.uniform(*_SURPLUS_DELAY))
             self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)

@@ -134,6 +134,7 @@ class Run(Generic[C, R]):
             scheduler=self.scheduler,
             settler=self._settler,
             faults=faults,
+            spares=self._parking.spares,
             quarantined_because=tenants.quarantined_because,
             on_slot_free=self._on_slot_free,
             on_blocked=self._on_blocked,

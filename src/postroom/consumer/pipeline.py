@@ -29,13 +29,16 @@ from postroom.errors import (
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.message import Message
 from postroom.resources import Lease, ResourcePool
-from postroom.scheduling import Scheduler
+from postroom.scheduling import Scheduler, State
 from postroom.settlement import Delivery, Settler, backoff, exponential
 from postroom.types import AckMode, Settlement
 
 _log = logging.getLogger("postroom.consumer")
 
 Decode = Callable[[Message], Any]
+
+MOST_HELD = 1_000
+"""Messages of one tenant held here at the most because one more receive could make dead letters of them."""
 
 _WHAT_FAILED: tuple[tuple[type[BaseException], str], ...] = (
     (ContextError, "Context resolution failed"),
@@ -59,6 +62,7 @@ class Pipeline:
         scheduler: grants slots. A slot is freed when its message ends, whatever else is going on.
         settler: holds the deliveries and settles them.
         faults: tells poison messages from broken tenants.
+        spares: whether a message can do with one receive less.
         quarantined_because: why a tenant's messages go to the dead-letter queue at once; None for all others.
         on_slot_free: called when a message ended.
         on_blocked: called when a message begins to wait for its tenant's resources.
@@ -76,6 +80,7 @@ class Pipeline:
         scheduler: Scheduler[Job],
         settler: Settler,
         faults: FaultWatch,
+        spares: Callable[[Message], bool],
         quarantined_because: Callable[[Hashable], str | None],
         on_slot_free: Callable[[], None],
         on_blocked: Callable[[], None],
@@ -89,6 +94,7 @@ class Pipeline:
         self._settler = settler
         self._observers: Observers = settings.observers
         self._faults = faults
+        self._spares = spares
         self._quarantined_because = quarantined_because
         self._waking: asyncio.TimerHandle | None = None
         self._on_slot_free = on_slot_free
@@ -265,8 +271,11 @@ class Pipeline:
                 await self._report(job, error)
                 self._return_group(job)
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
-                await self._report(job, error)
-                self._defer(job, error)
+                if self._must_be_held(job):
+                    self._hold(job, error)
+                else:
+                    await self._report(job, error)
+                    self._defer(job, error)
             case _:
                 instruction = await self._report(job, error) or self._blame(job, error)
                 if instruction is not None:
@@ -356,6 +365,23 @@ class Pipeline:
         self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
         self._return_group(job)
 
+    def _must_be_held(self, job: Job) -> bool:
+        """Whether one more receive could make a dead letter of a message that was not even tried."""
+        if self._closing or job.delivery.lost or self._spares(job.message):
+            return False
+        return self._scheduler.figures(job.tenant).waiting < MOST_HELD
+
+    def _hold(self, job: Job, error: ResourceError) -> None:
+        """Keep a message here, first in its lane, until its tenant's resources may be back."""
+        delay = exponential(self._settings.retry, job.message.receive_count, self._rng)
+        if isinstance(error, ResourceOpenError):
+            delay = max(delay, error.retry_after)
+        _log.warning("Message %s is held for %.3g s: %s", job.message.id, delay, error)
+        now = asyncio.get_running_loop().time()
+        job.begun = job.started = False
+        self._scheduler.sleep(job.tenant, now + delay)
+        self._scheduler.put_back(job, seconds=now - job.since)
+
     def _leave(self, job: Job) -> None:
         self._settler.leave(job.delivery)
         if job.delivery.settlement is not Settlement.ACKED:
@@ -371,7 +397,8 @@ class Pipeline:
     def _free_slot(self, job: Job) -> None:
         self.jobs.pop(job.delivery, None)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
-        self._scheduler.finish(job, seconds=asyncio.get_running_loop().time() - job.since)
+        if job.state is not State.WAITING:  # it is held: it will be granted another slot, and another task
+            self._scheduler.finish(job, seconds=asyncio.get_running_loop().time() - job.since)
         self.dispatch()
         self._on_slot_free()
 

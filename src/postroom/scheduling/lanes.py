@@ -27,7 +27,7 @@ count until they end.) Three rules more:
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from itertools import count
 from typing import Final, Generic
@@ -265,12 +265,15 @@ class Scheduler(Generic[T]):
             other.state = State.DONE
         return behind
 
-    def shed(self, *, keep: int, blocked_before: float) -> list[T]:
-        """Strike off, the newest first, what lanes hold beyond ``keep`` that have been blocked since before a time."""
+    def shed(self, *, keep: int, blocked_before: float, may_go: Callable[[T], bool] = lambda _ticket: True) -> list[T]:
+        """Strike off, the newest first, what lanes hold beyond ``keep`` that have been blocked since before a time.
+
+        It ends in each lane at the first ticket that may not go.
+        """
         shed: list[T] = []
         for lane in self._blocked:
             if lane.blocked_since <= blocked_before:
-                while lane.size > keep and lane.waiting:
+                while lane.size > keep and lane.waiting and may_go(lane.waiting[-1]):
                     self._strike_off(lane.waiting.pop(), lane, shed)
         return shed
 

@@ -8,7 +8,7 @@ import pytest
 
 from postroom import ConfigurationError, Consumer, MessageContext, Polling
 from postroom.consumer.tenants import TenantState
-from support.world import Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -241,3 +241,31 @@ def test_parking_and_pausing_dead_letter_nothing(most: int) -> None:
     seen, handled, dead = in_world(scenario)
     assert dead == (0, 0)
     assert len(seen) == handled == 40 * 7
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 10])
+def test_a_database_that_is_down_for_long_dead_letters_nothing(most: int) -> None:
+    """Messages that could not be tried are deferred while that is safe, then held here, and handled in the end."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
+        dead = world.broker.create_queue("dead").arn
+        policy = f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "{most}"}}'
+        world.create(RedrivePolicy=policy)
+        databases = Databases()
+        databases.failures["a"] = ConnectionRefusedError
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            ctx.resources.write(order.order_id)
+
+        world.send_orders(*map(str, range(30)), tenant="a")
+        async with orders:
+            await asyncio.sleep(600)
+            databases.failures.clear()
+            await asyncio.sleep(1_000)
+        return databases.rows("a"), world.counts("dead")
+
+    rows, dead = in_world(scenario)
+    assert dead == (0, 0)
+    assert sorted(rows, key=int) == [str(number) for number in range(30)]
