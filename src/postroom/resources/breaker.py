@@ -68,9 +68,11 @@ class Cooling:
         record.until = now + pause
         return pause
 
-    def distrust(self, identity: Identity, context: Any) -> None:
+    def distrust(self, identity: Identity, context: Any, now: float) -> None:
         """Note that the resource of a key broke: the next one is checked before it is handed out."""
-        self._remember_key(identity, context).verify = True
+        record = self._remember_key(identity, context)
+        record.verify = True
+        record.until = max(record.until, now)
 
     def forget(self, identity: Identity) -> None:
         """Drop what is remembered: the open succeeded, or somebody repaired the tenant."""

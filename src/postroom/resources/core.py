@@ -109,7 +109,7 @@ class Core:
     def suspect(self, entry: Entry, now: float) -> None:
         """Do not lease this entry any more: its use showed that it is broken."""
         if entry.state is State.READY or self.table.revivable.get(entry.identity) is entry:
-            self.cooling.distrust(entry.identity, entry.context)
+            self.cooling.distrust(entry.identity, entry.context, now)
             self._retire(entry, Reason.SUSPECT, now)
             self._serve(now)
 
@@ -203,7 +203,7 @@ class Core:
             self._hand_out(entry, self.demands.pop(entry.identity, None))
         else:
             self.counters.check_failures += 1
-            self.cooling.distrust(entry.identity, entry.context)
+            self.cooling.distrust(entry.identity, entry.context, now)
             self._close(entry, Reason.UNHEALTHY, now)
             self._ask_again(entry.identity, now)
         self._serve(now)
@@ -281,13 +281,20 @@ class Core:
         record = self.cooling.find(ticket.identity)
         if record is not None and record.until > now:
             return StillCooling(
-                ticket.key, record.failures, record.error_type, record.permanent, self.retry_after(ticket, now)
+                ticket.key, record.failures, record.error_type, record.permanent, self._pause(ticket, now)
             )
         rest = self.hosts.remaining(ticket.host, now)
         return HostDown(ticket.key, rest) if rest > 0 else None
 
-    def retry_after(self, ticket: Ticket | Demand, now: float) -> float:
-        """Return the seconds for which a key is left alone, for its own sake or for its host's."""
+    def retry_after(self, ticket: Ticket, now: float) -> float:
+        """Return the seconds for which a key is left alone; 0.0 if there is something that may be leased anyway."""
+        demand = self.demands.get(ticket.identity)
+        checking = demand is not None and demand.stage is Stage.CHECKING
+        if checking or ticket.identity in self.table.ready or ticket.identity in self.table.revivable:
+            return 0.0
+        return self._pause(ticket, now)
+
+    def _pause(self, ticket: Ticket | Demand, now: float) -> float:
         return max(self.cooling.remaining(ticket.identity, now), self.hosts.remaining(ticket.host, now))
 
     def _turn_away(self, demand: Demand, refusal: Refusal) -> None:
@@ -337,6 +344,8 @@ class Core:
     def _hand_out(self, entry: Entry, demand: Demand | None) -> None:
         """Give a ready entry to everybody who waits for its key."""
         if demand is not None:
+            if demand.identity != entry.stamp:
+                raise AssertionError("a resource was about to be handed to another tenant")  # I5
             for waiter in list(demand.waiters):
                 self._grant(entry, waiter)
             demand.waiters.clear()

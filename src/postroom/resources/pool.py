@@ -276,7 +276,10 @@ class ResourcePool(Generic[C, R]):
         return context if self._key is None else self._key(context)
 
     def retry_after(self, context: C) -> float:
-        """Return the seconds for which a context, or its host, is left alone after failures; 0.0 if it is not."""
+        """Return the seconds for which a context, or its host, is left alone after failures; 0.0 if it is not.
+
+        0.0 also where something is open that may be leased: a failing replacement does not block what it replaces.
+        """
         engine = self._engine
         return 0.0 if engine is None else self._core.retry_after(self._tickets.ticket(context), engine.loop.time())
 

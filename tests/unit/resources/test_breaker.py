@@ -96,6 +96,20 @@ def test_old_failures_are_purged() -> None:
     assert memory.find(key(1)) is None
 
 
+def test_distrust_outlives_the_sweeper() -> None:
+    """Who is not trusted stays so for as long as a failure would be remembered, and is not left alone for it."""
+    memory = cooling()
+    memory.distrust(key(1), None, now=1_000.0)
+    memory.purge(1_005.0)
+    record = memory.find(key(1))
+    assert record is not None
+    assert record.verify
+    assert memory.remaining(key(1), 1_000.0) == 0.0
+    assert memory.count(1_000.0) == 0
+    memory.purge(2_000.0)
+    assert len(memory) == 0
+
+
 def test_a_new_host_gets_few_opens_at_once() -> None:
     """No more opens are under way than would trip the breaker."""
     breakers = hosts()

@@ -228,6 +228,7 @@ def test_a_replacement_that_fails_leaves_the_old_one_in_service() -> None:
             async with pool.lease(A) as still:
                 assert still is old
             assert databases.attempts[A] > 2
+            assert pool.retry_after(A) == 0.0
             del databases.errors[A]
             await asyncio.sleep(60.0)
             async with pool.lease(A) as new:
