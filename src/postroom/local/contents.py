@@ -77,7 +77,7 @@ def _check_value(name: str, value: AttributeValue) -> None:
     if not value.data_type:
         raise invalid_parameter(f"The message attribute '{name}' must contain a non-empty message attribute type.")
     kind = _DATA_TYPE.fullmatch(value.data_type)
-    if kind is None or len(value.data_type) > _MAX_DATA_TYPE:
+    if kind is None or len(value.data_type) > _MAX_DATA_TYPE or _FORBIDDEN.search(value.data_type):
         text = (
             f"The message attribute '{name}' has an invalid message attribute type, the set of supported type "
             "prefixes is Binary, Number, and String."
@@ -113,6 +113,7 @@ def trace_header(attributes: Mapping[str, AttributeValue]) -> str | None:
             raise invalid_parameter(f"Message system attribute name {name!r} is invalid.")
         if value.data_type != "String" or not value.string_value:
             raise invalid_parameter(f"Message system attribute {name!r} must be a non-empty String.")
+        check_text(value.string_value)
         return value.string_value
     return None
 

@@ -43,6 +43,8 @@ class BrokerError(Exception):
     """
 
     def __init__(self, kind: str, message: str, *, status: int = 400, sender_fault: bool = True) -> None:
+        if not message.isascii():  # it may quote half of a surrogate pair, which cannot be written
+            message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.kind = kind
         self.message = message

@@ -18,7 +18,6 @@ from postroom.local.queue import Scope
 from postroom.local.shapes import Received, ReceivedMessages
 
 _log = logging.getLogger("postroom.local")
-_WILD_ACCOUNT_DIGITS = 12
 
 
 class Access(NamedTuple):
@@ -140,7 +139,7 @@ class Front:
         if len(parts) != 5:
             return self._broker.scope, "anonymous"
         key, region = parts[0], parts[2]
-        is_account = len(key) == _WILD_ACCOUNT_DIGITS and key.isdigit()
+        is_account = len(key) == 12 and key.isascii() and key.isdigit()
         return Scope(key if is_account else self._broker.scope.account, region), key
 
     # -- pages and log -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from postroom.local.queue import LocalQueue
 from postroom.local.shapes import AddPermission
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_ACCOUNT = re.compile(r"\d{12}")
+_ACCOUNT = re.compile(r"[0-9]{12}")
 _MAX_ACTIONS = 7
 _MAX_STATEMENTS = 20
 _SHARED = frozenset(

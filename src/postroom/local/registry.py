@@ -24,8 +24,8 @@ from postroom.local.queue import LocalQueue, Scope
 
 MAX_LISTED = 1_000
 
-_ARN = re.compile(r"arn:aws[a-z-]*:sqs:([a-z0-9-]+):(\d{12}):([A-Za-z0-9_.-]{1,80})")
-_ACCOUNT = re.compile(r"\d{12}")
+_ARN = re.compile(r"arn:aws[a-z-]*:sqs:([a-z0-9-]+):([0-9]{12}):([A-Za-z0-9_.-]{1,80})")
+_ACCOUNT = re.compile(r"[0-9]{12}")
 _HOST_REGION = re.compile(r"(?:sqs\.([a-z]{2}(?:-[a-z]+)+-\d)\.|([a-z]{2}(?:-[a-z]+)+-\d)\.queue\.)")
 _CACHED_URLS = 10_000
 _REMEMBERED_NAMES = 1_000

@@ -36,7 +36,10 @@ def read(action: Action, body: bytes) -> Any:
 def _read_lenient(action: Action, body: bytes, cause: Exception) -> Any:
     """Read what the quick reader does not: null for absent, and half of a surrogate pair (refused as content later)."""
     try:
-        return msgspec.convert(json.loads(body, object_pairs_hook=_without_nulls), action.request)
+        document = json.loads(body, object_pairs_hook=_without_nulls)
+        if action.name not in {"SendMessage", "SendMessageBatch"}:
+            json.dumps(document, ensure_ascii=False).encode()
+        return msgspec.convert(document, action.request)
     except (ValueError, TypeError, RecursionError):
         raise BrokerError("SerializationException", f"The request is not valid: {cause}") from cause
 

@@ -128,6 +128,7 @@ def test_size_counts_bytes_of_everything(bench: Bench) -> None:
         ("a", AttributeValue(string_value="x")),
         ("a", AttributeValue(data_type="Text", string_value="x")),
         ("a", AttributeValue(data_type="String." + "x" * 250, string_value="x")),
+        ("a", AttributeValue(data_type="String.\ud800", string_value="x")),
         ("a", AttributeValue(data_type="Number", string_value="twelve")),
         ("a", AttributeValue(data_type="Number", string_value="nan")),
         ("a", AttributeValue(data_type="Binary", string_value="x")),

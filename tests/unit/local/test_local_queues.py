@@ -272,7 +272,16 @@ def test_tags(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "tags",
-    [{"": "x"}, {"k" * 129: "x"}, {"k": "v" * 257}, {"aws:x": "y"}, {str(n): "x" for n in range(51)}, {}],
+    [
+        {"": "x"},
+        {"k" * 129: "x"},
+        {"k": "v" * 257},
+        {"aws:x": "y"},
+        {str(n): "x" for n in range(51)},
+        {},
+        {"k": "<"},
+        {"k": "\ud800"},
+    ],
 )
 def test_wrong_tags(bench: Bench, tags: dict[str, str]) -> None:
     """Tags have their limits: 50 of them, 128 and 256 characters, no reserved prefix."""

@@ -137,6 +137,8 @@ def test_regions_and_accounts_by_signature(sqs_server: ThreadedServer) -> None:
         (b"\xff", "MalformedInput"),
         (b'{"QueueUrl": 5, "MessageBody": "x"}', "MalformedInput"),
         (b'{"QueueUrl": "URL", "MessageBody": "\\ud800"}', "InvalidMessageContents"),
+        (b'{"QueueUrl": "/\\ud800", "MessageBody": "x"}', "InvalidAddress"),
+        (b'{"QueueUrl": "URL", "MessageBody": "x", "MessageGroupId": "\\ud800"}', "InvalidParameterValue"),
         (b'{"QueueUrl": "URL", "MessageBody": null}', "MissingParameter"),
         (b"", "MissingParameter"),
     ],
@@ -154,13 +156,21 @@ def test_bad_json(sqs_server: ThreadedServer, body: bytes, code: str) -> None:
     assert set(answer.json()) == {"__type", "message"}
 
 
+def test_text_that_cannot_be_written_is_not_kept(sqs_server: ThreadedServer) -> None:
+    """Half of a surrogate pair in an attribute of a queue is refused: no answer could ever show it."""
+    body = b'{"QueueName": "q", "Attributes": {"KmsMasterKeyId": "\\ud800"}}'
+    headers = {"X-Amz-Target": "AmazonSQS.CreateQueue"}
+    answer = urllib3.request("POST", sqs_server.endpoint_url, body=body, headers=headers)
+    assert answer.headers["x-amzn-query-error"] == "MalformedInput;Sender"
+
+
 def test_query_protocol(post: Post) -> None:
     """Forms go in, XML comes out: maps, lists, batches and errors have the shapes that older clients read."""
     form = {
         "Attribute__1__Name": "DelaySeconds",
         "Attribute__1__Value": "0",
         "Tag__1__Key": "k",
-        "Tag__1__Value": "<v>",
+        "Tag__1__Value": "v+/=",
     }
     _, created = post(Action="CreateQueue", QueueName="q", **form)
     [url] = find(created, "QueueUrl")
@@ -179,7 +189,7 @@ def test_query_protocol(post: Post) -> None:
     assert "SentTimestamp" in find(received, "Message", "Attribute", "Name")
     assert find(received, "Message", "MessageAttribute", "Value", "StringValue") == ["1"]
     _, tags = post(path, Action="ListQueueTags")
-    assert (find(tags, "Tag", "Key"), find(tags, "Tag", "Value")) == (["k"], ["<v>"])
+    assert (find(tags, "Tag", "Key"), find(tags, "Tag", "Value")) == (["k"], ["v+/="])
     entry = "SendMessageBatchRequestEntry"
     entries = {f"{entry}__2__Id": "b", f"{entry}__2__MessageBody": "2",
                f"{entry}__10__Id": "c", f"{entry}__10__MessageBody": "\0"}  # fmt: skip
