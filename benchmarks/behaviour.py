@@ -1,13 +1,13 @@
 """How consumers behave when it is not all smooth: a slow message, a signal, a bad body, a handler that fails.
 
-Every consumer of ``benchmarks/peers`` runs in a process of its own, ten messages at a time, against the local broker. What it
-did is read from the queue and from what its handler wrote, not from what it says of itself.
+Every consumer of ``benchmarks/peers`` runs in a process of its own, ten messages at a time, against the local broker.
+What it did is read from the queue and from what its handler wrote, not from what it says of itself.
 
     python -m benchmarks.behaviour [--only postroom,fanferro] [--markdown]
 
 * **slow one**: 199 messages that take no time beside one that takes 5 s. Seconds until the 199 are done.
-* **SIGTERM**: 30 messages of 3 s, the signal one second after the first began. How it exited and after how long; what was
-  done, what is visible to others at once, what is hidden until its visibility timeout (30 s), and what is gone undone.
+* **SIGTERM**: 30 messages of 3 s, the signal one second after the first began. How it exited and after how long; what
+  was done, what is visible to others at once, what is hidden until its visibility timeout (30 s), and what is gone undone.
 * **bad body**: ``{not json`` between five good messages, and five more after four seconds.
 * **failing handler**: a handler that raises. Whether the message is still in the queue after eight seconds.
 """

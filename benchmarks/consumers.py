@@ -1,13 +1,14 @@
 """Whole consumers, side by side: what a message costs from its receive to its confirmed delete.
 
-Every consumer does the same work in a process of its own, pinned to one core: it decodes and validates the payload of so
-many messages, calls a handler that counts, acknowledges, and exits. The stub server answers from the other core. Runs
+Every consumer does the same work in a process of its own, pinned to one core: it decodes and validates the payload of
+so many messages, calls a handler that counts, acknowledges, and exits. The stub server answers from the other core. Runs
 alternate, ratios are those of neighbouring runs, and medians are shown: what disturbs the machine disturbs all.
 
     python -m benchmarks.consumers [--rounds 5] [--scale 1.0] [--only postroom,fanferro] [--markdown]
 
-* **CPU** is user and system time of the worker's process, all threads, as the kernel accounts it to the parent (rusage).
-  What a run of ten messages takes is subtracted: interpreter, imports, opening and stopping. That is the start-up column.
+* **CPU** is user and system time of the worker's process, all threads, as the kernel accounts it to the parent
+  (rusage). What a run of ten messages takes is subtracted: interpreter, imports, opening and stopping. That is the
+  start-up column.
 * **messages/s** is from the stub's first answer with messages to the last delete that reached it.
 * **receive to ack** is seen by the stub: from the answer that brought a message to the delete that names it. At full
   load it is the number of messages held divided by the rate, more than a latency of the library.

@@ -11,6 +11,7 @@ from orders import Order
 from work import Arguments, Work, arguments
 
 THREADS = 8
+log = logging.getLogger("worker")
 decoder = msgspec.json.Decoder(Order)
 
 
@@ -49,7 +50,7 @@ class Worker:
             order = decoder.decode(message["Body"])
             self._work.do_in_thread(order.order_id, order.note)
         except Exception:
-            logging.exception("message %s failed", message["MessageId"])
+            log.exception("message %s failed", message["MessageId"])
             return False
         return True
 

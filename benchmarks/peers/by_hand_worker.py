@@ -16,6 +16,7 @@ from work import Arguments, Work, arguments
 
 RECEIVERS = 4
 LINGER = 0.05
+log = logging.getLogger("worker")
 decoder = msgspec.json.Decoder(Order)
 
 
@@ -53,7 +54,7 @@ class Loop:
             await self._work.do(order.order_id, order.note)
             self._acks.put_nowait(message["ReceiptHandle"])
         except Exception:
-            logging.exception("message %s failed", message["MessageId"])
+            log.exception("message %s failed", message["MessageId"])
         finally:
             self._slots.release()
 

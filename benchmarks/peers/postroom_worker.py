@@ -1,7 +1,7 @@
 """postroom with everything on: typed context, pooled lease, validated payload, heartbeat, batched acknowledgements."""
 
-import ssl
 import os
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ async def database(tenant: Tenant) -> AsyncGenerator[Database]:
 
 def trust_the_stub() -> None:
     """Let the hot path be taken over TLS: it takes no other authority than the default, which the stub's is not."""
-    from postroom.transports.aws import conditions, connection
+    from postroom.transports.aws import conditions, connection  # noqa: PLC0415 - for TLS only
 
     trusting = ssl.create_default_context(cafile=os.environ["AWS_CA_BUNDLE"])
     mock.patch.object(conditions, "custom_authority", return_value=False).start()
