@@ -89,10 +89,18 @@ class Parking:
             task.add_done_callback(self._recalls.discard)
 
     async def close(self) -> None:
-        """Let everything that is still parked be seen at once: another consumer may have time for it."""
+        """Let everything that is still parked be seen at once: another consumer may have time for it.
+
+        Cancelled, it gives up what SQS has not answered: nothing may outlive the stop.
+        """
         self.recall(len(self._parked))
-        if self._recalls:
-            await asyncio.wait(tuple(self._recalls))
+        recalls = tuple(self._recalls)
+        try:
+            if recalls:
+                await asyncio.wait(recalls)
+        finally:
+            for recall in recalls:
+                recall.cancel()
 
     async def _show(self, handles: list[str]) -> None:
         try:

@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from postroom import AckMode, Concurrency, Consumer, MessageContext, Polling, Reject, RetryPolicy
+import pytest
+
+from postroom import AckMode, Concurrency, Consumer, MessageContext, Polling, Reject, RetryPolicy, Visibility
+from postroom.consumer.parking import Parking
+from postroom.events import Observers
 from postroom.message import Message, OutgoingMessage
+from postroom.settlement import Settler
 from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
-from postroom.transports.protocol import EntryFailure, SendResult
+from postroom.testing.loop import run_virtual
+from postroom.transports.protocol import EntryFailure, SendResult, VisibilityChange
+from support.scripted import ScriptedQueue, message
 from support.world import Order, Tenant, World, in_world
 
 
@@ -139,3 +146,36 @@ def test_a_reject_that_the_dead_letter_queue_does_not_take_is_no_reason_to_delet
         return before, world.counts(), world.counts("dead")
 
     assert in_world(scenario) == ((0, 1), (0, 0), (1, 0))
+
+
+def test_a_recall_that_sqs_does_not_answer_does_not_outlive_the_stop() -> None:
+    """I8: parked messages are called back at stop; when that takes too long, it is given up."""
+
+    async def main() -> set[str]:
+        queue = ScriptedQueue()
+
+        async def silent(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            if changes[0].timeout == 0:
+                await asyncio.Event().wait()
+            return []
+
+        queue.on_change = silent
+        loop = asyncio.get_running_loop()
+        settler = Settler(
+            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+        )
+        parking = Parking(queue, settler, clock=loop.time)
+        for delivery in settler.take([message(number) for number in range(3)]):
+            parking.park(delivery)
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await parking.close()
+        await asyncio.sleep(0)
+        return {task.get_name() for task in asyncio.all_tasks()} - {"main"}
+
+    assert run_virtual(main()) == set()
+
+
+async def _no_queue() -> None:
+    return None
