@@ -16,6 +16,9 @@ _RARE: Final = 1000.0
 _ALONE: Final = 0.05
 _LATE: Final = 0.03
 """Seconds that a quiet message may lie in the queue. More, and the queue does not (yet) hand it out first."""
+_MISSING: Final = 4.0
+"""Usual pauses between quiet messages without one, after which skimming looks where they are."""
+_LOOK: Final = 1.0
 _SKIM: Final = 3.0
 _FIRST_LOOK: Final = 3.0
 """Seconds of skimming at the start, when nobody knows yet who else is in the queue."""
@@ -42,6 +45,8 @@ class Scouting:
         self._start = self._next = clock() + _ALONE
         self._skim_until = self._start + _FIRST_LOOK
         self._quiet_at = clock()
+        self._interval = 1.0
+        self._missing = _MISSING
         self.receives = 0
         """Scouting receives so far."""
 
@@ -64,6 +69,10 @@ class Scouting:
         now = self._clock()
         if now < self._start:
             return self._start - now
+        if now - self._quiet_at > self._missing * self._interval:
+            # Quiet messages used to come. They may have stopped, or lie behind noisy ones: look, ever more rarely.
+            self._missing *= 2
+            self._skim_until = max(self._skim_until, now + _LOOK)
         skimming = now < self._skim_until
         if number >= SCOUTS and not skimming:
             return None
@@ -77,6 +86,8 @@ class Scouting:
     def found_quiet(self, message: Message) -> None:
         """Note that a message came whose tenant has not had its part."""
         now = self._clock()
+        self._interval += 0.1 * (min(1.0, max(0.01, now - self._quiet_at)) - self._interval)
+        self._missing = _MISSING
         self._quiet_at = now
         sent, received = message.sent_at, message.first_received_at
         # Both times are the queue's own: no clock of ours is compared with them.

@@ -42,6 +42,8 @@ class Case:
     seconds: float = 10.0
     noise_rate: float = 5000.0
     """Messages per second of all noisy tenants, per consumer."""
+    noise_from: float = 0.0
+    """When the noise begins; quiet messages sent before that are not counted."""
     quiet: int = 5
     quiet_rate: float = 5.0
     """Messages per second of each quiet tenant."""
@@ -239,7 +241,7 @@ async def _run(case: Case, broker: LocalBroker) -> Outcome:
             if noisy:
                 outcome.noisy_done += 1
                 outcome.noisy_busy += seconds
-            else:
+            elif payload >= case.noise_from:
                 outcome.latencies.append(loop.time() - payload)
             outcome.most_receives = max(outcome.most_receives, ctx.message.receive_count)
 
@@ -275,11 +277,12 @@ async def _quiet(case: Case, broker: LocalBroker, outcome: Outcome) -> None:
     while True:
         await asyncio.sleep(rng.expovariate(case.quiet * case.quiet_rate * case.consumers))
         _send(broker, f"quiet-{rng.randrange(case.quiet)}", loop.time())
-        outcome.quiet_sent += 1
+        outcome.quiet_sent += loop.time() >= case.noise_from
 
 
 async def _noise(case: Case, broker: LocalBroker) -> None:
     tick, due, number = 0.002, 0.0, 0
+    await asyncio.sleep(case.noise_from)
     while case.noisy:
         due += case.noise_rate * case.consumers * tick
         while due >= 1:

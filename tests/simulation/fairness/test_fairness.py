@@ -45,3 +45,11 @@ def test_without_scouts_quiet_messages_wait_behind_noisy_ones() -> None:
 def test_a_queue_that_learns_late_who_is_noisy_costs_little() -> None:
     """Two seconds of lag, all of them counted: skimming finds the quiet messages."""
     assert run(lag=2).percentile(0.99) <= 3 * solo()
+
+
+def test_noise_that_begins_later_is_noticed_by_the_silence_of_quiet_tenants() -> None:
+    """The first look is long over, and the queue has just looked who is noisy: nothing but silence tells."""
+    late = Case(noisy_seconds=0.5, noise_rate=1000, lag=2, noise_from=4.1, seconds=8, seed=2)
+    outcome = simulate(late)
+    assert outcome.percentile(0.99) <= 3 * solo()
+    assert len(outcome.latencies) >= 0.9 * outcome.quiet_sent
