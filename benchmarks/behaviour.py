@@ -7,7 +7,8 @@ What it did is read from the queue and from what its handler wrote, not from wha
 
 * **slow one**: 199 messages that take no time beside one that takes 5 s. Seconds until the 199 are done.
 * **SIGTERM**: 30 messages of 3 s, the signal one second after the first began. How it exited and after how long; what
-  was done, what is visible to others at once, what is hidden until its visibility timeout (30 s), and what is gone undone.
+  was done, what is visible to others at once, what is hidden until its visibility timeout (30 s), and what is gone
+  undone.
 * **bad body**: ``{not json`` between five good messages, and five more after four seconds.
 * **failing handler**: a handler that raises. Whether the message is still in the queue after eight seconds.
 """
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from benchmarks.consumers import chosen, keep, show
-from benchmarks.peers.environments import HERE, ROOT, Peer, interpreter
+from benchmarks.consumers import PATH, chosen, keep, show
+from benchmarks.peers.environments import ROOT, Peer, interpreter
 from benchmarks.peers.work import ARGUMENTS
 
 from postroom.local.threaded import ThreadedServer
@@ -52,10 +53,10 @@ class Worker:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{HERE}",
+            "PYTHONPATH": PATH,
         }
         self.process = subprocess.Popen(
-            command(peer), env=environment, stdout=self._output, stderr=subprocess.DEVNULL, cwd=HERE,
+            command(peer), env=environment, stdout=self._output, stderr=subprocess.DEVNULL, cwd=ROOT,
             start_new_session=True,
         )  # fmt: skip
 
@@ -152,7 +153,7 @@ def command(peer: Peer) -> list[str]:
         return peer.command()
     python = str(interpreter(peer.environment))
     return [python, "-m", "taskiq", "worker", "--workers", "1", "--max-async-tasks", str(CONCURRENCY), "--max-prefetch",
-            "10", "taskiq_worker:broker"]  # fmt: skip
+            "10", "benchmarks.peers.taskiq_worker:broker"]  # fmt: skip
 
 
 # The scenarios. Each returns one cell of the table.

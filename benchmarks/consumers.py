@@ -1,8 +1,8 @@
 """Whole consumers, side by side: what a message costs from its receive to its confirmed delete.
 
 Every consumer does the same work in a process of its own, pinned to one core: it decodes and validates the payload of
-so many messages, calls a handler that counts, acknowledges, and exits. The stub server answers from the other core. Runs
-alternate, ratios are those of neighbouring runs, and medians are shown: what disturbs the machine disturbs all.
+so many messages, calls a handler that counts, acknowledges, and exits. The stub server answers from the other core.
+Runs alternate, ratios are those of neighbouring runs, and medians are shown: what disturbs the machine disturbs all.
 
     python -m benchmarks.consumers [--rounds 5] [--scale 1.0] [--only postroom,fanferro] [--markdown]
 
@@ -33,6 +33,8 @@ from benchmarks.peers.environments import PEERS, ROOT, Missing, Peer
 from benchmarks.peers.work import ARGUMENTS
 from benchmarks.stub_server import StubServer
 
+PATH = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+"""The workers' ``PYTHONPATH``."""
 TEN = 10
 """Messages of a run that measures the start-up."""
 MESSAGES = {"postroom": 30_000, "fanferro": 30_000, "postroom, newer Python": 30_000}
@@ -82,7 +84,7 @@ class Sample:
     @property
     def calls(self) -> float:
         """API calls per 1,000 messages."""
-        return sum(self.run.report["calls"].values()) / self.run.messages * 1000
+        return float(sum(self.run.report["calls"].values()) / self.run.messages * 1000)
 
     @property
     def stub(self) -> float:
@@ -140,7 +142,7 @@ class Bench:
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": PATH,
             **({"AWS_CA_BUNDLE": certificate, "SSL_CERT_FILE": certificate} if certificate else {}),
         }
 
@@ -192,7 +194,7 @@ HEAD = (
 def rows(samples: dict[str, list[Sample]]) -> list[tuple[str, ...]]:
     """Return the table, ratios first."""
     first = next(iter(samples.values()))
-    table = [HEAD]
+    table: list[tuple[str, ...]] = [HEAD]
     for name, taken in samples.items():
         cpus = [one.cpu for one in taken]
         ratio = statistics.median(mine.cpu / theirs.cpu for mine, theirs in zip(first, taken, strict=True))

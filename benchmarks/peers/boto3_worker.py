@@ -6,9 +6,9 @@ from typing import Any
 
 import boto3
 import msgspec
+from benchmarks.peers.orders import Order
+from benchmarks.peers.work import Arguments, Work, arguments
 from botocore.config import Config
-from orders import Order
-from work import Arguments, Work, arguments
 
 THREADS = 8
 log = logging.getLogger("worker")

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from orders import Order
-from work import Arguments, Work, arguments
+from benchmarks.peers.orders import Order
+from benchmarks.peers.work import Arguments, Work, arguments
 
 RECEIVERS = 4
 LINGER = 0.05

@@ -2,9 +2,9 @@
 
 import asyncio
 
-import fanferro
-from orders import Order
-from work import Arguments, Work, arguments
+import fanferro  # type: ignore[import-not-found]  # in an environment of its own
+from benchmarks.peers.orders import Order
+from benchmarks.peers.work import Arguments, Work, arguments
 
 
 async def main(told: Arguments) -> None:

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from unittest import mock
 
-from orders import Order
-from work import Arguments, Work, arguments
+from benchmarks.peers.orders import Order
+from benchmarks.peers.work import Arguments, Work, arguments
 
 from postroom import AwsClient, Concurrency, Consumer, MessageContext, Shutdown, run
 

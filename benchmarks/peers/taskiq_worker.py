@@ -5,10 +5,10 @@ Measured runs start the receiver here; otherwise ``taskiq worker`` runs ``broker
 
 import asyncio
 
+from benchmarks.peers.work import Work, arguments
 from pydantic import BaseModel
-from taskiq.api import run_receiver_task
-from taskiq_aio_sqs import SQSBroker
-from work import Work, arguments
+from taskiq.api import run_receiver_task  # type: ignore[import-not-found]  # in an environment of its own
+from taskiq_aio_sqs import SQSBroker  # type: ignore[import-not-found]
 
 
 class Item(BaseModel):
@@ -37,7 +37,7 @@ broker = SQSBroker(
 work = Work(told.messages)
 
 
-@broker.task(task_name="order")
+@broker.task(task_name="order")  # type: ignore[untyped-decorator]  # taskiq is in an environment of its own
 async def handle(order: Order) -> None:
     """Handle one message."""
     await work.do(order.order_id, order.note)
