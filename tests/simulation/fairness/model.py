@@ -20,7 +20,7 @@ from postroom.local import LocalBroker
 from postroom.local.fair import FairPolicy
 from postroom.local.shapes import Send
 from postroom.message import OutgoingMessage
-from postroom.scheduling import Scheduler
+from postroom.scheduling import Scheduler, State
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
@@ -169,6 +169,7 @@ class Plain(Scheduler[Job]):
         if line:
             self._queues[tenant] = line
         self._free -= 1
+        job.state = State.RUNNING
         return job
 
     def finish(self, ticket: Job, *, seconds: float | None = None) -> None:
