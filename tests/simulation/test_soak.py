@@ -1,0 +1,50 @@
+"""The long search: every seed once, and an interrupted one goes on where it ended."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from simulation import soak
+from simulation.replay import main as replay
+
+
+@pytest.mark.parametrize("done", [0, 25, 130])
+def test_every_seed_is_searched_once(done: int) -> None:
+    """Also after an interruption; kinds take turns, so that a short search sees each of them."""
+    goals = {"consumer": 130, "pool": 1_000}
+    progress = {"consumer": soak.Progress(done=done), "pool": soak.Progress(done=100)}
+    units = list(soak._units(goals, progress))
+    seeds = Counter((kind, seed) for kind, first, count in units for seed in range(first, first + count))
+    assert seeds == Counter(
+        [("consumer", seed) for seed in range(done, 130)] + [("pool", n) for n in range(100, 1_000)]
+    )
+    if not done:
+        assert {kind for kind, _, _ in units[:4]} == {"consumer", "pool"}
+
+
+def test_what_was_found_is_told_with_the_command_that_replays_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the exit code says that there was something."""
+    state = tmp_path / "state.json"
+    state.write_text('{"consumer": {"done": 10, "seconds": 1.0, "failures": [[7, "S1 at 3.000: twice"]]}}')
+    assert soak.main(["--consumer", "10", "--pool", "0", "--contexts", "0", "--jobs", "1", "--state", str(state)]) == 1
+    assert "make replay KIND=consumer SEED=7" in capsys.readouterr().out
+
+
+def test_a_replay_prints_the_history(capsys: pytest.CaptureFixture[str]) -> None:
+    """From the first message to the last stop, and the plan."""
+    assert replay(["consumer", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "everything works again" in said
+    assert "Plan(seed=3" in said
+    assert said.rstrip().endswith("nothing was broken")
+
+
+def test_every_kind_can_be_run() -> None:
+    """The pool's schedules are found where they are."""
+    for kind in ("consumer", "pool", "contexts"):
+        run = soak.runner(kind)
+        assert run is not None
+        assert run(1) == ()
