@@ -1,0 +1,220 @@
+"""Effects happen exactly once, over real databases: messages are delivered twice, and workers are killed."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from postroom import Concurrency, Consumer, MessageContext, RetryPolicy, Transactional
+from postroom.datasources import Provider, asyncpg_inbox, asyncpg_pool, postgres_inbox, sqlite_database, tenant_file
+from postroom.local import LocalBroker, LocalServer
+from postroom.local.shapes import AttributeValue, Send
+from postroom.testing.postgres import PostgresServer
+from postroom.transports.memory import MemoryClient
+from support.world import Order, Tenant
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
+WORKER = Path(__file__).with_name("inbox_worker.py")
+KILLS = int(os.environ.get("POSTROOM_KILLS", "2"))
+TENANTS = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Both tenants' databases behind one driver."""
+
+    provider: Callable[[], Provider[Tenant, Any]]
+    insert: Callable[[Any, str], Any]
+    effects: Callable[[str], list[str]]
+    environment: dict[str, str]
+
+
+def sqlite_storage(directory: Path) -> Storage:
+    """A file per tenant."""
+
+    def effects(tenant: str) -> list[str]:
+        with contextlib.closing(sqlite3.connect(tenant_file(directory, tenant))) as connection:
+            return [row for (row,) in connection.execute("SELECT id FROM effects")]
+
+    return Storage(
+        lambda: sqlite_database(
+            lambda tenant: tenant_file(directory, tenant.tenant_id),
+            create=True,
+            schema="CREATE TABLE IF NOT EXISTS effects (id TEXT)",
+        ),
+        lambda tx, order: tx.execute("INSERT INTO effects VALUES (?)", (order,)),
+        effects,
+        {},
+    )
+
+
+def postgres_storage(server: PostgresServer, name: str) -> Storage:
+    """A database per tenant."""
+    for tenant in TENANTS:
+        server.create_database(f"{name}-{tenant}", schema=f"{postgres_inbox().schema} CREATE TABLE effects (id text)")
+    return Storage(
+        lambda: asyncpg_inbox(asyncpg_pool(lambda tenant: server.dsn(f"{name}-{tenant.tenant_id}"), max_size=12)),
+        lambda tx, order: tx.execute("INSERT INTO effects VALUES ($1)", order),
+        lambda tenant: server.execute("SELECT id FROM effects", database=f"{name}-{tenant}").splitlines(),
+        {"DSN": server.dsn(name)},
+    )
+
+
+@pytest.fixture(params=["sqlite", "asyncpg"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """One driver after the other."""
+    if request.param == "sqlite":
+        yield sqlite_storage(tmp_path)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = f"inbox-{tmp_path.name}"
+    yield postgres_storage(server, name)
+    for tenant in TENANTS:
+        server.drop_database(f"{name}-{tenant}")
+
+
+def send(broker: LocalBroker, order: str, tenant: str, seconds: float = 0.0) -> None:
+    """Send an order of a tenant."""
+    named = {"tenantId": tenant, "region": "eu-west-1"}
+    attributes = {name: AttributeValue(string_value=value, data_type="String") for name, value in named.items()}
+    body = msgspec.json.encode({"order_id": order, "seconds": seconds}).decode()
+    broker.send("orders", Send(message_body=body, message_attributes=attributes))
+
+
+async def emptied(broker: LocalBroker) -> None:
+    """Wait until the queue has no message, not even one in flight."""
+    async with asyncio.timeout(40):
+        while True:
+            said = broker.attributes("orders")
+            if said["ApproximateNumberOfMessages"] == said["ApproximateNumberOfMessagesNotVisible"] == "0":
+                return
+            await asyncio.sleep(0.02)
+
+
+class Twice:
+    """A handler that has each message delivered a second time while it works on the first, in one of four ways."""
+
+    def __init__(self, broker: LocalBroker, storage: Storage) -> None:
+        self.broker = broker
+        self.storage = storage
+        self.receives: Counter[str] = Counter()
+        self.second: dict[str, asyncio.Event] = {}
+
+    async def __call__(self, order: Order, ctx: MessageContext[Tenant, Transactional[Any]]) -> None:
+        """Make the order's effect in a transaction."""
+        self.receives[order.order_id] += 1
+        second = self.second.setdefault(order.order_id, asyncio.Event())
+        first = self.receives[order.order_id] == 1
+        if not first:
+            second.set()
+        way = int(order.order_id) % 4 if first else -1
+        if way == 0:
+            await self._redeliver(ctx, second)
+        async with ctx.transaction() as tx:
+            await self.storage.insert(tx, order.order_id)
+            if way in {1, 2}:
+                await self._redeliver(ctx, second)
+            if way == 2:
+                raise RuntimeError("before the commit")
+        if way == 3:
+            await self._redeliver(ctx, second)
+            raise RuntimeError("after the commit")
+
+    async def _redeliver(self, ctx: MessageContext[Any, Any], second: asyncio.Event) -> None:
+        """Do as a visibility timeout that is over does, and wait until another handler has the message."""
+        self.broker.change_visibility("orders", ctx.message.receipt_handle, 0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await second.wait()
+                return
+        raise RuntimeError("it came to this consumer, which has it already")
+
+
+async def test_whatever_is_delivered_twice_happens_once(storage: Storage) -> None:
+    """The second comes before, during and after the first's transaction, which commits, fails, or fails afterwards."""
+    orders = [str(number) for number in range(24)]
+    async with LocalBroker() as broker:
+        broker.create_queue("orders")
+        handler = Twice(broker, storage)
+        for number, order in enumerate(orders):
+            send(broker, order, TENANTS[number // 4 % 2])
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2):
+                consumer: Consumer[Tenant, Any] = Consumer(
+                    "orders",
+                    context=Tenant,
+                    resources=storage.provider(),
+                    concurrency=Concurrency(total=60, per_tenant=30),
+                    retry=RetryPolicy(base=0.1),
+                    client=MemoryClient(broker),
+                    payload=Order,
+                )
+                consumer.handler(handler)
+                await stack.enter_async_context(consumer)
+            await emptied(broker)
+    assert min(handler.receives[order] for order in orders) >= 2
+    done = {tenant: sorted(storage.effects(tenant), key=int) for tenant in TENANTS}
+    assert done == {tenant: [order for order in orders if TENANTS[int(order) // 4 % 2] == tenant] for tenant in TENANTS}
+
+
+@asynccontextmanager
+async def running(endpoint: str, directory: Path, storage: Storage) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a worker; kill it at the end if it still runs."""
+    settings = {"ENDPOINT": endpoint, "DIRECTORY": str(directory), **storage.environment}
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(WORKER), env={**os.environ, **credentials, **settings}, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def lines(directory: Path, word: str) -> int:
+    """Return how many lines of the diary begin with a word."""
+    path = directory / "diary"
+    return sum(line.startswith(word) for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+async def test_killed_at_random_times_effects_happen_once(storage: Storage, tmp_path: Path) -> None:
+    """``kill -9`` between any two steps: what was committed is not done again, what was not is done."""
+    rng = Random(7)
+    orders = {f"{tenant}-{number}": tenant for number in range(20 * (KILLS + 1)) for tenant in TENANTS}
+    async with LocalBroker() as broker, LocalServer(broker) as server:
+        broker.create_queue("orders", {"VisibilityTimeout": "1"})
+        for order, tenant in orders.items():
+            send(broker, order, tenant, seconds=rng.choice((0.0, 0.01, 0.03)))
+        for _ in range(KILLS):
+            before = lines(tmp_path, "done")
+            async with running(server.endpoint_url, tmp_path, storage) as worker:
+                async with asyncio.timeout(20):
+                    while lines(tmp_path, "done") < before + 12:
+                        await asyncio.sleep(0.005)
+                await asyncio.sleep(rng.uniform(0.0, 0.05))
+                worker.kill()
+                await worker.communicate()
+        async with running(server.endpoint_url, tmp_path, storage) as worker:
+            await emptied(broker)
+            worker.send_signal(signal.SIGTERM)
+            _, log = await worker.communicate()
+            assert worker.returncode == 0, log.decode()
+    done = Counter(effect for tenant in TENANTS for effect in storage.effects(tenant))
+    assert done == Counter(dict.fromkeys(orders, 1))
+    assert all(effect.startswith(tenant) for tenant in TENANTS for effect in storage.effects(tenant))
+    assert lines(tmp_path, "duplicate") > 0  # or the kills have proved nothing
+    print(f"{KILLS} kills, {len(orders)} orders, {lines(tmp_path, 'duplicate')} duplicates, each effect once")
