@@ -37,9 +37,9 @@ PATH = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
 """The workers' ``PYTHONPATH``."""
 TEN = 10
 """Messages of a run that measures the start-up."""
-MESSAGES = {"postroom": 30_000, "fanferro": 30_000, "postroom, newer Python": 30_000}
-"""Messages of a run at scale 1; the slower ones get fewer, so that all take a few seconds."""
-FEWER = 6_000
+MANY, FEW = 30_000, 6_000
+SLOW = ("postroom, hot path off", "aiobotocore by hand", "boto3 in threads", "taskiq-aio-sqs")
+"""Consumers that get fewer messages, so that every run takes a few seconds."""
 PATIENCE = 120
 
 
@@ -171,7 +171,7 @@ def measure(bench: Bench, peers: list[Peer], options: argparse.Namespace, *, tls
     left = list(peers)
     for number in range(options.rounds):
         for peer in list(left):
-            messages = int(MESSAGES.get(peer.name, FEWER) * options.scale) // 100 * 100
+            messages = int((FEW if peer.name in SLOW else MANY) * options.scale) // 100 * 100
             try:
                 start = bench.run(peer, TEN, tls=tls, concurrency=options.concurrency)
                 run = bench.run(peer, messages, tls=tls, concurrency=options.concurrency)

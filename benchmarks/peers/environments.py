@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "postroom-bench"
-NEWER = ("fanferro==0.5.0", "msgspec==0.22.0", "aiobotocore==3.10.0", "--editable", str(ROOT))
+NEWER = ("fanferro==0.5.0", "msgspec==0.22.0", "aiobotocore==3.10.0", "uvloop>=0.21", "--editable", str(ROOT))
 TASKIQ = ("taskiq==0.13.0", "taskiq-aio-sqs==2.1.1")
 PATIENCE = 300
 
@@ -51,6 +51,8 @@ PEERS = (
     Peer("postroom", "postroom", versions=POSTROOM),
     Peer("postroom, hot path off", "postroom", told={"hot_path": False}, versions=POSTROOM),
     Peer("postroom, newer Python", "postroom", environment="newer", versions=POSTROOM),
+    Peer("postroom, newer Python, uvloop", "postroom", environment="newer", told={"uvloop": True},
+         versions=(*POSTROOM, "uvloop")),
     Peer("fanferro", "fanferro", environment="newer", versions=("fanferro", "msgspec")),
     Peer("aiobotocore by hand", "by_hand", versions=("aiobotocore", "msgspec")),
     Peer("boto3 in threads", "boto3", versions=("boto3", "msgspec")),

@@ -1,5 +1,7 @@
 """postroom with everything on: typed context, pooled lease, validated payload, heartbeat, batched acknowledgements."""
 
+import asyncio
+import importlib
 import os
 import ssl
 from collections.abc import AsyncGenerator
@@ -68,4 +70,6 @@ if __name__ == "__main__":
     told = arguments()
     if told.url.startswith("https"):
         trust_the_stub()
+    if told.uvloop:
+        asyncio.set_event_loop_policy(importlib.import_module("uvloop").EventLoopPolicy())
     run(consumer(told))

@@ -23,6 +23,7 @@ class Arguments:
     """How many to handle, and then stop. 0: behave as the messages say, until a signal comes."""
     concurrency: int = 64
     hot_path: bool = True
+    uvloop: bool = False
 
     @property
     def queue(self) -> str:
