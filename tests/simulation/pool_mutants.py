@@ -257,7 +257,7 @@ def serves_the_last_first(patch: Patch) -> None:
 
     def push(self: Line, demand: Demand) -> None:
         append(self, demand)
-        self._lane(demand).move_to_end(demand.identity, last=False)
+        self._lane(demand).move_to_end(demand, last=False)
 
     patch.setattr(Line, "append", push)
 

@@ -39,6 +39,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.empty = asyncio.Event()
         """Set once the pool is shut and no task of it is left."""
+        self._time = self.loop.time
         self._core = core
         self._opener = opener
         self._check = check
@@ -137,8 +138,9 @@ class Engine:
 
     def unused(self, entry: Entry) -> None:
         """Note that the last lease of an entry was given back."""
-        self._core.unused(entry, self.loop.time())
-        if self._core.actions:
+        core = self._core
+        core.unused(entry, self._time())
+        if core.actions:
             self.act()
 
     def distrust(self, entry: Entry, error: BaseException) -> None:

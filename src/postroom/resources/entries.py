@@ -193,7 +193,7 @@ class Table:
         self.counts[before] -= 1
         self.counts[state] += 1
         if before is State.READY:
-            _remove(self.ready, entry)
+            del self.ready[entry.identity]
         if state in {State.DRAINING, State.CLOSING}:
             self.idle.pop(entry, None)
             self.unrevive(entry)
@@ -243,13 +243,3 @@ class Table:
 
 _ENTERING = frozenset({State.OPENING, State.UNWINDING})
 _RETURNING = frozenset({State.CLOSING, State.UNWINDING})
-
-
-def _remove(table: dict[Identity, Entry], entry: Entry) -> None:
-    if table.get(entry.identity) is entry:
-        del table[entry.identity]
-        return
-    # The key was changed after it had been hashed: it can only be found by looking at everything.
-    kept = [(identity, other) for identity, other in table.items() if other is not entry]
-    table.clear()
-    table.update(kept)

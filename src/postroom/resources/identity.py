@@ -16,11 +16,17 @@ from collections.abc import Callable, Hashable, Iterable
 from operator import attrgetter
 from typing import Any, Final, cast
 
-Identity = tuple[object, ...]
+Identity = Hashable
 """A key as its type, the types of its fields, and its value: equal only if all three are."""
 
 _FORGET_AFTER: Final = 1_024
 """Types and field-type combinations remembered; a program has a handful, an attack may have many."""
+
+_IMMUTABLE: Final[frozenset[type]] = frozenset({
+    str, int, float, bool, bytes, complex, decimal.Decimal, uuid.UUID, dt.date, dt.datetime, dt.time, dt.timedelta,
+    type(None),
+})  # fmt: skip
+"""Types that neither change nor contain anything: what a key usually is made of."""
 
 _SHOWN_AS_TEXT: Final = (
     str, int, float, bool, bytes, complex, decimal.Decimal, uuid.UUID, dt.date, dt.time, pathlib.PurePath,
@@ -36,42 +42,66 @@ Reader = Callable[[Any], Iterable[object]]
 class Identifier:
     """Turns keys into identities. Remembers per type how to read its fields, so that a hit stays quick."""
 
-    __slots__ = ("_flat", "_readers")
+    __slots__ = ("_readers", "_simple")
 
     def __init__(self) -> None:
         self._readers: dict[type, tuple[Reader | None, bool]] = {}
-        self._flat: dict[tuple[type, ...], bool] = {}
+        self._simple: dict[tuple[type, ...], bool] = {}
 
     def __call__(self, key: Hashable) -> Identity:
         """Return the identity of ``key``. It is hashable if ``key`` is."""
         kind: type[Any] = type(key)
         try:
-            reader, by_fields = self._readers[kind]
+            reader, quick = self._readers[kind]
         except KeyError:
-            reader, by_fields = self._learn(kind)
+            reader, quick = self._learn(kind)
         if reader is None:
-            return (kind, key)
+            return (kind, key) if quick else Pinned((kind, key))
         fields = reader(key)
         kinds = tuple(map(type, fields))
         try:
-            flat = self._flat[kinds]
+            simple = self._simple[kinds]
         except KeyError:
-            flat = self._learn_flat(kinds)
-        if flat:
-            return (kind, kinds, fields if by_fields else key)
-        return (kind, _shape_of(key), key)
+            simple = self._learn_simple(kinds)
+        if simple and quick:
+            return (kind, kinds, fields)
+        return Pinned((kind, kinds if simple else _shape_of(key), key))
 
     def _learn(self, kind: type[Any]) -> tuple[Reader | None, bool]:
         if len(self._readers) >= _FORGET_AFTER:
             self._readers.clear()
-        learnt = self._readers[kind] = _reader_of(kind), _is_plain_record(kind)
+        reader = _reader_of(kind)
+        learnt = self._readers[kind] = reader, (kind in _IMMUTABLE if reader is None else _is_plain_record(kind))
         return learnt
 
-    def _learn_flat(self, kinds: tuple[type, ...]) -> bool:
-        if len(self._flat) >= _FORGET_AFTER:
-            self._flat.clear()
-        flat = self._flat[kinds] = not any(_reader_of(kind) for kind in kinds)
-        return flat
+    def _learn_simple(self, kinds: tuple[type, ...]) -> bool:
+        if len(self._simple) >= _FORGET_AFTER:
+            self._simple.clear()
+        simple = self._simple[kinds] = _IMMUTABLE.issuperset(kinds)
+        return simple
+
+
+class Pinned:
+    """An identity that keeps its hash, whatever becomes of the objects in it.
+
+    A context of a user's class may change while it is in use. It has to be found again all the same, by the very
+    object that was filed: a dictionary compares by ``is`` before it compares by ``==``.
+    """
+
+    __slots__ = ("_hash", "_identity")
+
+    def __init__(self, identity: tuple[object, ...]) -> None:
+        self._identity = identity
+        self._hash = hash(identity)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pinned) and self._identity == other._identity
+
+    def __repr__(self) -> str:
+        return f"Pinned({display_key(self._identity[-1])})"
 
 
 def field_names(kind: type[Any]) -> tuple[str, ...]:
@@ -95,6 +125,8 @@ def _reader_of(kind: type[Any]) -> Reader | None:
 
 def _is_plain_record(kind: type[Any]) -> bool:
     """Return whether a value equals another exactly when their fields do: they may stand for it, and hash faster."""
+    if kind is tuple:
+        return True
     if not dataclasses.is_dataclass(kind) or kind.__hash__ is None:
         return False
     generated = getattr(getattr(kind.__eq__, "__code__", None), "co_filename", "") == "<string>"

@@ -44,8 +44,8 @@ class Lease(Generic[R_co]):
     __slots__ = ("_entry", "_home")
 
     def __init__(self, home: LeaseHome, entry: Entry) -> None:
-        self._home = home
         self._entry: Entry | None = entry
+        self._home = home
 
     @property
     def resource(self) -> R_co:
@@ -103,7 +103,7 @@ class Lease(Generic[R_co]):
         return f"Lease({'released' if self._entry is None else display_key(self._entry.key)})"
 
     def __del__(self) -> None:
-        entry = getattr(self, "_entry", None)
+        entry = self._entry
         if entry is None:
             return
         loop = self._home.loop

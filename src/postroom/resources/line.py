@@ -7,16 +7,15 @@ from collections.abc import Hashable, Iterator
 from operator import attrgetter
 
 from postroom.resources.entries import Demand, Stage
-from postroom.resources.identity import Identity
 
 
 class Line:
     """Demands that wait for budget and an opening."""
 
     def __init__(self) -> None:
-        self._fresh: OrderedDict[Identity, Demand] = OrderedDict()
-        self._troubled: OrderedDict[Identity, Demand] = OrderedDict()
-        self._parked: dict[Hashable, OrderedDict[Identity, Demand]] = {}
+        self._fresh: OrderedDict[Demand, None] = OrderedDict()
+        self._troubled: OrderedDict[Demand, None] = OrderedDict()
+        self._parked: dict[Hashable, OrderedDict[Demand, None]] = {}
         self._back = itertools.count(1)
         self._front = itertools.count(-1, -1)
 
@@ -28,31 +27,31 @@ class Line:
         """Add a demand at the end."""
         demand.stage = Stage.QUEUED
         demand.sequence = next(self._back)
-        self._lane(demand)[demand.identity] = demand
+        self._lane(demand)[demand] = None
 
     def prepend(self, demand: Demand) -> None:
         """Put a demand back to the front: it had its turn, and the turn was taken from it."""
         demand.stage = Stage.QUEUED
         demand.sequence = next(self._front)
         lane = self._lane(demand)
-        lane[demand.identity] = demand
-        lane.move_to_end(demand.identity, last=False)
+        lane[demand] = None
+        lane.move_to_end(demand, last=False)
 
     def remove(self, demand: Demand) -> None:
         """Take a demand out, wherever it waits."""
         if demand.stage is Stage.PARKED:
             parked = self._parked[demand.host]
-            del parked[demand.identity]
+            del parked[demand]
             if not parked:
                 del self._parked[demand.host]
         else:
-            del self._lane(demand)[demand.identity]
+            del self._lane(demand)[demand]
 
     def park(self, demand: Demand) -> None:
         """Let a demand step aside until its host admits it."""
         self.remove(demand)
         demand.stage = Stage.PARKED
-        self._parked.setdefault(demand.host, OrderedDict())[demand.identity] = demand
+        self._parked.setdefault(demand.host, OrderedDict())[demand] = None
 
     def unpark(self, host: Hashable, count: int) -> None:
         """Let up to ``count`` demands of a host back into the line, at its end."""
@@ -71,12 +70,12 @@ class Line:
     def candidates(self, *, troubled: bool) -> Iterator[Demand]:
         """Iterate in the order of service; without the troubled keys unless they may open now."""
         if not troubled or not self._troubled:
-            return iter(self._fresh.values())
-        return heapq.merge(self._fresh.values(), self._troubled.values(), key=attrgetter("sequence"))
+            return iter(self._fresh)
+        return heapq.merge(self._fresh, self._troubled, key=attrgetter("sequence"))
 
     def _parked_on(self, host: Hashable, most: int | None = None) -> list[Demand]:
         parked = self._parked.get(host)
-        return list(itertools.islice(parked.values(), most)) if parked else []
+        return list(itertools.islice(parked, most)) if parked else []
 
-    def _lane(self, demand: Demand) -> OrderedDict[Identity, Demand]:
+    def _lane(self, demand: Demand) -> OrderedDict[Demand, None]:
         return self._troubled if demand.troubled else self._fresh

@@ -178,7 +178,7 @@ def test_what_is_remembered_of_types_is_bounded() -> None:
         identify(type(f"T{number}", (), {})())
         identify((type(f"U{number}", (), {})(),))
     assert len(identify._readers) <= 1_024
-    assert len(identify._flat) <= 1_024
+    assert len(identify._simple) <= 1_024
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,44 @@ async def _nothing() -> str:
     return "resource"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_key_whose_hash_changes_harms_nobody_else(seed: int) -> None:
+    """A context class that is changed while it is in use is a bug of its owner: it opens anew, and nothing is left."""
+
+    class Careless:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Careless) and other.name == self.name
+
+        def __hash__(self) -> int:
+            return hash(self.name)
+
+    async def provide(context: Careless) -> str:
+        await asyncio.sleep(0.1)
+        return context.name
+
+    async def main() -> None:
+        async with ResourcePool(provide, limits=PoolLimits(budget=2, idle=1.0, sweep=0.1)) as pool:
+            context = Careless("a")
+            async with pool.lease(context):
+                context.name = "b"
+                async with pool.lease(Careless("a")) as again:
+                    assert again == "a"
+                    waiter = asyncio.create_task(pool.acquire(changing := Careless("c"), timeout=2.0))
+                    await settle()
+                    changing.name = "d"
+                    await asyncio.wait([waiter])
+                    assert waiter.exception() is not None
+            await asyncio.sleep(3.0)
+            assert pool.statistics().weight == 0
+            async with pool.lease(Careless("c")) as other:
+                assert other == "c"
+
+    run_virtual(main(), seed=seed)
+
+
 def test_weights_have_to_fit() -> None:
     """What can never fit is refused at once, not after a deadline."""
     databases = Databases()
