@@ -42,8 +42,8 @@ bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python -m benchmarks.consumers $(ARGS)
 	$(RUN)python -m benchmarks.behaviour
 
-fairness: $(STAMP)  ## simulate noisy tenants, print what they cost the quiet ones
-	$(RUN)python benchmarks/fairness.py --seeds 1 --write docs $(ARGS)
+fairness: $(STAMP)  ## simulate noisy tenants; ARGS="--seeds 3 --write docs"
+	$(RUN)python benchmarks/fairness.py --quick $(ARGS)
 
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)

@@ -138,7 +138,7 @@ class Run(Generic[C, R]):
             quarantined_because=tenants.quarantined_because,
             on_slot_free=self._on_slot_free,
             on_blocked=self._on_blocked,
-            on_group_back=lambda group: self._intake.withdraw(group),
+            on_group_back=self._on_group_back,
         )
         self._intake = Intake(
             settings,
@@ -359,6 +359,9 @@ class Run(Generic[C, R]):
         handled = self._total * self._poller.round_trip / max(self.scheduler.typical, 0.001)
         most = 10 * self._total + polling.batch if polling.prefetch is None else polling.prefetch
         return min(most, polling.batch + int(2 * handled))
+
+    def _on_group_back(self, group: str) -> None:
+        self._intake.withdraw(group)
 
     def _on_slot_free(self) -> None:
         if self._parking.total and self._recalling is None:
