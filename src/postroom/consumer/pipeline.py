@@ -260,7 +260,17 @@ class Pipeline:
             self._return_group(job)
 
     async def _did_fail(self, job: Job, error: Exception) -> None:
-        """Decide what becomes of a message whose handling raised. Never raises."""
+        """Decide what becomes of a message whose handling raised. Never raises: it may be cancelled in on_error."""
+        try:
+            await self._decide(job, error)
+        except asyncio.CancelledError:
+            if job.cancellation is None and not _is_cancelled():
+                self._settle_failure(job, error)  # on_error raised it
+                return
+            self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+            self._return_group(job)
+
+    async def _decide(self, job: Job, error: Exception) -> None:
         match error:
             case Retry() | Reject():
                 await self._obey(job, error)
@@ -296,9 +306,7 @@ class Pipeline:
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
-        task = asyncio.current_task()
-        requested = task is not None and task.cancelling() > 0
-        if job.cancellation is None and not requested:
+        if job.cancellation is None and not _is_cancelled():
             failure = MessageError("the handler raised CancelledError of its own", message_id=job.message.id)
             failure.__cause__ = error
             await self._did_fail(job, failure)
@@ -425,6 +433,12 @@ class _Settling:
             # No error led here; the formula counts receives.
             delay = exponential(self._settings.retry, job.message.receive_count, Random())  # noqa: S311 - jitter
         await self._settler.give_back_now(job.delivery, Settlement.RETRIED, delay=delay)
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody cancelled the current task, as opposed to code that raised CancelledError."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _log_failure(message: Message, error: Exception) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, MessageContext, Polling, Reject, RetryPolicy, Visibility
+from postroom import AckMode, Concurrency, Consumer, Failure, MessageContext, Polling, Reject, RetryPolicy, Visibility
 from postroom.consumer.parking import Parking
 from postroom.events import Observers
 from postroom.message import Message, OutgoingMessage
@@ -175,6 +175,29 @@ def test_a_recall_that_sqs_does_not_answer_does_not_outlive_the_stop() -> None:
         return {task.get_name() for task in asyncio.all_tasks()} - {"main"}
 
     assert run_virtual(main()) == set()
+
+
+def test_a_stop_during_on_error_returns_the_message_at_once() -> None:
+    """S7: the decision that on_error was about to influence is not lost with it."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+
+        async def slow(_failure: Failure) -> None:
+            await asyncio.Event().wait()
+
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, on_error=slow, client=world.client)
+
+        @orders.handler
+        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+            raise AssertionError("not reached")
+
+        world.send("not an order")
+        async with orders:
+            await asyncio.sleep(1)
+        return world.counts()
+
+    assert in_world(scenario) == (1, 0)
 
 
 async def _no_queue() -> None:
