@@ -1,6 +1,7 @@
 """``postroom demo`` as a user runs it: a process, a real protocol, real databases, an exit code."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -85,9 +86,11 @@ def _in_order(output: str, lines: Sequence[str]) -> None:
 
 def _right(output: str) -> None:
     """What was read back is right, line by line; nothing is coloured where there is no terminal."""
-    assert output.count("  right  ") == 12
+    assert output.count("  right  ") == 11
     assert "WRONG" not in output
     assert "order-001 cust-123 99.99; order-003 cust-789 199.99" in output
+    assert "orders that are not handled, and not lost: order-998, order-999" in output
+    assert re.search(r"in tenant-orders-dlq: .*order-999", output)
     assert "\x1b" not in output
 
 

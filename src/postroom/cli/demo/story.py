@@ -62,13 +62,13 @@ SERVED = (
     Order("order-003", "cust-789", Decimal("199.99"), "tenant-a", "us-east-1", "tenant A again: a pool hit"),
 )
 """What must reach its tenant's database."""
-FAILING = (
-    Order("order-999", "cust-999", Decimal("99.99"), None, None, "no tenant attributes"),
-    Order("order-998", "cust-998", Decimal("99.99"), "tenant-c", "us-east-1", "a tenant whose database is down"),
-)
-"""What must reach the dead-letter queue."""
+NOBODYS = Order("order-999", "cust-999", Decimal("99.99"), None, None, "no tenant attributes")
+"""What must reach the dead-letter queue: trying it again cannot help."""
 REASON = "Missing required tenant attributes"
-"""What order-999 must carry there."""
+"""What it must carry there."""
+DOWN = Order("order-998", "cust-998", Decimal("99.99"), "tenant-c", "us-east-1", "a tenant whose database is down")
+"""What must be kept until the database is back: in the queue, or in the dead-letter queue when its receives are up."""
+FAILING = (NOBODYS, DOWN)
 
 
 @dataclass(frozen=True)
