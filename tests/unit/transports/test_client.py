@@ -2,14 +2,18 @@
 
 import asyncio
 import gc
+import ssl
 import subprocess
 import sys
+import threading
 import weakref
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
 from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
 
 from postroom.errors import (
     AccessDenied,
@@ -21,6 +25,9 @@ from postroom.errors import (
 )
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.transports import AwsClient, EntryFailure, SendResult, default_client
+from postroom.transports.aws import connection
+from postroom.transports.aws.conditions import Endpoint
+from postroom.transports.aws.signing import Scope
 from unit.transports.fake_sqs import FakeSqs, Request, error, reply, resets, says
 
 
@@ -290,9 +297,40 @@ async def test_use_before_opening_shows_the_line_to_write() -> None:
     assert repr(client) == "AwsClient(region='eu-central-1', endpoint_url=None, not open)"
 
 
-async def test_who_is_cancelled_while_it_opens_leaves_it_to_the_others(sqs: FakeSqs) -> None:
+@pytest.fixture
+def slow_session(monkeypatch: pytest.MonkeyPatch) -> AioSession:
+    """Give a session whose credentials come over the network, so that opening a client takes a while."""
+    session = AioSession()
+    find = session.get_credentials
+
+    async def find_slowly() -> Any:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return await find()
+
+    monkeypatch.setattr(session, "get_credentials", find_slowly)
+    return session
+
+
+async def test_who_enters_while_it_opens_waits_for_it(
+    sqs: FakeSqs, slow_session: AioSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five users at once open one botocore client."""
+    make = mock.Mock(wraps=slow_session.create_client)
+    monkeypatch.setattr(slow_session, "create_client", make)
+    client = sqs.client(session=slow_session)
+
+    async def use() -> None:
+        async with client:
+            await client.queue("orders")
+
+    await asyncio.gather(*(use() for _ in range(5)))
+    assert make.call_count == 1
+
+
+async def test_who_is_cancelled_while_it_opens_leaves_it_to_the_others(sqs: FakeSqs, slow_session: AioSession) -> None:
     """The opener's cancellation closes nothing under those who wait."""
-    client = sqs.client()
+    client = sqs.client(session=slow_session)
 
     async def use() -> str:
         async with client:
@@ -308,6 +346,51 @@ async def test_who_is_cancelled_while_it_opens_leaves_it_to_the_others(sqs: Fake
         await first
     with pytest.raises(ClosedError):
         await client.queue("orders")
+
+
+async def test_the_last_to_go_closes_even_if_it_never_came_in(sqs: FakeSqs, slow_session: AioSession) -> None:
+    """Who is cancelled while waiting, after the opener has left, is the last user."""
+    client = sqs.client(session=slow_session)
+
+    async def wait_and_enter() -> None:
+        async with client:
+            pytest.fail("it was cancelled before it could enter")
+
+    async def open_and_leave() -> None:
+        async with client:
+            second.cancel()
+
+    first = asyncio.create_task(open_and_leave(), name="first")
+    second = asyncio.create_task(wait_and_enter(), name="second")
+    await first
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    with pytest.raises(ClosedError):
+        await client.queue("orders")
+
+
+async def test_a_client_closed_while_it_decides_gets_no_hot_path(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TLS context is made in a thread; what comes back too late is not kept."""
+    closed, asked = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow_tls() -> ssl.SSLContext:
+        loop.call_soon_threadsafe(asked.set)
+        closed.wait(10)
+        return ssl.create_default_context()
+
+    monkeypatch.setattr(connection, "default_tls", slow_tls)
+    async with sqs.client() as client:
+        opened = client._connection
+        assert opened is not None
+        scope = Scope(host="localhost", region="us-east-1", service="sqs", user_agent="postroom")
+        endpoint = Endpoint(host="localhost", port=1, secure=True, scope=scope)
+        monkeypatch.setattr(opened, "_capture", mock.Mock(endpoint=endpoint, objections=()))
+        deciding = asyncio.create_task(opened.settle_path(), name="deciding")
+        await asked.wait()
+    closed.set()
+    await deciding
+    assert not opened.statistics().hot_path
 
 
 async def test_everything_in_one_loop_shares_the_default_client() -> None:
@@ -341,9 +424,9 @@ async def test_the_default_client_survives_its_closing(monkeypatch: pytest.Monke
             await client.queue("orders")
 
 
-def test_one_client_can_be_used_in_one_loop_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_client_can_be_used_in_one_loop_after_the_other(slow_session: AioSession) -> None:
     """Entered anew in another event loop, it has nothing left of the first."""
-    client = AwsClient(endpoint_url="http://127.0.0.1:9", max_attempts=1)
+    client = AwsClient(endpoint_url="http://127.0.0.1:9", session=slow_session)
 
     async def use() -> None:
         async def enter() -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiobotocore.awsrequest import AioAWSResponse
@@ -356,6 +357,30 @@ async def test_a_request_with_further_headers_keeps_it_off(session: AioSession) 
         await client.get_queue_attributes(QueueUrl="https://sqs.us-east-1.amazonaws.com/1/q")
     assert capture.endpoint is None
     assert capture.objections == ("requests carry further headers (x-mine)",)
+
+
+@pytest.mark.parametrize(
+    ("signing", "objection"),
+    [
+        ({"region": "eu-west-9", "signing_name": "other"}, ()),
+        ({"request_credentials": object()}, ("the signature is special",)),
+        ({"identity_cache": object(), "cache_key": "k"}, ("the signature is special",)),
+    ],
+)
+def test_what_botocore_says_about_the_signature_counts(signing: dict[str, Any], objection: tuple[str, ...]) -> None:
+    """An endpoint rule may name region and service; credentials of a request's own are not the session's."""
+    events = mock.Mock()
+    capture = Capture(events)
+    look = events.register.call_args.args[1]
+    request = AWSRequest("POST", "https://sqs.us-east-1.amazonaws.com/", data=b"{}")
+    request.headers["X-Amz-Target"] = "AmazonSQS.GetQueueUrl"
+    request.headers["Content-Type"] = "application/x-amz-json-1.0"
+    request.context = {"signing": signing}
+    look(request=request, signing_name="sqs", region_name="us-east-1", signature_version="v4", operation_name="X")
+    assert capture.objections == objection
+    if not objection:
+        assert capture.endpoint is not None
+        assert (capture.endpoint.scope.region, capture.endpoint.scope.service) == ("eu-west-9", "other")
 
 
 async def test_the_decision_is_made_once_for_queues_opened_at_once(
