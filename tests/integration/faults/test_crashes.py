@@ -1,6 +1,6 @@
 """``kill -9`` of the consumer at random times while a producer runs, then the ledger: nothing lost, nobody else's.
 
-POSTROOM_KILLS says how many kills (2 in the test suite; ``make crashes`` does 50).
+POSTROOM_KILLS says how many kills (2 in the test suite).
 """
 
 import asyncio
@@ -38,7 +38,7 @@ async def _produce(site: Site, sent: list[tuple[str, str]], rng: Random) -> None
         await asyncio.sleep(0.03)
 
 
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(120 + 30 * KILLS)
 async def test_killed_at_random_times_it_loses_nothing(site: Site) -> None:
     """At least once, in the tenant's own database, and once for nearly all of them."""
     rng = Random(2026)
