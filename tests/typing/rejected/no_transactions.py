@@ -1,0 +1,28 @@
+"""Transactions that both checkers must refuse: the resources have no inbox, or another one."""
+# ruff: noqa: D103 - the names say what is wrong
+
+from postroom import MessageContext, Transactional
+from postroom.datasources import SqliteDatabase
+
+
+class Pool: ...
+
+
+class Order: ...
+
+
+async def no_inbox(order: Order, ctx: MessageContext[str, Pool]) -> None:
+    ctx.transaction()  # E: mypy(misc) pyright(reportAttributeAccessIssue) pyright(reportUnknownMemberType)
+
+
+async def no_resources(order: Order, ctx: MessageContext[str]) -> None:
+    ctx.transaction()  # E: mypy(misc) pyright(reportAttributeAccessIssue) pyright(reportUnknownMemberType)
+
+
+async def key_of_another_type(order: Order, ctx: MessageContext[str, SqliteDatabase]) -> None:
+    ctx.transaction(key=17)  # E: mypy(arg-type) pyright(reportArgumentType)
+
+
+async def not_what_it_yields(order: Order, ctx: MessageContext[str, Transactional[int]]) -> None:
+    async with ctx.transaction() as tx:
+        tx.upper()  # E: mypy(attr-defined) pyright(reportAttributeAccessIssue) pyright(reportUnknownMemberType)
