@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -164,7 +165,7 @@ async def cycle(client: Client, url: str, size: int) -> int:
 async def throughput(server: Server, *, clients: int, backlog: int, size: int, seconds: float) -> tuple[float, float]:
     """Return messages per second that were sent, received and deleted, and the server's CPU ms per 1,000 of them."""
     connections = [await Client.connect(server.port) for _ in range(clients)]
-    name = f"bench-{backlog}-{size}"
+    name = f"bench-{uuid.uuid4().hex[:8]}"
     created = await connections[0].call("CreateQueue", {"QueueName": name})
     url = created["QueueUrl"]
     await fill(connections[0], url, backlog)
@@ -214,9 +215,13 @@ async def row(label: str, options: argparse.Namespace, **kind: Any) -> None:
         print(f"{label}: idle {idle:.0f} MB; wake-up of a parked poll p50 {p50:.2f} ms, p99 {p99:.2f}, max {worst:.2f}")
         for backlog in options.backlogs:
             for size in (10, 1):
-                rate, cpu = await throughput(
-                    server, clients=options.clients, backlog=backlog, size=size, seconds=options.seconds
-                )
+                runs = [
+                    await throughput(
+                        server, clients=options.clients, backlog=backlog, size=size, seconds=options.seconds
+                    )
+                    for _ in range(options.repeat)
+                ]
+                rate, cpu = max(runs)
                 calls = f"batches of {size}" if size > 1 else "single calls"
                 print(
                     f"{label} | backlog {backlog:>7,} | {calls:<13} | {rate:>8,.0f} messages/s "
@@ -227,7 +232,7 @@ async def row(label: str, options: argparse.Namespace, **kind: Any) -> None:
 async def main(options: argparse.Namespace) -> None:
     """Measure, and print."""
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-          f"{options.clients} clients, {options.seconds} s each")  # fmt: skip
+          f"{options.clients} clients, best of {options.repeat} x {options.seconds} s")  # fmt: skip
     await row("postroom local", options)
     if options.persist:
         with tempfile.TemporaryDirectory() as folder:
@@ -239,6 +244,7 @@ async def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--repeat", type=int, default=1, help="measure so often, and show the best, on a busy machine")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--backlogs", type=int, nargs="+", default=[100, 10_000, 100_000])
     parser.add_argument("--persist", action="store_true", help="measure with --persist as well")
