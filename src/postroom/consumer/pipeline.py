@@ -384,7 +384,8 @@ class Pipeline:
         delay = exponential(self._settings.retry, job.message.receive_count, self._rng)
         if isinstance(error, ResourceOpenError):
             delay = max(delay, error.retry_after)
-        _log.warning("Message %s is held for %.3g s: %s", job.message.id, delay, error)
+        text = "Resource provisioning failed for message %s: %s; it is held here for %.3g s"
+        _log.warning(text, job.message.id, error, delay)
         now = asyncio.get_running_loop().time()
         job.begun = job.started = False
         self._scheduler.sleep(job.tenant, now + delay)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from postroom.consumer.consumer import Consumer
-from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound
+from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.types import ExitCode, StopReason
 
 _log = logging.getLogger("postroom.consumer")
@@ -72,6 +72,9 @@ async def _serve(consumers: tuple[Consumer[Any, Any], ...], *, freeze: bool) -> 
         if freeze:
             gc.unfreeze()
     for problem in problems:
+        if isinstance(problem, TransportError) and not isinstance(problem, _NOT_AS_CONFIGURED):
+            _log.critical("Stopped: %s", problem)  # its text says what to check; a traceback would hide it
+            return ExitCode.FATAL
         if not isinstance(problem, _NOT_AS_CONFIGURED):
             _log.critical("Stopped by an error", exc_info=problem)
             return ExitCode.FATAL
