@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness soak replay fuzz conformance docs fmt clean
+.PHONY: help demo test check bench fairness soak replay crashes mutants fuzz conformance docs fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,12 @@ soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--
 
 replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
+
+crashes: $(STAMP)  ## kill -9 a consumer fifty times, then check the ledger (about ten minutes)
+	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py
+
+mutants: $(STAMP)  ## plant defects in the consumer and see that each is found
+	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
 
 fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz
