@@ -103,7 +103,7 @@ class Core:
             self.table.idle[entry] = None
         elif entry.state is State.DRAINING and not entry.busy:
             self._close(entry, entry.reason or Reason.CAPACITY, now)
-        if self.line:
+        if self.demands:  # nobody stands in line without one
             self._serve(now)
 
     def suspect(self, entry: Entry, now: float) -> None:

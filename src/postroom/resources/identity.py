@@ -19,8 +19,8 @@ from typing import Any, Final, cast
 Identity = Hashable
 """A key as its type, the types of its fields, and its value: equal only if all three are."""
 
-_FORGET_AFTER: Final = 1_024
-"""Types and field-type combinations remembered; a program has a handful, an attack may have many."""
+_MOST_KNOWN: Final = 1_024
+"""Types, and combinations of field types, known by a tag: a program has a handful, an attack may have many."""
 
 _IMMUTABLE: Final[frozenset[type]] = frozenset({
     str, int, float, bool, bytes, complex, decimal.Decimal, uuid.UUID, dt.date, dt.datetime, dt.time, dt.timedelta,
@@ -40,45 +40,46 @@ Reader = Callable[[Any], Iterable[object]]
 
 
 class Identifier:
-    """Turns keys into identities. Remembers per type how to read its fields, so that a hit stays quick."""
+    """Turns keys into identities. Knows types and combinations of field types by a tag, so that a hit stays quick.
 
-    __slots__ = ("_readers", "_simple")
+    What is known is never forgotten, because identities are made of it; what does not fit any more goes the slow way.
+    """
+
+    __slots__ = ("_types",)
 
     def __init__(self) -> None:
-        self._readers: dict[type, tuple[Reader | None, bool]] = {}
-        self._simple: dict[tuple[type, ...], bool] = {}
+        self._types: dict[type, tuple[Reader | None, dict[tuple[type, ...], object] | None]] = {}
 
     def __call__(self, key: Hashable) -> Identity:
         """Return the identity of ``key``. It is hashable if ``key`` is."""
         kind: type[Any] = type(key)
         try:
-            reader, quick = self._readers[kind]
+            reader, tags = self._types[kind]
         except KeyError:
-            reader, quick = self._learn(kind)
+            reader, tags = self._learn(kind)
+        if tags is None:
+            return Pinned((kind, key if reader is None else _shape_of(key), key))
         if reader is None:
-            return (kind, key) if quick else Pinned((kind, key))
+            return (kind, key)
         fields = reader(key)
         kinds = tuple(map(type, fields))
-        try:
-            simple = self._simple[kinds]
-        except KeyError:
-            simple = self._learn_simple(kinds)
-        if simple and quick:
-            return (kind, kinds, fields)
-        return Pinned((kind, kinds if simple else _shape_of(key), key))
+        tag = tags.get(kinds) or self._tag(tags, kinds)
+        return Pinned((kind, _shape_of(key), key)) if tag is None else (tag, fields)
 
-    def _learn(self, kind: type[Any]) -> tuple[Reader | None, bool]:
-        if len(self._readers) >= _FORGET_AFTER:
-            self._readers.clear()
+    def _learn(self, kind: type[Any]) -> tuple[Reader | None, dict[tuple[type, ...], object] | None]:
         reader = _reader_of(kind)
-        learnt = self._readers[kind] = reader, (kind in _IMMUTABLE if reader is None else _is_plain_record(kind))
+        quick = kind in _IMMUTABLE if reader is None else _is_plain_record(kind)
+        if len(self._types) >= _MOST_KNOWN:
+            return reader, None
+        learnt = self._types[kind] = reader, ({} if quick else None)
         return learnt
 
-    def _learn_simple(self, kinds: tuple[type, ...]) -> bool:
-        if len(self._simple) >= _FORGET_AFTER:
-            self._simple.clear()
-        simple = self._simple[kinds] = _IMMUTABLE.issuperset(kinds)
-        return simple
+    @staticmethod
+    def _tag(tags: dict[tuple[type, ...], object], kinds: tuple[type, ...]) -> object | None:
+        if len(tags) >= _MOST_KNOWN or not _IMMUTABLE.issuperset(kinds):
+            return None
+        tag = tags[kinds] = object()
+        return tag
 
 
 class Pinned:

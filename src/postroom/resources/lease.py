@@ -126,7 +126,7 @@ class LeaseScope(Generic[R_co]):
         if self._lease is not None:
             raise RuntimeError("this lease() is in use: call pool.lease() anew for each `async with`")
         context, timeout = self._arguments
-        lease: Lease[R_co] = await self._pool.acquire(context, timeout=timeout)
+        lease: Lease[R_co] = self._pool.try_lease(context) or await self._pool.acquire(context, timeout=timeout)
         self._lease = lease
         return lease.resource
 
@@ -140,6 +140,10 @@ class LeaseScope(Generic[R_co]):
 
 class Acquiring(Protocol):
     """What a scope needs of a pool."""
+
+    def try_lease(self, context: Any) -> Lease[Any] | None:
+        """Lease without waiting."""
+        ...
 
     async def acquire(self, context: Any, *, timeout: float | None = None) -> Lease[Any]:
         """Wait for a lease."""

@@ -164,21 +164,39 @@ def test_a_context_that_is_changed_afterwards_cannot_become_another_tenant() -> 
     class Careless:
         name: str
 
-    context = Careless("a")
-    identity = Identifier()(context)
-    context.name = "b"
-    assert identity == Identifier()(Careless("a"))
-    assert identity != Identifier()(Careless("b"))
-
-
-def test_what_is_remembered_of_types_is_bounded() -> None:
-    """Contexts of ever new types do not fill the memory."""
     identify = Identifier()
-    for number in range(3_000):
-        identify(type(f"T{number}", (), {})())
-        identify((type(f"U{number}", (), {})(),))
-    assert len(identify._readers) <= 1_024
-    assert len(identify._simple) <= 1_024
+    context = Careless("a")
+    identity = identify(context)
+    context.name = "b"
+    assert identity == identify(Careless("a"))
+    assert identity != identify(Careless("b"))
+
+
+def test_what_is_known_of_types_is_bounded() -> None:
+    """Contexts of ever new types do not fill the memory, and are told apart all the same."""
+    identify = Identifier()
+    kinds = [type(f"T{number}", (), {}) for number in range(3_000)]
+    keys = [kind() for kind in kinds]
+    first = [identify(key) for key in keys]
+    assert [identify(key) for key in keys] == first
+    assert len(set(first)) == 3_000
+    assert len(identify._types) <= 1_024
+    late = Tenant("a", "b")
+    assert identify(late) == identify(Tenant("a", "b"))
+    assert identify(late) != identify(Other("a", "b"))
+    assert identify(Tenant(1)) != identify(Tenant(True))
+
+
+def test_what_is_known_of_field_types_is_bounded() -> None:
+    """Tuples of ever new shapes do not fill the memory either."""
+    identify = Identifier()
+    keys = [tuple(int(digit) if digit == "1" else digit for digit in f"{number:012b}") for number in range(3_000)]
+    first = [identify(key) for key in keys]
+    assert [identify(key) for key in keys] == first
+    assert len(set(first)) == 3_000
+    tags = identify._types[tuple][1]
+    assert tags is not None
+    assert len(tags) <= 1_024
 
 
 @pytest.mark.parametrize(
