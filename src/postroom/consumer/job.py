@@ -28,6 +28,7 @@ class Job(Ticket):
         "context_error",
         "delivery",
         "payload",
+        "probe",
         "since",
         "started",
         "task",
@@ -47,6 +48,8 @@ class Job(Ticket):
         """The loop time at which it got its slot."""
         self.begun = False
         """Whether its task runs. One that is cancelled before would never get to its own clean-up."""
+        self.probe = False
+        """Whether its tenant's handlers failed so often that nothing else of it is tried until this one ends."""
         self.started = False
         """Whether its handler was called."""
         self.cancellation: Cancellation | None = None

@@ -233,6 +233,7 @@ class Run(Generic[C, R]):
         return ConsumerStatistics(
             received=self._intake.received,
             succeeded=self._pipeline.succeeded,
+            duplicates=self._pipeline.duplicates,
             failed=dict(self._pipeline.failed),
             settled=self._settler.counts(),
             settlement_failures=self._settler.failures,

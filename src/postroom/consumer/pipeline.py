@@ -116,6 +116,7 @@ class Pipeline:
         while (job := self._scheduler.grant(now)) is not None:
             job.since = now
             if self._faults.open and self._faults.until(job.tenant):
+                job.probe = True
                 self._scheduler.sleep(job.tenant, math.inf)  # this one is the probe, and the only one
             if job.turn is not None:
                 if not job.turn.done():
@@ -196,6 +197,7 @@ class Pipeline:
         try:
             job.turn = asyncio.get_running_loop().create_future()
             self._scheduler.resume(job)
+            self._end_probe(job)  # its lane sleeps behind it: let it be granted its slot again, as the probe
             self.dispatch()
             await job.turn
         except BaseException:
@@ -300,6 +302,7 @@ class Pipeline:
         now = asyncio.get_running_loop().time()
         rejection = self._faults.failed(job.tenant, job.message.id, error, now)
         if until := self._faults.until(job.tenant):
+            job.probe = False
             self._scheduler.wake(job.tenant)
             self._scheduler.sleep(job.tenant, until)
         return rejection if self._settings.ack is AckMode.ON_SUCCESS else None
@@ -388,8 +391,15 @@ class Pipeline:
         _log.warning(text, job.message.id, error, delay)
         now = asyncio.get_running_loop().time()
         job.begun = job.started = False
+        self._end_probe(job)
         self._scheduler.sleep(job.tenant, now + delay)
         self._scheduler.put_back(job, seconds=now - job.since)
+
+    def _end_probe(self, job: Job) -> None:
+        """Let the next message of a broken tenant be the probe: this one ended without telling anything."""
+        if job.probe:
+            job.probe = False
+            self._scheduler.wake(job.tenant)
 
     def _leave(self, job: Job) -> None:
         self._settler.leave(job.delivery)
@@ -405,6 +415,7 @@ class Pipeline:
 
     def _free_slot(self, job: Job) -> None:
         self.jobs.pop(job.delivery, None)
+        self._end_probe(job)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         if job.state is not State.WAITING:  # it is held: it will be granted another slot, and another task
             self._scheduler.finish(job, seconds=asyncio.get_running_loop().time() - job.since)

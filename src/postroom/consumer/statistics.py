@@ -18,6 +18,8 @@ class ConsumerStatistics:
     """Messages received, repeated receives included."""
     succeeded: int = 0
     """Handlers that returned."""
+    duplicates: int = 0
+    """Messages whose handlers found, in the inbox, that they were handled before."""
     failed: Mapping[str, int]
     """Failed messages by the name of the error's type, such as ``ContextError``."""
     settled: Mapping[Settlement, int]
