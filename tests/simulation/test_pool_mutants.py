@@ -1,5 +1,8 @@
 """The oracles see: every wrong pool is caught within a bounded number of schedules."""
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 from simulation.pool_mutants import MUTANTS
@@ -9,6 +12,13 @@ SEEDS = 2_000
 
 # Wrong pools leave things behind, and each says so in its own way.
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _collect() -> Iterator[None]:
+    """Collect what a wrong pool left while its warnings are still ignored."""
+    yield
+    gc.collect()
 
 
 def first_catch() -> int | None:
