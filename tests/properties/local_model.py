@@ -161,7 +161,9 @@ class QueueMachine(RuleBasedStateMachine):
         """Receive: the same messages, in the same order, with the same counts."""
         expected = self.expected_receive(queue, limit, VISIBILITY if visibility is None else visibility)
         received = self.driver.receive(queue, limit, visibility)
-        assert [(body, count) for body, _, count in received] == [(item.body, item.receives) for item in expected]
+        found = [(body, count) for body, _, count in received]
+        wanted = [(item.body, item.receives) for item in expected]
+        assert found == wanted, f"received {found}, the model says {wanted}"
         for item, (_, handle, _) in zip(expected, received, strict=True):
             item.handles.append((queue, handle))
             self.used.append((item, queue, handle))
@@ -216,4 +218,5 @@ class QueueMachine(RuleBasedStateMachine):
             hidden = [item for item in items if item.visible_at > self.now]
             flying = sum(item.receives > 0 for item in hidden)
             expected = (len(items) - len(hidden), flying, len(hidden) - flying)
-            assert self.driver.counts(queue) == expected
+            counts = self.driver.counts(queue)
+            assert counts == expected, f"{queue}: {counts}, the model says {expected}"

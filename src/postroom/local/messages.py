@@ -56,6 +56,8 @@ class Stored(msgspec.Struct, array_like=True, gc=False):
     """Its latest receive ended by a visibility timeout of 0, not by time."""
     order: int = 0
     """Growing with every time it became available: the order of standard queues."""
+    due: int = 0
+    """Which of its entries among the queue's deadlines counts; the others are stale."""
 
 
 _LAYOUT = struct.Struct(">QQI")

@@ -274,8 +274,8 @@ class LocalQueue:
         """Let happen what is due: delays and visibility timeouts end, messages expire. Returns the expired ones."""
         limit = now + INSTANT
         while self._due and self._due[0][0] <= limit:
-            when, _, message = heappop(self._due)
-            if message.visible_at != when:
+            _, tie, message = heappop(self._due)
+            if message.due != tie:
                 continue
             if message.state is State.IN_FLIGHT:
                 self.land(message, now)
@@ -309,6 +309,7 @@ class LocalQueue:
 
     def _push_due(self, message: Stored) -> None:
         self._tie += 1
+        message.due = self._tie
         heappush(self._due, (message.visible_at, self._tie, message))
         if len(self._due) > 64 + 2 * (self.delayed + self.in_flight):
             self._due = [entry for entry in self._due if _is_due(entry)]
@@ -325,5 +326,5 @@ class LocalQueue:
 
 def _is_due(entry: tuple[float, int, Stored]) -> bool:
     """Whether an entry still says when its message becomes available."""
-    when, _, message = entry
-    return message.visible_at == when and message.state in {State.DELAYED, State.IN_FLIGHT}
+    _, tie, message = entry
+    return message.due == tie and message.state in {State.DELAYED, State.IN_FLIGHT}
