@@ -4,7 +4,7 @@ import pytest
 
 from simulation.pool_schedules import run_pool_schedule
 
-SEEDS = 3_000
+SEEDS = 2_500
 SLICE = 250
 
 
