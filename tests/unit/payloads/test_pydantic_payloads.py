@@ -208,7 +208,7 @@ def test_values_beyond_json_are_refused_without_a_path() -> None:
     assert "input should be a finite number" in str(refuse(Item, '{"sku": "a", "amount": NaN}'))
 
 
-@pytest.mark.parametrize("payload_type", [Mixed, dict[str, "Nowhere"] | Item], ids=repr)  # type: ignore[name-defined] # noqa: F821 - that is what is tested
+@pytest.mark.parametrize("payload_type", [Mixed, dict[str, "Nowhere"] | Item])  # type: ignore[name-defined] # noqa: F821 - that is what is tested
 def test_a_type_without_a_schema_is_refused_at_registration(payload_type: Any) -> None:
     """The ConfigurationError comes before any message, and says what pydantic misses."""
     with pytest.raises(ConfigurationError, match="pydantic cannot decode"):

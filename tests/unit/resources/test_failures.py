@@ -39,7 +39,6 @@ def raised_from(cause: BaseException) -> Exception:
         ExceptionGroup("both", [LookupError(), PermissionError()]),
         ConfigurationError("wrong provider"),
     ],
-    ids=repr,
 )
 def test_trying_again_cannot_help_here(error: BaseException) -> None:
     """Unknown tenants and refused credentials are permanent, wrapped or not."""
@@ -57,7 +56,6 @@ def test_trying_again_cannot_help_here(error: BaseException) -> None:
         DriverError(42),
         ExceptionGroup("one of each", [LookupError(), OSError()]),
     ],
-    ids=repr,
 )
 def test_anything_else_may_pass(error: BaseException) -> None:
     """What is not known to last is transient."""
@@ -92,7 +90,6 @@ def test_broken_connections_make_a_resource_suspect(error: BaseException) -> Non
 @pytest.mark.parametrize(
     "error",
     [ValueError("the handler's own"), DriverError("23505"), DriverError("57014"), OSError("disk full"), KeyError("x")],
-    ids=repr,
 )
 def test_a_handlers_own_failure_is_not_the_resources(error: BaseException) -> None:
     """A unique violation or a bug says nothing about the connection."""

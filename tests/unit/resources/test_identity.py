@@ -81,7 +81,6 @@ def same(one: Any, other: Any) -> bool:
         ((), ()),
         (uuid.UUID(int=1), uuid.UUID(int=1)),
     ],
-    ids=repr,
 )
 def test_equal_contexts_are_one_tenant(one: Any, other: Any) -> None:
     """Two contexts made separately with the same fields share a resource."""
@@ -114,7 +113,6 @@ def test_equal_contexts_are_one_tenant(one: Any, other: Any) -> None:
         (Tenant("a"), Tenant("a\x00")),
         (Tenant(b"a"), Tenant("a")),
     ],
-    ids=repr,
 )
 def test_what_a_provider_could_tell_apart_is_two_tenants(one: Any, other: Any) -> None:
     """Delimiters, types, unicode forms: none of them joins two contexts."""
@@ -218,7 +216,6 @@ def test_what_is_known_of_field_types_is_bounded() -> None:
         (object(), "<object>"),
         ("", ""),
     ],
-    ids=repr,
 )
 def test_a_key_is_shown_on_one_clean_line(context: object, shown: str) -> None:
     """Fields are joined by a colon; what could forge a log line is escaped."""
