@@ -182,6 +182,8 @@ def measure(bench: Bench, peers: list[Peer], options: argparse.Namespace, *, tls
                 continue
             samples.setdefault(peer.name, []).append(Sample(run, start))
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+        if number + 1 < options.rounds and options.verbose:
+            show(rows(samples), markdown=options.markdown)
     return samples
 
 
@@ -267,6 +269,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="consumers whose names begin so, separated by commas")
     parser.add_argument("--transport", choices=("both", "tls", "plain"), default="both")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="show the table after every round")
     options = parser.parse_args()
     pinned = shutil.which("taskset") is not None and (os.cpu_count() or 1) > 1
     print(f"{platform.platform()}, {os.cpu_count()} CPUs; worker and stub {'pinned' if pinned else 'not pinned'}; "
