@@ -204,7 +204,6 @@ def tenant_of(message: Message) -> str:
 
 def simulate(case: Case) -> Outcome:
     """Run one case and return what it showed."""
-    logging.getLogger("postroom").setLevel(logging.CRITICAL)
 
     async def main() -> Outcome:
         fair = FairPolicy(lag=case.lag)
@@ -212,8 +211,13 @@ def simulate(case: Case) -> Outcome:
             broker.create_queue("orders", {"VisibilityTimeout": "60"})
             return await _run(case, broker)
 
-    with scheduled_by(case.policy):
-        return run_virtual(main(), limit=10_000)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with scheduled_by(case.policy):
+            return run_virtual(main(), limit=10_000)
+    finally:
+        logging.disable(before)
 
 
 async def _run(case: Case, broker: LocalBroker) -> Outcome:
