@@ -273,7 +273,6 @@ MUTANTS = (
     Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _wakes_nobody), 76),
     Mutant("takes every refusal for a loss", _swap(Heartbeat, "_refused", _refuses_for_good), 2),
     Mutant("leaves the heartbeat running", _swap(lifecycle.Run, "_end_heartbeat", lambda _: _nothing_later), 0),
-    Mutant("forgets nothing at stop", _swap(Settler, "abandon", lambda _: _nothing_later), 133),
     Mutant("does not flush", _swap(Settler, "drain", lambda _: _nothing_later), 17),
 )
 
