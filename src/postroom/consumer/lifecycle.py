@@ -1,6 +1,7 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -168,6 +169,7 @@ class Run(Generic[C, R]):
         )
         self._polls: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
+        self._early_recall: asyncio.Task[None] | None = None
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._cancelled = 0
@@ -268,6 +270,14 @@ class Run(Generic[C, R]):
     async def _return_unstarted(self) -> None:
         self._pipeline.close()
         await self._intake.close()
+        if self._parking.total:  # what is parked has not started either
+            self._early_recall = asyncio.create_task(self._recall_at_once(), name="postroom-recall-at-stop")
+
+    async def _recall_at_once(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.shutdown.flush):
+                await self._settler.drain()
+                self._parking.recall_all()
 
     async def _drain_handlers(self) -> None:
         if not self._tasks():
@@ -308,6 +318,8 @@ class Run(Generic[C, R]):
         await self._recall_parked()
 
     async def _recall_parked(self) -> None:
+        if self._early_recall is not None:
+            await asyncio.wait([self._early_recall])
         try:
             async with asyncio.timeout(self.settings.shutdown.flush):
                 await self._parking.close()

@@ -74,11 +74,14 @@ class Parking:
         self._settler.give_back(delivery, Settlement.DEFERRED, delay=self._rng.uniform(*_DELAY))
         self._parked.append((now, now + _DELAY[0], delivery))
 
-    def recall(self, count: int) -> None:
-        """Make the messages parked longest visible again, because there is room for them after all."""
+    def recall(self, count: int, *, settled: float = _SETTLED) -> None:
+        """Make the messages parked longest visible again, because there is room for them after all.
+
+        Those parked less than ``settled`` seconds ago stay: their own change may not have reached SQS.
+        """
         now = self._clock()
         handles: list[str] = []
-        while self._parked and len(handles) < count and self._parked[0][0] + _SETTLED <= now:
+        while self._parked and len(handles) < count and self._parked[0][0] + settled <= now:
             _, until, delivery = self._parked.popleft()
             # One that may be visible again already could be with somebody else by now.
             if until > now + 1.0:
@@ -87,6 +90,10 @@ class Parking:
             task = asyncio.create_task(self._show(handles[start : start + MAX_BATCH]), name="postroom-recall-parked")
             self._recalls.add(task)
             task.add_done_callback(self._recalls.discard)
+
+    def recall_all(self) -> None:
+        """Make everything that is parked visible again. Their own changes must have been answered."""
+        self.recall(len(self._parked), settled=0.0)
 
     async def close(self) -> None:
         """Let everything that is still parked be seen at once: another consumer may have time for it.

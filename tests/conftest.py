@@ -1,0 +1,19 @@
+"""What every test leaves behind: nothing in the loggers."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """Start each test with loggers that are heard, and undo what it does to them."""
+    logging.disable(logging.NOTSET)
+    root, ours = logging.getLogger(), logging.getLogger("postroom")
+    levels, handlers = (root.level, ours.level), list(root.handlers)
+    yield
+    logging.disable(logging.NOTSET)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    root.handlers[:] = handlers
