@@ -6,8 +6,9 @@ what it raises is logged and goes no further. No event is made when nobody obser
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from postroom.message import Message
 from postroom.types import Settlement, StopReason
@@ -15,28 +16,24 @@ from postroom.types import Settlement, StopReason
 _log = logging.getLogger("postroom")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """The base of all events."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerStarted(Event):
+class ConsumerStarted(Event, frozen=True):
     """The consumer polls."""
 
     queue: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerStopping(Event):
+class ConsumerStopping(Event, frozen=True):
     """The consumer was asked to stop."""
 
     queue: str
     reason: StopReason
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerStopped(Event):
+class ConsumerStopped(Event, frozen=True):
     """The consumer stopped: nothing of it runs any more."""
 
     queue: str
@@ -45,8 +42,7 @@ class ConsumerStopped(Event):
     """Handlers that had to be cancelled."""
 
 
-@dataclass(frozen=True, slots=True)
-class PollFailed(Event):
+class PollFailed(Event, frozen=True):
     """A receive failed; the next one follows after ``pause`` seconds."""
 
     queue: str
@@ -54,23 +50,20 @@ class PollFailed(Event):
     pause: float
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived(Event):
+class MessageReceived(Event, frozen=True):
     """A message arrived."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerStarted(Event):
+class HandlerStarted(Event, frozen=True):
     """The handler was called."""
 
     message: Message
     context: Any
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerFinished(Event):
+class HandlerFinished(Event, frozen=True):
     """The handler returned, or raised ``error``, after ``seconds``."""
 
     message: Message
@@ -79,8 +72,7 @@ class HandlerFinished(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True)
-class MessageFailed(Event):
+class MessageFailed(Event, frozen=True):
     """A step failed; the type of ``error`` tells which."""
 
     message: Message
@@ -88,8 +80,7 @@ class MessageFailed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSettled(Event):
+class MessageSettled(Event, frozen=True):
     """What became of the message; for ``ACKED`` SQS has confirmed the delete."""
 
     message: Message
@@ -98,16 +89,14 @@ class MessageSettled(Event):
     """Seconds until it is visible again, where it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResourceOpened(Event):
+class ResourceOpened(Event, frozen=True):
     """A provider entered."""
 
     key: Hashable
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ResourceOpenFailed(Event):
+class ResourceOpenFailed(Event, frozen=True):
     """A provider failed; the key is left alone for ``retry_after`` seconds."""
 
     key: Hashable
@@ -116,8 +105,7 @@ class ResourceOpenFailed(Event):
     retry_after: float
 
 
-@dataclass(frozen=True, slots=True)
-class ResourceClosed(Event):
+class ResourceClosed(Event, frozen=True):
     """A provider left; ``error`` is what it raised in leaving, which does not stop anything."""
 
     key: Hashable

@@ -79,8 +79,8 @@ class Registry(Generic[C]):
 class Provider(Generic[C, R]):
     """A provider of resources: call it with a context for an async context manager of that context's resources.
 
-    :meth:`pool` makes a pool of it that counts its connections and checks its health. Passed to a consumer as it is,
-    each resource counts as 1 in the pool's budget, and none is checked.
+    :meth:`pool` makes a pool of it that counts its connections and checks its health; so does a consumer that it is
+    passed to as it is. A ``ResourcePool(provider)`` of your own counts each resource as 1, and checks none.
     """
 
     enter: Callable[[C], AbstractAsyncContextManager[R]] = field(repr=False)

@@ -1,64 +1,56 @@
 """What the core decides and the pool does: plain values, carried out in order after the state has changed."""
 
-from dataclasses import dataclass
+import msgspec
 
 from postroom.resources.entries import Entry, Waiter
 from postroom.resources.refusals import Refusal
 
 
-@dataclass(slots=True, frozen=True)
-class Open:
+class Open(msgspec.Struct, frozen=True):
     """Start the owner task of an entry."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class CallOff:
+class CallOff(msgspec.Struct, frozen=True):
     """Cancel the owner task of an entry that is still being opened."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     """Let the owner task leave the provider."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """Start the health check of an entry."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class StopCheck:
+class StopCheck(msgspec.Struct, frozen=True):
     """Cancel the health check of an entry: nobody wants to know any more."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """Hand a lease to a waiter. It is counted already: if the waiter is gone, it has to be given back."""
 
     entry: Entry
     waiter: Waiter
 
 
-@dataclass(slots=True, frozen=True)
-class TurnAway:
+class TurnAway(msgspec.Struct, frozen=True):
     """Refuse a waiter."""
 
     waiter: Waiter
     refusal: Refusal
 
 
-@dataclass(slots=True, frozen=True)
-class WakeAt:
+class WakeAt(msgspec.Struct, frozen=True):
     """Ask the core again at this time."""
 
     when: float

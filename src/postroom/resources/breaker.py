@@ -7,8 +7,9 @@ records are forgotten first, and all of them once they are old.
 import random
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from postroom.options import OpenBackoff
 from postroom.resources.identity import Identity
@@ -17,8 +18,7 @@ TRIP_AFTER: Final = 5
 """Keys that must fail on one host, with no success in between, before the host is left alone."""
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct):
     """What is remembered of one key that failed, or is not trusted."""
 
     context: Any
@@ -102,11 +102,10 @@ class Cooling:
         return record
 
 
-@dataclass(slots=True)
-class Host:
+class Host(msgspec.Struct):
     """What is known of one host."""
 
-    failed: set[Identity] = field(default_factory=set[Identity])
+    failed: set[Identity] = msgspec.field(default_factory=set[Identity])
     """Keys that failed since the last success. One tenant that fails often counts once."""
     running: int = 0
     window: int = TRIP_AFTER

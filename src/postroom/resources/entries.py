@@ -3,9 +3,10 @@
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from postroom.resources.identity import Identity
 
@@ -134,8 +135,7 @@ class Demand:
         self.sequence = 0
 
 
-@dataclass(slots=True, frozen=True)
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True):
     """What an ``acquire()`` asks for."""
 
     identity: Identity

@@ -5,9 +5,10 @@ it out and asks again, until there is no step.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+
+import msgspec
 
 from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
@@ -18,58 +19,50 @@ MOST_OVERTAKES: Final = 16
 """How often lighter demands may pass one that the budget cannot serve yet."""
 
 
-@dataclass(slots=True, frozen=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Open what is demanded. The overtaken ones waited longer, but ask for more than there is."""
 
     demand: Demand
     overtaken: tuple[Demand, ...] = ()
 
 
-@dataclass(slots=True, frozen=True)
-class Revive:
+class Revive(msgspec.Struct, frozen=True):
     """Hand out the entry that was draining for others: it is its key's turn again."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class Evict:
+class Evict(msgspec.Struct, frozen=True):
     """Close this idle entry: its budget is needed."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class Drain:
+class Drain(msgspec.Struct, frozen=True):
     """Lease this busy entry no more: others have waited long for its budget."""
 
     entry: Entry
 
 
-@dataclass(slots=True, frozen=True)
-class Park:
+class Park(msgspec.Struct, frozen=True):
     """Step aside: the host admits no more opens for now."""
 
     demand: Demand
 
 
-@dataclass(slots=True, frozen=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """Give up: the key, or its host, failed meanwhile."""
 
     demand: Demand
 
 
-@dataclass(slots=True, frozen=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """Forget it: nobody waits for it and nothing needs to be replaced any more."""
 
     demand: Demand
 
 
-@dataclass(slots=True, frozen=True)
-class LookAgain:
+class LookAgain(msgspec.Struct, frozen=True):
     """Nothing to do before this time."""
 
     at: float
@@ -78,8 +71,7 @@ class LookAgain:
 Step = Start | Revive | Evict | Drain | Park | Refuse | Drop | LookAgain
 
 
-@dataclass(slots=True, frozen=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """What the decision looks at."""
 
     line: Line
@@ -102,8 +94,7 @@ class View:
         return self.max_opens - self.table.opens
 
 
-@dataclass(slots=True)
-class _Supply:
+class _Supply(msgspec.Struct):
     """What is left for those further back in the line."""
 
     free: int

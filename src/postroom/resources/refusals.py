@@ -1,8 +1,9 @@
 """Why a lease is refused, and the error that says so. Every waiter gets an instance of its own."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from postroom.errors import (
     ClosedError,
@@ -18,8 +19,7 @@ class Unhealthy(Exception):
     """The health check of a new resource failed. Stays inside the pool: waiters get ``ResourceUnhealthyError``."""
 
 
-@dataclass(slots=True, frozen=True)
-class OpenFailed:
+class OpenFailed(msgspec.Struct, frozen=True):
     """The provider failed while this call waited for it."""
 
     key: Hashable
@@ -44,8 +44,7 @@ class OpenFailed:
         return error
 
 
-@dataclass(slots=True, frozen=True)
-class StillCooling:
+class StillCooling(msgspec.Struct, frozen=True):
     """The key failed so recently that it is left alone."""
 
     key: Hashable
@@ -65,8 +64,7 @@ class StillCooling:
         )
 
 
-@dataclass(slots=True, frozen=True)
-class HostDown:
+class HostDown(msgspec.Struct, frozen=True):
     """So many keys of the host failed that the host is left alone."""
 
     key: Hashable
@@ -82,8 +80,7 @@ class HostDown:
         )
 
 
-@dataclass(slots=True, frozen=True)
-class TooLate:
+class TooLate(msgspec.Struct, frozen=True):
     """The deadline of the lease passed while it waited for an open, a check or its host."""
 
     key: Hashable
@@ -97,8 +94,7 @@ class TooLate:
         )
 
 
-@dataclass(slots=True, frozen=True)
-class Exhausted:
+class Exhausted(msgspec.Struct, frozen=True):
     """The deadline of the lease passed while it waited for budget or an opening."""
 
     key: Hashable
@@ -112,8 +108,7 @@ class Exhausted:
         )
 
 
-@dataclass(slots=True, frozen=True)
-class PoolClosed:
+class PoolClosed(msgspec.Struct, frozen=True):
     """The pool was closed while this call waited."""
 
     name: str
