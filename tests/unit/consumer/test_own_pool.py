@@ -18,7 +18,7 @@ def test_a_datasource_counts_its_connections_and_is_checked_in_the_consumers_own
             checked.append(database)
             return True
 
-        provider = Provider[Tenant, Database](Databases(), weight=4, check=check)
+        provider = Provider(Databases(), weight=4, check=check)
         orders = Consumer("orders", context=Tenant, resources=provider, client=world.client)
 
         @orders.handler
