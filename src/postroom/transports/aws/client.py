@@ -1,58 +1,17 @@
 """The SQS client that consumers share."""
 
 import asyncio
-import os
-import sys
 import weakref
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, Self, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
-from postroom.options import MAX_WAIT
-from postroom.transports.aws import conditions, wire
-from postroom.transports.aws.connection import ClientStatistics, Connection
-from postroom.transports.aws.errors import translate
-from postroom.transports.aws.queue import AwsQueue
+from postroom.errors import ClosedError, NotOpenError
+from postroom.transports.aws.settings import ClientSettings
+from postroom.transports.aws.statistics import ClientStatistics
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    region: str | None
-    endpoint_url: str | None
-    profile: str | None
-    session: Any
-    config: Any
-    verify: bool | str | None
-    connections: int
-    connect_timeout: float
-    read_timeout: float
-    max_attempts: int
-    hot_path: bool
-
-    def __post_init__(self) -> None:
-        if self.connections < 1:
-            raise ConfigurationError(f"AwsClient(connections=...) takes a whole number from 1; got {self.connections}")
-        if self.max_attempts < 1:
-            raise ConfigurationError(
-                f"AwsClient(max_attempts=...) counts the first attempt too, so at least 1; got {self.max_attempts}"
-            )
-        if self.session is not None and self.profile is not None:
-            raise ConfigurationError("AwsClient(profile=...) has no effect on a session: make the session with it")
-        if self.endpoint_url is not None and urlsplit(self.endpoint_url).username is not None:
-            raise ConfigurationError("AwsClient(endpoint_url=...) takes no user name or password: requests are signed")
-        _check_read_timeout(self.read_timeout)
-
-
-def _check_read_timeout(seconds: float) -> None:
-    if not seconds > MAX_WAIT:
-        raise ConfigurationError(
-            f"AwsClient(read_timeout=...) must be above {MAX_WAIT} s, the longest long poll "
-            f"(sqs-short-and-long-polling.html): a poll that times out here strands its messages; got {seconds:g}"
-        )
+if TYPE_CHECKING:
+    from postroom.transports.aws.connection import Connection
+    from postroom.transports.aws.queue import AwsQueue
 
 
 class AwsClient:
@@ -98,7 +57,7 @@ class AwsClient:
         max_attempts: int = 3,
         hot_path: bool = True,
     ) -> None:
-        self._settings = _Settings(
+        self._settings = ClientSettings(
             region=region,
             endpoint_url=endpoint_url,
             profile=profile,
@@ -121,7 +80,10 @@ class AwsClient:
         try:
             async with self._opening:
                 if self._connection is None:
-                    self._connection = await _open(self._settings)
+                    # What speaks to AWS is loaded by who opens a client, not by who imports the package.
+                    from postroom.transports.aws.opening import open_connection  # noqa: PLC0415
+
+                    self._connection = await open_connection(self._settings)
         except BaseException:
             await self._leave()
             raise
@@ -144,7 +106,7 @@ class AwsClient:
         self._opening = asyncio.Lock()  # the next event loop needs one of its own
         await connection.aclose()
 
-    async def queue(self, name: str) -> AwsQueue:
+    async def queue(self, name: str) -> "AwsQueue":
         """Open a queue by name, URL or ARN: find its URL and read its attributes once.
 
         A name or an ARN needs the permissions ``sqs:GetQueueUrl`` and ``sqs:GetQueueAttributes``, a URL the second
@@ -156,16 +118,9 @@ class AwsClient:
             NotOpenError, ClosedError: it was called outside of ``async with client:``.
         """
         connection = self._opened()
-        subject = f"queue {wire.name_of(name)!r}"
-        url = name if "://" in name else await _find_url(connection, name, subject)
-        info = await connection.call(
-            "GetQueueAttributes",
-            wire.attribute_parameters(url),
-            lambda answer: wire.queue_info_of(url, wire.read_attributes(answer)),
-            subject=subject,
-        )
-        await connection.settle_path()
-        return AwsQueue(connection, info)
+        from postroom.transports.aws.opening import open_queue  # noqa: PLC0415 - loaded by now
+
+        return await open_queue(connection, name)
 
     def statistics(self) -> ClientStatistics:
         """Return a snapshot of what the client has done since it was opened.
@@ -175,7 +130,7 @@ class AwsClient:
         """
         return self._opened().statistics()
 
-    def _opened(self) -> Connection:
+    def _opened(self) -> "Connection":
         if self._connection is not None:
             return self._connection
         if self._was_open:
@@ -186,96 +141,6 @@ class AwsClient:
         state = "open" if self._connection is not None else "not open"
         settings = self._settings
         return f"AwsClient(region={settings.region!r}, endpoint_url={settings.endpoint_url!r}, {state})"
-
-
-async def _find_url(connection: Connection, name: str, subject: str) -> str:
-    parameters: wire.Parameters = {"QueueName": wire.name_of(name)}
-    if name.startswith("arn:"):
-        parameters["QueueOwnerAWSAccountId"] = _account_of(name)
-    return await connection.call("GetQueueUrl", parameters, lambda answer: str(answer["QueueUrl"]), subject=subject)
-
-
-def _account_of(arn: str) -> str:
-    parts = arn.split(":")
-    if len(parts) != 6 or parts[2] != "sqs":
-        raise ConfigurationError(f"not the ARN of a queue (arn:aws:sqs:<region>:<account>:<name>): {arn!r}")
-    return parts[4]
-
-
-async def _open(settings: _Settings) -> Connection:
-    async with AsyncExitStack() as stack:
-        try:
-            session = _session_of(settings)
-            sqs = await stack.enter_async_context(
-                session.create_client(
-                    "sqs",
-                    region_name=_region_of(settings, session),
-                    endpoint_url=settings.endpoint_url,
-                    verify=settings.verify,
-                    config=_config_of(settings),
-                )
-            )
-            credentials = await session.get_credentials()
-        except PostroomError:
-            raise
-        except ValueError as error:  # botocore's word for an endpoint that is not a URL
-            raise ConfigurationError(f"opening the SQS client: {error}") from error
-        except Exception as error:
-            raise translate(error, operation="opening the SQS client") from error
-        _check_read_timeout(sqs.meta.config.read_timeout)
-        against = _objections(settings, session, sqs, credentials)
-        return Connection(sqs, credentials, stack.pop_all(), calls=settings.connections, objections=against)
-
-
-def _objections(settings: _Settings, session: Any, sqs: Any, credentials: Any) -> list[str]:
-    if not settings.hot_path:
-        return ["AwsClient(hot_path=False)"]
-    found = list(conditions.objections(session, sqs, verify=settings.verify))
-    if credentials is None:
-        found.append("there are no credentials")
-    return found
-
-
-def _session_of(settings: _Settings) -> Any:
-    # Importing aiobotocore takes most of a second: only who opens a client pays for it.
-    from aiobotocore.session import AioSession  # noqa: PLC0415
-
-    if settings.session is None:
-        return AioSession(profile=settings.profile)
-    if isinstance(settings.session, AioSession):
-        return settings.session
-    raise ConfigurationError(
-        f"AwsClient(session=...) takes an aiobotocore.session.AioSession; got {type(settings.session).__name__}"
-    )
-
-
-def _region_of(settings: _Settings, session: Any) -> str | None:
-    # botocore alone among the SDKs does not know AWS_REGION, which ECS, Lambda and people set.
-    region: str | None = settings.region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
-    return region
-
-
-def _config_of(settings: _Settings) -> Any:
-    from aiobotocore.config import AioConfig  # noqa: PLC0415
-
-    given = cast("dict[str, Any]", vars(settings.config)) if settings.config is not None else {}
-    lost_in_merging = ("connector_args", "http_session_cls")  # by older versions of aiobotocore
-    options: dict[str, Any] = {
-        **{name: given[name] for name in lost_in_merging if name in given},
-        "retries": {"mode": "standard", "total_max_attempts": settings.max_attempts},
-        "max_pool_connections": 2 * settings.connections,
-        "connect_timeout": settings.connect_timeout,
-        "read_timeout": settings.read_timeout,
-        "parameter_validation": False,
-        "user_agent": _user_agent(),
-    }
-    ours: Any = AioConfig(**options)
-    return ours if settings.config is None else ours.merge(settings.config)
-
-
-def _user_agent() -> str:
-    python = ".".join(map(str, sys.version_info[:3]))
-    return f"postroom/{version('postroom')} aiobotocore/{version('aiobotocore')} python/{python}"
 
 
 _shared: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[AwsClient]]] = (

@@ -4,7 +4,6 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -14,6 +13,7 @@ from postroom.transports.aws.conditions import Capture, Endpoint
 from postroom.transports.aws.errors import translate
 from postroom.transports.aws.hot_path import HotPath, log
 from postroom.transports.aws.http import HttpPool
+from postroom.transports.aws.statistics import ClientStatistics
 from postroom.transports.aws.wire import Parameters
 
 T = TypeVar("T")
@@ -27,22 +27,6 @@ _METHODS: Final = {
     "GetQueueAttributes": "get_queue_attributes",
 }
 _LONGEST_BACKOFF: Final = 20.0  # seconds between two attempts in botocore's standard retry mode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientStatistics:
-    """What a client has done since it was opened, as far as the hot path is concerned."""
-
-    hot_path: bool
-    """Whether receives, batch deletes and visibility batches take the hot path."""
-    objections: tuple[str, ...]
-    """What speaks against it; empty too as long as no queue was opened, which decides."""
-    hot_calls: int
-    """Calls that it answered."""
-    hot_misses: int
-    """Calls that it tried and left to the ordinary client."""
-    hot_connections: int
-    """Connections that it has now."""
 
 
 class Connection:
