@@ -2,68 +2,73 @@
 
 For each message it resolves a typed context (whose message is this?), leases that context's typed resources (their
 real database), decodes and validates the payload, calls the handler, and settles the message.
+
+A name is imported when it is first used, so that the import of the package costs next to nothing.
 """
 
-from postroom.consumer import (
-    CallNext,
-    Consumer,
-    ConsumerStatistics,
-    Failure,
-    MessageContext,
-    Middleware,
-    Tenants,
-    TenantState,
-    TenantStatus,
-    current_message,
-    run,
-    serve,
-)
-from postroom.errors import (
-    AccessDenied,
-    AlreadyHandled,
-    ClosedError,
-    ConfigurationError,
-    ContextError,
-    DecodeError,
-    HandlerTimeout,
-    InvalidReceiptHandle,
-    InvalidRequest,
-    MessageError,
-    MissingAttribute,
-    NotOpenError,
-    OwnershipLost,
-    PayloadError,
-    PoolExhaustedError,
-    PostroomError,
-    QueueNotFound,
-    Reject,
-    ResourceError,
-    ResourceOpenError,
-    ResourceUnhealthyError,
-    Retry,
-    ServiceUnavailable,
-    Throttled,
-    TransportError,
-    ValidationError,
-)
-from postroom.message import Message, MessageAttribute, OutgoingMessage
-from postroom.options import (
-    Concurrency,
-    Faults,
-    OpenBackoff,
-    Polling,
-    PoolLimits,
-    PoolTimeouts,
-    RetryPolicy,
-    Shutdown,
-    Visibility,
-)
-from postroom.payloads import attribute
-from postroom.resources import Lease, PoolStatistics, ResourcePool
-from postroom.transactions import Transactional
-from postroom.transports import AwsClient
-from postroom.types import AckMode, ExitCode, Settlement, StopReason
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
+if TYPE_CHECKING:
+    from postroom.consumer import (
+        CallNext,
+        Consumer,
+        ConsumerStatistics,
+        Failure,
+        MessageContext,
+        Middleware,
+        Tenants,
+        TenantState,
+        TenantStatus,
+        current_message,
+        run,
+        serve,
+    )
+    from postroom.errors import (
+        AccessDenied,
+        AlreadyHandled,
+        ClosedError,
+        ConfigurationError,
+        ContextError,
+        DecodeError,
+        HandlerTimeout,
+        InvalidReceiptHandle,
+        InvalidRequest,
+        MessageError,
+        MissingAttribute,
+        NotOpenError,
+        OwnershipLost,
+        PayloadError,
+        PoolExhaustedError,
+        PostroomError,
+        QueueNotFound,
+        Reject,
+        ResourceError,
+        ResourceOpenError,
+        ResourceUnhealthyError,
+        Retry,
+        ServiceUnavailable,
+        Throttled,
+        TransportError,
+        ValidationError,
+    )
+    from postroom.message import Message, MessageAttribute, OutgoingMessage
+    from postroom.options import (
+        Concurrency,
+        Faults,
+        OpenBackoff,
+        Polling,
+        PoolLimits,
+        PoolTimeouts,
+        RetryPolicy,
+        Shutdown,
+        Visibility,
+    )
+    from postroom.payloads import attribute
+    from postroom.resources import Lease, PoolStatistics, ResourcePool
+    from postroom.transactions import Transactional
+    from postroom.transports import AwsClient
+    from postroom.types import AckMode, ExitCode, Settlement, StopReason
 __all__ = [
     "AccessDenied",
     "AckMode",
@@ -126,3 +131,32 @@ __all__ = [
     "run",
     "serve",
 ]
+
+_HOMES: Final = {
+    "consumer": (
+        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Tenants TenantState "
+        "TenantStatus current_message run serve"
+    ),
+    "message": "Message MessageAttribute OutgoingMessage",
+    "options": "Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
+    "payloads": "attribute",
+    "resources": "Lease PoolStatistics ResourcePool",
+    "transactions": "Transactional",
+    "transports": "AwsClient",
+    "types": "AckMode ExitCode Settlement StopReason",
+}
+"""Where names are found that are not errors."""
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+if not TYPE_CHECKING:  # to whom it would say that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"postroom.{_HOME_OF.get(name, 'errors')}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__
