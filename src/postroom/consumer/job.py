@@ -6,7 +6,6 @@ from enum import Enum
 from typing import Any
 
 from postroom.errors import ContextError
-from postroom.message import Message
 from postroom.scheduling import Ticket
 from postroom.settlement import Delivery
 
@@ -27,6 +26,7 @@ class Job(Ticket):
         "context",
         "context_error",
         "delivery",
+        "message",
         "payload",
         "probe",
         "since",
@@ -38,6 +38,8 @@ class Job(Ticket):
     def __init__(self, delivery: Delivery, tenant: Hashable, group: str | None, context: Any) -> None:
         super().__init__(tenant, group)
         self.delivery = delivery
+        self.message = delivery.message
+        """The message as it was received."""
         self.context = context
         self.context_error: ContextError | None = None
         self.payload: Any = None
@@ -53,11 +55,6 @@ class Job(Ticket):
         self.started = False
         """Whether its handler was called."""
         self.cancellation: Cancellation | None = None
-
-    @property
-    def message(self) -> Message:
-        """The message as it was received."""
-        return self.delivery.message
 
     def cancel(self, reason: Cancellation) -> None:
         """Cancel the task that works on it, if there is one and it has begun."""

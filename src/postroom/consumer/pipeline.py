@@ -86,6 +86,7 @@ class Pipeline:
         on_blocked: Callable[[], None],
         on_group_back: Callable[[str], None],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._decode = decode
         self._pool = pool
@@ -110,9 +111,10 @@ class Pipeline:
         self.failed: Counter[str] = Counter()
         """Failures by the name of their error's type."""
 
-    def dispatch(self) -> None:
-        """Give every free slot away."""
-        now = asyncio.get_running_loop().time()
+    def dispatch(self, now: float | None = None) -> None:
+        """Give every free slot away. ``now`` is for a caller who knows the time already."""
+        if now is None:
+            now = self._loop.time()
         while (job := self._scheduler.grant(now)) is not None:
             job.since = now
             if self._faults.open and self._faults.until(job.tenant):
@@ -123,7 +125,7 @@ class Pipeline:
                     job.turn.set_result(None)
                 continue
             self.jobs[job.delivery] = job
-            job.task = asyncio.create_task(self.process(job), name=f"postroom-message-{job.message.id}")
+            job.task = self._loop.create_task(self.process(job), name=f"postroom-message-{job.message.id}")
         if (wake := self._scheduler.next_wake()) is not None:
             self._dispatch_at(wake)
 
@@ -132,7 +134,7 @@ class Pipeline:
         if self._waking is None or self._waking.when() > when or self._waking.cancelled():
             if self._waking is not None:
                 self._waking.cancel()
-            self._waking = asyncio.get_running_loop().call_at(when, self._woken)
+            self._waking = self._loop.call_at(when, self._woken)
 
     def _woken(self) -> None:
         self._waking = None
@@ -189,13 +191,13 @@ class Pipeline:
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._scheduler.suspend(job, now=now, seconds=now - job.since)
         self._on_blocked()
         self.dispatch()
         lease = await pool.acquire(job.context)
         try:
-            job.turn = asyncio.get_running_loop().create_future()
+            job.turn = self._loop.create_future()
             self._scheduler.resume(job)
             self._end_probe(job)  # its lane sleeps behind it: let it be granted its slot again, as the probe
             self.dispatch()
@@ -216,29 +218,26 @@ class Pipeline:
         job.started = True
         ctx = MessageContext(job.message, job.context, resources, _Settling(self._settler, job, self._settings))
         enter_message(ctx)
-        if not self._observers:
-            await self._call_handler(job, ctx)
-            return
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        error: BaseException | None = None
-        self._observers.tell(HandlerStarted(job.message, job.context))
         try:
-            await self._call_handler(job, ctx)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._observers.tell(HandlerFinished(job.message, job.context, loop.time() - started, error))
-
-    async def _call_handler(self, job: Job, ctx: MessageContext[Any, Any]) -> None:
-        try:
-            await self._handle(job.payload, ctx)
+            await (self._observed(job, ctx) if self._observers else self._handle(job.payload, ctx))
         except BaseExceptionGroup as group:  # of a handler with a TaskGroup
             duplicates, failures = group.split(AlreadyHandled)
             if duplicates is None:
                 raise
             raise (failures or AlreadyHandled()) from None
+
+    async def _observed(self, job: Job, ctx: MessageContext[Any, Any]) -> None:
+        """Call the handler, and tell the observers of it."""
+        started = self._loop.time()
+        error: BaseException | None = None
+        self._observers.tell(HandlerStarted(job.message, job.context))
+        try:
+            await self._handle(job.payload, ctx)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._observers.tell(HandlerFinished(job.message, job.context, self._loop.time() - started, error))
 
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
@@ -299,7 +298,7 @@ class Pipeline:
         """Count a failure of the handler against its tenant and its message; return a rejection if that is poison."""
         if not job.started or self._settings.resolver is None or self._closing:
             return None
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         rejection = self._faults.failed(job.tenant, job.message.id, error, now)
         if until := self._faults.until(job.tenant):
             job.probe = False
@@ -389,7 +388,7 @@ class Pipeline:
             delay = max(delay, error.retry_after)
         text = "Resource provisioning failed for message %s: %s; it is held here for %.3g s"
         _log.warning(text, job.message.id, error, delay)
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         job.begun = job.started = False
         self._end_probe(job)
         self._scheduler.sleep(job.tenant, now + delay)
@@ -414,12 +413,14 @@ class Pipeline:
             self._on_group_back(job.group)
 
     def _free_slot(self, job: Job) -> None:
+        now = self._loop.time()
         self.jobs.pop(job.delivery, None)
-        self._end_probe(job)
+        if job.probe:
+            self._end_probe(job)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         if job.state is not State.WAITING:  # it is held: it will be granted another slot, and another task
-            self._scheduler.finish(job, seconds=asyncio.get_running_loop().time() - job.since)
-        self.dispatch()
+            self._scheduler.finish(job, seconds=now - job.since)
+        self.dispatch(now)
         self._on_slot_free()
 
 
