@@ -64,7 +64,7 @@ class Model:
         if what == "receive":
             assert isinstance(value, int)
             first = len(self.deliveries)
-            fresh = [Delivery(message(first + n), received_at=now, visibility=TIMEOUT) for n in range(value)]
+            fresh = [Delivery.of(message(first + n), received_at=now, visibility=TIMEOUT) for n in range(value)]
             self.deliveries += fresh
             self.owned_until.update({each.receipt_handle: now + TIMEOUT for each in fresh})
             self.heartbeat.cover(fresh)

@@ -199,10 +199,10 @@ class Intake:
         try:
             tenant = self._tenant_of(message, found)
         except ContextError as error:
-            job = Job(delivery, UNRESOLVED, group, None)
+            job = Job(UNRESOLVED, group, delivery=delivery, message=message)
             job.context_error = error
         else:
-            job = Job(delivery, tenant, group, found)
+            job = Job(tenant, group, delivery=delivery, message=message, context=found)
         if self._is_surplus(job):
             self._parking.park(delivery)
         else:

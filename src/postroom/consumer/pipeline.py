@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 from random import Random
 from typing import Any
 
+import msgspec
+
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.faults import FaultWatch
 from postroom.consumer.job import Cancellation, Job
@@ -424,16 +426,13 @@ class Pipeline:
         self._on_slot_free()
 
 
-class _Settling:
+class _Settling(msgspec.Struct, eq=False):
     """What stands behind ``ctx.ack()`` and ``ctx.retry()`` of one message."""
 
-    __slots__ = ("_job", "_settings", "_settler", "transactions")
-
-    def __init__(self, settler: Settler, job: Job, settings: Settings[Any, Any]) -> None:
-        self.transactions = 0
-        self._settler = settler
-        self._job = job
-        self._settings = settings
+    _settler: Settler
+    _job: Job
+    _settings: Settings[Any, Any]
+    transactions: int = 0
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic
 
+import msgspec
 from typing_extensions import TypeVar
 
 NOWHERE = -1
@@ -23,18 +24,15 @@ class State(Enum):
     DONE = "done"
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One piece of work of one tenant, optionally of one message group. Subclass it to carry the work itself."""
 
-    __slots__ = ("charge", "group", "lane", "state", "tenant")
-
-    def __init__(self, tenant: Hashable, group: str | None = None) -> None:
-        self.tenant = tenant
-        self.group = group
-        self.state = State.WAITING
-        self.lane: Lane[Any] | None = None
-        self.charge = 0.0
-        """The seconds that its lane was charged for it when it got its slot."""
+    tenant: Hashable
+    group: str | None = None
+    state: State = State.WAITING
+    lane: "Lane[Any] | None" = None
+    charge: float = 0.0
+    """The seconds that its lane was charged for it when it got its slot."""
 
 
 T = TypeVar("T", bound=Ticket, default=Ticket)

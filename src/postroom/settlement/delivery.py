@@ -1,49 +1,44 @@
 """One receive of a message, from the moment it is ours until it is not."""
 
 import math
+from typing import Self
+
+import msgspec
 
 from postroom.message import Message
 from postroom.types import Settlement
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """A received message and what is known of our hold on it.
 
     Only a local clock tells who owns a message: SQS answers success when a message is deleted with an expired
     receipt handle, and deletes nothing.
     """
 
-    __slots__ = (
-        "beating",
-        "covered",
-        "deadline",
-        "due_with",
-        "lost",
-        "message",
-        "receipt_handle",
-        "received_at",
-        "receives",
-        "settlement",
-    )
+    message: Message
+    receipt_handle: str
+    """Of the newest receive."""
+    received_at: float
+    deadline: float
+    """The loop time at which it is visible to others, unless an extension is confirmed before."""
+    covered: bool = False
+    """Whether the heartbeat extends it."""
+    beating: bool = False
+    """Whether an extension of it is on its way to SQS."""
+    due_with: "list[Delivery] | None" = None
+    """The deliveries that the heartbeat looks at next together with this one, itself included."""
+    lost: bool = False
+    """Whether the deadline passed: whatever is done with the message now is not ours to do."""
+    settlement: Settlement | None = None
+    """What was decided to become of it; None while nobody has."""
+    renewal: Message | None = None
+    """The newest receive, where that is not the first."""
 
-    def __init__(self, message: Message, *, received_at: float, visibility: float) -> None:
-        self.message = message
-        self.receipt_handle = message.receipt_handle
-        self.receives = message.receive_count
-        """Which receive the receipt handle is of, as SQS counts them."""
-        self.received_at = received_at
-        self.deadline = received_at + visibility
-        """The loop time at which it is visible to others, unless an extension is confirmed before."""
-        self.covered = False
-        """Whether the heartbeat extends it."""
-        self.beating = False
-        """Whether an extension of it is on its way to SQS."""
-        self.due_with: list[Delivery] | None = None
-        """The deliveries that the heartbeat looks at next together with this one, itself included."""
-        self.lost = False
-        """Whether the deadline passed: whatever is done with the message now is not ours to do."""
-        self.settlement: Settlement | None = None
-        """What was decided to become of it; None while nobody has."""
+    @classmethod
+    def of(cls, message: Message, *, received_at: float, visibility: float) -> Self:
+        """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
+        return cls(message, message.receipt_handle, received_at, received_at + visibility)
 
     @property
     def may_be_renewed(self) -> bool:
@@ -55,9 +50,9 @@ class Delivery:
 
         The answers of two receives may arrive in the wrong order; then there is nothing to take over.
         """
-        if message.receive_count < self.receives:
+        if message.receive_count < (self.renewal or self.message).receive_count:
             return
-        self.receives = message.receive_count
+        self.renewal = message
         self.receipt_handle = message.receipt_handle
         self.received_at = received_at
         self.deadline = received_at + visibility
@@ -66,3 +61,6 @@ class Delivery:
         """Return the whole seconds to ask for now; 0 when the longest total is reached."""
         left = self.received_at + max_extension - now
         return max(0, min(math.ceil(timeout), math.floor(left)))
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.message.id!r}, {self.settlement})"

@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import msgspec
+
 from postroom.errors import OwnershipLost, PostroomError, TransportError
 from postroom.events import MessageSettled, Observers
 from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -30,16 +32,13 @@ _OWNERSHIP_LOST = "OwnershipLost"
 OpenQueue = Callable[[], Awaitable[Queue | None]]
 
 
-class _Entry:
+class _Entry(msgspec.Struct, eq=False):
     """One decision on its way to SQS."""
 
-    __slots__ = ("delay", "delivery", "sent_handle", "waiter")
-
-    def __init__(self, delivery: Delivery, delay: float = 0.0, waiter: asyncio.Future[None] | None = None) -> None:
-        self.delivery = delivery
-        self.delay = delay
-        self.waiter = waiter
-        self.sent_handle = ""
+    delivery: Delivery
+    delay: float = 0.0
+    waiter: asyncio.Future[None] | None = None
+    sent_handle: str = ""
 
 
 class Settler:
@@ -98,7 +97,7 @@ class Settler:
             if known is not None and known.may_be_renewed:
                 known.renew(message, received_at=now, visibility=timeout)
                 continue
-            delivery = Delivery(message, received_at=now, visibility=timeout)
+            delivery = Delivery.of(message, received_at=now, visibility=timeout)
             self._held[message.id] = delivery
             fresh.append(delivery)
         if fresh:

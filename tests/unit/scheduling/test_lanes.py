@@ -7,14 +7,15 @@ import pytest
 from postroom.scheduling import Pace, Scheduler, State, Ticket
 
 
-class Work(Ticket):
+class Work(Ticket, eq=False):
     """A ticket with a name."""
 
-    __slots__ = ("name",)
+    name: str = ""
 
-    def __init__(self, name: str, *, group: str | None = None) -> None:
-        super().__init__(name.rstrip("0123456789"), group)
-        self.name = name
+
+def work(name: str, *, group: str | None = None) -> Work:
+    """Make a ticket; its name without the digits is its tenant."""
+    return Work(name.rstrip("0123456789"), group, name=name)
 
 
 def scheduler(
@@ -22,7 +23,7 @@ def scheduler(
 ) -> tuple[Scheduler[Work], dict[str, Work]]:
     """Make a scheduler that holds the named tickets; a name without its digits is its tenant."""
     made = Scheduler[Work](total=total, per_tenant=per_tenant, reserved=reserved)
-    tickets = {name: Work(name) for name in names}
+    tickets = {name: work(name) for name in names}
     for ticket in tickets.values():
         made.add(ticket)
     return made, tickets
@@ -70,7 +71,7 @@ def test_a_slot_is_freed_per_message() -> None:
 def test_a_message_group_has_one_in_flight_and_keeps_its_order() -> None:
     """The second message of a group waits for the first, other groups do not."""
     made = Scheduler[Work](total=10, per_tenant=10)
-    first, second, other = Work("a1", group="g"), Work("a2", group="g"), Work("a3", group="h")
+    first, second, other = work("a1", group="g"), work("a2", group="g"), work("a3", group="h")
     for ticket in (first, second, other):
         made.add(ticket)
     assert granted(made) == ["a1", "a3"]
@@ -81,7 +82,7 @@ def test_a_message_group_has_one_in_flight_and_keeps_its_order() -> None:
 def test_a_group_goes_on_with_another_tenant() -> None:
     """A group whose messages belong to two tenants is still served one at a time."""
     made = Scheduler[Work](total=10, per_tenant=10)
-    first, second = Work("a1", group="g"), Work("b1", group="g")
+    first, second = work("a1", group="g"), work("b1", group="g")
     made.add(first)
     made.add(second)
     assert granted(made) == ["a1"]
@@ -94,13 +95,13 @@ def test_a_group_goes_on_with_another_tenant() -> None:
 def test_the_rest_of_a_failed_group_is_withdrawn_in_order() -> None:
     """What waits behind a failed message is handed back in order, and the group is free again."""
     made = Scheduler[Work](total=10, per_tenant=10)
-    tickets = [Work(f"a{n}", group="g") for n in range(4)]
+    tickets = [work(f"a{n}", group="g") for n in range(4)]
     for ticket in tickets:
         made.add(ticket)
     assert granted(made) == ["a0"]
     assert [ticket.name for ticket in made.withdraw_group(tickets[0])] == ["a1", "a2", "a3"]
     made.finish(tickets[0])
-    again = Work("a9", group="g")
+    again = work("a9", group="g")
     made.add(again)
     assert granted(made) == ["a9"]
 
@@ -108,7 +109,7 @@ def test_the_rest_of_a_failed_group_is_withdrawn_in_order() -> None:
 def test_only_the_head_withdraws_its_group() -> None:
     """A ticket that is not the head of a group, or has none, withdraws nothing."""
     made = Scheduler[Work](total=10, per_tenant=10)
-    head, behind, single = Work("a1", group="g"), Work("a2", group="g"), Work("a3")
+    head, behind, single = work("a1", group="g"), work("a2", group="g"), work("a3")
     for ticket in (head, behind, single):
         made.add(ticket)
     assert made.withdraw_group(behind) == []
@@ -162,11 +163,11 @@ def test_a_lane_that_is_blocked_for_long_sheds_its_surplus_newest_first() -> Non
 def test_shedding_takes_a_message_group_along() -> None:
     """What waits behind a shed message goes with it, after it: nothing overtakes."""
     made = Scheduler[Work](total=1, per_tenant=1)
-    blocked = Work("a0")
+    blocked = work("a0")
     made.add(blocked)
     granted(made)
     for number in range(1, 4):
-        made.add(Work(f"a{number}", group="g"))
+        made.add(work(f"a{number}", group="g"))
     made.suspend(blocked, now=0)
     assert [ticket.name for ticket in made.shed(keep=1, blocked_before=0)] == ["a1", "a2", "a3"]
     made.finish(blocked)
@@ -206,9 +207,9 @@ def test_stopping_withdraws_groups_in_order() -> None:
     """Within a message group, the withdrawn tickets keep their order, the waiting head first."""
     made = Scheduler[Work](total=10, per_tenant=10)
     for number in range(3):
-        made.add(Work(f"a{number}", group="g"))
+        made.add(work(f"a{number}", group="g"))
     assert [ticket.name for ticket in made.withdraw_waiting()] == ["a0", "a1", "a2"]
-    made.add(Work("a7", group="g"))
+    made.add(work("a7", group="g"))
     assert granted(made) == ["a7"]
 
 
@@ -216,7 +217,7 @@ def test_no_memory_is_kept_of_tenants_that_left() -> None:
     """A lane and a group exist only while they have work."""
     made = Scheduler[Work](total=10, per_tenant=10)
     for number in range(1000):
-        ticket = Work(f"tenant-{number}-", group=f"g{number}")
+        ticket = work(f"tenant-{number}-", group=f"g{number}")
         made.add(ticket)
         assert made.grant() is ticket
         made.finish(ticket)
@@ -229,7 +230,7 @@ def test_a_ticket_that_was_never_added_is_refused() -> None:
     """Suspending a stranger is an error, not a corrupted count."""
     made = Scheduler[Work](total=1, per_tenant=1)
     with pytest.raises(ValueError, match="never added"):
-        made.suspend(Work("a1"))
+        made.suspend(work("a1"))
 
 
 def test_states_follow_the_life_of_a_ticket() -> None:
@@ -252,7 +253,7 @@ def test_a_tenant_with_slow_handlers_gets_fewer_turns() -> None:
     turns = {"slow": 0, "fast": 0}
     for name in seconds:
         for number in range(200):
-            made.add(Work(f"{name}{number}"))
+            made.add(work(f"{name}{number}"))
     for _ in range(110):
         ticket = made.grant()
         assert ticket is not None
@@ -265,7 +266,7 @@ def test_the_reserve_is_kept_from_tenants_over_their_share() -> None:
     """Noisy tenants together leave it free, and a quiet one finds a slot at once."""
     made, _ = scheduler(*(f"a{n}" for n in range(20)), *(f"b{n}" for n in range(20)), total=10, reserved=2)
     assert len(granted(made)) == 8
-    quiet = Work("c1")
+    quiet = work("c1")
     made.add(quiet)
     assert granted(made) == ["c1"]
 
@@ -274,7 +275,7 @@ def test_a_tenant_that_has_long_been_alone_uses_the_reserve() -> None:
     """Nobody else would: it is work-conserving, until another tenant comes."""
     made = Scheduler[Work](total=4, per_tenant=4, reserved=2)
     for number in range(8):
-        made.add(Work(f"a{number}"))
+        made.add(work(f"a{number}"))
     assert len(granted(made)) == 2
     made._alone = 1_000_000
     assert len(granted(made)) == 2
@@ -284,7 +285,7 @@ def test_caps_may_differ_and_change_at_any_time() -> None:
     """A mapping or a function says who may have more or less; changing it takes effect with the next decision."""
     caps = {"a": 1}
     made = Scheduler[Work](total=10, per_tenant=2, caps=caps)
-    tickets = [Work(f"{name}{number}") for name in "ab" for number in range(5)]
+    tickets = [work(f"{name}{number}") for name in "ab" for number in range(5)]
     for ticket in tickets:
         made.add(ticket)
     assert granted(made) == ["a0", "b0", "b1"]
@@ -298,7 +299,7 @@ def test_a_choice_that_makes_no_sense_is_the_default(choice: Any) -> None:
     """A function of the user's that fails must not stop the consumer."""
     made = Scheduler[Work](total=10, per_tenant=2, caps=choice)
     for number in range(5):
-        made.add(Work(f"a{number}"))
+        made.add(work(f"a{number}"))
     assert granted(made) == ["a0", "a1"]
 
 
@@ -309,7 +310,7 @@ def test_a_newcomer_goes_first_and_the_others_are_not_forgotten() -> None:
     running = [tickets["old0"], tickets["old1"]]
     seen: list[str] = []
     for number in range(34):
-        made.add(Work(f"new{number}-"))
+        made.add(work(f"new{number}-"))
         made.finish(running.pop(0))
         ticket = made.grant()
         assert ticket is not None
@@ -327,7 +328,7 @@ def test_a_returning_tenant_has_neither_credit_nor_debt() -> None:
         assert ticket is not None
         made.finish(ticket, seconds=1.0)
     for number in range(10):
-        made.add(Work(f"b{number}"))
+        made.add(work(f"b{number}"))
     turns: list[str] = []
     for _ in range(10):
         ticket = made.grant()
@@ -379,7 +380,7 @@ def test_a_ticket_that_was_put_back_is_first_in_its_lane_and_waits_until_it_may(
 def test_everything_of_one_tenant_can_be_withdrawn() -> None:
     """What waits comes back, groups in order; other tenants keep theirs."""
     made = Scheduler[Work](total=1, per_tenant=1)
-    tickets = [Work("a1", group="g"), Work("a2", group="g"), Work("a3"), Work("b1")]
+    tickets = [work("a1", group="g"), work("a2", group="g"), work("a3"), work("b1")]
     for ticket in tickets:
         made.add(ticket)
     assert [ticket.name for ticket in made.withdraw("a")] == ["a1", "a2", "a3"]

@@ -30,7 +30,7 @@ class Covered:
         """Make deliveries of one receive and cover them."""
         now = asyncio.get_running_loop().time()
         deliveries = [
-            Delivery(message(first + n), received_at=now, visibility=self.options.timeout) for n in range(count)
+            Delivery.of(message(first + n), received_at=now, visibility=self.options.timeout) for n in range(count)
         ]
         self.heartbeat.cover(deliveries)
         return deliveries
@@ -249,7 +249,7 @@ def test_a_later_receive_with_an_earlier_deadline_wakes_it() -> None:
         async with beating(queue, timeout=100) as covered:
             covered.receive(1)
             await asyncio.sleep(10)
-            early = Delivery(message("early"), received_at=10, visibility=4)
+            early = Delivery.of(message("early"), received_at=10, visibility=4)
             covered.heartbeat.cover([early])
             await asyncio.sleep(3)
         return queue
