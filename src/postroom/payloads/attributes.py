@@ -29,6 +29,8 @@ SAFE_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
 characters, no slash, quote, space or control character, no leading dot. Safe in a log line, a metric label or the
 name of a file; still no proof that such a tenant exists: the provider decides that."""
 
+_MOST_KNOWN: Final = 4_096
+"""Contexts that a resolver keeps; the oldest go first."""
 _NOTE: Final = "attribute"
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
 _NAME: Final = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
@@ -131,14 +133,20 @@ _ABSENT: Final = frozenset({_IS_MISSING, _IS_EMPTY, _IS_BINARY})
 
 
 class AttributeResolver(Generic[T_co]):
-    """Makes a context of a message's attributes. Built by :func:`context_from_attributes`."""
+    """Makes a context of a message's attributes. Built by :func:`context_from_attributes`.
 
-    __slots__ = ("_cls", "_fields", "_unwrap", "names")
+    The contexts made last are kept: equal attributes give the same instance, without another look at each of them.
+    Not so for a class that does something when it is made: that is done for every message.
+    """
+
+    __slots__ = ("_cls", "_fields", "_known", "_sources", "_unwrap", "names")
 
     def __init__(self, cls: type[T_co], fields: tuple[_Field, ...], unwrap: Unwrap | None) -> None:
         self._cls = cls
         self._fields = fields
         self._unwrap = unwrap
+        self._known: dict[tuple[str | None, ...], T_co] | None = {} if _is_plain(cls) else None
+        self._sources = [(field.attribute, field.alternative) for field in fields]
         self.names = tuple(name for field in fields for name in field.attributes)
         """The names of the attributes that are looked at."""
 
@@ -151,13 +159,40 @@ class AttributeResolver(Generic[T_co]):
         """
         if self._unwrap is not None:
             message = self._unwrap(message)
+        known, texts = self._known, None
+        if known is not None and (texts := self._texts(message.message_attributes)) is not None:
+            context = known.get(texts)
+            if context is not None:
+                return context
         values = self._read(message.message_attributes)
         if values is None:
             raise self._problem(message)
-        return self._made(values, message)
+        context = self._made(values, message)
+        if known is not None and texts is not None:
+            if len(known) >= _MOST_KNOWN:
+                del known[next(iter(known))]
+            known[texts] = context
+        return context
+
+    def _texts(self, attributes: Mapping[str, MessageAttribute]) -> tuple[str | None, ...] | None:
+        """Return the attributes' texts, on which alone the context depends; None if they have to be looked at."""
+        texts: list[str | None] = []
+        for attribute, alternative in self._sources:
+            found = attributes.get(attribute)
+            if alternative is not None and (other := attributes.get(alternative)) is not None:
+                if found is not None:
+                    return None
+                found = other
+            if found is None:
+                texts.append(None)
+            elif (text := found.string_value) is None:
+                return None
+            else:
+                texts.append(text)
+        return tuple(texts)
 
     def _read(self, attributes: Mapping[str, MessageAttribute]) -> dict[str, Any] | None:
-        """Return the values of the fields, or None if anything is wrong. One loop: it runs for every message."""
+        """Return the values of the fields, or None if anything is wrong."""
         values: dict[str, Any] = {}
         for name, attribute, alternative, required, (fits, _, convert) in self._fields:
             found = attributes.get(attribute)
@@ -203,6 +238,19 @@ def _sentence(fields: list[_Field], problem: str) -> str:
     if len(names) == 1:
         return f"message attribute {names[0]} is {problem}"
     return f"message attributes {', '.join(names[:-1])} and {names[-1]} are {problem}"
+
+
+def _is_plain(cls: Any) -> bool:
+    """Whether an instance depends on nothing but the arguments: no code of the user's runs when it is made."""
+    if hasattr(cls, "__post_init__"):
+        return False
+    if dataclasses.is_dataclass(cls):
+        code = getattr(vars(cls).get("__init__"), "__code__", None)
+        generated = code is not None and code.co_filename == "<string>" and cls.__new__ is object.__new__
+        return generated and all(field.default_factory is dataclasses.MISSING for field in dataclasses.fields(cls))
+    if issubclass(cls, msgspec.Struct):
+        return all(field.default_factory is msgspec.NODEFAULT for field in msgspec.structs.fields(cls))
+    return bool(cls.__bases__ == (tuple,))  # a NamedTuple, and not a subclass of one
 
 
 def attribute_names(resolver: object) -> tuple[str, ...] | None:

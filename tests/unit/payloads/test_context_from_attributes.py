@@ -290,6 +290,64 @@ def test_what_the_class_itself_refuses_is_a_context_error() -> None:
     assert isinstance(error.__cause__, LookupError)
 
 
+@pytest.mark.parametrize("cls", [Tenant, TenantStruct, TenantTuple])
+def test_equal_attributes_give_the_same_context_and_others_another(cls: type[Any]) -> None:
+    """A context that is known costs no second look, and is never taken for another one's."""
+    resolve = context_from_attributes(cls)
+    known = resolve(message(tenantId="a", region="r"))
+    assert resolve(message(tenant_id="a", region="r", other="x")) is known
+    assert resolve(message(tenantId="b", region="r")).tenant_id == "b"
+    assert resolve(message(tenantId="r", region="a")) == cls("r", "a")
+
+
+def test_what_is_wrong_is_refused_however_much_is_known() -> None:
+    """A Binary attribute is not an absent one, and a second spelling is looked at every time."""
+    resolve = context_from_attributes(TenantStruct)
+    assert resolve(message(tenantId="a")).region == "eu-west-1"
+    assert resolve(message(tenantId="b", region="eu-west-1")).tenant_id == "b"
+    for attributes in ({"tenantId": "a", "region": b"x"}, {"tenantId": "a", "tenant_id": "b"}, {"tenantId": "a b"}):
+        with pytest.raises(ContextError):
+            resolve(message(**attributes))
+
+
+def test_a_class_with_code_of_its_own_runs_it_for_every_message() -> None:
+    """Whether a tenant still exists may be looked up there."""
+    made: list[str] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Looked:
+        tenant: str
+
+        def __post_init__(self) -> None:
+            made.append(self.tenant)
+
+    @dataclasses.dataclass(frozen=True)
+    class Numbered:
+        tenant: str
+        number: int = dataclasses.field(default_factory=lambda: len(made))
+
+    class Sub(TenantTuple):
+        pass
+
+    looked = context_from_attributes(Looked)
+    assert looked(message(tenant="a")) == looked(message(tenant="a"))
+    assert made == ["a", "a"]
+    for cls, names in ((Numbered, {"tenant": "a"}), (Sub, {"tenantId": "a"})):
+        resolve = context_from_attributes(cls)
+        assert resolve(message(**names)) is not resolve(message(**names))
+
+
+def test_the_contexts_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may send cannot fill the memory with tenants that do not exist."""
+    monkeypatch.setattr("postroom.payloads.attributes._MOST_KNOWN", 2)
+    resolve = context_from_attributes(TenantTuple)
+    first = resolve(message(tenantId="1"))
+    for number in ("2", "3"):
+        resolve(message(tenantId=number))
+    assert resolve(message(tenantId="1")) == first
+    assert len(resolve._known or ()) == 2
+
+
 def test_unwrap_comes_first() -> None:
     """The attributes of what was in the envelope are read, not the envelope's."""
     inner = message(tenantId="a", region="r")
