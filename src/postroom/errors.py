@@ -27,6 +27,7 @@ validator's exception behind a ``PayloadError``. No text here contains a payload
 provider's own exception says stays in ``__cause__``, only its type is quoted.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 
@@ -99,6 +100,7 @@ class ResourceOpenError(ResourceError):
         context: Any,
         permanent: bool = False,
         retry_after: float = 0.0,
+        host: Hashable | None = None,
         message_id: str | None = None,
     ) -> None:
         super().__init__(text, context=context, message_id=message_id)
@@ -106,6 +108,8 @@ class ResourceOpenError(ResourceError):
         """True when trying again soon cannot help: an unknown tenant, wrong credentials."""
         self.retry_after = retry_after
         """Seconds until the pool tries again."""
+        self.host = host
+        """The host that is left alone, where that is the reason: it concerns every context on it."""
 
 
 class ResourceUnhealthyError(ResourceOpenError):

@@ -16,6 +16,8 @@ from postroom.resources.identity import Identity
 
 TRIP_AFTER: Final = 5
 """Keys that must fail on one host, with no success in between, before the host is left alone."""
+PROBE_PART: Final = 1 / 30
+"""Between two probes of a host, at the most this part of the time for which it has been down."""
 
 
 class Record(msgspec.Struct):
@@ -74,6 +76,12 @@ class Cooling:
         record.verify = True
         record.until = max(record.until, now)
 
+    def excuse(self, identity: Identity, now: float) -> None:
+        """Take the last failure of a key back: it told about its host."""
+        record = self._records[identity]
+        record.failures -= 1
+        record.until = now
+
     def forget(self, identity: Identity) -> None:
         """Drop what is remembered: the open succeeded, or somebody repaired the tenant."""
         self._records.pop(identity, None)
@@ -110,7 +118,8 @@ class Host(msgspec.Struct):
     running: int = 0
     window: int = TRIP_AFTER
     """Opens at once. Small until the host has proved itself, so that a dead one is found out cheaply."""
-    trips: int = 0
+    down_since: float = 0.0
+    """When the breaker opened, if it is not closed."""
     until: float = 0.0
     """Not 0.0: the breaker is open until then, and half open after it."""
     probe_until: float = 0.0
@@ -175,7 +184,6 @@ class Hosts:
             return
         host.window = (TRIP_AFTER if host.until else host.window) + 1
         host.failed.clear()
-        host.trips = 0
         host.until = 0.0
 
     def failed(self, name: Hashable, identity: Identity, now: float, *, probe: bool) -> bool:
@@ -188,8 +196,12 @@ class Hosts:
             return False
         host.failed.clear()
         host.window = TRIP_AFTER
-        host.trips += 1
-        ceiling = min(self._backoff.cap, self._backoff.base * 2.0 ** min(host.trips, 64))
+        if not host.until:
+            host.down_since = now
+        # In proportion to how long it has been down: a probe costs one open for all of its keys, and nobody should
+        # wait much longer than the trouble lasted.
+        longest = max(2 * self._backoff.base, PROBE_PART * (now - host.down_since))
+        ceiling = min(self._backoff.cap, longest)
         host.until = now + self._jitter.uniform(ceiling / 2, ceiling)
         return True
 

@@ -161,6 +161,9 @@ class Core:
             self.hosts.undecided(entry.host, probe=entry.probe)
         else:
             tripped = self.hosts.failed(entry.host, entry.identity, now, probe=entry.probe)
+        if tripped and entry.probe:
+            self.cooling.excuse(entry.identity, now)  # it was tried in its host's name: that failed, not the key
+            pause = self.hosts.remaining(entry.host, now)
         self._leave_opening(entry, Reason.UNHEALTHY, now)
         demand = self.demands.pop(entry.identity, None)
         if demand is not None:
@@ -279,12 +282,12 @@ class Core:
         if ticket.identity in self.table.revivable:
             return None
         record = self.cooling.find(ticket.identity)
-        if record is not None and record.until > now:
+        host_down = self.hosts.remaining(ticket.host, now) > 0
+        if record is not None and record.until > now and (record.permanent or not host_down):
             return StillCooling(
                 ticket.key, record.failures, record.error_type, record.permanent, self._pause(ticket, now)
             )
-        rest = self.hosts.remaining(ticket.host, now)
-        return HostDown(ticket.key, rest) if rest > 0 else None
+        return HostDown(ticket.key, ticket.host, self._pause(ticket, now)) if host_down else None
 
     def retry_after(self, ticket: Ticket, now: float) -> float:
         """Return the seconds for which a key is left alone; 0.0 if there is something that may be leased anyway."""
@@ -327,7 +330,7 @@ class Core:
         for demand in self.line.of_host(host):
             if demand.identity not in self.table.revivable:
                 self._drop(demand, now)
-                self._turn_away(demand, HostDown(demand.key, rest))
+                self._turn_away(demand, HostDown(demand.key, host, rest))
 
     def _unpark(self, host: Any, now: float) -> None:
         if host is not None:
@@ -458,7 +461,7 @@ class Core:
                 self.line.park(demand)
             case plan.Refuse(demand):
                 self._drop(demand, now)
-                self._turn_away(demand, self._refusal(demand, now) or HostDown(demand.key, 0.0))
+                self._turn_away(demand, self._refusal(demand, now) or HostDown(demand.key, demand.host, 0.0))
             case plan.Drop(demand):
                 self._drop(demand, now)
             case plan.LookAgain(when):

@@ -68,6 +68,7 @@ class HostDown(msgspec.Struct, frozen=True):
     """So many keys of the host failed that the host is left alone."""
 
     key: Hashable
+    host: Hashable
     retry_after: float
 
     def error(self, context: Any) -> PostroomError:
@@ -77,6 +78,7 @@ class HostDown(msgspec.Struct, frozen=True):
             f"next try in {self.retry_after:.3g} s",
             context=context,
             retry_after=self.retry_after,
+            host=self.host,
         )
 
 

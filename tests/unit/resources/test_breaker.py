@@ -161,20 +161,19 @@ def test_a_success_in_between_starts_the_count_anew() -> None:
     assert breakers.remaining("h", 0.0) == 0.0
 
 
-def test_a_probe_that_fails_doubles_the_pause_and_one_that_succeeds_ends_it() -> None:
-    """Half open decides."""
+def test_the_pauses_between_probes_grow_with_the_trouble_and_a_success_ends_it() -> None:
+    """Twice the base at first, then a thirtieth of the time for which the host has been down, up to the cap."""
     breakers = hosts()
-    now = trip(breakers)
-    for ceiling in (4.0, 8.0, 8.0):
+    trip(breakers)
+    for now in (10.0, 59.0, 120.0, 210.0, 3_600.0):
+        ceiling = min(8.0, max(2.0, now / 30))
         probe = breakers.started("h", now)
         assert breakers.failed("h", key(1), now, probe=probe)
-        pause = breakers.remaining("h", now)
-        assert ceiling / 2 <= pause <= ceiling
-        now += pause
-    probe = breakers.started("h", now)
+        assert ceiling / 2 <= breakers.remaining("h", now) <= ceiling
+    probe = breakers.started("h", 3_700.0)
     breakers.succeeded("h", probe=probe)
-    assert breakers.remaining("h", now) == 0.0
-    assert breakers.room("h", now) > TRIP_AFTER
+    assert breakers.remaining("h", 3_700.0) == 0.0
+    assert breakers.room("h", 3_700.0) > TRIP_AFTER
 
 
 def test_a_stuck_probe_does_not_hold_the_breaker_half_open_for_ever() -> None:

@@ -175,6 +175,28 @@ def test_a_dead_host_trips_once_for_all_its_tenants() -> None:
     run_virtual(main(), seed=5)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_failed_in_its_hosts_name_comes_back_with_its_host(seed: int) -> None:
+    """Six keys on a host that is down for five minutes: none is left alone once one of them has opened."""
+    databases = Databases()
+    tenants = [Tenant(str(number)) for number in range(6)]
+    databases.errors = dict.fromkeys(tenants, DOWN)
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, host=lambda tenant: "db-1", jitter=random.Random(seed)) as pool:
+            for _ in range(600):
+                errors = await asyncio.gather(*(failure(pool, tenant) for tenant in tenants))
+                await asyncio.sleep(0.5)
+            assert errors[0].host == "db-1"
+            databases.errors.clear()
+            while not (free := [tenant for tenant in tenants if not pool.retry_after(tenant)]):
+                await asyncio.sleep(0.1)
+            async with pool.lease(free[0]):
+                assert [pool.retry_after(tenant) for tenant in tenants] == [0.0] * 6
+
+    run_virtual(main())
+
+
 def test_one_broken_tenant_does_not_trip_its_host() -> None:
     """I9: its neighbours on the same host open as ever."""
     databases = Databases(errors={A: DOWN})
