@@ -252,15 +252,26 @@ class StubProtocol(asyncio.Protocol):
         self._held = self._loop.call_later(int(asked[1]) if asked else 0, self._transport.write, self._answers.empty)
 
 
-def certificate(folder: Path) -> Path:
-    """Make a self-signed certificate for 127.0.0.1 with its key in one file, by the openssl command."""
-    path = folder / "stub.pem"
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "key"), "-out", str(folder / "cert")]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files]
-    subprocess.run(command, check=True, capture_output=True)
-    path.write_text((folder / "key").read_text() + (folder / "cert").read_text())
-    return path
+def certificates(folder: Path) -> tuple[str, str]:
+    """Make an authority and a certificate of its for 127.0.0.1, by the openssl command.
+
+    Returns the file with the certificate and its key, and the file to trust. The two are not one, because clients on
+    rustls take no authority for a server.
+    """
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
+
+    new = ["req", "-newkey", "rsa:2048", "-nodes"]
+    openssl(*new, "-x509", "-days", "2", "-subj", "/CN=stub authority", "-keyout", "ca.key", "-out", "ca.pem")
+    openssl(*new, "-subj", "/CN=127.0.0.1", "-keyout", "stub.key", "-out", "stub.csr")
+    (folder / "extensions").write_text(
+        "basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectAltName=IP:127.0.0.1\n"
+    )
+    signed_by = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions"]
+    openssl("x509", "-req", "-in", "stub.csr", *signed_by, "-out", "stub.crt")
+    (folder / "stub.pem").write_text((folder / "stub.key").read_text() + (folder / "stub.crt").read_text())
+    return str(folder / "stub.pem"), str(folder / "ca.pem")
 
 
 async def serve(*, tls: ssl.SSLContext | None, announce: Callable[[int, int], None]) -> None:
@@ -282,14 +293,14 @@ def main() -> None:
     parser.add_argument("--tls", action="store_true", help="serve TLS as well, with a certificate made now")
     tls = None
     with tempfile.TemporaryDirectory() as folder:
-        pem = ""
+        trusted = ""
         if parser.parse_args().tls:
-            pem = str(certificate(Path(folder)))
+            own, trusted = certificates(Path(folder))
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            tls.load_cert_chain(pem)
+            tls.load_cert_chain(own)
 
         def announce(port: int, tls_port: int) -> None:
-            print(json.dumps({"port": port, "tls_port": tls_port, "certificate": pem}), flush=True)
+            print(json.dumps({"port": port, "tls_port": tls_port, "certificate": trusted}), flush=True)
 
         try:
             import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - halves its own cost where it is installed

@@ -367,7 +367,8 @@ async def test_a_request_cancelled_just_as_it_is_answered_leaves_no_connection_b
         (connection,) = pool._live
         task = asyncio.create_task(pool.exchange(REQUEST), name="request")
         await asyncio.sleep(0)  # it has written and waits
-        connection.data_received(OK)
+        connection.get_buffer(-1)[: len(OK)] = OK
+        connection.buffer_updated(len(OK))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

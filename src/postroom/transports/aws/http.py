@@ -15,6 +15,8 @@ import httptools
 MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of one answer: ten messages are at most 1 MiB of text, escaped at most six times as long, with attributes."""
 
+_BUFFER: Final = 64 * 1024
+
 
 class NoAnswer(Exception):
     """No whole answer came. The request may have taken effect all the same.
@@ -36,13 +38,27 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class HttpConnection(asyncio.Protocol):
-    """One connection, for one request at a time. Created by :class:`HttpPool`."""
+class HttpConnection(asyncio.BufferedProtocol):
+    """One connection, for one request at a time. Created by :class:`HttpPool`.
 
-    __slots__ = ("_lost", "_parser", "_parts", "_size", "_timed_out", "_transport", "_used", "_waiter", "idle_since")
+    It reads into a buffer of its own: asyncio would otherwise make one of 256 KiB for every read, twice with TLS.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_lost",
+        "_parser",
+        "_parts",
+        "_size",
+        "_transport",
+        "_used",
+        "_waiter",
+        "idle_since",
+    )
 
     def __init__(self, lost: Callable[["HttpConnection"], None]) -> None:
         self._lost = lost
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
@@ -93,14 +109,19 @@ class HttpConnection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where to read to."""
+        del sizehint
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
-        self._size += len(data)
+        self._size += nbytes
         if self._size > MAX_ANSWER:
             self._fail(f"an answer of more than {MAX_ANSWER} bytes")
             return
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"not HTTP: {type(error).__name__}")
 
