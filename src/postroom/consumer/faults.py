@@ -67,21 +67,23 @@ class FaultWatch:
         known.until = 0.0
         return self._open.pop(tenant, None) is not None
 
-    def failed(self, tenant: Hashable, message: str, error: Exception, now: float) -> Reject | None:
-        """Note a failure. Returns a rejection if the message is poison."""
+    def failed(
+        self, tenant: Hashable, message: str, error: Exception, now: float, *, probe: bool = False
+    ) -> Reject | None:
+        """Note a failure, of a probe or of any other message. Returns a rejection if the message is poison."""
         known = self._remember(tenant)
         known.failures += 1
         if len(known.messages) < self._options.messages:
             known.messages.add(message)
-        self._judge_tenant(tenant, known, now)
+        self._judge_tenant(tenant, known, now, probe=probe)
         return self._judge_message(message, known, error)
 
-    def _judge_tenant(self, tenant: Hashable, known: _Tenant, now: float) -> None:
+    def _judge_tenant(self, tenant: Hashable, known: _Tenant, now: float, *, probe: bool) -> None:
         options = self._options
-        if options.breaker_after is None or known.until > now:
-            return  # it ran when the breaker opened: that was counted
+        if options.breaker_after is None or (known.until and not probe):
+            return  # what ran when the breaker opened was counted then: only the probe's end decides
         enough = known.failures >= options.breaker_after and len(known.messages) >= options.messages
-        if not (known.until or enough):
+        if not (probe or enough):
             return
         ceiling = min(options.cap, options.base * 2.0 ** min(known.trips, 60))
         known.trips += 1

@@ -129,7 +129,7 @@ class Intake:
         shed = self._scheduler.shed(
             keep=self._lane_limit,
             blocked_before=blocked_before,
-            may_go=lambda job: self._parking.spares(job.message),
+            may_go=lambda job: self._parking.spares(job.delivery),
         )
         for job in shed:
             cooling = 0.0 if self._pool is None else self._pool.retry_after(job.context)
@@ -216,11 +216,11 @@ class Intake:
             return False
         if self._tenants.is_paused(job.tenant) or self._faults.until(job.tenant):
             waiting = self._scheduler.figures(job.tenant).waiting
-            return waiting >= self._lane_limit and self._parking.spares(job.message) and not self._fifo
+            return waiting >= self._lane_limit and self._parking.spares(job.delivery) and not self._fifo
         if not self._scheduler.has_enough(job.tenant, room=self._buffer()):
             self._scouting.found_quiet(job.message)
             return False
-        return self._spare() <= 0 and self._parking.refused_because is None and self._parking.spares(job.message)
+        return self._spare() <= 0 and self._parking.refused_because is None and self._parking.spares(job.delivery)
 
     def _tenant_of(self, message: Message, found: Any) -> Hashable:
         """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""

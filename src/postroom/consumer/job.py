@@ -33,8 +33,9 @@ class Job(Ticket, eq=False, kw_only=True):
     """The loop time at which it got its slot."""
     begun: bool = False
     """Whether its task runs. One that is cancelled before would never get to its own clean-up."""
-    probe: bool = False
-    """Whether its tenant's handlers failed so often that nothing else of it is tried until this one ends."""
+    probe: float = 0.0
+    """Not 0.0: its tenant's handlers failed so often that nothing else of it is tried until this one ends. The loop
+    time until which the tenant was left alone: whether that is still the same pause tells a probe from a former one."""
     started: bool = False
     """Whether its handler was called."""
     cancellation: Cancellation | None = None

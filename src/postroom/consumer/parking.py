@@ -7,7 +7,6 @@ from collections.abc import Callable
 from random import Random
 
 from postroom.errors import TransportError
-from postroom.message import Message
 from postroom.options import MAX_BATCH
 from postroom.settlement import Delivery, Settler
 from postroom.transports.protocol import Queue, VisibilityChange
@@ -63,9 +62,9 @@ class Parking:
             self._parked.popleft()
         return len(self._parked)
 
-    def spares(self, message: Message) -> bool:
+    def spares(self, delivery: Delivery) -> bool:
         """Whether a message can do with one receive less without coming nearer to the dead-letter queue."""
-        return self._most_receives is None or message.receive_count + TRIES_LEFT <= self._most_receives
+        return self._most_receives is None or delivery.receives + TRIES_LEFT <= self._most_receives
 
     def park(self, delivery: Delivery) -> None:
         """Put a message off."""

@@ -49,6 +49,10 @@ _WHAT_FAILED: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
+class _Quarantined(Reject):
+    """The message's tenant is in quarantine. Where there is no dead-letter queue it stays in its own."""
+
+
 class _Stopping(Exception):
     """The consumer stops, and this message has not been started."""
 
@@ -82,7 +86,7 @@ class Pipeline:
         scheduler: Scheduler[Job],
         settler: Settler,
         faults: FaultWatch,
-        spares: Callable[[Message], bool],
+        spares: Callable[[Delivery], bool],
         quarantined_because: Callable[[Hashable], str | None],
         on_slot_free: Callable[[], None],
         on_blocked: Callable[[], None],
@@ -119,8 +123,12 @@ class Pipeline:
             now = self._loop.time()
         while (job := self._scheduler.grant(now)) is not None:
             job.since = now
-            if self._faults.open and self._faults.until(job.tenant):
-                job.probe = True
+            if self._faults.open and (until := self._faults.until(job.tenant)):
+                if until > now:  # a lane that came anew, or was woken by a decision about its tenant
+                    self._scheduler.sleep(job.tenant, until)
+                    self._scheduler.put_back(job)
+                    continue
+                job.probe = until
                 self._scheduler.sleep(job.tenant, math.inf)  # this one is the probe, and the only one
             if job.turn is not None:
                 if not job.turn.done():
@@ -128,7 +136,8 @@ class Pipeline:
                 continue
             self.jobs[job.delivery] = job
             job.task = self._loop.create_task(self.process(job), name=f"postroom-message-{job.message.id}")
-        if (wake := self._scheduler.next_wake()) is not None:
+        wake = self._scheduler.next_wake()
+        if wake is not None and wake > now:  # one that is due waits for a slot, and whoever frees one calls
             self._dispatch_at(wake)
 
     def _dispatch_at(self, when: float) -> None:
@@ -149,7 +158,7 @@ class Pipeline:
             if job.context_error is not None:
                 raise job.context_error
             if (reason := self._quarantined_because(job.tenant)) is not None:
-                raise Reject(reason)
+                raise _Quarantined(reason)
             job.payload = self._decode(job.message)  # before the lease: a malformed body opens nobody's database
             if self._pool is None:
                 await self._run_handler(job, resources=None)
@@ -301,9 +310,11 @@ class Pipeline:
         if not job.started or self._settings.resolver is None or self._closing:
             return None
         now = self._loop.time()
-        rejection = self._faults.failed(job.tenant, job.message.id, error, now)
-        if until := self._faults.until(job.tenant):
-            job.probe = False
+        before = self._faults.until(job.tenant)
+        probe = job.probe != 0.0 and job.probe == before
+        rejection = self._faults.failed(job.tenant, job.message.id, error, now, probe=probe)
+        if (until := self._faults.until(job.tenant)) != before:
+            job.probe = 0.0
             self._scheduler.wake(job.tenant)
             self._scheduler.sleep(job.tenant, until)
         return rejection if self._settings.ack is AckMode.ON_SUCCESS else None
@@ -351,6 +362,8 @@ class Pipeline:
         """Make the message a dead letter; without a dead-letter queue it has failed. False: it could not be sent."""
         try:
             if not await self._settler.reject(job.delivery, instruction.reason):
+                if isinstance(instruction, _Quarantined):
+                    return False  # its handler was not called: nothing may delete it, in any mode
                 self._settle_failure(job, instruction)
         except PostroomError as error:
             # Neither handled nor a dead letter: it comes back, in every mode.
@@ -379,7 +392,7 @@ class Pipeline:
 
     def _must_be_held(self, job: Job) -> bool:
         """Whether one more receive could make a dead letter of a message that was not even tried."""
-        if self._closing or job.delivery.lost or self._spares(job.message):
+        if self._closing or job.delivery.lost or self._spares(job.delivery):
             return False
         return self._scheduler.figures(job.tenant).waiting < MOST_HELD
 
@@ -397,10 +410,14 @@ class Pipeline:
         self._scheduler.put_back(job, seconds=now - job.since)
 
     def _end_probe(self, job: Job) -> None:
-        """Let the next message of a broken tenant be the probe: this one ended without telling anything."""
+        """Let the next message of a broken tenant be the probe: this one ended without telling anything.
+
+        Unless its breaker opened anew meanwhile: that pause, and its probe, are another's.
+        """
         if job.probe:
-            job.probe = False
-            self._scheduler.wake(job.tenant)
+            if self._faults.until(job.tenant) in {0.0, job.probe}:
+                self._scheduler.wake(job.tenant)
+            job.probe = 0.0
 
     def _leave(self, job: Job) -> None:
         self._settler.leave(job.delivery)

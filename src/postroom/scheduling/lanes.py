@@ -26,6 +26,7 @@ count until they end.) Three rules more:
   may use one.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
@@ -325,7 +326,8 @@ class Scheduler(Generic[T]):
         was_blocked = lane.blocked
         lane.paused = paused
         self._behind_blocked += len(lane.waiting) * (lane.blocked - was_blocked)
-        lane.asleep_until = 0.0
+        if lane.asleep_until < math.inf:  # a sleep without an end is ended by whoever began it
+            lane.asleep_until = 0.0
         lane.control = control
         lane.cap = cap or int(self._caps(tenant))
         self._offer(lane)

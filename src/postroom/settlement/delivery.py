@@ -41,6 +41,11 @@ class Delivery(msgspec.Struct, eq=False):
         return cls(message, message.receipt_handle, received_at, received_at + visibility)
 
     @property
+    def receives(self) -> int:
+        """How often the message was received, as SQS counts it, the newest receive included."""
+        return (self.renewal or self.message).receive_count
+
+    @property
     def may_be_renewed(self) -> bool:
         """Whether a second receive of the message belongs to this one: it is still ours, and not given back."""
         return not self.lost and self.settlement in {None, Settlement.ACKED, Settlement.REJECTED}
@@ -50,7 +55,7 @@ class Delivery(msgspec.Struct, eq=False):
 
         The answers of two receives may arrive in the wrong order; then there is nothing to take over.
         """
-        if message.receive_count < (self.renewal or self.message).receive_count:
+        if message.receive_count < self.receives:
             return
         self.renewal = message
         self.receipt_handle = message.receipt_handle

@@ -5,6 +5,7 @@ from enum import StrEnum
 from random import Random
 from typing import Any
 
+import postroom
 from postroom import AckMode, Concurrency, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.testing.databases import Trouble
@@ -17,6 +18,8 @@ class Kind(StrEnum):
     WELL = "well"
     FAILS = "fails"
     """The first attempts raise."""
+    BREAKS = "breaks"
+    """The first attempts raise a ConnectionError, as if their resource had broken."""
     POISON = "poison"
     """Every attempt raises."""
     RETRIES = "retries"
@@ -67,6 +70,19 @@ class Event:
     seconds: float
     trouble: Trouble
     grace: float
+    control: str
+    """What somebody decides about the tenant, where that is what happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A time in which every handler call of one tenant fails."""
+
+    tenant: str
+    start: float
+    end: float
+    suspect: bool
+    """Whether it fails with a ConnectionError, so that the resource is not trusted any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,7 @@ class Plan:
     tenants: tuple[str, ...]
     orders: tuple[OrderPlan, ...]
     events: tuple[Event, ...]
+    broken: tuple[Broken, ...]
     processes: int
     faults: Faults
     storm: Faults
@@ -92,9 +109,21 @@ class Plan:
     slow_resolver: float
     """Seconds of an async resolver; 0 for a sync one."""
     idempotent: bool
+    survivors_finish: bool
+    """Whether the processes that are left when everything heals, and not a new one, have to empty the queue."""
 
 
-_USUAL = (Kind.WELL, Kind.WELL, Kind.WELL, Kind.FAILS, Kind.RETRIES, Kind.CANCELS, Kind.STUBBORN, Kind.ACKS)
+_USUAL = (
+    Kind.WELL,
+    Kind.WELL,
+    Kind.WELL,
+    Kind.FAILS,
+    Kind.BREAKS,
+    Kind.RETRIES,
+    Kind.CANCELS,
+    Kind.STUBBORN,
+    Kind.ACKS,
+)
 _EVENTS = (
     *("trouble",) * 5,
     *("storm",) * 2,
@@ -106,7 +135,9 @@ _EVENTS = (
     "fail over",
     "rotate",
     "partition",
+    *("control",) * 3,
 )
+_CONTROLS = ("pause", "pause", "drain", "quarantine", "limit concurrency", "limit rate", "resume")
 
 
 def make_plan(seed: int) -> Plan:
@@ -125,6 +156,7 @@ def make_plan(seed: int) -> Plan:
         tenants=tenants,
         orders=_orders(rng, tenants, fifo=fifo, endless=max_receives is not None),
         events=_events(rng, tenants),
+        broken=_broken(rng, tenants),
         processes=rng.choice((1, 1, 2, 2, 3)),
         faults=_faults(rng) if rng.random() < 0.7 else Faults(),
         storm=Faults(latency=0.5, unavailable=0.6, lost=0.5, refused=0.3, throttled=0.2),
@@ -143,6 +175,7 @@ def make_plan(seed: int) -> Plan:
         shared_pool=rng.random() < 0.8,
         slow_resolver=rng.choice((0.0, 0.0, 0.05, 0.5)),
         idempotent=rng.random() < 0.5,
+        survivors_finish=rng.random() < 0.5,
     )
 
 
@@ -179,10 +212,18 @@ def _events(rng: Random, tenants: tuple[str, ...]) -> tuple[Event, ...]:
             seconds=rng.choice((0.3, 2.0, 10.0)),
             trouble=rng.choice(tuple(Trouble)[1:]),
             grace=rng.uniform(0, 3),
+            control=rng.choice(_CONTROLS),
         )
         for _ in range(rng.randint(0, 8))
     ]
     return tuple(sorted(events, key=lambda event: event.at))
+
+
+def _broken(rng: Random, tenants: tuple[str, ...]) -> tuple[Broken, ...]:
+    if rng.random() < 0.6:
+        return ()
+    start = rng.choice((0.0, rng.uniform(0, 10)))
+    return (Broken(rng.choice(tenants), start, start + rng.uniform(1, 15), rng.random() < 0.7),)
 
 
 def _faults(rng: Random) -> Faults:
@@ -220,6 +261,14 @@ def _options(rng: Random, visibility: int) -> dict[str, Any]:
             max_extension=rng.choice((43_200, max(visibility, 12))),
         ),
         "retry": RetryPolicy(base=rng.choice((0.0, 0.5, 2.0)), cap=4.0, jitter=rng.random()),
+        "faults": postroom.Faults(
+            breaker_after=rng.choice((None, 1, 2, 3, 4)),
+            messages=rng.choice((1, 1, 2, 3)),
+            base=rng.choice((0.2, 1.0)),
+            cap=4.0,
+            poison_after=rng.choice((None, 1, 2, 3)),
+            poison_others=rng.randint(1, 2),
+        ),
         "shutdown": Shutdown(
             poll=rng.choice((0.0, 2.0)), drain=rng.choice((0.0, 1.0, 20.0)), cancel=1.0, flush=5.0, close=2.0
         ),

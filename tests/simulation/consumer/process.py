@@ -11,11 +11,13 @@ from typing import Any
 
 from postroom import AckMode, Consumer, MessageContext, Reject, ResourcePool, Retry
 from postroom.consumer import CallNext, Failure
-from postroom.errors import ConfigurationError, PoolExhaustedError, ResourceOpenError
+from postroom.errors import ConfigurationError, OwnershipLost, PoolExhaustedError, ResourceOpenError
 from postroom.message import Message
 from postroom.payloads import context_from_attributes
 from postroom.testing.databases import SimulatedConnection, SimulatedDatabases
 from postroom.testing.faults import FaultyClient
+from simulation.consumer.blame import Blame
+from simulation.consumer.control import Decisions
 from simulation.consumer.plan import Kind, OrderPlan, Plan
 from simulation.consumer.watch import LOST, STOPPING, Gate, History, Watch, WatchedClient
 
@@ -69,7 +71,10 @@ class Process:
         self.history = shared.history
         self.gate = Gate()
         self.client = client
-        self.watch = Watch(shared.history, name, shared.plan.ack, shared.resolved.update)
+        self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update)
+        self.blame = Blame(shared.plan.options["faults"])
+        self.watch.may_be_rejected = self._may_be_rejected
+        self.watch.is_poison = self._is_poison
         self.rng = Random(seed)
         self.tasks: list[asyncio.Task[Any]] = []
         self.opened = self.closed = self.weight = 0
@@ -84,6 +89,7 @@ class Process:
         """Whether its calls may have failed: what it could not send, it cannot be blamed for."""
         self.pool: ResourcePool[Tenant, SimulatedConnection] | None = None
         self.consumer = self._make_consumer()
+        self.decisions = Decisions(self.consumer.tenants)
         self.main: asyncio.Task[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -183,6 +189,12 @@ class Process:
             if not for_now and not isinstance(error, PoolExhaustedError):
                 self._gave_up(failure.message, error)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
+            if (
+                not for_now
+                and not isinstance(error, PoolExhaustedError | OwnershipLost)
+                and self.stopping_since is None
+            ):
+                self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
         finally:
             self.reporting -= 1
             self.watch.has_ended(failure.message)
@@ -200,6 +212,7 @@ class Process:
         await asyncio.sleep(0)  # so that an acknowledgement before the very end is seen
         self.watch.finished.add(ctx.message.id)
         self.watch.has_ended(ctx.message)
+        self.blame.succeeded(ctx.message.receipt_handle, ctx.message.id)
 
     # -- the handler ---------------------------------------------------------------------------------------------
 
@@ -215,6 +228,7 @@ class Process:
             if ctx.resources.closed and self.stopping_since is None and self.gate.alive:
                 self.history.broken("I2", f"{self.name} closed the resources of {order.order_id} under its handler")
             del self.handlers[ctx.message.receipt_handle]
+            self.blame.ended(ctx.message.receipt_handle)
             self.history.note(self.name, "handler ends", order.order_id)
 
     def _entered(self, order: Order, ctx: Ctx) -> None:
@@ -228,14 +242,40 @@ class Process:
         if self.stopping_since is not None and asyncio.get_running_loop().time() > self.stopping_since + 0.001:
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
+        if (wrong := self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now())) is not None:
+            self.history.broken("breaker", f"{self.name} {wrong}")
+        if (wrong := self.decisions.started(plan.tenant, self.running(plan.tenant))) is not None:
+            self.history.broken("control", f"{self.name} {wrong}")
         self._check_slots(plan)
+
+    def running(self, tenant: str) -> int:
+        """Return how many handlers of a tenant run."""
+        return sum(self.shared.orders[order.order_id].tenant == tenant for order in self.handlers.values())
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _is_poison(self, message_id: str) -> bool:
+        plan = self.shared.plan
+        return message_id in self.blame.poisonous and plan.ack is AckMode.ON_SUCCESS and plan.max_receives is not None
+
+    def _may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:
+        """Whether a message may become a dead letter for this reason."""
+        plan = self.shared.orders[key]
+        match reason.split(":", maxsplit=1)[0]:
+            case "poison":
+                return message_id in self.blame.poisonous and self.shared.plan.ack is AckMode.ON_SUCCESS
+            case "quarantine":
+                return self.decisions.was_quarantined(plan.tenant)
+            case _:
+                return plan.kind is Kind.REJECTS
 
     def _check_slots(self, plan: OrderPlan) -> None:
         limits = self.shared.plan.options["concurrency"]
         running = [self.shared.orders[order.order_id] for order in self.handlers.values()]
         if len(running) > limits.total:
             self.history.broken("slots", f"{self.name} runs {len(running)} handlers")
-        if sum(each.tenant == plan.tenant for each in running) > limits.per_tenant:
+        if self.running(plan.tenant) > limits.per_tenant:
             self.history.broken("slots", f"{self.name} runs too many handlers of {plan.tenant}")
         if self.shared.plan.fifo:
             if sum(each.group == plan.group for each in running) > 1:
@@ -261,7 +301,10 @@ class Process:
             await self._stubborn(seconds)
         else:
             await asyncio.sleep(seconds)
+        self._break(plan.tenant)
         match plan.kind:
+            case Kind.BREAKS if wrong:
+                raise ConnectionResetError("breaks")
             case Kind.POISON:
                 raise ValueError("poison")
             case Kind.FAILS if wrong:
@@ -277,6 +320,13 @@ class Process:
                 return
             case _:
                 await self._write(plan, ctx)
+
+    def _break(self, tenant: str) -> None:
+        """Fail if this is a time in which everything of the tenant does."""
+        now = self._now()
+        for time in self.shared.plan.broken:
+            if time.tenant == tenant and time.start <= now < time.end:
+                raise ConnectionResetError("broken") if time.suspect else ValueError("broken")
 
     async def _write(self, plan: OrderPlan, ctx: Ctx) -> None:
         async with ctx.resources.transaction() as transaction:

@@ -30,13 +30,14 @@ from postroom.testing.faults import Faults, FaultyClient
 from postroom.testing.loop import Deadlock, VirtualLoop, describe_tasks
 from postroom.transports.memory import MemoryClient
 from simulation.consumer.plan import ENDLESS, Event, Kind, OrderPlan, Plan, make_plan
-from simulation.consumer.process import Process, Shared, current_process
+from simulation.consumer.process import Process, Shared, Tenant, current_process
 from simulation.consumer.watch import History
 
 LIMIT = 20_000.0
 """Virtual seconds after which a schedule counts as stuck."""
 _PATIENCE = 6_000.0
 """Virtual seconds within which a healthy process has to empty the queue."""
+FACTS = ("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions")
 _END = 30.0
 """When the trouble is over."""
 
@@ -123,7 +124,7 @@ class Simulation:
         self.processes: list[Process] = []
         self.living: list[Process | None] = [None] * plan.processes
         self.errands: list[asyncio.Task[None]] = []
-        self.facts = dict.fromkeys(("crashes", "stops", "handlers", "redelivered"), 0)
+        self.facts = dict.fromkeys(FACTS, 0)
 
     # -- the story -----------------------------------------------------------------------------------------------
 
@@ -140,6 +141,8 @@ class Simulation:
         for errand in self.errands:
             await errand
         self._heal()
+        if self.plan.survivors_finish and any(self.living):
+            await self._until_empty("the processes that lived through it")
         for place, process in enumerate(self.living):
             if process is not None:
                 await self._stop(process, place)
@@ -150,13 +153,16 @@ class Simulation:
         """One healthy process has to get everything out of the queue."""
         process = self._make_process("final", Faults())
         process.start()
+        await self._until_empty("a healthy process")
+        await self._stop(process, None)
+
+    async def _until_empty(self, who: str) -> None:
         deadline = self._now() + _PATIENCE
         while self.queue.messages and self._now() < deadline:
             await asyncio.sleep(5.0)
         if self.queue.messages:
             stuck = [key for key, message in self.stored.items() if message.state is not State.GONE]
-            self.history.broken("no loss", f"still in the queue after {_PATIENCE:g} s: {stuck}")
-        await self._stop(process, None)
+            self.history.broken("no loss", f"{who} left it in the queue for {_PATIENCE:g} s: {stuck}")
 
     # -- processes -----------------------------------------------------------------------------------------------
 
@@ -182,6 +188,7 @@ class Simulation:
             await asyncio.sleep(0.001)
         self.history.note(process.name, "stops", "now" if now else "", "cancelled" if cancel else "")
         process.stopping_since = began = self._now()
+        process.watch.stopping = True
         self.facts["stops"] += 1
         if cancel:
             process.cancelled = True
@@ -243,6 +250,9 @@ class Simulation:
         if event.what == "invalidate":
             await self._invalidate(process, event.tenant)
             return
+        if event.what == "control":
+            await self._control(process, event)
+            return
         if event.what == "crash":
             await self._crash(process, place)
         else:
@@ -264,6 +274,23 @@ class Simulation:
         if pool is not None and process.consumer.running:
             await pool.invalidate_where(lambda context: context.tenant_id == tenant)
 
+    async def _control(self, process: Process, event: Event) -> None:
+        """Decide something about a tenant, and take it back a little later."""
+        key = Tenant(event.tenant)
+        process.decisions.decide(event.control, event.tenant, key)
+        if event.control == "drain":
+            await self._drain(process, event.tenant, event.seconds)
+        await asyncio.sleep(event.seconds)
+        process.decisions.decide("resume", event.tenant, key)
+
+    async def _drain(self, process: Process, tenant: str, seconds: float) -> None:
+        try:
+            await process.consumer.tenants.drain(Tenant(tenant), timeout=seconds)
+        except TimeoutError:
+            return
+        if process.running(tenant) and process.stopping_since is None and process.gate.alive:
+            self.history.broken("control", f"{process.name} says that {tenant} is drained, but works for it")
+
     def _heal(self) -> None:
         self.history.note("heal", "everything works again")
         for tenant in self.plan.tenants:
@@ -272,6 +299,8 @@ class Simulation:
         for process in self.living:
             if process is not None:
                 process.client.faults = Faults()
+                for tenant in self.plan.tenants:
+                    process.decisions.decide("resume", tenant, Tenant(tenant))
 
     async def _monitor(self) -> None:
         """Look, at times, whether a slot is held by somebody who does not work."""
@@ -356,6 +385,10 @@ class Simulation:
                 if self.shared.orders[row.key].tenant != tenant:
                     self.history.broken("isolation", f"{row.key} is in the database of {tenant}")
         self.facts["handlers"] = sum(self.shared.attempts.values())
+        self.facts["trips"] = sum(process.blame.trips for process in self.processes)
+        self.facts["probes"] = sum(process.blame.probes for process in self.processes)
+        self.facts["poison"] = sum(len(process.blame.poisonous) for process in self.processes)
+        self.facts["decisions"] = sum(process.decisions.count for process in self.processes)
         self.facts["redelivered"] = sum(count > 1 for count in self.shared.attempts.values())
 
     def _dead(self) -> set[str]:

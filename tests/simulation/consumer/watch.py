@@ -13,9 +13,13 @@ from postroom.settlement.batcher import ATTEMPTS
 from postroom.testing.faults import FaultyClient, FaultyQueue
 from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
+from simulation.consumer.plan import Plan
 
 LOST = "the message is not ours any more: its visibility timeout is over"
 STOPPING = "the consumer stops and its drain time is over"
+TRIES_LEFT = 3
+"""Receives that a message keeps for real attempts, whatever it is deferred for."""
+REASON = "postroom.reason"
 
 
 class History:
@@ -77,11 +81,16 @@ class Receipt:
 class Watch:
     """The eyes on one process: what its consumer may do follows from what it did before."""
 
-    def __init__(self, history: History, name: str, ack: AckMode, on_rejected: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, history: History, name: str, plan: Plan, on_rejected: Callable[[Sequence[str]], None]) -> None:
         self.on_rejected = on_rejected
         self.history = history
         self.name = name
-        self.ack = ack
+        self.ack = plan.ack
+        self.most_receives = plan.max_receives
+        self.may_be_rejected: Callable[[str, str, str], bool] = lambda *_: True
+        """Message id, key and reason to whether it may become a dead letter for that."""
+        self.is_poison: Callable[[str], bool] = lambda _id: False
+        self.stopping = False
         self.receipts: dict[str, Receipt] = {}
         self.newest: dict[str, str] = {}
         """Message id to the newest receipt handle that this process was given."""
@@ -89,6 +98,8 @@ class Watch:
         """Messages whose handler returned."""
         self.failed: set[str] = set()
         self.acked_by_hand: set[str] = set()
+        self.offered: set[str] = set()
+        """Bodies that were sent to the dead-letter queue, whether it took them or not."""
         self.rejected: set[str] = set()
         """Bodies that the dead-letter queue took."""
         self.started: set[str] = set()
@@ -221,11 +232,36 @@ class Watch:
             elif failure.sender_fault:
                 receipt.refused = True
 
+    def rejects(self, messages: Sequence[OutgoingMessage]) -> None:
+        """Judge dead letters as they leave the consumer."""
+        for message in messages:
+            self.offered.add(message.body)
+            reason = message.message_attributes[REASON].string_value or ""
+            key = message.message_attributes["key"].string_value or ""
+            known = {receipt.message_id for receipt in self.receipts.values() if receipt.body == message.body}
+            self.history.note(self.name, "dead letter", key, reason)
+            if not any(self.may_be_rejected(each, key, reason) for each in known):
+                self.history.broken("poison", f"{self.name} makes {key} a dead letter: {reason}")
+
+    def _check_verdict(self, message: Message, settlement: Settlement) -> None:
+        """Poison is rejected; nothing is put off that would come nearer to the dead-letter queue for it."""
+        if self.stopping:
+            return
+        if settlement is Settlement.RETRIED and self.is_poison(message.id) and message.body not in self.offered:
+            self.history.broken("poison", f"{self.name} tries {message.id[:4]} again, although it is poison")
+        if settlement is Settlement.DEFERRED and self.most_receives is not None:
+            mine = (each for each in self.receipts.values() if each.message_id == message.id)
+            receives = max((each.receives for each in mine if each.settled_at is not None), default=0)
+            if receives + TRIES_LEFT > self.most_receives:
+                text = f"{self.name} puts {message.id[:4]} off after {receives} receives of {self.most_receives}"
+                self.history.broken("no loss", text)
+
     def observe(self, event: Event) -> None:
         """Count settlements: each receive ends once (MANUAL may acknowledge what it first left)."""
         if isinstance(event, MessageSettled):
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
+            self._check_verdict(event.message, event.settlement)
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
             else:
@@ -335,6 +371,7 @@ class WatchedQueue:
     async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
         """Send to the dead-letter queue."""
         self._gate.check()
+        self._watch.rejects(messages)
         self._watch.sending += 1
         try:
             results = await self._inner.send(messages)

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from postroom import AckMode, Concurrency, Consumer, Failure, MessageContext, Polling, Reject, RetryPolicy, Visibility
+from postroom import Faults as BreakerOptions
 from postroom.consumer.parking import Parking
+from postroom.consumer.pipeline import Pipeline
 from postroom.events import Observers
 from postroom.message import Message, OutgoingMessage
 from postroom.settlement import Settler
 from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
 from postroom.testing.loop import run_virtual
-from postroom.transports.protocol import EntryFailure, SendResult, VisibilityChange
+from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 from support.scripted import ScriptedQueue, message
 from support.world import Order, Tenant, World, in_world
 
@@ -37,6 +40,15 @@ class NoDeadLetters(FaultyClient):
 
             vars(queue)["send"] = send
         return queue
+
+
+class FiveReceives(ScriptedQueue):
+    """A queue that hands a message out five times at the most."""
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue says of itself."""
+        return msgspec.structs.replace(super().info, redrive=RedrivePolicy("dead", 5))
 
 
 def test_what_is_still_being_resolved_goes_back_with_its_group() -> None:
@@ -202,3 +214,146 @@ def test_a_stop_during_on_error_returns_the_message_at_once() -> None:
 
 async def _no_queue() -> None:
     return None
+
+
+def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slot is busy when its next turn comes: nothing is looked at again until one is free."""
+    dispatch = Pipeline.dispatch
+    looks = 0
+
+    def count(self: Pipeline, now: float | None = None) -> None:
+        nonlocal looks
+        looks += 1
+        assert looks < 500, "it spins"
+        dispatch(self, now)
+
+    monkeypatch.setattr(Pipeline, "dispatch", count)
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        done: list[str] = []
+        orders = Consumer("orders", context=Tenant, concurrency=Concurrency(total=1), client=world.client)
+        orders.tenants.limit(Tenant("a"), rate=1.0)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(order.seconds)
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("1", "2", tenant="a")
+            await asyncio.sleep(0.5)
+            world.send_orders("slow", tenant="b", seconds=10)
+            await asyncio.sleep(20)
+        return done
+
+    assert in_world(scenario) == ["1", "slow", "2"]
+
+
+@pytest.mark.parametrize("mode", AckMode)
+def test_quarantine_without_a_dead_letter_queue_deletes_nothing(mode: AckMode) -> None:
+    """Its handler was not called: in every mode the message is still there when the tenant is resumed."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        done: list[str] = []
+        orders = Consumer("orders", context=Tenant, ack=mode, client=world.client)
+        orders.tenants.quarantine(Tenant("a"))
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("1", tenant="a")
+            await asyncio.sleep(60)
+            assert not done
+            orders.tenants.resume(Tenant("a"))
+            await asyncio.sleep(1000)
+        return done
+
+    assert in_world(scenario)[0] == "1"
+
+
+def test_a_receive_while_it_is_held_counts_before_a_message_is_put_off() -> None:
+    """A message that is delivered again while it is held has one receive less to spare."""
+
+    async def scenario() -> tuple[bool, bool]:
+        queue = FiveReceives()
+        settler = Settler(
+            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _delivery: None, observers=Observers()
+        )
+        parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
+        [delivery] = settler.take([message("1", receive_count=2)])
+        before = parking.spares(delivery)
+        assert settler.take([message("1", receive_count=3)]) == []
+        return before, parking.spares(delivery)
+
+    assert run_virtual(scenario()) == (True, False)
+
+
+def test_a_decision_about_a_broken_tenant_ends_neither_its_pause_nor_its_probe() -> None:
+    """While its breaker is open, limits come and go: nothing starts early, and nothing beside the probe."""
+
+    async def scenario(world: World) -> tuple[list[float], int]:
+        world.create()
+        starts: list[float] = []
+        running = most = 0
+        options = BreakerOptions(breaker_after=2, messages=1, base=20, cap=20, poison_after=None)
+        orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            nonlocal running, most
+            running += 1
+            starts.append(loop.time() - began)
+            if starts[-1] > 1:
+                most = max(most, running)
+            await asyncio.sleep(order.seconds if starts[-1] < 1 else 10)
+            running -= 1
+            raise ValueError
+
+        world.send_orders("1", "2", tenant="a")
+        async with orders:
+            await asyncio.sleep(0.5)
+            world.send_orders(*map(str, range(3, 12)), tenant="a")
+            for second in range(40):
+                await asyncio.sleep(1)
+                orders.tenants.limit(Tenant("a"), concurrency=None if second % 2 else 9)
+        return starts, most
+
+    starts, most = in_world(scenario)
+    assert starts[2] >= 10
+    assert (len(starts), most) == (3, 1)
+
+
+def test_a_late_failure_starts_no_second_probe() -> None:
+    """What ran when the breaker opened was counted then; its end, long after, decides nothing."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        probes = most = 0
+        options = BreakerOptions(breaker_after=2, messages=2, base=4, cap=4, poison_after=None)
+        orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            nonlocal probes, most
+            probe = loop.time() > began + 1
+            probes += probe
+            most = max(most, probes)
+            await asyncio.sleep(12 if probe else order.seconds)
+            probes -= probe
+            raise ValueError
+
+        world.send_orders("slow", tenant="a", seconds=6)
+        world.send_orders(*map(str, range(20)), tenant="a", seconds=0.1)
+        async with orders:
+            await asyncio.sleep(40)
+        return most
+
+    assert in_world(scenario) == 1

@@ -1,0 +1,111 @@
+"""What the consumer may do with a broken tenant and with a poison message, worked out independently of it."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from postroom import Faults
+
+
+@dataclass(slots=True)
+class _Start:
+    at: float
+    tenant: str
+    opening: int
+    """How often the tenant's breaker had opened before this handler was started."""
+
+
+@dataclass(slots=True)
+class _Tenant:
+    row: int = 0
+    """Failures with no success in between."""
+    messages: set[str] = field(default_factory=set[str])
+    trips: int = 0
+    openings: int = 0
+    opened_at: float | None = None
+    pause: float = 0.0
+    """The shortest that the present pause may be."""
+    probes: set[str] = field(default_factory=set[str])
+    """Receipt handles of handlers that were started while the breaker was open, and run."""
+    successes: int = 0
+    failures: Counter[str] = field(default_factory=Counter[str])
+    """Of single messages that have not succeeded since."""
+    before: dict[str, int] = field(default_factory=dict[str, int])
+    """Successes of the tenant when a message failed first."""
+
+
+class Blame:
+    """One process's record of handlers: who failed, how often, and what follows from it.
+
+    Each method returns what the consumer did wrong, or None.
+    """
+
+    def __init__(self, options: Faults) -> None:
+        self._options = options
+        self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
+        self._starts: dict[str, _Start] = {}
+        self.poisonous: set[str] = set()
+        """Messages that may be rejected as poison."""
+        self.trips = self.probes = 0
+
+    def started(self, tenant: str, handle: str, now: float) -> str | None:
+        """Note that a handler was called."""
+        known = self._tenants[tenant]
+        self._starts[handle] = _Start(now, tenant, known.openings)
+        if known.opened_at is None or now == known.opened_at:  # it had its slot when the breaker opened
+            return None
+        self.probes += 1
+        known.probes.add(handle)
+        if now < known.opened_at + known.pause - 1e-6:
+            return f"starts a message of {tenant} while that is left alone, {now - known.opened_at:.3f} s after"
+        if len(known.probes) > 1:
+            return f"tries {len(known.probes)} messages of {tenant} at once, whose breaker is open"
+        return None
+
+    def ended(self, handle: str) -> None:
+        """Note that a handler ended."""
+        self._tenants[self._starts[handle].tenant].probes.discard(handle)
+
+    def succeeded(self, handle: str, message: str) -> None:
+        """Note that everything around a handler ended well."""
+        known = self._tenants[self._starts[handle].tenant]
+        known.row = known.trips = 0
+        known.messages.clear()
+        known.opened_at = None
+        known.probes.clear()
+        known.successes += 1
+        known.failures.pop(message, None)
+        known.before.pop(message, None)
+
+    def failed(self, handle: str, message: str, now: float) -> None:
+        """Note that a handler's failure was reported, so that it counts."""
+        start = self._starts.get(handle)
+        if start is None:  # it failed before its handler was called
+            return
+        known = self._tenants[start.tenant]
+        self._judge_message(known, message)
+        known.row += 1
+        known.messages.add(message)
+        options = self._options
+        if options.breaker_after is None:
+            return
+        if known.opened_at is None:
+            if known.row < options.breaker_after or len(known.messages) < options.messages:
+                return
+        elif start.opening < known.openings or start.at == known.opened_at:
+            return  # it ran when the breaker opened: that was counted
+        self.trips += 1
+        known.openings += 1
+        known.opened_at = now
+        known.pause = min(options.cap, options.base * 2.0**known.trips) / 2
+        known.trips += 1
+
+    def _judge_message(self, known: _Tenant, message: str) -> None:
+        options = self._options
+        known.failures[message] += 1
+        others = known.successes - known.before.setdefault(message, known.successes)
+        if (
+            options.poison_after is not None
+            and known.failures[message] >= options.poison_after
+            and others >= options.poison_others
+        ):
+            self.poisonous.add(message)

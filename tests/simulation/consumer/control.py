@@ -1,0 +1,67 @@
+"""What somebody decided about tenants of one process, and whether the consumer obeys."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from postroom.consumer import Tenants
+
+
+@dataclass(slots=True)
+class _Decision:
+    stopped_at: float | None = None
+    """Since when nothing of the tenant may start: a pause, or a quarantine."""
+    concurrency: int | None = None
+    limited_at: float = 0.0
+    quarantined: bool = False
+    """Whether it ever was."""
+
+
+class Decisions:
+    """Carries decisions out, and remembers them."""
+
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+        self._of: dict[str, _Decision] = {}
+        self.count = 0
+
+    def decide(self, what: str, tenant: str, key: Any) -> None:
+        """Carry a decision out, in the loop's own thread: it counts at once."""
+        self.count += 1
+        known = self._of.setdefault(tenant, _Decision())
+        now = asyncio.get_running_loop().time()
+        match what:
+            case "pause" | "drain":
+                self._tenants.pause(key)
+                known.stopped_at = now
+            case "quarantine":
+                self._tenants.quarantine(key, reason="quarantine: for a test")
+                known.stopped_at = now
+                known.quarantined = True
+            case "limit concurrency":
+                self._tenants.limit(key, concurrency=1)
+                known.concurrency = 1
+                known.limited_at = now
+            case "limit rate":
+                self._tenants.limit(key, rate=2.0)
+            case _:
+                self._tenants.limit(key, concurrency=None, rate=None)
+                self._tenants.resume(key)
+                known.stopped_at = known.concurrency = None
+
+    def started(self, tenant: str, running: int) -> str | None:
+        """Judge the start of a handler; ``running`` counts it."""
+        known = self._of.get(tenant)
+        if known is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        if known.stopped_at is not None and now > known.stopped_at:  # at that instant it had its slot already
+            return f"starts a message of {tenant}, paused or in quarantine since {known.stopped_at:.3f}"
+        if known.concurrency is not None and running > known.concurrency and now > known.limited_at:
+            return f"runs {running} handlers of {tenant}, limited to {known.concurrency}"
+        return None
+
+    def was_quarantined(self, tenant: str) -> bool:
+        """Whether a tenant ever was in quarantine here."""
+        known = self._of.get(tenant)
+        return known is not None and known.quarantined
