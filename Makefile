@@ -40,6 +40,7 @@ bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python -m benchmarks.transport
 	$(RUN)python benchmarks/local_broker.py
 	$(RUN)python -m benchmarks.consumers $(ARGS)
+	$(RUN)python -m benchmarks.consumers_growth
 	$(RUN)python -m benchmarks.behaviour
 
 fairness: $(STAMP)  ## simulate noisy tenants; ARGS="--seeds 3 --write docs"

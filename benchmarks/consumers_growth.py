@@ -3,7 +3,7 @@
 The consumer's own cost as ``benchmarks/pipeline.py`` measures it, above the transport. Runs alternate, and the ratio is
 that of the medians to the smallest case.
 
-    python -m benchmarks.consumers_growth [--rounds 5] [--messages 20000]
+    python -m benchmarks.consumers_growth [--rounds 5] [--messages 60000]
 """
 
 import argparse
@@ -128,7 +128,7 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--messages", type=int, default=20_000)
+    parser.add_argument("--messages", type=int, default=60_000)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     tenants, concurrency = MIDDLE

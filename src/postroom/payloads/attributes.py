@@ -29,7 +29,7 @@ SAFE_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
 characters, no slash, quote, space or control character, no leading dot. Safe in a log line, a metric label or the
 name of a file; still no proof that such a tenant exists: the provider decides that."""
 
-_MOST_KNOWN: Final = 4_096
+_MOST_KNOWN: Final = 16_384
 """Contexts that a resolver keeps; the oldest go first."""
 _NOTE: Final = "attribute"
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
