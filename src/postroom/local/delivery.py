@@ -1,7 +1,7 @@
 """What becomes of single messages: received, hidden, given back, deleted, moved to a dead-letter queue."""
 
 from postroom.local.errors import BrokerError, invalid_receipt_handle, invalid_value, missing_parameter
-from postroom.local.journal import Journal, NoJournal
+from postroom.local.journal import Journal
 from postroom.local.messages import State, Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.receiving import MAX_IN_FLIGHT, MAX_VISIBILITY, check_visibility
@@ -29,7 +29,7 @@ class Delivery:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self.journal: Journal = NoJournal()
+        self.journal = Journal()
         self.reached: list[LocalQueue] = []
         """The queues that got messages from other queues since the broker last looked."""
 

@@ -18,6 +18,7 @@ import msgspec
 
 from postroom.errors import ConfigurationError
 from postroom.local.broker import Broker
+from postroom.local.journal import Journal
 from postroom.local.messages import State, Stored
 from postroom.local.moves import Move
 from postroom.local.queue import INSTANT, LocalQueue, Scope
@@ -254,7 +255,7 @@ def _snapshot(broker: Broker) -> Iterator[msgspec.Struct]:
             yield _MoveRecord(move)
 
 
-class Log:
+class Log(Journal):
     """The journal of one broker in one file.
 
     Args:

@@ -1,7 +1,6 @@
 """What each payload type gets from a body, and what a body that does not fit is told."""
 
 import dataclasses
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,11 +11,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
+from postroom.errors import ConfigurationError, DecodeError, ValidationError
 from postroom.message import Message
 from postroom.payloads import Decoder, decoder_for
+from support.bodies import SECRET, decode, message, refuse
 
-SECRET = "s3cr3t-4711"
 T = TypeVar("T")
 
 
@@ -102,27 +101,6 @@ class Tree:
 
 class Plain:
     """A class that has no JSON form."""
-
-
-def message(body: str) -> Message:
-    """Make a message with a body."""
-    return Message(id="m-1", body=body)
-
-
-def decode(payload_type: Any, body: str) -> Any:
-    """Decode a body as a payload type."""
-    return decoder_for(payload_type)(message(body))
-
-
-def refuse(payload_type: Any, body: str) -> PayloadError:
-    """Return the error that a body gets, after checking that it neither quotes nor carries the input."""
-    with pytest.raises(PayloadError) as caught:
-        decode(payload_type, body)
-    error = caught.value
-    assert error.message_id == "m-1"
-    assert SECRET not in "".join(traceback.format_exception_only(error))
-    assert error.__context__ is None
-    return error
 
 
 ORDER = """{"order_id": "o-1", "amount": 99.99, "lines": [{"sku": "a", "price": "1.10", "count": 2}], "kind": "slow",

@@ -1,7 +1,6 @@
 """Payload types that mention pydantic are decoded by pydantic, and its errors are told without the input."""
 
 import dataclasses
-import traceback
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -12,11 +11,9 @@ import pytest
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
-from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
-from postroom.message import Message
+from postroom.errors import ConfigurationError, DecodeError, ValidationError
 from postroom.payloads import decoder_for
-
-SECRET = "s3cr3t-4711"
+from support.bodies import SECRET, decode, refuse
 
 
 class Item(pydantic.BaseModel):
@@ -89,27 +86,6 @@ class Mixed(msgspec.Struct):
     """A Struct with a model in it, which neither library can decode."""
 
     item: Item
-
-
-def message(body: str) -> Message:
-    """Make a message with a body."""
-    return Message(id="m-1", body=body)
-
-
-def decode(payload_type: Any, body: str) -> Any:
-    """Decode a body as a payload type."""
-    return decoder_for(payload_type)(message(body))
-
-
-def refuse(payload_type: Any, body: str) -> PayloadError:
-    """Return the error that a body gets, after checking that it neither quotes nor carries the input."""
-    with pytest.raises(PayloadError) as caught:
-        decode(payload_type, body)
-    error = caught.value
-    assert error.message_id == "m-1"
-    assert SECRET not in "".join(traceback.format_exception_only(error))
-    assert error.__context__ is None
-    return error
 
 
 @pytest.mark.parametrize(
