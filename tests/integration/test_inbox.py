@@ -1,17 +1,12 @@
-"""Effects happen exactly once, over real databases: messages are delivered twice, and workers are killed."""
+"""Effects happen exactly once, over real databases, although messages are delivered twice and handlers fail."""
 
 import asyncio
 import contextlib
-import os
-import signal
 import sqlite3
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import msgspec
@@ -19,15 +14,13 @@ import pytest
 
 from postroom import Concurrency, Consumer, MessageContext, RetryPolicy, Transactional
 from postroom.datasources import Provider, asyncpg_inbox, asyncpg_pool, postgres_inbox, sqlite_database, tenant_file
-from postroom.local import LocalBroker, LocalServer
+from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.postgres import PostgresServer
 from postroom.transports.memory import MemoryClient
 from support.world import Order, Tenant
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
-WORKER = Path(__file__).with_name("inbox_worker.py")
-KILLS = int(os.environ.get("POSTROOM_KILLS", "2"))
 TENANTS = ("a", "b")
 
 
@@ -38,7 +31,6 @@ class Storage:
     provider: Callable[[], Provider[Tenant, Any]]
     insert: Callable[[Any, str], Any]
     effects: Callable[[str], list[str]]
-    environment: dict[str, str]
 
 
 def sqlite_storage(directory: Path) -> Storage:
@@ -56,7 +48,6 @@ def sqlite_storage(directory: Path) -> Storage:
         ),
         lambda tx, order: tx.execute("INSERT INTO effects VALUES (?)", (order,)),
         effects,
-        {},
     )
 
 
@@ -68,7 +59,6 @@ def postgres_storage(server: PostgresServer, name: str) -> Storage:
         lambda: asyncpg_inbox(asyncpg_pool(lambda tenant: server.dsn(f"{name}-{tenant.tenant_id}"), max_size=12)),
         lambda tx, order: tx.execute("INSERT INTO effects VALUES ($1)", order),
         lambda tenant: server.execute("SELECT id FROM effects", database=f"{name}-{tenant}").splitlines(),
-        {"DSN": server.dsn(name)},
     )
 
 
@@ -127,10 +117,10 @@ class Twice:
             if way in {1, 2}:
                 await self._redeliver(ctx, second)
             if way == 2:
-                raise RuntimeError("before the commit")
+                raise ConnectionResetError("before the commit")
         if way == 3:
             await self._redeliver(ctx, second)
-            raise RuntimeError("after the commit")
+            raise ConnectionResetError("after the commit")
 
     async def _redeliver(self, ctx: MessageContext[Any, Any], second: asyncio.Event) -> None:
         """Do as a visibility timeout that is over does, and wait until another handler has the message."""
@@ -167,54 +157,3 @@ async def test_whatever_is_delivered_twice_happens_once(storage: Storage) -> Non
     assert min(handler.receives[order] for order in orders) >= 2
     done = {tenant: sorted(storage.effects(tenant), key=int) for tenant in TENANTS}
     assert done == {tenant: [order for order in orders if TENANTS[int(order) // 4 % 2] == tenant] for tenant in TENANTS}
-
-
-@asynccontextmanager
-async def running(endpoint: str, directory: Path, storage: Storage) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a worker; kill it at the end if it still runs."""
-    settings = {"ENDPOINT": endpoint, "DIRECTORY": str(directory), **storage.environment}
-    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(WORKER), env={**os.environ, **credentials, **settings}, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-def lines(directory: Path, word: str) -> int:
-    """Return how many lines of the diary begin with a word."""
-    path = directory / "diary"
-    return sum(line.startswith(word) for line in path.read_text().splitlines()) if path.exists() else 0
-
-
-async def test_killed_at_random_times_effects_happen_once(storage: Storage, tmp_path: Path) -> None:
-    """``kill -9`` between any two steps: what was committed is not done again, what was not is done."""
-    rng = Random(7)
-    orders = {f"{tenant}-{number}": tenant for number in range(20 * (KILLS + 1)) for tenant in TENANTS}
-    async with LocalBroker() as broker, LocalServer(broker) as server:
-        broker.create_queue("orders", {"VisibilityTimeout": "1"})
-        for order, tenant in orders.items():
-            send(broker, order, tenant, seconds=rng.choice((0.0, 0.01, 0.03)))
-        for _ in range(KILLS):
-            before = lines(tmp_path, "done")
-            async with running(server.endpoint_url, tmp_path, storage) as worker:
-                async with asyncio.timeout(20):
-                    while lines(tmp_path, "done") < before + 12:
-                        await asyncio.sleep(0.005)
-                await asyncio.sleep(rng.uniform(0.0, 0.05))
-                worker.kill()
-                await worker.communicate()
-        async with running(server.endpoint_url, tmp_path, storage) as worker:
-            await emptied(broker)
-            worker.send_signal(signal.SIGTERM)
-            _, log = await worker.communicate()
-            assert worker.returncode == 0, log.decode()
-    done = Counter(effect for tenant in TENANTS for effect in storage.effects(tenant))
-    assert done == Counter(dict.fromkeys(orders, 1))
-    assert all(effect.startswith(tenant) for tenant in TENANTS for effect in storage.effects(tenant))
-    assert lines(tmp_path, "duplicate") > 0  # or the kills have proved nothing
-    print(f"{KILLS} kills, {len(orders)} orders, {lines(tmp_path, 'duplicate')} duplicates, each effect once")

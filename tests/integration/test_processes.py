@@ -17,7 +17,7 @@ import pytest
 from postroom.local import LocalBroker, LocalServer
 from postroom.local.shapes import AttributeValue, Send
 
-WORKER = Path(__file__).with_name("orders_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 

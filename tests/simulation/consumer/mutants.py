@@ -13,8 +13,10 @@ from typing import Any
 from unittest.mock import patch
 
 from postroom.consumer import lifecycle
+from postroom.consumer.faults import FaultWatch
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.resources import Lease
@@ -245,6 +247,50 @@ def _says_returned(_give_back: Any) -> Any:
     return mutant
 
 
+def _keeps_its_turn(end_probe: Any) -> Any:
+    def mutant(self: Any, job: Job) -> None:
+        if job.turn is None:  # not while it waits for a slot with its resources in hand
+            end_probe(self, job)
+
+    return mutant
+
+
+def _sleeps_lightly(sleep: Any) -> Any:
+    def mutant(self: Any, tenant: Any, until: float) -> None:
+        if until < float("inf"):
+            sleep(self, tenant, until)
+
+    return mutant
+
+
+def _wakes_for_late_failures(failed: Any) -> Any:
+    def mutant(self: Any, *args: Any, probe: bool) -> Any:
+        return failed(self, *args, probe=probe or args[3] >= self.until(args[0]) > 0)
+
+    return mutant
+
+
+def _forgets_successes(succeeded: Any) -> Any:
+    def mutant(self: Any, tenant: Any, message: str) -> Any:
+        result = succeeded(self, tenant, message)
+        if (known := self._tenants.get(tenant)) is not None:
+            known.succeeded += 2
+        return result
+
+    return mutant
+
+
+def _spends_the_last_receive(_spares: Any) -> Any:
+    return lambda _self, _delivery: True
+
+
+def _starts_the_paused(control: Any) -> Any:
+    def mutant(self: Any, tenant: Any, *, paused: bool, **options: Any) -> None:
+        control(self, tenant, paused=False, **options)
+
+    return mutant
+
+
 MUTANTS = (
     Mutant("acknowledges before the handler returned", _swap(Pipeline, "_run_handler", _ack_first), 0),
     Mutant("shares one context object", _swap(Pipeline, "_run_handler", _shared_context), 31),
@@ -274,6 +320,13 @@ MUTANTS = (
     Mutant("takes every refusal for a loss", _swap(Heartbeat, "_refused", _refuses_for_good), 2),
     Mutant("leaves the heartbeat running", _swap(lifecycle.Run, "_end_heartbeat", lambda _: _nothing_later), 0),
     Mutant("does not flush", _swap(Settler, "drain", lambda _: _nothing_later), 17),
+    Mutant("forgets nothing at stop", _swap(Settler, "abandon", lambda _: _nothing_later), 0),
+    Mutant("keeps the probe's turn while it opens", _swap(Pipeline, "_end_probe", _keeps_its_turn), 0),
+    Mutant("lets a broken tenant have two probes", _swap(Scheduler, "sleep", _sleeps_lightly), 0),
+    Mutant("opens the breaker anew for a late failure", _swap(FaultWatch, "failed", _wakes_for_late_failures), 0),
+    Mutant("takes one success for three", _swap(FaultWatch, "succeeded", _forgets_successes), 0),
+    Mutant("puts off with the last receive", _swap(Parking, "spares", _spends_the_last_receive), 0),
+    Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0),
 )
 
 

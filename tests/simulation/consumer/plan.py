@@ -270,7 +270,11 @@ def _options(rng: Random, visibility: int) -> dict[str, Any]:
             poison_others=rng.randint(1, 2),
         ),
         "shutdown": Shutdown(
-            poll=rng.choice((0.0, 2.0)), drain=rng.choice((0.0, 1.0, 20.0)), cancel=1.0, flush=5.0, close=2.0
+            poll=rng.choice((0.0, 2.0)),
+            drain=rng.choice((0.0, 1.0, 20.0)),
+            cancel=1.0,
+            flush=rng.choice((2.0, 5.0)),
+            close=2.0,
         ),
     }
 

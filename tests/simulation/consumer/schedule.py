@@ -379,7 +379,7 @@ class Simulation:
             if count > 1 and self.plan.idempotent:
                 self.history.broken("once", f"{order.key} is there {count} times")
             if count and order.kind in ENDLESS:
-                self.history.broken("harness", f"{order.key} ({order.kind}) was committed")
+                self.history.broken("isolation", f"{order.key} ({order.kind}) was committed")
         for tenant in self.plan.tenants:
             for row in self.databases.rows(tenant):
                 if self.shared.orders[row.key].tenant != tenant:

@@ -1,0 +1,135 @@
+"""A worker process for the tests: one consumer, a database per tenant, and a diary of what happened.
+
+Configured by the environment: ENDPOINT, QUEUE, DIRECTORY, VISIBILITY, TOTAL, DRAIN, and STORAGE: ``plain`` for SQLite
+files without an inbox, ``sqlite`` and ``asyncpg`` with one, of which the latter needs DSN. With BUDGET the resources
+are in a pool of that budget. With QUIET there is no diary of what went well.
+"""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from postroom import (
+    AlreadyHandled,
+    AwsClient,
+    Concurrency,
+    Consumer,
+    MessageContext,
+    ResourcePool,
+    Shutdown,
+    Visibility,
+    run,
+)
+from postroom.datasources import Provider, asyncpg_inbox, asyncpg_pool, sqlite_database, tenant_file
+from postroom.events import Event, HandlerFinished
+from postroom.options import PoolLimits
+
+DIRECTORY = Path(os.environ["DIRECTORY"])
+STORAGE = os.environ.get("STORAGE", "plain")
+SCHEMA = "CREATE TABLE IF NOT EXISTS orders (order_id TEXT)"
+TOTAL = int(os.environ.get("TOTAL", "10"))
+QUIET = "QUIET" in os.environ
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Whose message it is."""
+
+    tenant_id: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """What happened, and how long it takes to handle."""
+
+    order_id: str
+    seconds: float = 0.0
+
+
+def note(line: str) -> None:
+    """Append a line to the diary, at once and whole, so that a killed process leaves no half lines."""
+    if QUIET:
+        return
+    descriptor = os.open(DIRECTORY / "diary", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def note_duplicates(event: Event) -> None:
+    """Write down which messages were found handled before."""
+    if isinstance(event, HandlerFinished) and isinstance(event.error, AlreadyHandled):
+        note(f"duplicate {event.message.id}")
+
+
+@asynccontextmanager
+async def plain_file(tenant: Tenant) -> AsyncGenerator[sqlite3.Connection]:
+    """Open the tenant's own file, without an inbox."""
+    with contextlib.closing(sqlite3.connect(DIRECTORY / f"{tenant.tenant_id}.db", timeout=30)) as connection:
+        connection.execute(SCHEMA)
+        note(f"open {tenant.tenant_id}")
+        try:
+            yield connection
+        finally:
+            note(f"close {tenant.tenant_id}")
+
+
+async def without_inbox(order: Order, ctx: MessageContext[Tenant, sqlite3.Connection]) -> None:
+    """Write the order to the tenant's database."""
+    note(f"start {order.order_id}")
+    await asyncio.sleep(order.seconds)
+    with ctx.resources:
+        ctx.resources.execute("INSERT INTO orders VALUES (?)", (order.order_id,))
+    note(f"done {order.order_id}")
+
+
+async def with_inbox(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+    """Write the order in the inbox's transaction, and dawdle before and after its commit."""
+    async with ctx.transaction() as tx:
+        if STORAGE == "asyncpg":
+            await tx.execute("INSERT INTO orders VALUES ($1)", order.order_id)
+        else:
+            await tx.execute("INSERT INTO orders VALUES (?)", (order.order_id,))
+        await asyncio.sleep(order.seconds)
+    note(f"done {order.order_id}")
+    await asyncio.sleep(order.seconds)
+
+
+def provider() -> Any:
+    """Return what opens a tenant's database."""
+    if STORAGE == "plain":
+        return plain_file
+    if STORAGE == "sqlite":
+        found: Provider[Tenant, Any] = sqlite_database(
+            lambda tenant: tenant_file(DIRECTORY, tenant.tenant_id), create=True, schema=SCHEMA
+        )
+        return found
+    size = int(os.environ.get("CONNECTIONS", "5"))
+    return asyncpg_inbox(asyncpg_pool(lambda tenant: f"{os.environ['DSN']}-{tenant.tenant_id}", max_size=size))
+
+
+def resources() -> Any:
+    """Return the provider, or a pool with a budget around it."""
+    budget = os.environ.get("BUDGET")
+    return provider() if budget is None else ResourcePool(provider(), limits=PoolLimits(budget=int(budget)))
+
+
+consumer: Consumer[Tenant, Any] = Consumer(
+    os.environ.get("QUEUE", "orders"),
+    context=Tenant,
+    resources=resources(),
+    concurrency=Concurrency(total=TOTAL, per_tenant=int(os.environ.get("PER_TENANT", str(TOTAL)))),
+    visibility=Visibility(timeout=float(os.environ.get("VISIBILITY", "30"))),
+    shutdown=Shutdown(drain=float(os.environ.get("DRAIN", "30"))),
+    observers=[] if STORAGE == "plain" or QUIET else [note_duplicates],
+    client=AwsClient(region="us-east-1", endpoint_url=os.environ["ENDPOINT"]),
+)
+consumer.handler(without_inbox if STORAGE == "plain" else with_inbox)
+
+if __name__ == "__main__":
+    run(consumer)
