@@ -76,11 +76,14 @@ class Parking:
     def recall(self, count: int, *, settled: float = _SETTLED) -> None:
         """Make the messages parked longest visible again, because there is room for them after all.
 
-        Those parked less than ``settled`` seconds ago stay: their own change may not have reached SQS.
+        Those parked less than ``settled`` seconds ago stay, and those whose own change SQS has not confirmed: it would
+        hide them after all.
         """
         now = self._clock()
         handles: list[str] = []
         while self._parked and len(handles) < count and self._parked[0][0] + settled <= now:
+            if self._settler.holds(self._parked[0][2]):
+                break
             _, until, delivery = self._parked.popleft()
             # One that may be visible again already could be with somebody else by now.
             if until > now + 1.0:

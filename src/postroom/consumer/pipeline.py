@@ -213,6 +213,8 @@ class Pipeline:
             self._end_probe(job)  # its lane sleeps behind it: let it be granted its slot again, as the probe
             self.dispatch()
             await job.turn
+            if (reason := self._quarantined_because(job.tenant)) is not None:  # decided while it waited
+                raise _Quarantined(reason)
         except BaseException:
             lease.release()
             raise

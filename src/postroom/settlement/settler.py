@@ -78,6 +78,10 @@ class Settler:
         """Deliveries that are ours now, those whose acknowledgement is on its way included."""
         return len(self._held)
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Return whether a delivery is ours, or what was decided of it has not been confirmed."""
+        return self._held.get(delivery.message.id) is delivery
+
     @property
     def failures(self) -> int:
         """Decisions that SQS refused for good: the message comes back after its visibility timeout."""

@@ -19,7 +19,7 @@ from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 from support.scripted import ScriptedQueue, message
-from support.world import Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
 class NoDeadLetters(FaultyClient):
@@ -357,3 +357,60 @@ def test_a_late_failure_starts_no_second_probe() -> None:
         return most
 
     assert in_world(scenario) == 1
+
+
+def test_nothing_is_called_back_before_it_is_surely_parked() -> None:
+    """SQS takes its time to park it: a recall that overtook that would be undone."""
+
+    async def scenario() -> list[tuple[str, int]]:
+        queue = ScriptedQueue()
+        answered = asyncio.Event()
+
+        async def slow(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            if changes[0].timeout:
+                await answered.wait()
+            return []
+
+        queue.on_change = slow
+        settler = Settler(
+            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+        )
+        parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
+        [delivery] = settler.take([message("1")])
+        parking.park(delivery)
+        await asyncio.sleep(1)
+        parking.recall(1)
+        await asyncio.sleep(1)
+        assert len(queue.changed) == 1
+        answered.set()
+        await settler.drain()
+        parking.recall(1)
+        await parking.close()
+        return queue.changed
+
+    changes = run_virtual(scenario())
+    assert [timeout > 0 for _, timeout in changes] == [True, False]
+
+
+def test_a_tenant_in_quarantine_starts_nothing_that_waited_for_its_resources() -> None:
+    """The decision came while they were opened: the handler is not called."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
+        world.create(dead_letters="dead")
+        databases = Databases()
+        databases.seconds = 5
+        done: list[str] = []
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            done.append(order.order_id)
+
+        world.send_orders("1", tenant="a")
+        async with orders:
+            await asyncio.sleep(1)
+            orders.tenants.quarantine(Tenant("a"))
+            await asyncio.sleep(10)
+        return done, world.counts("dead")
+
+    assert in_world(scenario) == ([], (1, 0))
