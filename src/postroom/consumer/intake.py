@@ -217,10 +217,17 @@ class Intake:
         if self._tenants.is_paused(job.tenant) or self._faults.until(job.tenant):
             waiting = self._scheduler.figures(job.tenant).waiting
             return waiting >= self._lane_limit and self._parking.spares(job.delivery) and not self._fifo
-        if not self._scheduler.has_enough(job.tenant, room=self._buffer()):
+        enough = self._scheduler.has_enough(job.tenant, room=self._buffer())
+        if enough or self._scheduler.has_share(job.tenant):
+            self._scouting.found_noisy(job.tenant, job.message)
+        else:
             self._scouting.found_quiet(job.message)
-            return False
-        return self._spare() <= 0 and self._parking.refused_because is None and self._parking.spares(job.delivery)
+        return (
+            enough
+            and self._spare() <= 0
+            and self._parking.refused_because is None
+            and self._parking.spares(job.delivery)
+        )
 
     def _tenant_of(self, message: Message, found: Any) -> Hashable:
         """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""

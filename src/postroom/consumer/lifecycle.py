@@ -121,7 +121,7 @@ class Run(Generic[C, R]):
         faults = FaultWatch(settings.faults, rng=Random())  # noqa: S311 - jitter, not secrecy
         self._total = total
         self._tenants = tenants
-        self._recalling: asyncio.TimerHandle | None = None
+        self._recalling: asyncio.Handle | None = None
         self._parking = Parking(queue, self._settler, clock=self._loop.time)
         self._scouting = Scouting(
             self._parking,
@@ -385,7 +385,7 @@ class Run(Generic[C, R]):
 
     def _on_slot_free(self) -> None:
         if self._parking.total and self._recalling is None:
-            self._recall_if_dry()
+            self._recalling = self._loop.call_soon(self._recall_if_dry)  # others may end in this very turn
         self._poller.wake()
 
     def _recall_if_dry(self) -> None:

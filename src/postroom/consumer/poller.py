@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from postroom.consumer.scouting import BATCH, Scouting
 from postroom.errors import TransportError
@@ -13,9 +14,15 @@ from postroom.transports.protocol import Queue
 
 _log = logging.getLogger("postroom.consumer")
 
+SPARSE: Final = 3
+"""Receives outstanding while messages come one by one, so that one that comes while a receive is on its way back
+finds another. They cost no more calls: each message would take a receive of its own in any case."""
+
 
 class Poller:
     """Keeps receives outstanding: one while the queue is quiet, up to ``Polling.pollers`` while it is busy.
+
+    While messages come one by one there are up to ``SPARSE``; the first that comes back empty ends that.
 
     When there is no room for more, ``scouting`` decides whether to look for quiet tenants' messages all the same.
 
@@ -54,6 +61,7 @@ class Poller:
         self._observers = observers
         self._asked_for = 0
         self._busy = False
+        self._sparse = False
         self._stopping = False
         self._waiters: list[asyncio.Future[None]] = []
         self._paused: set[asyncio.Future[None]] = set()
@@ -85,7 +93,7 @@ class Poller:
                 pause.set_result(None)
 
     async def run(self, number: int) -> None:
-        """Receive until stopped. ``number`` 0 always polls; the others only while the queue is busy."""
+        """Receive until stopped. ``number`` 0 always polls; the others only while messages come."""
         pause = self._polling.backoff
         while (limit := await self._room(number)) != 0:
             try:
@@ -97,9 +105,11 @@ class Poller:
             pause = self._polling.backoff
             if limit > 0:
                 self._busy = len(messages) == limit
+                self._sparse = len(messages) == 1
             if messages:
                 self._admit(messages)
-            if self._busy:
+            self._scouting.received(emptied=len(messages) < abs(limit))
+            if self._busy or self._sparse:
                 self.wake()
 
     async def _room(self, number: int) -> int:
@@ -111,11 +121,10 @@ class Poller:
             room = self.room
             timeout = None
             enough = room >= self._polling.batch or (room > 0 and self._asked_for == 0 and self._starving())
-            if enough and (number == 0 or self._busy):
+            if enough and (number == 0 or self._busy or (self._sparse and number < SPARSE)):
                 return min(room, self._polling.batch)
-            held, capacity = self._held(), self._capacity()
             # What cannot be parked is held beyond the capacity; that has an end, too.
-            if held < 2 * capacity and (self._scouting.skimming or held >= capacity - self._polling.batch):
+            if not enough and self._held() < 2 * self._capacity():
                 timeout = self._scouting.pause(number, round_trip=self.round_trip)
                 if timeout == 0.0:
                     return -(self._polling.batch if self._scouting.skimming else min(BATCH, self._polling.batch))

@@ -1,8 +1,9 @@
 """Whether to look for quiet tenants' messages while there is no room for more, and how hard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final
 
+from postroom.consumer.overtaking import Overtaking
 from postroom.consumer.parking import Parking
 from postroom.message import Message
 
@@ -14,22 +15,27 @@ _SPACING: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
 _RARE: Final = 1000.0
 _ALONE: Final = 0.05
+_DEEP: Final = 0.012
+"""Seconds that a quiet message may have to lie behind noisy ones before every poller skims."""
 _LATE: Final = 0.03
-"""Seconds that a quiet message may lie in the queue. More, and the queue does not (yet) hand it out first."""
+"""Seconds that a quiet message may have lain in the queue. More, and the queue does not (or no more) put it first."""
 _MISSING: Final = 4.0
-"""Usual pauses between quiet messages without one, after which skimming looks where they are."""
+"""Usual pauses between quiet messages without one, after which what was known of the queue's order counts no more."""
+_HOLD: Final = 1.0
 _LOOK: Final = 1.0
 _SKIM: Final = 3.0
-_FIRST_LOOK: Final = 3.0
-"""Seconds of skimming at the start, when nobody knows yet who else is in the queue."""
+"""Seconds without a quiet message after which nobody is left to skim for."""
+_CALM: Final = 1.0
+"""Seconds of room for everybody after which a new crowd may be somebody else's."""
 
 
 class Scouting:
     """Keeps receives outstanding when the buffer is full, so that quiet tenants need not wait behind noisy ones.
 
     Two gears. *Scouting*: SQS's fair queues hand out quiet tenants' messages first, so a few small receives find
-    them; what else they bring is parked. *Skimming*: where a quiet message has lain in the queue for long, the queue
-    does not know yet who is noisy; then every poller takes full batches off the top, until quiet messages come soon.
+    them; what else they bring is parked. *Skimming*: while the queue does not know yet who is noisy, quiet messages lie
+    as long as the noisy ones before them. When that is long, every poller takes full batches off the top, so that they
+    never lie long. What tells the one from the other is in :class:`~postroom.consumer.overtaking.Overtaking`.
 
     Scouts go slower when no quiet message has come for long, by a thousandth of that time, 0.25 s at the most; and
     while one tenant is all that has been seen.
@@ -42,11 +48,15 @@ class Scouting:
         self._clock = clock
         self._alone = alone
         self._enabled = enabled
+        self._order = Overtaking()
         self._start = self._next = clock() + _ALONE
-        self._skim_until = self._start + _FIRST_LOOK
+        self._crowded_at = clock() - _CALM
+        self._look_until = self._skim_until = 0.0
         self._quiet_at = clock()
         self._interval = 1.0
         self._missing = _MISSING
+        self._late = _LATE
+        self._noisy: tuple[Hashable, Message] | None = None
         self.receives = 0
         """Scouting receives so far."""
 
@@ -63,17 +73,18 @@ class Scouting:
         return self._parking.refused_because
 
     def pause(self, number: int, *, round_trip: float) -> float | None:
-        """Return the seconds until poller ``number`` may scout; 0.0 if it goes now, None if it does not."""
+        """Return the seconds until poller ``number`` may scout; 0.0 if it goes now, None if it does not.
+
+        It asks only while there is no room.
+        """
         if self.stopped_because is not None:
             return None
         now = self._clock()
         if now < self._start:
             return self._start - now
-        if now - self._quiet_at > self._missing * self._interval:
-            # Quiet messages used to come. They may have stopped, or lie behind noisy ones: look, ever more rarely.
-            self._missing *= 2
-            self._skim_until = max(self._skim_until, now + _LOOK)
-        skimming = now < self._skim_until
+        self._late = max(_LATE, round_trip)
+        self._look_around(now)
+        skimming = self.skimming
         if number >= SCOUTS and not skimming:
             return None
         if not skimming and now < self._next:
@@ -89,7 +100,37 @@ class Scouting:
         self._interval += 0.1 * (min(1.0, max(0.01, now - self._quiet_at)) - self._interval)
         self._missing = _MISSING
         self._quiet_at = now
-        sent, received = message.sent_at, message.first_received_at
-        # Both times are the queue's own: no clock of ours is compared with them.
-        if message.receive_count == 1 and sent is not None and received is not None and received - sent > _LATE:
-            self._skim_until = now + _SKIM
+        if now - self._crowded_at > _CALM:
+            return
+        self._look_until = now + _SKIM
+        if self._order.found_quiet(message, until=now + _MISSING * self._interval) > self._late:
+            self._order.forget()
+
+    def found_noisy(self, tenant: Hashable, message: Message) -> None:
+        """Note that a message came whose tenant has its part. The last one of a receive tells enough."""
+        self._noisy = tenant, message
+
+    def received(self, *, emptied: bool) -> None:
+        """Note that a receive was taken in, and whether it brought less than it asked for."""
+        if self._noisy is not None:
+            (tenant, message), self._noisy = self._noisy, None
+            now = self._clock()
+            if self._order.found_noisy(tenant, message, now=now):
+                self._skim_until = now
+            elif self._order.depth > _DEEP and not emptied and now < self._look_until:
+                self._skim_until = now + _HOLD
+        if emptied:
+            self._order.emptied()
+
+    def _look_around(self, now: float) -> None:
+        """Skim to see who else is there: when a crowd begins, and when usual quiet messages stay away."""
+        if now - self._crowded_at > _CALM:
+            self._order.forget()
+            self._look_until = now + _SKIM
+            self._skim_until = now + _HOLD
+        elif now - self._quiet_at > self._missing * self._interval:
+            # They may have stopped, or lie behind noisy ones: look, ever more rarely.
+            self._missing *= 2
+            self._look_until = max(self._look_until, now + _LOOK)
+            self._skim_until = now + _HOLD
+        self._crowded_at = now

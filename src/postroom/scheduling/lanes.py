@@ -168,6 +168,11 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(tenant)
         return lane is not None and len(lane.waiting) >= max(1, room // len(self._lanes))
 
+    def has_share(self, tenant: Hashable) -> bool:
+        """Whether a tenant has as much here, run or waiting, as its share of the slots, or its cap, lets it run."""
+        lane = self._lanes.get(tenant)
+        return lane is not None and lane.running + len(lane.waiting) >= min(lane.cap, self._share())
+
     # -- a ticket's life ----------------------------------------------------------------------------------------
 
     def add(self, ticket: T) -> None:

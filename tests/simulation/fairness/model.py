@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Self
@@ -16,6 +16,7 @@ from unittest import mock
 
 from postroom import Concurrency, Consumer, Message, MessageContext, Polling, Shutdown
 from postroom.consumer.job import Job
+from postroom.consumer.poller import Poller
 from postroom.local import LocalBroker
 from postroom.local.fair import FairPolicy
 from postroom.local.shapes import Send
@@ -31,7 +32,8 @@ class Case:
     """One run."""
 
     policy: str = "postroom"
-    """``fifo``, ``round-robin``, ``drr`` (without scout) or ``postroom``."""
+    """``fifo``, ``round-robin``, ``drr`` (without scout), ``postroom``; or ``wide``: postroom with all its receives
+    outstanding all the time, as they are under noise."""
     noisy: int = 1
     """Noisy tenants; 0 for the quiet tenants alone."""
     consumers: int = 1
@@ -40,7 +42,8 @@ class Case:
     """Seconds between two looks of the queue at who is noisy."""
     seed: int = 1
     seconds: float = 10.0
-    noise_rate: float = 5000.0
+    """How long it goes on from when the noise begins."""
+    noise_rate: float = 4000.0
     """Messages per second of all noisy tenants, per consumer."""
     noise_from: float = 0.0
     """When the noise begins; quiet messages sent before that are not counted."""
@@ -186,6 +189,11 @@ class Plain(Scheduler[Job]):
 @contextlib.contextmanager
 def scheduled_by(policy: str) -> Iterator[None]:
     """Let consumers that start here schedule in another way, for comparison."""
+    if policy == "wide":
+        always = mock.PropertyMock(return_value=True)
+        with mock.patch.object(Poller, "_busy", always, create=True):
+            yield
+        return
     if policy not in {"fifo", "round-robin"}:
         yield
         return
@@ -222,8 +230,8 @@ def simulate(case: Case) -> Outcome:
 
 async def _run(case: Case, broker: LocalBroker) -> Outcome:
     outcome = Outcome()
-    rng = Random(case.seed)
     loop = asyncio.get_running_loop()
+    start = loop.time()
     ended = False
 
     def make() -> Consumer[str, Any]:
@@ -232,22 +240,21 @@ async def _run(case: Case, broker: LocalBroker) -> Outcome:
             context=tenant_of,
             client=FarClient(MemoryClient(broker), case.round_trip),
             concurrency=Concurrency(total=case.slots, per_tenant=case.slots),
-            polling=Polling(pollers=case.pollers, scout=case.policy == "postroom"),
+            polling=Polling(pollers=case.pollers, scout=case.policy in {"postroom", "wide"}),
             shutdown=Shutdown(drain=0, cancel=1, flush=1, poll=0),
         )
 
         @consumer.handler
-        async def work(payload: float, ctx: MessageContext[str]) -> None:
-            noisy = ctx.context.startswith("noisy")
-            seconds = (case.noisy_seconds if noisy else case.quiet_seconds) * rng.uniform(0.5, 1.5)
+        async def work(payload: tuple[float, float], ctx: MessageContext[str]) -> None:
+            sent, seconds = payload
             await asyncio.sleep(seconds)
             if ended:
                 return
-            if noisy:
+            if ctx.context.startswith("noisy"):
                 outcome.noisy_done += 1
                 outcome.noisy_busy += seconds
-            elif payload >= case.noise_from:
-                outcome.latencies.append(loop.time() - payload)
+            elif sent >= case.noise_from:
+                outcome.latencies.append(loop.time() - start - sent)
             outcome.most_receives = max(outcome.most_receives, ctx.message.receive_count)
 
         return consumer
@@ -260,7 +267,7 @@ async def _run(case: Case, broker: LocalBroker) -> Outcome:
             asyncio.create_task(sender, name="sender")
             for sender in (_quiet(case, broker, outcome), _noise(case, broker))
         ]
-        await asyncio.sleep(case.seconds)
+        await asyncio.sleep(case.noise_from + case.seconds)
         for sender in senders:
             sender.cancel()
         await asyncio.wait(senders)
@@ -277,15 +284,19 @@ def _empty(broker: LocalBroker) -> None:
 
 
 async def _quiet(case: Case, broker: LocalBroker, outcome: Outcome) -> None:
+    """Send what quiet tenants send: the same messages at the same times, whatever else the case is."""
     rng = Random(case.seed * 7919 + 1)
     loop = asyncio.get_running_loop()
+    start = loop.time()
     while True:
         await asyncio.sleep(rng.expovariate(case.quiet * case.quiet_rate * case.consumers))
-        _send(broker, f"quiet-{rng.randrange(case.quiet)}", loop.time())
-        outcome.quiet_sent += loop.time() >= case.noise_from
+        now = loop.time() - start
+        _send(broker, f"quiet-{rng.randrange(case.quiet)}", now, case.quiet_seconds * rng.uniform(0.5, 1.5))
+        outcome.quiet_sent += now >= case.noise_from
 
 
 async def _noise(case: Case, broker: LocalBroker) -> None:
+    rng = Random(case.seed * 7919 + 2)
     tick, due, number = 0.002, 0.0, 0
     await asyncio.sleep(case.noise_from)
     while case.noisy:
@@ -293,13 +304,10 @@ async def _noise(case: Case, broker: LocalBroker) -> None:
         while due >= 1:
             due -= 1
             number += 1
-            _send(broker, f"noisy-{number % case.noisy}", 0.0)
+            _send(broker, f"noisy-{number % case.noisy}", 0.0, case.noisy_seconds * rng.uniform(0.5, 1.5))
         await asyncio.sleep(tick)
     await asyncio.Event().wait()
 
 
-def _send(broker: LocalBroker, group: str, at: float) -> None:
-    broker.send("orders", Send(message_body=repr(at), message_group_id=group))
-
-
-Report = Callable[[str], None]
+def _send(broker: LocalBroker, group: str, at: float, seconds: float) -> None:
+    broker.send("orders", Send(message_body=f"[{at!r},{seconds!r}]", message_group_id=group))
