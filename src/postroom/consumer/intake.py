@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from postroom.consumer.faults import FaultWatch
 from postroom.consumer.job import Job
+from postroom.consumer.outages import Outages
 from postroom.consumer.parking import Parking
 from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
@@ -74,6 +75,7 @@ class Intake:
         scouting: Scouting,
         tenants: Tenants,
         faults: FaultWatch,
+        outages: Outages,
     ) -> None:
         self._resolver = settings.resolver
         self._lane_limit = settings.polling.lane
@@ -90,6 +92,7 @@ class Intake:
         self._scouting = scouting
         self._tenants = tenants
         self._faults = faults
+        self._outages = outages
         self._closed = False
         self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -203,6 +206,8 @@ class Intake:
             job.context_error = error
         else:
             job = Job(tenant, group, delivery=delivery, message=message, context=found)
+        if self._outages.put_off(job):
+            return
         if self._is_surplus(job):
             self._parking.park(delivery)
         else:

@@ -13,6 +13,7 @@ from postroom.consumer.faults import FaultWatch
 from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.outages import Outages
 from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
@@ -31,6 +32,9 @@ from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
 
 _log = logging.getLogger("postroom.consumer")
+
+MOST_BLOCKED = 10_000
+"""Messages of blocked tenants that take no room from others: those that have no receive to spare can only wait here."""
 
 
 async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants: Tenants) -> "Run[C, R]":
@@ -123,6 +127,15 @@ class Run(Generic[C, R]):
         self._tenants = tenants
         self._recalling: asyncio.Handle | None = None
         self._parking = Parking(queue, self._settler, clock=self._loop.time)
+        self._outages = Outages(
+            pool,
+            self._settler,
+            self._parking,
+            clock=self._loop.time,
+            is_paused=tenants.is_paused,
+            is_flooded=self._is_flooded,
+            on_over=self._call_back,
+        )
         self._scouting = Scouting(
             self._parking,
             clock=self._loop.time,
@@ -142,6 +155,7 @@ class Run(Generic[C, R]):
             scheduler=self.scheduler,
             settler=self._settler,
             faults=faults,
+            outages=self._outages,
             spares=self._parking.spares,
             quarantined_because=tenants.quarantined_because,
             on_slot_free=self._on_slot_free,
@@ -162,6 +176,7 @@ class Run(Generic[C, R]):
             scouting=self._scouting,
             tenants=tenants,
             faults=faults,
+            outages=self._outages,
         )
         self._poller = Poller(
             queue,
@@ -186,7 +201,7 @@ class Run(Generic[C, R]):
 
     def begin(self) -> None:
         """Start to poll."""
-        self._tenants.attach(self.scheduler, self._pipeline.dispatch)
+        self._tenants.attach(self.scheduler, self._pipeline.dispatch, held=self._outages.held)
         self._heartbeat = self._side_task(self._settler.heartbeat.run(), "postroom-heartbeat")
         for number in range(self.settings.polling.pollers):
             task = self._side_task(self._poller.run(number), f"postroom-poller-{number}")
@@ -277,6 +292,7 @@ class Run(Generic[C, R]):
     async def _return_unstarted(self) -> None:
         self._pipeline.close()
         await self._intake.close()
+        self._outages.close()
         if self._parking.total:  # what is parked has not started either
             self._early_recall = asyncio.create_task(self._recall_at_once(), name="postroom-recall-at-stop")
 
@@ -361,9 +377,14 @@ class Run(Generic[C, R]):
         self._pipeline.lost(delivery)
 
     def _held(self) -> int:
-        """Count what takes room: messages of blocked tenants do not, up to as many as everything else."""
+        """Count what takes room: messages of blocked tenants do not, within limits."""
         scheduler = self.scheduler
-        return scheduler.size + self._intake.resolving - min(scheduler.blocked, self._capacity())
+        most = self._capacity() if self.queue.info.fifo else max(MOST_BLOCKED, self._capacity())
+        return scheduler.size + self._intake.resolving - min(scheduler.blocked, most)
+
+    def _is_flooded(self) -> bool:
+        """Whether as much waits for resources as may be held of everything else: no more of it is let in then."""
+        return self.scheduler.blocked >= self._capacity()
 
     def _capacity(self) -> int:
         """Return how many messages to hold at once: those that run, and enough behind them."""
@@ -384,19 +405,24 @@ class Run(Generic[C, R]):
         self._intake.withdraw(group)
 
     def _on_slot_free(self) -> None:
-        if self._parking.total and self._recalling is None:
-            self._recalling = self._loop.call_soon(self._recall_if_dry)  # others may end in this very turn
+        if self._parking.total or self._outages.releasing:
+            self._call_back()
         self._poller.wake()
 
+    def _call_back(self) -> None:
+        if self._recalling is None:
+            self._recalling = self._loop.call_soon(self._recall_if_dry)  # others may end in this very turn
+
     def _recall_if_dry(self) -> None:
-        """Call parked messages back while slots have nothing to do."""
+        """Call parked messages back while slots have nothing to do, and let those go on that waited for resources."""
         self._recalling = None
-        if (
-            self.scheduler.ready < self.settings.polling.batch
-            and self._parking.count()
-            and not self._stop_requested.is_set()
-        ):
+        if self._stop_requested.is_set() or self.scheduler.ready >= self.settings.polling.batch:
+            return
+        more = self._outages.go_on(self._poller.room)
+        if self._parking.count() and not self._is_flooded():
             self._parking.recall(max(0, self._poller.room))
+            more = True
+        if more:
             self._recalling = self._loop.call_later(max(0.02, self._poller.round_trip), self._recall_if_dry)
 
     def _on_blocked(self) -> None:

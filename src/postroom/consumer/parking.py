@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 from postroom.errors import TransportError
@@ -19,6 +19,9 @@ TRIES_LEFT = 3
 MOST_PARKED = 60_000
 """Messages parked at once by one consumer: half of what SQS allows in flight (120,000, quotas-messages.html). Past
 that limit long polls return nothing, and do not say why."""
+Parked = tuple[float, float, Delivery]
+"""A message that was put off: when, and until when at the least."""
+
 _DELAY = (7.5, 22.5)
 _SETTLED = 0.25
 """Seconds after which a parked message is surely parked: its visibility change has been sent and answered."""
@@ -39,10 +42,10 @@ class Parking:
         self._clock = clock
         self._most_receives = None if redrive is None else redrive.max_receive_count
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
-        self._parked: deque[tuple[float, float, Delivery]] = deque()  # parked at, visible again at the latest
+        self._parked: deque[Parked] = deque()
         self._recalls: set[asyncio.Task[None]] = set()
         self.total = 0
-        """Messages parked so far."""
+        """Messages parked so far, those of an outage included."""
 
     @property
     def refused_because(self) -> str | None:
@@ -65,6 +68,14 @@ class Parking:
     def spares(self, delivery: Delivery) -> bool:
         """Whether a message can do with one receive less without coming nearer to the dead-letter queue."""
         return self._most_receives is None or delivery.receives + TRIES_LEFT <= self._most_receives
+
+    def puts_off(self, delivery: Delivery) -> bool:
+        """Whether a message may be put off now."""
+        return self.refused_because is None and self.spares(delivery)
+
+    def adopt(self, messages: Iterable[Parked]) -> None:
+        """Take messages that somebody else put off: they are called back before those that were parked."""
+        self._parked.extendleft(reversed(list(messages)))
 
     def park(self, delivery: Delivery) -> None:
         """Put a message off."""

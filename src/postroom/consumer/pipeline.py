@@ -14,6 +14,7 @@ import msgspec
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.faults import FaultWatch
 from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.outages import Outages
 from postroom.consumer.settings import Failure, Handle, Settings
 from postroom.errors import (
     AlreadyHandled,
@@ -68,6 +69,7 @@ class Pipeline:
         scheduler: grants slots. A slot is freed when its message ends, whatever else is going on.
         settler: holds the deliveries and settles them.
         faults: tells poison messages from broken tenants.
+        outages: knows whose resources are down.
         spares: whether a message can do with one receive less.
         quarantined_because: why a tenant's messages go to the dead-letter queue at once; None for all others.
         on_slot_free: called when a message ended.
@@ -86,6 +88,7 @@ class Pipeline:
         scheduler: Scheduler[Job],
         settler: Settler,
         faults: FaultWatch,
+        outages: Outages,
         spares: Callable[[Delivery], bool],
         quarantined_because: Callable[[Hashable], str | None],
         on_slot_free: Callable[[], None],
@@ -101,6 +104,7 @@ class Pipeline:
         self._settler = settler
         self._observers: Observers = settings.observers
         self._faults = faults
+        self._outages = outages
         self._spares = spares
         self._quarantined_because = quarantined_because
         self._waking: asyncio.TimerHandle | None = None
@@ -206,7 +210,7 @@ class Pipeline:
         self._scheduler.suspend(job, now=now, seconds=now - job.since)
         self._on_blocked()
         self.dispatch()
-        lease = await pool.acquire(job.context)
+        lease = await self._acquire(job, pool)
         try:
             job.turn = self._loop.create_future()
             self._scheduler.resume(job)
@@ -221,6 +225,26 @@ class Pipeline:
         finally:
             job.turn = None
         return lease
+
+    async def _acquire(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
+        """Wait for a lease; through refusals, too, if one more receive could make a dead letter of the message."""
+        held = False
+        while True:
+            try:
+                lease = await pool.acquire(job.context)
+            except (PoolExhaustedError, ResourceOpenError) as error:
+                if (isinstance(error, ResourceOpenError) and error.permanent) or not self._must_be_held(job):
+                    raise
+                refusal = error
+            else:
+                self._outages.end(job)
+                return lease
+            if not held:
+                _log.warning("Message %s is held here, it has no receive to spare: %s", job.message.id, refusal)
+            held = True
+            await self._outages.wait(job, refusal)
+            if (reason := self._quarantined_because(job.tenant)) is not None:
+                raise _Quarantined(reason)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:
         if job.delivery.lost:  # while it waited
@@ -295,11 +319,8 @@ class Pipeline:
                 await self._report(job, error)
                 self._return_group(job)
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
-                if self._must_be_held(job):
-                    self._hold(job, error)
-                else:
-                    await self._report(job, error)
-                    self._defer(job, error)
+                await self._report(job, error)
+                self._defer(job, error)
             case _:
                 instruction = await self._report(job, error) or self._blame(job, error)
                 if instruction is not None:
@@ -384,8 +405,9 @@ class Pipeline:
                 self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
                 self._return_group(job)
 
-    def _defer(self, job: Job, error: ResourceError) -> None:
+    def _defer(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
         """Not tried, so not failed: seen again when its tenant's resources may be back, in every mode."""
+        self._outages.begin(job, error)
         delay = exponential(self._settings.retry, job.message.receive_count, self._rng)
         if isinstance(error, ResourceOpenError):
             delay = max(delay, error.retry_after)
@@ -397,19 +419,6 @@ class Pipeline:
         if self._closing or job.delivery.lost or self._spares(job.delivery):
             return False
         return self._scheduler.figures(job.tenant).waiting < MOST_HELD
-
-    def _hold(self, job: Job, error: ResourceError) -> None:
-        """Keep a message here, first in its lane, until its tenant's resources may be back."""
-        delay = exponential(self._settings.retry, job.message.receive_count, self._rng)
-        if isinstance(error, ResourceOpenError):
-            delay = max(delay, error.retry_after)
-        text = "Resource provisioning failed for message %s: %s; it is held here for %.3g s"
-        _log.warning(text, job.message.id, error, delay)
-        now = self._loop.time()
-        job.begun = job.started = False
-        self._end_probe(job)
-        self._scheduler.sleep(job.tenant, now + delay)
-        self._scheduler.put_back(job, seconds=now - job.since)
 
     def _end_probe(self, job: Job) -> None:
         """Let the next message of a broken tenant be the probe: this one ended without telling anything.

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -57,7 +57,8 @@ class Tenants:
         self._scheduler: Scheduler[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._dispatch: Any = None
+        self._dispatch: Callable[[], None] | None = None
+        self._held: Callable[[Hashable], int] | None = None
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class Tenants:
         """
         self.pause(key)
         async with asyncio.timeout(timeout):
-            while (figures := self._figures(key)).running or figures.suspended:  # noqa: ASYNC110
+            while self._is_busy(key):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL)
 
     # -- a look -------------------------------------------------------------------------------------------------
@@ -135,8 +136,14 @@ class Tenants:
         rule = self._rules.get(key) if self._rules else None
         return rule.reason if rule is not None and rule.state is TenantState.QUARANTINED else None
 
-    def attach(self, scheduler: Scheduler[Any], dispatch: Any) -> None:
-        """Begin to carry decisions out: the consumer starts, in this thread and loop."""
+    def attach(
+        self, scheduler: Scheduler[Any], dispatch: Callable[[], None], *, held: Callable[[Hashable], int]
+    ) -> None:
+        """Begin to carry decisions out: the consumer starts, in this thread and loop.
+
+        ``held`` says how many of a tenant's suspended messages wait for nothing but the end of an outage.
+        """
+        self._held = held
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._scheduler = scheduler
@@ -159,7 +166,7 @@ class Tenants:
             loop.call_soon_threadsafe(self._carry_out, key)
 
     def _carry_out(self, key: Hashable) -> None:
-        if self._scheduler is None:
+        if self._scheduler is None or self._dispatch is None:
             return
         rule = self._rules.get(key) or TenantStatus(key=key)
         self._scheduler.control(
@@ -169,6 +176,12 @@ class Tenants:
             cap=rule.concurrency,
         )
         self._dispatch()
+
+    def _is_busy(self, key: Hashable) -> bool:
+        """Whether anything of a tenant runs, or is about to get its resources."""
+        figures = self._figures(key)
+        held = 0 if self._held is None else self._held(key)
+        return figures.running > 0 or figures.suspended > held
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._scheduler is None else self._scheduler.figures(key)

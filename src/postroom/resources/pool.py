@@ -275,6 +275,14 @@ class ResourcePool(Generic[C, R]):
         """Return the part of a context that names its resources: what ``key=`` says, or the whole context."""
         return context if self._key is None else self._key(context)
 
+    def host_of(self, context: C) -> Hashable | None:
+        """Return the host that a context's resources live on, as ``host=`` says; None without one."""
+        return self._tickets.ticket(context).host
+
+    def is_open(self, context: C) -> bool:
+        """Whether something is open that may be leased: no opening needs to be waited for."""
+        return self._identify(self.key_of(context)) in self._ready
+
     def retry_after(self, context: C) -> float:
         """Return the seconds for which a context, or its host, is left alone after failures; 0.0 if it is not.
 

@@ -1,0 +1,209 @@
+"""Messages whose tenant's resources are down: kept out of everybody's way, and called back when they are up again."""
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable
+from random import Random
+from typing import Any, Final
+
+from postroom.consumer.job import Job
+from postroom.consumer.parking import MOST_PARKED, Parked, Parking
+from postroom.errors import PoolExhaustedError, PostroomError, ResourceOpenError
+from postroom.resources import ResourcePool
+from postroom.scheduling import State
+from postroom.settlement import Settler
+from postroom.types import Settlement
+
+REMEMBER: Final = 10_000
+"""Outages remembered at the most; the oldest are forgotten first."""
+_DELAY: Final = (7.5, 22.5)
+"""Seconds for which a message is put off, at random between these. The end of the outage calls it back."""
+_PATIENCE: Final = (5.0, 15.0)
+"""Seconds after which a message that waits here looks by itself, although another one is to find out."""
+
+Place = tuple[bool, Hashable]
+"""What is down: (True, host) or (False, tenant)."""
+
+
+class _Outage:
+    """What waits for one host or tenant."""
+
+    __slots__ = ("prober", "put_off", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: dict[asyncio.Future[None], None] = {}
+        self.prober: Job | None = None
+        """The message that finds out whether the outage is over."""
+        self.put_off: deque[Parked] = deque()
+
+    def may_be_probed_by(self, job: Job) -> bool:
+        """Whether nobody else is about to find out."""
+        return self.prober is None or self.prober is job or self.prober.state is State.DONE
+
+
+class Outages:
+    """Knows which tenants and hosts are down, and what waits for them.
+
+    One message per outage tries, at the pool's pace. All others are put off by their visibility, without a slot, as
+    long as that does not bring them nearer to the dead-letter queue than their real attempts need; those that it
+    would are held. The first success ends the outage: what is held goes on, and what was put off is called back
+    through ``parking``, both as fast as there is room for it.
+    """
+
+    def __init__(
+        self,
+        pool: ResourcePool[Any, Any] | None,
+        settler: Settler,
+        parking: Parking,
+        *,
+        clock: Callable[[], float],
+        is_paused: Callable[[Hashable], bool],
+        is_flooded: Callable[[], bool],
+        on_over: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._settler = settler
+        self._parking = parking
+        self._clock = clock
+        self._is_paused = is_paused
+        self._is_flooded = is_flooded
+        self._on_over = on_over
+        self._known: OrderedDict[Place, _Outage] = OrderedDict()
+        self._held: Counter[Hashable] = Counter()
+        self._released: deque[asyncio.Future[None]] = deque()
+        self._rng = Random()  # noqa: S311 - jitter, not secrecy
+        self._put_off = 0
+
+    @property
+    def releasing(self) -> bool:
+        """Whether some wait here only for room."""
+        return bool(self._released)
+
+    def held(self, tenant: Hashable) -> int:
+        """Return how many messages of a tenant wait here for the end of an outage."""
+        return self._held[tenant] if self._held else 0
+
+    def begin(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
+        """Note that a tenant's resources, or the host that they are on, are down."""
+        if isinstance(error, ResourceOpenError):
+            outage = self._outage(job, error)
+            if outage.prober is job:
+                outage.prober = None
+
+    def end(self, job: Job) -> None:
+        """Note that a tenant's resources are there: so is their host."""
+        if not self._known or self._pool is None:
+            return
+        for place in ((False, job.tenant), (True, self._pool.host_of(job.context))):
+            outage = self._known.pop(place, None)
+            if outage is not None:
+                self._finish(outage)
+
+    def put_off(self, job: Job) -> bool:
+        """Put a new message off if its tenant's resources are known to be down. Returns whether it was done.
+
+        Also if too much waits for resources already, whosever they are, and its own are not open.
+        """
+        pool = self._pool
+        if pool is None or job.context_error is not None:
+            return False
+        if self._is_flooded() and not pool.is_open(job.context) and self._parking.puts_off(job.delivery):
+            self._parking.park(job.delivery)
+            return True
+        outage = self._known_for(job, pool) if self._known else None
+        if outage is None or pool.is_open(job.context):
+            return False
+        pause = pool.retry_after(job.context)
+        if pause <= 0 and outage.may_be_probed_by(job):
+            outage.prober = job
+            return False
+        if not self._parking.puts_off(job.delivery) or self._put_off >= MOST_PARKED:
+            return False
+        now = self._clock()
+        delay = max(pause, self._rng.uniform(*_DELAY))
+        self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
+        self._forget_old(outage, now)
+        outage.put_off.append((now, now + delay, job.delivery))
+        self._put_off += 1
+        self._parking.total += 1
+        return True
+
+    async def wait(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
+        """Wait until a message that cannot be put off may try again."""
+        outage = self._outage(job, error)
+        seconds = error.retry_after if isinstance(error, ResourceOpenError) else 0.0
+        if outage.may_be_probed_by(job):
+            outage.prober = job
+            seconds = max(seconds, 0.001)
+        else:
+            seconds = max(seconds, self._rng.uniform(*_PATIENCE))
+        self._held[job.tenant] += 1
+        try:
+            await self._over(outage, seconds)
+            while self._is_paused(job.tenant):  # noqa: ASYNC110 - whoever ends a pause may be in another thread
+                await asyncio.sleep(self._rng.uniform(*_PATIENCE))
+        finally:
+            self._held[job.tenant] -= 1
+            if not self._held[job.tenant]:
+                del self._held[job.tenant]
+
+    def close(self) -> None:
+        """Hand everything that was put off over to ``parking``, which calls it back: the consumer stops."""
+        while self._known:
+            self._finish(self._known.popitem()[1])
+
+    def go_on(self, room: int) -> bool:
+        """Let up to so many of those go on whose outage is over. Returns whether there are more."""
+        released = self._released
+        while released and room > 0:
+            waiter = released.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                room -= 1
+        return bool(released)
+
+    async def _over(self, outage: _Outage, seconds: float) -> None:
+        """Wait until an outage is over and there is room, or some seconds."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        outage.waiters[waiter] = None
+        timer = loop.call_later(seconds, _set, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            outage.waiters.pop(waiter, None)
+
+    def _known_for(self, job: Job, pool: ResourcePool[Any, Any]) -> _Outage | None:
+        try:
+            host = pool.host_of(job.context)
+        except PostroomError:  # weight= or host= failed: it is told when its turn comes
+            return None
+        return self._known.get((False, job.tenant)) or self._known.get((True, host))
+
+    def _outage(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> _Outage:
+        host = error.host if isinstance(error, ResourceOpenError) else None
+        place = (False, job.tenant) if host is None else (True, host)
+        outage = self._known.get(place)
+        if outage is None:
+            if len(self._known) >= REMEMBER:
+                self._finish(self._known.popitem(last=False)[1])
+            outage = self._known[place] = _Outage()
+        return outage
+
+    def _finish(self, outage: _Outage) -> None:
+        self._released.extend(outage.waiters)
+        self._forget_old(outage, self._clock())
+        self._put_off -= len(outage.put_off)
+        self._parking.adopt(outage.put_off)
+        self._on_over()
+
+    def _forget_old(self, outage: _Outage, now: float) -> None:
+        while outage.put_off and outage.put_off[0][1] <= now:
+            outage.put_off.popleft()
+            self._put_off -= 1
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
