@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness soak replay crashes mutants fuzz conformance docs fmt clean
+.PHONY: help demo test check bench fairness soak replay crashes endurance mutants fuzz conformance docs fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,8 +52,11 @@ soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--
 replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
-crashes: $(STAMP)  ## kill -9 a consumer fifty times, then check the ledger (about ten minutes)
+crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
 	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py
+
+endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
+	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py
 
 mutants: $(STAMP)  ## plant defects in the consumer and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants

@@ -21,7 +21,6 @@ from postroom import (
     Concurrency,
     Consumer,
     MessageContext,
-    ResourcePool,
     Shutdown,
     Visibility,
     run,
@@ -100,23 +99,18 @@ async def with_inbox(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
     await asyncio.sleep(order.seconds)
 
 
-def provider() -> Any:
-    """Return what opens a tenant's database."""
+def resources() -> Any:
+    """Return what opens a tenant's database; with BUDGET, a pool of those, which counts their connections."""
     if STORAGE == "plain":
         return plain_file
+    found: Provider[Tenant, Any]
     if STORAGE == "sqlite":
-        found: Provider[Tenant, Any] = sqlite_database(
-            lambda tenant: tenant_file(DIRECTORY, tenant.tenant_id), create=True, schema=SCHEMA
-        )
-        return found
-    size = int(os.environ.get("CONNECTIONS", "5"))
-    return asyncpg_inbox(asyncpg_pool(lambda tenant: f"{os.environ['DSN']}-{tenant.tenant_id}", max_size=size))
-
-
-def resources() -> Any:
-    """Return the provider, or a pool with a budget around it."""
+        found = sqlite_database(lambda tenant: tenant_file(DIRECTORY, tenant.tenant_id), create=True, schema=SCHEMA)
+    else:
+        size = int(os.environ.get("CONNECTIONS", "5"))
+        found = asyncpg_inbox(asyncpg_pool(lambda tenant: f"{os.environ['DSN']}-{tenant.tenant_id}", max_size=size))
     budget = os.environ.get("BUDGET")
-    return provider() if budget is None else ResourcePool(provider(), limits=PoolLimits(budget=int(budget)))
+    return found if budget is None else found.pool(limits=PoolLimits(budget=int(budget)))
 
 
 consumer: Consumer[Tenant, Any] = Consumer(
