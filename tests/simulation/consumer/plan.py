@@ -104,6 +104,8 @@ class Plan:
     limits: PoolLimits
     timeouts: PoolTimeouts
     backoff: OpenBackoff
+    hosts: int
+    """How many hosts the tenants' databases are on, as the pool is told; 0 if it is not."""
     shared_pool: bool
     """Whether the process enters a pool of its own, or the consumer makes one."""
     slow_resolver: float
@@ -111,6 +113,11 @@ class Plan:
     idempotent: bool
     survivors_finish: bool
     """Whether the processes that are left when everything heals, and not a new one, have to empty the queue."""
+
+
+def host_of(tenant: str, hosts: int) -> int | None:
+    """Return the host of a tenant's database; None where nobody knows of hosts."""
+    return sum(tenant.encode()) % hosts if hosts else None
 
 
 _USUAL = (
@@ -125,7 +132,8 @@ _USUAL = (
     Kind.ACKS,
 )
 _EVENTS = (
-    *("trouble",) * 5,
+    *("trouble",) * 4,
+    *("host trouble",) * 2,
     *("storm",) * 2,
     *("crash",) * 2,
     *("stop",) * 2,
@@ -172,6 +180,7 @@ def make_plan(seed: int) -> Plan:
         ),
         timeouts=timeouts,
         backoff=OpenBackoff(base=0.2, cap=3.0, permanent=rng.choice((1.0, 5.0))),
+        hosts=rng.choice((0, 0, 1, 2)),
         shared_pool=rng.random() < 0.8,
         slow_resolver=rng.choice((0.0, 0.0, 0.05, 0.5)),
         idempotent=rng.random() < 0.5,

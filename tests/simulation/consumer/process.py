@@ -18,7 +18,7 @@ from postroom.testing.databases import SimulatedConnection, SimulatedDatabases
 from postroom.testing.faults import FaultyClient
 from simulation.consumer.blame import Blame
 from simulation.consumer.control import Decisions
-from simulation.consumer.plan import Kind, OrderPlan, Plan
+from simulation.consumer.plan import Kind, OrderPlan, Plan, host_of
 from simulation.consumer.watch import LOST, STOPPING, Gate, History, Watch, WatchedClient
 
 current_process: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("process", default=None)
@@ -130,6 +130,7 @@ class Process:
             self.pool = ResourcePool(
                 self.provide,
                 check=self._check,
+                host=(lambda tenant: host_of(tenant.tenant_id, plan.hosts)) if plan.hosts else None,
                 limits=plan.limits,
                 timeouts=plan.timeouts,
                 backoff=plan.backoff,

@@ -6,11 +6,10 @@ same history, line by line.
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
@@ -27,14 +26,13 @@ from postroom.local.queue import LocalQueue
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.databases import SimulatedDatabases, Trouble
 from postroom.testing.faults import Faults, FaultyClient
-from postroom.testing.loop import Deadlock, VirtualLoop, describe_tasks
+from postroom.testing.loop import Deadlock, describe_tasks
 from postroom.transports.memory import MemoryClient
-from simulation.consumer.plan import ENDLESS, Event, Kind, OrderPlan, Plan, make_plan
-from simulation.consumer.process import Process, Shared, Tenant, current_process
+from simulation.consumer.loop import SimulationLoop
+from simulation.consumer.plan import ENDLESS, Event, Kind, OrderPlan, Plan, host_of, make_plan
+from simulation.consumer.process import Process, Shared, Tenant
 from simulation.consumer.watch import History
 
-LIMIT = 20_000.0
-"""Virtual seconds after which a schedule counts as stuck."""
 _PATIENCE = 6_000.0
 """Virtual seconds within which a healthy process has to empty the queue."""
 FACTS = ("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions")
@@ -52,58 +50,6 @@ class Outcome:
     plan: Plan
     facts: dict[str, int]
     """How much of what happened: a schedule in which nothing happens proves nothing."""
-
-
-class _Task(asyncio.Task[Any]):
-    """A task with a hash that does not depend on where it lies in memory, so that sets of tasks replay too."""
-
-    def __init__(self, number: int, owner: Process | None, coroutine: Coroutine[Any, Any, Any], **options: Any) -> None:
-        self.number = number
-        self.owner = owner
-        super().__init__(coroutine, **options)
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-class _Future(asyncio.Future[Any]):
-    """A future with such a hash."""
-
-    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.number = number
-        super().__init__(loop=loop)
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-class SimulationLoop(VirtualLoop):
-    """A virtual-time loop that knows which process a task belongs to."""
-
-    def __init__(self, *, seed: int) -> None:
-        super().__init__(seed=seed, limit=LIMIT)
-        self._numbers = itertools.count(1)
-        self.set_task_factory(self._make_task)
-
-    def create_future(self) -> asyncio.Future[Any]:
-        """Make a future."""
-        return _Future(next(self._numbers), self)
-
-    def _make_task(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
-        **options: Any,
-    ) -> asyncio.Task[Any]:
-        assert not isinstance(coroutine, Generator)
-        context = options.get("context")
-        owner = current_process.get() if context is None else context.get(current_process)
-        task = _Task(next(self._numbers), owner, coroutine, loop=loop, **options)
-        if owner is not None:
-            owner.tasks.append(task)
-            if not owner.gate.alive:
-                task.cancel()
-        return task
 
 
 class Simulation:
@@ -226,9 +172,10 @@ class Simulation:
         process = self.living[place]
         match event.what:
             case "trouble":
-                self.databases.trouble(event.tenant, event.trouble)
-                await asyncio.sleep(event.seconds)
-                self.databases.trouble(event.tenant, Trouble.NONE)
+                await self._trouble([event.tenant], event)
+            case "host trouble":
+                host = host_of(event.tenant, self.plan.hosts)
+                await self._trouble([t for t in self.plan.tenants if host_of(t, self.plan.hosts) == host], event)
             case "fail over":
                 self.databases.fail_over(event.tenant)
             case "rotate":
@@ -245,6 +192,13 @@ class Simulation:
                 await self._disturb(process, Faults(unavailable=1.0), event.seconds)
             case _ if process is not None:
                 await self._end_one(event, process, place)
+
+    async def _trouble(self, tenants: list[str], event: Event) -> None:
+        for tenant in tenants:
+            self.databases.trouble(tenant, event.trouble)
+        await asyncio.sleep(event.seconds)
+        for tenant in tenants:
+            self.databases.trouble(tenant, Trouble.NONE)
 
     async def _end_one(self, event: Event, process: Process, place: int) -> None:
         if event.what == "invalidate":
