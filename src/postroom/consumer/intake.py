@@ -94,6 +94,8 @@ class Intake:
         self._faults = faults
         self._outages = outages
         self._closed = False
+        self._plain: type = type(None)
+        self._room = 0
         self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.resolving = 0
@@ -107,13 +109,14 @@ class Intake:
         if self._observers:
             for delivery in deliveries:
                 self._observers.tell(MessageReceived(delivery.message))
+        self._room = self._buffer()
         later: dict[Hashable, list[tuple[Delivery, Awaitable[Any]]]] = {}
         for delivery in deliveries:
             if self._closed:
                 self._settler.give_back(delivery, Settlement.RETURNED, delay=0.0)
                 continue
             found = self._resolve(delivery)
-            if isinstance(found, Awaitable):
+            if type(found) is not self._plain and self._is_awaitable(found):
                 # Messages of one group stay in order; all others are resolved side by side.
                 group = delivery.message.group_id if self._fifo else delivery
                 later.setdefault(group, []).append((delivery, cast("Awaitable[Any]", found)))
@@ -165,6 +168,13 @@ class Intake:
             return self._resolver(delivery.message)
         except Exception as error:
             return _context_error(delivery, error)
+
+    def _is_awaitable(self, found: Any) -> bool:
+        """Whether a resolver's result is to be awaited; what is not is remembered by its type, as it is always so."""
+        if isinstance(found, Awaitable):
+            return True
+        self._plain = type(found)
+        return False
 
     def _resolve_later(self, waiting: list[tuple[Delivery, Awaitable[Any]]]) -> None:
         self.resolving += len(waiting)
@@ -222,7 +232,7 @@ class Intake:
         if self._tenants.is_paused(job.tenant) or self._faults.until(job.tenant):
             waiting = self._scheduler.figures(job.tenant).waiting
             return waiting >= self._lane_limit and self._parking.spares(job.delivery) and not self._fifo
-        enough = self._scheduler.has_enough(job.tenant, room=self._buffer())
+        enough = self._scheduler.has_enough(job.tenant, room=self._room)
         if enough or self._scheduler.has_share(job.tenant):
             self._scouting.found_noisy(job.tenant, job.message)
         else:

@@ -384,7 +384,8 @@ class Run(Generic[C, R]):
 
     def _is_flooded(self) -> bool:
         """Whether as much waits for resources as may be held of everything else: no more of it is let in then."""
-        return self.scheduler.blocked >= self._capacity()
+        blocked = self.scheduler.blocked
+        return blocked > 0 and blocked >= self._capacity()
 
     def _capacity(self) -> int:
         """Return how many messages to hold at once: those that run, and enough behind them."""

@@ -69,7 +69,7 @@ class Settler:
         self._observers = observers
         self._held: dict[str, Delivery] = {}
         self._deletes = Batcher[_Entry]("delete", send=self._delete, done=self._deleted, linger=LINGER)
-        self._changes = Batcher[_Entry]("change-visibility", send=self._change, done=self._changed, linger=LINGER)
+        self._changes = Batcher[_Entry]("change-visibility", send=self._change, done=self._ended, linger=LINGER)
         self._counts: Counter[Settlement] = Counter()
         self._failed = 0
 
@@ -245,9 +245,6 @@ class Settler:
             return
         self._ended(entry, error)
 
-    def _changed(self, entry: _Entry, error: TransportError | None) -> None:
-        self._ended(entry, error)
-
     def _ended(self, entry: _Entry, error: TransportError | None) -> None:
         delivery = entry.delivery
         waiter = entry.waiter
@@ -273,7 +270,8 @@ class Settler:
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
         # Also what was lost while its delete waited: it must not be kept from whoever has it next.
-        self.heartbeat.release(delivery)
+        if delivery.covered or delivery.due_with is not None:
+            self.heartbeat.release(delivery)
         if self._held.get(delivery.message.id) is delivery:
             del self._held[delivery.message.id]
         self._counts[settlement] += 1
