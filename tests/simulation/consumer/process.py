@@ -183,6 +183,7 @@ class Process:
 
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
+        self.watch.reports(failure.message)
         try:
             error = failure.error
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, error)

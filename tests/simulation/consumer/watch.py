@@ -91,6 +91,7 @@ class Watch:
         """Message id, key and reason to whether it may become a dead letter for that."""
         self.is_poison: Callable[[str], bool] = lambda _id: False
         self.stopping = False
+        self.reported: dict[str, int] = {}
         self.receipts: dict[str, Receipt] = {}
         self.newest: dict[str, str] = {}
         """Message id to the newest receipt handle that this process was given."""
@@ -250,11 +251,18 @@ class Watch:
         if settlement is Settlement.RETRIED and self.is_poison(message.id) and message.body not in self.offered:
             self.history.broken("poison", f"{self.name} tries {message.id[:4]} again, although it is poison")
         if settlement is Settlement.DEFERRED and self.most_receives is not None:
-            mine = (each for each in self.receipts.values() if each.message_id == message.id)
-            receives = max((each.receives for each in mine if each.settled_at is not None), default=0)
+            receives = self.reported.get(message.receipt_handle) or self._receives(message.id, settled=True)
             if receives + TRIES_LEFT > self.most_receives:
                 text = f"{self.name} puts {message.id[:4]} off after {receives} receives of {self.most_receives}"
                 self.history.broken("no loss", text)
+
+    def reports(self, message: Message) -> None:
+        """Remember how often a message had been received when its failure was reported: that decides."""
+        self.reported[message.receipt_handle] = self._receives(message.id)
+
+    def _receives(self, message_id: str, *, settled: bool = False) -> int:
+        mine = (each for each in self.receipts.values() if each.message_id == message_id)
+        return max((each.receives for each in mine if not settled or each.settled_at is not None), default=0)
 
     def observe(self, event: Event) -> None:
         """Count settlements: each receive ends once (MANUAL may acknowledge what it first left)."""
