@@ -22,20 +22,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 from benchmarks.consumers import PATH, chosen, keep, show
+from benchmarks.emulator import Queue
 from benchmarks.peers.environments import ROOT, Peer, interpreter
 from benchmarks.peers.work import ARGUMENTS
 
 from postroom.local.threaded import ThreadedServer
 
 CONCURRENCY = 10
-VISIBILITY = 30
 PATIENCE = 25.0
 """Seconds for whatever a worker is waited for."""
 DIES = 40.0
@@ -107,44 +107,6 @@ class Worker:
         """End what is left, and forget what it wrote."""
         self.kill()
         self._output.close()
-
-
-class Queue:
-    """One scenario's queue, with messages in the peer's envelope."""
-
-    def __init__(self, sqs: Any, peer: Peer, scenario: str) -> None:
-        name = f"{scenario}-{peer.name}".replace(" ", "-").replace(",", "")
-        self.url = str(sqs.create_queue(QueueName=name, Attributes={"VisibilityTimeout": str(VISIBILITY)})["QueueUrl"])
-        self._sqs = sqs
-        self._peer = peer
-
-    def send(self, notes: Mapping[str, str]) -> None:
-        """Send orders by name, with the note that tells the handler what to do."""
-        self.send_bodies([self._body(name, note) for name, note in notes.items()])
-
-    def send_bodies(self, bodies: Sequence[str]) -> None:
-        """Send bodies as they are, with the attributes of a tenant."""
-        tenant = {"DataType": "String", "StringValue": "tenant-1"}
-        region = {"DataType": "String", "StringValue": "eu-central-1"}
-        for start in range(0, len(bodies), 10):
-            entries = [
-                {"Id": str(number), "MessageBody": body, "MessageAttributes": {"tenantId": tenant, "region": region}}
-                for number, body in enumerate(bodies[start : start + 10])
-            ]
-            self._sqs.send_message_batch(QueueUrl=self.url, Entries=entries)
-
-    def counts(self) -> tuple[int, int]:
-        """Return how many messages are visible, and how many are hidden."""
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
-        return int(found[names[0]]), int(found[names[1]])
-
-    def _body(self, name: str, note: str) -> str:
-        order = {"order_id": name, "customer_id": "c", "amount": "1", "currency": "EUR", "items": [], "note": note}
-        if self._peer.envelope == "run":
-            return json.dumps(order)
-        task = {"task_id": name, "task_name": "order", "labels": {}, "labels_types": {}}
-        return json.dumps({**task, "args": [order], "kwargs": {}})
 
 
 def command(peer: Peer) -> list[str]:

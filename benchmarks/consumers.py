@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+from benchmarks.emulator import Emulator
 from benchmarks.peers.environments import PEERS, ROOT, Missing, Peer
 from benchmarks.peers.work import ARGUMENTS
 from benchmarks.stub_server import StubServer
@@ -57,6 +58,8 @@ class Run:
     report: dict[str, Any]
     stub: float
     """Seconds of CPU of the stub meanwhile."""
+    life: float
+    """Seconds from its start to its end."""
 
     @property
     def wall(self) -> float:
@@ -79,6 +82,8 @@ class Sample:
     @property
     def rate(self) -> float:
         """Messages per second."""
+        if "first" not in self.run.report:  # the emulator does not tell: the start-up is subtracted instead
+            return (self.run.messages - self.start.messages) / (self.run.life - self.start.life)
         return self.run.messages / self.run.wall
 
     @property
@@ -95,7 +100,7 @@ class Sample:
 class Bench:
     """Runs workers against one stub."""
 
-    def __init__(self, stub: StubServer, *, cpu: int | None) -> None:
+    def __init__(self, stub: StubServer | Emulator, *, cpu: int | None) -> None:
         self._stub = stub
         self._server = psutil.Process(stub.pid)
         self._pin = [] if cpu is None else ["taskset", "-c", str(cpu)]
@@ -105,8 +110,10 @@ class Bench:
         """Run one worker to its end. Raises ``RuntimeError`` when it did not do its work."""
         self._number += 1
         queue = f"{peer.envelope}-{self._number}-{messages}"
+        if isinstance(self._stub, Emulator):
+            self._stub.prepare(queue, peer, messages)
         told = {
-            "url": self._stub.tls_url if tls else self._stub.url,
+            "url": self._stub.tls_url if tls and isinstance(self._stub, StubServer) else self._stub.url,
             "queue_url": self._stub.queue_url(queue),
             "messages": messages,
             "concurrency": concurrency,
@@ -119,6 +126,7 @@ class Bench:
             environment = self._environment(json.dumps(told))
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT)
             usage = wait(process, PATIENCE)
+            life = time.monotonic() - started
             report = self._stub.report(queue)
             if process.returncode or report["deleted"] != messages:
                 output.seek(0)
@@ -128,8 +136,9 @@ class Bench:
             messages=messages,
             cpu=usage.ru_utime + usage.ru_stime,
             rss=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-            started=report["first"] - started,
+            started=report.get("first", started) - started,
             report=report,
+            life=life,
             stub=sum(self._server.cpu_times()[:2]) - server,
         )
 
@@ -219,6 +228,21 @@ def rows(samples: dict[str, list[Sample]]) -> list[tuple[str, ...]]:
     return table
 
 
+def short_rows(samples: dict[str, list[Sample]]) -> list[tuple[str, ...]]:
+    """Return the columns that are known without the stub."""
+    known = ("consumer", "postroom's CPU is ... of it", "CPU s/1,000", "spread", "messages/s", "peak MiB")
+    table = []
+    for name, taken in samples.items():
+        cpus = [one.cpu for one in taken]
+        first = next(iter(samples.values()))
+        ratio = statistics.median(mine.cpu / theirs.cpu for mine, theirs in zip(first, taken, strict=True))
+        rate = statistics.median(one.rate for one in taken)
+        rss = statistics.median(one.run.rss for one in taken) / 2**20
+        spread = f"{min(cpus):.4f}-{max(cpus):.4f}"
+        table.append((name, f"{ratio:.2f}x", f"{statistics.median(cpus):.4f}", spread, f"{rate:,.0f}", f"{rss:.0f}"))
+    return [known, *table]
+
+
 def show(table: list[tuple[str, ...]], *, markdown: bool) -> None:
     """Print a table, aligned or as Markdown."""
     if markdown:
@@ -267,7 +291,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer messages per run")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--only", default="", help="consumers whose names begin so, separated by commas")
-    parser.add_argument("--transport", choices=("both", "tls", "plain"), default="both")
+    parser.add_argument("--transport", choices=("all", "plain", "tls", "emulator"), default="all")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="show the table after every round")
     options = parser.parse_args()
@@ -275,14 +299,17 @@ def main() -> None:
     print(f"{platform.platform()}, {os.cpu_count()} CPUs; worker and stub {'pinned' if pinned else 'not pinned'}; "
           f"load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
     peers = chosen(options.only)
-    for tls in (False, True):
-        if options.transport not in {"both", "tls" if tls else "plain"}:
+    stub_cpu, cpu = (1, 0) if pinned else (None, None)
+    for transport, title in (("plain", "Plain HTTP"), ("tls", "TLS"), ("emulator", "The local broker, plain HTTP")):
+        if options.transport not in {"all", transport}:
             continue
-        with StubServer(tls=tls, cpu=1 if pinned else None) as stub:
-            samples = measure(Bench(stub, cpu=0 if pinned else None), peers, options, tls=tls)
-        print(f"\n{'TLS' if tls else 'Plain HTTP'}, concurrency {options.concurrency}, {options.rounds} rounds, "
-              f"load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-        if samples:
+        tls = transport == "tls"
+        with Emulator(cpu=stub_cpu) if transport == "emulator" else StubServer(tls=tls, cpu=stub_cpu) as server:
+            samples = measure(Bench(server, cpu=cpu), peers, options, tls=tls)
+        print(f"\n{title}, concurrency {options.concurrency}, {options.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
+        if samples and transport == "emulator":
+            show(short_rows(samples), markdown=options.markdown)
+        elif samples:
             show(rows(samples), markdown=options.markdown)
             verdict(samples)
 
