@@ -284,6 +284,13 @@ def _spends_the_last_receive(_spares: Any) -> Any:
     return lambda _self, _delivery: True
 
 
+def _fails_duplicates(_was_handled: Any) -> Any:
+    def mutant(self: Any, job: Job) -> None:
+        self._settle_failure(job, ValueError("handled before"))
+
+    return mutant
+
+
 def _starts_the_paused(control: Any) -> Any:
     def mutant(self: Any, tenant: Any, *, paused: bool, **options: Any) -> None:
         control(self, tenant, paused=False, **options)
@@ -326,6 +333,7 @@ MUTANTS = (
     Mutant("opens the breaker anew for a late failure", _swap(FaultWatch, "failed", _wakes_for_late_failures), 0),
     Mutant("takes one success for three", _swap(FaultWatch, "succeeded", _forgets_successes), 0),
     Mutant("puts off with the last receive", _swap(Parking, "spares", _spends_the_last_receive), 0),
+    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 0),
     Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0),
 )
 

@@ -111,6 +111,9 @@ class Plan:
     slow_resolver: float
     """Seconds of an async resolver; 0 for a sync one."""
     idempotent: bool
+    """Whether a handler's write changes nothing where the row is there."""
+    inbox: bool
+    """Whether handlers work in ``ctx.transaction()``."""
     survivors_finish: bool
     """Whether the processes that are left when everything heals, and not a new one, have to empty the queue."""
 
@@ -183,7 +186,8 @@ def make_plan(seed: int) -> Plan:
         hosts=rng.choice((0, 0, 1, 2)),
         shared_pool=rng.random() < 0.8,
         slow_resolver=rng.choice((0.0, 0.0, 0.05, 0.5)),
-        idempotent=rng.random() < 0.5,
+        idempotent=rng.random() < 0.4,
+        inbox=rng.random() < 0.4,
         survivors_finish=rng.random() < 0.5,
     )
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from postroom import AckMode, Consumer, MessageContext, Reject, ResourcePool, Retry
+from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry
 from postroom.consumer import CallNext, Failure
 from postroom.errors import ConfigurationError, OwnershipLost, PoolExhaustedError, ResourceOpenError
 from postroom.message import Message
 from postroom.payloads import context_from_attributes
-from postroom.testing.databases import SimulatedConnection, SimulatedDatabases
+from postroom.testing.databases import SimulatedDatabases
 from postroom.testing.faults import FaultyClient
 from simulation.consumer.blame import Blame
 from simulation.consumer.control import Decisions
+from simulation.consumer.database import Claims, TenantDatabase
 from simulation.consumer.plan import Kind, OrderPlan, Plan, host_of
 from simulation.consumer.watch import LOST, STOPPING, Gate, History, Watch, WatchedClient
 
@@ -38,7 +39,7 @@ class Order:
     order_id: str
 
 
-Ctx = MessageContext[Tenant, SimulatedConnection]
+Ctx = MessageContext[Tenant, TenantDatabase]
 _resolve = context_from_attributes(Tenant)
 
 
@@ -50,6 +51,7 @@ class Shared:
         self.history = history
         self.databases = databases
         self.orders = {order.key: order for order in plan.orders}
+        self.claims: Claims = {}
         self.attempts: Counter[str] = Counter()
         self.resolved: set[str] = set()
         """Orders after which their message group may go on: committed, rejected, or given up as ALWAYS says."""
@@ -87,7 +89,7 @@ class Process:
         """Whether a handler went on although it was cancelled: a stop does not wait for that for ever."""
         self.disturbed = False
         """Whether its calls may have failed: what it could not send, it cannot be blamed for."""
-        self.pool: ResourcePool[Tenant, SimulatedConnection] | None = None
+        self.pool: ResourcePool[Tenant, TenantDatabase] | None = None
         self.consumer = self._make_consumer()
         self.decisions = Decisions(self.consumer.tenants)
         self.main: asyncio.Task[None] | None = None
@@ -124,7 +126,7 @@ class Process:
 
     # -- the consumer --------------------------------------------------------------------------------------------
 
-    def _make_consumer(self) -> Consumer[Tenant, SimulatedConnection]:
+    def _make_consumer(self) -> Consumer[Tenant, TenantDatabase]:
         plan = self.shared.plan
         if plan.shared_pool:
             self.pool = ResourcePool(
@@ -137,7 +139,7 @@ class Process:
                 jitter=Random(self.rng.getrandbits(32)),
                 name=self.name,
             )
-        consumer: Consumer[Tenant, SimulatedConnection] = Consumer(
+        consumer: Consumer[Tenant, TenantDatabase] = Consumer(
             "orders.fifo" if plan.fifo else "orders",
             context=self._resolve_later if plan.slow_resolver else _resolve,
             resources=self.pool or self.provide,
@@ -157,7 +159,7 @@ class Process:
         return await found if isinstance(found, Awaitable) else found
 
     @asynccontextmanager
-    async def provide(self, tenant: Tenant) -> AsyncGenerator[SimulatedConnection]:
+    async def provide(self, tenant: Tenant) -> AsyncGenerator[TenantDatabase]:
         """Connect to the tenant's database, and count."""
         self.gate.check()
         self.weight += 1
@@ -169,14 +171,14 @@ class Process:
                 self.opened += 1
                 self.history.note(self.name, "opened", tenant.tenant_id)
                 try:
-                    yield connection
+                    yield TenantDatabase(self.shared.databases, connection, self.shared.claims)
                 finally:
                     self.closed += 1
                     self.history.note(self.name, "closed", tenant.tenant_id)
         finally:
             self.weight -= 1
 
-    async def _check(self, connection: SimulatedConnection) -> None:
+    async def _check(self, connection: TenantDatabase) -> None:
         await asyncio.sleep(self.rng.random() * 0.01)
         if connection.dropped:
             raise ConnectionResetError("dropped")
@@ -210,11 +212,24 @@ class Process:
             self.shared.resolved.add(key)
 
     async def _outermost(self, payload: Any, ctx: MessageContext[Any, Any], call_next: CallNext) -> None:
-        await call_next(payload, ctx)
+        try:
+            await call_next(payload, ctx)
+        except AlreadyHandled:
+            self._was_handled(ctx.message)
+            raise
         await asyncio.sleep(0)  # so that an acknowledgement before the very end is seen
         self.watch.finished.add(ctx.message.id)
         self.watch.has_ended(ctx.message)
         self.blame.succeeded(ctx.message.receipt_handle, ctx.message.id)
+
+    def _was_handled(self, message: Message) -> None:
+        self.history.note(self.name, "handled before", message.id[:4])
+        key = key_of(message) or ""
+        if not self.shared.committed(key):
+            self.history.broken("once", f"{self.name} takes {key} for a duplicate, but it is nowhere")
+        self.shared.resolved.add(key)
+        self.watch.handled.add(message.id)
+        self.watch.has_ended(message)
 
     # -- the handler ---------------------------------------------------------------------------------------------
 
@@ -331,7 +346,8 @@ class Process:
                 raise ConnectionResetError("broken") if time.suspect else ValueError("broken")
 
     async def _write(self, plan: OrderPlan, ctx: Ctx) -> None:
-        async with ctx.resources.transaction() as transaction:
+        inbox = self.shared.plan.inbox
+        async with ctx.transaction() if inbox else ctx.resources.transaction() as transaction:
             await asyncio.sleep(0)
             self.gate.check()
             (transaction.insert_once if self.shared.plan.idempotent else transaction.insert)(plan.key)

@@ -28,6 +28,7 @@ from postroom.testing.databases import SimulatedDatabases, Trouble
 from postroom.testing.faults import Faults, FaultyClient
 from postroom.testing.loop import Deadlock, describe_tasks
 from postroom.transports.memory import MemoryClient
+from simulation.consumer.database import INBOX
 from simulation.consumer.loop import SimulationLoop
 from simulation.consumer.plan import ENDLESS, Event, Kind, OrderPlan, Plan, host_of, make_plan
 from simulation.consumer.process import Process, Shared, Tenant
@@ -35,7 +36,7 @@ from simulation.consumer.watch import History
 
 _PATIENCE = 6_000.0
 """Virtual seconds within which a healthy process has to empty the queue."""
-FACTS = ("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions")
+FACTS = ("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions", "duplicates")
 _END = 30.0
 """When the trouble is over."""
 
@@ -330,18 +331,19 @@ class Simulation:
             given_up = self.plan.ack is AckMode.ALWAYS and message.id in failed
             if not count and order.key not in dead and not given_up:
                 self.history.broken("no loss", f"{order.key} ({order.kind}) is nowhere")
-            if count > 1 and self.plan.idempotent:
+            if count > 1 and (self.plan.idempotent or self.plan.inbox):
                 self.history.broken("once", f"{order.key} is there {count} times")
             if count and order.kind in ENDLESS:
                 self.history.broken("isolation", f"{order.key} ({order.kind}) was committed")
         for tenant in self.plan.tenants:
             for row in self.databases.rows(tenant):
-                if self.shared.orders[row.key].tenant != tenant:
+                if not row.key.startswith(INBOX) and self.shared.orders[row.key].tenant != tenant:
                     self.history.broken("isolation", f"{row.key} is in the database of {tenant}")
         self.facts["handlers"] = sum(self.shared.attempts.values())
         self.facts["trips"] = sum(process.blame.trips for process in self.processes)
         self.facts["probes"] = sum(process.blame.probes for process in self.processes)
         self.facts["poison"] = sum(len(process.blame.poisonous) for process in self.processes)
+        self.facts["duplicates"] = sum(len(process.watch.handled) for process in self.processes)
         self.facts["decisions"] = sum(process.decisions.count for process in self.processes)
         self.facts["redelivered"] = sum(count > 1 for count in self.shared.attempts.values())
 

@@ -97,6 +97,8 @@ class Watch:
         """Message id to the newest receipt handle that this process was given."""
         self.finished: set[str] = set()
         """Messages whose handler returned."""
+        self.handled: set[str] = set()
+        """Messages that were found handled before."""
         self.failed: set[str] = set()
         self.acked_by_hand: set[str] = set()
         self.offered: set[str] = set()
@@ -167,7 +169,7 @@ class Watch:
     def may_delete(self, receipt: Receipt) -> bool:
         """Return whether the work of a message is done, or was given up as the mode says."""
         message_id = receipt.message_id
-        if receipt.body in self.rejected or message_id in self.acked_by_hand:
+        if receipt.body in self.rejected or message_id in self.acked_by_hand or message_id in self.handled:
             return True
         if self.ack is AckMode.MANUAL:
             return False
