@@ -1,8 +1,10 @@
 """Standard queues, and what makes them fair: quiet tenants first.
 
-A tenant is a message group; a message without one is a tenant of its own. A tenant is *noisy* while it has more than
-its share of what is in flight, or of the recent processing time. Available messages of quiet tenants are delivered
-first, whatever arrived earlier; nobody's delivery is held back when nobody else has anything.
+A tenant is a message group; a message without one is a tenant of its own. A tenant becomes *noisy* when it has more
+than its share of what is in flight, or of the recent processing time, and stays so until that is over and its backlog
+is drained, or nothing was sent for five minutes. Available messages of quiet tenants are delivered first, whatever
+arrived earlier; nobody's delivery is held back when nobody else has anything. Of several noisy tenants the one with the
+fewest messages in flight comes first.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues-detailed.html
 """
@@ -62,13 +64,16 @@ class _Meter:
 class _Lane:
     """The available messages of one tenant; the lane without a group holds all messages that have none."""
 
-    __slots__ = ("group", "lying", "meter", "noisy")
+    __slots__ = ("backlog", "group", "lying", "meter", "noisy", "sent_at")
 
     def __init__(self, group: str | None, now: float) -> None:
         self.group = group
         self.lying: deque[tuple[int, Stored]] = deque()  # (order, message): an entry of an older order is stale
         self.meter = _Meter(now)
         self.noisy = False
+        self.backlog = False
+        """Whether there has always been something of it since it became noisy."""
+        self.sent_at = now
 
     def head(self) -> Stored | None:
         while self.lying:
@@ -76,17 +81,20 @@ class _Lane:
             if message.state is State.AVAILABLE and message.order == order:
                 return message
             self.lying.popleft()  # it went another way while it lay here
+        self.backlog = False
         return None
 
 
 _Head = tuple[int, int, _Lane]
 _PRUNE_ABOVE = 1_000
+_FORGET_NOISY = 300.0
+"""Seconds without a new message after which a tenant is quiet, whatever lies there of it."""
 
 
-def _is_current(entry: _Head, *, noisy: bool) -> bool:
-    """Whether an entry still names the head of its lane, in the lane's class."""
+def _is_current(entry: _Head) -> bool:
+    """Whether an entry still names the head of a quiet tenant's lane."""
     order, _, lane = entry
-    return lane.noisy == noisy and bool(lane.lying) and lane.lying[0][0] == order
+    return not lane.noisy and bool(lane.lying) and lane.lying[0][0] == order
 
 
 class FairOrder:
@@ -100,7 +108,6 @@ class FairOrder:
         self._plain = _Lane(None, now)
         self._lanes: dict[str, _Lane] = {}
         self._quiet: list[_Head] = []  # (order of the head, tie, lane): stale entries are skipped when they surface
-        self._noisy: list[_Head] = []
         self._noisy_lanes: set[_Lane] = set()
         self._total = _Meter(now)
         self._next_look = now
@@ -110,6 +117,7 @@ class FairOrder:
 
     def add(self, message: Stored, now: float) -> None:
         """Take in a new message; a delayed one when its delay is over."""
+        self._lane(message, now).sent_at = now
         if message.state is State.AVAILABLE:
             self._lay(message, now)
 
@@ -156,7 +164,6 @@ class FairOrder:
         for lane in self._lanes.values():
             lane.lying.clear()
         self._quiet.clear()
-        self._noisy.clear()
 
     def noisy_groups(self, now: float) -> list[str]:
         """Return the tenants that are noisy now, in order of name."""
@@ -184,16 +191,15 @@ class FairOrder:
             self._enlist(lane)
 
     def _enlist(self, lane: _Lane) -> None:
-        """Enter the head of a tenant's lane among the heads of its class."""
+        """Enter the head of a quiet tenant's lane among the others."""
         head = lane.head()
-        if head is None or lane.group is None:
+        if head is None or lane.noisy or lane.group is None:
             return
-        heads = self._noisy if lane.noisy else self._quiet
-        if len(heads) > 64 + 2 * len(self._lanes):  # lanes that change class often leave stale entries behind
-            heads[:] = [entry for entry in heads if _is_current(entry, noisy=lane.noisy)]
-            heapify(heads)
+        if len(self._quiet) > 64 + 2 * len(self._lanes):  # lanes that change class often leave stale entries behind
+            self._quiet = [entry for entry in self._quiet if _is_current(entry)]
+            heapify(self._quiet)
         self._tie += 1
-        heappush(heads, (head.order, self._tie, lane))
+        heappush(self._quiet, (head.order, self._tie, lane))
 
     def _count(self, message: Stored, change: int, now: float) -> None:
         recent = self._policy.recent
@@ -227,8 +233,11 @@ class FairOrder:
         used = meter.read(now, policy.recent)
         return used >= policy.minimum_seconds and used > policy.share * self._total.read(now, policy.recent)
 
+    def _stays_noisy(self, lane: _Lane, now: float) -> bool:
+        return self._is_noisy(lane, now) or (lane.backlog and now - lane.sent_at < _FORGET_NOISY)
+
     def _mark(self, lane: _Lane, *, noisy: bool) -> None:
-        lane.noisy = noisy
+        lane.noisy = lane.backlog = noisy
         if noisy:
             self._noisy_lanes.add(lane)
         else:
@@ -238,20 +247,20 @@ class FairOrder:
     def _look(self, now: float) -> bool:
         """Classify anew what may have changed; return whether heads must be classified one by one."""
         if self._policy.lag == 0.0:
-            for lane in [lane for lane in self._noisy_lanes if not self._is_noisy(lane, now)]:
+            for lane in [lane for lane in self._noisy_lanes if not self._stays_noisy(lane, now)]:
                 self._mark(lane, noisy=False)
             return True
         if now >= self._next_look:
             self._next_look = now + self._policy.lag
             for lane in list(self._lanes.values()):
-                noisy = self._is_noisy(lane, now)
+                noisy = self._stays_noisy(lane, now) if lane.noisy else self._is_noisy(lane, now)
                 if noisy != lane.noisy:
                     self._mark(lane, noisy=noisy)
         return False
 
     def _next_lane(self, now: float) -> _Lane | None:
         at_once = self._look(now)
-        while (lane := self._oldest(self._quiet, noisy=False)) is not None:
+        while (lane := self._oldest_quiet()) is not None:
             if not (at_once and self._is_noisy(lane, now)):
                 break
             heappop(self._quiet)
@@ -260,17 +269,22 @@ class FairOrder:
         if lane is not None and (plain is None or self._quiet[0][0] < plain.order):
             heappop(self._quiet)
             return lane
-        if plain is not None:
-            return self._plain
-        lane = self._oldest(self._noisy, noisy=True)
-        if lane is not None:
-            heappop(self._noisy)
-        return lane
+        return self._least_noisy() if plain is None else self._plain
 
-    def _oldest(self, heads: list[_Head], *, noisy: bool) -> _Lane | None:
-        """Return the lane whose head is the oldest of its class, and leave its entry on top."""
+    def _oldest_quiet(self) -> _Lane | None:
+        """Return the quiet tenant's lane whose head is the oldest, and leave its entry on top."""
+        heads = self._quiet
         while heads:
-            if _is_current(heads[0], noisy=noisy):
+            if _is_current(heads[0]):
                 return heads[0][2]
             heappop(heads)
         return None
+
+    def _least_noisy(self) -> _Lane | None:
+        """Return the lane with the fewest messages in flight, the oldest head first where they are as many."""
+        found: _Lane | None = None
+        least = (0, 0)
+        for lane in self._noisy_lanes:  # few: each had a tenth of something
+            if (head := lane.head()) is not None and (found is None or (lane.meter.count, head.order) < least):
+                found, least = lane, (lane.meter.count, head.order)
+        return found
