@@ -16,26 +16,34 @@ _LONGEST_PAUSE: Final = 0.25
 _RARE: Final = 1000.0
 _ALONE: Final = 0.05
 _DEEP: Final = 0.012
-"""Seconds that a quiet message may have to lie behind noisy ones before every poller skims."""
+"""Seconds that a quiet message may have to lie behind noisy ones before skimming begins."""
+_HOLD: Final = 1.0
+"""Seconds that skimming goes on before it is tried what happens without."""
 _LATE: Final = 0.03
 """Seconds that a quiet message may have lain in the queue. More, and the queue does not (or no more) put it first."""
 _MISSING: Final = 4.0
 """Usual pauses between quiet messages without one, after which what was known of the queue's order counts no more."""
-_HOLD: Final = 1.0
-_LOOK: Final = 1.0
-_SKIM: Final = 3.0
+_GONE: Final = 3.0
 """Seconds without a quiet message after which nobody is left to skim for."""
 _CALM: Final = 1.0
 """Seconds of room for everybody after which a new crowd may be somebody else's."""
+_MANY: Final = 1 / 3
+"""The part of all messages that quiet ones may be: where it is more, the crowd is everybody's, and nobody is noisy."""
+_LEARN: Final = 0.01
 
 
 class Scouting:
     """Keeps receives outstanding when the buffer is full, so that quiet tenants need not wait behind noisy ones.
 
     Two gears. *Scouting*: SQS's fair queues hand out quiet tenants' messages first, so a few small receives find
-    them; what else they bring is parked. *Skimming*: while the queue does not know yet who is noisy, quiet messages lie
-    as long as the noisy ones before them. When that is long, every poller takes full batches off the top, so that they
-    never lie long. What tells the one from the other is in :class:`~postroom.consumer.overtaking.Overtaking`.
+    them; what else they bring is parked. *Skimming*: while the queue does not know yet who is noisy, a quiet message
+    lies as long as the noisy ones before it, or, while it takes the wrong ones for noisy, until nothing else is there.
+    So every poller takes full batches off the top until nothing is left to lie behind.
+
+    A crowd begins with skimming. Every ``_HOLD`` seconds it is tried what happens without: noisy messages pile up, and
+    either quiet ones overtake them, which is for the queue to do, or it goes on. What tells the one from the other is
+    in :class:`~postroom.consumer.overtaking.Overtaking`. When quiet messages that usually come stay away, nothing that
+    was known counts any more.
 
     Scouts go slower when no quiet message has come for long, by a thousandth of that time, 0.25 s at the most; and
     while one tenant is all that has been seen.
@@ -53,6 +61,7 @@ class Scouting:
         self._crowded_at = clock() - _CALM
         self._look_until = self._skim_until = 0.0
         self._quiet_at = clock()
+        self._quiet_part = 0.0
         self._interval = 1.0
         self._missing = _MISSING
         self._late = _LATE
@@ -83,13 +92,14 @@ class Scouting:
         if now < self._start:
             return self._start - now
         self._late = max(_LATE, round_trip)
-        self._look_around(now)
+        alone = self._alone()
+        self._look_around(now, alone=alone)
         skimming = self.skimming
         if number >= SCOUTS and not skimming:
             return None
         if not skimming and now < self._next:
             return self._next - now
-        rare = min(_LONGEST_PAUSE, max((now - self._quiet_at) / _RARE, _ALONE if self._alone() else 0.0))
+        rare = min(_LONGEST_PAUSE, max((now - self._quiet_at) / _RARE, _ALONE if alone else 0.0))
         self._next = now + max(_SPACING, round_trip / SCOUTS, rare)
         self.receives += 1
         return 0.0
@@ -100,14 +110,16 @@ class Scouting:
         self._interval += 0.1 * (min(1.0, max(0.01, now - self._quiet_at)) - self._interval)
         self._missing = _MISSING
         self._quiet_at = now
+        self._quiet_part += _LEARN * (1.0 - self._quiet_part)
         if now - self._crowded_at > _CALM:
             return
-        self._look_until = now + _SKIM
+        self._look_until = now + _GONE
         if self._order.found_quiet(message, until=now + _MISSING * self._interval) > self._late:
             self._order.forget()
 
     def found_noisy(self, tenant: Hashable, message: Message) -> None:
         """Note that a message came whose tenant has its part. The last one of a receive tells enough."""
+        self._quiet_part -= _LEARN * self._quiet_part
         self._noisy = tenant, message
 
     def received(self, *, emptied: bool) -> None:
@@ -115,22 +127,25 @@ class Scouting:
         if self._noisy is not None:
             (tenant, message), self._noisy = self._noisy, None
             now = self._clock()
-            if self._order.found_noisy(tenant, message, now=now):
+            if self._order.found_noisy(tenant, message, now=now) or self._quiet_part > _MANY:
                 self._skim_until = now
             elif self._order.depth > _DEEP and not emptied and now < self._look_until:
                 self._skim_until = now + _HOLD
         if emptied:
             self._order.emptied()
 
-    def _look_around(self, now: float) -> None:
+    def _look_around(self, now: float, *, alone: bool) -> None:
         """Skim to see who else is there: when a crowd begins, and when usual quiet messages stay away."""
-        if now - self._crowded_at > _CALM:
-            self._order.forget()
-            self._look_until = now + _SKIM
-            self._skim_until = now + _HOLD
-        elif now - self._quiet_at > self._missing * self._interval:
-            # They may have stopped, or lie behind noisy ones: look, ever more rarely.
-            self._missing *= 2
-            self._look_until = max(self._look_until, now + _LOOK)
-            self._skim_until = now + _HOLD
+        calm = now - self._crowded_at > _CALM
         self._crowded_at = now
+        if calm:
+            self._order.forget()
+            self._quiet_part = 0.0
+            self._look_until = now + _GONE
+        elif now - self._quiet_at > self._missing * self._interval:
+            self._missing *= 2  # they may have stopped, or lie behind noisy ones: look, ever more rarely
+            self._look_until = max(self._look_until, now + _HOLD)
+        else:
+            return
+        if not alone:
+            self._skim_until = now + _HOLD
