@@ -134,6 +134,7 @@ class Run(Generic[C, R]):
             clock=self._loop.time,
             is_paused=tenants.is_paused,
             is_flooded=self._is_flooded,
+            behind=lambda tenant: self.scheduler.figures(tenant).waiting,
             on_over=self._call_back,
         )
         self._scouting = Scouting(

@@ -28,10 +28,12 @@ Place = tuple[bool, Hashable]
 class _Outage:
     """What waits for one host or tenant."""
 
-    __slots__ = ("prober", "put_off", "waiters")
+    __slots__ = ("host", "prober", "put_off", "waiters")
 
-    def __init__(self) -> None:
-        self.waiters: dict[asyncio.Future[None], None] = {}
+    def __init__(self, host: Hashable | None) -> None:
+        self.host = host
+        self.waiters: dict[asyncio.Future[None], Hashable] = {}
+        """Each with its tenant."""
         self.prober: Job | None = None
         """The message that finds out whether the outage is over."""
         self.put_off: deque[Parked] = deque()
@@ -59,6 +61,7 @@ class Outages:
         clock: Callable[[], float],
         is_paused: Callable[[Hashable], bool],
         is_flooded: Callable[[], bool],
+        behind: Callable[[Hashable], int],
         on_over: Callable[[], None],
     ) -> None:
         self._pool = pool
@@ -67,10 +70,11 @@ class Outages:
         self._clock = clock
         self._is_paused = is_paused
         self._is_flooded = is_flooded
+        self._behind = behind
         self._on_over = on_over
         self._known: OrderedDict[Place, _Outage] = OrderedDict()
         self._held: Counter[Hashable] = Counter()
-        self._released: deque[asyncio.Future[None]] = deque()
+        self._released: deque[tuple[asyncio.Future[None], Hashable]] = deque()
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self._put_off = 0
 
@@ -94,9 +98,12 @@ class Outages:
         """Note that a tenant's resources are there: so is their host."""
         if not self._known or self._pool is None:
             return
-        for place in ((False, job.tenant), (True, self._pool.host_of(job.context))):
-            outage = self._known.pop(place, None)
-            if outage is not None:
+        ended = [(False, job.tenant)]
+        if (host := self._host(job)) is not None and (True, host) in self._known:
+            # Those of its tenants that failed before the host was found out were not to blame either.
+            ended += [place for place, outage in self._known.items() if outage.host == host]
+        for place in ended:
+            if (outage := self._known.pop(place, None)) is not None:
                 self._finish(outage)
 
     def put_off(self, job: Job) -> bool:
@@ -110,7 +117,7 @@ class Outages:
         if self._is_flooded() and not pool.is_open(job.context) and self._parking.puts_off(job.delivery):
             self._parking.park(job.delivery)
             return True
-        outage = self._known_for(job, pool) if self._known else None
+        outage = self._known_for(job) if self._known else None
         if outage is None or pool.is_open(job.context):
             return False
         pause = pool.retry_after(job.context)
@@ -139,7 +146,7 @@ class Outages:
             seconds = max(seconds, self._rng.uniform(*_PATIENCE))
         self._held[job.tenant] += 1
         try:
-            await self._over(outage, seconds)
+            await self._over(outage, job.tenant, seconds)
             while self._is_paused(job.tenant):  # noqa: ASYNC110 - whoever ends a pause may be in another thread
                 await asyncio.sleep(self._rng.uniform(*_PATIENCE))
         finally:
@@ -153,20 +160,23 @@ class Outages:
             self._finish(self._known.popitem()[1])
 
     def go_on(self, room: int) -> bool:
-        """Let up to so many of those go on whose outage is over. Returns whether there are more."""
+        """Let those go on whose outage is over, as long as there is room for what waits behind them.
+
+        Returns whether there are more.
+        """
         released = self._released
         while released and room > 0:
-            waiter = released.popleft()
+            waiter, tenant = released.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                room -= 1
+                room -= 1 + self._behind(tenant)
         return bool(released)
 
-    async def _over(self, outage: _Outage, seconds: float) -> None:
+    async def _over(self, outage: _Outage, tenant: Hashable, seconds: float) -> None:
         """Wait until an outage is over and there is room, or some seconds."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        outage.waiters[waiter] = None
+        outage.waiters[waiter] = tenant
         timer = loop.call_later(seconds, _set, waiter)
         try:
             await waiter
@@ -174,25 +184,28 @@ class Outages:
             timer.cancel()
             outage.waiters.pop(waiter, None)
 
-    def _known_for(self, job: Job, pool: ResourcePool[Any, Any]) -> _Outage | None:
+    def _host(self, job: Job) -> Hashable | None:
         try:
-            host = pool.host_of(job.context)
+            return None if self._pool is None else self._pool.host_of(job.context)
         except PostroomError:  # weight= or host= failed: it is told when its turn comes
             return None
-        return self._known.get((False, job.tenant)) or self._known.get((True, host))
+
+    def _known_for(self, job: Job) -> _Outage | None:
+        return self._known.get((True, self._host(job))) or self._known.get((False, job.tenant))
 
     def _outage(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> _Outage:
-        host = error.host if isinstance(error, ResourceOpenError) else None
-        place = (False, job.tenant) if host is None else (True, host)
+        host = self._host(job)
+        of_host = (True, host) in self._known or (isinstance(error, ResourceOpenError) and error.host is not None)
+        place = (True, host) if of_host else (False, job.tenant)
         outage = self._known.get(place)
         if outage is None:
             if len(self._known) >= REMEMBER:
                 self._finish(self._known.popitem(last=False)[1])
-            outage = self._known[place] = _Outage()
+            outage = self._known[place] = _Outage(host)
         return outage
 
     def _finish(self, outage: _Outage) -> None:
-        self._released.extend(outage.waiters)
+        self._released.extend(outage.waiters.items())
         self._forget_old(outage, self._clock())
         self._put_off -= len(outage.put_off)
         self._parking.adopt(outage.put_off)

@@ -81,8 +81,9 @@ class Parking:
         """Put a message off."""
         now = self._clock()
         self.total += 1
-        self._settler.give_back(delivery, Settlement.DEFERRED, delay=self._rng.uniform(*_DELAY))
-        self._parked.append((now, now + _DELAY[0], delivery))
+        delay = self._rng.uniform(*_DELAY)
+        self._settler.give_back(delivery, Settlement.DEFERRED, delay=delay)
+        self._parked.append((now, now + delay, delivery))
 
     def recall(self, count: int, *, settled: float = _SETTLED) -> None:
         """Make the messages parked longest visible again, because there is room for them after all.
