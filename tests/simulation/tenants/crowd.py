@@ -119,14 +119,12 @@ def count_state(world: World) -> int:
 def _is_ours(thing: Any) -> bool:
     if isinstance(thing, type):
         return False
-    kind = type(thing)
-    return isinstance(thing, (*_CONTAINERS, tuple)) or kind.__module__.split(".")[:2] in [
-        ["postroom", p] for p in _PARTS
-    ]
+    ours = tuple(f"postroom.{part}" for part in _PARTS)
+    return isinstance(thing, (*_CONTAINERS, tuple)) or type(thing).__module__.startswith(ours)
 
 
 def _kept() -> int:
-    ours = [tracemalloc.Filter(True, f"*/postroom/{part}/*") for part in _PARTS]  # noqa: FBT003
+    ours = [tracemalloc.Filter(True, f"*/postroom/{part}/*") for part in _PARTS]
     snapshot = tracemalloc.take_snapshot().filter_traces(ours)
     return sum(statistic.size for statistic in snapshot.statistics("filename"))
 

@@ -11,7 +11,7 @@ from simulation.tenants.world import Plan, Stream, Tenant, Trouble, World, simul
 
 
 def test_a_black_holed_tenant_with_half_of_the_traffic_costs_nothing() -> None:
-    """It holds no slot, the others are as quick as if it were well, and one open at a time is tried, after its pause."""
+    """It holds no slot, the others are as quick as if it were well, and one open at a time is tried, after a pause."""
     found = black_hole(1, seconds=12.0)
     assert found.slots_held == 0
     assert found.ratio <= 1.05

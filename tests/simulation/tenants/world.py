@@ -242,7 +242,7 @@ class Plan:
     per_tenant: int = 8
     pollers: int = 8
     handler_timeout: float | None = None
-    limits: PoolLimits = PoolLimits()
+    limits: PoolLimits = PoolLimits()  # noqa: RUF009 - frozen
     weight: int = 1
     open_seconds: float = 0.02
     round_trip: float = 0.01
@@ -255,13 +255,17 @@ class Plan:
 def _reproducibly(seed: int) -> Iterator[None]:
     """Let the consumer draw its jitter from the seed, and nobody log."""
     rng = Random(seed ^ 0xD1CE)
+
+    def seeded() -> Random:
+        return Random(rng.random())
+
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.ExitStack() as patches:
             for name, module in list(sys.modules.items()):
                 if name.startswith("postroom.consumer.") and hasattr(module, "Random"):
-                    patches.enter_context(mock.patch.object(module, "Random", lambda: Random(rng.random())))
+                    patches.enter_context(mock.patch.object(module, "Random", seeded))
             yield
     finally:
         logging.disable(before)
