@@ -61,9 +61,9 @@ endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the se
 mutants: $(STAMP)  ## plant defects in the consumer and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
 
-fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes
+fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes for each of five, two at a time
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz
-	$(RUN)python fuzz/run.py -max_total_time=120 $(ARGS)
+	$(RUN)python fuzz/run.py -max_total_time=600 $(ARGS)
 
 conformance: $(STAMP)  ## judge any SQS endpoint by the AWS documentation; ENDPOINT=http://...
 	POSTROOM_CONFORMANCE_ENDPOINT=$(ENDPOINT) $(RUN)pytest -n 2 tests/conformance/sqs $(ARGS)

@@ -1,10 +1,12 @@
 """Coverage-guided fuzzing with atheris: ``python fuzz/run.py payload -max_total_time=60``.
 
-Without a target all of them are run, one after the other. Inputs that reach new code are kept in ``.fuzz/<target>``.
+Without a target all of them are run, two at a time; what each says is in ``.fuzz/<target>.log``. Inputs that reach new
+code are kept in ``.fuzz/<target>``, what breaks one in ``.fuzz``.
 """
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -24,6 +26,21 @@ def fuzz(name: str, options: list[str]) -> None:
     atheris.Fuzz()
 
 
+def run(name: str, options: list[str]) -> int:
+    """Fuzz a target in a process of its own, and say how it ended."""
+    log = Path(".fuzz") / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, __file__, name, "-print_final_stats=1", "-artifact_prefix=.fuzz/", *options]
+    with log.open("wb") as output:
+        code = subprocess.run(command, check=False, stdout=output, stderr=subprocess.STDOUT).returncode
+    said = log.read_text(errors="replace").splitlines()
+    counts = [line.rpartition(" ")[2] for line in said if "number_of_executed_units" in line]
+    print(f"{name}: {'no crash' if code == 0 else 'BROKEN'}, {counts[-1] if counts else 'unknown'} inputs", flush=True)
+    if code:
+        print("\n".join(said[-30:]), flush=True)
+    return code
+
+
 def main(arguments: list[str]) -> int:
     """Fuzz the target that is named, or each in a process of its own."""
     names = [each for each in arguments if not each.startswith("-")]
@@ -31,11 +48,9 @@ def main(arguments: list[str]) -> int:
     if names:
         fuzz(names[0], options)
         return 0
-    worst = 0
-    for name in ("attributes", "payload", "json", "query", "http"):
-        print(f"== {name}", flush=True)
-        worst = max(worst, subprocess.run([sys.executable, __file__, name, *options], check=False).returncode)
-    return worst
+    with ThreadPoolExecutor(2) as workers:
+        codes = workers.map(lambda name: run(name, options), ("attributes", "payload", "json", "query", "http"))
+        return max(codes)
 
 
 if __name__ == "__main__":

@@ -68,9 +68,9 @@ class Site:
         said = self.broker.attributes("orders")
         return int(said["ApproximateNumberOfMessages"]), int(said["ApproximateNumberOfMessagesNotVisible"])
 
-    async def empty(self) -> None:
+    async def empty(self, *, seconds: float = 40.0) -> None:
         """Wait until the queue is empty."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(seconds):
             while self.counts() != (0, 0):
                 await asyncio.sleep(0.02)
 

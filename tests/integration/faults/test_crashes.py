@@ -79,7 +79,7 @@ async def _produce(site: Site, sent: list[tuple[str, str]], rng: Random) -> None
     while True:
         tenant = rng.choice(TENANTS)
         order = f"{tenant}-{len(sent)}"
-        site.send(order, tenant=tenant, seconds=rng.choice((0.0, 0.01, 0.1)))
+        site.send(order, tenant=tenant, seconds=rng.choice((0.0, 0.01, 0.03)))
         sent.append((tenant, order))
         await asyncio.sleep(0.03)
 
@@ -106,7 +106,7 @@ async def test_killed_at_random_times_it_loses_nothing(site: Site, storage: Stor
     producing.cancel()
     await asyncio.wait([producing])
     async with site.worker(**settings) as worker:
-        await site.empty()
+        await site.empty(seconds=60 + 5 * KILLS)
         worker.terminate()
         await worker.communicate()
     assert worker.returncode == 0
