@@ -29,19 +29,18 @@ count until they end.) Three rules more:
 import math
 from collections import deque
 from collections.abc import Callable, Hashable
-from heapq import heappop, heappush
-from itertools import count
 from typing import Final, Generic
 
 from typing_extensions import TypeVar
 
+from postroom.scheduling.groups import Groups
 from postroom.scheduling.limits import Chosen, PerTenant
-from postroom.scheduling.rounds import NEVER, Rounds
+from postroom.scheduling.rounds import Rounds
+from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
     FRESH,
     NOWHERE,
     Control,
-    Group,
     Lane,
     LaneStatistics,
     Pace,
@@ -98,9 +97,8 @@ class Scheduler(Generic[T]):
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
-        self._asleep: list[tuple[float, int, Lane[T]]] = []
-        self._tie = count()
-        self._groups: dict[str, Group[T]] = {}
+        self._asleep: Sleepers[T] = Sleepers()
+        self._groups: Groups[T] = Groups()
         self._blocked: dict[Lane[T], None] = {}
         self._controls: dict[Hashable, Control] = {}
         self._running = 0
@@ -171,33 +169,30 @@ class Scheduler(Generic[T]):
     def has_share(self, tenant: Hashable) -> bool:
         """Whether a tenant has as much here, run or waiting, as its share of the slots, or its cap, lets it run."""
         lane = self._lanes.get(tenant)
-        return lane is not None and lane.running + len(lane.waiting) >= min(lane.cap, self._share())
+        share = max(1, (self._total - self._reserved) // (len(self._lanes) or 1))
+        return lane is not None and lane.running + len(lane.waiting) >= min(lane.cap, share)
 
     # -- a ticket's life ----------------------------------------------------------------------------------------
 
     def add(self, ticket: T) -> None:
         """Take a ticket in. It waits for its turn, and behind every earlier ticket of its message group."""
         self._waiting += 1
-        if ticket.group is not None:
-            group = self._groups.get(ticket.group)
-            if group is not None:
-                group.behind.append(ticket)
-                return
-            self._groups[ticket.group] = Group(ticket)
-        self._line_up(ticket)
+        if ticket.group is None or self._groups.enter(ticket.group, ticket):
+            self._line_up(ticket)
 
     def grant(self, now: float = 0.0) -> T | None:
         """Give a slot to whose turn it is at the time ``now``, or return None."""
         if self._running >= self._total:
             return None
         if self._asleep:
-            self._wake(now)
+            for woken in self._asleep.woken(now):
+                self._offer(woken)
         while (lane := self._next()) is not None:
             if not self._may_run(lane):
                 continue
             pace = None if lane.control is None else lane.control.pace
             if pace is not None and (pause := pace.take(now)):
-                self._sleep(lane, now + pause)
+                self._asleep.put(lane, now + pause)
                 continue
             return self._run(lane)
         return None
@@ -209,10 +204,12 @@ class Scheduler(Generic[T]):
         """
         if ticket.state is State.DONE:
             return
-        lane = lane_of(ticket)
+        lane = ticket.lane or lane_of(ticket)
         if ticket.state is State.RUNNING:
-            self._stop_running(ticket, lane, seconds)
+            lane.running -= 1
+            self._running -= 1
             if seconds is not None:
+                lane.served += (seconds - ticket.charge) / lane.weight
                 lane.estimate += _LEARN * (seconds - lane.estimate)
                 self._typical += _LEARN_TYPICAL * (seconds - self._typical)
         elif ticket.state is State.SUSPENDED:
@@ -222,8 +219,8 @@ class Scheduler(Generic[T]):
             self._waiting -= 1
             self._behind_blocked -= lane.blocked
         ticket.state = State.DONE
-        if ticket.group is not None:
-            self._pass_group_on(ticket.group)
+        if ticket.group is not None and (head := self._groups.next(ticket.group)) is not None:
+            self._line_up(head)
         if lane.waiting:
             self._offer(lane)
         elif not lane.running and not lane.suspended:
@@ -261,14 +258,8 @@ class Scheduler(Generic[T]):
 
     def withdraw_group(self, ticket: T) -> list[T]:
         """Strike off, in order, what waits behind a ticket in its message group, because that ticket failed."""
-        group = self._groups.get(ticket.group) if ticket.group is not None else None
-        if group is None or group.head is not ticket:
-            return []
-        behind = list(group.behind)
-        group.behind.clear()
+        behind = self._groups.strike_off(ticket)
         self._waiting -= len(behind)
-        for other in behind:
-            other.state = State.DONE
         return behind
 
     def shed(self, *, keep: int, blocked_before: float, may_go: Callable[[T], bool] = lambda _ticket: True) -> list[T]:
@@ -305,12 +296,10 @@ class Scheduler(Generic[T]):
                 self._behind_blocked -= len(lane.waiting)
             lane.waiting.clear()
             self._forget_if_empty(lane)
-        for group in self._groups.values():
-            withdrawn.extend(group.behind)
-            group.behind.clear()
         for ticket in withdrawn:
             ticket.state = State.DONE
-        self._groups = {name: group for name, group in self._groups.items() if group.head.state is not State.DONE}
+        withdrawn += self._groups.strike_off_all()
+        self._groups.forget_done()
         self._waiting = 0
         return withdrawn
 
@@ -341,7 +330,7 @@ class Scheduler(Generic[T]):
         """Grant a tenant's lane nothing before a time."""
         lane = self._lanes.get(tenant)
         if lane is not None and until > lane.asleep_until:
-            self._sleep(lane, until)
+            self._asleep.put(lane, until)
 
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
@@ -352,9 +341,7 @@ class Scheduler(Generic[T]):
 
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
-        while self._asleep and self._asleep[0][2].asleep_until != self._asleep[0][0]:
-            heappop(self._asleep)
-        return self._asleep[0][0] if self._asleep else None
+        return self._asleep.next()
 
     # -- whose turn it is ---------------------------------------------------------------------------------------
 
@@ -376,19 +363,20 @@ class Scheduler(Generic[T]):
         return None
 
     def _next_in_line(self) -> Lane[T] | None:
-        free = self._total - self._running > self._kept()
+        free = self._total - self._running > (self._reserved if self._alone < ALONE else 0)
+        within, over = self._within, self._over
         while True:
-            number = self._within.first()
-            line = self._within
-            if free and (over := self._over.first()) < number:
-                number, line = over, self._over
-            if number == NEVER:
+            lane = within.first()
+            if free and over.numbers and (other := over.first()) and (lane is None or other.round < lane.round):
+                lane = other
+            if lane is None:
                 return None
-            lane = line.take(number)
+            number = lane.round
+            (over if lane.over else within).take(lane)
             if int(lane.served / self._quantum) > number:  # what it ran has cost more than was thought
                 self._line(lane)
-            elif not free and lane.running >= self._share():
-                self._over.put(lane, number)  # it had less when it lined up, or others have come since
+            elif not free and self._is_over(lane):
+                over.put(lane, number)  # it had less when it lined up, or others have come since
             else:
                 self._round = max(self._round, number)
                 return lane
@@ -406,50 +394,40 @@ class Scheduler(Generic[T]):
         else:
             self._alone = 0
             self._met = True
-        if lane.waiting and self._may_run(lane):
+        if lane.waiting and lane.running < lane.cap:
             self._line(lane)
         return ticket
 
-    def _kept(self) -> int:
-        """Return how many slots tenants over their share have to leave free."""
-        return self._reserved if self._alone < ALONE else 0
-
-    def _share(self) -> int:
-        """Return how many slots one tenant may have before it counts as over its share."""
-        return max(1, (self._total - self._reserved) // (len(self._lanes) or 1))
+    def _is_over(self, lane: Lane[T]) -> bool:
+        """Whether a lane runs its share, or more, of the slots that are not reserved; of few slots that is one."""
+        return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self._total - self._reserved
 
     def _may_run(self, lane: Lane[T]) -> bool:
         if self._varies:
             own = None if lane.control is None else lane.control.cap
             lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
-        return (
-            lane.running < lane.cap
-            and bool(lane.waiting)
-            and not lane.suspended
-            and not lane.paused
-            and not lane.asleep_until
-        )
+        held_back = lane.suspended or lane.paused or lane.asleep_until
+        return lane.running < lane.cap and bool(lane.waiting) and not held_back
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""
-        over = self._reserved > 0 and lane.running >= self._share()
+        over = self._reserved > 0 and self._is_over(lane)
         (self._over if over else self._within).put(lane, int(lane.served / self._quantum))
 
     def _offer(self, lane: Lane[T]) -> None:
         """Let a lane that could use a slot stand in line; one that stands too far back moves up."""
-        if not self._may_run(lane):
+        place, number = lane.round, int(lane.served / self._quantum)
+        if place == FRESH or (place != NOWHERE and not lane.over and number >= place) or not self._may_run(lane):
             return
-        if lane.round == NOWHERE:
+        if place == NOWHERE:
             # Whoever could not use its turns has not saved them up.
             lane.served = max(lane.served, self._round * self._quantum)
             self._line(lane)
-        elif lane.round != FRESH and (lane.over or int(lane.served / self._quantum) < lane.round):
-            place, was_over = lane.round, lane.over
-            number = int(lane.served / self._quantum)
-            over = self._reserved > 0 and lane.running >= self._share()
-            if number < place or over is not was_over:
-                (self._over if over else self._within).put(lane, min(number, place))
+            return
+        over = self._reserved > 0 and self._is_over(lane)
+        if number < place or over is not lane.over:
+            (self._over if over else self._within).put(lane, min(number, place))
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
@@ -510,26 +488,7 @@ class Scheduler(Generic[T]):
         self._waiting -= 1
         self._behind_blocked -= lane.blocked
         if ticket.group is not None:
-            del self._groups[ticket.group]
-
-    def _sleep(self, lane: Lane[T], until: float) -> None:
-        lane.asleep_until = until
-        heappush(self._asleep, (until, next(self._tie), lane))
-
-    def _wake(self, now: float) -> None:
-        while self._asleep and self._asleep[0][0] <= now:
-            until, _, lane = heappop(self._asleep)
-            if lane.asleep_until == until:
-                lane.asleep_until = 0.0
-                self._offer(lane)
-
-    def _pass_group_on(self, name: str) -> None:
-        group = self._groups[name]
-        if group.behind:
-            group.head = group.behind.popleft()
-            self._line_up(group.head)
-        else:
-            del self._groups[name]
+            self._groups.next(ticket.group)
 
     def _forget_if_empty(self, lane: Lane[T]) -> None:
         if not lane.size:

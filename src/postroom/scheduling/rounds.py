@@ -2,14 +2,11 @@
 
 from collections import deque
 from heapq import heappop, heappush
-from typing import Final, Generic
+from typing import Generic
 
 from typing_extensions import TypeVar
 
 from postroom.scheduling.tickets import NOWHERE, Lane, Ticket
-
-NEVER: Final = 1 << 62
-"""Later than any round."""
 
 T = TypeVar("T", bound=Ticket, default=Ticket)
 
@@ -23,12 +20,13 @@ class Rounds(Generic[T]):
     when it surfaces.
     """
 
-    __slots__ = ("_lines", "_numbers", "_over")
+    __slots__ = ("_lines", "_over", "numbers")
 
     def __init__(self, *, over: bool) -> None:
         self._over = over
         self._lines: dict[int, deque[Lane[T]]] = {}
-        self._numbers: list[int] = []
+        self.numbers: list[int] = []
+        """The rounds that have a line, as a heap. Empty when no lane stands here."""
 
     def __len__(self) -> int:
         """Entries that stand here, stale ones included."""
@@ -41,26 +39,25 @@ class Rounds(Generic[T]):
         line = self._lines.get(number)
         if line is None:
             line = self._lines[number] = deque()
-            heappush(self._numbers, number)
+            heappush(self.numbers, number)
         line.append(lane)
 
-    def first(self) -> int:
-        """Return the lowest round in which a lane stands; ``NEVER`` when none does."""
-        numbers = self._numbers
+    def first(self) -> Lane[T] | None:
+        """Return the lane whose turn it is here, which has the lowest round; None when none stands here."""
+        numbers = self.numbers
         while numbers:
             number = numbers[0]
             line = self._lines[number]
             while line:
                 lane = line[0]
                 if lane.round == number and lane.over is self._over:
-                    return number
+                    return lane
                 line.popleft()
             del self._lines[number]
             heappop(numbers)
-        return NEVER
+        return None
 
-    def take(self, number: int) -> Lane[T]:
-        """Remove and return the lane that :meth:`first` found in this round."""
-        lane = self._lines[number].popleft()
+    def take(self, lane: Lane[T]) -> None:
+        """Remove the lane that :meth:`first` found."""
+        self._lines[lane.round].popleft()
         lane.round = NOWHERE
-        return lane

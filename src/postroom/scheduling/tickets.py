@@ -88,16 +88,6 @@ class Lane(Generic[T]):
         return len(self.waiting) + self.running + self.suspended
 
 
-class Group(Generic[T]):
-    """One message group: its head, of which there is always one, and what waits behind it in order."""
-
-    __slots__ = ("behind", "head")
-
-    def __init__(self, head: T) -> None:
-        self.head = head
-        self.behind: deque[T] = deque()
-
-
 class Pace:
     """A token bucket: at most ``rate`` grants per second in the long run, at most ``burst`` at once."""
 

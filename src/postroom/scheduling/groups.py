@@ -1,0 +1,73 @@
+"""Message groups: one ticket of each is in a lane, the rest waits behind it in order."""
+
+from collections import deque
+from typing import Generic
+
+from typing_extensions import TypeVar
+
+from postroom.scheduling.tickets import State, Ticket
+
+T = TypeVar("T", bound=Ticket, default=Ticket)
+
+
+class _Group(Generic[T]):
+    """One message group: its head, of which there is always one, and what waits behind it in order."""
+
+    __slots__ = ("behind", "head")
+
+    def __init__(self, head: T) -> None:
+        self.head = head
+        self.behind: deque[T] = deque()
+
+
+class Groups(Generic[T]):
+    """The message groups that have something here, by name."""
+
+    __slots__ = ("_groups",)
+
+    def __init__(self) -> None:
+        self._groups: dict[str, _Group[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def enter(self, name: str, ticket: T) -> bool:
+        """Take a ticket in. Returns whether it is the head; otherwise it waits behind."""
+        group = self._groups.get(name)
+        if group is not None:
+            group.behind.append(ticket)
+            return False
+        self._groups[name] = _Group(ticket)
+        return True
+
+    def next(self, name: str) -> T | None:
+        """Return the next head, after one that is done; None, and the group is forgotten, when there is none."""
+        group = self._groups[name]
+        if not group.behind:
+            del self._groups[name]
+            return None
+        group.head = group.behind.popleft()
+        return group.head
+
+    def strike_off(self, ticket: T) -> list[T]:
+        """Strike off, in order, what waits behind a ticket if that is the head of a group."""
+        group = self._groups.get(ticket.group) if ticket.group is not None else None
+        if group is None or group.head is not ticket:
+            return []
+        return _struck_off(group)
+
+    def strike_off_all(self) -> list[T]:
+        """Strike off, in order within each group, what waits behind any head."""
+        return [ticket for group in self._groups.values() for ticket in _struck_off(group)]
+
+    def forget_done(self) -> None:
+        """Forget the groups whose heads are done."""
+        self._groups = {name: group for name, group in self._groups.items() if group.head.state is not State.DONE}
+
+
+def _struck_off(group: _Group[T]) -> list[T]:
+    behind = list(group.behind)
+    group.behind.clear()
+    for ticket in behind:
+        ticket.state = State.DONE
+    return behind
