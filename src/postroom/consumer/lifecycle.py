@@ -11,6 +11,7 @@ from typing import Any, Generic, cast
 
 from postroom.consumer.faults import FaultWatch
 from postroom.consumer.handlers import build_handle, is_async
+from postroom.consumer.inflight import InFlight
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.outages import Outages
@@ -126,12 +127,14 @@ class Run(Generic[C, R]):
         self._total = total
         self._tenants = tenants
         self._recalling: asyncio.Handle | None = None
-        self._parking = Parking(queue, self._settler, clock=self._loop.time)
+        self._in_flight = InFlight(queue, clock=self._loop.time)
+        self._parking = Parking(queue, self._settler, clock=self._loop.time, in_flight=self._in_flight)
         self._outages = Outages(
             pool,
             self._settler,
             self._parking,
             clock=self._loop.time,
+            in_flight=self._in_flight,
             is_paused=tenants.is_paused,
             is_flooded=self._is_flooded,
             behind=lambda tenant: self.scheduler.figures(tenant).waiting,
@@ -188,6 +191,7 @@ class Run(Generic[C, R]):
             held=self._held,
             starving=lambda: self.scheduler.waiting == 0,
             admit=self._intake.admit,
+            on_over_limit=self._in_flight.refused,
             observers=settings.observers,
         )
         self._polls: set[asyncio.Task[None]] = set()
@@ -342,6 +346,7 @@ class Run(Generic[C, R]):
         await self._recall_parked()
 
     async def _recall_parked(self) -> None:
+        await self._in_flight.close()
         if self._early_recall is not None:
             await asyncio.wait([self._early_recall])
         try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from random import Random
 from typing import Any, Final
 
+from postroom.consumer.inflight import InFlight
 from postroom.consumer.job import Job
 from postroom.consumer.parking import MOST_PARKED, Parked, Parking
 from postroom.errors import PoolExhaustedError, PostroomError, ResourceOpenError
@@ -59,6 +60,7 @@ class Outages:
         parking: Parking,
         *,
         clock: Callable[[], float],
+        in_flight: InFlight,
         is_paused: Callable[[Hashable], bool],
         is_flooded: Callable[[], bool],
         behind: Callable[[Hashable], int],
@@ -68,6 +70,7 @@ class Outages:
         self._settler = settler
         self._parking = parking
         self._clock = clock
+        self._in_flight = in_flight
         self._is_paused = is_paused
         self._is_flooded = is_flooded
         self._behind = behind
@@ -133,6 +136,7 @@ class Outages:
         outage.put_off.append((now, now + delay, job.delivery))
         self._put_off += 1
         self._parking.total += 1
+        self._in_flight.put_off()
         return True
 
     async def wait(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 
+from postroom.consumer.inflight import InFlight
 from postroom.errors import TransportError
 from postroom.options import MAX_BATCH
 from postroom.settlement import Delivery, Settler
@@ -17,8 +18,8 @@ _log = logging.getLogger("postroom.consumer")
 TRIES_LEFT = 3
 """Receives that a message keeps for real attempts: parking uses up only those beyond."""
 MOST_PARKED = 60_000
-"""Messages parked at once by one consumer: half of what SQS allows in flight (120,000, quotas-messages.html). Past
-that limit long polls return nothing, and do not say why."""
+"""Messages parked at once by one consumer: half of what SQS allows in flight (120,000, quotas-messages.html). What
+others have in flight is looked at besides."""
 Parked = tuple[float, float, Delivery]
 """A message that was put off: when, and until when at the least."""
 
@@ -35,11 +36,14 @@ class Parking:
     parking dead-letters nothing. A message that is called back uses no receive that it would not have used later.
     """
 
-    def __init__(self, queue: Queue, settler: Settler, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, queue: Queue, settler: Settler, *, clock: Callable[[], float], in_flight: InFlight | None = None
+    ) -> None:
         redrive = queue.info.redrive
         self._queue = queue
         self._settler = settler
         self._clock = clock
+        self._in_flight = InFlight(queue, clock=clock) if in_flight is None else in_flight
         self._most_receives = None if redrive is None else redrive.max_receive_count
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self._parked: deque[Parked] = deque()
@@ -56,7 +60,7 @@ class Parking:
             return f"the queue's maxReceiveCount is {self._most_receives}: no receive to spare"
         if self.count() >= MOST_PARKED:
             return f"{MOST_PARKED} messages are parked already"
-        return None
+        return self._in_flight.refusal()
 
     def count(self) -> int:
         """Return how many messages are parked now, at the most."""
@@ -81,6 +85,7 @@ class Parking:
         """Put a message off."""
         now = self._clock()
         self.total += 1
+        self._in_flight.put_off()
         delay = self._rng.uniform(*_DELAY)
         self._settler.give_back(delivery, Settlement.DEFERRED, delay=delay)
         self._parked.append((now, now + delay, delivery))

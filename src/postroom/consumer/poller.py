@@ -34,6 +34,7 @@ class Poller:
         held: how many are held now.
         starving: whether nothing waits for a slot, so that even a small receive is worth a call.
         admit: takes the messages of one receive.
+        on_over_limit: called when the queue refuses a receive because too many messages are in flight.
         observers: told of failed receives.
     """
 
@@ -48,6 +49,7 @@ class Poller:
         held: Callable[[], int],
         starving: Callable[[], bool],
         admit: Callable[[Sequence[Message]], None],
+        on_over_limit: Callable[[], None],
         observers: Observers,
     ) -> None:
         self._queue = queue
@@ -58,6 +60,7 @@ class Poller:
         self._held = held
         self._starving = starving
         self._admit = admit
+        self._on_over_limit = on_over_limit
         self._observers = observers
         self._asked_for = 0
         self._busy = False
@@ -166,6 +169,8 @@ class Poller:
 
     async def _back_off(self, error: TransportError, pause: float) -> None:
         self.failures += 1
+        if error.code == "OverLimit":
+            self._on_over_limit()
         _log.error("Receiving from %s failed, next try in %g s: %s", self._queue.info.name, pause, error)
         if self._observers:
             self._observers.tell(PollFailed(self._queue.info.name, error, pause))
