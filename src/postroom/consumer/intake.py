@@ -230,8 +230,12 @@ class Intake:
         if self._resolver is None:
             return False
         if self._tenants.is_paused(job.tenant) or self._faults.until(job.tenant):
-            waiting = self._scheduler.figures(job.tenant).waiting
-            return waiting >= self._lane_limit and self._parking.spares(job.delivery) and not self._fifo
+            return self._scheduler.figures(job.tenant).waiting >= self._lane_limit and self._parking.puts_off(
+                job.delivery
+            )
+        rate = self._tenants.rate_of(job.tenant)
+        if rate is not None and self._scheduler.figures(job.tenant).waiting >= max(self._lane_limit, 2 * rate):
+            return self._parking.puts_off(job.delivery)  # it could not start more of them for two seconds
         enough = self._scheduler.has_enough(job.tenant, room=self._room)
         if enough or self._scheduler.has_share(job.tenant):
             self._scouting.found_noisy(job.tenant, job.message)

@@ -17,8 +17,13 @@ from postroom.types import Settlement
 
 REMEMBER: Final = 10_000
 """Outages remembered at the most; the oldest are forgotten first."""
-_DELAY: Final = (7.5, 22.5)
-"""Seconds for which a message is put off, at random between these. The end of the outage calls it back."""
+_DELAY: Final = 15.0
+_PART: Final = 0.25
+_LONGEST: Final = 600.0
+"""A message is put off for 15 s or, if that is more, a quarter of the time for which the outage has lasted, but not
+longer than 600 s; give or take a half. The end of the outage calls it back."""
+_SOON: Final = 30.0
+"""Seconds after which a message that was tried is tried again, at the latest."""
 _PATIENCE: Final = (5.0, 15.0)
 """Seconds after which a message that waits here looks by itself, although another one is to find out."""
 
@@ -29,10 +34,11 @@ Place = tuple[bool, Hashable]
 class _Outage:
     """What waits for one host or tenant."""
 
-    __slots__ = ("host", "prober", "put_off", "waiters")
+    __slots__ = ("began", "host", "prober", "put_off", "waiters")
 
-    def __init__(self, host: Hashable | None) -> None:
+    def __init__(self, host: Hashable | None, began: float) -> None:
         self.host = host
+        self.began = began
         self.waiters: dict[asyncio.Future[None], Hashable] = {}
         """Each with its tenant."""
         self.prober: Job | None = None
@@ -90,12 +96,17 @@ class Outages:
         """Return how many messages of a tenant wait here for the end of an outage."""
         return self._held[tenant] if self._held else 0
 
-    def begin(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
-        """Note that a tenant's resources, or the host that they are on, are down."""
-        if isinstance(error, ResourceOpenError):
-            outage = self._outage(job, error)
-            if outage.prober is job:
-                outage.prober = None
+    def defer(self, job: Job, error: PoolExhaustedError | ResourceOpenError, *, delay: float) -> None:
+        """Put a message off whose lease was refused: its tenant's resources, or the host that they are on, are down.
+
+        ``delay`` is what its own backoff would be. It is tried again sooner than after many failures of its own,
+        because it may be the only one that finds out.
+        """
+        outage = self._outage(job, error)
+        if outage.prober is job:
+            outage.prober = None
+        pause = error.retry_after if isinstance(error, ResourceOpenError) else 0.0
+        self._put_off_until(outage, job, max(pause, min(delay, _SOON)))
 
     def end(self, job: Job) -> None:
         """Note that a tenant's resources are there: so is their host."""
@@ -129,14 +140,10 @@ class Outages:
             return False
         if not self._parking.puts_off(job.delivery) or self._put_off >= MOST_PARKED:
             return False
-        now = self._clock()
-        delay = max(pause, self._rng.uniform(*_DELAY))
-        self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
-        self._forget_old(outage, now)
-        outage.put_off.append((now, now + delay, job.delivery))
-        self._put_off += 1
+        age = self._clock() - outage.began
+        middle = max(_DELAY, min(_LONGEST, age * _PART))
+        self._put_off_until(outage, job, max(pause, middle * self._rng.uniform(0.5, 1.5)))
         self._parking.total += 1
-        self._in_flight.put_off()
         return True
 
     async def wait(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
@@ -188,6 +195,14 @@ class Outages:
             timer.cancel()
             outage.waiters.pop(waiter, None)
 
+    def _put_off_until(self, outage: _Outage, job: Job, delay: float) -> None:
+        now = self._clock()
+        self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
+        self._forget_old(outage, now)
+        outage.put_off.append((now, now + delay, job.delivery))
+        self._put_off += 1
+        self._in_flight.put_off()
+
     def _host(self, job: Job) -> Hashable | None:
         try:
             return None if self._pool is None else self._pool.host_of(job.context)
@@ -205,7 +220,7 @@ class Outages:
         if outage is None:
             if len(self._known) >= REMEMBER:
                 self._finish(self._known.popitem(last=False)[1])
-            outage = self._known[place] = _Outage(host)
+            outage = self._known[place] = _Outage(host, self._clock())
         return outage
 
     def _finish(self, outage: _Outage) -> None:

@@ -407,11 +407,8 @@ class Pipeline:
 
     def _defer(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
         """Not tried, so not failed: seen again when its tenant's resources may be back, in every mode."""
-        self._outages.begin(job, error)
         delay = exponential(self._settings.retry, job.message.receive_count, self._rng)
-        if isinstance(error, ResourceOpenError):
-            delay = max(delay, error.retry_after)
-        self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
+        self._outages.defer(job, error, delay=delay)
         self._return_group(job)
 
     def _must_be_held(self, job: Job) -> bool:

@@ -54,6 +54,8 @@ class Tenants:
 
     def __init__(self) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
+        self._paces: dict[Hashable, Pace] = {}
+        self._lock = threading.Lock()
         self._scheduler: Scheduler[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -131,6 +133,11 @@ class Tenants:
         rule = self._rules.get(key) if self._rules else None
         return rule is not None and rule.state is TenantState.PAUSED
 
+    def rate_of(self, key: Hashable) -> float | None:
+        """Return how many of a tenant's handlers may start per second; None without such a limit."""
+        rule = self._rules.get(key) if self._rules else None
+        return None if rule is None else rule.rate
+
     def quarantined_because(self, key: Hashable) -> str | None:
         """Return why a tenant is in quarantine; None if it is not."""
         rule = self._rules.get(key) if self._rules else None
@@ -148,15 +155,17 @@ class Tenants:
         self._thread = threading.get_ident()
         self._scheduler = scheduler
         self._dispatch = dispatch
+        self._paces.clear()  # their times were those of another loop
         for key in list(self._rules):
             self._carry_out(key)
 
     def _decide(self, key: Hashable, **changes: Any) -> None:
-        rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
-        if rule == TenantStatus(key=key):
-            self._rules.pop(key, None)
-        else:
-            self._rules[key] = rule
+        with self._lock:  # two threads may each change another part of one rule
+            rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
+            if rule == TenantStatus(key=key):
+                self._rules.pop(key, None)
+            else:
+                self._rules[key] = rule
         loop = self._loop
         if loop is None or loop.is_closed():
             return
@@ -172,10 +181,20 @@ class Tenants:
         self._scheduler.control(
             key,
             paused=rule.state is TenantState.PAUSED,
-            pace=None if rule.rate is None else Pace(rule.rate),
+            pace=self._pace(key, rule.rate),
             cap=rule.concurrency,
         )
         self._dispatch()
+
+    def _pace(self, key: Hashable, rate: float | None) -> Pace | None:
+        """Return the tenant's bucket: the same one while its rate stays, or every other decision would fill it up."""
+        pace = self._paces.get(key)
+        if rate is None:
+            self._paces.pop(key, None)
+            return None
+        if pace is None or pace.rate != rate:
+            pace = self._paces[key] = Pace(rate)
+        return pace
 
     def _is_busy(self, key: Hashable) -> bool:
         """Whether anything of a tenant runs, or is about to get its resources."""

@@ -1,0 +1,338 @@
+"""Control of tenants, looked at closely: exact rates, threads and web routes, and what may never be dead-lettered."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool, RetryPolicy, Shutdown
+from postroom.consumer.tenants import Tenants, TenantState
+from postroom.local import LocalBroker
+from postroom.options import Faults, OpenBackoff
+from support.world import Database, Databases, Order, Tenant, World, in_world
+
+A, B = Tenant("a"), Tenant("b")
+
+
+def starts_of(world: World, starts: list[float], **options: Any) -> Consumer[Tenant]:
+    """Make a consumer that writes down when the handlers of tenant a start."""
+    orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client, **options)
+
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        if ctx.context == A:
+            starts.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(order.seconds)
+
+    return orders
+
+
+@pytest.mark.parametrize("rate", [0.5, 3.0, 50.0, 400.0])
+def test_a_rate_is_kept_exactly(rate: float) -> None:
+    """After the first burst of one second's worth there are as many starts as the rate says, to a message."""
+
+    async def scenario(world: World) -> tuple[list[float], float]:
+        world.create()
+        starts: list[float] = []
+        orders = starts_of(world, starts, concurrency=Concurrency(total=20, per_tenant=20))
+        orders.tenants.limit(A, rate=rate)
+        seconds = 1_000 / rate
+        world.send_orders(*map(str, range(1_200)), tenant="a", seconds=0.001)
+        async with orders:
+            await asyncio.sleep(seconds)
+            world.broker.purge("orders")
+            orders.tenants.limit(A, rate=None)
+        return starts, seconds
+
+    starts, seconds = in_world(scenario)
+    began = starts[0]
+    burst = max(1.0, rate)
+    in_time = [at for at in starts if at - began <= seconds - 1]
+    assert len(in_time) <= burst + rate * (seconds - 1) + 1
+    assert len(in_time) >= min(1_200, burst + rate * (seconds - 1)) - 2
+    for place in range(0, len(in_time) - 1, 7):  # in no window does more start than the bucket holds
+        window = sum(in_time[place] <= at < in_time[place] + 1.0 for at in in_time[place:])
+        assert window <= burst + rate + 1
+
+
+def test_other_decisions_do_not_fill_the_bucket_up() -> None:
+    """A rate of one per second stays that while limits come and go, ten times a second."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        starts: list[float] = []
+        orders = starts_of(world, starts)
+        orders.tenants.limit(A, rate=1)
+        world.send_orders(*map(str, range(100)), tenant="a")
+        async with orders:
+            for number in range(200):
+                await asyncio.sleep(0.1)
+                orders.tenants.limit(A, concurrency=1 + number % 3)
+            return len(starts)
+
+    assert 20 <= in_world(scenario) <= 22
+
+
+def test_a_noisy_tenant_with_a_rate_takes_no_room_from_others() -> None:
+    """Its backlog waits or is put off; another tenant's messages are handled as they come."""
+
+    async def scenario(world: World) -> float:
+        world.create()
+        late: list[float] = []
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client)
+        loop = asyncio.get_running_loop()
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            if ctx.context == B:
+                late.append(loop.time() - float(order.order_id))
+            await asyncio.sleep(order.seconds)
+
+        orders.tenants.limit(A, rate=5)
+        world.send_orders(*map(str, range(3_000)), tenant="a", seconds=0.02, group="a")
+        async with orders:
+            await asyncio.sleep(5)
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                world.send_orders(repr(loop.time()), tenant="b", seconds=0.02, group="b")
+            await asyncio.sleep(1)
+            world.broker.purge("orders")
+        assert len(late) == 100
+        return sorted(late)[98]
+
+    assert in_world(scenario) <= 0.1
+
+
+def test_decisions_of_many_threads_are_all_kept() -> None:
+    """Each thread changes another part of the same rule."""
+    tenants = Tenants()
+    rounds = 300
+    barrier = threading.Barrier(3)
+
+    def decide(action: Callable[[int], None]) -> None:
+        for number in range(rounds):
+            barrier.wait()
+            action(number)
+            barrier.wait()
+            status = tenants[A]
+            assert (status.rate, status.concurrency) == (1 + number, 1 + number)
+            assert (status.state is TenantState.PAUSED) == (number % 2 == 0)
+
+    actions: tuple[Callable[[int], None], ...] = (
+        lambda number: tenants.limit(A, rate=1 + number),
+        lambda number: tenants.limit(A, concurrency=1 + number),
+        lambda number: tenants.resume(A) if number % 2 else tenants.pause(A),
+    )
+    with ThreadPoolExecutor(3) as threads:
+        for done in [threads.submit(decide, action) for action in actions]:
+            done.result(timeout=60)
+
+
+class Route(BaseHTTPRequestHandler):
+    """A web route of some other framework, in threads of its own: GET lists, POST /a/pause decides."""
+
+    tenants: Tenants
+
+    def do_GET(self) -> None:  # the base class wants this name
+        """List the tenants with their live figures."""
+        listed = [
+            {"key": str(status.key), "state": status.state.value, "running": status.running, "waiting": status.waiting}
+            for status in self.tenants
+        ]
+        self._answer(listed)
+
+    def do_POST(self) -> None:  # the base class wants this name
+        """Carry a decision out."""
+        _, key, what = self.path.split("/")
+        getattr(self.tenants, what)(Tenant(key))
+        self._answer([])
+
+    def _answer(self, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+async def test_a_web_route_lists_pauses_and_resumes_while_the_consumer_runs() -> None:
+    """In real time, on a real socket, from threads that know nothing of the loop."""
+    async with LocalBroker() as broker:
+        world = World(broker)
+        world.create()
+        starts: list[float] = []
+        orders = starts_of(world, starts, shutdown=Shutdown(drain=0, cancel=1, poll=0))
+        route = type("ThisRoute", (Route,), {"tenants": orders.tenants})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), route)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+
+        def call(path: str, method: str) -> Any:
+            url = f"http://127.0.0.1:{server.server_port}{path}"
+            with urlopen(Request(url, method=method), timeout=10) as answer:  # noqa: S310 - our own server
+                return json.load(answer)
+
+        try:
+            async with orders, asyncio.timeout(20):
+                await asyncio.to_thread(call, "/a/pause", "POST")
+                world.send_orders("1", "2", tenant="a", seconds=60)
+                while not (listed := await asyncio.to_thread(call, "/", "GET")) or listed[0]["waiting"] < 2:
+                    await asyncio.sleep(0.01)
+                assert (listed[0]["state"], listed[0]["running"], starts) == ("paused", 0, [])
+                await asyncio.to_thread(call, "/a/resume", "POST")
+                while (listed := await asyncio.to_thread(call, "/", "GET"))[0]["running"] < 2:
+                    await asyncio.sleep(0.01)
+                assert (listed[0]["state"], len(starts)) == ("active", 2)
+        finally:
+            await asyncio.to_thread(server.shutdown)
+            thread.join()
+            server.server_close()
+
+
+def redrive(world: World, most: int) -> None:
+    """Create the queue with a dead-letter queue."""
+    dead = world.broker.create_queue("dead").arn
+    world.create(RedrivePolicy=f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "{most}"}}')
+
+
+@pytest.mark.parametrize("most", range(1, 21))
+def test_an_outage_dead_letters_nothing(most: int) -> None:
+    """A host with twenty tenants is down for two minutes, and one tenant is paused: in the end all is handled."""
+
+    async def scenario(world: World) -> tuple[int, int, tuple[int, int]]:
+        redrive(world, most)
+        databases = Databases()
+        names = [f"down-{number}" for number in range(20)]
+        databases.failures = dict.fromkeys(names, ConnectionRefusedError)
+        pool = ResourcePool(databases, host=lambda tenant: tenant.tenant_id.partition("-")[0], limits=PoolLimits())
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            ctx.resources.write(order.order_id)
+
+        orders.tenants.pause(A)
+        async with pool, orders:
+            for number in range(24):
+                world.send_orders(*(f"{number}-{part}" for part in range(3)), tenant=names[number % 20])
+                world.send_orders(str(number), tenant="a")
+                await asyncio.sleep(5)
+            databases.failures.clear()
+            orders.tenants.resume(A)
+            await asyncio.sleep(120)
+        return sum(len(made.rows) for made in databases.made), len(databases.rows("a")), world.counts("dead")
+
+    assert in_world(scenario) == (24 * 4, 24, (0, 0))
+
+
+@pytest.mark.parametrize("most", range(1, 21))
+def test_a_message_of_a_broken_tenant_is_dead_lettered_only_for_its_own_failures(most: int) -> None:
+    """What waits for the breaker has been put off at most as often as leaves three real attempts."""
+
+    async def scenario(world: World) -> tuple[Counter[str], int]:
+        redrive(world, most)
+        tried: Counter[str] = Counter()
+        orders: Consumer[Tenant] = Consumer(
+            "orders",
+            context=Tenant,
+            client=world.client,
+            polling=Polling(lane=2),
+            retry=RetryPolicy(base=1, cap=5),
+            faults=Faults(breaker_after=3, messages=2, base=2, cap=8, poison_after=None),
+        )
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            tried[order.order_id] += 1
+            raise ValueError
+
+        world.send_orders(*map(str, range(30)), tenant="a")
+        dead: list[str] = []
+        async with orders:
+            for _ in range(600):
+                await asyncio.sleep(1)
+                for letter in await world.broker.receive("dead", limit=10) if world.counts("dead")[0] else ():
+                    dead.append(json.loads(letter.body)["order_id"])
+                    assert tried[dead[-1]] >= min(most, 3), dead[-1]
+        return tried, len(dead)
+
+    tried, dead = in_world(scenario)
+    assert dead > 0
+    assert sum(tried.values()) >= 30
+
+
+def test_a_tenant_in_quarantine_while_its_database_is_down_goes_to_the_dead_letter_queue() -> None:
+    """Also what is held here because it has no receive to spare."""
+
+    async def scenario(world: World) -> tuple[int, tuple[int, int]]:
+        redrive(world, 1)
+        databases = Databases()
+        databases.failures["a"] = ConnectionRefusedError
+        pool = ResourcePool(databases, backoff=OpenBackoff(cap=2.0))
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            raise AssertionError
+
+        world.send_orders("1", "2", "3", tenant="a")
+        async with pool, orders:
+            await asyncio.sleep(10)
+            held = orders.statistics().held
+            orders.tenants.quarantine(A)
+            await asyncio.sleep(30)
+        return held, world.counts("dead")
+
+    assert in_world(scenario) == (3, (3, 0))
+
+
+def test_a_tenant_can_be_drained_while_its_database_is_down() -> None:
+    """What is held for the end of the outage does not count as running, and stays quiet while the tenant is paused."""
+
+    async def scenario(world: World) -> tuple[float, int, int, int]:
+        redrive(world, 1)
+        databases = Databases()
+        databases.failures["a"] = ConnectionRefusedError
+        tries = 0
+
+        def refuse() -> Exception:
+            nonlocal tries
+            tries += 1
+            return ConnectionRefusedError()
+
+        databases.failures["a"] = refuse
+        pool = ResourcePool(databases, backoff=OpenBackoff(cap=2.0))
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            ctx.resources.write(order.order_id)
+
+        world.send_orders("1", "2", tenant="a")
+        loop = asyncio.get_running_loop()
+        async with pool, orders:
+            await asyncio.sleep(10)
+            began = loop.time()
+            await orders.tenants.drain(A, timeout=5)
+            took, before = loop.time() - began, tries
+            await asyncio.sleep(120)
+            after = tries
+            databases.failures.clear()
+            orders.tenants.resume(A)
+            await asyncio.sleep(60)
+        return took, after - before, len(databases.rows("a")), world.counts("dead")[0]
+
+    took, tries, rows, dead = in_world(scenario)
+    assert took <= 5.0
+    assert tries <= 2  # those that were about to
+    assert (rows, dead) == (2, 0)
