@@ -212,8 +212,9 @@ class Hosts:
     def purge(self, now: float) -> None:
         """Drop hosts that nobody opened anything on for long."""
         horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
-        for name in [name for name, host in self._hosts.items() if not host.running and host.seen < horizon]:
-            del self._hosts[name]
+        for name, host in list(self._hosts.items()):
+            if not host.running and max(host.seen, host.until) < horizon:  # its last open may have taken long
+                del self._hosts[name]
 
     def _ended(self, name: Hashable, *, probe: bool) -> Host | None:
         host = self._hosts.get(name)

@@ -227,3 +227,16 @@ def test_contexts_without_a_host_have_no_breaker(outcome: str) -> None:
             getattr(breakers, outcome)(None, probe=False)
     assert breakers.room(None, 0.0) > 0
     assert len(breakers) == 0
+
+
+def test_a_host_that_is_left_alone_is_not_purged() -> None:
+    """Its last open may have begun long ago, and failed only now: what was said of the pause holds."""
+    breakers = hosts()
+    assert trip(breakers) > 0
+    later = 500.0
+    assert breakers.started("h", later)
+    breakers.failed("h", key(1), later + 200.0, probe=True)
+    pause = breakers.remaining("h", later + 200.0)
+    assert pause > 0
+    breakers.purge(later + 200.0)
+    assert breakers.remaining("h", later + 200.0) == pause
