@@ -155,10 +155,11 @@ class Intake:
         resolving = [batch.task for batch in self._batches if batch.task is not None]
         for batch in tuple(self._batches):
             self._withdraw(batch)
-        if resolving:
-            await asyncio.wait(resolving)
+        # Before anything is awaited: whoever is cancelled meanwhile frees a slot, and would let one of these begin.
         for job in self._scheduler.withdraw_waiting():
             self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
+        if resolving:
+            await asyncio.wait(resolving)
 
     def _resolve(self, delivery: Delivery) -> Any:
         """Call the resolver. What it raises becomes a ``ContextError``, which is returned in the context's place."""

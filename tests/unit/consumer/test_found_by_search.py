@@ -414,3 +414,37 @@ def test_a_tenant_in_quarantine_starts_nothing_that_waited_for_its_resources() -
         return done, world.counts("dead")
 
     assert in_world(scenario) == ([], (1, 0))
+
+
+def test_nothing_begins_to_wait_for_its_resources_while_it_stops() -> None:
+    """S7: one waits for its tenant's resources, one behind it, and a third is being resolved: all go back at once."""
+
+    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
+        world.create()
+        databases = Databases()
+        databases.hanging.add("a")
+
+        async def resolve(message: Message) -> Tenant:
+            try:
+                await asyncio.sleep(20 if "slow" in message.body else 0)
+            finally:
+                await asyncio.sleep(0.1)
+            return Tenant("a")
+
+        orders = Consumer("orders", context=resolve, resources=databases, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            pytest.fail("its database is never there")
+
+        world.send_orders("1", "2", tenant="a")
+        async with orders:
+            await asyncio.sleep(1)
+            world.send_orders("slow", tenant="a")
+            await asyncio.sleep(1)
+            began = asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() - began, world.counts()
+
+    seconds, counts = in_world(scenario)
+    assert seconds < 3
+    assert counts == (3, 0)
