@@ -431,7 +431,13 @@ def test_nothing_begins_to_wait_for_its_resources_while_it_stops() -> None:
                 await asyncio.sleep(0.1)
             return Tenant("a")
 
-        orders = Consumer("orders", context=resolve, resources=databases, client=world.client)
+        orders = Consumer(
+            "orders",
+            context=resolve,
+            resources=databases,
+            concurrency=Concurrency(total=1),
+            client=world.client,
+        )
 
         @orders.handler
         async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
