@@ -86,7 +86,7 @@ def cases(seeds: int, *, consumers: tuple[int, ...]) -> list[Case]:
                 if case.noisy == 1:
                     found.extend(replace(case, policy=policy) for policy in POLICIES[:-1])
     baselines = {baseline for case in found for baseline in baselines_of(case)}
-    return sorted({*found, *baselines}, key=lambda case: (case.seed, -case.consumers * case.noise_rate))
+    return sorted({*found, *baselines}, key=lambda case: (case.consumers, case.seed, -case.noise_rate))
 
 
 def baselines_of(case: Case) -> list[Case]:

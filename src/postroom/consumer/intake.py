@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, cast
 
 from postroom.consumer.faults import FaultWatch
+from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
 from postroom.consumer.outages import Outages
 from postroom.consumer.parking import Parking
@@ -72,6 +73,7 @@ class Intake:
         spare: Callable[[], int],
         buffer: Callable[[], int],
         parking: Parking,
+        grouping: Grouping | None,
         scouting: Scouting,
         tenants: Tenants,
         faults: FaultWatch,
@@ -89,6 +91,7 @@ class Intake:
         self._spare = spare
         self._buffer = buffer
         self._parking = parking
+        self._grouping = grouping
         self._scouting = scouting
         self._tenants = tenants
         self._faults = faults
@@ -217,6 +220,8 @@ class Intake:
             job.context_error = error
         else:
             job = Job(tenant, group, delivery=delivery, message=message, context=found)
+            if self._grouping is not None and (fair := message.group_id) is not None:
+                self._grouping.check(fair, tenant, found)
         if self._outages.put_off(job):
             return
         if self._is_surplus(job):

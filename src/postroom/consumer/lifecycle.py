@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, Generic, cast
 
 from postroom.consumer.faults import FaultWatch
+from postroom.consumer.grouping import Grouping
 from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.inflight import InFlight
 from postroom.consumer.intake import PATIENCE, Intake
@@ -166,6 +167,9 @@ class Run(Generic[C, R]):
             on_blocked=self._on_blocked,
             on_group_back=self._on_group_back,
         )
+        # On a FIFO queue the group is the unit of order, not a tenant.
+        fair = settings.resolver is not None and not queue.info.fifo
+        self._grouping = Grouping(clock=self._loop.time) if fair else None
         self._intake = Intake(
             settings,
             fifo=queue.info.fifo,
@@ -177,6 +181,7 @@ class Run(Generic[C, R]):
             spare=lambda: self._capacity() - self._held(),
             buffer=self._buffer,
             parking=self._parking,
+            grouping=self._grouping,
             scouting=self._scouting,
             tenants=tenants,
             faults=faults,
@@ -276,6 +281,7 @@ class Run(Generic[C, R]):
             tenants=gauges.tenants,
             parked=self._parking.total,
             scouting_stopped=self._scouting.stopped_because,
+            group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
             last_poll_age=None if last is None else self._loop.time() - last,
             pool=None if self.pool is None else self.pool.statistics(),
         )
@@ -383,10 +389,14 @@ class Run(Generic[C, R]):
         self._pipeline.lost(delivery)
 
     def _held(self) -> int:
-        """Count what takes room: messages of blocked tenants do not, within limits."""
+        """Count what takes room: messages of blocked tenants do not, within limits.
+
+        Nor do those behind another one of their message group, which can be nine: SQS gives nothing of a group that it
+        has given something of.
+        """
         scheduler = self.scheduler
         most = self._capacity() if self.queue.info.fifo else max(MOST_BLOCKED, self._capacity())
-        return scheduler.size + self._intake.resolving - min(scheduler.blocked, most)
+        return scheduler.size - scheduler.behind + self._intake.resolving - min(scheduler.blocked, most)
 
     def _is_flooded(self) -> bool:
         """Whether as much waits for resources as may be held of everything else: no more of it is let in then."""
@@ -401,12 +411,14 @@ class Run(Generic[C, R]):
         """Return how many messages to hold beyond those that run, so that no slot waits for the network.
 
         Twice what is handled during one round trip, and a batch. More would only wait here instead of in the queue,
-        where SQS keeps quiet tenants' messages in front.
+        where SQS keeps quiet tenants' messages in front. On a FIFO queue four batches: nobody is in front there, what
+        counts is message groups, and tenants can share the slots only as far as their groups are here.
         """
         polling = self.settings.polling
         handled = self._total * self._poller.round_trip / max(self.scheduler.typical, 0.001)
         most = 10 * self._total + polling.batch if polling.prefetch is None else polling.prefetch
-        return min(most, polling.batch + int(2 * handled))
+        batches = 4 if self.queue.info.fifo else 1
+        return min(most, batches * polling.batch + int(2 * handled))
 
     def _on_group_back(self, group: str) -> None:
         self._intake.withdraw(group)

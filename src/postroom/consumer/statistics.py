@@ -46,6 +46,9 @@ class ConsumerStatistics:
     """Surplus messages of noisy tenants put off so far, so that others' could be received."""
     scouting_stopped: str | None = None
     """Why quiet tenants' messages are not looked for when there is no room; None while they are."""
+    group_mismatches: int = 0
+    """How often MessageGroupId and context disagreed about whose a message is, which keeps SQS's fair queues from
+    telling tenants apart; 0 on FIFO queues."""
     last_poll_age: float | None = None
     """Seconds since SQS last answered a receive; None before the first answer. The measure of health."""
     pool: PoolStatistics | None = None

@@ -23,10 +23,12 @@ class _Group(Generic[T]):
 class Groups(Generic[T]):
     """The message groups that have something here, by name."""
 
-    __slots__ = ("_groups",)
+    __slots__ = ("_groups", "behind")
 
     def __init__(self) -> None:
         self._groups: dict[str, _Group[T]] = {}
+        self.behind = 0
+        """Tickets that wait behind the heads of their groups."""
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -36,6 +38,7 @@ class Groups(Generic[T]):
         group = self._groups.get(name)
         if group is not None:
             group.behind.append(ticket)
+            self.behind += 1
             return False
         self._groups[name] = _Group(ticket)
         return True
@@ -46,6 +49,7 @@ class Groups(Generic[T]):
         if not group.behind:
             del self._groups[name]
             return None
+        self.behind -= 1
         group.head = group.behind.popleft()
         return group.head
 
@@ -54,20 +58,20 @@ class Groups(Generic[T]):
         group = self._groups.get(ticket.group) if ticket.group is not None else None
         if group is None or group.head is not ticket:
             return []
-        return _struck_off(group)
+        return self._struck_off(group)
 
     def strike_off_all(self) -> list[T]:
         """Strike off, in order within each group, what waits behind any head."""
-        return [ticket for group in self._groups.values() for ticket in _struck_off(group)]
+        return [ticket for group in self._groups.values() for ticket in self._struck_off(group)]
 
     def forget_done(self) -> None:
         """Forget the groups whose heads are done."""
         self._groups = {name: group for name, group in self._groups.items() if group.head.state is not State.DONE}
 
-
-def _struck_off(group: _Group[T]) -> list[T]:
-    behind = list(group.behind)
-    group.behind.clear()
-    for ticket in behind:
-        ticket.state = State.DONE
-    return behind
+    def _struck_off(self, group: _Group[T]) -> list[T]:
+        behind = list(group.behind)
+        group.behind.clear()
+        self.behind -= len(behind)
+        for ticket in behind:
+            ticket.state = State.DONE
+        return behind

@@ -131,7 +131,12 @@ class Scheduler(Generic[T]):
     @property
     def ready(self) -> int:
         """Tickets that would run if there were slots enough, caps not considered."""
-        return self._waiting - self._behind_blocked
+        return self._waiting - self._behind_blocked - self._groups.behind
+
+    @property
+    def behind(self) -> int:
+        """Tickets that wait behind another one of their message group."""
+        return self._groups.behind
 
     @property
     def alone(self) -> bool:

@@ -1,0 +1,85 @@
+"""FIFO queues: tenants share the slots however many message groups they own, and each group keeps its order."""
+
+import asyncio
+from collections import Counter, defaultdict
+from random import Random
+
+import pytest
+
+from postroom import Concurrency, Consumer, MessageContext, Polling, RetryPolicy
+from support.world import Order, Tenant, World, in_world
+
+
+def test_tenants_share_the_slots_however_many_groups_they_own() -> None:
+    """One tenant has fifteen groups and one has five; both always have work, and get the same handler seconds."""
+
+    async def scenario(world: World) -> Counter[str]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            concurrency=Concurrency(total=4, per_tenant=4, reserved=0),
+            polling=Polling(pollers=4),
+            client=world.client,
+        )
+        served: Counter[str] = Counter()
+        running: Counter[str] = Counter()
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            group = ctx.message.group_id or ""
+            running[group] += 1
+            assert running[group] == 1
+            await asyncio.sleep(order.seconds)
+            running[group] -= 1
+            served[ctx.context.tenant_id] += 1
+
+        for number in range(100):
+            for tenant, groups in (("many", 15), ("few", 5)):
+                for group in range(groups):
+                    body = {"order_id": f"{tenant}-{group}-{number}", "seconds": 0.05}
+                    world.send(body, tenant=tenant, queue="orders.fifo", group=f"{tenant}-{group}")
+        async with orders:
+            await asyncio.sleep(4)
+            return served.copy()
+
+    served = in_world(scenario)
+    assert 0.9 <= served["few"] / served["many"] <= 1.1
+    assert served.total() >= 0.9 * 4 * 4 / 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_group_keeps_its_order_under_failures(seed: int) -> None:
+    """Handlers fail at random; nothing of a group is done before what was sent before it, and all is done once."""
+
+    async def scenario(world: World) -> dict[str, list[int]]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        rng = Random(seed)
+        orders = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            concurrency=Concurrency(total=6, per_tenant=3),
+            retry=RetryPolicy(base=0.5, cap=1),
+            client=world.client,
+        )
+        done: dict[str, list[int]] = defaultdict(list)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(rng.uniform(0, 0.2))
+            if rng.random() < 0.3:
+                raise ValueError
+            done[ctx.message.group_id or ""].append(int(order.order_id.partition("-")[2]))
+
+        for number in range(12):
+            for group in range(9):
+                body = {"order_id": f"{group}-{number}"}
+                world.send(body, tenant="abc"[group % 3], queue="orders.fifo", group=f"g{group}")
+        async with orders:
+            await asyncio.sleep(400)
+        assert world.counts("orders.fifo") == (0, 0)
+        return done
+
+    done = in_world(scenario)
+    assert len(done) == 9
+    assert all(numbers == list(range(12)) for numbers in done.values())

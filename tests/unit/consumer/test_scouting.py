@@ -1,0 +1,252 @@
+"""The queue's own times tell whether it puts quiet tenants first; until then everything is skimmed off."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from postroom import Consumer, MessageContext, Polling
+from postroom.consumer.overtaking import Overtaking
+from postroom.consumer.parking import Parking
+from postroom.consumer.poller import SPARSE
+from postroom.consumer.scouting import SCOUTS, Scouting
+from postroom.events import Observers
+from postroom.message import Message
+from postroom.options import Visibility
+from postroom.settlement import Settler
+from postroom.testing.loop import run_virtual
+from support.scripted import ScriptedQueue
+from support.world import Order, Tenant, World, in_world
+
+
+def at(sent: float, received: float, *, receives: int = 1) -> Message:
+    """Make a message with the queue's times, in milliseconds."""
+    system = {
+        "SentTimestamp": str(int(sent)),
+        "ApproximateFirstReceiveTimestamp": str(int(received)),
+        "ApproximateReceiveCount": str(receives),
+    }
+    return Message(id="m", body="{}", system_attributes=system)
+
+
+class TestOvertaking:
+    """What the order of messages tells."""
+
+    def test_a_message_that_was_overtaken_shows_that_the_queue_knows_its_tenant(self) -> None:
+        """Nothing quiet lies behind such a tenant's messages; how old they are says nothing then."""
+        order = Overtaking()
+        assert not order.found_noisy("a", at(0, 100), now=0.1)
+        assert order.depth == pytest.approx(0.1)
+        order.found_quiet(at(98, 101), until=0.3)
+        assert order.found_noisy("a", at(2, 102), now=0.102)
+        assert order.depth == 0
+
+    def test_messages_in_the_order_in_which_they_were_sent_show_how_long_a_quiet_one_lies(self) -> None:
+        """First in, first out: the quiet one came as late as the noisy ones around it."""
+        order = Overtaking()
+        assert order.found_quiet(at(40, 100), until=1.0) == pytest.approx(0.06)
+        assert not order.found_noisy("a", at(41, 101), now=0.1)
+        assert order.depth == pytest.approx(0.06)
+
+    def test_messages_of_one_receive_are_in_no_order(self) -> None:
+        """A noisy one of the same millisecond was not overtaken."""
+        order = Overtaking()
+        order.found_quiet(at(98, 101), until=1.0)
+        assert not order.found_noisy("a", at(2, 101), now=0.1)
+
+    def test_what_is_known_of_one_tenant_says_nothing_of_another(self) -> None:
+        """A second noisy tenant is noticed although the first one is known."""
+        order = Overtaking()
+        order.found_quiet(at(98, 101), until=1.0)
+        order.found_noisy("a", at(2, 102), now=0.1)
+        assert not order.found_noisy("b", at(97, 130), now=0.13)
+        assert order.depth == pytest.approx(0.033)
+
+    def test_what_is_known_counts_for_as_long_as_quiet_messages_come(self) -> None:
+        """Old evidence is none: the queue may have changed its mind."""
+        order = Overtaking()
+        order.found_quiet(at(98, 101), until=0.3)
+        assert order.found_noisy("a", at(2, 102), now=0.102)
+        assert order.found_noisy("a", at(99, 103), now=0.299)  # known, though this one was not overtaken
+        assert not order.found_noisy("a", at(2, 302), now=0.301)
+
+    @pytest.mark.parametrize("known", [at(0, 500, receives=2), Message(id="m", body="{}")])
+    def test_a_message_that_came_back_or_has_no_times_tells_nothing(self, known: Message) -> None:
+        """Its place in the queue is not the one that it was sent to."""
+        order = Overtaking()
+        assert order.found_quiet(known, until=1.0) == 0
+        assert not order.found_noisy("a", known, now=0.5)
+        assert order.depth == 0
+
+    def test_forgetting_and_an_empty_queue(self) -> None:
+        """What was known is known no more; and nothing lies in a queue that gave less than was asked for."""
+        order = Overtaking()
+        order.found_quiet(at(98, 101), until=1.0)
+        order.found_noisy("a", at(2, 102), now=0.1)
+        order.forget()
+        order.found_noisy("a", at(99, 150), now=0.15)
+        assert order.depth == pytest.approx(0.051)
+        order.emptied()
+        assert order.depth == 0
+
+    def test_memory_is_bounded(self) -> None:
+        """Noisy tenants without number are forgotten."""
+        order = Overtaking()
+        order.found_quiet(at(98, 101), until=1.0)
+        for number in range(3_000):
+            order.found_noisy(number, at(2, 102), now=0.1)
+        assert len(order._known) <= 1_000
+
+
+class Look:
+    """A consumer's scouting with a clock that is moved by hand."""
+
+    def __init__(self, *, alone: bool = False, enabled: bool = True, fifo: bool = False) -> None:
+        queue = ScriptedQueue(fifo=fifo)
+        observers = Observers()
+        settler = Settler(queue, Visibility(), dead_letter_queue=_none, on_lost=lambda _: None, observers=observers)
+        self.now = 0.0
+        parking = Parking(queue, settler, clock=lambda: self.now)
+        self.scouting = Scouting(parking, clock=lambda: self.now, alone=lambda: alone, enabled=enabled)
+
+    def skims(self) -> bool:
+        """Return whether every poller takes full batches now."""
+        return self.scouting.skimming
+
+    def pause(self, number: int = 0) -> float | None:
+        """Ask whether a poller may scout."""
+        return self.scouting.pause(number, round_trip=0.01)
+
+    def noisy(self, lay: float) -> None:
+        """Receive a noisy tenant's message that lay in the queue for some milliseconds."""
+        milliseconds = self.now * 1e3
+        self.scouting.found_noisy("noisy", at(milliseconds - lay, milliseconds))
+        self.scouting.received(emptied=False)
+
+    def quiet(self, lay: float = 2) -> None:
+        """Receive a quiet tenant's message that lay in the queue for some milliseconds."""
+        milliseconds = self.now * 1e3
+        self.scouting.found_quiet(at(milliseconds - lay, milliseconds))
+
+    def crowded(self, seconds: float, *, noisy: float, quiet: float | None = 2) -> None:
+        """Let time pass in a crowd; every 40 ms a quiet message comes, if any does."""
+        end = self.now + seconds
+        tick = 0
+        while self.now < end:
+            self.now += 0.002
+            tick += 1
+            self.pause()
+            if quiet is not None and tick % 20 == 0:
+                self.quiet(quiet)
+            self.noisy(noisy)
+
+
+async def _none() -> None:
+    return None
+
+
+def looked(**options: Any) -> Look:
+    """Make one in the moment after the start, in which nothing is looked for."""
+
+    async def main() -> Look:
+        look = Look(**options)
+        look.now = 1.0
+        return look
+
+    return run_virtual(main())
+
+
+class TestScouting:
+    """When every poller takes full batches, and when a few small receives are enough."""
+
+    def test_a_crowd_begins_with_skimming(self) -> None:
+        """Nobody knows yet whether the queue knows; every poller goes at once."""
+        look = looked()
+        assert [look.pause(number) for number in range(8)] == [0.0] * 8
+        assert look.skims()
+
+    def test_it_ends_when_quiet_messages_overtake(self) -> None:
+        """From then on there are a few scouts, one after the other."""
+        look = looked()
+        look.crowded(2, noisy=500)
+        assert not look.skims()
+        assert look.pause(SCOUTS) is None
+        look.now += 0.01
+        assert look.pause(0) == 0.0
+        assert look.pause(1) == pytest.approx(0.01 / SCOUTS)
+
+    def test_it_goes_on_while_quiet_messages_lie_as_long_as_noisy_ones(self) -> None:
+        """The queue does not know yet."""
+        look = looked()
+        look.crowded(3, noisy=60, quiet=60)
+        assert look.skims()
+
+    def test_a_queue_that_is_kept_empty_is_tried_without(self) -> None:
+        """After a second, as long as nothing lies there; it goes on as soon as something does."""
+        look = looked()
+        look.crowded(1.5, noisy=2, quiet=2)
+        assert not look.skims()
+        look.crowded(0.02, noisy=20, quiet=None)
+        assert look.skims()
+
+    def test_silence_of_quiet_tenants_is_looked_into_ever_more_rarely(self) -> None:
+        """What was known counts no more when messages that usually come stay away; but they may have stopped."""
+        look = looked()
+        look.crowded(2, noisy=500)
+        assert not look.skims()
+        look.crowded(0.3, noisy=500, quiet=None)
+        assert look.skims()
+        skimmed = 0
+        for _ in range(60):
+            look.crowded(1, noisy=500, quiet=None)
+            skimmed += look.skims()
+        assert skimmed <= 12
+
+    def test_one_tenant_alone_is_not_skimmed(self) -> None:
+        """There is nobody to look for; its scouts are rare."""
+        look = looked(alone=True)
+        assert look.pause(7) is None
+        assert look.pause(0) == 0.0
+        assert look.pause(0) == pytest.approx(0.05)
+
+    def test_a_crowd_of_everybody_is_not_skimmed(self) -> None:
+        """Where a third of the messages is of tenants that have nothing here, nobody is noisy: it is all too much."""
+        look = looked()
+        for _ in range(2_000):
+            look.now += 0.001
+            look.pause()
+            look.quiet(5_000)
+            look.noisy(5_000)
+        assert not look.skims()
+
+    @pytest.mark.parametrize(("options", "because"), [({"enabled": False}, "scout=False"), ({"fifo": True}, "FIFO")])
+    def test_where_there_is_no_scouting(self, options: dict[str, bool], because: str) -> None:
+        """It says why."""
+        look = looked(**options)
+        assert look.pause() is None
+        assert because in str(look.scouting.stopped_because)
+
+
+def test_while_messages_come_one_by_one_three_receives_wait_for_them() -> None:
+    """So that one is there when a message comes while another is on its way; in a quiet queue one is enough."""
+
+    async def scenario(world: World) -> list[int]:
+        world.create()
+        orders = Consumer("orders", context=Tenant, polling=Polling(pollers=8), client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            pass
+
+        async with orders:
+            await asyncio.sleep(50)
+            waiting = [len(world.broker.polls)]
+            for number in range(20):
+                world.send_orders(str(number))
+                await asyncio.sleep(0.05)
+            waiting.append(len(world.broker.polls))
+            await asyncio.sleep(50)
+            waiting.append(len(world.broker.polls))
+        return waiting
+
+    assert in_world(scenario) == [1, SPARSE, 1]
