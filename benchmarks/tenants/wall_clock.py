@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from random import Random
 from statistics import median
 from typing import Any
 
+import boto3
+
 from postroom import Concurrency, Consumer, Message, MessageContext, Polling, PoolLimits, ResourcePool, Shutdown
 from postroom.datasources import Registry, asyncpg_pool, sqlite_database
 from postroom.message import OutgoingMessage
@@ -33,6 +36,10 @@ from postroom.transports.aws import AwsClient
 from postroom.transports.protocol import Queue
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from simulation.fairness.model import scheduled_by  # noqa: E402 - the path comes first
+
 QUIET = tuple(f"quiet{number}" for number in range(5))
 RATE = 25.0
 NOISE = 20
@@ -83,9 +90,6 @@ async def work(options: argparse.Namespace) -> None:
         await asyncio.sleep(SECONDS)
         handled.append((ctx.context, order["sent"], time.time()))
 
-    sys.path.insert(0, str(ROOT / "tests"))
-    from simulation.fairness.model import scheduled_by
-
     with scheduled_by(options.policy):
         async with pool:
             for tenant in sources:  # what is measured is not the opening; the plain scheduler knows none
@@ -94,7 +98,7 @@ async def work(options: argparse.Namespace) -> None:
             async with consumer:
                 print("ready", flush=True)
                 await asyncio.to_thread(sys.stdin.readline)
-    Path(options.out).write_text(json.dumps(handled), encoding="utf-8")
+    await asyncio.to_thread(Path(options.out).write_text, json.dumps(handled), encoding="utf-8")
 
 
 class Worker:
@@ -154,8 +158,6 @@ def databases(kind: str) -> Iterator[dict[str, str]]:
         with PostgresServer() as server:
             yield {tenant: server.create_database(tenant, schema=SCHEMA) for tenant in tenants}
         return
-    import sqlite3
-
     with tempfile.TemporaryDirectory(prefix="wall-clock-") as folder:
         found = {tenant: f"{folder}/{tenant}.sqlite3" for tenant in tenants}
         for path in found.values():
@@ -194,8 +196,6 @@ def body() -> str:
 @contextlib.asynccontextmanager
 async def open_queue(endpoint: str) -> AsyncIterator[Queue]:
     """Make the queue anew and open it."""
-    import boto3
-
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     sqs = boto3.client("sqs", endpoint_url=endpoint, **keys)
     sqs.create_queue(QueueName="orders", Attributes={"VisibilityTimeout": "60"})
