@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import pytest
@@ -36,14 +36,16 @@ class Site:
         self.broker.send("orders", Send(message_body=body, message_attributes=attributes))
 
     @asynccontextmanager
-    async def worker(self, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        """Run a worker; kill it at the end if it still runs."""
+    async def worker(
+        self, *, log: int | IO[bytes] = asyncio.subprocess.PIPE, **environment: str
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run a worker; kill it at the end if it still runs. A worker that says much needs a file to say it to."""
         settings = {"ENDPOINT": self.endpoint, "DIRECTORY": str(self.directory), **environment}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(WORKER),
             env={**os.environ, **CREDENTIALS, **settings},
-            stderr=asyncio.subprocess.PIPE,
+            stderr=log,
         )
         try:
             yield process

@@ -98,13 +98,17 @@ class Parking:
         """
         now = self._clock()
         handles: list[str] = []
+        early: list[Parked] = []
         while self._parked and len(handles) < count and self._parked[0][0] + settled <= now:
-            if self._settler.holds(self._parked[0][2]):
-                break
-            _, until, delivery = self._parked.popleft()
-            # One that may be visible again already could be with somebody else by now.
-            if until > now + 1.0:
+            _, until, delivery = parked = self._parked.popleft()
+            # One that may be visible again already, or was not put off in the end, could be with somebody else by now.
+            if until <= now + 1.0 or delivery.lost or delivery.settlement is not Settlement.DEFERRED:
+                continue
+            if delivery.confirmed:
                 handles.append(delivery.receipt_handle)
+            else:
+                early.append(parked)
+        self.adopt(early)
         for start in range(0, len(handles), MAX_BATCH):
             task = asyncio.create_task(self._show(handles[start : start + MAX_BATCH]), name="postroom-recall-parked")
             self._recalls.add(task)

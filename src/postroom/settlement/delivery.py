@@ -32,6 +32,8 @@ class Delivery(msgspec.Struct, eq=False):
     """Whether the deadline passed: whatever is done with the message now is not ours to do."""
     settlement: Settlement | None = None
     """What was decided to become of it; None while nobody has."""
+    confirmed: bool = False
+    """Whether SQS has confirmed that."""
     renewal: Message | None = None
     """The newest receive, where that is not the first."""
 

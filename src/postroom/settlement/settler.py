@@ -78,10 +78,6 @@ class Settler:
         """Deliveries that are ours now, those whose acknowledgement is on its way included."""
         return len(self._held)
 
-    def holds(self, delivery: Delivery) -> bool:
-        """Return whether a delivery is ours, or what was decided of it has not been confirmed."""
-        return self._held.get(delivery.message.id) is delivery
-
     @property
     def failures(self) -> int:
         """Decisions that SQS refused for good: the message comes back after its visibility timeout."""
@@ -249,6 +245,7 @@ class Settler:
         delivery = entry.delivery
         waiter = entry.waiter
         if error is None and delivery.settlement is not None:
+            delivery.confirmed = True
             self._end(delivery, delivery.settlement, entry.delay)
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -258,6 +255,7 @@ class Settler:
             delivery.lost = True
         else:
             self._failed += 1
+            delivery.settlement = Settlement.LEFT  # whatever was decided: SQS does not know it
         self._end(delivery, Settlement.LOST if lost else Settlement.LEFT)
         if waiter is not None and not waiter.done():
             waiter.set_exception(_ownership_lost(delivery.message) if lost or error is None else error)

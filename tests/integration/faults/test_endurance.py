@@ -6,7 +6,7 @@ for how long; without it a few seconds, which show no more than that nothing gro
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -38,6 +38,8 @@ class Samples:
     descriptors: list[int] = field(default_factory=list[int])
     memory: list[int] = field(default_factory=list[int])
     backends: list[int] = field(default_factory=list[int])
+    done: list[int] = field(default_factory=list[int])
+    """Orders that are out of the queue."""
 
     def between(self, values: list[int], start: float, end: float) -> list[int]:
         """Return the values that were sampled in a time."""
@@ -60,14 +62,14 @@ async def _produce(site: Site, sent: list[str]) -> None:
     """Keep the queue full: there is always more than the consumer can do."""
     rng = Random(4)
     while True:
-        for _ in range(_BACKLOG - site.counts()[0]):
+        for _ in range(_BACKLOG - sum(site.counts())):
             tenant = rng.choice(TENANTS)
             sent.append(f"{tenant}-{len(sent)}")
             site.send(sent[-1], tenant=tenant)
         await asyncio.sleep(0.1)
 
 
-async def _watch(process: psutil.Process, server: PostgresServer, name: str) -> Samples:
+async def _watch(process: psutil.Process, server: PostgresServer, name: str, count_done: Callable[[], int]) -> Samples:
     """Sample until the time is over."""
     loop = asyncio.get_running_loop()
     samples = Samples()
@@ -76,6 +78,7 @@ async def _watch(process: psutil.Process, server: PostgresServer, name: str) -> 
         samples.at.append(now)
         samples.descriptors.append(process.num_fds())
         samples.memory.append(process.memory_info().rss)
+        samples.done.append(count_done())
         samples.backends.append(await asyncio.to_thread(_backends, server, name))
         await asyncio.sleep(min(1.0, SECONDS / 60))
     return samples
@@ -91,17 +94,21 @@ async def test_at_full_load_nothing_grows(site: Site, postgres_server: PostgresS
     settings |= {"BUDGET": str(BUDGET), "CONNECTIONS": str(CONNECTIONS), "PER_TENANT": "2"}
     sent: list[str] = []
     producing = asyncio.create_task(_produce(site, sent), name="produce")
-    async with site.worker(**settings) as worker:
-        async with asyncio.timeout(60):
-            while not await asyncio.to_thread(_backends, postgres_server, name):
-                await asyncio.sleep(0.1)
-        samples = await _watch(psutil.Process(worker.pid), postgres_server, name)
-        producing.cancel()
-        await asyncio.wait([producing])
-        left = sum(site.counts())
-        worker.terminate()
-        _, log = await worker.communicate()
-    assert worker.returncode == 0, log.decode()
+    log = site.directory / "log"
+    with log.open("wb") as said:
+        async with site.worker(log=said, **settings) as worker:
+            async with asyncio.timeout(60):
+                while not await asyncio.to_thread(_backends, postgres_server, name):
+                    await asyncio.sleep(0.1)
+            samples = await _watch(
+                psutil.Process(worker.pid), postgres_server, name, lambda: len(sent) - sum(site.counts())
+            )
+            producing.cancel()
+            await asyncio.wait([producing])
+            left = sum(site.counts())
+            worker.terminate()
+            await worker.communicate()
+    assert worker.returncode == 0, log.read_text()
     assert _backends(postgres_server, name) == 0
     done = sum(int(postgres_server.execute("SELECT count(*) FROM orders", database=f"{name}-{t}")) for t in TENANTS)
     _judge(samples, f"{done:,} orders in {SECONDS:g} s")
@@ -117,8 +124,12 @@ def _judge(samples: Samples, what: str) -> None:
     descriptors = [median(samples.between(samples.descriptors, *when)) for when in parts]
     memory = [median(samples.between(samples.memory, *when)) / 2**20 for when in parts]
     print(f"{what}; backends at most {max(samples.backends)} of {BUDGET}, at the end 0; {len(samples.at)} samples")
+    done = [samples.between(samples.done, *when) for when in parts]
+    rates = [(each[-1] - each[0]) / part for each in done]
+    print("orders per second:", *(f"{each:.0f}" for each in rates))
     print("descriptors:", *(f"{each:g}" for each in descriptors), "at most", max(samples.descriptors))
     print("memory, MiB:", *(f"{each:.1f}" for each in memory))
+    assert min(rates) > max(rates) / 10, "it stood still"
     assert BUDGET // 2 < max(samples.backends) <= BUDGET
     assert max(samples.descriptors) <= descriptors[1] + BUDGET
     if MINUTES >= 3:

@@ -209,7 +209,7 @@ class Watch:
         self.history.note(self.name, "recall", *(self._short(each.receipt_handle) for each in changes))
         for change in changes:
             receipt = self.receipts[change.receipt_handle]
-            if receipt.settled_at is None or receipt.deletes or change.timeout:
+            if receipt.ended != "change" or receipt.deletes or change.timeout:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not put off")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:

@@ -454,3 +454,29 @@ def test_nothing_begins_to_wait_for_its_resources_while_it_stops() -> None:
     seconds, counts = in_world(scenario)
     assert seconds < 3
     assert counts == (3, 0)
+
+
+def test_what_was_not_put_off_in_the_end_is_not_called_back() -> None:
+    """It was lost, or SQS refused to put it off: it may be with somebody else by now."""
+
+    async def scenario() -> list[tuple[str, int]]:
+        queue = ScriptedQueue()
+
+        async def refuse(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            return [EntryFailure(0, "InvalidParameterValue", sender_fault=True)]
+
+        queue.on_change = refuse
+        settler = Settler(
+            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+        )
+        parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
+        lost, refused = settler.take([message("lost"), message("refused")])
+        settler.lose(lost)
+        for delivery in (lost, refused):
+            parking.park(delivery)
+        await asyncio.sleep(2)
+        parking.recall(2)
+        await parking.close()
+        return queue.changed
+
+    assert [handle for handle, _ in run_virtual(scenario())] == ["rrefused"]
