@@ -128,7 +128,7 @@ class Poller:
                 return min(room, self._polling.batch)
             # What cannot be parked is held beyond the capacity; that has an end, too.
             if not enough and self._held() < 2 * self._capacity():
-                timeout = self._scouting.pause(number, round_trip=self.round_trip)
+                timeout = self._scouting.pause(number, pollers=self._polling.pollers, round_trip=self.round_trip)
                 if timeout == 0.0:
                     return -(self._polling.batch if self._scouting.skimming else min(BATCH, self._polling.batch))
             await self._woken(timeout)

@@ -18,7 +18,10 @@ _ALONE: Final = 0.05
 _DEEP: Final = 0.012
 """Seconds that a quiet message may have to lie behind noisy ones before skimming begins."""
 _HOLD: Final = 1.0
-"""Seconds that skimming goes on before it is tried what happens without."""
+_LONGEST_HOLD: Final = 8.0
+"""Seconds that skimming goes on before it is tried what happens without; twice as long after each try in vain."""
+_CERTAIN: Final = 20
+"""Receives in a row that brought nothing but what the queue knows as noisy, after which skimming ends at once."""
 _LATE: Final = 0.03
 """Seconds that a quiet message may have lain in the queue. More, and the queue does not (or no more) put it first."""
 _MISSING: Final = 4.0
@@ -40,8 +43,8 @@ class Scouting:
     lies as long as the noisy ones before it, or, while it takes the wrong ones for noisy, until nothing else is there.
     So every poller takes full batches off the top until nothing is left to lie behind.
 
-    A crowd begins with skimming. Every ``_HOLD`` seconds it is tried what happens without: noisy messages pile up, and
-    either quiet ones overtake them, which is for the queue to do, or it goes on. What tells the one from the other is
+    A crowd begins with skimming. Now and then it is tried what happens without: noisy messages pile up, and either
+    quiet ones overtake them, which is for the queue to do, or it goes on. What tells the one from the other is
     in :class:`~postroom.consumer.overtaking.Overtaking`. When quiet messages that usually come stay away, nothing that
     was known counts any more.
 
@@ -60,6 +63,8 @@ class Scouting:
         self._start = self._next = clock() + _ALONE
         self._crowded_at = clock() - _CALM
         self._look_until = self._skim_until = 0.0
+        self._known_in_a_row = 0
+        self._hold = _HOLD
         self._quiet_at = clock()
         self._quiet_part = 0.0
         self._interval = 1.0
@@ -81,10 +86,10 @@ class Scouting:
             return "Polling(scout=False), or no contexts"
         return self._parking.refused_because
 
-    def pause(self, number: int, *, round_trip: float) -> float | None:
+    def pause(self, number: int, *, pollers: int, round_trip: float) -> float | None:
         """Return the seconds until poller ``number`` may scout; 0.0 if it goes now, None if it does not.
 
-        It asks only while there is no room.
+        It asks only while there is no room. Those that go are spread over a round trip.
         """
         if self.stopped_because is not None:
             return None
@@ -97,10 +102,13 @@ class Scouting:
         skimming = self.skimming
         if number >= SCOUTS and not skimming:
             return None
-        if not skimming and now < self._next:
+        if now < self._next:
             return self._next - now
-        rare = min(_LONGEST_PAUSE, max((now - self._quiet_at) / _RARE, _ALONE if alone else 0.0))
-        self._next = now + max(_SPACING, round_trip / SCOUTS, rare)
+        if skimming:
+            self._next = now + round_trip / pollers
+        else:
+            rare = min(_LONGEST_PAUSE, max((now - self._quiet_at) / _RARE, _ALONE if alone else 0.0))
+            self._next = now + max(_SPACING, round_trip / SCOUTS, rare)
         self.receives += 1
         return 0.0
 
@@ -127,10 +135,13 @@ class Scouting:
         if self._noisy is not None:
             (tenant, message), self._noisy = self._noisy, None
             now = self._clock()
-            if self._order.found_noisy(tenant, message, now=now) or self._quiet_part > _MANY:
+            known = self._order.found_noisy(tenant, message, now=now)
+            self._known_in_a_row = self._known_in_a_row + 1 if known else 0
+            if self._known_in_a_row >= _CERTAIN or self._quiet_part > _MANY:
                 self._skim_until = now
-            elif self._order.depth > _DEEP and not emptied and now < self._look_until:
-                self._skim_until = now + _HOLD
+            elif self._order.depth > _DEEP and not emptied and self._skim_until <= now < self._look_until:
+                self._hold = min(2 * self._hold, _LONGEST_HOLD)
+                self._skim_until = now + self._hold
         if emptied:
             self._order.emptied()
 
@@ -141,6 +152,7 @@ class Scouting:
         if calm:
             self._order.forget()
             self._quiet_part = 0.0
+            self._hold = _HOLD
             self._look_until = now + _GONE
         elif now - self._quiet_at > self._missing * self._interval:
             self._missing *= 2  # they may have stopped, or lie behind noisy ones: look, ever more rarely
@@ -148,4 +160,4 @@ class Scouting:
         else:
             return
         if not alone:
-            self._skim_until = now + _HOLD
+            self._skim_until = max(self._skim_until, now + _HOLD)

@@ -1,6 +1,7 @@
 """The queue's own times tell whether it puts quiet tenants first; until then everything is skimmed off."""
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ class Look:
 
     def pause(self, number: int = 0) -> float | None:
         """Ask whether a poller may scout."""
-        return self.scouting.pause(number, round_trip=0.01)
+        return self.scouting.pause(number, pollers=8, round_trip=0.01)
 
     def noisy(self, lay: float) -> None:
         """Receive a noisy tenant's message that lay in the queue for some milliseconds."""
@@ -160,9 +161,13 @@ class TestScouting:
     """When every poller takes full batches, and when a few small receives are enough."""
 
     def test_a_crowd_begins_with_skimming(self) -> None:
-        """Nobody knows yet whether the queue knows; every poller goes at once."""
+        """Nobody knows yet whether the queue knows; every poller goes, one after the other within a round trip."""
         look = looked()
-        assert [look.pause(number) for number in range(8)] == [0.0] * 8
+        assert look.pause(0) == 0.0
+        assert look.pause(1) == pytest.approx(0.01 / 8)
+        for number in range(1, 8):
+            look.now += 0.01 / 8
+            assert look.pause(number) == 0.0
         assert look.skims()
 
     def test_it_ends_when_quiet_messages_overtake(self) -> None:
@@ -181,12 +186,41 @@ class TestScouting:
         look.crowded(3, noisy=60, quiet=60)
         assert look.skims()
 
+    def test_what_is_tried_in_vain_is_tried_more_rarely(self) -> None:
+        """Each try costs the quiet messages that come meanwhile some time."""
+        look = looked()
+        tries: list[float] = []
+        for turn in range(15_000):
+            was = look.skims()
+            look.now += 0.002
+            if was and not look.skims():
+                tries.append(look.now)
+            look.pause()
+            if turn % 20 == 0:
+                look.quiet(20)
+            look.noisy(20)
+        pauses = [later - earlier for earlier, later in pairwise(tries)]
+        assert pauses == pytest.approx([2, 4, 8, 8], abs=0.01)
+
     def test_a_queue_that_is_kept_empty_is_tried_without(self) -> None:
         """After a second, as long as nothing lies there; it goes on as soon as something does."""
         look = looked()
         look.crowded(1.5, noisy=2, quiet=2)
         assert not look.skims()
         look.crowded(0.02, noisy=20, quiet=None)
+        assert look.skims()
+
+    def test_one_tenant_that_is_known_does_not_end_it(self) -> None:
+        """Others that the queue does not know may come in between."""
+        look = looked()
+        for turn in range(200):
+            look.now += 0.002
+            look.pause()
+            if turn % 10 == 0:
+                look.quiet()
+            milliseconds = look.now * 1e3
+            look.scouting.found_noisy(turn % 3, at(milliseconds - (500 if turn % 3 else 1), milliseconds))
+            look.scouting.received(emptied=False)
         assert look.skims()
 
     def test_silence_of_quiet_tenants_is_looked_into_ever_more_rarely(self) -> None:
