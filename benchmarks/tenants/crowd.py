@@ -41,7 +41,7 @@ def footprint(tenants: int, *, traced: bool) -> tuple[int, int, int]:
     """Run in this process, and return the tenants seen, the bytes kept, and the growth of the process."""
     process = psutil.Process()
     before = process.memory_info().rss
-    found = run_crowd(tenants=tenants, rate=500.0, seconds=40.0, exponent=0.0, traced=traced)
+    found = run_crowd(tenants=tenants, rate=500.0, seconds=20.0, exponent=0.0, traced=traced)
     return found.seen, found.kept, process.memory_info().rss - before
 
 

@@ -115,6 +115,8 @@ class Host(msgspec.Struct):
 
     failed: set[Identity] = msgspec.field(default_factory=set[Identity])
     """Keys that failed since the last success. One tenant that fails often counts once."""
+    doubted: set[Identity] = msgspec.field(default_factory=set[Identity])
+    """Keys whose use timed out since the last success."""
     running: int = 0
     window: int = TRIP_AFTER
     """Opens at once. Small until the host has proved itself, so that a dead one is found out cheaply."""
@@ -165,12 +167,7 @@ class Hosts:
         """Note that an open starts. Returns whether it is the probe of a half-open breaker."""
         if name is None:
             return False
-        host = self._hosts.get(name)
-        if host is None:
-            self._make_room()
-            host = self._hosts[name] = Host()
-        self._hosts.move_to_end(name)
-        host.seen = now
+        host = self._known(name, now)
         host.running += 1
         if not host.until:
             return False
@@ -184,6 +181,7 @@ class Hosts:
             return
         host.window = (TRIP_AFTER if host.until else host.window) + 1
         host.failed.clear()
+        host.doubted.clear()
         host.until = 0.0
 
     def failed(self, name: Hashable, identity: Identity, now: float, *, probe: bool) -> bool:
@@ -205,6 +203,23 @@ class Hosts:
         host.until = now + self._jitter.uniform(ceiling / 2, ceiling)
         return True
 
+    def doubted(self, name: Hashable, identity: Identity, now: float) -> bool:
+        """Note that the use of a key timed out. Returns whether that befell so many that the host is to blame."""
+        if name is None:
+            return False
+        host = self._known(name, now)
+        host.doubted.add(identity)
+        if len(host.doubted) < TRIP_AFTER:
+            return False
+        host.doubted.clear()
+        return True
+
+    def trusted(self, name: Hashable) -> None:
+        """Note that a health check on this host succeeded."""
+        host = self._hosts.get(name)
+        if host is not None:
+            host.doubted.clear()
+
     def undecided(self, name: Hashable, *, probe: bool) -> None:
         """Note an open that ended without telling anything about the host: refused for ever, or called off."""
         self._ended(name, probe=probe)
@@ -215,6 +230,15 @@ class Hosts:
         for name, host in list(self._hosts.items()):
             if not host.running and max(host.seen, host.until) < horizon:  # its last open may have taken long
                 del self._hosts[name]
+
+    def _known(self, name: Hashable, now: float) -> Host:
+        host = self._hosts.get(name)
+        if host is None:
+            self._make_room()
+            host = self._hosts[name] = Host()
+        self._hosts.move_to_end(name)
+        host.seen = now
+        return host
 
     def _ended(self, name: Hashable, *, probe: bool) -> Host | None:
         host = self._hosts.get(name)

@@ -64,7 +64,9 @@ class Core:
 
     def needs_check(self, entry: Entry, now: float) -> bool:
         """Return whether a ready entry was idle for so long that a lease has to check it first."""
-        return self.checks and not entry.leases and now - entry.checked_at > self.limits.check_after
+        if not self.checks or entry.leases:
+            return False
+        return entry.doubtful or now - entry.checked_at > self.limits.check_after
 
     def ask(self, ticket: Ticket, waiter: Waiter, now: float) -> None:
         """Let a waiter have a lease, now or later, or refuse it."""
@@ -112,6 +114,14 @@ class Core:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._retire(entry, Reason.SUSPECT, now)
             self._serve(now)
+
+    def doubt(self, entry: Entry, now: float) -> None:
+        """Check an entry before its next lease: its use timed out. Where that befell several of a host, check all."""
+        entry.doubtful = True
+        if self.hosts.doubted(entry.host, entry.identity, now):
+            for other in self.table.ready.values():
+                if other.host == entry.host:
+                    other.doubtful = True
 
     # -- what owner tasks report --------------------------------------------------------------------------------
 
@@ -202,6 +212,8 @@ class Core:
             return
         if healthy:
             entry.checked_at = now
+            entry.doubtful = False
+            self.hosts.trusted(entry.host)
             self.table.move(entry, State.READY, now)
             self._hand_out(entry, self.demands.pop(entry.identity, None))
         else:
@@ -368,7 +380,7 @@ class Core:
         if not self.checks or self.line:
             return []
         horizon = now + self.limits.sweep - self.limits.check_after
-        due = [entry for entry in self.table.evictable() if entry.checked_at <= horizon]
+        due = [entry for entry in self.table.evictable() if entry.doubtful or entry.checked_at <= horizon]
         room = self.limits.max_concurrent_opens - self.table.counts[State.CHECKING]
         return [entry for entry in due if entry.identity not in self.demands][: max(0, room)]
 

@@ -149,6 +149,10 @@ class Engine:
         self._core.suspect(entry, self.loop.time())
         self.act()
 
+    def doubt(self, entry: Entry) -> None:
+        """Check an entry before its next lease: its use timed out."""
+        self._core.doubt(entry, self.loop.time())
+
     # -- what owner tasks report --------------------------------------------------------------------------------
 
     def opened(self, entry: Entry, resource: Any) -> bool:

@@ -48,8 +48,8 @@ class Entry:
     """One resource, from the decision to open it until its close has finished. Holds budget all that time."""
 
     __slots__ = (
-        "checked_at", "close_error", "context", "expires_at", "host", "identity", "idle_since", "key", "leases",
-        "opened", "pinned",
+        "checked_at", "close_error", "context", "doubtful", "expires_at", "host", "identity", "idle_since", "key",
+        "leases", "opened", "pinned",
         "probe", "reason", "resource", "since", "stamp", "started_at", "state", "stop", "task", "troubled", "verify",
         "weight",
     )  # fmt: skip
@@ -77,6 +77,8 @@ class Entry:
         """When it last became ready: the longest tenure gives way first."""
         self.idle_since = now
         self.checked_at = now
+        self.doubtful = False
+        """A use of it, or several of its host, timed out: check it before the next lease."""
         self.expires_at = math.inf
         self.close_error: BaseException | None = None
         self.task: Any = None

@@ -45,6 +45,11 @@ def is_suspect(error: BaseException) -> bool:
     return any(_breaks_trust(cause) for cause in _unwrap(error, _DEEPEST))
 
 
+def is_timeout(error: BaseException) -> bool:
+    """Return whether the use of a resource took too long: that may be the resource's fault, or not."""
+    return any(isinstance(cause, TimeoutError) for cause in _unwrap(error, _DEEPEST))
+
+
 def sqlstate_of(error: BaseException) -> str | None:
     """Return the SQLSTATE that a database driver attached (``sqlstate`` or ``pgcode``), if any."""
     for name in ("sqlstate", "pgcode"):

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from postroom.errors import ClosedError
 from postroom.resources.entries import Entry
-from postroom.resources.failures import is_suspect
+from postroom.resources.failures import is_suspect, is_timeout
 from postroom.resources.identity import display_key
 
 R_co = TypeVar("R_co", covariant=True)
@@ -26,6 +26,10 @@ class LeaseHome(Protocol):
 
     def distrust(self, entry: Entry, error: BaseException) -> None:
         """Lease this entry no more."""
+        ...
+
+    def doubt(self, entry: Entry) -> None:
+        """Check this entry before its next lease."""
         ...
 
     @property
@@ -67,14 +71,19 @@ class Lease(Generic[R_co]):
 
         Returns True when the error means that the resources themselves are broken (a connection exception, a server
         that was shut down or became read-only, also when another exception wraps it): they are leased no more and
-        close behind their last lease, and the next lease opens new ones, which are checked first. False: nothing
-        was done; so too after the release.
+        close behind their last lease, and the next lease opens new ones, which are checked first. False: they are
+        leased as before; so too after the release. After a ``TimeoutError`` they are checked before the next lease,
+        if the pool has a ``check=``, and after several on one host so is everything that is open there.
         """
         entry = self._entry
-        if entry is None or not is_suspect(error):
+        if entry is None:
             return False
-        self._home.distrust(entry, error)
-        return True
+        if is_suspect(error):
+            self._home.distrust(entry, error)
+            return True
+        if is_timeout(error):
+            self._home.doubt(entry)
+        return False
 
     def _held(self) -> Entry:
         if self._entry is None:

@@ -124,6 +124,8 @@ def dead_host(
     before: float = 15.0,
     outage: float = 30.0,
     after: float = 30.0,
+    handler_timeout: float = 5.0,
+    check: bool = False,
 ) -> DeadHost:
     """Let a host die for a while under traffic."""
     on_it = tuple(Tenant(f"a{number}", "dies") for number in range(tenants))
@@ -137,7 +139,8 @@ def dead_host(
         trouble=((before, "dies", trouble), (end, "dies", None)),
         limits=PoolLimits(budget=tenants + 200),
         max_receives=max_receives,
-        handler_timeout=5.0,
+        handler_timeout=handler_timeout,
+        check=check,
     )
     outcome, servers = simulate(plan)
     return _judge_dead_host(outcome, servers, before, end)

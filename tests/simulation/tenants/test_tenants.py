@@ -48,6 +48,16 @@ def test_a_dead_host_is_found_out_once_and_costs_others_nothing_and_comes_back_a
         assert found.caught_up_after <= 5.0
 
 
+def test_a_host_that_goes_silent_has_slots_only_until_its_first_handlers_time_out() -> None:
+    """With a health check and a timeout for handlers: what is open there is checked, without a slot, before its use."""
+    found = dead_host(
+        1, trouble=Trouble.HANGING, tenants=300, rate=100.0, before=8.0, after=8.0, handler_timeout=1.0, check=True
+    )
+    assert found.others_during <= 1.1  # those that were sent in that second
+    assert found.others_after <= 1.3 * found.others_before
+    assert (found.dead_letters, found.handled) == (0, 1.0)
+
+
 def test_two_thousand_tenants_of_a_dead_host_are_back_within_two_seconds() -> None:
     """As many as the promise says, with less traffic than the benchmark has."""
     found = dead_host(1, tenants=2_000, rate=120.0, before=6.0, after=7.0)
@@ -68,7 +78,8 @@ def test_a_crowd_over_few_pools_keeps_the_budget_and_opens_no_more_than_an_lru_c
     assert many.optimum > many.lru
     assert many.seen > 3 * few.seen
     assert many.left == few.left == 0
-    assert many.state == few.state
+    # What is left is the message group of each tenant, in two tables: they are emptied at 10,000.
+    assert many.state - 2 * many.seen == few.state - 2 * few.seen < 200
 
 
 def test_the_count_of_what_is_kept_sees_open_pools() -> None:

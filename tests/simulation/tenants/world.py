@@ -70,6 +70,10 @@ class Connection:
         self.tenant = tenant
         self._servers = servers
 
+    async def ping(self) -> None:
+        """Check that it answers."""
+        await self._servers.meet_trouble(self.tenant, opening=False)
+
     async def work(self, seconds: float) -> None:
         """Take some seconds. Raises ``ConnectionError`` or goes nowhere while there is trouble."""
         await asyncio.sleep(seconds)
@@ -244,6 +248,8 @@ class Plan:
     handler_timeout: float | None = None
     limits: PoolLimits = PoolLimits()  # noqa: RUF009 - frozen
     weight: int = 1
+    check: bool = False
+    """Whether the pool has a health check."""
     open_seconds: float = 0.02
     round_trip: float = 0.01
     max_receives: int | None = None
@@ -322,6 +328,7 @@ async def _run(plan: Plan, broker: LocalBroker, look: Look | None, at_end: Look 
         servers.connect,
         host=lambda tenant: tenant.host,
         weight=plan.weight,
+        check=Connection.ping if plan.check else None,
         limits=plan.limits,
         observers=[servers.observe],
         jitter=Random(plan.seed),

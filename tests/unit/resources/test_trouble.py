@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -193,6 +194,51 @@ def test_what_failed_in_its_hosts_name_comes_back_with_its_host(seed: int) -> No
                 await asyncio.sleep(0.1)
             async with pool.lease(free[0]):
                 assert [pool.retry_after(tenant) for tenant in tenants] == [0.0] * 6
+
+    run_virtual(main())
+
+
+def test_what_timed_out_is_checked_before_its_next_lease() -> None:
+    """It may be the database or it may be the statement: a check tells. Without ``check=`` nothing is done."""
+    for checks in (True, False):
+        databases = Databases()
+
+        async def main(databases: Databases, check: bool) -> int:
+            pool = ResourcePool(databases.provide, check=databases.check if check else None)
+            async with pool:
+                with suppress(TimeoutError):
+                    async with pool.lease(A):
+                        raise TimeoutError
+                for _ in range(2):
+                    async with pool.lease(A), pool.lease(A):
+                        pass
+                assert len(databases.opened) == 1
+            return len(databases.checked)
+
+        assert run_virtual(main(databases, checks)) == checks
+
+
+def test_several_that_time_out_on_one_host_let_all_of_it_be_checked() -> None:
+    """Five keys: then nobody takes another of that host for good, and nobody else is concerned."""
+    databases = Databases()
+    here = [Tenant(f"here {number}") for number in range(8)]
+    there = Tenant("there", region="eu-west-1")
+
+    async def main() -> None:
+        pool = ResourcePool(databases.provide, check=databases.check, host=lambda tenant: tenant.region)
+        async with pool:
+            for tenant in (*here, there):
+                async with pool.lease(tenant):
+                    pass
+            for tenant in here[:5]:
+                with suppress(TimeoutError):
+                    async with pool.lease(tenant):
+                        raise TimeoutError
+            for tenant in (*here, there):
+                async with pool.lease(tenant):
+                    pass
+        assert {database.tenant for database in databases.checked} == set(here)
+        assert len(databases.opened) == 9
 
     run_virtual(main())
 
