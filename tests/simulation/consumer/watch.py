@@ -246,6 +246,13 @@ class Watch:
             if not any(self.may_be_rejected(each, key, reason) for each in known):
                 self.history.broken("poison", f"{self.name} makes {key} a dead letter: {reason}")
 
+    def was_offered(self, bodies: set[str]) -> None:
+        """Note that the dead-letter queue has answered, or has not: until now somebody worked on these messages."""
+        now = asyncio.get_running_loop().time()
+        for message_id in {each.message_id for each in self.receipts.values() if each.body in bodies}:
+            if message_id in self.ended_at:
+                self.ended_at[message_id] = now
+
     def _check_verdict(self, message: Message, settlement: Settlement) -> None:
         """Poison is rejected; nothing is put off that would come nearer to the dead-letter queue for it."""
         if self.stopping:
@@ -387,6 +394,7 @@ class WatchedQueue:
             results = await self._inner.send(messages)
         finally:
             self._watch.sending -= 1
+            self._watch.was_offered({each.body for each in messages})
         accepted = [each for each, result in zip(messages, results, strict=True) if isinstance(result, SendResult)]
         self._watch.rejected.update(each.body for each in accepted)
         self._watch.on_rejected([each.message_attributes["key"].string_value or "" for each in accepted])
