@@ -1,6 +1,6 @@
 """What a noisy tenant costs quiet ones in real time: ``postroom local``, real databases, processes of their own.
 
-    python benchmarks/tenants/wall_clock.py [--database postgres|sqlite] [--rounds 3] [--seconds 8]
+    python benchmarks/tenants/wall_clock.py [--database postgres|sqlite] [--rounds 2] [--seconds 6]
 
 Five quiet tenants send 25 messages per second together. *noisy*: one more tenant has sent twenty times as many as they
 will, before they begin; they are handled beside its backlog. *solo*: the same without it, in the same process, right
@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", choices=("postgres", "sqlite"))
     parser.add_argument("--policy", choices=("postroom", "fifo"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6.0)
     for name in ("endpoint", "sources", "out"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
