@@ -97,6 +97,8 @@ class Settler:
             if known is not None and known.may_be_renewed:
                 known.renew(message, received_at=now, visibility=timeout)
                 continue
+            if known is not None and message.receive_count < known.receives:
+                continue  # its answer was overtaken by that of a newer receive, which has been decided
             delivery = Delivery.of(message, received_at=now, visibility=timeout)
             self._held[message.id] = delivery
             fresh.append(delivery)

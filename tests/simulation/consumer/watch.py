@@ -141,7 +141,8 @@ class Watch:
         """
         newest = self.newest[message_id]
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
-        return not receipt.refused and asyncio.get_running_loop().time() < receipt.deadline
+        refused = receipt.refused or (handle is not None and self.receipts[handle].refused)
+        return not refused and asyncio.get_running_loop().time() < receipt.deadline
 
     # -- settle --------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from postroom.settlement import Settler
 from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
+from postroom.types import Settlement
 from support.scripted import ScriptedQueue, message
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
@@ -480,3 +481,24 @@ def test_what_was_not_put_off_in_the_end_is_not_called_back() -> None:
         return queue.changed
 
     assert [handle for handle, _ in run_virtual(scenario())] == ["rrefused"]
+
+
+def test_an_older_receive_that_arrives_late_is_not_begun() -> None:
+    """The newer one was put off already; the older receipt handle can settle nothing any more."""
+
+    async def scenario() -> list[int]:
+        settler = Settler(
+            ScriptedQueue(),
+            Visibility(),
+            dead_letter_queue=_no_queue,
+            on_lost=lambda _lost: None,
+            observers=Observers(),
+        )
+        [newer] = settler.take([message("1", receive_count=2)])
+        settler.give_back(newer, Settlement.DEFERRED, delay=10)
+        counts = [len(settler.take([message("1", receive_count=count)])) for count in (1, 3)]
+        await settler.drain()
+        await settler.abandon()
+        return counts
+
+    assert run_virtual(scenario()) == [0, 1]
