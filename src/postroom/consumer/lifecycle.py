@@ -439,7 +439,9 @@ class Run(Generic[C, R]):
             return
         more = self._outages.go_on(self._poller.room)
         if self._parking.count() and not self._is_flooded():
-            self._parking.recall(max(0, self._poller.room))
+            # More than may wait for resources would only be parked again, for one more receive each.
+            room = min(self._poller.room, self._capacity() - self.scheduler.blocked)
+            self._parking.recall(max(0, room))
             more = True
         if more:
             self._recalling = self._loop.call_later(max(0.02, self._poller.round_trip), self._recall_if_dry)

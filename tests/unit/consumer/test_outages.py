@@ -6,6 +6,7 @@ from typing import Any
 from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, Shutdown
 from postroom.consumer.outages import Outages
 from postroom.options import OpenBackoff
+from simulation.fairness.model import FarClient
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
@@ -23,7 +24,9 @@ class Scene:
         self.databases.seconds = 0.01
         self.done: list[tuple[str, float]] = []
         self.tries = 0
-        self.pool = ResourcePool(self.databases, host=host, limits=PoolLimits(idle=None), backoff=OpenBackoff(base=0.5))
+        self.pool = ResourcePool(
+            self.databases, host=host, limits=PoolLimits(budget=2_000, idle=None), backoff=OpenBackoff(base=0.5)
+        )
         self.orders = Consumer("orders", context=Tenant, resources=self.pool, client=world.client, **options)
         self.orders.handler(self.handle)
 
@@ -162,6 +165,42 @@ def test_a_crowd_that_waits_for_openings_is_not_let_in_without_end() -> None:
     well, held, capacity = in_world(scenario)
     assert well == 21
     assert held <= 2 * capacity + 20
+
+
+def test_a_cold_start_of_many_tenants_holds_up_nobody_who_is_open() -> None:
+    """A thousand tenants come at once, sixteen opens at a time; others go on, and few receives are used up."""
+
+    async def scenario(world: World) -> tuple[float, int, int]:
+        world.create()
+        scene = Scene(world)
+        scene.databases.seconds = 0.05
+        late: list[float] = []
+        receives: list[int] = []
+        loop = asyncio.get_running_loop()
+        orders = Consumer("orders", context=Tenant, resources=scene.pool, client=FarClient(world.client, 0.01))
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            receives.append(ctx.message.receive_count)
+            if ctx.context.tenant_id == "warm" and order.seconds:
+                late.append(loop.time() - order.seconds)
+
+        world.send_orders("first", tenant="warm")
+        async with scene.pool, orders:
+            await asyncio.sleep(3)
+            for number in range(1_000):
+                world.send_orders("x", tenant=f"cold-{number}", group=f"cold-{number}")
+            while world.counts() != (0, 0):
+                if len(late) < 100:
+                    world.send_orders("x", tenant="warm", group="warm", seconds=loop.time())
+                await asyncio.sleep(0.02)
+        late.sort()
+        return late[int(0.9 * len(late))], max(receives), len(receives) - len(late)
+
+    late, most, handled = in_world(scenario)
+    assert late <= 0.5
+    assert most <= 4
+    assert handled == 1_001
 
 
 def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
