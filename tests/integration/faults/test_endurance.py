@@ -60,6 +60,10 @@ def _backends(server: PostgresServer, name: str) -> int:
     return int(server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE datname LIKE '{name}-%'"))
 
 
+def _read(path: Path) -> int:
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
 async def _produce(site: Site, sent: list[str]) -> None:
     """Keep the queue full: there is always more than the consumer can do."""
     rng = Random(4)
@@ -82,7 +86,7 @@ async def _watch(
         samples.at.append(now)
         samples.descriptors.append(process.num_fds())
         samples.memory.append(process.memory_info().rss)
-        samples.blocks.append(int(blocks.read_text() or 0) if blocks.exists() else 0)
+        samples.blocks.append(_read(blocks))
         samples.done.append(count_done())
         samples.backends.append(await asyncio.to_thread(_backends, server, name))
         await asyncio.sleep(min(1.0, SECONDS / 60))
