@@ -38,18 +38,19 @@ class Overtaking:
             self._sent, self._received, self._until = sent, received, until
         return received - sent
 
-    def found_noisy(self, tenant: Hashable, message: Message, *, now: float) -> bool:
-        """Note a noisy tenant's message. Returns whether the queue knows its tenant."""
+    def found_noisy(self, tenant: Hashable, message: Message, *, now: float) -> bool | None:
+        """Note a noisy tenant's message. Returns whether the queue knows its tenant; None if that tells nothing."""
         times = _times(message)
-        if times is None:
-            return False
-        sent, received = times
+        known = self._known.get(tenant, 0.0) > now
+        if times is None and not known:
+            return None
+        sent, received = times or (0.0, 0.0)
         if now < self._until and received > self._received and sent < self._sent - _MARGIN:
             if len(self._known) >= _REMEMBER:
                 self._known.clear()
             self._known[tenant] = self._until
             self.depth = 0.0
-        elif self._known.get(tenant, 0.0) > now:
+        elif known:
             self.depth = 0.0  # such a message comes only when no quiet one lies there
         else:
             self.depth = received - sent

@@ -17,9 +17,14 @@ _RARE: Final = 1000.0
 _ALONE: Final = 0.05
 _DEEP: Final = 0.012
 """Seconds that a quiet message may have to lie behind noisy ones before skimming begins."""
+_UNCLEAR: Final = 0.06
+"""Seconds without proof that no quiet message lies in the queue, which is an end of it or a message it puts last."""
 _HOLD: Final = 1.0
 _LONGEST_HOLD: Final = 8.0
-"""Seconds that skimming goes on before it is tried what happens without; twice as long after each try in vain."""
+"""Seconds that skimming goes on before it is tried what happens without; twice as long after each try that cost a quiet
+message time."""
+_AFTER: Final = 0.25
+"""Seconds after a try in which such messages may still come."""
 _CERTAIN: Final = 20
 """Receives in a row that brought nothing but what the queue knows as noisy, after which skimming ends at once."""
 _LATE: Final = 0.03
@@ -64,6 +69,8 @@ class Scouting:
         self._crowded_at = clock() - _CALM
         self._look_until = self._skim_until = 0.0
         self._known_in_a_row = 0
+        self._clear_at = 0.0
+        self._tried_at = -_AFTER
         self._hold = _HOLD
         self._quiet_at = clock()
         self._quiet_part = 0.0
@@ -96,7 +103,7 @@ class Scouting:
         now = self._clock()
         if now < self._start:
             return self._start - now
-        self._late = max(_LATE, round_trip)
+        self._late = max(_LATE, 3 * round_trip)
         alone = self._alone()
         self._look_around(now, alone=alone)
         skimming = self.skimming
@@ -122,8 +129,13 @@ class Scouting:
         if now - self._crowded_at > _CALM:
             return
         self._look_until = now + _GONE
-        if self._order.found_quiet(message, until=now + _MISSING * self._interval) > self._late:
+        lay = self._order.found_quiet(message, until=now + _MISSING * self._interval)
+        if lay > self._late:
             self._order.forget()
+        if lay > self._late / 6 and now < self._tried_at + _AFTER:
+            self._hold = min(2 * self._hold, _LONGEST_HOLD)
+            self._skim_until = self._tried_at + self._hold
+            self._tried_at = -_AFTER
 
     def found_noisy(self, tenant: Hashable, message: Message) -> None:
         """Note that a message came whose tenant has its part. The last one of a receive tells enough."""
@@ -136,14 +148,22 @@ class Scouting:
             (tenant, message), self._noisy = self._noisy, None
             now = self._clock()
             known = self._order.found_noisy(tenant, message, now=now)
-            self._known_in_a_row = self._known_in_a_row + 1 if known else 0
+            if known is not None:
+                self._known_in_a_row = self._known_in_a_row + 1 if known else 0
+            if known:
+                self._clear_at = now
             if self._known_in_a_row >= _CERTAIN or self._quiet_part > _MANY:
                 self._skim_until = now
-            elif self._order.depth > _DEEP and not emptied and self._skim_until <= now < self._look_until:
-                self._hold = min(2 * self._hold, _LONGEST_HOLD)
+            elif not emptied and self._skim_until <= now < self._look_until and self._is_in_the_way(now):
                 self._skim_until = now + self._hold
+                self._tried_at = now
         if emptied:
             self._order.emptied()
+            self._clear_at = self._clock()
+
+    def _is_in_the_way(self, now: float) -> bool:
+        """Whether what lies in the queue keeps quiet messages back, or could if they are the ones put last."""
+        return self._order.depth > _DEEP or now - self._clear_at > _UNCLEAR
 
     def _look_around(self, now: float, *, alone: bool) -> None:
         """Skim to see who else is there: when a crowd begins, and when usual quiet messages stay away."""

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, Self
 from unittest import mock
@@ -222,7 +223,8 @@ def simulate(case: Case) -> Outcome:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with scheduled_by(case.policy):
+        jitter = mock.patch("postroom.consumer.parking.Random", partial(Random, case.seed))
+        with scheduled_by(case.policy), jitter:
             return run_virtual(main(), limit=10_000)
     finally:
         logging.disable(before)

@@ -71,13 +71,16 @@ class TestOvertaking:
         assert order.found_noisy("a", at(99, 103), now=0.299)  # known, though this one was not overtaken
         assert not order.found_noisy("a", at(2, 302), now=0.301)
 
-    @pytest.mark.parametrize("known", [at(0, 500, receives=2), Message(id="m", body="{}")])
-    def test_a_message_that_came_back_or_has_no_times_tells_nothing(self, known: Message) -> None:
-        """Its place in the queue is not the one that it was sent to."""
+    @pytest.mark.parametrize("again", [at(0, 500, receives=2), Message(id="m", body="{}")])
+    def test_a_message_that_came_back_or_has_no_times_tells_nothing(self, again: Message) -> None:
+        """Its place in the queue is not the one that it was sent to; but it comes last if its tenant is known."""
         order = Overtaking()
-        assert order.found_quiet(known, until=1.0) == 0
-        assert not order.found_noisy("a", known, now=0.5)
+        assert order.found_quiet(again, until=1.0) == 0
+        assert order.found_noisy("a", again, now=0.5) is None
         assert order.depth == 0
+        order.found_quiet(at(98, 101), until=1.0)
+        assert order.found_noisy("a", at(2, 102), now=0.5)
+        assert order.found_noisy("a", again, now=0.5)
 
     def test_forgetting_and_an_empty_queue(self) -> None:
         """What was known is known no more; and nothing lies in a queue that gave less than was asked for."""
@@ -118,18 +121,18 @@ class Look:
         """Ask whether a poller may scout."""
         return self.scouting.pause(number, pollers=8, round_trip=0.01)
 
-    def noisy(self, lay: float) -> None:
+    def noisy(self, lay: float, *, emptied: bool = False) -> None:
         """Receive a noisy tenant's message that lay in the queue for some milliseconds."""
         milliseconds = self.now * 1e3
         self.scouting.found_noisy("noisy", at(milliseconds - lay, milliseconds))
-        self.scouting.received(emptied=False)
+        self.scouting.received(emptied=emptied)
 
     def quiet(self, lay: float = 2) -> None:
         """Receive a quiet tenant's message that lay in the queue for some milliseconds."""
         milliseconds = self.now * 1e3
         self.scouting.found_quiet(at(milliseconds - lay, milliseconds))
 
-    def crowded(self, seconds: float, *, noisy: float, quiet: float | None = 2) -> None:
+    def crowded(self, seconds: float, *, noisy: float, quiet: float | None = 2, emptied: bool = False) -> None:
         """Let time pass in a crowd; every 40 ms a quiet message comes, if any does."""
         end = self.now + seconds
         tick = 0
@@ -139,7 +142,7 @@ class Look:
             self.pause()
             if quiet is not None and tick % 20 == 0:
                 self.quiet(quiet)
-            self.noisy(noisy)
+            self.noisy(noisy, emptied=emptied)
 
 
 async def _none() -> None:
@@ -197,7 +200,7 @@ class TestScouting:
                 tries.append(look.now)
             look.pause()
             if turn % 20 == 0:
-                look.quiet(20)
+                look.quiet(40)
             look.noisy(20)
         pauses = [later - earlier for earlier, later in pairwise(tries)]
         assert pauses == pytest.approx([2, 4, 8, 8], abs=0.01)
@@ -205,9 +208,19 @@ class TestScouting:
     def test_a_queue_that_is_kept_empty_is_tried_without(self) -> None:
         """After a second, as long as nothing lies there; it goes on as soon as something does."""
         look = looked()
-        look.crowded(1.5, noisy=2, quiet=2)
+        look.crowded(1.5, noisy=2, quiet=2, emptied=True)
         assert not look.skims()
         look.crowded(0.02, noisy=20, quiet=None)
+        assert look.skims()
+
+    def test_a_queue_that_is_never_empty_may_hide_quiet_messages(self) -> None:
+        """However fresh the noisy ones are: it may take the wrong tenants for noisy, and put quiet ones last."""
+        look = looked()
+        look.crowded(1.5, noisy=2, quiet=2, emptied=True)
+        assert not look.skims()
+        look.crowded(0.05, noisy=2, quiet=None)
+        assert not look.skims()
+        look.crowded(0.02, noisy=2, quiet=None)
         assert look.skims()
 
     def test_one_tenant_that_is_known_does_not_end_it(self) -> None:
