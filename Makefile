@@ -37,14 +37,15 @@ check: $(STAMP)  ## lint, types, layers
 bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python benchmarks/pipeline.py
 	$(RUN)python benchmarks/pool.py
+	$(RUN)python benchmarks/scheduling.py
 	$(RUN)python -m benchmarks.transport
 	$(RUN)python benchmarks/local_broker.py
 	$(RUN)python -m benchmarks.consumers $(ARGS)
 	$(RUN)python -m benchmarks.consumers_growth
 	$(RUN)python -m benchmarks.behaviour
 
-fairness: $(STAMP)  ## simulate noisy tenants; ARGS="--seeds 3 --write docs"
-	$(RUN)python benchmarks/fairness.py --quick $(ARGS)
+fairness: $(STAMP)  ## simulate noisy tenants, 20 seeds, three quarters of an hour; ARGS="--quick", ARGS="--write docs"
+	$(RUN)python benchmarks/fairness.py $(ARGS)
 
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
