@@ -15,7 +15,7 @@ from postroom.consumer.parking import Parking
 from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.tenants import Tenants
-from postroom.errors import ContextError
+from postroom.errors import ContextError, ResourceError
 from postroom.events import MessageReceived, Observers
 from postroom.message import Message
 from postroom.resources import ResourcePool
@@ -141,10 +141,18 @@ class Intake:
             may_go=lambda job: self._parking.spares(job.delivery),
         )
         for job in shed:
-            cooling = 0.0 if self._pool is None else self._pool.retry_after(job.context)
-            delay = max(cooling, self._rng.uniform(*_SURPLUS_DELAY))
+            delay = max(self._cooling(job), self._rng.uniform(*_SURPLUS_DELAY))
             self._settler.give_back(job.delivery, Settlement.DEFERRED, delay=delay)
             self.withdraw(job.group)
+
+    def _cooling(self, job: Job) -> float:
+        """Return the seconds for which a job's resources are left alone. One behind it in its group may have none."""
+        if self._pool is None or job.context_error is not None:
+            return 0.0
+        try:
+            return self._pool.retry_after(job.context)
+        except ResourceError:  # host= or weight= failed: that is told when its turn comes
+            return 0.0
 
     def withdraw(self, group: str | None) -> None:
         """Give back, in order, what is still being resolved of a message group: something before it was not done."""

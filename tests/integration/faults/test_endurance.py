@@ -150,7 +150,7 @@ def _judge(samples: Samples, what: str) -> None:
     print("memory, MiB:", *(f"{each:.1f}" for each in memory))
     assert min(rates) > max(rates) / 10, "it stood still"
     assert BUDGET // 2 < max(samples.backends) <= BUDGET
-    assert max(samples.descriptors) <= descriptors[1] + BUDGET
+    assert max(samples.descriptors) <= descriptors[1] + BUDGET + 50  # what the client may open to SQS at once
     if MINUTES >= 3:
         assert descriptors[-1] <= descriptors[1] + 4
         assert blocks[-1] <= blocks[1] * 1.03

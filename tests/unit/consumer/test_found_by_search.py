@@ -8,7 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, Failure, MessageContext, Polling, Reject, RetryPolicy, Visibility
+from postroom import (
+    AckMode,
+    Concurrency,
+    Consumer,
+    Failure,
+    MessageContext,
+    Polling,
+    Reject,
+    ResourcePool,
+    RetryPolicy,
+    Visibility,
+)
 from postroom import Faults as BreakerOptions
 from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
@@ -502,3 +513,37 @@ def test_an_older_receive_that_arrives_late_is_not_begun() -> None:
         return counts
 
     assert run_virtual(scenario()) == [0, 1]
+
+
+def test_what_makes_room_with_its_group_may_be_nobodys() -> None:
+    """FIFO: a message without a tenant stands behind one that makes room: both are deferred, and nothing raises."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        databases = Databases()
+        databases.hanging.add("a")
+        orders = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            resources=ResourcePool(databases, host=lambda tenant: tenant.tenant_id),
+            concurrency=Concurrency(total=1),
+            polling=Polling(prefetch=10, lane=1),
+            client=world.client,
+        )
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            ctx.resources.write(order.order_id)
+
+        for number, group in enumerate(("first", "second")):
+            world.send({"order_id": str(number)}, queue="orders.fifo", group=group)
+        world.send({"order_id": "nobody's"}, tenant=None, queue="orders.fifo", group="second")
+        async with orders:
+            await asyncio.sleep(1)
+            databases.hanging.clear()
+            await asyncio.sleep(60)
+        return sorted(databases.rows("a")), world.counts("orders.fifo")
+
+    rows, counts = in_world(scenario)
+    assert rows == ["0", "1"]
+    assert sum(counts) == 1
