@@ -123,6 +123,8 @@ class Intake:
                 # Messages of one group stay in order; all others are resolved side by side.
                 group = delivery.message.group_id if self._fifo else delivery
                 later.setdefault(group, []).append((delivery, cast("Awaitable[Any]", found)))
+            elif self._fifo and (delivery.message.group_id in later or self._resolves(delivery.message.group_id)):
+                later.setdefault(delivery.message.group_id, []).append((delivery, _known(found)))
             else:
                 self._enter(delivery, found)
         for batch in later.values():
@@ -190,10 +192,20 @@ class Intake:
 
     def _resolve_later(self, waiting: list[tuple[Delivery, Awaitable[Any]]]) -> None:
         self.resolving += len(waiting)
-        batch = _Batch(waiting[0][0].message.group_id if self._fifo else None, waiting[::-1])
+        group = waiting[0][0].message.group_id if self._fifo else None
+        if (earlier := self._resolves(group)) is not None:  # of another receive, whose message came back meanwhile
+            earlier.waiting[:0] = waiting[::-1]
+            return
+        batch = _Batch(group, waiting[::-1])
         self._batches[batch] = None
         batch.task = asyncio.create_task(self._resolve_in_order(batch), name="postroom-resolve-context")
         batch.task.add_done_callback(lambda _task: self._batches.pop(batch, None))
+
+    def _resolves(self, group: str | None) -> _Batch | None:
+        """Return the batch of a message group whose resolver runs."""
+        if group is None:
+            return None
+        return next((batch for batch in self._batches if batch.group == group and batch.waiting), None)
 
     async def _resolve_in_order(self, batch: _Batch) -> None:
         while batch.waiting:
@@ -282,6 +294,10 @@ class Intake:
             text = f"the pool's key= failed on the context: {type(error).__name__}"
             raise ContextError(text, message_id=message.id) from error
         return tenant
+
+
+async def _known(found: Any) -> Any:
+    return found
 
 
 async def _bounded(delivery: Delivery, awaitable: Awaitable[Any]) -> Any:

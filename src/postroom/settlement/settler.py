@@ -216,10 +216,10 @@ class Settler:
         refused: list[EntryFailure] = []
         for index, entry in enumerate(entries):
             delivery = entry.delivery
+            self.heartbeat.release(delivery)
             if delivery.lost or delivery.deadline <= now:
                 refused.append(EntryFailure(index, _OWNERSHIP_LOST, sender_fault=True))
                 continue
-            self.heartbeat.release(delivery)
             entry.sent_handle = delivery.receipt_handle
             live.append(index)
         if live:

@@ -547,3 +547,33 @@ def test_what_makes_room_with_its_group_may_be_nobodys() -> None:
     rows, counts = in_world(scenario)
     assert rows == ["0", "1"]
     assert sum(counts) == 1
+
+
+def test_a_group_stays_in_order_over_two_receives() -> None:
+    """FIFO: the first receive's message is still being resolved, and visible again, when the second brings the next."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        started: list[str] = []
+
+        async def resolve(message: Message) -> Tenant:
+            await asyncio.sleep(5 if "first" in message.body else 0)
+            return Tenant("a")
+
+        orders = Consumer("orders.fifo", context=resolve, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            started.append(order.order_id)
+
+        world.send({"order_id": "first"}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(1)
+            world.send({"order_id": "second"}, queue="orders.fifo", group="g")
+            [stored] = [each for each in world.broker.queue("orders.fifo").messages.values() if each.receives]
+            handle = world.broker.queue("orders.fifo").handles.make(stored)
+            world.broker.change_visibility("orders.fifo", handle, 0)
+            await asyncio.sleep(20)
+        return started
+
+    assert in_world(scenario) == ["first", "second"]
