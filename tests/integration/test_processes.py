@@ -28,6 +28,8 @@ class Site:
         self.broker = broker
         self.directory = directory
         self.endpoint = endpoint
+        self.log: int | IO[bytes] = asyncio.subprocess.PIPE
+        """Where workers log to. One that says much needs a file."""
 
     def send(self, order_id: str, *, tenant: str = "tenant-a", seconds: float = 0.0) -> None:
         """Send an order of a tenant."""
@@ -36,16 +38,14 @@ class Site:
         self.broker.send("orders", Send(message_body=body, message_attributes=attributes))
 
     @asynccontextmanager
-    async def worker(
-        self, *, log: int | IO[bytes] = asyncio.subprocess.PIPE, **environment: str
-    ) -> AsyncIterator[asyncio.subprocess.Process]:
-        """Run a worker; kill it at the end if it still runs. A worker that says much needs a file to say it to."""
+    async def worker(self, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run a worker; kill it at the end if it still runs."""
         settings = {"ENDPOINT": self.endpoint, "DIRECTORY": str(self.directory), **environment}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(WORKER),
             env={**os.environ, **CREDENTIALS, **settings},
-            stderr=log,
+            stderr=self.log,
         )
         try:
             yield process

@@ -105,7 +105,8 @@ async def test_at_full_load_nothing_grows(site: Site, postgres_server: PostgresS
     producing = asyncio.create_task(_produce(site, sent), name="produce")
     log = site.directory / "log"
     with log.open("wb") as said:
-        async with site.worker(log=said, **settings) as worker:
+        site.log = said
+        async with site.worker(**settings) as worker:
             async with asyncio.timeout(60):
                 while not await asyncio.to_thread(_backends, postgres_server, name):
                     await asyncio.sleep(0.1)

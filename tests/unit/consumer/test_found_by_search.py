@@ -560,7 +560,7 @@ def test_a_group_stays_in_order_over_two_receives() -> None:
             await asyncio.sleep(5 if "first" in message.body else 0)
             return Tenant("a")
 
-        orders = Consumer("orders.fifo", context=resolve, client=world.client)
+        orders: Consumer[Tenant] = Consumer("orders.fifo", context=resolve, client=world.client)
 
         @orders.handler
         async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
