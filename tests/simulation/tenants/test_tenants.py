@@ -41,7 +41,7 @@ def test_a_dead_host_is_found_out_once_and_costs_others_nothing_and_comes_back_a
     assert found.failed_before_trip == 5
     assert found.most_opening <= 16
     assert found.others_during <= 1.05 * found.others_before
-    assert found.others_after <= 1.05 * found.others_before
+    assert found.others_after <= 1.5 * found.others_before  # of 200 messages; a wave would be a matter of seconds
     assert (found.dead_letters, found.handled) == (0, 1.0)
     if trouble is Trouble.REFUSING:  # an open that goes nowhere is only given up after PoolTimeouts.open
         assert found.recovered_after <= 2.0
