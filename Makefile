@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness soak replay crashes endurance mutants fuzz conformance docs fmt clean
+.PHONY: help demo test check bench fairness tenants soak replay crashes endurance mutants fuzz conformance docs fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 
 fairness: $(STAMP)  ## simulate noisy tenants, 20 seeds, three quarters of an hour; ARGS="--quick", ARGS="--write docs"
 	$(RUN)python benchmarks/fairness.py $(ARGS)
+
+tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time (about ten minutes)
+	$(RUN)python benchmarks/tenants/black_hole.py --seeds 5
+	$(RUN)python benchmarks/tenants/dead_host.py --seeds 1
+	$(RUN)python benchmarks/tenants/crowd.py
+	$(RUN)python benchmarks/tenants/wall_clock.py
 
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)

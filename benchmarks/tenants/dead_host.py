@@ -64,7 +64,8 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs) as pool:
         found = list(zip(cases, pool.map(measure, cases), strict=True))
     for kind in KINDS:
-        print(row(*kind, [result for case, result in found if case[0] == kind]))
+        trouble, most = kind
+        print(row(trouble, most, [result for case, result in found if case[0] == kind]))
 
 
 if __name__ == "__main__":
