@@ -248,7 +248,7 @@ class Intake:
             self._parking.park(delivery)
         else:
             self._scheduler.add(job)
-            if until := self._faults.until(job.tenant):
+            if self._faults.open and (until := self._faults.until(job.tenant)):
                 self._scheduler.sleep(job.tenant, until)
 
     def _is_surplus(self, job: Job) -> bool:
@@ -262,8 +262,8 @@ class Intake:
         rate = self._tenants.rate_of(job.tenant)
         if rate is not None and self._scheduler.figures(job.tenant).waiting >= max(self._lane_limit, 2 * rate):
             return self._parking.puts_off(job.delivery)  # it could not start more of them for two seconds
-        enough = self._scheduler.has_enough(job.tenant, room=self._room)
-        if enough or self._scheduler.has_share(job.tenant):
+        enough, has_share = self._scheduler.standing(job.tenant, room=self._room)
+        if enough or has_share:
             self._scouting.found_noisy(job.tenant, job.message)
         else:
             self._scouting.found_quiet(job.message)

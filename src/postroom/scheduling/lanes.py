@@ -163,19 +163,18 @@ class Scheduler(Generic[T]):
             return LaneStatistics()
         return LaneStatistics(lane.running, len(lane.waiting), lane.suspended, lane.estimate)
 
-    def has_enough(self, tenant: Hashable, *, room: int) -> bool:
-        """Whether a tenant has its part, or more, of what may wait here in all.
+    def standing(self, tenant: Hashable, *, room: int) -> tuple[bool, bool]:
+        """Return whether a tenant has its part, or more, of what may wait here in all, and of what may be here at all.
 
-        More of its messages would not be served any sooner by waiting here.
+        The first: more of its messages would not be served any sooner by waiting here. The second: it has as much here,
+        run or waiting, as its share of the slots, or its cap, lets it run.
         """
         lane = self._lanes.get(tenant)
-        return lane is not None and len(lane.waiting) >= max(1, room // len(self._lanes))
-
-    def has_share(self, tenant: Hashable) -> bool:
-        """Whether a tenant has as much here, run or waiting, as its share of the slots, or its cap, lets it run."""
-        lane = self._lanes.get(tenant)
-        share = max(1, (self._total - self._reserved) // (len(self._lanes) or 1))
-        return lane is not None and lane.running + len(lane.waiting) >= min(lane.cap, share)
+        if lane is None:
+            return False, False
+        waiting = len(lane.waiting)
+        share = max(1, (self._total - self._reserved) // len(self._lanes))
+        return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(lane.cap, share)
 
     # -- a ticket's life ----------------------------------------------------------------------------------------
 

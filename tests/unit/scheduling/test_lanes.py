@@ -391,6 +391,6 @@ def test_everything_of_one_tenant_can_be_withdrawn() -> None:
 def test_enough_is_a_tenants_part_of_what_may_wait() -> None:
     """The room is divided by the tenants that are here; a stranger never has enough."""
     made, _ = scheduler(*(f"a{n}" for n in range(10)), *(f"b{n}" for n in range(3)))
-    assert made.has_enough("a", room=20)
-    assert not made.has_enough("b", room=20)
-    assert not made.has_enough("c", room=20)
+    assert made.standing("a", room=20)[0]
+    assert not made.standing("b", room=20)[0]
+    assert made.standing("c", room=20) == (False, False)
