@@ -230,16 +230,15 @@ def rows(samples: dict[str, list[Sample]]) -> list[tuple[str, ...]]:
 
 def short_rows(samples: dict[str, list[Sample]]) -> list[tuple[str, ...]]:
     """Return the columns that are known without the stub."""
-    known = ("consumer", "postroom's CPU is ... of it", "CPU s/1,000", "spread", "messages/s", "peak MiB")
+    known = ("consumer", "postroom's CPU is ... of it", "CPU s/1,000", "spread", "messages/s")
     table = []
     for name, taken in samples.items():
         cpus = [one.cpu for one in taken]
         first = next(iter(samples.values()))
         ratio = statistics.median(mine.cpu / theirs.cpu for mine, theirs in zip(first, taken, strict=True))
         rate = statistics.median(one.rate for one in taken)
-        rss = statistics.median(one.run.rss for one in taken) / 2**20
         spread = f"{min(cpus):.4f}-{max(cpus):.4f}"
-        table.append((name, f"{ratio:.2f}x", f"{statistics.median(cpus):.4f}", spread, f"{rate:,.0f}", f"{rss:.0f}"))
+        table.append((name, f"{ratio:.2f}x", f"{statistics.median(cpus):.4f}", spread, f"{rate:,.0f}"))
     return [known, *table]
 
 
