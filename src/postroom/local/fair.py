@@ -167,7 +167,7 @@ class FairOrder:
 
     def noisy_groups(self, now: float) -> list[str]:
         """Return the tenants that are noisy now, in order of name."""
-        groups = [lane.group for lane in self._lanes.values() if lane.group and self._is_noisy(lane, now)]
+        groups = [lane.group for lane in self._lanes.values() if lane.group and self._stays_noisy(lane, now)]
         return sorted(groups)
 
     # -- lanes ---------------------------------------------------------------------------------------------------
