@@ -313,13 +313,19 @@ class Simulation:
                 continue
             if not receipt.ended:
                 self.history.broken("S7", f"{process.name} stopped and left {message.id[:4]} invisible")
-        for handle, receipt in process.watch.receipts.items():
-            if handle in process.watch.started or receipt.settled_at is None or receipt.settled_at < began:
+        watch = process.watch
+        # Received again while its handler ran: then it is started, under the receipt that was never settled.
+        running = {
+            watch.receipts[handle].message_id for handle in watch.started if watch.receipts[handle].settled_at is None
+        }
+        for handle, receipt in watch.receipts.items():
+            if handle in watch.started or receipt.settled_at is None or receipt.settled_at < began:
+                continue
+            if receipt.message_id in running:
                 continue
             late = receipt.settled_at - max(began, receipt.received_at)
             if late > 2.0:
                 self.history.broken("S7", f"{process.name} returned {receipt.message_id[:4]} {late:.3f} s late")
-            del handle
 
     def _check_end(self) -> None:
         """No loss, isolation: every order is in its own tenant's database, or in the dead-letter queue, or given up."""
