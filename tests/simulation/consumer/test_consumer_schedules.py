@@ -58,3 +58,8 @@ def test_the_oracles_notice_a_planted_defect(mutant: Mutant) -> None:
 def test_no_two_contexts_share_a_key(seed: int) -> None:
     """I5: delimiters, unicode, look-alikes and types; ten thousand pairs here, a million in ``make soak``."""
     assert run_context_pairs(seed, 2_500) == ()
+
+
+def test_a_message_that_is_parked_does_not_find_out_whether_an_outage_is_over() -> None:
+    """Seed 63012: it had been chosen to, was surplus, and everything of its tenant was put off for ever."""
+    assert run_consumer_schedule(63_012).violations == ()
