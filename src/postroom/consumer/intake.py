@@ -268,12 +268,7 @@ class Intake:
             self._scouting.found_noisy(job.tenant, job.message)
         else:
             self._scouting.found_quiet(job.message)
-        return (
-            enough
-            and self._spare() <= 0
-            and self._parking.refused_because is None
-            and self._parking.spares(job.delivery)
-        )
+        return enough and self._spare() <= 0 and self._parking.puts_off(job.delivery)
 
     def _tenant_of(self, message: Message, found: Any) -> Hashable:
         """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""

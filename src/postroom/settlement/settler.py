@@ -270,8 +270,7 @@ class Settler:
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
         # Also what was lost while its delete waited: it must not be kept from whoever has it next.
-        if delivery.covered or delivery.due_with is not None:
-            self.heartbeat.release(delivery)
+        self.heartbeat.release(delivery)
         if self._held.get(delivery.message.id) is delivery:
             del self._held[delivery.message.id]
         self._counts[settlement] += 1
