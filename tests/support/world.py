@@ -93,11 +93,13 @@ class World:
         self.broker = broker
         self.client = MemoryClient(broker)
 
-    def create(self, name: str = "orders", *, dead_letters: str | None = None, **attributes: str) -> None:
-        """Create a queue, with a dead-letter queue after three receives if one is named."""
+    def create(
+        self, name: str = "orders", *, dead_letters: str | None = None, receives: int = 3, **attributes: str
+    ) -> None:
+        """Create a queue, with a dead-letter queue after so many receives if one is named."""
         if dead_letters is not None:
             arn = self.broker.create_queue(dead_letters).arn
-            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": "3"}
+            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": str(receives)}
             attributes["RedrivePolicy"] = msgspec.json.encode(policy).decode()
         self.broker.create_queue(name, attributes)
 

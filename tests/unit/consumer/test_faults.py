@@ -78,11 +78,7 @@ def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:
     """With the reason, before the queue's own maxReceiveCount would have done it without one."""
 
     async def scenario(world: World) -> tuple[str | None, int]:
-        world.create()
-        dead = world.broker.create_queue("dead").arn
-        world.broker.set_attributes(
-            "orders", {"RedrivePolicy": f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "20"}}'}
-        )
+        world.create(dead_letters="dead", receives=20)
         orders: Consumer[Tenant] = Consumer(
             "orders",
             context=Tenant,
@@ -116,11 +112,7 @@ def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receiv
     """Five minutes of failures: few calls, nothing dead-lettered but what really failed, and all is well after."""
 
     async def scenario(world: World) -> tuple[int, int, int, int, tuple[int, int]]:
-        world.create()
-        dead = world.broker.create_queue("dead").arn
-        world.broker.set_attributes(
-            "orders", {"RedrivePolicy": f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "30"}}'}
-        )
+        world.create(dead_letters="dead", receives=30)
         orders: Consumer[Tenant] = Consumer(
             "orders",
             context=Tenant,

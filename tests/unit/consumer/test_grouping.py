@@ -75,7 +75,7 @@ def test_memory_is_bounded() -> None:
     assert max(len(grouping._tenants), len(grouping._groups)) <= REMEMBER
 
 
-def consume(*, queue: str = "orders", pooled: bool = False, **attributes: str) -> tuple[int, ConsumerStatistics]:
+def consume(*, queue: str = "orders", pooled: bool = False, **attributes: Any) -> tuple[int, ConsumerStatistics]:
     """Consume a group of two tenants; return how many messages were handled."""
 
     async def scenario(world: World) -> tuple[int, ConsumerStatistics]:

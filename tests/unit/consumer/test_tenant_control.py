@@ -199,18 +199,12 @@ async def test_a_web_route_lists_pauses_and_resumes_while_the_consumer_runs() ->
             server.server_close()
 
 
-def redrive(world: World, most: int) -> None:
-    """Create the queue with a dead-letter queue."""
-    dead = world.broker.create_queue("dead").arn
-    world.create(RedrivePolicy=f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "{most}"}}')
-
-
 @pytest.mark.parametrize("most", range(1, 21))
 def test_an_outage_dead_letters_nothing(most: int) -> None:
     """A host with twenty tenants is down for two minutes, and one tenant is paused: in the end all is handled."""
 
     async def scenario(world: World) -> tuple[int, int, tuple[int, int]]:
-        redrive(world, most)
+        world.create(dead_letters="dead", receives=most)
         databases = Databases()
         names = [f"down-{number}" for number in range(20)]
         databases.failures = dict.fromkeys(names, ConnectionRefusedError)
@@ -240,7 +234,7 @@ def test_a_message_of_a_broken_tenant_is_dead_lettered_only_for_its_own_failures
     """What waits for the breaker has been put off at most as often as leaves three real attempts."""
 
     async def scenario(world: World) -> tuple[Counter[str], int]:
-        redrive(world, most)
+        world.create(dead_letters="dead", receives=most)
         tried: Counter[str] = Counter()
         orders: Consumer[Tenant] = Consumer(
             "orders",
@@ -275,7 +269,7 @@ def test_a_tenant_in_quarantine_while_its_database_is_down_goes_to_the_dead_lett
     """Also what is held here because it has no receive to spare."""
 
     async def scenario(world: World) -> tuple[int, tuple[int, int]]:
-        redrive(world, 1)
+        world.create(dead_letters="dead", receives=1)
         databases = Databases()
         databases.failures["a"] = ConnectionRefusedError
         pool = ResourcePool(databases, backoff=OpenBackoff(cap=2.0))
@@ -300,7 +294,7 @@ def test_a_tenant_can_be_drained_while_its_database_is_down() -> None:
     """What is held for the end of the outage does not count as running, and stays quiet while the tenant is paused."""
 
     async def scenario(world: World) -> tuple[float, int, int, int]:
-        redrive(world, 1)
+        world.create(dead_letters="dead", receives=1)
         databases = Databases()
         databases.failures["a"] = ConnectionRefusedError
         tries = 0

@@ -223,9 +223,7 @@ def test_parking_and_pausing_dead_letter_nothing(most: int) -> None:
     """Whatever the maxReceiveCount: noise with scouts, and a paused tenant, and in the end all is handled."""
 
     async def scenario(world: World) -> tuple[set[tuple[str, str]], int, tuple[int, int]]:
-        dead = world.broker.create_queue("dead").arn
-        policy = f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "{most}"}}'
-        world.create(RedrivePolicy=policy)
+        world.create(dead_letters="dead", receives=most)
         diary = Diary(world, polling=Polling(pollers=4, lane=4, wait=1))
         diary.tenants.pause(A)
         for number in range(40):
@@ -248,9 +246,7 @@ def test_a_database_that_is_down_for_long_dead_letters_nothing(most: int) -> Non
     """Messages that could not be tried are deferred while that is safe, then held here, and handled in the end."""
 
     async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        dead = world.broker.create_queue("dead").arn
-        policy = f'{{"deadLetterTargetArn": "{dead}", "maxReceiveCount": "{most}"}}'
-        world.create(RedrivePolicy=policy)
+        world.create(dead_letters="dead", receives=most)
         databases = Databases()
         databases.failures["a"] = ConnectionRefusedError
         orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
