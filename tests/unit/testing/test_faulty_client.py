@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from support.world import World, in_world
 
 
 def with_queue(
-    scenario: Callable[[World, FaultyClient, FaultyQueue], Awaitable[None]], *, name: str = "orders", **attributes: str
+    scenario: Callable[[World, FaultyClient, FaultyQueue], Awaitable[None]], *, name: str = "orders", **attributes: Any
 ) -> None:
     """Run a scenario with a faulty client's queue."""
 
