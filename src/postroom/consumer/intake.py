@@ -19,7 +19,7 @@ from postroom.errors import ContextError, ResourceError
 from postroom.events import MessageReceived, Observers
 from postroom.message import Message
 from postroom.resources import ResourcePool
-from postroom.scheduling import Scheduler, State
+from postroom.scheduling import Scheduler
 from postroom.settlement import Delivery, Settler
 from postroom.types import Settlement
 
@@ -245,9 +245,9 @@ class Intake:
         if self._outages.put_off(job):
             return
         if self._is_surplus(job):
-            job.state = State.DONE  # if it was to find out whether an outage is over, another one has to
             self._parking.park(delivery)
         else:
+            self._outages.let_in(job)
             self._scheduler.add(job)
             if self._faults.open and (until := self._faults.until(job.tenant)):
                 self._scheduler.sleep(job.tenant, until)

@@ -62,15 +62,12 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
     if isinstance(resources, ResourcePool):
         return await opening.enter_async_context(cast("ResourcePool[C, R]", resources))
     timeouts = PoolTimeouts(close=max(settings.shutdown.close, 0.001))
-    # A provider of postroom.datasources knows what its resources weigh and how to check them.
-    known = {name: getattr(resources, name) for name in ("weight", "check") if hasattr(resources, name)}
     pool = ResourcePool(
         resources,
         cleanup=settings.cleanup,
         timeouts=timeouts,
         observers=settings.observers,
         name=settings.queue,
-        **(known if len(known) == 2 else {}),
     )
     return await opening.enter_async_context(pool)
 

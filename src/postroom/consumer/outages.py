@@ -136,7 +136,6 @@ class Outages:
             return False
         pause = pool.retry_after(job.context)
         if pause <= 0 and outage.may_be_probed_by(job):
-            outage.prober = job
             return False
         if not self._parking.puts_off(job.delivery) or self._put_off >= MOST_PARKED:
             return False
@@ -145,6 +144,16 @@ class Outages:
         self._put_off_until(outage, job, max(pause, middle * self._rng.uniform(0.5, 1.5)))
         self._parking.total += 1
         return True
+
+    def let_in(self, job: Job) -> None:
+        """Note that a message goes on to the scheduler: if nobody finds out whether its outage is over, it does."""
+        if not self._known or self._pool is None or job.context_error is not None:
+            return
+        outage = self._known_for(job)
+        if outage is None or self._pool.is_open(job.context) or self._pool.retry_after(job.context) > 0:
+            return
+        if outage.may_be_probed_by(job):
+            outage.prober = job
 
     async def wait(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
         """Wait until a message that cannot be put off may try again."""

@@ -79,8 +79,7 @@ class Registry(Generic[C]):
 class Provider(Generic[C, R]):
     """A provider of resources: call it with a context for an async context manager of that context's resources.
 
-    :meth:`pool` makes a pool of it that counts its connections and checks its health; so does a consumer that it is
-    passed to as it is. A ``ResourcePool(provider)`` of your own counts each resource as 1, and checks none.
+    A ``ResourcePool`` of it, and a consumer that it is passed to, count its connections and check its health.
     """
 
     enter: Callable[[C], AbstractAsyncContextManager[R]] = field(repr=False)
@@ -94,13 +93,12 @@ class Provider(Generic[C, R]):
         return self.enter(context)
 
     def pool(self, **options: Any) -> ResourcePool[C, R]:
-        """Make a ``ResourcePool`` of this provider, with its weight and its health check.
+        """Make a ``ResourcePool`` of this provider.
 
         Args:
-            options: the other keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``host``, ``name``, ...
+            options: the keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``host``, ``name``, ...
         """
-        keywords: dict[str, Any] = {"weight": self.weight, "check": self.check, **options}
-        return ResourcePool(self, **keywords)
+        return ResourcePool(self, **options)
 
 
 async def located(locate: Locate[C], context: C) -> DataSource:

@@ -22,7 +22,7 @@ from postroom.resources.failures import Failure, classify_open
 from postroom.resources.identity import Identity, display_key
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
-from postroom.resources.providers import adapt_provider
+from postroom.resources.providers import adapt_provider, known_of
 from postroom.resources.refusals import Exhausted, Refusal, TooLate
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.tickets import Tickets
@@ -47,8 +47,9 @@ class ResourcePool(Generic[C, R]):
         cleanup: closes what an async function opened; sync or async.
         key: the part of a context that names its resources; None for the whole context. It has to be hashable.
             Keys are the same when they are equal *and* of the same types, field by field: ``1`` is not ``True``.
-        weight: what an entry takes of the budget (connections, not pools), or a function of the context.
-        check: the health check; unhealthy when it raises or returns False.
+        weight: what an entry takes of the budget (connections, not pools), or a function of the context; None for what
+            the provider knows of itself, as those of ``postroom.datasources`` do, and 1 for any other.
+        check: the health check; unhealthy when it raises or returns False. None for the provider's own, if it has one.
         classify: whether a failed open is worth trying again soon; None for :func:`classify_open`.
         host: which server a context's resources live on. With it, one dead server is found out once, not once
             per context; None for no such grouping.
@@ -67,7 +68,7 @@ class ResourcePool(Generic[C, R]):
         *,
         cleanup: Callable[[R], Awaitable[object] | None] | None = None,
         key: Callable[[C], Hashable] | None = None,
-        weight: int | Callable[[C], int] = 1,
+        weight: int | Callable[[C], int] | None = None,
         check: Callable[[R], Awaitable[object]] | None = None,
         classify: Callable[[BaseException], Failure] | None = None,
         host: Callable[[C], Hashable] | None = None,
@@ -79,8 +80,10 @@ class ResourcePool(Generic[C, R]):
         jitter: random.Random | None = None,
     ) -> None:
         self._opener = adapt_provider(provider, cleanup)
+        own_weight, own_check = known_of(provider)
+        weight = own_weight if weight is None else weight
         self._tickets = Tickets(key=key, weight=weight, host=host, budget=limits.budget)
-        self._check = check
+        self._check = check = own_check if check is None else check
         self._classify = classify or classify_open
         self._limits = limits
         self._timeouts = timeouts

@@ -37,6 +37,16 @@ def adapt_provider(provider: Callable[[Any], Any], cleanup: Callable[[Any], Any]
     return opener
 
 
+def known_of(provider: Any) -> tuple[int, Callable[[Any], Awaitable[object]] | None]:
+    """Return what a provider knows of its resources: what one weighs, and how to check its health, if it can.
+
+    Those of ``postroom.datasources`` say both; of any other, a resource counts as 1, and none is checked.
+    """
+    if hasattr(provider, "weight") and hasattr(provider, "check"):
+        return provider.weight, provider.check
+    return 1, None
+
+
 class _FromFunction(AbstractAsyncContextManager[Any]):
     """An async function and its cleanup as one context manager."""
 

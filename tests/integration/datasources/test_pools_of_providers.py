@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from postroom import PoolLimits, ResourceOpenError
+from postroom import PoolLimits, ResourceOpenError, ResourcePool
 from postroom.datasources import DataSource, Registry, asyncpg_pool, psycopg_connections, psycopg_pool, sqlite_database
 from support.tenant_database import TenantDatabase
 
@@ -20,7 +20,7 @@ def _tasks_of_pools() -> int:
 async def test_the_budget_counts_connections(tenant: TenantDatabase) -> None:
     """A provider's pool weighs what it may hold, and gives that back when it is closed."""
     provider = asyncpg_pool(Registry({1: tenant.dsn, 2: tenant.dsn}), max_size=3)
-    async with provider.pool(limits=PoolLimits(budget=5)) as pool:
+    async with ResourcePool(provider, limits=PoolLimits(budget=5)) as pool:
         async with pool.lease(1) as first:
             assert await first.fetchval("SELECT 1") == 1
             assert pool.statistics().weight == 3

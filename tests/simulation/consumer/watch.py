@@ -94,7 +94,9 @@ class Watch:
         self.reported: dict[str, int] = {}
         self.receipts: dict[str, Receipt] = {}
         self.newest: dict[str, str] = {}
-        """Message id to the newest receipt handle that this process was given."""
+        """Message id to the newest receipt handle that this process was given, by SQS's count of receives."""
+        self.latest: dict[str, str] = {}
+        """Message id to the one that arrived last. Answers may overtake: that can be an older one."""
         self.finished: set[str] = set()
         """Messages whose handler returned."""
         self.handled: set[str] = set()
@@ -123,15 +125,16 @@ class Watch:
         for message in messages:
             self.receipts[message.receipt_handle] = Receipt(message, now, visibility)
             self.ended_at.pop(message.id, None)
+            self.latest[message.id] = message.receipt_handle
             known = self.newest.get(message.id)
-            if known is None or self.receipts[known].receives <= message.receive_count:  # answers may overtake
+            if known is None or self.receipts[known].receives <= message.receive_count:
                 self.newest[message.id] = message.receipt_handle
         if messages:
             self.history.note(self.name, "received", *(each.id[:4] for each in messages))
 
     def has_ended(self, message: Message) -> None:
         """Note that the handling of a message is over, unless it was received again meanwhile."""
-        if self.newest[message.id] == message.receipt_handle:
+        if self.latest[message.id] == message.receipt_handle:
             self.ended_at[message.id] = asyncio.get_running_loop().time()
 
     def owns(self, message_id: str, handle: str | None = None) -> bool:

@@ -1,15 +1,16 @@
 """What may be given as a provider, and what becomes of one that misbehaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 import pytest
 
+from postroom.datasources.registry import Provider
 from postroom.errors import ConfigurationError, ResourceOpenError
 from postroom.events import Event, ResourceClosed
-from postroom.resources import PoolTimeouts, ResourcePool
+from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool
 from postroom.testing.loop import run_virtual, settle
 from unit.resources.databases import A, Database, Databases, Tenant
 
@@ -290,3 +291,35 @@ def test_a_task_group_that_dies_under_a_resource_closes_it() -> None:
                 assert second == 2
 
     run_virtual(main())
+
+
+def test_what_a_provider_knows_of_itself_holds_unless_it_is_said_otherwise() -> None:
+    """Its weight and its check, as the providers of ``postroom.datasources`` have them; ``weight=``, ``check=`` win."""
+    databases = Databases()
+    checked: list[str] = []
+
+    def check(name: str) -> Callable[[Database], Awaitable[bool]]:
+        async def answer(database: Database) -> bool:
+            checked.append(name)
+            return True
+
+        return answer
+
+    async def weight_of(**options: Any) -> int:
+        provider = Provider(databases.provide, weight=4, check=check("its own"))
+        async with ResourcePool(provider, limits=PoolLimits(check_after=0.0), **options) as pool:
+            for pause in (1, 0):
+                async with pool.lease(A):
+                    pass
+                await asyncio.sleep(pause)
+            return pool.statistics().weight
+
+    assert run_virtual(weight_of()) == 4
+    assert run_virtual(weight_of(weight=2, check=check("another"))) == 2
+    assert checked == ["its own", "another"]
+
+
+def test_a_provider_that_weighs_more_than_the_budget_is_refused_at_once() -> None:
+    """No lease of it could ever be granted."""
+    with pytest.raises(ConfigurationError, match="more than the whole budget"):
+        ResourcePool(Provider(Databases().provide, weight=4), limits=PoolLimits(budget=3))
