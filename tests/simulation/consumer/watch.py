@@ -113,6 +113,8 @@ class Watch:
         """Message id to the time at which its handling ended, until it is received again."""
         self.left: set[str] = set()
         """Messages that were left to their visibility timeout."""
+        self.lost: set[str] = set()
+        """Messages that were given up as lost; the answer to an older receive of one may still arrive."""
         self.settled: Counter[str] = Counter()
         self.sending = 0
         """Sends to the dead-letter queue under way: each holds a slot."""
@@ -162,7 +164,8 @@ class Watch:
             if receipt.deletes > ATTEMPTS:
                 self.history.broken("S5", f"{self.name} deleted {self._short(handle)} {receipt.deletes} times")
             newest = self.newest[receipt.message_id]
-            apart = newest in self.started or self.receipts[newest].ended or receipt.message_id in self.left
+            let_go = receipt.message_id in self.left or receipt.message_id in self.lost
+            apart = newest in self.started or self.receipts[newest].ended or let_go
             if handle != newest and not apart:
                 self.history.broken("S6", f"{self.name} deletes {self._short(handle)} with an older receipt handle")
             if receipt.settled_at is not None:
@@ -286,6 +289,8 @@ class Watch:
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
             else:
+                if event.settlement is Settlement.LOST:
+                    self.lost.add(event.message.id)
                 self.settled[handle] += 1
                 if self.settled[handle] > 1:
                     self.history.broken("S1", f"{self.name} settled {self._short(handle)} twice")
