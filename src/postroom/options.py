@@ -230,7 +230,7 @@ class Shutdown:
             instant comes back after its visibility timeout. A poll lasts only while the queue is empty.
         drain: for handlers that run, to finish.
         cancel: for cancelled handlers, to clean up.
-        flush: for acknowledgements and returned messages, to reach SQS.
+        flush: for acknowledgements and returned messages, to reach SQS, and for parked ones to be called back.
         close: for each owned pool, to close its resources.
     """
 

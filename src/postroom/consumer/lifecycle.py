@@ -340,20 +340,21 @@ class Run(Generic[C, R]):
             job.cancel(Cancellation.STOPPING)  # a second time: a thread that still runs is abandoned
 
     async def _flush(self) -> None:
+        deadline = self._loop.time() + self.settings.shutdown.flush
         try:
-            async with asyncio.timeout(self.settings.shutdown.flush):
+            async with asyncio.timeout_at(deadline):
                 await self._settler.drain()
         except TimeoutError:
             _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
         await self._settler.abandon()
-        await self._recall_parked()
+        await self._recall_parked(deadline)
 
-    async def _recall_parked(self) -> None:
+    async def _recall_parked(self, deadline: float) -> None:
         await self._in_flight.close()
         if self._early_recall is not None:
             await asyncio.wait([self._early_recall])
         try:
-            async with asyncio.timeout(self.settings.shutdown.flush):
+            async with asyncio.timeout_at(deadline):
                 await self._parking.close()
         except TimeoutError:
             _log.warning("Parked messages could not be called back in time; they come by themselves")

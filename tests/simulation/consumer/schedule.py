@@ -286,7 +286,7 @@ class Simulation:
             broken("I8", f"{process.name} stopped, but has {len(connections)} connections")
         self._check_statistics(process)
         options = self.plan.options["shutdown"]
-        budget = options.poll + options.drain + options.cancel + options.flush + options.close + 4.0
+        budget = options.poll + options.drain + options.cancel + options.flush + options.close + 0.5
         if self._now() - began > budget:
             broken("stop", f"{process.name} took {self._now() - began:.3f} s to stop, more than {budget:g}")
         if not process.disturbed:

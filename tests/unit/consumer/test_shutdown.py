@@ -229,7 +229,7 @@ def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> No
                 return None
 
             async def queue(self, _name: str) -> Any:
-                return _Denied(opened, deny)
+                return _Altered(opened, delete=deny)
 
         orders = Consumer("orders", context=Tenant, client=Denying())
 
@@ -250,12 +250,62 @@ def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> No
     assert failures == 25
 
 
-class _Denied:
-    """A queue whose deletes are answered by somebody else."""
+def test_step_5_returning_and_calling_back_share_their_time() -> None:
+    """SQS answers no change any more: neither what is returned nor what is parked holds a stop up beyond flush."""
 
-    def __init__(self, queue: Any, delete: Any) -> None:
+    async def scenario(world: World) -> tuple[int, float]:
+        world.create()
+        heard = asyncio.Event()
+        heard.set()
+        inner = await world.client.__aenter__()
+        opened = await inner.queue("orders")
+
+        async def change(changes: Any) -> Any:
+            await heard.wait()
+            return await opened.change_visibility(changes)
+
+        class Deaf:
+            """The same client, with a queue that answers changes while ``heard`` is set."""
+
+            async def __aenter__(self) -> Self:
+                return self
+
+            async def __aexit__(self, *_error: object) -> None:
+                return None
+
+            async def queue(self, _name: str) -> Any:
+                return _Altered(opened, change_visibility=change)
+
+        orders = Consumer(
+            "orders", context=Tenant, client=Deaf(), polling=Polling(lane=1), shutdown=Shutdown(poll=0, flush=3)
+        )
+
+        @orders.handler
+        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+            raise AssertionError("not reached")
+
+        orders.tenants.pause(Tenant("a"))
+        world.send_orders(*(str(n) for n in range(200)), tenant="a")
+        async with orders:
+            await asyncio.sleep(5)
+            parked = orders.statistics().parked
+            heard.clear()
+            started = now()
+        took = now() - started
+        await world.client.__aexit__(None, None, None)
+        return parked, took
+
+    parked, took = in_world(scenario)
+    assert parked > 0
+    assert took <= 3.5
+
+
+class _Altered:
+    """A queue some of whose calls are answered by somebody else."""
+
+    def __init__(self, queue: Any, **calls: Any) -> None:
         self._queue = queue
-        self.delete = delete
+        vars(self).update(calls)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
