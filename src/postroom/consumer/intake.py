@@ -99,15 +99,19 @@ class Intake:
         self._closed = False
         self._plain: type = type(None)
         self._room = 0
+        self._stuck = 0
+        self._troubled = False
         self._batches: dict[_Batch, None] = {}
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.resolving = 0
         """Messages whose async resolver runs."""
         self.received = 0
 
-    def admit(self, messages: Sequence[Message]) -> None:
-        """Take the messages of one receive in."""
+    def admit(self, messages: Sequence[Message]) -> int:
+        """Take the messages of one receive in. Returns how many of them lack nothing but a slot, as far as known."""
         self.received += len(messages)
+        self._stuck = 0
+        self._troubled = self._scheduler.blocked > 0
         deliveries = self._settler.take(messages)
         if self._observers:
             for delivery in deliveries:
@@ -131,6 +135,7 @@ class Intake:
             self._resolve_later(batch)
         self._dispatch()
         self.relieve()
+        return len(messages) - self._stuck
 
     def relieve(self) -> None:
         """Defer what blocked tenants hold too much of, once there is no room for others."""
@@ -243,7 +248,10 @@ class Intake:
             if self._grouping is not None and (fair := message.group_id) is not None:
                 self._grouping.check(fair, tenant, found)
         if self._outages.put_off(job):
+            self._stuck += 1
             return
+        if self._troubled and self._scheduler.is_blocked(job.tenant):
+            self._stuck += 1
         if self._is_surplus(job):
             self._parking.park(delivery)
         else:

@@ -15,14 +15,15 @@ from postroom.transports.protocol import Queue
 _log = logging.getLogger("postroom.consumer")
 
 SPARSE: Final = 3
-"""Receives outstanding while messages come one by one, so that one that comes while a receive is on its way back
-finds another. They cost no more calls: each message would take a receive of its own in any case."""
+"""Receives outstanding while messages come few by few, so that one that comes while a receive is on its way back finds
+another; and the most messages of a receive for which that is so: each of them could take a receive of its own."""
 
 
 class Poller:
     """Keeps receives outstanding: one while the queue is quiet, up to ``Polling.pollers`` while it is busy.
 
-    While messages come one by one there are up to ``SPARSE``; the first that comes back empty ends that.
+    While receives bring a few messages, up to ``SPARSE``, as many receives are outstanding; the first that comes back
+    empty ends that.
 
     When there is no room for more, ``scouting`` decides whether to look for quiet tenants' messages all the same.
 
@@ -33,7 +34,7 @@ class Poller:
         capacity: how many messages to hold at once.
         held: how many are held now.
         starving: whether nothing waits for a slot, so that even a small receive is worth a call.
-        admit: takes the messages of one receive.
+        admit: takes the messages of one receive, and returns how many of them lack nothing but a slot.
         on_over_limit: called when the queue refuses a receive because too many messages are in flight.
         observers: told of failed receives.
     """
@@ -48,7 +49,7 @@ class Poller:
         scouting: Scouting,
         held: Callable[[], int],
         starving: Callable[[], bool],
-        admit: Callable[[Sequence[Message]], None],
+        admit: Callable[[Sequence[Message]], int],
         on_over_limit: Callable[[], None],
         observers: Observers,
     ) -> None:
@@ -108,9 +109,9 @@ class Poller:
             pause = self._polling.backoff
             if limit > 0:
                 self._busy = len(messages) == limit
-                self._sparse = len(messages) == 1
-            if messages:
-                self._admit(messages)
+            may_run = self._admit(messages) if messages else 0
+            if limit > 0 and (may_run or not messages):  # what tenants send that are down tells nothing of the others
+                self._sparse = 0 < may_run <= SPARSE
             self._scouting.received(emptied=len(messages) < abs(limit))
             if self._busy or self._sparse:
                 self.wake()

@@ -163,6 +163,10 @@ class Scheduler(Generic[T]):
             return LaneStatistics()
         return LaneStatistics(lane.running, len(lane.waiting), lane.suspended, lane.estimate)
 
+    def is_blocked(self, tenant: Hashable) -> bool:
+        """Whether what waits of a tenant could not run if there were a slot: it is paused, or its resources open."""
+        return (lane := self._lanes.get(tenant)) is not None and lane.blocked
+
     def standing(self, tenant: Hashable, *, room: int) -> tuple[bool, bool]:
         """Return whether a tenant has its part, or more, of what may wait here in all, and of what may be here at all.
 
