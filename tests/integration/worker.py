@@ -3,11 +3,12 @@
 Configured by the environment: ENDPOINT, QUEUE, DIRECTORY, VISIBILITY, TOTAL, DRAIN, and STORAGE: ``plain`` for SQLite
 files without an inbox, ``sqlite`` and ``asyncpg`` with one, of which the latter needs DSN. With BUDGET the resources
 are in a pool of that budget. With QUIET there is no diary of what went well; instead, every now and then, the file
-``blocks`` says how many blocks of memory Python has given out.
+``memory`` says how many blocks of memory Python has given out, and how many bytes the C library.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import itertools
 import os
@@ -69,7 +70,26 @@ def note_memory() -> None:
     """Write down how much memory is in use, for one order in five hundred."""
     if QUIET and next(_orders) % 500 == 0:
         gc.collect()
-        (DIRECTORY / "blocks").write_text(str(sys.getallocatedblocks()))
+        said = DIRECTORY / "memory.new"
+        said.write_text(f"{sys.getallocatedblocks()} {malloc_in_use()}")
+        said.rename(DIRECTORY / "memory")
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What ``mallinfo2`` of glibc returns; see mallinfo(3)."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
+
+
+def malloc_in_use() -> int:
+    """Return the bytes that the C library has given out, its own mappings included; 0 where it does not say."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = _Mallinfo2
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
 
 
 def note_duplicates(event: Event) -> None:

@@ -40,6 +40,8 @@ class Samples:
     backends: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
     """What Python has given out, of whatever size."""
+    malloc: list[int] = field(default_factory=list[int])
+    """Bytes that the C library has given out, where it says so."""
     done: list[int] = field(default_factory=list[int])
     """Orders that are out of the queue."""
 
@@ -60,8 +62,10 @@ def _backends(server: PostgresServer, name: str) -> int:
     return int(server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE datname LIKE '{name}-%'"))
 
 
-def _read(path: Path) -> int:
-    return int(path.read_text() or 0) if path.exists() else 0
+def _memory(path: Path) -> tuple[int, int]:
+    """Return the worker's blocks of Python's memory and bytes of the C library's."""
+    blocks, malloc = path.read_text().split() if path.exists() else (0, 0)
+    return int(blocks), int(malloc)
 
 
 async def _produce(site: Site, sent: list[str]) -> None:
@@ -76,7 +80,7 @@ async def _produce(site: Site, sent: list[str]) -> None:
 
 
 async def _watch(
-    process: psutil.Process, server: PostgresServer, name: str, *, count_done: Callable[[], int], blocks: Path
+    process: psutil.Process, server: PostgresServer, name: str, *, count_done: Callable[[], int], memory: Path
 ) -> Samples:
     """Sample until the time is over."""
     loop = asyncio.get_running_loop()
@@ -86,7 +90,9 @@ async def _watch(
         samples.at.append(now)
         samples.descriptors.append(process.num_fds())
         samples.memory.append(process.memory_info().rss)
-        samples.blocks.append(_read(blocks))
+        blocks, malloc = _memory(memory)
+        samples.blocks.append(blocks)
+        samples.malloc.append(malloc)
         samples.done.append(count_done())
         samples.backends.append(await asyncio.to_thread(_backends, server, name))
         await asyncio.sleep(min(1.0, SECONDS / 60))
@@ -115,7 +121,7 @@ async def test_at_full_load_nothing_grows(site: Site, postgres_server: PostgresS
                 postgres_server,
                 name,
                 count_done=lambda: len(sent) - sum(site.counts()),
-                blocks=site.directory / "blocks",
+                memory=site.directory / "memory",
             )
             producing.cancel()
             await asyncio.wait([producing])
@@ -134,8 +140,9 @@ async def test_at_full_load_nothing_grows(site: Site, postgres_server: PostgresS
 def _judge(samples: Samples, what: str) -> None:
     """After warming up nothing climbs; in a few seconds, which are spent warming up, not far.
 
-    Memory by two measures. What Python has given out stays the same. What the system counts also has the holes that
-    opening and closing connections leaves between; that grows ever more slowly, and has stopped in the end.
+    Memory by three measures. What Python and the C library have given out stays the same. What the system counts also
+    has the holes that opening and closing connections leaves between; that grows ever more slowly, and has stopped in
+    the end.
     """
     part = SECONDS / max(3.0, MINUTES)
     parts = [(number * part, (number + 1) * part) for number in range(round(SECONDS / part))]
@@ -148,6 +155,8 @@ def _judge(samples: Samples, what: str) -> None:
     print("descriptors:", *(f"{each:g}" for each in descriptors), "at most", max(samples.descriptors))
     blocks = [median(samples.between(samples.blocks, *when)) for when in parts]
     print("blocks, thousands:", *(f"{each / 1000:.1f}" for each in blocks))
+    malloc = [median(samples.between(samples.malloc, *when)) / 2**20 for when in parts]
+    print("malloc, MiB:", *(f"{each:.1f}" for each in malloc))
     print("memory, MiB:", *(f"{each:.1f}" for each in memory))
     assert min(rates) > max(rates) / 10, "it stood still"
     assert BUDGET // 2 < max(samples.backends) <= BUDGET
@@ -155,6 +164,7 @@ def _judge(samples: Samples, what: str) -> None:
     if MINUTES >= 3:
         assert descriptors[-1] <= descriptors[1] + 4
         assert blocks[-1] <= blocks[1] * 1.03
+        assert malloc[-1] <= malloc[1] * 1.05
         assert max(memory[-3:]) <= min(memory[-3:]) * 1.03
         assert memory[-1] <= memory[1] * 1.2
     else:
