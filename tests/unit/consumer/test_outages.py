@@ -3,10 +3,19 @@
 import asyncio
 from typing import Any
 
-from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, Shutdown
+import pytest
+
+from postroom import Consumer, MessageContext, PoolLimits, ResourceOpenError, ResourcePool, Shutdown
+from postroom.consumer.inflight import InFlight
+from postroom.consumer.job import Job
 from postroom.consumer.outages import Outages
-from postroom.options import OpenBackoff
+from postroom.consumer.parking import Parking
+from postroom.events import Observers
+from postroom.options import OpenBackoff, Visibility
+from postroom.settlement import Settler
+from postroom.testing.loop import run_virtual
 from simulation.fairness.model import FarClient
+from support.scripted import ScriptedQueue, message
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
@@ -228,3 +237,50 @@ def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
     done, failed = in_world(scenario)
     assert done == ["well-1"]
     assert failed >= 1
+
+
+def test_a_message_finds_out_only_once_it_is_let_in() -> None:
+    """One that has no room after all keeps nobody else from trying."""
+
+    async def main() -> list[bool]:
+        clock = asyncio.get_running_loop().time
+        queue = ScriptedQueue()
+        settler = Settler(
+            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+        )
+        databases = Databases()
+        databases.failures["a"] = ConnectionRefusedError
+        tenant = Tenant("a")
+
+        def job(number: int) -> Job:
+            [delivery] = settler.take([message(number)])
+            return Job(tenant, None, delivery=delivery, message=delivery.message, context=tenant)
+
+        async with ResourcePool(databases, backoff=OpenBackoff(base=0.5)) as pool:
+            outages = Outages(
+                pool,
+                settler,
+                Parking(queue, settler, clock=clock),
+                clock=clock,
+                in_flight=InFlight(queue, clock=clock),
+                is_paused=lambda _tenant: False,
+                is_flooded=lambda: False,
+                behind=lambda _tenant: 0,
+                on_over=lambda: None,
+            )
+            with pytest.raises(ResourceOpenError) as refused:
+                await pool.acquire(tenant)
+            outages.defer(job(0), refused.value, delay=1.0)
+            await asyncio.sleep(1)  # the pause is over
+            surplus, chosen, late = job(1), job(2), job(3)
+            kept_out = [outages.put_off(surplus), outages.put_off(chosen)]
+            outages.let_in(chosen)
+            kept_out.append(outages.put_off(late))
+            await settler.drain()
+        return kept_out
+
+    assert run_virtual(main()) == [False, False, True]
+
+
+async def _no_queue() -> None:
+    return None
