@@ -16,7 +16,7 @@ from postroom.settlement.batcher import ATTEMPTS, Batcher
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, VisibilityChange
 from postroom.types import Settlement
-from support.scripted import ScriptedQueue
+from support.scripted import ScriptedQueue, no_queue
 
 TIMEOUT = 20.0
 ANSWERS = st.sampled_from(["well", "well", "slow", "down", "wrong", "refuse", "again"])
@@ -48,7 +48,7 @@ class Model:
         self.settler = Settler(
             self.queue,
             Visibility(timeout=TIMEOUT, heartbeat=False),
-            dead_letter_queue=_no_queue,
+            dead_letter_queue=no_queue,
             on_lost=lambda _delivery: None,
             observers=Observers([self._observe]),
         )
@@ -134,10 +134,6 @@ class Model:
                 pass
 
         self.waits.append(asyncio.create_task(wait(), name="wait"))
-
-
-async def _no_queue() -> None:
-    return None
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -93,3 +93,7 @@ def message(number: int | str, *, receive_count: int = 1, body: str = "{}", grou
     if group is not None:
         system["MessageGroupId"] = group
     return Message(id=f"m{number}", body=body, receipt_handle=f"r{number}", system_attributes=system, queue="orders")
+
+
+async def no_queue() -> None:
+    """Open no dead-letter queue: there is none."""

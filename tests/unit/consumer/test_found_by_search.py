@@ -30,7 +30,7 @@ from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 from postroom.types import Settlement
-from support.scripted import ScriptedQueue, message
+from support.scripted import ScriptedQueue, message, no_queue
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
@@ -186,7 +186,7 @@ def test_a_recall_that_sqs_does_not_answer_does_not_outlive_the_stop() -> None:
         queue.on_change = silent
         loop = asyncio.get_running_loop()
         settler = Settler(
-            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
         )
         parking = Parking(queue, settler, clock=loop.time)
         for delivery in settler.take([message(number) for number in range(3)]):
@@ -222,10 +222,6 @@ def test_a_stop_during_on_error_returns_the_message_at_once() -> None:
         return world.counts()
 
     assert in_world(scenario) == (1, 0)
-
-
-async def _no_queue() -> None:
-    return None
 
 
 def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +289,7 @@ def test_a_receive_while_it_is_held_counts_before_a_message_is_put_off() -> None
     async def scenario() -> tuple[bool, bool]:
         queue = FiveReceives()
         settler = Settler(
-            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _delivery: None, observers=Observers()
+            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _delivery: None, observers=Observers()
         )
         parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
         [delivery] = settler.take([message("1", receive_count=2)])
@@ -385,7 +381,7 @@ def test_nothing_is_called_back_before_it_is_surely_parked() -> None:
 
         queue.on_change = slow
         settler = Settler(
-            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
         )
         parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
         [delivery] = settler.take([message("1")])
@@ -479,7 +475,7 @@ def test_what_was_not_put_off_in_the_end_is_not_called_back() -> None:
 
         queue.on_change = refuse
         settler = Settler(
-            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
         )
         parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
         lost, refused = settler.take([message("lost"), message("refused")])
@@ -501,7 +497,7 @@ def test_an_older_receive_that_arrives_late_is_not_begun() -> None:
         settler = Settler(
             ScriptedQueue(),
             Visibility(),
-            dead_letter_queue=_no_queue,
+            dead_letter_queue=no_queue,
             on_lost=lambda _lost: None,
             observers=Observers(),
         )

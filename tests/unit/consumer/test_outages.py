@@ -15,7 +15,7 @@ from postroom.options import OpenBackoff, Visibility
 from postroom.settlement import Settler
 from postroom.testing.loop import run_virtual
 from simulation.fairness.model import FarClient
-from support.scripted import ScriptedQueue, message
+from support.scripted import ScriptedQueue, message, no_queue
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
@@ -246,7 +246,7 @@ def test_a_message_finds_out_only_once_it_is_let_in() -> None:
         clock = asyncio.get_running_loop().time
         queue = ScriptedQueue()
         settler = Settler(
-            queue, Visibility(), dead_letter_queue=_no_queue, on_lost=lambda _lost: None, observers=Observers()
+            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
         )
         databases = Databases()
         databases.failures["a"] = ConnectionRefusedError
@@ -280,7 +280,3 @@ def test_a_message_finds_out_only_once_it_is_let_in() -> None:
         return kept_out
 
     assert run_virtual(main()) == [False, False, True]
-
-
-async def _no_queue() -> None:
-    return None

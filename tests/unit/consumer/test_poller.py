@@ -16,7 +16,7 @@ from postroom.message import Message
 from postroom.options import Polling, Visibility
 from postroom.settlement import Settler
 from postroom.testing.loop import run_virtual, settle
-from support.scripted import ScriptedQueue, message
+from support.scripted import ScriptedQueue, message, no_queue
 
 POLLERS = 8
 BATCH = 10
@@ -51,7 +51,7 @@ class Pollers:
         loop = asyncio.get_running_loop()
         visibility = Visibility()
         settler = Settler(
-            self.queue, visibility, dead_letter_queue=_none, on_lost=lambda _lost: None, observers=Observers()
+            self.queue, visibility, dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
         )
         parking = Parking(self.queue, settler, clock=loop.time, in_flight=InFlight(self.queue, clock=loop.time))
         self._poller = Poller(
@@ -87,10 +87,6 @@ class Pollers:
         self.queue.waiting.pop(0).set_result([message(number) for number in range(brought)])
         await settle()
         return len(self.queue.waiting)
-
-
-async def _none() -> None:
-    return None
 
 
 def outstanding(*answers: tuple[int, int]) -> list[int]:

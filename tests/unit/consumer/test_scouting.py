@@ -16,7 +16,7 @@ from postroom.message import Message
 from postroom.options import Visibility
 from postroom.settlement import Settler
 from postroom.testing.loop import run_virtual
-from support.scripted import ScriptedQueue
+from support.scripted import ScriptedQueue, no_queue
 from support.world import Order, Tenant, World, in_world
 
 
@@ -108,7 +108,7 @@ class Look:
     def __init__(self, *, alone: bool = False, enabled: bool = True, fifo: bool = False) -> None:
         queue = ScriptedQueue(fifo=fifo)
         observers = Observers()
-        settler = Settler(queue, Visibility(), dead_letter_queue=_none, on_lost=lambda _: None, observers=observers)
+        settler = Settler(queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _: None, observers=observers)
         self.now = 0.0
         parking = Parking(queue, settler, clock=lambda: self.now)
         self.scouting = Scouting(parking, clock=lambda: self.now, alone=lambda: alone, enabled=enabled)
@@ -143,10 +143,6 @@ class Look:
             if quiet is not None and tick % 20 == 0:
                 self.quiet(quiet)
             self.noisy(noisy, emptied=emptied)
-
-
-async def _none() -> None:
-    return None
 
 
 def looked(**options: Any) -> Look:

@@ -219,19 +219,7 @@ def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> No
             calls += 1
             raise AccessDenied("not allowed to delete")
 
-        class Denying:
-            """The same client, with a queue that may not delete."""
-
-            async def __aenter__(self) -> Self:
-                return self
-
-            async def __aexit__(self, *_error: object) -> None:
-                return None
-
-            async def queue(self, _name: str) -> Any:
-                return _Altered(opened, delete=deny)
-
-        orders = Consumer("orders", context=Tenant, client=Denying())
+        orders = Consumer("orders", context=Tenant, client=_Opened(_Altered(opened, delete=deny)))
 
         @orders.handler
         async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
@@ -264,20 +252,9 @@ def test_step_5_returning_and_calling_back_share_their_time() -> None:
             await heard.wait()
             return await opened.change_visibility(changes)
 
-        class Deaf:
-            """The same client, with a queue that answers changes while ``heard`` is set."""
-
-            async def __aenter__(self) -> Self:
-                return self
-
-            async def __aexit__(self, *_error: object) -> None:
-                return None
-
-            async def queue(self, _name: str) -> Any:
-                return _Altered(opened, change_visibility=change)
-
+        deaf = _Opened(_Altered(opened, change_visibility=change))
         orders = Consumer(
-            "orders", context=Tenant, client=Deaf(), polling=Polling(lane=1), shutdown=Shutdown(poll=0, flush=3)
+            "orders", context=Tenant, client=deaf, polling=Polling(lane=1), shutdown=Shutdown(poll=0, flush=3)
         )
 
         @orders.handler
@@ -298,6 +275,22 @@ def test_step_5_returning_and_calling_back_share_their_time() -> None:
     parked, took = in_world(scenario)
     assert parked > 0
     assert took <= 3.5
+
+
+class _Opened:
+    """A client whose queue is open already."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        return None
+
+    async def queue(self, _name: str) -> Any:
+        return self._queue
 
 
 class _Altered:
