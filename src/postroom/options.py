@@ -95,7 +95,8 @@ class Polling:
     Args:
         wait: seconds that SQS holds an empty receive open, 0 to 20.
         batch: messages per receive, 1 to 10.
-        pollers: receives outstanding at once.
+        pollers: receives outstanding at once while the queue is busy; in an idle one it is one. Where they cannot keep
+            up with a tenant that sends thousands of messages a second, quiet ones wait behind it.
         prefetch: messages held beyond those that run, at the most. How many there are follows from the measured
             handler time and round trip, so that no slot waits for the network; None for no bound of your own.
         scout: whether to look for quiet tenants' messages when noisy ones have filled the buffer; what else comes is
@@ -108,7 +109,7 @@ class Polling:
 
     wait: float = 20.0
     batch: int = 10
-    pollers: int = 2
+    pollers: int = 8
     prefetch: int | None = None
     scout: bool = True
     lane: int = 16

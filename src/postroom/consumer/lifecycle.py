@@ -437,8 +437,9 @@ class Run(Generic[C, R]):
             return
         more = self._outages.go_on(self._poller.room)
         if self._parking.count() and not self._is_flooded():
-            # More than may wait for resources would only be parked again, for one more receive each.
-            room = min(self._poller.room, self._capacity() - self.scheduler.blocked)
+            # They come with the receives that are outstanding, so the room of these is theirs. More than may wait for
+            # resources would only be parked again, for one more receive each.
+            room = self._capacity() - max(self._held(), self.scheduler.blocked)
             self._parking.recall(max(0, room))
             more = True
         if more:
