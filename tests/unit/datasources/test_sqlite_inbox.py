@@ -304,6 +304,7 @@ class TestCancellation:
 
     async def test_cancelled_at_any_moment_it_is_all_or_nothing(self, database: SqliteDatabase) -> None:
         """The commit included: effects are there exactly where the row is."""
+        await _handle(database, MessageKey("orders", "x"), "xa", "xb")  # on a busy machine none of those may get as far
         for turns in range(120):
             task = asyncio.create_task(_handle(database, MessageKey("orders", f"{turns}"), f"{turns}a", f"{turns}b"))
             for _ in range(turns):
