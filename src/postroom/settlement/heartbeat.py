@@ -15,6 +15,8 @@ _log = logging.getLogger("postroom.settlement")
 
 _RETRY = 1.0
 """Seconds between two tries of an extension that failed; less when the deadline is nearer."""
+_LAST_TRY = 0.1
+"""Seconds before the deadline from which a failed extension is not tried again: half of ever less is no time."""
 
 
 class Heartbeat:
@@ -164,7 +166,8 @@ class Heartbeat:
         if final or delivery.deadline <= now:
             self._lose(delivery)
             return
-        self._push(now + min(_RETRY, (delivery.deadline - now) / 2), [delivery])
+        left = delivery.deadline - now
+        self._push(now + min(_RETRY, left / 2) if left > _LAST_TRY else delivery.deadline, [delivery])
 
     def _lose(self, delivery: Delivery) -> None:
         delivery.covered = False
