@@ -5,7 +5,8 @@ It speaks the AWS JSON 1.0 protocol over HTTP/1.1, plain and TLS, and stores not
 * queue ``bench``: every receive answers ten messages at once, every batch succeeds
 * queue ``idle``: a receive is held for as long as it asks for and then finds nothing; batches succeed at once
 * queue ``run-NAME-NUMBER``: hands out so many messages (a multiple of ten), each with an id and a receipt handle of its
-  own, and is empty then; it counts calls, and times every message from the answer that brings it to its delete
+  own, and is empty then; it counts calls, and times every message from the answer that brings it to its delete. One
+  whose visibility timeout is set to 0 comes once more; that is all it knows of visibility
 * queue ``task-NAME-NUMBER``: the same, with bodies in the envelope of taskiq
 
 Run it (``python benchmarks/stub_server.py``) and it prints one line of JSON with its ports and its certificate; it
@@ -25,7 +26,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 TARGET = re.compile(rb"\r\nx-amz-target:\s*AmazonSQS\.(\w+)", re.IGNORECASE)
 RUN = re.compile(rb'[/"](run|task)-([\w.]+)-(\d+)"')
 HANDLE = re.compile(rb'"ReceiptHandle"\s*:\s*"run\d([0-9]{12})')
+_IDENTITY = ("MessageId", "ReceiptHandle")
 PLACE = b"@" * 12
 """Where the number of a receive goes: into every id and receipt handle of its messages."""
 
@@ -107,6 +109,9 @@ class Run:
         self._calls: Counter[str] = Counter()
         self._received: list[float] = []
         self._deleted: list[tuple[float, list[bytes]]] = []
+        self._shown: deque[bytes] = deque()
+        self.waiting: deque[StubProtocol] = deque()
+        """Receives that are held."""
 
     def count(self, operation: bytes) -> None:
         """Count a call."""
@@ -114,12 +119,30 @@ class Run:
 
     def receive(self) -> bytes | None:
         """Return the next answer, or None when there is none left."""
+        if self._shown:
+            return self._shown.popleft()
         if not self._left:
             return None
         self._left -= 1
         number = len(self._received)
         self._received.append(time.monotonic())
         return self._answer.replace(PLACE, b"%012d" % number)
+
+    def change_visibility(self, body: bytes) -> None:
+        """Let those messages be received once more whose visibility timeout becomes 0."""
+        messages: list[dict[str, Any]] = json.loads(self._answer.partition(b"\r\n\r\n")[2])["Messages"]
+        again: list[dict[str, Any]] = []
+        for entry in json.loads(body)["Entries"]:
+            if entry["VisibilityTimeout"] == 0:
+                handle: str = entry["ReceiptHandle"]  # run, the place in the receive, the number of the receive
+                place, number = int(handle[3]), handle[4 : 4 + len(PLACE)]
+                same = {name: messages[place][name].replace(PLACE.decode(), number) for name in _IDENTITY}
+                again.append({**messages[place], **same})
+        if again:
+            self._shown.append(response(_compact({"Messages": again})))
+        while self._shown and self.waiting:
+            if self.waiting.popleft().end_hold(self._shown[0]):
+                self._shown.popleft()
 
     def delete(self, body: bytes) -> None:
         """Note which messages are deleted, and when. What that means is worked out afterwards."""
@@ -196,6 +219,7 @@ class StubProtocol(asyncio.Protocol):
         """Forget a held receive: its client is gone."""
         if self._held is not None:
             self._held.cancel()
+            self._held = None
 
     def data_received(self, data: bytes) -> None:
         """Answer every request that is complete."""
@@ -234,6 +258,7 @@ class StubProtocol(asyncio.Protocol):
             answer = run.receive()
             if answer is None:
                 self._hold(body)
+                run.waiting.append(self)
             else:
                 self._transport.write(answer)
         elif operation == b"DeleteMessageBatch":
@@ -243,13 +268,24 @@ class StubProtocol(asyncio.Protocol):
             run.delete(body)
             self._transport.write(self._answers.empty)
         elif operation.endswith(b"Batch"):
+            if operation == b"ChangeMessageVisibilityBatch":
+                run.change_visibility(body)
             self._transport.write(self._answers.batch(body))
         else:
             self._transport.write(self._answers.describe(operation, body))
 
+    def end_hold(self, answer: bytes) -> bool:
+        """Answer a receive that is held. Returns whether there was one."""
+        if self._held is None:
+            return False
+        self._held.cancel()
+        self._held = None
+        self._transport.write(answer)
+        return True
+
     def _hold(self, body: bytes) -> None:
         asked = WAIT.search(body)
-        self._held = self._loop.call_later(int(asked[1]) if asked else 0, self._transport.write, self._answers.empty)
+        self._held = self._loop.call_later(int(asked[1]) if asked else 0, self.end_hold, self._answers.empty)
 
 
 def certificates(folder: Path) -> tuple[str, str]:
