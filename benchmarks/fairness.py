@@ -158,8 +158,7 @@ def show(line: Line) -> str:
     return (
         f"| {handler * 1e3:.0f} ms | {lag:g} s | {noisy} | {consumers} | {policy} | {len(line.ratios)} | "
         f"{median(line.ratios):.2f}x | {line.ratios[-1]:.2f}x | {target} | {beyond} | "
-        f"{line.unserved:.1%} | "
-        f"{line.throughput:.0%} | {line.most_receives} |"
+        f"{line.unserved:.1%} | {line.throughput:.0%} | {line.most_receives} |"
     )
 
 

@@ -131,8 +131,7 @@ class Outages:
         if self._is_flooded() and not pool.is_open(job.context) and self._parking.puts_off(job.delivery):
             self._parking.park(job.delivery)
             return True
-        outage = self._known_for(job) if self._known else None
-        if outage is None or pool.is_open(job.context):
+        if not self._known or (outage := self._in_the_way_of(job, pool)) is None:
             return False
         pause = pool.retry_after(job.context)
         if pause <= 0 and outage.may_be_probed_by(job):
@@ -147,12 +146,11 @@ class Outages:
 
     def let_in(self, job: Job) -> None:
         """Note that a message goes on to the scheduler: if nobody finds out whether its outage is over, it does."""
-        if not self._known or self._pool is None or job.context_error is not None:
+        pool = self._pool
+        if not self._known or pool is None or job.context_error is not None:
             return
-        outage = self._known_for(job)
-        if outage is None or self._pool.is_open(job.context) or self._pool.retry_after(job.context) > 0:
-            return
-        if outage.may_be_probed_by(job):
+        outage = self._in_the_way_of(job, pool)
+        if outage is not None and pool.retry_after(job.context) <= 0 and outage.may_be_probed_by(job):
             outage.prober = job
 
     async def wait(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> None:
@@ -218,8 +216,10 @@ class Outages:
         except PostroomError:  # weight= or host= failed: it is told when its turn comes
             return None
 
-    def _known_for(self, job: Job) -> _Outage | None:
-        return self._known.get((True, self._host(job))) or self._known.get((False, job.tenant))
+    def _in_the_way_of(self, job: Job, pool: ResourcePool[Any, Any]) -> _Outage | None:
+        """Return the outage of a message's host or tenant, unless its own resources are open all the same."""
+        outage = self._known.get((True, self._host(job))) or self._known.get((False, job.tenant))
+        return None if outage is None or pool.is_open(job.context) else outage
 
     def _outage(self, job: Job, error: PoolExhaustedError | ResourceOpenError) -> _Outage:
         host = self._host(job)
