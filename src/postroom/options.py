@@ -4,13 +4,20 @@ Durations are float seconds. A limit that comes from SQS is named with the page 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeAlias, TypeGuard, TypeVar, cast
+
+import msgspec
 
 from postroom.errors import ConfigurationError
 from postroom.message import Message
+
+_log = logging.getLogger("postroom")
+
+T = TypeVar("T")
 
 MAX_BATCH: Final = 10
 """Messages per receive and entries per batch (quotas-messages.html)."""
@@ -18,6 +25,39 @@ MAX_WAIT: Final = 20
 """Longest long poll, in seconds (sqs-short-and-long-polling.html)."""
 MAX_VISIBILITY: Final = 43_200
 """Longest visibility timeout, 12 hours in seconds, counted from the first receive (sqs-visibility-timeout.html)."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What a policy is asked about: one message that is about to be handled, or was."""
+
+    tenant: Any
+    """The message's tenant, as ``consumer.tenants[...]`` calls it; None when the consumer has no ``context=``."""
+    message: Message
+    attempt: int
+    """Which attempt this is, the first one being 1; see ``MessageContext.attempt``."""
+
+
+PerCall: TypeAlias = Callable[[Call], T] | T
+"""A policy: one value for all messages, or a function that chooses the value for each."""
+
+
+def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], default: T) -> T:
+    """Return what a policy says about a call.
+
+    A function that raises, or returns something else than ``kind``, is logged and counts as ``default``: it concerns
+    its message only, and must not end the consumer.
+    """
+    if not callable(policy):
+        return cast("T", policy)
+    try:
+        value = policy(call)
+    except Exception:
+        _log.exception("A policy function failed for message %s of tenant %s", call.message.id, call.tenant)
+        return default
+    if isinstance(value, kind):
+        return cast("T", value)
+    _log.error("A policy function returned %r for message %s; the default applies", value, call.message.id)
+    return default
 
 
 def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence where it is called

@@ -1,0 +1,78 @@
+"""The one way in which postroom starts tasks and timers: in a clean context, named, and supervised."""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+_log = logging.getLogger("postroom")
+
+
+class Tasks:
+    """Starts the tasks and timers of one component, and ends them with it.
+
+    A task inherits the context variables of whatever code starts it. In a consumer that code often runs for another
+    message, and its variables (a tenant, a request id) must not be visible in the new task. So every task and timer
+    starts in a copy of the context in which the component was opened.
+
+    An error that leaves a task or a timer is a defect, or news that the component cannot go on. It is logged, and
+    ``on_fatal`` is called with it; a component that lost a task must not look alive.
+
+    Args:
+        on_fatal: called, in the event loop, with an error that left a task or a timer.
+    """
+
+    def __init__(self, on_fatal: Callable[[BaseException], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._home = contextvars.copy_context()
+        self._on_fatal = on_fatal
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        """Count the tasks that have not ended."""
+        return len(self._tasks)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Start a task. It ends itself, or with :meth:`close`."""
+        task = self.loop.create_task(work, name=name, context=self._home.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended, context=self._home)
+        return task
+
+    def call_soon(self, function: Callable[..., object], *arguments: Any) -> asyncio.Handle:
+        """Call a function in the next turn of the loop."""
+        return self.loop.call_soon(self._call, function, *arguments, context=self._home)
+
+    def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        """Call a function after some seconds."""
+        return self.loop.call_later(seconds, self._call, function, *arguments, context=self._home)
+
+    def call_at(self, when: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        """Call a function at a time of the loop's clock."""
+        return self.loop.call_at(when, self._call, function, *arguments, context=self._home)
+
+    def run_clean(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a user's function now, so that it neither sees nor leaves context variables of another message."""
+        return self._home.copy().run(function, *arguments)
+
+    async def close(self) -> None:
+        """Cancel every task and wait until all have ended."""
+        while tasks := [task for task in self._tasks if task is not asyncio.current_task()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _call(self, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            _log.critical("A timer of postroom failed", exc_info=error)
+            self._on_fatal(error)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.critical("Task %s died", task.get_name(), exc_info=error)
+        self._on_fatal(error)
