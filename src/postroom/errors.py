@@ -203,6 +203,17 @@ class Reject(Exception):
         self.reason = reason
 
 
+class Drop(Exception):
+    """Raise it in a handler or in ``on_error`` to delete the message although it was not handled.
+
+    For what can never be handled and is not worth a dead letter. The reason is logged. It applies in every ``AckMode``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class AlreadyHandled(BaseException):
     """The instruction that leaves a handler when its message turns out to be a duplicate: it is acknowledged.
 

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
 import msgspec
 
@@ -94,16 +94,18 @@ class Concurrency:
     Args:
         total: handlers running at once in this consumer.
         per_tenant: handlers running at once for one tenant: one context, or one key of the pool.
-        overrides: who may have another number than ``per_tenant``: a mapping by tenant, or a function of it that
+        overrides: tenants with another number than ``per_tenant``: a mapping by tenant, or a function of it that
             returns None for the default. It is asked with every decision, so that a change takes effect at once.
-        weights: who gets more or less handler time than others when slots are short; 1.0 unless said otherwise. A
-            mapping or a function, as ``overrides``.
+        weights: tenants that get more or less handler time than others when slots are short; 1.0 unless said
+            otherwise. A mapping or a function, as ``overrides``.
         reserved: slots that tenants over their share leave free for the others, all of them together; None for a
             twelfth of ``total``.
         threads: threads for plain ``def`` handlers; a free one is needed for each that runs.
         handler_timeout: seconds that one handler may hold its slot; then it is cancelled and has failed with
-            ``HandlerTimeout``. None for no limit. A thread cannot be cancelled: a plain ``def`` handler that runs
-            longer keeps its slot and its message until it returns.
+            ``HandlerTimeout``. None for no limit; or a function of the :class:`Call`. A thread cannot be cancelled: a
+            plain ``def`` handler that runs longer keeps its slot and its message until it returns.
+        resolver_timeout: seconds that an async ``context=`` function may take for one message; then the message has
+            failed. Waiting for it takes no slot and no other tenant's room.
     """
 
     total: int = 64
@@ -112,7 +114,8 @@ class Concurrency:
     weights: Mapping[Any, float] | Callable[[Any], float | None] | None = None
     reserved: int | None = None
     threads: int = 16
-    handler_timeout: float | None = None
+    handler_timeout: PerCall[float | None] = None
+    resolver_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         _check_count("Concurrency", "total", self.total)
@@ -124,8 +127,9 @@ class Concurrency:
             value = getattr(self, name)
             what = f"Concurrency({name}=...) takes a mapping by tenant or a function of it; got {value!r}"
             _require(value is None or isinstance(value, Mapping) or callable(value), what)
-        if self.handler_timeout is not None:
+        if self.handler_timeout is not None and not callable(self.handler_timeout):
             _check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
+        _check_seconds("Concurrency", "resolver_timeout", self.resolver_timeout, least=0.001)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +139,21 @@ class Polling:
     Args:
         wait: seconds that SQS holds an empty receive open, 0 to 20.
         batch: messages per receive, 1 to 10.
-        pollers: receives outstanding at once while the queue is busy; in an idle one it is one. Where they cannot keep
-            up with a tenant that sends thousands of messages a second, quiet ones wait behind it.
-        prefetch: messages held beyond those that run, at the most. How many there are follows from the measured
+        pollers: receives outstanding at once while the queue is busy; one while it is idle. Where they cannot keep up
+            with a tenant that sends thousands of messages a second, quiet tenants wait behind it.
+        prefetch: messages held beyond those that run; an upper bound. How many there are follows from the measured
             handler time and round trip, so that no slot waits for the network; None for no bound of your own.
-        scout: whether to look for quiet tenants' messages when noisy ones have filled the buffer; what else comes is
-            put off by visibility, which counts as a receive. Never more than the queue's redrive policy has to spare.
-        lane: messages of one context that stay here while its resources are being opened and there is no room for
-            others; the rest is deferred by visibility.
+        gather: seconds that messages may gather in the queue before the next receive, where the last one brought less
+            than a batch. It trades latency for cost: at 100 messages/s each message takes a receive of its own, about
+            $114 a month at $0.40 per million requests; with ``gather=0.1`` it is $10, and a message waits up to 0.1 s
+            longer.
+        scout: whether to look for quiet tenants' messages while a noisy tenant has filled the buffer. What else comes
+            is parked: made invisible for a while, which costs a receive of that message, once, and never one that its
+            promised attempts need. True: only with proof of a noisy and a quiet tenant, and on queues whose messages
+            have a ``MessageGroupId``. "always": whenever there is no room. False: never.
+        lane: messages of one tenant that wait here while it is paused or its resources are unavailable; the rest is
+            deferred by visibility, as far as the promised attempts allow.
+        memory: bytes of message bodies held at once; receiving pauses above that.
         backoff: seconds before the second try after a failed receive; doubles up to ``max_backoff``.
         max_backoff: the longest such pause.
     """
@@ -151,8 +162,10 @@ class Polling:
     batch: int = 10
     pollers: int = 8
     prefetch: int | None = None
-    scout: bool = True
+    gather: float = 0.0
+    scout: bool | Literal["always"] = True
     lane: int = 16
+    memory: int = 256 * 1024 * 1024
     backoff: float = 0.5
     max_backoff: float = 30.0
 
@@ -164,7 +177,11 @@ class Polling:
         _check_count("Polling", "pollers", self.pollers)
         if self.prefetch is not None:
             _check_count("Polling", "prefetch", self.prefetch, least=0)
+        _check_seconds("Polling", "gather", self.gather, most=MAX_WAIT)
         _check_count("Polling", "lane", self.lane)
+        _check_count("Polling", "memory", self.memory, least=1024 * 1024, limit="a message has up to 1 MiB")
+        what = f'Polling(scout=...) takes True, False or "always"; got {self.scout!r}'
+        _require(self.scout in {True, False, "always"}, what)
         _check_seconds("Polling", "backoff", self.backoff, least=0.001)
         _check_seconds("Polling", "max_backoff", self.max_backoff, least=self.backoff)
 
@@ -202,9 +219,16 @@ DelayFunction = Callable[[Message, BaseException], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When a failed message is seen again: ``base * 2 ** (receive_count - 1)``, capped, with jitter.
+    """When a failed message is seen again: ``base * 2 ** (attempt - 1)``, capped, with jitter.
+
+    An attempt is a run of your code (resolver, decoder, handler) that ended in failure. SQS counts receives instead,
+    and the consumer may spend some of those itself: see ``attempts``.
 
     Args:
+        attempts: failed attempts after which the consumer sends the message to the dead-letter queue, with the reason.
+            What the queue's ``maxReceiveCount`` allows beyond them, the consumer may spend on deferring the message
+            while its tenant is unavailable, and on making room for others. None: the queue's redrive policy decides,
+            and a quarter of its receives (none of fewer than five) may be spent so.
         base: seconds before the second attempt.
         cap: the longest delay.
         jitter: the part of the delay that is random: 0 for none, 1 for anything between nothing and all of it.
@@ -212,12 +236,15 @@ class RetryPolicy:
             raises, the formula applies.
     """
 
+    attempts: int | None = None
     base: float = 1.0
     cap: float = 900.0
     jitter: float = 0.5
     delay: DelayFunction | None = None
 
     def __post_init__(self) -> None:
+        if self.attempts is not None:
+            _check_count("RetryPolicy", "attempts", self.attempts)
         _check_seconds("RetryPolicy", "base", self.base)
         _check_seconds("RetryPolicy", "cap", self.cap, least=self.base, most=MAX_VISIBILITY, limit="not less than base")
         _require(
@@ -240,8 +267,9 @@ class Faults:
         messages: different messages that must be among them: one bad message is not a broken tenant.
         base: seconds of the first such pause, at the most; doubles up to ``cap``, and half of it is random.
         cap: the longest pause.
-        poison_after: failures of one message after which it goes to the dead-letter queue with the reason, if
-            ``poison_others`` messages of its tenant have succeeded since its first. None for never.
+        poison_after: failed attempts of one message after which it goes to the dead-letter queue with the reason, if
+            ``poison_others`` messages of its tenant have succeeded since its first. None, the default, for never: the
+            queue's redrive policy decides.
         poison_others: see there.
     """
 
@@ -249,7 +277,7 @@ class Faults:
     messages: int = 5
     base: float = 1.0
     cap: float = 60.0
-    poison_after: int | None = 5
+    poison_after: int | None = None
     poison_others: int = 20
 
     def __post_init__(self) -> None:

@@ -1,13 +1,15 @@
-"""One message's way through the consumer."""
+"""One message on its way through the consumer."""
 
 import asyncio
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from postroom.errors import ContextError
-from postroom.message import Message
-from postroom.scheduling import Ticket
+from postroom.errors import MessageError
+from postroom.resources import Lease
 from postroom.settlement import Delivery
+
+if TYPE_CHECKING:
+    from postroom.consumer.source import Source
 
 
 class Cancellation(Enum):
@@ -17,34 +19,56 @@ class Cancellation(Enum):
     STOPPING = "the consumer stops and its drain time is over"
 
 
-class Job(Ticket, eq=False, kw_only=True):
-    """A delivery with its place in the scheduler, and how far it got."""
-
-    delivery: Delivery
-    message: Message
-    """The message as it was received."""
-    context: Any = None
-    context_error: ContextError | None = None
-    payload: Any = None
-    task: asyncio.Task[None] | None = None
-    turn: asyncio.Future[None] | None = None
-    """Set while it waits for a slot a second time, with its resources in hand."""
-    since: float = 0.0
-    """The loop time at which it got its slot."""
-    begun: bool = False
-    """Whether its task runs. One that is cancelled before would never get to its own clean-up."""
-    probe: float = 0.0
-    """Not 0.0: its tenant's handlers failed so often that nothing else of it is tried until this one ends. The loop
-    time until which the tenant was left alone: whether that is still the same pause tells a probe from a former one."""
-    started: bool = False
-    """Whether its handler was called."""
-    cancellation: Cancellation | None = None
+class Unresolved:
+    """The tenant of messages whose context could not be resolved. Their lane costs the other tenants nothing."""
 
     def __repr__(self) -> str:
-        return f"Job({self.message.id!r}, {self.state.value})"
+        return "<unresolved>"
+
+
+UNRESOLVED = Unresolved()
+
+
+class Job(Delivery, eq=False, kw_only=True):
+    """A delivery, and how far the consumer got with it. The only place that knows what becomes of a message.
+
+    Three layers share this object: the scheduler its place in line (``state``), the settler our hold on the message
+    (``deadline``, ``settlement``), the consumer what it found out about it.
+    """
+
+    source: "Source"
+    """The queue that it came from, with what settles and handles its messages."""
+    context: Any = None
+    problem: MessageError | None = None
+    """Why it cannot be handled: its context could not be resolved."""
+    slow: bool = False
+    """Whether its resolver has kept it waiting for so long that it takes no room of others."""
+    payload: Any = None
+    decoded: bool = False
+    lease: Lease[Any] | None = None
+    """Its tenant's resources, while it waits for a slot with them in hand."""
+    task: asyncio.Task[None] | None = None
+    turn: asyncio.Future[bool] | None = None
+    """Set while it waits for a slot with its resources in hand: True for its turn, False to go back without them."""
+    since: float = 0.0
+    """The loop time at which it got its slot."""
+    running: bool = False
+    """Whether its task has begun. One that is cancelled before that would never get to its own clean-up."""
+    probe: bool = False
+    """Whether its outcome decides if its tenant's breaker closes."""
+    started: bool = False
+    """Whether its handler was called."""
+    reported: bool = False
+    """Whether ``on_error`` was told that it waits for its tenant's resources: once is enough."""
+    cancellation: Cancellation | None = None
+    away_from: Any = None
+    """The obstacle for which it was given back, if it was: the end of that obstacle calls it back."""
 
     def cancel(self, reason: Cancellation) -> None:
         """Cancel the task that works on it, if there is one and it has begun."""
-        if self.task is not None and self.begun and not self.task.done():
+        if self.task is not None and self.running and not self.task.done():
             self.cancellation = reason
             self.task.cancel(reason.value)
+
+    def __repr__(self) -> str:
+        return f"Job({self.message.id!r}, {self.state.value})"

@@ -26,7 +26,7 @@ class Overtaking:
         self._known: dict[Hashable, float] = {}  # tenant: until when its last overtaking counts
 
     def found_quiet(self, message: Message, *, until: float) -> float:
-        """Note a quiet tenant's message; whom it overtook, the queue knows, as far as can be told, until a time.
+        """Note a quiet tenant's message. The queue knows the tenants that it overtook, it is assumed, until a time.
 
         Returns the seconds that it lay in the queue; 0.0 where that is not known.
         """

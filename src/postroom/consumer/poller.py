@@ -1,84 +1,55 @@
-"""Asks for messages while there is room for them."""
+"""Asks for messages as the receive policy says."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
-from postroom.consumer.scouting import BATCH, Scouting
-from postroom.errors import TransportError
-from postroom.events import Observers, PollFailed
+from postroom.consumer.core import Core
+from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
+from postroom.consumer.source import Source
+from postroom.errors import PostroomError, TransportError
+from postroom.events import PollFailed
 from postroom.message import Message
-from postroom.options import Polling, Visibility
-from postroom.transports.protocol import Queue
+from postroom.options import Visibility
+from postroom.tasks import Tasks
 
 _log = logging.getLogger("postroom.consumer")
 
-SPARSE: Final = 3
-"""Receives outstanding while messages come few by few, so that one that comes while a receive is on its way back finds
-another; and the most messages of a receive for which that is so: each of them could take a receive of its own."""
+_UNEXPECTED: Final = (OSError, RuntimeError, asyncio.TimeoutError, ValueError, TypeError, AttributeError, LookupError)
+"""What a transport may let through although its protocol does not name it: a failed receive, not the poller's end."""
+
+
+class Admits(Protocol):
+    """Where received messages go."""
+
+    def admit(self, messages: Sequence[Message]) -> int:
+        """Take the messages of one receive in. Returns how many of them lack nothing but a slot."""
+        ...
 
 
 class Poller:
-    """Keeps receives outstanding: one while the queue is quiet, up to ``Polling.pollers`` while it is busy.
+    """Keeps receives outstanding as the policy says. Every ``run`` is one poller."""
 
-    While receives bring a few messages, up to ``SPARSE``, as many receives are outstanding; the first that comes back
-    empty ends that.
-
-    When there is no room for more, ``scouting`` decides whether to look for quiet tenants' messages all the same.
-
-    Args:
-        queue: where to receive.
-        polling: how.
-        visibility: the visibility timeout that a receive asks for.
-        capacity: how many messages to hold at once.
-        held: how many are held now.
-        starving: whether nothing waits for a slot, so that even a small receive is worth a call.
-        admit: takes the messages of one receive, and returns how many of them lack nothing but a slot.
-        on_over_limit: called when the queue refuses a receive because too many messages are in flight.
-        observers: told of failed receives.
-    """
-
-    def __init__(
-        self,
-        queue: Queue,
-        polling: Polling,
-        visibility: Visibility,
-        *,
-        capacity: Callable[[], int],
-        scouting: Scouting,
-        held: Callable[[], int],
-        starving: Callable[[], bool],
-        admit: Callable[[Sequence[Message]], int],
-        on_over_limit: Callable[[], None],
-        observers: Observers,
-    ) -> None:
-        self._queue = queue
-        self._polling = polling
-        self._visibility = visibility
-        self._capacity = capacity
-        self._scouting = scouting
-        self._held = held
-        self._starving = starving
-        self._admit = admit
-        self._on_over_limit = on_over_limit
-        self._observers = observers
-        self._asked_for = 0
-        self._busy = False
-        self._sparse = False
+    def __init__(self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks) -> None:
+        self._source = source
+        self._core = core
+        self._policy = policy
+        self._admits = admits
+        self._tasks = tasks
+        self._polling = source.settings.polling
+        visibility = source.settings.visibility
+        self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
         self._stopping = False
+        self._failing = False
         self._waiters: list[asyncio.Future[None]] = []
         self._paused: set[asyncio.Future[None]] = set()
+        self.started_at: float | None = None
+        """The loop time at which the first receive was sent."""
         self.last_success: float | None = None
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failures = 0
-        self.round_trip = 0.0
-        """Seconds that a receive takes of late which need not wait for messages."""
-
-    @property
-    def room(self) -> int:
-        """How many more messages could be held."""
-        return self._capacity() - self._held() - self._asked_for
+        self.receives = 0
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
@@ -89,7 +60,7 @@ class Poller:
                     waiter.set_result(None)
 
     def stop(self) -> None:
-        """Start no receive any more. Those that are outstanding go on: their messages must not be stranded."""
+        """Start no further receive. Those that are outstanding go on: their messages must not be stranded."""
         self._stopping = True
         self.wake()
         for pause in self._paused:
@@ -97,49 +68,32 @@ class Poller:
                 pause.set_result(None)
 
     async def run(self, number: int) -> None:
-        """Receive until stopped. ``number`` 0 always polls; the others only while messages come."""
+        """Receive until stopped. Number 0 also polls while the queue is idle."""
+        time = self._tasks.loop.time
         pause = self._polling.backoff
-        while (limit := await self._room(number)) != 0:
+        while not self._stopping:
+            step = self._policy.next(number, self._core, time())
+            if isinstance(step, Pause):
+                await self._woken(step.seconds)
+                continue
+            began = time()
             try:
-                messages = await self._receive(limit)
-            except TransportError as error:
+                messages = await self._receive(step)
+            except (PostroomError, *_UNEXPECTED) as error:
                 await self._back_off(error, pause)
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
             pause = self._polling.backoff
-            if limit > 0:
-                self._busy = len(messages) == limit
-            may_run = self._admit(messages) if messages else 0
-            if limit > 0 and (may_run or not messages):  # what tenants send that are down tells nothing of the others
-                self._sparse = 0 < may_run <= SPARSE
-            self._scouting.received(emptied=len(messages) < abs(limit))
-            if self._busy or self._sparse:
-                self.wake()
+            runnable = self._admits.admit(messages) if messages else 0
+            now = time()
+            self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            if not step.scouting or self._policy.wants_company():
+                self.wake()  # there is more room, or more to fetch: another poller may have waited for it
 
-    async def _room(self, number: int) -> int:
-        """Wait until a receive is worth a call, and return how many messages to ask for; 0 when stopping.
-
-        A scouting receive is a negative number: what it brings has no room here.
-        """
-        while not self._stopping:
-            room = self.room
-            timeout = None
-            enough = room >= self._polling.batch or (room > 0 and self._asked_for == 0 and self._starving())
-            if enough and (number == 0 or self._busy or (self._sparse and number < SPARSE)):
-                return min(room, self._polling.batch)
-            # What cannot be parked is held beyond the capacity; that has an end, too.
-            if not enough and self._held() < 2 * self._capacity():
-                timeout = self._scouting.pause(number, pollers=self._polling.pollers, round_trip=self.round_trip)
-                if timeout == 0.0:
-                    return -(self._polling.batch if self._scouting.skimming else min(BATCH, self._polling.batch))
-            await self._woken(timeout)
-        return 0
-
-    async def _woken(self, timeout: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
+    async def _woken(self, seconds: float | None) -> None:
+        waiter = self._tasks.loop.create_future()
         self._waiters.append(waiter)
-        timer = None if timeout is None else loop.call_later(timeout, self._wake_one, waiter)
+        timer = None if seconds is None else self._tasks.call_later(seconds, self._wake_one, waiter)
         try:
             await waiter
         finally:
@@ -151,31 +105,37 @@ class Poller:
             self._waiters.remove(waiter)
             waiter.set_result(None)
 
-    async def _receive(self, limit: int) -> list[Message]:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        self._asked_for += max(0, limit)
+    async def _receive(self, ask: Ask) -> list[Message]:
+        now = self._tasks.loop.time()
+        if self.started_at is None:
+            self.started_at = now
+        self.receives += 1
+        self._policy.asked(ask)
         try:
-            messages = await self._queue.receive(
-                limit=abs(limit), wait=self._polling.wait, visibility=self._visibility.timeout
+            messages = await self._source.queue.receive(
+                limit=ask.limit, wait=self._polling.wait, visibility=self._timeout
             )
-        finally:
-            self._asked_for -= max(0, limit)
-            if limit > 0:
-                self.wake()  # there is more room: another poller may have waited for it, or nobody polls any more
-        self.last_success = loop.time()
-        if len(messages) == abs(limit):  # it did not have to wait for any
-            self.round_trip += 0.2 * (self.last_success - started - self.round_trip)
+        except BaseException:
+            self._policy.failed(ask)
+            raise
+        self.last_success = self._tasks.loop.time()
+        if self._failing:
+            self._failing = False
+            _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)
         return messages
 
-    async def _back_off(self, error: TransportError, pause: float) -> None:
+    async def _back_off(self, error: Exception, pause: float) -> None:
         self.failures += 1
-        if error.code == "OverLimit":
-            self._on_over_limit()
-        _log.error("Receiving from %s failed, next try in %g s: %s", self._queue.info.name, pause, error)
-        if self._observers:
-            self._observers.tell(PollFailed(self._queue.info.name, error, pause))
-        ended = asyncio.get_running_loop().create_future()
+        if isinstance(error, TransportError) and error.code == "OverLimit":
+            self._source.facts.over_limit()
+        level = logging.INFO if self._failing else logging.ERROR
+        self._failing = True
+        what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
+        _log.log(level, "Receiving from %s failed, next try in %g s: %s", self._source.name, pause, what)
+        observers = self._source.settings.observers
+        if observers:
+            observers.tell(PollFailed(self._source.name, error, pause))
+        ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:
             await asyncio.wait([ended], timeout=pause)

@@ -1,10 +1,10 @@
 """Whether to look for quiet tenants' messages while there is no room for more, and how hard."""
 
-from collections.abc import Callable, Hashable
-from typing import Final
+from collections.abc import Hashable
+from typing import Final, Literal
 
+from postroom.consumer.crowd import Crowd
 from postroom.consumer.overtaking import Overtaking
-from postroom.consumer.parking import Parking
 from postroom.message import Message
 
 SCOUTS: Final = 3
@@ -14,99 +14,106 @@ BATCH: Final = 2
 _SPACING: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
 _RARE: Final = 1000.0
-_ALONE: Final = 0.05
+BUDGET: Final = 60_000
+"""Messages that scouting may park beyond one for each message that was handled."""
 _DEEP: Final = 0.012
 """Seconds that a quiet message may have to lie behind noisy ones before skimming begins."""
 _UNCLEAR: Final = 0.06
 """Seconds without proof that no quiet message lies in the queue, which is an end of it or a message it puts last."""
 _HOLD: Final = 1.0
 _LONGEST_HOLD: Final = 8.0
-"""Seconds that skimming goes on before it is tried what happens without; twice as long after each try that cost a quiet
+"""Seconds of skimming before it stops briefly, as an experiment; twice as long after each experiment that cost a quiet
 message time."""
 _AFTER: Final = 0.25
 """Seconds after a try in which such messages may still come."""
 _CERTAIN: Final = 20
 """Receives in a row that brought nothing but what the queue knows as noisy, after which skimming ends at once."""
 _LATE: Final = 0.03
-"""Seconds that a quiet message may have lain in the queue. More, and the queue does not (or no more) put it first."""
+"""Seconds that a quiet message may have lain in the queue. More, and the queue does not put it first."""
 _MISSING: Final = 4.0
 """Usual pauses between quiet messages without one, after which what was known of the queue's order counts no more."""
 _GONE: Final = 3.0
-"""Seconds without a quiet message after which nobody is left to skim for."""
+"""Seconds without a quiet message after which skimming ends: no quiet tenant is left."""
 _CALM: Final = 1.0
-"""Seconds of room for everybody after which a new crowd may be somebody else's."""
+"""Seconds of room for all after which a new crowd may be another tenant's."""
 _MANY: Final = 1 / 3
-"""The part of all messages that quiet ones may be: where it is more, the crowd is everybody's, and nobody is noisy."""
+"""The part of all messages that quiet ones may be: where it is more, all tenants make the crowd, and none is noisy."""
 _LEARN: Final = 0.01
 
 
 class Scouting:
     """Keeps receives outstanding when the buffer is full, so that quiet tenants need not wait behind noisy ones.
 
+    It needs proof that there is a quiet tenant to find (:class:`~postroom.consumer.crowd.Crowd`), message groups, and
+    budget: each message that it parks costs a receive of that message, and a request for about ten of them.
+
     Two gears. *Scouting*: SQS's fair queues hand out quiet tenants' messages first, so a few small receives find
     them; what else they bring is parked. *Skimming*: while the queue does not know yet who is noisy, a quiet message
-    lies as long as the noisy ones before it, or, while it takes the wrong ones for noisy, until nothing else is there.
-    So every poller takes full batches off the top until nothing is left to lie behind.
+    lies as long as the noisy ones before it, or, while the queue takes the wrong ones for noisy, until nothing else is
+    there. So every poller takes full batches off the top until nothing is left to lie behind.
 
-    A crowd begins with skimming. Now and then it is tried what happens without: noisy messages pile up, and either
-    quiet ones overtake them, which is for the queue to do, or it goes on. What tells the one from the other is
-    in :class:`~postroom.consumer.overtaking.Overtaking`. When quiet messages that usually come stay away, nothing that
-    was known counts any more.
+    A crowd begins with skimming. From time to time skimming stops briefly, as an experiment: noisy messages pile up,
+    and either quiet ones overtake them, which is for the queue to do, or skimming goes on. What tells the one from the
+    other is in :class:`~postroom.consumer.overtaking.Overtaking`. When quiet messages that usually come stay away, what
+    was known about the queue's order is forgotten.
 
-    Scouts go slower when no quiet message has come for long, by a thousandth of that time, 0.25 s at the most; and
-    while one tenant is all that has been seen.
+    Scouts go slower when no quiet message has come for long, by a thousandth of that time, up to 0.25 s.
     """
 
-    def __init__(
-        self, parking: Parking, *, clock: Callable[[], float], alone: Callable[[], bool], enabled: bool
-    ) -> None:
-        self._parking = parking
-        self._clock = clock
-        self._alone = alone
-        self._enabled = enabled
+    def __init__(self, crowd: Crowd, now: float, *, when: bool | Literal["always"]) -> None:
+        self._crowd = crowd
+        self._when = when
         self._order = Overtaking()
-        self._start = self._next = clock() + _ALONE
-        self._crowded_at = clock() - _CALM
+        self._next = now
+        self._crowded_at = now - _CALM
         self._look_until = self._skim_until = 0.0
         self._known_in_a_row = 0
         self._clear_at = 0.0
         self._tried_at = -_AFTER
         self._hold = _HOLD
-        self._quiet_at = clock()
+        self._quiet_at = now
         self._quiet_part = 0.0
         self._interval = 1.0
         self._missing = _MISSING
         self._late = _LATE
         self._noisy: tuple[Hashable, Message] | None = None
+        self._budget = float(BUDGET)
         self.receives = 0
         """Scouting receives so far."""
 
-    @property
-    def skimming(self) -> bool:
+    def is_skimming(self, now: float) -> bool:
         """Whether every poller takes full batches."""
-        return self._clock() < self._skim_until
+        return now < self._skim_until
 
-    @property
-    def stopped_because(self) -> str | None:
-        """Why there is no scouting, even if there were no room; None while there would be."""
-        if not self._enabled:
+    def handled(self) -> None:
+        """Note that a message was handled: one more may be parked."""
+        self._budget = min(BUDGET, self._budget + 1.0)
+
+    def parked(self) -> None:
+        """Note that a message was parked."""
+        self._budget -= 1.0
+
+    def stopped_because(self, now: float) -> str | None:
+        """Return why there is no scouting, even if there were no room; None while there would be."""
+        if not self._when:
             return "Polling(scout=False), or no contexts"
-        return self._parking.refused_because
+        if self._when != "always":
+            if not self._crowd.is_proved(now):
+                return "no noisy tenant beside a quiet one"
+            if not self._crowd.is_grouped(now):
+                return "messages have no MessageGroupId, so the queue does not hand out quiet tenants' first"
+        return None if self._budget >= 1.0 else "the budget of parked messages is used up"
 
-    def pause(self, number: int, *, pollers: int, round_trip: float) -> float | None:
+    def pause(self, number: int, now: float, *, pollers: int, round_trip: float) -> float | None:
         """Return the seconds until poller ``number`` may scout; 0.0 if it goes now, None if it does not.
 
         It asks only while there is no room. Those that go are spread over a round trip.
         """
-        if self.stopped_because is not None:
+        if self.stopped_because(now) is not None:
             return None
-        now = self._clock()
-        if now < self._start:
-            return self._start - now
         self._late = max(_LATE, 3 * round_trip)
-        alone = self._alone()
-        self._look_around(now, alone=alone)
-        skimming = self.skimming
+        self._look_around(now)
+        skimming = self.is_skimming(now)
         if number >= SCOUTS and not skimming:
             return None
         if now < self._next:
@@ -114,14 +121,13 @@ class Scouting:
         if skimming:
             self._next = now + round_trip / pollers
         else:
-            rare = min(_LONGEST_PAUSE, max((now - self._quiet_at) / _RARE, _ALONE if alone else 0.0))
+            rare = min(_LONGEST_PAUSE, (now - self._quiet_at) / _RARE)
             self._next = now + max(_SPACING, round_trip / SCOUTS, rare)
         self.receives += 1
         return 0.0
 
-    def found_quiet(self, message: Message) -> None:
+    def found_quiet(self, message: Message, now: float) -> None:
         """Note that a message came whose tenant has not had its part."""
-        now = self._clock()
         self._interval += 0.1 * (min(1.0, max(0.01, now - self._quiet_at)) - self._interval)
         self._missing = _MISSING
         self._quiet_at = now
@@ -142,11 +148,10 @@ class Scouting:
         self._quiet_part -= _LEARN * self._quiet_part
         self._noisy = tenant, message
 
-    def received(self, *, emptied: bool) -> None:
+    def received(self, now: float, *, emptied: bool) -> None:
         """Note that a receive was taken in, and whether it brought less than it asked for."""
         if self._noisy is not None:
             (tenant, message), self._noisy = self._noisy, None
-            now = self._clock()
             known = self._order.found_noisy(tenant, message, now=now)
             if known is not None:
                 self._known_in_a_row = self._known_in_a_row + 1 if known else 0
@@ -159,13 +164,13 @@ class Scouting:
                 self._tried_at = now
         if emptied:
             self._order.emptied()
-            self._clear_at = self._clock()
+            self._clear_at = now
 
     def _is_in_the_way(self, now: float) -> bool:
         """Whether what lies in the queue keeps quiet messages back, or could if they are the ones put last."""
         return self._order.depth > _DEEP or now - self._clear_at > _UNCLEAR
 
-    def _look_around(self, now: float, *, alone: bool) -> None:
+    def _look_around(self, now: float) -> None:
         """Skim to see who else is there: when a crowd begins, and when usual quiet messages stay away."""
         calm = now - self._crowded_at > _CALM
         self._crowded_at = now
@@ -175,9 +180,8 @@ class Scouting:
             self._hold = _HOLD
             self._look_until = now + _GONE
         elif now - self._quiet_at > self._missing * self._interval:
-            self._missing *= 2  # they may have stopped, or lie behind noisy ones: look, ever more rarely
+            self._missing *= 2  # they may have stopped, or lie behind noisy ones: look, less and less often
             self._look_until = max(self._look_until, now + _HOLD)
         else:
             return
-        if not alone:
-            self._skim_until = max(self._skim_until, now + _HOLD)
+        self._skim_until = max(self._skim_until, now + _HOLD)

@@ -16,6 +16,10 @@ class ConsumerStatistics:
 
     received: int = 0
     """Messages received, repeated receives included."""
+    receives: int = 0
+    """ReceiveMessage requests; each costs $0.40 per million."""
+    scouting_receives: int = 0
+    """Those of them that looked for quiet tenants' messages although there was no room."""
     succeeded: int = 0
     """Handlers that returned."""
     duplicates: int = 0
@@ -40,16 +44,24 @@ class ConsumerStatistics:
     """Messages that wait, without a slot, for their tenant's resources."""
     held: int = 0
     """Messages that are ours now, those whose acknowledgement is on its way included."""
+    held_bytes: int = 0
+    """Bytes of their bodies."""
     tenants: int = 0
     """Tenants that have a message here now."""
     parked: int = 0
-    """Surplus messages of noisy tenants put off so far, so that others' could be received."""
+    """Messages of noisy tenants made invisible so far, so that others' could be received."""
+    deferred: int = 0
+    """Messages made invisible so far because their tenant could not run."""
+    away: int = 0
+    """Messages that are invisible now for either reason; some may have reappeared."""
     scouting_stopped: str | None = None
     """Why quiet tenants' messages are not looked for when there is no room; None while they are."""
     group_mismatches: int = 0
-    """How often MessageGroupId and context disagreed about whose a message is, which keeps SQS's fair queues from
+    """How often MessageGroupId and context disagreed about a message's tenant, which keeps SQS's fair queues from
     telling tenants apart; 0 on FIFO queues."""
     last_poll_age: float | None = None
     """Seconds since SQS last answered a receive; None before the first answer. The measure of health."""
+    loop_lag: float = 0.0
+    """The longest time in seconds for which the event loop was blocked."""
     pool: PoolStatistics | None = None
     """The pool's own snapshot; None when the consumer has no resources."""

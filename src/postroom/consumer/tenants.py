@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from postroom.errors import ConfigurationError
 from postroom.scheduling import LaneStatistics, Pace, Scheduler
@@ -15,9 +15,11 @@ _POLL = 0.05
 
 
 class TenantState(StrEnum):
-    """What was decided about a tenant."""
+    """What was decided about a tenant, or what became of it."""
 
     ACTIVE = "active"
+    UNAVAILABLE = "unavailable"
+    """Its resources cannot be opened, or its handlers fail: its messages wait. ``TenantStatus.reason`` has the cause."""
     PAUSED = "paused"
     """Its messages wait, here and in the queue."""
     QUARANTINED = "quarantined"
@@ -31,7 +33,9 @@ class TenantStatus:
     key: Hashable
     state: TenantState = TenantState.ACTIVE
     reason: str | None = None
-    """Why it was quarantined."""
+    """Why it is unavailable, or was quarantined."""
+    since: float | None = None
+    """For how many seconds it has been unavailable."""
     concurrency: int | None = None
     """Its own limit of running handlers, if it has one."""
     rate: float | None = None
@@ -41,7 +45,24 @@ class TenantStatus:
     suspended: int = 0
     """Messages that wait, without a slot, for its resources."""
     handler_seconds: float = 0.0
-    """What one of its messages takes of late."""
+    """What one of its messages takes, as a recent average."""
+
+
+class Controlled(Protocol):
+    """The consumer, as far as decisions about its tenants go."""
+
+    @property
+    def scheduler(self) -> Scheduler[Any]:
+        """Where tenants have their lanes."""
+        ...
+
+    def decided(self, tenant: Hashable, *, paused: bool) -> None:
+        """Carry out what was decided about a tenant: start, call back, give up resources."""
+        ...
+
+    def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
+        """Return why a tenant cannot run, and for how many seconds, if it cannot."""
+        ...
 
 
 class Tenants:
@@ -56,19 +77,17 @@ class Tenants:
         self._rules: dict[Hashable, TenantStatus] = {}
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
-        self._scheduler: Scheduler[Any] | None = None
+        self._consumer: Controlled | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._dispatch: Callable[[], None] | None = None
-        self._held: Callable[[Hashable], int] | None = None
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def pause(self, key: Hashable) -> None:
-        """Start none of a tenant's messages any more; those that run go on.
+        """Start no further message of a tenant; those that run go on.
 
-        What waits here stays ours; of what still comes, a few messages wait here and the rest is deferred, as long as
-        that does not bring a message nearer to the dead-letter queue than its real attempts need.
+        What waits here stays ours; of what still comes, a few messages wait here and the rest is deferred, as far as
+        the attempts that each message was promised allow.
         """
         self._decide(key, state=TenantState.PAUSED, reason=None)
 
@@ -110,9 +129,12 @@ class Tenants:
     # -- a look -------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: Hashable) -> TenantStatus:
-        """Return what is known of a tenant; of one that nobody has heard of, that it is active and has nothing here."""
+        """Return what is known of a tenant. An unknown one is active and has nothing here."""
         rule = self._rules.get(key) or TenantStatus(key=key)
         figures = self._figures(key)
+        trouble = None if self._consumer is None else self._consumer.unavailable(key)
+        if trouble is not None and rule.state is TenantState.ACTIVE:
+            rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
         return replace(
             rule,
             running=figures.running,
@@ -123,10 +145,15 @@ class Tenants:
 
     def __iter__(self) -> Iterator[TenantStatus]:
         """List the tenants that have something here now, and those that something was decided about."""
-        here = [] if self._scheduler is None else self._scheduler.tenants()
+        here = [] if self._consumer is None else self._consumer.scheduler.tenants()
         return iter([self[key] for key in dict.fromkeys([*here, *list(self._rules)])])
 
     # -- what the consumer asks ---------------------------------------------------------------------------------
+
+    @property
+    def ruled(self) -> bool:
+        """Whether anything was decided about any tenant."""
+        return bool(self._rules)
 
     def is_paused(self, key: Hashable) -> bool:
         """Whether a tenant is paused."""
@@ -143,18 +170,11 @@ class Tenants:
         rule = self._rules.get(key) if self._rules else None
         return rule.reason if rule is not None and rule.state is TenantState.QUARANTINED else None
 
-    def attach(
-        self, scheduler: Scheduler[Any], dispatch: Callable[[], None], *, held: Callable[[Hashable], int]
-    ) -> None:
-        """Begin to carry decisions out: the consumer starts, in this thread and loop.
-
-        ``held`` says how many of a tenant's suspended messages wait for nothing but the end of an outage.
-        """
-        self._held = held
+    def attach(self, consumer: Controlled) -> None:
+        """Begin to carry decisions out: the consumer starts, in this thread and loop."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._scheduler = scheduler
-        self._dispatch = dispatch
+        self._consumer = consumer
         self._paces.clear()  # their times were those of another loop
         for key in list(self._rules):
             self._carry_out(key)
@@ -175,16 +195,13 @@ class Tenants:
             loop.call_soon_threadsafe(self._carry_out, key)
 
     def _carry_out(self, key: Hashable) -> None:
-        if self._scheduler is None or self._dispatch is None:
+        if self._consumer is None:
             return
         rule = self._rules.get(key) or TenantStatus(key=key)
-        self._scheduler.control(
-            key,
-            paused=rule.state is TenantState.PAUSED,
-            pace=self._pace(key, rule.rate),
-            cap=rule.concurrency,
-        )
-        self._dispatch()
+        paused = rule.state is TenantState.PAUSED
+        pace = self._pace(key, rule.rate)
+        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=rule.concurrency)
+        self._consumer.decided(key, paused=paused)
 
     def _pace(self, key: Hashable, rate: float | None) -> Pace | None:
         """Return the tenant's bucket: the same one while its rate stays, or every other decision would fill it up."""
@@ -199,8 +216,7 @@ class Tenants:
     def _is_busy(self, key: Hashable) -> bool:
         """Whether anything of a tenant runs, or is about to get its resources."""
         figures = self._figures(key)
-        held = 0 if self._held is None else self._held(key)
-        return figures.running > 0 or figures.suspended > held
+        return figures.running > 0 or figures.suspended > 0
 
     def _figures(self, key: Hashable) -> LaneStatistics:
-        return LaneStatistics() if self._scheduler is None else self._scheduler.figures(key)
+        return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)

@@ -210,6 +210,11 @@ class AttributeResolver(Generic[T_co]):
             values[name] = text if convert is None else convert(text)
         return values
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no code of the user's runs when a context is made."""
+        return self._known is not None
+
     def _made(self, values: dict[str, Any], message: Message) -> T_co:
         try:
             return self._cls(**values)

@@ -1,6 +1,7 @@
 """Message groups: one ticket of each is in a lane, the rest waits behind it in order."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic
 
 from typing_extensions import TypeVar
@@ -60,17 +61,21 @@ class Groups(Generic[T]):
             return []
         return self._struck_off(group)
 
-    def strike_off_all(self) -> list[T]:
-        """Strike off, in order within each group, what waits behind any head."""
-        return [ticket for group in self._groups.values() for ticket in self._struck_off(group)]
+    def strike_off_all(self, keep: Callable[[T], bool]) -> list[T]:
+        """Strike off, in order within each group, what waits behind any head, from the first that is not kept on.
 
-    def forget_done(self) -> None:
-        """Forget the groups whose heads are done."""
-        self._groups = {name: group for name, group in self._groups.items() if group.head.state is not State.DONE}
+        Behind a head that is not kept itself nothing is kept: it would overtake the head.
+        """
+        return [ticket for group in self._groups.values() for ticket in self._struck_off(group, keep)]
 
-    def _struck_off(self, group: _Group[T]) -> list[T]:
-        behind = list(group.behind)
-        group.behind.clear()
+    def _struck_off(self, group: _Group[T], keep: Callable[[T], bool] | None = None) -> list[T]:
+        kept = 0
+        if keep is not None and keep(group.head):
+            while kept < len(group.behind) and keep(group.behind[kept]):
+                kept += 1
+        behind = list(group.behind)[kept:]
+        for _ in behind:
+            group.behind.pop()
         self.behind -= len(behind)
         for ticket in behind:
             ticket.state = State.DONE

@@ -11,7 +11,7 @@ A ticket's life::
               │ └────put_back────┘ │
               └──resume── SUSPENDED ◀──suspend     (its tenant's resources open: no slot is held)
 
-While a ticket is suspended its lane grants nothing else: whoever came later would wait for the same resources.
+While a ticket is suspended its lane grants nothing else: later tickets would wait for the same resources.
 
 The order is a deficit round robin that charges measured seconds: an estimate when a slot is granted, corrected when
 the work ends. Between two tenants that always have work waiting, what they were charged per weight differs by at most
@@ -19,16 +19,15 @@ one quantum and one job. (What runs at the same time is charged by estimate: whe
 count until they end.) Three rules more:
 
 * **Reserve.** ``reserved`` slots are kept from tenants that are over their share of the rest, all of them together.
-  It is void when one tenant has long been alone here: nobody would use them.
+  It is void when one tenant has long been alone here.
 * **Newcomers first.** The first ticket of a tenant that had nothing here goes before those of tenants in line, but
   after ``total`` such grants in a row (16 at least) one of the others has its turn.
-* **Caps** hold one tenant back, never a slot: :meth:`Scheduler.grant` returns None only when no slot is free or nobody
-  may use one.
+* **Caps** hold one tenant back, never a slot: :meth:`Scheduler.grant` returns None only when no slot is free or no
+  lane may use one.
 """
 
-import math
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Final, Generic
 
 from typing_extensions import TypeVar
@@ -38,12 +37,11 @@ from postroom.scheduling.limits import Chosen, PerTenant
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
-    FRESH,
-    NOWHERE,
     Control,
     Lane,
     LaneStatistics,
     Pace,
+    Place,
     SchedulerStatistics,
     State,
     Ticket,
@@ -69,9 +67,9 @@ class Scheduler(Generic[T]):
     Args:
         total: slots.
         per_tenant: slots for one tenant.
-        caps: who may have another number of slots: a mapping, or a function that returns None for the default. It is
-            asked anew with every decision about that tenant.
-        weights: who gets more or less than others in proportion; 1.0 unless said otherwise.
+        caps: which tenants have another number of slots: a mapping, or a function that returns None for the default.
+            It is asked again with every decision about that tenant.
+        weights: which tenants get more or less than others in proportion; 1.0 unless said otherwise.
         reserved: slots that tenants over their share leave free for the others.
         quantum: handler seconds of one round.
     """
@@ -86,14 +84,9 @@ class Scheduler(Generic[T]):
         reserved: int = 0,
         quantum: float = QUANTUM,
     ) -> None:
-        self._total = total
-        self._caps = Chosen(per_tenant, caps)
-        self._weights = Chosen(1.0, weights)
-        self._varies = self._caps.varies or self._weights.varies
-        self._reserved = min(reserved, total - 1)
-        self._patience = max(total, _PATIENCE)
         self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
+        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved)
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
@@ -111,7 +104,34 @@ class Scheduler(Generic[T]):
         self._met = False
         self._typical = FIRST_ESTIMATE
 
+    def adjust(
+        self,
+        *,
+        total: int,
+        per_tenant: int,
+        caps: PerTenant[int] | None = None,
+        weights: PerTenant[float] | None = None,
+        reserved: int = 0,
+    ) -> None:
+        """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
+        self._total = total
+        self._caps = Chosen(per_tenant, caps)
+        self._weights = Chosen(1.0, weights)
+        self._varies = self._caps.varies or self._weights.varies
+        self._reserved = min(reserved, total - 1)
+        self._patience = max(total, _PATIENCE)
+        for lane in self._lanes.values():
+            own = None if lane.control is None else lane.control.cap
+            lane.cap = own or int(self._caps(lane.tenant))
+            lane.weight = self._weights(lane.tenant)
+            self._offer(lane)
+
     # -- what is here -------------------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """Slots."""
+        return self._total
 
     @property
     def waiting(self) -> int:
@@ -127,6 +147,11 @@ class Scheduler(Generic[T]):
     def blocked(self) -> int:
         """Tickets that could not run if there were a slot: suspended ones, and what waits in blocked lanes."""
         return self._suspended + self._behind_blocked
+
+    @property
+    def blocked_lanes(self) -> int:
+        """Tenants that can run nothing, however many slots are free."""
+        return len(self._blocked)
 
     @property
     def ready(self) -> int:
@@ -145,7 +170,7 @@ class Scheduler(Generic[T]):
 
     @property
     def typical(self) -> float:
-        """Handler seconds that a message takes of late, whosesoever it is."""
+        """Handler seconds that a message takes, as a recent average over all tenants."""
         return self._typical
 
     def statistics(self) -> SchedulerStatistics:
@@ -164,7 +189,7 @@ class Scheduler(Generic[T]):
         return LaneStatistics(lane.running, len(lane.waiting), lane.suspended, lane.estimate)
 
     def is_blocked(self, tenant: Hashable) -> bool:
-        """Whether what waits of a tenant could not run if there were a slot: it is paused, or its resources open."""
+        """Whether what waits of a tenant could not run if there were a slot: suspended, paused or asleep."""
         return (lane := self._lanes.get(tenant)) is not None and lane.blocked
 
     def standing(self, tenant: Hashable, *, room: int) -> tuple[bool, bool]:
@@ -184,6 +209,7 @@ class Scheduler(Generic[T]):
 
     def add(self, ticket: T) -> None:
         """Take a ticket in. It waits for its turn, and behind every earlier ticket of its message group."""
+        ticket.state = State.WAITING
         self._waiting += 1
         if ticket.group is None or self._groups.enter(ticket.group, ticket):
             self._line_up(ticket)
@@ -193,14 +219,14 @@ class Scheduler(Generic[T]):
         if self._running >= self._total:
             return None
         if self._asleep:
-            for woken in self._asleep.woken(now):
-                self._offer(woken)
+            for woken in self._asleep.due(now):
+                self._wake(woken)
         while (lane := self._next()) is not None:
             if not self._may_run(lane):
                 continue
             pace = None if lane.control is None else lane.control.pace
             if pace is not None and (pause := pace.take(now)):
-                self._asleep.put(lane, now + pause)
+                self._sleep(lane, now, now + pause)
                 continue
             return self._run(lane)
         return None
@@ -231,21 +257,18 @@ class Scheduler(Generic[T]):
             self._line_up(head)
         if lane.waiting:
             self._offer(lane)
-        elif not lane.running and not lane.suspended:
-            self._lanes.pop(lane.tenant, None)
+        else:
+            self._forget_if_empty(lane)
 
     def suspend(self, ticket: T, *, now: float = 0.0, seconds: float | None = None) -> None:
         """Take the slot back: the ticket waits for its tenant's resources, and so would the rest of its lane."""
         lane = lane_of(ticket)
         ticket.state = State.SUSPENDED
         self._stop_running(ticket, lane, seconds or 0.0)
-        if not lane.blocked:
-            self._behind_blocked += len(lane.waiting)
-        if not lane.suspended:
-            lane.blocked_since = now
-            self._blocked[lane] = None
+        was_blocked = lane.blocked
         lane.suspended += 1
         self._suspended += 1
+        self._note_blocked(lane, was_blocked=was_blocked, now=now)
 
     def resume(self, ticket: T) -> None:
         """Let a suspended ticket wait for a slot again, first in its lane."""
@@ -262,6 +285,26 @@ class Scheduler(Generic[T]):
             self._stop_running(ticket, lane, seconds or 0.0)
         self._wait_first(ticket, lane)
 
+    def prefer(self, tenant: Hashable, better: Callable[[T], int]) -> None:
+        """Move the ticket of a tenant for which ``better`` says most to the front of its lane."""
+        lane = self._lanes.get(tenant)
+        if lane is None or len(lane.waiting) < 2:
+            return
+        best = max(range(len(lane.waiting)), key=lambda place: better(lane.waiting[place]))
+        if best:
+            ticket = lane.waiting[best]
+            del lane.waiting[best]
+            lane.waiting.appendleft(ticket)
+
+    def waiting_of(self, tenant: Hashable) -> list[T]:
+        """Return what waits in a tenant's lane, in order."""
+        lane = self._lanes.get(tenant)
+        return [] if lane is None else list(lane.waiting)
+
+    def blocked_tickets(self) -> list[T]:
+        """Return what waits in blocked lanes."""
+        return [ticket for lane in self._blocked for ticket in lane.waiting]
+
     # -- striking off -------------------------------------------------------------------------------------------
 
     def withdraw_group(self, ticket: T) -> list[T]:
@@ -276,45 +319,51 @@ class Scheduler(Generic[T]):
         It ends in each lane at the first ticket that may not go.
         """
         shed: list[T] = []
-        for lane in self._blocked:
+        for lane in list(self._blocked):
             if lane.blocked_since <= blocked_before:
                 while lane.size > keep and lane.waiting and may_go(lane.waiting[-1]):
                     self._strike_off(lane.waiting.pop(), lane, shed)
         return shed
 
-    def withdraw(self, tenant: Hashable) -> list[T]:
-        """Strike off, in order within each message group, everything of a tenant that waits for a slot."""
+    def withdraw(self, tickets: Iterable[T]) -> list[T]:
+        """Strike off tickets that wait in their lanes, each with what waits behind it in its group, in order."""
         withdrawn: list[T] = []
-        lane = self._lanes.get(tenant)
-        if lane is not None:
-            while lane.waiting:
-                self._strike_off(lane.waiting.popleft(), lane, withdrawn)
-            self._forget_if_empty(lane)
+        for ticket in tickets:
+            if ticket.state is State.WAITING:
+                lane = lane_of(ticket)
+                lane.waiting.remove(ticket)
+                self._strike_off(ticket, lane, withdrawn)
+                self._forget_if_empty(lane)
         return withdrawn
 
-    def withdraw_waiting(self) -> list[T]:
+    def withdraw_waiting(self, keep: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
         """Strike off, in order within each message group, everything that waits for a slot: the consumer stops.
 
-        What runs or is suspended stays: it is finished or cancelled by its own task.
+        What runs or is suspended stays: its own task finishes it or is cancelled. So does what ``keep`` wants to keep,
+        but nothing that would then overtake an earlier ticket of its group.
         """
         withdrawn: list[T] = []
+        for ticket in self._groups.strike_off_all(keep):
+            self._waiting -= 1
+            withdrawn.append(ticket)
+        heads: list[T] = []
         for lane in list(self._lanes.values()):
-            withdrawn.extend(lane.waiting)
-            if lane.blocked:
-                self._behind_blocked -= len(lane.waiting)
-            lane.waiting.clear()
+            for ticket in [ticket for ticket in lane.waiting if not keep(ticket)]:
+                lane.waiting.remove(ticket)
+                self._strike_off(ticket, lane, heads)
             self._forget_if_empty(lane)
-        for ticket in withdrawn:
-            ticket.state = State.DONE
-        withdrawn += self._groups.strike_off_all()
-        self._groups.forget_done()
-        self._waiting = 0
-        return withdrawn
+        return heads + withdrawn
 
     # -- control of one tenant ----------------------------------------------------------------------------------
 
     def control(
-        self, tenant: Hashable, *, paused: bool = False, pace: Pace | None = None, cap: int | None = None
+        self,
+        tenant: Hashable,
+        *,
+        paused: bool = False,
+        pace: Pace | None = None,
+        cap: int | None = None,
+        now: float = 0.0,
     ) -> None:
         """Pause a tenant, let it go on at a pace, or with a cap of its own. It stays until it is said otherwise."""
         control = Control(paused, pace, cap) if paused or pace is not None or cap is not None else None
@@ -327,25 +376,24 @@ class Scheduler(Generic[T]):
             return
         was_blocked = lane.blocked
         lane.paused = paused
-        self._behind_blocked += len(lane.waiting) * (lane.blocked - was_blocked)
-        if lane.asleep_until < math.inf:  # a sleep without an end is ended by whoever began it
-            lane.asleep_until = 0.0
         lane.control = control
         lane.cap = cap or int(self._caps(tenant))
+        if lane.asleep_until is not None:  # its pace may have changed; who may run when is asked again at its turn
+            lane.asleep, lane.asleep_until = False, None
+        self._note_blocked(lane, was_blocked=was_blocked, now=now)
         self._offer(lane)
 
-    def sleep(self, tenant: Hashable, until: float) -> None:
-        """Grant a tenant's lane nothing before a time."""
+    def sleep(self, tenant: Hashable, until: float | None, *, now: float = 0.0) -> None:
+        """Grant a tenant's lane nothing before a time; None: until it is woken."""
         lane = self._lanes.get(tenant)
-        if lane is not None and until > lane.asleep_until:
-            self._asleep.put(lane, until)
+        if lane is not None:
+            self._sleep(lane, now, until)
 
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
         lane = self._lanes.get(tenant)
-        if lane is not None and lane.asleep_until:
-            lane.asleep_until = 0.0
-            self._offer(lane)
+        if lane is not None and lane.asleep:
+            self._wake(lane)
 
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
@@ -364,8 +412,8 @@ class Scheduler(Generic[T]):
     def _next_fresh(self) -> Lane[T] | None:
         while self._fresh:
             lane = self._fresh.popleft()
-            if lane.round == FRESH:
-                lane.round = NOWHERE
+            if lane.place is Place.FRESH:
+                lane.place = Place.NOWHERE
                 self._streak += 1
                 return lane
         return None
@@ -415,8 +463,7 @@ class Scheduler(Generic[T]):
             own = None if lane.control is None else lane.control.cap
             lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
-        held_back = lane.suspended or lane.paused or lane.asleep_until
-        return lane.running < lane.cap and bool(lane.waiting) and not held_back
+        return lane.running < lane.cap and bool(lane.waiting) and not lane.blocked
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""
@@ -425,17 +472,18 @@ class Scheduler(Generic[T]):
 
     def _offer(self, lane: Lane[T]) -> None:
         """Let a lane that could use a slot stand in line; one that stands too far back moves up."""
-        place, number = lane.round, int(lane.served / self._quantum)
-        if place == FRESH or (place != NOWHERE and not lane.over and number >= place) or not self._may_run(lane):
+        place, number = lane.place, int(lane.served / self._quantum)
+        in_line = place is Place.IN_LINE
+        if place is Place.FRESH or (in_line and not lane.over and number >= lane.round) or not self._may_run(lane):
             return
-        if place == NOWHERE:
-            # Whoever could not use its turns has not saved them up.
+        if not in_line:
+            # Turns that a lane could not use are not saved up.
             lane.served = max(lane.served, self._round * self._quantum)
             self._line(lane)
             return
         over = self._reserved > 0 and self._is_over(lane)
-        if number < place or over is not lane.over:
-            (self._over if over else self._within).put(lane, min(number, place))
+        if number < lane.round or over is not lane.over:
+            (self._over if over else self._within).put(lane, min(number, lane.round))
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
@@ -443,13 +491,13 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(ticket.tenant)
         if lane is None:
             lane = self._lanes[ticket.tenant] = self._new_lane(ticket.tenant)
-            lane.round = FRESH
+            lane.place = Place.FRESH
             self._fresh.append(lane)
         ticket.lane = lane
         lane.waiting.append(ticket)
-        if lane.suspended or lane.paused:
+        if lane.blocked:
             self._behind_blocked += 1
-        elif lane.round == NOWHERE:
+        elif lane.place is Place.NOWHERE:
             self._offer(lane)
 
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
@@ -464,6 +512,8 @@ class Scheduler(Generic[T]):
         )
         lane.control = control
         lane.paused = control is not None and control.paused
+        if lane.paused:
+            self._blocked[lane] = None
         return lane
 
     def _stop_running(self, ticket: T, lane: Lane[T], seconds: float | None) -> None:
@@ -483,10 +533,31 @@ class Scheduler(Generic[T]):
     def _end_suspension(self, lane: Lane[T]) -> None:
         lane.suspended -= 1
         self._suspended -= 1
-        if not lane.suspended:
+        self._note_blocked(lane, was_blocked=True, now=lane.blocked_since)
+
+    def _sleep(self, lane: Lane[T], now: float, until: float | None) -> None:
+        was_blocked = lane.blocked
+        lane.asleep = True
+        lane.asleep_until = until
+        if until is not None:
+            self._asleep.put(lane, until)
+        self._note_blocked(lane, was_blocked=was_blocked, now=now)
+
+    def _wake(self, lane: Lane[T]) -> None:
+        was_blocked = lane.blocked
+        lane.asleep, lane.asleep_until = False, None
+        self._note_blocked(lane, was_blocked=was_blocked, now=lane.blocked_since)
+        self._offer(lane)
+
+    def _note_blocked(self, lane: Lane[T], *, was_blocked: bool, now: float) -> None:
+        """Keep the count of what waits in blocked lanes, after a lane may have become blocked or free."""
+        if lane.blocked and not was_blocked:
+            lane.blocked_since = now
+            self._blocked[lane] = None
+            self._behind_blocked += len(lane.waiting)
+        elif was_blocked and not lane.blocked:
             del self._blocked[lane]
-            if not lane.paused:
-                self._behind_blocked -= len(lane.waiting)
+            self._behind_blocked -= len(lane.waiting)
 
     def _strike_off(self, ticket: T, lane: Lane[T], into: list[T]) -> None:
         """Strike off a ticket that was taken out of its lane, and what waits behind it in its group, after it."""
@@ -499,5 +570,7 @@ class Scheduler(Generic[T]):
             self._groups.next(ticket.group)
 
     def _forget_if_empty(self, lane: Lane[T]) -> None:
-        if not lane.size:
-            self._lanes.pop(lane.tenant, None)
+        if not lane.size and self._lanes.get(lane.tenant) is lane:
+            del self._lanes[lane.tenant]
+            self._blocked.pop(lane, None)
+            lane.asleep, lane.asleep_until = False, None  # its entry among the sleepers is stale now

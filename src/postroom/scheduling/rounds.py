@@ -6,7 +6,7 @@ from typing import Generic
 
 from typing_extensions import TypeVar
 
-from postroom.scheduling.tickets import NOWHERE, Lane, Ticket
+from postroom.scheduling.tickets import Lane, Place, Ticket
 
 T = TypeVar("T", bound=Ticket, default=Ticket)
 
@@ -34,6 +34,7 @@ class Rounds(Generic[T]):
 
     def put(self, lane: Lane[T], number: int) -> None:
         """Let a lane stand at the end of a round's line."""
+        lane.place = Place.IN_LINE
         lane.round = number
         lane.over = self._over
         line = self._lines.get(number)
@@ -50,7 +51,7 @@ class Rounds(Generic[T]):
             line = self._lines[number]
             while line:
                 lane = line[0]
-                if lane.round == number and lane.over is self._over:
+                if lane.place is Place.IN_LINE and lane.round == number and lane.over is self._over:
                     return lane
                 line.popleft()
             del self._lines[number]
@@ -60,4 +61,4 @@ class Rounds(Generic[T]):
     def take(self, lane: Lane[T]) -> None:
         """Remove the lane that :meth:`first` found."""
         self._lines[lane.round].popleft()
-        lane.round = NOWHERE
+        lane.place = Place.NOWHERE

@@ -1,8 +1,8 @@
 """Lanes that may have nothing before a time."""
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Generic
+from typing import Final, Generic
 
 from typing_extensions import TypeVar
 
@@ -10,36 +10,48 @@ from postroom.scheduling.tickets import Lane, Ticket
 
 T = TypeVar("T", bound=Ticket, default=Ticket)
 
+_ROOM: Final = 64
+"""Entries from which stale ones are looked for."""
+
 
 class Sleepers(Generic[T]):
-    """Lanes by the time at which they wake. A lane whose time changed leaves a stale entry behind, which is skipped."""
+    """Lanes by the time at which they wake.
 
-    __slots__ = ("_beds", "_tie")
+    A lane that is woken early, or sleeps longer than was said first, leaves a stale entry behind. Stale entries are
+    skipped when they surface, and removed whenever the heap has doubled. A lane that sleeps until it is woken has no
+    entry here.
+    """
+
+    __slots__ = ("_beds", "_clean_at", "_tie")
 
     def __init__(self) -> None:
         self._beds: list[tuple[float, int, Lane[T]]] = []
+        self._clean_at = _ROOM
         self._tie = count()
 
     def __bool__(self) -> bool:
         return bool(self._beds)
 
     def put(self, lane: Lane[T], until: float) -> None:
-        """Let a lane sleep until a time, whatever was said before."""
+        """Note that a lane sleeps until a time, whatever was said before."""
         lane.asleep_until = until
+        if len(self._beds) >= self._clean_at:
+            self._beds = [bed for bed in self._beds if bed[2].asleep_until == bed[0]]
+            heapify(self._beds)
+            self._clean_at = max(_ROOM, 2 * len(self._beds))
         heappush(self._beds, (until, next(self._tie), lane))
 
-    def woken(self, now: float) -> list[Lane[T]]:
-        """Wake the lanes whose time has come, and return them."""
-        woken: list[Lane[T]] = []
+    def due(self, now: float) -> list[Lane[T]]:
+        """Take out the lanes whose time has come."""
+        due: list[Lane[T]] = []
         while self._beds and self._beds[0][0] <= now:
             until, _, lane = heappop(self._beds)
             if lane.asleep_until == until:
-                lane.asleep_until = 0.0
-                woken.append(lane)
-        return woken
+                due.append(lane)
+        return due
 
     def next(self) -> float | None:
-        """Return when the next lane wakes; None when none sleeps."""
+        """Return when the next lane wakes; None when none sleeps until a time."""
         while self._beds and self._beds[0][2].asleep_until != self._beds[0][0]:
             heappop(self._beds)
         return self._beds[0][0] if self._beds else None

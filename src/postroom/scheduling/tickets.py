@@ -9,15 +9,23 @@ from typing import Any, Generic
 import msgspec
 from typing_extensions import TypeVar
 
-NOWHERE = -1
-"""The round of a lane that stands in no line, because it could not use a slot."""
-FRESH = -2
-"""The round of a lane that has just come and has had no slot yet."""
+
+class Place(Enum):
+    """Where a lane stands."""
+
+    NOWHERE = "nowhere"
+    """In no line, because it could not use a slot."""
+    FRESH = "fresh"
+    """In the line of newcomers: its tenant has had no slot yet."""
+    IN_LINE = "in line"
+    """In the line of the round ``Lane.round``."""
 
 
 class State(Enum):
     """Where a ticket is in its life."""
 
+    NEW = "new"
+    """Not handed to the scheduler yet: its tenant is being resolved."""
     WAITING = "waiting"
     RUNNING = "running"
     SUSPENDED = "suspended"
@@ -27,9 +35,9 @@ class State(Enum):
 class Ticket(msgspec.Struct, eq=False):
     """One piece of work of one tenant, optionally of one message group. Subclass it to carry the work itself."""
 
-    tenant: Hashable
+    tenant: Hashable = None
     group: str | None = None
-    state: State = State.WAITING
+    state: State = State.NEW
     lane: "Lane[Any] | None" = None
     charge: float = 0.0
     """The seconds that its lane was charged for it when it got its slot."""
@@ -42,6 +50,7 @@ class Lane(Generic[T]):
     """What one tenant has here: tickets that wait, how many run or are suspended, and what it has used."""
 
     __slots__ = (
+        "asleep",
         "asleep_until",
         "blocked_since",
         "cap",
@@ -49,6 +58,7 @@ class Lane(Generic[T]):
         "estimate",
         "over",
         "paused",
+        "place",
         "round",
         "running",
         "served",
@@ -70,17 +80,21 @@ class Lane(Generic[T]):
         """Handler seconds charged so far, divided by the weight: the tenant's place in virtual time."""
         self.estimate = estimate
         """What the next handler call will probably take, in seconds."""
-        self.round = NOWHERE
+        self.place = Place.NOWHERE
+        self.round = 0
+        """The round in whose line it stands, while it stands in one."""
         self.over = False
         """Whether it stands in line with those that are over their share."""
-        self.asleep_until = 0.0
+        self.asleep = False
+        """Whether it is granted nothing until it is woken, or until ``asleep_until``."""
+        self.asleep_until: float | None = None
         self.paused = False
         self.control: Control | None = None
 
     @property
     def blocked(self) -> bool:
-        """Whether it grants nothing, however many slots are free: suspended or paused."""
-        return self.suspended > 0 or self.paused
+        """Whether it is granted nothing, however many slots are free: suspended, paused or asleep."""
+        return self.suspended > 0 or self.paused or self.asleep
 
     @property
     def size(self) -> int:
@@ -138,7 +152,7 @@ class LaneStatistics:
     waiting: int = 0
     suspended: int = 0
     estimate: float = 0.0
-    """Handler seconds that one message of this tenant takes of late; 0.0 when it has nothing here."""
+    """Handler seconds that one message of this tenant takes on average; 0.0 when it has nothing here."""
 
 
 def lane_of(ticket: T) -> Lane[T]:

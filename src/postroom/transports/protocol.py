@@ -5,6 +5,7 @@ Batches are positional: an entry is named by its place in the call, never by a m
 may hand out one message id twice.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -48,6 +49,15 @@ class RedrivePolicy(msgspec.Struct, frozen=True):
     dead_letter_queue: str
     """The ARN of the dead-letter queue."""
     max_receive_count: int
+
+    @classmethod
+    def parse(cls, text: str | None) -> "RedrivePolicy | None":
+        """Read the queue attribute ``RedrivePolicy``. None where there is none, or none that can be read."""
+        try:
+            parsed = json.loads(text) if text else None
+            return None if not parsed else cls(parsed["deadLetterTargetArn"], int(parsed["maxReceiveCount"]))
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):

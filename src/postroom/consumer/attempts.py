@@ -1,0 +1,145 @@
+"""How often a message was tried, and which of its receives the consumer may spend on its own account.
+
+SQS counts receives and moves a message to the dead-letter queue when they run out. Users count *attempts*: runs of
+their code (resolver, decoder, handler) that ended in failure. A receive that ended without an attempt was spent by the
+consumer itself: the message was parked, deferred, or returned at a stop.
+
+Only this process knows what it spent. Receives that it knows nothing about, of another replica or of a former process,
+count as attempts where that is the careful reading (backoff), and as spent where that is (the allowance).
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final
+
+from postroom.consumer.facts import QueueFacts
+from postroom.consumer.job import Job
+from postroom.options import Faults
+
+REMEMBER: Final = 100_000
+"""Messages remembered; those that came longest ago are forgotten first."""
+LEAST_FOR_PARKING: Final = 5
+"""The smallest ``maxReceiveCount`` with which the consumer spends receives of a message."""
+_FREE: Final = 2
+"""Receives per message that may be spent on a queue without a redrive policy: one may be added at any time."""
+
+
+def default_promise(max_receives: int) -> int:
+    """Return the attempts that a message gets where ``RetryPolicy.attempts`` says nothing.
+
+    All receives of a queue that allows fewer than five; otherwise all but a quarter, and at least one less.
+    """
+    if max_receives < LEAST_FOR_PARKING:
+        return max_receives
+    return max_receives - max(1, max_receives // 4)
+
+
+class Attempts:
+    """Counts attempts and spent receives per message, and says what may be spent."""
+
+    def __init__(self, facts: QueueFacts) -> None:
+        self._facts = facts
+        self._failed: OrderedDict[str, int] = OrderedDict()
+        self._spent: OrderedDict[str, int] = OrderedDict()
+        self._poison: OrderedDict[str, tuple[int, Hashable]] = OrderedDict()
+        self._successes: dict[Hashable, int] = {}
+
+    def number(self, job: Job) -> int:
+        """Return which attempt at a message the next one is, the first one being 1."""
+        if not self._failed and not self._spent:
+            return max(1, job.receives)
+        known = self._failed.get(job.message.id, 0)
+        return max(known + 1, job.receives - self._spent.get(job.message.id, 0), 1)
+
+    def failed(self, job: Job) -> None:
+        """Note a failed attempt."""
+        _add(self._failed, job.message.id)
+
+    def spent(self, job: Job) -> None:
+        """Note that a receive ended without an attempt."""
+        _add(self._spent, job.message.id)
+
+    def succeeded(self, job: Job) -> None:
+        """Note that another message of a tenant succeeded: what fails beside it may be poison."""
+        if self._poison:
+            self._successes[job.tenant] = self._successes.get(job.tenant, 0) + 1
+
+    def poison(self, job: Job, options: Faults) -> str | None:
+        """Return why a message that failed is poison: it fails again and again, others of its tenant succeed."""
+        if options.poison_after is None:
+            return None
+        done = self._successes.setdefault(job.tenant, 0)
+        before = self._poison.setdefault(job.message.id, (done, job.tenant))[0]
+        failures, others = self.known(job), done - before
+        if failures >= options.poison_after and others >= options.poison_others:
+            return f"poison: {failures} failed attempts while {others} other messages of its tenant succeeded"
+        if len(self._poison) > REMEMBER:
+            self._poison.popitem(last=False)
+        return None
+
+    def forget(self, job: Job) -> None:
+        """Forget a message that is gone from the queue."""
+        if self._failed or self._spent:
+            self._failed.pop(job.message.id, None)
+            self._spent.pop(job.message.id, None)
+            self._forget_poison(job)
+
+    def known(self, job: Job) -> int:
+        """Return the failed attempts that this process has seen."""
+        return self._failed.get(job.message.id, 0)
+
+    # -- the allowance ------------------------------------------------------------------------------------------
+
+    def promised(self, job: Job) -> int | None:
+        """Return how many attempts a message was promised; None on a queue that counts no receives."""
+        most = self._facts.max_receives
+        wanted = job.source.retry_of(job).attempts
+        if most is None:
+            return wanted
+        return default_promise(most) if wanted is None else min(wanted, most)
+
+    def may_park(self, job: Job) -> bool:
+        """Whether a message may be made invisible in favour of others: once, at its first receive."""
+        if job.receives != 1 or not self._facts.known:
+            return False
+        most = self._facts.max_receives
+        if most is None:
+            return True
+        return most >= LEAST_FOR_PARKING and most - 1 >= (self.promised(job) or 0)
+
+    def may_defer(self, job: Job) -> bool:
+        """Whether a receive of a message may be spent: those that are left suffice for every promised attempt."""
+        most = self._facts.max_receives
+        if not self._facts.known:
+            return False
+        if most is None:
+            return job.receives <= _FREE
+        return most - job.receives >= (self.promised(job) or 0) - self.known(job)
+
+    def is_last(self, job: Job) -> bool:
+        """Whether one more receive makes a dead letter of a message."""
+        most = self._facts.max_receives
+        return most is not None and job.receives >= most
+
+    def is_short_of(self, job: Job) -> bool:
+        """Whether a message that is given back untried would become a dead letter short of a promised attempt."""
+        return self.is_last(job) and self.known(job) < (self.promised(job) or 0)
+
+    def is_cut_short(self, job: Job) -> bool:
+        """Whether a message that failed has no receive left because some of them were spent without an attempt."""
+        return self._spent.get(job.message.id, 0) > 0 and self.is_short_of(job)
+
+    def is_over(self, job: Job) -> bool:
+        """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it."""
+        wanted = job.source.retry_of(job).attempts
+        return wanted is not None and max(self.known(job), self.number(job) - 1) >= wanted
+
+    def _forget_poison(self, job: Job) -> None:
+        if self._poison.pop(job.message.id, None) is not None and not self._poison:
+            self._successes.clear()
+
+
+def _add(counts: OrderedDict[str, int], message_id: str) -> None:
+    counts[message_id] = counts.pop(message_id, 0) + 1
+    if len(counts) > REMEMBER:
+        counts.popitem(last=False)

@@ -1,0 +1,294 @@
+"""Which tenants may run now, and from when on the others may: broken handlers and unreachable resources in one place.
+
+Pure: given what happened and the time, it answers. What is unreachable is not remembered a second time: the pool knows
+until when it leaves a key or a host alone, and is asked. What the pool cannot know is whether a tenant's *handlers*
+fail: that is the breaker here.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable
+from enum import StrEnum
+from random import Random
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from postroom.consumer.job import Job
+from postroom.errors import PostroomError, ResourceOpenError
+from postroom.options import Faults
+from postroom.resources import display_key
+from postroom.scheduling import State
+
+_log = logging.getLogger("postroom.consumer")
+
+REMEMBER: Final = 10_000
+"""Tenants with failures, and outages, that are remembered; the oldest are forgotten first."""
+_LEAST_PAUSE: Final = 0.05
+"""Seconds before the next try of a lease that was refused without a pause of the pool's."""
+_EXHAUSTED: Final = (0.5, 1.5)
+"""Seconds, at random between these, before the next try of a lease for which the pool had no budget."""
+_AWAY: Final = 15.0
+_AWAY_PART: Final = 0.25
+_AWAY_LONGEST: Final = 600.0
+"""A message is deferred for 15 s or, if that is more, a quarter of the time for which the obstacle has lasted, but not
+longer than 600 s; give or take a half. The end of the obstacle calls it back."""
+
+
+class ObstacleKind(StrEnum):
+    """What keeps a tenant from running."""
+
+    TENANT = "tenant"
+    """Its resources cannot be opened, or its handlers fail."""
+    HOST = "host"
+    """The host of its resources is down."""
+    DECISION = "decision"
+    """It was paused or limited."""
+
+
+class Obstacle(NamedTuple):
+    """What keeps messages from running: something that is down, or a decision."""
+
+    kind: ObstacleKind
+    name: Hashable
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """What is known of a tenant that cannot run."""
+
+    since: float
+    """The loop time at which it began."""
+    cause: str
+    """The last error, as it is shown in the log."""
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """A tenant may not run now."""
+
+    obstacle: Obstacle
+    until: float | None
+    """The loop time at which to look again; None: when the probe has ended."""
+
+
+class PoolView(Protocol):
+    """What is asked of a pool."""
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything is left alone now, or has failed since its last success."""
+        ...
+
+    def retry_after(self, context: Any) -> float:
+        """Return the seconds for which a context or its host is left alone."""
+        ...
+
+    def host_of(self, context: Any) -> Hashable | None:
+        """Return the host of a context's resources."""
+        ...
+
+
+class _Breaker(msgspec.Struct):
+    """The handler failures of one tenant."""
+
+    failures: int = 0
+    """In a row, with no success in between."""
+    messages: set[str] = msgspec.field(default_factory=set[str])
+    trips: int = 0
+    since: float = 0.0
+    until: float | None = None
+    """Not None: the breaker is open until then, and half open after it."""
+    probe: Job | None = None
+    """Half open: the message whose end decides."""
+    cause: str = ""
+
+    @property
+    def probed(self) -> bool:
+        """Whether a probe is under way."""
+        return self.probe is not None and self.probe.probe and self.probe.state is not State.DONE
+
+
+class Availability:
+    """Says whether a message may run.
+
+    Handlers of a tenant that fail in a row, of several messages, open its breaker: nothing of it is started for a
+    pause that doubles, then one message is tried, and its end decides. While the pool leaves a tenant or its host
+    alone, the tenant waits too, without a slot.
+    """
+
+    def __init__(self, pool: PoolView | None, rng: Random) -> None:
+        self._pool = pool
+        self._rng = rng
+        self._breakers: OrderedDict[Hashable, _Breaker] = OrderedDict()
+        self._open: dict[Hashable, _Breaker] = {}
+        self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
+        self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
+
+    @property
+    def troubled(self) -> bool:
+        """Whether any tenant may have to wait: asked before every start, so it has to be cheap."""
+        return bool(self._open) or (self._pool is not None and self._pool.troubled)
+
+    def wait(self, job: Job, now: float) -> Wait | None:
+        """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
+        breaker = self._open.get(job.tenant) if self._open else None
+        if breaker is not None and not job.probe:
+            obstacle = Obstacle(ObstacleKind.TENANT, job.tenant)
+            if breaker.until is not None and breaker.until > now:
+                return Wait(obstacle, breaker.until)
+            if breaker.probed:
+                return Wait(obstacle, None)
+        if self._pool is None or job.problem is not None or job.lease is not None or not self._pool.troubled:
+            return None
+        pause = self._pool.retry_after(job.context)
+        return None if pause <= 0 else Wait(self._obstacle_of(job), now + pause)
+
+    def is_half_open(self, job: Job) -> bool:
+        """Whether a message that may run would be its tenant's probe."""
+        breaker = self._open.get(job.tenant) if self._open else None
+        return breaker is not None and not breaker.probed
+
+    def probe(self, job: Job) -> None:
+        """Let the end of this message decide whether its tenant's breaker closes."""
+        job.probe = True
+        self._open[job.tenant].probe = job
+
+    def outage(self, tenant: Hashable) -> Outage | None:
+        """Return why a tenant cannot run, if it cannot."""
+        breaker = self._open.get(tenant)
+        if breaker is not None:
+            return Outage(breaker.since, breaker.cause)
+        return self._outages.get(Obstacle(ObstacleKind.TENANT, tenant))
+
+    def delay(self, obstacle: Obstacle, now: float) -> float:
+        """Return for how many seconds to defer a message because of an obstacle."""
+        outage = self._outages.get(obstacle)
+        breaker = self._open.get(obstacle.name) if obstacle.kind is ObstacleKind.TENANT else None
+        began = now if outage is None else outage.since
+        if breaker is not None:
+            began = min(began, breaker.since)
+        middle = max(_AWAY, min(_AWAY_LONGEST, (now - began) * _AWAY_PART))
+        return middle * self._rng.uniform(0.5, 1.5)
+
+    # -- the pool -----------------------------------------------------------------------------------------------
+
+    def refused(self, job: Job, error: BaseException, now: float) -> Wait:
+        """Note that a message could not have its tenant's resources. Returns until when its tenant waits."""
+        pause = getattr(error, "retry_after", 0.0)
+        if isinstance(error, ResourceOpenError):
+            pause = max(pause, _LEAST_PAUSE)
+        else:
+            pause = max(pause, self._rng.uniform(*_EXHAUSTED))
+        obstacle = self._obstacle_of(job, error)
+        if obstacle not in self._outages:
+            _bound(self._outages)
+            what = (
+                f"Host {obstacle.name}" if obstacle.kind is ObstacleKind.HOST else f"Tenant {display_key(job.tenant)}"
+            )
+            _log.warning("%s is unavailable; its messages wait (first: %s): %s", what, job.message.id, error)
+        began = self._outages[obstacle].since if obstacle in self._outages else now
+        self._outages[obstacle] = Outage(began, _shown(error))
+        return Wait(obstacle, now + pause)
+
+    def slept(self, job: Job, wait: Wait) -> None:
+        """Note that a tenant waits, so that the end of its host's outage wakes it."""
+        if wait.obstacle.kind is ObstacleKind.HOST:
+            self._asleep.setdefault(wait.obstacle.name, {})[job.tenant] = None
+
+    def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> tuple[list[Obstacle], list[Hashable]]:
+        """Note that a tenant's resources are open. Returns the obstacles that are over, and the tenants to wake."""
+        over: list[Obstacle] = []
+        woken: dict[Hashable, None] = {}
+        for obstacle in (Obstacle(ObstacleKind.TENANT, tenant), Obstacle(ObstacleKind.HOST, host)):
+            outage = self._outages.pop(obstacle, None)
+            if outage is None:
+                continue
+            over.append(obstacle)
+            woken[tenant] = None
+            what = "Host" if obstacle.kind is ObstacleKind.HOST else "Tenant"
+            _log.info("%s %s is available again after %.1f s", what, display_key(obstacle.name), now - outage.since)
+        if host is not None and host in self._asleep:
+            woken.update(self._asleep.pop(host))
+        return over, list(woken)
+
+    # -- the breaker --------------------------------------------------------------------------------------------
+
+    def succeeded(self, job: Job, now: float) -> bool:
+        """Note that a handler returned. Returns whether that closes its tenant's breaker."""
+        if not self._breakers:
+            return False
+        known = self._breakers.pop(job.tenant, None)
+        if known is None or self._open.pop(job.tenant, None) is None:
+            return False
+        _log.info("Tenant %s works again after %.1f s", display_key(job.tenant), now - known.since)
+        return True
+
+    def failed(self, job: Job, error: BaseException, options: Faults, now: float) -> float | None:
+        """Note that a handler failed. Returns the time before which nothing of its tenant may start, if that is new."""
+        known = self._breakers.get(job.tenant)
+        if known is None:
+            self._forget_oldest()
+            known = self._breakers[job.tenant] = _Breaker()
+        self._breakers.move_to_end(job.tenant)
+        known.failures += 1
+        known.cause = _shown(error)
+        if len(known.messages) < options.messages:
+            known.messages.add(job.message.id)
+        probe = known.probe is job and job.probe
+        if options.breaker_after is None or (known.until is not None and not probe):
+            return None  # what ran when the breaker opened was counted then: only the probe's end decides
+        enough = known.failures >= options.breaker_after and len(known.messages) >= options.messages
+        return self._trip(job, known, options, now) if probe or enough else None
+
+    def probe_ended(self, job: Job) -> bool:
+        """Note the end of a message. Returns whether it was a probe that told nothing: another one may be tried."""
+        if not job.probe:
+            return False
+        job.probe = False
+        breaker = self._open.get(job.tenant)
+        if breaker is None or breaker.probe is not job:
+            return False
+        breaker.probe = None
+        return True
+
+    def _trip(self, job: Job, known: _Breaker, options: Faults, now: float) -> float:
+        ceiling = min(options.cap, options.base * 2.0 ** min(known.trips, 60))
+        pause = self._rng.uniform(ceiling / 2, ceiling)
+        level = logging.INFO
+        if known.until is None:
+            known.since, level = now, logging.WARNING
+        known.trips += 1
+        known.until = now + pause
+        known.probe, job.probe = None, False
+        self._open[job.tenant] = known
+        _log.log(
+            level,
+            "Tenant %s: %d failures in a row; paused for %.1f s (last: %s, message %s)",
+            display_key(job.tenant),
+            known.failures,
+            pause,
+            known.cause,
+            job.message.id,
+        )
+        return known.until
+
+    def _forget_oldest(self) -> None:
+        if len(self._breakers) >= REMEMBER:
+            forgotten, _ = self._breakers.popitem(last=False)
+            self._open.pop(forgotten, None)
+
+    def _obstacle_of(self, job: Job, error: BaseException | None = None) -> Obstacle:
+        host = None if self._pool is None else self._pool.host_of(job.context)
+        of_host = Obstacle(ObstacleKind.HOST, host)
+        if host is not None and (of_host in self._outages or getattr(error, "host", None) is not None):
+            return of_host
+        return Obstacle(ObstacleKind.TENANT, job.tenant)
+
+
+def _shown(error: BaseException) -> str:
+    """Return an error for the log: postroom's own with their text, others by type only, as they may quote data."""
+    return str(error) if isinstance(error, PostroomError) else type(error).__name__
+
+
+def _bound(outages: OrderedDict[Obstacle, Outage]) -> None:
+    if len(outages) >= REMEMBER:
+        outages.popitem(last=False)

@@ -1,0 +1,89 @@
+"""Messages that the consumer made invisible without handling them, and calls back when there is room for them."""
+
+from collections import OrderedDict, deque
+from typing import Final
+
+import msgspec
+
+from postroom.consumer.availability import Obstacle
+from postroom.transports.protocol import Queue
+
+MOST_AWAY: Final = 60_000
+"""Messages that one consumer keeps invisible at once: half of what SQS allows in flight (120,000,
+quotas-messages.html). ``QueueFacts`` looks at what others have in flight."""
+_SOON: Final = 1.0
+"""A message that reappears by itself so soon is not called back: another consumer may have it by then."""
+
+
+class Absent(msgspec.Struct, frozen=True):
+    """A message that SQS has confirmed to be invisible. Its body is not kept."""
+
+    queue: Queue
+    receipt_handle: str
+    until: float
+    """The loop time at which it reappears by itself."""
+
+
+class Away:
+    """Remembers what is parked, and what is deferred because of an obstacle, oldest first.
+
+    What an obstacle kept away is called back when the obstacle is over, before anything that was parked.
+    """
+
+    def __init__(self) -> None:
+        self._callable: deque[Absent] = deque()
+        self._behind: OrderedDict[Obstacle, deque[Absent]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return how many messages are away, some of which may have reappeared by now."""
+        return self._count
+
+    def add(self, absent: Absent, obstacle: Obstacle | None) -> None:
+        """Note a message that is invisible now. Without an obstacle it was parked."""
+        self._count += 1
+        if obstacle is None:
+            self._callable.append(absent)
+        else:
+            self._behind.setdefault(obstacle, deque()).append(absent)
+
+    def over(self, obstacle: Obstacle) -> bool:
+        """Let messages be called back that were deferred because of an obstacle. Returns whether there are any."""
+        freed = self._behind.pop(obstacle, None)
+        if freed:
+            self._callable.extendleft(reversed(freed))
+        return bool(freed)
+
+    def all_over(self) -> None:
+        """Let everything be called back: the consumer stops."""
+        for obstacle in tuple(self._behind):
+            self.over(obstacle)
+
+    def recallable(self, now: float) -> int:
+        """Return how many messages may be called back, some of which may have reappeared by now."""
+        self._drop_past(self._callable, now)
+        return len(self._callable)
+
+    def take(self, count: int, now: float) -> dict[Queue, list[str]]:
+        """Take out messages to be called back, and return their receipt handles by queue."""
+        handles: dict[Queue, list[str]] = {}
+        while self._callable and count > 0:
+            absent = self._callable.popleft()
+            self._count -= 1
+            if absent.until > now + _SOON:
+                handles.setdefault(absent.queue, []).append(absent.receipt_handle)
+                count -= 1
+        return handles
+
+    def tidy(self, now: float) -> None:
+        """Forget what has reappeared."""
+        self._drop_past(self._callable, now)
+        for obstacle, absent in tuple(self._behind.items()):
+            self._drop_past(absent, now)
+            if not absent:
+                del self._behind[obstacle]
+
+    def _drop_past(self, absent: deque[Absent], now: float) -> None:
+        while absent and absent[0].until <= now:
+            absent.popleft()
+            self._count -= 1

@@ -1,0 +1,462 @@
+"""What becomes of each message: decided here, synchronously, and carried out by the engine.
+
+Pure: no await, no clock, no I/O. Every method takes the time, changes the state at once and completely, and leaves in
+``actions`` what is to be done. A message is a :class:`~postroom.consumer.job.Job` with one state::
+
+    NEW ──arrive──▶ WAITING ──next──▶ RUNNING ──finish──▶ DONE
+                     ▲  ▲  ▲             │  │
+                     │  │  └──put back───┘  │      (its tenant's resources were refused: it waits in its lane)
+                     │  └──resume── SUSPENDED ◀──suspend    (they are being opened: no slot is held)
+                     └──refused─────────┘
+
+What may be spent of a message's receives is in ``attempts``, who may run in ``availability``, whose turn it is in the
+scheduler, and how much to ask for in the receive policy.
+"""
+
+from collections.abc import Hashable
+from random import Random
+from typing import Final
+
+import msgspec
+
+from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Wait
+from postroom.consumer.away import MOST_AWAY, Absent, Away
+from postroom.consumer.demand import ReceivePolicy
+from postroom.consumer.job import Job
+from postroom.consumer.tenants import Tenants
+from postroom.options import Polling
+from postroom.scheduling import Scheduler, State
+from postroom.types import Settlement
+
+PATIENCE: Final = 0.25
+"""Seconds that a tenant's resources may take to open before its messages have to make room for others."""
+MOST_BLOCKED: Final = 10_000
+"""Messages of tenants that cannot run now which take no room from others: those without a receive to spare can only
+wait here."""
+MOST_HELD: Final = 1_000
+"""Messages of one such tenant. Beyond these, and beyond ``MOST_BLOCKED``, a message is deferred although that costs an
+attempt that it was promised, but never its last receive."""
+LANES: Final = 1_000
+"""Messages of all such tenants together that may wait here although they could be deferred."""
+_PARK: Final = (7.5, 22.5)
+_SURPLUS: Final = (1.0, 5.0)
+"""Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
+_MARGIN: Final = 60.0
+"""Seconds before the end of its retention period at which a message that could not be tried is rejected."""
+
+
+class GiveBack(msgspec.Struct, frozen=True):
+    """Make a message visible again, after a delay."""
+
+    job: Job
+    settlement: Settlement
+    delay: float = 0.0
+
+
+class Reject(msgspec.Struct, frozen=True):
+    """Send a message to the dead-letter queue: it would end there, or nowhere, without a reason."""
+
+    job: Job
+    reason: str
+
+
+class ReturnGroup(msgspec.Struct, frozen=True):
+    """Give back what is still being resolved of a message group: a message before it was not done."""
+
+    group: str
+
+
+Action = GiveBack | Reject | ReturnGroup
+
+
+class Core:
+    """The deliveries of a consumer, and every decision about them."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler[Job],
+        availability: Availability,
+        tenants: Tenants,
+        policy: ReceivePolicy,
+        polling: Polling,
+        rng: Random,
+    ) -> None:
+        self.scheduler = scheduler
+        self.availability = availability
+        self.policy = policy
+        self.away = Away()
+        self.actions: list[Action] = []
+        self.closing = False
+        self.parked = 0
+        """Messages parked so far."""
+        self.deferred = 0
+        """Messages deferred so far."""
+        self.resolving = 0
+        """Messages whose resolver has not answered for a moment only: they take room."""
+        self.unresolved = 0
+        """Messages whose resolver has kept them waiting for longer: they take none."""
+        self.held_bytes = 0
+        self._tenants = tenants
+        self._polling = polling
+        self._rng = rng
+        self._returned: set[str] = set()
+        self._fifo = False
+
+    # -- what a receive policy sees -----------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """Handlers that may run at once."""
+        return self.scheduler.total
+
+    @property
+    def typical(self) -> float:
+        """Handler seconds of a message, as a recent average."""
+        return self.scheduler.typical
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a slot."""
+        return self.scheduler.waiting
+
+    @property
+    def fifo(self) -> bool:
+        """Whether messages come from a FIFO queue."""
+        return self._fifo
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the bodies that are held take as much memory as they may."""
+        return self.held_bytes >= self._polling.memory
+
+    def taken(self, capacity: int) -> int:
+        """Return how much of a capacity is in use: messages of blocked tenants take no room, within limits.
+
+        Nor do those behind another one of their message group, which can be nine: SQS gives nothing of a group that it
+        has given something of.
+        """
+        scheduler = self.scheduler
+        free = capacity if self._fifo else max(MOST_BLOCKED, capacity)
+        blocked = min(scheduler.blocked + self.unresolved, free)
+        return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
+
+    def capacity(self) -> int:
+        """Return how many messages to hold at once."""
+        return self.policy.capacity(self)
+
+    # -- arrival ------------------------------------------------------------------------------------------------
+
+    def arrive(self, job: Job, now: float) -> bool:
+        """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot."""
+        if job.source.fifo:
+            self._fifo = True
+        if self.closing:
+            self._arrive_late(job)
+            return False
+        tenant = job.tenant
+        blocked = self.scheduler.blocked > 0 and self.scheduler.is_blocked(tenant)
+        if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
+            return False
+        if job.problem is None and job.source.resolves and self._is_surplus(job, now):
+            self._park(job)
+            return False
+        self.scheduler.add(job)
+        return not blocked
+
+    def _arrive_late(self, job: Job) -> None:
+        """A message that arrives during a stop goes back, unless one more receive would make a dead letter of it."""
+        if job.group not in self._returned and job.source.attempts.is_short_of(job):
+            self.scheduler.add(job)
+        else:
+            self.give_back(job, Settlement.RETURNED)
+
+    def _is_surplus(self, job: Job, now: float) -> bool:
+        capacity = self.policy.capacity(self)
+        standing = self.scheduler.standing(job.tenant, room=capacity - self.slots)
+        if not self.policy.is_surplus(job, standing, crowded=self.taken(capacity) >= capacity, now=now):
+            return False
+        facts = job.source.facts
+        return job.source.attempts.may_park(job) and len(self.away) < MOST_AWAY and facts.refusal() is None
+
+    def _park(self, job: Job) -> None:
+        self.parked += 1
+        job.source.facts.hid()
+        self.give_back(job, Settlement.DEFERRED, self._rng.uniform(*_PARK))
+
+    def _makes_way(self, job: Job, now: float) -> bool:
+        """Defer an arriving message of a tenant that cannot run now and has enough of them here."""
+        if job.source.fifo or job.problem is not None:  # on a FIFO queue what follows in its group would overtake it
+            return False
+        tenant = job.tenant
+        waiting = self.scheduler.figures(tenant).waiting
+        if waiting < self._lane_limit():
+            return False
+        obstacle = self._obstacle(job, now, waiting)
+        return obstacle is not None and self._defer(job, obstacle, now)
+
+    def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
+        tenant = job.tenant
+        if self._tenants.is_paused(tenant):
+            return Obstacle(ObstacleKind.DECISION, tenant)
+        wait = self.availability.wait(job, now)
+        if wait is not None:
+            return wait.obstacle
+        rate = self._tenants.rate_of(tenant)
+        if rate is not None and waiting >= max(self._polling.lane, 2 * rate):
+            return Obstacle(ObstacleKind.DECISION, tenant)  # no more of them could start for two seconds
+        return None
+
+    def _lane_limit(self) -> int:
+        lanes = self.scheduler.blocked_lanes
+        return max(1, min(self._polling.lane, LANES // lanes)) if lanes else self._polling.lane
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def next(self, now: float) -> Job | None:
+        """Return a message that has got a slot: it is started, or goes on if it has its resources."""
+        while (job := self.scheduler.grant(now)) is not None:
+            if not self.availability.troubled or self._may_run(job, now):
+                job.since = now
+                return job
+        return None
+
+    def _may_run(self, job: Job, now: float) -> bool:
+        wait = self.availability.wait(job, now)
+        if wait is None and self.availability.is_half_open(job):
+            best = max((other.attempt for other in self.scheduler.waiting_of(job.tenant)), default=0)
+            if best > job.attempt:  # a first try of another message tells less than one more of this
+                self.scheduler.put_back(job)
+                self.scheduler.prefer(job.tenant, _attempt_of)
+                return False
+            self.availability.probe(job)
+            self.scheduler.sleep(job.tenant, None, now=now)
+            return True
+        if wait is None:
+            return True
+        self.scheduler.put_back(job)
+        self._sleep(job, wait, now)
+        return False
+
+    def _sleep(self, job: Job, wait: Wait, now: float) -> None:
+        self.scheduler.sleep(job.tenant, wait.until, now=now)
+        self.availability.slept(job, wait)
+
+    def suspend(self, job: Job, now: float) -> None:
+        """Take the slot back of a message whose tenant's resources have to be opened."""
+        self.scheduler.suspend(job, now=now, seconds=now - job.since)
+
+    def resume(self, job: Job) -> None:
+        """Let a message wait for a slot again, with its resources in hand."""
+        self.scheduler.resume(job)
+        if job.probe:
+            self.scheduler.wake(job.tenant)  # its lane sleeps behind it: it is granted its slot again as the probe
+
+    def refused(self, job: Job, error: BaseException, now: float) -> None:
+        """Note that a message could not have its tenant's resources: it waits in its lane, or is deferred."""
+        wait = self.availability.refused(job, error, now)
+        self.probe_ended(job)
+        full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
+        if full and self._defer(job, wait.obstacle, now):
+            self._sleep(job, wait, now)
+            return
+        self.put_back(job, now)
+        self._sleep(job, wait, now)
+
+    def put_back(self, job: Job, now: float) -> None:
+        """Let a message that could not be tried wait in its lane again."""
+        if self.closing and not job.source.attempts.is_short_of(job):
+            self.give_back(job, Settlement.RETURNED)
+        elif job.state is not State.WAITING:
+            self.scheduler.put_back(job, seconds=now - job.since if job.state is State.RUNNING else None)
+
+    def finish(self, job: Job, now: float) -> None:
+        """Strike a message off whose end was decided."""
+        self.probe_ended(job)
+        self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
+
+    def probe_ended(self, job: Job) -> None:
+        """Let another message of a tenant be its probe, if this one was it and told nothing."""
+        if self.availability.probe_ended(job):
+            self.scheduler.wake(job.tenant)
+
+    # -- outcomes -----------------------------------------------------------------------------------------------
+
+    def succeeded(self, job: Job, now: float) -> None:
+        """Note that a handler returned."""
+        job.source.attempts.succeeded(job)
+        if self.availability.succeeded(job, now):
+            job.probe = False
+            self.scheduler.wake(job.tenant)
+            self.away.over(Obstacle(ObstacleKind.TENANT, job.tenant))
+
+    def failed(self, job: Job, error: BaseException, now: float) -> None:
+        """Note that a handler failed, and pause its tenant if all of it fails."""
+        until = self.availability.failed(job, error, job.source.faults_of(job), now)
+        if until is not None:
+            self.scheduler.wake(job.tenant)
+            self.scheduler.sleep(job.tenant, until, now=now)
+
+    def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> bool:
+        """Note that a tenant's resources are open. Returns whether messages may be called back, or tenants go on."""
+        over, woken = self.availability.recovered(tenant, host, now)
+        for key in woken:
+            self.scheduler.wake(key)
+        freed = [self.away.over(obstacle) for obstacle in over]
+        return bool(woken) or any(freed)
+
+    def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
+        """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
+        if not paused:
+            self.away.over(Obstacle(ObstacleKind.DECISION, tenant))
+            return []
+        return [job for job in self.scheduler.waiting_of(tenant) if job.lease is not None]
+
+    def settled(self, job: Job, settlement: Settlement, delay: float, now: float) -> None:
+        """Note that SQS confirmed what was decided, or that the message is not ours any more."""
+        attempts = job.source.attempts
+        if settlement is Settlement.ACKED or settlement is Settlement.REJECTED:
+            attempts.forget(job)
+        elif settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
+            attempts.spent(job)
+        if settlement is Settlement.DEFERRED and not job.source.fifo:
+            self.away.add(Absent(job.source.queue, job.receipt_handle, now + delay), job.away_from)
+
+    def lost(self, job: Job, now: float) -> None:
+        """Strike off a message that is not ours any more and has no task."""
+        if job.state is State.WAITING and job.task is None:
+            self.give_group_back(job)
+            self.finish(job, now)
+
+    # -- giving back --------------------------------------------------------------------------------------------
+
+    def give_back(self, job: Job, settlement: Settlement, delay: float = 0.0) -> None:
+        """Make a message visible again that was not tried, or not to its end.
+
+        Reject it instead, with the reason, if SQS would make a dead letter of it: it would tell nothing.
+        """
+        attempts = job.source.attempts
+        if attempts.is_short_of(job):
+            why = _WHY[settlement]
+            self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
+        else:
+            self.actions.append(GiveBack(job, settlement, delay))
+        self.give_group_back(job)
+
+    def retry(self, job: Job, error: BaseException, delay: float) -> None:
+        """Make a message visible again after a failed attempt; reject it when it has had all that it was promised."""
+        attempts = job.source.attempts
+        cause = f"the last one with {type(error).__name__}"
+        if attempts.is_over(job) and job.source.facts.redrive is not None:
+            self.actions.append(Reject(job, f"{attempts.number(job) - 1} failed attempts, {cause}"))
+        elif attempts.is_cut_short(job):
+            text = f"{attempts.known(job)} failed attempts, {cause}; other receives were spent while its tenant could not run"
+            self.actions.append(Reject(job, text))
+        else:
+            self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
+        self.give_group_back(job)
+
+    def give_group_back(self, job: Job) -> None:
+        """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
+        if job.group is not None:
+            if self.closing:
+                self._returned.add(job.group)
+            for other in self.scheduler.withdraw_group(job):
+                self.actions.append(GiveBack(other, Settlement.RETURNED))
+            self.actions.append(ReturnGroup(job.group))
+
+    def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
+        """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""
+        attempts, facts = job.source.attempts, job.source.facts
+        if not (attempts.may_defer(job) or (self._is_crowded_by(job) and not attempts.is_last(job))):
+            return False
+        if len(self.away) >= MOST_AWAY or facts.refusal() is not None:
+            return False
+        pause = max(self.availability.delay(obstacle, now), 1.0)
+        left = facts.seconds_left(job) - _MARGIN
+        if left < 1.0:
+            return self._expire(job, left)
+        self.deferred += 1
+        facts.hid()
+        job.away_from = obstacle
+        self.give_back(job, Settlement.DEFERRED, min(pause, left))
+        return True
+
+    def _is_crowded_by(self, job: Job) -> bool:
+        """Whether more messages that cannot run are here than may be held."""
+        scheduler = self.scheduler
+        too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
+        return too_many or self.is_full
+
+    def _expire(self, job: Job, left: float) -> bool:
+        """Reject a message that SQS would delete before it can be tried."""
+        if job.source.facts.redrive is None:
+            return False
+        outage = self.availability.outage(job.tenant)
+        why = "" if outage is None else f": {outage.cause}"
+        text = (
+            f"not tried: its retention period ends in {max(0.0, left + _MARGIN):.0f} s and its tenant cannot run{why}"
+        )
+        self.actions.append(Reject(job, text))
+        return True
+
+    def relieve(self, now: float) -> None:
+        """Defer what blocked tenants hold too much of, once there is no room for others."""
+        capacity = self.capacity()
+        if capacity - self.scheduler.size >= self._polling.batch:
+            return
+        shed = self.scheduler.shed(keep=self._lane_limit(), blocked_before=now - PATIENCE, may_go=_may_defer)
+        for job in shed:
+            wait = self.availability.wait(job, now)
+            delay = self._rng.uniform(*_SURPLUS)
+            if wait is not None and wait.until is not None:
+                delay = max(delay, wait.until - now)
+            self.deferred += 1
+            job.away_from = wait.obstacle if wait is not None else None
+            self.actions.append(GiveBack(job, Settlement.DEFERRED, delay))
+
+    # -- in passing, and at the end -----------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Reject what waits here for a tenant that cannot run, and would be deleted before it can."""
+        self.away.tidy(now)
+        for job in self.scheduler.blocked_tickets():
+            left = job.source.facts.seconds_left(job) - _MARGIN
+            if left < 1.0 and job.task is None and self._expire(job, left):
+                self.give_group_back(job)
+                self.finish(job, now)
+
+    def close(self) -> None:
+        """Give back what has not started, except for messages that one more receive would make dead letters of."""
+        self.closing = True
+        for job in self.scheduler.withdraw_waiting(_is_short):
+            self._return(job)
+
+    def abandon(self) -> None:
+        """Give back what is left: there is no time to start it any more."""
+        for job in self.scheduler.withdraw_waiting():
+            self._return(job)
+
+    def _return(self, job: Job) -> None:
+        if job.group is not None:
+            self._returned.add(job.group)
+        if job.task is None:
+            self.give_back(job, Settlement.RETURNED)
+
+
+_SPENT: Final = frozenset({Settlement.DEFERRED, Settlement.RETURNED})
+_WHY: Final[dict[Settlement, str]] = {
+    Settlement.RETURNED: "the consumer stopped",
+    Settlement.DEFERRED: "its tenant could not run",
+}
+
+
+def _attempt_of(job: Job) -> int:
+    return job.attempt
+
+
+def _is_short(job: Job) -> bool:
+    return job.source.attempts.is_short_of(job)
+
+
+def _may_defer(job: Job) -> bool:
+    return job.source.attempts.may_defer(job)

@@ -1,0 +1,238 @@
+"""How many messages to ask the queue for, and when: one replaceable policy."""
+
+import logging
+from typing import Final, Protocol
+
+import msgspec
+
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.job import Job
+from postroom.consumer.scouting import BATCH, Scouting
+from postroom.options import Polling
+
+_log = logging.getLogger("postroom.consumer")
+
+SPARSE: Final = 3
+"""Receives outstanding while messages come a few at a time, so that one that comes while a receive is on its way back
+finds another; and the most messages of a receive for which that is so: each of them could take a receive of its own."""
+_AT_ONCE: Final = 0.5
+"""The part of the wait that was asked for: an empty answer that comes sooner is an answer at once."""
+_FIRST_PACE: Final = 0.1
+_LONGEST_PACE: Final = 2.0
+"""Seconds between receives that are answered at once with nothing; doubles up to the longest."""
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Receive up to ``limit`` messages now."""
+
+    limit: int
+    scouting: bool = False
+    """Whether there is no room for what it brings: it looks for quiet tenants' messages."""
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Receive nothing for some seconds, or until there is more room."""
+
+    seconds: float | None = None
+    """None: until woken."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a receive brought."""
+
+    ask: Ask
+    count: int
+    runnable: int
+    """Messages that lack nothing but a slot, as far as is known."""
+    seconds: float
+    """How long it took."""
+
+
+class Floor(Protocol):
+    """What a policy sees of the consumer."""
+
+    @property
+    def slots(self) -> int:
+        """Handlers that may run at once."""
+        ...
+
+    @property
+    def typical(self) -> float:
+        """Handler seconds of a message, as a recent average."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a slot."""
+        ...
+
+    @property
+    def fifo(self) -> bool:
+        """Whether the queue is a FIFO queue."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is held takes as much memory as it may, or nothing more may be held for other reasons."""
+        ...
+
+    def taken(self, capacity: int) -> int:
+        """Return how much of a capacity is in use."""
+        ...
+
+
+class ReceivePolicy(Protocol):
+    """Decides how many messages to ask for. Pure: no await, no clock, no I/O."""
+
+    round_trip: float
+    """Seconds that a receive takes, as a recent average of those that need not wait for messages."""
+
+    def capacity(self, floor: Floor) -> int:
+        """Return how many messages to hold at once."""
+        ...
+
+    def next(self, number: int, floor: Floor, now: float) -> Ask | Pause:
+        """Return what poller ``number`` does now. Number 0 is the one that polls an idle queue."""
+        ...
+
+    def asked(self, ask: Ask) -> None:
+        """Note that a receive was sent."""
+        ...
+
+    def failed(self, ask: Ask) -> None:
+        """Note that a receive failed."""
+        ...
+
+    def answered(self, answer: Answer, now: float) -> None:
+        """Note what a receive brought."""
+        ...
+
+    def wants_company(self) -> bool:
+        """Whether pollers that pause should look again, because messages come."""
+        ...
+
+    def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
+        """Return whether an arriving message makes room for others, given its tenant's standing."""
+        ...
+
+
+class AdaptivePolicy:
+    """The default: one long poll while the queue is quiet, up to ``Polling.pollers`` while it is busy.
+
+    While receives bring a few messages, up to ``SPARSE`` of them are outstanding; the first that comes back empty ends
+    that. When there is no room, ``Scouting`` decides whether to look for quiet tenants' messages all the same.
+    """
+
+    def __init__(self, polling: Polling, scouting: Scouting, crowd: Crowd) -> None:
+        self._polling = polling
+        self._scouting = scouting
+        self._crowd = crowd
+        self._asked_for = 0
+        self._busy = False
+        self._sparse = False
+        self._next_at = 0.0
+        self._pace = 0.0
+        self._warned = False
+        self.round_trip = 0.0
+        """Seconds that a receive takes, as a recent average of those that need not wait for messages."""
+
+    def capacity(self, floor: Floor) -> int:
+        """Return how many messages to hold: those that run, and enough behind them."""
+        return floor.slots + self.buffer(floor)
+
+    def buffer(self, floor: Floor) -> int:
+        """Return how many messages to hold beyond those that run, so that no slot waits for the network.
+
+        Twice what is handled during one round trip, and a batch. More would only wait here instead of in the queue,
+        where SQS keeps quiet tenants' messages in front. On a FIFO queue four batches: there is no such order, and
+        tenants can share the slots only as far as their groups are here.
+        """
+        polling = self._polling
+        handled = floor.slots * self.round_trip / max(floor.typical, 0.001)
+        most = 10 * floor.slots + polling.batch if polling.prefetch is None else polling.prefetch
+        batches = 4 if floor.fifo else 1
+        return min(most, batches * polling.batch + int(2 * handled))
+
+    def room(self, floor: Floor) -> int:
+        """Return how many more messages to ask for."""
+        capacity = self.capacity(floor)
+        return capacity - floor.taken(capacity) - self._asked_for
+
+    def next(self, number: int, floor: Floor, now: float) -> Ask | Pause:
+        """Return what poller ``number`` does now."""
+        if floor.is_full:
+            return Pause()
+        polling = self._polling
+        capacity = self.capacity(floor)
+        taken = floor.taken(capacity)
+        room = capacity - taken - self._asked_for
+        if room >= polling.batch or (room > 0 and self._asked_for == 0 and floor.waiting == 0):
+            if number == 0 or self._busy or (self._sparse and number < SPARSE and not polling.gather):
+                wait = self._next_at - now
+                return Pause(wait) if wait > 0 else Ask(min(room, polling.batch))
+            return Pause()
+        if taken >= 2 * capacity:  # what cannot be parked is held beyond the capacity; that has an end, too
+            return Pause()
+        seconds = self._scouting.pause(number, now, pollers=polling.pollers, round_trip=self.round_trip)
+        if seconds == 0.0:
+            skims = self._scouting.is_skimming(now)
+            return Ask(polling.batch if skims else min(BATCH, polling.batch), scouting=True)
+        return Pause(seconds)
+
+    def asked(self, ask: Ask) -> None:
+        """Note that a receive was sent."""
+        if not ask.scouting:
+            self._asked_for += ask.limit
+
+    def failed(self, ask: Ask) -> None:
+        """Note that a receive failed."""
+        if not ask.scouting:
+            self._asked_for -= ask.limit
+
+    def answered(self, answer: Answer, now: float) -> None:
+        """Note what a receive brought."""
+        ask = answer.ask
+        if answer.count == ask.limit:  # it did not have to wait for any
+            self.round_trip += 0.2 * (answer.seconds - self.round_trip)
+        if not ask.scouting:
+            self._asked_for -= ask.limit
+            self._busy = answer.count == ask.limit
+            if answer.runnable or not answer.count:  # messages of tenants that are down tell nothing of the others
+                self._sparse = 0 < answer.runnable <= SPARSE
+        self._pace_next(answer, now)
+        self._scouting.received(now, emptied=answer.count < ask.limit)
+
+    def wants_company(self) -> bool:
+        """Whether pollers that pause should look again, because messages come."""
+        return self._busy or self._sparse
+
+    def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
+        """Return whether an arriving message makes room for others.
+
+        Only a message of a tenant that is proved to be noisy does, when that tenant has its part of the buffer.
+        """
+        enough, has_share = standing
+        if enough or has_share:
+            self._scouting.found_noisy(job.tenant, job.message)
+        else:
+            self._scouting.found_quiet(job.message, now)
+        if not (enough and crowded) or self._scouting.stopped_because(now) is not None:
+            return False
+        return self._crowd.is_noisy(job.tenant)
+
+    def _pace_next(self, answer: Answer, now: float) -> None:
+        """Space receives out: for ``Polling.gather``, and where the queue answers at once with nothing."""
+        polling = self._polling
+        if answer.count:
+            self._pace = 0.0
+            self._next_at = now - answer.seconds + polling.gather if answer.count < answer.ask.limit else now
+            return
+        if answer.seconds >= _AT_ONCE * polling.wait and polling.wait > 0:
+            self._pace = 0.0
+            return
+        self._pace = min(_LONGEST_PACE, 2 * self._pace or _FIRST_PACE)
+        self._next_at = now + self._pace
+        if self._pace == _LONGEST_PACE and polling.wait >= 1 and not self._warned:
+            self._warned = True
+            text = "Receives are answered at once with nothing, although Polling(wait=%g); receiving every %g s now"
+            _log.warning(text, polling.wait, self._pace)

@@ -1,0 +1,287 @@
+"""The acting half of a consumer: it starts what the core lets run, and carries out what the core decides."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Final, Protocol
+
+from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
+from postroom.consumer.demand import ReceivePolicy
+from postroom.consumer.job import Cancellation, Job
+from postroom.errors import PostroomError
+from postroom.events import Event, ResourceOpened
+from postroom.options import MAX_BATCH
+from postroom.resources import display_key
+from postroom.scheduling import Scheduler, State
+from postroom.tasks import Tasks
+from postroom.transports.protocol import Queue, VisibilityChange
+from postroom.types import Settlement
+
+_log = logging.getLogger("postroom.consumer")
+
+_SWEEP: Final = 15.0
+"""Seconds between two looks at messages whose retention period may end here."""
+_LATER: Final = 30.0
+"""Seconds until a message is seen again that should have been rejected and could not be."""
+_SETTLED: Final = 0.02
+"""Seconds between two rounds of calling messages back."""
+
+
+class Processor(Protocol):
+    """What handles a message that has a slot."""
+
+    def process(self, job: Job) -> Coroutine[Any, Any, None]:
+        """Handle one message, to its settlement."""
+        ...
+
+
+class Poll(Protocol):
+    """What asks for messages."""
+
+    def wake(self) -> None:
+        """Look again whether there is room."""
+        ...
+
+
+class Groups(Protocol):
+    """What still resolves messages of a message group."""
+
+    def withdraw(self, group: str) -> None:
+        """Give back, in order, what is still being resolved of a message group."""
+        ...
+
+
+class Engine:
+    """Connects the core with tasks, timers and queues. Tells the settler's news to the core.
+
+    The only place where tasks of the consumer are spawned, all of them by ``tasks``.
+    """
+
+    def __init__(self, core: Core, tasks: Tasks) -> None:
+        self.core = core
+        self.tasks = tasks
+        self.jobs: dict[Job, None] = {}
+        """Messages that have a task."""
+        self.rejecting: set[asyncio.Task[None]] = set()
+        """Messages on their way to the dead-letter queue."""
+        self.on_end: Callable[[BaseException], None]
+        self._processor: Processor
+        self._resolving: Groups
+        self._poll: Poll
+        self._policy: ReceivePolicy
+        self._time = tasks.loop.time
+        self._waking: asyncio.TimerHandle | None = None
+        self._recalling: asyncio.Handle | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._acting = False
+
+    def connect(self, processor: Processor, resolving: Groups, poll: Poll, policy: ReceivePolicy) -> None:
+        """Take the parts that need the engine themselves."""
+        self._processor = processor
+        self._resolving = resolving
+        self._poll = poll
+        self._policy = policy
+
+    def end(self, error: BaseException) -> None:
+        """Ask for the end of the consumer, because a handler asked for the end of the process."""
+        self.on_end(error)
+
+    @property
+    def scheduler(self) -> Scheduler[Any]:
+        """Where tenants have their lanes."""
+        return self.core.scheduler
+
+    # -- starting -----------------------------------------------------------------------------------------------
+
+    def dispatch(self, now: float | None = None) -> None:
+        """Give every free slot away. ``now`` is for a caller that knows the time already."""
+        core = self.core
+        if now is None:
+            now = self._time()
+        while (job := core.next(now)) is not None:
+            if job.turn is not None:
+                if not job.turn.done():
+                    job.turn.set_result(True)
+            elif job.task is None and not job.lost:
+                self.jobs[job] = None
+                job.task = self.tasks.spawn(self._processor.process(job), f"postroom-message-{job.message.id}")
+            else:  # its former task ends in this very turn of the loop
+                core.put_back(job, now)
+                self.tasks.call_soon(self.dispatch)
+                break
+        if core.actions:
+            self.act()
+        wake = core.scheduler.next_wake()
+        if wake is not None and wake > now:  # one that is due waits for a slot: the end of a message dispatches again
+            self._dispatch_at(wake)
+
+    def ended(self, job: Job) -> None:
+        """Note that the task of a message ends. It stays if it was put back in its lane."""
+        now = self._time()
+        self.jobs.pop(job, None)
+        job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
+        job.turn = None
+        if job.settlement is None and not job.lost and job.state is State.WAITING:
+            job.running = False
+        else:
+            self.core.finish(job, now)
+        self.dispatch(now)
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Look again for more messages: there may be room for some."""
+        if len(self.core.away) and not self.core.closing:
+            self.recall_soon()
+        self._poll.wake()
+
+    def blocked(self) -> None:
+        """A tenant's resources open: look a little later whether its messages are in the way of others."""
+        self.tasks.call_later(PATIENCE, self._relieve)
+
+    def _relieve(self) -> None:
+        if not self.core.closing:
+            self.core.relieve(self._time())
+            self.act()
+            self._poll.wake()
+
+    def _dispatch_at(self, when: float) -> None:
+        waking = self._waking
+        if waking is None or waking.when() > when or waking.cancelled():
+            if waking is not None:
+                waking.cancel()
+            self._waking = self.tasks.call_at(when, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = None
+        self.dispatch()
+        self._poll.wake()
+
+    # -- carrying out -------------------------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Do what the core decided. Calls from within leave it to the outermost."""
+        if self._acting:
+            return
+        self._acting = True
+        core = self.core
+        try:
+            while core.actions:
+                batch, core.actions = core.actions, []
+                for action in batch:
+                    match action:
+                        case GiveBack(job, settlement, delay):
+                            job.source.settler.give_back(job, settlement, delay=delay)
+                        case Reject(job, reason):
+                            task = self.tasks.spawn(self._reject(job, reason), "postroom-reject")
+                            self.rejecting.add(task)
+                            task.add_done_callback(self.rejecting.discard)
+                        case ReturnGroup(group):
+                            self._resolving.withdraw(group)
+        finally:
+            self._acting = False
+
+    async def _reject(self, job: Job, reason: str) -> None:
+        if not await self.reject(job, reason):
+            job.source.settler.give_back(job, Settlement.RETURNED, delay=_LATER)
+
+    async def reject(self, job: Job, reason: str) -> bool:
+        """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
+        try:
+            return await job.source.settler.reject(job, reason)
+        except PostroomError as error:
+            text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
+            _log.error(text, job.message.id, display_key(job.tenant), reason, error)
+            return False
+
+    # -- what the settler tells ---------------------------------------------------------------------------------
+
+    def lost(self, delivery: Job) -> None:
+        """Cancel the handler of a message that is not ours any more. Its acknowledgement is suppressed already."""
+        if delivery.task is not None:
+            delivery.cancel(Cancellation.LOST)
+        self.core.lost(delivery, self._time())
+        self.act()
+
+    def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
+        """Note what became of a message."""
+        self.core.settled(delivery, settlement, delay, self._time())
+        self.core.held_bytes = delivery.source.settler.bytes
+
+    # -- what others tell ---------------------------------------------------------------------------------------
+
+    def observe(self, event: Event) -> None:
+        """Hear from the pool that a tenant's resources are open."""
+        if isinstance(event, ResourceOpened):
+            self.available(event.key, getattr(event, "host", None))
+
+    def available(self, tenant: Hashable, host: Hashable | None = None) -> None:
+        """Let those go on that waited for a tenant's resources, or for the host that they are on."""
+        if self.core.recovered(tenant, host, self._time()):
+            self.dispatch()
+            self.recall_soon()
+
+    def decided(self, tenant: Hashable, *, paused: bool) -> None:
+        """Carry out what was decided about a tenant."""
+        for job in self.core.decided(tenant, paused=paused):
+            if job.turn is not None and not job.turn.done():
+                job.turn.set_result(False)
+        self.dispatch()
+        self.make_room()
+
+    def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
+        """Return why a tenant cannot run, and for how many seconds, if it cannot."""
+        outage = self.core.availability.outage(tenant)
+        return None if outage is None else (outage.cause, self._time() - outage.since)
+
+    # -- calling back -------------------------------------------------------------------------------------------
+
+    def recall_soon(self) -> None:
+        """Call messages back in the next turn, when others may have ended, too."""
+        if self._recalling is None:
+            self._recalling = self.tasks.call_soon(self._recall_if_dry)
+
+    def _recall_if_dry(self) -> None:
+        """Call messages back while slots have nothing to do."""
+        self._recalling = None
+        core = self.core
+        now = self._time()
+        if core.closing or core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):
+            return
+        capacity = core.capacity()
+        room = capacity - max(core.taken(capacity), core.scheduler.blocked)
+        if room > 0:
+            self.recall(room)
+        self._recalling = self.tasks.call_later(max(_SETTLED, self._policy.round_trip), self._recall_if_dry)
+
+    def recall(self, count: int) -> list[asyncio.Task[None]]:
+        """Make messages visible again that were parked or deferred."""
+        return [
+            self.tasks.spawn(_show(queue, handles[start : start + MAX_BATCH]), "postroom-recall")
+            for queue, handles in self.core.away.take(count, self._time()).items()
+            for start in range(0, len(handles), MAX_BATCH)
+        ]
+
+    # -- in passing ---------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Look now and then for messages whose retention period ends here."""
+        self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        self.core.sweep(self._time())
+        self.act()
+        self.begin()
+
+    def close(self) -> None:
+        """End every timer."""
+        for timer in (self._waking, self._recalling, self._sweeping):
+            if timer is not None:
+                timer.cancel()
+
+
+async def _show(queue: Queue, handles: list[str]) -> None:
+    try:
+        await queue.change_visibility([VisibilityChange(handle, 0) for handle in handles])
+    except (PostroomError, OSError) as error:
+        text = "Calling back %d messages failed; they reappear after their visibility timeout: %s"
+        _log.warning(text, len(handles), error)

@@ -1,0 +1,147 @@
+"""What the queue says of itself, and says again while the consumer runs: redrive policy, retention, in flight."""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from postroom.consumer.job import Job
+from postroom.errors import AccessDenied, PostroomError
+from postroom.message import Message
+from postroom.tasks import Tasks
+from postroom.transports.protocol import Queue, RedrivePolicy
+
+_log = logging.getLogger("postroom.consumer")
+
+LIMIT: Final = 120_000
+"""Messages that a queue may have in flight (quotas-messages.html). Past it long polls return nothing, and no reason;
+short polls fail with ``OverLimit``."""
+ENOUGH: Final = LIMIT * 3 // 4
+"""In flight in the whole queue: with more, this consumer makes nothing else invisible."""
+REFRESH: Final = 60.0
+"""Seconds between two looks at the attributes while messages come: at most 43,200 requests a month, about $0.02."""
+_EVERY: Final = 2.0
+"""Seconds between two looks while messages are made invisible."""
+_MANY: Final = 500
+"""Messages made invisible that are worth a look of their own: a hundredth of the calls that they cost in any case."""
+_REST: Final = 30.0
+"""Seconds without making anything invisible after the queue has refused a receive."""
+_DENIED: Final = 600.0
+"""Seconds until the attributes are asked for again after that was denied."""
+_RETENTION: Final = 345_600.0
+"""The default retention period of SQS, four days (sqs-queue-parameters.html)."""
+
+
+class QueueFacts:
+    """Knows a queue's redrive policy, retention period and messages in flight, and looks again when it matters.
+
+    The answers are approximate and late, so limits are kept at a distance. Where the attributes may not be read,
+    ``known`` is False, and the consumer spends no receive of any message.
+    """
+
+    def __init__(self, queue: Queue, tasks: Tasks) -> None:
+        self._queue = queue
+        self._tasks = tasks
+        self._clock = tasks.loop.time
+        self.known = getattr(queue.info, "attributes_known", True)
+        """Whether the attributes could be read."""
+        self.redrive: RedrivePolicy | None = queue.info.redrive
+        self._retention = _seconds(queue.info.attributes.get("MessageRetentionPeriod"), _RETENTION)
+        self._in_flight = 0
+        self._since = 0
+        self._rest_until = 0.0
+        self._next = self._clock() + REFRESH
+        self._look: asyncio.Task[None] | None = None
+        self._offset: float | None = None
+
+    @property
+    def max_receives(self) -> int | None:
+        """Receives after which SQS makes a dead letter of a message; None where it never does."""
+        return None if self.redrive is None else self.redrive.max_receive_count
+
+    def seconds_left(self, job: Job) -> float:
+        """Return the seconds until SQS deletes a message because its retention period is over."""
+        sent = job.message.sent_at
+        if sent is None:
+            return self._retention
+        offset = time.time() - self._clock() if self._offset is None else self._offset
+        return sent + self._retention - (self._clock() + offset)
+
+    def received(self, message: Message) -> None:
+        """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
+        now = self._clock()
+        if self._offset is None and message.receive_count == 1 and message.first_received_at is not None:
+            self._offset = message.first_received_at - now
+        if now >= self._next:
+            self._look_again()
+
+    # -- in flight ----------------------------------------------------------------------------------------------
+
+    def refusal(self) -> str | None:
+        """Return why nothing may be made invisible now; None while it may."""
+        if self._clock() < self._rest_until:
+            return f"the queue refused a receive: the limit is {LIMIT:,} messages in flight"
+        if self._in_flight < ENOUGH:
+            return None
+        self._look_soon()
+        return f"{self._in_flight:,} messages are in flight in the queue, of {LIMIT:,} allowed"
+
+    def hid(self) -> None:
+        """Note that a message was made invisible."""
+        self._since += 1
+        self._look_soon()
+
+    def over_limit(self) -> None:
+        """Note that the queue refused a receive because too much is in flight."""
+        now = self._clock()
+        if now >= self._rest_until:
+            _log.warning("Queue %s has too many messages in flight; parking and deferral pause", self._queue.info.name)
+        self._rest_until = now + _REST
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _look_soon(self) -> None:
+        due = self._next - REFRESH + _EVERY
+        if self._since >= _MANY or self._clock() >= due:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._look is None:
+            self._since = 0
+            self._look = self._tasks.spawn(self._ask(), "postroom-queue-attributes")
+
+    async def _ask(self) -> None:
+        pause = REFRESH
+        try:
+            said = await self._queue.attributes()
+            self._learn(dict(said))
+        except AccessDenied:
+            self.known, pause = False, _DENIED
+        except (PostroomError, ValueError, OSError):
+            self._in_flight = 0  # what the queue said last may be long past; this consumer's own limits remain
+        finally:
+            self._next = self._clock() + pause
+            self._look = None
+
+    def _learn(self, said: dict[str, str]) -> None:
+        if not said:
+            return
+        self.known = True
+        name = self._queue.info.name
+        count = int(said.get("ApproximateNumberOfMessagesNotVisible", "0"))
+        if count >= ENOUGH > self._in_flight:
+            _log.warning("Queue %s has %d messages in flight; parking and deferral stop", name, count)
+        self._in_flight = count
+        self._retention = _seconds(said.get("MessageRetentionPeriod"), self._retention)
+        redrive = RedrivePolicy.parse(said.get("RedrivePolicy"))
+        if redrive != self.redrive:
+            most = "none" if redrive is None else f"maxReceiveCount {redrive.max_receive_count}"
+            _log.warning("Redrive policy of queue %s changed: %s", name, most)
+            self.redrive = redrive
+
+
+def _seconds(text: str | None, default: float) -> float:
+    try:
+        return default if text is None else float(text)
+    except ValueError:
+        return default

@@ -1,0 +1,52 @@
+"""One queue of a consumer: what settles its messages, and the policies that apply to them."""
+
+from typing import Any
+
+from postroom.consumer.attempts import Attempts
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.facts import QueueFacts
+from postroom.consumer.job import Job
+from postroom.consumer.settings import Settings
+from postroom.options import Call, Faults, RetryPolicy, Visibility, chosen
+from postroom.settlement import Settler
+from postroom.transports.protocol import Queue
+
+_RETRY = RetryPolicy()
+_FAULTS = Faults()
+
+
+class Source:
+    """A queue and what was configured for its messages. Several of them can share one core, and so slots and tenants."""
+
+    def __init__(self, settings: Settings[Any, Any], queue: Queue, facts: QueueFacts) -> None:
+        self.settings = settings
+        self.queue = queue
+        self.facts = facts
+        self.name = queue.info.name
+        self.resolves = settings.resolver is not None
+        self.fifo = queue.info.fifo
+        self.attempts = Attempts(facts)
+        self.crowd = Crowd()
+        self.settler: Settler[Job]
+        """Set once, by what opens the source: the settler tells the core what becomes of each message."""
+        self._own_visibility = callable(settings.visibility)
+
+    def retry_of(self, job: Job) -> RetryPolicy:
+        """Return the retry policy for a message."""
+        policy = self.settings.retry
+        return chosen(policy, self._call(job), RetryPolicy, _RETRY) if callable(policy) else policy
+
+    def faults_of(self, job: Job) -> Faults:
+        """Return what counts as broken for a message's tenant."""
+        policy = self.settings.faults
+        return chosen(policy, self._call(job), Faults, _FAULTS) if callable(policy) else policy
+
+    def resolved(self, job: Job) -> None:
+        """Apply the policies that can be chosen once a message's tenant is known."""
+        job.attempt = self.attempts.number(job)
+        if self._own_visibility:
+            default = job.visibility or Visibility()
+            job.visibility = chosen(self.settings.visibility, self._call(job), Visibility, default)
+
+    def _call(self, job: Job) -> Call:
+        return Call(job.tenant, job.message, job.attempt)
