@@ -56,12 +56,22 @@ class Tasks:
         """Call a user's function now, so that it neither sees nor leaves context variables of another message."""
         return self._home.copy().run(function, *arguments)
 
-    async def close(self) -> None:
-        """Cancel every task and wait until all have ended."""
-        while tasks := [task for task in self._tasks if task is not asyncio.current_task()]:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+    async def close(self, *, grace: float) -> None:
+        """Cancel every task, and wait up to ``grace`` seconds until all have ended.
+
+        A task that ignores its cancellation for longer is named in the log, and abandoned.
+        """
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        fresh = [task for task in tasks if not task.cancelling()]  # the others have had their time
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.sleep(0)
+            if fresh:
+                await asyncio.wait(fresh, timeout=grace)
+            if stubborn := [task for task in tasks if not task.done()]:
+                names = ", ".join(sorted(task.get_name() for task in stubborn)[:5])
+                _log.error("Abandoned %d tasks that ignore their cancellation: %s", len(stubborn), names)
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
         try:

@@ -181,9 +181,7 @@ class Availability:
         obstacle = self._obstacle_of(job, error)
         if obstacle not in self._outages:
             _bound(self._outages)
-            what = (
-                f"Host {obstacle.name}" if obstacle.kind is ObstacleKind.HOST else f"Tenant {display_key(job.tenant)}"
-            )
+            what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             _log.warning("%s is unavailable; its messages wait (first: %s): %s", what, job.message.id, error)
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))

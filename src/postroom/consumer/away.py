@@ -47,6 +47,13 @@ class Away:
         else:
             self._behind.setdefault(obstacle, deque()).append(absent)
 
+    def release(self, obstacle: Obstacle, count: int) -> None:
+        """Let some messages be called back that were deferred because of an obstacle."""
+        behind = self._behind.get(obstacle)
+        while behind and count > 0:
+            self._callable.append(behind.popleft())
+            count -= 1
+
     def over(self, obstacle: Obstacle) -> bool:
         """Let messages be called back that were deferred because of an obstacle. Returns whether there are any."""
         freed = self._behind.pop(obstacle, None)

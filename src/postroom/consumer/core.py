@@ -78,6 +78,7 @@ class Core:
         availability: Availability,
         tenants: Tenants,
         policy: ReceivePolicy,
+        *,
         polling: Polling,
         rng: Random,
     ) -> None:
@@ -217,8 +218,17 @@ class Core:
         while (job := self.scheduler.grant(now)) is not None:
             if not self.availability.troubled or self._may_run(job, now):
                 job.since = now
+                if self._tenants.ruled:
+                    self._refill(job.tenant)
                 return job
         return None
+
+    def _refill(self, tenant: Hashable) -> None:
+        """Call messages of a tenant back that has a rate, before its lane runs empty."""
+        rate = self._tenants.rate_of(tenant)
+        if rate is not None and len(self.away):
+            missing = max(self._polling.lane, 2 * rate) - self.scheduler.figures(tenant).waiting
+            self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
     def _may_run(self, job: Job, now: float) -> bool:
         wait = self.availability.wait(job, now)
@@ -349,7 +359,8 @@ class Core:
         if attempts.is_over(job) and job.source.facts.redrive is not None:
             self.actions.append(Reject(job, f"{attempts.number(job) - 1} failed attempts, {cause}"))
         elif attempts.is_cut_short(job):
-            text = f"{attempts.known(job)} failed attempts, {cause}; other receives were spent while its tenant could not run"
+            known = attempts.known(job)
+            text = f"{known} failed attempts, {cause}; other receives were spent while its tenant could not run"
             self.actions.append(Reject(job, text))
         else:
             self.actions.append(GiveBack(job, Settlement.RETRIED, delay))

@@ -11,8 +11,8 @@ _TIMES: Final = 4
 """A quiet tenant sends at most this part of what the noisiest sends: equal tenants differ by less, by chance."""
 _MOST: Final = 10_000
 """Tenants counted per window; messages of further ones count for none."""
-_EVERY: Final = 0.25
-"""Seconds between two looks at all tenants."""
+_PER_TENANT: Final = 0.0001
+"""Seconds between two looks at all tenants, for each of them: a look costs a thousandth of that."""
 
 
 class Crowd:
@@ -51,7 +51,7 @@ class Crowd:
         if now >= self._turn_at:
             self._turn(now)
         if now >= self._look_at:
-            self._look_at = now + _EVERY
+            self._look_at = now + _PER_TENANT * (len(self._now) + len(self._before))
             self._proved = self._top >= ENOUGH and self._look()
         return self._proved
 

@@ -184,7 +184,9 @@ class Intake:
         except BaseException as error:
             if isinstance(error, TimeoutError) and limit.expired():
                 text = f"the context resolver took longer than Concurrency(resolver_timeout={self._timeout:g})"
-                return ContextError(text, message_id=job.message.id)
+                late = ContextError(text, message_id=job.message.id)
+                late.__cause__ = error
+                return late
             return _context_error(job, error)
 
     def _withdraw(self, batch: _Batch) -> None:

@@ -23,7 +23,7 @@ from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
-from postroom.consumer.threads import HandlerThreads
+from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.options import Concurrency, PoolTimeouts, Visibility
 from postroom.payloads import Decoder
@@ -37,6 +37,8 @@ from postroom.types import C, R, Settlement, StopReason
 
 _log = logging.getLogger("postroom.consumer")
 
+_GRACE = 1.0
+"""Seconds that tasks of the consumer's own may take to end when they are cancelled."""
 _QUIET = 0.25
 """Seconds that a poll may still take after everything was given back: what it brings by then is given back, too."""
 
@@ -110,7 +112,7 @@ class Run(Generic[C, R]):
         self.pool = pool
         self.tasks = Tasks(self.end)
         self._tenants = tenants
-        self._threads = None if is_async(handler) else HandlerThreads(settings.concurrency.threads)
+        self._threads = None if is_async(handler) else Threads(settings.concurrency.threads)
         self._facts = QueueFacts(queue, self.tasks)
         self.source = source = Source(settings, queue, self._facts)
         rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -119,7 +121,7 @@ class Run(Generic[C, R]):
         self._scouting = Scouting(source.crowd, self._loop.time(), when=scout)
         self._policy = AdaptivePolicy(settings.polling, self._scouting, source.crowd)
         availability = Availability(pool, rng)
-        self.core = Core(self.scheduler, availability, tenants, self._policy, settings.polling, rng)
+        self.core = Core(self.scheduler, availability, tenants, self._policy, polling=settings.polling, rng=rng)
         self.engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
         source.settler = Settler(
@@ -129,7 +131,7 @@ class Run(Generic[C, R]):
             listener=self.engine,
             dead_letters=DeadLetters(self._facts, client.queue, tasks=self.tasks),
             observers=settings.observers,
-            kind=source.make_job,
+            kind=cast("type[Job]", source),
         )
         handle = build_handle(
             handler,
@@ -298,12 +300,12 @@ class Run(Generic[C, R]):
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self.settings.shutdown.cancel)
+            if self._threads is not None and await self._threads.quiet(0.0):
+                await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
             _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
             self.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
-            job.cancel(Cancellation.STOPPING)  # a second time: a thread that still runs is abandoned
-        if self._threads is not None:
-            await self._threads.quiet(self.settings.shutdown.cancel)
+            job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
         deadline = self._loop.time() + self.settings.shutdown.flush
@@ -355,7 +357,7 @@ class Run(Generic[C, R]):
     async def _end_heartbeat(self) -> None:
         self._watch.close()
         self.engine.close()
-        await self.tasks.close()
+        await self.tasks.close(grace=_GRACE)
 
     async def _close_what_was_opened(self) -> None:
         if self._threads is not None:

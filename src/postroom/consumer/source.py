@@ -7,6 +7,7 @@ from postroom.consumer.crowd import Crowd
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
+from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility, chosen
 from postroom.settlement import Settler
 from postroom.transports.protocol import Queue
@@ -16,7 +17,10 @@ _FAULTS = Faults()
 
 
 class Source:
-    """A queue and what was configured for its messages. Several of them can share one core, and so slots and tenants."""
+    """A queue and what was configured for its messages.
+
+    Several sources can share one core, and so slots and tenants. It makes the jobs of its messages for the settler.
+    """
 
     def __init__(self, settings: Settings[Any, Any], queue: Queue, facts: QueueFacts) -> None:
         self.settings = settings
@@ -30,6 +34,16 @@ class Source:
         self.settler: Settler[Job]
         """Set once, by what opens the source: the settler tells the core what becomes of each message."""
         self._own_visibility = callable(settings.visibility)
+
+    def of(self, message: Message, *, received_at: float, visibility: float) -> Job:
+        """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
+        return Job(
+            message=message,
+            receipt_handle=message.receipt_handle,
+            received_at=received_at,
+            deadline=received_at + visibility,
+            source=self,
+        )
 
     def retry_of(self, job: Job) -> RetryPolicy:
         """Return the retry policy for a message."""

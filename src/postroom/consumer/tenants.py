@@ -19,7 +19,7 @@ class TenantState(StrEnum):
 
     ACTIVE = "active"
     UNAVAILABLE = "unavailable"
-    """Its resources cannot be opened, or its handlers fail: its messages wait. ``TenantStatus.reason`` has the cause."""
+    """Its resources cannot be opened, or its handlers fail: its messages wait. ``reason`` has the cause."""
     PAUSED = "paused"
     """Its messages wait, here and in the queue."""
     QUARANTINED = "quarantined"

@@ -17,7 +17,7 @@ from unittest import mock
 
 from postroom import Concurrency, Consumer, Message, MessageContext, Polling, Shutdown
 from postroom.consumer.job import Job
-from postroom.consumer.poller import Poller
+from postroom.consumer.demand import AdaptivePolicy
 from postroom.local import LocalBroker
 from postroom.local.fair import FairPolicy
 from postroom.local.shapes import Send
@@ -161,6 +161,7 @@ class Plain(Scheduler[Job]):
 
     def add(self, ticket: Job) -> None:
         """Take a job in."""
+        ticket.state = State.WAITING
         self._queues.setdefault(ticket.tenant if self._in_turn else None, deque()).append(ticket)
 
     def grant(self, now: float = 0.0) -> Job | None:
@@ -180,7 +181,7 @@ class Plain(Scheduler[Job]):
         """Free its slot."""
         self._free += 1
 
-    def withdraw_waiting(self) -> list[Job]:
+    def withdraw_waiting(self, keep: Any = None) -> list[Job]:
         """Give up what waits."""
         waiting = [job for line in self._queues.values() for job in line]
         self._queues.clear()
@@ -192,17 +193,17 @@ def scheduled_by(policy: str) -> Iterator[None]:
     """Let consumers that start here schedule in another way, for comparison."""
     if policy == "wide":
         always = mock.PropertyMock(return_value=True)
-        with mock.patch.object(Poller, "_busy", always, create=True):
+        with mock.patch.object(AdaptivePolicy, "_busy", always, create=True):
             yield
         return
     if policy not in {"fifo", "round-robin"}:
         yield
         return
 
-    def plain(settings: Any, total: int) -> Scheduler[Job]:
+    def plain(*, total: int, **_limits: Any) -> Scheduler[Job]:
         return Plain(total=total, in_turn=policy == "round-robin")
 
-    with mock.patch("postroom.consumer.lifecycle._scheduler", plain):
+    with mock.patch("postroom.consumer.lifecycle.Scheduler", plain):
         yield
 
 
@@ -223,7 +224,7 @@ def simulate(case: Case) -> Outcome:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        jitter = mock.patch("postroom.consumer.parking.Random", partial(Random, case.seed))
+        jitter = mock.patch("postroom.consumer.lifecycle.Random", partial(Random, case.seed))
         with scheduled_by(case.policy), jitter:
             return run_virtual(main(), limit=10_000)
     finally:

@@ -265,7 +265,7 @@ def test_step_5_returning_and_calling_back_share_their_time() -> None:
         world.send_orders(*(str(n) for n in range(200)), tenant="a")
         async with orders:
             await asyncio.sleep(5)
-            parked = orders.statistics().parked
+            parked = orders.statistics().deferred
             heard.clear()
             started = now()
         took = now() - started
