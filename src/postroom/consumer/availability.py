@@ -82,6 +82,10 @@ class PoolView(Protocol):
         """Return the seconds for which a context or its host is left alone."""
         ...
 
+    def is_open(self, context: Any) -> bool:
+        """Return whether a context's resources are open."""
+        ...
+
     def host_of(self, context: Any) -> Hashable | None:
         """Return the host of a context's resources."""
         ...
@@ -146,6 +150,15 @@ class Availability:
         """Whether a message that may run would be its tenant's probe."""
         breaker = self._open.get(job.tenant) if self._open else None
         return breaker is not None and not breaker.probed
+
+    def must_open(self, job: Job) -> bool:
+        """Whether a message that may run has to open its tenant's resources while the pool is troubled."""
+        return self._pool is not None and self._pool.troubled and not self.is_open(job)
+
+    def is_open(self, job: Job) -> bool:
+        """Whether a message would find its tenant's resources open."""
+        pool = self._pool
+        return pool is None or job.problem is not None or job.lease is not None or pool.is_open(job.context)
 
     def probe(self, job: Job) -> None:
         """Let the end of this message decide whether its tenant's breaker closes."""

@@ -158,6 +158,8 @@ class Core:
         blocked = self.scheduler.blocked > 0 and self.scheduler.is_blocked(tenant)
         if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
             return False
+        if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
+            return False
         if job.problem is None and job.source.resolves and self._is_surplus(job, now):
             self._park(job)
             return False
@@ -194,6 +196,12 @@ class Core:
             return False
         obstacle = self._obstacle(job, now, waiting)
         return obstacle is not None and self._defer(job, obstacle, now)
+
+    def _is_one_too_many(self, job: Job, now: float) -> bool:
+        """Defer a message whose tenant's resources are not open, when as many as may wait for theirs do so."""
+        if job.source.fifo or self.availability.is_open(job):
+            return False
+        return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now)
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
@@ -241,11 +249,14 @@ class Core:
             self.availability.probe(job)
             self.scheduler.sleep(job.tenant, None, now=now)
             return True
-        if wait is None:
-            return True
-        self.scheduler.put_back(job)
-        self._sleep(job, wait, now)
-        return False
+        if wait is not None:
+            self.scheduler.put_back(job)
+            self._sleep(job, wait, now)
+            return False
+        if self.availability.must_open(job):  # the others of its tenant would only wait for the same open
+            job.leads = True
+            self.scheduler.sleep(job.tenant, None, now=now)
+        return True
 
     def _sleep(self, job: Job, wait: Wait, now: float) -> None:
         self.scheduler.sleep(job.tenant, wait.until, now=now)
@@ -255,8 +266,16 @@ class Core:
         """Take the slot back of a message whose tenant's resources have to be opened."""
         self.scheduler.suspend(job, now=now, seconds=now - job.since)
 
+    def leased(self, job: Job) -> None:
+        """Note that a message has its tenant's resources: the others of its tenant may have them, too."""
+        if job.leads:
+            job.leads = False
+            if not job.probe:
+                self.scheduler.wake(job.tenant)
+
     def resume(self, job: Job) -> None:
         """Let a message wait for a slot again, with its resources in hand."""
+        self.leased(job)
         self.scheduler.resume(job)
         if job.probe:
             self.scheduler.wake(job.tenant)  # its lane sleeps behind it: it is granted its slot again as the probe
@@ -285,8 +304,9 @@ class Core:
         self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
-        """Let another message of a tenant be its probe, if this one was it and told nothing."""
-        if self.availability.probe_ended(job):
+        """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""
+        if self.availability.probe_ended(job) or job.leads:
+            job.leads = False
             self.scheduler.wake(job.tenant)
 
     # -- outcomes -----------------------------------------------------------------------------------------------

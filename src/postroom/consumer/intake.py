@@ -75,6 +75,9 @@ class Intake:
             source.facts.received(job.message)
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
+            if self._closed and not source.attempts.is_short_of(job):
+                core.give_back(job, Settlement.RETURNED)
+                continue
             found = self._resolve(job)
             group = job.message.group_id if source.fifo else None
             if type(found) is not self._plain and self._is_awaitable(found):

@@ -56,6 +56,8 @@ class Job(Delivery, eq=False, kw_only=True):
     """Whether its task has begun. One that is cancelled before that would never get to its own clean-up."""
     probe: bool = False
     """Whether its outcome decides if its tenant's breaker closes."""
+    leads: bool = False
+    """Whether it is the one that tries whether its tenant's resources can be opened again; the others wait for it."""
     started: bool = False
     """Whether its handler was called."""
     reported: bool = False

@@ -110,6 +110,8 @@ class Pipeline:
             else:
                 lease = self._pool.try_lease(job.context) or await self._lease_without_slot(job, self._pool)
                 try:
+                    if job.leads:
+                        self._core.leased(job)
                     await self._run_handler(job, resources=lease.resource)
                 except Exception as error:
                     lease.report(error)  # a broken connection makes the resource suspect
@@ -260,7 +262,7 @@ class Pipeline:
         instruction = None
         if not job.reported:
             job.reported = True
-            instruction = await self._report(job, error)
+            instruction = await self._report(job, error, quietly=True)
         if instruction is not None:
             await self._obey(job, instruction)
         elif job.settlement is None and not job.lost:
@@ -282,12 +284,15 @@ class Pipeline:
         else:
             self._settle_failure(job, error)
 
-    async def _report(self, job: Job, error: BaseException) -> Retry | Reject | Drop | None:
-        """Log the error and call ``on_error``. What that raises is logged, or obeyed if it is an instruction."""
+    async def _report(self, job: Job, error: BaseException, *, quietly: bool = False) -> Retry | Reject | Drop | None:
+        """Log the error and call ``on_error``. What that raises is logged, or obeyed if it is an instruction.
+
+        ``quietly``: it is an outage, which is logged once for all of its messages.
+        """
         if isinstance(error, MessageError):
             error.message_id = job.message.id
         self.failed[type(error).__name__] += 1
-        _log_failure(job, error)
+        _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
         if self._observers:
             self._observers.tell(MessageFailed(job.message, job.context, error))
         if self._on_error is None:
@@ -416,12 +421,12 @@ def _ends_the_program(error: BaseException) -> bool:
     return isinstance(error, SystemExit | KeyboardInterrupt)
 
 
-def _log_failure(job: Job, error: BaseException) -> None:
+def _log_failure(job: Job, error: BaseException, level: int) -> None:
     tenant = display_key(job.tenant)
     for kind, what in _WHAT_FAILED:
         if isinstance(error, kind):
             text = "%s for message %s of tenant %s (attempt %d, receive %d): %s"
-            _log.error(text, what, job.message.id, tenant, job.attempt, job.receives, error)
+            _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error)
             return
     text = "Handler failed for message %s of tenant %s (attempt %d, receive %d)"
-    _log.error(text, job.message.id, tenant, job.attempt, job.receives, exc_info=error)
+    _log.log(level, text, job.message.id, tenant, job.attempt, job.receives, exc_info=error)

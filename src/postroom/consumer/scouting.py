@@ -65,7 +65,7 @@ class Scouting:
         self._when = when
         self._order = Overtaking()
         self._next = now
-        self._crowded_at = now - _CALM
+        self._crowded_at = now - 2 * _CALM
         self._look_until = self._skim_until = 0.0
         self._known_in_a_row = 0
         self._clear_at = 0.0

@@ -300,6 +300,7 @@ class ResourcePool(Generic[C, R]):
 
     def subscribe(self, observer: Any) -> Callable[[], None]:
         from postroom.events import Observers
+
         obs = tuple(self._observers) + (observer,)
         self._observers._observers = obs
         return lambda: None

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 
 from postroom import (
@@ -18,19 +17,12 @@ from postroom import (
     Reject,
     ResourcePool,
     RetryPolicy,
-    Visibility,
 )
 from postroom import Faults as BreakerOptions
-from postroom.consumer.parking import Parking
-from postroom.consumer.pipeline import Pipeline
-from postroom.events import Observers
+from postroom.consumer.engine import Engine
 from postroom.message import Message, OutgoingMessage
-from postroom.settlement import Settler
 from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
-from postroom.testing.loop import run_virtual
-from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
-from postroom.types import Settlement
-from support.scripted import ScriptedQueue, message, no_queue
+from postroom.transports.protocol import EntryFailure, SendResult
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
@@ -52,15 +44,6 @@ class NoDeadLetters(FaultyClient):
 
             vars(queue)["send"] = send
         return queue
-
-
-class FiveReceives(ScriptedQueue):
-    """A queue that hands a message out five times at the most."""
-
-    @property
-    def info(self) -> QueueInfo:
-        """What the queue says of itself."""
-        return msgspec.structs.replace(super().info, redrive=RedrivePolicy("dead", 5))
 
 
 def test_what_is_still_being_resolved_goes_back_with_its_group() -> None:
@@ -172,35 +155,6 @@ def test_a_reject_that_the_dead_letter_queue_does_not_take_is_no_reason_to_delet
     assert in_world(scenario) == ((0, 1), (0, 0), (1, 0))
 
 
-def test_a_recall_that_sqs_does_not_answer_does_not_outlive_the_stop() -> None:
-    """I8: parked messages are called back at stop; when that takes too long, it is given up."""
-
-    async def main() -> set[str]:
-        queue = ScriptedQueue()
-
-        async def silent(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            if changes[0].timeout == 0:
-                await asyncio.Event().wait()
-            return []
-
-        queue.on_change = silent
-        loop = asyncio.get_running_loop()
-        settler = Settler(
-            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
-        )
-        parking = Parking(queue, settler, clock=loop.time)
-        for delivery in settler.take([message(number) for number in range(3)]):
-            parking.park(delivery)
-        await asyncio.sleep(1)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(5):
-                await parking.close()
-        await asyncio.sleep(0)
-        return {task.get_name() for task in asyncio.all_tasks()} - {"main"}
-
-    assert run_virtual(main()) == set()
-
-
 def test_a_stop_during_on_error_returns_the_message_at_once() -> None:
     """S7: the decision that on_error was about to influence is not lost with it."""
 
@@ -226,16 +180,16 @@ def test_a_stop_during_on_error_returns_the_message_at_once() -> None:
 
 def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every slot is busy when its next turn comes: nothing is looked at again until one is free."""
-    dispatch = Pipeline.dispatch
+    dispatch = Engine.dispatch
     looks = 0
 
-    def count(self: Pipeline, now: float | None = None) -> None:
+    def count(self: Engine, now: float | None = None) -> None:
         nonlocal looks
         looks += 1
         assert looks < 500, "it spins"
         dispatch(self, now)
 
-    monkeypatch.setattr(Pipeline, "dispatch", count)
+    monkeypatch.setattr(Engine, "dispatch", count)
 
     async def scenario(world: World) -> list[str]:
         world.create()
@@ -281,23 +235,6 @@ def test_quarantine_without_a_dead_letter_queue_deletes_nothing(mode: AckMode) -
         return done
 
     assert in_world(scenario)[0] == "1"
-
-
-def test_a_receive_while_it_is_held_counts_before_a_message_is_put_off() -> None:
-    """A message that is delivered again while it is held has one receive less to spare."""
-
-    async def scenario() -> tuple[bool, bool]:
-        queue = FiveReceives()
-        settler = Settler(
-            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _delivery: None, observers=Observers()
-        )
-        parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
-        [delivery] = settler.take([message("1", receive_count=2)])
-        before = parking.spares(delivery)
-        assert settler.take([message("1", receive_count=3)]) == []
-        return before, parking.spares(delivery)
-
-    assert run_virtual(scenario()) == (True, False)
 
 
 def test_a_decision_about_a_broken_tenant_ends_neither_its_pause_nor_its_probe() -> None:
@@ -367,39 +304,6 @@ def test_a_late_failure_starts_no_second_probe() -> None:
     assert in_world(scenario) == 1
 
 
-def test_nothing_is_called_back_before_it_is_surely_parked() -> None:
-    """SQS takes its time to park it: a recall that overtook that would be undone."""
-
-    async def scenario() -> list[tuple[str, int]]:
-        queue = ScriptedQueue()
-        answered = asyncio.Event()
-
-        async def slow(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            if changes[0].timeout:
-                await answered.wait()
-            return []
-
-        queue.on_change = slow
-        settler = Settler(
-            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
-        )
-        parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
-        [delivery] = settler.take([message("1")])
-        parking.park(delivery)
-        await asyncio.sleep(1)
-        parking.recall(1)
-        await asyncio.sleep(1)
-        assert len(queue.changed) == 1
-        answered.set()
-        await settler.drain()
-        parking.recall(1)
-        await parking.close()
-        return queue.changed
-
-    changes = run_virtual(scenario())
-    assert [timeout > 0 for _, timeout in changes] == [True, False]
-
-
 def test_a_tenant_in_quarantine_starts_nothing_that_waited_for_its_resources() -> None:
     """The decision came while they were opened: the handler is not called."""
 
@@ -462,53 +366,6 @@ def test_nothing_begins_to_wait_for_its_resources_while_it_stops() -> None:
     seconds, counts = in_world(scenario)
     assert seconds < 3
     assert counts == (3, 0)
-
-
-def test_what_was_not_put_off_in_the_end_is_not_called_back() -> None:
-    """It was lost, or SQS refused to put it off: it may be with somebody else by now."""
-
-    async def scenario() -> list[tuple[str, int]]:
-        queue = ScriptedQueue()
-
-        async def refuse(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            return [EntryFailure(0, "InvalidParameterValue", sender_fault=True)]
-
-        queue.on_change = refuse
-        settler = Settler(
-            queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
-        )
-        parking = Parking(queue, settler, clock=asyncio.get_running_loop().time)
-        lost, refused = settler.take([message("lost"), message("refused")])
-        settler.lose(lost)
-        for delivery in (lost, refused):
-            parking.park(delivery)
-        await asyncio.sleep(2)
-        parking.recall(2)
-        await parking.close()
-        return queue.changed
-
-    assert [handle for handle, _ in run_virtual(scenario())] == ["rrefused"]
-
-
-def test_an_older_receive_that_arrives_late_is_not_begun() -> None:
-    """The newer one was put off already; the older receipt handle can settle nothing any more."""
-
-    async def scenario() -> list[int]:
-        settler = Settler(
-            ScriptedQueue(),
-            Visibility(),
-            dead_letter_queue=no_queue,
-            on_lost=lambda _lost: None,
-            observers=Observers(),
-        )
-        [newer] = settler.take([message("1", receive_count=2)])
-        settler.give_back(newer, Settlement.DEFERRED, delay=10)
-        counts = [len(settler.take([message("1", receive_count=count)])) for count in (1, 3)]
-        await settler.drain()
-        await settler.abandon()
-        return counts
-
-    assert run_virtual(scenario()) == [0, 1]
 
 
 def test_what_makes_room_with_its_group_may_be_nobodys() -> None:

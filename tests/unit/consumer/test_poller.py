@@ -2,21 +2,21 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from typing import Self
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 
-from postroom.consumer.inflight import InFlight
-from postroom.consumer.parking import Parking
-from postroom.consumer.poller import SPARSE, Poller
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.demand import SPARSE, AdaptivePolicy
+from postroom.consumer.poller import Poller
 from postroom.consumer.scouting import Scouting
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Polling, Visibility
-from postroom.settlement import Settler
+from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual, settle
-from support.scripted import ScriptedQueue, message, no_queue
+from support.scripted import ScriptedQueue, message
 
 POLLERS = 8
 BATCH = 10
@@ -39,51 +39,58 @@ class HandAnswered(ScriptedQueue):
         return await answer
 
 
+class Floor:
+    """A consumer with room for everything."""
+
+    slots = 1_000
+    typical = 0.01
+    waiting = 0
+    fifo = False
+    is_full = False
+
+    def taken(self, capacity: int) -> int:
+        """Take nothing."""
+        del capacity
+        return 0
+
+
 class Pollers:
     """Pollers with room for everything; ``stuck`` of each receive's messages are of tenants that are down."""
 
-    def __init__(self) -> None:
+    def __init__(self, **polling: Any) -> None:
         self.queue = HandAnswered()
         self.stuck = 0
-        self._running = AsyncExitStack()
+        self._polling = Polling(pollers=POLLERS, batch=BATCH, **polling)
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        visibility = Visibility()
-        settler = Settler(
-            self.queue, visibility, dead_letter_queue=no_queue, on_lost=lambda _lost: None, observers=Observers()
-        )
-        parking = Parking(self.queue, settler, clock=loop.time, in_flight=InFlight(self.queue, clock=loop.time))
-        self._poller = Poller(
-            self.queue,
-            Polling(pollers=POLLERS, batch=BATCH),
-            visibility,
-            capacity=lambda: 1_000,
-            scouting=Scouting(parking, clock=loop.time, alone=lambda: False, enabled=False),
-            held=lambda: 0,
-            starving=lambda: True,
-            admit=self._admit,
-            on_over_limit=lambda: None,
-            observers=Observers(),
-        )
-        group = await self._running.enter_async_context(asyncio.TaskGroup())
+        now = asyncio.get_running_loop().time()
+        self._tasks = Tasks(lambda _error: None)
+        crowd = Crowd()
+        policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
+        settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
+        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders")
+        floor: Any = Floor()
+        self.poller = Poller(source, floor, policy, self, self._tasks)
         for number in range(POLLERS):
-            group.create_task(self._poller.run(number))
+            self._tasks.spawn(self.poller.run(number), f"poller-{number}")
         await settle()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._poller.stop()
+        self.poller.stop()
         for each in self.queue.waiting:
             each.set_result([])
-        await self._running.aclose()
+        await self._tasks.close(grace=1.0)
 
-    def _admit(self, messages: Sequence[Message]) -> int:
+    def admit(self, messages: Sequence[Message]) -> int:
+        """Take messages in."""
         return max(0, len(messages) - self.stuck)
 
     async def answer(self, brought: int, *, stuck: int = 0) -> int:
         """Answer the oldest receive, and return how many are outstanding then."""
         self.stuck = stuck
+        if not brought:
+            await asyncio.sleep(20)
         self.queue.waiting.pop(0).set_result([message(number) for number in range(brought)])
         await settle()
         return len(self.queue.waiting)
@@ -119,3 +126,46 @@ def test_more_messages_than_that_are_fetched_by_one_receive_until_one_comes_back
 def test_messages_of_tenants_that_are_down_do_not_count() -> None:
     """Those of the others come as few by few as before."""
     assert outstanding((1 + 4, 4), (4, 4), (0, 0)) == [SPARSE, SPARSE, SPARSE - 1]
+
+
+def receives(seconds: float, *, takes: float, **polling: Any) -> int:
+    """Return how many receives are sent in some seconds to a queue that is empty and answers after ``takes``."""
+
+    async def main() -> int:
+        async with Pollers(**polling) as pollers:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + seconds
+            while loop.time() < end:
+                await asyncio.sleep(takes or 0.001)
+                for each in pollers.queue.waiting:
+                    each.set_result([])
+                pollers.queue.waiting.clear()
+                await settle()
+            return pollers.poller.receives
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("wait", [0, 1, 20])
+def test_receives_that_are_answered_at_once_with_nothing_are_paced(wait: float) -> None:
+    """A proxy that does not wait, or ``Polling(wait=0)``, must not make a hot loop."""
+    assert receives(60, takes=0.0, wait=wait) <= 60
+
+
+def test_a_long_poll_that_waits_is_not_paced() -> None:
+    """The next one follows at once."""
+    assert receives(60, takes=1.0, wait=1) >= 58
+
+
+def test_messages_can_be_let_gather() -> None:
+    """Ten receives a second instead of one for each message."""
+
+    async def main() -> int:
+        async with Pollers(gather=0.1) as pollers:
+            for number in range(1_000):
+                await asyncio.sleep(0.01)
+                if pollers.queue.waiting:
+                    pollers.queue.waiting.pop(0).set_result([message(number)])
+            return pollers.poller.receives
+
+    assert 90 <= run_virtual(main()) <= 105

@@ -2,21 +2,16 @@
 
 import asyncio
 from itertools import pairwise
-from typing import Any
+from typing import Literal
 
 import pytest
 
 from postroom import Consumer, MessageContext, Polling
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.demand import SPARSE
 from postroom.consumer.overtaking import Overtaking
-from postroom.consumer.parking import Parking
-from postroom.consumer.poller import SPARSE
-from postroom.consumer.scouting import SCOUTS, Scouting
-from postroom.events import Observers
+from postroom.consumer.scouting import BUDGET, SCOUTS, Scouting
 from postroom.message import Message
-from postroom.options import Visibility
-from postroom.settlement import Settler
-from postroom.testing.loop import run_virtual
-from support.scripted import ScriptedQueue, no_queue
 from support.world import Order, Tenant, World, in_world
 
 
@@ -105,32 +100,28 @@ class TestOvertaking:
 class Look:
     """A consumer's scouting with a clock that is moved by hand."""
 
-    def __init__(self, *, alone: bool = False, enabled: bool = True, fifo: bool = False) -> None:
-        queue = ScriptedQueue(fifo=fifo)
-        observers = Observers()
-        settler = Settler(queue, Visibility(), dead_letter_queue=no_queue, on_lost=lambda _: None, observers=observers)
-        self.now = 0.0
-        parking = Parking(queue, settler, clock=lambda: self.now)
-        self.scouting = Scouting(parking, clock=lambda: self.now, alone=lambda: alone, enabled=enabled)
+    def __init__(self, *, when: bool | Literal["always"] = "always", crowd: Crowd | None = None) -> None:
+        self.now = 1.0
+        self.scouting = Scouting(crowd or Crowd(), self.now, when=when)
 
     def skims(self) -> bool:
         """Return whether every poller takes full batches now."""
-        return self.scouting.skimming
+        return self.scouting.is_skimming(self.now)
 
     def pause(self, number: int = 0) -> float | None:
         """Ask whether a poller may scout."""
-        return self.scouting.pause(number, pollers=8, round_trip=0.01)
+        return self.scouting.pause(number, self.now, pollers=8, round_trip=0.01)
 
     def noisy(self, lay: float, *, emptied: bool = False) -> None:
         """Receive a noisy tenant's message that lay in the queue for some milliseconds."""
         milliseconds = self.now * 1e3
         self.scouting.found_noisy("noisy", at(milliseconds - lay, milliseconds))
-        self.scouting.received(emptied=emptied)
+        self.scouting.received(self.now, emptied=emptied)
 
     def quiet(self, lay: float = 2) -> None:
         """Receive a quiet tenant's message that lay in the queue for some milliseconds."""
         milliseconds = self.now * 1e3
-        self.scouting.found_quiet(at(milliseconds - lay, milliseconds))
+        self.scouting.found_quiet(at(milliseconds - lay, milliseconds), self.now)
 
     def crowded(self, seconds: float, *, noisy: float, quiet: float | None = 2, emptied: bool = False) -> None:
         """Let time pass in a crowd; every 40 ms a quiet message comes, if any does."""
@@ -145,23 +136,12 @@ class Look:
             self.noisy(noisy, emptied=emptied)
 
 
-def looked(**options: Any) -> Look:
-    """Make one in the moment after the start, in which nothing is looked for."""
-
-    async def main() -> Look:
-        look = Look(**options)
-        look.now = 1.0
-        return look
-
-    return run_virtual(main())
-
-
 class TestScouting:
     """When every poller takes full batches, and when a few small receives are enough."""
 
     def test_a_crowd_begins_with_skimming(self) -> None:
-        """Nobody knows yet whether the queue knows; every poller goes, one after the other within a round trip."""
-        look = looked()
+        """It is not known yet whether the queue knows; every poller goes, one after the other within a round trip."""
+        look = Look()
         assert look.pause(0) == 0.0
         assert look.pause(1) == pytest.approx(0.01 / 8)
         for number in range(1, 8):
@@ -171,7 +151,7 @@ class TestScouting:
 
     def test_it_ends_when_quiet_messages_overtake(self) -> None:
         """From then on there are a few scouts, one after the other."""
-        look = looked()
+        look = Look()
         look.crowded(2, noisy=500)
         assert not look.skims()
         assert look.pause(SCOUTS) is None
@@ -181,13 +161,13 @@ class TestScouting:
 
     def test_it_goes_on_while_quiet_messages_lie_as_long_as_noisy_ones(self) -> None:
         """The queue does not know yet."""
-        look = looked()
+        look = Look()
         look.crowded(3, noisy=60, quiet=60)
         assert look.skims()
 
     def test_what_is_tried_in_vain_is_tried_more_rarely(self) -> None:
         """Each try costs the quiet messages that come meanwhile some time."""
-        look = looked()
+        look = Look()
         tries: list[float] = []
         for turn in range(15_000):
             was = look.skims()
@@ -203,7 +183,7 @@ class TestScouting:
 
     def test_a_queue_that_is_kept_empty_is_tried_without(self) -> None:
         """After a second, as long as nothing lies there; it goes on as soon as something does."""
-        look = looked()
+        look = Look()
         look.crowded(1.5, noisy=2, quiet=2, emptied=True)
         assert not look.skims()
         look.crowded(0.02, noisy=20, quiet=None)
@@ -211,7 +191,7 @@ class TestScouting:
 
     def test_a_queue_that_is_never_empty_may_hide_quiet_messages(self) -> None:
         """However fresh the noisy ones are: it may take the wrong tenants for noisy, and put quiet ones last."""
-        look = looked()
+        look = Look()
         look.crowded(1.5, noisy=2, quiet=2, emptied=True)
         assert not look.skims()
         look.crowded(0.05, noisy=2, quiet=None)
@@ -221,7 +201,7 @@ class TestScouting:
 
     def test_one_tenant_that_is_known_does_not_end_it(self) -> None:
         """Others that the queue does not know may come in between."""
-        look = looked()
+        look = Look()
         for turn in range(200):
             look.now += 0.002
             look.pause()
@@ -229,12 +209,12 @@ class TestScouting:
                 look.quiet()
             milliseconds = look.now * 1e3
             look.scouting.found_noisy(turn % 3, at(milliseconds - (500 if turn % 3 else 1), milliseconds))
-            look.scouting.received(emptied=False)
+            look.scouting.received(look.now, emptied=False)
         assert look.skims()
 
     def test_silence_of_quiet_tenants_is_looked_into_ever_more_rarely(self) -> None:
         """What was known counts no more when messages that usually come stay away; but they may have stopped."""
-        look = looked()
+        look = Look()
         look.crowded(2, noisy=500)
         assert not look.skims()
         look.crowded(0.3, noisy=500, quiet=None)
@@ -245,16 +225,9 @@ class TestScouting:
             skimmed += look.skims()
         assert skimmed <= 12
 
-    def test_one_tenant_alone_is_not_skimmed(self) -> None:
-        """There is nobody to look for; its scouts are rare."""
-        look = looked(alone=True)
-        assert look.pause(7) is None
-        assert look.pause(0) == 0.0
-        assert look.pause(0) == pytest.approx(0.05)
-
     def test_a_crowd_of_everybody_is_not_skimmed(self) -> None:
         """Where a third of the messages is of tenants that have nothing here, nobody is noisy: it is all too much."""
-        look = looked()
+        look = Look()
         for _ in range(2_000):
             look.now += 0.001
             look.pause()
@@ -262,12 +235,91 @@ class TestScouting:
             look.noisy(5_000)
         assert not look.skims()
 
-    @pytest.mark.parametrize(("options", "because"), [({"enabled": False}, "scout=False"), ({"fifo": True}, "FIFO")])
-    def test_where_there_is_no_scouting(self, options: dict[str, bool], because: str) -> None:
-        """It says why."""
-        look = looked(**options)
+    def test_it_can_be_switched_off(self) -> None:
+        """It says why there is none."""
+        look = Look(when=False)
         assert look.pause() is None
-        assert because in str(look.scouting.stopped_because)
+        assert "scout=False" in str(look.scouting.stopped_because(look.now))
+
+    def test_it_ends_with_its_budget_and_goes_on_as_messages_are_handled(self) -> None:
+        """It parks as many messages as are handled, and a bounded number beyond."""
+        look = Look()
+        for _ in range(BUDGET):
+            look.scouting.parked()
+        assert look.pause() is None
+        assert "budget" in str(look.scouting.stopped_because(look.now))
+        look.scouting.handled()
+        assert look.pause() == 0.0
+        look.scouting.parked()
+        assert look.pause() is None
+
+
+class TestCrowd:
+    """When there is proof of a noisy tenant beside a quiet one."""
+
+    def proved(self, *counts: int, grouped: bool = True) -> bool:
+        """Return whether there is proof after so many messages of each tenant, in turn."""
+        crowd = Crowd()
+        for turn in range(max(counts)):
+            for tenant, count in enumerate(counts):
+                if turn < count:
+                    crowd.came(tenant, 1.0 + turn * 0.001, grouped=grouped)
+        return crowd.is_proved(1.0 + max(counts) * 0.001)
+
+    def test_one_tenant_alone_is_never_noisy(self) -> None:
+        """There is no other to look for."""
+        assert not self.proved(1_000)
+
+    @pytest.mark.parametrize("tenants", [2, 3, 10, 100])
+    def test_equal_tenants_are_never_noisy(self, tenants: int) -> None:
+        """Nor are those that differ as chance has it."""
+        assert not self.proved(*[100] * tenants)
+        assert not self.proved(*[100 + 30 * (number % 2) for number in range(tenants)])
+
+    @pytest.mark.parametrize("quiet", [1, 5, 50])
+    def test_a_noisy_tenant_beside_quiet_ones_is_proof(self, quiet: int) -> None:
+        """However many there are of these."""
+        assert self.proved(1_000, *[10] * quiet)
+
+    def test_a_few_messages_prove_nothing(self) -> None:
+        """A burst of a dozen is no noise."""
+        assert not self.proved(12, 1)
+
+    def test_only_tenants_that_send_as_much_as_the_noisiest_are_noisy(self) -> None:
+        """The others keep their place."""
+        crowd = Crowd()
+        for number in range(300):
+            crowd.came("noisy", 1.0, grouped=True)
+            if number % 10 == 0:
+                crowd.came("quiet", 1.0, grouped=True)
+        assert crowd.is_proved(1.5)
+        assert crowd.is_noisy("noisy")
+        assert not crowd.is_noisy("quiet")
+
+    def test_proof_grows_old(self) -> None:
+        """Within ten seconds without messages there is none."""
+        crowd = Crowd()
+        for number in range(300):
+            crowd.came("noisy", 1.0, grouped=True)
+            crowd.came("quiet", 1.0, grouped=True) if number % 20 == 0 else None
+        assert crowd.is_proved(2.0)
+        assert not crowd.is_proved(12.0)
+
+    def test_without_message_groups_there_is_no_scouting_unless_it_is_asked_for(self) -> None:
+        """The queue hands quiet tenants' messages out first only if it knows tenants."""
+        for grouped, when, expected in ((False, True, None), (True, True, 0.0), (False, "always", 0.0)):
+            crowd = Crowd()
+            for number in range(300):
+                crowd.came("noisy", 1.0, grouped=grouped)
+                crowd.came("quiet", 1.0, grouped=grouped) if number % 20 == 0 else None
+            assert Look(when=when, crowd=crowd).pause() == expected  # type: ignore[arg-type]
+
+    def test_memory_is_bounded(self) -> None:
+        """Tenants without number are not counted."""
+        crowd = Crowd()
+        for number in range(30_000):
+            crowd.came(number, 1.0, grouped=True)
+        assert len(crowd._now) <= 10_000
 
 
 def test_while_messages_come_one_by_one_three_receives_wait_for_them() -> None:

@@ -1,0 +1,243 @@
+"""A poison message goes to the dead letters; a broken tenant pauses, and is tried with one message at a time."""
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+
+from postroom import Concurrency, Consumer, MessageContext, Retry, RetryPolicy
+from postroom.consumer.attempts import Attempts
+from postroom.consumer.availability import REMEMBER, Availability
+from postroom.consumer.job import Job
+from postroom.options import Faults
+from support.jobs import job, source
+from support.world import Database, Databases, Order, Tenant, World, in_world
+
+ERROR = ValueError("boom")
+
+
+class Watch:
+    """An availability whose jobs are remembered by number."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = Faults(**options)
+        self.availability = Availability(None, Random(1))
+        self._jobs: dict[tuple[str, int], Job] = {}
+
+    def job(self, tenant: str, number: int) -> Job:
+        """Return a message of a tenant, always the same for one number."""
+        return self._jobs.setdefault((tenant, number), job(tenant, number))
+
+    def failed(self, tenant: str, number: int, now: float, *, probe: bool = False) -> float | None:
+        """Let a message fail."""
+        failing = self.job(tenant, number)
+        if probe:
+            self.availability.probe(failing)
+        return self.availability.failed(failing, ERROR, self.options, now)
+
+    def until(self, tenant: str, now: float) -> float | None:
+        """Return the time before which a tenant may not run."""
+        wait = self.availability.wait(job(tenant, 99), now)
+        return None if wait is None else wait.until
+
+
+def test_failures_of_one_message_open_no_breaker() -> None:
+    """One bad message is not a broken tenant, however often it fails."""
+    watch = Watch(breaker_after=3, messages=2)
+    for _ in range(50):
+        watch.failed("a", 1, 0.0)
+    assert watch.until("a", 0.0) is None
+
+
+def test_failures_of_several_messages_in_a_row_open_it_and_a_success_closes_it() -> None:
+    """The pause grows with each failed probe; other tenants are not concerned."""
+    watch = Watch(breaker_after=4, messages=2, base=2.0, cap=100.0)
+    for number in range(4):
+        watch.failed("a", number, 10.0)
+    first = watch.until("a", 10.0)
+    assert first is not None
+    assert 11.0 <= first <= 12.0
+    assert watch.until("b", 10.0) is None
+    assert watch.failed("a", 9, first - 0.5) is None  # it ran already when the breaker opened
+    assert watch.failed("a", 8, first + 0.1) is None  # this one too, and it took longer: only a probe decides
+    again = watch.failed("a", 5, first, probe=True)
+    assert again is not None
+    assert 2.0 <= again - first <= 4.0
+    watch.availability.probe(watch.job("a", 6))
+    assert watch.availability.succeeded(watch.job("a", 6), again)
+    assert not watch.availability.troubled
+
+
+def test_a_success_in_between_keeps_the_breaker_closed() -> None:
+    """Failures count in a row."""
+    watch = Watch(breaker_after=3, messages=1)
+    for number in range(20):
+        watch.failed("a", number, 0.0)
+        watch.availability.succeeded(watch.job("a", 100 + number), 0.0)
+    assert watch.until("a", 0.0) is None
+
+
+def test_while_a_probe_runs_no_other_message_of_its_tenant_may() -> None:
+    """When it ends without telling anything, the next one is the probe."""
+    watch = Watch(breaker_after=1, messages=1, base=1.0)
+    until = watch.failed("a", 1, 0.0)
+    assert until is not None
+    first, second = watch.job("a", 2), watch.job("a", 3)
+    assert watch.availability.wait(first, until) is None
+    assert watch.availability.is_half_open(first)
+    watch.availability.probe(first)
+    wait = watch.availability.wait(second, until)
+    assert wait is not None
+    assert wait.until is None
+    assert watch.availability.probe_ended(first)
+    assert watch.availability.wait(second, until) is None
+
+
+def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
+    """Both counts have to be reached."""
+    options = Faults(poison_after=3, poison_others=5)
+    queue = source(max_receives=100, faults=options)
+    attempts = Attempts(queue.facts)
+    bad = job("a", 0, of=queue)
+    for _ in range(5):
+        attempts.failed(bad)
+        assert attempts.poison(bad, options) is None
+    for number in range(1, 6):
+        attempts.succeeded(job("a", number, of=queue))
+    attempts.failed(bad)
+    assert attempts.poison(bad, options) == "poison: 6 failed attempts while 5 other messages of its tenant succeeded"
+
+
+def test_memory_is_bounded() -> None:
+    """Floods of failing tenants push the oldest out (I10)."""
+    watch = Watch(breaker_after=1, messages=1)
+    for number in range(REMEMBER + 500):
+        watch.availability.failed(job(number, number), ERROR, watch.options, 0.0)
+    assert len(watch.availability._breakers) == len(watch.availability._open) == REMEMBER
+
+
+def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:
+    """With the reason, before the queue's own maxReceiveCount would have done it without one."""
+
+    async def scenario(world: World) -> tuple[str | None, int]:
+        world.create(dead_letters="dead", receives=20)
+        orders: Consumer[Tenant] = Consumer(
+            "orders",
+            context=Tenant,
+            client=world.client,
+            retry=RetryPolicy(base=1, jitter=0),
+            faults=Faults(poison_after=3, poison_others=5),
+        )
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            if order.order_id == "bad":
+                raise ValueError
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("bad")
+            for number in range(20):
+                world.send_orders(str(number))
+                await asyncio.sleep(1)
+        [letter] = await world.broker.receive("dead")
+        return letter.message_attributes["postroom.reason"].string_value, len(done)
+
+    reason, done = in_world(scenario)
+    assert reason is not None
+    assert reason.startswith("poison: 4 failed attempts")
+    assert done == 20
+
+
+def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receives() -> None:
+    """Five minutes of failures: few calls, nothing dead-lettered but what really failed, and all is well after."""
+
+    async def scenario(world: World) -> tuple[int, int, int, int, tuple[int, int]]:
+        world.create(dead_letters="dead", receives=30)
+        orders: Consumer[Tenant] = Consumer(
+            "orders",
+            context=Tenant,
+            client=world.client,
+            concurrency=Concurrency(total=20),
+            faults=Faults(breaker_after=6, messages=3, base=4, cap=30),
+        )
+        broken = True
+        calls = running = most = 0
+        done: set[str] = set()
+        well = 0
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            nonlocal calls, running, most, well
+            if ctx.context.tenant_id == "well":
+                well += 1
+                return
+            if broken:
+                calls += 1
+                running += 1
+                if orders.statistics().received > 100:
+                    most = max(most, running)
+                await asyncio.sleep(0.1)
+                running -= 1
+                raise ConnectionError
+            done.add(order.order_id)
+
+        world.send_orders(*map(str, range(60)), tenant="broken")
+        async with orders:
+            for number in range(300):
+                world.send_orders(str(number), tenant="well")
+                await asyncio.sleep(1)
+            broken = False
+            await asyncio.sleep(1000)
+        return calls, most, well, len(done), world.counts("dead")
+
+    calls, most, well, done, dead = in_world(scenario)
+    assert calls < 60
+    assert most <= 1
+    assert (well, done, dead) == (300, 60, (0, 0))
+
+
+@pytest.mark.parametrize("how", ["suspect resource", "asks for a retry", "bad body", "resource is down"])
+def test_a_probe_that_tells_nothing_leaves_its_tenant_to_the_next_one(how: str) -> None:
+    """Its resource has to be opened anew, or it ends neither well nor badly: the tenant is never left asleep."""
+
+    async def scenario(world: World) -> set[str]:
+        world.create()
+        databases = Databases()
+        healed = False
+        asked: set[str] = set()
+        options = Faults(breaker_after=4, messages=2, base=1.0, cap=1.0)
+        retry = RetryPolicy(base=1, cap=1, jitter=0)
+        orders = Consumer(
+            "orders", context=Tenant, resources=databases, faults=options, retry=retry, client=world.client
+        )
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            if not healed:
+                if how == "suspect resource":
+                    raise ConnectionError  # the pool opens a new one for the probe
+                raise ValueError
+            if how == "asks for a retry" and order.order_id not in asked:
+                asked.add(order.order_id)
+                raise Retry(delay=1)
+            ctx.resources.write(order.order_id)
+
+        world.send_orders(*map(str, range(12)))
+        async with orders:
+            await asyncio.sleep(3)
+            healed = True
+            if how == "bad body":
+                world.send("{no json")
+            if how == "resource is down":
+                databases.failures["a"] = ConnectionRefusedError
+                assert orders.pool is not None
+                await orders.pool.invalidate(Tenant("a"))
+                await asyncio.sleep(5)
+                databases.failures.clear()
+            await asyncio.sleep(90)
+        return set(databases.rows("a"))
+
+    assert in_world(scenario) == {str(number) for number in range(12)}

@@ -1,0 +1,224 @@
+"""While a tenant's resources, or their host, are down: one message tries, all others wait."""
+
+import asyncio
+from typing import Any
+from unittest import mock
+
+from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, Shutdown
+from postroom.consumer import TenantState
+from postroom.options import OpenBackoff
+from simulation.fairness.model import FarClient
+from support.world import Database, Databases, Order, Tenant, World, in_world
+
+
+def host_of(tenant: Tenant) -> str:
+    """Return the host: what comes before the dash."""
+    return tenant.tenant_id.partition("-")[0]
+
+
+class Scene:
+    """A consumer over databases that can be broken, and what it handled when."""
+
+    def __init__(self, world: World, *, host: Any = host_of, **options: Any) -> None:
+        self.world = world
+        self.databases = Databases()
+        self.databases.seconds = 0.01
+        self.done: list[tuple[str, float]] = []
+        self.tries = 0
+        self.pool = ResourcePool(
+            self.databases, host=host, limits=PoolLimits(budget=2_000, idle=None), backoff=OpenBackoff(base=0.5)
+        )
+        self.orders = Consumer("orders", context=Tenant, resources=self.pool, client=world.client, **options)
+        self.orders.handler(self.handle)
+
+    async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        """Write down when it was handled."""
+        await asyncio.sleep(order.seconds)
+        self.done.append((ctx.context.tenant_id, asyncio.get_running_loop().time()))
+
+    def refuse(self) -> Exception:
+        """Fail an open."""
+        self.tries += 1
+        return ConnectionRefusedError()
+
+    def break_down(self, *names: str) -> None:
+        """Let the databases of some tenants be unreachable."""
+        self.databases.failures |= dict.fromkeys(names, self.refuse)
+
+
+NAMES = tuple(f"down-{number}" for number in range(50))
+
+
+def test_the_end_of_an_outage_calls_everything_back() -> None:
+    """Two minutes of traffic for fifty tenants come back within seconds, whichever of them was tried."""
+
+    async def scenario(world: World) -> tuple[int, float, int]:
+        world.create()
+        scene = Scene(world)
+        scene.break_down(*NAMES)
+        async with scene.pool, scene.orders:
+            for number in range(240):
+                world.send_orders(str(number), tenant=NAMES[number % 50], group=NAMES[number % 50])
+                await asyncio.sleep(0.5)
+            tries = scene.tries
+            scene.databases.failures.clear()
+            healed = asyncio.get_running_loop().time()
+            world.send_orders("last", tenant=NAMES[0])
+            await asyncio.sleep(10)
+            assert [status for status in scene.orders.tenants if status.state is TenantState.UNAVAILABLE] == []
+        return len(scene.done), max(at for _, at in scene.done) - healed, tries
+
+    done, seconds, tries = in_world(scenario)
+    assert done == 241
+    assert seconds <= 7.0  # a probe is due at the latest after a thirtieth of the outage
+    assert tries <= 5 + 120 / 0.5
+
+
+def test_only_one_message_at_a_time_finds_out() -> None:
+    """However much traffic there is for a tenant that is down, each open is tried after its pause, and no other."""
+
+    async def scenario(world: World) -> tuple[int, int, int]:
+        world.create()
+        scene = Scene(world, host=None)
+        scene.break_down("down-0")
+        async with scene.pool, scene.orders:
+            for number in range(1_000):
+                world.send_orders(str(number), tenant="down-0")
+                await asyncio.sleep(0.1)
+            statistics = scene.orders.statistics()
+            world.broker.purge("orders")
+        return scene.tries, statistics.failed["ResourceOpenError"], statistics.held
+
+    tries, failed, held = in_world(scenario)
+    assert tries <= 40  # the pauses grow to 30 s
+    assert failed <= tries
+    assert held <= 1_020
+
+
+def test_tenants_that_are_open_go_on_while_no_other_of_their_host_can_be_opened() -> None:
+    """A server that takes no new connections still answers on those it has."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        scene = Scene(world)
+        async with scene.pool, scene.orders:
+            world.send_orders("first", tenant="down-0")
+            await asyncio.sleep(1)
+            scene.break_down(*NAMES)
+            for number in range(200):
+                world.send_orders(str(number), tenant=NAMES[number % 50])
+                await asyncio.sleep(0.1)
+            world.broker.purge("orders")
+        return sum(name == "down-0" for name, _ in scene.done)
+
+    assert in_world(scenario) == 5
+
+
+def test_a_stop_during_an_outage_leaves_everything_visible_at_once() -> None:
+    """What was put off has not started either."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        scene = Scene(world, shutdown=Shutdown(poll=0))
+        scene.break_down(*NAMES)
+        async with scene.pool:
+            async with scene.orders:
+                for number in range(100):
+                    world.send_orders(str(number), tenant=NAMES[number % 50])
+                    await asyncio.sleep(0.1)
+            at_once = world.counts()[0]
+            await asyncio.sleep(2)  # what would have been visible within a second is left alone
+            return at_once, world.counts()[0]
+
+    at_once, soon = in_world(scenario)
+    assert at_once >= 90
+    assert soon == 100
+
+
+def test_a_crowd_that_waits_for_openings_keeps_no_other_tenant_waiting() -> None:
+    """However many opens hang: a tenant that is open is served in between, and memory is bounded."""
+
+    async def scenario(world: World) -> tuple[int, int, int]:
+        world.create()
+        scene = Scene(world)
+        async with scene.pool, scene.orders:
+            world.send_orders("first", tenant="well-0")
+            await asyncio.sleep(1)
+            scene.databases.hanging = {f"down-{number}" for number in range(1_500)}
+            for number in range(1_500):
+                world.send_orders(str(number), tenant=f"down-{number}")
+            world.send_orders(*map(str, range(20)), tenant="well-0")
+            await asyncio.sleep(20)
+            held = scene.orders.statistics().held
+            run: Any = scene.orders._run
+            capacity = run.core.capacity()
+            world.broker.purge("orders")
+        return sum(name == "well-0" for name, _ in scene.done), held, capacity
+
+    with mock.patch("postroom.consumer.core.MOST_BLOCKED", 500):
+        well, held, capacity = in_world(scenario)
+    assert well == 21
+    assert held <= 500 + 2 * capacity
+
+
+def test_a_cold_start_of_many_tenants_holds_up_no_tenant_that_is_open() -> None:
+    """A thousand tenants come at once, sixteen opens at a time; others go on, and few receives are used up."""
+
+    async def scenario(world: World) -> tuple[float, int, int]:
+        world.create()
+        scene = Scene(world)
+        scene.databases.seconds = 0.05
+        late: list[float] = []
+        receives: list[int] = []
+        loop = asyncio.get_running_loop()
+        orders = Consumer("orders", context=Tenant, resources=scene.pool, client=FarClient(world.client, 0.01))
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            receives.append(ctx.message.receive_count)
+            if ctx.context.tenant_id == "warm" and order.seconds:
+                late.append(loop.time() - order.seconds)
+
+        world.send_orders("first", tenant="warm")
+        async with scene.pool, orders:
+            await asyncio.sleep(3)
+            for number in range(1_000):
+                world.send_orders("x", tenant=f"cold-{number}", group=f"cold-{number}")
+            while world.counts() != (0, 0):
+                if len(late) < 100:
+                    world.send_orders("x", tenant="warm", group="warm", seconds=loop.time())
+                await asyncio.sleep(0.02)
+        late.sort()
+        return late[int(0.9 * len(late))], max(receives), len(receives) - len(late)
+
+    late, most, handled = in_world(scenario)
+    assert late <= 0.5
+    assert most <= 4
+    assert handled == 1_001
+
+
+def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
+    """It is asked in the receive path while anything is down: no other tenant may feel it."""
+
+    def host(tenant: Tenant) -> str:
+        if tenant.tenant_id == "odd":
+            raise KeyError
+        return host_of(tenant)
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create()
+        scene = Scene(world, host=host)
+        scene.break_down(*NAMES)
+        async with scene.pool, scene.orders:
+            world.send_orders("1", tenant="down-1")
+            await asyncio.sleep(3)
+            world.send_orders("1", tenant="odd")
+            world.send_orders("1", tenant="well-1")
+            await asyncio.sleep(3)
+            failed = scene.orders.statistics().failed
+            world.broker.purge("orders")
+        return [name for name, _ in scene.done], failed["ResourceError"]
+
+    done, failed = in_world(scenario)
+    assert done == ["well-1"]
+    assert failed >= 1
