@@ -61,6 +61,10 @@ class Decisions:
             return f"runs {running} handlers of {tenant}, limited to {known.concurrency}"
         return None
 
+    def has_decided(self, tenant: str) -> bool:
+        """Whether anything was ever decided about a tenant here."""
+        return tenant in self._of
+
     def was_quarantined(self, tenant: str) -> bool:
         """Whether a tenant ever was in quarantine here."""
         known = self._of.get(tenant)

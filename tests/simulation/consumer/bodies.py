@@ -1,0 +1,61 @@
+"""Oracle *bytes*: a process keeps no body of a message that it gave back, and what it holds is bounded."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from postroom.message import Message
+
+GRACE = 5.0
+"""Seconds after SQS confirmed an end within which the body has to be let go."""
+FEW = 2
+"""Bodies that may linger: in a task that just ended, in an exception's traceback."""
+
+
+class Found(Message, frozen=True, weakref=True, gc=True):
+    """A message, and with it a body, that can be found for as long as it lives."""
+
+
+class Bodies:
+    """The bodies that live in one process.
+
+    Args:
+        ended_at: receipt handle to when its end was confirmed; None while the message is held.
+        most_bytes: what may be held at once; None while there is no option that says it.
+    """
+
+    def __init__(self, ended_at: Callable[[str], float | None], most_bytes: int | None = None) -> None:
+        self._ended_at = ended_at
+        self._most_bytes = most_bytes
+        self._alive: dict[str, weakref.ref[Found]] = {}
+
+    def marked(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages whose bodies can be found."""
+        marked: list[Message] = []
+        for message in messages:
+            found = Found(**msgspec.structs.asdict(message))
+            self._alive[found.receipt_handle] = weakref.ref(found)
+            marked.append(found)
+        return marked
+
+    def judge(self, now: float) -> str | None:
+        """Return what is kept without need, or None."""
+        self._forget_dead()
+        if len(self._kept(now)) > FEW:
+            gc.collect()  # an exception's traceback is a circle
+            self._forget_dead()
+        if len(kept := self._kept(now)) > FEW:
+            return f"keeps {len(kept)} bodies of messages that it gave back or deleted more than {GRACE:g} s ago"
+        held = sum(len(found.body) for each in self._alive.values() if (found := each()) is not None)
+        if self._most_bytes is not None and held > self._most_bytes:
+            return f"holds {held} bytes of bodies, more than {self._most_bytes}"
+        return None
+
+    def _kept(self, now: float) -> list[str]:
+        ended = ((handle, self._ended_at(handle)) for handle in self._alive)
+        return [handle for handle, at in ended if at is not None and at < now - GRACE]
+
+    def _forget_dead(self) -> None:
+        self._alive = {handle: found for handle, found in self._alive.items() if found() is not None}
