@@ -11,7 +11,7 @@ from postroom.message import Message
 GRACE = 5.0
 """Seconds after SQS confirmed an end within which the body has to be let go."""
 FEW = 2
-"""Bodies that may linger: in a task that just ended, in an exception's traceback."""
+"""Bodies that may linger beside the last answers of the pollers: in a task that just ended, in a probe of an outage."""
 
 
 class Found(Message, frozen=True, weakref=True, gc=True):
@@ -23,13 +23,18 @@ class Bodies:
 
     Args:
         ended_at: receipt handle to when its end was confirmed; None while the message is held.
+        answers: messages of the pollers' last answers, at the most: a variable keeps these until the next answer.
         most_bytes: what may be held at once; None while there is no option that says it.
     """
 
-    def __init__(self, ended_at: Callable[[str], float | None], most_bytes: int | None = None) -> None:
+    def __init__(
+        self, ended_at: Callable[[str], float | None], *, answers: int = 0, most_bytes: int | None = None
+    ) -> None:
         self._ended_at = ended_at
+        self._few = answers + FEW
         self._most_bytes = most_bytes
         self._alive: dict[str, weakref.ref[Found]] = {}
+        self._told = False
 
     def marked(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages whose bodies can be found."""
@@ -41,12 +46,20 @@ class Bodies:
         return marked
 
     def judge(self, now: float) -> str | None:
-        """Return what is kept without need, or None."""
+        """Return what is kept without need, or None. It is told once."""
+        if self._told:
+            return None
         self._forget_dead()
-        if len(self._kept(now)) > FEW:
-            gc.collect()  # an exception's traceback is a circle
-            self._forget_dead()
-        if len(kept := self._kept(now)) > FEW:
+        for generation in (1, 2):  # an exception's traceback is a circle; a full collection is slow
+            if len(self._kept(now)) > self._few:
+                gc.collect(generation)
+                self._forget_dead()
+        wrong = self._wrong(now)
+        self._told = wrong is not None
+        return wrong
+
+    def _wrong(self, now: float) -> str | None:
+        if len(kept := self._kept(now)) > self._few:
             return f"keeps {len(kept)} bodies of messages that it gave back or deleted more than {GRACE:g} s ago"
         held = sum(len(found.body) for each in self._alive.values() if (found := each()) is not None)
         if self._most_bytes is not None and held > self._most_bytes:

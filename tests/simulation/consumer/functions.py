@@ -86,10 +86,11 @@ class UserFunctions:
         self.maybe_raise("host", tenant.tenant_id)
         return host_of(tenant.tenant_id, self._plan.hosts)
 
-    def _key(self, tenant: Owned) -> Hashable:
+    def _key(self, tenant: Any) -> Hashable:
         self._contexts.enters_for("key=", tenant.tenant_id)
         self.maybe_raise("key", tenant.tenant_id)
-        return tenant
+        key: Hashable = tenant
+        return key
 
     def _weight(self, tenant: Owned) -> int:
         self._contexts.enters_for("weight=", tenant.tenant_id)

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import postroom
-from postroom import AckMode, Concurrency, Polling, RetryPolicy, Shutdown, Visibility
+from postroom import Concurrency, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.testing.databases import Trouble
 from postroom.testing.faults import Faults
 from simulation.consumer.plan import (
@@ -277,14 +277,10 @@ def attempts_option(plan: Plan) -> RetryPolicy:
     policy: RetryPolicy = plan.options["retry"]
     if plan.promised is None or not knows_attempts():
         return policy
-    return replace(policy, **{"attempts": plan.promised})  # noqa: PIE804 - not every version knows it
+    known: dict[str, Any] = {"attempts": plan.promised}
+    return replace(policy, **known)
 
 
 def knows_attempts() -> bool:
     """Return whether ``RetryPolicy(attempts=)`` exists."""
     return "attempts" in RetryPolicy.__dataclass_fields__
-
-
-def may_lose_failures(plan: Plan) -> bool:
-    """Return whether a failed message is gone by design, as ALWAYS says."""
-    return plan.ack is AckMode.ALWAYS

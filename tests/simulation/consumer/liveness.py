@@ -16,18 +16,18 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     in its way, after what was under way before it healed is over. Generous, but no more than linear in the tries.
     """
     options = plan.options
-    pause = options["retry"].cap + _STEP + max(plan.backoff.cap, plan.backoff.permanent)
+    pause: float = options["retry"].cap + _STEP + max(plan.backoff.cap, plan.backoff.permanent)
     if options["faults"].breaker_after is not None:
         pause += options["faults"].cap
     if (limit := options["concurrency"].handler_timeout) is not None:
         pause += limit
-    total = sum(each.seconds + _STEP + _tries(plan, each) * (each.seconds + pause) for each in orders)
+    total: float = sum(each.seconds + _STEP + _tries(plan, each) * (each.seconds + pause) for each in orders)
     return left_over(plan) + total
 
 
 def left_over(plan: Plan) -> float:
     """Return the seconds for which what happened before it healed may still be in the way."""
-    visibility = max(plan.options["visibility"].timeout, plan.options["visibility"].max_extension % 43_200)
+    visibility: float = max(plan.options["visibility"].timeout, plan.options["visibility"].max_extension % 43_200)
     return (
         _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + plan.timeouts.lease + plan.timeouts.open
     )

@@ -366,7 +366,8 @@ class Process:
 
     def _is_poison(self, message_id: str) -> bool:
         plan = self.shared.plan
-        return message_id in self.blame.poisonous and plan.ack is AckMode.ON_SUCCESS and plan.max_receives is not None
+        sure = plan.ack is AckMode.ON_SUCCESS and plan.max_receives is not None and not plan.redrives
+        return message_id in self.blame.poisonous and sure
 
     def _may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:
         """Whether a message may become a dead letter for this reason."""

@@ -106,7 +106,8 @@ class Watch:
     ) -> None:
         self.on_rejected = on_rejected
         self.ledger = ledger
-        self.bodies = Bodies(self._ended_at)
+        polling = plan.options["polling"]
+        self.bodies = Bodies(self._ended_at, answers=polling.batch * polling.pollers)
         self.excuse: Callable[[Receipt], str] = lambda _receipt: ""
         """Why the library cannot be blamed for giving a message back; empty where it can."""
         self.receives = 0
