@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from postroom import AckMode
 from simulation.consumer.plan import ENDLESS, OrderPlan, Plan
 
 _SLACK = 60.0
@@ -17,6 +18,8 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     """
     options = plan.options
     pause: float = options["retry"].cap + _STEP + max(plan.backoff.cap, plan.backoff.permanent)
+    if plan.ack is AckMode.MANUAL:
+        pause += options["visibility"].timeout  # nothing is done about a failure: it is left to that
     if options["faults"].breaker_after is not None:
         pause += options["faults"].cap
     if (limit := options["concurrency"].handler_timeout) is not None:
