@@ -211,7 +211,7 @@ class Process:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
             if isinstance(error, ContextError | PayloadError):
                 self._fails(failure.message)
-            for_now = isinstance(error, ResourceOpenError) and not error.permanent
+            for_now = isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
             if not for_now and not isinstance(error, PoolExhaustedError):
                 self._gave_up(failure.message, error)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
@@ -225,6 +225,12 @@ class Process:
         finally:
             self.reporting -= 1
             self.watch.has_ended(failure.message)
+
+    def _says_unknown(self, message: Message) -> bool:
+        """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
+        order = self.shared.orders[key_of(message) or ""]
+        first = self.ledger.receives[message.receipt_handle].at
+        return order.kind is Kind.STRANGER or self.shared.unknown_tenant(order.tenant, first)
 
     def _gave_up(self, message: Message, error: Exception) -> None:
         self.watch.failed.add(message.id)
