@@ -33,9 +33,10 @@ def promise(most: int, promised: int | None = None) -> int:
 
 
 class Policies:
-    """The redrive policy of the queue over time."""
+    """The redrive policy of the queue over time. Where it may not be read, it is never known."""
 
-    def __init__(self, most: int | None) -> None:
+    def __init__(self, most: int | None, *, readable: bool = True) -> None:
+        self._readable = readable
         self._changes: list[tuple[float, int | None]] = [(float("-inf"), most)]
 
     def change(self, at: float, most: int | None) -> None:
@@ -45,7 +46,7 @@ class Policies:
     def known_at(self, now: float) -> int | None:
         """Return the maxReceiveCount that a consumer has to know at a time; None if there is none to know."""
         since, most = next(change for change in reversed(self._changes) if change[0] <= now)
-        return most if since <= now - NOTICE else None
+        return most if self._readable and since <= now - NOTICE else None
 
     def values(self) -> list[int]:
         """Return every maxReceiveCount that there ever was."""
@@ -56,6 +57,7 @@ class Policies:
 class Receive:
     """One receive of a message, as the process that got it sees it."""
 
+    handle: str
     message: str
     process: str
     at: float
@@ -82,7 +84,7 @@ class Ledger:
         self, handle: str, message: str, process: str, number: int, now: float, *, overlaps: bool = False
     ) -> None:
         """Note that a process got a message. ``overlaps``: although it still has an earlier receive of it."""
-        receive = self.receives[handle] = Receive(message, process, now, number)
+        receive = self.receives[handle] = Receive(handle, message, process, now, number)
         if overlaps:
             for each in (receive, *self._here(receive)):
                 each.excuse = each.excuse or "handed out twice"

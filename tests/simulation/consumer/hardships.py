@@ -164,7 +164,9 @@ def _hung_extensions(plan: Plan, rng: Random) -> Plan:
 
 
 def _denied_attributes(plan: Plan, rng: Random) -> Plan:
-    return replace(plan, faults=replace(plan.faults, denied=rng.choice((0.5, 1.0))))
+    """A role that may not read the queue's attributes: at times, or from the beginning."""
+    denied = rng.choice((0.5, 1.0))
+    return replace(plan, faults=replace(plan.faults, denied=denied), blind=denied == 1.0)
 
 
 def _raising_functions(plan: Plan, rng: Random) -> Plan:
@@ -213,9 +215,11 @@ def _changing_redrive(plan: Plan, rng: Random) -> Plan:
 
 def _short_retention(plan: Plan, rng: Random) -> Plan:
     """Messages that SQS forgets after a minute or two, and an outage that lasts longer."""
-    end = 150.0
-    plan = replace(plan, end=end, retention=rng.choice((60, 60, 90)), max_receives=rng.choice((1, 3, 5, 8, 20)))
-    seconds = rng.uniform(30, 140)
+    retention = rng.choice((60, 60, 90))
+    plan = replace(plan, end=150.0, retention=retention, max_receives=rng.choice((1, 3, 5, 8, 20)))
+    if rng.random() < 0.7:  # nothing else that could be blamed
+        plan = replace(plan, faults=Faults(latency=0.05), events=(), broken=(), processes=1)
+    seconds = rng.uniform(20, 145)
     return _with(
         plan,
         _event(rng, plan, "host trouble", at=rng.uniform(0, 3), seconds=seconds, trouble=rng.choice(_REFUSING)),
@@ -236,7 +240,7 @@ def _late_success(plan: Plan, rng: Random) -> Plan:
     """Every message of one tenant fails until its N-th try, and the tenant's breaker opens for that."""
     tenant = rng.choice(plan.tenants)
     failures = rng.randint(2, 4)
-    most = rng.choice((None, 8, 20))
+    most = rng.choice((None, 8, 20) if plan.retention is None else (8, 20))
     orders = tuple(
         replace(each, kind=Kind.FAILS, attempts=failures, seconds=min(each.seconds, 0.3))
         if each.tenant == tenant

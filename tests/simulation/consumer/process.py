@@ -372,7 +372,8 @@ class Process:
 
     def _is_poison(self, message_id: str) -> bool:
         plan = self.shared.plan
-        sure = plan.ack is AckMode.ON_SUCCESS and plan.max_receives is not None and not plan.redrives
+        known = plan.max_receives is not None and not plan.redrives and not plan.blind
+        sure = plan.ack is AckMode.ON_SUCCESS and known
         return message_id in self.blame.poisonous and sure
 
     def _may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:

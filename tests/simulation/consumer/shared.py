@@ -62,7 +62,7 @@ class Shared:
         self.secrets = dict.fromkeys(plan.tenants, 0)
         """What the secret store says; it learns of a rotation a little later."""
         self.in_queue: Callable[[str], bool] = lambda _key: True
-        self.policies = Policies(plan.max_receives)
+        self.policies = Policies(plan.max_receives, readable=not plan.blind)
         self.ledger = Ledger(self.policies, plan.promised if knows_attempts() else None)
         self.tenants: dict[str, str] = {}
         """Message id to tenant."""

@@ -100,6 +100,14 @@ def test_what_is_spent_before_a_policy_can_be_known_does_not_count() -> None:
     assert ledger.judge_dead_letter("m") is not None
 
 
+def test_a_policy_that_may_not_be_read_binds_no_consumer() -> None:
+    """A role without GetQueueAttributes: what it does not know, it cannot keep."""
+    ledger = _ledger(5, *["parked"] * 5)
+    assert ledger.judge_dead_letter("m") is not None
+    ledger.policies = Policies(5, readable=False)
+    assert ledger.judge_dead_letter("m") is None
+
+
 def test_a_message_that_is_handed_out_twice_costs_the_library_nothing() -> None:
     """The earlier receive was overtaken while it was held; both end together."""
     ledger = Ledger(Policies(1))

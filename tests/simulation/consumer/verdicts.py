@@ -137,10 +137,14 @@ class Verdicts:
         process = next(each for each in self._world.processes if each.name == last.process)
         ended = process.stopping_since is not None and process.stopping_since < expiry
         decided = process.decisions.has_decided(order.tenant)
-        if last.excuse or ended or decided or process.disturbed or not process.gate.alive or self.shared.gaps:
+        faults = self.plan.faults
+        if last.excuse or ended or decided or process.frozen or faults.foreign or faults.hung:
+            return False
+        if not process.gate.alive or self.shared.gaps:
             return False
         if last.given_back is None:
-            return last.at < expiry - TIME_TO_REJECT
+            owned_until = process.watch.receipts[last.handle].deadline
+            return last.at < expiry - TIME_TO_REJECT < owned_until
         return last.given_back < expiry - TIME_TO_REJECT < last.given_back + last.delay
 
     def _judge_sum(self) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from postroom import AckMode
+from postroom.errors import AccessDenied
 from postroom.events import Event, MessageSettled
 from postroom.message import Message, OutgoingMessage
 from postroom.settlement import batcher
@@ -117,6 +120,7 @@ class Watch:
         self.history = history
         self.name = name
         self.ack = plan.ack
+        self.blind = plan.blind
         self.may_be_rejected: Callable[[str, str, str], bool] = lambda *_: True
         """Message id, key and reason to whether it may become a dead letter for that."""
         self.is_poison: Callable[[str], bool] = lambda _id: False
@@ -390,8 +394,9 @@ class WatchedQueue:
 
     @property
     def info(self) -> QueueInfo:
-        """What the queue said of itself."""
-        return self._inner.info
+        """What the queue said of itself; next to nothing to a role that may not ask."""
+        info = self._inner.info
+        return msgspec.structs.replace(info, redrive=None, attributes={}) if self._watch.blind else info
 
     async def receive(
         self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
@@ -449,4 +454,8 @@ class WatchedQueue:
 
     async def attributes(self) -> Mapping[str, str]:
         """Ask for the attributes."""
+        self._gate.check()
+        if self._watch.blind:
+            text = "GetQueueAttributes: the role may not read the attributes of this queue"
+            raise AccessDenied(text, operation="GetQueueAttributes", code="AccessDenied")
         return await self._inner.attributes()
