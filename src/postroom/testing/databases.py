@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
 
+from postroom.datasources.registry import UnknownTenant
+
 
 class Trouble(StrEnum):
     """What a tenant's server suffers from."""
@@ -33,8 +35,8 @@ class Trouble(StrEnum):
     """Half of all transactions lose their connection: before the commit, or after it, when only the answer is lost."""
 
 
-class UnknownDatabase(LookupError):
-    """There is no such database. A pool takes any ``LookupError`` as permanent."""
+class UnknownDatabase(UnknownTenant):
+    """There is no such database, and so no such tenant."""
 
 
 class WrongPassword(PermissionError):
@@ -100,6 +102,7 @@ class SimulatedTransaction:
 @dataclass(eq=False, slots=True)
 class _Server:
     trouble: Trouble = Trouble.NONE
+    refusal: Callable[[], Exception] | None = None
     password: int = 0
     rows: list[Row] = field(default_factory=list[Row])
     once: dict[str, Row] = field(default_factory=dict[str, Row])
@@ -125,12 +128,21 @@ class SimulatedDatabases:
         self._servers[tenant] = _Server()
 
     def trouble(self, tenant: str, trouble: Trouble) -> None:
-        """Let a server suffer from something, or from nothing any more."""
+        """Let a server suffer from something; ``Trouble.NONE`` ends it."""
         server = self._servers[tenant]
         server.trouble = trouble
         if trouble is not Trouble.BLACK_HOLE:
             server.healed.set()
             server.healed = asyncio.Event()
+
+    def misconfigure(self, tenant: str, error: Callable[[], Exception] | None) -> None:
+        """Let every new connection of a tenant fail as a broken deployment does, until it is None again.
+
+        Args:
+            tenant: whose connections.
+            error: makes what is raised: ``lambda: KeyError("BILLING_DB_HOST")`` for a missing environment variable.
+        """
+        self._servers[tenant].refusal = error
 
     def fail_over(self, tenant: str) -> None:
         """Drop every connection of a tenant; transactions that are not committed are rolled back."""
@@ -163,9 +175,12 @@ class SimulatedDatabases:
             owner: remembered with the connection and with what it writes.
 
         Raises:
-            UnknownDatabase, WrongPassword, ConnectionRefusedError, ConnectionDropped.
+            UnknownDatabase, WrongPassword, ConnectionRefusedError, ConnectionDropped; or what
+                :meth:`misconfigure` was given.
         """
         server = self._server(tenant)
+        if server.refusal is not None:
+            raise server.refusal()
         await self._answer(server)
         if server.trouble is Trouble.REFUSING:
             raise ConnectionRefusedError(f"the server of {tenant!r} refuses connections")

@@ -10,13 +10,13 @@ Under :func:`~postroom.testing.loop.run_virtual` its latencies cost nothing.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
 from typing import Self
 
-from postroom.errors import ServiceUnavailable, Throttled, TransportError
+from postroom.errors import AccessDenied, ClosedError, ServiceUnavailable, Throttled, TransportError
 from postroom.message import Message, OutgoingMessage
 from postroom.transports.protocol import Client, EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
 
@@ -35,6 +35,13 @@ class Faults:
         refused: entries of a batch, each, that are refused although the next try may succeed.
         duplicated: received messages, each, that the queue hands out once more, at once. Never on a FIFO queue.
         reordered: receives whose messages come in any order. Never on a FIFO queue.
+        foreign: calls that raise an error which the protocol does not name (``OSError``, ``RuntimeError``,
+            ``TimeoutError``; ``ClosedError`` from everything but a receive), as a proxy or a driver with a bug does:
+            before the request left, or after it took effect.
+        hung: visibility changes that get no answer for ``hang`` seconds; they take effect before that, or after it.
+        hang: see there.
+        denied: reads of queue attributes that are refused with ``AccessDenied``.
+        opening: the longest that opening a queue takes, in seconds.
     """
 
     latency: float = 0.01
@@ -46,7 +53,20 @@ class Faults:
     refused: float = 0.0
     duplicated: float = 0.0
     reordered: float = 0.0
+    foreign: float = 0.0
+    hung: float = 0.0
+    hang: float = 60.0
+    denied: float = 0.0
+    opening: float = 0.0
 
+
+_FOREIGN: tuple[Callable[[str], Exception], ...] = (
+    lambda text: OSError(104, text),
+    RuntimeError,
+    TimeoutError,
+    ClosedError,
+)
+"""Errors that no queue should raise. The last one means, out of a receive, that there is nothing left to poll."""
 
 CALM = Faults()
 """A short way to the queue, and nothing goes wrong."""
@@ -76,7 +96,9 @@ class FaultyClient:
         await self._inner.__aexit__(kind, error, traceback)
 
     async def queue(self, name: str) -> "FaultyQueue":
-        """Open a queue. This call does not fail by itself, so that a test can start."""
+        """Open a queue. This call takes ``Faults.opening`` and does not fail by itself, so that a test can start."""
+        if self.faults.opening:
+            await asyncio.sleep(self.rng.random() * self.faults.opening)
         return FaultyQueue(self, await self._inner.queue(name))
 
 
@@ -117,10 +139,16 @@ class FaultyQueue:
     async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
         """Change what is not refused."""
         await self._request("ChangeMessageVisibilityBatch")
+        hangs = self._happens(self._client.faults.hung)
+        takes_effect_late = hangs and self._happens(0.5)
+        if takes_effect_late:
+            await asyncio.sleep(self._client.faults.hang)
         refused, passed = self._refuse(len(changes))
         if passed:
             failures = await self._inner.change_visibility([changes[index] for index in passed])
             refused += _placed(failures, passed)
+        if hangs and not takes_effect_late:
+            await asyncio.sleep(self._client.faults.hang)
         await self._answer("ChangeMessageVisibilityBatch")
         return refused
 
@@ -132,8 +160,11 @@ class FaultyQueue:
         return results
 
     async def attributes(self) -> Mapping[str, str]:
-        """Ask for all queue attributes anew."""
+        """Ask for all queue attributes again."""
         await self._request("GetQueueAttributes")
+        if self._happens(self._client.faults.denied):
+            text = "GetQueueAttributes: the role may not read the attributes of this queue"
+            raise AccessDenied(text, operation="GetQueueAttributes", code="AccessDenied")
         attributes = await self._inner.attributes()
         await self._answer("GetQueueAttributes")
         return attributes
@@ -153,11 +184,19 @@ class FaultyQueue:
             raise Throttled(f"{operation}: too many requests", operation=operation, code="RequestThrottled")
         if self._happens(faults.unavailable):
             raise _unavailable(operation)
+        self._be_foreign(operation, part=0.5)
 
     async def _answer(self, operation: str) -> None:
         await self._travel()
         if self._happens(self._client.faults.lost):
             raise _unavailable(operation)
+        self._be_foreign(operation, part=0.5)
+
+    def _be_foreign(self, operation: str, *, part: float) -> None:
+        """Raise what the protocol does not name, at times; a call has two places where it may."""
+        if self._happens(self._client.faults.foreign * part):
+            kinds = _FOREIGN[:-1] if operation == "ReceiveMessage" else _FOREIGN
+            raise self._client.rng.choice(kinds)(f"{operation}: not an error that a queue should raise")
 
     async def _duplicate(self, messages: Sequence[Message]) -> None:
         """Let the queue forget that it has just handed a message out: whoever asks next gets it too."""

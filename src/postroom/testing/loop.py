@@ -125,6 +125,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Refuse: there is no real I/O here."""
         self._refuse_io("getaddrinfo")
 
+    def block(self, seconds: float) -> None:
+        """Let time pass while nothing runs: a synchronous call that blocks the event loop, or a suspended machine.
+
+        Timers that become due meanwhile are late: all of them run in the next turn.
+        """
+        if seconds < 0:
+            raise VirtualLoopError(f"block({seconds!r}): time does not go back")
+        self._now += seconds
+
     def settled(self) -> asyncio.Future[None]:
         """Return a future that is done once nothing else can run at this virtual time."""
         future: asyncio.Future[None] = self.create_future()

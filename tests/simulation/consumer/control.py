@@ -23,6 +23,7 @@ class Decisions:
     def __init__(self, tenants: Tenants) -> None:
         self._tenants = tenants
         self._of: dict[str, _Decision] = {}
+        self._decided: set[str] = set()
         self.count = 0
 
     def decide(self, what: str, tenant: str, key: Any) -> None:
@@ -30,6 +31,8 @@ class Decisions:
         self.count += 1
         known = self._of.setdefault(tenant, _Decision())
         now = asyncio.get_running_loop().time()
+        if what != "resume":
+            self._decided.add(tenant)
         match what:
             case "pause" | "drain":
                 self._tenants.pause(key)
@@ -60,6 +63,10 @@ class Decisions:
         if known.concurrency is not None and running > known.concurrency and now > known.limited_at:
             return f"runs {running} handlers of {tenant}, limited to {known.concurrency}"
         return None
+
+    def has_decided(self, tenant: str) -> bool:
+        """Whether anything was ever decided about a tenant here."""
+        return tenant in self._decided
 
     def was_quarantined(self, tenant: str) -> bool:
         """Whether a tenant ever was in quarantine here."""

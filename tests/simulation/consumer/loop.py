@@ -1,12 +1,15 @@
-"""The virtual-time loop of a schedule: it replays exactly, and knows whose tasks are whose."""
+"""The virtual-time loop of a schedule: it replays exactly, knows whose tasks are whose, and can freeze a process."""
 
 import asyncio
+import contextvars
 import itertools
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+from postroom.local import LocalBroker
 from postroom.testing.loop import VirtualLoop
-from simulation.consumer.process import Process, current_process
+from simulation.consumer.process import Process
+from simulation.consumer.shared import current_process
 
 LIMIT = 20_000.0
 """Virtual seconds after which a schedule counts as stuck."""
@@ -42,10 +45,32 @@ class SimulationLoop(VirtualLoop):
         super().__init__(seed=seed, limit=LIMIT)
         self._numbers = itertools.count(1)
         self.set_task_factory(self._make_task)
+        self._frozen: dict[Process, list[asyncio.Handle]] = {}
 
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future."""
         return _Future(next(self._numbers), self)
+
+    def freeze(self, process: Process) -> None:
+        """Let nothing of a process run until it thaws. Time goes on, and so do all others."""
+        self._frozen.setdefault(process, [])
+
+    def thaw(self, process: Process) -> None:
+        """Let a process go on, and everything that became due meanwhile run late."""
+        self._turn.extend(self._frozen.pop(process, []))
+
+    def _make_ready(self) -> None:
+        self._set_aside()
+        super()._make_ready()
+        self._set_aside()
+
+    def _set_aside(self) -> None:
+        if not self._frozen or not self._turn:
+            return
+        turn, self._turn = self._turn, type(self._turn)()
+        for handle in turn:
+            owner = handle._context.get(current_process)  # type: ignore[attr-defined]
+            (self._turn if owner is None else self._frozen.get(owner, self._turn)).append(handle)
 
     def _make_task(
         self,
@@ -58,7 +83,19 @@ class SimulationLoop(VirtualLoop):
         owner = current_process.get() if context is None else context.get(current_process)
         task = _Task(next(self._numbers), owner, coroutine, loop=loop, **options)
         if owner is not None:
-            owner.tasks.append(task)
+            owner.add_task(task)
             if not owner.gate.alive:
                 task.cancel()
         return task
+
+
+class Broker(LocalBroker):
+    """A broker whose timers belong to no process: they go on when the one that polls is frozen."""
+
+    def __init__(self, *, seed: int) -> None:
+        super().__init__(seed=seed, epoch=1_800_000_000.0)
+        self._home = contextvars.copy_context()
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call something after some seconds."""
+        return self._home.copy().run(super().call_later, seconds, callback)

@@ -39,6 +39,8 @@ class Kind(StrEnum):
     """No tenant attribute."""
     STRANGER = "stranger"
     """A tenant that does not exist."""
+    PANICS = "panics"
+    """The first attempts raise a BaseException of their own, alone or in a group."""
 
 
 ENDLESS = frozenset({Kind.POISON, Kind.REJECTS, Kind.MALFORMED, Kind.NOBODY, Kind.STRANGER})
@@ -85,6 +87,48 @@ class Broken:
     """Whether it fails with a ConnectionError, so that the resource is not trusted any more."""
 
 
+class OpenError(StrEnum):
+    """How a broken deployment fails each open."""
+
+    UNKNOWN_TENANT = "unknown tenant"
+    MISSING_VARIABLE = "missing variable"
+    """A bare KeyError."""
+    NO_PERMISSION = "no permission"
+    WRONG_PASSWORD = "wrong password"
+    BUG = "bug"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A time in which every open of some tenants fails for good; the next deployment heals it."""
+
+    tenants: tuple[str, ...]
+    start: float
+    end: float
+    error: OpenError
+
+
+@dataclass(frozen=True, slots=True)
+class Raising:
+    """A time in which one of the user's functions raises."""
+
+    function: str
+    tenant: str | None
+    """For which tenant; None for all of them."""
+    start: float
+    end: float
+    part: float
+    """How many of its calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """A change of the queue's redrive policy."""
+
+    at: float
+    max_receives: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A whole schedule."""
@@ -116,6 +160,25 @@ class Plan:
     """Whether handlers work in ``ctx.transaction()``."""
     survivors_finish: bool
     """Whether the processes that are left when everything heals, and not a new one, have to empty the queue."""
+    hardships: tuple[str, ...] = ()
+    """What makes it harder than an ordinary schedule; see ``hardships.py``."""
+    end: float = 30.0
+    """When the trouble is over."""
+    deployments: tuple[Deployment, ...] = ()
+    raising: tuple[Raising, ...] = ()
+    redrives: tuple[Redrive, ...] = ()
+    retention: int | None = None
+    """Seconds after which SQS forgets a message; None for its default of four days."""
+    promised: int | None = None
+    """``RetryPolicy(attempts=)``; None where nothing is said."""
+    kept_paused: str | None = None
+    """A tenant that stays paused in the processes that lived through everything."""
+    blind: bool = False
+    """Whether the role may not read the queue's attributes, so that nothing is known of its redrive policy."""
+    logs: bool = False
+    """Whether every log record is looked at."""
+    equal: bool = False
+    """Whether equal tenants have a backlog and nothing goes wrong: then receives are counted in sum."""
 
 
 def host_of(tenant: str, hosts: int) -> int | None:
@@ -151,8 +214,8 @@ _EVENTS = (
 _CONTROLS = ("pause", "pause", "drain", "quarantine", "limit concurrency", "limit rate", "resume")
 
 
-def make_plan(seed: int) -> Plan:
-    """Decide everything that can be decided beforehand."""
+def make_ordinary_plan(seed: int) -> Plan:
+    """Decide everything that can be decided beforehand, without hardships."""
     rng = Random(seed)
     fifo = rng.random() < 0.4
     max_receives = rng.choice((None, 3, 5, 8))

@@ -2,66 +2,39 @@
 
 import asyncio
 import contextvars
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry
+from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry, current_message
 from postroom.consumer import CallNext, Failure
-from postroom.errors import ConfigurationError, OwnershipLost, PoolExhaustedError, ResourceOpenError
+from postroom.errors import (
+    ConfigurationError,
+    ContextError,
+    OwnershipLost,
+    PayloadError,
+    PoolExhaustedError,
+    ResourceOpenError,
+)
+from postroom.events import Event
 from postroom.message import Message
-from postroom.payloads import context_from_attributes
-from postroom.testing.databases import SimulatedDatabases
 from postroom.testing.faults import FaultyClient
 from simulation.consumer.blame import Blame
+from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.control import Decisions
-from simulation.consumer.database import Claims, TenantDatabase
-from simulation.consumer.plan import Kind, OrderPlan, Plan, host_of
-from simulation.consumer.watch import LOST, STOPPING, Gate, History, Watch, WatchedClient
+from simulation.consumer.database import TenantDatabase
+from simulation.consumer.functions import UserFunctions
+from simulation.consumer.plan import Kind, OrderPlan
+from simulation.consumer.shared import Ctx, Order, Shared, Tenant, current_process, key_of, resolve
+from simulation.consumer.watch import LOST, STOPPING, Gate, Receipt, Watch, WatchedClient
 
-current_process: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("process", default=None)
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The context."""
-
-    tenant_id: str
+MOST_TASKS = 64
+"""Tasks that have ended and are remembered, at the least: one keeps what its context variables point to."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """The payload."""
-
-    order_id: str
-
-
-Ctx = MessageContext[Tenant, TenantDatabase]
-_resolve = context_from_attributes(Tenant)
-
-
-class Shared:
-    """What outlives processes: the plan, the databases, and which orders are done."""
-
-    def __init__(self, plan: Plan, history: History, databases: SimulatedDatabases) -> None:
-        self.plan = plan
-        self.history = history
-        self.databases = databases
-        self.orders = {order.key: order for order in plan.orders}
-        self.claims: Claims = {}
-        self.attempts: Counter[str] = Counter()
-        self.resolved: set[str] = set()
-        """Orders after which their message group may go on: committed, rejected, or given up as ALWAYS says."""
-        self.secrets = dict.fromkeys(plan.tenants, 0)
-        """What the secret store says; it learns of a rotation a little later."""
-        self.in_queue: Callable[[str], bool] = lambda _key: True
-
-    def committed(self, key: str) -> bool:
-        """Return whether an order is in its own tenant's database."""
-        return any(row.key == key for row in self.databases.rows(self.orders[key].tenant))
+class Panic(BaseException):
+    """A handler's own error that is no ``Exception``, as Rust extensions raise."""
 
 
 class Process:
@@ -73,12 +46,23 @@ class Process:
         self.history = shared.history
         self.gate = Gate()
         self.client = client
-        self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update)
+        self.ledger = shared.ledger
+        self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update, shared.ledger)
+        self.watch.excuse = self._excuse
         self.blame = Blame(shared.plan.options["faults"])
         self.watch.may_be_rejected = self._may_be_rejected
         self.watch.is_poison = self._is_poison
         self.rng = Random(seed)
+        self.contexts = ContextWatch(shared.tenants, self._sees_another)
+        self.functions = UserFunctions(shared.plan, self.contexts, shared.tenants, seed ^ 0xF00D)
         self.tasks: list[asyncio.Task[Any]] = []
+        self._most_tasks = MOST_TASKS
+        self.broken_groups: dict[str, float] = {}
+        """Message group to when something of it last had to go back."""
+        self.told: set[str] = set()
+        """Receipt handles whose handlers were cancelled."""
+        self.frozen = 0.0
+        """Seconds for which the process was frozen."""
         self.opened = self.closed = self.weight = 0
         self.handlers: dict[str, Order] = {}
         """Receipt handle to the order whose handler runs."""
@@ -110,6 +94,17 @@ class Process:
             async with self.pool:
                 await self.consumer.run()
 
+    def add_task(self, task: asyncio.Task[Any]) -> None:
+        """Remember a task, for as long as it runs."""
+        self.tasks.append(task)
+        if len(self.tasks) > self._most_tasks:
+            self.forget_tasks()
+
+    def forget_tasks(self) -> None:
+        """Forget tasks that have ended: each keeps its context variables alive, and what these point to."""
+        self.tasks = [task for task in self.tasks if not task.done()]
+        self._most_tasks = max(MOST_TASKS, 2 * len(self.tasks))
+
     async def crash(self) -> None:
         """Die: everything is cancelled, nothing gets out any more, the servers see the connections end."""
         self.history.note(self.name, "crashes")
@@ -132,7 +127,7 @@ class Process:
             self.pool = ResourcePool(
                 self.provide,
                 check=self._check,
-                host=(lambda tenant: host_of(tenant.tenant_id, plan.hosts)) if plan.hosts else None,
+                **self.functions.pool_options(),
                 limits=plan.limits,
                 timeouts=plan.timeouts,
                 backoff=plan.backoff,
@@ -141,27 +136,50 @@ class Process:
             )
         consumer: Consumer[Tenant, TenantDatabase] = Consumer(
             "orders.fifo" if plan.fifo else "orders",
-            context=self._resolve_later if plan.slow_resolver else _resolve,
+            context=self._resolve_later if plan.slow_resolver else self._resolve_now,
             resources=self.pool or self.provide,
             ack=plan.ack,
             client=WatchedClient(self.client, self.watch, self.gate),
             on_error=self._on_error,
             middleware=[self._outermost],
-            observers=[self.watch.observe],
-            **plan.options,
+            observers=[self._observe],
+            **self.functions.consumer_options(),
         )
         consumer.handler(self.handle)
         return consumer
 
+    def _resolve_now(self, message: Message) -> Tenant:
+        self.contexts.enters("the resolver", message.id)
+        try:
+            self.functions.maybe_raise("resolver", self.shared.tenants[message.id])
+            found = resolve(message)
+        except Exception:
+            self._fails(message)
+            raise
+        assert not isinstance(found, Awaitable)
+        return found
+
     async def _resolve_later(self, message: Message) -> Tenant:
         await asyncio.sleep(self.rng.random() * self.shared.plan.slow_resolver)
-        found = _resolve(message)
-        return await found if isinstance(found, Awaitable) else found
+        return self._resolve_now(message)
+
+    def _sees_another(self, text: str) -> None:
+        if self.gate.alive:
+            self.history.broken("context", f"{self.name}: {text}")
+
+    def decodes(self, order_id: str) -> None:
+        """Look around while a payload is decoded."""
+        self.contexts.enters("the decoder", self.shared.ids[order_id])
+
+    def _observe(self, event: Event) -> None:
+        self.watch.observe(event)
+        self.functions.observes(event)
 
     @asynccontextmanager
     async def provide(self, tenant: Tenant) -> AsyncGenerator[TenantDatabase]:
         """Connect to the tenant's database, and count."""
         self.gate.check()
+        self.contexts.enters_for("the provider", tenant.tenant_id)
         self.weight += 1
         if self.pool is not None and self.weight > self.shared.plan.limits.budget:
             self.history.broken("I3", f"{self.name} has {self.weight} resources, above its budget")
@@ -173,23 +191,27 @@ class Process:
                 try:
                     yield TenantDatabase(self.shared.databases, connection, self.shared.claims)
                 finally:
+                    self.contexts.enters_for("the provider's end", tenant.tenant_id)
                     self.closed += 1
                     self.history.note(self.name, "closed", tenant.tenant_id)
         finally:
             self.weight -= 1
 
     async def _check(self, connection: TenantDatabase) -> None:
+        self.contexts.enters_for("the check", connection.tenant)
         await asyncio.sleep(self.rng.random() * 0.01)
         if connection.dropped:
             raise ConnectionResetError("dropped")
 
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
-        self.watch.reports(failure.message)
+        self.contexts.enters("on_error", failure.message.id)
         try:
             error = failure.error
-            self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, error)
-            for_now = isinstance(error, ResourceOpenError) and not error.permanent
+            self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
+            if isinstance(error, ContextError | PayloadError):
+                self._fails(failure.message)
+            for_now = isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
             if not for_now and not isinstance(error, PoolExhaustedError):
                 self._gave_up(failure.message, error)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
@@ -199,9 +221,16 @@ class Process:
                 and self.stopping_since is None
             ):
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
+            self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:
             self.reporting -= 1
             self.watch.has_ended(failure.message)
+
+    def _says_unknown(self, message: Message) -> bool:
+        """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
+        order = self.shared.orders[key_of(message) or ""]
+        first = self.ledger.receives[message.receipt_handle].at
+        return order.kind is Kind.STRANGER or self.shared.unknown_tenant(order.tenant, first)
 
     def _gave_up(self, message: Message, error: Exception) -> None:
         self.watch.failed.add(message.id)
@@ -212,10 +241,17 @@ class Process:
             self.shared.resolved.add(key)
 
     async def _outermost(self, payload: Any, ctx: MessageContext[Any, Any], call_next: CallNext) -> None:
+        self.contexts.enters("middleware", ctx.message.id)
+        self.ledger.tries(ctx.message.receipt_handle)
         try:
             await call_next(payload, ctx)
         except AlreadyHandled:
             self._was_handled(ctx.message)
+            raise
+        try:
+            self.functions.maybe_raise("middleware", ctx.context.tenant_id)
+        except Exception:
+            self._fails(ctx.message)
             raise
         await asyncio.sleep(0)  # so that an acknowledgement before the very end is seen
         self.watch.finished.add(ctx.message.id)
@@ -241,7 +277,13 @@ class Process:
         except asyncio.CancelledError as error:
             self._judge_cancellation(ctx, error)
             raise
+        except (OwnershipLost, AlreadyHandled):
+            raise
+        except BaseException:
+            self._fails(ctx.message)
+            raise
         finally:
+            self._judge_owner(order, ctx)
             if ctx.resources.closed and self.stopping_since is None and self.gate.alive:
                 self.history.broken("I2", f"{self.name} closed the resources of {order.order_id} under its handler")
             del self.handlers[ctx.message.receipt_handle]
@@ -251,6 +293,7 @@ class Process:
     def _entered(self, order: Order, ctx: Ctx) -> None:
         plan = self.shared.orders[order.order_id]
         self.history.note(self.name, "handler", order.order_id, ctx.message.id[:4])
+        self._look_around(ctx)
         if ctx.context.tenant_id != plan.tenant or ctx.resources.tenant != plan.tenant:
             self.history.broken("isolation", f"{self.name} handles {order.order_id} with {ctx.resources.tenant}'s")
         if ctx.message.receipt_handle in self.watch.started:
@@ -265,6 +308,61 @@ class Process:
             self.history.broken("control", f"{self.name} {wrong}")
         self._check_slots(plan)
 
+    def _look_around(self, ctx: Ctx) -> None:
+        """Oracles *context*, *attempts* and *owner*, at the start of a handler."""
+        message = ctx.message
+        self.contexts.enters("the handler", message.id)
+        if (current := current_message()) is None or current.message.id != message.id:
+            self.history.broken("context", f"current_message() in the handler of {message.id[:4]} is {current}")
+        if (wrong := self.ledger.judge_attempt(message.receipt_handle, getattr(ctx, "attempt", None))) is not None:
+            self.history.broken("attempts", f"{self.name}: {wrong}")
+        if not self.watch.owns(message.id, message.receipt_handle):
+            self.history.broken("owner", f"{self.name} starts a handler for {message.id[:4]}, which it lost before")
+
+    def _judge_owner(self, order: Order, ctx: Ctx) -> None:
+        """Oracle *owner*: a handler is cancelled when its message is lost, whatever hangs."""
+        handle, message = ctx.message.receipt_handle, ctx.message.id
+        newest = self.watch.receipts[self.watch.newest[message]]
+        deadline = max(newest.deadline, self.watch.receipts[handle].deadline)
+        settled = newest.ended or newest.settled_at is not None or newest.deletes
+        if handle in self.told or settled or not self.gate.alive or self.frozen:
+            return
+        late = self._now() - deadline - self.shared.blocked_since(deadline)
+        if late > 1.0:
+            text = f"{self.name} runs {order.order_id} on for {late:.3f} s although it lost its message"
+            self.history.broken("owner", text)
+
+    def _fails(self, message: Message) -> None:
+        """Note a failed attempt."""
+        self.ledger.fails(message.receipt_handle)
+        if message.group_id is not None:
+            self.broken_groups[message.group_id] = self._now()
+
+    def _excuse(self, receipt: Receipt) -> str:
+        """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
+        now, plan = self._now(), self.shared.plan
+        tenant = self.shared.tenants[receipt.message_id]
+        if self.stopping_since is not None and not self._could_try(tenant, now):
+            return "it stops"
+        if self.functions.raised_since(tenant, receipt.received_at):
+            return "a function of the user's raised"
+        if receipt.body in self.watch.offered:
+            return "nobody took it for the dead letters"
+        if plan.fifo and receipt.group is not None:
+            before = self.broken_groups.get(receipt.group, -1.0)
+            self.broken_groups[receipt.group] = now
+            if before >= receipt.received_at:
+                return "its group went back"
+        return ""
+
+    def _could_try(self, tenant: str, now: float) -> bool:
+        """Return whether a consumer that stops has the time and the means to try a message all the same."""
+        assert self.stopping_since is not None
+        shutdown = self.shared.plan.options["shutdown"]
+        calm = not (self.hurried or self.cancelled or self.disturbed or self.frozen or self.shared.gaps)
+        idle = len(self.handlers) + self.reporting == 0 and self.shared.healthy(tenant)
+        return calm and idle and shutdown.drain >= 1.0 and now < self.stopping_since + shutdown.drain - 0.5
+
     def running(self, tenant: str) -> int:
         """Return how many handlers of a tenant run."""
         return sum(self.shared.orders[order.order_id].tenant == tenant for order in self.handlers.values())
@@ -274,7 +372,9 @@ class Process:
 
     def _is_poison(self, message_id: str) -> bool:
         plan = self.shared.plan
-        return message_id in self.blame.poisonous and plan.ack is AckMode.ON_SUCCESS and plan.max_receives is not None
+        known = plan.max_receives is not None and not plan.redrives and not plan.blind
+        sure = plan.ack is AckMode.ON_SUCCESS and known
+        return message_id in self.blame.poisonous and sure
 
     def _may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:
         """Whether a message may become a dead letter for this reason."""
@@ -285,7 +385,19 @@ class Process:
             case "quarantine":
                 return self.decisions.was_quarantined(plan.tenant)
             case _:
-                return plan.kind is Kind.REJECTS
+                return self._may_be_given_up(message_id, plan)
+
+    def _may_be_given_up(self, message_id: str, plan: OrderPlan) -> bool:
+        """Whether there is a reason for a dead letter that no person and no neighbour gave."""
+        if plan.kind in {Kind.REJECTS, Kind.NOBODY, Kind.STRANGER, Kind.MALFORMED}:
+            return True
+        first = self.ledger.of(message_id)[0].at
+        if self.shared.unknown_tenant(plan.tenant, first):
+            return True
+        retention = self.shared.plan.retention
+        if retention is not None and self._now() > self.shared.sent_at[message_id] + retention / 2:
+            return True
+        return self.ledger.is_used_up(message_id)
 
     def _check_slots(self, plan: OrderPlan) -> None:
         limits = self.shared.plan.options["concurrency"]
@@ -332,7 +444,10 @@ class Process:
                 raise asyncio.CancelledError("its own")
             case Kind.REJECTS:
                 raise Reject("not for us")
+            case Kind.PANICS if wrong:
+                raise Panic("panics") if plan.attempts > 1 else BaseExceptionGroup("panics", [Panic("alone")])
             case Kind.ASKS_RETRY if wrong:
+                self._fails(ctx.message)
                 await ctx.retry(delay=1.0)
                 return
             case _:
@@ -368,11 +483,15 @@ class Process:
                 if not self.gate.alive:
                     raise
                 self.stubborn = True
+                self.told.update(self.handlers)  # whose handler this is, nothing here says
 
     def _judge_cancellation(self, ctx: Ctx, error: asyncio.CancelledError) -> None:
         """I6: who is cancelled has to be told why, and it has to be true."""
         self.history.note(self.name, "handler cancelled", ctx.message.id[:4], *error.args)
         limit = self.shared.plan.options["concurrency"].handler_timeout
+        self.told.add(ctx.message.receipt_handle)
+        if LOST not in error.args and STOPPING not in error.args and not self.cancelled:
+            self._fails(ctx.message)  # by its time limit, or its own
         if not self.gate.alive or self.cancelled or "its own" in error.args:
             return
         if LOST in error.args:
@@ -385,9 +504,3 @@ class Process:
                 self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]}, whose time is not over")
         elif limit is None:
             self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} for no reason")
-
-
-def key_of(message: Message) -> str | None:
-    """Return the key of an order, which every message also carries as an attribute."""
-    attribute = message.message_attributes.get("key")
-    return None if attribute is None else attribute.string_value

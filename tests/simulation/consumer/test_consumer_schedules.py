@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from simulation.consumer.hardships import make_plan
 from simulation.consumer.mutants import MUTANTS, Mutant, killed_by, search
+from simulation.consumer.plan import make_ordinary_plan
 from simulation.consumer.schedule import run_consumer_schedule
 from simulation.contexts import run_context_pairs
 
 _TESTS = Path(__file__).parents[2]
 
 
+REBUILT = pytest.mark.xfail(reason="the consumer is being rebuilt; the new oracles find what is wrong with this one")
+
+
+@REBUILT
 @pytest.mark.parametrize("first", range(0, 120, 30))
 def test_no_schedule_breaks_a_promise(first: int) -> None:
-    """I1 to I8, S1 to S8, isolation and no loss, over thirty schedules; and enough happens in them."""
+    """Every oracle of docs/proof.md, over thirty schedules; and enough happens in them."""
     facts: Counter[str] = Counter()
     for seed in range(first, first + 30):
         outcome = run_consumer_schedule(seed)
@@ -29,6 +35,18 @@ def test_no_schedule_breaks_a_promise(first: int) -> None:
     assert facts["redelivered"] > 30
 
 
+NEW = ("attempts", "context", "expense", "bytes", "owner", "liveness")
+"""Oracles that the consumer as it is does not fulfil."""
+
+
+@pytest.mark.parametrize("first", range(0, 120, 30))
+def test_ordinary_schedules_keep_what_the_old_oracles_ask(first: int) -> None:
+    """The harness itself has broken nothing."""
+    for seed in range(first, first + 30):
+        outcome = run_consumer_schedule(seed, change=lambda plan: make_ordinary_plan(plan.seed))
+        assert not [each for each in outcome.violations if not each.startswith(NEW)], f"seed {seed}"
+
+
 def digest(seed: int) -> str:
     """Return a hash of everything that happened in a schedule."""
     return sha256(run_consumer_schedule(seed).history.text().encode()).hexdigest()
@@ -36,7 +54,7 @@ def digest(seed: int) -> str:
 
 def test_a_seed_replays_exactly() -> None:
     """The same history, line by line, also in another process with another seed for hashes."""
-    seeds = (3, 8, 76, 679)
+    seeds = (3, 8, 27, 41, 76, 99, 110, 679)
     script = (
         "from simulation.consumer.test_consumer_schedules import digest\n"
         f"print(*(digest(seed) for seed in {seeds}), sep='\\n')"
@@ -46,6 +64,12 @@ def test_a_seed_replays_exactly() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
     assert [digest(seed) for seed in seeds] == elsewhere
+
+
+def test_those_seeds_have_what_could_make_a_replay_differ() -> None:
+    """A backlog, watched logs, a frozen process or a blocked loop, a hung extension, a function that raises."""
+    names = {name for seed in (3, 8, 27, 41, 76, 99, 110, 679) for name in make_plan(seed).hardships}
+    assert names >= {"overload", "watched logs", "blocked loop", "hung extensions", "stop while starting"}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
@@ -60,6 +84,7 @@ def test_no_two_contexts_share_a_key(seed: int) -> None:
     assert run_context_pairs(seed, 2_500) == ()
 
 
+@REBUILT
 def test_a_message_that_is_parked_does_not_find_out_whether_an_outage_is_over() -> None:
     """Seed 63012: it had been chosen to, was surplus, and everything of its tenant was put off for ever."""
     assert run_consumer_schedule(63_012).violations == ()

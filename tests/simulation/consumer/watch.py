@@ -6,19 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from postroom import AckMode
+from postroom.errors import AccessDenied
 from postroom.events import Event, MessageSettled
 from postroom.message import Message, OutgoingMessage
-from postroom.settlement.batcher import ATTEMPTS
+from postroom.settlement import batcher
 from postroom.testing.faults import FaultyClient, FaultyQueue
 from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
+from simulation.consumer.attempts import Ledger
+from simulation.consumer.bodies import Bodies
 from simulation.consumer.plan import Plan
 
 LOST = "the message is not ours any more: its visibility timeout is over"
 STOPPING = "the consumer stops and its drain time is over"
-TRIES_LEFT = 3
-"""Receives that a message keeps for real attempts, whatever it is deferred for."""
+ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
+"""How often one entry is sent; None where it is sent until the deadline of its delivery."""
+PACE = 0.1
+"""Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
 
 
@@ -54,11 +61,14 @@ class Receipt:
         "deadline",
         "deletes",
         "ended",
+        "ended_at",
+        "group",
         "message_id",
         "received_at",
         "receives",
         "refused",
         "settled_at",
+        "tenant",
     )
 
     def __init__(self, message: Message, received_at: float, visibility: float) -> None:
@@ -66,6 +76,8 @@ class Receipt:
         self.receives = message.receive_count
         self.message_id = message.id
         self.body = message.body
+        self.tenant = message.message_attributes["tenantId"].string_value if has_tenant(message) else None
+        self.group = message.group_id
         self.deadline = received_at + visibility
         self.deletes = 0
         self.changes = 0
@@ -74,24 +86,45 @@ class Receipt:
         """When a visibility change that is no extension was first sent."""
         self.ended = ""
         """What SQS confirmed: deleted, or changed."""
+        self.ended_at: float | None = None
         self.refused = False
         """Whether an extension was refused for good."""
+
+
+def has_tenant(message: Message) -> bool:
+    """Return whether a message names a tenant."""
+    return "tenantId" in message.message_attributes
 
 
 class Watch:
     """The eyes on one process: what its consumer may do follows from what it did before."""
 
-    def __init__(self, history: History, name: str, plan: Plan, on_rejected: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        history: History,
+        name: str,
+        plan: Plan,
+        on_rejected: Callable[[Sequence[str]], None],
+        ledger: Ledger,
+    ) -> None:
         self.on_rejected = on_rejected
+        self.ledger = ledger
+        polling = plan.options["polling"]
+        self.bodies = Bodies(self._ended_at, answers=polling.batch * polling.pollers)
+        self.excuse: Callable[[Receipt], str] = lambda _receipt: ""
+        """Why the library cannot be blamed for giving a message back; empty where it can."""
+        self.receives = 0
+        """Receives that brought something."""
+        self.deferred = 0
+        """Messages that were put off, whether for an outage or for want of room."""
         self.history = history
         self.name = name
         self.ack = plan.ack
-        self.most_receives = plan.max_receives
+        self.blind = plan.blind
         self.may_be_rejected: Callable[[str, str, str], bool] = lambda *_: True
         """Message id, key and reason to whether it may become a dead letter for that."""
         self.is_poison: Callable[[str], bool] = lambda _id: False
         self.stopping = False
-        self.reported: dict[str, int] = {}
         self.receipts: dict[str, Receipt] = {}
         self.newest: dict[str, str] = {}
         """Message id to the newest receipt handle that this process was given, by SQS's count of receives."""
@@ -121,10 +154,16 @@ class Watch:
 
     # -- receive -------------------------------------------------------------------------------------------------
 
-    def received(self, messages: Sequence[Message], visibility: float) -> None:
-        """Remember what arrived."""
+    def received(self, messages: Sequence[Message], visibility: float) -> list[Message]:
+        """Remember what arrived. Returns it as it is handed on."""
         now = asyncio.get_running_loop().time()
+        self.receives += bool(messages)
         for message in messages:
+            held = self.newest.get(message.id)
+            overlaps = held is not None and self.receipts[held].deadline > now and not self.receipts[held].ended
+            self.ledger.received(
+                message.receipt_handle, message.id, self.name, message.receive_count, now, overlaps=overlaps
+            )
             self.receipts[message.receipt_handle] = Receipt(message, now, visibility)
             self.ended_at.pop(message.id, None)
             self.latest[message.id] = message.receipt_handle
@@ -133,6 +172,16 @@ class Watch:
                 self.newest[message.id] = message.receipt_handle
         if messages:
             self.history.note(self.name, "received", *(each.id[:4] for each in messages))
+        return self.bodies.marked(messages)
+
+    def _ended_at(self, handle: str) -> float | None:
+        """Return when SQS confirmed the end of a receive; None while it is held, here or in a newer receive."""
+        receipt = self.receipts[handle]
+        return receipt.ended_at if self.newest[receipt.message_id] == handle else None
+
+    def most_sends(self, receipt: Receipt, now: float) -> float:
+        """Return how often an entry of a receive may have been sent by now."""
+        return 4 + (now - receipt.received_at) / PACE if ATTEMPTS is None else ATTEMPTS
 
     def has_ended(self, message: Message) -> None:
         """Note that the handling of a message is over, unless it was received again meanwhile."""
@@ -161,7 +210,7 @@ class Watch:
             receipt = self.receipts[handle]
             receipt.deletes += 1
             self._check_live(receipt, now, "delete")
-            if receipt.deletes > ATTEMPTS:
+            if receipt.deletes > self.most_sends(receipt, now):
                 self.history.broken("S5", f"{self.name} deleted {self._short(handle)} {receipt.deletes} times")
             newest = self.newest[receipt.message_id]
             let_go = receipt.message_id in self.left or receipt.message_id in self.lost
@@ -204,12 +253,15 @@ class Watch:
             if receipt.beating:
                 text = f"{self.name} sends the backoff of {self._short(change.receipt_handle)} beside an extension"
                 self.history.broken("S3", text)
-            if receipt.changes > ATTEMPTS:
+            if receipt.changes > self.most_sends(receipt, now):
                 self.history.broken("S5", f"{self.name} changed {self._short(change.receipt_handle)} too often")
             if receipt.deletes:
                 self.history.broken("S1", f"{self.name} gives back {self._short(change.receipt_handle)} it deletes")
             if receipt.settled_at is None:
                 receipt.settled_at = now
+                self.ledger.gives_back(change.receipt_handle, now, change.timeout)
+                if why := self.excuse(receipt):
+                    self.ledger.excuses(change.receipt_handle, why)
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:
         """Judge a recall: only what was put off before, and only to be seen at once."""
@@ -222,9 +274,11 @@ class Watch:
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:
         """Note which entries SQS confirmed."""
         refused = {failure.index for failure in failures}
+        now = asyncio.get_running_loop().time()
         for index, handle in enumerate(handles):
             if index not in refused:
                 self.receipts[handle].ended = what
+                self.receipts[handle].ended_at = now
 
     def extended(
         self, changes: Sequence[VisibilityChange], failures: Sequence[EntryFailure] | None, sent_at: float
@@ -245,7 +299,7 @@ class Watch:
     def rejects(self, messages: Sequence[OutgoingMessage]) -> None:
         """Judge dead letters as they leave the consumer."""
         for message in messages:
-            self.offered.add(message.body)
+            self.offered.add(str(message.body))
             reason = message.message_attributes[REASON].string_value or ""
             key = message.message_attributes["key"].string_value or ""
             known = {receipt.message_id for receipt in self.receipts.values() if receipt.body == message.body}
@@ -261,24 +315,11 @@ class Watch:
                 self.ended_at[message_id] = now
 
     def _check_verdict(self, message: Message, settlement: Settlement) -> None:
-        """Poison is rejected; nothing is put off that would come nearer to the dead-letter queue for it."""
+        """Poison is rejected."""
         if self.stopping:
             return
         if settlement is Settlement.RETRIED and self.is_poison(message.id) and message.body not in self.offered:
             self.history.broken("poison", f"{self.name} tries {message.id[:4]} again, although it is poison")
-        if settlement is Settlement.DEFERRED and self.most_receives is not None:
-            receives = self.reported.get(message.receipt_handle) or self._receives(message.id, settled=True)
-            if receives + TRIES_LEFT > self.most_receives:
-                text = f"{self.name} puts {message.id[:4]} off after {receives} receives of {self.most_receives}"
-                self.history.broken("no loss", text)
-
-    def reports(self, message: Message) -> None:
-        """Remember how often a message had been received when its failure was reported: that decides."""
-        self.reported[message.receipt_handle] = self._receives(message.id)
-
-    def _receives(self, message_id: str, *, settled: bool = False) -> int:
-        mine = (each for each in self.receipts.values() if each.message_id == message_id)
-        return max((each.receives for each in mine if not settled or each.settled_at is not None), default=0)
 
     def observe(self, event: Event) -> None:
         """Count settlements: each receive ends once (MANUAL may acknowledge what it first left)."""
@@ -286,6 +327,7 @@ class Watch:
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
             self._check_verdict(event.message, event.settlement)
+            self.deferred += event.settlement is Settlement.DEFERRED
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
             else:
@@ -352,8 +394,9 @@ class WatchedQueue:
 
     @property
     def info(self) -> QueueInfo:
-        """What the queue said of itself."""
-        return self._inner.info
+        """What the queue said of itself; next to nothing to a role that may not ask."""
+        info = self._inner.info
+        return msgspec.structs.replace(info, redrive=None, attributes={}) if self._watch.blind else info
 
     async def receive(
         self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
@@ -362,8 +405,7 @@ class WatchedQueue:
         self._gate.check()
         messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
         self._gate.check()
-        self._watch.received(messages, visibility)
-        return messages
+        return self._watch.received(messages, visibility)
 
     async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
         """Judge, then delete."""
@@ -412,4 +454,8 @@ class WatchedQueue:
 
     async def attributes(self) -> Mapping[str, str]:
         """Ask for the attributes."""
+        self._gate.check()
+        if self._watch.blind:
+            text = "GetQueueAttributes: the role may not read the attributes of this queue"
+            raise AccessDenied(text, operation="GetQueueAttributes", code="AccessDenied")
         return await self._inner.attributes()

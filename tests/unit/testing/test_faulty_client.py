@@ -1,12 +1,13 @@
 """A client that misbehaves on purpose: each fault does what it says, and nothing happens without one."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
 import pytest
 
-from postroom.errors import ServiceUnavailable, Throttled
+from postroom.errors import AccessDenied, ClosedError, ServiceUnavailable, Throttled
 from postroom.message import OutgoingMessage
 from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
 from postroom.transports.protocol import SendResult, VisibilityChange
@@ -104,3 +105,67 @@ def test_a_duplicate_is_handed_out_again_at_once() -> None:
 
     with_queue(scenario)
     with_queue(scenario, name="orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+
+
+def test_a_foreign_error_is_none_that_the_protocol_names() -> None:
+    """Before the request left, or after it took effect; a receive never says that the client is closed."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "receive": lambda: queue.receive(limit=1, wait=0, visibility=30),
+            "delete": lambda: queue.delete(["?"]),
+            "change": lambda: queue.change_visibility([VisibilityChange("?", 0)]),
+            "send": lambda: queue.send([OutgoingMessage(body="x")]),
+            "attributes": queue.attributes,
+        }
+        client.faults = Faults(foreign=1)
+        seen: dict[str, set[type[Exception]]] = {name: set() for name in calls}
+        for name, call in calls.items():
+            for _ in range(60):
+                try:
+                    await call()
+                except Exception as error:
+                    seen[name].add(type(error))
+        assert seen["receive"] == {ConnectionResetError, RuntimeError, TimeoutError}
+        for name in ("delete", "change", "send", "attributes"):
+            assert seen[name] == {ConnectionResetError, RuntimeError, TimeoutError, ClosedError}
+        assert world.counts() != (0, 0)  # some sends took effect all the same
+
+    with_queue(scenario)
+
+
+def test_a_hung_visibility_change_takes_effect_before_or_after_it_hangs() -> None:
+    """The answer comes after ``hang`` seconds; other calls do not wait."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        client.faults = Faults(hung=1, hang=40)
+        loop = asyncio.get_running_loop()
+        visible: set[bool] = set()
+        for _ in range(12):
+            world.send("x")
+            [message] = await queue.receive(limit=1, wait=0, visibility=30)
+            began = loop.time()
+            await queue.change_visibility([VisibilityChange(message.receipt_handle, 60)])
+            assert 40 <= loop.time() - began < 41
+            visible.add(world.counts() == (0, 1))
+            if world.counts() == (1, 0):
+                [message] = await queue.receive(limit=1, wait=0, visibility=30)
+            await queue.delete([message.receipt_handle])
+        assert visible == {True}
+
+    with_queue(scenario)
+
+
+def test_attributes_may_be_denied_and_an_open_may_be_slow() -> None:
+    """Only these two: everything else goes on."""
+
+    async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
+        client.faults = Faults(denied=1, opening=1_000)
+        with pytest.raises(AccessDenied):
+            await queue.attributes()
+        assert await queue.receive(limit=1, wait=0, visibility=30) == []
+        before = asyncio.get_running_loop().time()
+        await client.queue("orders")
+        assert 1 < asyncio.get_running_loop().time() - before <= 1_000
+
+    with_queue(scenario)

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from postroom.datasources import UnknownTenant
 from postroom.testing.databases import (
     ConnectionDropped,
     SimulatedDatabases,
@@ -142,3 +143,25 @@ def test_a_closed_connection_takes_nothing() -> None:
         assert databases.rows("a") == []
 
     with_databases(scenario)
+
+
+def test_a_broken_deployment_fails_each_new_connection() -> None:
+    """With the error that it was given, until it is healed; connections that exist go on."""
+
+    async def scenario(databases: SimulatedDatabases) -> None:
+        async with databases.connect("a") as connection:
+            databases.misconfigure("a", lambda: KeyError("BILLING_DB_HOST"))
+            with pytest.raises(KeyError):
+                await write(databases, "1")
+            async with connection.transaction() as transaction:
+                transaction.insert("2")
+        databases.misconfigure("a", None)
+        await write(databases, "3")
+        assert [row.key for row in databases.rows("a")] == ["2", "3"]
+
+    with_databases(scenario)
+
+
+def test_a_database_that_does_not_exist_is_an_unknown_tenant() -> None:
+    """A pool tells it from an outage by that."""
+    assert issubclass(UnknownDatabase, UnknownTenant)

@@ -6,7 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from postroom.testing.loop import Deadlock, LeftoverTasks, UnhandledError, VirtualLoopError, run_virtual, settle
+from postroom.testing.loop import (
+    Deadlock,
+    LeftoverTasks,
+    UnhandledError,
+    VirtualLoop,
+    VirtualLoopError,
+    run_virtual,
+    settle,
+)
 
 
 async def _order_of(count: int) -> list[int]:
@@ -268,3 +276,27 @@ async def test_it_refuses_to_run_inside_another_loop() -> None:
     """The error says how to call it, and the coroutine is closed, not leaked."""
     with pytest.raises(VirtualLoopError, match="plain `def"):
         run_virtual(_order_of(1))
+
+
+def test_a_blocked_loop_runs_late_timers_in_one_turn() -> None:
+    """Nothing runs while it is blocked; then everything that became due does, at the same time."""
+
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        seen: list[float] = []
+        for when in (1.0, 2.0, 6.0):
+            loop.call_at(when, lambda: seen.append(loop.time()))
+        loop.block(5.0)
+        await asyncio.sleep(3)
+        return seen
+
+    assert run_virtual(main()) == [5.0, 5.0, 6.0]
+
+
+def test_time_does_not_go_back() -> None:
+    """A negative block is refused."""
+    loop = VirtualLoop()
+    with pytest.raises(VirtualLoopError):
+        loop.block(-1.0)
+    loop.close()

@@ -1,0 +1,182 @@
+"""Oracles *attempts* and *expense*: who spent the receives of a message, its own failures or the library?
+
+Every receive that a consumer sees is written down here, with what became of it. A receive is one of these:
+
+* **tried**: a run of the user's code for it (resolver, decoder, handler) failed, or its handler was called at all. Its
+  message has paid for itself.
+* **excused**: the environment took it. The process died or was frozen, ownership was lost, the queue handed the message
+  out twice, the answer never arrived, its group had to go back behind a failure (a FIFO queue gives out the first of a
+  group only when nothing of the group is in flight), or a stop left no time to try it.
+* **spent**: the library gave the message back although nothing of the user's failed: it was parked, deferred or
+  returned. Only these are counted against the library, so whatever is in doubt is no violation.
+
+With a redrive policy of M a message is promised ``promise(M)`` attempts, so the library may spend M less that many.
+A receive is spent *under* a policy only if that policy was in force, unchanged, for the last ``NOTICE`` seconds: a
+consumer has to look for a change now and then, and cannot know it before.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+NOTICE = 120.0
+"""Seconds within which a consumer has to notice that the redrive policy changed."""
+BETWEEN = 5
+"""From this maxReceiveCount on the library may spend receives of its own."""
+
+
+def promise(most: int, promised: int | None = None) -> int:
+    """Return how many attempts a message has with a maxReceiveCount, and with ``RetryPolicy(attempts=promised)``."""
+    if promised is not None and promised <= most:
+        return promised
+    return most if most < BETWEEN else most - max(1, most // 4)
+
+
+class Policies:
+    """The redrive policy of the queue over time. Where it may not be read, it is never known."""
+
+    def __init__(self, most: int | None, *, readable: bool = True) -> None:
+        self._readable = readable
+        self._changes: list[tuple[float, int | None]] = [(float("-inf"), most)]
+
+    def change(self, at: float, most: int | None) -> None:
+        """Note a change."""
+        self._changes.append((at, most))
+
+    def known_at(self, now: float) -> int | None:
+        """Return the maxReceiveCount that a consumer has to know at a time; None if there is none to know."""
+        since, most = next(change for change in reversed(self._changes) if change[0] <= now)
+        return most if self._readable and since <= now - NOTICE else None
+
+    def values(self) -> list[int]:
+        """Return every maxReceiveCount that there ever was."""
+        return sorted({most for _, most in self._changes if most is not None})
+
+
+@dataclass(slots=True)
+class Receive:
+    """One receive of a message, as the process that got it sees it."""
+
+    handle: str
+    message: str
+    process: str
+    at: float
+    number: int
+    """SQS's count of receives."""
+    failed: bool = False
+    tried: bool = False
+    given_back: float | None = None
+    delay: float = 0.0
+    excuse: str = ""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All receives of a schedule, over all processes."""
+
+    policies: Policies
+    promised: int | None = None
+    receives: dict[str, Receive] = field(default_factory=dict[str, Receive])
+    """By receipt handle."""
+    _of: defaultdict[str, list[Receive]] = field(default_factory=lambda: defaultdict[str, list[Receive]](list))
+
+    def received(
+        self, handle: str, message: str, process: str, number: int, now: float, *, overlaps: bool = False
+    ) -> None:
+        """Note that a process got a message. ``overlaps``: although it still has an earlier receive of it."""
+        receive = self.receives[handle] = Receive(handle, message, process, now, number)
+        if overlaps:
+            for each in (receive, *self._here(receive)):
+                each.excuse = each.excuse or "handed out twice"
+        self._of[message].append(receive)
+
+    def tries(self, handle: str) -> None:
+        """Note that the handler was called for a receive. It may be settled under a newer receipt handle."""
+        receive = self.receives[handle]
+        receive.tried = True
+        for each in self._here(receive):
+            each.tried = True
+
+    def fails(self, handle: str) -> None:
+        """Note a failed attempt."""
+        self.tries(handle)
+        self.receives[handle].failed = True
+
+    def _here(self, receive: Receive) -> list[Receive]:
+        """Return the receives of the same message that the same process has not given back."""
+        return [
+            each for each in self._of[receive.message] if each.process == receive.process and each.given_back is None
+        ]
+
+    def gives_back(self, handle: str, now: float, delay: float) -> None:
+        """Note that the library makes a message visible again, now or later."""
+        receive = self.receives[handle]
+        if receive.given_back is None:
+            receive.given_back = now
+            receive.delay = delay
+
+    def excuses(self, handle: str, why: str) -> None:
+        """Note that a receive is not the library's fault."""
+        receive = self.receives[handle]
+        receive.excuse = receive.excuse or why
+
+    # -- what follows ----------------------------------------------------------------------------------------------
+
+    def of(self, message: str) -> list[Receive]:
+        """Return the receives of a message, in order of arrival."""
+        return self._of.get(message, [])
+
+    def failures(self, message: str, process: str | None = None) -> int:
+        """Return how many attempts of a message failed, in one process or in all."""
+        return sum(each.failed for each in self.of(message) if process is None or each.process == process)
+
+    def spent(self, message: str) -> list[Receive]:
+        """Return the receives of a message that the library spent on its own account."""
+        return [each for each in self.of(message) if each.given_back is not None and not each.tried and not each.excuse]
+
+    def overspent(self, message: str) -> tuple[int, int, int] | None:
+        """Return the policy, the receives spent under it and the most that may be, if these were too many."""
+        spent = self.spent(message)
+        for most in self.policies.values():
+            under = sum(self.policies.known_at(each.given_back or 0.0) == most for each in spent)
+            allowance = most - promise(most, self.promised)
+            if under > allowance:
+                return most, under, allowance
+        return None
+
+    def is_used_up(self, message: str) -> bool:
+        """Return whether a message has failed as often as it was promised, so that a consumer may give it up."""
+        failed = self.failures(message)
+        promises = [promise(most, self.promised) for most in self.policies.values()]
+        return failed >= min([*promises, *([] if self.promised is None else [self.promised])], default=failed + 1)
+
+    def judge_dead_letter(self, message: str) -> str | None:
+        """Oracle *attempts*: judge a message that SQS moved to the dead-letter queue, so that it has no reason."""
+        if (over := self.overspent(message)) is None:
+            return None
+        most, spent, allowance = over
+        failed = self.failures(message)
+        if failed >= promise(most, self.promised):
+            return None
+        return (
+            f"{message[:4]} is a dead letter without a reason after {failed} failed attempts; it was promised "
+            f"{promise(most, self.promised)} of {most} receives, and {spent} were spent on it, {allowance} at most"
+        )
+
+    def judge_expense(self) -> Iterator[str]:
+        """Oracle *expense*: judge what was spent on each message, whatever became of it."""
+        for message in self._of:
+            if (over := self.overspent(message)) is not None:
+                most, spent, allowance = over
+                yield f"{spent} receives were spent on {message[:4]}, {allowance} at most with maxReceiveCount {most}"
+
+    def judge_attempt(self, handle: str, attempt: int | None) -> str | None:
+        """Oracle *attempts*: judge what a handler is told of which attempt this is, where it is told that."""
+        if attempt is None:
+            return None
+        receive = self.receives[handle]
+        least = 1 + self.failures(receive.message, receive.process)
+        most = max(each.number for each in self.of(receive.message) if each.process == receive.process)
+        if least <= attempt <= max(least, most):
+            return None
+        return f"{receive.message[:4]} is told attempt {attempt}: it is at least {least}, and at most {most}"

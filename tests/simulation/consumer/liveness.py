@@ -1,0 +1,44 @@
+"""Oracle *liveness*: after everything has healed, every message is settled within a bound that the options give."""
+
+from collections.abc import Iterable
+
+from postroom import AckMode
+from simulation.consumer.plan import ENDLESS, OrderPlan, Plan
+
+_SLACK = 60.0
+_STEP = 3.0
+"""Seconds that a message takes beside its handler: polls, opens, latencies."""
+
+
+def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
+    """Return the seconds within which a healthy consumer settles the messages that are left.
+
+    It is what one message after another takes at the most, each try behind the longest pause of everything that may be
+    in its way, after what was under way before it healed is over. Generous, but no more than linear in the tries.
+    """
+    options = plan.options
+    pause: float = options["retry"].cap + _STEP + max(plan.backoff.cap, plan.backoff.permanent)
+    if plan.ack is AckMode.MANUAL:
+        pause += options["visibility"].timeout  # nothing is done about a failure: it is left to that
+    if options["faults"].breaker_after is not None:
+        pause += options["faults"].cap
+    if (limit := options["concurrency"].handler_timeout) is not None:
+        pause += limit
+    total: float = sum(each.seconds + _STEP + _tries(plan, each) * (each.seconds + pause) for each in orders)
+    return left_over(plan) + total
+
+
+def left_over(plan: Plan) -> float:
+    """Return the seconds for which what happened before it healed may still be in the way."""
+    visibility: float = max(plan.options["visibility"].timeout, plan.options["visibility"].max_extension % 43_200)
+    return (
+        _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + plan.timeouts.lease + plan.timeouts.open
+    )
+
+
+def _tries(plan: Plan, order: OrderPlan) -> int:
+    """Return how many tries of a message go wrong, at the most."""
+    if order.kind in ENDLESS:
+        most = max([plan.max_receives or 0, *(each.max_receives or 0 for each in plan.redrives)])
+        return most or 20
+    return order.attempts
