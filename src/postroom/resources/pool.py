@@ -294,17 +294,6 @@ class ResourcePool(Generic[C, R]):
         engine = self._engine
         return 0.0 if engine is None else self._core.retry_after(self._tickets.ticket(context), engine.loop.time())
 
-    @property
-    def troubled(self) -> bool:
-        return bool(len(self._core.cooling)) or any(h.until for h in self._core.hosts._hosts.values())
-
-    def subscribe(self, observer: Any) -> Callable[[], None]:
-        from postroom.events import Observers
-
-        obs = tuple(self._observers) + (observer,)
-        self._observers._observers = obs
-        return lambda: None
-
     async def invalidate(self, context: C) -> None:
         """Lease nothing any more of what exists now for a context, and forget its failures.
 
