@@ -27,7 +27,7 @@ class State(Enum):
 class Ticket(msgspec.Struct, eq=False):
     """One piece of work of one tenant, optionally of one message group. Subclass it to carry the work itself."""
 
-    tenant: Hashable
+    tenant: Hashable = None
     group: str | None = None
     state: State = State.WAITING
     lane: "Lane[Any] | None" = None
