@@ -28,9 +28,10 @@ from postroom.options import PoolTimeouts
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
-from postroom.settlement import Delivery, Settler
+from postroom.settlement import DeadLetters, Delivery, Settler
+from postroom.tasks import Tasks
 from postroom.transports import default_client
-from postroom.transports.protocol import Client, Queue
+from postroom.transports.protocol import Client, Queue, RedrivePolicy
 from postroom.types import C, R, Settlement, StopReason
 
 _log = logging.getLogger("postroom.consumer")
@@ -114,11 +115,13 @@ class Run(Generic[C, R]):
         concurrency = settings.concurrency
         total = concurrency.total if self._threads is None else min(concurrency.total, concurrency.threads)
         self.scheduler = _scheduler(settings, total)
+        self._own_tasks = Tasks(self._on_fatal)
         self._settler = Settler(
             queue,
             settings.visibility,
-            dead_letter_queue=self._dead_letter_queue,
-            on_lost=self._on_lost,
+            tasks=self._own_tasks,
+            listener=self,
+            dead_letters=DeadLetters(self, client.queue, tasks=self._own_tasks),
             observers=settings.observers,
         )
         faults = FaultWatch(settings.faults, rng=Random())  # noqa: S311 - jitter, not secrecy
@@ -363,6 +366,7 @@ class Run(Generic[C, R]):
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             await asyncio.wait([self._heartbeat])
+        await self._own_tasks.close()
 
     async def _close_what_was_opened(self) -> None:
         if self._threads is not None:
@@ -379,12 +383,21 @@ class Run(Generic[C, R]):
     def _tasks(self) -> set[asyncio.Task[None]]:
         return {job.task for job in self._pipeline.jobs.values() if job.task is not None}
 
-    async def _dead_letter_queue(self) -> Queue | None:
-        redrive = self.queue.info.redrive
-        return None if redrive is None else await self._client.queue(redrive.dead_letter_queue)
+    @property
+    def redrive(self) -> RedrivePolicy | None:
+        """Where dead letters go."""
+        return self.queue.info.redrive
 
-    def _on_lost(self, delivery: Delivery) -> None:
+    def lost(self, delivery: Delivery) -> None:
+        """Cancel what works on a message that is not ours any more."""
         self._pipeline.lost(delivery)
+
+    def settled(self, delivery: Delivery, settlement: Settlement, delay: float) -> None:
+        """Learn what became of a message."""
+
+    def _on_fatal(self, error: BaseException) -> None:
+        self.fatal = error
+        self.request_stop(StopReason.FATAL)
 
     def _held(self) -> int:
         """Count what takes room: messages of blocked tenants do not, within limits.

@@ -377,7 +377,7 @@ class Pipeline:
             return
         delay = instruction.delay if isinstance(instruction, Retry) else None
         if delay is None:
-            delay = backoff(self._settings.retry, job.message, instruction, self._rng)
+            delay = backoff(self._settings.retry, job.message, instruction, job.message.receive_count, self._rng)
         self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
         self._return_group(job)
 
@@ -401,7 +401,7 @@ class Pipeline:
             case AckMode.MANUAL:
                 self._leave(job)
             case AckMode.ON_SUCCESS:
-                delay = backoff(self._settings.retry, job.message, error, self._rng)
+                delay = backoff(self._settings.retry, job.message, error, job.message.receive_count, self._rng)
                 self._settler.give_back(job.delivery, Settlement.RETRIED, delay=delay)
                 self._return_group(job)
 
