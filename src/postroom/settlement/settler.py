@@ -165,10 +165,10 @@ class Settler(Generic[D]):
         """Return whether a message may be worked on now: it is neither settled nor lost, and its time is not over."""
         if delivery.lost or delivery.settlement is not None:
             return False
-        if delivery.deadline > self.heartbeat.now():
-            return True
-        self._lapse(delivery)
-        return False
+        now = self.heartbeat.now()  # first: it may bring the deadline forward
+        if delivery.deadline <= now:
+            self._lapse(delivery)
+        return not delivery.lost
 
     def ack(self, delivery: D) -> None:
         """Delete the message, with the next batch. Does nothing when it is settled or lost already."""

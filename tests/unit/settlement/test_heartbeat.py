@@ -29,9 +29,7 @@ class Covered:
         self.causes: list[str] = []
         self.quieted: list[str] = []
         self.slept = 0.0
-        self.heartbeat = Heartbeat(
-            queue, options, tasks=tasks, holder=self, slept=lambda: self.slept, rng=Random(1)
-        )
+        self.heartbeat = Heartbeat(queue, options, tasks=tasks, holder=self, slept=lambda: self.slept, rng=Random(1))
 
     def expired(self, delivery: Delivery, cause: str) -> None:
         """Note a loss."""
