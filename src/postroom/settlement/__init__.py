@@ -1,8 +1,9 @@
 """Settlement: what is held stays ours, and is let go exactly once."""
 
 from postroom.settlement.backoff import backoff, exponential
+from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.heartbeat import Heartbeat
-from postroom.settlement.settler import Settler
+from postroom.settlement.settler import Listener, Settler
 
-__all__ = ["Delivery", "Heartbeat", "Settler", "backoff", "exponential"]
+__all__ = ["DeadLetters", "Delivery", "HasRedrive", "Heartbeat", "Listener", "Settler", "backoff", "exponential"]

@@ -6,6 +6,7 @@ from random import Random
 
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, RetryPolicy
+from postroom.settlement.delivery import Delivery
 
 _log = logging.getLogger("postroom.settlement")
 
@@ -15,8 +16,18 @@ def whole_seconds(delay: float) -> int:
     return min(MAX_VISIBILITY, max(0, math.ceil(delay)))
 
 
-def backoff(policy: RetryPolicy, message: Message, error: BaseException, rng: Random) -> float:
-    """Return the seconds until a failed message is seen again."""
+def backoff(policy: RetryPolicy, failed: Delivery | Message, error: BaseException, attempt: int, rng: Random) -> float:
+    """Return the seconds until a failed message is seen again.
+
+    Args:
+        policy: what was configured.
+        failed: the message, or the delivery of it.
+        error: what its last attempt ended with.
+        attempt: which attempt that was, the first one being 1. Receives are not counted: some of them were the
+            consumer's own, and no failure of the message.
+        rng: for the jitter.
+    """
+    message = failed.message if isinstance(failed, Delivery) else failed
     if policy.delay is not None:
         try:
             delay = float(policy.delay(message, error))
@@ -26,11 +37,11 @@ def backoff(policy: RetryPolicy, message: Message, error: BaseException, rng: Ra
             if math.isfinite(delay):
                 return min(float(MAX_VISIBILITY), max(0.0, delay))
             _log.error("RetryPolicy.delay returned %r for message %s; the default backoff applies", delay, message.id)
-    return exponential(policy, message.receive_count, rng)
+    return exponential(policy, attempt, rng)
 
 
 def exponential(policy: RetryPolicy, attempt: int, rng: Random) -> float:
     """Return ``base * 2 ** (attempt - 1)``, capped, less a random part of up to ``jitter`` of it."""
-    # The exponent is bounded: a message that was received a thousand times must not overflow a float.
+    # The exponent is bounded: a message that was tried a thousand times must not overflow a float.
     longest = min(policy.cap, policy.base * 2.0 ** min(max(attempt - 1, 0), 60))
     return longest * (1.0 - policy.jitter * rng.random())

@@ -1,131 +1,461 @@
-"""Collects entries into batch calls, and retries refused ones a bounded number of times."""
+"""Collects entries into batch calls, and tries refused ones again at a pace that the queue can bear."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+from random import Random
+from typing import Final, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from postroom.errors import InvalidReceiptHandle, InvalidRequest, TransportError
+from postroom.errors import (
+    AccessDenied,
+    ClosedError,
+    InvalidReceiptHandle,
+    InvalidRequest,
+    PostroomError,
+    ServiceUnavailable,
+    TransportError,
+)
 from postroom.options import MAX_BATCH
+from postroom.settlement.gate import Gate, Pauses
+from postroom.settlement.trouble import Trouble
+from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure
 
-_log = logging.getLogger("postroom.settlement")
-
 E = TypeVar("E")
+E_contra = TypeVar("E_contra", contravariant=True)
 
-ATTEMPTS = 4
-"""How often one entry is sent at most."""
-_FIRST_PAUSE = 0.2
-"""Seconds before the second attempt; doubles."""
+REFUSED: Final = Pauses(first=0.2, cap=5.0)
+"""Between two calls while they are throttled, or SQS cannot be reached."""
+DENIED: Final = Pauses(first=2.0, cap=30.0)
+"""Between two calls while they are denied: credentials that are being renewed need seconds, a policy minutes."""
+HURRIED: Final = Pauses(first=0.2, cap=1.0)
+"""Between two calls in a stop."""
+DENIED_AT_STOP: Final = Pauses(first=1.6, cap=1.6)
+"""Between two calls that are denied, in a stop."""
+PATIENCE: Final = 300.0
+"""Seconds for which a call that is denied is tried again: nobody renews credentials for longer."""
+MAX_BYTES: Final = 1_048_576
+"""The largest message, and the largest sum of a batch (quotas-messages.html)."""
+ANSWER: Final = 60.0
+"""Seconds after which a call that is not answered counts as failed."""
+MOST_WAITING: Final = 10_000
+"""Entries that wait while calls fail; further ones are given up at once, so that memory is bounded."""
+_PATIENCE_AT_STOP: Final = 1.0
+"""Seconds for which a call that is denied is tried again in a stop."""
+_YOUNG: Final = 1.0
+"""Seconds for which a call that is not answered counts as one that may be."""
+_ROUNDS: Final = 3
+"""Calls in a row in which each single entry was refused, after which it is the queue and not the entries."""
 
-Send = Callable[[Sequence[E]], Awaitable[Sequence[EntryFailure]]]
-Done = Callable[[E, TransportError | None], None]
+
+class Fate(Enum):
+    """What is to be done with an entry now."""
+
+    SEND = "send"
+    WAIT = "wait"
+    """It may not be sent before :meth:`Batcher.resume`."""
+    OVER = "over"
+    """It has ended already: it is dropped."""
+
+
+class Work(Protocol[E_contra]):
+    """What a batcher does its sending for."""
+
+    async def send(self, entries: Sequence[E_contra]) -> Sequence[EntryFailure]:
+        """Send one batch and return the entries that were refused, by their place."""
+        ...
+
+    def fate(self, entry: E_contra) -> Fate:
+        """Return what to do with an entry that is about to be sent."""
+        ...
+
+    def done(self, entry: E_contra, error: PostroomError | None) -> None:
+        """Learn that an entry ended: well, or with the error that ended it."""
+        ...
 
 
 class Batcher(Generic[E]):
     """Sends entries in batches of ten, by size or after a short interval.
 
-    Args:
-        name: what is sent, for logs and task names.
-        send: sends one batch and returns the entries that were refused, by their place.
-        done: called once for each entry, with None or with the error that ended it. Never called for an entry
-            whose batch was cancelled by :meth:`cancel`.
-        linger: seconds that an entry waits for company.
-
     An entry that SQS refuses as the sender's fault, and every entry of a call that SQS will refuse again, ends at
-    once. The rest is sent again, ``ATTEMPTS`` times in all. So the calls are bounded, whatever SQS answers.
+    once. The rest is tried again until :meth:`Work.fate` says that it is over: what is to be done while a message is
+    ours is worth trying as long as it is. A call that is denied is tried for ``PATIENCE`` seconds, in a stop once:
+    credentials may be about to be renewed. However much waits, the calls that fail follow one backoff.
+
+    Args:
+        name: what is sent, for task names.
+        work: sends, and is told how each entry ended.
+        tasks: start the calls, and the timers.
+        linger: seconds that an entry waits for company.
+        trouble: says in the log that calls fail, and that they work again.
+        pauses: between two calls while they fail.
+        denied: between two calls while they are denied.
+        patience: seconds for which a call that is denied is tried again.
+        most: entries that may wait while calls fail; None for no bound.
+        at_once: calls that leave before others are answered, so that a refusal is known before all have left. A call
+            counts for a second: one that hangs keeps nothing from leaving. None for no bound.
+        size: returns the bytes of an entry, where the sum of a batch is bounded.
+        rng: for the jitter of pauses.
     """
 
-    def __init__(self, name: str, *, send: Send[E], done: Done[E], linger: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        work: Work[E],
+        *,
+        tasks: Tasks,
+        linger: float,
+        trouble: Trouble,
+        pauses: Pauses = REFUSED,
+        denied: Pauses = DENIED,
+        patience: float = PATIENCE,
+        most: int | None = MOST_WAITING,
+        at_once: int | None = None,
+        size: Callable[[E], int] | None = None,
+        rng: Random | None = None,
+    ) -> None:
         self._name = name
-        self._send = send
-        self._done = done
+        self._work = work
+        self._tasks = tasks
+        self._time = tasks.loop.time
         self._linger = linger
+        self._trouble = trouble
+        self._pauses = pauses
+        self._denied_pauses = denied
+        self._patience = patience
+        self._most = most
+        self._at_once = at_once
+        self._size = size
+        self._rng = rng or Random()  # noqa: S311 - jitter, not secrecy
+        self._gate = Gate(self._rng)
+        self._open: dict[E, int] = {}
+        """Every entry that has not ended, and how often it was refused by itself."""
         self._buffer: list[E] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._batches: set[asyncio.Task[None]] = set()
+        self._ready: deque[E] = deque()
+        self._aside: dict[E, None] = {}
+        self._resting: dict[asyncio.TimerHandle, list[E]] = {}
+        self._linger_timer: asyncio.Handle | None = None
+        self._gate_timer: asyncio.TimerHandle | None = None
+        self._calls: dict[asyncio.Task[None], float] = {}
+        """The calls that are not answered, and when they left."""
+        self._refused_in_a_row = 0
+        self._denied_since: float | None = None
+        self.last_error: PostroomError | None = None
+        """What the last call that failed ended with."""
+        self._draining = 0
+        self._idle: list[asyncio.Future[None]] = []
+        self.closed = False
 
     @property
     def pending(self) -> int:
-        """Entries that wait in the buffer; those on their way are not counted."""
-        return len(self._buffer)
+        """Entries that have not ended, those on their way included."""
+        return len(self._open)
+
+    @property
+    def failing(self) -> bool:
+        """Whether calls fail at present."""
+        return not self._gate.is_open
 
     def add(self, entry: E, *, urgent: bool = False) -> None:
         """Take an entry in. An urgent one leaves in this turn of the loop, with what is there."""
+        if (error := self._no_room()) is not None:
+            self._work.done(entry, error)
+            return
+        self._open[entry] = 0
         buffer = self._buffer
         buffer.append(entry)
         if len(buffer) >= MAX_BATCH:
             self.flush()
-        elif urgent or self._timer is None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(0.0 if urgent else self._linger, self.flush)
+        elif urgent or self._draining:
+            self._stop_lingering()
+            self._linger_timer = self._tasks.call_soon(self.flush)
+        elif self._linger_timer is None:
+            self._linger_timer = self._tasks.call_later(self._linger, self.flush)
 
     def flush(self) -> None:
-        """Send what is in the buffer now."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._buffer:
-            batch, self._buffer = self._buffer[:MAX_BATCH], self._buffer[MAX_BATCH:]
-            task = asyncio.create_task(self._deliver(batch), name=f"postroom-{self._name}-batch")
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
+        """Send what waits for company now."""
+        self._stop_lingering()
+        self._ready.extend(self._buffer)
+        self._buffer.clear()
+        self._pump()
+
+    def resume(self, entry: E) -> None:
+        """Send an entry that had to wait."""
+        if entry in self._aside:
+            del self._aside[entry]
+            self._ready.append(entry)
+            self._pump()
+
+    def forget(self, entry: E) -> None:
+        """Drop an entry that has ended: it is not sent any more, and not reported."""
+        if self._open.pop(entry, None) is None:
+            return
+        self._aside.pop(entry, None)
+        self._tell_idle()
+
+    def hasten(self) -> None:
+        """Let nothing wait from now on, until :meth:`relax`: a stop has little time."""
+        self._draining += 1
+        self._gate.hurry(self._time())
+        for timer in tuple(self._resting):
+            timer.cancel()
+            self._again(self._resting.pop(timer))
+        self.flush()
+
+    def relax(self) -> None:
+        """End what :meth:`hasten` began."""
+        self._draining -= 1
+
+    async def idle(self) -> None:
+        """Return when every entry has ended, retries included."""
+        while self._open:
+            idle = self._tasks.loop.create_future()
+            self._idle.append(idle)
+            await idle
 
     async def drain(self) -> None:
-        """Send what is in the buffer and wait until every entry has ended, retries included."""
-        while self._buffer or self._batches:
-            self.flush()
-            await asyncio.wait(tuple(self._batches))
-
-    async def cancel(self) -> int:
-        """Give up what has not ended, and return how many batches that were."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._buffer.clear()
-        batches = tuple(self._batches)
-        for batch in batches:
-            batch.cancel()
-        if batches:
-            await asyncio.wait(batches)
-        return len(batches)
-
-    async def _deliver(self, batch: list[E]) -> None:
-        pause = _FIRST_PAUSE
-        for attempt in range(1, ATTEMPTS + 1):
-            last = attempt == ATTEMPTS
-            batch = await self._attempt(batch, last=last)
-            if not batch:
-                return
-            await asyncio.sleep(pause)
-            pause *= 2
-
-    async def _attempt(self, batch: list[E], *, last: bool) -> list[E]:
-        """Send once. Entries that ended are reported; those to send again are returned."""
+        """Send everything now, and return when every entry has ended."""
+        self.hasten()
         try:
-            failures = {failure.index: failure for failure in await self._send(batch)}
-        except TransportError as error:
-            if error.retryable and not last:
-                return batch
-            _log.error("%s of %d messages failed: %s", self._name, len(batch), error)
-            for entry in batch:
-                self._done(entry, error)
-            return []
+            await self.idle()
+        finally:
+            self.relax()
+
+    async def cancel(self, grace: float = 1.0) -> list[E]:
+        """Send nothing any more, give calls up that are not answered, and return the entries that have not ended.
+
+        It returns within ``grace`` seconds, also where a transport does not let itself be cancelled.
+        """
+        self.close()
+        if calls := tuple(self._calls):
+            await asyncio.wait(calls, timeout=grace)
+        left, self._open = list(self._open), {}
+        return left
+
+    def close(self) -> None:
+        """Send nothing any more, and give calls up that are not answered."""
+        self.closed = True
+        self._stop_lingering()
+        if self._gate_timer is not None:
+            self._gate_timer.cancel()
+        for timer in self._resting:
+            timer.cancel()
+        for call in tuple(self._calls):
+            call.cancel()
+        self._resting.clear()
+        self._buffer.clear()
+        self._ready.clear()
+        self._aside.clear()
+
+    def _no_room(self) -> PostroomError | None:
+        """Return why nothing can be taken in; None where it can."""
+        if self.closed:
+            return _closed(self._name)
+        full = self._most is not None and len(self._open) >= self._most and self.failing
+        return self.last_error if full else None
+
+    def _stop_lingering(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+
+    def _pump(self) -> None:
+        """Send what may leave now; the rest goes when the gate lets it."""
+        while self._ready and not self.closed:
+            now = self._time()
+            if (opens_at := self._closed_until(now)) > now:
+                self._wake_at(opens_at)
+                return
+            # Formed before the permission is taken: a batch that turns out to be over must not use it up.
+            if batch := self._next_batch():
+                self._gate.take(now)
+                call = self._tasks.spawn(self._call(batch), f"postroom-{self._name}-batch")
+                self._calls[call] = now
+
+    def _closed_until(self, now: float) -> float:
+        """Return when the next call may leave: now, or later."""
+        if not self._gate.admits(now):
+            return self._gate.opens_at
+        if self._at_once is None or len(self._calls) < self._at_once:
+            return now
+        young = [left for left in self._calls.values() if left + _YOUNG > now]
+        return now if len(young) < self._at_once else young[0] + _YOUNG
+
+    def _next_batch(self) -> list[E]:
+        batch: list[E] = []
+        ready, fate, size = self._ready, self._work.fate, self._size
+        room = MAX_BYTES
+        while ready and len(batch) < MAX_BATCH:
+            if size is not None:
+                room -= size(ready[0])
+                if batch and room < 0:
+                    break
+            entry = ready.popleft()
+            if entry not in self._open:
+                continue
+            decided = fate(entry)
+            if decided is Fate.SEND:
+                batch.append(entry)
+            elif decided is Fate.WAIT:
+                self._aside[entry] = None
+            else:
+                self.forget(entry)
+        return batch
+
+    def _wake_at(self, when: float) -> None:
+        if self._gate_timer is not None:
+            self._gate_timer.cancel()
+        self._gate_timer = self._tasks.call_at(when, self._wake)
+
+    def _wake(self) -> None:
+        self._gate_timer = None
+        self._pump()
+
+    async def _call(self, batch: list[E]) -> None:
+        sent_at, task = self._time(), asyncio.current_task()
+        try:
+            async with asyncio.timeout(ANSWER):
+                failures = await self._work.send(batch)
+        except asyncio.CancelledError:
+            if self.closed or (task is not None and task.cancelling()):
+                raise
+            # A transport's own cancellation is its failure, and not ours to obey.
+            self._call_failed(batch, named(asyncio.CancelledError()), sent_at)
+        except Exception as error:
+            self._call_failed(batch, named(error), sent_at)
+        else:
+            self._answered(batch, failures, sent_at)
+        finally:
+            if task is not None:
+                self._calls.pop(task, None)
+        self._pump()
+
+    def _call_failed(self, batch: list[E], error: PostroomError, sent_at: float) -> None:
+        self.last_error = error
+        now = self._time()
+        if isinstance(error, AccessDenied):
+            self._denied(batch, error, sent_at, now)
+        elif _may_pass(error):
+            self._trouble.failed(len(batch), error)
+            self._gate.failed(HURRIED if self._draining else self._pauses, sent_at=sent_at, now=now)
+            self._again(batch)
+        else:
+            self._end_all(batch, error)
+
+    def _denied(self, batch: list[E], error: PostroomError, sent_at: float, now: float) -> None:
+        self._denied_since = now if self._denied_since is None else self._denied_since
+        patience = min(self._patience, _PATIENCE_AT_STOP) if self._draining else self._patience
+        self._gate.failed(DENIED_AT_STOP if self._draining else self._denied_pauses, sent_at=sent_at, now=now)
+        if now - self._denied_since >= patience:
+            # All that waits would be denied as well, call by call.
+            self._end_all([*batch, *self._ready, *self._buffer], error)
+        else:
+            self._trouble.failed(len(batch), error)
+            self._again(batch)
+
+    def _answered(self, batch: list[E], failures: Sequence[EntryFailure], sent_at: float) -> None:
+        refused = {failure.index: failure for failure in failures}
         again: list[E] = []
         for index, entry in enumerate(batch):
-            failure = failures.get(index)
+            failure = refused.get(index)
             if failure is None:
-                self._done(entry, None)
-            elif failure.sender_fault or last:
-                self._done(entry, _error_of(failure, self._name))
+                self._end(entry, None)
+            elif failure.sender_fault:
+                self._end(entry, error_of(failure, self._name))
             else:
                 again.append(entry)
-        return again
+        if again:
+            self._entries_refused(again, refused, sent_at, all_of_them=len(again) == len(batch))
+        else:
+            self._went_well()
+
+    def _went_well(self) -> None:
+        self._refused_in_a_row = 0
+        self._denied_since = None
+        self._gate.succeeded()
+        self._trouble.worked()
+
+    def _entries_refused(
+        self, again: list[E], refused: dict[int, EntryFailure], sent_at: float, *, all_of_them: bool
+    ) -> None:
+        error = error_of(next(each for each in refused.values() if not each.sender_fault), self._name)
+        self.last_error = error
+        self._trouble.failed(len(again), error)
+        self._refused_in_a_row = self._refused_in_a_row + 1 if all_of_them else 0
+        if self._refused_in_a_row >= _ROUNDS:
+            self._gate.failed(HURRIED if self._draining else self._pauses, sent_at=sent_at, now=self._time())
+            self._again(again)
+            return
+        if not all_of_them:
+            self._gate.succeeded()
+        tries = min(max(self._open.get(entry, 0) for entry in again), 8)
+        for entry in again:
+            if entry in self._open:
+                self._open[entry] += 1
+        pauses = HURRIED if self._draining else self._pauses
+        pause = min(pauses.cap, pauses.first * 2.0**tries) * (1.0 - 0.3 * self._rng.random())
+        timer = self._tasks.call_later(pause, lambda: self._wake_resting(timer))
+        self._resting[timer] = again
+
+    def _wake_resting(self, timer: asyncio.TimerHandle) -> None:
+        self._again(self._resting.pop(timer))
+        self._pump()
+
+    def _again(self, entries: Sequence[E]) -> None:
+        if not self.closed:
+            self._ready.extendleft(entry for entry in reversed(entries) if entry in self._open)
+
+    def _end_all(self, entries: Sequence[E], error: PostroomError) -> None:
+        for entry in entries:
+            self._end(entry, error)
+        self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        for waiting in (self._ready, self._buffer):
+            if waiting:
+                kept = [entry for entry in waiting if entry in self._open]
+                waiting.clear()
+                waiting.extend(kept)
+
+    def _end(self, entry: E, error: PostroomError | None) -> None:
+        if self._open.pop(entry, None) is not None:
+            self._work.done(entry, error)
+            self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if not self._open and self._idle:
+            waiting, self._idle = self._idle, []
+            for idle in waiting:
+                if not idle.done():
+                    idle.set_result(None)
 
 
-def _error_of(failure: EntryFailure, operation: str) -> TransportError:
-    kind = InvalidReceiptHandle if "ReceiptHandle" in failure.code else InvalidRequest
+def error_of(failure: EntryFailure, operation: str) -> TransportError:
+    """Return the error that an entry was refused with."""
+    handle = "ReceiptHandle" in failure.code or "MessageNotInflight" in failure.code
+    kind = InvalidReceiptHandle if handle else InvalidRequest if failure.sender_fault else ServiceUnavailable
     return kind(f"SQS refused an entry of {operation}: {failure.code}", operation=operation, code=failure.code)
+
+
+def named(error: BaseException) -> PostroomError:
+    """Return an error of a transport as one of postroom's.
+
+    What the protocol does not name is a proxy's or a driver's defect, which may pass.
+    """
+    if isinstance(error, PostroomError):
+        return error
+    made = ServiceUnavailable(f"the transport raised {type(error).__name__}", code=type(error).__name__)
+    made.__cause__ = error
+    return made
+
+
+def _may_pass(error: PostroomError) -> bool:
+    # A TransportError of no kind is one that the transport could not name.
+    return isinstance(error, TransportError) and (error.retryable or type(error) is TransportError)
+
+
+def _closed(name: str) -> ClosedError:
+    return ClosedError(f"{name}: the consumer has stopped; the message comes back after its visibility timeout")

@@ -1,16 +1,19 @@
 """One receive of a message, from the moment it is ours until it is not."""
 
+import asyncio
 import math
 from typing import Self
 
 import msgspec
 
 from postroom.message import Message
+from postroom.options import Visibility
+from postroom.scheduling import Ticket
 from postroom.types import Settlement
 
 
-class Delivery(msgspec.Struct, eq=False):
-    """A received message and what is known of our hold on it.
+class Delivery(Ticket, eq=False, kw_only=True):
+    """A received message and what is known of our hold on it. It is the scheduler's ticket as well.
 
     Only a local clock tells who owns a message: SQS answers success when a message is deleted with an expired
     receipt handle, and deletes nothing.
@@ -22,6 +25,10 @@ class Delivery(msgspec.Struct, eq=False):
     received_at: float
     deadline: float
     """The loop time at which it is visible to others, unless an extension is confirmed before."""
+    visibility: Visibility | None = None
+    """The policy of its tenant, once that is known; None for the consumer's own."""
+    attempt: int = 1
+    """Which attempt this is, the first one being 1."""
     covered: bool = False
     """Whether the heartbeat extends it."""
     beating: bool = False
@@ -31,16 +38,29 @@ class Delivery(msgspec.Struct, eq=False):
     lost: bool = False
     """Whether the deadline passed: whatever is done with the message now is not ours to do."""
     settlement: Settlement | None = None
-    """What was decided to become of it; None while nobody has."""
+    """What was decided to become of it; None while nothing is decided."""
     confirmed: bool = False
     """Whether SQS has confirmed that."""
+    decision: "Decision | None" = None
+    """The decision while it is on its way to SQS."""
+    told: bool = False
+    """Whether the listener was told what became of it."""
     renewal: Message | None = None
     """The newest receive, where that is not the first."""
+    trouble: str | None = None
+    """Why its last extension was not confirmed."""
+    slept: float = 0.0
+    """Seconds that the machine was suspended in all, when the deadline was last set right."""
 
     @classmethod
     def of(cls, message: Message, *, received_at: float, visibility: float) -> Self:
         """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
-        return cls(message, message.receipt_handle, received_at, received_at + visibility)
+        return cls(
+            message=message,
+            receipt_handle=message.receipt_handle,
+            received_at=received_at,
+            deadline=received_at + visibility,
+        )
 
     @property
     def receives(self) -> int:
@@ -59,10 +79,17 @@ class Delivery(msgspec.Struct, eq=False):
         """
         if message.receive_count < self.receives:
             return
-        self.renewal = message
+        # The body is the same: there is no need for a second one in memory.
+        self.renewal = msgspec.structs.replace(message, body=self.message.body)
         self.receipt_handle = message.receipt_handle
         self.received_at = received_at
         self.deadline = received_at + visibility
+
+    def account_for_sleep(self, slept: float) -> None:
+        """Bring the deadline forward by what the machine slept: the loop's clock stood still, SQS's did not."""
+        missed, self.slept = slept - self.slept, slept
+        self.received_at -= missed
+        self.deadline -= missed
 
     def extension(self, now: float, *, timeout: float, max_extension: float) -> int:
         """Return the whole seconds to ask for now; 0 when the longest total is reached."""
@@ -70,4 +97,35 @@ class Delivery(msgspec.Struct, eq=False):
         return max(0, min(math.ceil(timeout), math.floor(left)))
 
     def __repr__(self) -> str:
-        return f"Delivery({self.message.id!r}, {self.settlement})"
+        return f"{type(self).__name__}({self.message.id!r}, {self.settlement})"
+
+
+class Decision(msgspec.Struct, eq=False):
+    """What was decided about one delivery, on its way to SQS."""
+
+    delivery: Delivery
+    delay: float = 0.0
+    """Seconds until the message is visible again, or that it is extended by."""
+    waiter: asyncio.Future[None] | None = None
+    """The call that waits for the answer."""
+    extends: bool = False
+    """Whether it asks for more time, and settles nothing."""
+    sent_handle: str = ""
+    """The receipt handle that it was sent with last; empty while it was never sent."""
+    on_its_way: bool = False
+    """Whether a call with it is not answered yet."""
+    over: bool = False
+    """Whether it has ended, however that was."""
+
+    def answer(self, error: Exception | None = None) -> None:
+        """Tell the call that waits."""
+        self.over = True
+        waiter = self.waiter
+        if waiter is None or waiter.done():
+            return
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+            # Its caller may have been cancelled in this very turn: then the error is read by nothing else.
+            waiter.exception()

@@ -1,175 +1,300 @@
-"""Keeps every message in flight ours: one task, one heap of deadlines, batched extensions."""
+"""Keeps every message in flight ours: batched extensions, and a deadline that is watched whatever they do."""
 
 import asyncio
-import heapq
-import itertools
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Final, Protocol
 
-from postroom.errors import TransportError
-from postroom.options import MAX_BATCH, Visibility
+from postroom.errors import InvalidReceiptHandle, PostroomError
+from postroom.options import MAX_VISIBILITY, Visibility
+from postroom.settlement.batcher import Batcher, Fate, named
 from postroom.settlement.delivery import Delivery
-from postroom.transports.protocol import Queue, VisibilityChange
+from postroom.settlement.gate import Pauses
+from postroom.settlement.looks import Looks
+from postroom.settlement.sleep import machine_slept
+from postroom.settlement.trouble import Trouble, describe
+from postroom.tasks import Tasks
+from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
 
-_log = logging.getLogger("postroom.settlement")
+_EVERY: Final = 1.0
+"""Seconds between two looks at the clock, so that a suspended machine is noticed."""
+_AT_ONCE: Final = 20
+"""Extension calls that leave before the first answers are there: with 1,000 messages held there are a hundred."""
+_JUMP: Final = 0.25
+"""Seconds that the machine slept which are worth to set the deadlines right: less is how exactly clocks are read."""
+_LATE: Final = 1.0
+"""Seconds between a deadline and the look at it, from which on something kept the event loop from it."""
 
-_RETRY = 1.0
-"""Seconds between two tries of an extension that failed; less when the deadline is nearer."""
-_LAST_TRY = 0.1
-"""Seconds before the deadline from which a failed extension is not tried again: half of ever less is no time."""
+
+class Holder(Protocol):
+    """What the heartbeat tells of the deliveries that it watches."""
+
+    def expired(self, delivery: Delivery, cause: str) -> None:
+        """Learn that a message is not ours any more, and why."""
+        ...
+
+    def quiet(self, delivery: Delivery) -> None:
+        """Learn that an extension is not on its way any more: what may not overtake it can go."""
+        ...
 
 
 class Heartbeat:
     """Extends the visibility timeout of covered deliveries, and notices when one is lost.
 
-    A delivery is covered from receive until somebody settles it: while it waits for a slot, while its handler runs,
-    and while its acknowledgement waits in a buffer. Extensions go out when half of the timeout is over. A delivery
-    whose deadline passes without a confirmed extension is lost: ``on_lost`` is called once, synchronously.
+    A delivery is covered from receive until SQS has confirmed what became of it: while it waits for a slot, while its
+    handler runs, and while its acknowledgement is on its way or is tried again. Extensions go out when half of the
+    timeout is over. One whose deadline passes without a confirmed extension is lost. That is a matter of the clock
+    alone: a call that hangs keeps no deadline from being seen, and an answer that comes later changes nothing.
 
-    Callers that are about to delete a message or to set its backoff first call :meth:`release`, then await
-    :meth:`quiesce`, so that no extension can arrive after their own change and overwrite it.
+    While extensions fail, one batch at a time is tried, however many wait; then all go again.
+
+    Args:
+        queue: where the messages came from.
+        visibility: how long they stay ours, where their tenant has no other policy.
+        tasks: start the timers and calls.
+        holder: told of what happens.
+        slept: returns the seconds that the machine was suspended in all.
+        rng: for the jitter of pauses.
     """
 
-    def __init__(self, queue: Queue, visibility: Visibility, *, on_lost: Callable[[Delivery], None]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        visibility: Visibility,
+        *,
+        tasks: Tasks,
+        holder: Holder,
+        slept: Callable[[], float] = machine_slept,
+        rng: Random | None = None,
+    ) -> None:
         self._queue = queue
         self._visibility = visibility
-        self._on_lost = on_lost
-        self._due: list[tuple[float, int, list[Delivery]]] = []
-        self._tie = itertools.count()
-        self._wake = asyncio.Event()
-        self._beats: set[asyncio.Task[None]] = set()
+        self._holder = holder
+        self._time = tasks.loop.time
+        self._read_slept = slept
+        self.slept = slept()
+        """Seconds that the machine was suspended in all, when that was looked at last."""
+        self._watched: dict[Delivery, None] = {}
+        self._asked: dict[Delivery, str] = {}
+        """Deliveries that an extension is to be sent for, and the receipt handle that it was sent with."""
+        self._looks = Looks(self._look, tasks=tasks, every=_EVERY)
+        name = queue.info.name
+        follows = "tried again until their visibility timeout is over"
+        self._extensions = Batcher[Delivery](
+            "extend",
+            self,
+            tasks=tasks,
+            linger=0.0,
+            trouble=Trouble(f"Extending the visibility of messages of {name}", follows, tasks=tasks),
+            pauses=_pauses(visibility.timeout),
+            denied=_pauses(visibility.timeout),
+            patience=MAX_VISIBILITY,
+            most=None,
+            at_once=_AT_ONCE,
+            rng=rng,
+        )
         self.extended = 0
         """Extensions that SQS confirmed."""
+
+    def now(self) -> float:
+        """Return the loop's time, with all deadlines set right if the machine has slept since."""
+        slept = self._read_slept()
+        if slept - self.slept >= _JUMP:
+            self.slept = slept
+            self._set_right()
+        return self._time()
 
     def cover(self, deliveries: Sequence[Delivery]) -> None:
         """Start to cover deliveries of one receive, which share their deadline."""
         for delivery in deliveries:
             delivery.covered = True
-        self._schedule(deliveries[0].deadline, deliveries)
+            delivery.slept = self.slept
+        self._watched.update(dict.fromkeys(deliveries))
+        first = deliveries[0]
+        self._looks.put(deliveries, self._due(first, self._time()))
+
+    def watch(self, delivery: Delivery) -> None:
+        """Watch the deadline of a delivery that is not extended."""
+        delivery.account_for_sleep(self.slept)
+        self._watched[delivery] = None
+        self._looks.put([delivery], delivery.deadline)
+
+    def moved(self, delivery: Delivery) -> None:
+        """Note that something else than the heartbeat has moved a deadline."""
+        if delivery in self._watched:
+            self._looks.put([delivery], self._due(delivery, self._time()))
+
+    def uncover(self, delivery: Delivery) -> None:
+        """Do not extend it any more; its deadline is watched all the same."""
+        delivery.covered = False
+        if self._asked.pop(delivery, None) is not None:
+            self._extensions.forget(delivery)
 
     def release(self, delivery: Delivery) -> None:
-        """Stop covering a delivery. An extension of it may still be on its way: see :meth:`quiesce`."""
-        delivery.covered = False
-        if delivery.due_with is not None:
-            # Or every message of the last half timeout would stay in memory.
-            delivery.due_with.remove(delivery)
-            delivery.due_with = None
-
-    async def quiesce(self, deliveries: Iterable[Delivery]) -> None:
-        """Wait until no extension of these is on its way."""
-        while self._beats and any(delivery.beating for delivery in deliveries):
-            await asyncio.wait(self._beats, return_when=asyncio.FIRST_COMPLETED)
+        """Neither extend it nor watch its deadline any more."""
+        if delivery.covered:
+            self.uncover(delivery)
+        self._watched.pop(delivery, None)
+        self._looks.drop(delivery)
 
     async def run(self) -> None:
-        """Extend until cancelled."""
-        loop = asyncio.get_running_loop()
+        """Extend until cancelled. The work is done by timers, so that no call keeps it from looking at the clock."""
         try:
-            while True:
-                await self._next_due()
-                self._beat(self._take_due(loop.time()))
+            await asyncio.get_running_loop().create_future()
         finally:
-            for beat in self._beats:
-                beat.cancel()
+            self.close()
 
-    def _schedule(self, deadline: float, deliveries: Sequence[Delivery]) -> None:
-        now = asyncio.get_running_loop().time()
-        pause = (deadline - now) / 2 if self._visibility.heartbeat else deadline - now
-        self._push(now + max(0.0, pause), deliveries)
+    def close(self) -> None:
+        """Extend nothing and watch nothing any more."""
+        self._looks.close()
+        self._extensions.close()
+        self._watched.clear()
+        self._asked.clear()
 
-    def _push(self, due: float, deliveries: Sequence[Delivery]) -> None:
-        if not self._due or due < self._due[0][0]:
-            self._wake.set()
-        due_together = list(deliveries)
-        for delivery in due_together:
-            delivery.due_with = due_together
-        heapq.heappush(self._due, (due, next(self._tie), due_together))
+    def _set_right(self) -> None:
+        for delivery in tuple(self._watched):
+            delivery.account_for_sleep(self.slept)
+        self._look(list(self._watched))
 
-    async def _next_due(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._due or self._due[0][0] > loop.time():
-            self._wake.clear()
-            timer = loop.call_at(self._due[0][0], self._wake.set) if self._due else None
-            try:
-                await self._wake.wait()
-            finally:
-                if timer is not None:
-                    timer.cancel()
-
-    def _take_due(self, now: float) -> list[Delivery]:
-        due: list[Delivery] = []
-        while self._due and self._due[0][0] <= now:
-            due.extend(heapq.heappop(self._due)[2])
+    def _look(self, due: Sequence[Delivery]) -> None:
+        """Look at what is due: it is extended, looked at later, or lost."""
+        if self._read_slept() - self.slept >= _JUMP:
+            self.now()  # looks at everything, these included
+            return
+        now = self._time()
+        later: dict[float, list[Delivery]] = {}
         for delivery in due:
-            delivery.due_with = None
-        return [delivery for delivery in due if delivery.covered and not delivery.beating]
-
-    def _beat(self, due: Sequence[Delivery]) -> None:
-        """Extend what is due; what is past its deadline, or may not be extended any more, is lost or left to be."""
-        now = asyncio.get_running_loop().time()
-        batch: list[tuple[Delivery, int]] = []
-        for delivery in due:
-            seconds = self._seconds(delivery, now)
+            if delivery not in self._watched:
+                continue
             if delivery.deadline <= now:
-                self._lose(delivery)
-            elif seconds <= 0:
-                self._push(delivery.deadline, [delivery])
-            else:
-                delivery.beating = True
-                batch.append((delivery, seconds))
-        for start in range(0, len(batch), MAX_BATCH):
-            task = asyncio.create_task(self._extend(batch[start : start + MAX_BATCH]), name="postroom-heartbeat-batch")
-            self._beats.add(task)
-            task.add_done_callback(self._beats.discard)
+                self._expire(delivery, now)
+                continue
+            at = self._due(delivery, now)
+            if at <= now:
+                self._asked[delivery] = ""
+                self._extensions.add(delivery)
+                at = delivery.deadline
+            later.setdefault(at, []).append(delivery)
+        for at, group in later.items():
+            self._looks.put(group, at)
+        self._extensions.flush()
 
-    def _seconds(self, delivery: Delivery, now: float) -> int:
-        if not self._visibility.heartbeat:
-            return 0
-        options = self._visibility
-        seconds = delivery.extension(now, timeout=options.timeout, max_extension=options.max_extension)
-        # An "extension" that ends before the present deadline would shorten our hold.
-        return seconds if now + seconds > delivery.deadline else 0
+    def _due(self, delivery: Delivery, now: float) -> float:
+        """Return when to look at a delivery next: when it is to be extended, or is over."""
+        deadline = delivery.deadline
+        if not delivery.covered or delivery.beating or delivery in self._asked:
+            return deadline
+        policy = delivery.visibility or self._visibility
+        if not policy.heartbeat:
+            return deadline
+        at = deadline - min(policy.timeout, deadline - delivery.received_at, MAX_VISIBILITY) / 2
+        at = max(now, at)
+        return at if self._gain(delivery, policy, at) > 0 else deadline
 
-    async def _extend(self, batch: Sequence[tuple[Delivery, int]]) -> None:
-        sent_at = asyncio.get_running_loop().time()
-        changes = [VisibilityChange(delivery.receipt_handle, seconds) for delivery, seconds in batch]
-        try:
-            refused = await self._send(changes)
-        finally:
-            for delivery, _ in batch:
-                delivery.beating = False
-        confirmed: list[Delivery] = []
-        for index, (delivery, seconds) in enumerate(batch):
-            renewed = delivery.receipt_handle != changes[index].receipt_handle
-            if index not in refused:
-                if not renewed:  # counted from before the request was sent: never later than SQS's own deadline
-                    delivery.deadline = sent_at + seconds
-                self.extended += 1
-                if delivery.covered:
-                    confirmed.append(delivery)
-            elif delivery.covered:  # one that was settled meanwhile is refused rightly, and nobody's trouble
-                # A refusal of the older receipt handle says nothing of the one that was received meanwhile.
-                self._refused(delivery, final=refused[index] and not renewed)
-        if confirmed:
-            self._schedule(min(d.deadline for d in confirmed), confirmed)
+    def _gain(self, delivery: Delivery, policy: Visibility, at: float) -> int:
+        """Return the seconds to ask for at a time; 0 where that would not prolong our hold."""
+        seconds = delivery.extension(at, timeout=policy.timeout, max_extension=policy.max_extension)
+        return seconds if at + seconds > delivery.deadline else 0
 
-    async def _send(self, changes: Sequence[VisibilityChange]) -> dict[int, bool]:
-        """Return the refused entries, by their place; the value tells whether trying again is useless."""
+    # -- the work of the batcher -----------------------------------------------------------------------------------
+
+    def fate(self, entry: Delivery) -> Fate:
+        """Return what to do with an extension that is about to be sent."""
+        now = self._time()
+        policy = entry.visibility or self._visibility
+        if entry.covered and not entry.beating and now < entry.deadline and self._gain(entry, policy, now) > 0:
+            return Fate.SEND
+        self._asked.pop(entry, None)
+        return Fate.OVER
+
+    async def send(self, entries: Sequence[Delivery]) -> Sequence[EntryFailure]:
+        """Extend up to ten deliveries."""
+        sent_at, slept = self.now(), self.slept
+        changes: list[VisibilityChange] = []
+        for delivery in entries:
+            policy = delivery.visibility or self._visibility
+            changes.append(VisibilityChange(delivery.receipt_handle, self._gain(delivery, policy, sent_at)))
+            self._asked[delivery] = delivery.receipt_handle
+            delivery.beating = True
         try:
             failures = await self._queue.change_visibility(changes)
-        except TransportError as error:
-            _log.warning("Extending the visibility of %d messages failed: %s", len(changes), error)
-            return dict.fromkeys(range(len(changes)), False)
-        return {failure.index: failure.sender_fault for failure in failures}
+        except BaseException as error:
+            trouble = f"its last extension failed ({describe(named(error))})"
+            for delivery in entries:
+                delivery.trouble = trouble
+            self._landed(entries)
+            raise
+        self.now()
+        for delivery in entries:
+            delivery.beating = False
+        refused = {failure.index for failure in failures}
+        for index, (delivery, change) in enumerate(zip(entries, changes, strict=True)):
+            if index not in refused:
+                self.extended += 1
+                # Counted from before the request was sent: never later than SQS's own deadline.
+                self.confirm(delivery, change.receipt_handle, sent_at + change.timeout - (self.slept - slept))
+        self._landed(entries)
+        return failures
 
-    def _refused(self, delivery: Delivery, *, final: bool) -> None:
-        now = asyncio.get_running_loop().time()
-        if final or delivery.deadline <= now:
-            self._lose(delivery)
+    def _landed(self, entries: Sequence[Delivery]) -> None:
+        for delivery in entries:
+            delivery.beating = False
+            self._holder.quiet(delivery)
+
+    def confirm(self, delivery: Delivery, handle: str, deadline: float) -> None:
+        """Take a new deadline over. One that comes after the old one is over changes nothing: it may be too late."""
+        now = self._time()
+        if delivery.lost or delivery.receipt_handle != handle:
             return
-        left = delivery.deadline - now
-        self._push(now + min(_RETRY, left / 2) if left > _LAST_TRY else delivery.deadline, [delivery])
+        if delivery.deadline <= now:
+            if delivery in self._watched:
+                self._expire(delivery, now)
+            return
+        delivery.trouble = None
+        delivery.deadline = deadline
 
-    def _lose(self, delivery: Delivery) -> None:
+    def done(self, entry: Delivery, error: PostroomError | None) -> None:
+        """Plan the next look at a delivery the extension of which was confirmed, or refused for good."""
+        handle = self._asked.pop(entry, "")
+        if entry not in self._watched:
+            return
+        now = self._time()
+        if error is not None and handle in {"", entry.receipt_handle}:
+            # A refusal of the older receipt handle says nothing of the one that was received meanwhile.
+            self._refused(entry, error)
+            return
+        self._looks.put([entry], max(now, self._due(entry, now)))
+
+    def _refused(self, delivery: Delivery, error: PostroomError) -> None:
+        delivery.trouble = f"SQS refused its extension ({describe(error)})"
+        if isinstance(error, InvalidReceiptHandle) and delivery.covered and delivery.decision is None:
+            self._give_up(delivery, delivery.trouble)
+            return
+        # Also what is being deleted is refused, and rightly: the answer to the delete will tell.
         delivery.covered = False
-        delivery.lost = True
-        self._on_lost(delivery)
+        self._looks.put([delivery], delivery.deadline)
+
+    def _expire(self, delivery: Delivery, now: float) -> None:
+        late = now - delivery.deadline
+        if late >= _LATE:
+            cause = f"the event loop, the process or the machine stood still: it was noticed {late:.1f} s too late"
+        elif delivery.beating:
+            cause = "its last extension was not answered in time"
+        elif delivery.trouble is not None:
+            cause = delivery.trouble
+        elif not (delivery.visibility or self._visibility).heartbeat:
+            cause = "it is not extended: Visibility(heartbeat=False)"
+        elif delivery.covered:
+            cause = "Visibility(max_extension=...) is over"
+        else:
+            cause = "what was decided did not reach SQS in time"
+        self._give_up(delivery, cause)
+
+    def _give_up(self, delivery: Delivery, cause: str) -> None:
+        self.release(delivery)
+        self._holder.expired(delivery, cause)
+
+
+def _pauses(timeout: float) -> Pauses:
+    """Return the pauses between failing extensions: several fit into the half timeout that is left."""
+    return Pauses(first=min(1.0, timeout / 12), cap=min(5.0, timeout / 6))

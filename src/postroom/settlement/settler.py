@@ -3,53 +3,76 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from types import MappingProxyType
+from typing import Any, Final, Generic, Protocol
 
-import msgspec
+from typing_extensions import TypeVar
 
-from postroom.errors import OwnershipLost, PostroomError, TransportError
+from postroom.errors import ClosedError, ConfigurationError, InvalidReceiptHandle, OwnershipLost, PostroomError
 from postroom.events import MessageSettled, Observers
-from postroom.message import Message, MessageAttribute, OutgoingMessage
-from postroom.options import Visibility
+from postroom.message import Message
+from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
-from postroom.settlement.batcher import Batcher
-from postroom.settlement.delivery import Delivery
+from postroom.settlement.batcher import Batcher, Fate, Work
+from postroom.settlement.dead_letters import DeadLetters
+from postroom.settlement.delivery import Decision, Delivery
 from postroom.settlement.heartbeat import Heartbeat
-from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
+from postroom.settlement.sending import Changes, Deletes
+from postroom.settlement.sleep import machine_slept
+from postroom.settlement.trouble import Refusals, Trouble
+from postroom.tasks import Tasks
+from postroom.transports.protocol import Queue
 from postroom.types import Settlement
 
 _log = logging.getLogger("postroom.settlement")
 
-LINGER = 0.1
+LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
-MAX_ATTRIBUTES = 10
-"""Message attributes per message (quotas-messages.html)."""
-REASON_ATTRIBUTE = "postroom.reason"
-"""The message attribute that tells why a message was sent to the dead-letter queue."""
 
-_OWNERSHIP_LOST = "OwnershipLost"
+_UNDELETED: Final = "%d handled messages of {} could not be deleted (%s): they will be handled again. Messages: %s"
+_UNRETURNED: Final = (
+    "%d messages of {} could not be given back (%s): they come back after their visibility timeout. Messages: %s"
+)
+_NOWHERE: Final = "%d messages of {} were rejected, but the queue has no dead-letter queue (%s). Messages: %s"
+_STOPPED: Final = "the consumer stopped before SQS confirmed it: message {} comes back after its visibility timeout"
 
-OpenQueue = Callable[[], Awaitable[Queue | None]]
-
-
-class _Entry(msgspec.Struct, eq=False):
-    """One decision on its way to SQS."""
-
-    delivery: Delivery
-    delay: float = 0.0
-    waiter: asyncio.Future[None] | None = None
-    sent_handle: str = ""
+D = TypeVar("D", bound=Delivery, default=Delivery)
+D_contra = TypeVar("D_contra", bound=Delivery, contravariant=True, default=Delivery)
 
 
-class Settler:
+class Listener(Protocol[D_contra]):
+    """What a settler tells of its deliveries. It is called synchronously, and may call the settler back."""
+
+    def lost(self, delivery: D_contra) -> None:
+        """Learn, once, that ownership of a message ended before SQS had confirmed what was decided about it."""
+        ...
+
+    def settled(self, delivery: D_contra, settlement: Settlement, delay: float) -> None:
+        """Learn, once for each delivery, what became of it.
+
+        SQS has confirmed the decision; or it was given up, and then the settlement is LEFT or LOST.
+        """
+        ...
+
+
+class Settler(Generic[D]):
     """Holds deliveries from receive to settle, and settles each at most once.
+
+    A decision that SQS refuses for now is tried again until the deadline of its delivery. That of a delete moves on
+    meanwhile, since the heartbeat goes on until the delete is confirmed.
 
     Args:
         queue: where they came from.
-        visibility: how long they stay ours.
-        dead_letter_queue: opens the dead-letter queue, or returns None where there is none.
-        on_lost: called once for a delivery whose ownership was lost before it was settled.
-        observers: told of every settlement, once SQS confirmed it.
+        visibility: how long they stay ours, where ``Delivery.visibility`` says nothing else.
+        tasks: start the timers and calls.
+        listener: told what becomes of them.
+        dead_letters: where rejected messages go.
+        observers: told of every settlement.
+        kind: the class of deliveries to make.
+        slept: returns the seconds that the machine was suspended in all.
+        rng: for the jitter of pauses.
     """
 
     def __init__(
@@ -57,21 +80,39 @@ class Settler:
         queue: Queue,
         visibility: Visibility,
         *,
-        dead_letter_queue: OpenQueue,
-        on_lost: Callable[[Delivery], None],
+        tasks: Tasks,
+        listener: Listener[D],
+        dead_letters: DeadLetters,
         observers: Observers,
+        kind: type[D] = Delivery,  # type: ignore[assignment]
+        slept: Callable[[], float] = machine_slept,
+        rng: Random | None = None,
     ) -> None:
-        self.heartbeat = Heartbeat(queue, visibility, on_lost=self._lost)
         self._queue = queue
         self._visibility = visibility
-        self._dead_letter_queue = dead_letter_queue
-        self._on_lost = on_lost
+        self._tasks = tasks
+        self._time = tasks.loop.time
+        self._listener: Listener[Any] = listener
+        self._dead_letters = dead_letters
         self._observers = observers
-        self._held: dict[str, Delivery] = {}
-        self._deletes = Batcher[_Entry]("delete", send=self._delete, done=self._deleted, linger=LINGER)
-        self._changes = Batcher[_Entry]("change-visibility", send=self._change, done=self._ended, linger=LINGER)
+        self._kind = kind
+        self._held: dict[str, D] = {}
+        self.deliveries: Mapping[str, D] = MappingProxyType(self._held)
+        """What is ours, by message id, that whose acknowledgement is on its way included."""
+        self.bytes = 0
+        """The sum of the lengths of the bodies of what is held."""
+        self.heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
+        name = queue.info.name
+        self._deletes = self._batcher("delete", Deletes(self, queue), f"Deleting messages of {name}", rng)
+        doing = f"Changing the visibility of messages of {name}"
+        self._changes = self._batcher("change", Changes(self, queue), doing, rng)
+        self._stretching: dict[Delivery, Decision] = {}
+        self._undeleted = Refusals(_UNDELETED.format(name), tasks=tasks)
+        self._unreturned = Refusals(_UNRETURNED.format(name), tasks=tasks)
+        self._nowhere = Refusals(_NOWHERE.format(name), tasks=tasks)
         self._counts: Counter[Settlement] = Counter()
         self._failed = 0
+        self._closed = False
 
     @property
     def held(self) -> int:
@@ -79,203 +120,382 @@ class Settler:
         return len(self._held)
 
     @property
+    def unconfirmed(self) -> int:
+        """Acknowledgements and returned messages that SQS has not confirmed yet."""
+        return self._deletes.pending + self._changes.pending
+
+    @property
+    def failing(self) -> bool:
+        """Whether SQS refuses acknowledgements at present: what is received now could not be settled."""
+        return self._deletes.failing
+
+    @property
     def failures(self) -> int:
-        """Decisions that SQS refused for good: the message comes back after its visibility timeout."""
+        """Decisions that were given up: the message comes back after its visibility timeout."""
         return self._failed
 
     def counts(self) -> Mapping[Settlement, int]:
         """Return how many messages ended in each way."""
         return dict(self._counts)
 
-    def take(self, messages: Sequence[Message]) -> list[Delivery]:
+    def take(self, messages: Sequence[Message]) -> list[D]:
         """Hold the messages of one receive. A message that is held already is renewed instead of returned again."""
-        now = asyncio.get_running_loop().time()
+        now = self.heartbeat.now()
         timeout = self._visibility.timeout
-        fresh: list[Delivery] = []
+        fresh: list[D] = []
         for message in messages:
             known = self._held.get(message.id)
-            if known is not None and known.may_be_renewed:
-                known.renew(message, received_at=now, visibility=timeout)
-                continue
-            if known is not None and message.receive_count < known.receives:
-                continue  # its answer was overtaken by that of a newer receive, which has been decided
-            delivery = Delivery.of(message, received_at=now, visibility=timeout)
+            if known is not None:
+                if known.may_be_renewed:
+                    known.renew(message, received_at=now, visibility=timeout)
+                    self.heartbeat.moved(known)
+                    continue
+                if message.receive_count < known.receives:
+                    continue  # its answer was overtaken by that of a newer receive, which has been decided
+                self._supersede(known)
+            delivery = self._kind.of(message, received_at=now, visibility=timeout)
             self._held[message.id] = delivery
+            self.bytes += len(message.body)
             fresh.append(delivery)
         if fresh:
             self.heartbeat.cover(fresh)
         return fresh
 
-    def ack(self, delivery: Delivery) -> None:
-        """Delete the message, with the next batch. Does nothing when it is settled or lost already."""
-        if delivery.settlement is None and not delivery.lost:
-            delivery.settlement = Settlement.ACKED
-            self._deletes.add(_Entry(delivery))
+    def ours(self, delivery: D) -> bool:
+        """Return whether a message may be worked on now: it is neither settled nor lost, and its time is not over."""
+        if delivery.lost or delivery.settlement is not None:
+            return False
+        now = self.heartbeat.now()  # first: it may bring the deadline forward
+        if delivery.deadline <= now:
+            self._lapse(delivery)
+        return not delivery.lost
 
-    async def ack_now(self, delivery: Delivery) -> None:
+    def ack(self, delivery: D) -> None:
+        """Delete the message, with the next batch. Does nothing when it is settled or lost already."""
+        if delivery.lost:
+            self._suppressed(delivery)
+        elif delivery.settlement is None:
+            delivery.settlement = Settlement.ACKED
+            delivery.decision = decision = Decision(delivery)
+            self._deletes.add(decision)
+
+    async def ack_now(self, delivery: D) -> None:
         """Delete the message and return when SQS has confirmed it.
 
         Raises:
             OwnershipLost: the visibility timeout is over; the message may be with another consumer.
-            TransportError: SQS refused, or could not be reached in a few attempts.
+            TransportError: SQS refused it for good.
+            ClosedError: the consumer stopped before SQS confirmed it, or the client was closed.
         """
         self._claim(delivery, Settlement.ACKED)
-        waiter = asyncio.get_running_loop().create_future()
-        self._deletes.add(_Entry(delivery, waiter=waiter), urgent=True)
-        await waiter
+        await self._wait_for(self._deletes, Decision(delivery))
 
-    def give_back(self, delivery: Delivery, settlement: Settlement, *, delay: float) -> None:
+    def give_back(self, delivery: D, settlement: Settlement, *, delay: float) -> None:
         """Make the message visible again after ``delay`` seconds. Does nothing when it is settled or lost already."""
         if delivery.settlement is None and not delivery.lost:
             delivery.settlement = settlement
-            self.heartbeat.release(delivery)
-            self._changes.add(_Entry(delivery, delay))
+            self.heartbeat.uncover(delivery)
+            delivery.decision = decision = Decision(delivery, delay)
+            self._changes.add(decision)
 
-    async def give_back_now(self, delivery: Delivery, settlement: Settlement, *, delay: float) -> None:
+    async def give_back_now(self, delivery: D, settlement: Settlement, *, delay: float) -> None:
         """Make the message visible again after ``delay`` seconds, and return when SQS has confirmed it.
 
         Raises: as :meth:`ack_now`.
         """
         self._claim(delivery, settlement)
-        self.heartbeat.release(delivery)
-        waiter = asyncio.get_running_loop().create_future()
-        self._changes.add(_Entry(delivery, delay, waiter), urgent=True)
-        await waiter
+        self.heartbeat.uncover(delivery)
+        await self._wait_for(self._changes, Decision(delivery, delay))
 
-    def leave(self, delivery: Delivery) -> None:
-        """Do nothing with the message: SQS shows it again after its visibility timeout. ``ack_now`` still works."""
+    async def extend_now(self, delivery: D, seconds: float) -> None:
+        """Keep the message for ``seconds`` from now, and return when SQS has confirmed it.
+
+        What the heartbeat has promised is not shortened by it. Without heartbeat, and for a message that was left,
+        it is: then the given time counts.
+
+        Raises: as :meth:`ack_now`; ``ConfigurationError`` when SQS does not allow so many seconds.
+        """
+        if not 0 < seconds <= MAX_VISIBILITY:
+            raise ConfigurationError(f"a message is extended by more than 0 and at most 43,200 s; got {seconds!r}")
+        while True:
+            self._check_open(delivery)
+            earlier = self._stretching.get(delivery)
+            if earlier is None or earlier.waiter is None or earlier.waiter.done():
+                break
+            await asyncio.wait([earlier.waiter])
+        policy = delivery.visibility or self._visibility
+        if delivery.covered and policy.heartbeat and self._time() + whole_seconds(seconds) <= delivery.deadline:
+            return
+        decision = Decision(delivery, seconds, extends=True)
+        self._stretching[delivery] = decision
+        await self._wait_for(self._changes, decision)
+
+    def leave(self, delivery: D) -> None:
+        """Do nothing with the message: SQS shows it again after its visibility timeout.
+
+        ``ack_now``, ``give_back_now`` and ``extend_now`` still work until then.
+        """
         if delivery.settlement is None and not delivery.lost:
             delivery.settlement = Settlement.LEFT
-            self.heartbeat.release(delivery)
             self._end(delivery, Settlement.LEFT)
 
-    def lose(self, delivery: Delivery) -> None:
+    def lose(self, delivery: D) -> None:
         """Let go of a message that is not ours any more. Does nothing when it is settled or lost already."""
         if delivery.settlement is None and not delivery.lost:
             delivery.lost = True
             self._end(delivery, Settlement.LOST)
 
-    async def reject(self, delivery: Delivery, reason: str) -> bool:
+    async def reject(self, delivery: D, reason: str) -> bool:
         """Send the message to the dead-letter queue and then delete it. Returns False where there is none.
 
         Raises:
             PostroomError: the dead-letter queue could not be opened, or did not take it. Nothing was decided then.
         """
-        queue = await self._dead_letter_queue()
-        if queue is None:
-            _log.warning("Message %s was rejected, but its queue has no dead-letter queue", delivery.message.id)
+        if not self._dead_letters.exists:
+            self._nowhere.add("they count as failed", delivery.message.id)
             return False
-        [result] = await queue.send([_dead_letter(delivery.message, reason, fifo=queue.info.fifo)])
-        if isinstance(result, EntryFailure):
-            text = f"the dead-letter queue refused message {delivery.message.id}: {result.code}"
-            raise TransportError(text, operation="SendMessageBatch", code=result.code)
-        if delivery.settlement is None and not delivery.lost:
-            delivery.settlement = Settlement.REJECTED
-            self._deletes.add(_Entry(delivery))
+        await self._dead_letters.deliver(delivery, reason, source=self._queue.info, sent=self._rejected)
         return True
 
     async def drain(self) -> None:
         """Send everything that was decided, and wait for the answers."""
-        await self._deletes.drain()
-        await self._changes.drain()
+        batchers = (self._dead_letters.letters, self._deletes, self._changes)
+        for batcher in batchers:
+            batcher.hasten()
+        try:
+            # Together: deletes that are not answered must not keep what is given back from leaving.
+            while any(batcher.pending for batcher in batchers):
+                for batcher in batchers:
+                    batcher.flush()
+                    await batcher.idle()
+        finally:
+            for batcher in batchers:
+                batcher.relax()
 
     async def abandon(self) -> None:
-        """Give up what has not reached SQS, and what is still held: its visibility timeout brings it back."""
-        for batcher in (self._deletes, self._changes):
-            given_up = await batcher.cancel()
-            if given_up:
-                _log.error("Gave up %d batches that SQS did not answer in time", given_up)
-        for delivery in list(self._held.values()):
-            self.heartbeat.release(delivery)
-        self._held.clear()
+        """Give up what has not reached SQS, and what is still held: its visibility timeout brings it back.
 
-    def _claim(self, delivery: Delivery, settlement: Settlement) -> None:
-        now = asyncio.get_running_loop().time()
-        if delivery.lost or delivery.deadline <= now:
-            raise _ownership_lost(delivery.message)
-        if delivery.settlement is not None and delivery.settlement is not Settlement.LEFT:
-            text = f"message {delivery.message.id} is settled already: {delivery.settlement.value}"
-            raise PostroomError(text)
-        delivery.settlement = settlement
-        self._held.setdefault(delivery.message.id, delivery)
+        Calls that wait for an answer raise. It returns within seconds, whatever a transport does.
+        """
+        self._closed = True
+        try:
+            await self._dead_letters.abandon()
+            left = [*await self._deletes.cancel(), *await self._changes.cancel()]
+            if left:
+                text = "Gave up what was decided about %d messages of %s: not confirmed in time. They come back: %s"
+                _log.error(text, len(left), self._queue.info.name, _ids(left))
+        finally:
+            self._let_go_of_all()
 
-    async def _delete(self, entries: Sequence[_Entry]) -> Sequence[EntryFailure]:
-        return await self._send_live(entries, self._send_deletes)
+    # -- what the heartbeat tells ----------------------------------------------------------------------------------
 
-    async def _change(self, entries: Sequence[_Entry]) -> Sequence[EntryFailure]:
-        # An extension that is still on its way would overwrite the backoff if it arrived after it.
-        await self.heartbeat.quiesce([entry.delivery for entry in entries])
-        return await self._send_live(entries, self._send_changes)
-
-    async def _send_live(
-        self, entries: Sequence[_Entry], send: Callable[[Sequence[_Entry]], Awaitable[Sequence[EntryFailure]]]
-    ) -> Sequence[EntryFailure]:
-        """Send the entries that are still ours; report the others as refused, in place."""
-        now = asyncio.get_running_loop().time()
-        live: list[int] = []
-        refused: list[EntryFailure] = []
-        for index, entry in enumerate(entries):
-            delivery = entry.delivery
-            self.heartbeat.release(delivery)
-            if delivery.lost or delivery.deadline <= now:
-                refused.append(EntryFailure(index, _OWNERSHIP_LOST, sender_fault=True))
-                continue
-            entry.sent_handle = delivery.receipt_handle
-            live.append(index)
-        if live:
-            for failure in await send([entries[index] for index in live]):
-                place = live[failure.index]
-                refused.append(EntryFailure(place, failure.code, failure.text, failure.sender_fault))
-        return refused
-
-    async def _send_deletes(self, entries: Sequence[_Entry]) -> Sequence[EntryFailure]:
-        return await self._queue.delete([entry.sent_handle for entry in entries])
-
-    async def _send_changes(self, entries: Sequence[_Entry]) -> Sequence[EntryFailure]:
-        changes = [VisibilityChange(entry.sent_handle, whole_seconds(entry.delay)) for entry in entries]
-        return await self._queue.change_visibility(changes)
-
-    def _deleted(self, entry: _Entry, error: TransportError | None) -> None:
-        delivery = entry.delivery
-        if error is None and entry.sent_handle != delivery.receipt_handle:
-            # It was received again while the delete was on its way: only the newest handle surely deletes it.
-            self._deletes.add(entry, urgent=True)
+    def expired(self, delivery: Delivery, cause: str) -> None:
+        """Note that a delivery's time is over. What left in time, and is not answered yet, is waited for."""
+        decision = delivery.decision
+        if delivery.lost or delivery.confirmed or (decision is not None and decision.on_its_way):
             return
-        self._ended(entry, error)
+        self._lose(delivery, cause)
 
-    def _ended(self, entry: _Entry, error: TransportError | None) -> None:
-        delivery = entry.delivery
-        waiter = entry.waiter
+    def quiet(self, delivery: Delivery) -> None:
+        """Send what waited for an extension to be answered, so as not to be overwritten by it."""
+        if delivery.decision is not None:
+            self._changes.resume(delivery.decision)
+        if (stretch := self._stretching.get(delivery)) is not None:
+            self._changes.resume(stretch)
+
+    # -- what the batches ask and tell -----------------------------------------------------------------------------
+
+    def fate(self, decision: Decision) -> Fate:
+        """Return what to do with a decision that is about to be sent."""
+        delivery = decision.delivery
+        if decision.over:
+            return Fate.OVER
+        if delivery.deadline <= self._time():
+            self._lapse(delivery)
+        error: PostroomError | None = None
+        if delivery.lost:
+            error = _ownership_lost(delivery.message)
+        elif decision.extends and delivery.settlement not in {None, Settlement.LEFT}:
+            error = _settled_already(delivery)
+        if error is None:
+            return Fate.SEND
+        if decision.extends:
+            self._stretching.pop(delivery, None)
+        decision.answer(error)
+        return Fate.OVER
+
+    def ended(self, decision: Decision, error: PostroomError | None) -> None:
+        """Note how a decision ended."""
+        delivery = decision.delivery
+        if decision.over:
+            return
         if error is None and delivery.settlement is not None:
             delivery.confirmed = True
-            self._end(delivery, delivery.settlement, entry.delay)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            decision.answer()
+            self._end(delivery, delivery.settlement, decision.delay)
             return
-        lost = error is not None and error.code == _OWNERSHIP_LOST
-        if lost:
-            delivery.lost = True
-        else:
-            self._failed += 1
-            delivery.settlement = Settlement.LEFT  # whatever was decided: SQS does not know it
-        self._end(delivery, Settlement.LOST if lost else Settlement.LEFT)
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(_ownership_lost(delivery.message) if lost or error is None else error)
+        self._failed += 1
+        refusals = self._unreturned
+        if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
+            refusals = self._undeleted
+        refusals.add(str(error), delivery.message.id)
+        decision.answer(error)
+        delivery.settlement = Settlement.LEFT  # whatever was decided: SQS does not know it
+        self._end(delivery, Settlement.LEFT)
 
-    def _lost(self, delivery: Delivery) -> None:
-        if delivery.settlement is None:
-            _log.warning("Ownership of message %s was lost: its visibility timeout is over", delivery.message.id)
+    def stretched(self, decision: Decision, error: PostroomError | None) -> None:
+        """Note how the request for more time of one delivery ended."""
+        delivery = decision.delivery
+        self._stretching.pop(delivery, None)
+        if isinstance(error, InvalidReceiptHandle) and decision.sent_handle == delivery.receipt_handle:
+            self._lose(delivery, "SQS does not know its receipt handle any more")
+            error = _ownership_lost(delivery.message)
+        if error is None and (delivery.lost or delivery.deadline <= self._time()):
+            self._lapse(delivery)
+            error = _ownership_lost(delivery.message)
+        self.heartbeat.moved(delivery)
+        decision.answer(error)
+
+    def delete_again(self, decision: Decision) -> None:
+        """Send a delete with the newest receipt handle."""
+        self._deletes.add(decision, urgent=True)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _batcher(self, name: str, work: Work[Decision], doing: str, rng: Random | None) -> Batcher[Decision]:
+        trouble = Trouble(doing, "tried again while they are ours", tasks=self._tasks)
+        return Batcher[Decision](name, work, tasks=self._tasks, linger=LINGER, trouble=trouble, rng=rng)
+
+    def _check_open(self, delivery: Delivery) -> None:
+        """Raise unless something may still be asked of SQS for a delivery."""
+        if self._closed:
+            raise ClosedError(_STOPPED.format(delivery.message.id))
+        now = self.heartbeat.now()
+        if delivery.slept < self.heartbeat.slept:
+            delivery.account_for_sleep(self.heartbeat.slept)
+        if not delivery.lost and delivery.deadline <= now and not delivery.confirmed:
+            self._lapse(delivery)
+        if delivery.lost:
+            raise _ownership_lost(delivery.message)
+        if delivery.settlement not in {None, Settlement.LEFT}:
+            raise _settled_already(delivery)
+
+    def _claim(self, delivery: D, settlement: Settlement) -> None:
+        self._check_open(delivery)
+        if delivery.settlement is Settlement.LEFT:
+            self.heartbeat.watch(delivery)
+            if delivery.message.id not in self._held:
+                self._held[delivery.message.id] = delivery
+                self.bytes += len(delivery.message.body)
+        delivery.settlement = settlement
+
+    async def _wait_for(self, batcher: Batcher[Decision], decision: Decision) -> None:
+        decision.waiter = self._tasks.loop.create_future()
+        if not decision.extends:
+            decision.delivery.decision = decision
+        batcher.add(decision, urgent=True)
+        # Shielded: a caller that is cancelled takes back nothing, and others may wait for the same answer.
+        await asyncio.shield(decision.waiter)
+
+    def _rejected(self, delivery: Delivery) -> None:
+        """Delete what the dead-letter queue has taken."""
+        if delivery.lost:
+            self._suppressed(delivery)
+        elif delivery.settlement is None:
+            delivery.settlement = Settlement.REJECTED
+            delivery.decision = decision = Decision(delivery)
+            self._deletes.add(decision)
+
+    def _supersede(self, known: Delivery) -> None:
+        """Drop a delivery that was given back and has come again: what was decided has taken effect, or is moot."""
+        decision = known.decision
+        if decision is None or known.settlement is None:
+            self._drop(known)
+            return
+        sent = bool(decision.sent_handle)
+        known.confirmed = sent
+        known.lost = not sent
+        decision.answer(None if sent else _ownership_lost(known.message))
+        self._changes.forget(decision)
+        self._end(known, known.settlement if sent else Settlement.LOST, decision.delay)
+
+    def _lapse(self, delivery: Delivery) -> None:
+        """Note that a deadline has passed before the heartbeat told of it."""
+        decision = delivery.decision
+        if not delivery.lost and (decision is None or not decision.on_its_way):
+            seconds = self._time() - delivery.deadline
+            cause = f"the event loop, the process or the machine stood still: it was noticed {seconds:.1f} s too late"
+            self._lose(delivery, cause if seconds >= 1.0 else delivery.trouble or "its time is over")
+
+    def _lose(self, delivery: Delivery, cause: str) -> None:
+        if delivery.lost:
+            return
+        delivery.lost = True
+        held_for = self._time() - delivery.received_at
+        message_id, tenant = delivery.message.id, delivery.tenant
+        decision = delivery.decision
+        if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
+            text = (
+                "Message %s of tenant %s was handled, but its acknowledgement is suppressed: it is not ours any more "
+                "after %.1f s (%s). It will be handled again"
+            )
+        elif delivery.settlement is None:
+            text = "Lost message %s of tenant %s after %.1f s: %s. Another consumer may have it"
+        else:
+            text = "Message %s of tenant %s was given back, and its time was over after %.1f s before SQS knew it: %s"
+        if delivery.settlement is not Settlement.LEFT:
+            _log.warning(text, message_id, tenant, held_for, cause)
+        if decision is not None:
+            decision.answer(_ownership_lost(delivery.message))
+            self._deletes.forget(decision)
+            self._changes.forget(decision)
+        if not delivery.told:
+            self._listener.lost(delivery)
+        if delivery.settlement is not Settlement.LEFT or not delivery.told:
             self._end(delivery, Settlement.LOST)
-            self._on_lost(delivery)
+
+    def _suppressed(self, delivery: Delivery) -> None:
+        text = "The acknowledgement of message %s of tenant %s is suppressed: it was lost, and will be handled again"
+        _log.warning(text, delivery.message.id, delivery.tenant)
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
-        # Also what was lost while its delete waited: it must not be kept from whoever has it next.
-        self.heartbeat.release(delivery)
-        if self._held.get(delivery.message.id) is delivery:
-            del self._held[delivery.message.id]
+        # Also what was lost while its delete waited: it must not be kept from the consumer that has it next.
+        delivery.decision = None
+        self._drop(delivery)
         self._counts[settlement] += 1
         if self._observers:
             self._observers.tell(MessageSettled(delivery.message, settlement, delay))
+        if not delivery.told:
+            delivery.told = True
+            self._listener.settled(delivery, settlement, delay)
+
+    def _drop(self, delivery: Delivery) -> None:
+        self.heartbeat.release(delivery)
+        if self._held.get(delivery.message.id) is delivery:
+            del self._held[delivery.message.id]
+            self.bytes -= len(delivery.message.body)
+
+    def _let_go_of_all(self) -> None:
+        self._deletes.close()
+        self._changes.close()
+        for stretch in tuple(self._stretching.values()):
+            stretch.answer(ClosedError(_STOPPED.format(stretch.delivery.message.id)))
+        self._stretching.clear()
+        for delivery in tuple(self._held.values()):
+            decision = delivery.decision
+            if decision is not None:
+                self._failed += 1
+                decision.answer(ClosedError(_STOPPED.format(delivery.message.id)))
+            delivery.settlement = Settlement.LEFT
+            self._end(delivery, Settlement.LEFT)
+        for refusals in (self._undeleted, self._unreturned, self._nowhere):
+            refusals.flush()
+
+
+def _settled_already(delivery: Delivery) -> PostroomError:
+    settlement = delivery.settlement
+    how = "" if settlement is None else settlement.value
+    return PostroomError(f"message {delivery.message.id} is settled already: {how}")
 
 
 def _ownership_lost(message: Message) -> OwnershipLost:
@@ -286,21 +506,6 @@ def _ownership_lost(message: Message) -> OwnershipLost:
     return OwnershipLost(text, message_id=message.id)
 
 
-def _dead_letter(message: Message, reason: str, *, fifo: bool) -> OutgoingMessage:
-    attributes = dict(message.message_attributes)
-    if len(attributes) < MAX_ATTRIBUTES or REASON_ATTRIBUTE in attributes:
-        attributes[REASON_ATTRIBUTE] = MessageAttribute("String", string_value=_attribute_text(reason))
-    else:
-        _log.warning("Message %s has %d attributes: no room for the reason", message.id, MAX_ATTRIBUTES)
-    return OutgoingMessage(
-        body=message.body,
-        message_attributes=attributes,
-        group_id=message.group_id,
-        deduplication_id=message.id if fifo else None,
-    )
-
-
-def _attribute_text(text: str) -> str:
-    """Return text as a String attribute may carry it: not empty, not long, no control characters."""
-    shown = "".join(character if character.isprintable() else " " for character in text[:500]).strip()
-    return shown or "rejected"
+def _ids(decisions: Sequence[Decision]) -> str:
+    shown = ", ".join(decision.delivery.message.id for decision in decisions[:3])
+    return f"{shown}, ..." if len(decisions) > 3 else shown

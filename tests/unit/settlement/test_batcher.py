@@ -2,9 +2,23 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
 
-from postroom.errors import AccessDenied, InvalidReceiptHandle, ServiceUnavailable, TransportError
-from postroom.settlement.batcher import ATTEMPTS, Batcher
+import pytest
+
+from postroom.errors import (
+    AccessDenied,
+    ClosedError,
+    InvalidReceiptHandle,
+    PostroomError,
+    QueueNotFound,
+    ServiceUnavailable,
+    Throttled,
+)
+from postroom.settlement.batcher import PATIENCE, Batcher, Fate
+from postroom.settlement.trouble import Trouble
+from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure
 
@@ -14,20 +28,46 @@ Answer = Callable[[Sequence[int]], list[EntryFailure]]
 class Recorder:
     """Sends to nowhere, answers as told, and writes down what happened."""
 
-    def __init__(self, answer: Answer | None = None) -> None:
+    def __init__(self, answer: Answer | None = None, **options: Any) -> None:
         self.sent: list[tuple[float, list[int]]] = []
-        self.ended: list[tuple[int, TransportError | None]] = []
+        self.ended: list[tuple[int, PostroomError | None]] = []
         self.answer = answer
-        self.batcher = Batcher[int]("delete", send=self.send, done=self.done, linger=0.1)
+        self.over: set[int] = set()
+        self.waiting: set[int] = set()
+        self.takes = 0.0
+        tasks = Tasks(_fatal)
+        self.batcher = Batcher[int](
+            "delete",
+            self,
+            tasks=tasks,
+            linger=0.1,
+            trouble=Trouble("Deleting", "tried again", tasks=tasks),
+            rng=Random(1),
+            **options,
+        )
 
     async def send(self, entries: Sequence[int]) -> list[EntryFailure]:
         """Take a batch."""
         self.sent.append((asyncio.get_running_loop().time(), list(entries)))
+        if self.takes:
+            await asyncio.sleep(self.takes)
         return self.answer(entries) if self.answer else []
 
-    def done(self, entry: int, error: TransportError | None) -> None:
+    def fate(self, entry: int) -> Fate:
+        """Send what is not over."""
+        return Fate.OVER if entry in self.over else Fate.WAIT if entry in self.waiting else Fate.SEND
+
+    def done(self, entry: int, error: PostroomError | None) -> None:
         """Take an end."""
         self.ended.append((entry, error))
+
+
+def _fatal(error: BaseException) -> None:
+    raise error
+
+
+def _raise(error: Exception) -> list[EntryFailure]:
+    raise error
 
 
 def test_ten_entries_leave_at_once() -> None:
@@ -100,29 +140,97 @@ def test_a_sender_fault_ends_at_once() -> None:
     assert [(entry, type(error)) for entry, error in recorder.ended] == [(1, InvalidReceiptHandle)]
 
 
-def test_calls_are_bounded_whatever_is_answered() -> None:
-    """A failure that never ends costs a fixed number of calls, and drain returns."""
+def test_entries_that_are_refused_for_long_are_tried_at_a_bounded_pace() -> None:
+    """A minute of refusals of each single entry costs few calls, and then everything ends well."""
 
     async def main() -> Recorder:
-        recorder = Recorder(lambda entries: [EntryFailure(i, "InternalError") for i in range(len(entries))])
-        for number in range(25):
+        loop = asyncio.get_running_loop()
+        recorder = Recorder(
+            lambda entries: [EntryFailure(i, "InternalError") for i in range(len(entries))] if loop.time() < 60 else []
+        )
+        for number in range(1000):
             recorder.batcher.add(number)
+        await asyncio.sleep(80)
+        return recorder
+
+    recorder = run_virtual(main())
+    assert sorted(entry for entry, error in recorder.ended if error is None) == list(range(1000))
+    assert len([time for time, _ in recorder.sent if 0 < time < 60]) < 40
+
+
+def test_one_bad_entry_does_not_slow_the_others_down() -> None:
+    """It is refused again and again; what comes meanwhile leaves as ever."""
+
+    async def main() -> Recorder:
+        recorder = Recorder(lambda entries: [EntryFailure(i, "InternalError") for i, e in enumerate(entries) if e == 0])
+        for number in range(200):
+            recorder.batcher.add(number)
+            await asyncio.sleep(0.05)
+        recorder.over.add(0)
         await recorder.batcher.drain()
         return recorder
 
     recorder = run_virtual(main())
-    assert len(recorder.sent) == 3 * ATTEMPTS
-    assert sorted(entry for entry, _ in recorder.ended) == list(range(25))
+    assert sorted(entry for entry, _ in recorder.ended) == list(range(1, 200))
+    assert len([entries for _, entries in recorder.sent if 0 in entries]) < 15
+
+
+def test_a_denied_call_is_tried_slowly_and_for_minutes() -> None:
+    """Credentials that are renewed after a minute save everything, at a call every half minute at the slowest."""
+
+    async def main() -> Recorder:
+        loop = asyncio.get_running_loop()
+        recorder = Recorder(lambda _entries: _raise(AccessDenied("expired")) if loop.time() < 60 else [])
+        for number in range(40):
+            recorder.batcher.add(number)
+        await asyncio.sleep(120)
+        return recorder
+
+    recorder = run_virtual(main())
+    assert [error for _, error in recorder.ended] == [None] * 40
+    assert len([time for time, _ in recorder.sent if 0 < time < 60]) < 8
+
+
+def test_a_call_that_stays_denied_ends_every_entry_after_minutes() -> None:
+    """The calls are few, and so is the time."""
+
+    async def main() -> Recorder:
+        recorder = Recorder(lambda _entries: _raise(AccessDenied("no")))
+        for number in range(25):
+            recorder.batcher.add(number)
+        await asyncio.sleep(PATIENCE + 60)
+        return recorder
+
+    recorder = run_virtual(main())
+    assert [type(error) for _, error in recorder.ended] == [AccessDenied] * 25
+    assert len(recorder.sent) < 25
+
+
+@pytest.mark.parametrize("before", [0.0, 0.5, 2.0, 30.0])
+def test_a_call_that_stays_denied_does_not_hold_a_stop_up(before: float) -> None:
+    """At most five calls, at most 2.5 s, however long it was denied before."""
+
+    async def main() -> tuple[Recorder, float, int]:
+        loop = asyncio.get_running_loop()
+        recorder = Recorder(lambda _entries: _raise(AccessDenied("no")))
+        for number in range(25):
+            recorder.batcher.add(number)
+        await asyncio.sleep(before)
+        started, calls = loop.time(), len(recorder.sent)
+        await recorder.batcher.drain()
+        return recorder, loop.time() - started, len(recorder.sent) - calls
+
+    recorder, took, calls = run_virtual(main())
+    assert len(recorder.ended) == 25
+    assert took <= 2.5
+    assert calls <= 5
 
 
 def test_a_permanent_error_of_the_call_ends_every_entry() -> None:
-    """AccessDenied is not tried again."""
-
-    def deny(_entries: Sequence[int]) -> list[EntryFailure]:
-        raise AccessDenied("no")
+    """A queue that does not exist is not asked again."""
 
     async def main() -> Recorder:
-        recorder = Recorder(deny)
+        recorder = Recorder(lambda _entries: _raise(QueueNotFound("no")))
         for number in range(4):
             recorder.batcher.add(number)
         await recorder.batcher.drain()
@@ -130,7 +238,7 @@ def test_a_permanent_error_of_the_call_ends_every_entry() -> None:
 
     recorder = run_virtual(main())
     assert len(recorder.sent) == 1
-    assert [type(error) for _, error in recorder.ended] == [AccessDenied] * 4
+    assert [type(error) for _, error in recorder.ended] == [QueueNotFound] * 4
 
 
 def test_a_passing_error_of_the_call_is_tried_again() -> None:
@@ -155,36 +263,153 @@ def test_a_passing_error_of_the_call_is_tried_again() -> None:
     assert recorder.ended == [(1, None)]
 
 
-def test_equal_entries_are_kept_apart() -> None:
-    """The same value twice in one batch is two entries: places count, not names."""
+def test_what_gathered_in_an_outage_does_not_go_out_all_at_once() -> None:
+    """One call at a time while it lasts, then two more for each that goes well."""
 
     async def main() -> Recorder:
-        recorder = Recorder(lambda _entries: [EntryFailure(1, "Gone", sender_fault=True)])
-        recorder.batcher.add(7)
-        recorder.batcher.add(7)
+        loop = asyncio.get_running_loop()
+        recorder = Recorder(lambda _entries: _raise(Throttled("slow down")) if loop.time() < 20 else [])
+        recorder.takes = 0.05
+        for number in range(2000):
+            recorder.batcher.add(number)
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(30)
+        return recorder
+
+    recorder = run_virtual(main())
+    assert len([entry for entry, error in recorder.ended if error is None]) == 2000
+    assert len([time for time, _ in recorder.sent if 1 < time < 20]) < 15
+    first = min(time for time, _ in recorder.sent if time >= 20)
+    assert len([time for time, _ in recorder.sent if first <= time < first + 0.05]) <= 2
+
+
+def test_a_call_that_hangs_does_not_keep_others_from_leaving() -> None:
+    """Also while calls fail: after each pause one goes in any case."""
+
+    async def main() -> Recorder:
+        recorder = Recorder()
+        answers = iter(["down", "hang"])
+
+        async def send(entries: Sequence[int]) -> list[EntryFailure]:
+            match next(answers, "well"):
+                case "down":
+                    raise Throttled("slow down")
+                case "hang":
+                    await asyncio.Event().wait()
+            return []
+
+        recorder.send = send  # type: ignore[method-assign]
+        for number in range(30):
+            recorder.batcher.add(number)
+        await asyncio.sleep(5)
+        early = len(recorder.ended)
+        assert early == 20
+        await asyncio.sleep(120)
+        return recorder
+
+    assert len(run_virtual(main()).ended) == 30
+
+
+def test_an_entry_that_has_to_wait_leaves_when_it_is_told_to() -> None:
+    """The others of its batch do not wait for it."""
+
+    async def main() -> Recorder:
+        recorder = Recorder()
+        recorder.waiting.add(1)
+        recorder.batcher.add(1)
+        recorder.batcher.add(2, urgent=True)
+        await asyncio.sleep(1)
+        recorder.waiting.clear()
+        recorder.batcher.resume(1)
         await recorder.batcher.drain()
         return recorder
 
-    assert [error is None for _, error in run_virtual(main()).ended] == [True, False]
+    assert run_virtual(main()).sent == [(0.0, [2]), (1.0, [1])]
 
 
-def test_cancel_gives_up_what_is_on_its_way() -> None:
-    """A call that never answers does not hold a stop up, and its entries are not reported as ended."""
+def test_a_batch_is_bounded_in_bytes_where_that_matters() -> None:
+    """Four entries of 400 kB take two calls."""
 
-    async def main() -> tuple[int, Recorder]:
+    async def main() -> Recorder:
+        recorder = Recorder(size=lambda _entry: 400_000)
+        for number in range(4):
+            recorder.batcher.add(number)
+        await recorder.batcher.drain()
+        return recorder
+
+    assert [entries for _, entries in run_virtual(main()).sent] == [[0, 1], [2, 3]]
+
+
+def test_memory_is_bounded_while_calls_fail() -> None:
+    """Past a number of waiting entries further ones are given up with the error that the calls end with."""
+
+    async def main() -> Recorder:
+        recorder = Recorder(lambda _entries: _raise(Throttled("slow down")), most=50)
+        for number in range(10):
+            recorder.batcher.add(number)
+        await asyncio.sleep(0.01)
+        for number in range(10, 100):
+            recorder.batcher.add(number)
+        return recorder
+
+    recorder = run_virtual(main())
+    assert [entry for entry, _ in recorder.ended] == list(range(50, 100))
+    assert {type(error) for _, error in recorder.ended} == {Throttled}
+
+
+def test_a_drain_without_entries_takes_no_time() -> None:
+    """Nor does one with entries that wait for company."""
+
+    async def main() -> float:
         recorder = Recorder()
-        never = asyncio.Event()
+        await recorder.batcher.drain()
+        recorder.batcher.add(1)
+        await recorder.batcher.drain()
+        assert recorder.ended == [(1, None)]
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == 0.0
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_cancel_gives_up_what_is_on_its_way(obeys: bool) -> None:
+    """A call that never answers does not hold a stop up, even if it does not let itself be cancelled."""
+
+    async def main() -> tuple[list[int], float, Recorder]:
+        recorder = Recorder()
 
         async def hang(_entries: Sequence[int]) -> list[EntryFailure]:
-            await never.wait()
+            until = asyncio.get_running_loop().time() + 30
+            while (left := until - asyncio.get_running_loop().time()) > 0:
+                try:
+                    await asyncio.sleep(left)
+                except asyncio.CancelledError:
+                    if obeys:
+                        raise
             return []
 
-        batcher = Batcher[int]("delete", send=hang, done=recorder.done, linger=0.1)
-        batcher.add(1, urgent=True)
+        recorder.send = hang  # type: ignore[method-assign]
+        recorder.batcher.add(1, urgent=True)
         await asyncio.sleep(0.01)
-        batcher.add(2)
-        return await batcher.cancel(), recorder
+        recorder.batcher.add(2)
+        left = await recorder.batcher.cancel()
+        took = asyncio.get_running_loop().time()
+        await asyncio.sleep(60)
+        return left, took, recorder
 
-    given_up, recorder = run_virtual(main())
-    assert given_up == 1
+    left, took, recorder = run_virtual(main())
+    assert left == [1, 2]
+    assert took < 1.1
     assert recorder.ended == []
+
+
+def test_a_closed_batcher_takes_nothing_in() -> None:
+    """What comes too late is told so at once."""
+
+    async def main() -> Recorder:
+        recorder = Recorder()
+        await recorder.batcher.cancel()
+        recorder.batcher.add(1)
+        return recorder
+
+    assert [type(error) for _, error in run_virtual(main()).ended] == [ClosedError]

@@ -1,18 +1,32 @@
 """What is held is let go exactly once, and whoever waits for it learns how it ended."""
 
 import asyncio
+import gc
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
 
 import pytest
 
-from postroom.errors import AccessDenied, OwnershipLost, PostroomError, TransportError
+from postroom.errors import (
+    AccessDenied,
+    ClosedError,
+    ConfigurationError,
+    OwnershipLost,
+    PostroomError,
+    ServiceUnavailable,
+    Throttled,
+    TransportError,
+)
 from postroom.events import Event, MessageSettled, Observers
-from postroom.message import Message, MessageAttribute
+from postroom.message import Message
 from postroom.options import Visibility
-from postroom.settlement import Delivery, Settler
+from postroom.settlement import DeadLetters, Delivery, Settler
+from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
-from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
+from postroom.transports.protocol import EntryFailure, Queue, RedrivePolicy, VisibilityChange
 from postroom.types import Settlement
 from support.scripted import ScriptedQueue, message
 
@@ -20,21 +34,43 @@ from support.scripted import ScriptedQueue, message
 class Desk:
     """A settler over a scripted queue, with what it told."""
 
-    def __init__(self, queue: ScriptedQueue, dead_letters: ScriptedQueue | None) -> None:
+    def __init__(self, queue: ScriptedQueue, dead_letters: ScriptedQueue | None, options: Visibility) -> None:
         self.queue = queue
         self.events: list[Event] = []
-        self.lost: list[Delivery] = []
+        self.losses: list[Delivery] = []
+        self.told: list[tuple[str, Settlement, float]] = []
+        self.opened = 0
+        self.slept = 0.0
         self._dead_letters = dead_letters
+        self.tasks = Tasks(_fatal)
         self.settler = Settler(
             queue,
-            Visibility(timeout=30),
-            dead_letter_queue=self._open_dead_letters,
-            on_lost=self.lost.append,
+            options,
+            tasks=self.tasks,
+            listener=self,
+            dead_letters=DeadLetters(self, self._open, tasks=self.tasks),
             observers=Observers([self.events.append]),
+            slept=lambda: self.slept,
+            rng=Random(1),
         )
 
-    async def _open_dead_letters(self) -> Queue | None:
+    @property
+    def redrive(self) -> RedrivePolicy | None:
+        """Where dead letters go."""
+        return None if self._dead_letters is None else RedrivePolicy("arn:dead", 3)
+
+    async def _open(self, _arn: str) -> Queue:
+        self.opened += 1
+        assert self._dead_letters is not None
         return self._dead_letters
+
+    def lost(self, delivery: Delivery) -> None:
+        """Note a loss."""
+        self.losses.append(delivery)
+
+    def settled(self, delivery: Delivery, settlement: Settlement, delay: float) -> None:
+        """Note an end."""
+        self.told.append((delivery.message.id, settlement, delay))
 
     def take(self, *messages: Message) -> list[Delivery]:
         """Hold messages."""
@@ -46,19 +82,24 @@ class Desk:
         return [(e.message.id, e.settlement) for e in self.events if isinstance(e, MessageSettled)]
 
 
+def _fatal(error: BaseException) -> None:
+    raise error
+
+
 @asynccontextmanager
-async def desk(queue: ScriptedQueue | None = None, dead_letters: ScriptedQueue | None = None) -> AsyncIterator[Desk]:
+async def desk(
+    queue: ScriptedQueue | None = None, dead_letters: ScriptedQueue | None = None, **options: Any
+) -> AsyncIterator[Desk]:
     """Run a settler with its heartbeat."""
-    made = Desk(queue or ScriptedQueue(), dead_letters)
-    task = asyncio.create_task(made.settler.heartbeat.run(), name="heartbeat")
+    made = Desk(queue or ScriptedQueue(), dead_letters, Visibility(**{"timeout": 30, **options}))
+    made.tasks.spawn(made.settler.heartbeat.run(), "heartbeat")
     try:
         yield made
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await made.tasks.close()
 
 
-def scenario(test: Callable[[Desk], Awaitable[None]], **options: ScriptedQueue) -> Desk:
+def scenario(test: Callable[[Desk], Awaitable[None]], **options: Any) -> Desk:
     """Run a scenario in virtual time and return its desk."""
 
     async def main() -> Desk:
@@ -67,6 +108,11 @@ def scenario(test: Callable[[Desk], Awaitable[None]], **options: ScriptedQueue) 
             return made
 
     return run_virtual(main())
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings and errors of the log."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_acknowledged_messages_are_deleted_in_one_batch() -> None:
@@ -144,15 +190,15 @@ def test_ack_now_returns_when_the_delete_is_confirmed() -> None:
 
 
 def test_ack_now_tells_the_caller_that_it_failed() -> None:
-    """A delete that SQS denies raises in the caller, and the message is counted as coming back."""
+    """A delete that SQS refuses for good raises in the caller, and the message is counted as coming back."""
 
     async def test(made: Desk) -> None:
         async def deny(_handles: Sequence[str]) -> list[EntryFailure]:
-            raise AccessDenied("no")
+            return [EntryFailure(0, "AccessDenied", sender_fault=True)]
 
         made.queue.on_delete = deny
         [delivery] = made.take(message(1))
-        with pytest.raises(AccessDenied):
+        with pytest.raises(TransportError, match="AccessDenied"):
             await made.settler.ack_now(delivery)
 
     made = scenario(test)
@@ -203,7 +249,7 @@ def test_a_lost_message_is_reported_once_and_not_deleted() -> None:
         await made.settler.drain()
 
     made = scenario(test)
-    assert [delivery.message.id for delivery in made.lost] == ["m1"]
+    assert [delivery.message.id for delivery in made.losses] == ["m1"]
     assert made.queue.deleted == []
     assert made.settler.counts() == {Settlement.LOST: 1}
 
@@ -277,63 +323,6 @@ def test_a_message_received_again_after_it_was_given_back_is_a_new_one() -> None
     assert made.settler.held == 0
 
 
-def test_a_rejected_message_goes_to_the_dead_letter_queue_with_its_reason() -> None:
-    """Body and attributes as they were, then it is deleted."""
-    letters = ScriptedQueue()
-    tenant = {"tenantId": MessageAttribute("String", string_value="tenant-a")}
-
-    async def test(made: Desk) -> None:
-        [delivery] = made.take(Message(id="m1", body="{1}", receipt_handle="r1", message_attributes=tenant))
-        assert await made.settler.reject(delivery, "bad\nsku")
-        await made.settler.drain()
-
-    made = scenario(test, dead_letters=letters)
-    [letter] = letters.sent
-    assert letter.body == "{1}"
-    assert letter.message_attributes["tenantId"].string_value == "tenant-a"
-    assert letter.message_attributes["postroom.reason"].string_value == "bad sku"
-    assert made.queue.deleted == ["r1"]
-    assert made.endings == [("m1", Settlement.REJECTED)]
-
-
-def test_a_reason_finds_no_room_beside_ten_attributes() -> None:
-    """SQS takes ten attributes: the message is dead-lettered as it is."""
-    letters = ScriptedQueue()
-    ten = {f"a{n}": MessageAttribute("String", string_value="x") for n in range(10)}
-
-    async def test(made: Desk) -> None:
-        [delivery] = made.take(Message(id="m1", body="{}", receipt_handle="r1", message_attributes=ten))
-        assert await made.settler.reject(delivery, "why")
-
-    scenario(test, dead_letters=letters)
-    assert set(letters.sent[0].message_attributes) == set(ten)
-
-
-def test_a_message_is_not_deleted_when_the_dead_letter_queue_refuses_it() -> None:
-    """Nothing is lost, and nothing is decided: the caller gives it back."""
-    letters = ScriptedQueue()
-    letters.send_failure = "InternalError"
-
-    async def test(made: Desk) -> None:
-        [delivery] = made.take(message(1))
-        with pytest.raises(TransportError, match="refused message m1: InternalError"):
-            await made.settler.reject(delivery, "why")
-        assert delivery.settlement is None
-        await made.settler.drain()
-
-    assert scenario(test, dead_letters=letters).queue.deleted == []
-
-
-def test_reject_without_a_dead_letter_queue_is_answered_with_no() -> None:
-    """The caller handles it as a failure."""
-
-    async def test(made: Desk) -> None:
-        [delivery] = made.take(message(1))
-        assert not await made.settler.reject(delivery, "why")
-
-    scenario(test)
-
-
 def test_a_message_that_is_left_can_be_acknowledged_later() -> None:
     """MANUAL: the handler returned, something else acknowledges within the visibility timeout."""
 
@@ -386,3 +375,458 @@ def test_a_lost_message_is_not_extended_any_more() -> None:
     made = scenario(test)
     assert made.queue.changed == [("r1", 30), ("r2", 30)]
     assert made.queue.deleted == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Throttled("slow down"), ServiceUnavailable("503"), AccessDenied("expired", code="ExpiredToken"), OSError("reset")],
+)
+def test_acknowledgements_survive_an_outage_that_is_longer_than_the_timeout(error: Exception) -> None:
+    """Deletes fail for 40 s, extensions do not: everything is deleted once, nothing is lost, the calls are few."""
+
+    async def test(made: Desk) -> None:
+        async def refuse(_handles: Sequence[str]) -> list[EntryFailure]:
+            if asyncio.get_running_loop().time() < 40:
+                raise error
+            return []
+
+        made.queue.on_delete = refuse
+        for first in range(0, 40, 10):
+            for delivery in made.take(*(message(first + n) for n in range(10))):
+                made.settler.ack(delivery)
+        await asyncio.sleep(100)
+
+    made = scenario(test)
+    assert made.settler.counts() == {Settlement.ACKED: 40}
+    assert made.losses == []
+    assert made.settler.held == made.settler.bytes == 0
+    assert len([time for time, _ in made.queue.deletes if 0.1 < time < 40]) < 20
+
+
+def test_each_entry_that_is_refused_for_now_is_tried_again() -> None:
+    """A refusal of single entries that is not the sender's fault passes like one of the whole call."""
+
+    async def test(made: Desk) -> None:
+        async def refuse(handles: Sequence[str]) -> list[EntryFailure]:
+            late = asyncio.get_running_loop().time() >= 40
+            return [] if late else [EntryFailure(n, "InternalError") for n in range(len(handles))]
+
+        made.queue.on_delete = refuse
+        for delivery in made.take(*(message(n) for n in range(5))):
+            made.settler.ack(delivery)
+        await asyncio.sleep(100)
+
+    assert scenario(test).settler.counts() == {Settlement.ACKED: 5}
+
+
+def test_an_acknowledgement_that_cannot_be_kept_alive_is_suppressed_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing gets through until the deadline: the line names message and tenant, and what comes of it."""
+
+    async def test(made: Desk) -> None:
+        async def down(_entries: Sequence[Any]) -> list[EntryFailure]:
+            raise ServiceUnavailable("503")
+
+        made.queue.on_delete = made.queue.on_change = down
+        [delivery] = made.take(message(1))
+        delivery.tenant = "acme"
+        made.settler.ack(delivery)
+        await asyncio.sleep(60)
+
+    made = scenario(test)
+    assert made.told == [("m1", Settlement.LOST, 0.0)]
+    assert [delivery.message.id for delivery in made.losses] == ["m1"]
+    [line] = [text for text in warnings(caplog) if "m1" in text]
+    assert "acme" in line
+    assert "suppressed" in line
+    assert "handled again" in line
+
+
+def test_refused_deletes_are_told_of_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand of them: how many, why, some ids, and what follows."""
+
+    async def test(made: Desk) -> None:
+        async def refuse(handles: Sequence[str]) -> list[EntryFailure]:
+            return [EntryFailure(n, "AccessDenied", sender_fault=True) for n in range(len(handles))]
+
+        made.queue.on_delete = refuse
+        for first in range(0, 1000, 10):
+            for delivery in made.take(*(message(first + n) for n in range(10))):
+                made.settler.ack(delivery)
+        await asyncio.sleep(10)
+
+    made = scenario(test)
+    assert made.settler.failures == 1000
+    [line] = warnings(caplog)
+    for part in ("1000 handled messages of orders", "AccessDenied", "m0", "will be handled again"):
+        assert part in line
+
+
+def test_a_lost_message_is_told_of_with_its_tenant_and_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for each lost message."""
+
+    async def test(made: Desk) -> None:
+        async def down(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            raise Throttled("slow down")
+
+        made.queue.on_change = down
+        for delivery in made.take(message(1), message(2)):
+            delivery.tenant = "acme"
+        await asyncio.sleep(60)
+
+    made = scenario(test)
+    assert sorted(delivery.message.id for delivery in made.losses) == ["m1", "m2"]
+    assert sorted(made.told) == [("m1", Settlement.LOST, 0.0), ("m2", Settlement.LOST, 0.0)]
+    lines = [text for text in warnings(caplog) if "Lost message" in text]
+    assert len(lines) == 2
+    assert all("acme" in line and "30.0 s" in line and "slow down" in line for line in lines)
+
+
+def test_the_acknowledgement_of_a_lost_message_is_said_to_be_suppressed(caplog: pytest.LogCaptureFixture) -> None:
+    """Its handler went on to the end all the same."""
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.take(message(1))
+        delivery.tenant = "acme"
+        await asyncio.sleep(31)
+        made.settler.ack(delivery)
+        await made.settler.drain()
+
+    made = scenario(test, heartbeat=False)
+    assert made.queue.deletes == []
+    assert [text for text in warnings(caplog) if "suppressed" in text and "m1" in text and "acme" in text]
+
+
+def test_what_is_past_its_deadline_is_not_ours_and_that_is_told_once() -> None:
+    """It is asked before every start, also when no timer has had its turn."""
+
+    async def test(made: Desk) -> None:
+        [delivery, other] = made.take(message(1), message(2))
+        assert made.settler.ours(delivery)
+        made.settler.give_back(other, Settlement.RETRIED, delay=0)
+        assert not made.settler.ours(other)
+        delivery.deadline = asyncio.get_running_loop().time()
+        assert not made.settler.ours(delivery)
+        assert not made.settler.ours(delivery)
+
+    made = scenario(test)
+    assert [delivery.message.id for delivery in made.losses] == ["m1"]
+    assert made.told == [("m1", Settlement.LOST, 0.0)]
+
+
+def test_after_a_suspension_nothing_is_started() -> None:
+    """The machine slept for longer than the timeout; its clock of timers did not count that."""
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.take(message(1))
+        made.slept = 31.0
+        assert not made.settler.ours(delivery)
+        [later] = made.take(message(2))
+        assert made.settler.ours(later)
+
+    assert [delivery.message.id for delivery in scenario(test).losses] == ["m1"]
+
+
+def test_a_left_message_is_not_acknowledged_after_a_suspension() -> None:
+    """It is not held any more, and its deadline counts all the same."""
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.take(message(1))
+        made.settler.leave(delivery)
+        made.slept = 31.0
+        with pytest.raises(OwnershipLost):
+            await made.settler.ack_now(delivery)
+
+    assert scenario(test).queue.deletes == []
+
+
+def test_a_delete_that_left_in_time_counts_although_its_answer_comes_later() -> None:
+    """Only its answer can tell how it went."""
+
+    async def test(made: Desk) -> None:
+        async def slow(_handles: Sequence[str]) -> list[EntryFailure]:
+            await asyncio.sleep(5)
+            return []
+
+        made.queue.on_delete = slow
+        [delivery] = made.take(message(1))
+        await asyncio.sleep(29)
+        await made.settler.ack_now(delivery)
+
+    made = scenario(test, heartbeat=False)
+    assert made.losses == []
+    assert made.told == [("m1", Settlement.ACKED, 0.0)]
+
+
+def test_a_hanging_extension_does_not_keep_other_messages_from_going_back() -> None:
+    """One waits for its extension's answer, until its deadline; the others of its batch go at once."""
+
+    async def test(made: Desk) -> None:
+        async def hang(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            if changes[0].timeout == 30:
+                await asyncio.Event().wait()
+            return []
+
+        made.queue.on_change = hang
+        [stuck] = made.take(message(1))
+        await asyncio.sleep(15.5)
+        [free] = made.take(message(2))
+        made.settler.give_back(stuck, Settlement.RETURNED, delay=0)
+        made.settler.give_back(free, Settlement.RETURNED, delay=0)
+        await asyncio.sleep(1)
+        assert made.told == [("m2", Settlement.RETURNED, 0)]
+        await asyncio.sleep(20)
+
+    assert scenario(test).told[1:] == [("m1", Settlement.LOST, 0.0)]
+
+
+def test_returned_messages_are_not_kept_waiting_by_deletes_that_hang() -> None:
+    """A drain sends both together."""
+
+    async def test(made: Desk) -> None:
+        async def hang(_handles: Sequence[str]) -> list[EntryFailure]:
+            await asyncio.Event().wait()
+            return []
+
+        made.queue.on_delete = hang
+        first, second = made.take(message(1), message(2))
+        made.settler.ack(first)
+        made.settler.give_back(second, Settlement.RETURNED, delay=0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await made.settler.drain()
+        assert made.queue.changed == [("r2", 0)]
+        await made.settler.abandon()
+
+    scenario(test)
+
+
+def test_a_drain_with_nothing_to_send_takes_no_time() -> None:
+    """Nor does one with a decision that waits for company."""
+
+    async def test(made: Desk) -> None:
+        await made.settler.drain()
+        [delivery] = made.take(message(1))
+        made.settler.ack(delivery)
+        await made.settler.drain()
+        assert made.told == [("m1", Settlement.ACKED, 0.0)]
+        assert asyncio.get_running_loop().time() == 0.0
+
+    scenario(test)
+
+
+def test_calls_that_wait_are_answered_when_the_stop_gives_up(caplog: pytest.LogCaptureFixture) -> None:
+    """An ack, a retry and an extension on their way all raise; what is held is told of as left, once."""
+
+    async def test(made: Desk) -> None:
+        async def hang(_entries: Sequence[Any]) -> list[EntryFailure]:
+            await asyncio.Event().wait()
+            return []
+
+        made.queue.on_delete = made.queue.on_change = hang
+        one, two, three, four = made.take(*(message(n) for n in range(1, 5)))
+        made.settler.leave(four)
+        calls = [
+            asyncio.create_task(made.settler.ack_now(one), name="ack"),
+            asyncio.create_task(made.settler.give_back_now(two, Settlement.RETRIED, delay=5), name="retry"),
+            asyncio.create_task(made.settler.extend_now(three, 100), name="extend"),
+            asyncio.create_task(made.settler.extend_now(four, 100), name="extend left"),
+        ]
+        await asyncio.sleep(1)
+        await made.settler.abandon()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [ClosedError] * 4
+        assert sorted(made.told) == [(f"m{n}", Settlement.LEFT, 0.0) for n in range(1, 5)]
+        assert made.settler.held == made.settler.bytes == 0
+        for late in (made.settler.ack_now(four), made.settler.extend_now(four, 5)):
+            with pytest.raises(ClosedError):
+                await late
+        assert asyncio.get_running_loop().time() < 5
+
+    scenario(test)
+    assert len([text for text in warnings(caplog) if "Gave up" in text]) == 1
+
+
+@pytest.mark.parametrize("error", [ClosedError("closed"), OSError("reset")])
+def test_ack_now_returns_or_raises_whatever_a_transport_raises(error: Exception) -> None:
+    """A closed client raises at once; what the protocol does not name is tried until the deadline."""
+
+    async def test(made: Desk) -> None:
+        async def fail(_handles: Sequence[str]) -> list[EntryFailure]:
+            raise error
+
+        made.queue.on_delete = fail
+        [delivery] = made.take(message(1))
+        with pytest.raises(ClosedError if isinstance(error, ClosedError) else OwnershipLost):
+            async with asyncio.timeout(31):
+                await made.settler.ack_now(delivery)
+
+    scenario(test, heartbeat=False)
+
+
+def test_a_cancelled_caller_takes_nothing_back() -> None:
+    """The delete that it asked for goes on, and nothing is reported as an error that was not read."""
+
+    async def test(made: Desk) -> None:
+        async def slow(_handles: Sequence[str]) -> list[EntryFailure]:
+            await asyncio.sleep(2)
+            return []
+
+        made.queue.on_delete = slow
+        [delivery] = made.take(message(1))
+        calling = asyncio.create_task(made.settler.ack_now(delivery))
+        await asyncio.sleep(1)
+        calling.cancel()
+        await asyncio.sleep(2)
+        assert made.told == [("m1", Settlement.ACKED, 0.0)]
+
+    scenario(test)
+
+
+def test_an_extension_on_request_moves_the_deadline() -> None:
+    """Counted from before the request; the heartbeat goes on from there, and a shorter one asks for nothing."""
+
+    async def test(made: Desk) -> None:
+        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            await asyncio.sleep(1)
+            return []
+
+        made.queue.on_change = slow
+        [delivery] = made.take(message(1))
+        await asyncio.sleep(5)
+        await made.settler.extend_now(delivery, 300)
+        assert delivery.deadline == 305.0
+        await made.settler.extend_now(delivery, 10)
+        await asyncio.sleep(400)
+        assert made.settler.ours(delivery)
+
+    made = scenario(test)
+    assert [(round(time), changes) for time, changes in made.queue.changes[:2]] == [
+        (5, [("r1", 300)]),
+        (290, [("r1", 30)]),
+    ]
+
+
+def test_an_extension_on_request_keeps_a_message_that_was_left() -> None:
+    """MANUAL: the handler has returned, and something else acknowledges later. It may shorten as well."""
+
+    async def test(made: Desk) -> None:
+        [delivery, short] = made.take(message(1), message(2))
+        made.settler.leave(delivery)
+        made.settler.leave(short)
+        await asyncio.sleep(20)
+        await made.settler.extend_now(delivery, 60)
+        await made.settler.extend_now(short, 2)
+        await asyncio.sleep(40)
+        await made.settler.ack_now(delivery)
+        with pytest.raises(OwnershipLost):
+            await made.settler.ack_now(short)
+
+    made = scenario(test)
+    assert made.queue.deleted == ["r1"]
+    assert made.told == [("m1", Settlement.LEFT, 0.0), ("m2", Settlement.LEFT, 0.0)]
+
+
+def test_an_extension_on_request_says_when_the_message_is_lost() -> None:
+    """SQS does not know the receipt handle any more; and one whose time is over asks for nothing."""
+
+    async def test(made: Desk) -> None:
+        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
+
+        made.queue.on_change = refuse
+        [delivery] = made.take(message(1))
+        with pytest.raises(OwnershipLost):
+            await made.settler.extend_now(delivery, 60)
+        with pytest.raises(OwnershipLost):
+            await made.settler.extend_now(delivery, 60)
+        with pytest.raises(ConfigurationError):
+            await made.settler.extend_now(delivery, 0)
+
+    made = scenario(test)
+    assert len(made.queue.changes) == 1
+    assert [delivery.message.id for delivery in made.losses] == ["m1"]
+
+
+def test_no_heartbeat_overwrites_an_extension_on_request() -> None:
+    """It waits for the one that is on its way, and a second request waits for the first."""
+
+    async def test(made: Desk) -> None:
+        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            await asyncio.sleep(3)
+            return []
+
+        made.queue.on_change = slow
+        [delivery] = made.take(message(1))
+        await asyncio.sleep(15.5)
+        first = asyncio.create_task(made.settler.extend_now(delivery, 200), name="first")
+        second = asyncio.create_task(made.settler.extend_now(delivery, 400), name="second")
+        await asyncio.sleep(1)
+        first.cancel()
+        await second
+        assert delivery.deadline == 421.0
+
+    made = scenario(test)
+    assert made.queue.changes == [(15.0, [("r1", 30)]), (18.0, [("r1", 200)]), (21.0, [("r1", 400)])]
+
+
+def test_an_extension_whose_answer_is_lost_is_not_believed_where_it_shortens() -> None:
+    """It may have taken effect all the same."""
+
+    async def test(made: Desk) -> None:
+        async def fail(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            raise ServiceUnavailable("no answer")
+
+        made.queue.on_change = fail
+        [delivery] = made.take(message(1))
+        with pytest.raises(OwnershipLost):
+            await made.settler.extend_now(delivery, 3)
+        assert asyncio.get_running_loop().time() <= 8
+
+    scenario(test, heartbeat=False)
+
+
+def test_bytes_and_bodies_are_let_go_of_with_the_message() -> None:
+    """What was given back with a long delay is in the queue, not here; a second receive counts once."""
+
+    async def test(made: Desk) -> None:
+        for n in range(100):
+            [delivery] = made.take(message(n, body="x" * 1000))
+            assert made.settler.bytes == 1000
+            made.take(message(n, body="x" * 1000, receive_count=2))
+            assert made.settler.bytes == 1000
+            made.settler.give_back(delivery, Settlement.DEFERRED, delay=900)
+            await made.settler.drain()
+            del delivery
+        assert made.settler.bytes == made.settler.held == len(made.settler.deliveries) == 0
+        made.events.clear()
+        gc.collect()
+        assert sum(isinstance(each, Delivery) and len(each.message.body) == 1000 for each in gc.get_objects()) == 0
+
+    scenario(test, heartbeat=True)
+
+
+def test_subclasses_are_made_where_they_are_asked_for() -> None:
+    """A consumer's own kind of delivery carries its own fields, and is the scheduler's ticket as well."""
+
+    class Job(Delivery, eq=False, kw_only=True):
+        context: str = "none"
+
+    async def main() -> None:
+        tasks = Tasks(_fatal)
+        made = Desk(ScriptedQueue(), None, Visibility())
+        settler = Settler[Job](
+            made.queue,
+            Visibility(),
+            tasks=tasks,
+            listener=made,
+            dead_letters=DeadLetters(made, made._open, tasks=tasks),
+            observers=Observers(),
+            kind=Job,
+        )
+        [job] = settler.take([message(1)])
+        assert (job.context, job.tenant, job.attempt, job.group) == ("none", None, 1, None)
+        assert settler.deliveries == {"m1": job}
+        await settler.abandon()
+        await tasks.close()
+
+    run_virtual(main())

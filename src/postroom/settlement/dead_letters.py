@@ -1,0 +1,180 @@
+"""Sends rejected messages to the dead-letter queue: found once, ten per call, with what tells who they were."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from postroom.errors import InvalidRequest, OwnershipLost, PostroomError, QueueNotFound, ServiceUnavailable
+from postroom.settlement.batcher import MAX_BYTES, Batcher, Fate
+from postroom.settlement.delivery import Delivery
+from postroom.settlement.letters import ROOM, size_of, write
+from postroom.settlement.trouble import Trouble
+from postroom.tasks import Tasks
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy
+
+_log = logging.getLogger("postroom.settlement")
+
+_LINGER: Final = 0.05
+"""Seconds that a dead letter waits for company. A handler's slot waits as well."""
+_LONGEST: Final = 60.0
+"""Seconds for which a letter is tried; then its message is given back, and rejected again later."""
+
+
+class HasRedrive(Protocol):
+    """Knows where messages go that cannot be handled. The answer may change at any time."""
+
+    @property
+    def redrive(self) -> RedrivePolicy | None:
+        """The queue's redrive policy; None while it has none."""
+        ...
+
+
+class _Posting(msgspec.Struct, eq=False):
+    """One message on its way to the dead-letter queue."""
+
+    delivery: Delivery
+    reason: str
+    source: QueueInfo
+    size: int
+    until: float
+    """The loop time at which it is not tried any more."""
+    waiter: asyncio.Future[None]
+    sent: Callable[[Delivery], None]
+
+
+class DeadLetters:
+    """The dead-letter queue of one queue, opened when it is first needed and kept.
+
+    Args:
+        redrive: says which queue that is. It is asked for each message, since a policy can be added or changed.
+        open_queue: opens a queue by its ARN.
+        tasks: start the calls, and the timers.
+    """
+
+    def __init__(self, redrive: HasRedrive, open_queue: Callable[[str], Awaitable[Queue]], *, tasks: Tasks) -> None:
+        self._redrive = redrive
+        self._open_queue = open_queue
+        self._time = tasks.loop.time
+        self._opening = asyncio.Lock()
+        self._queue: Queue | None = None
+        self._arn = ""
+        self.letters = Batcher[_Posting](
+            "dead-letter",
+            self,
+            tasks=tasks,
+            linger=_LINGER,
+            trouble=Trouble("Sending messages to the dead-letter queue", "tried again for a while", tasks=tasks),
+            patience=0.0,
+            size=lambda posting: posting.size,
+        )
+        """The batches of letters."""
+        self._future = tasks.loop.create_future
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a dead-letter queue."""
+        return self._redrive.redrive is not None
+
+    async def deliver(
+        self, delivery: Delivery, reason: str, *, source: QueueInfo, sent: Callable[[Delivery], None]
+    ) -> None:
+        """Send a message, and return when the dead-letter queue has taken it.
+
+        Args:
+            delivery: the message.
+            reason: why.
+            source: the queue that it came from.
+            sent: called when it was taken, also when the caller does not wait any more.
+
+        Raises:
+            PostroomError: the queue could not be opened, or did not take it.
+        """
+        now = self._time()
+        if delivery.lost or delivery.deadline <= now:
+            raise _too_late(delivery)
+        size = min(size_of(delivery.message) + ROOM, MAX_BYTES)
+        waiter = self._future()
+        until = min(delivery.deadline, now + _LONGEST)
+        self.letters.add(_Posting(delivery, reason, source, size, until, waiter, sent))
+        await waiter
+
+    async def abandon(self) -> None:
+        """Give up what was not answered."""
+        for posting in await self.letters.cancel():
+            self._answer(posting, _unsent(posting.delivery, "the consumer has stopped"))
+
+    # -- the work of the batcher -----------------------------------------------------------------------------------
+
+    def fate(self, entry: _Posting) -> Fate:
+        """Return what to do with a letter that is about to be sent."""
+        now = self._time()
+        if entry.waiter.done():  # its caller was cancelled: nothing is decided
+            return Fate.OVER
+        if entry.delivery.lost or entry.delivery.deadline <= now:
+            self._answer(entry, _too_late(entry.delivery))
+            return Fate.OVER
+        if now >= entry.until:
+            self._answer(entry, _unsent(entry.delivery, f"it was tried in vain ({self.letters.last_error})"))
+            return Fate.OVER
+        return Fate.SEND
+
+    async def send(self, entries: Sequence[_Posting]) -> Sequence[EntryFailure]:
+        """Send letters. A queue that is gone is looked for once: it may have been made again."""
+        try:
+            return await self._send_to(await self._opened(), entries)
+        except QueueNotFound:
+            self._queue = None
+            return await self._send_to(await self._opened(), entries)
+
+    async def _send_to(self, queue: Queue, entries: Sequence[_Posting]) -> Sequence[EntryFailure]:
+        letters = [write(each.delivery, each.reason, source=each.source, target=queue.info) for each in entries]
+        results = await queue.send([letter.outgoing for letter in letters])
+        failures = [each for each in results if isinstance(each, EntryFailure)]
+        refused = {failure.index for failure in failures}
+        for index, (letter, entry) in enumerate(zip(letters, entries, strict=True)):
+            if letter.unsaid is not None and index not in refused:
+                text = "Message %s of tenant %s was dead-lettered without room for its whole reason: %s"
+                _log.warning(text, entry.delivery.message.id, entry.delivery.tenant, letter.unsaid)
+        return failures
+
+    @staticmethod
+    def _answer(entry: _Posting, error: PostroomError | None) -> None:
+        if entry.waiter.done():
+            return
+        if error is None:
+            entry.waiter.set_result(None)
+        else:
+            entry.waiter.set_exception(error)
+            entry.waiter.exception()  # its caller may have been cancelled in this very turn
+
+    def done(self, entry: _Posting, error: PostroomError | None) -> None:
+        """Learn how a letter ended."""
+        if error is None:
+            entry.sent(entry.delivery)
+        elif isinstance(error, InvalidRequest):
+            text = f"the dead-letter queue refused message {entry.delivery.message.id}: {error.code or error}"
+            error = InvalidRequest(text, operation="SendMessageBatch", code=error.code)
+        self._answer(entry, error)
+
+    async def _opened(self) -> Queue:
+        async with self._opening:
+            redrive = self._redrive.redrive
+            if redrive is None:
+                raise QueueNotFound("there is no dead-letter queue any more")
+            if self._queue is None or self._arn != redrive.dead_letter_queue:
+                self._queue = await self._open_queue(redrive.dead_letter_queue)
+                self._arn = redrive.dead_letter_queue
+            return self._queue
+
+
+def _too_late(delivery: Delivery) -> OwnershipLost:
+    text = f"message {delivery.message.id} is not ours any more: its visibility timeout is over"
+    return OwnershipLost(text, message_id=delivery.message.id)
+
+
+def _unsent(delivery: Delivery, why: str) -> ServiceUnavailable:
+    text = f"message {delivery.message.id} was not dead-lettered: {why}"
+    return ServiceUnavailable(text, operation="SendMessageBatch")

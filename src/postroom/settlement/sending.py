@@ -1,0 +1,124 @@
+"""How decisions are sent to SQS, ten per call."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from postroom.errors import InvalidReceiptHandle, PostroomError
+from postroom.settlement.backoff import whole_seconds
+from postroom.settlement.batcher import Fate
+from postroom.settlement.delivery import Decision, Delivery
+from postroom.settlement.heartbeat import Heartbeat
+from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
+
+
+class Desk(Protocol):
+    """What is asked about decisions that are about to be sent, and told how they ended."""
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What extends deliveries, and knows the time."""
+        ...
+
+    def fate(self, decision: Decision) -> Fate:
+        """Return what to do with a decision that is about to be sent."""
+        ...
+
+    def ended(self, decision: Decision, error: PostroomError | None) -> None:
+        """Note how a decision ended."""
+        ...
+
+    def stretched(self, decision: Decision, error: PostroomError | None) -> None:
+        """Note how the request for more time of one delivery ended."""
+        ...
+
+    def delete_again(self, decision: Decision) -> None:
+        """Send a delete with the newest receipt handle."""
+        ...
+
+    def quiet(self, delivery: Delivery) -> None:
+        """Send what waited for an extension to be answered."""
+        ...
+
+
+class Deletes:
+    """What the batches of deletes do."""
+
+    def __init__(self, desk: Desk, queue: Queue) -> None:
+        self._desk = desk
+        self._queue = queue
+
+    def fate(self, entry: Decision) -> Fate:
+        """Return what to do with a delete."""
+        return self._desk.fate(entry)
+
+    async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
+        """Delete up to ten messages."""
+        for entry in entries:
+            entry.sent_handle = entry.delivery.receipt_handle
+            entry.on_its_way = True
+        try:
+            return await self._queue.delete([entry.sent_handle for entry in entries])
+        finally:
+            for entry in entries:
+                entry.on_its_way = False
+
+    def done(self, entry: Decision, error: PostroomError | None) -> None:
+        """Note how a delete ended."""
+        renewed = entry.sent_handle not in {"", entry.delivery.receipt_handle}
+        if renewed and not entry.over and (error is None or isinstance(error, InvalidReceiptHandle)):
+            # It was received again while the delete was on its way: only the newest handle surely deletes it.
+            self._desk.delete_again(entry)
+        else:
+            self._desk.ended(entry, error)
+
+
+class Changes:
+    """What the batches of visibility changes do."""
+
+    def __init__(self, desk: Desk, queue: Queue) -> None:
+        self._desk = desk
+        self._queue = queue
+
+    def fate(self, entry: Decision) -> Fate:
+        """Return what to do with a change: it waits for an extension that is on its way, and would overwrite it."""
+        fate = self._desk.fate(entry)
+        return Fate.WAIT if fate is Fate.SEND and entry.delivery.beating else fate
+
+    async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
+        """Change the visibility of up to ten messages."""
+        heartbeat = self._desk.heartbeat
+        sent_at, slept = heartbeat.now(), heartbeat.slept
+        for entry in entries:
+            entry.sent_handle = entry.delivery.receipt_handle
+            entry.on_its_way = not entry.extends
+            entry.delivery.beating = entry.extends
+        changes = [VisibilityChange(entry.sent_handle, whole_seconds(entry.delay)) for entry in entries]
+        refused = frozenset[int](range(len(entries)))
+        try:
+            failures = await self._queue.change_visibility(changes)
+            refused = frozenset(failure.index for failure in failures)
+        finally:
+            heartbeat.now()
+            for index, entry in enumerate(entries):
+                entry.on_its_way = False
+                if entry.extends:
+                    until = sent_at + changes[index].timeout - (heartbeat.slept - slept)
+                    self._move(entry, until, confirmed=index not in refused)
+        return failures
+
+    def done(self, entry: Decision, error: PostroomError | None) -> None:
+        """Note how a change ended."""
+        if entry.extends:
+            self._desk.stretched(entry, error)
+        else:
+            self._desk.ended(entry, error)
+
+    def _move(self, entry: Decision, until: float, *, confirmed: bool) -> None:
+        delivery = entry.delivery
+        delivery.beating = False
+        if confirmed:
+            self._desk.heartbeat.confirm(delivery, entry.sent_handle, until)
+        elif until < delivery.deadline and delivery.receipt_handle == entry.sent_handle:
+            # It may have taken effect all the same, and it asked for less than there was.
+            delivery.deadline = until
+        self._desk.quiet(delivery)

@@ -1,0 +1,121 @@
+"""What the log says of calls that fail: a change of state once, with counts, and never a line for each message."""
+
+import asyncio
+import logging
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from postroom.errors import PostroomError
+from postroom.tasks import Tasks
+
+_log = logging.getLogger("postroom.settlement")
+
+_CALM = 5.0
+"""Seconds without a failure, after a call that went well, until calls are said to work again."""
+_COLLECT = 1.0
+"""Seconds for which refusals are collected before the first line tells of them."""
+_REPEAT = 60.0
+"""Seconds between two lines that tell of further refusals."""
+_EXAMPLES = 3
+
+
+class Trouble:
+    """Says once that the calls of one kind fail, and once that they work again.
+
+    Args:
+        doing: what the calls do, as a sentence begins with it: ``Deleting messages of orders``.
+        follows: what happens meanwhile.
+        tasks: start the timers.
+    """
+
+    def __init__(self, doing: str, follows: str, *, tasks: Tasks) -> None:
+        self._doing = doing
+        self._follows = follows
+        self._tasks = tasks
+        self._since: float | None = None
+        self._failures = 0
+        self._calm: asyncio.TimerHandle | None = None
+
+    def failed(self, count: int, error: Exception) -> None:
+        """Note that a call for some messages failed, and will be tried again."""
+        self._failures += 1
+        if self._calm is not None:
+            self._calm.cancel()
+            self._calm = None
+        if self._since is None:
+            self._since = self._tasks.loop.time()
+            text = "%s failed, for %d messages at first: %s; %s"
+            _log.warning(text, self._doing, count, describe(error), self._follows)
+
+    def worked(self) -> None:
+        """Note that a call went well."""
+        if self._since is not None and self._calm is None:
+            self._calm = self._tasks.call_later(_CALM, self._recovered, self._tasks.loop.time())
+
+    def _recovered(self, since_when: float) -> None:
+        if self._since is not None:
+            seconds = since_when - self._since
+            _log.info("%s works again after %.1f s, in which %d calls failed", self._doing, seconds, self._failures)
+        self._since = self._calm = None
+        self._failures = 0
+
+
+class Refusals:
+    """Collects messages that the same happened to, and tells of them in one line: how many, why, and some of their ids.
+
+    Args:
+        text: the line, with places for the number of messages, the cause and the ids.
+        tasks: start the timer.
+    """
+
+    def __init__(self, text: str, *, tasks: Tasks) -> None:
+        self._text = text
+        self._tasks = tasks
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, cause: str, message_id: str) -> None:
+        """Note that it happened to a message."""
+        self._counts[cause] += 1
+        examples = self._examples.setdefault(cause, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(message_id)
+        if self._timer is None:
+            self._timer = self._tasks.call_later(_COLLECT, self._tell)
+
+    def flush(self) -> None:
+        """Tell now of what was collected, and set no timer any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._say()
+
+    def _tell(self) -> None:
+        # While lines follow each other, the timer stays: what comes in the next minute shares a line.
+        self._timer = self._tasks.call_later(_REPEAT, self._tell) if self._counts else None
+        self._say()
+
+    def _say(self) -> None:
+        for cause, count in self._counts.items():
+            more = ", ..." if count > _EXAMPLES else ""
+            _log.warning(self._text, count, cause, ", ".join(self._examples[cause]) + more)
+        self._counts.clear()
+        self._examples.clear()
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line. What a transport raised against its protocol is named by its place in the code.
+
+    Its text is shown only where it comes from the operating system: another one may quote a message.
+    """
+    shown = f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    if cause is None or isinstance(cause, PostroomError):
+        return shown
+    if isinstance(cause, OSError):
+        return f"{shown} ({type(cause).__name__}: {cause})"
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f" in {frames[-1].name}, {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    return f"{shown} ({type(cause).__name__}{place})"
