@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -23,8 +22,9 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
+from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
-from postroom.options import PoolTimeouts
+from postroom.options import Concurrency, PoolTimeouts
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
@@ -85,8 +85,8 @@ def _scheduler(settings: Settings[Any, Any], total: int) -> Scheduler[Job]:
     )
 
 
-def _threads(settings: Settings[Any, Any]) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(settings.concurrency.threads, thread_name_prefix="postroom-handler")
+def _threads(settings: Settings[Any, Any]) -> Threads:
+    return Threads(settings.concurrency.threads)
 
 
 class Run(Generic[C, R]):
@@ -226,6 +226,11 @@ class Run(Generic[C, R]):
             self._stop_requested.set()
             self._poller.stop()
 
+    def adjust(self, concurrency: Concurrency) -> None:
+        """Change how many handlers run at once."""
+        if self._threads is not None:
+            self._threads.resize(concurrency.threads)
+
     async def stop_requested(self) -> None:
         """Wait until somebody asks for a stop, or a side task dies."""
         await self._stop_requested.wait()
@@ -333,7 +338,11 @@ class Run(Generic[C, R]):
         _log.warning("Cancelling %d handlers: their time to finish is over", len(jobs))
         for job in jobs:
             job.cancel(Cancellation.STOPPING)
+        deadline = self._loop.time() + self.settings.shutdown.cancel
         await asyncio.wait(self._tasks(), timeout=self.settings.shutdown.cancel)
+        if self._threads is not None:
+            await self._threads.quiet(max(0.0, deadline - self._loop.time()))
+            await asyncio.sleep(0)
         for job in list(self._pipeline.jobs.values()):
             _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
             self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
@@ -366,7 +375,7 @@ class Run(Generic[C, R]):
 
     async def _close_what_was_opened(self) -> None:
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
         try:
             await self._opened.aclose()
         except Exception:

@@ -253,7 +253,14 @@ class Pipeline:
         if self._closing:
             raise _Stopping
         job.started = True
-        ctx = MessageContext(job.message, job.context, resources, _Settling(self._settler, job, self._settings))
+        ctx = MessageContext(
+            job.message,
+            job.context,
+            resources,
+            job.tenant,
+            job.message.receive_count,
+            _Settling(self._settler, job, self._settings, loop=self._loop),
+        )
         enter_message(ctx)
         try:
             await (self._observed(job, ctx) if self._observers else self._handle(job.payload, ctx))
@@ -458,6 +465,11 @@ class _Settling(msgspec.Struct, eq=False):
     _job: Job
     _settings: Settings[Any, Any]
     transactions: int = 0
+
+    loop: Any = None
+
+    async def extend(self, seconds: float) -> None:
+        raise NotImplementedError
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
