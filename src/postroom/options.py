@@ -264,7 +264,7 @@ class Faults:
 
 _WITHIN: Final = 25.0
 """Seconds that a stop takes by default. ECS and Kubernetes kill a process 30 s after they asked it to stop."""
-_IN_TURN: Final = {"drain": 14.0, "cancel": 3.0, "flush": 4.0, "close": 4.0}
+_IN_TURN: Final = {"drain": 13.0, "cancel": 4.0, "flush": 4.0, "close": 4.0}
 """The stages that follow each other, and their defaults. They add up to ``_WITHIN``."""
 _POLL: Final = 2.0
 
@@ -283,8 +283,8 @@ class Shutdown:
         poll: for a long poll that is outstanding, to end; handlers drain meanwhile. Then it is given up: a message
             that SQS hands out in that instant comes back after its visibility timeout. A poll lasts only while the
             queue is empty. 2 s of 25.
-        drain: for handlers that run, to finish. 14 s of 25.
-        cancel: for cancelled handlers, to clean up, and for their threads to return. 3 s of 25.
+        drain: for handlers that run, to finish. 13 s of 25.
+        cancel: for cancelled handlers, to clean up, and for their threads to return. 4 s of 25.
         flush: for acknowledgements and returned messages, to reach SQS, and for parked ones to be called back.
             4 s of 25.
         close: for each owned pool, to close its resources. 4 s of 25.

@@ -15,6 +15,7 @@ from postroom.consumer.inflight import InFlight
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.outages import Outages
+from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
@@ -29,6 +30,7 @@ from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Delivery, Settler
+from postroom.tasks import Tasks
 from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
@@ -196,6 +198,8 @@ class Run(Generic[C, R]):
             on_over_limit=self._in_flight.refused,
             observers=settings.observers,
         )
+        self._watch = LoopWatch(Tasks(lambda _error: None), lambda: [t.get_name() for t in self._tasks()])
+        self._watch.start()
         self._polls: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
         self._early_recall: asyncio.Task[None] | None = None
@@ -374,6 +378,7 @@ class Run(Generic[C, R]):
             await asyncio.wait([self._heartbeat])
 
     async def _close_what_was_opened(self) -> None:
+        self._watch.close()
         if self._threads is not None:
             self._threads.close()
         try:
