@@ -9,7 +9,6 @@ from typing import Any
 from postroom.errors import ConfigurationError
 
 _GENERATOR = "it is a generator function, whose body would never run: remove the `yield`"
-_SHOWN = 80
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -28,7 +27,7 @@ def check_handler(function: object) -> None:
         text = f"handler {name} is not bound: register it after the class, as consumer.handler(Class.{name})"
         raise ConfigurationError(text)
     if not callable(function):
-        text = f"@consumer.handler takes a function (payload, ctx); got {function!r:.{_SHOWN}}"
+        text = f"@consumer.handler takes a function (payload, ctx); got {type(function).__name__}"
         raise ConfigurationError(text)
     if isinstance(function, type):
         text = f"handler {name} is a class: register an instance of it, {name}(...)"
@@ -47,7 +46,7 @@ def check_callable(what: str, call: str, function: object, arguments: int) -> No
         arguments: how many arguments it is called with.
     """
     if not callable(function):
-        text = f"{what} takes a function {call}; got {function!r:.{_SHOWN}}"
+        text = f"{what} takes a function {call}; got {type(function).__name__}"
         raise ConfigurationError(text)
     _refuse_generators(f"{what}: {name_of(function)}", function)
     _check_binds(f"{what}: {name_of(function)}", call, function, arguments)
@@ -69,7 +68,7 @@ def check_provider(function: object) -> None:
     )
     what = f"Consumer(resources=...): {name_of(function)}"
     if not callable(function):
-        text = f"Consumer(resources=...) takes a provider function or a ResourcePool; got {function!r:.{_SHOWN}}"
+        text = f"Consumer(resources=...) takes a provider function or a ResourcePool; got {type(function).__name__}"
         raise ConfigurationError(text)
     if _makes_generator(_outermost(function)) or any(inspect.isgeneratorfunction(layer) for layer in _layers(function)):
         text = f"{what} is a bare generator function; {remedy}"

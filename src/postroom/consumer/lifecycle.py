@@ -14,8 +14,8 @@ from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.inflight import InFlight
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
-from postroom.consumer.outages import Outages
 from postroom.consumer.loop_watch import LoopWatch
+from postroom.consumer.outages import Outages
 from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller

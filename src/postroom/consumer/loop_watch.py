@@ -22,6 +22,8 @@ TICK: Final = 0.5
 """Seconds between two signs of life of the loop, and between two looks at them."""
 LATE: Final = 1.0
 """Seconds by which a sign of life is late when the loop counts as blocked."""
+CONFIRM: Final = 0.05
+"""Seconds that a loop which is late is given, before a task is blamed for it."""
 QUIET: Final = 60.0
 """Seconds for which further blocks at the same place are counted, and not logged."""
 
@@ -85,11 +87,13 @@ class _WatchedLoop:
 
     def look(self, now: float) -> None:
         """Look whether the loop is late. Called in the watching thread."""
-        lag = now - self._due
-        if lag > LATE and self._block is None and not self.loop.is_closed():
-            frames = _frames(_innermost_frame(self.thread_id))
-            if frames:
-                self._began(lag, frames, now)
+        due = self._due
+        if now - due <= LATE or self._block is not None or self.loop.is_closed():
+            return
+        time.sleep(CONFIRM)  # a process that was stopped goes on: let the loop give its sign of life first
+        frames = _frames(_innermost_frame(self.thread_id))
+        if self._due == due and frames:
+            self._began(now - due, frames, now)
 
     def _began(self, lag: float, frames: list[FrameType], now: float) -> None:
         task = asyncio.current_task(self.loop)
@@ -141,7 +145,7 @@ class _WatchingThread:
         self._stop: threading.Event | None = None
 
     def enter(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> _WatchedLoop:
-        """Begin to watch a loop for somebody. Called in the loop."""
+        """Begin to watch a loop. Called in the loop."""
         with self._lock:
             self._loops = [known for known in self._loops if not known.loop.is_closed()]
             watched = next((known for known in self._loops if known.loop is loop), None)

@@ -198,7 +198,7 @@ class _Process:
         return "; ".join(parts) or "no consumer runs"
 
     def _remind(self, seconds: float) -> None:
-        _log.info("Stopping since %.0f s (%s)", seconds, self._what_runs())
+        _log.info("Still stopping after %.0f s (%s)", seconds, self._what_runs())
         self._reminder = self._loop.call_later(_REMIND, self._remind, seconds + _REMIND)
 
 
