@@ -68,6 +68,7 @@ class Confirmation(Coroutine[Any, Any, None]):
 
     def __del__(self) -> None:
         if self._work is not None:
+            self._work = None  # who keeps the warning does not keep the message
             text = f"{self._what} was never awaited, so it did nothing: write `await ctx...` in an async handler"
             _log.warning("%s", text)
             warnings.warn(text, RuntimeWarning, source=self, stacklevel=2)
