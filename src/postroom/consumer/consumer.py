@@ -208,18 +208,19 @@ class Consumer(Generic[C, R]):
         None when it was stopped by :meth:`stop`, or by the end of the block.
         """
         run = self._opened()
-        stopping = asyncio.create_task(run.stop(), name=f"postroom-stop-{self.queue}")
+        stopping = asyncio.create_task(captured(run.stop()), name=f"postroom-stop-{self.queue}")
         cancelled: asyncio.CancelledError | None = None
         while not stopping.done():
             try:
                 await asyncio.wait([stopping])  # unlike an await, it does not cancel the stop with its caller
-            except asyncio.CancelledError as error:
-                cancelled = error
+            except asyncio.CancelledError as cancellation:
+                cancelled = cancellation
                 run.request_stop(StopReason.REQUESTED, now=True)
         self._run = None
         if cancelled is not None:
             raise cancelled
-        stopping.result()
+        if (error := stopping.result()) is not None:
+            raise error
         return run.fatal
 
     async def run(self) -> None:
@@ -295,6 +296,15 @@ class Consumer(Generic[C, R]):
 
     def __repr__(self) -> str:
         return f"<Consumer of {self.queue!r}, {'running' if self.running else 'not running'}>"
+
+
+async def captured(work: Awaitable[object]) -> BaseException | None:
+    """Return what some work raises. A SystemExit that leaves a task would tear the event loop down under all others."""
+    try:
+        await work
+    except BaseException as error:
+        return error
+    return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any, Final
 
-from postroom.consumer.consumer import Consumer
+from postroom.consumer.consumer import Consumer, captured
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.types import ExitCode, StopReason
 
@@ -141,14 +141,15 @@ class _Process:
         self.stop(now=again, reason=StopReason.SIGNAL)
 
     async def _life(self, consumer: Consumer[Any, Any]) -> None:
+        another_runs_it = consumer.running
         problem = await self._begin(consumer)
-        if consumer.running:
+        if problem is None and consumer.running and not another_runs_it:
             self.started.append(consumer)
             if self._freeze and all(each.running for each in self._consumers):
                 gc.freeze()
             if self._stopping.is_set():
                 consumer.stop(reason=self._reason)
-            await _captured(consumer.wait_for_stop())
+            await captured(consumer.wait_for_stop())
             self.stop()
             problem = await _what_ended(consumer)
         if problem is not None and not isinstance(problem, asyncio.CancelledError):
@@ -159,7 +160,7 @@ class _Process:
         """Start a consumer, as often as it takes. Return why it does not run, if it does not."""
         patience = _Patience(consumer.queue, self._wait, began=self._loop.time())
         while not self._stopping.is_set():
-            work = _captured(consumer.__aenter__())
+            work = captured(consumer.__aenter__())
             start = asyncio.create_task(work, name=f"postroom-start-{consumer.queue}")
             self._starts.add(start)
             try:
@@ -186,7 +187,7 @@ class _Process:
             _log.error("The start of %s did not end within %g s after it was given up", consumer.queue, _GIVE_UP)
             start.cancel()
             return None
-        return start.result()
+        return None if start.cancelled() else start.result()  # cancelled: given up in its last step
 
     def _what_runs(self) -> str:
         parts: list[str] = []
@@ -225,15 +226,6 @@ class _Patience:
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         pause *= self._rng.uniform(0.5, 1.0)
         return pause if self._deadline is None else min(pause, self._deadline - now)
-
-
-async def _captured(work: Awaitable[object]) -> BaseException | None:
-    """Return what some work raises. A SystemExit that leaves a task would tear the event loop down under all others."""
-    try:
-        await work
-    except BaseException as error:
-        return error
-    return None
 
 
 async def _what_ended(consumer: Consumer[Any, Any]) -> BaseException | None:

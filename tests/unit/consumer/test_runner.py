@@ -37,6 +37,7 @@ class Unreachable:
         self._errors = list(errors)
         self._until = until
         self._hangs = hangs
+        self.answers = asyncio.Event()
         self.tries = 0
         self.open = 0
 
@@ -53,8 +54,8 @@ class Unreachable:
         """Open the queue."""
         self.tries += 1
         if self._hangs:
-            await asyncio.Event().wait()
-        if asyncio.get_running_loop().time() < self._until:
+            await self.answers.wait()
+        elif asyncio.get_running_loop().time() < self._until:
             raise self._errors[0] if len(self._errors) == 1 else self._errors.pop(0)
         return await self._inner.queue(name)
 
@@ -288,6 +289,45 @@ def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.Log
     assert in_world(scenario) is ExitCode.CLEAN
     said = [text for text in caplog.messages if text.startswith("Still stopping after")]
     assert said == [f"Still stopping after {n} s (orders: 1 handlers run, 1 messages are held)" for n in (5, 10)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_stop_in_the_instant_in_which_a_start_is_done_leaves_nothing(seed: int) -> None:
+    """Whatever comes first in that turn of the loop."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        client = Unreachable(world, hangs=True)
+        orders = consumer(client)
+        before = asyncio.all_tasks()
+        serving = asyncio.create_task(serve(orders), name="serve")
+        await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(client.answers.set)
+        for _ in range(seed % 6):
+            await asyncio.sleep(0)
+        loop.call_soon(serving.cancel)
+        await asyncio.wait([serving])
+        assert serving.cancelled()
+        assert (client.open, orders.running) == (0, False)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+    in_world(scenario, seed=seed)
+
+
+def test_a_consumer_that_runs_already_is_left_to_its_owner() -> None:
+    """It is a mistake, which is told by the exit code; the consumer goes on."""
+
+    async def scenario(world: World) -> tuple[ExitCode, bool, ExitCode]:
+        world.create()
+        orders = consumer(world.client)
+        async with orders:
+            code = await serve(orders)
+            running = orders.running
+        return code, running, await serve(orders, orders)
+
+    assert in_world(scenario) == (ExitCode.CONFIGURATION, True, ExitCode.CONFIGURATION)
 
 
 # In real time: signals.
