@@ -166,6 +166,7 @@ class Run(Generic[C, R]):
             on_blocked=self._on_blocked,
             on_group_back=self._on_group_back,
         )
+        self._pipeline.on_fatal = self._on_fatal
         # On a FIFO queue the group is the unit of order, not a tenant.
         fair = settings.resolver is not None and not queue.info.fifo
         self._grouping = Grouping(clock=self._loop.time) if fair else None
@@ -396,6 +397,10 @@ class Run(Generic[C, R]):
     async def _dead_letter_queue(self) -> Queue | None:
         redrive = self.queue.info.redrive
         return None if redrive is None else await self._client.queue(redrive.dead_letter_queue)
+
+    def _on_fatal(self, error: BaseException) -> None:
+        self.fatal = error
+        self.request_stop(StopReason.FATAL)
 
     def _on_lost(self, delivery: Delivery) -> None:
         self._pipeline.lost(delivery)

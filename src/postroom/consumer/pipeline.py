@@ -113,6 +113,7 @@ class Pipeline:
         self._on_group_back = on_group_back
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self._closing = False
+        self.on_fatal: Callable[[BaseException], None] = lambda _error: None
         self.jobs: dict[Delivery, Job] = {}
         """Jobs that have a task."""
         self.succeeded = 0
@@ -181,9 +182,9 @@ class Pipeline:
             await self._did_fail(job, error)
         except AlreadyHandled:
             self._was_handled_before(job)
-        except BaseException:  # the program ends
+        except BaseException as error:  # the program ends
             self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
-            raise
+            self.on_fatal(error)
         else:
             self._did_succeed(job)
         finally:

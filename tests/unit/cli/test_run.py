@@ -162,30 +162,21 @@ from postroom import Consumer, MessageContext
 orders = Consumer("orders")
 
 @orders.handler
-async def handle(body: dict, ctx: MessageContext) -> None: ...
-
-def die():
-    orders._run.fatal = SystemExit(7)
-    orders.stop()
-
-from postroom.consumer import consumer as module
-
-class Dies(Consumer):
-    async def wait_for_stop(self):
-        die()
-        await super().wait_for_stop()
-
-orders.__class__ = Dies
+async def handle(body: dict, ctx: MessageContext) -> None:
+    sys.exit(body["n"])
 """
 
 
-def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path) -> None:
-    """The process ends in order, with the code that the handler said."""
-    (tmp_path / "shop_exits.py").write_text(textwrap.dedent(EXITS))
+@pytest.mark.parametrize("definition", ["async def", "def"])
+def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path, definition: str) -> None:
+    """The process ends in order, with the code that the handler said; its message is kept."""
+    (tmp_path / "shop_exits.py").write_text(textwrap.dedent(EXITS).replace("async def", definition))
     with ThreadedServer() as server:
         server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", '{"n": 7}'))
         worker = _start(tmp_path, "shop_exits:orders", "--endpoint-url", server.endpoint_url)
         output, _ = worker.communicate(timeout=30)
+        assert server.counts("orders") == (1, 0, 0)
     assert worker.returncode == 7
     assert "sys.exit(7)" in output
     assert "Stopped consuming" in output
