@@ -15,7 +15,9 @@ from postroom.errors import (
     Throttled,
     TransportError,
 )
-from postroom.transports.aws.errors import kind_of, translate
+from postroom.transports.aws.errors import Subject, kind_of, translate
+
+QUEUE = Subject(text="queue 'orders'", resource="arn:aws:sqs:us-east-1:123456789012:orders")
 
 
 @pytest.mark.parametrize(
@@ -49,19 +51,24 @@ from postroom.transports.aws.errors import kind_of, translate
         ("InvalidMessageContents", 400, InvalidRequest),
         ("KmsDisabled", 400, InvalidRequest),
         ("Unheard", 400, InvalidRequest),
-        ("", 0, InvalidRequest),
+        ("403", 403, ServiceUnavailable),
+        ("404", 404, ServiceUnavailable),
+        ("407", 407, ServiceUnavailable),
+        ("", 302, ServiceUnavailable),
+        ("400", 400, InvalidRequest),
+        ("413", 413, InvalidRequest),
     ],
 )
 def test_error_codes_have_classes(code: str, status: int, kind: type[TransportError]) -> None:
     """Codes count before statuses: SQS throttles with 403 as well."""
     assert kind_of(code, status) is kind
     response = {"Error": {"Code": code, "Message": "said SQS."}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    error = translate(ClientError(response, "X"), operation="ReceiveMessage", subject="queue 'orders'")
+    error = translate(ClientError(response, "X"), operation="ReceiveMessage", subject=QUEUE)
     assert type(error) is kind
     assert isinstance(error, TransportError)
     assert (error.operation, error.code) == ("ReceiveMessage", code)
     assert str(error).startswith(f"ReceiveMessage on queue 'orders': {code or status}: said SQS")
-    assert error.retryable == (kind in {Throttled, ServiceUnavailable})
+    assert error.retryable == (kind in {Throttled, ServiceUnavailable} or code.startswith("ExpiredToken"))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_error_codes_have_classes(code: str, status: int, kind: type[TransportEr
 )
 def test_exceptions_have_classes(error: Exception, kind: type[PostroomError], text: str) -> None:
     """Every family of botocore's exceptions says what to do next; the unknown is told as such."""
-    told = translate(error, operation="SendMessageBatch", subject="queue 'orders'")
+    told = translate(error, operation="SendMessageBatch", subject=QUEUE)
     assert type(told) is kind
     assert text in str(told)
     assert str(told).startswith("SendMessageBatch on queue 'orders': ")

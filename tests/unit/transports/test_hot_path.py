@@ -29,6 +29,7 @@ from unit.transports.fake_sqs import (
     FakeSqs,
     Request,
     Script,
+    connection_of,
     error,
     expected_authorization,
     healthy,
@@ -69,8 +70,7 @@ actions = pytest.mark.parametrize("operation", ACTIONS)
 
 def hot_path_of(client: AwsClient) -> HotPath:
     """Return the hot path of an open client."""
-    assert client._connection is not None
-    hot_path = client._connection._hot_path
+    hot_path = connection_of(client)._hot_path
     assert hot_path is not None
     return hot_path
 
@@ -471,9 +471,8 @@ async def test_a_slow_loris_does_not_hold_a_call_for_ever(sqs: FakeSqs, *, hot: 
     sqs.scripts["DeleteMessageBatch"] = drips
     async with sqs.client(hot_path=hot, max_attempts=1) as client:
         queue = await client.queue("orders")
-        assert client._connection is not None
-        assert client._connection._longest_call == 1 * (5 + 25 + 20)
-        client._connection._longest_call = 0.05
+        assert connection_of(client)._longest_call == 1 * (5 + 25 + 20)
+        connection_of(client)._longest_call = 0.05
         if hot:
             assert hot_path_of(client)._pool._timeout == 25
             hot_path_of(client)._pool._timeout = 0.05

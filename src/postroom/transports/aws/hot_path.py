@@ -7,6 +7,7 @@ apply. So nothing is decided here that botocore decides otherwise; see docs/tran
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -14,6 +15,7 @@ import msgspec
 
 from postroom.errors import Throttled
 from postroom.transports.aws.breaker import Breaker
+from postroom.transports.aws.clock import TOLERANCE
 from postroom.transports.aws.conditions import Endpoint
 from postroom.transports.aws.errors import kind_of
 from postroom.transports.aws.http import Answer, HttpPool, NoAnswer
@@ -23,6 +25,13 @@ from postroom.transports.aws.wire import Parameters, error_code_of
 T = TypeVar("T")
 
 log: Final = logging.getLogger("postroom.transports")
+
+_OWN_CLOCK: Final = 0.0
+"""No seconds to add to this machine's clock."""
+_OFF: Final = (
+    "The clock of this machine differs from SQS's by %.0f s: receives, deletes and extensions are signed for SQS's "
+    "time; other calls fail until the clock is set right"
+)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -38,13 +47,14 @@ class HotPath:
         breaker: when to leave it alone.
     """
 
-    __slots__ = ("_breaker", "_credentials", "_endpoint", "_frozen", "_pool", "_signer", "hits", "misses")
+    __slots__ = ("_breaker", "_clock", "_credentials", "_endpoint", "_frozen", "_pool", "_signer", "hits", "misses")
 
     def __init__(self, endpoint: Endpoint, credentials: Any, pool: HttpPool, *, breaker: Breaker | None = None) -> None:
         self._endpoint = endpoint
         self._credentials = credentials
         self._pool = pool
         self._breaker = breaker or Breaker()
+        self._clock = _OWN_CLOCK
         self._frozen: Credentials | None = None
         self._signer: Signer
         self.hits = 0
@@ -66,7 +76,8 @@ class HotPath:
             return None
         try:
             signer = await self._current_signer()
-            answer = await self._pool.exchange(signer.request(operation, _encode(parameters)))
+            now = None if self._clock == _OWN_CLOCK else int(time.time() + self._clock)
+            answer = await self._pool.exchange(signer.request(operation, _encode(parameters), now=now))
             result = read(_body_of(answer))
         except Exception as error:
             self._miss(operation, error)
@@ -75,6 +86,22 @@ class HotPath:
         if self._breaker.hit():
             log.info("SQS hot path: taken again")
         return result
+
+    def set_clock(self, ahead: float) -> None:
+        """Sign for another time from now on, by so many seconds ahead of this machine's clock.
+
+        Called with what the ordinary client learnt: after a refusal how far off the clock is, after a success that it
+        is right.
+        """
+        if abs(ahead) < TOLERANCE:
+            ahead = _OWN_CLOCK
+        if ahead == self._clock:
+            return
+        if self._clock == _OWN_CLOCK:
+            log.warning(_OFF, abs(ahead))
+        elif ahead == _OWN_CLOCK:
+            log.info("The clock of this machine is right again")
+        self._clock = ahead
 
     async def aclose(self) -> None:
         """Close the connections. Calls under way miss."""
