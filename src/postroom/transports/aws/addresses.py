@@ -66,7 +66,10 @@ def _of_arn(arn: str) -> Address:
 
 
 def _of_url(url: str) -> Address:
-    parts = [part for part in urlsplit(url).path.split("/") if part]
+    try:
+        parts = [part for part in urlsplit(url).path.split("/") if part]
+    except ValueError:  # half of an IPv6 address
+        parts = []
     if not parts:
         raise ConfigurationError(f"not the URL of a queue (https://<host>/<account>/<name>): {url!r}")
     account = parts[-2] if len(parts) > 1 and _ACCOUNT.fullmatch(parts[-2]) else None

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 log: Final = logging.getLogger("postroom.transports")
 
+_REFRESH: Final = 10.0
+"""Seconds that a refresh of the credentials may take before the ordinary client is left to wait for it."""
 _OWN_CLOCK: Final = 0.0
 """No seconds to add to this machine's clock."""
 _OFF: Final = (
@@ -47,11 +49,23 @@ class HotPath:
         breaker: when to leave it alone.
     """
 
-    __slots__ = ("_breaker", "_clock", "_credentials", "_endpoint", "_frozen", "_pool", "_signer", "hits", "misses")
+    __slots__ = (
+        "_breaker",
+        "_clock",
+        "_credentials",
+        "_endpoint",
+        "_frozen",
+        "_pool",
+        "_refreshed",
+        "_signer",
+        "hits",
+        "misses",
+    )
 
     def __init__(self, endpoint: Endpoint, credentials: Any, pool: HttpPool, *, breaker: Breaker | None = None) -> None:
         self._endpoint = endpoint
         self._credentials = credentials
+        self._refreshed = hasattr(credentials, "refresh_needed")
         self._pool = pool
         self._breaker = breaker or Breaker()
         self._clock = _OWN_CLOCK
@@ -108,7 +122,11 @@ class HotPath:
         await self._pool.aclose()
 
     async def _current_signer(self) -> Signer:
-        frozen: Credentials = await self._credentials.get_frozen_credentials()
+        if self._refreshed:
+            async with asyncio.timeout(_REFRESH):  # a process or a service gives them, which may hang
+                frozen: Credentials = await self._credentials.get_frozen_credentials()
+        else:
+            frozen = await self._credentials.get_frozen_credentials()
         if frozen != self._frozen:
             self._signer = Signer(self._endpoint.scope, frozen)
             self._frozen = frozen

@@ -21,7 +21,7 @@ _NO_BOUND: Final = 10_000
 """Connections of one botocore client: more than a process has."""
 
 
-async def open_connection(settings: ClientSettings, session: AioSession, region: str) -> Connection:
+async def open_connection(settings: ClientSettings, session: Any, region: str) -> Connection:
     """Open the botocore client of a region.
 
     Raises: as ``AwsClient`` when it is entered.

@@ -9,7 +9,7 @@ from postroom.errors import AccessDenied, ClosedError, ConfigurationError
 from postroom.transports.aws import wire
 from postroom.transports.aws.addresses import Address, address_of, region_of_url
 from postroom.transports.aws.connection import Connection, Request
-from postroom.transports.aws.errors import lacks_permission
+from postroom.transports.aws.errors import lacks_permission, translate
 from postroom.transports.aws.opening import open_connection, region_of, session_of
 from postroom.transports.aws.queue import AwsQueue, subject_of
 from postroom.transports.aws.settings import ClientSettings
@@ -64,7 +64,7 @@ class Regions:
         """Return the connection to a region, opened if need be."""
         async with self._opening:
             found = self._connections.get(region)
-            if found is not None and (found.has_credentials or await self._session.get_credentials() is None):
+            if found is not None and (found.has_credentials or not await self._credentials_have_come()):
                 return found
             opened = await open_connection(self._settings, self._session, region)
             if self._calls.closed:
@@ -104,6 +104,13 @@ class Regions:
         info = await self._ask(connection, _completed(address, url, connection), url)
         await connection.settle_path()
         return AwsQueue(connection, info, calls=self._settings.connections)
+
+    async def _credentials_have_come(self) -> bool:
+        # Where a pod or a task starts, its role may take a moment longer than the process.
+        try:
+            return await self._session.get_credentials() is not None
+        except Exception as error:
+            raise translate(error, operation="reading the credentials") from error
 
     def _region_for(self, name: str, address: Address) -> str:
         region = address.region or self.home

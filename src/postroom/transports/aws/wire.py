@@ -125,12 +125,12 @@ def _message(wire: Parameters, queue: str) -> Message:
     attributes: Mapping[str, Parameters] = wire.get("MessageAttributes") or {}
     return Message(
         id=wire["MessageId"],
-        body=wire.get("Body") or "",
+        body=_text(wire.get("Body")) or "",
         receipt_handle=wire.get("ReceiptHandle") or "",
         message_attributes={
             name: MessageAttribute(
                 data_type=value.get("DataType") or "String",
-                string_value=value.get("StringValue"),
+                string_value=_text(value.get("StringValue")),
                 binary_value=_binary(value.get("BinaryValue")),
             )
             for name, value in attributes.items()
@@ -141,10 +141,12 @@ def _message(wire: Parameters, queue: str) -> Message:
 
 
 def _texts(attributes: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in attributes.items() if value is not None}
+
+
+def _text(value: object) -> str | None:
     # Some local servers write numbers where SQS writes their text.
-    return {
-        name: value if isinstance(value, str) else str(value) for name, value in attributes.items() if value is not None
-    }
+    return None if value is None else str(value)
 
 
 def _binary(value: str | bytes | None) -> bytes | None:
@@ -196,8 +198,8 @@ def decode_failures(body: bytes, count: int) -> list[EntryFailure]:
 
 
 @functools.cache
-def _ids(count: int) -> frozenset[str]:
-    return frozenset(map(str, range(count)))
+def _ids(count: int) -> set[str]:
+    return set(map(str, range(count)))
 
 
 class _Confirmed(msgspec.Struct, gc=False):
