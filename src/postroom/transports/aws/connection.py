@@ -40,9 +40,9 @@ _POLLS_WAIT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Request:
-    """One call of SQS."""
+    """One call of SQS. Its text never shows the parameters: bodies are the tenant's."""
 
     operation: str
     parameters: Parameters
