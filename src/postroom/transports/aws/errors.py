@@ -195,7 +195,7 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
         if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
             text = f"{where}: {_said(error, meaning.advice)}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
-    if isinstance(error, RuntimeError) and "credentials" in str(error):
+    if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
         # So botocore says that what a refresh brought has expired, too.
         return _make(_CURABLE, f"{where}: {error}; {_LOG_IN}", operation=operation, code=type(error).__name__)
     text = f"{where}: unexpected {type(error).__name__}"
