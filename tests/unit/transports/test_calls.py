@@ -73,3 +73,49 @@ def test_a_cancellation_and_a_closing_at_once_are_a_cancellation(seed: int) -> N
         assert after.is_set()
 
     run_virtual(main(), seed=seed)
+
+
+def test_a_call_that_ends_well_all_the_same_gives_its_result() -> None:
+    """One that does not heed the closing keeps its result, and its task is not left cancelled."""
+
+    async def main() -> None:
+        calls = Calls("AwsClient")
+
+        async def stubborn() -> str:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1)
+            return "done"
+
+        async def use() -> tuple[str, int]:
+            result = await calls.make("call", stubborn)
+            task = asyncio.current_task()
+            assert task is not None
+            return result, task.cancelling()
+
+        out = asyncio.create_task(use(), name="use")
+        await asyncio.sleep(1)
+        calls.end()
+        assert await out == ("done", 0)
+
+    run_virtual(main())
+
+
+def test_a_call_inside_of_a_call_ends_with_both() -> None:
+    """Opening a queue is a call of the client, and makes one of a connection; closing ends both at once."""
+
+    async def main() -> None:
+        outer, inner = Calls("AwsClient"), Calls("AwsClient")
+
+        async def open_queue() -> None:
+            await inner.make("inner", asyncio.sleep, 3600)
+
+        out = asyncio.create_task(outer.make("outer", open_queue), name="open")
+        await asyncio.sleep(1)
+        outer.end()
+        inner.end()
+        with pytest.raises(ClosedError, match="outer"):
+            await out
+
+    run_virtual(main())

@@ -48,7 +48,7 @@ def refusal(code: str, said: str, headers: dict[str, str] | None = None) -> Clie
     """Return what botocore raises."""
     metadata = {"HTTPStatusCode": 403, "HTTPHeaders": headers or {}}
     response = {"Error": {"Code": code, "Message": said}, "ResponseMetadata": metadata}
-    return ClientError(response, "ReceiveMessage")  # type: ignore[arg-type]
+    return ClientError(response, "ReceiveMessage")
 
 
 @pytest.mark.parametrize(

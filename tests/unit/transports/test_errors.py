@@ -157,7 +157,7 @@ def test_what_may_pass_is_worth_another_try(error: Exception, retryable: bool) -
 def refused(code: str, *, said: str = "said", asked: str = "X") -> TransportError:
     """Return the error of a refused call."""
     response = {"Error": {"Code": code, "Message": said}, "ResponseMetadata": {"HTTPStatusCode": 403}}
-    told = translate(ClientError(response, asked), operation="SendMessageBatch", subject=QUEUE)  # type: ignore[arg-type]
+    told = translate(ClientError(response, asked), operation="SendMessageBatch", subject=QUEUE)
     assert isinstance(told, TransportError)
     return told
 

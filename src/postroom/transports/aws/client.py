@@ -20,7 +20,7 @@ class AwsClient:
     Credentials, region and endpoint are found as every AWS SDK finds them: environment, configuration files, roles,
     single sign-on; ``AWS_ENDPOINT_URL_SQS`` points it to a local server. Nothing is read or opened, and nothing of
     AWS is imported, before ``async with``. Entering again counts; the last exit closes it, and the queues that it
-    opened. Entered after that, it opens anew.
+    opened. Entered after that, it opens again.
 
     Args:
         region: the region of queues that are opened by their mere name; None for AWS_DEFAULT_REGION, AWS_REGION, or

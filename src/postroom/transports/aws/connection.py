@@ -179,7 +179,7 @@ class Connection:
     async def _ordinary(self, request: Request, read: Callable[[Parameters], T]) -> T:
         method: Callable[..., Awaitable[Parameters]] = getattr(self._sqs, _METHODS[request.operation])
         try:
-            # botocore's own timeout is between two bytes: a server that drips them would hold the call for ever.
+            # botocore's own timeout is between two bytes: a server that drips them would hold the call without end.
             async with asyncio.timeout(self._longest_call):
                 answer = await method(**request.parameters)
         except Exception as error:

@@ -78,7 +78,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return self._transport is not None and self._waiter is None and not self._transport.is_closing()
 
     async def exchange(self, request: bytes, *, timeout: float) -> Answer:
-        """Make one request and return its answer. Whoever cancels it must abort the connection.
+        """Make one request and return its answer. Who cancels it must abort the connection.
 
         Raises:
             NoAnswer: it did not come whole within ``timeout`` seconds, or is not HTTP; the connection is closed.
@@ -140,7 +140,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        """Refuse an answer that nobody waits for: it would be taken for the answer to the next request."""
+        """Refuse an answer that no call waits for: it would be taken for the answer to the next request."""
         if self._waiter is None:
             self.abort()
 
@@ -217,7 +217,7 @@ class HttpPool:
         Cancelling it closes its connection; the request may have taken effect.
 
         Raises:
-            NoAnswer: nobody could be reached, or no whole answer came.
+            NoAnswer: the host could not be reached, or no whole answer came.
         """
         connection = self._take() or await self._connect()
         try:

@@ -110,7 +110,7 @@ def decode_messages(body: bytes, queue: str) -> list[Message]:
     except msgspec.ValidationError:  # null where SQS leaves out; some local servers write that
         return read_messages(_decode_loosely(body), queue)
     for message in messages:
-        msgspec.structs.force_setattr(message, "queue", queue)  # nobody else has seen it yet
+        msgspec.structs.force_setattr(message, "queue", queue)  # it is not shared yet
     return messages
 
 
