@@ -16,7 +16,7 @@
     │  │  └─ PoolExhaustedError          no budget came free before the deadline
     │  ├─ HandlerTimeout (TimeoutError)  the handler ran longer than ``Concurrency.handler_timeout``
     │  └─ OwnershipLost                  the visibility timeout passed without a confirmed extension
-    ├─ TransportError                    SQS refused, or could not be reached
+    ├─ TransportError                    SQS refused, or could not be reached; ``retryable`` has the last word
     │  ├─ QueueNotFound, AccessDenied, InvalidReceiptHandle, InvalidRequest      trying again does not help
     │  └─ Throttled, ServiceUnavailable                                          trying again later does
     ├─ ClosedError                       you used it after you closed it
@@ -132,10 +132,13 @@ class TransportError(PostroomError):
     """SQS refused a request, or could not be reached."""
 
     retryable = False
-    """Whether the same request may succeed later."""
+    """Whether the same request may succeed later. An error may say so against the habit of its class: access that is
+    denied because a token expired, or because of the clock, comes back; a missing permission does not."""
 
-    def __init__(self, text: str, *, operation: str = "", code: str = "") -> None:
+    def __init__(self, text: str, *, operation: str = "", code: str = "", retryable: bool | None = None) -> None:
         super().__init__(text)
+        if retryable is not None:
+            self.retryable = retryable
         self.operation = operation
         """The SQS action, such as ``ReceiveMessage``."""
         self.code = code
@@ -147,7 +150,10 @@ class QueueNotFound(TransportError):
 
 
 class AccessDenied(TransportError):
-    """The credentials are missing, wrong, expired, or lack a permission."""
+    """The credentials are missing, wrong, expired, or lack a permission.
+
+    ``retryable`` tells them apart: True for what a refresh of the credentials or a set clock cures.
+    """
 
 
 class InvalidReceiptHandle(TransportError):

@@ -5,6 +5,7 @@ one process, and nothing else does as often. Encoded, their fields carry SQS's n
 decoded straight into them.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -89,7 +90,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
     @property
     def receive_count(self) -> int:
         """How often it has been received, this time included (``ApproximateReceiveCount``; 1 if unknown)."""
-        return int(self.system_attributes.get("ApproximateReceiveCount", 1))
+        count = _number(self.system_attributes.get("ApproximateReceiveCount"))
+        return 1 if count is None else max(1, int(count))
 
     @property
     def sent_at(self) -> float | None:
@@ -111,6 +113,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
         """The deduplication id on a FIFO queue."""
         return self.system_attributes.get("MessageDeduplicationId")
 
+    @property
+    def trace_header(self) -> str | None:
+        """The X-Ray trace header of the sender (``AWSTraceHeader``); None if there is none."""
+        return self.system_attributes.get("AWSTraceHeader")
+
     def __repr__(self) -> str:  # never the body: it is the tenant's
         return (
             f"Message(id={self.id!r}, queue={self.queue!r}, attributes={sorted(self.message_attributes)!r}, "
@@ -118,8 +125,18 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
         )
 
 
-def _seconds(milliseconds: str | None) -> float | None:
-    return None if milliseconds is None else int(milliseconds) / 1000
+def _seconds(milliseconds: object) -> float | None:
+    value = _number(milliseconds)
+    return None if value is None else value / 1000
+
+
+def _number(value: object) -> float | None:
+    # Some local servers answer "1.0", "" or a JSON number where SQS answers "1".
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +149,8 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     group_id: str | None = None
     """Required on FIFO queues; on standard ones it makes the queue a fair one, with this as the tenant."""
     deduplication_id: str | None = None
+    trace_header: str | None = None
+    """The X-Ray trace header to send along (``AWSTraceHeader``). It takes none of the ten message attributes."""
 
     def __repr__(self) -> str:
         return f"OutgoingMessage(group_id={self.group_id!r}, body=<{len(self.body)} characters>)"

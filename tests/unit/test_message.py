@@ -1,5 +1,7 @@
 """A message shows its attributes as text, says what is missing, and never shows its body."""
 
+from typing import Any
+
 import pytest
 
 from postroom import Message, MessageAttribute, MissingAttribute
@@ -58,14 +60,42 @@ def test_system_attributes_have_names() -> None:
             "ApproximateFirstReceiveTimestamp": "1700000001000",
             "MessageGroupId": "g",
             "MessageDeduplicationId": "d",
+            "AWSTraceHeader": "Root=1-2-3",
         },
     )
     assert made.receive_count == 3
     assert made.sent_at == 1_700_000_000.123
     assert made.first_received_at == 1_700_000_001.0
-    assert (made.group_id, made.deduplication_id) == ("g", "d")
+    assert (made.group_id, made.deduplication_id, made.trace_header) == ("g", "d", "Root=1-2-3")
     bare = Message(id="m2", body="")
-    assert (bare.receive_count, bare.sent_at, bare.group_id) == (1, None, None)
+    assert (bare.receive_count, bare.sent_at, bare.group_id, bare.trace_header) == (1, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "seconds"),
+    [
+        ("2", 2, 0.002),
+        ("2.0", 2, 0.002),
+        (" 3 ", 3, 0.003),
+        (4, 4, 0.004),
+        ("", 1, None),
+        (None, 1, None),
+        ("NaN", 1, None),
+        ("Infinity", 1, None),
+        ("1e999", 1, None),
+        ("many", 1, None),
+        ("0", 1, 0.0),
+        ("-5", 1, -0.005),
+        ([], 1, None),
+    ],
+)
+def test_odd_system_attributes_are_read_as_far_as_they_make_sense(
+    value: Any, count: int, seconds: float | None
+) -> None:
+    """Some local servers write a fraction, nothing or a number in place of a text; reading a message never raises."""
+    odd = Message(id="m", body="", system_attributes={"ApproximateReceiveCount": value, "SentTimestamp": value})
+    assert (odd.receive_count, odd.sent_at) == (count, seconds)
+    assert f"receive_count={count}" in repr(odd)
 
 
 def test_a_message_is_frozen() -> None:

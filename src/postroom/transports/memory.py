@@ -34,6 +34,7 @@ from postroom.local.shapes import (
     SentBatch,
 )
 from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.transports.calls import Calls
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 
 _ERRORS: Mapping[str, type[TransportError]] = {
@@ -67,6 +68,7 @@ class MemoryClient:
         self._broker = broker
         self._entered = 0
         self._was_entered = False
+        self._calls = Calls("MemoryClient")
 
     async def __aenter__(self) -> Self:
         if not self._broker.is_open:
@@ -75,6 +77,8 @@ class MemoryClient:
                 "write `async with LocalBroker() as broker, MemoryClient(broker) as client:`"
             )
             raise NotOpenError(text)
+        if not self._entered:
+            self._calls = Calls("MemoryClient")
         self._entered += 1
         self._was_entered = True
         return self
@@ -83,6 +87,13 @@ class MemoryClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._entered -= 1
+        if not self._entered:
+            self._calls.end()
+
+    @property
+    def calls(self) -> Calls:
+        """The calls that wait; the last exit ends them."""
+        return self._calls
 
     @property
     def broker(self) -> LocalBroker:
@@ -142,8 +153,14 @@ class MemoryQueue:
         """
         broker = await self._turn()
         try:
-            received = await broker.receive(
-                self._queue, limit=limit, wait=ceil(wait), visibility=ceil(visibility), attempt_id=attempt_id
+            received = await self._client.calls.make(
+                f"ReceiveMessage on queue {self._queue.name!r}",
+                broker.receive,
+                self._queue,
+                limit=limit,
+                wait=ceil(wait),
+                visibility=ceil(visibility),
+                attempt_id=attempt_id,
             )
         except BrokerError as error:
             raise _transport_error(error, "ReceiveMessage") from error
@@ -186,9 +203,12 @@ class MemoryQueue:
         return sorted([*results, *_failures(result)], key=lambda each: each.index)
 
     async def attributes(self) -> Mapping[str, str]:
-        """Ask for all queue attributes anew, approximate counts included."""
+        """Ask for all queue attributes again, approximate counts included."""
         broker = await self._turn()
-        return broker.attributes(self._queue)
+        try:
+            return broker.attributes(self._queue)
+        except BrokerError as error:
+            raise _transport_error(error, "GetQueueAttributes") from error
 
     async def _turn(self) -> LocalBroker:
         """Let others run first, as any call over a network does; then check that the queue is still there."""
@@ -229,7 +249,12 @@ def _entry(index: int, message: OutgoingMessage) -> SendEntry:
         delay_seconds=message.delay,
         message_group_id=message.group_id,
         message_deduplication_id=message.deduplication_id,
+        message_system_attributes=_trace(message.trace_header),
     )
+
+
+def _trace(header: str | None) -> dict[str, AttributeValue]:
+    return {} if header is None else {"AWSTraceHeader": AttributeValue(data_type="String", string_value=header)}
 
 
 def _failures(result: BatchResult | SentBatch) -> list[EntryFailure]:

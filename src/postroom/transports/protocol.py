@@ -1,6 +1,7 @@
 """What postroom asks of a queue: one small protocol, so that everything above it runs on AWS and in memory alike.
 
-Errors: every method raises only :class:`~postroom.errors.TransportError` (and ``ClosedError`` / ``NotOpenError``).
+Errors: every method raises only :class:`~postroom.errors.TransportError` (and ``ClosedError`` / ``NotOpenError``;
+opening a queue also ``ConfigurationError``). When the client is closed, calls that are out end with ``ClosedError``.
 Batches are positional: an entry is named by its place in the call, never by a message id, because a standard queue
 may hand out one message id twice.
 """
@@ -71,6 +72,15 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     redrive: RedrivePolicy | None = None
     attributes: Mapping[str, str] = {}
     """Every attribute as SQS returned it."""
+    attributes_known: bool = True
+    """False: the attributes could not be read, because the permission ``sqs:GetQueueAttributes`` is missing. Then
+    ``redrive`` and ``retention`` are None and ``visibility_timeout`` is SQS's default, and none of them is a fact."""
+
+    @property
+    def retention(self) -> int | None:
+        """Seconds after which a message expires (``MessageRetentionPeriod``); None if that is not known."""
+        text = self.attributes.get("MessageRetentionPeriod", "")
+        return int(text) if text.isdecimal() else None
 
 
 @runtime_checkable
@@ -106,7 +116,7 @@ class Queue(Protocol):
         ...
 
     async def attributes(self) -> Mapping[str, str]:
-        """Ask for all queue attributes anew, approximate counts included."""
+        """Ask for all queue attributes again, approximate counts included."""
         ...
 
 
@@ -114,8 +124,8 @@ class Queue(Protocol):
 class Client(Protocol):
     """A connection to a message service, shared by any number of consumers.
 
-    Re-entrant: each ``async with`` counts, the last exit closes. So whoever uses it enters it, and nobody needs to
-    know who else does.
+    Re-entrant: each ``async with`` counts, the last exit closes. So each user enters it, and none needs to know of
+    the others.
     """
 
     async def __aenter__(self) -> Self: ...

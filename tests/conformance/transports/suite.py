@@ -296,6 +296,36 @@ class QueueTransportSuite:
         (message,) = await take(queue, 1)
         assert message.group_id == "tenant-1"
 
+    async def test_a_trace_header_travels_beside_the_attributes(self, queue: Queue) -> None:
+        """It comes back as the message's ``trace_header``, takes no message attribute, and is None if none was sent."""
+        header = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
+        ten = {f"a{number}": MessageAttribute("String", "x") for number in range(10)}
+        sent = [
+            OutgoingMessage(body="with", message_attributes=ten, trace_header=header),
+            OutgoingMessage(body="without"),
+        ]
+        assert all(isinstance(result, SendResult) for result in await queue.send(sent))
+        messages = {message.body: message for message in await take(queue, 2)}
+        assert messages["with"].trace_header == header
+        assert len(messages["with"].message_attributes) == 10
+        assert messages["without"].trace_header is None
+
+    async def test_a_long_poll_ends_with_its_client(self, backend: Backend) -> None:
+        """Who still waits is told at once that the client was closed."""
+        await backend.create_queue("shared", {})
+        async with backend.client() as client:
+            queue = await client.queue("shared")
+            poll = asyncio.create_task(queue.receive(limit=10, wait=20, visibility=30), name="poll")
+            await queue.attributes()  # the poll has been made by the time this is answered
+        async with asyncio.timeout(5):
+            with pytest.raises(ClosedError):
+                await poll
+
+    async def test_the_attributes_of_a_queue_are_known(self, queue: Queue) -> None:
+        """Among them how long it keeps a message."""
+        assert queue.info.attributes_known
+        assert queue.info.retention == 345_600
+
     # Settling
 
     async def test_a_deleted_message_is_gone(self, queue: Queue) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from unittest import mock
 
 import pytest
 
@@ -226,3 +227,33 @@ def test_errors(kind: str, status: int, expected: type[TransportError]) -> None:
     error = _transport_error(BrokerError(kind, "why", status=status), "ReceiveMessage")
     assert type(error) is expected
     assert error.retryable == (expected in {Throttled, ServiceUnavailable})
+
+
+@virtual
+async def test_a_refused_question_for_attributes_is_an_error_of_the_protocol() -> None:
+    """What the broker raises never leaves the transport as it is."""
+    async with opened() as (broker, queue):
+
+        def refuse(_queue: object) -> dict[str, str]:
+            raise BrokerError("InternalError", "the disk is full", status=500)
+
+        with mock.patch.object(broker, "attributes", refuse), pytest.raises(ServiceUnavailable, match="disk is full"):
+            await queue.attributes()
+
+
+@virtual
+async def test_closing_the_client_ends_a_poll_at_once() -> None:
+    """The broker stays open for others; the client may be entered again and polls again."""
+    async with LocalBroker(seed=1) as broker:
+        broker.create_queue("orders")
+        client = MemoryClient(broker)
+        async with client:
+            queue = await client.queue("orders")
+            poll = asyncio.create_task(queue.receive(limit=1, wait=20, visibility=30), name="poll")
+            await asyncio.sleep(1)
+        with pytest.raises(ClosedError, match="its MemoryClient was closed meanwhile"):
+            await poll
+        assert asyncio.get_running_loop().time() == 1
+        async with client:
+            again = await client.queue("orders")
+            assert await again.receive(limit=1, wait=2, visibility=30) == []

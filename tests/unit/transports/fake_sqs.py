@@ -14,6 +14,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 
 from postroom.transports import AwsClient
+from postroom.transports.aws.connection import Connection
 
 ACCOUNT = "123456789012"
 
@@ -39,6 +40,12 @@ class Request:
     def hot(self) -> bool:
         """Whether it came by the hot path: botocore's own requests carry an invocation id."""
         return "amz-sdk-invocation-id" not in self.head
+
+
+def connection_of(client: AwsClient, region: str = "us-east-1") -> Connection:
+    """Return an open client's connection to a region."""
+    assert client._regions is not None
+    return client._regions._connections[region]
 
 
 Script = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]

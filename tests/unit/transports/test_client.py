@@ -28,7 +28,7 @@ from postroom.transports import AwsClient, EntryFailure, SendResult, default_cli
 from postroom.transports.aws import connection
 from postroom.transports.aws.conditions import Endpoint
 from postroom.transports.aws.signing import Scope
-from unit.transports.fake_sqs import FakeSqs, Request, error, reply, resets, says
+from unit.transports.fake_sqs import FakeSqs, Request, connection_of, error, reply, resets, says
 
 
 def test_importing_the_transport_imports_nothing_of_aws() -> None:
@@ -66,8 +66,7 @@ async def test_another_kind_of_session_is_refused() -> None:
 async def test_a_user_configuration_wins_and_is_checked(sqs: FakeSqs) -> None:
     """What ``config`` says counts; a read timeout that strands messages does not pass by that way either."""
     async with sqs.client(config=AioConfig(max_pool_connections=7, user_agent_extra="mine")) as client:
-        assert client._connection is not None
-        config = client._connection._sqs.meta.config
+        config = connection_of(client)._sqs.meta.config
         assert config.max_pool_connections == 7
         assert config.retries == {"mode": "standard", "total_max_attempts": 3}
         await client.queue("orders")
@@ -79,12 +78,11 @@ async def test_a_user_configuration_wins_and_is_checked(sqs: FakeSqs) -> None:
 
 
 async def test_botocore_is_set_up_for_long_polls(sqs: FakeSqs) -> None:
-    """Twice the connections, the standard retry mode, no parameter validation, timeouts above a long poll."""
+    """No bound over all queues, the standard retry mode, no parameter validation, timeouts above a long poll."""
     async with sqs.client(connections=30, max_attempts=5) as client:
-        assert client._connection is not None
-        botocore_client = client._connection._sqs
+        botocore_client = connection_of(client)._sqs
     config = botocore_client.meta.config
-    assert config.max_pool_connections == 60
+    assert config.max_pool_connections >= 1000
     assert config.retries == {"mode": "standard", "total_max_attempts": 5}
     assert "Validation" not in type(botocore_client._serializer).__name__
     assert (config.connect_timeout, config.read_timeout) == (5, 25)
@@ -107,8 +105,8 @@ async def test_a_profile_that_does_not_exist_is_a_configuration_error() -> None:
 async def test_a_failed_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
     """The next one who enters opens it."""
     client = AwsClient(endpoint_url=sqs.url)
-    monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(AccessDenied):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "not a region")
+    with pytest.raises(ConfigurationError):
         async with client:
             pass
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -117,11 +115,14 @@ async def test_a_failed_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_missing_region_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment variable and option are both named."""
+    """Environment variable and option are both named, and that a URL or an ARN says it too."""
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(AccessDenied, match=r"set AWS_REGION, or pass AwsClient\(region=\.\.\.\)"):
-        async with AwsClient():
-            pass
+    async with AwsClient() as client:
+        with pytest.raises(
+            AccessDenied, match=r"set AWS_REGION, pass AwsClient\(region=\.\.\.\), or name .*ARN"
+        ) as caught:
+            await client.queue("orders")
+    assert caught.value.code == "NoRegionError"
 
 
 @pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
@@ -158,9 +159,11 @@ async def test_a_missing_permission_is_named(sqs: FakeSqs) -> None:
     sqs.scripts["SendMessageBatch"] = says(error("AccessDeniedException", status=403, query_code="AccessDenied"))
     async with sqs.client() as client:
         queue = await client.queue("orders")
-        with pytest.raises(AccessDenied, match=r"allow sqs:SendMessage on the queue") as caught:
+        arn = "arn:aws:sqs:us-east-1:123456789012:orders"
+        with pytest.raises(AccessDenied, match=rf"allow sqs:SendMessage on {arn}; run `aws sts") as caught:
             await queue.send([OutgoingMessage(body="x")])
     assert caught.value.code == "AccessDenied"
+    assert not caught.value.retryable
 
 
 async def test_the_endpoint_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
@@ -381,8 +384,7 @@ async def test_a_client_closed_while_it_decides_gets_no_hot_path(sqs: FakeSqs, m
 
     monkeypatch.setattr(connection, "default_tls", slow_tls)
     async with sqs.client() as client:
-        opened = client._connection
-        assert opened is not None
+        opened = connection_of(client)
         scope = Scope(host="localhost", region="us-east-1", service="sqs", user_agent="postroom")
         endpoint = Endpoint(host="localhost", port=1, secure=True, scope=scope)
         monkeypatch.setattr(opened, "_capture", mock.Mock(endpoint=endpoint, objections=()))
@@ -425,7 +427,7 @@ async def test_the_default_client_survives_its_closing(monkeypatch: pytest.Monke
 
 
 def test_one_client_can_be_used_in_one_loop_after_the_other(slow_session: AioSession) -> None:
-    """Entered anew in another event loop, it has nothing left of the first."""
+    """Entered again in another event loop, it has nothing left of the first."""
     client = AwsClient(endpoint_url="http://127.0.0.1:9", session=slow_session)
 
     async def use() -> None:

@@ -1,5 +1,9 @@
 """What botocore raises, in postroom's words: the class, the code, what to do next, and no secret."""
 
+import asyncio
+import json
+
+import aiohttp
 import pytest
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
@@ -15,7 +19,9 @@ from postroom.errors import (
     Throttled,
     TransportError,
 )
-from postroom.transports.aws.errors import kind_of, translate
+from postroom.transports.aws.errors import Subject, kind_of, translate
+
+QUEUE = Subject(text="queue 'orders'", resource="arn:aws:sqs:us-east-1:123456789012:orders")
 
 
 @pytest.mark.parametrize(
@@ -49,19 +55,24 @@ from postroom.transports.aws.errors import kind_of, translate
         ("InvalidMessageContents", 400, InvalidRequest),
         ("KmsDisabled", 400, InvalidRequest),
         ("Unheard", 400, InvalidRequest),
-        ("", 0, InvalidRequest),
+        ("403", 403, ServiceUnavailable),
+        ("404", 404, ServiceUnavailable),
+        ("407", 407, ServiceUnavailable),
+        ("", 302, ServiceUnavailable),
+        ("400", 400, InvalidRequest),
+        ("413", 413, InvalidRequest),
     ],
 )
 def test_error_codes_have_classes(code: str, status: int, kind: type[TransportError]) -> None:
     """Codes count before statuses: SQS throttles with 403 as well."""
     assert kind_of(code, status) is kind
     response = {"Error": {"Code": code, "Message": "said SQS."}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    error = translate(ClientError(response, "X"), operation="ReceiveMessage", subject="queue 'orders'")
+    error = translate(ClientError(response, "X"), operation="ReceiveMessage", subject=QUEUE)
     assert type(error) is kind
     assert isinstance(error, TransportError)
     assert (error.operation, error.code) == ("ReceiveMessage", code)
     assert str(error).startswith(f"ReceiveMessage on queue 'orders': {code or status}: said SQS")
-    assert error.retryable == (kind in {Throttled, ServiceUnavailable})
+    assert error.retryable == (kind in {Throttled, ServiceUnavailable} or code.startswith("ExpiredToken"))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +98,19 @@ def test_error_codes_have_classes(code: str, status: int, kind: type[TransportEr
         (KeyError("x"), ServiceUnavailable, "does not answer like SQS"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "r"), ServiceUnavailable, "does not answer like SQS"),
         (exceptions.ParamValidationError(report="r"), InvalidRequest, "refused the parameters"),
+        (exceptions.MetadataRetrievalError(error_msg="e"), AccessDenied, "give the task or instance a role"),
+        (RuntimeError("Credentials were refreshed, but ... are still expired."), AccessDenied, "still expired"),
+        (aiohttp.ServerDisconnectedError(), ServiceUnavailable, "check the network"),
+        (aiohttp.ClientPayloadError("cut"), ServiceUnavailable, "check the network"),
+        (asyncio.IncompleteReadError(b"", 5), ServiceUnavailable, "check the network"),
+        (json.JSONDecodeError("the body", "the body", 0), ServiceUnavailable, "does not answer like SQS"),
         (BotoCoreError(), TransportError, "unexpected BotoCoreError"),
         (ZeroDivisionError(), TransportError, "unexpected ZeroDivisionError"),
     ],
 )
 def test_exceptions_have_classes(error: Exception, kind: type[PostroomError], text: str) -> None:
     """Every family of botocore's exceptions says what to do next; the unknown is told as such."""
-    told = translate(error, operation="SendMessageBatch", subject="queue 'orders'")
+    told = translate(error, operation="SendMessageBatch", subject=QUEUE)
     assert type(told) is kind
     assert text in str(told)
     assert str(told).startswith("SendMessageBatch on queue 'orders': ")
@@ -113,3 +130,67 @@ def test_exceptions_have_classes(error: Exception, kind: type[PostroomError], te
 def test_what_may_quote_a_body_is_not_repeated(error: Exception) -> None:
     """It stays in the cause."""
     assert "the body" not in str(translate(error, operation="SendMessageBatch"))
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable"),
+    [
+        (exceptions.CredentialRetrievalError(provider="p", error_msg="e"), True),
+        (exceptions.UnauthorizedSSOTokenError(), True),
+        (exceptions.MetadataRetrievalError(error_msg="e"), True),
+        (RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired."), True),
+        (exceptions.NoCredentialsError(), False),
+        (exceptions.PartialCredentialsError(provider="env", cred_var="x"), False),
+        (exceptions.ParamValidationError(report="r"), False),
+        (exceptions.EndpointConnectionError(endpoint_url="http://x"), True),
+        (ZeroDivisionError(), True),
+        (RuntimeError("Session is closed"), True),
+    ],
+)
+def test_what_may_pass_is_worth_another_try(error: Exception, retryable: bool) -> None:
+    """A source of credentials comes back, and what nothing is known of is not given up at once."""
+    told = translate(error, operation="DeleteMessageBatch", subject=QUEUE)
+    assert isinstance(told, TransportError)
+    assert told.retryable == retryable
+
+
+def refused(code: str, *, said: str = "said", asked: str = "X") -> TransportError:
+    """Return the error of a refused call."""
+    response = {"Error": {"Code": code, "Message": said}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    told = translate(ClientError(response, asked), operation="SendMessageBatch", subject=QUEUE)
+    assert isinstance(told, TransportError)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "advice", "not_advised"),
+    [
+        ("AccessDenied", "SendMessageBatch", f"allow sqs:SendMessage on {QUEUE.resource}", "sso"),
+        ("KMS.AccessDeniedException", "SendMessageBatch", "allow kms:GenerateDataKey and kms:Decrypt", "sqs:"),
+        ("KmsAccessDenied", "SendMessageBatch", "on the key that encrypts the queue", "sqs:"),
+        ("AccessDenied", "AssumeRole", "trust policy, does not allow AssumeRole", "sqs:"),
+        ("SignatureDoesNotMatch", "SendMessageBatch", "check the secret access key", "sqs:"),
+        ("InvalidClientTokenId", "SendMessageBatch", "log in again", "sqs:"),
+        ("ExpiredToken", "SendMessageBatch", "log in again", "sqs:"),
+    ],
+)
+def test_each_refusal_names_what_cures_it(code: str, asked: str, advice: str, not_advised: str) -> None:
+    """A permission is named with its action and resource; what is wrong with the keys is not laid to a permission."""
+    told = refused(code, asked=asked)
+    assert isinstance(told, AccessDenied)
+    assert advice in str(told)
+    assert not_advised not in str(told).partition("said")[2]
+
+
+def test_an_expired_identity_of_a_role_is_worth_another_try() -> None:
+    """The file with a web identity is replaced in time; the call that failed is named."""
+    told = refused("ExpiredTokenException", asked="AssumeRoleWithWebIdentity")
+    assert told.retryable
+    assert "getting credentials by AssumeRoleWithWebIdentity" in str(told)
+
+
+def test_a_refusal_that_is_not_of_sqs_is_told_as_such() -> None:
+    """A page of a proxy has no code of SQS."""
+    told = refused("403", said="<html>")
+    assert type(told) is ServiceUnavailable
+    assert "does not answer like SQS" in str(told)

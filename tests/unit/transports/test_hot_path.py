@@ -29,6 +29,7 @@ from unit.transports.fake_sqs import (
     FakeSqs,
     Request,
     Script,
+    connection_of,
     error,
     expected_authorization,
     healthy,
@@ -69,8 +70,7 @@ actions = pytest.mark.parametrize("operation", ACTIONS)
 
 def hot_path_of(client: AwsClient) -> HotPath:
     """Return the hot path of an open client."""
-    assert client._connection is not None
-    hot_path = client._connection._hot_path
+    hot_path = connection_of(client)._hot_path
     assert hot_path is not None
     return hot_path
 
@@ -108,6 +108,15 @@ FAULTS: dict[str, Script] = {
     "half a body": says_and_closes(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"),
     "a broken chunk": says_and_closes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
     "not HTTP": says_and_closes(b"SSH-2.0-OpenSSH_9\r\n"),
+    "nothing": says(reply(b"")),
+    "a page in HTML": says(reply(b"<html><body>Please log in</body></html>")),
+    "a page in HTML as a refusal": says(reply(b"<html>Forbidden</html>", status=403)),
+    "a proxy that wants a password": says(reply(b"", status=407)),
+    "half of the JSON": says(reply(b'{"Messages": [')),
+    "more than the JSON": says(reply(b'{"Messages": []} {}')),
+    "a JSON null": says(reply(b"null")),
+    "a JSON text": says(reply(b'"ok"')),
+    "bytes that are no text": says(reply(b'{"Messages": "\xff"}')),
     "an array": says(reply([])),
     "messages that are no list": says(reply({"Messages": 5, "Successful": 5, "Failed": 5})),
     "entries that are no objects": says(reply({"Messages": [5], "Successful": [5], "Failed": [5]})),
@@ -140,6 +149,35 @@ FAULTS: dict[str, Script] = {
         )
     ),
     "one entry forgotten": says(reply({"Messages": [], "Successful": [{"Id": "1"}]})),
+    "a refusal of an entry that was not sent": says(
+        reply({"Messages": [], "Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": [{"Id": "7", "Code": "c"}]})
+    ),
+    "a refusal without an id": says(
+        reply({"Messages": [], "Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": [{"Code": "c"}]})
+    ),
+    "one entry refused twice": says(
+        reply({"Messages": [], "Successful": [], "Failed": [{"Id": "1", "Code": "a"}, {"Id": "1", "Code": "b"}]})
+    ),
+    "one entry refused and confirmed": says(
+        reply({"Messages": [], "Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": [{"Id": "1", "Code": "a"}]})
+    ),
+    "confirmations of entries that were not sent": says(
+        reply({"Messages": [], "Successful": [{"Id": "0"}, {"Id": "1"}, {"Id": "2"}]})
+    ),
+    "numbers for texts": says(
+        reply(
+            {
+                "Messages": [
+                    wire_message(
+                        Body=5,
+                        Attributes={"ApproximateReceiveCount": 3, "MessageGroupId": 4, "SenderId": None},
+                        MessageAttributes={"tenantId": {"DataType": "Number", "StringValue": 7}},
+                    )
+                ],
+                "Successful": [{"Id": 0}, {"Id": 1}],
+            }
+        )
+    ),
     "one entry twice": says(reply({"Messages": [], "Successful": [{"Id": "1"}, {"Id": "1"}]})),
     "a lone surrogate": says(
         reply({"Messages": [wire_message(Body="\ud800")], "Successful": [{"Id": "0"}, {"Id": "1"}]})
@@ -157,7 +195,7 @@ async def test_both_paths_come_to_the_same(sqs: FakeSqs, operation: str, fault: 
     hot = await outcome(sqs, operation, hot=True)
     assert any(request.hot for request in sqs.made(operation))
     assert hot == ordinary
-    assert isinstance(hot, list) or hot[-1], "an error keeps its cause"
+    assert isinstance(hot, list) or hot[-1] or hot[-2] == "postroom.NoAnswer", "an error keeps its cause"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +215,14 @@ async def test_both_paths_come_to_the_same(sqs: FakeSqs, operation: str, fault: 
         ("half a body", ServiceUnavailable),
         ("a broken chunk", ServiceUnavailable),
         ("entries that are no objects", ServiceUnavailable),
+        ("nothing", ServiceUnavailable),
+        ("a page in HTML", ServiceUnavailable),
+        ("a page in HTML as a refusal", ServiceUnavailable),
+        ("a proxy that wants a password", ServiceUnavailable),
+        ("half of the JSON", ServiceUnavailable),
+        ("more than the JSON", ServiceUnavailable),
+        ("a JSON null", ServiceUnavailable),
+        ("bytes that are no text", ServiceUnavailable),
     ],
 )
 @pytest.mark.parametrize("hot", [True, False])
@@ -192,6 +238,69 @@ async def test_errors_have_the_class_that_tells_what_to_do(
     assert type(caught.value) is kind
     assert caught.value.operation == "DeleteMessageBatch"
     assert caught.value.code
+
+
+NO_ANSWERS = [
+    "nothing",
+    "a page in HTML",
+    "half of the JSON",
+    "more than the JSON",
+    "a JSON null",
+    "a JSON text",
+    "bytes that are no text",
+]
+
+
+@actions
+@pytest.mark.parametrize("fault", NO_ANSWERS)
+@pytest.mark.parametrize("hot", [True, False])
+async def test_what_is_no_answer_of_sqs_is_an_outage(sqs: FakeSqs, operation: str, fault: str, *, hot: bool) -> None:
+    """A success without a JSON object in it does not read as an empty queue, nor as a batch that took effect."""
+    sqs.scripts[operation] = FAULTS[fault]
+    kind, named, _, _ = await outcome(sqs, operation, hot=hot)
+    assert (kind, named) == (ServiceUnavailable, operation)
+
+
+@pytest.mark.parametrize("hot", [True, False])
+async def test_an_empty_object_is_an_empty_queue(sqs: FakeSqs, *, hot: bool) -> None:
+    """SQS leaves out the list where there are no messages."""
+    sqs.scripts["ReceiveMessage"] = says(reply({}))
+    assert await outcome(sqs, "ReceiveMessage", hot=hot) == []
+
+
+BATCH_ANSWERS: list[tuple[str, list[tuple[int, str]]]] = [
+    ("nothing but an object", [(0, "postroom.Unconfirmed"), (1, "postroom.Unconfirmed")]),
+    ("ids that are no numbers", [(0, "postroom.Unconfirmed"), (1, "postroom.Unconfirmed")]),
+    ("an index outside", [(0, "postroom.Unconfirmed"), (1, "postroom.Unconfirmed")]),
+    ("a refusal of an entry that was not sent", []),
+    ("a refusal without an id", []),
+    ("one entry refused twice", [(0, "postroom.Unconfirmed"), (1, "a")]),
+    ("one entry refused and confirmed", [(1, "a")]),
+    ("confirmations of entries that were not sent", []),
+    ("one entry twice", [(0, "postroom.Unconfirmed")]),
+    ("numbers for texts", []),
+]
+
+
+@pytest.mark.parametrize(("fault", "failures"), BATCH_ANSWERS)
+@pytest.mark.parametrize("hot", [True, False])
+async def test_only_entries_that_were_sent_fail_and_each_once(
+    sqs: FakeSqs, fault: str, failures: list[tuple[int, str]], *, hot: bool
+) -> None:
+    """Unknown ids name nothing, and what is named as both refused and done is refused."""
+    sqs.scripts["DeleteMessageBatch"] = FAULTS[fault]
+    told = await outcome(sqs, "DeleteMessageBatch", hot=hot)
+    assert [(failure.index, failure.code) for failure in told] == failures
+
+
+@pytest.mark.parametrize("hot", [True, False])
+async def test_numbers_for_texts_become_texts(sqs: FakeSqs, *, hot: bool) -> None:
+    """What reads a message never meets a number in place of a text."""
+    sqs.scripts["ReceiveMessage"] = FAULTS["numbers for texts"]
+    (message,) = await outcome(sqs, "ReceiveMessage", hot=hot)
+    assert (message.body, message.receive_count, message.group_id) == ("5", 3, "4")
+    assert message.attributes["tenantId"] == "7"
+    assert "SenderId" not in message.system_attributes
 
 
 MISSES = [
@@ -408,7 +517,7 @@ async def test_repeated_misses_pause_it_and_a_success_takes_it_again(
 
 @pytest.mark.parametrize("hot", [True, False])
 async def test_long_polls_never_starve_the_rest(sqs: FakeSqs, *, hot: bool) -> None:
-    """With more pollers than connections, deletes, heartbeats and sends still pass at once."""
+    """With more pollers than room for receives, deletes and heartbeats still pass at once."""
     sqs.scripts["ReceiveMessage"] = holds
     async with sqs.client(connections=2, hot_path=hot) as client:
         queue = await client.queue("orders")
@@ -471,9 +580,8 @@ async def test_a_slow_loris_does_not_hold_a_call_for_ever(sqs: FakeSqs, *, hot: 
     sqs.scripts["DeleteMessageBatch"] = drips
     async with sqs.client(hot_path=hot, max_attempts=1) as client:
         queue = await client.queue("orders")
-        assert client._connection is not None
-        assert client._connection._longest_call == 1 * (5 + 25 + 20)
-        client._connection._longest_call = 0.05
+        assert connection_of(client)._longest_call == 1 * (5 + 25 + 20)
+        connection_of(client)._longest_call = 0.05
         if hot:
             assert hot_path_of(client)._pool._timeout == 25
             hot_path_of(client)._pool._timeout = 0.05

@@ -107,21 +107,6 @@ def test_error_codes_are_found(body: bytes, code: str) -> None:
     assert wire.error_code_of(body) == code
 
 
-@pytest.mark.parametrize(
-    ("given_name", "name"),
-    [
-        ("orders", "orders"),
-        ("orders.fifo", "orders.fifo"),
-        ("https://sqs.us-east-1.amazonaws.com/123456789012/orders", "orders"),
-        ("http://localhost:9324/orders/", "orders"),
-        ("arn:aws:sqs:us-east-1:123456789012:orders.fifo", "orders.fifo"),
-    ],
-)
-def test_names_are_found(given_name: str, name: str) -> None:
-    """In a URL and in an ARN it is the last part."""
-    assert wire.name_of(given_name) == name
-
-
 @pytest.mark.parametrize(("seconds", "whole"), [(0, 0), (0.001, 1), (1, 1), (19.5, 20), (20.0, 20), (43_200.0, 43_200)])
 def test_seconds_are_rounded_up(seconds: float, whole: int) -> None:
     """A message must not come back before the time that was asked for."""

@@ -10,8 +10,8 @@ from postroom.transports.aws.settings import ClientSettings
 from postroom.transports.aws.statistics import ClientStatistics
 
 if TYPE_CHECKING:
-    from postroom.transports.aws.connection import Connection
     from postroom.transports.aws.queue import AwsQueue
+    from postroom.transports.aws.regions import Regions
 
 
 class AwsClient:
@@ -20,18 +20,19 @@ class AwsClient:
     Credentials, region and endpoint are found as every AWS SDK finds them: environment, configuration files, roles,
     single sign-on; ``AWS_ENDPOINT_URL_SQS`` points it to a local server. Nothing is read or opened, and nothing of
     AWS is imported, before ``async with``. Entering again counts; the last exit closes it, and the queues that it
-    opened. Entered after that, it opens anew.
+    opened. Entered after that, it opens again.
 
     Args:
-        region: the region; None for AWS_DEFAULT_REGION, the profile's, or AWS_REGION.
+        region: the region of queues that are opened by their mere name; None for AWS_DEFAULT_REGION, AWS_REGION, or
+            the profile's. A queue that is named by its URL or ARN is used in the region that this says.
         endpoint_url: where SQS is; None for the environment's, or AWS itself.
         profile: a profile of the AWS configuration files.
         session: an ``aiobotocore.session.AioSession`` to take credentials and configuration from.
         config: an ``aiobotocore.config.AioConfig`` with further settings (proxies, FIPS, dual-stack, ...), which
             win over those named here.
         verify: False, or the path of a CA bundle, as botocore takes it.
-        connections: receives outstanding at once over all queues. Deletes, heartbeats and sends have as many
-            connections of their own, so that they never wait for a long poll.
+        connections: receives outstanding at once on each queue that is opened. Deletes, heartbeats and sends may be
+            as many beside them, so that they never wait for a long poll.
         connect_timeout: seconds to connect.
         read_timeout: seconds of silence after which a call has failed; above the 20 s of a long poll.
         max_attempts: attempts of each call, the first one included, in botocore's ``standard`` retry mode.
@@ -39,7 +40,7 @@ class AwsClient:
 
     Raises:
         ConfigurationError: an option cannot work; when entered: the profile or the endpoint does not exist.
-        AccessDenied: when entered: no region is known.
+        AccessDenied: when entered: the credentials cannot be read.
     """
 
     def __init__(
@@ -72,18 +73,18 @@ class AwsClient:
         )
         self._opening = asyncio.Lock()
         self._users = 0
-        self._connection: Connection | None = None
+        self._regions: Regions | None = None
         self._was_open = False
 
     async def __aenter__(self) -> Self:
-        self._users += 1  # before the wait: the opener may leave again before whoever waits here runs
+        self._users += 1  # before the wait: the opener may leave again before those who wait here run
         try:
             async with self._opening:
-                if self._connection is None:
+                if self._regions is None:
                     # What speaks to AWS is loaded by who opens a client, not by who imports the package.
-                    from postroom.transports.aws.opening import open_connection  # noqa: PLC0415
+                    from postroom.transports.aws.regions import open_regions  # noqa: PLC0415
 
-                    self._connection = await open_connection(self._settings)
+                    self._regions = await open_regions(self._settings)
         except BaseException:
             await self._leave()
             raise
@@ -99,28 +100,28 @@ class AwsClient:
 
     async def _leave(self) -> None:
         self._users -= 1
-        if self._users or self._connection is None:
+        if self._users or self._regions is None:
             return
-        connection, self._connection = self._connection, None
+        regions, self._regions = self._regions, None
         self._was_open = True
         self._opening = asyncio.Lock()  # the next event loop needs one of its own
-        await connection.aclose()
+        await regions.aclose()
 
     async def queue(self, name: str) -> "AwsQueue":
         """Open a queue by name, URL or ARN: find its URL and read its attributes once.
 
-        A name or an ARN needs the permissions ``sqs:GetQueueUrl`` and ``sqs:GetQueueAttributes``, a URL the second
-        only. An ARN names the account; region and endpoint are always the client's.
+        A URL or an ARN says the region, and an ARN the account: that queue is used, or none. The permissions
+        ``sqs:GetQueueUrl`` and ``sqs:GetQueueAttributes`` are used if they are there. Without the second,
+        ``QueueInfo.attributes_known`` is False and one warning says what is not known; the first is needed for a mere
+        name only.
 
         Raises:
-            QueueNotFound: it does not exist in the client's region, or not in that account.
-            AccessDenied: credentials are missing or expired, or lack one of the permissions.
+            QueueNotFound: it does not exist in that region and account.
+            AccessDenied: credentials or the region are missing, credentials have expired, or a permission is missing.
+            ConfigurationError: it is not the name of a queue, or the client's endpoint leads to another region.
             NotOpenError, ClosedError: it was called outside of ``async with client:``.
         """
-        connection = self._opened()
-        from postroom.transports.aws.opening import open_queue  # noqa: PLC0415 - loaded by now
-
-        return await open_queue(connection, name)
+        return await self._opened().queue(name)
 
     def statistics(self) -> ClientStatistics:
         """Return a snapshot of what the client has done since it was opened.
@@ -130,15 +131,15 @@ class AwsClient:
         """
         return self._opened().statistics()
 
-    def _opened(self) -> "Connection":
-        if self._connection is not None:
-            return self._connection
+    def _opened(self) -> "Regions":
+        if self._regions is not None:
+            return self._regions
         if self._was_open:
             raise ClosedError("this AwsClient is closed: its last `async with` is over")
         raise NotOpenError("this AwsClient is not open; write `async with AwsClient(...) as client:` around its use")
 
     def __repr__(self) -> str:
-        state = "open" if self._connection is not None else "not open"
+        state = "open" if self._regions is not None else "not open"
         settings = self._settings
         return f"AwsClient(region={settings.region!r}, endpoint_url={settings.endpoint_url!r}, {state})"
 
@@ -151,7 +152,7 @@ _shared: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[
 def default_client() -> AwsClient:
     """Return the client that everything in the running event loop shares.
 
-    It is made, with no options, when nobody holds one. Whoever uses it enters it; nobody needs to know who else does.
+    It is made, with no options, when none is held. Each user enters it, and none needs to know of the others.
 
     Raises:
         RuntimeError: no event loop is running.

@@ -7,8 +7,10 @@ Error codes: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReferen
 each action.
 """
 
+import time
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from postroom.errors import (
     AccessDenied,
@@ -21,32 +23,34 @@ from postroom.errors import (
     Throttled,
     TransportError,
 )
+from postroom.transports.aws.clock import Skew, skew_of
 
 _QUEUE_NOT_FOUND: Final = frozenset({"NonExistentQueue", "QueueDoesNotExist", "InvalidAddress"})
-_ACCESS_DENIED: Final = frozenset(
+_NO_PERMISSION: Final = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "NotAuthorized", "UnauthorizedOperation"}
+)
+_EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_WRONG_KEYS: Final = frozenset(
+    {"InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity", "InvalidToken", "UnrecognizedClientException"}
+)
+_WRONG_SIGNATURE: Final = frozenset(
     {
-        "AccessDenied",
-        "AccessDeniedException",
         "AuthFailure",
-        "ExpiredToken",
-        "ExpiredTokenException",
         "IncompleteSignature",
         "IncompleteSignatureException",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidSecurity",
+        "InvalidSignature",
         "InvalidSignatureException",
-        "InvalidToken",
-        "KmsAccessDenied",
-        "MissingAuthenticationToken",
-        "MissingAuthenticationTokenException",
-        "NotAuthorized",
-        "OptInRequired",
-        "RequestExpired",
         "SignatureDoesNotMatch",
-        "UnauthorizedOperation",
-        "UnrecognizedClientException",
     }
+)
+_CLOCK: Final = frozenset({"ClockSkew", "RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"})
+_ACCESS_DENIED: Final = (
+    _NO_PERMISSION
+    | _EXPIRED
+    | _WRONG_KEYS
+    | _WRONG_SIGNATURE
+    | _CLOCK
+    | {"KmsAccessDenied", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "OptInRequired"}
 )
 _INVALID_RECEIPT_HANDLE: Final = frozenset({"ReceiptHandleIsInvalid", "InvalidReceiptHandle", "MessageNotInflight"})
 _THROTTLED: Final = frozenset(
@@ -66,7 +70,9 @@ _THROTTLED: Final = frozenset(
         "TooManyRequestsException",
     }
 )
-_UNAVAILABLE: Final = frozenset({"InternalError", "InternalFailure", "RequestTimeout", "ServiceUnavailable"})
+_UNAVAILABLE: Final = frozenset(
+    {"IDPCommunicationError", "InternalError", "InternalFailure", "RequestTimeout", "ServiceUnavailable"}
+)
 
 _BY_CODE: Final[tuple[tuple[frozenset[str], type[TransportError]], ...]] = (
     (_QUEUE_NOT_FOUND, QueueNotFound),
@@ -76,55 +82,97 @@ _BY_CODE: Final[tuple[tuple[frozenset[str], type[TransportError]], ...]] = (
     (_UNAVAILABLE, ServiceUnavailable),
 )
 
+_WHO: Final = "run `aws sts get-caller-identity` to see who you are"
 _LOG_IN: Final = (
-    "run `aws sts get-caller-identity` to see who you are; set AWS_PROFILE, AWS_ACCESS_KEY_ID and "
+    f"{_WHO}; set AWS_PROFILE, AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, or log in again (`aws sso login`); in AWS give the task or instance a role"
 )
 _SET_REGION: Final = "set AWS_REGION, or pass AwsClient(region=...)"
 _SET_KEYS: Final = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in AWS give the task a role"
 _REFUSED: Final = "botocore refused the parameters; the cause says which"
-_NOT_SQS: Final = "the endpoint does not answer like SQS; check the endpoint URL"
+NOT_SQS: Final = "the endpoint does not answer like SQS; check the endpoint URL, and proxies on the way to it"
 _REACH: Final = "check the network, the region and the endpoint URL"
 
+
+class _Meaning(NamedTuple):
+    kind: type[PostroomError]
+    advice: str
+    retryable: bool | None = None
+    """None: as the class has it."""
+
+
+_CURABLE: Final = _Meaning(AccessDenied, _LOG_IN, retryable=True)
+"""Where credentials come from could not be reached, or wants a new login: the next refresh asks again."""
+
 # Class name of an exception of botocore -> what it means here, and what to do next.
-_BY_CLASS: Final[Mapping[str, tuple[type[PostroomError], str]]] = {
-    "NoRegionError": (AccessDenied, _SET_REGION),
-    "NoCredentialsError": (AccessDenied, _SET_KEYS),
-    "PartialCredentialsError": (AccessDenied, _SET_KEYS),
-    "CredentialRetrievalError": (AccessDenied, _LOG_IN),
-    "NoAuthTokenError": (AccessDenied, _LOG_IN),
-    "TokenRetrievalError": (AccessDenied, _LOG_IN),
-    "SSOError": (AccessDenied, _LOG_IN),
-    "LoginError": (AccessDenied, _LOG_IN),
-    "UnknownCredentialError": (AccessDenied, _LOG_IN),
-    "RefreshWithMFAUnsupportedError": (AccessDenied, _LOG_IN),
-    "MetadataRetrievalError": (AccessDenied, _LOG_IN),
-    "ProfileNotFound": (ConfigurationError, "list the profiles with `aws configure list-profiles`"),
-    "ConfigParseError": (ConfigurationError, "correct the AWS configuration file"),
-    "InvalidConfigError": (ConfigurationError, "correct the AWS configuration file"),
-    "InvalidRegionError": (ConfigurationError, _SET_REGION),
-    "BaseEndpointResolverError": (ConfigurationError, _SET_REGION),
-    "EndpointProviderError": (ConfigurationError, "check region, endpoint_url, FIPS and dual-stack settings"),
-    "InvalidEndpointConfigurationError": (ConfigurationError, "check region, endpoint_url, FIPS and dual-stack"),
-    "ValidationError": (InvalidRequest, _REFUSED),
-    "ParamValidationError": (InvalidRequest, _REFUSED),
-    "SSLError": (ServiceUnavailable, "check the certificate, AWS_CA_BUNDLE and the endpoint URL"),
-    "ProxyConnectionError": (ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY"),
-    "ConnectionError": (ServiceUnavailable, _REACH),
-    "HTTPClientError": (ServiceUnavailable, _REACH),
-    "IncompleteReadError": (ServiceUnavailable, _REACH),
-    "ResponseParserError": (ServiceUnavailable, _NOT_SQS),
+_BY_CLASS: Final[Mapping[str, _Meaning]] = {
+    "NoRegionError": _Meaning(AccessDenied, _SET_REGION),
+    "NoCredentialsError": _Meaning(AccessDenied, _SET_KEYS),
+    "PartialCredentialsError": _Meaning(AccessDenied, _SET_KEYS),
+    "CredentialRetrievalError": _CURABLE,
+    "NoAuthTokenError": _CURABLE,
+    "TokenRetrievalError": _CURABLE,
+    "SSOError": _CURABLE,
+    "LoginError": _CURABLE,
+    "MetadataRetrievalError": _CURABLE,
+    "UnknownCredentialError": _Meaning(AccessDenied, _LOG_IN),
+    "RefreshWithMFAUnsupportedError": _Meaning(AccessDenied, _LOG_IN),
+    "ProfileNotFound": _Meaning(ConfigurationError, "list the profiles with `aws configure list-profiles`"),
+    "ConfigParseError": _Meaning(ConfigurationError, "correct the AWS configuration file"),
+    "InvalidConfigError": _Meaning(ConfigurationError, "correct the AWS configuration file"),
+    "InvalidRegionError": _Meaning(ConfigurationError, _SET_REGION),
+    "BaseEndpointResolverError": _Meaning(ConfigurationError, _SET_REGION),
+    "EndpointProviderError": _Meaning(ConfigurationError, "check region, endpoint_url, FIPS and dual-stack settings"),
+    "InvalidEndpointConfigurationError": _Meaning(ConfigurationError, "check region, endpoint_url, FIPS, dual-stack"),
+    "ValidationError": _Meaning(InvalidRequest, _REFUSED),
+    "ParamValidationError": _Meaning(InvalidRequest, _REFUSED),
+    "SSLError": _Meaning(ServiceUnavailable, "check the certificate, AWS_CA_BUNDLE and the endpoint URL"),
+    "ProxyConnectionError": _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY"),
+    "ConnectionError": _Meaning(ServiceUnavailable, _REACH),
+    "HTTPClientError": _Meaning(ServiceUnavailable, _REACH),
+    "IncompleteReadError": _Meaning(ServiceUnavailable, _REACH),
+    "ResponseParserError": _Meaning(ServiceUnavailable, NOT_SQS),
     # What botocore's parser raises on JSON of another shape.
-    "AttributeError": (ServiceUnavailable, _NOT_SQS),
-    "TypeError": (ServiceUnavailable, _NOT_SQS),
-    "ValueError": (ServiceUnavailable, _NOT_SQS),
-    "LookupError": (ServiceUnavailable, _NOT_SQS),
-    "TimeoutError": (ServiceUnavailable, _REACH),
-    "OSError": (ServiceUnavailable, _REACH),
+    "AttributeError": _Meaning(ServiceUnavailable, NOT_SQS),
+    "TypeError": _Meaning(ServiceUnavailable, NOT_SQS),
+    "ValueError": _Meaning(ServiceUnavailable, NOT_SQS),
+    "LookupError": _Meaning(ServiceUnavailable, NOT_SQS),
+    "TimeoutError": _Meaning(ServiceUnavailable, _REACH),
+    "OSError": _Meaning(ServiceUnavailable, _REACH),
+    # What aiohttp raises past aiobotocore. botocore's class of this name has a response, and is told by it.
+    "ClientError": _Meaning(ServiceUnavailable, _REACH),
 }
 
+_CREDENTIAL_CALLS: Final = frozenset(
+    {
+        "AssumeRole",
+        "AssumeRoleWithSAML",
+        "AssumeRoleWithWebIdentity",
+        "CreateOAuth2Token",
+        "CreateToken",
+        "GetRoleCredentials",
+        "GetSessionToken",
+    }
+)
+"""Calls that botocore makes to get credentials, while it makes one of ours."""
 
-def translate(error: Exception, *, operation: str, subject: str = "") -> PostroomError:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a request is about."""
+
+    text: str = ""
+    """Such as ``queue 'orders'``."""
+    resource: str = "the queue"
+    """What goes into a policy: the ARN, where it is known."""
+    rotating: bool = False
+    """Whether the credentials are temporary ones, which are replaced in time."""
+
+
+_NOTHING: Final = Subject()
+
+
+def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) -> PostroomError:
     """Return the error of postroom for an exception that a botocore client raised.
 
     The caller raises it ``from error``, which keeps the cause. A ``ConfigurationError`` can only come from opening
@@ -133,59 +181,141 @@ def translate(error: Exception, *, operation: str, subject: str = "") -> Postroo
     Args:
         error: what botocore raised.
         operation: the SQS action.
-        subject: what the request was about, such as ``queue 'orders'``.
+        subject: what the request was about.
     """
-    where = f"{operation} on {subject}" if subject else operation
+    where = f"{operation} on {subject.text}" if subject.text else operation
     response: Any = getattr(error, "response", None)
-    if response is not None and "Error" in response:
-        return _from_response(response, operation=operation, where=where)
+    if isinstance(response, Mapping) and "Error" in response:
+        answer = _Answer(response)  # pyright: ignore[reportUnknownArgumentType] - botocore's, of no declared shape
+        asked = str(getattr(error, "operation_name", ""))
+        if asked in _CREDENTIAL_CALLS:
+            where = f"{where}: getting credentials by {asked}"
+        return _from_answer(answer, operation=operation, where=where, subject=subject, asked=asked)
     for cls in type(error).__mro__:
-        kind, advice = _BY_CLASS.get(cls.__name__, (None, ""))
-        if kind is not None:
-            text = f"{where}: {_said(error, advice)}" + (f"; {advice}" if advice else "")
-            return _make(kind, text, operation=operation, code=type(error).__name__)
+        if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
+            text = f"{where}: {_said(error, meaning.advice)}; {meaning.advice}"
+            return _make(meaning, text, operation=operation, code=type(error).__name__)
+    if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
+        # So botocore says that what a refresh brought has expired, too.
+        return _make(_CURABLE, f"{where}: {error}; {_LOG_IN}", operation=operation, code=type(error).__name__)
     text = f"{where}: unexpected {type(error).__name__}"
-    return TransportError(text, operation=operation, code=type(error).__name__)
+    # What it means is not known, so neither is that trying again is in vain.
+    return TransportError(text, operation=operation, code=type(error).__name__, retryable=True)
 
 
 def _said(error: Exception, advice: str) -> str:
     # What is told about a value that does not fit may quote the value: a message body.
-    return type(error).__name__ if advice in {_NOT_SQS, _REFUSED} else str(error).rstrip(".")
+    return type(error).__name__ if advice in {NOT_SQS, _REFUSED} else str(error).rstrip(".") or type(error).__name__
 
 
-def _make(kind: type[PostroomError], text: str, *, operation: str, code: str) -> PostroomError:
-    if issubclass(kind, TransportError):
-        return kind(text, operation=operation, code=code)
-    return kind(text)
+def _make(meaning: _Meaning, text: str, *, operation: str, code: str) -> PostroomError:
+    if issubclass(meaning.kind, TransportError):
+        return meaning.kind(text, operation=operation, code=code, retryable=meaning.retryable)
+    return meaning.kind(text)
 
 
-def _from_response(response: Mapping[str, Any], *, operation: str, where: str) -> TransportError:
-    details: Mapping[str, Any] = response.get("Error") or {}
-    code, said = str(details.get("Code", "")), str(details.get("Message", ""))
-    metadata: Mapping[str, Any] = response.get("ResponseMetadata") or {}
-    status = int(metadata.get("HTTPStatusCode", 0))
-    kind = kind_of(code, status)
-    text = f"{where}: {code or status}" + (f": {said.rstrip('.')}" if said else "") + _advice(kind, operation)
-    return kind(text, operation=operation, code=code)
+class _Answer:
+    """An error answer as botocore parsed it."""
+
+    def __init__(self, response: Mapping[str, Any]) -> None:
+        details: Mapping[str, Any] = response.get("Error") or {}
+        metadata: Mapping[str, Any] = response.get("ResponseMetadata") or {}
+        self.code = str(details.get("Code", ""))
+        self.said = str(details.get("Message", ""))
+        self.status = int(metadata.get("HTTPStatusCode", 0))
+        self._headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
+
+    @property
+    def skew(self) -> Skew | None:
+        """How far off the clock is, if that is the reason."""
+        return skew_of(_bare(self.code), self.said, self._headers.get("date"), time.time())
+
+
+def clock_skew(error: Exception) -> float | None:
+    """Return by how many seconds the server's clock is ahead, if an exception of botocore comes from that."""
+    response: Any = getattr(error, "response", None)
+    if not isinstance(response, Mapping) or "Error" not in response:
+        return None
+    skew = _Answer(response).skew  # pyright: ignore[reportUnknownArgumentType] - botocore's, of no declared shape
+    return None if skew is None else skew.seconds
+
+
+def lacks_permission(error: AccessDenied) -> bool:
+    """Whether an error says that the credentials are good and the permission is missing."""
+    return not error.retryable and _bare(error.code) in _NO_PERMISSION
+
+
+def _from_answer(answer: _Answer, *, operation: str, where: str, subject: Subject, asked: str) -> TransportError:
+    code, said = answer.code, answer.said
+    skew = answer.skew
+    kind = AccessDenied if skew is not None else kind_of(code, answer.status)
+    cause = f"{where}: {code or answer.status}" + (f": {said.rstrip('.')}" if said else "")
+    if skew is not None:
+        advice, retryable = _clock_advice(skew), True
+    elif kind is AccessDenied:
+        advice, retryable = _denied(_bare(code), code, operation, subject, asked)
+    else:
+        advice, retryable = _advice(kind, code, answer.status), kind.retryable
+    return kind(f"{cause}{advice and '; '}{advice}", operation=operation, code=code, retryable=retryable)
+
+
+def _bare(code: str) -> str:
+    # The same error is AWS.SimpleQueueService.X in the older protocol and com.amazonaws.sqs#X in the newer one.
+    return code.rsplit("#", 1)[-1].rsplit(".", 1)[-1]
 
 
 def kind_of(code: str, status: int) -> type[TransportError]:
     """Return the class of error for an error code of SQS and an HTTP status."""
-    # The same error is AWS.SimpleQueueService.X in the older protocol and com.amazonaws.sqs#X in the newer one.
-    bare = code.rsplit("#", 1)[-1].rsplit(".", 1)[-1]
+    bare = _bare(code)
     for codes, kind in _BY_CODE:
         if bare in codes:
             return kind
     if status == 429:
         return Throttled
+    if _is_foreign(code, status):
+        return ServiceUnavailable
     return ServiceUnavailable if status >= 500 else InvalidRequest
 
 
-def _advice(kind: type[TransportError], operation: str) -> str:
+def _is_foreign(code: str, status: int) -> bool:
+    # SQS names a code. A refusal without one is of a proxy or a gateway on the way, or of another server.
+    return code in {"", str(status)} and status not in {400, 413} and status < 500
+
+
+def _advice(kind: type[TransportError], code: str, status: int) -> str:
     if kind is QueueNotFound:
         return (
-            "; check the name, the account and the region (a queue of another region or account needs its own client)"
+            "check the name, the account and the region (a queue of another region or account is named by its ARN "
+            "or URL)"
         )
-    if kind is AccessDenied:
-        return f"; allow sqs:{operation.removesuffix('Batch')} on the queue, or {_LOG_IN}"
-    return ""
+    return NOT_SQS if kind is ServiceUnavailable and _is_foreign(code, status) else ""
+
+
+def _clock_advice(skew: Skew) -> str:
+    what = "check this machine's clock"
+    if skew.seconds is not None:
+        side = "behind" if skew.seconds > 0 else "ahead"
+        what += f": it differs from the server's by {abs(skew.seconds):.0f} s (it is {side})"
+    return f"{what}; calls succeed again once it is set right"
+
+
+def _denied(bare: str, code: str, operation: str, subject: Subject, asked: str) -> tuple[str, bool]:
+    """Return what to do, and whether trying again may help."""
+    if bare in _EXPIRED:
+        return _LOG_IN, True
+    if bare in _WRONG_KEYS:  # new keys take some seconds until every server knows them
+        return _LOG_IN, subject.rotating
+    if bare in _WRONG_SIGNATURE:
+        return f"check the secret access key, and the region of the endpoint; {_WHO}", subject.rotating
+    return _allow(bare, code, operation, subject, asked), False
+
+
+def _allow(bare: str, code: str, operation: str, subject: Subject, asked: str) -> str:
+    if asked in _CREDENTIAL_CALLS:
+        return f"the role, or its trust policy, does not allow {asked}; {_WHO}"
+    if "kms" in code.lower():
+        needed = "kms:GenerateDataKey and kms:Decrypt" if operation.startswith("Send") else "kms:Decrypt"
+        return f"allow {needed} on the key that encrypts the queue; {_WHO}"
+    if bare in _NO_PERMISSION:
+        return f"allow sqs:{operation.removesuffix('Batch')} on {subject.resource}; {_WHO}"
+    return _LOG_IN

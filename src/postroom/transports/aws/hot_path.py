@@ -7,6 +7,7 @@ apply. So nothing is decided here that botocore decides otherwise; see docs/tran
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -14,6 +15,7 @@ import msgspec
 
 from postroom.errors import Throttled
 from postroom.transports.aws.breaker import Breaker
+from postroom.transports.aws.clock import TOLERANCE
 from postroom.transports.aws.conditions import Endpoint
 from postroom.transports.aws.errors import kind_of
 from postroom.transports.aws.http import Answer, HttpPool, NoAnswer
@@ -23,6 +25,15 @@ from postroom.transports.aws.wire import Parameters, error_code_of
 T = TypeVar("T")
 
 log: Final = logging.getLogger("postroom.transports")
+
+_REFRESH: Final = 10.0
+"""Seconds that a refresh of the credentials may take before the ordinary client is left to wait for it."""
+_OWN_CLOCK: Final = 0.0
+"""No seconds to add to this machine's clock."""
+_OFF: Final = (
+    "The clock of this machine differs from SQS's by %.0f s: receives, deletes and extensions are signed for SQS's "
+    "time; other calls fail until the clock is set right"
+)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -38,13 +49,26 @@ class HotPath:
         breaker: when to leave it alone.
     """
 
-    __slots__ = ("_breaker", "_credentials", "_endpoint", "_frozen", "_pool", "_signer", "hits", "misses")
+    __slots__ = (
+        "_breaker",
+        "_clock",
+        "_credentials",
+        "_endpoint",
+        "_frozen",
+        "_pool",
+        "_refreshed",
+        "_signer",
+        "hits",
+        "misses",
+    )
 
     def __init__(self, endpoint: Endpoint, credentials: Any, pool: HttpPool, *, breaker: Breaker | None = None) -> None:
         self._endpoint = endpoint
         self._credentials = credentials
+        self._refreshed = hasattr(credentials, "refresh_needed")
         self._pool = pool
         self._breaker = breaker or Breaker()
+        self._clock = _OWN_CLOCK
         self._frozen: Credentials | None = None
         self._signer: Signer
         self.hits = 0
@@ -66,7 +90,8 @@ class HotPath:
             return None
         try:
             signer = await self._current_signer()
-            answer = await self._pool.exchange(signer.request(operation, _encode(parameters)))
+            now = None if self._clock == _OWN_CLOCK else int(time.time() + self._clock)
+            answer = await self._pool.exchange(signer.request(operation, _encode(parameters), now=now))
             result = read(_body_of(answer))
         except Exception as error:
             self._miss(operation, error)
@@ -76,12 +101,32 @@ class HotPath:
             log.info("SQS hot path: taken again")
         return result
 
+    def set_clock(self, ahead: float) -> None:
+        """Sign for another time from now on, by so many seconds ahead of this machine's clock.
+
+        Called with what the ordinary client learnt: after a refusal how far off the clock is, after a success that it
+        is right.
+        """
+        if abs(ahead) < TOLERANCE:
+            ahead = _OWN_CLOCK
+        if ahead == self._clock:
+            return
+        if self._clock == _OWN_CLOCK:
+            log.warning(_OFF, abs(ahead))
+        elif ahead == _OWN_CLOCK:
+            log.info("The clock of this machine is right again")
+        self._clock = ahead
+
     async def aclose(self) -> None:
         """Close the connections. Calls under way miss."""
         await self._pool.aclose()
 
     async def _current_signer(self) -> Signer:
-        frozen: Credentials = await self._credentials.get_frozen_credentials()
+        if self._refreshed:
+            async with asyncio.timeout(_REFRESH):  # a process or a service gives them, which may hang
+                frozen: Credentials = await self._credentials.get_frozen_credentials()
+        else:
+            frozen = await self._credentials.get_frozen_credentials()
         if frozen != self._frozen:
             self._signer = Signer(self._endpoint.scope, frozen)
             self._frozen = frozen

@@ -5,12 +5,15 @@ It knows no redirects, no cookies, no compression, no proxies and no retries. An
 """
 
 import asyncio
+import contextvars
 import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
 import httptools
+
+from postroom.transports.aws.clean import CLEAN
 
 MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of one answer: ten messages are at most 1 MiB of text, escaped at most six times as long, with attributes."""
@@ -46,6 +49,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_buffer",
+        "_context",
         "_lost",
         "_parser",
         "_parts",
@@ -58,6 +62,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def __init__(self, lost: Callable[["HttpConnection"], None]) -> None:
         self._lost = lost
+        self._context = contextvars.copy_context()
         self._buffer = memoryview(bytearray(_BUFFER))
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -73,7 +78,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return self._transport is not None and self._waiter is None and not self._transport.is_closing()
 
     async def exchange(self, request: bytes, *, timeout: float) -> Answer:
-        """Make one request and return its answer. Whoever cancels it must abort the connection.
+        """Make one request and return its answer. Who cancels it must abort the connection.
 
         Raises:
             NoAnswer: it did not come whole within ``timeout`` seconds, or is not HTTP; the connection is closed.
@@ -84,7 +89,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         waiter: asyncio.Future[Answer] = loop.create_future()
         self._waiter = waiter
         self._size = 0
-        timer = loop.call_later(timeout, self._fail, f"no whole answer within {timeout:g} s")
+        late = f"no whole answer within {timeout:g} s"
+        timer = loop.call_later(timeout, self._fail, late, context=self._context)
         self._transport.write(request)
         try:
             return await waiter
@@ -134,7 +140,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        """Refuse an answer that nobody waits for: it would be taken for the answer to the next request."""
+        """Refuse an answer that no call waits for: it would be taken for the answer to the next request."""
         if self._waiter is None:
             self.abort()
 
@@ -166,7 +172,19 @@ class HttpPool:
         idle: seconds after which an unused connection is not used again.
     """
 
-    __slots__ = ("_connect_timeout", "_gone", "_host", "_idle", "_idle_limit", "_live", "_port", "_timeout", "_tls")
+    __slots__ = (
+        "_closed",
+        "_connect_timeout",
+        "_dials",
+        "_gone",
+        "_host",
+        "_idle",
+        "_idle_limit",
+        "_live",
+        "_port",
+        "_timeout",
+        "_tls",
+    )
 
     def __init__(
         self,
@@ -186,7 +204,9 @@ class HttpPool:
         self._idle_limit = idle
         self._idle: deque[HttpConnection] = deque()
         self._live: set[HttpConnection] = set()
+        self._dials: set[asyncio.Task[HttpConnection]] = set()
         self._gone = asyncio.Event()
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._live)
@@ -197,7 +217,7 @@ class HttpPool:
         Cancelling it closes its connection; the request may have taken effect.
 
         Raises:
-            NoAnswer: nobody could be reached, or no whole answer came.
+            NoAnswer: the host could not be reached, or no whole answer came.
         """
         connection = self._take() or await self._connect()
         try:
@@ -211,6 +231,9 @@ class HttpPool:
 
     async def aclose(self) -> None:
         """Close every connection at once; requests under way fail with ``NoAnswer``."""
+        self._closed = True
+        for dial in self._dials:
+            dial.cancel()
         for connection in tuple(self._live):
             connection.abort()
         while self._live:
@@ -228,23 +251,50 @@ class HttpPool:
         return None
 
     async def _connect(self) -> HttpConnection:
-        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise NoAnswer("the pool is closed")
+        # In a clean context: what reads from the connection lives on after the caller, and serves others.
+        dial = asyncio.get_running_loop().create_task(self._dial(), name="postroom-connect", context=CLEAN.copy())
+        self._dials.add(dial)
+        dial.add_done_callback(self._dials.discard, context=CLEAN.copy())
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: HttpConnection(self._forget),
-                    self._host,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
-                )
+            connection = await dial
         except OSError as error:  # TimeoutError, ssl.SSLError and socket.gaierror are OSErrors
             raise NoAnswer(f"no connection: {type(error).__name__}") from error
+        except asyncio.CancelledError:
+            # The dial may have ended in the very step in which the caller was cancelled.
+            dial.add_done_callback(_abandon, context=CLEAN.copy())
+            if _is_cancelled():
+                raise
+            raise NoAnswer("the pool was closed") from None
         if not connection.usable:  # lost again before this task ran, and so already forgotten
             raise NoAnswer("the connection was closed at once")
-        self._live.add(connection)
+        return connection
+
+    async def _dial(self) -> HttpConnection:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._connect_timeout):
+            _, connection = await loop.create_connection(
+                lambda: HttpConnection(self._forget),
+                self._host,
+                self._port,
+                ssl=self._tls,
+                server_hostname=self._host if self._tls else None,
+            )
+        if connection.usable:  # if not, it was lost again, and is already forgotten
+            self._live.add(connection)
         return connection
 
     def _forget(self, connection: HttpConnection) -> None:
         self._live.discard(connection)
         self._gone.set()
+
+
+def _abandon(dial: asyncio.Task[HttpConnection]) -> None:
+    if not dial.cancelled() and dial.exception() is None:
+        dial.result().abort()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

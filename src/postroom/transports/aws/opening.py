@@ -1,77 +1,50 @@
-"""Opening a client and its queues: the botocore client, and whether the hot path may be taken beside it."""
+"""Opening a botocore client, and finding out whether the hot path may be taken beside it."""
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
-from postroom.errors import ConfigurationError, PostroomError
-from postroom.transports.aws import conditions, wire
+from postroom.errors import ConfigurationError
+from postroom.transports.aws import conditions
+from postroom.transports.aws.addresses import region_of_url
 from postroom.transports.aws.connection import Connection
 from postroom.transports.aws.errors import translate
-from postroom.transports.aws.queue import AwsQueue
 from postroom.transports.aws.settings import ClientSettings, check_read_timeout
 
-
-async def open_queue(connection: Connection, name: str) -> AwsQueue:
-    """Find a queue by name, URL or ARN, and read its attributes."""
-    subject = f"queue {wire.name_of(name)!r}"
-    url = name if "://" in name else await _find_url(connection, name, subject)
-    info = await connection.call(
-        "GetQueueAttributes",
-        wire.attribute_parameters(url),
-        lambda answer: wire.queue_info_of(url, wire.read_attributes(answer)),
-        subject=subject,
-    )
-    await connection.settle_path()
-    return AwsQueue(connection, info)
+_NO_BOUND: Final = 10_000
+"""Connections of one botocore client: more than a process has."""
 
 
-async def _find_url(connection: Connection, name: str, subject: str) -> str:
-    parameters: wire.Parameters = {"QueueName": wire.name_of(name)}
-    if name.startswith("arn:"):
-        parameters["QueueOwnerAWSAccountId"] = _account_of(name)
-    return await connection.call("GetQueueUrl", parameters, lambda answer: str(answer["QueueUrl"]), subject=subject)
-
-
-def _account_of(arn: str) -> str:
-    parts = arn.split(":")
-    if len(parts) != 6 or parts[2] != "sqs":
-        raise ConfigurationError(f"not the ARN of a queue (arn:aws:sqs:<region>:<account>:<name>): {arn!r}")
-    return parts[4]
-
-
-async def open_connection(settings: ClientSettings) -> Connection:
-    """Open the botocore client.
+async def open_connection(settings: ClientSettings, session: Any, region: str) -> Connection:
+    """Open the botocore client of a region.
 
     Raises: as ``AwsClient`` when it is entered.
     """
     async with AsyncExitStack() as stack:
         try:
-            session = _session_of(settings)
             sqs = await stack.enter_async_context(
                 session.create_client(
                     "sqs",
-                    region_name=_region_of(settings, session),
+                    region_name=region,
                     endpoint_url=settings.endpoint_url,
                     verify=settings.verify,
                     config=_config_of(settings),
                 )
             )
             credentials = await session.get_credentials()
-        except PostroomError:
-            raise
         except ValueError as error:  # botocore's word for an endpoint that is not a URL
             raise ConfigurationError(f"opening the SQS client: {error}") from error
         except Exception as error:
             raise translate(error, operation="opening the SQS client") from error
         check_read_timeout(sqs.meta.config.read_timeout)
         against = _objections(settings, session, sqs, credentials)
-        return Connection(sqs, credentials, stack.pop_all(), calls=settings.connections, objections=against)
+        return Connection(sqs, credentials, stack.pop_all(), objections=against)
 
 
 def _objections(settings: ClientSettings, session: Any, sqs: Any, credentials: Any) -> list[str]:
@@ -83,20 +56,48 @@ def _objections(settings: ClientSettings, session: Any, sqs: Any, credentials: A
     return found
 
 
-def _session_of(settings: ClientSettings) -> Any:
-    if settings.session is None:
-        return AioSession(profile=settings.profile)
-    if isinstance(settings.session, AioSession):
-        return settings.session
-    raise ConfigurationError(
-        f"AwsClient(session=...) takes an aiobotocore.session.AioSession; got {type(settings.session).__name__}"
+def session_of(settings: ClientSettings) -> AioSession:
+    """Return the botocore session to use.
+
+    Raises:
+        ConfigurationError: it is of another kind, or its profile does not exist.
+    """
+    if settings.session is not None:
+        if isinstance(settings.session, AioSession):
+            return settings.session
+        raise ConfigurationError(
+            f"AwsClient(session=...) takes an aiobotocore.session.AioSession; got {type(settings.session).__name__}"
+        )
+    return AioSession(profile=settings.profile)
+
+
+def region_of(settings: ClientSettings, session: Any) -> str | None:
+    """Return the region that is configured; None if none is.
+
+    botocore alone among the SDKs does not know AWS_REGION, which ECS, Lambda and people set. The environment counts
+    before the profile, as it does for all of them.
+    """
+    try:
+        configured = session.get_config_variable("region")  # reads the profile, which may not exist
+        own = session.instance_variables().get("region")
+    except Exception as error:
+        raise translate(error, operation="opening the SQS client") from error
+    found = (
+        getattr(settings.config, "region_name", None),
+        settings.region,
+        own,
+        os.environ.get("AWS_DEFAULT_REGION"),
+        os.environ.get("AWS_REGION"),
+        configured,
+        *map(region_of_url, _endpoints(settings)),
     )
+    return next(filter(None, found), None)
 
 
-def _region_of(settings: ClientSettings, session: Any) -> str | None:
-    # botocore alone among the SDKs does not know AWS_REGION, which ECS, Lambda and people set.
-    region: str | None = settings.region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
-    return region
+def _endpoints(settings: ClientSettings) -> Iterator[str]:
+    yield settings.endpoint_url or ""
+    yield os.environ.get("AWS_ENDPOINT_URL_SQS", "")
+    yield os.environ.get("AWS_ENDPOINT_URL", "")
 
 
 def _config_of(settings: ClientSettings) -> Any:
@@ -105,7 +106,8 @@ def _config_of(settings: ClientSettings) -> Any:
     options: dict[str, Any] = {
         **{name: given[name] for name in lost_in_merging if name in given},
         "retries": {"mode": "standard", "total_max_attempts": settings.max_attempts},
-        "max_pool_connections": 2 * settings.connections,
+        # Each queue bounds its own calls. A bound over all of them would let idle queues starve the others.
+        "max_pool_connections": _NO_BOUND,
         "connect_timeout": settings.connect_timeout,
         "read_timeout": settings.read_timeout,
         "parameter_validation": False,

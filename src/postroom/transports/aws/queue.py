@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from postroom.message import Message, OutgoingMessage
 from postroom.transports.aws import wire
-from postroom.transports.aws.connection import Connection
+from postroom.transports.aws.connection import Connection, Request
+from postroom.transports.aws.errors import Subject
+from postroom.transports.aws.room import Room
 from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
 
 
@@ -13,14 +15,22 @@ class AwsQueue:
     """A queue on SQS; made by ``AwsClient.queue``, usable until that client is closed.
 
     Every method raises ``TransportError``, or ``ClosedError`` once the client is closed.
+
+    Args:
+        connection: to the queue's region.
+        info: what the queue said of itself.
+        calls: receives at once, and as many other calls at once. Each kind has its own room, so that a delete or a
+            heartbeat never waits for a long poll; each queue has its own, so that no queue waits for another one.
     """
 
-    __slots__ = ("_connection", "_info", "_subject")
+    __slots__ = ("_connection", "_info", "_others", "_receives", "_subject")
 
-    def __init__(self, connection: Connection, info: QueueInfo) -> None:
+    def __init__(self, connection: Connection, info: QueueInfo, *, calls: int) -> None:
         self._connection = connection
         self._info = info
-        self._subject = f"queue {info.name!r}"
+        self._subject = subject_of(info.name, info.arn, rotating=connection.rotating)
+        self._receives = Room(calls, _waits(f"A receive from {self._subject.text}", "receives"))
+        self._others = Room(calls, _waits(f"A delete, extension or send to {self._subject.text}", "such calls"))
 
     @property
     def info(self) -> QueueInfo:
@@ -41,12 +51,12 @@ class AwsQueue:
             # If an answer is lost, the next attempt of the same call gets the same messages again.
             attempt_id = uuid.uuid4().hex
         url, name = self._info.url, self._info.name
+        parameters = wire.receive_parameters(url, limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
         return await self._connection.call_hot(
-            "ReceiveMessage",
-            wire.receive_parameters(url, limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id),
+            self._request("ReceiveMessage", parameters),
             lambda answer: wire.read_messages(answer, name),
             lambda body: wire.decode_messages(body, name),
-            subject=self._subject,
+            room=self._receives,
         )
 
     async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
@@ -74,32 +84,45 @@ class AwsQueue:
         """
         count = len(messages)
         return await self._connection.call(
-            "SendMessageBatch",
-            wire.send_parameters(self._info.url, messages),
+            self._request("SendMessageBatch", wire.send_parameters(self._info.url, messages)),
             lambda answer: wire.read_send_results(answer, count),
-            subject=self._subject,
+            room=self._others,
         )
 
     async def attributes(self) -> Mapping[str, str]:
-        """Ask for all queue attributes anew, approximate counts included.
+        """Ask for all queue attributes again, approximate counts included.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
         """
         return await self._connection.call(
-            "GetQueueAttributes",
-            wire.attribute_parameters(self._info.url),
+            self._request("GetQueueAttributes", wire.attribute_parameters(self._info.url)),
             wire.read_attributes,
-            subject=self._subject,
+            room=self._others,
         )
 
     async def _batch(self, operation: str, parameters: wire.Parameters, count: int) -> list[EntryFailure]:
         return await self._connection.call_hot(
-            operation,
-            parameters,
+            self._request(operation, parameters),
             lambda answer: wire.read_failures(answer, count),
             lambda body: wire.decode_failures(body, count),
-            subject=self._subject,
+            room=self._others,
         )
+
+    def _request(self, operation: str, parameters: wire.Parameters) -> Request:
+        return Request(operation=operation, parameters=parameters, subject=self._subject)
 
     def __repr__(self) -> str:
         return f"AwsQueue({self._info.url!r})"
+
+
+def subject_of(name: str, arn: str, *, rotating: bool) -> Subject:
+    """Return what errors call a queue."""
+    return Subject(text=f"queue {name!r}", resource=arn or "the queue", rotating=rotating)
+
+
+def _waits(what: str, which: str) -> str:
+    escaped = what.replace("%", "%%")
+    return (
+        f"{escaped} waits for more than %g s for its turn: %d {which} are out, and AwsClient(connections=...) allows "
+        "no more; raise it, or run fewer pollers"
+    )

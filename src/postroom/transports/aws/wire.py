@@ -5,6 +5,7 @@ Requests are made once, for both paths. Answers come parsed from botocore (``rea
 """
 
 import base64
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
@@ -12,6 +13,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.transports.aws.addresses import Address
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 
 Parameters = dict[str, Any]
@@ -71,6 +73,10 @@ def _send_entry(index: int, message: OutgoingMessage) -> Parameters:
         entry["MessageGroupId"] = message.group_id
     if message.deduplication_id is not None:
         entry["MessageDeduplicationId"] = message.deduplication_id
+    if message.trace_header is not None:
+        entry["MessageSystemAttributes"] = {
+            "AWSTraceHeader": _attribute(MessageAttribute("String", message.trace_header))
+        }
     return entry
 
 
@@ -104,7 +110,7 @@ def decode_messages(body: bytes, queue: str) -> list[Message]:
     except msgspec.ValidationError:  # null where SQS leaves out; some local servers write that
         return read_messages(_decode_loosely(body), queue)
     for message in messages:
-        msgspec.structs.force_setattr(message, "queue", queue)  # nobody else has seen it yet
+        msgspec.structs.force_setattr(message, "queue", queue)  # it is not shared yet
     return messages
 
 
@@ -119,19 +125,28 @@ def _message(wire: Parameters, queue: str) -> Message:
     attributes: Mapping[str, Parameters] = wire.get("MessageAttributes") or {}
     return Message(
         id=wire["MessageId"],
-        body=wire.get("Body") or "",
+        body=_text(wire.get("Body")) or "",
         receipt_handle=wire.get("ReceiptHandle") or "",
         message_attributes={
             name: MessageAttribute(
                 data_type=value.get("DataType") or "String",
-                string_value=value.get("StringValue"),
+                string_value=_text(value.get("StringValue")),
                 binary_value=_binary(value.get("BinaryValue")),
             )
             for name, value in attributes.items()
         },
-        system_attributes=wire.get("Attributes") or {},
+        system_attributes=_texts(wire.get("Attributes") or {}),
         queue=queue,
     )
+
+
+def _texts(attributes: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in attributes.items() if value is not None}
+
+
+def _text(value: object) -> str | None:
+    # Some local servers write numbers where SQS writes their text.
+    return None if value is None else str(value)
 
 
 def _binary(value: str | bytes | None) -> bytes | None:
@@ -147,20 +162,24 @@ def _decode_loosely(body: bytes) -> Parameters:
 
 
 def read_failures(answer: Parameters, count: int) -> list[EntryFailure]:
-    """Return the entries of a batch of ``count`` that SQS did not confirm, in order."""
-    refused: list[Parameters] = answer.get("Failed") or []
-    confirmed: list[Parameters] = answer.get("Successful") or []
-    named = {entry["Id"] for entry in confirmed}
-    if not refused and len(named) == count:
-        return []
-    failures = [_failure(entry) for entry in refused]
-    named.update(str(failure.index) for failure in failures)
-    failures.extend(
-        EntryFailure(index, UNCONFIRMED, "SQS's answer does not name this entry")
-        for index in range(count)
-        if str(index) not in named
-    )
-    return sorted(failures, key=lambda failure: failure.index)
+    """Return the entries of a batch of ``count`` that SQS did not confirm, in order, each once.
+
+    An id that was not in the request names nothing; what is named as refused and as successful is refused.
+    """
+    places = {str(index): index for index in range(count)}
+    failures: dict[int, EntryFailure] = {}
+    for entry in answer.get("Failed") or ():
+        if (index := places.get(_id_of(entry))) is not None:
+            failures.setdefault(index, _failure(index, entry))
+    confirmed = {_id_of(entry) for entry in answer.get("Successful") or ()}
+    for name, index in places.items():
+        if name not in confirmed and index not in failures:
+            failures[index] = EntryFailure(index, UNCONFIRMED, "SQS's answer does not name this entry")
+    return [failures[index] for index in sorted(failures)]
+
+
+def _id_of(entry: Parameters) -> str:
+    return str(entry.get("Id"))
 
 
 def decode_failures(body: bytes, count: int) -> list[EntryFailure]:
@@ -173,9 +192,14 @@ def decode_failures(body: bytes, count: int) -> list[EntryFailure]:
         answer = _decode_batch(body)
     except msgspec.ValidationError:
         answer = None
-    if answer is not None and not answer.failed and len({entry.id for entry in answer.successful}) == count:
+    if answer is not None and not answer.failed and {entry.id for entry in answer.successful} == _ids(count):
         return []
     return read_failures(_decode_loosely(body), count)
+
+
+@functools.cache
+def _ids(count: int) -> set[str]:
+    return set(map(str, range(count)))
 
 
 class _Confirmed(msgspec.Struct, gc=False):
@@ -190,22 +214,24 @@ class _Batch(msgspec.Struct, gc=False):
 _decode_batch: Final = msgspec.json.Decoder(_Batch).decode
 
 
-def _failure(entry: Parameters) -> EntryFailure:
+def _failure(index: int, entry: Parameters) -> EntryFailure:
     return EntryFailure(
-        index=int(entry["Id"]),
-        code=entry.get("Code") or "",
-        text=entry.get("Message") or "",
+        index=index,
+        code=str(entry.get("Code") or ""),
+        text=str(entry.get("Message") or ""),
         sender_fault=bool(entry.get("SenderFault")),
     )
 
 
 def read_send_results(answer: Parameters, count: int) -> list[SendResult | EntryFailure]:
     """Return one result per message of a batch send, in order."""
-    results: dict[int, SendResult | EntryFailure] = {failure.index: failure for failure in read_failures(answer, count)}
-    for entry in answer.get("Successful") or ():
-        index = int(entry["Id"])
-        results[index] = SendResult(index, entry["MessageId"], entry.get("SequenceNumber"))
-    return [results[index] for index in range(count)]
+    failures = {failure.index: failure for failure in read_failures(answer, count)}
+    sent = {_id_of(entry): entry for entry in answer.get("Successful") or ()}
+    return [failures[index] if index in failures else _sent(index, sent[str(index)]) for index in range(count)]
+
+
+def _sent(index: int, entry: Parameters) -> SendResult:
+    return SendResult(index, str(entry.get("MessageId") or ""), entry.get("SequenceNumber"))
 
 
 def error_code_of(body: bytes) -> str:
@@ -226,17 +252,24 @@ def read_attributes(answer: Parameters) -> dict[str, str]:
     return dict(answer.get("Attributes") or {})
 
 
-def queue_info_of(url: str, attributes: Mapping[str, str]) -> QueueInfo:
-    """Return what a queue says of itself."""
-    name = name_of(url)
+def queue_info_of(address: Address, url: str, attributes: Mapping[str, str] | None) -> QueueInfo:
+    """Return what is known of a queue: what it says of itself, or what its name says if it may not be asked.
+
+    Args:
+        address: what its name says.
+        url: its URL.
+        attributes: its attributes; None if they are not known.
+    """
+    said = attributes or {}
     return QueueInfo(
-        name=name,
+        name=address.name,
         url=url,
-        arn=attributes.get("QueueArn", ""),
-        fifo=attributes.get("FifoQueue") == "true" or name.endswith(".fifo"),
-        visibility_timeout=int(attributes.get("VisibilityTimeout", 30)),
-        redrive=_redrive_of(attributes.get("RedrivePolicy")),
-        attributes=attributes,
+        arn=said.get("QueueArn") or address.arn,
+        fifo=said.get("FifoQueue") == "true" or address.name.endswith(".fifo"),
+        visibility_timeout=int(said.get("VisibilityTimeout", 30)),
+        redrive=_redrive_of(said.get("RedrivePolicy")),
+        attributes=said,
+        attributes_known=attributes is not None,
     )
 
 
@@ -248,8 +281,3 @@ def _redrive_of(policy: str | None) -> RedrivePolicy | None:
         return None
     # AWS returns the count as a number, CloudFormation and some emulators as text.
     return RedrivePolicy(parsed["deadLetterTargetArn"], int(parsed.get("maxReceiveCount", 0)))
-
-
-def name_of(url_or_arn: str) -> str:
-    """Return the queue's name, the last part of its URL or ARN."""
-    return url_or_arn.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
