@@ -84,7 +84,7 @@ def lets_one_cancelled_waiter_fail_the_others(patch: Patch) -> None:
 @mutant
 def passes_the_providers_cancellation_on(patch: Patch) -> None:
     """I6: waiters get what the provider raised, as it is."""
-    patch.setattr(OpenFailed, "error", lambda self, context: self.cause)
+    patch.setattr(OpenFailed, "error", lambda self, context: self.cause.error)
 
 
 @mutant
