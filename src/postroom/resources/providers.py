@@ -17,6 +17,7 @@ _log = logging.getLogger("postroom.pool")
 
 _LARGEST_POOL: Final = 10_000
 """A larger number means that there is no bound."""
+_DEEPEST: Final = 8
 Cleanup = Callable[[Any], Any]
 _EXPECTED: Final = (
     "an async context manager function (decorate an async generator with @contextlib.asynccontextmanager), "
@@ -86,12 +87,15 @@ def known_of(provider: Any) -> tuple[int | Callable[[Any], int] | None, Callable
     """
     weight: Any = None
     check: Any = None
-    while provider is not None and not inspect.isclass(provider):  # a class's attributes are those of its instances
+    for _ in range(_DEEPEST):
+        if provider is None or inspect.isclass(provider):  # a class's attributes are those of its instances
+            break
         weight = getattr(provider, "weight", None) if weight is None else weight
         check = getattr(provider, "check", None) if check is None else check
         inner = provider.func if isinstance(provider, functools.partial) else getattr(provider, "__wrapped__", None)
         provider = cast("Any", inner)
-    return weight, check if callable(check) else None
+    usable = callable(weight) or (isinstance(weight, int) and not isinstance(weight, bool))
+    return weight if usable else None, check if callable(check) else None
 
 
 def connections_of(resource: object) -> int:
@@ -116,18 +120,20 @@ def _parts_of(resource: Any) -> list[Any]:
     return [getattr(resource, name) for name in resource.__dataclass_fields__]
 
 
-def _size_of(thing: Any) -> int:
+def _size_of(thing: Any, depth: int = 3) -> int:
     """Return the size of a pool by the names that the drivers use for it; 0 for what is none, or has no bound."""
+    if depth <= 0:  # an object that answers everything has no end
+        return 0
     is_pool = hasattr(thing, "acquire") or hasattr(thing, "getconn") or "pool" in type(thing).__name__.lower()
     for name in ("get_max_size", "max_size", "maxsize", "_maxsize", "max_connections") if is_pool else ():
         if 0 < (size := _number(getattr(thing, name, None))) <= _LARGEST_POOL:
             return size
     for inner in ("connection_pool", "sync_engine"):
         if (held := getattr(thing, inner, None)) is not None:
-            return _size_of(held)
+            return _size_of(held, depth - 1)
     bound = getattr(thing, "kw", None)
     if isinstance(bound, Mapping) and "bind" in bound:
-        return _size_of(cast("Mapping[str, Any]", bound)["bind"])
+        return _size_of(cast("Mapping[str, Any]", bound)["bind"], depth - 1)
     pool = getattr(thing, "pool", None)
     if pool is not None and hasattr(pool, "size"):
         return _number(pool.size) + max(0, _number(getattr(pool, "_max_overflow", 0)))
