@@ -178,7 +178,11 @@ def test_an_async_function_without_cleanup_is_warned_of_once(caplog: pytest.LogC
         async def __call__(self, tenant: Tenant) -> Database:
             return await databases.open(tenant)
 
-    for provider in (databases.open, Callable(), partial(databases.open), lambda tenant: databases.open(tenant)):
+    class Either:
+        def get(self, tenant: Tenant) -> Any:
+            return databases.open(tenant)
+
+    for provider in (databases.open, Callable(), partial(databases.open), Either().get):
         caplog.clear()
         pool = ResourcePool(provider)
         assert not caplog.records
@@ -252,9 +256,7 @@ def test_resources_that_count_as_one_and_hold_several_are_told_of(
     assert run_virtual(main()) == []
 
 
-@pytest.mark.parametrize(
-    "resource", [object(), "text", 42, [1, 2], {"size": 5}, Mock(), PoolOfConnections(1)], ids=repr
-)
+@pytest.mark.parametrize("resource", [object(), "text", 42, [1, 2], {"size": 5}, Mock(), PoolOfConnections(1)])
 def test_other_resources_count_as_one_without_a_word(resource: object, caplog: pytest.LogCaptureFixture) -> None:
     """A number called ``size`` does not make a pool, and an object that answers everything is believed nothing."""
 
@@ -267,7 +269,7 @@ def test_other_resources_count_as_one_without_a_word(resource: object, caplog: p
 
 
 def test_weight_and_check_are_found_on_any_provider() -> None:
-    """On a function, behind ``functools.partial`` and decorators, each by itself; a class has those of its instances."""
+    """On a function, behind ``functools.partial`` and decorators, each by itself; not on a class."""
 
     async def check(resource: object) -> bool:
         return True
@@ -289,7 +291,7 @@ def test_weight_and_check_are_found_on_any_provider() -> None:
         def check(self) -> None: ...
 
     assert known_of(Manager) == (None, None)
-    assert known_of(wraps(provide)(lambda tenant: provide(tenant))) == (3, None)
+    assert known_of(wraps(provide)(Databases().provide)) == (3, None)
 
 
 def test_a_providers_own_words_are_quoted_without_secrets() -> None:
