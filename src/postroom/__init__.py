@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ServiceUnavailable,
         Throttled,
         TransportError,
+        UnknownTenant,
         ValidationError,
     )
     from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
         Visibility,
     )
     from postroom.payloads import attribute
-    from postroom.resources import Lease, PoolStatistics, ResourcePool
+    from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
     from postroom.transactions import Transactional
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
@@ -97,6 +98,7 @@ __all__ = [
     "MissingAttribute",
     "NotOpenError",
     "OpenBackoff",
+    "OpenFailure",
     "OutgoingMessage",
     "OwnershipLost",
     "PayloadError",
@@ -124,10 +126,12 @@ __all__ = [
     "Throttled",
     "Transactional",
     "TransportError",
+    "UnknownTenant",
     "ValidationError",
     "Visibility",
     "attribute",
     "current_message",
+    "is_outage",
     "run",
     "serve",
 ]
@@ -140,7 +144,7 @@ _HOMES: Final = {
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
-    "resources": "Lease PoolStatistics ResourcePool",
+    "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
     "transactions": "Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",

@@ -11,20 +11,22 @@
     │  │  ├─ DecodeError                 not JSON, not text
     │  │  └─ ValidationError             JSON, but of another shape; says where
     │  ├─ ResourceError                  the tenant's resources could not be leased
-    │  │  ├─ ResourceOpenError           the provider failed, or its backoff is not over
+    │  │  ├─ ResourceOpenError           an outage, or an unknown tenant; now, or while the pool leaves it alone
     │  │  ├─ ResourceUnhealthyError      the health check failed
-    │  │  └─ PoolExhaustedError          no budget came free before the deadline
+    │  │  └─ PoolExhaustedError          no budget came free by the deadline
     │  ├─ HandlerTimeout (TimeoutError)  the handler ran longer than ``Concurrency.handler_timeout``
     │  └─ OwnershipLost                  the visibility timeout passed without a confirmed extension
     ├─ TransportError                    SQS refused, or could not be reached; ``retryable`` has the last word
     │  ├─ QueueNotFound, AccessDenied, InvalidReceiptHandle, InvalidRequest      trying again does not help
     │  └─ Throttled, ServiceUnavailable                                          trying again later does
+    ├─ UnknownTenant (LookupError)       a provider or a registry says that there is no such tenant
     ├─ ClosedError                       you used it after you closed it
     └─ NotOpenError                      you forgot ``async with``
 
 ``__cause__`` is kept, except where it would carry the tenant's data: validators quote their input, so there is no
-validator's exception behind a ``PayloadError``. No text here contains a payload body, a DSN or a password: what a
-provider's own exception says stays in ``__cause__``, only its type is quoted.
+validator's exception behind a ``PayloadError``. No text here contains a payload body, a DSN or a password: where a
+provider's own exception is quoted, ``postroom.redaction`` has removed the secrets. The exception itself is the
+``__cause__``, unchanged.
 """
 
 from collections.abc import Hashable
@@ -91,7 +93,11 @@ class ResourceError(MessageError):
 
 
 class ResourceOpenError(ResourceError):
-    """The provider failed, now or so recently that its backoff is not over."""
+    """The resources cannot be had: an outage, or an unknown tenant.
+
+    The provider failed now, or so recently that the pool leaves the context or its host alone. The provider's
+    exception is the ``__cause__``, of the first refusal and of every later one.
+    """
 
     def __init__(
         self,
@@ -105,7 +111,7 @@ class ResourceOpenError(ResourceError):
     ) -> None:
         super().__init__(text, context=context, message_id=message_id)
         self.permanent = permanent
-        """True when trying again soon cannot help: an unknown tenant, wrong credentials."""
+        """True for an unknown tenant: trying again soon cannot help. False for an outage."""
         self.retry_after = retry_after
         """Seconds until the pool tries again."""
         self.host = host
@@ -174,6 +180,13 @@ class ServiceUnavailable(TransportError):
     """SQS could not be reached, did not answer in time, or answered with a server error."""
 
     retryable = True
+
+
+class UnknownTenant(PostroomError, LookupError):
+    """There is no such tenant. Raise it in a provider or a registry.
+
+    It is the one way to say so: whatever else a provider raises is an outage, and its messages wait.
+    """
 
 
 class ClosedError(PostroomError):

@@ -94,6 +94,7 @@ class ResourceOpened(Event, frozen=True):
 
     key: Hashable
     seconds: float
+    host: Hashable | None = None
 
 
 class ResourceOpenFailed(Event, frozen=True):
@@ -102,7 +103,9 @@ class ResourceOpenFailed(Event, frozen=True):
     key: Hashable
     error: BaseException
     permanent: bool
+    """There is no such tenant; False for an outage."""
     retry_after: float
+    host: Hashable | None = None
 
 
 class ResourceClosed(Event, frozen=True):

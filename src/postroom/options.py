@@ -379,6 +379,8 @@ class PoolLimits:
 
     Args:
         budget: the sum of the weights of everything open, opening or closing: connections, not pools.
+        per_host: the same for each host that the pool's ``host=`` names: one number for all, a mapping by host, or a
+            function of the host; None, also from them, for no bound but ``budget``.
         max_concurrent_opens: providers entered at once.
         idle: seconds without a lease after which a resource is closed; None for never.
         max_age: seconds after which a resource is replaced, jittered by a tenth so that a fleet does not do it at
@@ -387,10 +389,11 @@ class PoolLimits:
         sweep: seconds between two rounds of the sweeper (idle, age, health).
         patience: seconds that a context waits for budget, with nothing idle to evict, before the resource that has been
             open longest is taken from a busy one: no new leases, closed behind its last. So busy tenants take turns.
-        remember: failing keys remembered at the most; the oldest are forgotten first.
+        remember: failing keys, and hosts, that are remembered; the oldest are forgotten first.
     """
 
     budget: int = 100
+    per_host: int | Mapping[Any, int] | Callable[[Any], int | None] | None = None
     max_concurrent_opens: int = 16
     idle: float | None = 600.0
     max_age: float | None = None
@@ -401,6 +404,9 @@ class PoolLimits:
 
     def __post_init__(self) -> None:
         _check_count("PoolLimits", "budget", self.budget)
+        if self.per_host is not None and not isinstance(self.per_host, Mapping) and not callable(self.per_host):
+            limit = "or a mapping by host, or a function of it"
+            _check_count("PoolLimits", "per_host", self.per_host, most=self.budget, limit=limit)
         _check_count("PoolLimits", "max_concurrent_opens", self.max_concurrent_opens)
         _check_count("PoolLimits", "remember", self.remember)
         for name in ("idle", "max_age"):
@@ -438,9 +444,9 @@ class OpenBackoff:
     """How long a context whose resources failed to open is left alone.
 
     Args:
-        base: seconds after the first transient failure; doubles with each further one, with full jitter.
+        base: seconds after the first failure of an outage; doubles with each further one, with full jitter.
         cap: the longest such pause.
-        permanent: seconds after a permanent failure: an unknown tenant, wrong credentials.
+        permanent: seconds after a provider has said that there is no such tenant (``UnknownTenant``).
     """
 
     base: float = 0.5

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
 from postroom.options import OpenBackoff, PoolLimits
-from postroom.resources import actions
+from postroom.resources import actions, news
 from postroom.resources.core import Core
 from postroom.resources.entries import Entry, Stage, State, Ticket, Waiter
 from postroom.resources.identity import Identifier
@@ -37,11 +37,23 @@ class PoolMachine(RuleBasedStateMachine):
         checks=st.booleans(),
         hosts=st.integers(0, 2),
         heavy=st.booleans(),
+        per_host=st.sampled_from([None, None, 1, 2, 4]),
     )
-    def make(self, *, budget: int, opens: int, patience: float, checks: bool, hosts: int, heavy: bool) -> None:
+    def make(
+        self,
+        *,
+        budget: int,
+        opens: int,
+        patience: float,
+        checks: bool,
+        hosts: int,
+        heavy: bool,
+        per_host: int | None,
+    ) -> None:
         """Make a core."""
+        self.per_host = None if per_host is None or not hosts else min(per_host, budget)
         self.limits = PoolLimits(
-            budget=budget, max_concurrent_opens=opens, idle=20.0, max_age=30.0, check_after=5.0, sweep=1.0,
+            per_host=self.per_host, budget=budget, max_concurrent_opens=opens, idle=20.0, max_age=30.0, check_after=5.0, sweep=1.0,
             patience=patience, remember=2,
         )  # fmt: skip
         self.core = Core(
@@ -64,6 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.wake_at: list[float] = []
         self.ended: set[int] = set()
         self.granted: list[Held] = []
+        self.told: list[news.News] = []
 
     # -- the acting half, as simple as can be -------------------------------------------------------------------
 
@@ -99,6 +112,8 @@ class PoolMachine(RuleBasedStateMachine):
                     error = refusal.error(waiter.context)
                     assert error is not refusal.error(waiter.context), "each waiter gets an error of its own"
                     del self.waiters[waiter]
+                case actions.Tell(told):
+                    self.told.append(told)
                 case actions.WakeAt(when):
                     assert when > self.now, "a timer for the past would ring for ever"
                     self.wake_at.append(when)
@@ -119,8 +134,9 @@ class PoolMachine(RuleBasedStateMachine):
             identity=self.identify(key),
             key=key,
             context=key,
-            weight=min(1 + number % 3, self.limits.budget) if self.heavy else 1,
+            weight=min(1 + number % 3, self.per_host or self.limits.budget) if self.heavy else 1,
             host=number % self.hosts if self.hosts else None,
+            host_limit=self.per_host,
         )
         waiter = Waiter(key, None)
         self.waiters[waiter] = key
@@ -203,6 +219,17 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.core.table.ready.get(held.entry.identity) is not held.entry
         return multiple(*self.act())
 
+    @rule(target=leases, held=leases)
+    def meet_outage(self, held: Held) -> Any:
+        """A use of what is leased finds its server full: that is known from now on, and closes nothing."""
+        entry = held.entry
+        if entry.leases:
+            before = entry.state
+            self.core.outage(entry, OSError("full"), self.now)
+            assert self.core.troubled
+            assert entry.state is before or entry.state is State.DRAINING
+        return multiple(*self.act())
+
     @rule(target=leases, number=st.integers(0, 20))
     def release(self, number: int) -> Any:
         """Somebody gives a lease back."""
@@ -272,6 +299,13 @@ class PoolMachine(RuleBasedStateMachine):
         """I3: what is booked is what exists, and no more than the limit."""
         booked = sum(self.weights[entry] for entry in self.tasks)
         assert self.core.budget.used == booked <= self.limits.budget
+        for host in range(self.hosts if self.per_host is not None else 0):
+            gate = self.core.gates.find(host)
+            there = sum(self.weights[entry] for entry in self.tasks if entry.host == host)
+            admitted = [demand for demand in self.core.demands.values() if demand.admitted and demand.host == host]
+            used = 0 if gate is None else gate.used
+            assert used == there + sum(demand.weight for demand in admitted) <= (self.per_host or 0)
+            assert all(demand.stage in {Stage.QUEUED, Stage.PARKED} for demand in admitted)
 
     @invariant()
     def opens_one_at_a_time_per_key(self) -> None:
@@ -321,6 +355,9 @@ class PoolMachine(RuleBasedStateMachine):
         head = next(iter(core.line), None)
         if head is not None and not core.shut_down and not head.troubled:
             assert core.budget.free < head.weight or core.table.opens >= self.limits.max_concurrent_opens
+        for first in core.gates.heads():
+            gate = core.gates.find(first.host)
+            assert core.shut_down or gate is None or gate.limit is None or gate.used + first.weight > gate.limit
 
     @invariant()
     def remembers_little(self) -> None:
@@ -343,6 +380,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.end(entry)
         assert self.core.budget.used == 0
         assert not self.core.table.entries
+        assert len(self.core.gates) == 0
         assert not self.waiters
         assert self.core.counters.opened == self.core.counters.closed
 

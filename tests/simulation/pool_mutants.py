@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from postroom.resources import plan as plan_module
 from postroom.resources import pool as pool_module
 from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
 from postroom.resources.entries import Demand, Entry, Reason, Stage, State, Table, Ticket, Waiter
+from postroom.resources.gates import Gates
 from postroom.resources.identity import Identifier, Identity, display_key
 from postroom.resources.line import Line
 from postroom.resources.plan import View
@@ -84,7 +86,7 @@ def lets_one_cancelled_waiter_fail_the_others(patch: Patch) -> None:
 @mutant
 def passes_the_providers_cancellation_on(patch: Patch) -> None:
     """I6: waiters get what the provider raised, as it is."""
-    patch.setattr(OpenFailed, "error", lambda self, context: self.cause)
+    patch.setattr(OpenFailed, "error", lambda self, context: self.cause.error)
 
 
 @mutant
@@ -368,3 +370,70 @@ def counts_waiters_not_keys(patch: Patch) -> None:
             demand.sequence = sequence
 
     patch.setattr(Core, "_join", louder)
+
+
+@mutant
+def ignores_the_budget_of_a_host(patch: Patch) -> None:
+    """I3: whatever a host can take, everything that the pool has room for is opened there."""
+    put = Gates.put
+
+    def unlimited(self: Gates, demand: Demand, *, front: bool) -> None:
+        demand.host_limit = None
+        put(self, demand, front=front)
+
+    patch.setattr(Gates, "put", unlimited)
+
+
+@mutant
+def gives_a_hosts_budget_back_at_eviction(patch: Patch) -> None:
+    """I3: the next open on a host starts while the close there still runs."""
+    close = Core._close
+
+    def early(self: Core, entry: Entry, reason: Reason, now: float) -> None:
+        close(self, entry, reason, now)
+        self.gates.ended(entry)
+        entry.admitted = False
+
+    patch.setattr(Core, "_close", early)
+
+
+@mutant
+def loses_the_budget_of_a_host(patch: Patch) -> None:
+    """I8: a close does not give back what it had of its host."""
+    patch.setattr(Gates, "ended", lambda self, entry: None)
+
+
+@mutant
+def keeps_what_a_withdrawn_demand_took(patch: Patch) -> None:
+    """I3: who was let in by a host, and leaves before anything opens, takes its place along."""
+    withdraw = Gates.withdraw
+
+    def greedy(self: Gates, demand: Demand) -> None:
+        if demand.stage is Stage.AT_GATE:
+            withdraw(self, demand)
+
+    patch.setattr(Gates, "withdraw", greedy)
+
+
+@mutant
+def forgets_who_waits_at_a_gate(patch: Patch) -> None:
+    """I9: a host has room again, and its first in line is not told."""
+    patch.setattr(Gates, "_settle", lambda self, host: self._gates[host].unused and self._gates.pop(host))
+
+
+@mutant
+def evicts_nothing_for_a_host(patch: Patch) -> None:
+    """I9: idle resources fill a host while others wait at its gate."""
+    patch.setattr(plan_module, "_make_room_on_host", lambda view, gate, demand, shortfall, now: None)
+
+
+@mutant
+def blames_the_message_for_a_full_server(patch: Patch) -> None:
+    """Outage: too many connections, met in use, count as the message's own failure."""
+    patch.setattr(Engine, "outage", lambda self, entry, error: False)
+
+
+@mutant
+def forgets_an_outage_that_a_use_met(patch: Patch) -> None:
+    """Outage: it is called one, and nothing is left alone for it."""
+    patch.setattr(Core, "outage", lambda self, entry, error, now: None)

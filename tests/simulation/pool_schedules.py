@@ -23,6 +23,12 @@ from simulation.pool_world import EPSILON, Resource, Tenant, World, draw_plan
 Pool = ResourcePool[Tenant, Resource]
 
 
+class ServerFullError(Exception):
+    """PostgreSQL has no connection left."""
+
+    sqlstate = "53300"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one schedule did."""
@@ -146,11 +152,20 @@ class _Schedule:
             self.world.require(excused or resource.alive, "I2", f"{tenant} was closed under a lease")
             if self.world.chance(0.3) and lease.report(ConnectionResetError("gone")):
                 resource.suspect_at = self.world.tick()
+            elif self.world.chance(0.2):
+                self.meet_outage(tenant, lease, resource)
         finally:
             self.world.given_back(resource)
             lease.release()
             if self.rng.random() < 0.2:
                 lease.release()
+
+    def meet_outage(self, tenant: Tenant, lease: Lease[Resource], resource: Resource) -> None:
+        """Find the server full: it is an outage, which the pool knows of, and closes nothing that is in use."""
+        self.world.require(lease.report(ServerFullError()), "outage", f"{tenant} is to blame for a full server")
+        self.world.require(resource.alive or self.world.grace_over or resource.cancelled, "I2", f"{tenant} was closed")
+        self.world.require(self.pool.troubled, "outage", f"{tenant} met an outage, and the pool knows of none")
+        self.world.note("server full", tenant)
 
     # -- disturbances -------------------------------------------------------------------------------------------
 
@@ -232,6 +247,7 @@ class _Schedule:
 
     def watch_statistics(self) -> None:
         """I3 and the arithmetic of the counters."""
+        self.watch_gates()
         seen, world = self.pool.statistics(), self.world
         alive = sum(1 for resource in world.resources if resource.closes == 0)
         world.require(seen.weight <= seen.budget, "I3", f"weight {seen.weight} of {seen.budget}")
@@ -246,6 +262,21 @@ class _Schedule:
         ready = [entry.identity for entry in self.pool._core.table.entries if entry.state is State.READY]
         world.require(len(ready) == len(set(ready)), "I1", "two ready entries of one key")
 
+    def watch_gates(self) -> None:
+        """I3, host by host: what is booked on a host is what is there, and who was let in to open."""
+        core, world = self.pool._core, self.world
+        for host in {world.host_of(tenant) for tenant in self.plan.tenants} - {0}:
+            gate = core.gates.find(host)
+            booked = 0 if gate is None else gate.used
+            admitted = sum(demand.weight for demand in core.demands.values() if demand.admitted and demand.host == host)
+            entries = sum(entry.weight for entry in core.table.entries if entry.host == host)
+            if self.plan.per_host is None:
+                world.require(gate is None, "I3", f"host {host} has no budget and is counted")
+            else:
+                world.require(booked == admitted + entries, "I3", f"{booked} booked on host {host}")
+                world.require(booked >= world.weight_on[host], "I3", f"{booked} booked on host {host}, more in use")
+                world.require(booked <= self.plan.per_host, "I3", f"{booked} of {self.plan.per_host} on host {host}")
+
     def watch_progress(self) -> None:
         """I9: nobody waits for what is there."""
         core = self.pool._core
@@ -255,6 +286,14 @@ class _Schedule:
         if head is not None and head.waiters and not head.troubled:
             stuck = core.budget.free >= head.weight and core.table.opens < self.plan.limits.max_concurrent_opens
             self.world.require(not stuck, "I9", f"{head.key} waits for what is free")
+        for demand in core.gates.heads():
+            gate = core.gates.find(demand.host)
+            if gate is not None and gate.limit is not None and demand.waiters:
+                stuck = gate.used + demand.weight <= gate.limit
+                self.world.require(not stuck, "I9", f"{demand.key} waits at the gate of a host that has room")
+                closing = any(entry in core.table.returning for entry in gate.entries)
+                idle = [entry for entry in gate.entries if entry.state is State.READY and not entry.busy]
+                self.world.require(closing or not idle, "I9", f"{demand.key} waits, and its host's idle stay open")
         for demand in core.demands.values():
             if demand.stage is Stage.PARKED:
                 tried = core.hosts._hosts[demand.host].running > 0 or any(d.host == demand.host for d in core.line)
@@ -285,6 +324,7 @@ class _Schedule:
         """I4 and I8: nothing is left."""
         self.world.at_the_end()
         seen = self.pool.statistics()
+        self.world.require(len(self.pool._core.gates) == 0, "I10", "gates are left after the close")
         left = (seen.live, seen.opening, seen.weight, seen.waiting, seen.ready, seen.draining, seen.closing)
         self.world.require(not any(left), "I8", seen)
         own = [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("pool: ")]

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from postroom.errors import UnknownTenant
 from postroom.events import Event, ResourceClosed, ResourceOpened, ResourceOpenFailed
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 
@@ -45,6 +46,7 @@ class Plan:
     tenants: tuple[Tenant, ...]
     weights: dict[int, int]
     hosts: dict[int, int] | None
+    per_host: int | None
     provider: str
     with_check: bool
     trouble: float
@@ -62,9 +64,12 @@ def draw_plan(rng: random.Random) -> Plan:
     budget = rng.randint(1, 8)
     heavy = rng.random() < 0.3
     hosts = rng.choice([0, 0, 1, 2])
+    weights = {tenant.number: rng.randint(1, min(3, budget)) if heavy else 1 for tenant in tenants}
+    per_host = rng.randint(max(weights.values()), budget) if hosts and rng.random() < 0.5 else None
     return Plan(
         limits=PoolLimits(
             budget=budget,
+            per_host=per_host,
             max_concurrent_opens=rng.choice([1, 2, 3, 16]),
             idle=rng.choice([None, 0.5, 3.0]),
             max_age=rng.choice([None, 0.7, 2.0]),
@@ -78,8 +83,9 @@ def draw_plan(rng: random.Random) -> Plan:
         ),
         backoff=OpenBackoff(base=rng.choice([0.01, 0.1]), cap=rng.choice([0.1, 1.0]), permanent=rng.choice([0.1, 2.0])),
         tenants=tenants,
-        weights={tenant.number: rng.randint(1, min(3, budget)) if heavy else 1 for tenant in tenants},
+        weights=weights,
         hosts={tenant.number: rng.randint(1, hosts) for tenant in tenants} if hosts else None,
+        per_host=per_host,
         provider=rng.choice(["generator", "class", "function"]),
         with_check=rng.random() < 0.5,
         trouble=rng.choice([0.0, 0.1, 0.4]),
@@ -130,6 +136,7 @@ class World:
     resources: list[Resource] = field(default_factory=list[Resource])
     openings: dict[Opening, None] = field(default_factory=dict[Opening, None])
     weight: int = 0
+    weight_on: Counter[int] = field(default_factory=Counter[int])
     counts: Counter[str] = field(default_factory=Counter[str])
     digest: int = 0
     invalidated: dict[int, int] = field(default_factory=dict[int, int])
@@ -193,7 +200,7 @@ class World:
         try:
             await self._enter(tenant, opening)
         except BaseException:
-            self.weight -= self.weigh(tenant)
+            self.take(tenant, -1)
             raise
         finally:
             del self.openings[opening]
@@ -208,8 +215,12 @@ class World:
         self.require(not rivals, "I1", f"{tenant} is opened twice at once")
         opening = Opening(tenant, self.tick())
         self.openings[opening] = None
-        self.weight += self.weigh(tenant)
+        self.take(tenant, 1)
         limits = self.plan.limits
+        host = self.host_of(tenant)
+        if host and self.plan.per_host is not None:
+            text = f"{self.weight_on[host]} of {self.plan.per_host} in use on host {host}"
+            self.require(self.weight_on[host] <= self.plan.per_host, "I3", text)
         self.require(self.weight <= limits.budget, "I3", f"{self.weight} of {limits.budget} in use")
         self.require(len(self.openings) <= limits.max_concurrent_opens, "I3", f"{len(self.openings)} opens at once")
         self.require(not self.closed, "I8", f"{tenant} is opened after the close")
@@ -247,7 +258,7 @@ class World:
             if self.host_of(tenant) in self.plan.down and self.now() < self.plan.up_at:
                 raise ConnectionRefusedError("down")
             if self.chance(0.3):
-                raise rng.choice([OSError("no"), LookupError("no"), asyncio.CancelledError(), RuntimeError("no")])
+                raise rng.choice([OSError("no"), UnknownTenant("no"), KeyError("no"), asyncio.CancelledError(), RuntimeError("no")])
             if self.chance(0.2):
                 await asyncio.sleep(rng.choice([0.5, 100.0]))
         except asyncio.CancelledError:
@@ -274,7 +285,12 @@ class World:
             if self.chance(0.2):
                 await asyncio.sleep(100)
         finally:
-            self.weight -= self.weigh(tenant)
+            self.take(tenant, -1)
+
+    def take(self, tenant: Tenant, times: int) -> None:
+        """Count the weight of what is open, opening or closing, here and on each host."""
+        self.weight += times * self.weigh(tenant)
+        self.weight_on[self.host_of(tenant)] += times * self.weigh(tenant)
 
     async def check(self, resource: Resource) -> bool | None:
         """Say whether a resource is healthy, late or never."""

@@ -28,5 +28,5 @@ def test_the_schedules_reach_what_they_are_for() -> None:
     for seed in range(300):
         seen.update(what for what, count in run_pool_schedule(seed).counts.items() if count)
     wanted = {"open", "close", "lease", "cancel", "invalidate", "murder", "suspect", "revived", "unhealthy", "too late"}
-    wanted |= {"PoolExhaustedError", "ResourceOpenError", "ResourceUnhealthyError", "aged", "tripped"}
+    wanted |= {"PoolExhaustedError", "ResourceOpenError", "ResourceUnhealthyError", "aged", "tripped", "server full"}
     assert wanted <= seen, wanted - seen

@@ -8,16 +8,12 @@ from inspect import isawaitable
 from typing import Any, Generic
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from postroom.errors import ConfigurationError, PostroomError
+from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.resources import ResourcePool
 from postroom.types import C, R
 
 Password = Callable[[], str | Awaitable[str]]
 """Asked for each physical connection, so that a rotated password or a fresh token reaches the next one."""
-
-
-class UnknownTenant(PostroomError, LookupError):
-    """The registry does not know this context. A pool takes any ``LookupError`` as permanent."""
 
 
 class WrongDatabase(ConfigurationError):

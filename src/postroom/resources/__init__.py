@@ -8,23 +8,32 @@
 """
 
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
-from postroom.resources.failures import Failure, classify_open, is_suspect, sqlstate_of
+from postroom.resources.failures import (
+    OpenFailure,
+    classify_open,
+    is_outage,
+    is_suspect,
+    is_unknown_tenant,
+    sqlstate_of,
+)
 from postroom.resources.identity import display_key
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.pool import ResourcePool
 from postroom.resources.statistics import PoolStatistics
 
 __all__ = [
-    "Failure",
     "Lease",
     "LeaseScope",
     "OpenBackoff",
+    "OpenFailure",
     "PoolLimits",
     "PoolStatistics",
     "PoolTimeouts",
     "ResourcePool",
     "classify_open",
     "display_key",
+    "is_outage",
     "is_suspect",
+    "is_unknown_tenant",
     "sqlstate_of",
 ]

@@ -3,6 +3,7 @@
 import msgspec
 
 from postroom.resources.entries import Entry, Waiter
+from postroom.resources.news import News
 from postroom.resources.refusals import Refusal
 
 
@@ -56,4 +57,10 @@ class WakeAt(msgspec.Struct, frozen=True):
     when: float
 
 
-Action = Open | CallOff | Close | Check | StopCheck | Grant | TurnAway | WakeAt
+class Tell(msgspec.Struct, frozen=True):
+    """Write a line into the log."""
+
+    news: News
+
+
+Action = Open | CallOff | Close | Check | StopCheck | Grant | TurnAway | WakeAt | Tell

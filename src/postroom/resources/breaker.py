@@ -1,4 +1,4 @@
-"""Who failed lately, and until when it is left alone: per key, and per host.
+"""Which keys and hosts failed, and until when each is left alone.
 
 Pure: given the time and what happened, these classes say what may be tried. Memory is bounded (I10): the oldest
 records are forgotten first, and all of them once they are old.
@@ -12,12 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from postroom.options import OpenBackoff
+from postroom.resources.causes import Cause, Causes
 from postroom.resources.identity import Identity
 
 TRIP_AFTER: Final = 5
 """Keys that must fail on one host, with no success in between, before the host is left alone."""
 PROBE_PART: Final = 1 / 30
-"""Between two probes of a host, at the most this part of the time for which it has been down."""
+"""Between two probes of a host, no more than this part of the time for which it has been down."""
 
 
 class Record(msgspec.Struct):
@@ -27,7 +28,14 @@ class Record(msgspec.Struct):
     failures: int = 0
     until: float = 0.0
     permanent: bool = False
-    error_type: str = ""
+    cause: Cause | None = None
+    """What the last failure was."""
+    since: float = 0.0
+    """When the first of the failures in a row came."""
+    in_use: bool = False
+    """The last failure was met by a use of what is open: that it is open does not mean that it can be used."""
+    told: bool = False
+    """The log tells of it: so it will tell when it is over."""
     verify: bool = False
     """The last resource of this key broke: check the next one before it is handed out."""
 
@@ -43,6 +51,7 @@ class Cooling:
         self._remember = remember
         self._jitter = jitter
         self._records: OrderedDict[Identity, Record] = OrderedDict()
+        self._causes = Causes()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -60,12 +69,23 @@ class Cooling:
         """Return how many keys are left alone at this moment."""
         return sum(record.until > now for record in self._records.values())
 
-    def failed(self, identity: Identity, context: Any, error: BaseException, *, permanent: bool, now: float) -> float:
+    def failed(
+        self,
+        identity: Identity,
+        context: Any,
+        cause: Cause,
+        *,
+        permanent: bool,
+        now: float,
+        in_use: bool = False,
+    ) -> float:
         """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling."""
         record = self._remember_key(identity, context)
+        record.since = record.since if record.failures else now
         record.failures += 1
         record.permanent = permanent
-        record.error_type = type(error).__name__
+        record.in_use = in_use
+        record.cause = self._causes.keep(cause)
         pause = self._backoff.permanent if permanent else self._pause(record.failures)
         record.until = now + pause
         return pause
@@ -113,6 +133,12 @@ class Cooling:
 class Host(msgspec.Struct):
     """What is known of one host."""
 
+    cause: Cause | None = None
+    """What the last failure on it was."""
+    trips: int = 0
+    """How often the breaker has tripped since the last success."""
+    told: Cause | None = None
+    """The failure that the log told of last."""
     failed: set[Identity] = msgspec.field(default_factory=set[Identity])
     """Keys that failed since the last success. One tenant that fails often counts once."""
     doubted: set[Identity] = msgspec.field(default_factory=set[Identity])
@@ -143,9 +169,20 @@ class Hosts:
         self._jitter = jitter
         self._probe_deadline = probe_deadline
         self._hosts: OrderedDict[Hashable, Host] = OrderedDict()
+        self._troubled: set[Hashable] = set()
+        self._causes = Causes()
 
     def __len__(self) -> int:
         return len(self._hosts)
+
+    @property
+    def troubled(self) -> bool:
+        """Whether an open on any host has failed since the last success on it."""
+        return bool(self._troubled)
+
+    def find(self, name: Hashable) -> Host | None:
+        """Return what is known of a host."""
+        return self._hosts.get(name)
 
     def remaining(self, name: Hashable, now: float) -> float:
         """Return the seconds for which this host is still left alone; 0.0 when it may be tried."""
@@ -183,16 +220,28 @@ class Hosts:
         host.failed.clear()
         host.doubted.clear()
         host.until = 0.0
+        host.trips = 0
+        host.cause = host.told = None
+        self._troubled.discard(name)
 
-    def failed(self, name: Hashable, identity: Identity, now: float, *, probe: bool) -> bool:
-        """Note a transient failure. Returns whether the breaker tripped, or tripped again."""
-        host = self._ended(name, probe=probe)
+    def failed(self, name: Hashable, identity: Identity, cause: Cause, now: float, *, probe: bool) -> bool:
+        """Note an outage of a key. Returns whether the breaker tripped, or tripped again."""
+        return self._failed(name, self._ended(name, probe=probe), identity, cause, now)
+
+    def failed_in_use(self, name: Hashable, identity: Identity, cause: Cause, now: float) -> bool:
+        """Note an outage that a use of an open resource met: it counts as much as one that an open meets."""
+        return name is not None and self._failed(name, self._known(name, now), identity, cause, now)
+
+    def _failed(self, name: Hashable, host: Host | None, identity: Identity, cause: Cause, now: float) -> bool:
         if host is None or host.until > now:
             return False  # it tripped while this one was under way: that was counted
         host.failed.add(identity)
+        host.cause = self._causes.keep(cause)
+        self._troubled.add(name)
         if not host.until and len(host.failed) < TRIP_AFTER:
             return False
         host.failed.clear()
+        host.trips += 1
         host.window = TRIP_AFTER
         if not host.until:
             host.down_since = now
@@ -229,7 +278,7 @@ class Hosts:
         horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
         for name, host in list(self._hosts.items()):
             if not host.running and max(host.seen, host.until) < horizon:  # its last open may have taken long
-                del self._hosts[name]
+                self._forget(name)
 
     def _known(self, name: Hashable, now: float) -> Host:
         host = self._hosts.get(name)
@@ -254,5 +303,9 @@ class Hosts:
             return
         for name, host in self._hosts.items():
             if not host.running:
-                del self._hosts[name]
+                self._forget(name)
                 return
+
+    def _forget(self, name: Hashable) -> None:
+        del self._hosts[name]
+        self._troubled.discard(name)

@@ -5,7 +5,7 @@ Every method takes the time, changes the state at once and completely, and leave
 
 * I1 a key has one demand, and a demand opens one entry;
 * I2 only an entry without leases moves to CLOSING, but for :meth:`Core.force` and a cancelled owner;
-* I3 the budget is taken when an entry is made and given back in :meth:`Core.ended`;
+* I3 the budget is taken when an entry is made and given back in :meth:`Core.ended`; so is a host's, in ``gates``;
 * I9 who is served next is decided in ``plan``, and nowhere else.
 """
 
@@ -14,18 +14,25 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from postroom.options import OpenBackoff, PoolLimits
-from postroom.resources import actions, plan
+from postroom.resources import actions, news, plan
 from postroom.resources.actions import Action
 from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
+from postroom.resources.causes import Cause
 from postroom.resources.entries import Demand, Entry, Reason, Stage, State, Table, Ticket, Waiter
+from postroom.resources.gates import Gates
 from postroom.resources.identity import Identity
 from postroom.resources.line import Line
 from postroom.resources.refusals import HostDown, OpenFailed, PoolClosed, Refusal, StillCooling
 from postroom.resources.statistics import Counters
 
 _READY: Final = State.READY  # a release looks at it: found in a third of the time
-_IN_LINE: Final = frozenset({Stage.QUEUED, Stage.PARKED})
+_IN_LINE: Final = frozenset({Stage.QUEUED, Stage.PARKED, Stage.AT_GATE})
+LONG_WAIT: Final = 1.0
+"""Seconds of waiting for budget that are worth a line in the log, however short the patience is."""
+TELL_AGAIN: Final = 60.0
+"""Seconds between two such lines."""
+_MOST_HOLDERS: Final = 3
 
 
 class Core:
@@ -50,15 +57,29 @@ class Core:
         self.budget = Budget(limits.budget)
         self.cooling = Cooling(backoff, limits.remember, jitter)
         self.hosts = Hosts(backoff, limits.remember, jitter, probe_deadline)
+        self.gates = Gates(enabled=limits.per_host is not None)
         self.line = Line()
         self.demands: dict[Identity, Demand] = {}
         self.actions: list[Action] = []
         self.shut_down = False
         self._jitter = jitter
         self._wake_at: float | None = None
+        self._told_of_waiting: float | None = None
         self._view = plan.View(
-            self.line, self.table, self.budget, self.cooling, self.hosts, limits.max_concurrent_opens, limits.patience
+            line=self.line,
+            table=self.table,
+            budget=self.budget,
+            gates=self.gates,
+            cooling=self.cooling,
+            hosts=self.hosts,
+            max_opens=limits.max_concurrent_opens,
+            patience=limits.patience,
         )
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything is left alone, or has failed since its last success."""
+        return len(self.cooling) > 0 or self.hosts.troubled
 
     # -- leases -------------------------------------------------------------------------------------------------
 
@@ -105,7 +126,8 @@ class Core:
             self.table.idle[entry] = None
         elif entry.state is State.DRAINING and not entry.busy:
             self._close(entry, entry.reason or Reason.CAPACITY, now)
-        if self.demands:  # nobody stands in line without one
+        if self.demands:  # no key stands in line without one
+            self.gates.stir(entry.host)
             self._serve(now)
 
     def suspect(self, entry: Entry, now: float) -> None:
@@ -116,12 +138,25 @@ class Core:
             self._serve(now)
 
     def doubt(self, entry: Entry, now: float) -> None:
-        """Check an entry before its next lease: its use timed out. Where that befell several of a host, check all."""
+        """Check an entry before its next lease: its use timed out. Where several of a host did, check all of it."""
         entry.doubtful = True
         if self.hosts.doubted(entry.host, entry.identity, now):
             for other in self.table.ready.values():
                 if other.host == entry.host:
                     other.doubtful = True
+
+    def outage(self, entry: Entry, error: BaseException, now: float) -> None:
+        """Note that a use of an entry met an outage of its server: its key counts as failed, and so for its host."""
+        before = self.cooling.find(entry.identity)
+        if before is not None and before.in_use and before.until > now:
+            return  # uses that ran side by side met the same outage: it is one failure
+        last, cause = None if before is None else before.cause, Cause(error, entry.context)
+        pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=False, now=now, in_use=True)
+        tripped = self.hosts.failed_in_use(entry.host, entry.identity, cause, now)
+        self._tell_failure(entry, cause, last, pause, now, tripped=tripped, in_use=True)
+        if tripped:
+            self._refuse_host(entry.host, now)
+            self._serve(now)
 
     # -- what owner tasks report --------------------------------------------------------------------------------
 
@@ -144,6 +179,7 @@ class Core:
         """Hand out an entry that was opened, and checked where the one before it broke."""
         if entry.state is not State.OPENING:
             return
+        self._tell_recovery(entry, now)
         self.cooling.forget(entry.identity)
         self.hosts.succeeded(entry.host, probe=entry.probe)
         for group in (self.table.ready, self.table.revivable):
@@ -156,6 +192,7 @@ class Core:
         self._hand_out(entry, self.demands.pop(entry.identity, None))
         if not entry.leases:
             self.table.idle[entry] = None
+        self.gates.stir(entry.host)
         self._unpark(entry.host, now)
         self._serve(now)
 
@@ -165,19 +202,22 @@ class Core:
             return 0.0
         self.counters.open_failures += 1
         self.counters.permanent_failures += permanent
-        pause = self.cooling.failed(entry.identity, entry.context, error, permanent=permanent, now=now)
+        before = self.cooling.find(entry.identity)
+        last, cause = None if before is None else before.cause, Cause(error, entry.context)
+        pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=permanent, now=now)
         tripped = False
         if permanent or entry.opened:
             self.hosts.undecided(entry.host, probe=entry.probe)
         else:
-            tripped = self.hosts.failed(entry.host, entry.identity, now, probe=entry.probe)
+            tripped = self.hosts.failed(entry.host, entry.identity, cause, now, probe=entry.probe)
+        self._tell_failure(entry, cause, last, pause, now, tripped=tripped)
         if tripped and entry.probe:
             self.cooling.excuse(entry.identity, now)  # it was tried in its host's name: that failed, not the key
             pause = self.hosts.remaining(entry.host, now)
         self._leave_opening(entry, Reason.UNHEALTHY, now)
         demand = self.demands.pop(entry.identity, None)
         if demand is not None:
-            self._turn_away(demand, OpenFailed(entry.key, error, permanent, pause))
+            self._turn_away(demand, OpenFailed(entry.key, cause, permanent, pause))
         if tripped:
             self._refuse_host(entry.host, now)
         self._unpark(entry.host, now)
@@ -188,6 +228,7 @@ class Core:
         """Note that an owner task is over: the resource is closed, its budget is free."""
         self.table.remove(entry)
         self.budget.give_back(entry.weight)
+        self.gates.ended(entry)
         if entry.opened:
             self.counters.closed += 1
             self.counters.close_failures += not clean
@@ -251,21 +292,27 @@ class Core:
             self._renew(entry, now)
         for entry in self._due_for_check(now):
             self._check(entry, now)
+        self.gates.stir_all()
         self._serve(now)
+        for demand in (next(iter(self.line), None), *self.gates.heads()):
+            if demand is not None:
+                self.note_waiting(demand, now)
 
     def wake(self, now: float) -> None:
         """Look again, as asked for by ``WakeAt``."""
         self._wake_at = None
+        self.gates.stir_all()
         self._serve(now)
 
     def shut(self, now: float) -> None:
-        """Close everything that nobody uses, call off what is opening, turn away who waits."""
+        """Close everything that is not in use, call off what is opening, turn away every waiter."""
         self.shut_down = True
         for demand in list(self.demands.values()):
             if demand.stage in _IN_LINE:
-                self.line.remove(demand)
+                self._take_out(demand)
             self._turn_away(demand, PoolClosed(self.name))
         self.demands.clear()
+        self.gates.clear()
         for entry in list(self.table.entries):
             if entry.state is State.OPENING:
                 self._call_off(entry, now)
@@ -283,8 +330,22 @@ class Core:
         demand = self.demands[ticket.identity] = Demand(ticket, now)
         record = self.cooling.find(ticket.identity)
         demand.troubled = record is not None and record.failures > 0
-        self.line.append(demand)
+        self._line_up(demand, front=False)
         return demand
+
+    def _line_up(self, demand: Demand, *, front: bool) -> None:
+        """Put a demand into the line: its host's first, where the host has a budget, then the pool's."""
+        if self.gates.counts(demand.host):
+            self.gates.put(demand, front=front)
+        elif front:
+            self.line.prepend(demand)
+        else:
+            self.line.append(demand)
+
+    def _take_out(self, demand: Demand) -> None:
+        if demand.stage is not Stage.AT_GATE:
+            self.line.remove(demand)
+        self.gates.withdraw(demand)
 
     def _join(self, demand: Demand, waiter: Waiter) -> None:
         demand.waiters[waiter] = None
@@ -296,13 +357,26 @@ class Core:
         record = self.cooling.find(ticket.identity)
         host_down = self.hosts.remaining(ticket.host, now) > 0
         if record is not None and record.until > now and (record.permanent or not host_down):
-            return StillCooling(
-                ticket.key, record.failures, record.error_type, record.permanent, self._pause(ticket, now)
-            )
-        return HostDown(ticket.key, ticket.host, self._pause(ticket, now)) if host_down else None
+            return StillCooling(ticket.key, record.failures, record.cause, record.permanent, self._pause(ticket, now))
+        return self._host_down(ticket, self._pause(ticket, now)) if host_down else None
+
+    def _host_down(self, ticket: Ticket | Demand, pause: float) -> HostDown:
+        host = self.hosts.find(ticket.host)
+        return HostDown(ticket.key, ticket.host, None if host is None else host.cause, pause)
+
+    def last_cause(self, demand: Demand) -> Cause | None:
+        """Return what the last failure of a demand's key was, or of its host."""
+        record, host = self.cooling.find(demand.identity), self.hosts.find(demand.host)
+        return (None if record is None else record.cause) or (None if host is None else host.cause)
 
     def retry_after(self, ticket: Ticket, now: float) -> float:
-        """Return the seconds for which a key is left alone; 0.0 if there is something that may be leased anyway."""
+        """Return the seconds for which a key is left alone; 0.0 if there is something that may be leased anyway.
+
+        What is open counts for nothing if its last use met an outage of its server.
+        """
+        record = self.cooling.find(ticket.identity)
+        if record is not None and record.in_use:
+            return self._pause(ticket, now)
         demand = self.demands.get(ticket.identity)
         checking = demand is not None and demand.stage is Stage.CHECKING
         if checking or ticket.identity in self.table.ready or ticket.identity in self.table.revivable:
@@ -320,7 +394,7 @@ class Core:
 
     def _drop(self, demand: Demand, now: float) -> None:
         """Take a demand out of the line without opening anything for it."""
-        self.line.remove(demand)
+        self._take_out(demand)
         del self.demands[demand.identity]
         self._unpark(demand.host, now)  # it may have been the one that the others of its host wait for
 
@@ -333,16 +407,19 @@ class Core:
         if refusal is not None:
             self._turn_away(demand, refusal)
         if demand.waiters:
-            self.line.prepend(demand)
+            self._line_up(demand, front=True)
         else:
             del self.demands[identity]
 
     def _refuse_host(self, host: Any, now: float) -> None:
         rest = self.hosts.remaining(host, now)
-        for demand in self.line.of_host(host):
+        gate = self.gates.find(host)
+        waiting = [] if gate is None else list(gate.waiting)
+        for demand in self.line.of_host(host) + waiting:
             if demand.identity not in self.table.revivable:
+                refusal = self._host_down(demand, rest)
                 self._drop(demand, now)
-                self._turn_away(demand, HostDown(demand.key, host, rest))
+                self._turn_away(demand, refusal)
 
     def _unpark(self, host: Any, now: float) -> None:
         if host is not None:
@@ -369,8 +446,7 @@ class Core:
         """Start the health check of an idle entry. Who wants a lease waits for it."""
         self.table.move(entry, State.CHECKING, now)
         entry.pinned = True
-        ticket = Ticket(entry.identity, entry.key, entry.context, entry.weight, entry.host)
-        demand = self.demands[entry.identity] = Demand(ticket, now)
+        demand = self.demands[entry.identity] = Demand(_ticket_of(entry), now)
         demand.stage = Stage.CHECKING
         self.actions.append(actions.Check(entry))
         return demand
@@ -432,8 +508,8 @@ class Core:
             self._succeed(entry, now)
 
     def _succeed(self, entry: Entry, now: float) -> None:
-        ticket = Ticket(entry.identity, entry.key, entry.context, entry.weight, entry.host)
-        if 2 * entry.weight > self.budget.limit:
+        ticket = _ticket_of(entry)
+        if 2 * entry.weight > min(self.budget.limit, entry.host_limit or self.budget.limit):
             self._retire(entry, Reason.AGE, now)
         elif self._refusal(ticket, now) is None:
             self._demand(ticket, now).replaces = True
@@ -449,18 +525,36 @@ class Core:
         """Carry out the next step for those who wait, until only events help."""
         if self.shut_down:
             return
-        while (step := plan.next_step(self._view, now)) is not None:
-            self._take(step, now)
-            if isinstance(step, plan.LookAgain):
+        while True:
+            self._serve_gates(now)
+            step = plan.next_step(self._view, now)
+            if step is not None:
+                self._take(step, now)
+            if (step is None or isinstance(step, plan.LookAgain)) and not self.gates.stirred:
                 break
         if not self.line and self.table.revivable:
-            for entry in list(self.table.revivable.values()):  # nobody needs their budget any more
-                self._revive(entry, now)
+            for entry in list(self.table.revivable.values()):  # their budget is not needed after all
+                if not self.gates.waits(entry.host):
+                    self._revive(entry, now)
+
+    def _serve_gates(self, now: float) -> None:
+        """Let into the pool's line what the budgets of their hosts have room for."""
+        stirred = self.gates.stirred
+        while stirred:
+            host = next(iter(stirred))
+            step = plan.next_at_gate(self._view, host, now)
+            if step is None or isinstance(step, plan.LookAgain):
+                stirred.pop(host, None)
+            if step is not None:
+                self._take(step, now)
 
     def _take(self, step: plan.Step, now: float) -> None:
         match step:
             case plan.Start(demand, overtaken):
                 self._start(demand, overtaken, now)
+            case plan.Admit(demand):
+                self.gates.admit(demand)
+                self.line.append(demand)
             case plan.Revive(entry):
                 self._revive(entry, now)
             case plan.Evict(entry):
@@ -472,8 +566,9 @@ class Core:
             case plan.Park(demand):
                 self.line.park(demand)
             case plan.Refuse(demand):
+                refusal = self._refusal(demand, now) or self._host_down(demand, 0.0)
                 self._drop(demand, now)
-                self._turn_away(demand, self._refusal(demand, now) or HostDown(demand.key, demand.host, 0.0))
+                self._turn_away(demand, refusal)
             case plan.Drop(demand):
                 self._drop(demand, now)
             case plan.LookAgain(when):
@@ -491,6 +586,7 @@ class Core:
         demand.stage = Stage.OPENING
         self.budget.take(demand.weight)
         entry = Entry(demand, now)
+        self.gates.opening(demand, entry)
         entry.probe = self.hosts.started(demand.host, now)
         self.table.add(entry)
         self.actions.append(actions.Open(entry))
@@ -504,3 +600,67 @@ class Core:
         self._hand_out(entry, demand)
         if demand is not None and demand.stage in _IN_LINE:
             self._drop(demand, now)
+        self.gates.stir(entry.host)
+
+    # -- the inside: what is told -------------------------------------------------------------------------------
+
+    def note_waiting(self, demand: Demand, now: float) -> None:
+        """Tell, once a minute and no more, that a key has waited for budget for long, and who has it."""
+        waited = now - demand.since
+        if not demand.waiters or waited <= max(self.limits.patience, LONG_WAIT):
+            return
+        if self._told_of_waiting is not None and now - self._told_of_waiting < TELL_AGAIN:
+            return
+        gate = self.gates.find(demand.host) if demand.stage is Stage.AT_GATE else None
+        used, limit = (self.budget.used, self.budget.limit) if gate is None else (gate.used, gate.limit or 0)
+        if used + demand.weight <= limit:
+            return  # it is an opening that is missing
+        self._told_of_waiting = now
+        held = sorted(self.table.entries if gate is None else gate.entries, key=_most_weight_first)[:_MOST_HOLDERS]
+        holders = tuple((entry.key, entry.weight, entry.leases) for entry in held)
+        host = None if gate is None else demand.host
+        self._tell(news.Exhausted(demand.key, waited, demand.weight, used, limit, host, holders))
+
+    def _tell(self, told: news.News) -> None:
+        self.actions.append(actions.Tell(told))
+
+    def _tell_failure(
+        self,
+        entry: Entry,
+        cause: Cause,
+        last: Cause | None,
+        pause: float,
+        now: float,
+        *,
+        tripped: bool,
+        in_use: bool = False,
+    ) -> None:
+        """Tell of an outage: of the host once it has tripped, of the key until then."""
+        record, host = self.cooling.find(entry.identity), self.hosts.find(entry.host)
+        if host is not None and tripped:
+            rest = self.hosts.remaining(entry.host, now)
+            changed, host.told = not cause.is_like(host.told), cause
+            self._tell(news.HostFailed(entry.host, entry.key, cause, rest, host.trips, changed))
+        if record is None:
+            return
+        of_host = host is not None and host.trips > 0 and not record.permanent
+        loud = not record.told and not of_host
+        changed = record.told and not cause.is_like(last)
+        record.told = record.told or loud
+        told = (entry.key, cause, record.permanent, pause, record.failures)
+        self._tell(news.OpenFailed(*told, loud=loud, changed=changed, in_use=in_use))
+
+    def _tell_recovery(self, entry: Entry, now: float) -> None:
+        record, host = self.cooling.find(entry.identity), self.hosts.find(entry.host)
+        if host is not None and host.trips:
+            self._tell(news.HostAvailable(entry.host, now - host.down_since, host.trips))
+        if record is not None and record.told:
+            self._tell(news.Available(entry.key, now - record.since, record.failures + 1))
+
+
+def _ticket_of(entry: Entry) -> Ticket:
+    return Ticket(entry.identity, entry.key, entry.context, entry.weight, entry.host, entry.host_limit)
+
+
+def _most_weight_first(entry: Entry) -> tuple[int, int]:
+    return -entry.weight, -entry.leases

@@ -7,19 +7,20 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from postroom.events import Observers, ResourceClosed, ResourceOpened, ResourceOpenFailed
+from postroom.events import ResourceClosed, ResourceOpened, ResourceOpenFailed
 from postroom.options import PoolTimeouts
+from postroom.redaction import log_error
 from postroom.resources import actions
+from postroom.resources.causes import Cause
 from postroom.resources.core import Core
 from postroom.resources.entries import Entry, State, Waiter
-from postroom.resources.failures import Failure
 from postroom.resources.identity import display_key
 from postroom.resources.lease import Lease
-from postroom.resources.owner import Alarm, HealthCheck, examine, own
-from postroom.resources.providers import Opener
-from postroom.resources.refusals import Unhealthy
-
-log = logging.getLogger("postroom.pool")
+from postroom.resources.owner import Alarm, examine, own
+from postroom.resources.providers import connections_of
+from postroom.resources.provision import Provision
+from postroom.resources.reporter import Reporter, log
+from postroom.resources.subscribers import Subscribers
 
 
 class Engine:
@@ -28,12 +29,10 @@ class Engine:
     def __init__(
         self,
         core: Core,
-        opener: Opener,
+        provision: Provision,
         *,
-        check: HealthCheck | None,
-        classify: Callable[[BaseException], Failure],
         timeouts: PoolTimeouts,
-        observers: Observers,
+        observers: Subscribers,
         name: str,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -41,13 +40,14 @@ class Engine:
         """Set once the pool is shut and no task of it is left."""
         self._time = self.loop.time
         self._core = core
-        self._opener = opener
-        self._check = check
-        self._classify = classify
+        self._provision = provision
+        self._report = Reporter(name)
+        self._sized = provision.knows_weight
         self._timeouts = timeouts
         self._observers = observers
         self._name = name
-        # What a provider sees of context variables is what was set here, never what some message's handler set.
+        # What providers, observers and timers see of context variables is what was set here, never what the handler of
+        # some message set.
         self._home = contextvars.copy_context()
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._checks: dict[Entry, asyncio.Task[BaseException | None]] = {}
@@ -72,8 +72,20 @@ class Engine:
         """Start a task of the pool's own. The close waits for it."""
         task = self.loop.create_task(coroutine, name=f"{self._name}: {what}", context=self._home.copy())
         self._tasks[task] = None
-        task.add_done_callback(self._task_done)
+        task.add_done_callback(self._task_done, context=self._home)
         return task
+
+    def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        """Call a function after some seconds."""
+        return self.call_at(self.loop.time() + seconds, function, *arguments)
+
+    def call_at(self, when: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        """Call a function at a time of the loop's clock, in the context in which the pool was opened."""
+        return self.loop.call_at(when, function, *arguments, context=self._home)
+
+    def start_close(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start the task that waits until nothing is left. It is not one of those that it waits for."""
+        return self.loop.create_task(work, name=f"{self._name}: closing", context=self._home.copy())
 
     def note_if_empty(self) -> None:
         """Let the close go on if nothing is left."""
@@ -106,17 +118,19 @@ class Engine:
                 if not waiter.future.done():
                     waiter.future.set_result(refusal.error(waiter.context))
             case actions.WakeAt(when):
-                self.loop.call_at(when, self._wake)
+                self.call_at(when, self._wake)
+            case actions.Tell(told):
+                self._report.tell(told)
 
     def _open(self, entry: Entry) -> None:
         entry.stop = self.loop.create_future()
-        owner = own(entry, self._opener, self._check, self, self._timeouts)
+        owner = own(entry, self._provision.opener, self._provision.check, self, self._timeouts)
         entry.task = self.spawn(owner, f"owner of {display_key(entry.key)}")
-        entry.task.add_done_callback(partial(self._owner_done, entry))
+        entry.task.add_done_callback(partial(self._owner_done, entry), context=self._home)
 
     def _start_check(self, entry: Entry) -> None:
         task = self._checks[entry] = self.spawn(self._examine(entry), f"check of {display_key(entry.key)}")
-        task.add_done_callback(partial(self._check_done, entry))
+        task.add_done_callback(partial(self._check_done, entry), context=self._home)
 
     def _grant(self, entry: Entry, waiter: Waiter) -> None:
         if waiter.future.done():  # cancelled a moment ago: it does not take the lease
@@ -145,7 +159,7 @@ class Engine:
 
     def distrust(self, entry: Entry, error: BaseException) -> None:
         """Lease an entry no more: its use showed that it is broken."""
-        log.warning("Resources suspect for key: %s (%s)", display_key(entry.key), type(error).__name__)
+        self._report.suspect(entry.key, entry.context, error)
         self._core.suspect(entry, self.loop.time())
         self.act()
 
@@ -153,16 +167,26 @@ class Engine:
         """Check an entry before its next lease: its use timed out."""
         self._core.doubt(entry, self.loop.time())
 
+    def outage(self, entry: Entry, error: BaseException) -> bool:
+        """Note what a use of an entry raised, if it is an outage of its server. Returns whether it is."""
+        if not self._provision.is_outage(error):
+            return False
+        self._core.outage(entry, error, self.loop.time())
+        self.act()
+        return True
+
     # -- what owner tasks report --------------------------------------------------------------------------------
 
     def opened(self, entry: Entry, resource: Any) -> bool:
-        """Note that a provider was entered. Returns False when nobody wants it any more."""
+        """Note that a provider was entered. Returns False when it is not wanted after all."""
         now = self.loop.time()
         wanted = self._core.opened(entry, resource, now)
         self.act()
         log.info("Resources created for key: %s", display_key(entry.key))
+        if not self._sized:
+            self._look_at_size(entry)
         if self._observers:
-            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at))
+            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host))
         return wanted
 
     def usable(self, entry: Entry) -> None:
@@ -174,22 +198,22 @@ class Engine:
         """Note that a provider failed, hangs, or opened something unhealthy. Told twice, only the first counts."""
         if entry.state is not State.OPENING:
             return
-        permanent = self._is_permanent(error)
+        permanent = self._provision.is_permanent(error)
         pause = self._core.open_failed(entry, error, permanent=permanent, now=self.loop.time())
         self.act()
-        shown = error.__cause__ if isinstance(error, Unhealthy) and error.__cause__ is not None else error
-        log.warning(
-            "Resources not available for key: %s (%s, %s); next try in %.3g s",
-            display_key(entry.key),
-            type(shown).__name__,
-            "permanent" if permanent else "transient",
-            pause,
-        )
         if self._observers:
-            self._observers.tell(ResourceOpenFailed(entry.key, shown, permanent, pause))
+            self._observers.tell(
+                ResourceOpenFailed(entry.key, Cause(error, entry.context).error, permanent, pause, entry.host)
+            )
+
+    def _look_at_size(self, entry: Entry) -> None:
+        connections = connections_of(entry.resource)
+        if connections > 1:
+            self._sized = True  # told once
+            self._report.holds_more(entry.key, connections, self._core.budget.limit)
 
     def died(self, entry: Entry) -> None:
-        """Note that somebody else cancelled an owner task."""
+        """Note that other code cancelled an owner task."""
         self._core.died(entry, self.loop.time())
         self.act()
 
@@ -206,39 +230,29 @@ class Engine:
         self.note_if_empty()
 
     def _tell_closed(self, entry: Entry, error: BaseException | None) -> None:
-        key, reason = display_key(entry.key), str(entry.reason)
-        if error is None:
-            log.info("Resources closed for key: %s (%s)", key, reason)
-        else:
-            log.warning("Resources closed with %s for key: %s (%s)", type(error).__name__, key, reason)
+        reason = str(entry.reason)
+        self._report.closed(entry.key, entry.context, reason, error)
         if self._observers:
             self._observers.tell(ResourceClosed(entry.key, reason, error))
-
-    def _is_permanent(self, error: BaseException) -> bool:
-        if isinstance(error, Unhealthy):
-            return False
-        try:
-            return self._classify(error) is Failure.PERMANENT
-        except Exception:
-            log.exception("%s: classify= failed; the failure counts as transient", self._name)
-            return False
 
     # -- health checks ------------------------------------------------------------------------------------------
 
     async def _examine(self, entry: Entry) -> BaseException | None:
-        assert self._check is not None  # noqa: S101 - the core asks for checks only where there is one
-        return await examine(self._check, entry.resource, Alarm(), self._timeouts.check)
+        check = self._provision.check
+        assert check is not None  # noqa: S101 - the core asks for checks only where there is one
+        return await examine(check, entry.resource, Alarm(), self._timeouts.check)
 
     def _check_done(self, entry: Entry, task: asyncio.Task[BaseException | None]) -> None:
         del self._checks[entry]
         problem = asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
         if problem is not None and entry.state is State.CHECKING:
-            log.warning("Resources unhealthy for key: %s (%s)", display_key(entry.key), type(problem).__name__)
+            self._report.unhealthy(entry.key, entry.context, problem)
         self._core.checked(entry, self.loop.time(), healthy=problem is None)
         self.act()
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         del self._tasks[task]
         if not task.cancelled() and task.exception() is not None:
-            log.error("%s: task %s died", self._name, task.get_name(), exc_info=task.exception())
+            error = task.exception() or asyncio.CancelledError()
+            log_error(log, logging.ERROR, "%s: task %s died", self._name, task.get_name(), error=error)
         self.note_if_empty()

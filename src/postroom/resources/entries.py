@@ -48,7 +48,8 @@ class Entry:
     """One resource, from the decision to open it until its close has finished. Holds budget all that time."""
 
     __slots__ = (
-        "checked_at", "close_error", "context", "doubtful", "expires_at", "host", "identity", "idle_since", "key",
+        "admitted", "checked_at", "close_error", "context", "doubtful", "expires_at", "host", "host_limit", "identity",
+        "idle_since", "key",
         "leases", "opened", "pinned",
         "probe", "reason", "resource", "since", "stamp", "started_at", "state", "stop", "task", "troubled", "verify",
         "weight",
@@ -59,7 +60,10 @@ class Entry:
         self.key = demand.key
         self.context = demand.context
         self.host = demand.host
+        self.host_limit = demand.host_limit
         self.weight = demand.weight
+        self.admitted = False
+        """It holds budget of its host."""
         self.troubled = demand.troubled
         self.state = State.OPENING
         self.reason: Reason | None = None
@@ -97,6 +101,8 @@ class Stage(StrEnum):
     """Its place in the line: budget, and a free opening."""
     PARKED = "parked"
     """Its host: the breaker admits no more opens for now."""
+    AT_GATE = "at gate"
+    """The budget of its host."""
     OPENING = "opening"
     CHECKING = "checking"
 
@@ -116,8 +122,8 @@ class Demand:
     """One key that is wanted and not there. However many calls wait for it, it has one place in the line (I9)."""
 
     __slots__ = (
-        "context", "host", "identity", "key", "overtaken", "replaces", "sequence", "since", "stage", "troubled",
-        "waiters", "weight",
+        "admitted", "context", "host", "host_limit", "identity", "key", "overtaken", "replaces", "sequence", "since",
+        "stage", "troubled", "waiters", "weight",
     )  # fmt: skip
 
     def __init__(self, ticket: "Ticket", now: float) -> None:
@@ -126,6 +132,9 @@ class Demand:
         self.context = ticket.context
         self.weight = ticket.weight
         self.host = ticket.host
+        self.host_limit = ticket.host_limit
+        self.admitted = False
+        """It has taken its weight of the host's budget, and opens nothing yet."""
         self.since = now
         self.waiters: dict[Waiter, None] = {}
         self.stage = Stage.QUEUED
@@ -145,6 +154,8 @@ class Ticket(msgspec.Struct, frozen=True):
     context: Any
     weight: int
     host: Hashable
+    host_limit: int | None = None
+    """What may be open on this host at once; None for no limit."""
 
 
 class Table:

@@ -1,46 +1,78 @@
-"""What an exception says about a resource: try again, do not, or do not trust this resource any more."""
+"""What an exception says: an outage, an unknown tenant, or a resource that is not to be trusted any longer."""
 
-from collections.abc import Iterator, Sequence
+import errno
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, Final, cast
 
-from postroom.errors import ConfigurationError
+from postroom.errors import PoolExhaustedError, ResourceOpenError, UnknownTenant
+from postroom.redaction import sqlstate_of
 
-PERMANENT_STATES: Final = frozenset({"3D000", "28P01", "28000"})
-"""SQLSTATEs of an open that fail again: no such database, wrong password, refused authorisation."""
+__all__ = [
+    "OpenFailure",
+    "classify_open",
+    "is_outage",
+    "is_suspect",
+    "is_timeout",
+    "is_unknown_tenant",
+    "sqlstate_of",
+]
 
-SUSPECT_STATES: Final = frozenset({"25006", "57P01", "57P02", "57P03"})
-"""SQLSTATEs after which the server is not the one it was: read-only after a failover, shut down, crashed, starting."""
+SUSPECT_STATES: Final = ("08", "28", "57P0", "25006")
+"""SQLSTATEs, or how they begin, after which a connection is not what it was: it broke, its credentials are refused, the
+server was shut down or is starting, or it became read-only in a failover."""
 
-SUSPECT_CLASS: Final = "08"
-"""The SQLSTATE class of connection exceptions."""
+OUTAGE_STATES: Final = (*SUSPECT_STATES, "53")
+"""Class 53 in addition: the server lacks resources, as with too many connections (53300)."""
 
+_UNREACHABLE: Final = frozenset({"ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ETIMEDOUT"})
+_MYSQL_OUTAGES: Final = frozenset({1040, 1053, 1203, 1290, 2002, 2003, 2006, 2013})
+"""Error numbers of MySQL's drivers: too many connections, shutdown, read-only, unreachable, connection lost."""
 _DEEPEST: Final = 8
 
 
-class Failure(StrEnum):
+class OpenFailure(StrEnum):
     """What a failed open means."""
 
-    TRANSIENT = "transient"
-    """Trying again later may help: short, growing pauses."""
-    PERMANENT = "permanent"
-    """Trying again soon cannot help: an unknown tenant, wrong credentials. A long pause."""
+    OUTAGE = "outage"
+    """The resources cannot be reached for now, whatever the reason: tried again after short, growing pauses."""
+    UNKNOWN_TENANT = "unknown tenant"
+    """There is no such tenant: trying again soon cannot help. A long pause."""
 
 
-def classify_open(error: BaseException) -> Failure:
+def classify_open(error: BaseException) -> OpenFailure:
     """Return what a provider's exception means, unless the pool was given its own ``classify=``.
 
-    ``LookupError``, ``PermissionError``, ``ConfigurationError`` and the SQLSTATEs 3D000, 28P01 and 28000 are
-    permanent, everything else transient. An exception group is permanent when everything in it is.
+    Only :class:`postroom.UnknownTenant` says that there is no such tenant, also when another exception was raised
+    ``from`` it, or when every member of an exception group says so. Everything else is an outage: a bare ``KeyError``
+    may be a missing environment variable, a wrong password may be a rotation under way.
     """
-    return Failure.PERMANENT if _is_permanent(error) else Failure.TRANSIENT
+    return OpenFailure.UNKNOWN_TENANT if is_unknown_tenant(error) else OpenFailure.OUTAGE
+
+
+def is_unknown_tenant(error: BaseException) -> bool:
+    """Return whether an exception says that there is no such tenant: it is ``UnknownTenant``, or was raised from it."""
+    return _says(error, lambda each: isinstance(each, UnknownTenant))
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether an exception says that a server cannot be reached or used for now: no fault of the message.
+
+    True for SQLSTATE class 08 (connection exceptions), 28 (credentials refused), 53 (such as 53300, too many
+    connections), 57P0x (shut down, crashed, starting up), 25006 (read-only after a failover), for
+    ``ConnectionError``, unreachable networks and failed name resolution, and for a nested pool's refusals; also when
+    another exception was raised ``from`` one of them. A group is an outage when every member is.
+    """
+    return not is_unknown_tenant(error) and _says(error, _is_outage)
 
 
 def is_suspect(error: BaseException) -> bool:
     """Return whether a resource whose use raised ``error`` should be replaced.
 
-    True for SQLSTATE 25006 (read-only after a failover), 57P01 to 57P03 (shut down, crashed, starting up), class 08
-    (connection exceptions) and for ``ConnectionError``; also when one of them was wrapped by another exception.
+    True for SQLSTATE class 08 (connection exceptions), 28 (credentials refused), 57P0x (shut down, crashed, starting
+    up), 25006 (read-only after a failover) and for ``ConnectionError``; also when one of them was wrapped by another
+    exception, or is a member of a group.
     """
     return any(_breaks_trust(cause) for cause in _unwrap(error, _DEEPEST))
 
@@ -50,41 +82,72 @@ def is_timeout(error: BaseException) -> bool:
     return any(isinstance(cause, TimeoutError) for cause in _unwrap(error, _DEEPEST))
 
 
-def sqlstate_of(error: BaseException) -> str | None:
-    """Return the SQLSTATE that a database driver attached (``sqlstate`` or ``pgcode``), if any."""
-    for name in ("sqlstate", "pgcode"):
-        state = getattr(error, name, None)
-        if isinstance(state, str):
-            return state
-    return None
-
-
-def _is_permanent(error: BaseException) -> bool:
-    if members := _members(error):
-        return all(map(_is_permanent, members))
-    if isinstance(error, LookupError | PermissionError | ConfigurationError):
+def _says(error: BaseException, what: Callable[[BaseException], bool], depth: int = _DEEPEST) -> bool:
+    """Ask of an error, then of what it was raised from; of a group, that all of its members say so."""
+    if what(error):
         return True
-    return any(sqlstate_of(cause) in PERMANENT_STATES for cause in _unwrap(error, _DEEPEST))
+    if depth <= 0:
+        return False
+    if members := _members(error):
+        return all(_says(each, what, depth - 1) for each in members)
+    return any(_says(each, what, depth - 1) for each in _inner(error))
+
+
+def _is_outage(error: BaseException) -> bool:
+    state = _own_sqlstate(error)
+    if state is not None:
+        return state.startswith(OUTAGE_STATES)
+    if isinstance(error, ResourceOpenError):
+        return not error.permanent
+    if isinstance(error, ConnectionError | PoolExhaustedError) or _is_unreachable(error):
+        return True
+    return _is_drivers_outage(error)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    if isinstance(error, socket.gaierror):
+        return True
+    return isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _UNREACHABLE
+
+
+def _is_drivers_outage(error: BaseException) -> bool:
+    """Recognise what drivers raise without a SQLSTATE, by names: none of them is imported here."""
+    if getattr(error, "connection_invalidated", False) is True:  # SQLAlchemy
+        return True
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    if "psycopg.OperationalError" in names:  # a connection that could not be made, or was lost
+        return True
+    number = error.args[0] if error.args else None
+    mysql = names & {"pymysql.OperationalError", "MySQLdb.OperationalError", "asyncmy.OperationalError"}
+    return bool(mysql) and number in _MYSQL_OUTAGES
 
 
 def _breaks_trust(error: BaseException) -> bool:
-    state = sqlstate_of(error)
-    if state is not None:
-        return state in SUSPECT_STATES or state.startswith(SUSPECT_CLASS)
-    return isinstance(error, ConnectionError)
+    state = _own_sqlstate(error)
+    return state.startswith(SUSPECT_STATES) if state is not None else isinstance(error, ConnectionError)
+
+
+def _own_sqlstate(error: BaseException) -> str | None:
+    states = (getattr(error, "sqlstate", None), getattr(error, "pgcode", None))
+    return next((state for state in states if isinstance(state, str)), None)
 
 
 def _members(error: BaseException) -> Sequence[BaseException]:
     return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
+def _inner(error: BaseException) -> Iterator[BaseException]:
+    """Yield what an error was raised from, and what SQLAlchemy keeps in ``orig``."""
+    cause: Any = error.__cause__
+    original: Any = getattr(error, "orig", None)
+    for each in (cause, original if original is not cause else None):
+        if isinstance(each, BaseException):
+            yield each
+
+
 def _unwrap(error: BaseException, depth: int) -> Iterator[BaseException]:
-    """Yield the error, what it was raised from, what SQLAlchemy keeps in ``orig``, and the members of a group."""
+    """Yield the error, what is inside of it, and the members of a group."""
     yield error
-    if depth <= 0:
-        return
-    inner: list[Any] = [error.__cause__, getattr(error, "orig", None)]
-    inner += _members(error)
-    for cause in inner:
-        if isinstance(cause, BaseException):
-            yield from _unwrap(cause, depth - 1)
+    if depth > 0:
+        for each in (*_inner(error), *_members(error)):
+            yield from _unwrap(each, depth - 1)

@@ -2,7 +2,7 @@
 
 Python calls ``1``, ``1.0`` and ``True`` equal, and a named tuple equals a plain one. A provider that builds a
 database name from them does not. So the pool keys its entries by value *and* by the type of every field: contexts
-share a resource only when nobody could tell them apart.
+share a resource only when no code could tell them apart.
 """
 
 import dataclasses

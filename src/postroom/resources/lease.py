@@ -32,6 +32,10 @@ class LeaseHome(Protocol):
         """Check this entry before its next lease."""
         ...
 
+    def outage(self, entry: Entry, error: BaseException) -> bool:
+        """Note what a use of this entry raised, if it is an outage of its server. Returns whether it is."""
+        ...
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop on which leases are given back."""
@@ -69,11 +73,16 @@ class Lease(Generic[R_co]):
     def report(self, error: BaseException) -> bool:
         """Tell the pool what the use of the resources raised; release it as usual afterwards.
 
-        Returns True when the error means that the resources themselves are broken (a connection exception, a server
-        that was shut down or became read-only, also when another exception wraps it): they are leased no more and
-        close behind their last lease, and the next lease opens new ones, which are checked first. False: they are
-        leased as before; so too after the release. After a ``TimeoutError`` they are checked before the next lease,
-        if the pool has a ``check=``, and after several on one host so is everything that is open there.
+        Returns True when the error is an outage (:func:`postroom.is_outage`, or what the pool's ``outage=`` says): what
+        used the resources is not to blame. A connection exception, refused credentials, a server that was shut down
+        or became read-only make the resources *suspect*: they are leased no more and close behind their last lease,
+        and the next lease opens new ones, which are checked first. Another outage, such as too many connections,
+        counts as a failure of the key and of its host, as if an open had met it; the resources stay open, and
+        ``pool.retry_after`` says how long to leave them alone.
+
+        Returns False for any other error, and after the release. After a ``TimeoutError`` the resources are checked
+        before the next lease, if the pool has a ``check=``, and after several on one host so is everything that is
+        open there.
         """
         entry = self._entry
         if entry is None:
@@ -81,13 +90,15 @@ class Lease(Generic[R_co]):
         if is_suspect(error):
             self._home.distrust(entry, error)
             return True
+        if self._home.outage(entry, error):
+            return True
         if is_timeout(error):
             self._home.doubt(entry)
         return False
 
     def _held(self) -> Entry:
         if self._entry is None:
-            raise ClosedError("this lease was released: its resources may belong to nobody by now")
+            raise ClosedError("this lease was released: its resources may be closed by now")
         return self._entry
 
     def __enter__(self) -> R_co:
@@ -133,7 +144,7 @@ class LeaseScope(Generic[R_co]):
 
     async def __aenter__(self) -> R_co:
         if self._lease is not None:
-            raise RuntimeError("this lease() is in use: call pool.lease() anew for each `async with`")
+            raise RuntimeError("this lease() is in use: call pool.lease() again for each `async with`")
         context, timeout = self._arguments
         lease: Lease[R_co] = self._pool.try_lease(context) or await self._pool.acquire(context, timeout=timeout)
         self._lease = lease

@@ -1,7 +1,7 @@
 """The task that owns one resource: it enters the provider, waits, and leaves it, all by itself.
 
 One task for both ends, so that a provider may hold task groups, cancel scopes and context variables across its
-``yield``; and nobody's cancellation but the pool's own ever reaches a provider.
+``yield``; and no cancellation but the pool's own ever reaches a provider.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
 from postroom.options import PoolTimeouts
+from postroom.resources.causes import Unhealthy
 from postroom.resources.entries import Entry
 from postroom.resources.providers import Opener
-from postroom.resources.refusals import Unhealthy
 
 MOST_RINGS: Final = 5
 """How often a provider that swallows its cancellation is cancelled again."""
@@ -55,10 +55,10 @@ class Alarm:
 
 
 class Reports(Protocol):
-    """Whom an owner task tells what happens."""
+    """What an owner task tells what happens."""
 
     def opened(self, entry: Entry, resource: Any) -> bool:
-        """The provider was entered. False: nobody wants it any more."""
+        """The provider was entered. False: it is not wanted after all."""
         ...
 
     def usable(self, entry: Entry) -> None:
@@ -70,7 +70,7 @@ class Reports(Protocol):
         ...
 
     def died(self, entry: Entry) -> None:
-        """Somebody else cancelled the owner task."""
+        """Other code cancelled the owner task."""
         ...
 
 

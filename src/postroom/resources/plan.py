@@ -4,7 +4,7 @@
 it out and asks again, until there is no step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -12,7 +12,8 @@ import msgspec
 
 from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
-from postroom.resources.entries import Demand, Entry, Table
+from postroom.resources.entries import Demand, Entry, State, Table
+from postroom.resources.gates import Gate, Gates
 from postroom.resources.line import Line
 
 MOST_OVERTAKES: Final = 16
@@ -24,6 +25,12 @@ class Start(msgspec.Struct, frozen=True):
 
     demand: Demand
     overtaken: tuple[Demand, ...] = ()
+
+
+class Admit(msgspec.Struct, frozen=True):
+    """Let it into the pool's line: the budget of its host has room for it."""
+
+    demand: Demand
 
 
 class Revive(msgspec.Struct, frozen=True):
@@ -68,7 +75,7 @@ class LookAgain(msgspec.Struct, frozen=True):
     at: float
 
 
-Step = Start | Revive | Evict | Drain | Park | Refuse | Drop | LookAgain
+Step = Start | Admit | Revive | Evict | Drain | Park | Refuse | Drop | LookAgain
 
 
 class View(msgspec.Struct, frozen=True):
@@ -77,6 +84,7 @@ class View(msgspec.Struct, frozen=True):
     line: Line
     table: Table
     budget: Budget
+    gates: Gates
     cooling: Cooling
     hosts: Hosts
     max_opens: int
@@ -137,17 +145,22 @@ def next_step(view: View, now: float) -> Step | None:
 
 def _aside(view: View, demand: Demand, now: float) -> Step | None:
     """Return the step that takes a demand out of the line, if one does."""
+    step = _given_up(view, demand, now)
+    if step is not None or demand.host is None or demand.identity in view.table.revivable:
+        return step
+    return Park(demand) if view.hosts.room(demand.host, now) <= 0 else None
+
+
+def _given_up(view: View, demand: Demand, now: float) -> Step | None:
+    """Return the step that ends a demand without opening anything for it, if one does."""
     if not demand.waiters:
         replaced = view.table.ready.get(demand.identity)
         if replaced is None or not replaced.busy:
             return Drop(demand)
     if demand.identity in view.table.revivable:
         return None
-    if view.cooling.remaining(demand.identity, now) > 0 or view.hosts.remaining(demand.host, now) > 0:
-        return Refuse(demand)
-    if demand.host is None:
-        return None
-    return Park(demand) if view.hosts.room(demand.host, now) <= 0 else None
+    alone = view.cooling.remaining(demand.identity, now) > 0 or view.hosts.remaining(demand.host, now) > 0
+    return Refuse(demand) if alone else None
 
 
 def _served(view: View, demand: Demand, supply: _Supply, passed: list[Demand]) -> Step | None:
@@ -171,6 +184,54 @@ def _make_room(view: View, demand: Demand, supply: _Supply, now: float) -> Evict
         supply.draining -= shortfall  # busy ones drain already
         return None
     longest = min(view.table.busy(), key=lambda entry: entry.since, default=None)
+    if longest is None:
+        return None
+    patient_until = max(demand.since, longest.since) + view.patience
+    return Drain(longest) if now >= patient_until else LookAgain(patient_until)
+
+
+def next_at_gate(view: View, host: Hashable, now: float) -> Step | None:
+    """Return what to do for the first in line for a host's budget, or None when only events help.
+
+    What the head waits for is taken only from that host: from what is idle there, or after some patience from what is
+    busy. Other hosts are not concerned.
+    """
+    gate = view.gates.find(host)
+    if gate is None or not gate.waiting:
+        return None
+    demand = next(iter(gate.waiting))
+    step = _given_up(view, demand, now)
+    if step is not None:
+        return step
+    revivable = view.table.revivable.get(demand.identity)
+    if revivable is not None:
+        return Revive(revivable)
+    if gate.limit is None or gate.used + demand.weight <= gate.limit:
+        return Admit(demand)
+    return _make_room_on_host(view, gate, demand, gate.used + demand.weight - gate.limit, now)
+
+
+def _make_room_on_host(
+    view: View, gate: Gate, demand: Demand, shortfall: int, now: float
+) -> Evict | Drain | LookAgain | None:
+    closing = [
+        (view.table.returning[entry] + view.patience, entry.weight)
+        for entry in gate.entries
+        if entry in view.table.returning and view.table.returning[entry] + view.patience > now
+    ]
+    shortfall -= sum(weight for _, weight in closing)
+    if shortfall <= 0:
+        return LookAgain(min(until for until, _ in closing))
+    idle = [entry for entry in gate.entries if entry.state is State.READY and not entry.busy]
+    evictable = sum(entry.weight for entry in idle)
+    if evictable >= shortfall:
+        return Evict(min(idle, key=lambda entry: entry.idle_since))
+    revivable = view.table.revivable
+    draining = sum(entry.weight for entry in gate.entries if revivable.get(entry.identity) is entry)
+    if not demand.waiters or evictable + draining >= shortfall:
+        return None
+    busy = [entry for entry in gate.entries if entry.state is State.READY and entry.busy]
+    longest = min(busy, key=lambda entry: entry.since, default=None)
     if longest is None:
         return None
     patient_until = max(demand.since, longest.since) + view.patience

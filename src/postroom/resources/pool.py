@@ -12,19 +12,25 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Generic, Self
 
+from msgspec import UNSET, UnsetType
+
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
-from postroom.events import Observer, Observers
+from postroom.events import Observer
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources.core import Core
-from postroom.resources.engine import Engine, log
+from postroom.resources.engine import Engine
+from postroom.resources.entrances import Entrances
 from postroom.resources.entries import Demand, Stage, State, Waiter
-from postroom.resources.failures import Failure, classify_open
+from postroom.resources.failures import OpenFailure
 from postroom.resources.identity import Identity, display_key
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
-from postroom.resources.providers import adapt_provider, known_of
+from postroom.resources.providers import Opener, known_of
+from postroom.resources.provision import Provision
 from postroom.resources.refusals import Exhausted, Refusal, TooLate
+from postroom.resources.reporter import log
 from postroom.resources.statistics import PoolStatistics
+from postroom.resources.subscribers import Subscribers
 from postroom.resources.tickets import Tickets
 from postroom.types import C, R
 
@@ -44,17 +50,22 @@ class ResourcePool(Generic[C, R]):
         provider: returns an async context manager of a context's resources (a function decorated with
             ``@asynccontextmanager``); or is an async function that returns the resources. It is entered and left
             by one and the same task, which belongs to this resource alone.
-        cleanup: closes what an async function opened; sync or async.
+        cleanup: closes what an async function opened; sync or async. None says that nothing has to be closed; without
+            it an async function is worth a warning.
         key: the part of a context that names its resources; None for the whole context. It has to be hashable.
             Keys are the same when they are equal *and* of the same types, field by field: ``1`` is not ``True``.
         weight: what an entry takes of the budget (connections, not pools), or a function of the context; None for what
-            the provider knows of itself, as those of ``postroom.datasources`` do, and 1 for any other.
-        check: the health check; unhealthy when it raises or returns False. None for the provider's own, if it has one.
-        classify: whether a failed open is worth trying again soon; None for :func:`classify_open`.
+            the provider knows of itself (its attribute ``weight``), as those of ``postroom.datasources`` do, and 1 for
+            any other. One warning tells of resources that count as 1 and look like a pool of several connections.
+        check: the health check; unhealthy when it raises or returns False. None for the provider's own (its attribute
+            ``check``), if it has one.
+        classify: whether a failed open is an outage or says that there is no such tenant; None for
+            :func:`classify_open`.
+        outage: which other errors of a use of the resources are outages; asked where :func:`is_outage` says no.
         host: which server a context's resources live on. With it, one dead server is found out once, not once
-            per context; None for no such grouping.
+            per context, and ``PoolLimits(per_host=)`` bounds what is open there; None for no such grouping.
         limits, timeouts, backoff: how much, how long, how often.
-        observers: told of ``ResourceOpened``, ``ResourceOpenFailed`` and ``ResourceClosed``.
+        observers: told of ``ResourceOpened``, ``ResourceOpenFailed`` and ``ResourceClosed``; see :meth:`subscribe`.
         name: in logs, errors and task names.
         jitter: the source of randomness; seed it for reproducible ages and pauses.
 
@@ -66,11 +77,12 @@ class ResourcePool(Generic[C, R]):
         self,
         provider: Callable[[C], AbstractAsyncContextManager[R]] | Callable[[C], Awaitable[R]],
         *,
-        cleanup: Callable[[R], Awaitable[object] | None] | None = None,
+        cleanup: Callable[[R], Awaitable[object] | None] | UnsetType | None = UNSET,
         key: Callable[[C], Hashable] | None = None,
         weight: int | Callable[[C], int] | None = None,
         check: Callable[[R], Awaitable[object]] | None = None,
-        classify: Callable[[BaseException], Failure] | None = None,
+        classify: Callable[[BaseException], OpenFailure] | None = None,
+        outage: Callable[[BaseException], bool] | None = None,
         host: Callable[[C], Hashable] | None = None,
         limits: PoolLimits = PoolLimits(),  # noqa: B008 - frozen
         timeouts: PoolTimeouts = PoolTimeouts(),  # noqa: B008 - frozen
@@ -79,34 +91,41 @@ class ResourcePool(Generic[C, R]):
         name: str = "pool",
         jitter: random.Random | None = None,
     ) -> None:
-        self._opener = adapt_provider(provider, cleanup)
         own_weight, own_check = known_of(provider)
         weight = own_weight if weight is None else weight
-        self._tickets = Tickets(key=key, weight=weight, host=host, budget=limits.budget)
         self._check = check = own_check if check is None else check
-        self._classify = classify or classify_open
+        self._provision = Provision(Opener(provider, cleanup), check, classify, outage, weight is not None)
+        self._tickets = Tickets(
+            key=key, weight=1 if weight is None else weight, host=host, budget=limits.budget, per_host=limits.per_host
+        )
         self._limits = limits
         self._timeouts = timeouts
-        self._observers = Observers(observers)
+        self._backoff = backoff
+        self._observers = Subscribers(observers)
         self._name = name
-        self._core = Core(
-            limits=limits,
-            backoff=backoff,
-            probe_deadline=timeouts.open + timeouts.check,
-            jitter=jitter or random.Random(),  # noqa: S311 - jitter, not a secret
-            checks=check is not None,
-            name=name,
-        )
+        self._jitter = jitter or random.Random()  # noqa: S311 - jitter, not a secret
         self._engine: Engine | None = None
         self._closed = False
         self._closer: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
-        self._entered = 0
+        self._entrances = Entrances()
         # What the hit path looks at, one step away.
         self._running: Engine | None = None
         self._key = key
         self._identify = self._tickets.identify
+        self._clear()
+
+    def _clear(self) -> None:
+        """Start from nothing: no resource, no failure, counters at zero."""
+        self._core = Core(
+            limits=self._limits,
+            backoff=self._backoff,
+            probe_deadline=self._timeouts.open + self._timeouts.check,
+            jitter=self._jitter,
+            checks=self._check is not None,
+            name=self._name,
+        )
         self._ready = self._core.table.ready
         self._idle = self._core.table.idle
         self._counters = self._core.counters
@@ -116,39 +135,46 @@ class ResourcePool(Generic[C, R]):
     async def __aenter__(self) -> Self:
         """Open the pool. No resource is opened yet.
 
-        Re-entrant: each ``async with`` counts, the last exit closes. So whoever uses a pool enters it, and nobody
-        needs to know who else does.
+        Re-entrant: each ``async with`` counts, the last exit closes. So everything that uses a pool enters it, and
+        need not know of the other users. A pool that was closed opens again, with fresh state, also on another event
+        loop; one that is being closed on this loop is waited for.
 
         Raises:
-            ClosedError: it was closed: make a new one.
             ConfigurationError: it is open in another event loop.
         """
-        if self._closed:
-            raise ClosedError(f"{self._name} was closed: make a new ResourcePool")
-        if self._engine is not None:
-            if self._engine.loop is not asyncio.get_running_loop():
+        loop = asyncio.get_running_loop()
+        while (engine := self._engine) is not None and not self._is_over(engine):
+            if engine.loop is not loop:
                 raise ConfigurationError(f"{self._name} is open in another event loop: make one pool per loop")
-            self._entered += 1
-            return self
-        self._entered = 1
-        self._engine = self._running = Engine(
-            self._core,
-            self._opener,
-            check=self._check,
-            classify=self._classify,
-            timeouts=self._timeouts,
-            observers=self._observers,
-            name=self._name,
-        )
-        self._sweeper = self._engine.spawn(self._sweep(self._engine), "sweeper")
+            if self._closer is None:
+                self._entrances.enter()
+                return self
+            await asyncio.wait([self._closer])  # several may wait here: the first one opens the pool, the others join
+        self._start(again=engine is not None)
+        self._entrances.enter()
         return self
+
+    def _is_over(self, engine: Engine) -> bool:
+        """Return whether nothing is left of an engine: it was closed, or its event loop was."""
+        return engine.loop.is_closed() or (self._closer is not None and self._closer.done())
+
+    def _start(self, *, again: bool) -> None:
+        if again:
+            self._clear()
+        self._entrances.start_round()
+        self._closed = False
+        self._closer = self._grace = None
+        self._engine = self._running = Engine(
+            self._core, self._provision, timeouts=self._timeouts, observers=self._observers, name=self._name
+        )
+        self._provision.opener.warn()
+        self._sweeper = self._engine.spawn(self._sweep(self._engine), "sweeper")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the pool, as :meth:`aclose` with its default grace, if this is the last exit."""
-        self._entered -= 1
-        if self._entered <= 0:
+        if self._entrances.leave():
             await self.aclose()
 
     async def aclose(self, grace: float | None = None) -> None:
@@ -172,9 +198,10 @@ class ResourcePool(Generic[C, R]):
         if self._closer is None:
             self._core.shut(engine.loop.time())
             engine.act()
-            self._closer = engine.loop.create_task(self._close(engine), name=f"{self._name}: closing")
+            self._closer = engine.start_close(self._close(engine))
+        closer = self._closer
         self._hasten(engine, self._timeouts.close if grace is None else max(0.0, grace))
-        await asyncio.shield(self._closer)
+        await asyncio.shield(closer)
 
     async def _close(self, engine: Engine) -> None:
         if self._sweeper is not None:
@@ -189,13 +216,13 @@ class ResourcePool(Generic[C, R]):
             return
         if self._grace is not None:
             self._grace.cancel()
-        self._grace = engine.loop.call_at(deadline, self._end_grace, engine)
+        self._grace = engine.call_at(deadline, self._end_grace, engine)
 
     def _end_grace(self, engine: Engine) -> None:
         self._core.force(engine.loop.time())
         engine.act()
         longest = max(self._timeouts.open, self._timeouts.close, self._timeouts.check)
-        self._grace = engine.loop.call_later((MOST_RINGS + 1) * longest, engine.give_up)
+        self._grace = engine.call_later((MOST_RINGS + 1) * longest, engine.give_up)
 
     async def _sweep(self, engine: Engine) -> None:
         while True:
@@ -256,11 +283,13 @@ class ResourcePool(Generic[C, R]):
             timeout: seconds that this call may take; None for ``PoolTimeouts.lease``.
 
         Raises:
-            ResourceOpenError: the provider failed, its pause is not over, its host is left alone, or it is still
-                being opened at the deadline. ``retry_after`` and ``permanent`` say what to do.
-            ResourceUnhealthyError: opened anew after a failed health check, and unhealthy still.
+            ResourceOpenError: an outage (``permanent`` is False), or there is no such tenant (True): the provider
+                failed, its pause is not over, its host is left alone, or it is still being opened at the deadline.
+                ``retry_after`` says when the pool tries again; the provider's exception is the ``__cause__``.
+            ResourceUnhealthyError: opened again after a failed health check, and unhealthy still.
             PoolExhaustedError: no budget came free before the deadline.
-            ConfigurationError: the weight of this context is more than the whole budget.
+            ResourceError: ``key=``, ``host=`` or ``weight=`` failed for this context, or said what cannot work.
+            ConfigurationError: the provider is none: what it returns cannot be entered or awaited.
             ClosedError, NotOpenError: the pool was closed, also while this call waited; or not opened yet.
         """
         lease = self.try_lease(context)
@@ -279,20 +308,42 @@ class ResourcePool(Generic[C, R]):
         return context if self._key is None else self._key(context)
 
     def host_of(self, context: C) -> Hashable | None:
-        """Return the host that a context's resources live on, as ``host=`` says; None without one."""
-        return self._tickets.ticket(context).host
+        """Return the host that a context's resources live on; None without ``host=``, and where it fails."""
+        return self._tickets.known_host(context)
 
     def is_open(self, context: C) -> bool:
-        """Whether something is open that may be leased: no opening needs to be waited for."""
-        return self._identify(self.key_of(context)) in self._ready
+        """Whether something is open that may be leased: no opening needs to be waited for. Raises nothing."""
+        try:
+            return self._identify(self.key_of(context)) in self._ready
+        except Exception:  # key= failed, or its answer cannot be hashed: acquire() says so
+            return False
 
     def retry_after(self, context: C) -> float:
         """Return the seconds for which a context, or its host, is left alone after failures; 0.0 if it is not.
 
-        0.0 also where something is open that may be leased: a failing replacement does not block what it replaces.
+        0.0 also where something is open that may be leased (a failing replacement does not block what it replaces),
+        unless a use of it has just met an outage; and where ``key=`` fails. Raises nothing.
         """
-        engine = self._engine
-        return 0.0 if engine is None else self._core.retry_after(self._tickets.ticket(context), engine.loop.time())
+        engine = self._running
+        if engine is None or not self._core.troubled or (place := self._tickets.place(context)) is None:
+            return 0.0
+        return self._core.retry_after(place, engine.loop.time())
+
+    @property
+    def troubled(self) -> bool:
+        """Whether any context or host is left alone now, or has failed since its last success.
+
+        While it is False, :meth:`retry_after` is 0.0 for every context. It costs next to nothing.
+        """
+        return self._core.troubled
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more observer of this pool's events. Returns a function that ends that.
+
+        For a user of a pool that others share: each subscribes for itself. The observer is called as those of
+        ``observers=`` are.
+        """
+        return self._observers.add(observer)
 
     async def invalidate(self, context: C) -> None:
         """Lease nothing any more of what exists now for a context, and forget its failures.
@@ -348,7 +399,7 @@ class ResourcePool(Generic[C, R]):
         if seconds <= 0:
             self._expire(waiter, engine)
         elif seconds < math.inf and not waiter.future.done():
-            timer = engine.loop.call_later(seconds, self._expire, waiter, engine)
+            timer = engine.call_later(seconds, self._expire, waiter, engine)
         try:
             outcome: Lease[R] | PostroomError = await waiter.future
         except asyncio.CancelledError:
@@ -360,7 +411,7 @@ class ResourcePool(Generic[C, R]):
         return outcome
 
     def _withdraw(self, waiter: Waiter, engine: Engine) -> None:
-        """Forget a cancelled call. What it was given in the same instant goes back: nobody else will do it."""
+        """Forget a cancelled call. What it was given in the same instant goes back: no other code will do it."""
         self._core.leave(waiter, engine.loop.time())
         if waiter.future.done() and not waiter.future.cancelled():
             outcome = waiter.future.result()
@@ -372,18 +423,24 @@ class ResourcePool(Generic[C, R]):
         if waiter.future.done() or waiter.demand is None:
             return
         refusal = self._why_late(waiter.demand)
+        if isinstance(refusal, Exhausted):
+            self._core.note_waiting(waiter.demand, engine.loop.time())
         self._counters.timeouts += 1
         self._core.leave(waiter, engine.loop.time())
         waiter.future.set_result(refusal.error(waiter.context))
         engine.act()
 
     def _why_late(self, demand: Demand) -> Refusal:
-        budget = self._core.budget
+        budget, cause = self._core.budget, self._core.last_cause(demand)
+        gate = self._core.gates.find(demand.host)
+        if demand.stage is Stage.AT_GATE and gate is not None:
+            return Exhausted(demand.key, f"{gate.used} of the budget of {gate.limit} of its host in use", cause)
         if demand.stage is Stage.QUEUED and budget.free < demand.weight:
-            return Exhausted(demand.key, f"{budget.used} of the budget of {budget.limit} in use")
+            return Exhausted(demand.key, f"{budget.used} of the budget of {budget.limit} in use", cause)
         if demand.stage is Stage.QUEUED:
-            return Exhausted(demand.key, f"{self._core.table.opens} opens are under way, the most allowed at once")
-        return TooLate(demand.key, _LATE[demand.stage])
+            text = f"{self._core.table.opens} opens are under way, the most allowed at once"
+            return Exhausted(demand.key, text, cause)
+        return TooLate(demand.key, _LATE[demand.stage], cause)
 
     # -- small print --------------------------------------------------------------------------------------------
 

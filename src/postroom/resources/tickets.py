@@ -1,9 +1,10 @@
 """From a context to what the pool needs to know of it: its identity, its weight, its host."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from postroom.errors import ConfigurationError, ResourceError
+from postroom.redaction import describe
 from postroom.resources.entries import Ticket
 from postroom.resources.identity import Identifier, Identity, display_key
 
@@ -18,31 +19,72 @@ class Tickets:
         weight: int | Callable[[Any], int],
         host: Callable[[Any], Hashable] | None,
         budget: int,
+        per_host: int | Mapping[Any, int] | Callable[[Any], int | None] | None = None,
     ) -> None:
         self._key = key
         self._weight = weight
         self._host = host
         self._budget = budget
+        self._per_host = per_host
         self.identify = Identifier()
-        if isinstance(weight, int):
+        if per_host is not None and host is None:
+            raise ConfigurationError("PoolLimits(per_host=...) needs ResourcePool(host=...), which names the hosts")
+        if not callable(weight):
             self._check_weight(weight)
+            if isinstance(per_host, int):
+                _check_fits(weight, per_host)
 
     def identity(self, context: Any) -> Identity:
         """Return the identity of a context's key. Raises ``ResourceError`` where there is none."""
         return self._identity_of(context)[0]
 
     def ticket(self, context: Any) -> Ticket:
-        """Return everything that an open needs. Raises ``ResourceError`` or ``ConfigurationError``."""
+        """Return everything that an open needs. Raises ``ResourceError``, with what a function raised as its cause."""
         identity, key = self._identity_of(context)
         try:
-            weight = self._weight if isinstance(self._weight, int) else self._weight(context)
-            host = None if self._host is None else self._host(context)
-            hash(host)
+            weight = self._weight(context) if callable(self._weight) else self._weight
+            self._check_weight(weight)
+            host = self.host(context)
+            limit = self._limit_of(host)
+            if limit is not None:
+                _check_fits(weight, limit)
         except Exception as error:
-            text = f"weight= or host= failed with {type(error).__name__} for {display_key(key)!r}"
+            text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}"
             raise ResourceError(text, context=context) from error
-        self._check_weight(weight)
-        return Ticket(identity, key, context, weight, host)
+        return Ticket(identity, key, context, weight, host, limit)
+
+    def place(self, context: Any) -> Ticket | None:
+        """Return what names a context's resources and their host; None where a function of the user's fails.
+
+        Without a weight: for questions, which must not fail because of what only an open needs.
+        """
+        try:
+            identity, key = self._identity_of(context)
+        except ResourceError:
+            return None
+        return Ticket(identity, key, context, 1, self.known_host(context))
+
+    def known_host(self, context: Any) -> Hashable | None:
+        """Return the host of a context; None also where ``host=`` fails."""
+        try:
+            return self.host(context)
+        except Exception:  # acquire() says what is wrong; a question about one context must not end its caller
+            return None
+
+    def host(self, context: Any) -> Hashable | None:
+        """Return the host of a context; None without ``host=``. Raises what ``host=`` raises."""
+        host = None if self._host is None else self._host(context)
+        hash(host)
+        return host
+
+    def _limit_of(self, host: Hashable | None) -> int | None:
+        if self._per_host is None or host is None:
+            return None
+        limits: Any = self._per_host
+        limit = limits(host) if callable(limits) else limits.get(host) if isinstance(limits, Mapping) else limits
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise ConfigurationError(f"per_host= gave {limit!r}: it has to be a whole number of connections, or None")
+        return limit
 
     def no_key(self, context: Any, error: Exception) -> ResourceError:
         """Make the error for a context without a usable key."""
@@ -69,3 +111,11 @@ class Tickets:
                 f"weight= gave {weight}, more than the whole budget: raise PoolLimits(budget={self._budget}) to at "
                 f"least {weight}, or make each resource smaller"
             )
+
+
+def _check_fits(weight: int, limit: int) -> None:
+    if weight > limit:
+        raise ConfigurationError(
+            f"weight= gave {weight}, more than the whole budget of a host: raise PoolLimits(per_host={limit}) to at "
+            f"least {weight}, or make each resource smaller"
+        )

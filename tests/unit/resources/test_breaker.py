@@ -6,6 +6,7 @@ import pytest
 
 from postroom.options import OpenBackoff
 from postroom.resources.breaker import TRIP_AFTER, Cooling, Hosts
+from postroom.resources.causes import Cause
 from postroom.resources.identity import Identity
 
 BACKOFF = OpenBackoff(base=1.0, cap=8.0, permanent=60.0)
@@ -32,7 +33,7 @@ def trip(breakers: Hosts, now: float = 0.0) -> float:
     for _ in range(TRIP_AFTER):
         breakers.started("h", now)
     for number in range(TRIP_AFTER):
-        breakers.failed("h", key(number), now, probe=False)
+        breakers.failed("h", key(number), Cause(DOWN, None), now, probe=False)
     return breakers.remaining("h", now)
 
 
@@ -42,7 +43,9 @@ def test_pauses_grow_with_full_jitter_up_to_the_cap() -> None:
         pauses = []
         for seed in range(200):
             memory = Cooling(BACKOFF, 10, random.Random(seed))
-            pauses.append([memory.failed(key(1), None, DOWN, permanent=False, now=0.0) for _ in range(attempt)][-1])
+            pauses.append(
+                [memory.failed(key(1), None, Cause(DOWN, None), permanent=False, now=0.0) for _ in range(attempt)][-1]
+            )
         assert max(pauses) <= ceiling
         assert max(pauses) > 0.8 * ceiling
         assert min(pauses) < 0.2 * ceiling
@@ -52,24 +55,24 @@ def test_a_thousand_failures_do_not_overflow() -> None:
     """The exponent is bounded."""
     memory = cooling()
     for _ in range(2_000):
-        assert memory.failed(key(1), None, DOWN, permanent=False, now=0.0) <= 8.0
+        assert memory.failed(key(1), None, Cause(DOWN, None), permanent=False, now=0.0) <= 8.0
 
 
 def test_a_permanent_failure_pauses_for_long() -> None:
     """An unknown tenant is not asked about again for the permanent pause."""
     memory = cooling()
-    assert memory.failed(key(1), None, LookupError(), permanent=True, now=5.0) == 60.0
+    assert memory.failed(key(1), None, Cause(LookupError(), None), permanent=True, now=5.0) == 60.0
     assert memory.remaining(key(1), 64.0) == 1.0
     assert memory.remaining(key(1), 65.0) == 0.0
     record = memory.find(key(1))
     assert record is not None
-    assert (record.permanent, record.error_type) == (True, "LookupError")
+    assert (record.permanent, record.cause is not None and record.cause.text) == (True, "LookupError")
 
 
 def test_success_forgets() -> None:
     """After a success the next failure counts as the first."""
     memory = cooling()
-    memory.failed(key(1), None, DOWN, permanent=True, now=0.0)
+    memory.failed(key(1), None, Cause(DOWN, None), permanent=True, now=0.0)
     memory.forget(key(1))
     assert memory.remaining(key(1), 0.0) == 0.0
     assert len(memory) == 0
@@ -79,17 +82,17 @@ def test_the_oldest_failures_are_forgotten_first() -> None:
     """I10: a flood of invented tenants takes a bounded place, and a repeated failure counts as new."""
     memory = cooling(remember=3)
     for number in (1, 2, 3, 1, 4):
-        memory.failed(key(number), None, LookupError(), permanent=True, now=float(number))
+        memory.failed(key(number), None, Cause(LookupError(), None), permanent=True, now=float(number))
     assert [memory.find(key(number)) is not None for number in (1, 2, 3, 4)] == [True, False, True, True]
     for number in range(10_000):
-        memory.failed(key(number), None, LookupError(), permanent=True, now=0.0)
+        memory.failed(key(number), None, Cause(LookupError(), None), permanent=True, now=0.0)
     assert len(memory) == 3
 
 
 def test_old_failures_are_purged() -> None:
     """What failed long ago counts as a first failure when it fails again."""
     memory = cooling()
-    memory.failed(key(1), None, DOWN, permanent=False, now=0.0)
+    memory.failed(key(1), None, Cause(DOWN, None), permanent=False, now=0.0)
     memory.purge(100.0)
     assert memory.find(key(1)) is not None
     memory.purge(200.0)
@@ -145,7 +148,7 @@ def test_one_failing_tenant_does_not_trip_the_breaker_of_its_neighbours() -> Non
     breakers = hosts()
     for _ in range(50):
         breakers.started("h", 0.0)
-        assert not breakers.failed("h", key(1), 0.0, probe=False)
+        assert not breakers.failed("h", key(1), Cause(DOWN, None), 0.0, probe=False)
     assert breakers.room("h", 0.0) == TRIP_AFTER - 1
 
 
@@ -157,7 +160,7 @@ def test_a_success_in_between_starts_the_count_anew() -> None:
         if number % 4 == 3:
             breakers.succeeded("h", probe=False)
         else:
-            assert not breakers.failed("h", key(number), 0.0, probe=False)
+            assert not breakers.failed("h", key(number), Cause(DOWN, None), 0.0, probe=False)
     assert breakers.remaining("h", 0.0) == 0.0
 
 
@@ -168,7 +171,7 @@ def test_the_pauses_between_probes_grow_with_the_trouble_and_a_success_ends_it()
     for now in (10.0, 59.0, 120.0, 210.0, 3_600.0):
         ceiling = min(8.0, max(2.0, now / 30))
         probe = breakers.started("h", now)
-        assert breakers.failed("h", key(1), now, probe=probe)
+        assert breakers.failed("h", key(1), Cause(DOWN, None), now, probe=probe)
         assert ceiling / 2 <= breakers.remaining("h", now) <= ceiling
     probe = breakers.started("h", 3_700.0)
     breakers.succeeded("h", probe=probe)
@@ -193,7 +196,7 @@ def test_a_straggler_does_not_end_somebody_elses_probe() -> None:
         breakers.started("h", 0.0)
     for number in range(TRIP_AFTER):
         breakers.started("h", 0.0)
-        breakers.failed("h", key(number), 0.0, probe=False)
+        breakers.failed("h", key(number), Cause(DOWN, None), 0.0, probe=False)
     now = breakers.remaining("h", 0.0)
     assert breakers.started("h", now)
     breakers.undecided("h", probe=False)
@@ -222,7 +225,7 @@ def test_contexts_without_a_host_have_no_breaker(outcome: str) -> None:
     for number in range(20):
         assert not breakers.started(None, 0.0)
         if outcome == "failed":
-            assert not breakers.failed(None, key(number), 0.0, probe=False)
+            assert not breakers.failed(None, key(number), Cause(DOWN, None), 0.0, probe=False)
         else:
             getattr(breakers, outcome)(None, probe=False)
     assert breakers.room(None, 0.0) > 0
@@ -235,7 +238,7 @@ def test_a_host_that_is_left_alone_is_not_purged() -> None:
     assert trip(breakers) > 0
     later = 500.0
     assert breakers.started("h", later)
-    breakers.failed("h", key(1), later + 200.0, probe=True)
+    breakers.failed("h", key(1), Cause(DOWN, None), later + 200.0, probe=True)
     pause = breakers.remaining("h", later + 200.0)
     assert pause > 0
     breakers.purge(later + 200.0)

@@ -160,13 +160,13 @@ def test_cancelling_the_close_does_not_stop_it() -> None:
 
 
 def test_a_pool_that_was_never_opened_closes_too() -> None:
-    """There is nothing to do, and it stays closed."""
+    """There is nothing to do, and it says that it is closed."""
 
     async def main() -> None:
         pool = ResourcePool(Databases().provide)
         await pool.aclose()
         with pytest.raises(ClosedError):
-            await pool.__aenter__()
+            pool.try_lease(A)
 
     run_virtual(main())
 

@@ -1,13 +1,16 @@
 """What an exception says about a resource."""
 
+import errno
+import socket
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from postroom.errors import ConfigurationError
-from postroom.resources import Failure, classify_open, is_suspect, sqlstate_of
+from postroom.errors import ConfigurationError, PoolExhaustedError, ResourceOpenError, UnknownTenant
+from postroom.resources import OpenFailure, classify_open, is_outage, is_suspect, sqlstate_of
 
 
 class DriverError(Exception):
@@ -28,38 +31,105 @@ def raised_from(cause: BaseException) -> Exception:
 @pytest.mark.parametrize(
     "error",
     [
-        LookupError("no such tenant"),
-        KeyError("tenant"),
-        PermissionError("refused"),
-        DriverError("3D000"),
-        DriverError("28P01"),
-        DriverError("28000", "pgcode"),
-        raised_from(DriverError("3D000")),
-        asyncpg.InvalidCatalogNameError("no database"),
-        ExceptionGroup("both", [LookupError(), PermissionError()]),
-        ConfigurationError("wrong provider"),
+        UnknownTenant("no such tenant"),
+        raised_from(UnknownTenant("no such tenant")),
+        raised_from(raised_from(UnknownTenant("no such tenant"))),
+        ExceptionGroup("both", [UnknownTenant(), raised_from(UnknownTenant())]),
+        raised_from(ExceptionGroup("one", [UnknownTenant()])),
     ],
 )
-def test_trying_again_cannot_help_here(error: BaseException) -> None:
-    """Unknown tenants and refused credentials are permanent, wrapped or not."""
-    assert classify_open(error) is Failure.PERMANENT
+def test_only_an_unknown_tenant_is_permanent(error: BaseException) -> None:
+    """Said by ``UnknownTenant``, wrapped or grouped: then trying again soon cannot help, and it is no outage."""
+    assert classify_open(error) is OpenFailure.UNKNOWN_TENANT
+    assert not is_outage(error)
 
 
 @pytest.mark.parametrize(
     "error",
     [
+        LookupError("no such tenant"),
+        KeyError("BILLING_DB_HOST"),
+        PermissionError("refused"),
+        DriverError("3D000"),
+        DriverError("28P01"),
+        DriverError("28000", "pgcode"),
+        asyncpg.InvalidCatalogNameError("no database"),
+        ConfigurationError("wrong option"),
         OSError("unreachable"),
         TimeoutError(),
         RuntimeError("no idea"),
         DriverError("53300"),
         DriverError(None),
         DriverError(42),
-        ExceptionGroup("one of each", [LookupError(), OSError()]),
+        ExceptionGroup("one of each", [UnknownTenant(), OSError()]),
+        ExceptionGroup("lookups", [LookupError(), KeyError()]),
     ],
+    ids=repr,
 )
-def test_anything_else_may_pass(error: BaseException) -> None:
-    """What is not known to last is transient."""
-    assert classify_open(error) is Failure.TRANSIENT
+def test_whatever_else_a_provider_raises_is_an_outage(error: BaseException) -> None:
+    """A missing variable, a wrong password, a missing database, a bug: a deployment may mend it."""
+    assert classify_open(error) is OpenFailure.OUTAGE
+
+
+def as_if_of(module: str, name: str, *args: object, **attributes: object) -> Exception:
+    """Return an error as a driver that is not installed here would raise it."""
+    kind = type(name, (Exception,), {"__module__": module, **attributes})
+    error: Exception = kind(*args)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DriverError("53300"),
+        DriverError("53200"),
+        DriverError("57P03"),
+        DriverError("57P05"),
+        DriverError("08006"),
+        DriverError("25006"),
+        DriverError("28P01"),
+        asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+        ConnectionRefusedError(),
+        socket.gaierror(-2, "Name or service not known"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        DBAPIError("SELECT 1", None, DriverError("53300")),
+        DBAPIError("SELECT 1", None, ValueError("closed"), connection_invalidated=True),
+        raised_from(DriverError("53300")),
+        ExceptionGroup("all", [ConnectionResetError(), DriverError("57P01")]),
+        psycopg.OperationalError("connection failed"),
+        as_if_of("pymysql.err", "OperationalError", 1040, "Too many connections"),
+        ResourceOpenError("left alone", context=None),
+        PoolExhaustedError("no room", context=None),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_handler_that_met_an_outage_is_not_to_blame(error: BaseException) -> None:
+    """Servers that are full, gone, starting, read-only or refuse the credentials; wrapped, grouped, or nested pools."""
+    assert is_outage(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the handler's own"),
+        DriverError("23505"),
+        DriverError("57014"),
+        DriverError("42P01"),
+        OSError(errno.ENOSPC, "disk full"),
+        FileNotFoundError("x"),
+        TimeoutError(),
+        UnknownTenant("no such tenant"),
+        ResourceOpenError("unknown", context=None, permanent=True),
+        ExceptionGroup("one of each", [ValueError(), ConnectionResetError()]),
+        as_if_of("pymysql.err", "OperationalError", 1205, "Lock wait timeout"),
+        as_if_of("mine", "OperationalError", 1040),
+        psycopg.errors.UniqueViolation("duplicate"),
+    ],
+    ids=repr,
+)
+def test_a_handlers_own_failure_is_no_outage(error: BaseException) -> None:
+    """A bug, a conflict, a cancelled query; and a group in which one member is the handler's own."""
+    assert not is_outage(error)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +139,7 @@ def test_anything_else_may_pass(error: BaseException) -> None:
         DriverError("57P01"),
         DriverError("57P02"),
         DriverError("57P03"),
+        DriverError("28P01"),
         DriverError("08006"),
         DriverError("08001", "pgcode"),
         ConnectionResetError("gone"),

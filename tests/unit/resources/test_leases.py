@@ -188,7 +188,7 @@ def test_one_scope_cannot_be_entered_twice_at_once() -> None:
         async with ResourcePool(databases.provide) as pool:
             scope = pool.lease(A)
             async with scope:
-                with pytest.raises(RuntimeError, match="anew"):
+                with pytest.raises(RuntimeError, match="again for each"):
                     await scope.__aenter__()
             async with scope as database:
                 assert database.alive
@@ -335,11 +335,12 @@ def test_weights_have_to_fit() -> None:
         with pytest.raises(ConfigurationError, match="raise PoolLimits"):
             ResourcePool(databases.provide, weight=11, limits=PoolLimits(budget=10))
         for wrong in (0, -1, True, 1.5, None):
-            with pytest.raises(ConfigurationError, match="whole number"):
+            with pytest.raises(ResourceError, match="whole number") as caught:
                 async with ResourcePool(databases.provide, weight=lambda tenant: wrong) as pool:  # type: ignore[arg-type,return-value]  # noqa: B023
                     await pool.acquire(A)
+            assert isinstance(caught.value.__cause__, ConfigurationError)
         async with ResourcePool(databases.provide, weight=lambda _: 11, limits=PoolLimits(budget=10)) as pool:
-            with pytest.raises(ConfigurationError, match="weight= gave 11"):
+            with pytest.raises(ResourceError, match="weight= gave 11"):
                 await pool.acquire(A)
 
     run_virtual(main())
@@ -366,8 +367,7 @@ def test_an_unopened_and_a_closed_pool_say_so() -> None:
         with pytest.raises(ClosedError):
             async with pool.lease(A):
                 pass
-        with pytest.raises(ClosedError, match="new ResourcePool"):
-            await pool.__aenter__()
+        assert pool.retry_after(A) == 0.0
 
     run_virtual(main())
 

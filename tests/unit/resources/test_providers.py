@@ -3,16 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial, wraps
 from typing import Any, Self
+from unittest.mock import Mock
 
 import pytest
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from postroom.datasources.registry import Provider
 from postroom.errors import ConfigurationError, ResourceOpenError
 from postroom.events import Event, ResourceClosed
 from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool
+from postroom.resources.providers import known_of
 from postroom.testing.loop import run_virtual, settle
-from unit.resources.databases import A, Database, Databases, Tenant
+from unit.resources.databases import A, B, Database, Databases, Tenant
 
 SECRET = "postgresql://app:hunter2@db/tenant"
 
@@ -106,24 +110,199 @@ def test_a_generator_with_a_cleanup_is_refused() -> None:
         ResourcePool(Databases().provide, cleanup=lambda database: None)
 
 
-@pytest.mark.parametrize("returned", [None, "a resource", 42, object()])
-def test_a_plain_function_is_refused_when_it_is_used(returned: object) -> None:
-    """Nothing is entered or awaited by accident; trying again soon is pointless."""
-    error = failure_of(lambda tenant: returned)
-    assert error.permanent
-    assert isinstance(error.__cause__, ConfigurationError)
-    assert "has to be" in str(error.__cause__)
+@pytest.mark.parametrize("returned", ["a resource", 42, object()])
+def test_a_plain_function_is_refused_when_it_is_used(returned: object, caplog: pytest.LogCaptureFixture) -> None:
+    """Not as an outage to wait for: every lease says what a provider has to be, and so does the log."""
+    calls: list[Tenant] = []
+
+    def provide(tenant: Tenant) -> object:
+        calls.append(tenant)
+        return returned
+
+    async def main() -> None:
+        async with ResourcePool(provide) as pool:  # type: ignore[arg-type]  # the mistake
+            for _ in range(100):
+                with pytest.raises(ConfigurationError, match="has to be an async context manager"):
+                    await pool.acquire(A)
+
+    run_virtual(main())
+    assert calls == [A]
+    assert "has to be an async context manager" in caplog.text
 
 
-def test_a_providers_own_words_stay_in_the_cause() -> None:
-    """The text of the error names the type only: the provider may have quoted a DSN."""
+@pytest.mark.parametrize("name", ["close", "aclose"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_plain_function_returned_is_closed(name: str, fails: bool) -> None:
+    """A connection that cannot be used does not stay open, also when closing it fails."""
+    closed: list[str] = []
+
+    async def aclose() -> None:
+        closed.append("aclose")
+        if fails:
+            raise OSError("will not close")
+
+    def close() -> None:
+        closed.append("close")
+        if fails:
+            raise OSError("will not close")
+
+    made = type("Connection", (), {name: staticmethod(aclose if name == "aclose" else close)})()
+    with pytest.raises(ConfigurationError, match="returned Connection"):
+        lease_once(lambda tenant: made)
+    assert closed == [name]
+
+
+def test_one_tenants_odd_answer_concerns_that_tenant_only() -> None:
+    """A provider that worked for others, or that returns None, is not called wrong altogether: it is an outage."""
+    databases = Databases()
+
+    async def main() -> None:
+        async with ResourcePool(lambda tenant: "odd" if tenant is B else databases.provide(tenant)) as pool:  # type: ignore[arg-type,return-value]  # the mistake
+            async with pool.lease(A):
+                pass
+            with pytest.raises(ResourceOpenError, match="returned str") as caught:
+                await pool.acquire(B)
+            assert not caught.value.permanent
+            async with pool.lease(A):
+                pass
+
+    run_virtual(main())
+    assert "returned NoneType" in str(failure_of(lambda tenant: None))
+
+
+def test_an_async_function_without_cleanup_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """What it opens is never closed: unless ``cleanup=None`` says that this is meant."""
+    databases = Databases()
+
+    class Callable:
+        async def __call__(self, tenant: Tenant) -> Database:
+            return await databases.open(tenant)
+
+    class Either:
+        def get(self, tenant: Tenant) -> Any:
+            return databases.open(tenant)
+
+    for provider in (databases.open, Callable(), partial(databases.open), Either().get):
+        caplog.clear()
+        pool = ResourcePool(provider)
+        assert not caplog.records
+
+        async def twice(pool: ResourcePool[Tenant, Database] = pool) -> None:
+            for tenant in (A, B):
+                async with pool, pool.lease(tenant):
+                    pass
+
+        run_virtual(twice())
+        assert [record.message for record in caplog.records if "without cleanup=" in record.message] != []
+        assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    caplog.clear()
+    lease_once(databases.open, cleanup=None)
+    lease_once(databases.open, cleanup=databases.close)
+    lease_once(databases.provide)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+class PoolOfConnections:
+    """A resource that looks like a driver's pool."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def acquire(self) -> None:
+        """Exist, as in a pool."""
+
+    def get_max_size(self) -> int:
+        """Return the size, as asyncpg's pools do."""
+        return self._size
+
+
+def engine() -> Any:
+    """Return an engine of SQLAlchemy, which connects to nothing yet."""
+    return create_async_engine("postgresql+asyncpg://app@nowhere/db", pool_size=5, max_overflow=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: PoolOfConnections(10), 10),
+        (engine, 7),
+        (lambda: async_sessionmaker(engine()), 7),
+        (lambda: (PoolOfConnections(3), "settings", PoolOfConnections(4)), 7),
+        (lambda: {"orders": PoolOfConnections(3), "size": 9}, 3),
+    ],
+)
+def test_resources_that_count_as_one_and_hold_several_are_told_of(
+    make: Callable[[], Any], size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, with their real size and the remedy; and not where a weight was said."""
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[Any]:
+        yield make()
+
+    async def main(**options: Any) -> list[str]:
+        caplog.clear()
+        async with ResourcePool(provide, **options) as pool:
+            for tenant in (A, B):
+                async with pool.lease(tenant):
+                    pass
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    (told,) = run_virtual(main())
+    assert f"may hold {size} connections each" in told
+    assert f"weight={size}" in told
+    assert run_virtual(main(weight=1)) == []
+    provide.weight = 2  # type: ignore[attr-defined]  # what a provider knows of itself
+    assert run_virtual(main()) == []
+
+
+@pytest.mark.parametrize("resource", [object(), "text", 42, [1, 2], {"size": 5}, Mock(), PoolOfConnections(1)])
+def test_other_resources_count_as_one_without_a_word(resource: object, caplog: pytest.LogCaptureFixture) -> None:
+    """A number called ``size`` does not make a pool, and an object that answers everything is believed nothing."""
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[object]:
+        yield resource
+
+    lease_once(provide)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_weight_and_check_are_found_on_any_provider() -> None:
+    """On a function, behind ``functools.partial`` and decorators, each by itself; not on a class."""
+
+    async def check(resource: object) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant, *, more: int = 0) -> AsyncIterator[int]:
+        yield more
+
+    provide.weight = 3  # type: ignore[attr-defined]  # what a provider knows of itself
+    assert known_of(provide) == (3, None)
+    assert known_of(partial(provide, more=1)) == (3, None)
+    outer = partial(provide, more=1)
+    outer.check = check  # type: ignore[attr-defined]  # what a provider knows of itself
+    assert known_of(outer) == (3, check)
+
+    class Manager:
+        weight = 9
+
+        def check(self) -> None: ...
+
+    assert known_of(Manager) == (None, None)
+    assert known_of(wraps(provide)(Databases().provide)) == (3, None)
+
+
+def test_a_providers_own_words_are_quoted_without_secrets() -> None:
+    """The text says what the provider said, but no password; the cause is the provider's exception itself."""
 
     async def provide(tenant: Tenant) -> None:
         raise OSError(f"cannot reach {SECRET}")
 
     error = failure_of(provide)
-    assert SECRET not in str(error)
-    assert "OSError" in str(error)
+    assert "hunter2" not in str(error)
+    assert "OSError: cannot reach postgresql://app:***@db/tenant" in str(error)
     assert "'a:us-east-1'" in str(error)
     assert SECRET in str(error.__cause__)
     assert error.context is A

@@ -60,14 +60,14 @@ def test_hits_are_logged_only_for_those_who_want_debugging(caplog: pytest.LogCap
     assert "retrieved" not in caplog.text
 
 
-def test_failures_are_warnings_that_name_the_type_only(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither what the provider said nor a hidden field reaches the log, an error or a repr."""
+def test_an_outage_is_one_error_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    """What the provider said is told, but neither a password nor a hidden field, in log, error and repr."""
 
     async def provide(context: Secretive) -> str:
         raise OSError(f"postgresql://app:{context.password}@db")
 
     async def main() -> None:
-        async with ResourcePool(provide) as pool:
+        async with ResourcePool(provide, cleanup=None) as pool:
             with pytest.raises(Exception, match="OSError") as caught:
                 await pool.acquire(Secretive("a"))
             assert PASSWORD not in str(caught.value)
@@ -76,8 +76,11 @@ def test_failures_are_warnings_that_name_the_type_only(caplog: pytest.LogCapture
     with caplog.at_level(logging.DEBUG, logger="postroom.pool"):
         run_virtual(main())
     (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.message.startswith("Resources not available for key: a (OSError, transient); next try in")
+    assert record.levelname == "ERROR"
+    what = "Resources not available for key: a (outage: OSError: postgresql://app:***@db); next try in"
+    assert record.message.startswith(what)
+    assert "Traceback (most recent call last)" in caplog.text
+    assert "in provide" in caplog.text
     assert PASSWORD not in caplog.text
 
 
@@ -95,7 +98,7 @@ def test_a_forged_log_line_stays_one_line(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_a_failed_close_and_a_suspect_are_warnings(caplog: pytest.LogCaptureFixture) -> None:
-    """What needs somebody's attention is at WARNING."""
+    """What a person should look at is at WARNING."""
     databases = Databases(close_errors={A: OSError("text of the driver")})
 
     async def main() -> None:
@@ -108,8 +111,8 @@ def test_a_failed_close_and_a_suspect_are_warnings(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, logger="postroom.pool"):
         run_virtual(main())
     assert [record.message for record in caplog.records] == [
-        "Resources suspect for key: a:us-east-1 (ConnectionResetError)",
-        "Resources closed with OSError for key: a:us-east-1 (suspect)",
+        "Resources suspect for key: a:us-east-1 (ConnectionResetError: text of the driver); replaced by the next lease",
+        "Resources closed with an error for key: a:us-east-1 (suspect; OSError: text of the driver)",
     ]
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from postroom.errors import PoolExhaustedError, ResourceOpenError, ResourceUnhealthyError
+from postroom.errors import PoolExhaustedError, ResourceOpenError, ResourceUnhealthyError, UnknownTenant
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
-from postroom.resources import Failure, ResourcePool
+from postroom.resources import OpenFailure, ResourcePool
 from postroom.testing.loop import run_virtual, settle
 from unit.resources.databases import A, B, Database, Databases, Tenant
 
@@ -55,7 +55,7 @@ def test_a_failed_open_is_left_alone_and_then_tried_once() -> None:
 
 def test_a_permanent_failure_is_left_alone_for_long() -> None:
     """An unknown tenant is not looked up again for the permanent pause."""
-    databases = Databases(errors={A: LookupError("unknown tenant")})
+    databases = Databases(errors={A: UnknownTenant("no such tenant")})
 
     async def main() -> None:
         async with ResourcePool(databases.provide, backoff=BACKOFF) as pool:
@@ -86,7 +86,7 @@ def test_every_waiter_gets_an_error_of_its_own() -> None:
 
 def test_invalidate_ends_the_pause() -> None:
     """Somebody repaired the tenant and says so: the next lease tries at once."""
-    databases = Databases(errors={A: LookupError("unknown tenant")})
+    databases = Databases(errors={A: UnknownTenant("no such tenant")})
 
     async def main() -> None:
         async with ResourcePool(databases.provide, backoff=BACKOFF) as pool:
@@ -104,11 +104,11 @@ def test_classify_decides_and_its_own_failure_counts_as_transient() -> None:
     """A pool may have its own notion of what lasts."""
     databases = Databases(errors={A: DOWN, B: DOWN})
 
-    def classify(error: BaseException) -> Failure:
+    def classify(error: BaseException) -> OpenFailure:
         if len(calls) == 1:
             raise RuntimeError("classify is broken")
         calls.append(error)
-        return Failure.PERMANENT
+        return OpenFailure.UNKNOWN_TENANT
 
     calls: list[BaseException] = []
 
@@ -126,7 +126,7 @@ def test_a_flood_of_invented_tenants_takes_bounded_memory() -> None:
 
     async def provide(tenant: Tenant) -> Database:
         if tenant.name.startswith("invented"):
-            raise LookupError(tenant.name)
+            raise UnknownTenant(tenant.name)
         return await databases.open(tenant)
 
     async def main() -> None:

@@ -1,0 +1,42 @@
+"""What the user of a pool gave it: how to open and check resources, and what their failures mean."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from postroom.resources.causes import NotAProvider, Unhealthy
+from postroom.resources.failures import OpenFailure, classify_open, is_outage
+from postroom.resources.providers import Opener
+
+_log = logging.getLogger("postroom.pool")
+
+
+@dataclass(frozen=True, slots=True)
+class Provision:
+    """The user's functions of one pool. What they raise is logged and concerns the one question that was asked."""
+
+    opener: Opener
+    check: Callable[[Any], Awaitable[object]] | None
+    classify: Callable[[BaseException], OpenFailure] | None
+    outage: Callable[[BaseException], bool] | None
+    knows_weight: bool
+    """The weight was said, by the user or by the provider: what resources look like is not guessed."""
+
+    def is_permanent(self, error: BaseException) -> bool:
+        """Return whether a failed open says that there is no such tenant."""
+        if isinstance(error, Unhealthy | NotAProvider):
+            return False
+        try:
+            return (self.classify or classify_open)(error) is OpenFailure.UNKNOWN_TENANT
+        except Exception:
+            _log.exception("classify= failed; the failure counts as an outage")
+            return False
+
+    def is_outage(self, error: BaseException) -> bool:
+        """Return whether what a use of resources raised says that their server cannot be used for now."""
+        try:
+            return is_outage(error) or (self.outage is not None and bool(self.outage(error)))
+        except Exception:
+            _log.exception("outage= failed; the failure counts as the message's own")
+            return False

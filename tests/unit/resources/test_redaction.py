@@ -1,0 +1,333 @@
+"""Secrets do not get out: not in log lines, not in tracebacks, not in the text or repr of postroom's errors."""
+
+import asyncio
+import io
+import logging
+import logging.handlers
+import queue
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from postroom.errors import PostroomError, UnknownTenant
+from postroom.options import OpenBackoff, PoolTimeouts
+from postroom.redaction import describe, describe_at_length, log_error, redact
+from postroom.resources import ResourcePool
+from postroom.testing.loop import run_virtual
+
+SECRET = "hunter2-S3CR3T"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgresql://app:{SECRET}@db/tenant",
+        f"postgresql+asyncpg://app:p@ss/{SECRET}@db:5432/tenant?sslmode=require",
+        f"redis://:{SECRET}@cache:6379/0 refused",
+        f"cannot connect: host=db user=app password={SECRET} dbname=x",
+        f"host=db password='{SECRET} with blanks' dbname=x",
+        f"host=db password='it\\'s {SECRET}' dbname=x",
+        f"PGPASSWORD={SECRET} psql",
+        f'{{"user": "app", "password": "{SECRET}"}}',
+        repr({"password": SECRET, "host": "db"}),
+        repr(f"password='{SECRET} x' host=\"db\""),
+        f"connect(user='app', passwd=b'{SECRET}')",
+        f"DataSource(dsn='x', secret='{SECRET}')",
+        f"Server=db;Password={SECRET};Database=x",
+        f"ALTER ROLE app PASSWORD '{SECRET}'",
+        f"CREATE USER app IDENTIFIED BY '{SECRET}'",
+        f"https://s3.eu-west-1.amazonaws.com/b?X-Amz-Signature={SECRET}&X-Amz-Date=1",
+        f"https://x/?X-Amz-Credential={SECRET}%2F20260101%2Feu-west-1&X-Amz-Security-Token={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        f"authorization='Basic {SECRET}'",
+        f"Authorization: AWS4-HMAC-SHA256 Credential=AK/1/2, SignedHeaders=host, Signature={SECRET}",
+        f"headers={{'Authorization': 'AWS4-HMAC-SHA256 Signature={SECRET}'}}",
+        f"got Bearer {SECRET} instead",
+        f"aws_secret_access_key={SECRET}",
+        f"api_key: {SECRET}",
+        f"refresh_token => {SECRET}",
+        f"password='{SECRET}",
+        f"[parameters: ('{SECRET}', 1)]",
+        f"DefaultEndpointsProtocol=https;AccountKey=x;sig={SECRET}",
+    ],
+)
+def test_a_secret_is_known_by_its_place(text: str) -> None:
+    """In URLs, pairs, headers, signed requests and SQL, quoted or not, whole or cut."""
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'password authentication failed for user "app"',
+        "the security token included in the request is invalid",
+        "no such file: /etc/postgresql/tenant.conf",
+        "http://sqs:4566/000000000000/orders answered 503",
+        'relation "orders" does not exist at character 15',
+        "KeyError: 'BILLING_DB_HOST'",
+        "postgresql://app@db/tenant: connection refused",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    """A reader needs what went wrong: users, hosts, files, the driver's words."""
+    assert redact(text) == text
+
+
+def test_a_secret_that_is_known_is_removed_wherever_it_stands() -> None:
+    """Given away by a DSN in a cause, an attribute, an argument or a frame, and gone from the bare text."""
+
+    def attribute() -> Exception:
+        error = ValueError(f"{SECRET} was refused")
+        error.password = SECRET  # type: ignore[attr-defined]  # as SDKs do
+        return error
+
+    def argument() -> Exception:
+        return ValueError({"password": SECRET}, f"{SECRET} was refused")
+
+    def cause() -> Exception:
+        error = ValueError(f"{SECRET} was refused")
+        error.__cause__ = OSError(f"postgresql://app:{SECRET}@db")
+        return error
+
+    def frame() -> Exception:
+        dsn = f"postgresql://app:{SECRET}@db"
+        try:
+            raise ValueError(f"{dsn[17:-3]} was refused")
+        except ValueError as error:
+            return error
+
+    for make in (attribute, argument, cause, frame):
+        assert SECRET not in describe(make()), make
+        assert SECRET not in describe_at_length(make()), make
+        assert "refused" in describe(make())
+
+
+def test_an_error_is_one_line_with_its_sqlstate() -> None:
+    """Control characters are escaped, long texts cut; SQL and its parameters stay out of it as far as they are data."""
+
+    class DriverError(Exception):
+        sqlstate = "28P01"
+
+    assert describe(DriverError("no\nentry")) == "DriverError [28P01]: no entry"
+    assert describe(ValueError()) == "ValueError"
+    assert describe(ValueError("a\x1b[31m")) == "ValueError: a\\x1b[31m"
+    assert len(describe(ValueError("x" * 10_000))) < 700
+    wrapped = DBAPIError("INSERT INTO t VALUES (:name)", {"name": SECRET}, DriverError("refused"))
+    assert "[28P01]" in describe(wrapped)
+    assert SECRET not in describe(wrapped)
+
+
+def test_errors_that_cannot_be_shown_are_named() -> None:
+    """A ``__str__`` or an attribute that raises does not hide that there was an error."""
+
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+        @property
+        def orig(self) -> object:
+            raise RuntimeError("no attribute")
+
+    assert describe(Broken(Broken())).startswith("Broken")
+    assert "Broken" in describe_at_length(Broken())
+
+
+# -- planted everywhere ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A context with a field that is not shown."""
+
+    name: str
+    token: str = field(default=SECRET, repr=False)
+
+
+class Talkative(Exception):
+    """An exception whose repr and text quote what it connected to."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.dsn = dsn
+
+    def __repr__(self) -> str:
+        return f"Talkative({self.dsn})"
+
+    def __str__(self) -> str:
+        return f"{self.dsn} is down; tried {SECRET}"
+
+
+def raise_plain(tenant: Tenant) -> None:
+    """Quote a DSN."""
+    raise OSError(f"postgresql://app:{SECRET}@db/{tenant.name} refused")
+
+
+def raise_with_notes(tenant: Tenant) -> None:
+    """Add a note."""
+    error = KeyError(f"password={SECRET}")
+    error.add_note(f"tried host=db password='{SECRET}'")
+    raise error
+
+
+def raise_from_cause(tenant: Tenant) -> None:
+    """Wrap another error."""
+    try:
+        raise_plain(tenant)
+    except OSError as error:
+        raise RuntimeError(f"no connection with {SECRET}") from error
+
+
+def raise_in_context(tenant: Tenant) -> None:
+    """Fail while another error is handled."""
+    try:
+        raise_plain(tenant)
+    except OSError:
+        raise RuntimeError("and the fallback is not configured") from None
+
+
+def raise_group(tenant: Tenant) -> None:
+    """Fail in several ways at once."""
+    raise ExceptionGroup(
+        f"both, Authorization: Bearer {SECRET}",
+        [Talkative(f"redis://:{SECRET}@cache"), ExceptionGroup("more", [ValueError(f"token={SECRET}")])],
+    )
+
+
+def raise_talkative(tenant: Tenant) -> None:
+    """Fail with a repr of its own."""
+    raise Talkative(f"mysql://root:{SECRET}@db")
+
+
+def raise_source(tenant: Tenant) -> None:
+    """Have the secret in the source line that a traceback quotes."""
+    raise ConnectionRefusedError({"password": "hunter2-S3CR3T"})
+
+
+def raise_context(tenant: Tenant) -> None:
+    """Say the hidden field of the context."""
+    raise OSError(f"{tenant.token} refused")
+
+
+def raise_unknown(tenant: Tenant) -> None:
+    """Say that there is no such tenant, and too much."""
+    raise UnknownTenant(f"nothing at https://app:{SECRET}@registry/{tenant.name}")
+
+
+RAISERS = (
+    raise_plain, raise_with_notes, raise_from_cause, raise_in_context, raise_group, raise_talkative, raise_source,
+    raise_context, raise_unknown,
+)  # fmt: skip
+
+
+class Everything(logging.Handler):
+    """Formats each record in every way in which handlers do."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format the record, then format its exception as those do that keep no text; and take everything apart."""
+        self.seen.append(logging.Formatter("%(message)s").format(record))
+        if record.exc_info:
+            self.seen.append(logging.Formatter().formatException(record.exc_info))  # type: ignore[arg-type]  # no traceback
+            self.seen.append(repr(record.exc_info))
+        self.seen.append(repr(vars(record)))
+
+
+@pytest.fixture
+def everything() -> Any:
+    """Listen to everything that postroom logs."""
+    handler = Everything()
+    logger = logging.getLogger("postroom")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("fails", RAISERS)
+@pytest.mark.parametrize("where", ["open", "close", "check", "use"])
+def test_a_planted_secret_gets_out_nowhere(fails: Callable[[Tenant], None], where: str, everything: Everything) -> None:
+    """Whatever fails and however: log lines, their tracebacks, and the text and repr of each error have no secret."""
+    errors: list[str] = []
+    kinds: list[bool] = []
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[Tenant]:
+        if where == "open":
+            fails(tenant)
+        yield tenant
+        if where == "close":
+            fails(tenant)
+
+    async def check(tenant: Tenant) -> None:
+        if where == "check":
+            fails(tenant)
+
+    async def lease(pool: ResourcePool[Tenant, Tenant], *, timeout: float | None = None) -> None:
+        try:
+            async with pool.lease(Tenant("acme"), timeout=timeout) as resource:
+                if where == "use":
+                    fails(resource)
+        except Exception as error:
+            if where != "use":  # there it is the handler's own error that comes through, as it is
+                errors.extend((str(error), repr(error), repr(error.args)))
+                kinds.append(isinstance(error, PostroomError))
+
+    async def main() -> None:
+        pool = ResourcePool(
+            provide,
+            check=check,
+            host=lambda tenant: "db",
+            backoff=OpenBackoff(base=0.1, cap=0.1, permanent=60.0),
+            timeouts=PoolTimeouts(open=1.0),
+            outage=lambda error: not isinstance(error, UnknownTenant),
+        )
+        async with pool:
+            for _ in range(8):
+                for timeout in (None, None, 0.0):
+                    await lease(pool, timeout=timeout)
+                await asyncio.sleep(1.0 if where == "open" else 40.0)
+
+    run_virtual(main())
+    assert errors or where in {"use", "close"}
+    assert all(kinds)
+    shown = "\n".join(everything.seen + errors)
+    assert "acme" in shown
+    assert SECRET not in shown
+
+
+def test_a_record_may_be_sent_elsewhere() -> None:
+    """A queue handler, and a formatter that formats the exception itself, get the redacted traceback too."""
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
+    stream = io.StringIO()
+
+    class Own(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            record.exc_text = None  # as formatters do that colour tracebacks
+            return super().format(record)
+
+    plain = logging.StreamHandler(stream)
+    plain.setFormatter(Own())
+    logger = logging.Logger("somewhere")  # noqa: LOG001 - one that no other test listens to
+    logger.addHandler(logging.handlers.QueueHandler(records))
+    logger.addHandler(plain)
+    try:
+        raise_plain(Tenant("acme"))
+    except OSError as error:
+        log_error(logger, logging.ERROR, "Failed for %s", "acme", error=error)
+    text = records.get_nowait().getMessage() + stream.getvalue()
+    assert SECRET not in text
+    assert text.count("in raise_plain") == 2
+    assert text.count("Failed for acme") == 2

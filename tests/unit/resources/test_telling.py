@@ -1,0 +1,265 @@
+"""What a person reads in the log while something is wrong: one error, changes of state, and the end of it."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from postroom.errors import PoolExhaustedError, ResourceOpenError, UnknownTenant
+from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
+from postroom.resources import ResourcePool
+from postroom.testing.loop import run_virtual
+from unit.resources.databases import A, B, C, D, Database, Databases, Tenant
+
+QUICK = OpenBackoff(base=0.1, cap=0.1, permanent=1.0)
+
+
+class Refused(Exception):
+    """An error as database drivers raise it."""
+
+    def __init__(self, text: str, sqlstate: str) -> None:
+        super().__init__(text)
+        self.sqlstate = sqlstate
+
+
+async def fail(pool: ResourcePool[Tenant, Database], tenant: Tenant = A, times: int = 1) -> ResourceOpenError:
+    """Lease until it has failed that often, and return the last error."""
+    failures = pool.statistics().open_failures
+    while pool.statistics().open_failures < failures + times:
+        with pytest.raises(ResourceOpenError) as caught:
+            await pool.acquire(tenant)
+        await asyncio.sleep(0.1)
+    return caught.value
+
+
+def lines(caplog: pytest.LogCaptureFixture, *, least: int = logging.WARNING) -> list[tuple[str, str]]:
+    """Return the lines that were logged, by level."""
+    return [(record.levelname, record.message) for record in caplog.records if record.levelno >= least]
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """One error with type, SQLSTATE and text; then a line when the cause changes, and at the end."""
+    databases = Databases(errors={A: Refused('password failed for user "app"', "28P01")})
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, backoff=QUICK) as pool:
+            await fail(pool, times=10)
+            databases.errors[A] = ConnectionRefusedError("refused")
+            await fail(pool, times=10)
+            del databases.errors[A]
+            async with pool.lease(A):
+                pass
+
+    run_virtual(main())
+    (error, first), (changed, second), (back, third) = lines(caplog)
+    assert (error, changed, back) == ("ERROR", "WARNING", "WARNING")
+    assert first.startswith(
+        'Resources not available for key: a:us-east-1 (outage: Refused [28P01]: password failed for user "app"); next'
+    )
+    assert "(outage: ConnectionRefusedError: refused)" in second
+    assert third.startswith("Resources available again for key: a:us-east-1; ")
+    assert third.endswith("21 tries")
+    assert "in open" in caplog.text  # the traceback
+
+
+def test_an_unknown_tenant_is_a_warning_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """It is no outage of ours; and it is told once, however often the sender tries."""
+    databases = Databases(errors={A: UnknownTenant("not in the registry")})
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, backoff=QUICK) as pool:
+            for _ in range(3):
+                await fail(pool)
+                await asyncio.sleep(1.0)
+
+    run_virtual(main())
+    ((level, text),) = lines(caplog)
+    assert level == "WARNING"
+    assert "unknown tenant: UnknownTenant: not in the registry" in text
+    assert caplog.records[-1].exc_info is None
+
+
+def test_a_dead_host_is_one_error_for_all_of_its_tenants(caplog: pytest.LogCaptureFixture) -> None:
+    """Up to five keys find it out; the other hundreds, and the probes, write nothing; its return is told."""
+    tenants = [Tenant(str(number)) for number in range(200)]
+    databases = Databases(errors={tenant: ConnectionRefusedError("refused") for tenant in tenants})
+
+    async def main() -> None:
+        pool = ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=QUICK)
+        async with pool:
+            for _ in range(30):
+                for tenant in tenants:
+                    with pytest.raises(ResourceOpenError):
+                        await pool.acquire(tenant)
+                await asyncio.sleep(0.5)
+            databases.errors.clear()
+            await asyncio.sleep(1.0)
+            for tenant in tenants:
+                async with pool.lease(tenant):
+                    pass
+
+    run_virtual(main())
+    told = lines(caplog)
+    errors = [text for level, text in told if level == "ERROR"]
+    assert len(errors) <= 5
+    assert errors[-1].startswith("Host not available: db-1 (outage of several keys, last ")
+    assert "ConnectionRefusedError: refused" in errors[-1]
+    assert len([text for _, text in told if text.startswith("Host available again: db-1; ")]) == 1
+    assert len(told) <= 11
+
+
+def test_every_refusal_has_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """The first and the hundredth: from the provider, while it cools, while its host is left alone, at the deadline."""
+    down = ConnectionRefusedError("nothing listens")
+    tenants = [Tenant(str(number)) for number in range(8)]
+    databases = Databases(errors=dict.fromkeys(tenants, down))
+    seen: list[ResourceOpenError] = []
+
+    async def main() -> None:
+        pool = ResourcePool(
+            databases.provide, host=lambda tenant: "db-1", timeouts=PoolTimeouts(open=5.0), backoff=QUICK
+        )
+        async with pool:
+            for number in range(100):
+                with pytest.raises(ResourceOpenError) as caught:
+                    await pool.acquire(tenants[number % 8])
+                seen.append(caught.value)
+            databases.stuck.update(tenants)
+            await asyncio.sleep(1.0)
+            with pytest.raises(ResourceOpenError, match="still opening; last failure") as caught:
+                await pool.acquire(tenants[0], timeout=1.0)
+            seen.append(caught.value)
+
+    run_virtual(main())
+    assert all(error.__cause__ is down for error in seen)
+    assert all("nothing listens" in str(error) for error in seen)
+    kinds = {"could not be opened", "left alone after", "host is left alone", "not ready by the lease's deadline"}
+    assert all(any(kind in str(error) for error in seen) for kind in kinds)
+
+
+def test_a_first_open_that_is_too_slow_names_the_phase_as_its_cause() -> None:
+    """There is no earlier failure to tell of: the cause is a ``TimeoutError`` that says what was waited for."""
+    databases = Databases(stuck={A})
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide) as pool:
+            with pytest.raises(ResourceOpenError, match="still opening") as caught:
+                await pool.acquire(A, timeout=1.0)
+            assert isinstance(caught.value.__cause__, TimeoutError)
+            assert str(caught.value.__cause__) == "still opening"
+
+    run_virtual(main())
+
+
+def test_old_causes_let_their_tracebacks_go() -> None:
+    """I10: a traceback keeps frames in memory; a hundred of them do, the text stays for all."""
+    tenants = [Tenant(str(number)) for number in range(300)]
+    databases = Databases(open_seconds=0.0)
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide) as pool:
+            for tenant in tenants:
+                databases.errors[tenant] = OSError(f"down {tenant.name}")
+                with pytest.raises(ResourceOpenError):
+                    await pool.acquire(tenant)
+            kept = [error for error in databases.errors.values() if error.__traceback__ is not None]
+            assert len(kept) == 100
+            with pytest.raises(ResourceOpenError, match="OSError: down 0"):
+                await pool.acquire(tenants[0])
+
+    run_virtual(main())
+
+
+def test_a_budget_that_is_missing_for_long_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Who waits, who has it, and what to do; then once a minute, however many wait."""
+    databases = Databases()
+    weights = {A: 5, B: 3, C: 1, D: 1}
+
+    async def main() -> None:
+        limits = PoolLimits(budget=10, patience=1.0)
+        async with ResourcePool(databases.provide, weight=lambda tenant: weights.get(tenant, 1), limits=limits) as pool:
+            held = [await pool.acquire(tenant) for tenant in weights]
+            waiting = [asyncio.create_task(pool.acquire(Tenant(str(n)), timeout=100.0)) for n in range(20)]
+            await asyncio.sleep(110.0)
+            for task in waiting:
+                assert isinstance(task.exception(), PoolExhaustedError)
+            for lease in held:
+                lease.release()
+
+    run_virtual(main())
+    told = [text for _, text in lines(caplog) if text.startswith("No budget for key: 0:us-east-1, waiting for ")]
+    assert len(told) == 2
+    assert "it needs 1, and 10 of 10 of pool are in use, most of it by a:us-east-1 (5, 1 leased), b:us-" in told[0]
+
+
+def test_a_short_wait_for_budget_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Busy tenants take turns all the time."""
+    databases = Databases()
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, limits=PoolLimits(budget=1, patience=0.0, sweep=0.1)) as pool:
+            for tenant in [A, B] * 50:
+                async with pool.lease(tenant):
+                    await asyncio.sleep(0.2)
+
+    run_virtual(main())
+    assert lines(caplog) == []
+
+
+def test_an_outage_that_a_use_meets_counts_for_key_and_host(caplog: pytest.LogCaptureFixture) -> None:
+    """Too many connections: what is open stays open, ``retry_after`` says how long to wait, five keys name the host."""
+    databases = Databases()
+    tenants = [Tenant(str(number)) for number in range(6)]
+    full = Refused("sorry, too many clients already", "53300")
+
+    async def main() -> None:
+        backoff = OpenBackoff(base=4.0, cap=8.0)
+        async with ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=backoff) as pool:
+            leases: list[Any] = [await pool.acquire(tenant) for tenant in tenants[:5]]
+            assert not pool.troubled
+            for _ in range(8):  # handlers that ran side by side: one outage
+                assert leases[0].report(full)
+            assert pool.troubled
+            assert 0 < pool.retry_after(tenants[0]) <= 4.0
+            assert pool.is_open(tenants[0])
+            assert pool.retry_after(tenants[1]) == pool.retry_after(tenants[5]) == 0.0
+            for lease in leases[1:]:
+                assert lease.report(full)
+            with pytest.raises(ResourceOpenError, match="host is left alone") as caught:
+                await pool.acquire(tenants[5])
+            assert caught.value.__cause__ is full
+            assert not leases[0].report(ValueError("its own"))
+            for lease in leases:
+                lease.release()
+            assert len(databases.opened) == 5
+            assert pool.statistics().live == 5
+
+    run_virtual(main())
+    texts = [text for level, text in lines(caplog) if level == "ERROR"]
+    assert texts[0].startswith(
+        "Outage met by a use of the resources of key: 0:us-east-1 (outage: Refused [53300]: "
+    )
+    assert texts[-1].startswith("Host not available: db-1")
+    assert len(texts) == 5
+
+
+def test_a_user_may_say_what_else_is_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """``outage=`` is asked where postroom says no; if it raises, the failure is the message's own."""
+    databases = Databases()
+
+    def outage(error: BaseException) -> bool:
+        if isinstance(error, KeyError):
+            raise RuntimeError("a bug")  # noqa: TRY004 - any error will do
+        return "maintenance" in str(error)
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, outage=outage) as pool:
+            lease = await pool.acquire(A)
+            assert lease.report(RuntimeError("in maintenance"))
+            assert not lease.report(RuntimeError("a bug"))
+            assert not lease.report(KeyError("x"))
+            lease.release()
+
+    run_virtual(main())
+    assert "outage= failed" in caplog.text
