@@ -19,7 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from postroom.datasources.inbox import SQLITE_INBOX, Inbox, postgres_inbox
-from postroom.datasources.registry import DataSource, Provider, Registry, UnknownTenant, WrongDatabase
+from postroom.datasources.providers import Provider
+from postroom.datasources.registry import DataSource, Registry, UnknownTenant, WrongDatabase
 from postroom.datasources.sqlite import SqliteDatabase, SqliteTransaction, sqlite_database, tenant_file
 
 if TYPE_CHECKING:

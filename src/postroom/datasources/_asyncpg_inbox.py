@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from postroom.datasources.inbox import DEFAULT_TABLE, KEEP, PURGED_AT_ONCE, Inbox, check_age, postgres_inbox
-from postroom.datasources.registry import Provider
+from postroom.datasources.providers import Provider
 from postroom.errors import AlreadyHandled, ConfigurationError
 from postroom.transactions import MessageKey
 from postroom.types import C

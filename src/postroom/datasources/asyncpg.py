@@ -2,20 +2,35 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from postroom.datasources._attempts import Attempts
-from postroom.datasources.registry import CANARY, DataSource, Locate, Provider, located, verify
+from postroom.datasources._canary import CANARY, Names, require_names, verify
+from postroom.datasources._passwords import connected
+from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._waiting import Waiting
+from postroom.datasources.providers import Provider
+from postroom.datasources.registry import Locate, located
 from postroom.types import C
 
 try:
     import asyncpg
+    from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("asyncpg is missing: pip install 'postroom[asyncpg]'", name="asyncpg") from error
 
+if TYPE_CHECKING:
+    _PoolBase = asyncpg.Pool[asyncpg.Record]
+    _AcquiringBase = PoolAcquireContext[asyncpg.Record]
+else:  # only the stubs have parameters
+    _PoolBase = asyncpg.Pool
+    _AcquiringBase = PoolAcquireContext
+
 _log = logging.getLogger("postroom.datasources")
+Reset = Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
+_NONE_PREPARED: Final = "SELECT 0"  # what PostgreSQL answers to the last statement of RESET
 
 
 class Init(Protocol):
@@ -31,8 +46,10 @@ def asyncpg_pool(
     max_size: int = 4,
     idle: float = 60.0,
     connect_timeout: float = 5.0,
+    acquire_timeout: float | None = 10.0,
     close_timeout: float = 5.0,
     canary: bool = True,
+    reset: bool = True,
     init: Init | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> "Provider[C, asyncpg.Pool[asyncpg.Record]]":
@@ -42,42 +59,51 @@ def asyncpg_pool(
     ``close_timeout``: nothing of the pool is open when it has been left.
 
     Args:
-        locate: context to DSN or ``DataSource``; ``LookupError`` for a context that is nobody's.
+        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such tenant.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
         connect_timeout: seconds for one connection to be made, the canary included.
+        acquire_timeout: seconds after which ``acquire()`` raises ``TimeoutError``, where the call names none itself.
+            None waits without a limit. A wait of 3 s is logged, once.
         close_timeout: seconds that held connections may take at close.
         canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        init: called with each new connection, after the canary: type codecs, for instance.
+        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is returned. It takes the
+            place of asyncpg's own reset, which keeps roles and temporary tables. False forgets nothing.
+        init: called with each new connection, after the canary: type codecs, for instance. Settings belong into
+            ``options={"server_settings": ...}``: the reset undoes a SET.
         options: further keywords for ``asyncpg.create_pool``, such as ``ssl`` or ``statement_cache_size``.
 
     Raises:
-        LookupError: at opening: the registry does not know the context.
+        UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
+        ConfigurationError: at opening: the DSN names no database that the canary could compare.
         asyncpg.PostgresError, OSError, TimeoutError: at opening: the first connection could not be made.
     """
+    keywords = dict(options or {})
+    keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
 
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[asyncpg.Pool[asyncpg.Record], None]":
         source = await located(locate, context)
+        names = require_names(source, keywords) if canary else None
         attempts = Attempts(connect_timeout, _discard)
-        keywords: dict[str, Any] = dict(options or {})
-        if source.password is not None:
-            keywords["password"] = source.password
 
         async def connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
-            return await attempts.make(
-                lambda: asyncpg.connect(*arguments, **keywords),
-                lambda connection: _greet(connection, source if canary else None),
-            )
+            async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
+                return await asyncpg.connect(*arguments, **(keywords | password))
 
-        pool = asyncpg.create_pool(
+            return await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
+
+        pool = _Pool(
             source.dsn,
             min_size=0,
             max_size=max_size,
             max_inactive_connection_lifetime=idle,
             connect=connect,
             init=init,
+            waiting=Waiting(context, max_size, acquire_timeout),
+            acquire_timeout=acquire_timeout,
+            release_timeout=connect_timeout,
             **keywords,
         )
         try:
@@ -95,11 +121,98 @@ def asyncpg_pool(
     return Provider(enter, weight=max_size, check=_check)
 
 
-async def _greet(connection: "asyncpg.Connection[asyncpg.Record]", source: DataSource | None) -> None:
-    if source is not None:
+class _Acquiring(_AcquiringBase):
+    """``pool.acquire()``, with a limit and a word in the log for who waits.
+
+    asyncpg's own limit costs a task for each call, and swallows a cancellation that meets the end of the wait.
+    """
+
+    def __init__(self, pool: "_Pool", timeout: float | None) -> None:
+        super().__init__(pool, None)
+        self._watched = pool
+        self._limit = timeout
+
+    async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
+        return await self._wait(super().__aenter__)
+
+    def __await__(self) -> "Generator[Any, Any, PoolConnectionProxy[asyncpg.Record]]":
+        async def acquire() -> "PoolConnectionProxy[asyncpg.Record]":
+            return await PoolAcquireContext(self._watched, None)
+
+        self.done = True
+        return self._wait(acquire).__await__()
+
+    async def _wait(
+        self, acquire: "Callable[[], Awaitable[PoolConnectionProxy[asyncpg.Record]]]"
+    ) -> "PoolConnectionProxy[asyncpg.Record]":
+        pool = self._watched
+        with pool.waiting.one():
+            try:
+                async with asyncio.timeout(self._limit) as limit:
+                    return await acquire()
+            except TimeoutError:
+                if limit.expired() and pool.get_size() >= pool.get_max_size():
+                    raise pool.waiting.timed_out() from None
+                raise
+
+
+class _Pool(_PoolBase):
+    """asyncpg's pool, which also says when its connections do not suffice, and waits for none without a limit.
+
+    Args:
+        arguments: asyncpg's own.
+        waiting: who is told of those who wait.
+        acquire_timeout: the limit of ``acquire()`` where the call names none.
+        release_timeout: seconds that a returned connection may take to forget its last user; then it is terminated.
+        options: asyncpg's own.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        waiting: Waiting,
+        acquire_timeout: float | None,
+        release_timeout: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **(_DEFAULTS | options))
+        self.waiting = waiting
+        self._acquire_timeout = acquire_timeout
+        self._release_timeout = release_timeout
+
+    def acquire(self, *, timeout: float | None = None) -> _Acquiring:
+        return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
+
+    async def release(self, connection: "PoolConnectionProxy[asyncpg.Record]", *, timeout: float | None = None) -> None:
+        await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
+
+
+_DEFAULTS: Final = {
+    "max_queries": 50_000,
+    "loop": None,
+    "connection_class": asyncpg.Connection,
+    "record_class": asyncpg.Record,
+}
+"""asyncpg's defaults for what ``create_pool`` fills in and the class itself demands."""
+
+
+def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
+    """Return what a returned connection goes through: our reset, and then the user's own."""
+
+    async def reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        if everything and await connection.execute(RESET) != _NONE_PREPARED:
+            await connection.execute(DEALLOCATE)
+        if then is not None:
+            await then(connection)
+
+    return reset
+
+
+async def _greet(connection: "asyncpg.Connection[asyncpg.Record]", names: Names | None) -> None:
+    if names is not None:
         row = await connection.fetchrow(CANARY)
         assert row is not None  # noqa: S101 - it has no FROM and no WHERE
-        verify(source, row[0], row[1])
+        verify(names, row[0], row[1])
 
 
 async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

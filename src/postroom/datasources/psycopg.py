@@ -17,7 +17,12 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from postroom.datasources._attempts import Attempts
-from postroom.datasources.registry import CANARY, DataSource, Locate, Provider, ask, located, verify
+from postroom.datasources._canary import CANARY, require_names, verify
+from postroom.datasources._passwords import connected
+from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._waiting import Waiting
+from postroom.datasources.providers import Provider
+from postroom.datasources.registry import DataSource, Locate, located
 from postroom.errors import ConfigurationError
 from postroom.types import C
 
@@ -26,7 +31,7 @@ try:
     import psycopg_pool as pools
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
-    from psycopg.rows import TupleRow
+    from psycopg.rows import TupleRow, tuple_row
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("psycopg is missing: pip install 'postroom[psycopg]'", name="psycopg") from error
 
@@ -35,14 +40,17 @@ _log = logging.getLogger("postroom.datasources")
 Connection = psycopg.AsyncConnection[TupleRow]
 Configure = Callable[[Connection], Awaitable[None]]
 
-RESET: Final = "RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all()"
-"""What a connection forgets when it is returned: psycopg_pool itself resets nothing, ``search_path`` included."""
 # libpq reports a refused login without its SQLSTATE. The words are the server's, in English.
 _REFUSALS: Final = {
     "28P01": ("password authentication failed",),
     "3D000": ('database "', "does not exist"),
     "28000": ("no pg_hba.conf entry",),
+    "53300": ("too many c",),  # "too many clients already", "too many connections for role"
+    "53301": ("remaining connection slots are reserved",),
+    "57P03": ("the database system is ",),  # starting up, shutting down, in recovery mode
 }
+_FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
+_ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 
 
 class _Connections:
@@ -51,11 +59,13 @@ class _Connections:
     def __init__(self, source: DataSource, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]) -> None:
         _check_dsn(source.dsn)
         self._source = source
-        self._canary = canary
+        self._names = require_names(source, options) if canary else None
         self._options = options
         self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close)
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []
+        self.refusal: Exception | None = None
+        """Why the last attempt failed, until one succeeds: psycopg_pool tells those who wait only that it is late."""
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
@@ -74,20 +84,26 @@ class _Connections:
 
     async def connect(self) -> Connection:
         """Make one connection and let the canary look at it."""
-        connection = await self._attempts.make(self._connect, self._greet)
+        try:
+            connection = await self._attempts.make(self._connect, self._greet)
+        except Exception as error:
+            self.refusal = error
+            raise
+        self.refusal = None
         self._live.add(connection)
         return connection
 
     async def _connect(self) -> Connection:
-        keywords: dict[str, Any] = dict(self._options)
-        if self._source.password is not None:
-            keywords["password"] = await ask(self._source.password)
-        return await connect(self._source.dsn, **keywords)
+        async def once(password: dict[str, Any]) -> Connection:
+            return await connect(self._source.dsn, **{**self._options, **password})
+
+        return await connected(self._source, once)
 
     async def _greet(self, connection: Connection) -> None:
-        if self._canary:
-            cursor = await connection.execute(CANARY)
-            verify(self._source, *(await cursor.fetchone() or ("", "")))
+        if self._names is not None:
+            cursor = connection.cursor(row_factory=tuple_row)
+            await cursor.execute(CANARY)
+            verify(self._names, *(await cursor.fetchone() or ("", "")))
             await connection.rollback()
 
     async def end(self) -> bool:
@@ -110,6 +126,7 @@ def psycopg_pool(
     max_size: int = 4,
     idle: float = 60.0,
     connect_timeout: float = 5.0,
+    acquire_timeout: float = 10.0,
     close_timeout: float = 5.0,
     canary: bool = True,
     reset: bool = True,
@@ -121,19 +138,24 @@ def psycopg_pool(
     The first connection is made at once, so that a wrong password is an error with its SQLSTATE and not a time-out.
 
     Args:
-        locate: context to DSN or ``DataSource``; ``LookupError`` for a context that is nobody's.
+        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such tenant.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
         connect_timeout: seconds for one connection to be made, the canary included.
+        acquire_timeout: seconds after which asking for a connection raises ``PoolTimeout``, where the call names none
+            itself. Its cause is why the last connection could not be made, if that is so. A wait of 3 s is logged.
         close_timeout: seconds that the pool's tasks may take at close. Held connections are then ended.
         canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        reset: forget session settings, roles and locks when a connection is returned: one more round trip.
-        configure: called with each new connection; it must leave no transaction open.
+        reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as ``autocommit``, when
+            a connection is returned: one more round trip.
+        configure: called with each new connection; it must leave no transaction open. Flags that it sets stay; a
+            setting belongs into ``options={"options": "-c name=value"}``, because the reset undoes a SET.
         options: further keywords for each connection, such as ``autocommit`` or ``row_factory``.
 
     Raises:
-        LookupError: at opening: the registry does not know the context.
+        UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
+        ConfigurationError: at opening: the DSN is none, or names no database that the canary could compare.
         psycopg.OperationalError, TimeoutError: at opening: the first connection could not be made.
     """
 
@@ -141,22 +163,24 @@ def psycopg_pool(
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
         source = await located(locate, context)
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
+        sessions = _Sessions(configure)
         try:
             await connections.first()
-            pool = pools.AsyncConnectionPool(
+            pool = _Pool(
                 source.dsn,
                 connection_class=connections.kind(),
                 min_size=0,
                 max_size=max_size,
                 max_idle=idle,
-                timeout=connect_timeout,
+                timeout=acquire_timeout,
                 reconnect_timeout=connect_timeout,
                 num_workers=1,
                 name=f"postroom-{next(_numbers)}",
                 open=False,
-                configure=configure,
-                reset=reset_session if reset else None,
+                configure=sessions.configure,
+                reset=sessions.reset if reset else None,
             )
+            pool.watch(connections, Waiting(context, max_size, acquire_timeout))
             try:
                 await pool.open()
                 yield pool
@@ -168,12 +192,57 @@ def psycopg_pool(
     return Provider(enter, weight=max_size, check=_check_pool)
 
 
+class _Pool(pools.AsyncConnectionPool[Connection]):
+    """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
+
+    _connections: _Connections
+    _waiting_room: Waiting
+
+    def watch(self, connections: _Connections, waiting: Waiting) -> None:
+        self._connections = connections
+        self._waiting_room = waiting
+
+    async def getconn(self, timeout: float | None = None) -> Connection:
+        with self._waiting_room.one():
+            try:
+                return await super().getconn(timeout)
+            except pools.PoolTimeout as late:
+                refusal = self._connections.refusal
+                if refusal is not None and self.get_stats().get("pool_available", 0) == 0:
+                    raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
+                raise
+
+
+class _Sessions:
+    """What each connection of a pool was like when it was new, and how it becomes like that again."""
+
+    def __init__(self, configure: Configure | None) -> None:
+        self._configure = configure
+        self._flags: dict[str, Any] = {}
+
+    async def configure(self, connection: Connection) -> None:
+        if self._configure is not None:
+            await self._configure(connection)
+        # The options and configure() are the same for each of them.
+        self._flags = {name: getattr(connection, name) for name in (*_FLAGS, *_ATTRIBUTES)}
+
+    async def reset(self, connection: Connection) -> None:
+        await reset_session(connection)
+        for name in _FLAGS:
+            if getattr(connection, name) != self._flags[name]:
+                await getattr(connection, f"set_{name}")(self._flags[name])
+        for name in _ATTRIBUTES:
+            setattr(connection, name, self._flags[name])
+
+
 class PsycopgConnections:
     """Connections of one context, made when they are asked for and closed after use; at most ``max_size`` at once."""
 
-    def __init__(self, connections: _Connections, max_size: int) -> None:
+    def __init__(self, connections: _Connections, places: asyncio.Semaphore, waiting: Waiting, limit: float) -> None:
         self._connections = connections
-        self._places = asyncio.Semaphore(max_size)
+        self._places = places
+        self._waiting = waiting
+        self._limit = limit
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection, None]:
@@ -181,9 +250,22 @@ class PsycopgConnections:
 
         Raises:
             ClosedError: the tenant's resources were closed.
+            TimeoutError: all were in use for ``acquire_timeout`` seconds, or connecting took too long.
         """
-        async with self._places, await self._connections.connect() as connection:
-            yield connection
+        await self._take_place()
+        try:
+            async with await self._connections.connect() as connection:
+                yield connection
+        finally:
+            self._places.release()
+
+    async def _take_place(self) -> None:
+        with self._waiting.one():
+            try:
+                async with asyncio.timeout(self._limit):
+                    await self._places.acquire()
+            except TimeoutError:
+                raise self._waiting.timed_out() from None
 
 
 def psycopg_connections(
@@ -191,6 +273,7 @@ def psycopg_connections(
     *,
     max_size: int = 4,
     connect_timeout: float = 5.0,
+    acquire_timeout: float = 10.0,
     canary: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Provider[C, PsycopgConnections]:
@@ -204,9 +287,10 @@ def psycopg_connections(
     async def enter(context: C) -> AsyncGenerator[PsycopgConnections, None]:
         source = await located(locate, context)
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
+        waiting = Waiting(context, max_size, acquire_timeout)
         try:
             await (await connections.connect()).close()
-            yield PsycopgConnections(connections, max_size)
+            yield PsycopgConnections(connections, asyncio.Semaphore(max_size), waiting, acquire_timeout)
         finally:
             await connections.end()
 
@@ -235,7 +319,12 @@ async def reset_session(connection: Connection) -> None:
     if connection.info.transaction_status != TransactionStatus.IDLE:
         await connection.rollback()
     await connection.set_autocommit(True)  # one round trip instead of three: no BEGIN, no COMMIT
-    await connection.execute(RESET)
+    cursor = psycopg.AsyncCursor(connection)  # the last user may have changed the connection's own factory
+    await cursor.execute(RESET)
+    while cursor.nextset():
+        pass
+    if cursor.rowcount:
+        await cursor.execute(DEALLOCATE)
     await connection.set_autocommit(autocommit)
 
 
@@ -271,8 +360,9 @@ def _refusal(error: BaseException) -> psycopg.Error | None:
 async def end_connection(connection: Connection) -> None:
     """End a connection that another task may be using.
 
-    Closing it would pull the file descriptor from under that task: it would wait for ever, and later disturb whoever
-    is given the same number. After a shutdown it reads the end of the stream, and closes the connection itself.
+    Closing it would pull the file descriptor from under that task: it would wait without an end, and later disturb
+    the next owner of the same number. After a shutdown the task reads the end of the stream, and closes the connection
+    itself.
     """
     if connection.pgconn.transaction_status != TransactionStatus.ACTIVE and not connection.lock.locked():
         await connection.close()

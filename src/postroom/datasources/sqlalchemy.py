@@ -8,7 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from postroom.datasources._attempts import Attempts
-from postroom.datasources.registry import CANARY, DataSource, Locate, Provider, ask, located, verify
+from postroom.datasources._canary import CANARY, require_names, verify
+from postroom.datasources._passwords import connected
+from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._waiting import Waiting
+from postroom.datasources.providers import Provider
+from postroom.datasources.registry import DataSource, Locate, located
 from postroom.errors import ConfigurationError
 from postroom.types import C
 
@@ -16,11 +21,11 @@ try:
     from sqlalchemy import URL, event, make_url, text
     from sqlalchemy.exc import ArgumentError
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+    from sqlalchemy.pool import AsyncAdaptedQueuePool
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy") from error
 
 _log = logging.getLogger("postroom.datasources")
-_RESET = "RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all()"
 
 
 def sqlalchemy_engine(
@@ -28,6 +33,7 @@ def sqlalchemy_engine(
     *,
     max_size: int = 4,
     connect_timeout: float = 5.0,
+    acquire_timeout: float = 10.0,
     close_timeout: float = 5.0,
     canary: bool = True,
     reset: bool = True,
@@ -39,25 +45,30 @@ def sqlalchemy_engine(
     builds a new pool without a word. After this one nothing is open, and a later use raises ``ClosedError``.
 
     Args:
-        locate: context to URL or ``DataSource``; ``LookupError`` for a context that is nobody's. A plain
+        locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such tenant. A plain
             ``postgresql://`` takes asyncpg where it is installed, else psycopg.
         max_size: connections at most, without overflow; the weight of one resource.
         connect_timeout: seconds for one connection to be made, the canary included.
+        acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's ``TimeoutError``. A wait of
+            3 s is logged, once.
         close_timeout: seconds that connections in use may take at close; then they are ended.
         canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        reset: forget session settings and roles when a connection is returned: one more round trip.
+        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is returned: one more round
+            trip.
         options: further keywords for ``create_async_engine``, such as ``isolation_level``.
 
     Raises:
-        LookupError: at opening: the registry does not know the context.
+        UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
+        ConfigurationError: at opening: the URL is none, or names no database that the canary could compare.
         sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made.
     """
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
-        engine = create_async_engine(_url(source.dsn), **_pool_options(max_size, connect_timeout, options or {}))
+        keywords = {**_pool_options(context, max_size, acquire_timeout), **(options or {})}
+        engine = create_async_engine(_url(source.dsn), **keywords)
         watch = _Watch(engine, source, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
             async with engine.connect():
@@ -69,8 +80,17 @@ def sqlalchemy_engine(
     return Provider(enter, weight=max_size, check=_check)
 
 
-def _pool_options(max_size: int, connect_timeout: float, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"pool_size": max_size, "max_overflow": 0, "pool_timeout": connect_timeout, **options}
+def _pool_options(context: object, max_size: int, acquire_timeout: float) -> dict[str, Any]:
+    waiting = Waiting(context, max_size, acquire_timeout)
+
+    class Watched(AsyncAdaptedQueuePool):
+        """SQLAlchemy's pool, which also says when its connections do not suffice."""
+
+        def _do_get(self) -> Any:  # the hook that every kind of pool fills in
+            with waiting.one():
+                return super()._do_get()
+
+    return {"poolclass": Watched, "pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
 
 
 def _url(dsn: str) -> URL:
@@ -99,7 +119,7 @@ class _Watch:
         self._unused.set()
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
-        self._canary = canary and postgresql
+        self._names = require_names(source) if canary and postgresql else None
         event.listen(sync, "do_connect", self._before_connect)
         event.listen(sync, "connect", self._after_connect)
         event.listen(sync, "checkout", self._checkout)
@@ -115,9 +135,10 @@ class _Watch:
             return
 
         async def connect(*arguments: Any, **keywords: Any) -> Any:
-            if self._source.password is not None:
-                keywords["password"] = await ask(self._source.password)
-            return await create(*arguments, **keywords)
+            async def once(password: dict[str, Any]) -> Any:
+                return await create(*arguments, **{**keywords, **password})
+
+            return await connected(self._source, once)
 
         async def make(*arguments: Any, **keywords: Any) -> Any:
             return await self._attempts.make(lambda: connect(*arguments, **keywords), self._greet)
@@ -125,9 +146,9 @@ class _Watch:
         keywords["async_creator_fn"] = make
 
     async def _greet(self, connection: Any) -> None:
-        if self._canary:
+        if self._names is not None:
             row = await _first_row(connection, CANARY)
-            verify(self._source, row[0], row[1])
+            verify(self._names, row[0], row[1])
 
     def _after_connect(self, connection: Any, _record: Any) -> None:
         self._live.add(connection)
@@ -192,8 +213,8 @@ async def _reset_session(connection: Any) -> None:
         from postroom.datasources.psycopg import reset_session  # noqa: PLC0415 - only where psycopg is in use
 
         await reset_session(connection)
-    else:
-        await connection.execute(_RESET)
+    elif await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
+        await connection.execute(DEALLOCATE)
 
 
 async def _end(connection: Any) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 from dataclasses import dataclass
 
+import psycopg.conninfo
 import pytest
 
 from postroom.datasources import DataSource, Registry, UnknownTenant, WrongDatabase
-from postroom.datasources.registry import Locate, ask, expected, located, verify
+from postroom.datasources._canary import Names, expected, require_names, verify
+from postroom.datasources.registry import Locate, ask, located
 from postroom.errors import ConfigurationError
 from postroom.resources.failures import Failure, classify_open
 
@@ -21,7 +23,7 @@ class Tenant:
 
 
 def test_a_known_context_gets_its_data_source() -> None:
-    """The mapping is the truth, and is read anew at each call."""
+    """The mapping is the truth, and is read again at each call."""
     sources: dict[Tenant, str | DataSource] = {Tenant("a"): DSN}
     registry = Registry(sources)
     assert registry(Tenant("a")) == DSN
@@ -29,8 +31,8 @@ def test_a_known_context_gets_its_data_source() -> None:
     assert registry(Tenant("b")) == DataSource(DSN, database="b")
 
 
-def test_an_unknown_context_is_a_lookup_error_and_permanent() -> None:
-    """A pool leaves an unknown tenant alone for long."""
+def test_an_unknown_context_is_an_unknown_tenant() -> None:
+    """It is a lookup error, and a pool takes it as permanent."""
     with pytest.raises(UnknownTenant) as unknown:
         Registry[Tenant]({})(Tenant("mallory"))
     assert isinstance(unknown.value, LookupError)
@@ -61,13 +63,44 @@ async def test_a_registry_may_be_any_function(answer: str) -> None:
     assert await located(functions[answer], Tenant("a")) == DataSource(DSN)
 
 
-async def test_none_means_nobody() -> None:
-    """So that the get of a dict is a registry too."""
+def _raises(error: Exception) -> Locate[Tenant]:
+    def locate(_: Tenant) -> str:
+        raise error
+
+    return locate
+
+
+def _raises_later(error: Exception) -> Locate[Tenant]:
+    async def locate(_: Tenant) -> str:
+        await asyncio.sleep(0)
+        raise error
+
+    return locate
+
+
+async def test_none_and_a_lookup_error_mean_that_there_is_no_such_tenant() -> None:
+    """A dict's own methods are registries, and the registry's words stay the cause."""
     empty: dict[Tenant, str] = {}
-    with pytest.raises(UnknownTenant):
-        await located(empty.get, Tenant("a"))
-    with pytest.raises(KeyError):
-        await located(empty.__getitem__, Tenant("a"))
+    for registry in (empty.get, empty.__getitem__, _raises(IndexError("row 7")), _raises_later(KeyError("row 7"))):
+        with pytest.raises(UnknownTenant, match="no data source for Tenant") as unknown:
+            await located(registry, Tenant("a"))
+        assert isinstance(unknown.value.__cause__, LookupError | None)
+    assert repr(unknown.value.__cause__) == "KeyError('row 7')"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("registry is down"), TypeError(), TimeoutError(), RuntimeError()])
+async def test_a_registry_that_fails_does_not_say_that_a_tenant_is_unknown(error: Exception) -> None:
+    """An outage of the registry must not cost a tenant its messages."""
+    for registry in (_raises(error), _raises_later(error)):
+        with pytest.raises(type(error)) as failed:
+            await located(registry, Tenant("a"))
+        assert failed.value is error
+
+
+async def test_an_unknown_tenant_of_the_registry_keeps_its_own_words() -> None:
+    """It knows best what to say."""
+    with pytest.raises(UnknownTenant, match="moved away"):
+        await located(_raises(UnknownTenant("moved away")), Tenant("a"))
 
 
 async def test_a_password_is_asked_for_sync_or_async() -> None:
@@ -95,22 +128,73 @@ def test_nothing_secret_is_in_a_repr() -> None:
         (DataSource(DSN, database="real", user="role"), "real", "role"),
         (DataSource("postgresql://db/t%20a?user=u%2Fv"), "t a", "u/v"),
         (DataSource("postgresql:///?dbname=q&user=w"), "q", "w"),
+        (DataSource("postgresql+asyncpg://u:p@h1:1,h2:2/q?target_session_attrs=any"), "q", "u"),
         (DataSource("postgresql://db"), None, None),
-        (DataSource("host=db dbname=a user=b"), None, None),
+        (DataSource("postgresql://app@db"), "app", "app"),
+        (DataSource("postgresql://app@db/a?service=mine"), None, None),
+        (DataSource("host=db dbname=a user=b"), "a", "b"),
+        (DataSource("host=db user=b"), "b", "b"),
+        (DataSource("host=db"), None, None),
+        (DataSource(""), None, None),
         (DataSource("host=db", database="a"), "a", None),
+        (DataSource("host = db  dbname =\ta\nuser= b "), "a", "b"),
+        (DataSource("dbname=a dbname=c user=b password='user=evil dbname=evil'"), "c", "b"),
+        (DataSource(r"dbname='t\'s \\ a' user=u\ v password='' port="), r"t's \ a", "u v"),
+        (DataSource(r"user=b port=5 dbname='a'host=db"), "a", "b"),
+        (DataSource("dbname='' user=b"), "b", "b"),
+        (DataSource("service=mine dbname=a user=b"), None, None),
+        (DataSource("service=mine", database="a", user="b"), "a", "b"),
+        (DataSource("dbname='a user=b"), None, None),
+        (DataSource("dbname"), None, None),
     ],
 )
-def test_the_canary_expects_what_the_registry_says(source: DataSource, database: str | None, user: str | None) -> None:
-    """Explicit names first, then those of the URL; what is not known is not compared."""
+def test_the_canary_expects_what_the_registry_says(
+    source: DataSource, database: str | None, user: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Explicit names first, then those of the DSN, read as libpq reads it; what is not known is not compared."""
+    for name in ("PGUSER", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
     assert expected(source) == (database, user)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["host=db dbname=a user=b", r"dbname='t\'s \\ a' user=u\ v password='' port=5", "user=b port=1 dbname='a'host=db"],
+)
+def test_the_canary_reads_a_connection_string_as_libpq_does(dsn: str) -> None:
+    """Quotes and backslashes included."""
+    said = psycopg.conninfo.conninfo_to_dict(dsn)
+    assert expected(DataSource(dsn)) == (said["dbname"], said["user"])
+
+
+def test_the_canary_reads_the_environment_and_the_options_as_the_drivers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options of a provider beat the DSN, which beats the environment."""
+    monkeypatch.setenv("PGUSER", "env-user")
+    monkeypatch.setenv("PGDATABASE", "env-database")
+    assert expected(DataSource("host=db")) == ("env-database", "env-user")
+    assert expected(DataSource("host=db dbname=a user=b")) == ("a", "b")
+    assert expected(DataSource("host=db dbname=a user=b"), {"user": "c", "dbname": "d"}) == ("d", "c")
+    assert expected(DataSource("host=db dbname=a user=b"), {"user": "c", "database": "d"}) == ("d", "c")
+    assert expected(DataSource("host=db", database="a"), {"service": "mine"}) == ("a", "env-user")
+
+
+def test_a_canary_that_knows_no_database_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that compares nothing would claim what it does not do. The error says what to write, and no DSN."""
+    for name in ("PGUSER", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigurationError, match=r"DataSource\(database=") as refused:
+        require_names(DataSource("host=secret-host password=secret"))
+    assert "secret" not in str(refused.value)
+    assert require_names(DataSource("host=db", database="a")) == Names("a", None)
 
 
 def test_the_canary_sings_for_another_database_or_user() -> None:
     """The error names both sides, is permanent, and hides the DSN."""
-    verify(DataSource(DSN), "tenant-a", "app")
+    names = expected(DataSource(DSN))
+    verify(names, "tenant-a", "app")
     for database, user in [("tenant-b", "app"), ("tenant-a", "postgres")]:
         with pytest.raises(WrongDatabase) as wrong:
-            verify(DataSource(DSN), database, user)
+            verify(names, database, user)
         assert "secret" not in str(wrong.value)
         assert isinstance(wrong.value, ConfigurationError)
         assert classify_open(wrong.value) is Failure.PERMANENT

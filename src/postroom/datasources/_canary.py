@@ -1,0 +1,91 @@
+"""The canary: the question that every new connection is asked, and the answer that the registry expects."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from postroom.datasources.registry import DataSource, WrongDatabase
+from postroom.errors import ConfigurationError
+
+CANARY: Final = "SELECT current_database(), current_user"
+_PAIR: Final = re.compile(
+    r"\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|(?=\s|$))", re.DOTALL
+)
+
+
+class Names(NamedTuple):
+    """A database and a user; None where no name is known."""
+
+    database: str | None
+    user: str | None
+
+
+def expected(source: DataSource, options: Mapping[str, Any] | None = None) -> Names:
+    """Return the names that the canary must find.
+
+    The names of the ``DataSource`` come first, then the provider's ``options``, then the DSN, then ``PGUSER`` and
+    ``PGDATABASE``, as the drivers read them. A connection without a database's name goes to that of its user.
+
+    Args:
+        source: what the registry said.
+        options: the keywords that the driver gets beside the DSN.
+    """
+    given = options or {}
+    stated = Names(None, None) if given.get("service") else _names_of(source.dsn)
+    user = _text(given.get("user")) or stated.user or os.environ.get("PGUSER")
+    database = _text(given.get("database") or given.get("dbname")) or stated.database
+    return Names(source.database or database or os.environ.get("PGDATABASE") or user, source.user or user)
+
+
+def require_names(source: DataSource, options: Mapping[str, Any] | None = None) -> Names:
+    """Return what the canary compares.
+
+    Raises:
+        ConfigurationError: nothing says which database is the right one, so a check would prove nothing.
+    """
+    names = expected(source, options)
+    if names.database is None:
+        remedy = "add DataSource(database=..., user=...), or pass canary=False to the provider"
+        raise ConfigurationError(f"the canary cannot check this connection: the DSN names no database; {remedy}")
+    return names
+
+
+def verify(names: Names, database: str, user: str) -> None:
+    """Compare what the connection says with what the registry says. Raises ``WrongDatabase``."""
+    for what, is_one, should_be in zip(Names._fields, (database, user), names, strict=True):
+        if should_be is not None and is_one != should_be:
+            raise WrongDatabase(f"the connection leads to {what} {is_one!r}, and the registry says {should_be!r}")
+
+
+def _names_of(dsn: str) -> Names:
+    if not re.match(r"[a-z][a-z0-9+]*://", dsn, re.IGNORECASE):
+        return _names_of_pairs(dsn)
+    url = urlsplit(dsn)
+    query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+    if "service" in query:  # a file on this machine may name another database, and we do not read it
+        return Names(None, None)
+    database = query.get("dbname") or query.get("database") or unquote(url.path[1:])
+    user = query.get("user") or unquote(url.username or "")
+    return Names(database or None, user or None)
+
+
+def _names_of_pairs(dsn: str) -> Names:
+    """Read a connection string as libpq does: ``key = value``, quotes and backslashes included; the last one counts."""
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(dsn.rstrip()):
+        pair = _PAIR.match(dsn, at)
+        if pair is None:  # the driver refuses it, in words of its own
+            return Names(None, None)
+        at = pair.end()
+        value = pair[2][1:-1] if pair[2].startswith("'") else pair[2]
+        found[pair[1]] = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
+    if found.get("service"):
+        return Names(None, None)
+    return Names(found.get("dbname") or None, found.get("user") or None)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

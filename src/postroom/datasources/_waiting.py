@@ -1,0 +1,66 @@
+"""Tells of a tenant whose connections are all in use while handlers wait for one."""
+
+import asyncio
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
+
+from postroom.resources.identity import display_key
+
+SAID_AFTER: Final = 3.0
+"""Seconds that a handler waits for a connection before the log says so."""
+_log = logging.getLogger("postroom.datasources")
+
+
+class Waiting:
+    """Counts those who wait for a connection of one resource, and warns once when one of them waits for long.
+
+    Args:
+        context: the tenant.
+        max_size: connections at most.
+        timeout: seconds after which waiting fails; None for never.
+    """
+
+    def __init__(self, context: object, max_size: int, timeout: float | None) -> None:
+        self._who = display_key(context)
+        self._max_size = max_size
+        self._timeout = timeout
+        self._waiting = 0
+        self._told = False
+
+    @contextmanager
+    def one(self) -> Generator[None]:
+        """Mark the time in which one caller asks for a connection."""
+        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn)
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._waiting -= 1
+            if not self._waiting:  # the next time is another one
+                self._told = False
+
+    def timed_out(self) -> TimeoutError:
+        """Return the error for a caller who has waited for too long."""
+        return TimeoutError(
+            f"no connection of tenant {self._who} came free within {self._timeout:g} s: all {self._max_size} are in "
+            "use; a handler that takes a second connection while it holds one needs a larger max_size="
+        )
+
+    def _warn(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        end = "they wait without a limit" if self._timeout is None else f"each fails after {self._timeout:g} s"
+        _log.warning(
+            "Tenant %s: all %d connections are in use, and %d callers have waited for one, the first for %g s; %s. "
+            "A handler that holds a connection must not ask for a second one; else raise max_size=, or lower "
+            "Concurrency(per_tenant=)",
+            self._who,
+            self._max_size,
+            self._waiting,
+            SAID_AFTER,
+            end,
+        )
