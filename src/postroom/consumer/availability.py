@@ -28,6 +28,9 @@ _LEAST_PAUSE: Final = 0.05
 """Seconds before the next try of a lease that was refused without a pause of the pool's."""
 _EXHAUSTED: Final = (0.5, 1.5)
 """Seconds, at random between these, before the next try of a lease for which the pool had no budget."""
+_HANDLER_PAUSE: Final = 1.0
+_HANDLER_LONGEST: Final = 30.0
+"""Seconds before a handler that met an outage of its resources runs again; doubles up to the longest."""
 _AWAY: Final = 15.0
 _AWAY_PART: Final = 0.25
 _AWAY_LONGEST: Final = 600.0
@@ -189,8 +192,12 @@ class Availability:
         pause = getattr(error, "retry_after", 0.0)
         if isinstance(error, ResourceOpenError):
             pause = max(pause, _LEAST_PAUSE)
+        elif job.met_outage and self._pool is not None:  # its handler ran: a pause that grows
+            longest = min(_HANDLER_LONGEST, _HANDLER_PAUSE * 2.0 ** min(job.outages, 16))
+            pause = max(self._pool.retry_after(job.context), self._rng.uniform(longest / 2, longest))
         else:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
+        job.outages += 1
         obstacle = self._obstacle_of(job, error)
         if obstacle not in self._outages:
             _bound(self._outages)

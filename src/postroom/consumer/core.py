@@ -283,6 +283,7 @@ class Core:
     def refused(self, job: Job, error: BaseException, now: float) -> None:
         """Note that a message could not have its tenant's resources: it waits in its lane, or is deferred."""
         wait = self.availability.refused(job, error, now)
+        job.met_outage = job.started = False
         self.probe_ended(job)
         full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
         if full and self._defer(job, wait.obstacle, now):

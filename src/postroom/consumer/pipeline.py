@@ -114,7 +114,7 @@ class Pipeline:
                         self._core.leased(job)
                     await self._run_handler(job, resources=lease.resource)
                 except Exception as error:
-                    lease.report(error)  # a broken connection makes the resource suspect
+                    job.met_outage = lease.report(error) and _is_of_resources(error)
                     raise
                 finally:
                     job.lease = None
@@ -248,14 +248,10 @@ class Pipeline:
                 self._give_group_back(job)
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
                 await self._wait(job, error)
-            case _ if self._is_outage(job, error):
+            case _ if job.met_outage:
                 await self._wait(job, error)
             case _:
                 await self._blame(job, error)
-
-    def _is_outage(self, job: Job, error: BaseException) -> bool:
-        """Whether a handler failed because its tenant's resources are out: no fault of the message."""
-        return job.started and self._pool is not None and (sqlstate_of(error) or "").startswith(("53", "57P"))
 
     async def _wait(self, job: Job, error: BaseException) -> None:
         """Let a message wait that could not have its tenant's resources, unless ``on_error`` decides otherwise."""
@@ -412,6 +408,11 @@ def _is_cancelled() -> bool:
     """Return whether the current task was cancelled, as opposed to code that raised CancelledError."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _is_of_resources(error: BaseException) -> bool:
+    """Whether an outage that a handler met is its tenant's resources': a bare OSError may come from any other call."""
+    return sqlstate_of(error) is not None or not isinstance(error, OSError)
 
 
 def _ends_the_program(error: BaseException) -> bool:

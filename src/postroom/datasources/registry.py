@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Generic
 
-from postroom.errors import ConfigurationError, UnknownTenant
+from postroom.errors import ConfigurationError
+from postroom.errors import UnknownTenant as UnknownTenant
 from postroom.types import C
 
 Password = Callable[[], str | Awaitable[str]]
