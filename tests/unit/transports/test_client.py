@@ -395,6 +395,34 @@ async def test_a_client_closed_while_it_decides_gets_no_hot_path(sqs: FakeSqs, m
     assert not opened.statistics().hot_path
 
 
+async def test_who_is_cancelled_while_deciding_leaves_it_to_the_next(
+    sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hot path is not lost with the task that opened the first queue."""
+    asked, answered = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow_tls() -> ssl.SSLContext:
+        loop.call_soon_threadsafe(asked.set)
+        answered.wait(10)
+        return ssl.create_default_context()
+
+    monkeypatch.setattr(connection, "default_tls", slow_tls)
+    async with sqs.client() as client:
+        opened = connection_of(client)
+        scope = Scope(host="localhost", region="us-east-1", service="sqs", user_agent="postroom")
+        endpoint = Endpoint(host="localhost", port=1, secure=True, scope=scope)
+        monkeypatch.setattr(opened, "_capture", mock.Mock(endpoint=endpoint, objections=()))
+        deciding = asyncio.create_task(opened.settle_path(), name="deciding")
+        await asked.wait()
+        deciding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deciding
+        answered.set()
+        await opened.settle_path()
+        assert opened.statistics().hot_path
+
+
 async def test_everything_in_one_loop_shares_the_default_client() -> None:
     """As long as somebody holds it, it is the same one; nothing else keeps it."""
     first = default_client()

@@ -132,7 +132,11 @@ class Connection:
         endpoint = capture.endpoint
         self._objections = capture.objections
         if endpoint is not None:
-            tls = await asyncio.to_thread(default_tls) if endpoint.secure else None
+            try:
+                tls = await asyncio.to_thread(default_tls) if endpoint.secure else None
+            except BaseException:
+                self._capture = capture  # who was to decide was cancelled: the next one does
+                raise
             if not self._calls.closed:
                 self._hot_path = self._new_hot_path(endpoint, tls)
         _log_path(self._objections, endpoint)
