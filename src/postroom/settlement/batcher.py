@@ -232,7 +232,13 @@ class Batcher(Generic[E]):
         self.close()
         if calls := tuple(self._calls):
             await asyncio.wait(calls, timeout=grace)
+        return self.give_up()
+
+    def give_up(self) -> list[E]:
+        """Send nothing any more, and return the entries that have not ended: their calls are not listened to."""
+        self.close()
         left, self._open = list(self._open), {}
+        self._tell_idle()
         return left
 
     def close(self) -> None:

@@ -103,8 +103,13 @@ class DeadLetters:
 
     async def abandon(self) -> None:
         """Give up what was not answered."""
-        for posting in await self.letters.cancel():
-            self._answer(posting, _unsent(posting.delivery, "the consumer has stopped"))
+        left: list[_Posting] = []
+        try:
+            left = await self.letters.cancel()
+        finally:
+            # Also when the stop itself is cancelled here: a handler must not wait for an answer that never comes.
+            for posting in left or self.letters.give_up():
+                self._answer(posting, _unsent(posting.delivery, "the consumer has stopped"))
 
     # -- the work of the batcher -----------------------------------------------------------------------------------
 

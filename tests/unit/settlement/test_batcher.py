@@ -378,7 +378,7 @@ def test_cancel_gives_up_what_is_on_its_way(obeys: bool) -> None:
     async def main() -> tuple[list[int], float, Recorder]:
         recorder = Recorder()
 
-        async def hang(_entries: Sequence[int]) -> list[EntryFailure]:
+        async def hang(entries: Sequence[int]) -> list[EntryFailure]:
             until = asyncio.get_running_loop().time() + 30
             while (left := until - asyncio.get_running_loop().time()) > 0:
                 try:

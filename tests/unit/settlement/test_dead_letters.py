@@ -342,8 +342,9 @@ def test_a_cancelled_caller_leaves_no_letter_without_its_delete() -> None:
     assert made.queue.deleted == ["r1"]
 
 
-def test_a_stop_answers_what_waits() -> None:
-    """A dead-letter queue that never answers keeps nothing waiting after the stop gave up."""
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_stop_answers_what_waits(cancelled: bool) -> None:
+    """A dead-letter queue that never answers keeps nothing waiting after the stop gave up, or was cancelled in it."""
     letters = Letters()
     letters.takes = 10_000
 
@@ -351,9 +352,14 @@ def test_a_stop_answers_what_waits() -> None:
         [delivery] = made.settler.take([message(1)])
         calling = asyncio.create_task(made.settler.reject(delivery, "why"))
         await asyncio.sleep(1)
-        await made.settler.abandon()
+        stopping = asyncio.create_task(made.settler.abandon())
+        await asyncio.sleep(0)
+        if cancelled:
+            stopping.cancel()
+        await asyncio.wait([stopping])
         with pytest.raises(PostroomError, match="stopped"):
             await calling
+        assert made.told == [("m1", Settlement.LEFT)]
 
     scenario(test, letters)
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -56,7 +56,7 @@ def _fatal(error: BaseException) -> None:
 
 
 @asynccontextmanager
-async def beating(queue: ScriptedQueue, **options: Any) -> AsyncIterator[Covered]:
+async def beating(queue: ScriptedQueue, **options: Any) -> AsyncGenerator[Covered]:
     """Run a heartbeat with the given visibility options."""
     tasks = Tasks(_fatal)
     covered = Covered(queue, Visibility(**options), tasks)
@@ -226,8 +226,7 @@ def test_it_tells_when_an_extension_is_answered() -> None:
             [delivery] = covered.receive(1)
             await asyncio.sleep(15.5)
             covered.heartbeat.uncover(delivery)
-            assert delivery.beating
-            early = list(covered.quieted)
+            early = list(covered.quieted) if delivery.beating else ["answered too early"]
             await asyncio.sleep(3)
             assert not delivery.beating
         return early, covered.quieted
@@ -312,12 +311,13 @@ def test_a_released_message_is_not_kept_until_it_would_have_been_due() -> None:
 
     async def main() -> tuple[int, int]:
         async with beating(ScriptedQueue(), timeout=30) as covered:
+            others = _alive()
             kept, *done = covered.receive(10)
-            before = _alive()
+            before = _alive() - others
             for delivery in done:
                 covered.heartbeat.release(delivery)
             del done, delivery
-            after = _alive()
+            after = _alive() - others
             covered.heartbeat.release(kept)
         return before, after
 

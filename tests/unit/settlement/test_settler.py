@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -48,7 +48,7 @@ class Desk:
             options,
             tasks=self.tasks,
             listener=self,
-            dead_letters=DeadLetters(self, self._open, tasks=self.tasks),
+            dead_letters=DeadLetters(self, self.open, tasks=self.tasks),
             observers=Observers([self.events.append]),
             slept=lambda: self.slept,
             rng=Random(1),
@@ -59,7 +59,8 @@ class Desk:
         """Where dead letters go."""
         return None if self._dead_letters is None else RedrivePolicy("arn:dead", 3)
 
-    async def _open(self, _arn: str) -> Queue:
+    async def open(self, _arn: str) -> Queue:
+        """Open the dead-letter queue."""
         self.opened += 1
         assert self._dead_letters is not None
         return self._dead_letters
@@ -89,9 +90,9 @@ def _fatal(error: BaseException) -> None:
 @asynccontextmanager
 async def desk(
     queue: ScriptedQueue | None = None, dead_letters: ScriptedQueue | None = None, **options: Any
-) -> AsyncIterator[Desk]:
+) -> AsyncGenerator[Desk]:
     """Run a settler with its heartbeat."""
-    made = Desk(queue or ScriptedQueue(), dead_letters, Visibility(**{"timeout": 30, **options}))
+    made = Desk(queue or ScriptedQueue(), dead_letters, Visibility(**(dict[str, Any](timeout=30) | options)))
     made.tasks.spawn(made.settler.heartbeat.run(), "heartbeat")
     try:
         yield made
@@ -819,7 +820,7 @@ def test_subclasses_are_made_where_they_are_asked_for() -> None:
             Visibility(),
             tasks=tasks,
             listener=made,
-            dead_letters=DeadLetters(made, made._open, tasks=tasks),
+            dead_letters=DeadLetters(made, made.open, tasks=tasks),
             observers=Observers(),
             kind=Job,
         )
