@@ -2,11 +2,29 @@
 
 import asyncio
 import contextvars
+import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar, cast
 
 _log = logging.getLogger("postroom")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def clean(function: F) -> F:
+    """Wrap a user's function: it runs in a copy of the context of this moment, whatever message its caller works on.
+
+    So it neither sees nor leaves context variables of another message.
+    """
+    home = contextvars.copy_context()
+
+    @functools.wraps(function)
+    def in_home(*arguments: Any) -> Any:
+        return home.copy().run(function, *arguments)
+
+    return cast("F", in_home)
 
 
 class Tasks:

@@ -353,8 +353,11 @@ class Core:
             self.away.add(Absent(job.source.queue, job.receipt_handle, now + delay), job.away_from)
 
     def lost(self, job: Job, now: float) -> None:
-        """Strike off a message that is not ours any more and has no task."""
-        if job.state is State.WAITING and job.task is None:
+        """Strike off a message that is not ours any more and has no task.
+
+        One behind another of its message group stays there until that is done: the engine finds it lost.
+        """
+        if job.state is State.WAITING and job.task is None and job.lane is not None:
             self.give_group_back(job)
             self.finish(job, now)
 

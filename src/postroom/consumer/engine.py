@@ -102,7 +102,10 @@ class Engine:
             if job.turn is not None:
                 if not job.turn.done():
                     job.turn.set_result(True)
-            elif job.task is None and not job.lost:
+            elif job.lost:
+                core.give_group_back(job)
+                core.finish(job, now)
+            elif job.task is None:
                 self.jobs[job] = None
                 job.task = self.tasks.spawn(self._processor.process(job), f"postroom-message-{job.message.id}")
             else:  # its former task ends in this very turn of the loop

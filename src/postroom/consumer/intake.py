@@ -151,7 +151,15 @@ class Intake:
             job, awaitable = batch.waiting[-1]
             timer = self._engine.tasks.call_later(_SLOW, self._is_slow, job)
             try:
-                found = await self._bounded(job, awaitable)
+                # In a task of its own: it must not see context variables of the message before it.
+                resolving = self._engine.tasks.spawn(self._bounded(job, awaitable), "postroom-resolver")
+                try:
+                    await asyncio.wait([resolving])
+                except asyncio.CancelledError:
+                    resolving.cancel()
+                    await asyncio.wait([resolving])
+                    raise
+                found = resolving.result()
             finally:
                 timer.cancel()
             if not batch.waiting:  # withdrawn meanwhile, by a resolver that does not let itself be cancelled

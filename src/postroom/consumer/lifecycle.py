@@ -30,7 +30,7 @@ from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import DeadLetters, Settler
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, clean
 from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
@@ -86,10 +86,14 @@ def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded:
     return {
         "total": total,
         "per_tenant": concurrency.per_tenant,
-        "caps": concurrency.overrides,
-        "weights": concurrency.weights,
+        "caps": _clean(concurrency.overrides),
+        "weights": _clean(concurrency.weights),
         "reserved": total // 12 if concurrency.reserved is None else concurrency.reserved,
     }
+
+
+def _clean(chooses: Any) -> Any:
+    return clean(chooses) if callable(chooses) else chooses
 
 
 class Run(Generic[C, R]):

@@ -10,6 +10,7 @@ from postroom.consumer.settings import Settings
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility, chosen
 from postroom.settlement import Settler
+from postroom.tasks import clean
 from postroom.transports.protocol import Queue
 
 _RETRY = RetryPolicy()
@@ -24,6 +25,9 @@ class Source:
 
     def __init__(self, settings: Settings[Any, Any], queue: Queue, facts: QueueFacts) -> None:
         self.settings = settings
+        self._retry = _clean(settings.retry)
+        self._faults = _clean(settings.faults)
+        self._visibility = _clean(settings.visibility)
         self.queue = queue
         self.facts = facts
         self.name = queue.info.name
@@ -47,12 +51,12 @@ class Source:
 
     def retry_of(self, job: Job) -> RetryPolicy:
         """Return the retry policy for a message."""
-        policy = self.settings.retry
+        policy = self._retry
         return chosen(policy, self._call(job), RetryPolicy, _RETRY) if callable(policy) else policy
 
     def faults_of(self, job: Job) -> Faults:
         """Return what counts as broken for a message's tenant."""
-        policy = self.settings.faults
+        policy = self._faults
         return chosen(policy, self._call(job), Faults, _FAULTS) if callable(policy) else policy
 
     def resolved(self, job: Job) -> None:
@@ -60,7 +64,11 @@ class Source:
         job.attempt = self.attempts.number(job)
         if self._own_visibility:
             default = job.visibility or Visibility()
-            job.visibility = chosen(self.settings.visibility, self._call(job), Visibility, default)
+            job.visibility = chosen(self._visibility, self._call(job), Visibility, default)
 
     def _call(self, job: Job) -> Call:
         return Call(job.tenant, job.message, job.attempt)
+
+
+def _clean(policy: Any) -> Any:
+    return clean(policy) if callable(policy) else policy

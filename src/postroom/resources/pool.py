@@ -32,6 +32,7 @@ from postroom.resources.reporter import log
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.subscribers import Subscribers
 from postroom.resources.tickets import Tickets
+from postroom.tasks import clean
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG
@@ -93,6 +94,11 @@ class ResourcePool(Generic[C, R]):
     ) -> None:
         own_weight, own_check = known_of(provider)
         weight = own_weight if weight is None else weight
+        weight = clean(weight) if callable(weight) else weight
+        key = None if key is None else clean(key)
+        host = None if host is None else clean(host)
+        classify = None if classify is None else clean(classify)
+        outage = None if outage is None else clean(outage)
         self._check = check = own_check if check is None else check
         self._provision = Provision(Opener(provider, cleanup), check, classify, outage, weight is not None)
         self._tickets = Tickets(
