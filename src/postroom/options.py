@@ -262,28 +262,87 @@ class Faults:
         _check_seconds("Faults", "cap", self.cap, least=self.base)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_WITHIN: Final = 25.0
+"""Seconds that a stop takes by default. ECS and Kubernetes kill a process 30 s after they asked it to stop."""
+_IN_TURN: Final = {"drain": 13.0, "cancel": 4.0, "flush": 4.0, "close": 4.0}
+"""The stages that follow each other, and their defaults. They add up to ``_WITHIN``."""
+_POLL: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Shutdown:
-    """How long each stage of a stop may take, in seconds.
+    """How long a stop may take, in seconds: as a whole, and each of its stages.
+
+    ECS and Kubernetes kill a process 30 s after they asked it to stop. By default a stop ends after 25 s at the
+    latest, so that what was cancelled goes back to the queue before the kill. Where a process gets more time, such as
+    with ``terminationGracePeriodSeconds: 120``, say ``Shutdown(within=110)``.
 
     Args:
-        poll: for a long poll that is outstanding, to end. Then it is given up: a message that SQS hands out in that
-            instant comes back after its visibility timeout. A poll lasts only while the queue is empty.
-        drain: for handlers that run, to finish.
-        cancel: for cancelled handlers, to clean up.
+        within: for the whole stop. What is not said of its stages is scaled so that ``drain``, ``cancel``, ``flush``
+            and ``close`` add up to it. None: 25 s, or what the stages add up to where some are given.
+        poll: for a long poll that is outstanding, to end; handlers drain meanwhile. Then it is given up: a message
+            that SQS hands out in that instant comes back after its visibility timeout. A poll lasts only while the
+            queue is empty. 2 s of 25.
+        drain: for handlers that run, to finish. 13 s of 25.
+        cancel: for cancelled handlers, to clean up, and for their threads to return. 4 s of 25.
         flush: for acknowledgements and returned messages, to reach SQS, and for parked ones to be called back.
-        close: for each owned pool, to close its resources.
+            4 s of 25.
+        close: for each owned pool, to close its resources. 4 s of 25.
+
+    Raises:
+        ConfigurationError: the stages that are given do not fit into ``within``.
     """
 
-    poll: float = 2.0
-    drain: float = 30.0
-    cancel: float = 5.0
-    flush: float = 5.0
-    close: float = 10.0
+    poll: float
+    drain: float
+    cancel: float
+    flush: float
+    close: float
 
-    def __post_init__(self) -> None:
-        for name in ("poll", "drain", "cancel", "flush", "close"):
-            _check_seconds("Shutdown", name, getattr(self, name))
+    def __init__(
+        self,
+        *,
+        within: float | None = None,
+        poll: float | None = None,
+        drain: float | None = None,
+        cancel: float | None = None,
+        flush: float | None = None,
+        close: float | None = None,
+    ) -> None:
+        given = {"drain": drain, "cancel": cancel, "flush": flush, "close": close}
+        said = {name: seconds for name, seconds in given.items() if seconds is not None}
+        for name, seconds in (said if poll is None else {**said, "poll": poll}).items():
+            _check_seconds("Shutdown", name, seconds)
+        if within is None:
+            stages = {**_IN_TURN, **said, "poll": _POLL if poll is None else poll}
+        else:
+            stages = _fitted(within, said, poll)
+        for name, seconds in stages.items():
+            object.__setattr__(self, name, float(seconds))
+
+    @property
+    def total(self) -> float:
+        """The longest that a stop takes: polls end while handlers drain, all else follows in turn."""
+        return max(self.poll, self.drain + self.cancel) + self.flush + self.close
+
+
+def _fitted(within: float, said: Mapping[str, float], poll: float | None) -> dict[str, float]:
+    """Return the stages of a stop that has to fit into ``within``: those that are given, and the others scaled."""
+    _check_seconds("Shutdown", "within", within)
+    _require(math.isfinite(within), f"Shutdown(within=...) takes a finite number of seconds; got {within!r}")
+    left = within - sum(said.values())
+    terms = " + ".join(f"{name}={seconds:g}" for name, seconds in said.items())
+    text = f"Shutdown(within={within:g}) is less than its stages: {terms} = {sum(said.values()):g} s"
+    _require(left >= 0, f"{text}. Give it more time, or leave out a stage: it is scaled to what is left")
+    open_ = {name: seconds for name, seconds in _IN_TURN.items() if name not in said}
+    share = left / sum(open_.values()) if open_ else 0.0
+    stages = {**said, **{name: seconds * share for name, seconds in open_.items()}}
+    beside = stages["drain"] + stages["cancel"]
+    stages["poll"] = min(_POLL * within / _WITHIN, beside) if poll is None else poll
+    longest = max(stages["poll"], beside) + stages["flush"] + stages["close"]
+    terms = f"poll={stages['poll']:g} + flush={stages['flush']:g} + close={stages['close']:g} = {longest:g} s"
+    _require(longest <= within * (1 + 1e-9), f"Shutdown(within={within:g}) is less than its stages: {terms}")
+    return stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
