@@ -1,25 +1,43 @@
 """What a handler is given beside its payload."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol
 
 import msgspec
 
+from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.message import Message
+from postroom.options import MAX_VISIBILITY
 from postroom.transactions import MessageKey, Transactional, Tx
 from postroom.types import C_co, R_co
+
+__all__ = [
+    "Confirmation",
+    "MessageContext",
+    "Settles",
+    "current_message",
+    "enter_message",
+    "settling_later",
+]
 
 _LONGEST_KEY: Final = 500
 
 
 class Settles(Protocol):
-    """What stands behind ``ctx.ack()`` and ``ctx.retry()``."""
+    """What stands behind ``ctx.ack()``, ``ctx.retry()`` and ``ctx.extend()``."""
 
     transactions: int
     """Transactions of the message that are neither committed nor rolled back."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the consumer: what follows is called there."""
+        ...
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
@@ -29,11 +47,18 @@ class Settles(Protocol):
         """Leave the message in the queue and return when that is confirmed."""
         ...
 
+    async def extend(self, seconds: float) -> None:
+        """Keep the message for so long from now, and return when that is confirmed."""
+        ...
+
 
 class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
-    """Whose message it is, and what was leased for it. Frozen, and made anew for every message.
+    """Whose message it is, and what was leased for it. Frozen; every message has its own.
 
     ``MessageContext`` is covariant: a handler may ask for a Protocol that the resources fulfil.
+
+    :meth:`ack`, :meth:`retry` and :meth:`extend` are awaited in an ``async def`` handler. In a plain ``def`` handler,
+    which runs in a thread, they are just called: they return when SQS has confirmed it, and raise when it has not.
     """
 
     message: Message
@@ -43,22 +68,26 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
     resources: R_co
     """What the pool leased for the context; None when the consumer has no ``resources=``. Valid until the handler
     returns."""
+    tenant: Any
+    """The tenant, as ``consumer.tenants[...]`` calls it: the key of the pool, or the context. None when the consumer
+    has no ``context=``."""
+    attempt: int
+    """Which attempt this is: 1 plus the runs of your code for this message that ended in failure. Receives that
+    postroom spent otherwise are not counted; ``message.receive_count`` counts all."""
     _settles: Settles
 
-    async def ack(self) -> None:
+    def ack(self) -> Confirmation:
         """Delete the message now, and return when SQS has confirmed it.
 
         Raises:
             OwnershipLost: the visibility timeout is over.
             TransportError: SQS refused the delete, or could not be reached; the message will come back.
-            PostroomError: the message was settled before, or a transaction of it is not committed yet.
+            PostroomError: the message was settled before, a transaction of it is not committed yet, or the consumer
+                has stopped.
         """
-        if self._settles.transactions:
-            text = "ctx.ack() inside of ctx.transaction(): nothing is committed yet; acknowledge after the block"
-            raise PostroomError(text)
-        await self._settles.acknowledge()
+        return self._confirmed("ack", self._acknowledge)
 
-    async def retry(self, *, delay: float | None = None) -> None:
+    def retry(self, *, delay: float | None = None) -> Confirmation:
         """Leave the message in the queue, visible again after ``delay`` seconds, and return when SQS confirmed it.
 
         Args:
@@ -66,7 +95,23 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
 
         Raises: as :meth:`ack`.
         """
-        await self._settles.give_back(delay)
+        return self._confirmed("retry", lambda: self._settles.give_back(delay))
+
+    def extend(self, seconds: float) -> Confirmation:
+        """Keep the message for ``seconds`` from now, and return when SQS has confirmed it.
+
+        While a handler runs, the heartbeat does this by itself. Call it where there is none: with
+        ``Visibility(heartbeat=False)``, or under ``AckMode.MANUAL`` after the handler returned.
+
+        Args:
+            seconds: more than 0, at most 43,200; SQS ends it 12 hours after the receive in any case.
+
+        Raises: as :meth:`ack`.
+        """
+        if not _is_number(seconds) or not 0 < seconds <= MAX_VISIBILITY:
+            text = f"ctx.extend(seconds) takes more than 0 and at most {MAX_VISIBILITY:,} s; got {seconds!r}"
+            raise ConfigurationError(text)
+        return self._confirmed("extend", lambda: self._settles.extend(seconds))
 
     def transaction(
         self: "MessageContext[Any, Transactional[Tx]]", *, key: str | None = None
@@ -100,6 +145,15 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         transaction: AbstractAsyncContextManager[Tx] = resources.transaction_for(_key_of(self.message, key))
         return _counted(self._settles, transaction)
 
+    def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
+        return confirmed(self._settles.loop, work, f"ctx.{method}() for message {self.message.id}")
+
+    async def _acknowledge(self) -> None:
+        if self._settles.transactions:
+            text = "ctx.ack() inside of ctx.transaction(): nothing is committed yet; acknowledge after the block"
+            raise PostroomError(text)
+        await self._settles.acknowledge()
+
 
 @asynccontextmanager
 async def _counted(settles: Settles, transaction: AbstractAsyncContextManager[Tx]) -> AsyncGenerator[Tx, None]:
@@ -120,17 +174,26 @@ def _key_of(message: Message, key: str | None) -> MessageKey:
     return MessageKey(message.queue, f"key:{key}")  # no message id looks like that
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)
 
 
 def current_message() -> MessageContext[Any, Any] | None:
-    """Return the context of the message that the calling task handles; None outside of a handler.
+    """Return the context of the message that the calling code handles; None outside of a handler.
 
-    For log and trace correlation only: what a handler needs, it is given as an argument.
+    It is set in the handler, in its middleware, and in what they call: threads of plain ``def`` handlers,
+    ``asyncio.to_thread``, and tasks that they start, which keep it for as long as they run. Resolvers, providers and
+    observers are not part of a handler.
+
+    For log and trace correlation only, such as a ``logging.Filter`` that adds the message id: what a handler needs, it
+    is given as an argument, and the resources are valid only until the handler returns.
     """
     return _current.get()
 
 
 def enter_message(context: MessageContext[Any, Any]) -> None:
-    """Make a context the current one of this task. The task ends with its message, so nothing is reset."""
+    """Make a context the current one, in the message's own task. The task ends with its message: nothing is reset."""
     _current.set(context)

@@ -1,37 +1,40 @@
 """From what the user registered to one awaitable call."""
 
 import asyncio
-import contextvars
 import inspect
 import logging
+import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-from postroom.consumer.context import MessageContext
+from postroom.consumer.callables import is_async
+from postroom.consumer.context import Confirmation, MessageContext, settling_later
 from postroom.consumer.settings import CallNext, Handle, Middleware
+from postroom.consumer.threads import Outcome, Threads
 from postroom.errors import HandlerTimeout
+from postroom.options import Call, PerCall, chosen
+
+__all__ = ["build_handle", "is_async"]
 
 _log = logging.getLogger("postroom.consumer")
 
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Return whether calling it makes a coroutine: a coroutine function, or an object whose ``__call__`` is one."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself is looked at, not whether there is one
-    )
+_LIMITS: tuple[type[Any], ...] = (int, float, type(None))
+TimeLimit = PerCall[float | None]
+"""``Concurrency.handler_timeout``: seconds, None for no limit, or a function that chooses for each message."""
 
 
 def build_handle(
     handler: Callable[..., Any],
     *,
     middleware: Sequence[Middleware],
-    timeout: float | None,
-    threads: ThreadPoolExecutor | None,
+    timeout: TimeLimit,
+    threads: Threads | None,
 ) -> Handle:
-    """Compose handler, time limit and middleware, outermost first, once for all messages."""
-    handle: Handle = handler if threads is None else _threaded(handler, threads, timeout)
+    """Compose handler, time limit and middleware, outermost first, once for all messages.
+
+    ``threads`` are given for a plain ``def`` handler, and only for one; see :func:`is_async`.
+    """
+    handle = _awaited(handler) if threads is None else _threaded(handler, threads, timeout)
     for layer in reversed(middleware):
         handle = _wrapped(layer, handle)
     if timeout is not None and threads is None:
@@ -39,15 +42,30 @@ def build_handle(
     return handle
 
 
-def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
+def _awaited(handler: Callable[..., Any]) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        await layer(payload, ctx, call_next)
+        result = await handler(payload, ctx)
+        if result is not None:
+            _refuse_unworked(result)
 
     return handle
 
 
-def _limited(handler: Handle, timeout: float) -> Handle:
+def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
+        work: Any = layer(payload, ctx, call_next)
+        if not inspect.isawaitable(work):
+            name = getattr(layer, "__qualname__", repr(layer))
+            text = f"middleware {name} returned {type(work).__name__}: write it as `async def`, and await call_next"
+            raise TypeError(text)
+        await work
+
+    return handle
+
+
+def _limited(handler: Handle, limits: TimeLimit) -> Handle:
+    async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
+        timeout = _limit_for(ctx, limits)
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
@@ -61,36 +79,60 @@ def _limited(handler: Handle, timeout: float) -> Handle:
     return handle
 
 
-def _threaded(handler: Callable[..., Any], threads: ThreadPoolExecutor, timeout: float | None) -> Handle:
+def _threaded(handler: Callable[..., Any], threads: Threads, limits: TimeLimit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(threads, partial(contextvars.copy_context().run, handler, payload, ctx))
+        timeout = _limit_for(ctx, limits)
         warning = None
         if timeout is not None:
-            warning = loop.call_later(timeout, _warn_overdue, ctx.message.id, timeout)
+            warning = asyncio.get_running_loop().call_later(timeout, _warn_overdue, ctx, timeout)
+        later: list[Confirmation] = []
         try:
-            result = await _outlast(call)
+            outcome = await threads.run(settling_later, later, handler, payload, ctx)
         finally:
             if warning is not None:
                 warning.cancel()
-        if inspect.isawaitable(result):
-            await result
+        await _finish(outcome, later)
 
     return handle
 
 
-def _warn_overdue(message_id: str, timeout: float) -> None:
-    text = "The handler of message %s has run for %g s; a thread cannot be cancelled, so it keeps its slot"
-    _log.warning(text, message_id, timeout)
+async def _finish(outcome: Outcome, later: Sequence[Confirmation]) -> None:
+    """Do what the call in the thread left to do: raise its error, or await what it returned."""
+    result = outcome.unwrap()
+    for confirmation in later:
+        await confirmation
+    if inspect.isawaitable(result):
+        result = await result
+    if result is not None:
+        _refuse_unworked(result)
 
 
-async def _outlast(call: asyncio.Future[Any]) -> Any:
-    """Wait for a thread. A first cancellation is kept until the thread returned: it still uses its resources."""
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError as cancelled:
-        if not call.done():
-            await asyncio.wait([call])  # a second cancellation ends the wait: the thread is abandoned
-        if not call.cancelled() and call.exception() is not None:
-            _log.warning("A cancelled handler failed in its thread: %s", type(call.exception()).__name__)
-        raise cancelled from None
+def _refuse_unworked(result: object) -> None:
+    """Fail for a handler that returned its work instead of doing it. Counted as a success, it would be lost."""
+    if inspect.isgenerator(result) or inspect.isasyncgen(result) or inspect.iscoroutine(result):
+        kind = type(result).__name__
+        if not inspect.isasyncgen(result):
+            result.close()  # pyright cannot tell them apart
+        text = f"the handler returned a {kind}, which has not run: await it, or remove the `yield`"
+        raise TypeError(text)
+
+
+def _limit_for(ctx: MessageContext[Any, Any], limits: TimeLimit) -> float | None:
+    """Return how long the handler of a message may run. What a function says wrongly concerns its message only."""
+    if not callable(limits):
+        return limits
+    limit: float | None = chosen(limits, Call(ctx.tenant, ctx.message, ctx.attempt), _LIMITS, None)
+    if limit is None or _is_limit(limit):
+        return limit
+    text = "Concurrency(handler_timeout=...) chose %r s for message %s of tenant %s; it has no limit now"
+    _log.error(text, limit, ctx.message.id, ctx.tenant)
+    return None
+
+
+def _is_limit(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value > 0
+
+
+def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:
+    text = "The handler of message %s of tenant %s has run for %g s; a thread cannot be cancelled, so it keeps its slot"
+    _log.warning(text, ctx.message.id, ctx.tenant, timeout)

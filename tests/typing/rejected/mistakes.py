@@ -117,3 +117,16 @@ async def takes_no_context(order: Order) -> None: ...
 def frozen(ctx: MessageContext[Tenant, Pool]) -> None:
     ctx.context = Tenant("other")  # E: mypy(misc) pyright(reportAttributeAccessIssue)
     ctx.resources = Pool()  # E: mypy(misc) pyright(reportAttributeAccessIssue)
+
+
+def not_a_policy(message: Message) -> int:
+    return 1
+
+
+Consumer("q", retry=not_a_policy)  # E: mypy(arg-type) pyright(reportArgumentType)
+orders.adjust(8)  # E: mypy(arg-type) pyright(reportArgumentType)
+
+
+async def settled_wrongly(ctx: MessageContext[Tenant, Pool]) -> None:
+    await ctx.extend("60")  # E: mypy(arg-type) pyright(reportArgumentType)
+    await ctx.ack(1)  # E: mypy(call-arg) pyright(reportCallIssue)

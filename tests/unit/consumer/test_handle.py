@@ -1,0 +1,237 @@
+"""One awaitable call out of handler, middleware, time limit and thread."""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from postroom import HandlerTimeout, Message, MessageContext
+from postroom.consumer.context import current_message, enter_message
+from postroom.consumer.handlers import build_handle
+from postroom.consumer.threads import Threads
+from postroom.options import Call
+from postroom.testing.loop import run_virtual
+from support.settles import Recorded, context_of
+
+
+async def call(handler: Callable[..., Any], *, ctx: MessageContext[Any, Any] | None = None, **options: Any) -> None:
+    """Build the call and make it."""
+    options = {"middleware": (), "timeout": None, "threads": None, **options}
+    await build_handle(handler, **options)("payload", ctx or context_of(Recorded()))
+
+
+async def in_thread(handler: Callable[..., Any], **options: Any) -> None:
+    """Call a plain handler."""
+    threads = Threads(2)
+    try:
+        await call(handler, threads=threads, **options)
+    finally:
+        threads.close()
+
+
+def generator(payload: Any, ctx: Any) -> Iterator[None]:
+    """Have a stray yield."""
+    yield
+
+
+async def async_generator(payload: Any, ctx: Any) -> Any:
+    """Have a stray yield."""
+    yield
+
+
+async def handle(payload: Any, ctx: Any) -> None:
+    """Handle."""
+
+
+@pytest.mark.parametrize("unworked", [generator, async_generator, handle])
+async def test_an_async_handler_that_returns_its_work_has_failed(unworked: Callable[..., Any]) -> None:
+    """A generator, or a coroutine without its await: counted as a success, the message would be deleted unworked."""
+
+    async def handler(payload: Any, ctx: Any) -> Any:
+        return unworked(payload, ctx)
+
+    with pytest.raises(TypeError, match="has not run"):
+        await call(handler)
+
+
+@pytest.mark.parametrize("unworked", [generator, async_generator])
+async def test_a_plain_handler_that_returns_a_generator_has_failed(unworked: Callable[..., Any]) -> None:
+    """It has not run."""
+    with pytest.raises(TypeError, match="has not run"):
+        await in_thread(partial(unworked))
+
+
+async def test_what_a_plain_handler_returns_is_awaited_in_the_loop() -> None:
+    """A lambda around an async function does its work."""
+    loops: list[object] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        loops.append(asyncio.get_running_loop())
+
+    await in_thread(lambda payload, ctx: work())
+    assert loops == [asyncio.get_running_loop()]
+
+
+async def test_a_generator_out_of_what_a_plain_handler_returned_is_a_failure_too() -> None:
+    """However deep it is."""
+
+    async def work() -> Any:
+        return generator(1, 2)
+
+    with pytest.raises(TypeError, match="has not run"):
+        await in_thread(lambda payload, ctx: work())
+
+
+async def test_any_other_result_is_of_no_interest() -> None:
+    """Typed code returns None; what else is returned is not looked at."""
+
+    async def handler(payload: Any, ctx: Any) -> int:
+        return 7
+
+    await call(handler)
+    await in_thread(lambda payload, ctx: 7)
+
+
+async def test_middleware_that_is_no_coroutine_function_fails_with_the_remedy() -> None:
+    """It would have called nothing, and its message would count as handled."""
+
+    def layer(payload: Any, ctx: Any, call_next: Any) -> None:
+        return None
+
+    with pytest.raises(TypeError, match="async def"):
+        await call(handle, middleware=[layer])
+
+
+async def test_middleware_may_return_what_the_next_one_makes() -> None:
+    """A plain function that hands the awaitable on is as good as an async one; the first is outermost."""
+    order: list[str] = []
+
+    async def outer(payload: Any, ctx: Any, call_next: Any) -> None:
+        order.append("outer")
+        await call_next(payload + "!", ctx)
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        order.append(payload)
+
+    await call(handler, middleware=[outer, lambda payload, ctx, call_next: call_next(payload + "?", ctx)])
+    assert order == ["outer", "payload!?"]
+
+
+def limits(call: Call) -> float | None:
+    """Choose by tenant."""
+    match call.tenant:
+        case "fast":
+            return 1.0
+        case "slow":
+            return None
+        case "third try":
+            return 10.0 * call.attempt
+        case "nonsense":
+            return -3
+        case "text":
+            return "soon"  # type: ignore[return-value]
+        case "true":
+            return True
+        case _:
+            raise KeyError(call.tenant)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "seconds"),
+    [("fast", 1.0), ("third try", 30.0), ("slow", 50.0), ("nonsense", 50.0), ("text", 50.0), ("true", 50.0), ("x", 50)],
+)
+def test_the_time_limit_may_be_chosen_for_each_message(
+    tenant: str, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By tenant and attempt. What a function says wrongly is logged, and concerns its message only."""
+    caplog.set_level(logging.ERROR, "postroom")
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        await asyncio.sleep(50)
+
+    async def main() -> float:
+        with contextlib.suppress(HandlerTimeout):
+            await call(handler, timeout=limits, ctx=context_of(Recorded(), tenant=tenant, attempt=3))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == seconds
+    assert bool(caplog.records) is (tenant in {"nonsense", "text", "true", "x"})
+
+
+def test_a_timeout_names_the_limit_that_held() -> None:
+    """Also where a function chose it."""
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        await asyncio.sleep(50)
+
+    async def main() -> None:
+        await call(handler, timeout=limits, ctx=context_of(Recorded(), tenant="fast"))
+
+    with pytest.raises(HandlerTimeout, match="handler_timeout=1"):
+        run_virtual(main())
+
+
+async def test_a_handlers_own_timeout_is_not_ours() -> None:
+    """A query that took too long is a failure of the handler."""
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        raise TimeoutError("a query")
+
+    with pytest.raises(TimeoutError, match="a query") as caught:
+        await call(handler, timeout=5.0)
+    assert not isinstance(caught.value, HandlerTimeout)
+
+
+async def test_the_message_is_current_in_the_handler_its_thread_and_its_tasks_only() -> None:
+    """Log filters see the message of the code that logs, and nothing elsewhere."""
+    seen: list[Message | None] = []
+
+    def look() -> None:
+        ctx = current_message()
+        seen.append(None if ctx is None else ctx.message)
+
+    async def look_async() -> None:
+        look()
+
+    async def message_task(ctx: MessageContext[Any, Any]) -> None:
+        enter_message(ctx)
+        await in_thread(lambda payload, ctx: look(), ctx=ctx)
+        await asyncio.to_thread(look)
+        await asyncio.create_task(look_async(), name="sub")
+
+    ctx = context_of(Recorded())
+    await asyncio.create_task(message_task(ctx), name="message")
+    assert seen == [ctx.message] * 3
+    assert current_message() is None
+    assert inspect.iscoroutinefunction(message_task)
+
+
+async def test_an_overdue_thread_is_logged_with_tenant_and_message(caplog: pytest.LogCaptureFixture) -> None:
+    """It cannot be cancelled; the log says which one it is."""
+    import threading
+
+    release = threading.Event()
+    logged = asyncio.Event()
+
+    class Seen(logging.Handler):
+        """Releases the handler once it was logged."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            release.set()
+            logged.set()
+
+    logger = logging.getLogger("postroom.consumer")
+    logger.addHandler(seen := Seen())
+    try:
+        ctx = context_of(Recorded(), tenant="acme")
+        await in_thread(lambda payload, ctx: release.wait(20), timeout=0.01, ctx=ctx)
+    finally:
+        logger.removeHandler(seen)
+    assert logged.is_set()
+    assert [ctx.message.id in text and "acme" in text for text in caplog.messages] == [True]
