@@ -1,6 +1,7 @@
 """The consumer: what a user declares, starts and stops."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any, Generic, Self, cast
 from typing_extensions import TypeVar
 
 from postroom.consumer import lifecycle
+from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
@@ -16,7 +18,7 @@ from postroom.consumer.tenants import Tenants
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Observer, Observers
 from postroom.message import Message
-from postroom.options import Concurrency, Faults, Polling, RetryPolicy, Shutdown, Visibility
+from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
@@ -47,8 +49,11 @@ class Consumer(Generic[C, R]):
         polling: how messages are asked for.
         visibility: how long a received message stays ours, and whether a heartbeat extends that.
         retry: when a failed message is seen again.
-        shutdown: how long each stage of a stop may take.
+        shutdown: how long a stop, and each stage of it, may take.
         faults: when a tenant counts as broken, and when a message counts as poison.
+            ``visibility``, ``retry`` and ``faults`` may each be a function of a ``postroom.options.Call`` (tenant,
+            message, attempt) that returns the options for that message. It is called in the event loop and must be
+            quick; if it raises, the defaults apply to that message.
         on_error: called with a ``Failure`` when a step fails. It may raise ``Retry`` or ``Reject`` to decide what
             becomes of the message; anything else that it raises is logged, and the message is treated as failed.
         middleware: called around the handler, the first outermost.
@@ -75,32 +80,34 @@ class Consumer(Generic[C, R]):
         ack: AckMode = AckMode.ON_SUCCESS,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
         polling: Polling = Polling(),  # noqa: B008
-        visibility: Visibility = Visibility(),  # noqa: B008
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008
+        visibility: PerCall[Visibility] = Visibility(),  # noqa: B008
+        retry: PerCall[RetryPolicy] = RetryPolicy(),  # noqa: B008
         shutdown: Shutdown = Shutdown(),  # noqa: B008
-        faults: Faults = Faults(),  # noqa: B008
+        faults: PerCall[Faults] = Faults(),  # noqa: B008
         on_error: OnError | None = None,
         middleware: Iterable[Middleware] = (),
         observers: Iterable[Observer] = (),
         client: Client | None = None,
     ) -> None:
+        middleware, observers = tuple(middleware), tuple(observers)
         _check_queue(queue)
         _check_resources(context, resources, cleanup)
+        _check_functions(on_error, middleware, observers)
         self._settings: Settings[C, R] = Settings(
             queue=queue,
             resolver=_resolver(context),
             resources=resources,
             cleanup=cleanup,
             payload=payload,
-            ack=AckMode(ack),
+            ack=_checked_mode(ack),
             concurrency=_checked("concurrency", concurrency, Concurrency),
             polling=_checked("polling", polling, Polling),
-            visibility=_checked("visibility", visibility, Visibility),
-            retry=_checked("retry", retry, RetryPolicy),
+            visibility=_per_call("visibility", visibility, Visibility),
+            retry=_per_call("retry", retry, RetryPolicy),
             shutdown=_checked("shutdown", shutdown, Shutdown),
-            faults=_checked("faults", faults, Faults),
+            faults=_per_call("faults", faults, Faults),
             on_error=on_error,
-            middleware=tuple(middleware),
+            middleware=middleware,
             observers=Observers(observers),
             client=client,
         )
@@ -110,6 +117,8 @@ class Consumer(Generic[C, R]):
         self._decode: Decoder | None = None
         self._run: lifecycle.Run[C, R] | None = None
         self._last_run: lifecycle.Run[C, R] | None = None
+        self._start: _Start | None = None
+        self._early_stop: _Stop | None = None
 
     @property
     def queue(self) -> str:
@@ -134,35 +143,47 @@ class Consumer(Generic[C, R]):
     ) -> Callable[[P, MessageContext[C, R]], Outcome]:
         """Register the handler, and return it unchanged. Use it as a decorator.
 
-        An ``async def`` runs in the event loop; a plain ``def`` in a thread, of which there are
-        ``Concurrency.threads``. An object with ``__call__`` is as good as a function.
+        It is called as ``handler(payload, ctx)``. An ``async def`` runs in the event loop; a plain ``def`` in a
+        thread, of which there are ``Concurrency.threads``, and what it returns is awaited in the event loop if it can
+        be. An object with ``__call__`` is as good as a function.
 
         Raises:
-            ConfigurationError: there is a handler already, or the payload type cannot be decoded.
+            ConfigurationError: there is a handler already, the payload type cannot be decoded, it cannot be called
+                with two arguments by position, or it is a generator function, which would never run.
         """
         if self._handler is not None:
             text = f"the consumer of {self.queue!r} has a handler already; one consumer calls one handler"
             raise ConfigurationError(text)
+        check_handler(function)
         wanted = self._settings.payload
         self._decode = decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
         self._handler = function
         return function
 
+    def adjust(self, concurrency: Concurrency) -> None:
+        """Change how many handlers run at once, also while the consumer runs. Call it in the event loop.
+
+        Handlers that run are left alone: where there are more than allowed now, none is started until enough have
+        ended. A later start has the new numbers too.
+
+        Raises:
+            ConfigurationError: it is not a ``Concurrency``.
+        """
+        checked = _checked("concurrency", concurrency, Concurrency)
+        if self._run is not None:
+            self._run.adjust(checked)
+        self._settings = dataclasses.replace(self._settings, concurrency=checked)
+
     async def __aenter__(self) -> Self:
         """Open client, queue and pool, and start to poll.
 
+        A start that fails or is cancelled closes what it opened; the consumer can then be started again.
+
         Raises:
-            ConfigurationError: no handler is registered.
+            ConfigurationError: no handler is registered, or it is running or starting already.
             TransportError: the queue cannot be opened; ``QueueNotFound`` and ``AccessDenied`` say what to check.
-            PostroomError: it is running already.
         """
-        if self._handler is None or self._decode is None:
-            text = f"the consumer of {self.queue!r} has no handler; register one with @consumer.handler"
-            raise ConfigurationError(text)
-        if self._run is not None:
-            text = f"the consumer of {self.queue!r} is running already"
-            raise ConfigurationError(text)
-        self._run = self._last_run = await lifecycle.start(self._settings, self._handler, self._decode, self.tenants)
+        await self._begin(_Start())
         return self
 
     async def __aexit__(
@@ -171,31 +192,55 @@ class Consumer(Generic[C, R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop in order, and return when nothing of the consumer runs any more; see ``Shutdown`` for the budgets.
+        """Stop in order, and return when nothing of the consumer runs; see ``Shutdown`` for the budgets.
 
-        If the caller is cancelled meanwhile, handlers are cancelled at once, the stop is finished all the same, and
-        the cancellation goes on. Raises what ended the poller or the heartbeat, if that is why it stopped.
+        If the caller is cancelled meanwhile, however often, handlers are cancelled at once, the stop is finished all
+        the same, and the cancellation goes on. Raises what ended the consumer, if that is why it stopped: also the
+        ``SystemExit`` of a handler that called ``sys.exit``.
+        """
+        fatal = await self.end()
+        if fatal is not None and error is None:
+            raise fatal
+
+    async def end(self) -> BaseException | None:
+        """Stop in order, as ``async with`` does at its end, but return what ended the consumer and do not raise it.
+
+        None when it was stopped by :meth:`stop`, or by the end of the block.
         """
         run = self._opened()
-        stopping = asyncio.create_task(run.stop(), name=f"postroom-stop-{self.queue}")
-        try:
-            await asyncio.shield(stopping)
-        except asyncio.CancelledError:
-            run.request_stop(StopReason.REQUESTED, now=True)
-            await asyncio.wait([stopping])
-            raise
-        finally:
-            self._run = None
-        if run.fatal is not None and error is None:
-            raise run.fatal
+        stopping = asyncio.create_task(captured(run.stop()), name=f"postroom-stop-{self.queue}")
+        cancelled: asyncio.CancelledError | None = None
+        while not stopping.done():
+            try:
+                await asyncio.wait([stopping])  # unlike an await, it does not cancel the stop with its caller
+            except asyncio.CancelledError as cancellation:
+                cancelled = cancellation
+                run.request_stop(StopReason.REQUESTED, now=True)
+        self._run = None
+        if cancelled is not None:
+            raise cancelled
+        if (error := stopping.result()) is not None:
+            raise error
+        return run.fatal
 
     async def run(self) -> None:
-        """Start, consume until :meth:`stop` is called, and stop in order."""
-        async with self:
+        """Start, consume until :meth:`stop` is called, and stop in order.
+
+        A stop that is asked for while it starts ends the start.
+        """
+        start = _Start(asyncio.current_task())
+        await self._begin(start)
+        if start.given_up:
+            return
+        try:
             await self.wait_for_stop()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await self.__aexit__(None, None, None)
 
     async def wait_for_stop(self) -> None:
-        """Return when somebody called :meth:`stop`, or when the poller or the heartbeat died."""
+        """Return when :meth:`stop` was called, or when something ended the consumer."""
         await self._opened().stop_requested()
 
     def stop(self, *, now: bool = False, reason: StopReason = StopReason.REQUESTED) -> None:
@@ -205,16 +250,43 @@ class Consumer(Generic[C, R]):
             now: cancel running handlers without waiting for them to finish.
             reason: for the log and for observers.
 
-        From another thread, call it with ``loop.call_soon_threadsafe``. Does nothing when it is not running.
+        Before the first start, and during a start, it is remembered: ``run`` then ends without consuming, and
+        ``async with`` is asked to stop as soon as it is entered. After a run it does nothing. From another thread, call
+        it with ``loop.call_soon_threadsafe``.
         """
         if self._run is not None:
             self._run.request_stop(reason, now=now)
+        elif self._start is not None or self._last_run is None:
+            self._early_stop = _Stop(reason, now or (self._early_stop is not None and self._early_stop.now))
+            if self._start is not None:
+                self._start.give_up()
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot of this run, or of the last one. Raises ``NotOpenError`` when there was none."""
         if self._last_run is None:
             return self._opened().statistics()
         return self._last_run.statistics()
+
+    async def _begin(self, start: "_Start") -> None:
+        """Start, unless the start is given up because a stop is asked for."""
+        if self._handler is None or self._decode is None:
+            text = f"the consumer of {self.queue!r} has no handler; register one with @consumer.handler"
+            raise ConfigurationError(text)
+        if self._run is not None or self._start is not None:
+            text = f"the consumer of {self.queue!r} is {'running' if self._run is not None else 'starting'} already"
+            raise ConfigurationError(text)
+        self._start = start
+        try:
+            if self._early_stop is not None:
+                start.give_up()
+            async with start:
+                run = await lifecycle.start(self._settings, self._handler, self._decode, self.tenants)
+                self._run = self._last_run = run
+        finally:
+            self._start = None
+            early, self._early_stop = self._early_stop, None
+        if early is not None and self._run is not None:
+            self._run.request_stop(early.reason, now=early.now)
 
     def _opened(self) -> lifecycle.Run[C, R]:
         if self._run is None:
@@ -224,6 +296,68 @@ class Consumer(Generic[C, R]):
 
     def __repr__(self) -> str:
         return f"<Consumer of {self.queue!r}, {'running' if self.running else 'not running'}>"
+
+
+async def captured(work: Awaitable[object]) -> BaseException | None:
+    """Return what some work raises. A SystemExit that leaves a task would tear the event loop down under all others."""
+    try:
+        await work
+    except BaseException as error:
+        return error
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stop:
+    """A stop that was asked for before there was a run."""
+
+    reason: StopReason
+    now: bool
+
+
+class _Start:
+    """One start under way, and how to give it up. Without a task it cannot be given up.
+
+    Giving up cancels the task that starts, and takes the cancellation back where the start ends, as ``asyncio.timeout``
+    does; a cancellation by others goes on.
+    """
+
+    def __init__(self, task: "asyncio.Task[Any] | None" = None) -> None:
+        self._task = task
+        self._asked = False
+        self._under_way = False
+        self._before = 0
+        self.given_up = False
+        """Whether it ended without a run."""
+
+    def give_up(self) -> None:
+        """End the start, or do not begin it."""
+        if self._task is not None and not self._asked:
+            self._asked = True
+            if self._under_way:
+                self._task.cancel()
+
+    async def __aenter__(self) -> None:
+        if self._task is not None:
+            self._before = self._task.cancelling()
+            self._under_way = True
+            if self._asked:
+                self._task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> bool:
+        task, self._under_way = self._task, False
+        if task is None or not self._asked:
+            return False
+        if kind is None:  # it was done in the same instant: take in the cancellation before it hits something else
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if task.uncancel() > self._before:  # others cancelled it too: let that hit what comes next
+                    task.cancel()
+                    task.uncancel()
+            return False
+        self.given_up = task.uncancel() <= self._before and issubclass(kind, asyncio.CancelledError)
+        return self.given_up
 
 
 def _resolver(
@@ -244,15 +378,33 @@ def _check_resources(context: object, resources: object, cleanup: object) -> Non
     if resources is not None and context is None:
         text = "Consumer(resources=...) needs context=...: resources are leased for a context"
         raise ConfigurationError(text)
-    if context is not None and not callable(context):
-        text = f"Consumer(context=...) takes a function (Message) -> context or a class; got {context!r}"
-        raise ConfigurationError(text)
-    if resources is not None and not isinstance(resources, ResourcePool) and not callable(resources):
-        text = f"Consumer(resources=...) takes a provider function or a ResourcePool; got {resources!r}"
-        raise ConfigurationError(text)
+    if context is not None and not isinstance(context, type):
+        check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
+    if resources is not None and not isinstance(resources, ResourcePool):
+        check_provider(resources)
     if cleanup is not None and (resources is None or isinstance(resources, ResourcePool)):
         text = "Consumer(cleanup=...) goes with resources=<async function>; a ResourcePool has its own cleanup="
         raise ConfigurationError(text)
+    if cleanup is not None:
+        check_callable("Consumer(cleanup=...)", "(resources)", cleanup, 1)
+
+
+def _check_functions(on_error: object, middleware: Iterable[object], observers: Iterable[object]) -> None:
+    if on_error is not None:
+        check_callable("Consumer(on_error=...)", "(Failure)", on_error, 1)
+    for layer in middleware:
+        check_callable("Consumer(middleware=...)", "(payload, ctx, call_next)", layer, 3)
+    for observer in observers:
+        check_sync("Consumer(observers=...)", "(Event)", observer)
+
+
+def _checked_mode(ack: object) -> AckMode:
+    try:
+        return AckMode(cast("str", ack))
+    except ValueError:
+        modes = ", ".join(str(mode) for mode in AckMode)
+        text = f"Consumer(ack=...) takes an AckMode: {modes}; got {ack!r}"
+        raise ConfigurationError(text) from None
 
 
 T = TypeVar("T")
@@ -262,4 +414,14 @@ def _checked(name: str, value: T, kind: type[T]) -> T:
     if not isinstance(value, kind):
         text = f"Consumer({name}=...) takes {kind.__name__}(...); got {value!r}"
         raise ConfigurationError(text)
+    return value
+
+
+def _per_call(name: str, value: PerCall[T], kind: type[T]) -> PerCall[T]:
+    if isinstance(value, kind):
+        return value
+    if not callable(value) or isinstance(value, type):
+        text = f"Consumer({name}=...) takes {kind.__name__}(...), or a function (Call) that returns one; got {value!r}"
+        raise ConfigurationError(text)
+    check_sync(f"Consumer({name}=...)", "(Call)", value)
     return value

@@ -8,7 +8,7 @@ from typing import Any, Generic
 from postroom.consumer.context import MessageContext
 from postroom.events import Observers
 from postroom.message import Message
-from postroom.options import Concurrency, Faults, Polling, RetryPolicy, Shutdown, Visibility
+from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
 from postroom.types import AckMode, C, R
@@ -51,10 +51,10 @@ class Settings(Generic[C, R]):
     ack: AckMode
     concurrency: Concurrency
     polling: Polling
-    visibility: Visibility
-    retry: RetryPolicy
+    visibility: PerCall[Visibility]
+    retry: PerCall[RetryPolicy]
     shutdown: Shutdown
-    faults: Faults
+    faults: PerCall[Faults]
     on_error: OnError | None
     middleware: Sequence[Middleware]
     observers: Observers

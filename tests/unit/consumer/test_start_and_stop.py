@@ -1,0 +1,411 @@
+"""Starting twice, starting in vain, stopping before the start, and being cancelled again and again."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Self
+
+import pytest
+
+from postroom import Concurrency, ConfigurationError, Consumer, MessageContext, QueueNotFound, Shutdown, StopReason
+from postroom.transports.memory import MemoryClient
+from support.world import Order, World, in_world
+
+Ctx = MessageContext[Any, Any]
+
+
+class Slow:
+    """A client that opens its queue when it may."""
+
+    def __init__(self, world: World) -> None:
+        self._inner = MemoryClient(world.broker)
+        self.may_open = asyncio.Event()
+        self.opening = 0
+        self.open = 0
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        self.open += 1
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.open -= 1
+        await self._inner.__aexit__(None, None, None)
+
+    async def queue(self, name: str) -> Any:
+        """Open the queue."""
+        self.opening += 1
+        try:
+            await self.may_open.wait()
+            return await self._inner.queue(name)
+        finally:
+            self.opening -= 1
+
+
+def consumer(client: Any, handled: list[str] | None = None, **options: Any) -> Consumer[Any, Any]:
+    """Make a consumer that writes down what it handled."""
+    orders: Consumer[Any, Any] = Consumer("orders", client=client, **options)
+
+    @orders.handler
+    async def handle(order: Order, ctx: Ctx) -> None:
+        await asyncio.sleep(order.seconds)
+        if handled is not None:
+            handled.append(order.order_id)
+
+    return orders
+
+
+def others() -> set[asyncio.Task[Any]]:
+    """Return all tasks but this one."""
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("first_ends", ["well", "cancelled"])
+def test_a_second_start_is_refused_at_once(first_ends: str) -> None:
+    """While the first is under way, and after it. The first is not disturbed, and nothing is left of either."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        client = Slow(world)
+        orders = consumer(client)
+        before = others()
+        first = asyncio.create_task(orders.__aenter__(), name="first")
+        await asyncio.sleep(1)
+        with pytest.raises(ConfigurationError, match="starting already"):
+            await orders.__aenter__()
+        with pytest.raises(ConfigurationError, match="starting already"):
+            await orders.run()
+        if first_ends == "cancelled":
+            first.cancel()
+            await asyncio.wait([first])
+        client.may_open.set()
+        if first_ends == "well":
+            await first
+        else:
+            await orders.__aenter__()
+        with pytest.raises(ConfigurationError, match="running already"):
+            await orders.__aenter__()
+        await orders.__aexit__(None, None, None)
+        assert (client.open, others() - before) == (0, set())
+
+    in_world(scenario)
+
+
+def test_a_start_that_failed_can_be_made_again() -> None:
+    """The queue was missing; now it is there."""
+
+    async def scenario(world: World) -> list[str]:
+        handled: list[str] = []
+        client = Slow(world)
+        client.may_open.set()
+        orders = consumer(client, handled)
+        with pytest.raises(QueueNotFound):
+            await orders.run()
+        assert (client.open, orders.running) == (0, False)
+        world.create()
+        world.send_orders("1")
+        async with orders:
+            await asyncio.sleep(1)
+        return handled
+
+    assert in_world(scenario) == ["1"]
+
+
+def test_a_cancelled_start_leaves_nothing_and_can_be_made_again() -> None:
+    """By a timeout, as a web framework's lifespan has."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        handled: list[str] = []
+        client = Slow(world)
+        orders = consumer(client, handled)
+        before = others()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2), orders:
+                raise AssertionError("not reached")
+        assert (client.open, client.opening, orders.running, others() - before) == (0, 0, False, set())
+        client.may_open.set()
+        world.send_orders("1")
+        async with orders:
+            await asyncio.sleep(1)
+        return handled
+
+    assert in_world(scenario) == ["1"]
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_run_ends_when_it_is_stopped_before_it_runs(when: str) -> None:
+    """Even if the queue never answers; the next run is not stopped."""
+
+    async def scenario(world: World) -> tuple[float, list[str]]:
+        world.create()
+        client = Slow(world)
+        handled: list[str] = []
+        orders = consumer(client, handled)
+        running = asyncio.create_task(orders.run(), name="run")
+        if when == "while":
+            await asyncio.sleep(3)
+        orders.stop()
+        orders.stop(now=True)
+        await running
+        took = asyncio.get_running_loop().time()
+        assert (client.open, orders.running, running.cancelling()) == (0, False, 0)
+        client.may_open.set()
+        world.send_orders("1")
+        async with orders:
+            await asyncio.sleep(1)
+        return took, handled
+
+    took, handled = in_world(scenario)
+    assert took == (3.0 if when == "while" else 0.0)
+    assert handled == ["1"]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_stop_in_the_instant_in_which_the_start_is_done_is_a_stop(seed: int) -> None:
+    """Whatever comes first in that turn of the loop: run() returns, nothing runs, and nothing is cancelled later."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        client = Slow(world)
+        orders = consumer(client)
+        before = others()
+
+        async def use() -> None:
+            await orders.run()
+            await asyncio.sleep(10)
+
+        using = asyncio.create_task(use(), name="use")
+        await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(client.may_open.set)
+        for _ in range(seed % 6):
+            await asyncio.sleep(0)
+        loop.call_soon(orders.stop)
+        await using
+        assert (client.open, orders.running, others() - before) == (0, False, set())
+
+    in_world(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_cancellation_that_meets_a_stop_while_starting_is_not_swallowed(seed: int) -> None:
+    """The owner cancels the task in the turn in which the consumer is stopped: that cancellation goes on."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        client = Slow(world)
+        orders = consumer(client)
+        before = others()
+        using = asyncio.create_task(orders.run(), name="use")
+        await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(client.may_open.set)
+        loop.call_soon(orders.stop)
+        loop.call_soon(using.cancel)
+        await asyncio.wait([using])
+        assert using.cancelled()
+        assert (client.open, orders.running, others() - before) == (0, False, set())
+
+    in_world(scenario, seed=seed)
+
+
+def test_a_block_that_was_stopped_while_it_started_is_asked_to_stop_at_once() -> None:
+    """With the reason that was given; the block is entered, and its wait returns."""
+
+    async def scenario(world: World) -> float:
+        world.create()
+        client = Slow(world)
+        orders = consumer(client)
+        loop = asyncio.get_running_loop()
+        loop.call_later(1, orders.stop)
+        loop.call_later(2, client.may_open.set)
+        async with orders:
+            await orders.wait_for_stop()
+        return loop.time()
+
+    assert in_world(scenario) < 5
+
+
+def test_a_stop_after_a_run_does_not_stop_the_next_one() -> None:
+    """Stopping what is stopped means nothing."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        handled: list[str] = []
+        orders = consumer(MemoryClient(world.broker), handled)
+        async with orders:
+            pass
+        orders.stop()
+        world.send_orders("1")
+        async with orders:
+            await asyncio.sleep(1)
+        return handled
+
+    assert in_world(scenario) == ["1"]
+
+
+async def _cancelled_thrice(block: "asyncio.Task[None]") -> None:
+    await asyncio.sleep(1)
+    for _ in range(3):
+        block.cancel()
+        await asyncio.sleep(0.5)
+    with suppress(asyncio.CancelledError):
+        await block
+
+
+async def _cancelled_in_each_turn(block: "asyncio.Task[None]") -> None:
+    await asyncio.sleep(1)
+    while not block.done():  # as a cancelled scope of anyio does it
+        block.cancel()
+        await asyncio.sleep(0.01)
+
+
+async def _cancelled_once(block: "asyncio.Task[None]") -> None:
+    await asyncio.sleep(1)
+    block.cancel()
+    await asyncio.wait([block])
+
+
+@pytest.mark.parametrize("cancel", [_cancelled_once, _cancelled_thrice, _cancelled_in_each_turn])
+@pytest.mark.parametrize("waits", ["in its block", "in its end"])
+def test_however_often_it_is_cancelled_nothing_runs_when_it_is_left(cancel: Any, waits: str) -> None:
+    """Handlers get their time to clean up, and their messages are back when the block ends.
+
+    The cancellation that leaves the block drains; one that comes while it ends cancels handlers at once.
+    """
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int], float]:
+        world.create()
+        events: list[str] = []
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, shutdown=Shutdown(cancel=5))
+
+        @orders.handler
+        async def handle(body: dict[str, Any], ctx: Ctx) -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(3)
+                events.append("cleaned up")
+
+        async def block() -> None:
+            async with orders:
+                world.send({})
+                await asyncio.sleep(0.5 if waits == "in its end" else 1000)
+
+        before = others()
+        started = asyncio.get_running_loop().time()
+        task = asyncio.create_task(block(), name="block")
+        await cancel(task)
+        assert task.cancelled()
+        assert others() - before == set()
+        return events, world.counts(), asyncio.get_running_loop().time() - started
+
+    events, counts, took = in_world(scenario)
+    assert events == ["cleaned up"]
+    assert counts == (1, 0)
+    assert took < (25 if (cancel, waits) == (_cancelled_once, "in its block") else 8)
+
+
+def test_a_timeout_around_the_block_is_a_timeout() -> None:
+    """The cancellation is the timeout's, and it gets it back after the stop."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        with pytest.raises(TimeoutError):  # noqa: PT012 - the block is what is tested
+            async with asyncio.timeout(5), consumer(world.client):
+                world.send_orders("1", seconds=500)
+                await asyncio.sleep(1000)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        return world.counts()
+
+    assert in_world(scenario) == (1, 0)
+
+
+def test_a_task_group_whose_other_task_failed_gets_its_error() -> None:
+    """The consumer's task is cancelled, stops in order, and the error of the other one comes through."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        orders = consumer(world.client)
+
+        async def fail() -> None:
+            await asyncio.sleep(2)
+            raise ZeroDivisionError
+
+        world.send_orders("1", seconds=500)
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+            async with asyncio.TaskGroup() as group:
+                group.create_task(orders.run(), name="run")
+                group.create_task(fail(), name="fail")
+        assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+        assert not orders.running
+        return world.counts()
+
+    assert in_world(scenario) == (1, 0)
+
+
+@pytest.mark.parametrize("fatal", [ZeroDivisionError(), SystemExit(3), KeyboardInterrupt()])
+def test_what_ended_a_consumer_is_raised_where_it_was_started(fatal: BaseException) -> None:
+    """After the stop; ``end`` returns it instead, and an error of the block's own comes first."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = consumer(world.client)
+
+        def die() -> None:
+            run = orders._run
+            assert run is not None
+            run.fatal = fatal
+            orders.stop(reason=StopReason.FATAL)
+
+        async with suppressing(type(fatal)), orders:
+            die()
+            await orders.wait_for_stop()
+        assert not orders.running
+        await orders.__aenter__()
+        die()
+        assert await orders.end() is fatal
+        with pytest.raises(LookupError):  # noqa: PT012
+            async with orders:
+                die()
+                raise LookupError
+
+    in_world(scenario)
+
+
+class suppressing:  # noqa: N801 - as contextlib's
+    """Expect an error in an ``async with`` of several parts."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_rest: object) -> bool:
+        assert kind is self._kind
+        return True
+
+
+def test_concurrency_is_adjusted_while_it_runs_and_for_the_next_run() -> None:
+    """The run is told; a later start has the numbers that were said last."""
+
+    async def scenario(world: World) -> list[Concurrency]:
+        world.create()
+        told: list[Concurrency] = []
+        orders = consumer(world.client, concurrency=Concurrency(total=1))
+        async with orders:
+            run: Any = orders._run
+            run.adjust = told.append
+            orders.adjust(Concurrency(total=5))
+            with pytest.raises(ConfigurationError):
+                orders.adjust(None)  # type: ignore[arg-type]
+        orders.adjust(Concurrency(total=7))
+        async with orders:
+            assert orders._run is not None
+            told.append(orders._run.settings.concurrency)
+        return told
+
+    assert in_world(scenario) == [Concurrency(total=5), Concurrency(total=7)]
