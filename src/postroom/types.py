@@ -57,9 +57,18 @@ class StopReason(StrEnum):
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``run`` and of the command line."""
+    """Exit codes of ``run`` and of the command line.
+
+    A handler that calls ``sys.exit`` ends the process in order, with the exit code that it says; one that raises
+    ``KeyboardInterrupt``, with 130.
+    """
 
     CLEAN = 0
+    """Stopped by a signal or by ``consumer.stop()``; whatever had begun was finished. Also when a signal ended the
+    start."""
     FATAL = 1
+    """A consumer died, or its queue could not be reached in time."""
     CONFIGURATION = 2
+    """A consumer cannot be started as it is configured: no handler, no such queue, no permission."""
     CANCELLED_WORK = 3
+    """Stopped, but handlers had to be cancelled; their messages are back in the queue."""

@@ -1,6 +1,5 @@
 """``postroom run module:consumer``: consumers as the main job of a process."""
 
-import asyncio
 import logging
 import sys
 from importlib import import_module
@@ -25,21 +24,26 @@ if TYPE_CHECKING:
 @click.option("--log-level", default="INFO", show_default=True, envvar="POSTROOM_LOG_LEVEL", show_envvar=True,
               type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
               help="What is logged to stderr.")  # fmt: skip
+@click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=click.FloatRange(min=0),
+              help="How long to wait for a queue that cannot be reached yet; else until it answers.")  # fmt: skip
 @endpoint_option
-def run(*, consumers: tuple[str, ...], directory: Path, log_level: str, endpoint_url: str | None) -> None:
+def run(
+    *, consumers: tuple[str, ...], directory: Path, log_level: str, wait: float | None, endpoint_url: str | None
+) -> None:
     """Run consumers until SIGINT or SIGTERM; then drain. A second signal cancels what runs.
 
     MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders, a list of them, or a function without
     parameters that returns one or the other. When one consumer stops, all do.
-    Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled.
+    Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
+    a handler that calls sys.exit.
     """
-    from postroom.consumer import serve
+    from postroom.consumer.runner import run_to_exit
 
     log_to_stderr(log_level)
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
-    sys.exit(int(asyncio.run(serve(*loaded, freeze=True))))
+    sys.exit(int(run_to_exit(loaded, wait=wait)))
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":

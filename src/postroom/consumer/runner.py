@@ -1,15 +1,17 @@
-"""Run consumers as the main job of a process: signals, and exit codes."""
+"""Run consumers as the main job of a process: signals, a start that waits for SQS, and exit codes."""
 
 import asyncio
 import gc
 import logging
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from random import Random
+from typing import Any, Final
 
-from postroom.consumer.consumer import Consumer
+from postroom.consumer.consumer import Consumer, captured
+from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.types import ExitCode, StopReason
 
@@ -17,60 +19,252 @@ _log = logging.getLogger("postroom.consumer")
 
 _NOT_AS_CONFIGURED = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED: Final = 130
+"""The exit code of what Ctrl-C ended, by the convention of shells: 128 and the signal's number."""
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 5.0
+_GIVE_UP: Final = 4.0
+"""Seconds in which a start that was given up has to close what it opened."""
+_REMIND: Final = 5.0
+"""Seconds between two log lines that say what a stop waits for."""
 
 
-def run(*consumers: Consumer[Any, Any]) -> None:
+def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
     """Run consumers until SIGINT or SIGTERM, then stop them in order. The last line of a worker's main module.
 
-    The first signal drains and says what it waits for; the second cancels handlers at once. When one consumer stops,
-    for whatever reason, all do. What is loaded when they run is frozen (``gc.freeze``), see :func:`serve`.
+    The first signal drains and says what it waits for; the second cancels handlers at once. A signal during the start
+    ends the start. When one consumer stops, for whatever reason, all do. What is loaded when they run is frozen
+    (``gc.freeze``), see :func:`serve`.
+
+    Args:
+        consumers: what to run.
+        wait: how many seconds a start waits for a queue that cannot be reached yet, see :func:`serve`.
 
     Raises:
         SystemExit: with 1 when a consumer died, 2 when it could not be started as configured, 3 when handlers had to
-            be cancelled. A clean stop returns.
+            be cancelled, and with its own code when a handler called ``sys.exit``. A clean stop returns.
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    code = asyncio.run(serve(*consumers, freeze=True))
+    code = run_to_exit(consumers, wait=wait)
     if code is not ExitCode.CLEAN:
         sys.exit(int(code))
 
 
-async def serve(*consumers: Consumer[Any, Any], freeze: bool = False) -> ExitCode:
+def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) -> ExitCode:
+    """Run consumers in an event loop of their own, as the only job of the process, and return the exit code.
+
+    Threads of ``asyncio.to_thread`` that hang are not waited for at the end.
+    """
+
+    async def main() -> ExitCode:
+        asyncio.get_running_loop().set_default_executor(DaemonPool())
+        return await serve(*consumers, freeze=True, wait=wait)
+
+    return asyncio.run(main())
+
+
+async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: float | None = None) -> ExitCode:
     """Do what :func:`run` does inside a running event loop, and return the exit code.
 
-    Signal handlers are installed in the main thread only, and removed at the end.
+    Signal handlers are installed in the main thread only, and removed at the end. If the caller is cancelled, the
+    consumers drain; cancelled once more, their handlers are cancelled; then the cancellation goes on.
 
     Args:
         consumers: what to run.
         freeze: whether the garbage collector leaves alone, until the end, what is loaded when all consumers run. It
             would look through the whole AWS client every 20,000 messages or so, which stops the loop for a tenth of
             a second. For processes with no other job: cycles that exist at that moment stay until the end.
+        wait: how many seconds a start waits for a queue that cannot be reached yet: a connection that is refused, a
+            name that is not known, a server error. None waits until it answers, 0 not at all. Refusals are not waited
+            for: missing permissions, a queue that does not exist.
+
+    Raises:
+        SystemExit: a handler called ``sys.exit``, or raised ``KeyboardInterrupt``; everything was stopped in order.
+        ConfigurationError: ``wait`` is not a number of seconds.
     """
+    if wait is not None and (isinstance(wait, bool) or not wait >= 0):
+        text = f"serve(wait=...) takes seconds, at least 0, or None; got {wait!r}"
+        raise ConfigurationError(text)
     if not consumers:
         _log.critical("Nothing to run: pass at least one consumer")
         return ExitCode.CONFIGURATION
-    with _signals(consumers):
-        return await _serve(consumers, freeze=freeze)
+    process = _Process(consumers, freeze=freeze, wait=wait)
+    with _signals(process):
+        await process.live()
+    return _verdict(process.started, process.problems)
 
 
-async def _serve(consumers: tuple[Consumer[Any, Any], ...], *, freeze: bool) -> ExitCode:
-    started: list[Consumer[Any, Any]] = []
-    problems: list[BaseException] = []
+class _Process:
+    """Consumers that live and end together."""
+
+    def __init__(self, consumers: Sequence[Consumer[Any, Any]], *, freeze: bool, wait: float | None) -> None:
+        self._consumers = consumers
+        self._freeze = freeze
+        self._wait = wait
+        self._loop = asyncio.get_running_loop()
+        self._starts: set[asyncio.Task[BaseException | None]] = set()
+        self._stopping = asyncio.Event()
+        self._reason = StopReason.REQUESTED
+        self._reminder: asyncio.TimerHandle | None = None
+        self.started: list[Consumer[Any, Any]] = []
+        """Those that ran."""
+        self.problems: list[BaseException] = []
+        """What ended consumers, or kept them from starting."""
+
+    async def live(self) -> None:
+        """Start all, wait until one is asked to stop, and stop all. They start and drain at the same time."""
+        lives = [asyncio.create_task(self._life(each), name=f"postroom-run-{each.queue}") for each in self._consumers]
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not all(life.done() for life in lives):
+                try:
+                    await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
+                except asyncio.CancelledError as error:
+                    self.stop(now=cancelled is not None)
+                    cancelled = error
+        finally:
+            if self._reminder is not None:
+                self._reminder.cancel()
+            if self._freeze:
+                gc.unfreeze()
+        if cancelled is not None:
+            raise cancelled
+
+    def stop(self, *, now: bool = False, reason: StopReason = StopReason.REQUESTED) -> None:
+        """Stop what runs, and give up what starts."""
+        if not self._stopping.is_set():
+            self._reason = reason
+            self._stopping.set()
+            self._reminder = self._loop.call_later(_REMIND, self._remind, _REMIND)
+        for consumer in self._consumers:
+            if consumer.running:
+                consumer.stop(now=now, reason=self._reason)
+        for start in self._starts:
+            start.cancel()
+
+    def on_signal(self, number: signal.Signals) -> None:
+        """Stop; cancel what runs when it is not the first signal."""
+        again = self._stopping.is_set()
+        if again:
+            _log.warning("%s again: cancelling what runs (%s)", number.name, self._what_runs())
+        elif self._starts:
+            _log.info("%s: the start is given up (%s)", number.name, self._what_runs())
+        else:
+            _log.info("%s: draining (%s); once more to cancel what runs", number.name, self._what_runs())
+        self.stop(now=again, reason=StopReason.SIGNAL)
+
+    async def _life(self, consumer: Consumer[Any, Any]) -> None:
+        another_runs_it = consumer.running
+        problem = await self._begin(consumer)
+        if problem is None and consumer.running and not another_runs_it:
+            self.started.append(consumer)
+            if self._freeze and all(each.running for each in self._consumers):
+                gc.freeze()
+            if self._stopping.is_set():
+                consumer.stop(reason=self._reason)
+            await captured(consumer.wait_for_stop())
+            self.stop()
+            problem = await _what_ended(consumer)
+        if problem is not None and not isinstance(problem, asyncio.CancelledError):
+            self.problems.append(problem)
+        self.stop()
+
+    async def _begin(self, consumer: Consumer[Any, Any]) -> BaseException | None:
+        """Start a consumer, as often as it takes. Return why it does not run, if it does not."""
+        patience = _Patience(consumer.queue, self._wait, began=self._loop.time())
+        while not self._stopping.is_set():
+            work = captured(consumer.__aenter__())
+            start = asyncio.create_task(work, name=f"postroom-start-{consumer.queue}")
+            self._starts.add(start)
+            try:
+                problem = await self._ended(start, consumer)
+            finally:
+                self._starts.discard(start)
+            if problem is None or (pause := patience.pause_after(problem, self._loop.time())) is None:
+                return problem
+            await _within(pause, self._stopping.wait())
+        return None
+
+    async def _ended(
+        self, start: "asyncio.Task[BaseException | None]", consumer: Consumer[Any, Any]
+    ) -> BaseException | None:
+        """Wait for a start. One that was given up may close what it opened, within a limit."""
+        stopping = asyncio.create_task(self._stopping.wait(), name=f"postroom-stopping-{consumer.queue}")
+        try:
+            await asyncio.wait([start, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        if not start.done():
+            await asyncio.wait([start], timeout=_GIVE_UP)
+        if not start.done():
+            _log.error("The start of %s did not end within %g s after it was given up", consumer.queue, _GIVE_UP)
+            start.cancel()
+            return None
+        return None if start.cancelled() else start.result()  # cancelled: given up in its last step
+
+    def _what_runs(self) -> str:
+        parts: list[str] = []
+        for consumer in self._consumers:
+            if not consumer.running:
+                continue
+            now = consumer.statistics()
+            parts.append(f"{consumer.queue}: {now.running} handlers run, {now.held} messages are held")
+        return "; ".join(parts) or "no consumer runs"
+
+    def _remind(self, seconds: float) -> None:
+        _log.info("Still stopping after %.0f s (%s)", seconds, self._what_runs())
+        self._reminder = self._loop.call_later(_REMIND, self._remind, seconds + _REMIND)
+
+
+class _Patience:
+    """How long a start waits for a queue that cannot be reached yet, and what it says meanwhile."""
+
+    def __init__(self, queue: str, wait: float | None, *, began: float) -> None:
+        self._queue = queue
+        self._deadline = None if wait is None else began + wait
+        self._pause = _FIRST_PAUSE
+        self._said = ""
+        self._rng = Random()  # noqa: S311 - jitter, not secrecy
+
+    def pause_after(self, problem: BaseException, now: float) -> float | None:
+        """Return how many seconds to wait before the next try; None when there is none."""
+        if not isinstance(problem, TransportError) or not problem.retryable:
+            return None
+        if self._deadline is not None and now >= self._deadline:
+            return None
+        if (state := f"{type(problem).__name__} {problem.code}") != self._said:
+            self._said = state
+            limit = "until it answers" if self._deadline is None else f"for {self._deadline - now:.0f} s more"
+            _log.warning("Queue %s cannot be reached yet; the start tries again %s: %s", self._queue, limit, problem)
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        pause *= self._rng.uniform(0.5, 1.0)
+        return pause if self._deadline is None else min(pause, self._deadline - now)
+
+
+async def _what_ended(consumer: Consumer[Any, Any]) -> BaseException | None:
     try:
-        for consumer in consumers:
-            await consumer.__aenter__()
-            started.append(consumer)
-        if freeze:
-            gc.freeze()
-        await _first_stop(consumers)
-    except Exception as error:
-        problems.append(error)
-    finally:
-        ended = await asyncio.gather(*(c.__aexit__(None, None, None) for c in started), return_exceptions=True)
-        problems.extend(error for error in ended if error is not None)
-        if freeze:
-            gc.unfreeze()
+        return await consumer.end()
+    except BaseException as error:
+        return error
+
+
+async def _within(seconds: float, work: Awaitable[object]) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return
+
+
+def _verdict(started: Sequence[Consumer[Any, Any]], problems: Sequence[BaseException]) -> ExitCode:
+    for problem in problems:
+        if isinstance(problem, SystemExit):
+            _log.critical("Stopped: a handler called sys.exit(%r)", problem.code)
+            raise SystemExit(problem.code)
+        if isinstance(problem, KeyboardInterrupt):
+            _log.critical("Stopped: a handler raised KeyboardInterrupt")
+            raise SystemExit(_INTERRUPTED)
     for problem in problems:
         if isinstance(problem, TransportError) and not isinstance(problem, _NOT_AS_CONFIGURED):
             _log.critical("Stopped: %s", problem)  # its text says what to check; a traceback would hide it
@@ -85,39 +279,14 @@ async def _serve(consumers: tuple[Consumer[Any, Any], ...], *, freeze: bool) -> 
     return ExitCode.CANCELLED_WORK if cancelled else ExitCode.CLEAN
 
 
-async def _first_stop(consumers: tuple[Consumer[Any, Any], ...]) -> None:
-    """Wait until one consumer is asked to stop, then ask all: they drain at the same time."""
-    waits = [asyncio.create_task(c.wait_for_stop(), name=f"postroom-wait-{c.queue}") for c in consumers]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.wait(waits)
-    for consumer in consumers:
-        consumer.stop()
-
-
 @contextmanager
-def _signals(consumers: tuple[Consumer[Any, Any], ...]) -> Generator[None]:
+def _signals(process: _Process) -> Generator[None]:
     loop = asyncio.get_running_loop()
-    seen = 0
-
-    def on_signal(number: signal.Signals) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 1:
-            _log.info("%s: draining; once more to cancel what runs", number.name)
-        else:
-            _log.warning("%s again: cancelling what runs", number.name)
-        for consumer in consumers:
-            consumer.stop(now=seen > 1, reason=StopReason.SIGNAL)
-
     installed: list[signal.Signals] = []
     try:
         for number in _SIGNALS:
             try:
-                loop.add_signal_handler(number, on_signal, number)
+                loop.add_signal_handler(number, process.on_signal, number)
             except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or not on this platform
                 break
             installed.append(number)

@@ -137,3 +137,72 @@ def test_a_queue_that_does_not_exist_ends_with_2(tmp_path: Path) -> None:
     assert worker.returncode == 2
     assert "orders" in output
     assert "Traceback" not in output
+
+
+def test_a_queue_that_cannot_be_reached_is_waited_for_as_long_as_it_was_said(tmp_path: Path) -> None:
+    """Then it ends with 1, and the log says what to check; no port of this machine answers there."""
+    (tmp_path / "shop_worker.py").write_text(textwrap.dedent(APP))
+    worker = _start(tmp_path, "shop_worker:orders", "--endpoint-url", "http://127.0.0.1:9", "--wait", "0")
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "Stopped: " in output
+    assert "Traceback" not in output
+
+
+def test_the_wait_is_seconds() -> None:
+    """Anything else is a usage error, exit code 2."""
+    for wrong in ("-1", "soon"):
+        assert CliRunner().invoke(main, ["run", "app:orders", "--wait", wrong]).exit_code == 2
+
+
+EXITS = """
+import sys
+from postroom import Consumer, MessageContext
+
+orders = Consumer("orders")
+
+@orders.handler
+async def handle(body: dict, ctx: MessageContext) -> None:
+    sys.exit(body["n"])
+"""
+
+
+@pytest.mark.parametrize("definition", ["async def", "def"])
+def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path, definition: str) -> None:
+    """The process ends in order, with the code that the handler said; its message is kept."""
+    (tmp_path / "shop_exits.py").write_text(textwrap.dedent(EXITS).replace("async def", definition))
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", '{"n": 7}'))
+        worker = _start(tmp_path, "shop_exits:orders", "--endpoint-url", server.endpoint_url)
+        output, _ = worker.communicate(timeout=30)
+        assert server.counts("orders") == (1, 0, 0)
+    assert worker.returncode == 7
+    assert "sys.exit(7)" in output
+    assert "Stopped consuming" in output
+
+
+HANGS = """
+import asyncio, threading
+from postroom import Consumer, MessageContext, Shutdown
+
+orders = Consumer("orders", shutdown=Shutdown(within=1))
+
+@orders.handler
+async def handle(body: dict, ctx: MessageContext) -> None:
+    asyncio.get_running_loop().call_later(0.1, orders.stop)
+    await asyncio.to_thread(threading.Event().wait)
+"""
+
+
+def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tmp_path: Path) -> None:
+    """The handler is cancelled, its call in a thread goes on, and the process ends all the same."""
+    (tmp_path / "shop_hangs.py").write_text(textwrap.dedent(HANGS))
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", '{"n": 7}'))
+        worker = _start(tmp_path, "shop_hangs:orders", "--endpoint-url", server.endpoint_url)
+        output, _ = worker.communicate(timeout=30)
+        assert server.counts("orders") == (1, 0, 0)
+    assert worker.returncode == 3
+    assert "Traceback" not in output

@@ -1,0 +1,378 @@
+"""Consumers as the main job of a process: a start that waits for SQS, signals, and exit codes."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+
+from postroom import (
+    AccessDenied,
+    ConfigurationError,
+    Consumer,
+    ExitCode,
+    MessageContext,
+    QueueNotFound,
+    ServiceUnavailable,
+    Shutdown,
+    StopReason,
+    Throttled,
+    serve,
+)
+from postroom.events import ConsumerStopped, Event
+from postroom.local import LocalBroker
+from postroom.transports.memory import MemoryClient
+from support.world import World, in_world
+
+Ctx = MessageContext[Any, Any]
+
+
+class Unreachable:
+    """A client that fails to open a queue until a time, or hangs in it."""
+
+    def __init__(self, world: World, *errors: Exception, until: float = float("inf"), hangs: bool = False) -> None:
+        self._inner = MemoryClient(world.broker)
+        self._errors = list(errors)
+        self._until = until
+        self._hangs = hangs
+        self.answers = asyncio.Event()
+        self.tries = 0
+        self.open = 0
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        self.open += 1
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.open -= 1
+        await self._inner.__aexit__(None, None, None)
+
+    async def queue(self, name: str) -> Any:
+        """Open the queue."""
+        self.tries += 1
+        if self._hangs:
+            await self.answers.wait()
+        elif asyncio.get_running_loop().time() < self._until:
+            raise self._errors[0] if len(self._errors) == 1 else self._errors.pop(0)
+        return await self._inner.queue(name)
+
+
+def consumer(client: Any, name: str = "orders", **options: Any) -> Consumer[Any, Any]:
+    """Make a consumer whose handler does as the message says."""
+    orders: Consumer[Any, Any] = Consumer(name, client=client, **options)
+
+    @orders.handler
+    async def handle(order: dict[str, Any], ctx: Ctx) -> None:
+        await asyncio.sleep(order.get("seconds", 0))
+        if order.get("stop"):
+            orders.stop()
+
+    return orders
+
+
+def later(seconds: float, function: Callable[..., object], *arguments: Any) -> None:
+    """Call a function after some seconds."""
+    asyncio.get_running_loop().call_later(seconds, function, *arguments)
+
+
+REFUSED = ServiceUnavailable("connection refused", operation="GetQueueUrl", code="ConnectionError")
+
+
+def test_a_queue_that_cannot_be_reached_yet_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning, not one for each try; then messages are handled."""
+
+    async def scenario(world: World) -> tuple[ExitCode, int, float]:
+        world.create()
+        world.send({"stop": True})
+        client = Unreachable(world, REFUSED, until=600)
+        code = await serve(consumer(client))
+        return code, client.tries, asyncio.get_running_loop().time()
+
+    code, tries, took = in_world(scenario)
+    assert code is ExitCode.CLEAN
+    assert 600 <= took < 640
+    assert 100 < tries < 400  # a pause of 5 s at most, half of it random
+    [warning] = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert "orders cannot be reached yet" in warning
+    assert "until it answers" in warning
+    assert "connection refused" in warning
+
+
+def test_each_change_of_what_keeps_a_start_waiting_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """From a refused connection to throttling: one warning for each."""
+
+    async def scenario(world: World) -> ExitCode:
+        world.create()
+        world.send({"stop": True})
+        errors = [REFUSED, REFUSED, Throttled("slow down"), Throttled("slow down"), *[REFUSED] * 1000]
+        return await serve(consumer(Unreachable(world, *errors, until=60)))
+
+    assert in_world(scenario) is ExitCode.CLEAN
+    warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert ["slow down" in text for text in warnings] == [False, True, False]
+
+
+@pytest.mark.parametrize(("wait", "least", "most"), [(0, 0.0, 0.0), (30, 30.0, 36.0)])
+def test_waiting_has_the_limit_that_was_said(wait: float, least: float, most: float) -> None:
+    """Then the process ends with 1, and says what to check."""
+
+    async def scenario(world: World) -> tuple[ExitCode, float, int]:
+        client = Unreachable(world, REFUSED)
+        code = await serve(consumer(client), wait=wait)
+        return code, asyncio.get_running_loop().time(), client.open
+
+    code, took, still_open = in_world(scenario)
+    assert code is ExitCode.FATAL
+    assert least <= took <= most
+    assert still_open == 0
+
+
+@pytest.mark.parametrize("error", [QueueNotFound("no such queue"), AccessDenied("no"), ConfigurationError("no")])
+def test_what_waiting_cannot_mend_ends_the_process_at_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """With 2: the process is not as it was configured. The others are stopped."""
+
+    async def scenario(world: World) -> tuple[ExitCode, float, bool]:
+        world.create("others")
+        others = consumer(MemoryClient(world.broker), "others")
+        code = await serve(others, consumer(Unreachable(world, error)))
+        return code, asyncio.get_running_loop().time(), others.running
+
+    code, took, running = in_world(scenario)
+    assert (code, running) == (ExitCode.CONFIGURATION, False)
+    assert took < 3
+    assert "Cannot start" in caplog.text
+
+
+def test_a_defect_in_the_start_ends_the_process_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """It is neither a configuration nor an outage."""
+
+    async def scenario(world: World) -> ExitCode:
+        return await serve(consumer(Unreachable(world, ZeroDivisionError("a bug"))))
+
+    assert in_world(scenario) is ExitCode.FATAL
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+def test_one_consumer_runs_while_another_still_waits_for_its_queue() -> None:
+    """And when the one is stopped, the other's start is given up."""
+
+    async def scenario(world: World) -> tuple[ExitCode, float, int]:
+        world.create()
+        waiting = Unreachable(world, REFUSED)
+        world.send({"stop": True, "seconds": 50})
+        code = await serve(consumer(MemoryClient(world.broker)), consumer(waiting, "others"))
+        return code, asyncio.get_running_loop().time(), waiting.open
+
+    code, took, still_open = in_world(scenario)
+    assert (code, still_open) == (ExitCode.CLEAN, 0)
+    assert 50 <= took < 55
+
+
+def test_nothing_to_run_and_a_wait_that_is_none_are_said() -> None:
+    """Before anything is opened."""
+
+    async def scenario(world: World) -> ExitCode:
+        for wait in (-1, float("nan"), True):
+            with pytest.raises(ConfigurationError, match="wait"):
+                await serve(consumer(world.client), wait=wait)
+        return await serve()
+
+    assert in_world(scenario) is ExitCode.CONFIGURATION
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_caller_that_is_cancelled_stops_in_order(times: int) -> None:
+    """The first cancellation drains, the second one cancels handlers; then it goes on."""
+
+    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
+        world.create()
+        world.send({"seconds": 8})
+        serving = asyncio.create_task(serve(consumer(world.client)), name="serve")
+        for _ in range(times):
+            await asyncio.sleep(1)
+            serving.cancel()
+        await asyncio.wait([serving])
+        assert serving.cancelled()
+        return asyncio.get_running_loop().time(), world.counts()
+
+    took, counts = in_world(scenario)
+    assert took < 5 if times == 2 else 8 <= took < 11
+    assert counts == ((1, 0) if times == 2 else (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("fatal", "code"),
+    [
+        (SystemExit(3), 3),
+        (SystemExit("a text"), "a text"),
+        (SystemExit(None), None),
+        (SystemExit(0), 0),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_a_handler_that_exits_ends_the_process_with_its_code(fatal: BaseException, code: object) -> None:
+    """In order: the other consumers drain first."""
+
+    async def scenario(world: World) -> object:
+        world.create()
+        world.create("others")
+        world.send({"seconds": 5}, queue="others")
+        orders, others = consumer(world.client), consumer(MemoryClient(world.broker), "others")
+
+        def die() -> None:
+            run = orders._run
+            assert run is not None
+            run.fatal = fatal
+            orders.stop(reason=StopReason.FATAL)
+
+        later(1, die)
+        try:
+            await serve(orders, others)
+        except SystemExit as exiting:
+            assert (world.counts("others"), others.running) == ((0, 0), False)
+            return exiting.code
+        return "it did not exit"
+
+    assert in_world(scenario) == code
+
+
+def test_a_consumer_that_died_ends_the_process_with_one() -> None:
+    """Whatever it is that it died of, an Exception or not."""
+
+    class Panic(BaseException):
+        """As PyO3 has."""
+
+    async def scenario(world: World, fatal: BaseException) -> ExitCode:
+        world.create()
+        orders = consumer(world.client)
+
+        def die() -> None:
+            run = orders._run
+            assert run is not None
+            run.fatal = fatal
+            orders.stop(reason=StopReason.FATAL)
+
+        later(1, die)
+        return await serve(orders)
+
+    for fatal in (ZeroDivisionError(), Panic()):
+        assert in_world(lambda world, fatal=fatal: scenario(world, fatal)) is ExitCode.FATAL  # type: ignore[misc]
+
+
+def test_work_that_was_cancelled_is_told_by_the_exit_code() -> None:
+    """Three: the messages are back in the queue."""
+
+    async def scenario(world: World) -> ExitCode:
+        world.create()
+        orders = consumer(world.client, shutdown=Shutdown(drain=1, poll=0))
+        world.send({"seconds": 100})
+        later(1, orders.stop)
+        return await serve(orders)
+
+    assert in_world(scenario) is ExitCode.CANCELLED_WORK
+
+
+def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    """By queue, with counts."""
+    caplog.set_level(logging.INFO, "postroom")
+
+    async def scenario(world: World) -> ExitCode:
+        world.create()
+        orders = consumer(world.client, shutdown=Shutdown(drain=30))
+        world.send({"seconds": 13})
+        later(1, orders.stop)
+        return await serve(orders)
+
+    assert in_world(scenario) is ExitCode.CLEAN
+    said = [text for text in caplog.messages if text.startswith("Still stopping after")]
+    assert said == [f"Still stopping after {n} s (orders: 1 handlers run, 1 messages are held)" for n in (5, 10)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_stop_in_the_instant_in_which_a_start_is_done_leaves_nothing(seed: int) -> None:
+    """Whatever comes first in that turn of the loop."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        client = Unreachable(world, hangs=True)
+        orders = consumer(client)
+        before = asyncio.all_tasks()
+        serving = asyncio.create_task(serve(orders), name="serve")
+        await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(client.answers.set)
+        for _ in range(seed % 6):
+            await asyncio.sleep(0)
+        loop.call_soon(serving.cancel)
+        await asyncio.wait([serving])
+        assert serving.cancelled()
+        assert (client.open, orders.running) == (0, False)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+    in_world(scenario, seed=seed)
+
+
+def test_a_consumer_that_runs_already_is_left_to_its_owner() -> None:
+    """It is a mistake, which is told by the exit code; the consumer goes on."""
+
+    async def scenario(world: World) -> tuple[ExitCode, bool, ExitCode]:
+        world.create()
+        orders = consumer(world.client)
+        async with orders:
+            code = await serve(orders)
+            running = orders.running
+        return code, running, await serve(orders, orders)
+
+    assert in_world(scenario) == (ExitCode.CONFIGURATION, True, ExitCode.CONFIGURATION)
+
+
+# In real time: signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_during_the_start_ends_the_process(
+    number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The endpoint accepts and never answers; nothing is left open, and it is a clean end."""
+    caplog.set_level(logging.INFO, "postroom")
+    async with LocalBroker(seed=1) as broker:
+        client = Unreachable(World(broker), hangs=True)
+        later(0.05, signal.raise_signal, number)
+        async with asyncio.timeout(5):
+            assert await serve(consumer(client)) is ExitCode.CLEAN
+        assert client.open == 0
+    assert "the start is given up" in caplog.text
+
+
+async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptureFixture) -> None:
+    """Both say how much there is; observers are told the reason."""
+    caplog.set_level(logging.INFO, "postroom")
+    events: list[Event] = []
+    async with LocalBroker(seed=1) as broker:
+        world = World(broker)
+        world.create()
+        started = asyncio.Event()
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, observers=[events.append])
+
+        @orders.handler
+        async def handle(order: dict[str, Any], ctx: Ctx) -> None:
+            started.set()
+            await asyncio.sleep(1000)
+
+        async def send_signals() -> None:
+            await started.wait()
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
+
+        world.send({})
+        async with asyncio.timeout(10):
+            code, _ = await asyncio.gather(serve(orders), send_signals())
+    assert code is ExitCode.CANCELLED_WORK
+    assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
+    assert any("SIGTERM: draining (orders: 1 handlers run" in text for text in caplog.messages)
+    assert any("SIGTERM again" in text for text in caplog.messages)
