@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -15,6 +14,7 @@ from postroom.consumer.handlers import build_handle, is_async
 from postroom.consumer.inflight import InFlight
 from postroom.consumer.intake import PATIENCE, Intake
 from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.outages import Outages
 from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
@@ -23,12 +23,14 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
+from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
-from postroom.options import PoolTimeouts
+from postroom.options import Concurrency, PoolTimeouts
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Delivery, Settler
+from postroom.tasks import Tasks
 from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
@@ -85,8 +87,8 @@ def _scheduler(settings: Settings[Any, Any], total: int) -> Scheduler[Job]:
     )
 
 
-def _threads(settings: Settings[Any, Any]) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(settings.concurrency.threads, thread_name_prefix="postroom-handler")
+def _threads(settings: Settings[Any, Any]) -> Threads:
+    return Threads(settings.concurrency.threads)
 
 
 class Run(Generic[C, R]):
@@ -164,6 +166,7 @@ class Run(Generic[C, R]):
             on_blocked=self._on_blocked,
             on_group_back=self._on_group_back,
         )
+        self._pipeline.on_fatal = self._on_fatal
         # On a FIFO queue the group is the unit of order, not a tenant.
         fair = settings.resolver is not None and not queue.info.fifo
         self._grouping = Grouping(clock=self._loop.time) if fair else None
@@ -196,6 +199,8 @@ class Run(Generic[C, R]):
             on_over_limit=self._in_flight.refused,
             observers=settings.observers,
         )
+        self._watch = LoopWatch(Tasks(lambda _error: None), lambda: [t.get_name() for t in self._tasks()])
+        self._watch.start()
         self._polls: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
         self._early_recall: asyncio.Task[None] | None = None
@@ -225,6 +230,11 @@ class Run(Generic[C, R]):
             self.reason = reason
             self._stop_requested.set()
             self._poller.stop()
+
+    def adjust(self, concurrency: Concurrency) -> None:
+        """Change how many handlers run at once."""
+        if self._threads is not None:
+            self._threads.resize(concurrency.threads)
 
     async def stop_requested(self) -> None:
         """Wait until somebody asks for a stop, or a side task dies."""
@@ -333,7 +343,11 @@ class Run(Generic[C, R]):
         _log.warning("Cancelling %d handlers: their time to finish is over", len(jobs))
         for job in jobs:
             job.cancel(Cancellation.STOPPING)
+        deadline = self._loop.time() + self.settings.shutdown.cancel
         await asyncio.wait(self._tasks(), timeout=self.settings.shutdown.cancel)
+        if self._threads is not None:
+            await self._threads.quiet(max(0.0, deadline - self._loop.time()))
+            await asyncio.sleep(0)
         for job in list(self._pipeline.jobs.values()):
             _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
             self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
@@ -365,8 +379,9 @@ class Run(Generic[C, R]):
             await asyncio.wait([self._heartbeat])
 
     async def _close_what_was_opened(self) -> None:
+        self._watch.close()
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
         try:
             await self._opened.aclose()
         except Exception:
@@ -382,6 +397,10 @@ class Run(Generic[C, R]):
     async def _dead_letter_queue(self) -> Queue | None:
         redrive = self.queue.info.redrive
         return None if redrive is None else await self._client.queue(redrive.dead_letter_queue)
+
+    def _on_fatal(self, error: BaseException) -> None:
+        self.fatal = error
+        self.request_stop(StopReason.FATAL)
 
     def _on_lost(self, delivery: Delivery) -> None:
         self._pipeline.lost(delivery)

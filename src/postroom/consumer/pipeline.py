@@ -113,6 +113,7 @@ class Pipeline:
         self._on_group_back = on_group_back
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self._closing = False
+        self.on_fatal: Callable[[BaseException], None] = lambda _error: None
         self.jobs: dict[Delivery, Job] = {}
         """Jobs that have a task."""
         self.succeeded = 0
@@ -181,9 +182,9 @@ class Pipeline:
             await self._did_fail(job, error)
         except AlreadyHandled:
             self._was_handled_before(job)
-        except BaseException:  # the program ends
+        except BaseException as error:  # the program ends
             self._settler.give_back(job.delivery, Settlement.RETURNED, delay=0.0)
-            raise
+            self.on_fatal(error)
         else:
             self._did_succeed(job)
         finally:
@@ -253,7 +254,14 @@ class Pipeline:
         if self._closing:
             raise _Stopping
         job.started = True
-        ctx = MessageContext(job.message, job.context, resources, _Settling(self._settler, job, self._settings))
+        ctx = MessageContext(
+            job.message,
+            job.context,
+            resources,
+            job.tenant,
+            job.message.receive_count,
+            _Settling(self._settler, job, self._settings, loop=self._loop),
+        )
         enter_message(ctx)
         try:
             await (self._observed(job, ctx) if self._observers else self._handle(job.payload, ctx))
@@ -458,6 +466,11 @@ class _Settling(msgspec.Struct, eq=False):
     _job: Job
     _settings: Settings[Any, Any]
     transactions: int = 0
+
+    loop: Any = None
+
+    async def extend(self, seconds: float) -> None:
+        raise NotImplementedError
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
