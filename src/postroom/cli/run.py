@@ -1,6 +1,5 @@
 """``postroom run module:consumer``: consumers as the main job of a process."""
 
-import asyncio
 import logging
 import sys
 from importlib import import_module
@@ -38,13 +37,17 @@ def run(
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
     a handler that calls sys.exit.
     """
-    from postroom.consumer import serve
+    from postroom.consumer.runner import run_to_exit
 
     log_to_stderr(log_level)
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
+<<<<<<< HEAD
     sys.exit(int(asyncio.run(serve(*loaded, freeze=True, wait=wait))))
+=======
+    sys.exit(int(run_to_exit(loaded, wait=wait)))
+>>>>>>> front
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":

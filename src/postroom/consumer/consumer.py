@@ -149,7 +149,11 @@ class Consumer(Generic[C, R]):
 
         Raises:
             ConfigurationError: there is a handler already, the payload type cannot be decoded, it cannot be called
+<<<<<<< HEAD
                 with two arguments by position, or it is a generator function, whose body would never run.
+=======
+                with two arguments by position, or it is a generator function, which would never run.
+>>>>>>> front
         """
         if self._handler is not None:
             text = f"the consumer of {self.queue!r} has a handler already; one consumer calls one handler"
@@ -192,7 +196,7 @@ class Consumer(Generic[C, R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop in order, and return when nothing of the consumer runs any more; see ``Shutdown`` for the budgets.
+        """Stop in order, and return when nothing of the consumer runs; see ``Shutdown`` for the budgets.
 
         If the caller is cancelled meanwhile, however often, handlers are cancelled at once, the stop is finished all
         the same, and the cancellation goes on. Raises what ended the consumer, if that is why it stopped: also the

@@ -4,7 +4,12 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
+<<<<<<< HEAD
 from concurrent.futures import Executor, Future
+=======
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+>>>>>>> front
 from queue import SimpleQueue
 from typing import Any
 
@@ -82,7 +87,11 @@ class _Daemons(Executor):
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
+<<<<<<< HEAD
                 text = "the consumer has stopped: there are no threads for handlers any more"
+=======
+                text = "the consumer has stopped: it has no threads for handlers now"
+>>>>>>> front
                 raise RuntimeError(text)
             if self._idle:
                 self._idle -= 1  # that thread is spoken for
@@ -128,6 +137,29 @@ class _Daemons(Executor):
                     self._idle += 1
 
 
+<<<<<<< HEAD
+=======
+class DaemonPool(ThreadPoolExecutor):
+    """A default executor of an event loop that keeps no process from ending.
+
+    ``asyncio.to_thread`` and name look-ups use the default executor. One that hangs, in a database or in a name server
+    that does not answer, would keep the process for as long as it hangs. asyncio takes only ``ThreadPoolExecutor``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # which starts no thread before it is asked to
+        self._daemons = _Daemons(self._max_workers, "postroom-default")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Run a function in a daemon thread."""
+        return self._daemons.submit(partial(fn, *args, **kwargs))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - inherited
+        """Let threads end when they have nothing to do. None is waited for."""
+        self._daemons.shutdown()
+
+
+>>>>>>> front
 def _do(work: _Work) -> None:
     future, function, arguments = work
     if not future.set_running_or_notify_cancel():

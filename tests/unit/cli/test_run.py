@@ -180,3 +180,32 @@ def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path, definitio
     assert worker.returncode == 7
     assert "sys.exit(7)" in output
     assert "Stopped consuming" in output
+<<<<<<< HEAD
+=======
+
+
+HANGS = """
+import asyncio, threading
+from postroom import Consumer, MessageContext, Shutdown
+
+orders = Consumer("orders", shutdown=Shutdown(within=1))
+
+@orders.handler
+async def handle(body: dict, ctx: MessageContext) -> None:
+    asyncio.get_running_loop().call_later(0.1, orders.stop)
+    await asyncio.to_thread(threading.Event().wait)
+"""
+
+
+def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tmp_path: Path) -> None:
+    """The handler is cancelled, its call in a thread goes on, and the process ends all the same."""
+    (tmp_path / "shop_hangs.py").write_text(textwrap.dedent(HANGS))
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", '{"n": 7}'))
+        worker = _start(tmp_path, "shop_hangs:orders", "--endpoint-url", server.endpoint_url)
+        output, _ = worker.communicate(timeout=30)
+        assert server.counts("orders") == (1, 0, 0)
+    assert worker.returncode == 3
+    assert "Traceback" not in output
+>>>>>>> front

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+<<<<<<< HEAD
 from postroom.consumer.threads import Threads
+=======
+from postroom.consumer.threads import DaemonPool, Threads
+>>>>>>> front
 from postroom.testing.loop import run_virtual
 
 LONG = 20.0
@@ -324,3 +328,20 @@ def test_what_a_thread_ran_is_not_kept_by_it() -> None:
             return kept() is not None
 
     assert asyncio.run(main()) is False
+<<<<<<< HEAD
+=======
+
+
+async def test_the_default_executor_of_a_worker_does_what_any_does() -> None:
+    """Results, errors and keyword arguments come through; nothing is taken after its end."""
+    pool = DaemonPool()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(pool)
+    assert await asyncio.to_thread(dict, a=1) == {"a": 1}
+    with pytest.raises(ValueError, match="broken"):
+        await asyncio.to_thread(fail, ValueError("broken"))
+    assert list(pool.map(abs, [-1, -2])) == [1, 2]
+    await loop.shutdown_default_executor()
+    with pytest.raises(RuntimeError):
+        pool.submit(abs, -1)
+>>>>>>> front
