@@ -19,8 +19,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from postroom.datasources.inbox import SQLITE_INBOX, Inbox, postgres_inbox
-from postroom.datasources.registry import DataSource, Provider, Registry, UnknownTenant, WrongDatabase
+from postroom.datasources.registry import DataSource, Provider, Registry, WrongDatabase
 from postroom.datasources.sqlite import SqliteDatabase, SqliteTransaction, sqlite_database, tenant_file
+from postroom.errors import UnknownTenant
 
 if TYPE_CHECKING:
     from postroom.datasources._asyncpg_inbox import AsyncpgDatabase, asyncpg_inbox
