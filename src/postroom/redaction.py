@@ -164,10 +164,14 @@ def _named_values(error: BaseException) -> Iterator[tuple[str, object]]:
     yield from vars(error).items() if hasattr(error, "__dict__") else ()
     for argument in error.args:
         if isinstance(argument, Mapping):
-            yield from ((str(name), value) for name, value in argument.items())
+            yield from _items_of(argument)
     frames = traceback.walk_tb(error.__traceback__)
     for (frame, _), _number in zip(frames, range(_MOST_FRAMES), strict=False):
         yield from list(frame.f_locals.items())
+
+
+def _items_of(mapping: Any) -> Iterator[tuple[str, object]]:
+    yield from ((str(name), value) for name, value in mapping.items())
 
 
 def _chain(error: BaseException, depth: int, seen: set[int] | None = None) -> Iterator[BaseException]:

@@ -53,8 +53,8 @@ class PoolMachine(RuleBasedStateMachine):
         """Make a core."""
         self.per_host = None if per_host is None or not hosts else min(per_host, budget)
         self.limits = PoolLimits(
-            per_host=self.per_host, budget=budget, max_concurrent_opens=opens, idle=20.0, max_age=30.0, check_after=5.0, sweep=1.0,
-            patience=patience, remember=2,
+            per_host=self.per_host, budget=budget, max_concurrent_opens=opens, idle=20.0, max_age=30.0,
+            check_after=5.0, sweep=1.0, patience=patience, remember=2,
         )  # fmt: skip
         self.core = Core(
             limits=self.limits,

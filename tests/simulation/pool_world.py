@@ -258,7 +258,7 @@ class World:
             if self.host_of(tenant) in self.plan.down and self.now() < self.plan.up_at:
                 raise ConnectionRefusedError("down")
             if self.chance(0.3):
-                raise rng.choice([OSError("no"), UnknownTenant("no"), KeyError("no"), asyncio.CancelledError(), RuntimeError("no")])
+                raise rng.choice([OSError("no"), UnknownTenant("no"), asyncio.CancelledError(), RuntimeError("no")])
             if self.chance(0.2):
                 await asyncio.sleep(rng.choice([0.5, 100.0]))
         except asyncio.CancelledError:

@@ -43,11 +43,7 @@ def run(
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
-<<<<<<< HEAD
-    sys.exit(int(asyncio.run(serve(*loaded, freeze=True, wait=wait))))
-=======
     sys.exit(int(run_to_exit(loaded, wait=wait)))
->>>>>>> front
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":

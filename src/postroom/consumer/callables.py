@@ -8,11 +8,7 @@ from typing import Any
 
 from postroom.errors import ConfigurationError
 
-<<<<<<< HEAD
-_GENERATOR = "it is a generator function, whose body would never run: remove the `yield`"
-=======
 _GENERATOR = "it is a generator function, which would never run: remove the `yield`"
->>>>>>> front
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -78,11 +74,7 @@ def check_provider(function: object) -> None:
         text = f"{what} is a bare generator function; {remedy}"
         raise ConfigurationError(text)
     if isinstance(function, type) and not _may_be_opened(function):
-<<<<<<< HEAD
-        text = f"{what} is a class whose instances cannot be opened; {remedy}"
-=======
         text = f"{what} is a class, and its instances cannot be opened; {remedy}"
->>>>>>> front
         raise ConfigurationError(text)
     _check_binds(what, "(context)", function, 1)
 
@@ -189,11 +181,7 @@ def _unpacked(function: object) -> Any:
 
 
 def _outermost(function: object) -> Any:
-<<<<<<< HEAD
-    """Return the function whose body runs first."""
-=======
     """Return the function of which the body runs first."""
->>>>>>> front
     target = _unpacked(function)
     return target if inspect.isroutine(target) or isinstance(target, type) else _unpacked(_call_of(target))
 

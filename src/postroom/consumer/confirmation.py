@@ -84,11 +84,7 @@ def confirmed(loop: asyncio.AbstractEventLoop, work: Work, what: str) -> Confirm
     In another event loop, as of an ``asyncio.run`` in a thread, the caller awaits it as well.
 
     Raises:
-<<<<<<< HEAD
-        PostroomError: the consumer's loop does not run any more.
-=======
         PostroomError: the consumer's loop has ended.
->>>>>>> front
     """
     running = _running_loop()
     if running is None:

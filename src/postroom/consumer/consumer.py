@@ -149,11 +149,7 @@ class Consumer(Generic[C, R]):
 
         Raises:
             ConfigurationError: there is a handler already, the payload type cannot be decoded, it cannot be called
-<<<<<<< HEAD
-                with two arguments by position, or it is a generator function, whose body would never run.
-=======
                 with two arguments by position, or it is a generator function, which would never run.
->>>>>>> front
         """
         if self._handler is not None:
             text = f"the consumer of {self.queue!r} has a handler already; one consumer calls one handler"

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Notices that the event loop is blocked, and says by whom: nothing else of the process can."""
-=======
 """Notices that the event loop is blocked, and says which task blocks it."""
->>>>>>> front
 
 import asyncio
 import contextvars

@@ -11,10 +11,7 @@ from random import Random
 from typing import Any, Final
 
 from postroom.consumer.consumer import Consumer, captured
-<<<<<<< HEAD
-=======
 from postroom.consumer.threads import DaemonPool
->>>>>>> front
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.types import ExitCode, StopReason
 
@@ -49,17 +46,11 @@ def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-<<<<<<< HEAD
-    code = asyncio.run(serve(*consumers, freeze=True, wait=wait))
-=======
     code = run_to_exit(consumers, wait=wait)
->>>>>>> front
     if code is not ExitCode.CLEAN:
         sys.exit(int(code))
 
 
-<<<<<<< HEAD
-=======
 def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) -> ExitCode:
     """Run consumers in an event loop of their own, as the only job of the process, and return the exit code.
 
@@ -73,7 +64,6 @@ def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) 
     return asyncio.run(main())
 
 
->>>>>>> front
 async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: float | None = None) -> ExitCode:
     """Do what :func:`run` does inside a running event loop, and return the exit code.
 
@@ -199,11 +189,7 @@ class _Process:
     async def _ended(
         self, start: "asyncio.Task[BaseException | None]", consumer: Consumer[Any, Any]
     ) -> BaseException | None:
-<<<<<<< HEAD
-        """Wait for a start. One that was given up may close what it opened, but not for ever."""
-=======
         """Wait for a start. One that was given up may close what it opened, within a limit."""
->>>>>>> front
         stopping = asyncio.create_task(self._stopping.wait(), name=f"postroom-stopping-{consumer.queue}")
         try:
             await asyncio.wait([start, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -4,12 +4,8 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
-<<<<<<< HEAD
-from concurrent.futures import Executor, Future
-=======
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
->>>>>>> front
 from queue import SimpleQueue
 from typing import Any
 
@@ -87,11 +83,7 @@ class _Daemons(Executor):
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
-<<<<<<< HEAD
-                text = "the consumer has stopped: there are no threads for handlers any more"
-=======
                 text = "the consumer has stopped: it has no threads for handlers now"
->>>>>>> front
                 raise RuntimeError(text)
             if self._idle:
                 self._idle -= 1  # that thread is spoken for
@@ -137,8 +129,6 @@ class _Daemons(Executor):
                     self._idle += 1
 
 
-<<<<<<< HEAD
-=======
 class DaemonPool(ThreadPoolExecutor):
     """A default executor of an event loop that keeps no process from ending.
 
@@ -159,7 +149,6 @@ class DaemonPool(ThreadPoolExecutor):
         self._daemons.shutdown()
 
 
->>>>>>> front
 def _do(work: _Work) -> None:
     future, function, arguments = work
     if not future.set_running_or_notify_cancel():

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from postroom.datasources.inbox import SQLITE_INBOX, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Registry, UnknownTenant, WrongDatabase
+from postroom.datasources.registry import DataSource, Registry, WrongDatabase
 from postroom.datasources.sqlite import SqliteDatabase, SqliteTransaction, sqlite_database, tenant_file
+from postroom.errors import UnknownTenant
 
 if TYPE_CHECKING:
     from postroom.datasources._asyncpg_inbox import AsyncpgDatabase, asyncpg_inbox

@@ -7,7 +7,7 @@ from inspect import isawaitable
 from typing import Generic
 
 from postroom.errors import ConfigurationError
-from postroom.errors import UnknownTenant as UnknownTenant
+from postroom.errors import UnknownTenant
 from postroom.types import C
 
 Password = Callable[[], str | Awaitable[str]]

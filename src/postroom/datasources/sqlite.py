@@ -21,8 +21,7 @@ from typing import Any, Final, Self, TypeVar
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import UnknownTenant
-from postroom.errors import AlreadyHandled, PostroomError
+from postroom.errors import AlreadyHandled, PostroomError, UnknownTenant
 from postroom.transactions import MessageKey
 from postroom.types import C
 

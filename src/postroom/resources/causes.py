@@ -63,8 +63,13 @@ class Cause:
             each.__traceback__ = None
             inner: list[BaseException | None] = [each.__cause__, each.__context__]
             if isinstance(each, BaseExceptionGroup):
-                inner += each.exceptions
+                inner += _members(each)
             rest += [other for other in inner if other is not None and id(other) not in seen]
+
+
+def _members(group: Any) -> tuple[BaseException, ...]:
+    members: tuple[BaseException, ...] = group.exceptions
+    return members
 
 
 class Causes:

@@ -94,8 +94,9 @@ def known_of(provider: Any) -> tuple[int | Callable[[Any], int] | None, Callable
         check = getattr(provider, "check", None) if check is None else check
         inner = provider.func if isinstance(provider, functools.partial) else getattr(provider, "__wrapped__", None)
         provider = cast("Any", inner)
-    usable = callable(weight) or (isinstance(weight, int) and not isinstance(weight, bool))
-    return weight if usable else None, check if callable(check) else None
+    if not (callable(weight) or (isinstance(weight, int) and not isinstance(weight, bool))):
+        weight = None
+    return cast("Any", weight), cast("Any", check) if callable(check) else None
 
 
 def connections_of(resource: object) -> int:
@@ -112,7 +113,7 @@ def connections_of(resource: object) -> int:
 
 def _parts_of(resource: Any) -> list[Any]:
     if isinstance(resource, Mapping):
-        return list(resource.values())
+        return list(cast("dict[Any, Any]", resource).values())
     if isinstance(resource, tuple | list):
         return list(cast("list[Any]", resource))
     if _size_of(resource) > 1 or not hasattr(resource, "__dataclass_fields__"):
@@ -131,7 +132,7 @@ def _size_of(thing: Any, depth: int = 3) -> int:
     for inner in ("connection_pool", "sync_engine"):
         if (held := getattr(thing, inner, None)) is not None:
             return _size_of(held, depth - 1)
-    bound = getattr(thing, "kw", None)
+    bound: Any = getattr(thing, "kw", None)
     if isinstance(bound, Mapping) and "bind" in bound:
         return _size_of(cast("Mapping[str, Any]", bound)["bind"], depth - 1)
     pool = getattr(thing, "pool", None)

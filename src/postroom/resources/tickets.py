@@ -80,11 +80,16 @@ class Tickets:
     def _limit_of(self, host: Hashable | None) -> int | None:
         if self._per_host is None or host is None:
             return None
-        limits: Any = self._per_host
-        limit = limits(host) if callable(limits) else limits.get(host) if isinstance(limits, Mapping) else limits
+        limits = self._per_host
+        limit: Any = limits
+        if callable(limits):
+            limit = limits(host)
+        elif isinstance(limits, Mapping):
+            limit = limits.get(host)
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise ConfigurationError(f"per_host= gave {limit!r}: it has to be a whole number of connections, or None")
-        return limit
+        checked: int | None = limit
+        return checked
 
     def no_key(self, context: Any, error: Exception) -> ResourceError:
         """Make the error for a context without a usable key."""

@@ -180,8 +180,6 @@ def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path, definitio
     assert worker.returncode == 7
     assert "sys.exit(7)" in output
     assert "Stopped consuming" in output
-<<<<<<< HEAD
-=======
 
 
 HANGS = """
@@ -208,4 +206,3 @@ def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tm
         assert server.counts("orders") == (1, 0, 0)
     assert worker.returncode == 3
     assert "Traceback" not in output
->>>>>>> front

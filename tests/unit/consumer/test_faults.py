@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """A poison message goes to the dead letters; a broken tenant pauses, and is tried with one message at a time."""
-=======
-"""A poison message is put aside; a broken tenant is left alone and tried with one message at a time."""
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 import asyncio
 from random import Random
@@ -11,22 +7,16 @@ from typing import Any
 import pytest
 
 from postroom import Concurrency, Consumer, MessageContext, Retry, RetryPolicy
-<<<<<<< HEAD
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import REMEMBER, Availability
 from postroom.consumer.job import Job
 from postroom.options import Faults
 from support.jobs import job, source
-=======
-from postroom.consumer.faults import REMEMBER, FaultWatch
-from postroom.options import Faults
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 ERROR = ValueError("boom")
 
 
-<<<<<<< HEAD
 class Watch:
     """An availability whose jobs are remembered by number."""
 
@@ -50,31 +40,18 @@ class Watch:
         """Return the time before which a tenant may not run."""
         wait = self.availability.wait(job(tenant, 99), now)
         return None if wait is None else wait.until
-=======
-def watch(**options: Any) -> FaultWatch:
-    """Make a watch with reproducible pauses."""
-    return FaultWatch(Faults(**options), rng=Random(1))
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 
 def test_failures_of_one_message_open_no_breaker() -> None:
     """One bad message is not a broken tenant, however often it fails."""
-<<<<<<< HEAD
     watch = Watch(breaker_after=3, messages=2)
     for _ in range(50):
         watch.failed("a", 1, 0.0)
     assert watch.until("a", 0.0) is None
-=======
-    faults = watch(breaker_after=3, messages=2)
-    for _ in range(50):
-        faults.failed("a", "m1", ERROR, 0.0)
-    assert not faults.until("a")
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 
 def test_failures_of_several_messages_in_a_row_open_it_and_a_success_closes_it() -> None:
     """The pause grows with each failed probe; other tenants are not concerned."""
-<<<<<<< HEAD
     watch = Watch(breaker_after=4, messages=2, base=2.0, cap=100.0)
     for number in range(4):
         watch.failed("a", number, 10.0)
@@ -90,27 +67,10 @@ def test_failures_of_several_messages_in_a_row_open_it_and_a_success_closes_it()
     watch.availability.probe(watch.job("a", 6))
     assert watch.availability.succeeded(watch.job("a", 6), again)
     assert not watch.availability.troubled
-=======
-    faults = watch(breaker_after=4, messages=2, base=2.0, cap=100.0)
-    for number in range(4):
-        faults.failed("a", f"m{number}", ERROR, 10.0)
-    first = faults.until("a")
-    assert 11.0 <= first <= 12.0
-    assert faults.until("b") == 0.0
-    faults.failed("a", "m9", ERROR, first - 0.5)  # it ran already when the breaker opened
-    assert faults.until("a") == first
-    faults.failed("a", "m8", ERROR, first + 0.1)  # this one too, and it took longer: only a probe decides
-    assert faults.until("a") == first
-    faults.failed("a", "m5", ERROR, first, probe=True)
-    assert 2.0 <= faults.until("a") - first <= 4.0
-    assert faults.succeeded("a", "m5")
-    assert (faults.until("a"), faults.open) == (0.0, 0)
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 
 def test_a_success_in_between_keeps_the_breaker_closed() -> None:
     """Failures count in a row."""
-<<<<<<< HEAD
     watch = Watch(breaker_after=3, messages=1)
     for number in range(20):
         watch.failed("a", number, 0.0)
@@ -132,18 +92,10 @@ def test_while_a_probe_runs_no_other_message_of_its_tenant_may() -> None:
     assert wait.until is None
     assert watch.availability.probe_ended(first)
     assert watch.availability.wait(second, until) is None
-=======
-    faults = watch(breaker_after=3, messages=1)
-    for number in range(20):
-        faults.failed("a", f"m{number}", ERROR, 0.0)
-        faults.succeeded("a", f"n{number}")
-    assert not faults.until("a")
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 
 def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
     """Both counts have to be reached."""
-<<<<<<< HEAD
     options = Faults(poison_after=3, poison_others=5)
     queue = source(max_receives=100, faults=options)
     attempts = Attempts(queue.facts)
@@ -155,31 +107,14 @@ def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
         attempts.succeeded(job("a", number, of=queue))
     attempts.failed(bad)
     assert attempts.poison(bad, options) == "poison: 6 failed attempts while 5 other messages of its tenant succeeded"
-=======
-    faults = watch(poison_after=3, poison_others=5)
-    for _ in range(5):
-        assert faults.failed("a", "bad", ERROR, 0.0) is None
-    for number in range(5):
-        faults.succeeded("a", f"good{number}")
-    rejection = faults.failed("a", "bad", ERROR, 0.0)
-    assert rejection is not None
-    assert rejection.reason == "poison: failed 6 times, last with ValueError; 5 others of its tenant succeeded"
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 
 def test_memory_is_bounded() -> None:
     """Floods of failing tenants push the oldest out (I10)."""
-<<<<<<< HEAD
     watch = Watch(breaker_after=1, messages=1)
     for number in range(REMEMBER + 500):
         watch.availability.failed(job(number, number), ERROR, watch.options, 0.0)
     assert len(watch.availability._breakers) == len(watch.availability._open) == REMEMBER
-=======
-    faults = watch(breaker_after=1, messages=1)
-    for number in range(REMEMBER + 500):
-        faults.failed(number, str(number), ERROR, 0.0)
-    assert len(faults._tenants) == len(faults._messages) == faults.open == REMEMBER
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
 
 
 def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:
@@ -212,11 +147,7 @@ def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:
 
     reason, done = in_world(scenario)
     assert reason is not None
-<<<<<<< HEAD
     assert reason.startswith("poison: 4 failed attempts")
-=======
-    assert reason.startswith("poison: failed 4 times, last with ValueError")
->>>>>>> parent of a11d3e9 (OVERLAY of helpers' work, to be reverted)
     assert done == 20
 
 

@@ -11,11 +11,7 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from postroom.consumer.threads import Threads
-=======
 from postroom.consumer.threads import DaemonPool, Threads
->>>>>>> front
 from postroom.testing.loop import run_virtual
 
 LONG = 20.0
@@ -328,8 +324,6 @@ def test_what_a_thread_ran_is_not_kept_by_it() -> None:
             return kept() is not None
 
     assert asyncio.run(main()) is False
-<<<<<<< HEAD
-=======
 
 
 async def test_the_default_executor_of_a_worker_does_what_any_does() -> None:
@@ -344,4 +338,3 @@ async def test_the_default_executor_of_a_worker_does_what_any_does() -> None:
     await loop.shutdown_default_executor()
     with pytest.raises(RuntimeError):
         pool.submit(abs, -1)
->>>>>>> front

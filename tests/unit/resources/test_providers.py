@@ -120,7 +120,9 @@ def test_a_plain_function_is_refused_when_it_is_used(returned: object, caplog: p
         return returned
 
     async def main() -> None:
-        async with ResourcePool(provide) as pool:  # type: ignore[arg-type]  # the mistake
+        wrong: Any = provide
+        pool: ResourcePool[Tenant, object] = ResourcePool(wrong)
+        async with pool:
             for _ in range(100):
                 with pytest.raises(ConfigurationError, match="has to be an async context manager"):
                     await pool.acquire(A)
@@ -157,7 +159,9 @@ def test_one_tenants_odd_answer_concerns_that_tenant_only() -> None:
     databases = Databases()
 
     async def main() -> None:
-        async with ResourcePool(lambda tenant: "odd" if tenant is B else databases.provide(tenant)) as pool:  # type: ignore[arg-type,return-value]  # the mistake
+        odd: Any = lambda tenant: "odd" if tenant is B else databases.provide(tenant)  # noqa: E731 - the mistake
+        pool: ResourcePool[Tenant, Database] = ResourcePool(odd)
+        async with pool:
             async with pool.lease(A):
                 pass
             with pytest.raises(ResourceOpenError, match="returned str") as caught:

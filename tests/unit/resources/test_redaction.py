@@ -238,7 +238,7 @@ class Everything(logging.Handler):
         """Format the record, then format its exception as those do that keep no text; and take everything apart."""
         self.seen.append(logging.Formatter("%(message)s").format(record))
         if record.exc_info:
-            self.seen.append(logging.Formatter().formatException(record.exc_info))  # type: ignore[arg-type]  # no traceback
+            self.seen.append(logging.Formatter().formatException(record.exc_info))
             self.seen.append(repr(record.exc_info))
         self.seen.append(repr(vars(record)))
 
