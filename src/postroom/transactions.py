@@ -3,8 +3,19 @@
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol, TypeVar
 
+from postroom.errors import PostroomError
+
 Tx = TypeVar("Tx")
 Tx_co = TypeVar("Tx_co", covariant=True)
+
+
+class TransactionRolledBack(PostroomError):
+    """A transaction's block ended well, but its transaction did not: its effects are not all there.
+
+    The block swallowed an error of the database, whose transaction is aborted from then on: PostgreSQL answers its
+    COMMIT with ROLLBACK, and some drivers pass over that in silence. Or the block ended the transaction itself. It is
+    raised where the block ends, so the handler fails and the message comes back.
+    """
 
 
 class MessageKey(NamedTuple):
@@ -27,9 +38,12 @@ class Transactional(Protocol[Tx_co]):
 
         Entered, it has written the row. When another transaction has written the same one and is not at its end, it
         waits for that end first. It commits when the block is left, and returns only then; it rolls back, the row
-        included, when an exception or a cancellation leaves the block.
+        included, when an exception or a cancellation leaves the block. When it returns without an error, the row and
+        every effect are committed: it raises when the database rolled back instead, or when it cannot know.
 
         Raises:
             AlreadyHandled: when it is entered: the row was there. Nothing was done.
+            TransactionRolledBack: at its end: the block swallowed an error of the database, or ended the transaction
+                itself.
         """
         ...

@@ -8,7 +8,9 @@ provider                 what a handler gets                         install
 ``asyncpg_inbox``        :class:`AsyncpgDatabase`, with an inbox     ``postroom[asyncpg]``
 ``psycopg_pool``         ``psycopg_pool.AsyncConnectionPool``        ``postroom[psycopg]``
 ``psycopg_connections``  :class:`PsycopgConnections`, without tasks  ``postroom[psycopg]``
+``psycopg_inbox``        :class:`PsycopgDatabase`, with an inbox     ``postroom[psycopg]``
 ``sqlalchemy_engine``    ``sqlalchemy.ext.asyncio.AsyncEngine``      ``postroom[sqlalchemy,asyncpg]``
+``sqlalchemy_inbox``     :class:`SqlalchemyDatabase`, with an inbox  ``postroom[sqlalchemy,asyncpg]``
 =======================  ==========================================  ===============================
 
 A driver is imported when its name is first used. The registry decides who is a tenant; nothing of a DSN ever comes
@@ -21,11 +23,14 @@ from typing import TYPE_CHECKING, Any
 from postroom.datasources.inbox import SQLITE_INBOX, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Registry, WrongDatabase
+from postroom.datasources.scope import Scope
 from postroom.datasources.sqlite import SqliteDatabase, SqliteTransaction, sqlite_database, tenant_file
 from postroom.errors import UnknownTenant
 
 if TYPE_CHECKING:
     from postroom.datasources._asyncpg_inbox import AsyncpgDatabase, asyncpg_inbox
+    from postroom.datasources._psycopg_inbox import PsycopgDatabase, psycopg_inbox
+    from postroom.datasources._sqlalchemy_inbox import SqlalchemyDatabase, sqlalchemy_inbox
     from postroom.datasources.asyncpg import asyncpg_pool
     from postroom.datasources.psycopg import PsycopgConnections, psycopg_connections, psycopg_pool
     from postroom.datasources.sqlalchemy import sqlalchemy_engine
@@ -37,7 +42,10 @@ __all__ = [
     "Inbox",
     "Provider",
     "PsycopgConnections",
+    "PsycopgDatabase",
     "Registry",
+    "Scope",
+    "SqlalchemyDatabase",
     "SqliteDatabase",
     "SqliteTransaction",
     "UnknownTenant",
@@ -46,8 +54,10 @@ __all__ = [
     "asyncpg_pool",
     "postgres_inbox",
     "psycopg_connections",
+    "psycopg_inbox",
     "psycopg_pool",
     "sqlalchemy_engine",
+    "sqlalchemy_inbox",
     "sqlite_database",
     "tenant_file",
 ]
@@ -59,11 +69,15 @@ _LAZY = {
     "psycopg_pool": "psycopg",
     "psycopg_connections": "psycopg",
     "PsycopgConnections": "psycopg",
+    "PsycopgDatabase": "_psycopg_inbox",
+    "psycopg_inbox": "_psycopg_inbox",
     "sqlalchemy_engine": "sqlalchemy",
+    "SqlalchemyDatabase": "_sqlalchemy_inbox",
+    "sqlalchemy_inbox": "_sqlalchemy_inbox",
 }
 
 
-if not TYPE_CHECKING:  # to whom it would say that every name exists
+if not TYPE_CHECKING:  # checkers would take it that every name exists
 
     def __getattr__(name: str) -> Any:
         if name in _LAZY:

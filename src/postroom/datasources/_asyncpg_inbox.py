@@ -2,70 +2,53 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from postroom.datasources.inbox import DEFAULT_TABLE, KEEP, PURGED_AT_ONCE, Inbox, check_age, postgres_inbox
+from postroom.datasources._postgres_inbox import ENDED, PostgresDatabase, Work, add_inbox
+from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.errors import AlreadyHandled, ConfigurationError
-from postroom.transactions import MessageKey
+from postroom.datasources.scope import Scope, ScopeOf
+from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-_ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('postroom inbox'))"
 
+class AsyncpgDatabase(PostgresDatabase["PoolConnectionProxy[asyncpg.Record]"]):
+    """An ``asyncpg.Pool`` with an inbox in its database. :func:`asyncpg_inbox` provides it.
 
-class AsyncpgDatabase:
-    """An ``asyncpg.Pool`` with an inbox in its database. :func:`asyncpg_inbox` provides it."""
+    Args:
+        pool: asyncpg's own pool.
+        inbox: the table: ``postgres_inbox()``.
+        wait: seconds that a duplicate waits for the transaction of the first.
+        scope: the tenant's part of a database that tenants share.
+    """
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", inbox: Inbox, *, wait: float = 60.0) -> None:
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", inbox: Inbox, *, wait: float = 60.0, scope: Scope | None = None
+    ) -> None:
+        super().__init__(inbox, wait=wait, scope=scope)
         self.pool = pool
-        """asyncpg's own pool, for whatever needs no transaction of the message."""
-        self.inbox = inbox
-        """The table, and the SQL that uses it."""
-        self._wait = wait
-
-    def __repr__(self) -> str:
-        return f"AsyncpgDatabase({self.inbox!r})"
+        """asyncpg's own pool, for what needs no transaction of the message. No scope holds there."""
 
     @asynccontextmanager
-    async def transaction_for(self, key: MessageKey, /) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record], None]":
-        """Yield a connection of the pool in a transaction that begins with the row of ``key`` in the inbox.
-
-        While another transaction has written the same row and is not at its end, PostgreSQL's unique index makes this
-        one wait. A commit whose answer is lost with its connection raises; whether it was done, the next receive of
-        the message finds out.
-
-        Raises:
-            AlreadyHandled: the row was there. Nothing was done.
-            TimeoutError: the other transaction was not at its end after ``wait`` seconds. Nothing was done.
-            asyncpg.PostgresError, OSError: the database failed. Before the commit nothing was done.
-        """
+    async def _begin(self) -> "AsyncGenerator[Work[PoolConnectionProxy[asyncpg.Record]], None]":
         async with self.pool.acquire() as connection, connection.transaction():
-            if not await self._claim(connection, key):
-                raise AlreadyHandled
-            yield connection
+            yield _Work(connection)
 
-    async def _claim(self, connection: "PoolConnectionProxy[asyncpg.Record]", key: MessageKey) -> bool:
-        try:
-            return await connection.fetchval(self.inbox.claim, *key, timeout=self._wait) is not None
-        except TimeoutError:
-            text = f"another transaction has held the row of this message for more than {self._wait:g} s"
-            raise TimeoutError(text) from None
 
-    async def purge_inbox(self, *, older_than: float = KEEP) -> int:
-        """Delete the inbox's rows that are older than ``older_than`` seconds, and return how many there were.
+class _Work(Work["PoolConnectionProxy[asyncpg.Record]"]):
+    async def value(self, sql: str, *parameters: Any) -> Any:
+        return await self.tx.fetchval(sql, *parameters)
 
-        A message that comes after its row was purged is handled again: keep rows for longer than the queue keeps
-        messages. The default is what SQS allows at most, and a day. In transactions of 10,000 rows.
-        """
-        check_age(older_than)
-        total = 0
-        while count := int(await self.pool.fetchval(self.inbox.purge, older_than, PURGED_AT_ONCE)):
-            total += count
-        return total
+    async def run(self, sql: str) -> None:
+        await self.tx.execute(sql)
+
+    async def finish(self) -> None:
+        if not self.tx.is_in_transaction():
+            raise TransactionRolledBack(ENDED)
 
 
 def asyncpg_inbox(
@@ -74,6 +57,7 @@ def asyncpg_inbox(
     table: str = DEFAULT_TABLE,
     create: bool = False,
     wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
 ) -> "Provider[C, AsyncpgDatabase]":
     """Add an inbox to a provider of asyncpg pools: ``asyncpg_inbox(asyncpg_pool(registry))``.
 
@@ -83,32 +67,16 @@ def asyncpg_inbox(
         create: create the table at opening where it is missing. Otherwise your migrations do, with
             ``postgres_inbox(table).schema``.
         wait: seconds that a duplicate waits for the transaction of the first, before it counts as failed.
+        scope: context to the tenant's part of a database that tenants share: a schema, or settings.
 
     Raises:
-        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such table.
+        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such table or schema.
     """
     inbox = postgres_inbox(table)
-    check_pool = provider.check
-
-    @asynccontextmanager
-    async def enter(context: C) -> AsyncGenerator[AsyncpgDatabase, None]:
-        async with provider(context) as pool:
-            await _find(pool, inbox, create=create)
-            yield AsyncpgDatabase(pool, inbox, wait=wait)
-
-    async def check(database: AsyncpgDatabase) -> bool:
-        return check_pool is None or await check_pool(database.pool)
-
-    return Provider(enter, weight=provider.weight, check=None if check_pool is None else check)
-
-
-async def _find(pool: "asyncpg.Pool[asyncpg.Record]", inbox: Inbox, *, create: bool) -> None:
-    async with pool.acquire() as connection:
-        if await connection.fetchval("SELECT to_regclass($1)::oid", inbox.table) is not None:
-            return
-        if not create:
-            remedy = f"add postgres_inbox({inbox.table!r}).schema to your migrations, or pass create=True"
-            raise ConfigurationError(f"this tenant's database has no table {inbox.table}: {remedy}")
-        async with connection.transaction():
-            await connection.fetchval(_ONE_AT_A_TIME)  # IF NOT EXISTS fails when two do it at the same time
-            await connection.execute(inbox.schema)
+    return add_inbox(
+        provider,
+        lambda pool, own: AsyncpgDatabase(pool, inbox, wait=wait, scope=own),
+        lambda database: database.pool,
+        lambda database: database.prepare(create=create),
+        scope,
+    )

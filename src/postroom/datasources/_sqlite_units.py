@@ -9,7 +9,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from postroom.errors import ClosedError, PostroomError
+from postroom.errors import ClosedError
+from postroom.transactions import TransactionRolledBack
 
 T = TypeVar("T")
 
@@ -194,10 +195,14 @@ def _undo_step(connection: sqlite3.Connection) -> None:
 
 
 def check_open(connection: sqlite3.Connection) -> None:
-    """Refuse to go on without the transaction: what follows would be committed by itself. Raises ``PostroomError``."""
+    """Refuse to go on without the transaction: what follows would be committed by itself.
+
+    Raises:
+        TransactionRolledBack: it has ended.
+    """
     if not connection.in_transaction:
         text = "the transaction has ended before its block: a step was interrupted, or committed or rolled back itself"
-        raise PostroomError(text)
+        raise TransactionRolledBack(text)
 
 
 def closed(name: str) -> ClosedError:

@@ -29,7 +29,8 @@ class Inbox:
     schema: str = field(repr=False)
     """Statements that create the table where it does not exist."""
     claim: str = field(repr=False)
-    """Inserts the row of a queue and an id and returns it; returns nothing when it is there."""
+    """Inserts the row of a queue and an id. It returns one row with the number of the transaction, or nothing when the
+    row of the message is there already."""
     purge: str = field(repr=False)
     """Deletes rows of an age, as many as a limit says."""
 
@@ -57,7 +58,10 @@ def postgres_inbox(table: str = DEFAULT_TABLE) -> Inbox:
             ");\n"
             f"CREATE INDEX IF NOT EXISTS {named[1]}_handled_at ON {table} (handled_at);\n"
         ),
-        claim=f"INSERT INTO {table} (queue, message_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true",  # noqa: S608
+        claim=(
+            f"INSERT INTO {table} (queue, message_id) VALUES ($1, $2) "  # noqa: S608
+            "ON CONFLICT DO NOTHING RETURNING txid_current()"
+        ),
         purge=(
             f"WITH gone AS (DELETE FROM {table} WHERE (queue, message_id) IN (SELECT queue, message_id FROM {table} "  # noqa: S608
             "WHERE handled_at <= now() - make_interval(secs => $1) ORDER BY handled_at LIMIT $2) RETURNING 1) "

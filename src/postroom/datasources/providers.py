@@ -48,8 +48,7 @@ class Provider(Generic[C, R]):
             sessions = sqlalchemy_engine(registry).map(async_sessionmaker)  # handlers get an async_sessionmaker
 
         The resource stays open for as long as what was made of it is in use. What has no ``transaction_for`` has no
-        inbox: add it before, ``sqlalchemy_inbox(provider, session=async_sessionmaker)``, or let your own class pass
-        ``transaction_for`` on.
+        inbox: let your own class pass that of the resource on.
 
         Args:
             function: a plain function or class. It is called once for each opened resource; if it raises, opening

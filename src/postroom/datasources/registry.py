@@ -4,12 +4,13 @@ import reprlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Generic
+from typing import Generic, TypeVar, cast
 
 from postroom.errors import ConfigurationError
 from postroom.errors import UnknownTenant
 from postroom.types import C
 
+T = TypeVar("T")
 Password = Callable[[], str | Awaitable[str]]
 """Asked for each physical connection, so that a rotated password or a fresh token reaches the next one."""
 
@@ -69,22 +70,28 @@ class Registry(Generic[C]):
 
 
 async def located(locate: Locate[C], context: C) -> DataSource:
-    """Ask the registry where the data of ``context`` is.
+    """Ask the registry where the data of ``context`` is. Raises as :func:`answered`."""
+    found: str | DataSource = await answered(locate, context)
+    return found if isinstance(found, DataSource) else DataSource(found)
+
+
+async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], context: C) -> T:
+    """Ask a function of the registry's.
 
     Raises:
         UnknownTenant: it answers None, or raises a ``LookupError``, which is then the cause. Whatever else it raises
             is its failure and passes through.
     """
     try:
-        answer = locate(context)
-        found = await answer if isawaitable(answer) else answer
+        answer = registry(context)
+        found = await cast("Awaitable[T | None]", answer) if isawaitable(answer) else answer
     except UnknownTenant:
         raise
     except LookupError as error:
         raise _unknown(context) from error
     if found is None:
         raise _unknown(context)
-    return found if isinstance(found, DataSource) else DataSource(found)
+    return cast("T", found)
 
 
 async def ask(password: Password) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final, Self, TypeVar
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
+from postroom.datasources.registry import answered
 from postroom.errors import AlreadyHandled, PostroomError, UnknownTenant
 from postroom.transactions import MessageKey
 from postroom.types import C
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _STEPS: Final = 10_000
 """Steps of SQLite's machine, some tenths of a millisecond, between two looks whether a unit is still wanted."""
 Parameters = Sequence[Any] | Mapping[str, Any]
-PathOf = Callable[[C], str | os.PathLike[str]]
+PathOf = Callable[[C], str | os.PathLike[str] | None]
 
 
 class SqliteDatabase:
@@ -119,6 +120,7 @@ class SqliteDatabase:
         Raises:
             AlreadyHandled: the row was there. Nothing was done.
             ClosedError: the database was closed before, or meanwhile. The transaction was rolled back.
+            TransactionRolledBack: at the end: a step was interrupted while it wrote, or ended the transaction itself.
             PostroomError: the caller is inside of another transaction of this database.
             sqlite3.OperationalError: a writer in another process kept the lock for longer than ``busy_timeout``.
         """
@@ -277,7 +279,7 @@ class SqliteTransaction:
 
         Raises:
             ClosedError: the transaction is over, or the database was closed.
-            PostroomError: an earlier step has ended the transaction. The block raises the same at its end.
+            TransactionRolledBack: an earlier step has ended the transaction. The block raises the same at its end.
         """
         step = Step(self._held.name, work)
         self._held.hand_in(step)
@@ -333,8 +335,8 @@ def sqlite_database(
     the storage may be away. Weight 1: one connection, one thread, both gone when it is closed.
 
     Args:
-        path_of: context to path; ``LookupError`` for a context that is nobody's. See :func:`tenant_file`.
-        create: make missing files. Then everybody whom ``path_of`` lets through is a tenant.
+        path_of: context to path; ``LookupError`` or None where there is no such tenant. See :func:`tenant_file`.
+        create: make missing files. Then any context that ``path_of`` accepts becomes a tenant.
         schema: SQL to run whenever a file is opened: ``CREATE TABLE IF NOT EXISTS ...``.
         synchronous: SQLite's setting. ``FULL`` keeps every commit over a power failure; ``NORMAL`` is quicker and
             may lose the last ones, although their messages are acknowledged.
@@ -347,7 +349,11 @@ def sqlite_database(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SqliteDatabase, None]:
         database = await SqliteDatabase.open(
-            path_of(context), create=create, schema=schema, synchronous=synchronous, busy_timeout=busy_timeout
+            await answered(path_of, context),
+            create=create,
+            schema=schema,
+            synchronous=synchronous,
+            busy_timeout=busy_timeout,
         )
         try:
             yield database

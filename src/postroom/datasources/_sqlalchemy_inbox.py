@@ -1,0 +1,149 @@
+"""The inbox over SQLAlchemy: transactions of a connection or of an ORM session that begin with their message's row."""
+
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, TypeVar, overload
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, AsyncTransaction
+
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox
+from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
+from postroom.datasources.providers import Provider
+from postroom.datasources.scope import Scope, ScopeOf
+from postroom.errors import ConfigurationError
+from postroom.transactions import TransactionRolledBack
+from postroom.types import C
+
+Tx = TypeVar("Tx")
+S = TypeVar("S", bound=AsyncSession)
+Begin = Callable[[AsyncEngine], AbstractAsyncContextManager[Work[Tx]]]
+"""How a transaction of an engine begins."""
+
+
+class SqlalchemyDatabase(PostgresDatabase[Tx], Generic[Tx]):
+    """An ``AsyncEngine`` with an inbox in its database. :func:`sqlalchemy_inbox` provides it."""
+
+    def __init__(
+        self, engine: AsyncEngine, inbox: Inbox, begin: Begin[Tx], *, wait: float = 60.0, scope: Scope | None = None
+    ) -> None:
+        super().__init__(inbox, wait=wait, scope=scope)
+        self.engine = engine
+        """SQLAlchemy's own engine, for what needs no transaction of the message. No scope holds there."""
+        self._begin_with = begin
+
+    def _begin(self) -> AbstractAsyncContextManager[Work[Tx]]:
+        return self._begin_with(self.engine)
+
+
+class _OfConnection(Work[Tx]):
+    """Statements through a connection, of whatever the transaction belongs to."""
+
+    def __init__(self, tx: Tx, connection: AsyncConnection, transaction: AsyncTransaction | AsyncSessionTransaction):
+        super().__init__(tx)
+        self._connection = connection
+        self._transaction = transaction
+
+    async def value(self, sql: str, *parameters: Any) -> Any:
+        named = {f"p{number}": value for number, value in enumerate(parameters, start=1)}
+        return (await self._connection.execute(text(re.sub(r"\$(\d+)", r":p\1", sql)), named)).scalar()
+
+    async def run(self, sql: str) -> None:
+        for statement in sql.split(";\n"):
+            if statement.strip():
+                await self._connection.exec_driver_sql(statement)
+
+    async def finish(self) -> None:
+        if not self._transaction.is_active:
+            raise TransactionRolledBack(ENDED)
+
+
+class _OfSession(_OfConnection[S]):
+    async def finish(self) -> None:
+        if not self._transaction.is_active:  # a failed flush has done that, or the block
+            raise TransactionRolledBack(SWALLOWED if self.tx.in_transaction() else ENDED)
+        await self.tx.flush()
+
+
+@asynccontextmanager
+async def _begin_connection(engine: AsyncEngine) -> AsyncGenerator[Work[AsyncConnection], None]:
+    async with engine.connect() as connection, connection.begin() as transaction:
+        yield _OfConnection(connection, connection, transaction)
+
+
+def _begin_session(factory: Callable[..., S]) -> Begin[S]:
+    @asynccontextmanager
+    async def begin(engine: AsyncEngine) -> AsyncGenerator[Work[S], None]:
+        async with factory(bind=engine) as session, session.begin() as transaction:
+            yield _OfSession(session, await session.connection(), transaction)
+
+    return begin
+
+
+@overload
+def sqlalchemy_inbox(
+    provider: Provider[C, AsyncEngine],
+    *,
+    session: None = None,
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, SqlalchemyDatabase[AsyncConnection]]: ...
+
+
+@overload
+def sqlalchemy_inbox(
+    provider: Provider[C, AsyncEngine],
+    *,
+    session: Callable[..., S],
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, SqlalchemyDatabase[S]]: ...
+
+
+def sqlalchemy_inbox(
+    provider: Provider[C, AsyncEngine],
+    *,
+    session: Callable[..., Any] | None = None,
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, SqlalchemyDatabase[Any]]:
+    """Add an inbox to a provider of engines: ``sqlalchemy_inbox(sqlalchemy_engine(registry), session=AsyncSession)``.
+
+    Args:
+        provider: what opens the engine, for PostgreSQL. Its weight and its health check stay as they are.
+        session: makes the ``AsyncSession`` that handlers get, called with ``bind=``: the class itself, or an
+            ``async_sessionmaker(expire_on_commit=False)``. None: handlers get an ``AsyncConnection``.
+        table: the inbox's table, with or without a schema.
+        create: create the table at opening where it is missing. Otherwise your migrations do, with
+            ``postgres_inbox(table).schema``.
+        wait: seconds that a duplicate waits for the transaction of the first, before it counts as failed.
+        scope: context to the tenant's part of a database that tenants share: a schema, or settings.
+
+    Raises:
+        ConfigurationError: ``table`` is no name for a table, ``session`` makes no session; at opening: the database is
+            not PostgreSQL, has no such table or schema, or its connections are in AUTOCOMMIT.
+    """
+    if isinstance(session, type) and not issubclass(session, AsyncSession):
+        raise ConfigurationError(f"session= takes AsyncSession or an async_sessionmaker(...); got {session.__name__}")
+    inbox = postgres_inbox(table)
+    begin: Begin[Any] = _begin_connection if session is None else _begin_session(session)
+
+    async def prepare(database: SqlalchemyDatabase[Any]) -> None:
+        if database.engine.dialect.name != "postgresql":
+            raise ConfigurationError(f"sqlalchemy_inbox() is for PostgreSQL; this is {database.engine.dialect.name}")
+        await database.prepare(create=create)
+
+    return add_inbox(
+        provider,
+        lambda engine, own: SqlalchemyDatabase(engine, inbox, begin, wait=wait, scope=own),
+        lambda database: database.engine,
+        prepare,
+        scope,
+    )
