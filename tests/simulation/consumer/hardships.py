@@ -116,7 +116,7 @@ def _overload(plan: Plan, rng: Random) -> Plan:
         processes=1,
         faults=Faults(latency=0.05),
         options=options,
-        limits=replace(plan.limits, budget=len(tenants), max_age=None, idle=None),
+        limits=replace(plan.limits, budget=len(tenants), max_concurrent_opens=len(tenants), max_age=None, idle=None),
         slow_resolver=0.0,
         survivors_finish=True,
         hardships=(),

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -77,14 +77,20 @@ class Process:
         self.consumer = self._make_consumer()
         self.decisions = Decisions(self.consumer.tenants)
         self.main: asyncio.Task[None] | None = None
+        self._home = contextvars.copy_context()
+        self._home.run(current_process.set, self)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to run."""
-        context = contextvars.copy_context()
-        context.run(current_process.set, self)
-        self.main = asyncio.get_running_loop().create_task(self._live(), name=f"main-{self.name}", context=context)
+        self.main = asyncio.get_running_loop().create_task(
+            self._live(), name=f"main-{self.name}", context=self._home.copy()
+        )
+
+    def within(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call something as if code of this process did: what it starts belongs to it."""
+        self._home.copy().run(function, *arguments)
 
     async def _live(self) -> None:
         self.history.note(self.name, "starts")
@@ -93,6 +99,10 @@ class Process:
         else:
             async with self.pool:
                 await self.consumer.run()
+
+    def decide(self, what: str, tenant: str) -> None:
+        """Carry out what somebody decides about a tenant."""
+        self.within(self.decisions.decide, what, tenant, Tenant(tenant))
 
     def add_task(self, task: asyncio.Task[Any]) -> None:
         """Remember a task, for as long as it runs."""
