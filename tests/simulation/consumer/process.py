@@ -17,9 +17,10 @@ from postroom.errors import (
     PoolExhaustedError,
     ResourceOpenError,
 )
-from postroom.events import Event
+from postroom.events import Event, MessageSettled
 from postroom.message import Message
 from postroom.testing.faults import FaultyClient
+from postroom.types import Settlement
 from simulation.consumer.blame import Blame
 from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.control import Decisions
@@ -31,6 +32,8 @@ from simulation.consumer.watch import LOST, STOPPING, Gate, Receipt, Watch, Watc
 
 MOST_TASKS = 64
 """Tasks that have ended and are remembered, at the least: one keeps what its context variables point to."""
+BREAKS_A_GROUP = frozenset({Settlement.LOST, Settlement.LEFT})
+"""After these the rest of a message group has to go back, whatever was tried of it."""
 
 
 class Panic(BaseException):
@@ -183,6 +186,8 @@ class Process:
 
     def _observe(self, event: Event) -> None:
         self.watch.observe(event)
+        if isinstance(event, MessageSettled) and event.settlement in BREAKS_A_GROUP:
+            self._breaks_group(event.message)
         self.functions.observes(event)
 
     @asynccontextmanager
@@ -345,6 +350,9 @@ class Process:
     def _fails(self, message: Message) -> None:
         """Note a failed attempt."""
         self.ledger.fails(message.receipt_handle)
+        self._breaks_group(message)
+
+    def _breaks_group(self, message: Message) -> None:
         if message.group_id is not None:
             self.broken_groups[message.group_id] = self._now()
 
@@ -356,6 +364,8 @@ class Process:
             return "it stops"
         if self.functions.raised_since(tenant, receipt.received_at):
             return "a function of the user's raised"
+        if not self._could_hold(receipt, now):
+            return "it cannot be held"
         if receipt.body in self.watch.offered:
             return "nobody took it for the dead letters"
         if plan.fifo and receipt.group is not None:
@@ -365,12 +375,18 @@ class Process:
                 return "its group went back"
         return ""
 
+    def _could_hold(self, receipt: Receipt, now: float) -> bool:
+        """Return whether a message can be kept from becoming visible: for as long as it may be extended."""
+        visibility = self.shared.plan.options["visibility"]
+        return visibility.heartbeat and now + visibility.timeout < receipt.received_at + visibility.max_extension
+
     def _could_try(self, tenant: str, now: float) -> bool:
         """Return whether a consumer that stops has the time and the means to try a message all the same."""
         assert self.stopping_since is not None
         shutdown = self.shared.plan.options["shutdown"]
         calm = not (self.hurried or self.cancelled or self.disturbed or self.frozen or self.shared.gaps)
-        idle = len(self.handlers) + self.reporting == 0 and self.shared.healthy(tenant)
+        ready = self.shared.healthy(tenant) and not self.blame.is_open(tenant)
+        idle = len(self.handlers) + self.reporting == 0 and ready
         return calm and idle and shutdown.drain >= 1.0 and now < self.stopping_since + shutdown.drain - 0.5
 
     def running(self, tenant: str) -> int:

@@ -222,7 +222,7 @@ class Simulation:
             await asyncio.sleep(self.rng.uniform(0.1, 3.0))
             await self.loop.settled()
             for process in self.living:
-                if process is None or not process.consumer.running:
+                if process is None or not process.consumer.running or self.loop.is_frozen(process):
                     continue
                 running = process.consumer.statistics().running
                 working = len(process.handlers) + process.reporting + process.watch.sending

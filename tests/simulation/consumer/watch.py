@@ -27,6 +27,8 @@ ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
 PACE = 0.1
 """Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
+PUT_OFF = frozenset({"deferred", "parked"})
+"""Settlements of messages that were not tried."""
 
 
 class History:
@@ -327,7 +329,7 @@ class Watch:
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
             self._check_verdict(event.message, event.settlement)
-            self.deferred += event.settlement is Settlement.DEFERRED
+            self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
             else:
