@@ -200,6 +200,17 @@ class Watch:
         refused = receipt.refused or (handle is not None and self.receipts[handle].refused)
         return not refused and asyncio.get_running_loop().time() < receipt.deadline
 
+    def judge_owner(self, message: Message, blocked_since: Callable[[float], float]) -> None:
+        """Oracle *owner*: a handler that ends untold was cancelled if its message was lost, whatever hangs."""
+        newest = self.receipts[self.newest[message.id]]
+        deadline = max(newest.deadline, self.receipts[message.receipt_handle].deadline)
+        if newest.ended or newest.settled_at is not None or newest.deletes:
+            return
+        late = asyncio.get_running_loop().time() - deadline - blocked_since(deadline)
+        if late > 1.0:
+            text = f"{self.name} runs {message.id[:4]} on for {late:.3f} s although it lost it"
+            self.history.broken("owner", text)
+
     # -- settle --------------------------------------------------------------------------------------------------
 
     def deletes(self, handles: Sequence[str]) -> None:
