@@ -432,7 +432,7 @@ class WatchedQueue:
         """Judge, then change. The name of the calling task tells an extension from a decision."""
         self._gate.check()
         task = asyncio.current_task()
-        beat = task is not None and "heartbeat" in task.get_name()
+        beat = task is not None and ("heartbeat" in task.get_name() or "extend" in task.get_name())
         if task is not None and "recall" in task.get_name():
             self._watch.recalls(changes)
             return await self._inner.change_visibility(changes)
