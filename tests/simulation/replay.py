@@ -14,6 +14,7 @@ def main(arguments: list[str]) -> int:
         outcome = run_consumer_schedule(seed)
         print(outcome.history.text())
         print(outcome.plan)
+        print("hardships:", ", ".join(outcome.plan.hardships) or "none")
         broken = outcome.violations
     else:
         run = runner(kind)

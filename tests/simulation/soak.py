@@ -29,6 +29,8 @@ class Progress:
     """How far one kind of schedule is."""
 
     done: int = 0
+    first: int = 0
+    """The seed that it began with."""
     seconds: float = 0.0
     """Of processor time, over all cores."""
     failures: list[tuple[int, str]] = field(default_factory=list)
@@ -87,7 +89,7 @@ def _units(goals: dict[str, int], progress: dict[str, Progress]) -> Iterator[tup
         if count <= 0:
             del places[kind]
             continue
-        yield kind, places[kind], count
+        yield kind, progress[kind].first + places[kind], count
         places[kind] += count
 
 
@@ -113,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     goals = {kind: getattr(options, kind) for kind in _GOALS if getattr(options, kind) and runner(kind) is not None}
     state = Path(options.state)
     known = json.loads(state.read_text()) if state.exists() and not options.fresh else {}
-    progress = {kind: Progress(**known.get(kind, {})) for kind in goals}
+    progress = {kind: _resumed(known.get(kind, {}), options.first) for kind in goals}
     began = shown = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(options.jobs) as workers:
         for kind, count, seconds, failures in workers.imap(work, _units(goals, progress)):
@@ -131,9 +133,30 @@ def main(arguments: list[str] | None = None) -> int:
     state.write_text(json.dumps({kind: asdict(each) for kind, each in progress.items()}))
     _show(goals, progress, began, last=True)
     for kind, each in progress.items():
-        for seed, text in each.failures[:20]:
-            print(f"{text}\n    make replay KIND={kind} SEED={seed}")
+        _tell(kind, each.failures)
     return 1 if any(each.failures for each in progress.values()) else 0
+
+
+def _resumed(known: dict[str, Any], first: int) -> Progress:
+    """Return what is remembered of a search that began with the same seed, or a new one."""
+    progress = Progress(**known)
+    return progress if progress.first == first else Progress(first=first)
+
+
+def _tell(kind: str, failures: list[tuple[int, str]]) -> None:
+    """Print what was broken, first by oracle, then one by one with the command that replays it."""
+    seeds: dict[str, list[int]] = {}
+    for seed, text in failures:
+        seeds.setdefault(oracle_of(text), []).append(seed)
+    for oracle, found in sorted(seeds.items(), key=lambda each: -len(each[1])):
+        print(f"{kind}: {oracle}: {len(found)} schedules, such as {', '.join(map(str, sorted(found)[:5]))}")
+    for seed, text in failures[:20]:
+        print(f"{text}\n    make replay KIND={kind} SEED={seed}")
+
+
+def oracle_of(text: str) -> str:
+    """Return which oracle a violation is of: "attempts at 3.000: ..." is one of *attempts*."""
+    return text.partition(":")[0].partition(" at ")[0]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -143,7 +166,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--minutes", type=float, default=58.0, help="end after so long; go on with the next call")
     parser.add_argument("--state", default=".soak.json", help="where progress is remembered")
-    parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument("--first", type=int, default=0, help="the first seed of each kind; for fresh ones (0)")
+    parser.add_argument("--fresh", action="store_true", help="forget the progress that is remembered")
     return parser.parse_args(arguments)
 
 

@@ -23,6 +23,21 @@ def test_every_seed_is_searched_once(done: int) -> None:
         assert {kind for kind, _, _ in units[:4]} == {"consumer", "pool"}
 
 
+def test_a_search_of_fresh_seeds_begins_where_it_is_told() -> None:
+    """And forgets the progress of a search that began elsewhere."""
+    progress = {"pool": soak._resumed({"done": 100, "seconds": 1.0, "failures": [], "first": 5_000}, 5_000)}
+    assert next(soak._units({"pool": 1_000}, progress)) == ("pool", 5_100, 100)
+    assert soak._resumed({"done": 100, "seconds": 1.0, "failures": []}, 5_000) == soak.Progress(first=5_000)
+
+
+def test_violations_are_counted_by_oracle(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that one look shows which promise is broken how often."""
+    soak._tell("consumer", [(9, "bytes at 3.1: kept"), (4, "S1 at 2: twice"), (2, "bytes at 1: kept"), (1, "stuck: x")])
+    said = capsys.readouterr().out
+    assert "consumer: bytes: 2 schedules, such as 2, 9\n" in said
+    assert "consumer: stuck: 1 schedules, such as 1\n" in said
+
+
 def test_what_was_found_is_told_with_the_command_that_replays_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,10 +54,12 @@ class GiveBack(msgspec.Struct, frozen=True):
 
 
 class Reject(msgspec.Struct, frozen=True):
-    """Send a message to the dead-letter queue: it would end there, or nowhere, without a reason."""
+    """Send a message to the dead-letter queue, with the reason."""
 
     job: Job
     reason: str
+    delay: float = 30.0
+    """Seconds until it is seen again if that is not possible."""
 
 
 class ReturnGroup(msgspec.Struct, frozen=True):

@@ -21,8 +21,6 @@ _log = logging.getLogger("postroom.consumer")
 
 _SWEEP: Final = 15.0
 """Seconds between two looks at messages whose retention period may end here."""
-_LATER: Final = 30.0
-"""Seconds until a message is seen again that should have been rejected and could not be."""
 _SETTLED: Final = 0.02
 """Seconds between two rounds of calling messages back."""
 
@@ -174,8 +172,8 @@ class Engine:
                     match action:
                         case GiveBack(job, settlement, delay):
                             job.source.settler.give_back(job, settlement, delay=delay)
-                        case Reject(job, reason):
-                            task = self.tasks.spawn(self._reject(job, reason), "postroom-reject")
+                        case Reject(job, reason, delay):
+                            task = self.tasks.spawn(self._reject(job, reason, delay), "postroom-reject")
                             self.rejecting.add(task)
                             task.add_done_callback(self.rejecting.discard)
                         case ReturnGroup(group):
@@ -183,9 +181,9 @@ class Engine:
         finally:
             self._acting = False
 
-    async def _reject(self, job: Job, reason: str) -> None:
+    async def _reject(self, job: Job, reason: str, delay: float) -> None:
         if not await self.reject(job, reason):
-            job.source.settler.give_back(job, Settlement.RETURNED, delay=_LATER)
+            job.source.settler.give_back(job, Settlement.RETRIED, delay=delay)
 
     async def reject(self, job: Job, reason: str) -> bool:
         """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""

@@ -179,6 +179,8 @@ class Run(Generic[C, R]):
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
+        if self._threads is not None:
+            self._threads.resize(concurrency.threads)
         self.scheduler.adjust(**self._scheduler_limits(concurrency))
         self.engine.dispatch()
         self._poller.wake()
@@ -396,7 +398,7 @@ class Run(Generic[C, R]):
         await self._hurry.wait()
 
     def _running_names(self) -> list[str]:
-        return [job.message.id for job in self.engine.jobs if job.started]
+        return [job.task.get_name() for job in self.engine.jobs if job.started and job.task is not None]
 
     def _say_what_may_surprise(self) -> None:
         """Say once, at start, what the queue's attributes keep the consumer from promising."""

@@ -12,6 +12,7 @@ import msgspec
 
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core
+from postroom.consumer.core import Reject as RejectAction
 from postroom.consumer.engine import Engine
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError
@@ -328,7 +329,10 @@ class Pipeline:
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
         """Make the message a dead letter; without a dead-letter queue it has failed."""
         if self._source.facts.redrive is not None or not self._source.facts.known:
-            if await self._engine.reject(job, instruction.reason):
+            if job.group is None:  # no slot is held while the dead-letter queue takes it
+                self._core.actions.append(RejectAction(job, instruction.reason, self._backoff(job, instruction)))
+                self._engine.act()
+            elif await self._engine.reject(job, instruction.reason):
                 self._give_group_back(job)
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
@@ -352,14 +356,18 @@ class Pipeline:
     def _retry(self, job: Job, error: BaseException, *, delay: float | None = None) -> None:
         """Make a message visible again, not before its tenant's resources may be tried again."""
         if delay is None:
-            delay = backoff(self._source.retry_of(job), job.message, error, job.attempt, self._rng)
-            if self._pool is not None and self._pool.troubled and job.problem is None:
-                delay = max(delay, self._pool.retry_after(job.context))
+            delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
             self._core.retry(job, error, delay)
         else:
             self._core.give_group_back(job)
         self._engine.act()
+
+    def _backoff(self, job: Job, error: BaseException) -> float:
+        delay = backoff(self._source.retry_of(job), job.message, error, job.attempt, self._rng)
+        if self._pool is not None and self._pool.troubled and job.problem is None:
+            delay = max(delay, self._pool.retry_after(job.context))
+        return delay
 
     def _return(self, job: Job) -> None:
         """Give a message back that was interrupted."""

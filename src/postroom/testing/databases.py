@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
 
-from postroom.datasources.registry import UnknownTenant
+from postroom.errors import UnknownTenant
 
 
 class Trouble(StrEnum):

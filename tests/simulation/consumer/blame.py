@@ -99,6 +99,10 @@ class Blame:
         known.pause = min(options.cap, options.base * 2.0**known.trips) / 2
         known.trips += 1
 
+    def is_open(self, tenant: str) -> bool:
+        """Return whether a tenant's breaker is open."""
+        return self._tenants[tenant].opened_at is not None
+
     def _judge_message(self, known: _Tenant, message: str) -> None:
         options = self._options
         known.failures[message] += 1

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from postroom.datasources import UnknownTenant
@@ -127,7 +128,7 @@ class Happenings:
         if cancel := event.index == 0:
             process.main.cancel()
         else:
-            process.consumer.stop(now=event.index == 1)
+            process.within(partial(process.consumer.stop, now=event.index == 1))
         gone = self.shared.blocked_since(process.stopping_since)
         await asyncio.wait([process.main], timeout=STARTING + gone)
         if not process.main.done():
@@ -184,13 +185,12 @@ class Happenings:
 
     async def _control(self, process: Process, event: Event) -> None:
         """Decide something about a tenant, and take it back a little later."""
-        key = Tenant(event.tenant)
         self.shared.troubled.add(event.tenant)
-        process.decisions.decide(event.control, event.tenant, key)
+        process.decide(event.control, event.tenant)
         if event.control == "drain":
             await self._drain(process, event.tenant, event.seconds)
         await asyncio.sleep(event.seconds)
-        process.decisions.decide("resume", event.tenant, key)
+        process.decide("resume", event.tenant)
 
     async def _drain(self, process: Process, tenant: str, seconds: float) -> None:
         try:

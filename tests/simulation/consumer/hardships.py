@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import postroom
-from postroom import Concurrency, Polling, RetryPolicy, Shutdown, Visibility
+from postroom import Concurrency, Polling, RetryPolicy, Visibility
 from postroom.testing.databases import Trouble
 from postroom.testing.faults import Faults
 from simulation.consumer.plan import (
@@ -24,6 +24,7 @@ from simulation.consumer.plan import (
     Raising,
     Redrive,
     make_ordinary_plan,
+    make_shutdown,
 )
 
 ORDINARY = 0.35
@@ -105,7 +106,7 @@ def _overload(plan: Plan, rng: Random) -> Plan:
         "polling": Polling(wait=20, pollers=rng.choice((1, 2, 8)), scout=plan.options["polling"].scout),
         "visibility": Visibility(timeout=30),
         "faults": postroom.Faults(poison_after=None),
-        "shutdown": Shutdown(poll=2.0, drain=20.0, cancel=1.0, flush=5.0, close=2.0),
+        "shutdown": make_shutdown(poll=2.0, drain=20.0, cancel=1.0, flush=5.0, close=2.0),
     }
     plan = replace(
         plan,
@@ -116,7 +117,7 @@ def _overload(plan: Plan, rng: Random) -> Plan:
         processes=1,
         faults=Faults(latency=0.05),
         options=options,
-        limits=replace(plan.limits, budget=len(tenants), max_age=None, idle=None),
+        limits=replace(plan.limits, budget=len(tenants), max_concurrent_opens=len(tenants), max_age=None, idle=None),
         slow_resolver=0.0,
         survivors_finish=True,
         hardships=(),

@@ -55,6 +55,10 @@ class SimulationLoop(VirtualLoop):
         """Let nothing of a process run until it thaws. Time goes on, and so do all others."""
         self._frozen.setdefault(process, [])
 
+    def is_frozen(self, process: Process) -> bool:
+        """Return whether a process is frozen."""
+        return process in self._frozen
+
     def thaw(self, process: Process) -> None:
         """Let a process go on, and everything that became due meanwhile run late."""
         self._turn.extend(self._frozen.pop(process, []))

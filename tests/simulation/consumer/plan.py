@@ -345,7 +345,7 @@ def _options(rng: Random, visibility: int) -> dict[str, Any]:
             poison_after=rng.choice((None, 1, 2, 3)),
             poison_others=rng.randint(1, 2),
         ),
-        "shutdown": Shutdown(
+        "shutdown": make_shutdown(
             poll=rng.choice((0.0, 2.0)),
             drain=rng.choice((0.0, 1.0, 20.0)),
             cancel=1.0,
@@ -353,6 +353,12 @@ def _options(rng: Random, visibility: int) -> dict[str, Any]:
             close=2.0,
         ),
     }
+
+
+def make_shutdown(**stages: float) -> Shutdown:
+    """Return a shutdown whose stages take what they say, also where they have to fit into a total."""
+    total = {"within": sum(stages.values()) + 1.0} if "within" in Shutdown.__dataclass_fields__ else {}
+    return Shutdown(**stages, **total)
 
 
 def _timeouts(rng: Random) -> PoolTimeouts:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -17,20 +17,24 @@ from postroom.errors import (
     PoolExhaustedError,
     ResourceOpenError,
 )
-from postroom.events import Event
+from postroom.events import Event, MessageSettled
 from postroom.message import Message
 from postroom.testing.faults import FaultyClient
+from postroom.types import Settlement
 from simulation.consumer.blame import Blame
 from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.control import Decisions
 from simulation.consumer.database import TenantDatabase
 from simulation.consumer.functions import UserFunctions
+from simulation.consumer.licence import Licence
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.shared import Ctx, Order, Shared, Tenant, current_process, key_of, resolve
-from simulation.consumer.watch import LOST, STOPPING, Gate, Receipt, Watch, WatchedClient
+from simulation.consumer.watch import LOST, STOPPING, Gate, Watch, WatchedClient
 
 MOST_TASKS = 64
 """Tasks that have ended and are remembered, at the least: one keeps what its context variables point to."""
+BREAKS_A_GROUP = frozenset({Settlement.LOST, Settlement.LEFT})
+"""After these the rest of a message group has to go back, whatever was tried of it."""
 
 
 class Panic(BaseException):
@@ -48,17 +52,16 @@ class Process:
         self.client = client
         self.ledger = shared.ledger
         self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update, shared.ledger)
-        self.watch.excuse = self._excuse
+        self.licence = Licence(self)
+        self.watch.excuse = self.licence.excuse
         self.blame = Blame(shared.plan.options["faults"])
-        self.watch.may_be_rejected = self._may_be_rejected
-        self.watch.is_poison = self._is_poison
+        self.watch.may_be_rejected = self.licence.may_be_rejected
+        self.watch.is_poison = self.licence.is_poison
         self.rng = Random(seed)
         self.contexts = ContextWatch(shared.tenants, self._sees_another)
         self.functions = UserFunctions(shared.plan, self.contexts, shared.tenants, seed ^ 0xF00D)
         self.tasks: list[asyncio.Task[Any]] = []
         self._most_tasks = MOST_TASKS
-        self.broken_groups: dict[str, float] = {}
-        """Message group to when something of it last had to go back."""
         self.told: set[str] = set()
         """Receipt handles whose handlers were cancelled."""
         self.frozen = 0.0
@@ -77,14 +80,20 @@ class Process:
         self.consumer = self._make_consumer()
         self.decisions = Decisions(self.consumer.tenants)
         self.main: asyncio.Task[None] | None = None
+        self._home = contextvars.copy_context()
+        self._home.run(current_process.set, self)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to run."""
-        context = contextvars.copy_context()
-        context.run(current_process.set, self)
-        self.main = asyncio.get_running_loop().create_task(self._live(), name=f"main-{self.name}", context=context)
+        self.main = asyncio.get_running_loop().create_task(
+            self._live(), name=f"main-{self.name}", context=self._home.copy()
+        )
+
+    def within(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call something as if code of this process did: what it starts belongs to it."""
+        self._home.copy().run(function, *arguments)
 
     async def _live(self) -> None:
         self.history.note(self.name, "starts")
@@ -93,6 +102,10 @@ class Process:
         else:
             async with self.pool:
                 await self.consumer.run()
+
+    def decide(self, what: str, tenant: str) -> None:
+        """Carry out what somebody decides about a tenant."""
+        self.within(self.decisions.decide, what, tenant, Tenant(tenant))
 
     def add_task(self, task: asyncio.Task[Any]) -> None:
         """Remember a task, for as long as it runs."""
@@ -173,6 +186,8 @@ class Process:
 
     def _observe(self, event: Event) -> None:
         self.watch.observe(event)
+        if isinstance(event, MessageSettled) and event.settlement in BREAKS_A_GROUP:
+            self.licence.breaks_group(event.message)
         self.functions.observes(event)
 
     @asynccontextmanager
@@ -283,7 +298,8 @@ class Process:
             self._fails(ctx.message)
             raise
         finally:
-            self._judge_owner(order, ctx)
+            if self.gate.alive and not self.frozen and ctx.message.receipt_handle not in self.told:
+                self.watch.judge_owner(ctx.message, self.shared.blocked_since)
             if ctx.resources.closed and self.stopping_since is None and self.gate.alive:
                 self.history.broken("I2", f"{self.name} closed the resources of {order.order_id} under its handler")
             del self.handlers[ctx.message.receipt_handle]
@@ -319,49 +335,10 @@ class Process:
         if not self.watch.owns(message.id, message.receipt_handle):
             self.history.broken("owner", f"{self.name} starts a handler for {message.id[:4]}, which it lost before")
 
-    def _judge_owner(self, order: Order, ctx: Ctx) -> None:
-        """Oracle *owner*: a handler is cancelled when its message is lost, whatever hangs."""
-        handle, message = ctx.message.receipt_handle, ctx.message.id
-        newest = self.watch.receipts[self.watch.newest[message]]
-        deadline = max(newest.deadline, self.watch.receipts[handle].deadline)
-        settled = newest.ended or newest.settled_at is not None or newest.deletes
-        if handle in self.told or settled or not self.gate.alive or self.frozen:
-            return
-        late = self._now() - deadline - self.shared.blocked_since(deadline)
-        if late > 1.0:
-            text = f"{self.name} runs {order.order_id} on for {late:.3f} s although it lost its message"
-            self.history.broken("owner", text)
-
     def _fails(self, message: Message) -> None:
         """Note a failed attempt."""
         self.ledger.fails(message.receipt_handle)
-        if message.group_id is not None:
-            self.broken_groups[message.group_id] = self._now()
-
-    def _excuse(self, receipt: Receipt) -> str:
-        """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
-        now, plan = self._now(), self.shared.plan
-        tenant = self.shared.tenants[receipt.message_id]
-        if self.stopping_since is not None and not self._could_try(tenant, now):
-            return "it stops"
-        if self.functions.raised_since(tenant, receipt.received_at):
-            return "a function of the user's raised"
-        if receipt.body in self.watch.offered:
-            return "nobody took it for the dead letters"
-        if plan.fifo and receipt.group is not None:
-            before = self.broken_groups.get(receipt.group, -1.0)
-            self.broken_groups[receipt.group] = now
-            if before >= receipt.received_at:
-                return "its group went back"
-        return ""
-
-    def _could_try(self, tenant: str, now: float) -> bool:
-        """Return whether a consumer that stops has the time and the means to try a message all the same."""
-        assert self.stopping_since is not None
-        shutdown = self.shared.plan.options["shutdown"]
-        calm = not (self.hurried or self.cancelled or self.disturbed or self.frozen or self.shared.gaps)
-        idle = len(self.handlers) + self.reporting == 0 and self.shared.healthy(tenant)
-        return calm and idle and shutdown.drain >= 1.0 and now < self.stopping_since + shutdown.drain - 0.5
+        self.licence.breaks_group(message)
 
     def running(self, tenant: str) -> int:
         """Return how many handlers of a tenant run."""
@@ -369,35 +346,6 @@ class Process:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _is_poison(self, message_id: str) -> bool:
-        plan = self.shared.plan
-        known = plan.max_receives is not None and not plan.redrives and not plan.blind
-        sure = plan.ack is AckMode.ON_SUCCESS and known
-        return message_id in self.blame.poisonous and sure
-
-    def _may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:
-        """Whether a message may become a dead letter for this reason."""
-        plan = self.shared.orders[key]
-        match reason.split(":", maxsplit=1)[0]:
-            case "poison":
-                return message_id in self.blame.poisonous and self.shared.plan.ack is AckMode.ON_SUCCESS
-            case "quarantine":
-                return self.decisions.was_quarantined(plan.tenant)
-            case _:
-                return self._may_be_given_up(message_id, plan)
-
-    def _may_be_given_up(self, message_id: str, plan: OrderPlan) -> bool:
-        """Whether there is a reason for a dead letter that no person and no neighbour gave."""
-        if plan.kind in {Kind.REJECTS, Kind.NOBODY, Kind.STRANGER, Kind.MALFORMED}:
-            return True
-        first = self.ledger.of(message_id)[0].at
-        if self.shared.unknown_tenant(plan.tenant, first):
-            return True
-        retention = self.shared.plan.retention
-        if retention is not None and self._now() > self.shared.sent_at[message_id] + retention / 2:
-            return True
-        return self.ledger.is_used_up(message_id)
 
     def _check_slots(self, plan: OrderPlan) -> None:
         limits = self.shared.plan.options["concurrency"]

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from simulation.consumer.liveness import bound
 from simulation.consumer.loop import Broker, SimulationLoop
 from simulation.consumer.plan import Kind, OrderPlan, Plan
 from simulation.consumer.process import Process
-from simulation.consumer.shared import Shared, Tenant, current_process
+from simulation.consumer.shared import Shared, current_process
 from simulation.consumer.verdicts import Verdicts
 from simulation.consumer.watch import History
 
@@ -160,7 +161,7 @@ class Simulation:
             await self._cancel(process.main, cancel)
         else:
             process.hurried = now
-            process.consumer.stop(now=now)
+            process.within(partial(process.consumer.stop, now=now))
         await asyncio.wait([process.main])
         if not process.gate.alive:
             return
@@ -194,7 +195,7 @@ class Simulation:
             await asyncio.sleep(max(0.0, order.at - self._now()))
             self.broker.send(self.queue, _message(order, fifo=self.plan.fifo))
             stored = self.stored[order.key] = self.queue.messages[self.broker.engine.seq]
-            self.shared.tenants[stored.id] = order.tenant
+            self.shared.tenants[stored.id] = "stranger" if order.kind is Kind.STRANGER else order.tenant
             self.shared.ids[order.key] = stored.id
             self.shared.sent_at[stored.id] = self._now()
             self.history.note("sent", order.key, self.stored[order.key].id[:4], order.kind.value, order.group or "")
@@ -211,9 +212,9 @@ class Simulation:
             if process is not None:
                 process.client.faults = Faults()
                 for tenant in self.plan.tenants:
-                    process.decisions.decide("resume", tenant, Tenant(tenant))
+                    process.decide("resume", tenant)
                 if self.plan.kept_paused is not None:
-                    process.decisions.decide("pause", self.plan.kept_paused, Tenant(self.plan.kept_paused))
+                    process.decide("pause", self.plan.kept_paused)
 
     async def _monitor(self) -> None:
         """Look, at times, whether a slot is held by a message that is not worked on, and which bodies are kept."""
@@ -221,7 +222,7 @@ class Simulation:
             await asyncio.sleep(self.rng.uniform(0.1, 3.0))
             await self.loop.settled()
             for process in self.living:
-                if process is None or not process.consumer.running:
+                if process is None or not process.consumer.running or self.loop.is_frozen(process):
                     continue
                 running = process.consumer.statistics().running
                 working = len(process.handlers) + process.reporting + process.watch.sending

@@ -1,5 +1,6 @@
 """Can the oracles fail? Each is given a history that is wrong, and one beside it that is right."""
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from postroom import MessageContext, Retry
 from postroom.consumer.context import enter_message
 from postroom.message import Message
 from postroom.testing.loop import run_virtual
+from postroom.transports.protocol import VisibilityChange
 from simulation.consumer.attempts import NOTICE, Ledger, Policies, promise
 from simulation.consumer.bodies import GRACE, Bodies
 from simulation.consumer.contexts import ContextWatch
@@ -20,6 +22,7 @@ from simulation.consumer.liveness import bound
 from simulation.consumer.plan import Kind, Plan, make_ordinary_plan
 from simulation.consumer.process import Process
 from simulation.consumer.schedule import run_consumer_schedule
+from simulation.consumer.watch import History, Watch
 
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
@@ -193,6 +196,45 @@ def test_the_current_message_is_the_right_one_or_none() -> None:
         "the decoder of a2 sees a1 in current_message()",
         "a log record of b1 is written with a1 in current_message(): Message %s is back",
     ]
+
+
+# -- owner -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "extended", "violations"), [(8.0, False, 1), (8.0, True, 0), (5.5, False, 0)])
+def test_a_handler_that_goes_on_without_its_message_is_a_violation(
+    seconds: float, extended: bool, violations: int
+) -> None:
+    """Its visibility timeout of five seconds is over, and it was not cancelled; a second of grace is left."""
+    history = History()
+
+    async def main() -> None:
+        watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
+        [message] = watch.received([_message("m")], 5.0)
+        if extended:
+            changes = [VisibilityChange("m", 10)]
+            watch.changes(changes, beat=True)
+            watch.extended(changes, [], 0.0)
+        await asyncio.sleep(seconds)
+        assert watch.owns("m") is extended
+        watch.judge_owner(message, lambda _when: 0.0)
+
+    run_virtual(main())
+    assert len(history.violations) == violations
+
+
+def test_time_in_which_nothing_ran_is_no_fault_of_the_handler() -> None:
+    """The event loop was blocked for longer than the visibility timeout."""
+    history = History()
+
+    async def main() -> None:
+        watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
+        [message] = watch.received([_message("m")], 5.0)
+        await asyncio.sleep(9)
+        watch.judge_owner(message, lambda when: 9.0 - when)
+
+    run_virtual(main())
+    assert history.violations == []
 
 
 # -- liveness ----------------------------------------------------------------------------------------------------------

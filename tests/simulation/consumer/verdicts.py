@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CALLS_PER_MESSAGE = 0.2
 """Receives that bring something, per handled message, where equal tenants have a backlog."""
-START = 20
+START = 10
 """Such receives that are not counted: of the start, and of the end."""
 TIME_TO_REJECT = 5.0
 """Seconds before a message expires in which it cannot be expected any more that it is rejected for that."""

@@ -27,6 +27,8 @@ ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
 PACE = 0.1
 """Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
+PUT_OFF = frozenset({"deferred", "parked"})
+"""Settlements of messages that were not tried."""
 
 
 class History:
@@ -198,6 +200,17 @@ class Watch:
         refused = receipt.refused or (handle is not None and self.receipts[handle].refused)
         return not refused and asyncio.get_running_loop().time() < receipt.deadline
 
+    def judge_owner(self, message: Message, blocked_since: Callable[[float], float]) -> None:
+        """Oracle *owner*: a handler that ends untold was cancelled if its message was lost, whatever hangs."""
+        newest = self.receipts[self.newest[message.id]]
+        deadline = max(newest.deadline, self.receipts[message.receipt_handle].deadline)
+        if newest.ended or newest.settled_at is not None or newest.deletes:
+            return
+        late = asyncio.get_running_loop().time() - deadline - blocked_since(deadline)
+        if late > 1.0:
+            text = f"{self.name} runs {message.id[:4]} on for {late:.3f} s although it lost it"
+            self.history.broken("owner", text)
+
     # -- settle --------------------------------------------------------------------------------------------------
 
     def deletes(self, handles: Sequence[str]) -> None:
@@ -327,7 +340,7 @@ class Watch:
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
             self._check_verdict(event.message, event.settlement)
-            self.deferred += event.settlement is Settlement.DEFERRED
+            self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
             else:
@@ -419,7 +432,7 @@ class WatchedQueue:
         """Judge, then change. The name of the calling task tells an extension from a decision."""
         self._gate.check()
         task = asyncio.current_task()
-        beat = task is not None and "extend" in task.get_name()
+        beat = task is not None and ("heartbeat" in task.get_name() or "extend" in task.get_name())
         if task is not None and "recall" in task.get_name():
             self._watch.recalls(changes)
             return await self._inner.change_visibility(changes)
