@@ -41,8 +41,6 @@ LANES: Final = 1_000
 _PARK: Final = (7.5, 22.5)
 _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
-_MARGIN: Final = 60.0
-"""Seconds before the end of its retention period at which a message that could not be tried is rejected."""
 
 
 class GiveBack(msgspec.Struct, frozen=True):
@@ -90,6 +88,8 @@ class Core:
         self.away = Away()
         self.actions: list[Action] = []
         self.closing = False
+        self.draining = True
+        """Whether a stop still starts what has no receive to spare."""
         self.parked = 0
         """Messages parked so far."""
         self.deferred = 0
@@ -168,9 +168,13 @@ class Core:
         self.scheduler.add(job)
         return not blocked
 
+    def keeps(self, job: Job) -> bool:
+        """Whether a message may still be started: always, but for a stop, which keeps only what cannot go back."""
+        return not self.closing or (self.draining and job.source.attempts.is_short_of(job))
+
     def _arrive_late(self, job: Job) -> None:
         """A message that arrives during a stop goes back, unless one more receive would make a dead letter of it."""
-        if job.group not in self._returned and job.source.attempts.is_short_of(job):
+        if job.group not in self._returned and self.keeps(job):
             self.scheduler.add(job)
         else:
             self.give_back(job, Settlement.RETURNED)
@@ -296,7 +300,7 @@ class Core:
 
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
-        if self.closing and not job.source.attempts.is_short_of(job):
+        if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
         elif job.state is not State.WAITING:
             self.scheduler.put_back(job, seconds=now - job.since if job.state is State.RUNNING else None)
@@ -378,16 +382,21 @@ class Core:
             self.actions.append(GiveBack(job, settlement, delay))
         self.give_group_back(job)
 
-    def retry(self, job: Job, error: BaseException, delay: float) -> None:
-        """Make a message visible again after a failed attempt; reject it when it has had all that it was promised."""
+    def retry(self, job: Job, error: BaseException, delay: float, *, tried: bool) -> None:
+        """Make a message visible again after a failure; reject it when it has had all that it was promised.
+
+        ``tried`` tells whether the user's code ran: if not, its last receive must not end without a reason.
+        """
         attempts = job.source.attempts
         cause = f"the last one with {type(error).__name__}"
         if attempts.is_over(job) and job.source.facts.redrive is not None:
-            self.actions.append(Reject(job, f"{attempts.number(job) - 1} failed attempts, {cause}"))
+            self.actions.append(Reject(job, f"{attempts.number(job) - 1} failed attempts, {cause}", delay))
+        elif not tried and attempts.is_last(job):
+            self.actions.append(Reject(job, f"not tried: {error}", delay))
         elif attempts.is_cut_short(job):
             known = attempts.known(job)
             text = f"{known} failed attempts, {cause}; other receives were spent while its tenant could not run"
-            self.actions.append(Reject(job, text))
+            self.actions.append(Reject(job, text, delay))
         else:
             self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
         self.give_group_back(job)
@@ -409,9 +418,9 @@ class Core:
         if len(self.away) >= MOST_AWAY or facts.refusal() is not None:
             return False
         pause = max(self.availability.delay(obstacle, now), 1.0)
-        left = facts.seconds_left(job) - _MARGIN
+        left = facts.seconds_left(job)
         if left < 1.0:
-            return self._expire(job, left)
+            return self._expire(job)
         self.deferred += 1
         facts.hid()
         job.away_from = obstacle
@@ -424,15 +433,13 @@ class Core:
         too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
         return too_many or self.is_full
 
-    def _expire(self, job: Job, left: float) -> bool:
-        """Reject a message that SQS would delete before it can be tried."""
+    def _expire(self, job: Job) -> bool:
+        """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
         if job.source.facts.redrive is None:
             return False
         outage = self.availability.outage(job.tenant)
         why = "" if outage is None else f": {outage.cause}"
-        text = (
-            f"not tried: its retention period ends in {max(0.0, left + _MARGIN):.0f} s and its tenant cannot run{why}"
-        )
+        text = f"not tried: its retention period is nearly over and its tenant cannot run{why}"
         self.actions.append(Reject(job, text))
         return True
 
@@ -457,8 +464,8 @@ class Core:
         """Reject what waits here for a tenant that cannot run, and would be deleted before it can."""
         self.away.tidy(now)
         for job in self.scheduler.blocked_tickets():
-            left = job.source.facts.seconds_left(job) - _MARGIN
-            if left < 1.0 and job.task is None and self._expire(job, left):
+            left = job.source.facts.seconds_left(job)
+            if left < 1.0 and job.task is None and self._expire(job):
                 self.give_group_back(job)
                 self.finish(job, now)
 
@@ -469,7 +476,8 @@ class Core:
             self._return(job)
 
     def abandon(self) -> None:
-        """Give back what is left: there is no time to start it any more."""
+        """Give back what is left: there is no time to start it."""
+        self.draining = False
         for job in self.scheduler.withdraw_waiting():
             self._return(job)
 

@@ -28,6 +28,10 @@ _REST: Final = 30.0
 """Seconds without making anything invisible after the queue has refused a receive."""
 _DENIED: Final = 600.0
 """Seconds until the attributes are asked for again after that was denied."""
+_MARGIN: Final = 60.0
+_MARGIN_PART: Final = 0.25
+"""Seconds before the end of its retention period at which a message that could not be tried is given up: 60, or a
+quarter of the period if that is less."""
 _RETENTION: Final = 345_600.0
 """The default retention period of SQS, four days (sqs-queue-parameters.html)."""
 
@@ -60,12 +64,13 @@ class QueueFacts:
         return None if self.redrive is None else self.redrive.max_receive_count
 
     def seconds_left(self, job: Job) -> float:
-        """Return the seconds until SQS deletes a message because its retention period is over."""
+        """Return for how long a message may still wait: until shortly before its retention period is over."""
         sent = job.message.sent_at
         if sent is None:
             return self._retention
         offset = time.time() - self._clock() if self._offset is None else self._offset
-        return sent + self._retention - (self._clock() + offset)
+        margin = min(_MARGIN, self._retention * _MARGIN_PART)
+        return sent + self._retention - margin - (self._clock() + offset)
 
     def received(self, message: Message) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""

@@ -56,7 +56,6 @@ class Intake:
         self._grouping = grouping
         self._counts_crowd = not source.fifo and self._resolver is not None
         self._clean = isinstance(self._resolver, AttributeResolver) and self._resolver.is_plain
-        self._closed = False
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
         self._time = engine.tasks.loop.time
@@ -75,7 +74,7 @@ class Intake:
             source.facts.received(job.message)
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
-            if self._closed and not source.attempts.is_short_of(job):
+            if not core.keeps(job):
                 core.give_back(job, Settlement.RETURNED)
                 continue
             found = self._resolve(job)
@@ -102,7 +101,6 @@ class Intake:
 
     async def close(self) -> None:
         """Give back everything whose context is not known yet, and what still arrives."""
-        self._closed = True
         resolving = [batch.task for batch in self._batches if batch.task is not None]
         for batch in tuple(self._batches):
             self._withdraw(batch)

@@ -274,7 +274,7 @@ class Run(Generic[C, R]):
         self.core.close()
         self.engine.close()
         for job in tuple(self.engine.jobs):
-            if not job.started and not self.source.attempts.is_short_of(job):
+            if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
         await self._intake.close()
         self.engine.dispatch()

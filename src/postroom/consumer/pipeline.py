@@ -166,7 +166,7 @@ class Pipeline:
         if not self._source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
             text = f"message {job.message.id} was lost while it waited for its turn"
             raise OwnershipLost(text, message_id=job.message.id)
-        if self._core.closing and not self._source.attempts.is_short_of(job):
+        if not self._core.keeps(job):
             raise _NotNow
         job.started = True
         settling = _Settling(self._source, job, self._engine.tasks.loop)
@@ -358,7 +358,7 @@ class Pipeline:
         if delay is None:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
-            self._core.retry(job, error, delay)
+            self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError))
         else:
             self._core.give_group_back(job)
         self._engine.act()

@@ -85,8 +85,16 @@ class Licence:
                 return message_id in self._process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return self._process.decisions.was_quarantined(plan.tenant)
+            case _ if "at its last receive" in reason or "other receives were spent" in reason:
+                return self._is_at_its_last(message_id)
             case _:
                 return self._may_be_given_up(message_id, plan)
+
+    def _is_at_its_last(self, message_id: str) -> bool:
+        """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""
+        receives = [each.receives for each in self._process.watch.receipts.values() if each.message_id == message_id]
+        policies = self._process.ledger.policies.values()
+        return any(most <= max(receives, default=0) for most in policies)
 
     def _may_be_given_up(self, message_id: str, plan: OrderPlan) -> bool:
         """Whether there is a reason for a dead letter that no person and no neighbour gave."""

@@ -221,12 +221,17 @@ class Process:
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
+        error = failure.error
+        waits = isinstance(error, PoolExhaustedError) or (
+            isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
+        )
         try:
-            error = failure.error
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
             if isinstance(error, ContextError | PayloadError):
                 self._fails(failure.message)
             for_now = isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
+            if isinstance(error, ResourceOpenError) and not for_now:
+                self.ledger.excuses(failure.message.receipt_handle, "its tenant does not exist")
             if not for_now and not isinstance(error, PoolExhaustedError):
                 self._gave_up(failure.message, error)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
@@ -239,7 +244,8 @@ class Process:
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:
             self.reporting -= 1
-            self.watch.has_ended(failure.message)
+            if not waits:  # it is held until its tenant's resources are there
+                self.watch.has_ended(failure.message)
 
     def _says_unknown(self, message: Message) -> bool:
         """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
@@ -315,7 +321,9 @@ class Process:
         if ctx.message.receipt_handle in self.watch.started:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
         self.watch.started.add(ctx.message.receipt_handle)
-        if self.stopping_since is not None and asyncio.get_running_loop().time() > self.stopping_since + 0.001:
+        late = self.stopping_since is not None and asyncio.get_running_loop().time() > self.stopping_since + 0.001
+        most = self.shared.plan.max_receives
+        if late and (most is None or ctx.message.receive_count < most) and not self.shared.plan.redrives:
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
         if (wrong := self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now())) is not None:

@@ -123,9 +123,9 @@ class TestOutcomes:
         made = core()
         failing = job("a", of=queue)
         queue.attempts.failed(failing)
-        made.retry(failing, ValueError(), 5.0)
+        made.retry(failing, ValueError(), 5.0, tried=True)
         queue.attempts.failed(failing)
-        made.retry(failing, ValueError(), 5.0)
+        made.retry(failing, ValueError(), 5.0, tried=True)
         first, second = made.actions
         assert isinstance(first, GiveBack)
         assert first.delay == 5.0
