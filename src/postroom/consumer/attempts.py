@@ -132,7 +132,7 @@ class Attempts:
     def is_over(self, job: Job) -> bool:
         """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it."""
         wanted = job.source.retry_of(job).attempts
-        return wanted is not None and max(self.known(job), self.number(job) - 1) >= wanted
+        return wanted is not None and self.known(job) >= wanted
 
     def _forget_poison(self, job: Job) -> None:
         if self._poison.pop(job.message.id, None) is not None and not self._poison:

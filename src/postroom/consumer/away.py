@@ -19,6 +19,7 @@ class Absent(msgspec.Struct, frozen=True):
     """A message that SQS has confirmed to be invisible. Its body is not kept."""
 
     queue: Queue
+    message_id: str
     receipt_handle: str
     until: float
     """The loop time at which it reappears by itself."""
@@ -33,15 +34,19 @@ class Away:
     def __init__(self) -> None:
         self._callable: deque[Absent] = deque()
         self._behind: OrderedDict[Obstacle, deque[Absent]] = OrderedDict()
-        self._count = 0
+        self._known: dict[str, Absent] = {}
 
     def __len__(self) -> int:
         """Return how many messages are away, some of which may have reappeared by now."""
-        return self._count
+        return len(self._known)
+
+    def came_back(self, message_id: str) -> None:
+        """Forget a message that was received again: to call it back would take it from the consumer that has it."""
+        self._known.pop(message_id, None)
 
     def add(self, absent: Absent, obstacle: Obstacle | None) -> None:
         """Note a message that is invisible now. Without an obstacle it was parked."""
-        self._count += 1
+        self._known[absent.message_id] = absent
         if obstacle is None:
             self._callable.append(absent)
         else:
@@ -76,8 +81,7 @@ class Away:
         handles: dict[Queue, list[str]] = {}
         while self._callable and count > 0:
             absent = self._callable.popleft()
-            self._count -= 1
-            if absent.until > now + _SOON:
+            if self._forget(absent) and absent.until > now + _SOON:
                 handles.setdefault(absent.queue, []).append(absent.receipt_handle)
                 count -= 1
         return handles
@@ -91,6 +95,12 @@ class Away:
                 del self._behind[obstacle]
 
     def _drop_past(self, absent: deque[Absent], now: float) -> None:
-        while absent and absent[0].until <= now:
-            absent.popleft()
-            self._count -= 1
+        while absent and (absent[0].until <= now or self._known.get(absent[0].message_id) is not absent[0]):
+            self._forget(absent.popleft())
+
+    def _forget(self, absent: Absent) -> bool:
+        """Forget a message. Returns whether this was the newest that is known of it."""
+        if self._known.get(absent.message_id) is not absent:
+            return False
+        del self._known[absent.message_id]
+        return True

@@ -356,7 +356,7 @@ class Core:
         elif settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:
-            self.away.add(Absent(job.source.queue, job.receipt_handle, now + delay), job.away_from)
+            self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
 
     def lost(self, job: Job, now: float) -> None:
         """Strike off a message that is not ours any more and has no task.
@@ -390,7 +390,7 @@ class Core:
         attempts = job.source.attempts
         cause = f"the last one with {type(error).__name__}"
         if attempts.is_over(job) and job.source.facts.redrive is not None:
-            self.actions.append(Reject(job, f"{attempts.number(job) - 1} failed attempts, {cause}", delay))
+            self.actions.append(Reject(job, f"{attempts.known(job)} failed attempts, {cause}", delay))
         elif not tried and attempts.is_last(job):
             self.actions.append(Reject(job, f"not tried: {error}", delay))
         elif attempts.is_cut_short(job):

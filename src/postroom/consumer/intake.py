@@ -66,6 +66,9 @@ class Intake:
         self.received += len(messages)
         source, core = self._source, self._core
         jobs = source.settler.take(messages)
+        if len(core.away):
+            for message in messages:
+                core.away.came_back(message.id)
         core.held_bytes = source.settler.bytes
         now = self._time()
         runnable = len(messages) - len(jobs)

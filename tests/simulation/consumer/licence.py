@@ -45,11 +45,18 @@ class Licence:
         if receipt.body in self._process.watch.offered:
             return "nobody took it for the dead letters"
         if plan.fifo and receipt.group is not None:
+            if self._is_behind(receipt):
+                return "a message before it was rejected, or lost"
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
             if before >= receipt.received_at:
                 return "its group went back"
         return ""
+
+    def _is_behind(self, receipt: Receipt) -> bool:
+        watch = self._process.watch
+        others = (each for each in watch.receipts.values() if each.group == receipt.group and each is not receipt)
+        return any(each.body in watch.offered or each.message_id in watch.lost for each in others)
 
     def _could_hold(self, receipt: Receipt, now: float) -> bool:
         """Return whether a message can be kept from becoming visible: for as long as it may be extended."""
@@ -85,6 +92,8 @@ class Licence:
                 return message_id in self._process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return self._process.decisions.was_quarantined(plan.tenant)
+            case "not tried" if self._process.functions.raised_since(plan.tenant, 0.0):
+                return True
             case _ if "at its last receive" in reason or "other receives were spent" in reason:
                 return self._is_at_its_last(message_id)
             case _:

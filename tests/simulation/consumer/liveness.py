@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from postroom import AckMode
+from postroom.options import OpenBackoff
 from simulation.consumer.plan import ENDLESS, OrderPlan, Plan
 
 _SLACK = 60.0
@@ -17,7 +18,7 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     in its way, after what was under way before it healed is over. Generous, but no more than linear in the tries.
     """
     options = plan.options
-    pause: float = options["retry"].cap + _STEP + max(plan.backoff.cap, plan.backoff.permanent)
+    pause: float = options["retry"].cap + _STEP + _pool_pause(plan)
     if plan.ack is AckMode.MANUAL:
         pause += options["visibility"].timeout  # nothing is done about a failure: it is left to that
     if options["faults"].breaker_after is not None:
@@ -26,6 +27,12 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
         pause += limit
     total: float = sum(each.seconds + _STEP + _tries(plan, each) * (each.seconds + pause) for each in orders)
     return left_over(plan) + total
+
+
+def _pool_pause(plan: Plan) -> float:
+    """Return the longest pause of the pool; a consumer that makes its own makes one with default options."""
+    backoff = plan.backoff if plan.shared_pool else OpenBackoff()
+    return max(backoff.cap, backoff.permanent)
 
 
 def left_over(plan: Plan) -> float:

@@ -222,9 +222,9 @@ class Process:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
         error = failure.error
-        waits = isinstance(error, PoolExhaustedError) or (
-            isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
-        )
+        waits = isinstance(error, PoolExhaustedError) or (isinstance(error, ResourceOpenError) and not error.permanent)
+        if not waits:
+            self.licence.breaks_group(failure.message)
         try:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
             if isinstance(error, ContextError | PayloadError):

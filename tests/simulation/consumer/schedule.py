@@ -226,7 +226,7 @@ class Simulation:
                     continue
                 running = process.consumer.statistics().running
                 working = len(process.handlers) + process.reporting + process.watch.sending
-                if running > working:
+                if running > working and not (self.plan.fifo and process.watch.offered):  # a group waits for its verdict
                     text = f"{process.name} holds {running} slots, and works on {working} messages"
                     self.history.broken("slots", text)
                 process.forget_tasks()

@@ -197,8 +197,7 @@ class Watch:
         """
         newest = self.newest[message_id]
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
-        refused = receipt.refused or (handle is not None and self.receipts[handle].refused)
-        return not refused and asyncio.get_running_loop().time() < receipt.deadline
+        return not receipt.refused and asyncio.get_running_loop().time() < receipt.deadline
 
     def judge_owner(self, message: Message, blocked_since: Callable[[float], float]) -> None:
         """Oracle *owner*: a handler that ends untold was cancelled if its message was lost, whatever hangs."""

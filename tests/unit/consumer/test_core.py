@@ -167,8 +167,8 @@ class TestAway:
         queue: Any = object()
         down = Obstacle(ObstacleKind.HOST, "db-1")
         for number in range(3):
-            away.add(Absent(queue, f"parked-{number}", 100.0), None)
-            away.add(Absent(queue, f"deferred-{number}", 100.0), down)
+            away.add(Absent(queue, f"parked-{number}", f"parked-{number}", 100.0), None)
+            away.add(Absent(queue, f"deferred-{number}", f"deferred-{number}", 100.0), down)
         assert away.recallable(0.0) == 3
         assert away.over(down)
         assert away.take(4, 0.0) == {queue: ["deferred-0", "deferred-1", "deferred-2", "parked-0"]}
@@ -179,8 +179,8 @@ class TestAway:
         away = Away()
         queue: Any = object()
         for number in range(5):
-            away.add(Absent(queue, str(number), 10.0 + number), None)
+            away.add(Absent(queue, str(number), str(number), 10.0 + number), None)
         assert away.take(5, 11.5) == {queue: ["3", "4"]}
-        away.add(Absent(queue, "5", 20.0), Obstacle(ObstacleKind.TENANT, "a"))
+        away.add(Absent(queue, "5", "5", 20.0), Obstacle(ObstacleKind.TENANT, "a"))
         away.tidy(30.0)
         assert len(away) == 0
