@@ -161,7 +161,7 @@ class Core:
     # -- what owner tasks report --------------------------------------------------------------------------------
 
     def opened(self, entry: Entry, resource: Any, now: float) -> bool:
-        """Note that a provider was entered. Returns False when nobody wants it any more: leave it at once."""
+        """Note that a provider was entered. Returns False when it is not wanted after all: leave it at once."""
         entry.opened = True
         entry.resource = resource
         entry.stamp = entry.identity
@@ -262,6 +262,7 @@ class Core:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._close(entry, Reason.UNHEALTHY, now)
             self._ask_again(entry.identity, now)
+        self.gates.stir(entry.host)  # it is idle now, and may give way
         self._serve(now)
 
     # -- orders -------------------------------------------------------------------------------------------------
