@@ -131,7 +131,7 @@ class Core:
             self._serve(now)
 
     def suspect(self, entry: Entry, now: float) -> None:
-        """Do not lease this entry any more: its use showed that it is broken."""
+        """Stop leasing this entry: its use showed that it is broken."""
         if entry.state is State.READY or self.table.revivable.get(entry.identity) is entry:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._retire(entry, Reason.SUSPECT, now)
@@ -400,7 +400,7 @@ class Core:
         self._unpark(demand.host, now)  # it may have been the one that the others of its host wait for
 
     def _ask_again(self, identity: Identity, now: float) -> None:
-        """Put a demand whose entry was taken away back to the front of the line; drop it if nobody waits."""
+        """Put a demand whose entry was taken away back to the front of the line; drop it if no call waits."""
         demand = self.demands.get(identity)
         if demand is None:
             return
@@ -468,7 +468,7 @@ class Core:
             self._ask_again(entry.identity, now)
 
     def _retire(self, entry: Entry, reason: Reason, now: float) -> None:
-        """Lease an entry no more, and close it as soon as nobody uses it."""
+        """Lease an entry no more, and close it as soon as it is not in use."""
         self._abandon_check(entry, now)
         if entry.state is State.READY:
             self.table.move(entry, State.DRAINING, now)
