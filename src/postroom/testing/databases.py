@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
 
+from postroom.errors import UnknownTenant
+
 
 class Trouble(StrEnum):
     """What a tenant's server suffers from."""
@@ -33,8 +35,8 @@ class Trouble(StrEnum):
     """Half of all transactions lose their connection: before the commit, or after it, when only the answer is lost."""
 
 
-class UnknownDatabase(LookupError):
-    """There is no such database. A pool takes any ``LookupError`` as permanent."""
+class UnknownDatabase(UnknownTenant):
+    """There is no such database."""
 
 
 class WrongPassword(PermissionError):

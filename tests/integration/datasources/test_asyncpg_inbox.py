@@ -10,7 +10,7 @@ import pytest
 
 from postroom import AlreadyHandled, ConfigurationError
 from postroom.datasources import AsyncpgDatabase, Provider, Registry, asyncpg_inbox, asyncpg_pool, postgres_inbox
-from postroom.resources.failures import Failure, classify_open
+from postroom.resources.failures import OpenFailure, classify_open
 from postroom.testing.postgres import HOST
 from postroom.transactions import MessageKey
 from support.tenant_database import TenantDatabase
@@ -252,11 +252,11 @@ class TestTheTable:
     """Who makes it, and who empties it."""
 
     async def test_a_missing_table_is_found_at_opening(self, tenant: TenantDatabase) -> None:
-        """It is permanent until somebody migrates; the error says how, and nothing of the DSN."""
+        """It is an outage until a migration makes it; the error says how, and nothing of the DSN."""
         with pytest.raises(ConfigurationError, match="migrations") as missing:
             async with provider(tenant)("a"):
                 pass
-        assert classify_open(missing.value) is Failure.PERMANENT
+        assert classify_open(missing.value) is OpenFailure.OUTAGE
         assert tenant.server.password not in str(missing.value)
 
     async def test_it_is_created_on_request(self, tenant: TenantDatabase) -> None:

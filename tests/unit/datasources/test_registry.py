@@ -8,7 +8,7 @@ import pytest
 from postroom.datasources import DataSource, Registry, UnknownTenant, WrongDatabase
 from postroom.datasources.registry import Locate, ask, expected, located, verify
 from postroom.errors import ConfigurationError
-from postroom.resources.failures import Failure, classify_open
+from postroom.resources.failures import OpenFailure, classify_open
 
 DSN = "postgresql://app:top-secret@db.example/tenant-a"
 
@@ -34,7 +34,7 @@ def test_an_unknown_context_is_a_lookup_error_and_permanent() -> None:
     with pytest.raises(UnknownTenant) as unknown:
         Registry[Tenant]({})(Tenant("mallory"))
     assert isinstance(unknown.value, LookupError)
-    assert classify_open(unknown.value) is Failure.PERMANENT
+    assert classify_open(unknown.value) is OpenFailure.UNKNOWN_TENANT
 
 
 def test_a_long_invented_tenant_does_not_fill_the_log() -> None:
@@ -106,11 +106,11 @@ def test_the_canary_expects_what_the_registry_says(source: DataSource, database:
 
 
 def test_the_canary_sings_for_another_database_or_user() -> None:
-    """The error names both sides, is permanent, and hides the DSN."""
+    """The error names both sides, is an outage, and hides the DSN."""
     verify(DataSource(DSN), "tenant-a", "app")
     for database, user in [("tenant-b", "app"), ("tenant-a", "postgres")]:
         with pytest.raises(WrongDatabase) as wrong:
             verify(DataSource(DSN), database, user)
         assert "secret" not in str(wrong.value)
         assert isinstance(wrong.value, ConfigurationError)
-        assert classify_open(wrong.value) is Failure.PERMANENT
+        assert classify_open(wrong.value) is OpenFailure.OUTAGE
