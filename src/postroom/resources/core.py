@@ -148,8 +148,9 @@ class Core:
     def outage(self, entry: Entry, error: BaseException, now: float) -> None:
         """Note that a use of an entry met an outage of its server: its key counts as failed, and so for its host."""
         before = self.cooling.find(entry.identity)
-        if before is not None and before.in_use and before.until > now:
-            return  # uses that ran side by side met the same outage: it is one failure
+        if before is not None and before.until > now:
+            before.in_use = True
+            return  # uses that ran side by side met the same outage: it is one failure, and no pause becomes shorter
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
         pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=False, now=now, in_use=True)
         tripped = self.hosts.failed_in_use(entry.host, entry.identity, cause, now)
