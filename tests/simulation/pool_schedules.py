@@ -292,8 +292,11 @@ class _Schedule:
                 stuck = gate.used + demand.weight <= gate.limit
                 self.world.require(not stuck, "I9", f"{demand.key} waits at the gate of a host that has room")
                 closing = any(entry in core.table.returning for entry in gate.entries)
-                idle = [entry for entry in gate.entries if entry.state is State.READY and not entry.busy]
-                self.world.require(closing or not idle, "I9", f"{demand.key} waits, and its host's idle stay open")
+                idle = [entry.weight for entry in gate.entries if entry.state is State.READY and not entry.busy]
+                short = gate.used + demand.weight - gate.limit
+                self.world.require(
+                    closing or sum(idle) < short, "I9", f"{demand.key} waits, and its host's idle stay open"
+                )
         for demand in core.demands.values():
             if demand.stage is Stage.PARKED:
                 tried = core.hosts._hosts[demand.host].running > 0 or any(d.host == demand.host for d in core.line)

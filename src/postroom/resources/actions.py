@@ -32,7 +32,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class StopCheck(msgspec.Struct, frozen=True):
-    """Cancel the health check of an entry: nobody wants to know any more."""
+    """Cancel the health check of an entry: its result is no longer wanted."""
 
     entry: Entry
 

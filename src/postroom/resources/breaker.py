@@ -103,7 +103,7 @@ class Cooling:
         record.until = now
 
     def forget(self, identity: Identity) -> None:
-        """Drop what is remembered: the open succeeded, or somebody repaired the tenant."""
+        """Drop what is remembered: the open succeeded, or the tenant was repaired."""
         self._records.pop(identity, None)
 
     def purge(self, now: float) -> None:
@@ -270,11 +270,11 @@ class Hosts:
             host.doubted.clear()
 
     def undecided(self, name: Hashable, *, probe: bool) -> None:
-        """Note an open that ended without telling anything about the host: refused for ever, or called off."""
+        """Note an open that ended without telling anything about the host: an unknown tenant, or called off."""
         self._ended(name, probe=probe)
 
     def purge(self, now: float) -> None:
-        """Drop hosts that nobody opened anything on for long."""
+        """Drop hosts on which nothing was opened for long."""
         horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
         for name, host in list(self._hosts.items()):
             if not host.running and max(host.seen, host.until) < horizon:  # its last open may have taken long

@@ -131,7 +131,7 @@ class Core:
             self._serve(now)
 
     def suspect(self, entry: Entry, now: float) -> None:
-        """Do not lease this entry any more: its use showed that it is broken."""
+        """Stop leasing this entry: its use showed that it is broken."""
         if entry.state is State.READY or self.table.revivable.get(entry.identity) is entry:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._retire(entry, Reason.SUSPECT, now)
@@ -148,8 +148,9 @@ class Core:
     def outage(self, entry: Entry, error: BaseException, now: float) -> None:
         """Note that a use of an entry met an outage of its server: its key counts as failed, and so for its host."""
         before = self.cooling.find(entry.identity)
-        if before is not None and before.in_use and before.until > now:
-            return  # uses that ran side by side met the same outage: it is one failure
+        if before is not None and before.until > now:
+            before.in_use = True
+            return  # uses that ran side by side met the same outage: it is one failure, and no pause becomes shorter
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
         pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=False, now=now, in_use=True)
         tripped = self.hosts.failed_in_use(entry.host, entry.identity, cause, now)
@@ -161,7 +162,7 @@ class Core:
     # -- what owner tasks report --------------------------------------------------------------------------------
 
     def opened(self, entry: Entry, resource: Any, now: float) -> bool:
-        """Note that a provider was entered. Returns False when nobody wants it any more: leave it at once."""
+        """Note that a provider was entered. Returns False when it is not wanted after all: leave it at once."""
         entry.opened = True
         entry.resource = resource
         entry.stamp = entry.identity
@@ -262,6 +263,7 @@ class Core:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._close(entry, Reason.UNHEALTHY, now)
             self._ask_again(entry.identity, now)
+        self.gates.stir(entry.host)  # it is idle now, and may give way
         self._serve(now)
 
     # -- orders -------------------------------------------------------------------------------------------------
@@ -399,7 +401,7 @@ class Core:
         self._unpark(demand.host, now)  # it may have been the one that the others of its host wait for
 
     def _ask_again(self, identity: Identity, now: float) -> None:
-        """Put a demand whose entry was taken away back to the front of the line; drop it if nobody waits."""
+        """Put a demand whose entry was taken away back to the front of the line; drop it if no call waits."""
         demand = self.demands.get(identity)
         if demand is None:
             return
@@ -467,7 +469,7 @@ class Core:
             self._ask_again(entry.identity, now)
 
     def _retire(self, entry: Entry, reason: Reason, now: float) -> None:
-        """Lease an entry no more, and close it as soon as nobody uses it."""
+        """Lease an entry no more, and close it as soon as it is not in use."""
         self._abandon_check(entry, now)
         if entry.state is State.READY:
             self.table.move(entry, State.DRAINING, now)

@@ -19,9 +19,9 @@ class State(StrEnum):
     READY = "ready"
     """It may be leased."""
     CHECKING = "checking"
-    """Ready, but idle for long: its health check runs, nobody has it."""
+    """Ready, but idle for long: its health check runs, and it is not leased."""
     DRAINING = "draining"
-    """Not leased any more; it closes behind its last lease."""
+    """No longer leased; it closes behind its last lease."""
     CLOSING = "closing"
     """Its provider is being left."""
     UNWINDING = "unwinding"
@@ -90,7 +90,7 @@ class Entry:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody uses it."""
+        """Whether it is in use."""
         return self.leases > 0 or self.pinned
 
 
@@ -195,7 +195,7 @@ class Table:
     def coming(self, patience: float, now: float) -> tuple[int, float]:
         """Return the weight of the closes that are no older than ``patience``, and when the first of them will be.
 
-        Older ones hang: nobody should wait for them while there is something else to evict.
+        Older ones hang: they are not worth waiting for while there is something else to evict.
         """
         recent = [(begun + patience, entry.weight) for entry, begun in self.returning.items() if begun + patience > now]
         return sum(weight for _, weight in recent), min((until for until, _ in recent), default=math.inf)
@@ -231,7 +231,7 @@ class Table:
         self.draining_weight += entry.weight
 
     def unrevive(self, entry: Entry) -> None:
-        """Note that an entry stays draining, or is not draining any more."""
+        """Note that an entry stays draining, or no longer drains."""
         if self.revivable.get(entry.identity) is entry:
             del self.revivable[entry.identity]
             self.draining_weight -= entry.weight

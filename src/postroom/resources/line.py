@@ -1,4 +1,4 @@
-"""The waiting line: one place per key, first come first served; keys whose host admits nobody step aside (I9)."""
+"""The waiting line: one place per key, first come first served; the keys of a host that admits none step aside (I9)."""
 
 import heapq
 import itertools

@@ -64,7 +64,7 @@ class Refuse(msgspec.Struct, frozen=True):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Forget it: nobody waits for it and nothing needs to be replaced any more."""
+    """Forget it: no call waits for it, and nothing needs to be replaced."""
 
     demand: Demand
 
@@ -130,7 +130,7 @@ def next_step(view: View, now: float) -> Step | None:
         if step is not None or view.openings <= 0:
             return step
         if demand.weight <= supply.free + supply.coming:
-            supply.reserve(demand.weight)  # closes are under way: nobody else may take what they bring
+            supply.reserve(demand.weight)  # closes are under way: no one else may take what they bring
             looks.append(until)
             continue
         step = _make_room(view, demand, supply, now)

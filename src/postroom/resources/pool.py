@@ -352,9 +352,9 @@ class ResourcePool(Generic[C, R]):
         return self._observers.add(observer)
 
     async def invalidate(self, context: C) -> None:
-        """Lease nothing any more of what exists now for a context, and forget its failures.
+        """Stop leasing what exists now for a context, and forget its failures.
 
-        What is open closes behind its last lease, what is being opened is called off and opened anew for those who
+        What is open closes behind its last lease, what is being opened is called off and opened again for those who
         wait. Effective on return; does not wait for the close.
         """
         self._invalidate([self._tickets.identity(context)])

@@ -28,7 +28,7 @@ from postroom.datasources import (
     sqlalchemy_engine,
 )
 from postroom.errors import ClosedError, ConfigurationError
-from postroom.resources.failures import Failure, classify_open, sqlstate_of
+from postroom.resources.failures import OpenFailure, classify_open, sqlstate_of
 from support.tenant_database import TenantDatabase
 
 pytestmark = pytest.mark.postgres
@@ -137,38 +137,38 @@ class TestOpening:
         """The registry decides who exists."""
         with pytest.raises(UnknownTenant) as unknown:
             await _open(driver.provider(tenant), "mallory")
-        assert classify_open(unknown.value) is Failure.PERMANENT
+        assert classify_open(unknown.value) is OpenFailure.UNKNOWN_TENANT
 
-    async def test_a_wrong_password_is_permanent(self, driver: Driver, tenant: TenantDatabase) -> None:
+    async def test_a_wrong_password_is_an_outage(self, driver: Driver, tenant: TenantDatabase) -> None:
         """At once, with its SQLSTATE: not a time-out, and not a secret in the text."""
         source = DataSource(tenant.server.dsn(tenant.name, password="wrong-secret"))
         with pytest.raises(BROKEN) as refused:
             await asyncio.wait_for(_open(driver.provider(source)), 3)
-        assert classify_open(refused.value) is Failure.PERMANENT
+        assert classify_open(refused.value) is OpenFailure.OUTAGE
         assert "secret" not in str(refused.value)
         tenant.wait_for_backends(0)
 
-    async def test_a_missing_database_is_permanent(self, driver: Driver, tenant: TenantDatabase) -> None:
+    async def test_a_missing_database_is_an_outage(self, driver: Driver, tenant: TenantDatabase) -> None:
         """The registry names a database that nobody made."""
         with pytest.raises(BROKEN) as refused:
             await _open(driver.provider(DataSource(tenant.server.dsn("nobody made it"))))
-        assert classify_open(refused.value) is Failure.PERMANENT
+        assert classify_open(refused.value) is OpenFailure.OUTAGE
         states = [sqlstate_of(error) for error in (refused.value, refused.value.__cause__) if error is not None]
         assert "3D000" in states
 
-    async def test_a_refused_connection_is_transient(self, driver: Driver, tenant: TenantDatabase) -> None:
+    async def test_a_refused_connection_is_an_outage(self, driver: Driver, tenant: TenantDatabase) -> None:
         """A server that is down may come back."""
         tenant.server.kill()
         with pytest.raises(BROKEN) as refused:
             await _open(driver.provider(DataSource(tenant.dsn)))
-        assert classify_open(refused.value) is Failure.TRANSIENT
+        assert classify_open(refused.value) is OpenFailure.OUTAGE
 
     async def test_a_black_hole_is_left_after_the_connect_timeout(self, driver: Driver, tenant: TenantDatabase) -> None:
-        """The server accepts and says nothing: opening is bounded, and transient."""
+        """The server accepts and says nothing: opening is bounded, and it is an outage."""
         tenant.server.freeze()
         with pytest.raises((TimeoutError, *BROKEN)) as refused:
             await asyncio.wait_for(_open(driver.provider(tenant, connect_timeout=0.2)), 3)
-        assert classify_open(refused.value) is Failure.TRANSIENT
+        assert classify_open(refused.value) is OpenFailure.OUTAGE
 
     @pytest.mark.parametrize("dsn", ["postgresql://app:top-secret@[db/a", "app top-secret db"])
     async def test_a_dsn_that_is_none_is_not_shown(self, driver: Driver, dsn: str) -> None:
@@ -182,10 +182,10 @@ class TestCanary:
     """The connection must lead where the registry says."""
 
     async def test_another_database_is_refused(self, driver: Driver, tenant: TenantDatabase) -> None:
-        """As if a pooler had mixed up two tenants: permanent, and nothing stays open."""
+        """As if a pooler had mixed up two tenants: an outage, and nothing stays open."""
         with pytest.raises(WrongDatabase) as wrong:
             await _open(driver.provider(DataSource(tenant.dsn, database="tenant-b")))
-        assert classify_open(wrong.value) is Failure.PERMANENT
+        assert classify_open(wrong.value) is OpenFailure.OUTAGE
         tenant.wait_for_backends(0)
 
     async def test_another_user_is_refused(self, driver: Driver, tenant: TenantDatabase) -> None:

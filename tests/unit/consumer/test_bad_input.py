@@ -21,6 +21,7 @@ from postroom import (
     NotOpenError,
     QueueNotFound,
     ResourceOpenError,
+    UnknownTenant,
     ValidationError,
 )
 from postroom.local.shapes import AttributeValue, Send
@@ -272,7 +273,8 @@ def failing(error: Callable[[], Exception]) -> Callable[[Tenant], Any]:
 def test_a_tenant_whose_database_is_down_is_deferred() -> None:
     """Transient: reported as ResourceOpenError with its cause, and seen again later; not acknowledged in any mode."""
     outcome = outcome_of(
-        lambda world: world.send({"order_id": "x"}, tenant="down"), resources=failing(lambda: ConnectionError(SECRET))
+        lambda world: world.send({"order_id": "x"}, tenant="down"),
+        resources=failing(lambda: ConnectionError(f"password={SECRET}")),
     )
     assert isinstance(outcome.error, ResourceOpenError)
     assert not outcome.error.permanent
@@ -283,9 +285,9 @@ def test_a_tenant_whose_database_is_down_is_deferred() -> None:
 
 
 def test_an_unknown_tenant_is_a_permanent_failure() -> None:
-    """LookupError says that trying again soon cannot help: the failure path applies."""
+    """``UnknownTenant`` says that trying again soon cannot help: the failure path applies."""
     outcome = outcome_of(
-        lambda world: world.send({"order_id": "x"}, tenant="nobody"), resources=failing(lambda: LookupError("nobody"))
+        lambda world: world.send({"order_id": "x"}, tenant="nobody"), resources=failing(lambda: UnknownTenant("nobody"))
     )
     assert isinstance(outcome.error, ResourceOpenError)
     assert outcome.error.permanent

@@ -40,13 +40,13 @@ def test_a_datasource_counts_its_connections_and_is_checked_in_the_consumers_own
     assert done == 3
 
 
-def test_a_provider_that_is_a_plain_function_counts_one_and_is_not_checked() -> None:
-    """Also one that happens to have one of the two attributes."""
+def test_a_provider_that_says_its_weight_is_believed() -> None:
+    """Also one that says nothing else of itself."""
 
     async def scenario(world: World) -> int:
         world.create()
         databases = Databases()
-        vars(databases)["weight"] = 9  # somebody's own idea of a weight
+        vars(databases)["weight"] = 9
         orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
 
         @orders.handler
@@ -59,4 +59,4 @@ def test_a_provider_that_is_a_plain_function_counts_one_and_is_not_checked() -> 
             assert orders.pool is not None
             return orders.pool.statistics().weight
 
-    assert in_world(scenario) == 1
+    assert in_world(scenario) == 9

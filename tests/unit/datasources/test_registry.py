@@ -10,7 +10,7 @@ from postroom.datasources import DataSource, Registry, UnknownTenant, WrongDatab
 from postroom.datasources._canary import Names, expected, require_names, verify
 from postroom.datasources.registry import Locate, ask, located
 from postroom.errors import ConfigurationError
-from postroom.resources.failures import Failure, classify_open
+from postroom.resources.failures import OpenFailure, classify_open
 
 DSN = "postgresql://app:top-secret@db.example/tenant-a"
 
@@ -36,7 +36,7 @@ def test_an_unknown_context_is_an_unknown_tenant() -> None:
     with pytest.raises(UnknownTenant) as unknown:
         Registry[Tenant]({})(Tenant("mallory"))
     assert isinstance(unknown.value, LookupError)
-    assert classify_open(unknown.value) is Failure.PERMANENT
+    assert classify_open(unknown.value) is OpenFailure.UNKNOWN_TENANT
 
 
 def test_a_long_invented_tenant_does_not_fill_the_log() -> None:
@@ -189,7 +189,7 @@ def test_a_canary_that_knows_no_database_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_canary_sings_for_another_database_or_user() -> None:
-    """The error names both sides, is permanent, and hides the DSN."""
+    """The error names both sides, is an outage, and hides the DSN."""
     names = expected(DataSource(DSN))
     verify(names, "tenant-a", "app")
     for database, user in [("tenant-b", "app"), ("tenant-a", "postgres")]:
@@ -197,4 +197,4 @@ def test_the_canary_sings_for_another_database_or_user() -> None:
             verify(names, database, user)
         assert "secret" not in str(wrong.value)
         assert isinstance(wrong.value, ConfigurationError)
-        assert classify_open(wrong.value) is Failure.PERMANENT
+        assert classify_open(wrong.value) is OpenFailure.OUTAGE

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
 from postroom.errors import ClosedError
-from postroom.resources.failures import Failure, classify_open
+from postroom.resources.failures import OpenFailure, classify_open
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
 FOR_EVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO orders SELECT i FROM n"
@@ -245,7 +245,7 @@ class TestOpening:
         with pytest.raises(UnknownTenant) as unknown:
             async with sqlite_database(tmp_path.joinpath)("mallory"):
                 pass
-        assert classify_open(unknown.value) is Failure.PERMANENT
+        assert classify_open(unknown.value) is OpenFailure.UNKNOWN_TENANT
         assert os.listdir(tmp_path) == []
 
     async def test_a_missing_directory_is_an_outage(self, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ class TestOpening:
         with pytest.raises(sqlite3.OperationalError) as away:
             async with sqlite_database(tmp_path.joinpath, create=True)("not mounted/a"):
                 pass
-        assert classify_open(away.value) is Failure.TRANSIENT
+        assert classify_open(away.value) is OpenFailure.OUTAGE
 
     async def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
         """SQLite's own words, and the thread ends."""

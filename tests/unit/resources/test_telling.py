@@ -260,3 +260,23 @@ def test_a_user_may_say_what_else_is_an_outage(caplog: pytest.LogCaptureFixture)
 
     run_virtual(main())
     assert "outage= failed" in caplog.text
+
+
+def test_an_outage_in_use_shortens_no_pause() -> None:
+    """A replacement that failed is left alone for as long as it was said, whatever uses of the old resources meet."""
+    databases = Databases()
+
+    async def main() -> None:
+        limits = PoolLimits(max_age=1.0, sweep=0.5, idle=None)
+        async with ResourcePool(
+            databases.provide, backoff=OpenBackoff(base=0.1, permanent=50.0), limits=limits
+        ) as pool:
+            lease = await pool.acquire(A)
+            databases.errors[A] = UnknownTenant("removed")
+            await asyncio.sleep(3.0)
+            assert pool.retry_after(A) == 0.0  # what is open may be used
+            assert lease.report(Refused("too many clients", "53300"))
+            assert pool.retry_after(A) > 40.0
+            lease.release()
+
+    run_virtual(main())
