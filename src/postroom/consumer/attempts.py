@@ -41,7 +41,8 @@ class Attempts:
         self._facts = facts
         self._failed: OrderedDict[str, int] = OrderedDict()
         self._spent: OrderedDict[str, int] = OrderedDict()
-        self._poison: OrderedDict[str, tuple[int, Hashable]] = OrderedDict()
+        self._poison: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Failures of a message's handler, and how many of its tenant had succeeded at the first of them."""
         self._successes: dict[Hashable, int] = {}
 
     def number(self, job: Job) -> int:
@@ -69,10 +70,11 @@ class Attempts:
         if options.poison_after is None:
             return None
         done = self._successes.setdefault(job.tenant, 0)
-        before = self._poison.setdefault(job.message.id, (done, job.tenant))[0]
-        failures, others = self.known(job), done - before
+        failures, before = self._poison.pop(job.message.id, (0, done))
+        failures, others = failures + 1, done - before
         if failures >= options.poison_after and others >= options.poison_others:
             return f"poison: {failures} failed attempts while {others} other messages of its tenant succeeded"
+        self._poison[job.message.id] = failures, before
         if len(self._poison) > REMEMBER:
             self._poison.popitem(last=False)
         return None
@@ -135,7 +137,8 @@ class Attempts:
         return wanted is not None and self.known(job) >= wanted
 
     def _forget_poison(self, job: Job) -> None:
-        if self._poison.pop(job.message.id, None) is not None and not self._poison:
+        self._poison.pop(job.message.id, None)
+        if not self._poison or len(self._successes) > REMEMBER:
             self._successes.clear()
 
 

@@ -162,6 +162,9 @@ class Core:
             return False
         if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
             return False
+        if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+            self.give_group_back(job)
+            return False
         if job.problem is None and job.source.resolves and self._is_surplus(job, now):
             self._park(job)
             return False

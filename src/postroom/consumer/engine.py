@@ -19,7 +19,7 @@ from postroom.types import Settlement
 
 _log = logging.getLogger("postroom.consumer")
 
-_SWEEP: Final = 15.0
+_SWEEP: Final = 5.0
 """Seconds between two looks at messages whose retention period may end here."""
 _SETTLED: Final = 0.02
 """Seconds between two rounds of calling messages back."""

@@ -20,6 +20,7 @@ from postroom.consumer.source import Source
 from postroom.consumer.tenants import Tenants
 from postroom.errors import (
     AlreadyHandled,
+    ConfigurationError,
     ContextError,
     Drop,
     MessageError,
@@ -33,6 +34,7 @@ from postroom.errors import (
 )
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.message import Message
+from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
 from postroom.types import AckMode, Settlement
@@ -247,6 +249,9 @@ class Pipeline:
                 self._source.settler.lose(job)  # ctx.ack() may know it before the heartbeat does
                 await self._report(job, error)
                 self._give_group_back(job)
+            case ConfigurationError() if not job.started and self._pool is not None and job.decoded:
+                self._core.put_back(job, self._time())
+                self._engine.end(error)  # what was passed as resources= cannot work for any tenant
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
                 await self._wait(job, error)
             case _ if job.met_outage:
@@ -306,7 +311,7 @@ class Pipeline:
             raise
         except BaseException as raised:
             text = "on_error failed for message %s of tenant %s; the message is treated as failed"
-            _log.error(text, job.message.id, display_key(job.tenant), exc_info=raised)
+            log_error(_log, logging.ERROR, text, job.message.id, display_key(job.tenant), error=raised)
             if _ends_the_program(raised):
                 self._engine.end(raised)
         return None
@@ -438,4 +443,4 @@ def _log_failure(job: Job, error: BaseException, level: int) -> None:
             _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error)
             return
     text = "Handler failed for message %s of tenant %s (attempt %d, receive %d)"
-    _log.log(level, text, job.message.id, tenant, job.attempt, job.receives, exc_info=error)
+    log_error(_log, level, text, job.message.id, tenant, job.attempt, job.receives, error=error)

@@ -441,7 +441,9 @@ class Batcher(Generic[E]):
 
 def error_of(failure: EntryFailure, operation: str) -> TransportError:
     """Return the error that an entry was refused with."""
-    handle = "ReceiptHandle" in failure.code or "MessageNotInflight" in failure.code
+    # A receipt handle that is too old is an InvalidParameterValue that names it, in AWS's recorded answers.
+    said = failure.code + (failure.text if failure.code == "InvalidParameterValue" else "")
+    handle = "ReceiptHandle" in said or "MessageNotInflight" in failure.code
     kind = InvalidReceiptHandle if handle else InvalidRequest if failure.sender_fault else ServiceUnavailable
     return kind(f"SQS refused an entry of {operation}: {failure.code}", operation=operation, code=failure.code)
 

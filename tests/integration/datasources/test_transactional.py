@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from postroom import AlreadyHandled, ConfigurationError
 from postroom.datasources import postgres_inbox
-from postroom.resources.failures import Failure, classify_open
+from postroom.resources.failures import OpenFailure, classify_open
 from postroom.transactions import MessageKey, TransactionRolledBack
 from support.tenant_database import TenantDatabase
 from support.transactional import (
@@ -434,7 +434,7 @@ class PostgresSuite(TransactionalSuite):
         with pytest.raises(ConfigurationError, match="migrations") as missing:
             async with self.kind(tenant).provider()("a"):
                 pass
-        assert classify_open(missing.value) is Failure.PERMANENT
+        assert classify_open(missing.value) is OpenFailure.OUTAGE
         assert tenant.server.password not in str(missing.value)
 
     async def test_the_table_is_created_on_request(self, tenant: TenantDatabase) -> None:

@@ -253,7 +253,7 @@ class Process:
         first = self.ledger.receives[message.receipt_handle].at
         return order.kind is Kind.STRANGER or self.shared.unknown_tenant(order.tenant, first)
 
-    def _gave_up(self, message: Message, error: Exception) -> None:
+    def _gave_up(self, message: Message, error: BaseException) -> None:
         self.watch.failed.add(message.id)
         if isinstance(error, ConfigurationError):
             self.history.broken("harness", f"{self.name}: {error}")

@@ -253,7 +253,7 @@ class Watch:
             if beat:
                 receipt.beating += 1
                 ended_at = self.ended_at.get(receipt.message_id)
-                deleting = receipt.deletes > 0 and not receipt.ended  # it stays ours until that is confirmed
+                deleting = self.may_delete(receipt) and not receipt.ended  # it stays ours until that is confirmed
                 if ended_at is not None and now > ended_at + 1.0 and not self.sending and not deleting:
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)

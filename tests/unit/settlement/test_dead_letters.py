@@ -103,7 +103,7 @@ def scenario(test: Callable[[Desk], Awaitable[None]], letters: Letters | None) -
         await test(made)
         await made.settler.drain()
         await made.settler.abandon()
-        await made.tasks.close()
+        await made.tasks.close(grace=1.0)
         return made
 
     return run_virtual(main())

@@ -64,7 +64,7 @@ async def beating(queue: ScriptedQueue, **options: Any) -> AsyncGenerator[Covere
     try:
         yield covered
     finally:
-        await tasks.close()
+        await tasks.close(grace=1.0)
 
 
 def test_a_message_is_extended_when_half_of_its_timeout_is_over() -> None:

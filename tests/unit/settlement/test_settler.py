@@ -97,7 +97,7 @@ async def desk(
     try:
         yield made
     finally:
-        await made.tasks.close()
+        await made.tasks.close(grace=1.0)
 
 
 def scenario(test: Callable[[Desk], Awaitable[None]], **options: Any) -> Desk:
@@ -828,6 +828,6 @@ def test_subclasses_are_made_where_they_are_asked_for() -> None:
         assert (job.context, job.tenant, job.attempt, job.group) == ("none", None, 1, None)
         assert settler.deliveries == {"m1": job}
         await settler.abandon()
-        await tasks.close()
+        await tasks.close(grace=1.0)
 
     run_virtual(main())
