@@ -294,6 +294,9 @@ class Core:
         wait = self.availability.refused(job, error, now)
         job.met_outage = job.started = False
         self.probe_ended(job)
+        if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+            self._sleep(job, wait, now)
+            return
         full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
         if full and self._defer(job, wait.obstacle, now):
             self._sleep(job, wait, now)

@@ -43,6 +43,9 @@ _log = logging.getLogger("postroom.consumer")
 
 Decode = Callable[[Message], Any]
 
+_SHORT = 120.0
+"""Seconds of a message's retention period that are left: from then on it waits no longer than they last for a lease."""
+
 _WHAT_FAILED: tuple[tuple[type[BaseException], str], ...] = (
     (ContextError, "Context resolution failed"),
     (PayloadError, "Payload decoding failed"),
@@ -140,7 +143,8 @@ class Pipeline:
         self._core.suspend(job, self._time())
         self._engine.blocked()
         self._engine.dispatch()
-        lease = await pool.acquire(job.context)
+        left = self._source.facts.seconds_left(job)
+        lease = await pool.acquire(job.context, **({"timeout": max(left, 0.1)} if left < _SHORT else {}))
         try:
             self._engine.available(job.tenant)
             if self._tenants.is_paused(job.tenant):

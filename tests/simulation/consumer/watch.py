@@ -123,6 +123,7 @@ class Watch:
         self.name = name
         self.ack = plan.ack
         self.blind = plan.blind
+        self.redrives = bool(plan.redrives)
         self.may_be_rejected: Callable[[str, str, str], bool] = lambda *_: True
         """Message id, key and reason to whether it may become a dead letter for that."""
         self.is_poison: Callable[[str], bool] = lambda _id: False
@@ -241,7 +242,9 @@ class Watch:
             return True
         if self.ack is AckMode.MANUAL:
             return False
-        return message_id in self.finished or (self.ack is AckMode.ALWAYS and message_id in self.failed)
+        # A rejected message counts as failed while there is no dead-letter queue.
+        given_up = self.ack is AckMode.ALWAYS and (message_id in self.failed or self.redrives)
+        return message_id in self.finished or given_up
 
     def changes(self, changes: Sequence[VisibilityChange], *, beat: bool) -> None:
         """Judge a visibility change as it leaves the consumer: an extension, or a decision."""
