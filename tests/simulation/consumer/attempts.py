@@ -134,6 +134,11 @@ class Ledger:
         """Return the receives of a message that the library spent on its own account."""
         return [each for each in self.of(message) if each.given_back is not None and not each.tried and not each.excuse]
 
+    def has_spare(self, message: str) -> bool:
+        """Return whether the library may spend one more receive of a message, whatever policy is in force."""
+        receives = len(self.of(message))
+        return all(receives + promise(most, self.promised) <= most for most in self.policies.values())
+
     def overspent(self, message: str) -> tuple[int, int, int] | None:
         """Return the policy, the receives spent under it and the most that may be, if these were too many."""
         spent = self.spent(message)

@@ -1,6 +1,7 @@
 """What one process may do with a message beside handling it: give it back, or make a dead letter of it."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from postroom import AckMode
@@ -10,6 +11,9 @@ from simulation.consumer.watch import Receipt
 
 if TYPE_CHECKING:
     from simulation.consumer.process import Process
+
+EARLIEST = 0.2
+"""The part of the retention period after which a message may be given up for it."""
 
 
 class Licence:
@@ -31,6 +35,18 @@ class Licence:
         """Note that the rest of a message's group has to go back, since it was not done."""
         if message.group_id is not None:
             self._broken_groups[message.group_id] = self._now()
+
+    def breaks_groups(self, groups: Iterable[str | None]) -> None:
+        """Note that messages are offered to the dead-letter queue: until it has them, nothing may overtake them."""
+        self._broken_groups.update((group, self._now()) for group in groups if group is not None)
+
+    def may_start_late(self, message_id: str) -> bool:
+        """Whether a message may start while the consumer stops: it has no receive to spare, so it cannot go back."""
+        process = self._process
+        assert process.stopping_since is not None
+        drain = self._plan.options["shutdown"].drain
+        in_time = not (process.hurried or process.cancelled) and self._now() < process.stopping_since + drain
+        return in_time and not process.ledger.has_spare(message_id)
 
     def excuse(self, receipt: Receipt) -> str:
         """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
@@ -96,6 +112,6 @@ class Licence:
         if self._shared.unknown_tenant(plan.tenant, first):
             return True
         retention = self._plan.retention
-        if retention is not None and self._now() > self._shared.sent_at[message_id] + retention / 2:
+        if retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST:
             return True
         return self._process.ledger.is_used_up(message_id)

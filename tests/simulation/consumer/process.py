@@ -55,6 +55,7 @@ class Process:
         self.licence = Licence(self)
         self.watch.excuse = self.licence.excuse
         self.blame = Blame(shared.plan.options["faults"])
+        self.watch.on_offered = self.licence.breaks_groups
         self.watch.may_be_rejected = self.licence.may_be_rejected
         self.watch.is_poison = self.licence.is_poison
         self.rng = Random(seed)
@@ -221,25 +222,24 @@ class Process:
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
+        error = failure.error
+        for_now = isinstance(error, PoolExhaustedError) or (
+            isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
+        )
         try:
-            error = failure.error
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
             if isinstance(error, ContextError | PayloadError):
                 self._fails(failure.message)
-            for_now = isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
-            if not for_now and not isinstance(error, PoolExhaustedError):
+            if not for_now:
                 self._gave_up(failure.message, error)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
-            if (
-                not for_now
-                and not isinstance(error, PoolExhaustedError | OwnershipLost)
-                and self.stopping_since is None
-            ):
+            if not for_now and not isinstance(error, OwnershipLost) and self.stopping_since is None:
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:
             self.reporting -= 1
-            self.watch.has_ended(failure.message)
+            if not for_now:  # it may be held until the outage is over
+                self.watch.has_ended(failure.message)
 
     def _says_unknown(self, message: Message) -> bool:
         """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
@@ -315,7 +315,8 @@ class Process:
         if ctx.message.receipt_handle in self.watch.started:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
         self.watch.started.add(ctx.message.receipt_handle)
-        if self.stopping_since is not None and asyncio.get_running_loop().time() > self.stopping_since + 0.001:
+        late = self.stopping_since is not None and self._now() > self.stopping_since + 0.001
+        if late and not self.licence.may_start_late(ctx.message.id):
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
         if (wrong := self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now())) is not None:

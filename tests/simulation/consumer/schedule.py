@@ -225,7 +225,7 @@ class Simulation:
                 if process is None or not process.consumer.running or self.loop.is_frozen(process):
                     continue
                 running = process.consumer.statistics().running
-                working = len(process.handlers) + process.reporting + process.watch.sending
+                working = len(process.handlers) + process.reporting + len(process.watch.offering)
                 if running > working:
                     text = f"{process.name} holds {running} slots, and works on {working} messages"
                     self.history.broken("slots", text)

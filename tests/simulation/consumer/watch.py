@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -113,6 +113,10 @@ class Watch:
         self.ledger = ledger
         polling = plan.options["polling"]
         self.bodies = Bodies(self._ended_at, answers=polling.batch * polling.pollers)
+        self.on_offered: Callable[[Iterable[str | None]], None] = lambda _groups: None
+        """Told the groups of messages that are sent to the dead-letter queue."""
+        self.offering: set[str] = set()
+        """Messages that were sent to the dead-letter queue, and are not settled: each may hold a slot."""
         self.excuse: Callable[[Receipt], str] = lambda _receipt: ""
         """Why the library cannot be blamed for giving a message back; empty where it can."""
         self.receives = 0
@@ -315,9 +319,11 @@ class Watch:
             self.offered.add(str(message.body))
             reason = message.message_attributes[REASON].string_value or ""
             key = message.message_attributes["key"].string_value or ""
-            known = {receipt.message_id for receipt in self.receipts.values() if receipt.body == message.body}
             self.history.note(self.name, "dead letter", key, reason)
-            if not any(self.may_be_rejected(each, key, reason) for each in known):
+            mine = [receipt for receipt in self.receipts.values() if receipt.body == message.body]
+            self.on_offered([receipt.group for receipt in mine])
+            self.offering.update(receipt.message_id for receipt in mine)
+            if not any(self.may_be_rejected(each, key, reason) for each in {receipt.message_id for receipt in mine}):
                 self.history.broken("poison", f"{self.name} makes {key} a dead letter: {reason}")
 
     def was_offered(self, bodies: set[str]) -> None:
@@ -339,6 +345,7 @@ class Watch:
         if isinstance(event, MessageSettled):
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
+            self.offering.discard(event.message.id)
             self._check_verdict(event.message, event.settlement)
             self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
