@@ -44,8 +44,9 @@ class Licence:
         """Whether a message may start while the consumer stops: it has no receive to spare, so it cannot go back."""
         process = self._process
         assert process.stopping_since is not None
-        drain = self._plan.options["shutdown"].drain
-        in_time = not (process.hurried or process.cancelled) and self._now() < process.stopping_since + drain
+        shutdown = self._plan.options["shutdown"]
+        end = process.stopping_since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
+        in_time = not (process.hurried or process.cancelled) and self._now() < end
         return in_time and not process.ledger.has_spare(message_id)
 
     def excuse(self, receipt: Receipt) -> str:
@@ -114,4 +115,11 @@ class Licence:
         retention = self._plan.retention
         if retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST:
             return True
-        return self._process.ledger.is_used_up(message_id)
+        return self._process.ledger.is_used_up(message_id) or self._has_to_end(message_id, plan)
+
+    def _has_to_end(self, message_id: str, plan: OrderPlan) -> bool:
+        """Whether a stop has no time to try a message at its last receive: SQS would not say a reason."""
+        if self._process.stopping_since is None or self._could_try(plan.tenant, self._now()):
+            return False
+        number = max(each.number for each in self._process.ledger.of(message_id))
+        return any(number >= most for most in self._shared.policies.values())

@@ -258,7 +258,8 @@ class Watch:
             if beat:
                 receipt.beating += 1
                 ended_at = self.ended_at.get(receipt.message_id)
-                if ended_at is not None and now > ended_at + 1.0 and not self.sending:
+                deleting = receipt.deletes and not receipt.ended and now < receipt.deadline
+                if ended_at is not None and now > ended_at + 1.0 and not self.sending and not deleting:
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)
                 if receipt.settled_at is not None:
