@@ -150,10 +150,14 @@ class Ledger:
         return None
 
     def is_used_up(self, message: str) -> bool:
-        """Return whether a message has failed as often as it was promised, so that a consumer may give it up."""
-        failed = self.failures(message)
-        promises = [promise(most, self.promised) for most in self.policies.values()]
-        return failed >= min([*promises, *([] if self.promised is None else [self.promised])], default=failed + 1)
+        """Return whether a message has failed as often as it was promised, for all that a consumer can know."""
+        least = [promise(most, self.promised) for most in self.policies.values()]
+        if self.promised is not None:
+            least.append(self.promised)
+        if not least or not (failed := self.failures(message)):
+            return False
+        # What failed in another process a consumer can only guess, from SQS's count of receives.
+        return max(failed, *(each.number for each in self.of(message))) >= min(least)
 
     def judge_dead_letter(self, message: str) -> str | None:
         """Oracle *attempts*: judge a message that SQS moved to the dead-letter queue, so that it has no reason."""

@@ -102,6 +102,8 @@ class Licence:
                 return message_id in self._process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return self._process.decisions.was_quarantined(plan.tenant)
+            case told if "the consumer stopped" in told:
+                return self._process.stopping_since is not None and self._may_be_given_up(message_id, plan)
             case _:
                 return self._may_be_given_up(message_id, plan)
 
@@ -118,8 +120,11 @@ class Licence:
         return self._process.ledger.is_used_up(message_id) or self._has_to_end(message_id, plan)
 
     def _has_to_end(self, message_id: str, plan: OrderPlan) -> bool:
-        """Whether a stop has no time to try a message at its last receive: SQS would not say a reason."""
-        if self._process.stopping_since is None or self._could_try(plan.tenant, self._now()):
+        """Whether a message has to go back at its last receive, for a stop or for its group: SQS says no reason."""
+        receives = self._process.ledger.of(message_id)
+        stops = self._process.stopping_since is not None and not self._could_try(plan.tenant, self._now())
+        group = (plan.group or "") if self._plan.fifo else ""
+        if not stops and self._broken_groups.get(group, -1.0) < receives[-1].at:
             return False
-        number = max(each.number for each in self._process.ledger.of(message_id))
+        number = max(each.number for each in receives)
         return any(number >= most for most in self._shared.policies.values())

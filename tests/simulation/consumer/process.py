@@ -9,6 +9,7 @@ from typing import Any
 
 from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry, current_message
 from postroom.consumer import CallNext, Failure
+from postroom.datasources import UnknownTenant
 from postroom.errors import (
     ConfigurationError,
     ContextError,
@@ -224,7 +225,7 @@ class Process:
         self.contexts.enters("on_error", failure.message.id)
         error = failure.error
         for_now = isinstance(error, PoolExhaustedError) or (
-            isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
+            isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
         )
         try:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
@@ -241,8 +242,15 @@ class Process:
             if not for_now:  # it may be held until the outage is over
                 self.watch.has_ended(failure.message)
 
-    def _says_unknown(self, message: Message) -> bool:
+    def _says_unknown(self, message: Message, error: BaseException) -> bool:
         """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
+        cause = error.__cause__
+        while cause is not None:
+            if isinstance(cause, UnknownTenant):
+                return True
+            cause = cause.__cause__
+        if error.__cause__ is not None:
+            return False
         order = self.shared.orders[key_of(message) or ""]
         first = self.ledger.receives[message.receipt_handle].at
         return order.kind is Kind.STRANGER or self.shared.unknown_tenant(order.tenant, first)
