@@ -56,6 +56,7 @@ class Process:
         self.licence = Licence(self)
         self.watch.excuse = self.licence.excuse
         self.blame = Blame(shared.plan.options["faults"])
+        self.watch.patience = lambda: 6.0 if self.disturbed else 1.0
         self.watch.on_offered = self.licence.breaks_groups
         self.watch.may_be_rejected = self.licence.may_be_rejected
         self.watch.is_poison = self.licence.is_poison

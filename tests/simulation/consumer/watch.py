@@ -117,6 +117,8 @@ class Watch:
         """Told the groups of messages that are sent to the dead-letter queue."""
         self.offering: set[str] = set()
         """Messages that were sent to the dead-letter queue, and are not settled: each may hold a slot."""
+        self.patience: Callable[[], float] = lambda: 1.0
+        """Seconds after its handling within which a message has to be settled: what settles it may be paused."""
         self.excuse: Callable[[Receipt], str] = lambda _receipt: ""
         """Why the library cannot be blamed for giving a message back; empty where it can."""
         self.receives = 0
@@ -258,8 +260,9 @@ class Watch:
             if beat:
                 receipt.beating += 1
                 ended_at = self.ended_at.get(receipt.message_id)
-                deleting = receipt.deletes and not receipt.ended and now < receipt.deadline
-                if ended_at is not None and now > ended_at + 1.0 and not self.sending and not deleting:
+                deleting = self.may_delete(receipt) and not receipt.ended and now < receipt.deadline
+                late = ended_at is not None and now > ended_at + self.patience()
+                if ended_at is not None and late and not self.sending and not deleting:
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)
                 if receipt.settled_at is not None:
