@@ -342,7 +342,7 @@ class Process:
             self.history.broken("context", f"current_message() in the handler of {message.id[:4]} is {current}")
         if (wrong := self.ledger.judge_attempt(message.receipt_handle, getattr(ctx, "attempt", None))) is not None:
             self.history.broken("attempts", f"{self.name}: {wrong}")
-        if not self.watch.owns(message.id, message.receipt_handle):
+        if not self.watch.owns(message.id):
             self.history.broken("owner", f"{self.name} starts a handler for {message.id[:4]}, which it lost before")
 
     def _fails(self, message: Message) -> None:
