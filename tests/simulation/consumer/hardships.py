@@ -167,7 +167,11 @@ def _hung_extensions(plan: Plan, rng: Random) -> Plan:
 def _denied_attributes(plan: Plan, rng: Random) -> Plan:
     """A role that may not read the queue's attributes: at times, or from the beginning."""
     denied = rng.choice((0.5, 1.0))
-    return replace(plan, faults=replace(plan.faults, denied=denied), blind=denied == 1.0)
+    blind = denied == 1.0
+    orders = plan.orders
+    if blind:  # it cannot know of a dead-letter queue: what a Reject comes to then depends on the mode
+        orders = tuple(replace(each, kind=Kind.WELL) if each.kind is Kind.REJECTS else each for each in orders)
+    return replace(plan, faults=replace(plan.faults, denied=denied), blind=blind, orders=orders)
 
 
 def _raising_functions(plan: Plan, rng: Random) -> Plan:

@@ -16,6 +16,7 @@ from postroom.errors import (
     OwnershipLost,
     PayloadError,
     PoolExhaustedError,
+    ResourceError,
     ResourceOpenError,
 )
 from postroom.events import Event, MessageSettled
@@ -230,7 +231,10 @@ class Process:
         )
         try:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
-            if isinstance(error, ContextError | PayloadError):
+            of_a_function = isinstance(error, ResourceError) and not isinstance(
+                error, ResourceOpenError | PoolExhaustedError
+            )  # weight= or host=
+            if isinstance(error, ContextError | PayloadError) or of_a_function:
                 self._fails(failure.message)
             if not for_now:
                 self._gave_up(failure.message, error)
