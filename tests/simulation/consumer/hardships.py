@@ -256,6 +256,14 @@ def _late_success(plan: Plan, rng: Random) -> Plan:
     return replace(plan, orders=orders, max_receives=most, promised=None, options=plan.options | {"faults": faults})
 
 
+def _heavy_bodies(plan: Plan, rng: Random) -> Plan:
+    """Bodies of which a few dozen are more than may be held, where an option says how much may be."""
+    known: dict[str, Any] = {"memory": 1024 * 1024} if "memory" in Polling.__dataclass_fields__ else {}
+    polling = plan.options["polling"]
+    polling = replace(polling, pollers=1, batch=min(polling.batch, 3), prefetch=None, **known)
+    return replace(plan, body_bytes=rng.choice((60_000, 120_000)), options=plan.options | {"polling": polling})
+
+
 def _watched_logs(plan: Plan, rng: Random) -> Plan:
     return replace(plan, logs=True)
 
@@ -276,6 +284,7 @@ HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("blocked loop", 0.12, _blocked_loop),
     ("stop while starting", 0.08, _stop_while_starting),
     ("late success", 0.08, _late_success),
+    ("heavy bodies", 0.05, _heavy_bodies),
     ("watched logs", 0.15, _watched_logs),
 )
 """Each hardship, and how many of the schedules that are not ordinary have it."""

@@ -193,7 +193,7 @@ class Simulation:
     async def _produce(self) -> None:
         for order in self.plan.orders:
             await asyncio.sleep(max(0.0, order.at - self._now()))
-            self.broker.send(self.queue, _message(order, fifo=self.plan.fifo))
+            self.broker.send(self.queue, _message(order, self.plan))
             stored = self.stored[order.key] = self.queue.messages[self.broker.engine.seq]
             self.shared.tenants[stored.id] = "stranger" if order.kind is Kind.STRANGER else order.tenant
             self.shared.ids[order.key] = stored.id
@@ -281,17 +281,18 @@ def _disturbs(faults: Faults) -> bool:
     return any((*usual, faults.foreign, faults.hung))
 
 
-def _message(order: OrderPlan, *, fifo: bool) -> Send:
+def _message(order: OrderPlan, plan: Plan) -> Send:
     tenant = {Kind.NOBODY: None, Kind.STRANGER: "stranger"}.get(order.kind, order.tenant)
     named = {"key": order.key} | ({} if tenant is None else {"tenantId": tenant})
-    body = msgspec.json.encode({"order_id": order.key}).decode()
+    filling = {"filling": "x" * plan.body_bytes} if plan.body_bytes else {}
+    body = msgspec.json.encode({"order_id": order.key} | filling).decode()
     return Send(
         message_body="{" + body if order.kind is Kind.MALFORMED else body,
         message_attributes={
             name: AttributeValue(string_value=value, data_type="String") for name, value in named.items()
         },
         message_group_id=order.group,
-        message_deduplication_id=order.key if fifo else None,
+        message_deduplication_id=order.key if plan.fifo else None,
     )
 
 

@@ -17,7 +17,7 @@ from postroom.testing.faults import FaultyClient, FaultyQueue
 from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
 from simulation.consumer.attempts import Ledger
-from simulation.consumer.bodies import Bodies
+from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import Plan
 
 LOST = "the message is not ours any more: its visibility timeout is over"
@@ -27,6 +27,8 @@ ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
 PACE = 0.1
 """Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
+SMALL = 100
+"""Bytes of a body that is no longer than it needs to be, at the most."""
 PUT_OFF = frozenset({"deferred", "parked"})
 """Settlements of messages that were not tried."""
 
@@ -112,7 +114,10 @@ class Watch:
         self.on_rejected = on_rejected
         self.ledger = ledger
         polling = plan.options["polling"]
-        self.bodies = Bodies(self._ended_at, answers=polling.batch * polling.pollers)
+        answers = polling.batch * polling.pollers
+        memory: int | None = getattr(polling, "memory", None)
+        most_bytes = None if memory is None else memory + (answers + FEW) * (plan.body_bytes + SMALL)
+        self.bodies = Bodies(self._ended_at, answers=answers, most_bytes=most_bytes)
         self.on_offered: Callable[[Iterable[str | None]], None] = lambda _groups: None
         """Told the groups of messages that are sent to the dead-letter queue."""
         self.offering: set[str] = set()
