@@ -134,6 +134,11 @@ class Ledger:
         """Return the receives of a message that the library spent on its own account."""
         return [each for each in self.of(message) if each.given_back is not None and not each.tried and not each.excuse]
 
+    def has_spare(self, message: str) -> bool:
+        """Return whether the library may spend one more receive of a message, whatever policy is in force."""
+        receives = len(self.of(message))
+        return all(receives + promise(most, self.promised) <= most for most in self.policies.values())
+
     def overspent(self, message: str) -> tuple[int, int, int] | None:
         """Return the policy, the receives spent under it and the most that may be, if these were too many."""
         spent = self.spent(message)
@@ -145,10 +150,14 @@ class Ledger:
         return None
 
     def is_used_up(self, message: str) -> bool:
-        """Return whether a message has failed as often as it was promised, so that a consumer may give it up."""
-        failed = self.failures(message)
-        promises = [promise(most, self.promised) for most in self.policies.values()]
-        return failed >= min([*promises, *([] if self.promised is None else [self.promised])], default=failed + 1)
+        """Return whether a message has failed as often as it was promised, for all that a consumer can know."""
+        least = [promise(most, self.promised) for most in self.policies.values()]
+        if self.promised is not None:
+            least.append(self.promised)
+        if not least or not (failed := self.failures(message)):
+            return False
+        # What failed in another process a consumer can only guess, from SQS's count of receives.
+        return max(failed, *(each.number for each in self.of(message))) >= min(least)
 
     def judge_dead_letter(self, message: str) -> str | None:
         """Oracle *attempts*: judge a message that SQS moved to the dead-letter queue, so that it has no reason."""

@@ -167,7 +167,11 @@ def _hung_extensions(plan: Plan, rng: Random) -> Plan:
 def _denied_attributes(plan: Plan, rng: Random) -> Plan:
     """A role that may not read the queue's attributes: at times, or from the beginning."""
     denied = rng.choice((0.5, 1.0))
-    return replace(plan, faults=replace(plan.faults, denied=denied), blind=denied == 1.0)
+    blind = denied == 1.0
+    orders = plan.orders
+    if blind:  # it cannot know of a dead-letter queue: what a Reject comes to then depends on the mode
+        orders = tuple(replace(each, kind=Kind.WELL) if each.kind is Kind.REJECTS else each for each in orders)
+    return replace(plan, faults=replace(plan.faults, denied=denied), blind=blind, orders=orders)
 
 
 def _raising_functions(plan: Plan, rng: Random) -> Plan:
@@ -252,6 +256,14 @@ def _late_success(plan: Plan, rng: Random) -> Plan:
     return replace(plan, orders=orders, max_receives=most, promised=None, options=plan.options | {"faults": faults})
 
 
+def _heavy_bodies(plan: Plan, rng: Random) -> Plan:
+    """Bodies of which a few dozen are more than may be held, where an option says how much may be."""
+    known: dict[str, Any] = {"memory": 1024 * 1024} if "memory" in Polling.__dataclass_fields__ else {}
+    polling = plan.options["polling"]
+    polling = replace(polling, pollers=1, batch=min(polling.batch, 3), prefetch=None, **known)
+    return replace(plan, body_bytes=rng.choice((60_000, 120_000)), options=plan.options | {"polling": polling})
+
+
 def _watched_logs(plan: Plan, rng: Random) -> Plan:
     return replace(plan, logs=True)
 
@@ -272,6 +284,7 @@ HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("blocked loop", 0.12, _blocked_loop),
     ("stop while starting", 0.08, _stop_while_starting),
     ("late success", 0.08, _late_success),
+    ("heavy bodies", 0.05, _heavy_bodies),
     ("watched logs", 0.15, _watched_logs),
 )
 """Each hardship, and how many of the schedules that are not ordinary have it."""

@@ -1,6 +1,7 @@
 """What one process may do with a message beside handling it: give it back, or make a dead letter of it."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from postroom import AckMode
@@ -10,6 +11,9 @@ from simulation.consumer.watch import Receipt
 
 if TYPE_CHECKING:
     from simulation.consumer.process import Process
+
+EARLIEST = 0.2
+"""The part of the retention period after which a message may be given up for it."""
 
 
 class Licence:
@@ -32,6 +36,19 @@ class Licence:
         if message.group_id is not None:
             self._broken_groups[message.group_id] = self._now()
 
+    def breaks_groups(self, groups: Iterable[str | None]) -> None:
+        """Note that messages are offered to the dead-letter queue: until it has them, nothing may overtake them."""
+        self._broken_groups.update((group, self._now()) for group in groups if group is not None)
+
+    def may_start_late(self, message_id: str) -> bool:
+        """Whether a message may start while the consumer stops: it has no receive to spare, so it cannot go back."""
+        process = self._process
+        assert process.stopping_since is not None
+        shutdown = self._plan.options["shutdown"]
+        end = process.stopping_since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
+        in_time = not (process.hurried or process.cancelled) and self._now() < end
+        return in_time and not process.ledger.has_spare(message_id)
+
     def excuse(self, receipt: Receipt) -> str:
         """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
         now, plan = self._now(), self._plan
@@ -45,18 +62,11 @@ class Licence:
         if receipt.body in self._process.watch.offered:
             return "nobody took it for the dead letters"
         if plan.fifo and receipt.group is not None:
-            if self._is_behind(receipt):
-                return "a message before it was rejected, or lost"
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
             if before >= receipt.received_at:
                 return "its group went back"
         return ""
-
-    def _is_behind(self, receipt: Receipt) -> bool:
-        watch = self._process.watch
-        others = (each for each in watch.receipts.values() if each.group == receipt.group and each is not receipt)
-        return any(each.body in watch.offered or each.message_id in watch.lost for each in others)
 
     def _could_hold(self, receipt: Receipt, now: float) -> bool:
         """Return whether a message can be kept from becoming visible: for as long as it may be extended."""
@@ -92,18 +102,10 @@ class Licence:
                 return message_id in self._process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return self._process.decisions.was_quarantined(plan.tenant)
-            case "not tried" if self._process.functions.raised_since(plan.tenant, 0.0):
-                return True
-            case _ if "at its last receive" in reason or "other receives were spent" in reason:
-                return self._is_at_its_last(message_id)
+            case told if "the consumer stopped" in told:
+                return self._process.stopping_since is not None and self._may_be_given_up(message_id, plan)
             case _:
                 return self._may_be_given_up(message_id, plan)
-
-    def _is_at_its_last(self, message_id: str) -> bool:
-        """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""
-        receives = [each.receives for each in self._process.watch.receipts.values() if each.message_id == message_id]
-        policies = self._process.ledger.policies.values()
-        return any(most <= max(receives, default=0) for most in policies)
 
     def _may_be_given_up(self, message_id: str, plan: OrderPlan) -> bool:
         """Whether there is a reason for a dead letter that no person and no neighbour gave."""
@@ -113,6 +115,16 @@ class Licence:
         if self._shared.unknown_tenant(plan.tenant, first):
             return True
         retention = self._plan.retention
-        if retention is not None and self._now() > self._shared.sent_at[message_id] + retention / 2:
+        if retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST:
             return True
-        return self._process.ledger.is_used_up(message_id)
+        return self._process.ledger.is_used_up(message_id) or self._has_to_end(message_id, plan)
+
+    def _has_to_end(self, message_id: str, plan: OrderPlan) -> bool:
+        """Whether a message has to go back at its last receive, for a stop or for its group: SQS says no reason."""
+        receives = self._process.ledger.of(message_id)
+        stops = self._process.stopping_since is not None and not self._could_try(plan.tenant, self._now())
+        group = (plan.group or "") if self._plan.fifo else ""
+        if not stops and self._broken_groups.get(group, -1.0) < receives[-1].at:
+            return False
+        number = max(each.number for each in receives)
+        return any(number >= most for most in self._shared.policies.values())

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from postroom import AckMode
-from postroom.options import OpenBackoff
+from postroom.options import OpenBackoff, PoolTimeouts
 from simulation.consumer.plan import ENDLESS, OrderPlan, Plan
 
 _SLACK = 60.0
@@ -18,7 +18,8 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     in its way, after what was under way before it healed is over. Generous, but no more than linear in the tries.
     """
     options = plan.options
-    pause: float = options["retry"].cap + _STEP + _pool_pause(plan)
+    backoff = plan.backoff if plan.shared_pool else OpenBackoff()
+    pause: float = options["retry"].cap + _STEP + max(backoff.cap, backoff.permanent)
     if plan.ack is AckMode.MANUAL:
         pause += options["visibility"].timeout  # nothing is done about a failure: it is left to that
     if options["faults"].breaker_after is not None:
@@ -29,18 +30,11 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     return left_over(plan) + total
 
 
-def _pool_pause(plan: Plan) -> float:
-    """Return the longest pause of the pool; a consumer that makes its own makes one with default options."""
-    backoff = plan.backoff if plan.shared_pool else OpenBackoff()
-    return max(backoff.cap, backoff.permanent)
-
-
 def left_over(plan: Plan) -> float:
     """Return the seconds for which what happened before it healed may still be in the way."""
+    timeouts = plan.timeouts if plan.shared_pool else PoolTimeouts()
     visibility: float = max(plan.options["visibility"].timeout, plan.options["visibility"].max_extension % 43_200)
-    return (
-        _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + plan.timeouts.lease + plan.timeouts.open
-    )
+    return _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + timeouts.lease + timeouts.open
 
 
 def _tries(plan: Plan, order: OrderPlan) -> int:

@@ -173,6 +173,8 @@ class Plan:
     """``RetryPolicy(attempts=)``; None where nothing is said."""
     kept_paused: str | None = None
     """A tenant that stays paused in the processes that lived through everything."""
+    body_bytes: int = 0
+    """How much each body is longer than it needs to be."""
     blind: bool = False
     """Whether the role may not read the queue's attributes, so that nothing is known of its redrive policy."""
     logs: bool = False

@@ -9,12 +9,14 @@ from typing import Any
 
 from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry, current_message
 from postroom.consumer import CallNext, Failure
+from postroom.datasources import UnknownTenant
 from postroom.errors import (
     ConfigurationError,
     ContextError,
     OwnershipLost,
     PayloadError,
     PoolExhaustedError,
+    ResourceError,
     ResourceOpenError,
 )
 from postroom.events import Event, MessageSettled
@@ -55,6 +57,8 @@ class Process:
         self.licence = Licence(self)
         self.watch.excuse = self.licence.excuse
         self.blame = Blame(shared.plan.options["faults"])
+        self.watch.patience = lambda: 6.0 if self.disturbed else 1.0
+        self.watch.on_offered = self.licence.breaks_groups
         self.watch.may_be_rejected = self.licence.may_be_rejected
         self.watch.is_poison = self.licence.is_poison
         self.rng = Random(seed)
@@ -222,38 +226,41 @@ class Process:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
         error = failure.error
-        waits = isinstance(error, PoolExhaustedError) or (isinstance(error, ResourceOpenError) and not error.permanent)
-        if not waits:
-            self.licence.breaks_group(failure.message)
+        for_now = isinstance(error, PoolExhaustedError) or (
+            isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
+        )
         try:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
-            if isinstance(error, ContextError | PayloadError):
+            of_a_function = isinstance(error, ResourceError) and not isinstance(
+                error, ResourceOpenError | PoolExhaustedError
+            )  # weight= or host=
+            if isinstance(error, ContextError | PayloadError) or of_a_function:
                 self._fails(failure.message)
-            for_now = isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message)
-            if isinstance(error, ResourceOpenError) and not for_now:
-                self.ledger.excuses(failure.message.receipt_handle, "its tenant does not exist")
-            if not for_now and not isinstance(error, PoolExhaustedError):
+            if not for_now:
                 self._gave_up(failure.message, error)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
-            if (
-                not for_now
-                and not isinstance(error, PoolExhaustedError | OwnershipLost)
-                and self.stopping_since is None
-            ):
+            if not for_now and not isinstance(error, OwnershipLost) and self.stopping_since is None:
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:
             self.reporting -= 1
-            if not waits:  # it is held until its tenant's resources are there
+            if not for_now:  # it may be held until the outage is over
                 self.watch.has_ended(failure.message)
 
-    def _says_unknown(self, message: Message) -> bool:
+    def _says_unknown(self, message: Message, error: BaseException) -> bool:
         """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
+        cause = error.__cause__
+        while cause is not None:
+            if isinstance(cause, UnknownTenant):
+                return True
+            cause = cause.__cause__
+        if error.__cause__ is not None:
+            return False
         order = self.shared.orders[key_of(message) or ""]
         first = self.ledger.receives[message.receipt_handle].at
         return order.kind is Kind.STRANGER or self.shared.unknown_tenant(order.tenant, first)
 
-    def _gave_up(self, message: Message, error: BaseException) -> None:
+    def _gave_up(self, message: Message, error: Exception) -> None:
         self.watch.failed.add(message.id)
         if isinstance(error, ConfigurationError):
             self.history.broken("harness", f"{self.name}: {error}")
@@ -321,9 +328,8 @@ class Process:
         if ctx.message.receipt_handle in self.watch.started:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
         self.watch.started.add(ctx.message.receipt_handle)
-        late = self.stopping_since is not None and asyncio.get_running_loop().time() > self.stopping_since + 0.001
-        most = self.shared.plan.max_receives
-        if late and (most is None or ctx.message.receive_count < most) and not self.shared.plan.redrives:
+        late = self.stopping_since is not None and self._now() > self.stopping_since + 0.001
+        if late and not self.licence.may_start_late(ctx.message.id):
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
         if (wrong := self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now())) is not None:
@@ -340,7 +346,7 @@ class Process:
             self.history.broken("context", f"current_message() in the handler of {message.id[:4]} is {current}")
         if (wrong := self.ledger.judge_attempt(message.receipt_handle, getattr(ctx, "attempt", None))) is not None:
             self.history.broken("attempts", f"{self.name}: {wrong}")
-        if not self.watch.owns(message.id, message.receipt_handle):
+        if not self.watch.owns(message.id):
             self.history.broken("owner", f"{self.name} starts a handler for {message.id[:4]}, which it lost before")
 
     def _fails(self, message: Message) -> None:

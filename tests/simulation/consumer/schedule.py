@@ -193,7 +193,7 @@ class Simulation:
     async def _produce(self) -> None:
         for order in self.plan.orders:
             await asyncio.sleep(max(0.0, order.at - self._now()))
-            self.broker.send(self.queue, _message(order, fifo=self.plan.fifo))
+            self.broker.send(self.queue, _message(order, self.plan))
             stored = self.stored[order.key] = self.queue.messages[self.broker.engine.seq]
             self.shared.tenants[stored.id] = "stranger" if order.kind is Kind.STRANGER else order.tenant
             self.shared.ids[order.key] = stored.id
@@ -224,11 +224,11 @@ class Simulation:
             for process in self.living:
                 if process is None or not process.consumer.running or self.loop.is_frozen(process):
                     continue
-                running = process.consumer.statistics().running
-                working = len(process.handlers) + process.reporting + process.watch.sending
-                if running > working and not (self.plan.fifo and process.watch.offered):  # a group waits for its verdict
-                    text = f"{process.name} holds {running} slots, and works on {working} messages"
-                    self.history.broken("slots", text)
+                if _idle_slots(process):  # one that is about to be rejected, say, is between two steps
+                    await asyncio.sleep(0.5)
+                    await self.loop.settled()
+                    if (idle := _idle_slots(process)) > 0:
+                        self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
                 process.forget_tasks()
                 if (wrong := process.watch.bodies.judge(self._now())) is not None:
                     self.history.broken("bytes", f"{process.name} {wrong}")
@@ -268,22 +268,31 @@ class Simulation:
         return self.broker.create_queue(f"orders{suffix}", attributes), dead
 
 
+def _idle_slots(process: Process) -> int:
+    """Return how many slots are held by messages that are not worked on."""
+    if not process.consumer.running:
+        return 0
+    working = len(process.handlers) + process.reporting + len(process.watch.offering)
+    return max(0, process.consumer.statistics().running - working)
+
+
 def _disturbs(faults: Faults) -> bool:
     usual = (faults.slow, faults.throttled, faults.unavailable, faults.lost, faults.refused)
     return any((*usual, faults.foreign, faults.hung))
 
 
-def _message(order: OrderPlan, *, fifo: bool) -> Send:
+def _message(order: OrderPlan, plan: Plan) -> Send:
     tenant = {Kind.NOBODY: None, Kind.STRANGER: "stranger"}.get(order.kind, order.tenant)
     named = {"key": order.key} | ({} if tenant is None else {"tenantId": tenant})
-    body = msgspec.json.encode({"order_id": order.key}).decode()
+    filling = {"filling": "x" * plan.body_bytes} if plan.body_bytes else {}
+    body = msgspec.json.encode({"order_id": order.key} | filling).decode()
     return Send(
         message_body="{" + body if order.kind is Kind.MALFORMED else body,
         message_attributes={
             name: AttributeValue(string_value=value, data_type="String") for name, value in named.items()
         },
         message_group_id=order.group,
-        message_deduplication_id=order.key if fifo else None,
+        message_deduplication_id=order.key if plan.fifo else None,
     )
 
 

@@ -92,7 +92,7 @@ class Verdicts:
             if receipt.message_id in running:
                 continue
             late = receipt.settled_at - max(began, receipt.received_at)
-            if late > 2.0:
+            if late > 2.0 and process.ledger.has_spare(receipt.message_id):
                 self.history.broken("S7", f"{process.name} returned {receipt.message_id[:4]} {late:.3f} s late")
 
     # -- the end ---------------------------------------------------------------------------------------------------

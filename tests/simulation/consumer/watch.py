@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from postroom.testing.faults import FaultyClient, FaultyQueue
 from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
 from simulation.consumer.attempts import Ledger
-from simulation.consumer.bodies import Bodies
+from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import Plan
 
 LOST = "the message is not ours any more: its visibility timeout is over"
@@ -27,6 +27,8 @@ ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
 PACE = 0.1
 """Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
+SMALL = 100
+"""Bytes of a body that is no longer than it needs to be, at the most."""
 PUT_OFF = frozenset({"deferred", "parked"})
 """Settlements of messages that were not tried."""
 
@@ -112,7 +114,16 @@ class Watch:
         self.on_rejected = on_rejected
         self.ledger = ledger
         polling = plan.options["polling"]
-        self.bodies = Bodies(self._ended_at, answers=polling.batch * polling.pollers)
+        answers = polling.batch * polling.pollers
+        memory: int | None = getattr(polling, "memory", None)
+        most_bytes = None if memory is None else memory + (answers + FEW) * (plan.body_bytes + SMALL)
+        self.bodies = Bodies(self._ended_at, answers=answers, most_bytes=most_bytes)
+        self.on_offered: Callable[[Iterable[str | None]], None] = lambda _groups: None
+        """Told the groups of messages that are sent to the dead-letter queue."""
+        self.offering: set[str] = set()
+        """Messages that were sent to the dead-letter queue, and are not settled: each may hold a slot."""
+        self.patience: Callable[[], float] = lambda: 1.0
+        """Seconds after its handling within which a message has to be settled: what settles it may be paused."""
         self.excuse: Callable[[Receipt], str] = lambda _receipt: ""
         """Why the library cannot be blamed for giving a message back; empty where it can."""
         self.receives = 0
@@ -256,8 +267,9 @@ class Watch:
             if beat:
                 receipt.beating += 1
                 ended_at = self.ended_at.get(receipt.message_id)
-                deleting = self.may_delete(receipt) and not receipt.ended  # it stays ours until that is confirmed
-                if ended_at is not None and now > ended_at + 1.0 and not self.sending and not deleting:
+                deleting = self.may_delete(receipt) and not receipt.ended and now < receipt.deadline
+                late = ended_at is not None and now > ended_at + self.patience()
+                if ended_at is not None and late and not self.sending and not deleting:
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)
                 if receipt.settled_at is not None:
@@ -318,9 +330,11 @@ class Watch:
             self.offered.add(str(message.body))
             reason = message.message_attributes[REASON].string_value or ""
             key = message.message_attributes["key"].string_value or ""
-            known = {receipt.message_id for receipt in self.receipts.values() if receipt.body == message.body}
             self.history.note(self.name, "dead letter", key, reason)
-            if not any(self.may_be_rejected(each, key, reason) for each in known):
+            mine = [receipt for receipt in self.receipts.values() if receipt.body == message.body]
+            self.on_offered([receipt.group for receipt in mine])
+            self.offering.update(receipt.message_id for receipt in mine)
+            if not any(self.may_be_rejected(each, key, reason) for each in {receipt.message_id for receipt in mine}):
                 self.history.broken("poison", f"{self.name} makes {key} a dead letter: {reason}")
 
     def was_offered(self, bodies: set[str]) -> None:
@@ -342,6 +356,7 @@ class Watch:
         if isinstance(event, MessageSettled):
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
+            self.offering.discard(event.message.id)
             self._check_verdict(event.message, event.settlement)
             self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
