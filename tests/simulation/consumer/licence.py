@@ -53,7 +53,8 @@ class Licence:
         """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
         now, plan = self._now(), self._plan
         tenant = self._shared.tenants[receipt.message_id]
-        if self._process.stopping_since is not None and not self._could_try(tenant, now):
+        stops = self._process.stopping_since is not None
+        if stops and not (self._is_at_its_last(receipt.message_id) and self._could_try(tenant, now)):
             return "it stops"
         if self._process.functions.raised_since(tenant, receipt.received_at):
             return "a function of the user's raised"
@@ -102,10 +103,18 @@ class Licence:
                 return message_id in self._process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return self._process.decisions.was_quarantined(plan.tenant)
-            case told if "the consumer stopped" in told:
-                return self._process.stopping_since is not None and self._may_be_given_up(message_id, plan)
+            case "not tried" if self._process.functions.raised_since(plan.tenant, 0.0):
+                return True
+            case _ if "at its last receive" in reason or "other receives were spent" in reason:
+                return self._is_at_its_last(message_id)
             case _:
                 return self._may_be_given_up(message_id, plan)
+
+    def _is_at_its_last(self, message_id: str) -> bool:
+        """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""
+        receives = [each.receives for each in self._process.watch.receipts.values() if each.message_id == message_id]
+        policies = self._process.ledger.policies.values()
+        return any(most <= max(receives, default=0) for most in policies)
 
     def _may_be_given_up(self, message_id: str, plan: OrderPlan) -> bool:
         """Whether there is a reason for a dead letter that no person and no neighbour gave."""

@@ -238,6 +238,9 @@ class Process:
                 self._fails(failure.message)
             if not for_now:
                 self._gave_up(failure.message, error)
+                self.licence.breaks_group(failure.message)
+            if isinstance(error, ResourceOpenError) and not for_now:
+                self.ledger.excuses(failure.message.receipt_handle, "its tenant does not exist")
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
             if not for_now and not isinstance(error, OwnershipLost) and self.stopping_since is None:
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
@@ -260,7 +263,7 @@ class Process:
         first = self.ledger.receives[message.receipt_handle].at
         return order.kind is Kind.STRANGER or self.shared.unknown_tenant(order.tenant, first)
 
-    def _gave_up(self, message: Message, error: Exception) -> None:
+    def _gave_up(self, message: Message, error: BaseException) -> None:
         self.watch.failed.add(message.id)
         if isinstance(error, ConfigurationError):
             self.history.broken("harness", f"{self.name}: {error}")

@@ -208,6 +208,8 @@ class Watch:
         By its newest receipt, unless that is of a receive apart, which has a handler of its own.
         """
         newest = self.newest[message_id]
+        if self.receipts[newest].ended:  # a duplicate that came after that has only its own receipt
+            newest = self.latest[message_id]
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
         return not receipt.refused and asyncio.get_running_loop().time() < receipt.deadline
 
