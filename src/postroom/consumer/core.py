@@ -413,8 +413,17 @@ class Core:
             if self.closing:
                 self._returned.add(job.group)
             for other in self.scheduler.withdraw_group(job):
-                self.actions.append(GiveBack(other, Settlement.RETURNED))
+                self.return_behind(other)
             self.actions.append(ReturnGroup(job.group))
+
+    def return_behind(self, job: Job) -> None:
+        """Give a message back because one before it in its group was not done."""
+        if job.source.attempts.is_short_of(job):
+            self.actions.append(
+                Reject(job, "not tried: a message before it in its group was not done, at its last receive")
+            )
+        else:
+            self.actions.append(GiveBack(job, Settlement.RETURNED))
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""

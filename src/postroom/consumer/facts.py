@@ -57,6 +57,7 @@ class QueueFacts:
         self._next = self._clock() + REFRESH
         self._look: asyncio.Task[None] | None = None
         self._offset: float | None = None
+        """What SQS's clock is ahead of the loop's, once a first receive has told it."""
 
     @property
     def max_receives(self) -> int | None:

@@ -208,7 +208,10 @@ class Intake:
             self._no_longer_resolves(job)
             if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
                 awaitable.close()
-            self._core.give_back(job, Settlement.RETURNED)
+            if self._core.closing:
+                self._core.give_back(job, Settlement.RETURNED)
+            else:
+                self._core.return_behind(job)
         batch.waiting.clear()
         if batch.task is not None:
             batch.task.cancel()

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Generic, TypeVar, cast
 
-from postroom.errors import ConfigurationError
-from postroom.errors import UnknownTenant
+from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.types import C
 
 T = TypeVar("T")

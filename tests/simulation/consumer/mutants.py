@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from postroom.consumer import lifecycle
 from postroom.consumer.faults import FaultWatch
+from postroom.consumer.parking import Parking
+
+from postroom.consumer import lifecycle
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
-from postroom.consumer.parking import Parking
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.resources import Lease

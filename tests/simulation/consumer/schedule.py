@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from unittest.mock import patch
 
 import msgspec
@@ -365,7 +367,9 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             await simulation.run()
             facts.update(simulation.facts)
 
-    with _deterministic(seed, logs=plan.logs):
+    began = time.time()
+    wall = SimpleNamespace(time=lambda: began + loop.time())  # the consumer's clock on the wall is right
+    with _deterministic(seed, logs=plan.logs), mock.patch("postroom.consumer.facts.time", wall):
         try:
             loop.run_until_complete(loop.create_task(main(), name="simulation"))
         except Deadlock as error:

@@ -16,8 +16,8 @@ from typing import Any, Self
 from unittest import mock
 
 from postroom import Concurrency, Consumer, Message, MessageContext, Polling, Shutdown
-from postroom.consumer.job import Job
 from postroom.consumer.demand import AdaptivePolicy
+from postroom.consumer.job import Job
 from postroom.local import LocalBroker
 from postroom.local.fair import FairPolicy
 from postroom.local.shapes import Send
