@@ -115,16 +115,7 @@ class Pipeline:
                 await self._run_handler(job, resources=None)
             else:
                 lease = self._pool.try_lease(job.context) or await self._lease_without_slot(job, self._pool)
-                try:
-                    if job.leads:
-                        self._core.leased(job)
-                    await self._run_handler(job, resources=lease.resource)
-                except Exception as error:
-                    job.met_outage = lease.report(error) and _is_of_resources(error)
-                    raise
-                finally:
-                    job.lease = None
-                    lease.release()
+                await self._run_with(job, lease)
         except asyncio.CancelledError as error:
             await self._was_cancelled(job, error)
         except AlreadyHandled:
@@ -137,6 +128,20 @@ class Pipeline:
             self._did_succeed(job)
         finally:
             self._engine.ended(job)
+
+    async def _run_with(self, job: Job, lease: Lease[Any]) -> None:
+        """Run the handler with its tenant's resources, and give them back."""
+        try:
+            if job.leads:
+                self._core.leased(job)
+            await self._run_handler(job, resources=lease.resource)
+        except Exception as error:
+            # A broken connection makes the resource suspect.
+            job.met_outage = lease.report(error) and _is_of_resources(error)
+            raise
+        finally:
+            job.lease = None
+            lease.release()
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
