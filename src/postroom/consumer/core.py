@@ -119,8 +119,8 @@ class Core:
 
     @property
     def waiting(self) -> int:
-        """Messages that wait for a slot."""
-        return self.scheduler.waiting
+        """Messages that wait for nothing but a slot."""
+        return self.scheduler.ready
 
     @property
     def fifo(self) -> bool:

@@ -63,7 +63,7 @@ class Floor(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Messages that wait for a slot."""
+        """Messages that wait for nothing but a slot."""
         ...
 
     @property

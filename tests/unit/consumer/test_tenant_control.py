@@ -330,3 +330,23 @@ def test_a_tenant_can_be_drained_while_its_database_is_down() -> None:
     assert took <= 5.0
     assert tries <= 2  # those that were about to
     assert (rows, dead) == (2, 0)
+
+
+def test_messages_of_a_paused_tenant_do_not_keep_the_others_from_being_received() -> None:
+    """Few slots and no prefetching: what waits here for a decision is no work for a free slot."""
+
+    async def scenario(world: World) -> list[float]:
+        world.create()
+        starts: list[float] = []
+        orders = starts_of(
+            world, starts, concurrency=Concurrency(total=3, per_tenant=3), polling=Polling(prefetch=0, pollers=1)
+        )
+        orders.tenants.pause(B)
+        async with orders:
+            world.send_orders("held", tenant="b")
+            await asyncio.sleep(1)
+            world.send_orders("1", "2", tenant="a")
+            await asyncio.sleep(30)
+        return starts
+
+    assert len(in_world(scenario)) == 2
