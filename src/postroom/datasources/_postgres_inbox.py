@@ -4,7 +4,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
+
+from typing_extensions import TypeVar
 
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, Inbox, check_age
 from postroom.datasources.providers import Provider
@@ -15,7 +17,7 @@ from postroom.transactions import MessageKey, TransactionRolledBack
 from postroom.types import C, R
 
 Tx = TypeVar("Tx")
-D = TypeVar("D")
+D = TypeVar("D", default=Any)
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(hashtext('postroom inbox'))"
 _BEGUN: Final = "SELECT now()::text"  # the time at which the transaction began
 _ABORTED: Final = "25P02"

@@ -3,10 +3,11 @@
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, overload
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, AsyncTransaction
+from typing_extensions import TypeVar
 
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
@@ -17,7 +18,7 @@ from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 Tx = TypeVar("Tx")
-S = TypeVar("S", bound=AsyncSession)
+S = TypeVar("S", bound=AsyncSession, default=AsyncSession)
 Begin = Callable[[AsyncEngine], AbstractAsyncContextManager[Work[Tx]]]
 """How a transaction of an engine begins."""
 

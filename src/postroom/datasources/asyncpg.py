@@ -146,9 +146,10 @@ class _Acquiring(_AcquiringBase):
         self, acquire: "Callable[[], Awaitable[PoolConnectionProxy[asyncpg.Record]]]"
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
+        limit = asyncio.timeout(self._limit)
         with pool.waiting.one():
             try:
-                async with asyncio.timeout(self._limit) as limit:
+                async with limit:
                     return await acquire()
             except TimeoutError:
                 if limit.expired() and pool.get_size() >= pool.get_max_size():
@@ -187,7 +188,7 @@ class _Pool(_PoolBase):
         await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
 
 
-_DEFAULTS: Final = {
+_DEFAULTS: Final[dict[str, Any]] = {
     "max_queries": 50_000,
     "loop": None,
     "connection_class": asyncpg.Connection,

@@ -16,13 +16,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import aiobotocore.session
+import botocore.auth
+import botocore.awsrequest
 import msgspec
-from aiobotocore.session import AioSession, get_session
-from botocore.auth import SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
 
 from postroom.errors import ConfigurationError, PostroomError
 
+# They have no types of their own.
+_new_session: Any = aiobotocore.session.AioSession
+_auth: Any = botocore.auth
+_awsrequest: Any = botocore.awsrequest
 _log = logging.getLogger("postroom.datasources")
 _TOKEN_LIVES: Final = 900
 """Seconds that RDS accepts a token for. Connections that exist outlive it.
@@ -136,7 +140,7 @@ class _Remembered:
 
 
 def rds_iam_token(
-    host: str, *, user: str, port: int = 5432, region: str | None = None, session: AioSession | None = None
+    host: str, *, user: str, port: int = 5432, region: str | None = None, session: Any = None
 ) -> CachedPassword:
     """Return a password function for IAM database authentication of RDS and Aurora.
 
@@ -153,7 +157,7 @@ def rds_iam_token(
     Raises:
         ConfigurationError: when it is asked: there is no region, or there are no credentials.
     """
-    known: AioSession = session or get_session()
+    known = session or _new_session()
 
     async def sign() -> str:
         where = region or _region_of(host) or known.get_config_variable("region")
@@ -163,8 +167,8 @@ def rds_iam_token(
             raise ConfigurationError(f"an RDS token for {host} cannot be signed: no {missing} found")
         frozen = await credentials.get_frozen_credentials()
         parameters = {"Action": "connect", "DBUser": user}
-        request = AWSRequest(method="GET", url=f"https://{host}:{port}/", params=parameters)
-        SigV4QueryAuth(frozen, "rds-db", where, expires=_TOKEN_LIVES).add_auth(request)
+        request = _awsrequest.AWSRequest(method="GET", url=f"https://{host}:{port}/", params=parameters)
+        _auth.SigV4QueryAuth(frozen, "rds-db", where, expires=_TOKEN_LIVES).add_auth(request)
         return cast("str", request.url).removeprefix("https://")
 
     return CachedPassword(sign, Freshness(420, 600), name=f"{user} at {host}")
@@ -175,7 +179,7 @@ def secrets_manager(
     *,
     field: str | None = "password",
     ttl: float = 60.0,
-    session: AioSession | None = None,
+    session: Any = None,
     **client: Any,
 ) -> CachedPassword:
     """Return a password function that reads AWS Secrets Manager.
@@ -196,7 +200,7 @@ def secrets_manager(
         botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError: when it is asked: AWS refused, or could not
             be reached.
     """
-    known: AioSession = session or get_session()
+    known = session or _new_session()
 
     async def read() -> str:
         async with known.create_client("secretsmanager", **client) as service:

@@ -4,12 +4,14 @@ import reprlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, cast
+
+from typing_extensions import TypeVar
 
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.types import C
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 Password = Callable[[], str | Awaitable[str]]
 """Asked for each physical connection, so that a rotated password or a fresh token reaches the next one."""
 
