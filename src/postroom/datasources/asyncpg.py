@@ -147,12 +147,12 @@ class _Acquiring(_AcquiringBase):
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
         limit = asyncio.timeout(self._limit)
-        with pool.waiting.one():
+        with pool.waiting.one(pool.is_full):
             try:
                 async with limit:
                     return await acquire()
             except TimeoutError:
-                if limit.expired() and pool.get_size() >= pool.get_max_size():
+                if limit.expired() and pool.is_full():
                     raise pool.waiting.timed_out() from None
                 raise
 
@@ -180,6 +180,10 @@ class _Pool(_PoolBase):
         self.waiting = waiting
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
+
+    def is_full(self) -> bool:
+        """Return whether all connections exist and are in use."""
+        return self.get_size() >= self.get_max_size() and not self.get_idle_size()
 
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
@@ -223,7 +227,7 @@ async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 
 async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:
     """Ask one idle connection. A pool whose connections are all in use is in use: its users report what they find."""
-    if pool.get_size() == pool.get_max_size() and pool.get_idle_size() == 0:
+    if pool.get_size() >= pool.get_max_size() and not pool.get_idle_size():
         return True
     async with pool.acquire() as connection:
         await connection.execute("SELECT 1")

@@ -203,14 +203,20 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
         self._waiting_room = waiting
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        with self._waiting_room.one():
+        with self._waiting_room.one(self._is_full):
             try:
                 return await super().getconn(timeout)
             except pools.PoolTimeout as late:
                 refusal = self._connections.refusal
-                if refusal is not None and self.get_stats().get("pool_available", 0) == 0:
+                if refusal is not None:
                     raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
                 raise
+
+    def _is_full(self) -> bool:
+        # Its size counts connections that are being made, too.
+        statistics = self.get_stats()
+        full = statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]
+        return full and self._connections.refusal is None
 
 
 class _Sessions:
@@ -260,7 +266,7 @@ class PsycopgConnections:
             self._places.release()
 
     async def _take_place(self) -> None:
-        with self._waiting.one():
+        with self._waiting.one(self._places.locked):
             try:
                 async with asyncio.timeout(self._limit):
                     await self._places.acquire()

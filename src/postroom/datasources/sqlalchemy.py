@@ -67,9 +67,11 @@ def sqlalchemy_engine(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
-        keywords = {**_pool_options(context, max_size, acquire_timeout), **(options or {})}
+        uses = _Uses(max_size)
+        keywords = {**_pool_options(uses, Waiting(context, max_size, acquire_timeout)), **(options or {})}
+        keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
-        watch = _Watch(engine, source, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        watch = _Watch(engine, source, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
             async with engine.connect():
                 pass
@@ -80,17 +82,37 @@ def sqlalchemy_engine(
     return Provider(enter, weight=max_size, check=_check)
 
 
-def _pool_options(context: object, max_size: int, acquire_timeout: float) -> dict[str, Any]:
-    waiting = Waiting(context, max_size, acquire_timeout)
+class _Uses:
+    """Counts the connections of an engine that are in use; one that is being made is not."""
 
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._count = 0
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def is_full(self) -> bool:
+        return self._count >= self.most
+
+    def begin(self) -> None:
+        self._count += 1
+        self.none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self.none.set()
+
+
+def _pool_options(uses: _Uses, waiting: Waiting) -> dict[str, Any]:
     class Watched(AsyncAdaptedQueuePool):
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            with waiting.one():
+            with waiting.one(uses.is_full):
                 return super()._do_get()
 
-    return {"poolclass": Watched, "pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
+    return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
 
 def _url(dsn: str) -> URL:
@@ -108,15 +130,20 @@ class _Watch:
     """Everything that is to happen at the connections of one engine, as listeners of its pool."""
 
     def __init__(
-        self, engine: AsyncEngine, source: DataSource, *, connect_timeout: float, canary: bool, reset: bool
+        self,
+        engine: AsyncEngine,
+        source: DataSource,
+        uses: _Uses,
+        *,
+        connect_timeout: float,
+        canary: bool,
+        reset: bool,
     ) -> None:
         self._engine = engine
         self._source = source
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
         self._live: set[Any] = set()
-        self._in_use = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
+        self._uses = uses
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
         self._names = require_names(source) if canary and postgresql else None
@@ -154,13 +181,10 @@ class _Watch:
         self._live.add(connection)
 
     def _checkout(self, _connection: Any, _record: Any, _proxy: Any) -> None:
-        self._in_use += 1
-        self._unused.clear()
+        self._uses.begin()
 
     def _checkin(self, _connection: Any, _record: Any) -> None:
-        self._in_use -= 1
-        if not self._in_use:
-            self._unused.set()
+        self._uses.end()
 
     def _forget(self, connection: Any, *_: Any) -> None:
         self._live.discard(connection)
@@ -176,7 +200,7 @@ class _Watch:
             await self._attempts.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
-                    await self._unused.wait()
+                    await self._uses.none.wait()
                     await self._engine.dispose()
         finally:
             held, self._live = self._live, set()

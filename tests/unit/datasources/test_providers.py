@@ -132,7 +132,7 @@ class TestWaiting:
             waiting = Waiting(("acme", "eu"), 4, 10.0)
 
             async def wait(seconds: float) -> None:
-                with waiting.one():
+                with waiting.one(lambda: True):
                     await asyncio.sleep(seconds)
 
             await asyncio.gather(*(wait(8 + number) for number in range(5)))
@@ -154,10 +154,20 @@ class TestWaiting:
 
             async def wait() -> None:
                 for _ in range(20):
-                    with waiting.one():
+                    with waiting.one(lambda: True):
                         await asyncio.sleep(1)
 
             await asyncio.gather(*(wait() for _ in range(5)))
+
+        run_virtual(main())
+        assert not caplog.messages
+
+    def test_a_connection_that_is_made_slowly_is_another_matter(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Not all are in use: the database is slow, or down."""
+
+        async def main() -> None:
+            with Waiting("acme", 4, None).one(lambda: False):
+                await asyncio.sleep(60)
 
         run_virtual(main())
         assert not caplog.messages

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pytest
 
-from postroom.datasources.registry import Provider
+from postroom.datasources import Provider
 from postroom.errors import ConfigurationError, ResourceOpenError
 from postroom.events import Event, ResourceClosed
 from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool
