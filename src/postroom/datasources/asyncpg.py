@@ -194,6 +194,7 @@ class _Pool(_PoolBase):
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "max_queries": 50_000,
+    "setup": None,
     "loop": None,
     "connection_class": asyncpg.Connection,
     "record_class": asyncpg.Record,

@@ -325,7 +325,8 @@ async def reset_session(connection: Connection) -> None:
     if connection.info.transaction_status != TransactionStatus.IDLE:
         await connection.rollback()
     await connection.set_autocommit(True)  # one round trip instead of three: no BEGIN, no COMMIT
-    cursor = psycopg.AsyncCursor(connection)  # the last user may have changed the connection's own factory
+    # The factories of the connection are what its last user made of them.
+    cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     await cursor.execute(RESET)
     while cursor.nextset():
         pass
