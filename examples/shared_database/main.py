@@ -1,7 +1,8 @@
 """Two tenants share one database. Run it with ``python -m examples.shared_database.main``: it brings its own server.
 
-Row-level security shows each tenant its own rows. ``Scope`` tells PostgreSQL whose turn it is, inside each transaction.
-The inbox is in the same transaction, so an order that is sent twice is recorded once.
+Row-level security shows each tenant its own rows. ``Scope`` tells PostgreSQL which tenant it is,
+inside each transaction. The inbox is in the same transaction, so an order that is sent twice is
+recorded once.
 """
 
 import asyncio
@@ -38,14 +39,14 @@ GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose message is this?"""
+    """The tenant of a message."""
 
     tenant_id: str
 
 
 @dataclass(frozen=True)
 class Order:
-    """What happened?"""
+    """The payload of a message."""
 
     order_id: str
 

@@ -13,9 +13,9 @@ provider                 what a handler gets                         install
 ``sqlalchemy_inbox``     :class:`SqlalchemyDatabase`, with an inbox  ``postroom[sqlalchemy,asyncpg]``
 =======================  ==========================================  ===============================
 
-A driver is imported when its name is first used, and so is what asks AWS for passwords (``rds_iam_token``,
-``secrets_manager``). The registry decides who is a tenant; nothing of a DSN ever comes
-from a message.
+A driver is imported when its name is first used, and so is what asks AWS for passwords
+(``rds_iam_token``, ``secrets_manager``). The registry decides who is a tenant; nothing of a DSN
+ever comes from a message.
 """
 
 from importlib import import_module

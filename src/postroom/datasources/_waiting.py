@@ -1,4 +1,4 @@
-"""Tells of a tenant whose connections are all in use while handlers wait for one."""
+"""Tells when all connections of a tenant are in use and handlers wait for one."""
 
 import asyncio
 import logging
@@ -34,8 +34,8 @@ class Waiting:
         """Mark the time in which one caller asks for a connection.
 
         Args:
-            full: whether all connections are in use. A caller for whom a connection is being made waits, too, but
-                that is another matter.
+            full: whether all connections are in use. A caller for whom a connection is being made
+                waits, too, but that is another matter.
         """
         timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full)
         self._waiting += 1

@@ -5,8 +5,9 @@
     token = rds_iam_token("acme.c1x.eu-west-1.rds.amazonaws.com", user="app")
     DataSource("postgresql://app@acme.c1x.eu-west-1.rds.amazonaws.com/acme?sslmode=require", password=token)
 
-They are asked for each physical connection and answer from memory: many connections at once make one request, and a
-newer value is fetched before the old one ends. Nothing is done before the first connection.
+They are asked for each physical connection and answer from memory: many connections at once make
+one request, and a newer value is fetched before the old one ends. Nothing is done before the first
+connection.
 """
 
 import asyncio
@@ -144,8 +145,9 @@ def rds_iam_token(
 ) -> CachedPassword:
     """Return a password function for IAM database authentication of RDS and Aurora.
 
-    RDS accepts a token for 15 minutes; each is used for ten and replaced in the background after seven. It is signed
-    here, without a request; only the credentials may have to be fetched. Connections need TLS.
+    RDS accepts a token for 15 minutes; each is used for ten and replaced in the background after
+    seven. It is signed here, without a request; only the credentials may have to be fetched.
+    Connections need TLS.
 
     Args:
         host: the endpoint that connections are made to: it is a part of what is signed.
@@ -184,21 +186,23 @@ def secrets_manager(
 ) -> CachedPassword:
     """Return a password function that reads AWS Secrets Manager.
 
-    A value is used for ``ttl`` seconds at most; a new one is fetched in the background after half of that. When the
-    server refuses a password, the provider has it fetched again and tries once more, so that a rotation fails no
-    connection. For secrets that rotate one user's password: one that alternates between two users changes the name too.
+    A value is used for ``ttl`` seconds at most; a new one is fetched in the background after half
+    of that. When the server refuses a password, the provider has it fetched again and tries once
+    more, so that a rotation fails no connection. For secrets that rotate one user's password: one
+    that alternates between two users changes the name too.
 
     Args:
         secret_id: the name or the ARN.
-        field: the field of a secret in JSON, as RDS writes it; None when the secret is the password.
+        field: the field of a secret in JSON, as RDS writes it; None when the secret is the
+            password.
         ttl: seconds for which a value is used.
         session: an aiobotocore session of your own; None for a new one, with the usual credentials.
         client: further keywords for the client, such as ``region_name`` or ``endpoint_url``.
 
     Raises:
         SecretUnreadable: when it is asked: the secret has no such field, or is binary.
-        botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError: when it is asked: AWS refused, or could not
-            be reached.
+        botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError: when it is asked: AWS
+            refused, or could not be reached.
     """
     known = session or _new_session()
 

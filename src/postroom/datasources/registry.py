@@ -23,7 +23,8 @@ class UnknownTenant(PostroomError, LookupError):
 class WrongDatabase(ConfigurationError):
     """The canary found a connection to another database, or as another user, than the registry says.
 
-    Nothing was read or written. Look for a pooler between the worker and the server, a DNS name or a role setting.
+    Nothing was read or written. Look for a pooler between the worker and the server, a DNS name or
+    a role setting.
     """
 
 
@@ -32,8 +33,10 @@ class DataSource:
     """Where one tenant's data is.
 
     Args:
-        dsn: the URL of the database. It may leave the password to ``password``. It is not part of the ``repr``.
-        database: what ``select current_database()`` must answer; None for the database that the URL names.
+        dsn: the URL of the database. It may leave the password to ``password``. It is not part of
+            the ``repr``.
+        database: what ``select current_database()`` must answer; None for the database that the URL
+            names.
         user: what ``select current_user`` must answer; None for the user that the URL names.
         password: a function, sync or async, that is asked for each physical connection.
     """
@@ -53,8 +56,8 @@ Locate = Callable[[C], Located | Awaitable[Located]]
 class Registry(Generic[C]):
     """The tenants that exist, as a function from context to data source.
 
-    The mapping is read at every call and not copied: what you add to it exists from then on. A context that it does
-    not contain raises :class:`UnknownTenant`.
+    The mapping is read at every call and not copied: what you add to it exists from then on. A
+    context that it does not contain raises :class:`UnknownTenant`.
 
     Args:
         sources: context to DSN or ``DataSource``.
@@ -84,8 +87,8 @@ async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], cont
     """Ask a function of the registry's.
 
     Raises:
-        UnknownTenant: it answers None, or raises a ``LookupError``, which is then the cause. Whatever else it raises
-            is its failure and passes through.
+        UnknownTenant: it answers None, or raises a ``LookupError``, which is then the cause.
+            Whatever else it raises is its failure and passes through.
     """
     try:
         answer = registry(context)
@@ -106,5 +109,5 @@ async def ask(password: Password) -> str:
 
 
 def _unknown(context: object) -> UnknownTenant:
-    # The context came with a message: whoever sent it chooses its length.
+    # The context came with a message, and its sender chooses its length.
     return UnknownTenant(f"the registry has no data source for {reprlib.repr(context)}")

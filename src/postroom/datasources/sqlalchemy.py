@@ -41,27 +41,31 @@ def sqlalchemy_engine(
 ) -> Provider[C, AsyncEngine]:
     """Provide an ``AsyncEngine`` per context. It opens its first connection at once, and others as they are needed.
 
-    SQLAlchemy's own ``dispose()`` leaves connections that are in use alive, and an engine that is used afterwards
-    builds a new pool without a word. After this one nothing is open, and a later use raises ``ClosedError``.
+    SQLAlchemy's own ``dispose()`` leaves connections that are in use alive, and an engine that is
+    used afterwards builds a new pool without a word. After this one nothing is open, and a later
+    use raises ``ClosedError``.
 
     Args:
-        locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such tenant. A plain
-            ``postgresql://`` takes asyncpg where it is installed, else psycopg.
+        locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such
+            tenant. A plain ``postgresql://`` takes asyncpg where it is installed, else psycopg.
         max_size: connections at most, without overflow; the weight of one resource.
         connect_timeout: seconds for one connection to be made, the canary included.
-        acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's ``TimeoutError``. A wait of
-            3 s is logged, once.
+        acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's
+            ``TimeoutError``. A wait of 3 s is logged, once.
         close_timeout: seconds that connections in use may take at close; then they are ended.
-        canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is returned: one more round
-            trip.
+        canary: check database and user of every new connection against the registry
+            (``WrongDatabase``).
+        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
+            returned: one more round trip.
         options: further keywords for ``create_async_engine``, such as ``isolation_level``.
 
     Raises:
         UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
-        ConfigurationError: at opening: the URL is none, or names no database that the canary could compare.
-        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made.
+        ConfigurationError: at opening: the URL is none, or names no database that the canary could
+            compare.
+        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not
+            be made.
     """
 
     @asynccontextmanager
@@ -255,7 +259,7 @@ async def _end(connection: Any) -> None:
 
 
 async def _check(engine: AsyncEngine) -> bool:
-    """Ask one idle connection. An engine whose connections are all in use is in use: its users report."""
+    """Ask one idle connection. An engine without an idle one is in use: its users report."""
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
         return True

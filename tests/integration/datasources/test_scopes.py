@@ -158,7 +158,7 @@ async def _interleave(driver: Driver, provider: Provider[str, Any]) -> None:
 
 
 async def test_a_schema_for_each_tenant(driver: Driver, dsn: str, tenant: TenantDatabase) -> None:
-    """Each finds its own table and its own inbox, and no other's, whoever used the server's connection before."""
+    """Each finds its own table and its own inbox, and no other's, whichever used the server's connection before."""
     await _interleave(driver, driver.provide(dsn, lambda name: Scope(schema=name)))
     assert tenant.server.execute('SELECT count(*) FROM "a".postroom_inbox', database=tenant.name) == "6"
     assert tenant.server.execute("SELECT count(*) FROM public.orders", database=tenant.name) == "0"

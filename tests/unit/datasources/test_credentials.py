@@ -75,7 +75,7 @@ def test_a_connection_that_is_given_up_leaves_the_answer_to_the_others() -> None
 
 
 def test_a_newer_password_is_fetched_while_the_old_one_is_used() -> None:
-    """Nobody waits for it."""
+    """No connection waits for it."""
 
     async def main() -> None:
         service = Service()
@@ -161,7 +161,7 @@ def test_a_refused_password_is_forgotten_once() -> None:
 
 
 def test_it_works_in_one_event_loop_after_another() -> None:
-    """As tests use it: a fetch of a loop that ended is nobody's."""
+    """As tests use it: a fetch of a loop that ended is not waited for."""
     service = Service()
     password = _remembering(service)
 

@@ -123,7 +123,7 @@ async def test_a_mapped_provider_makes_a_pool_that_counts_its_weight() -> None:
 
 
 class TestWaiting:
-    """A tenant whose connections are all in use."""
+    """All connections of a tenant are in use."""
 
     def test_a_wait_of_three_seconds_is_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
         """With the tenant, and with what to do; again when it happens again."""
