@@ -12,9 +12,10 @@ Tx_co = TypeVar("Tx_co", covariant=True)
 class TransactionRolledBack(PostroomError):
     """A transaction's block ended well, but its transaction did not: its effects are not all there.
 
-    The block swallowed an error of the database, whose transaction is aborted from then on: PostgreSQL answers its
-    COMMIT with ROLLBACK, and some drivers pass over that in silence. Or the block ended the transaction itself. It is
-    raised where the block ends, so the handler fails and the message comes back.
+    The block swallowed an error of the database. From then on the transaction is aborted:
+    PostgreSQL answers its COMMIT with ROLLBACK, and some drivers pass over that in silence. Or the
+    block ended the transaction itself. It is raised where the block ends, so the handler fails and
+    the message comes back.
     """
 
 
@@ -30,20 +31,22 @@ class MessageKey(NamedTuple):
 class Transactional(Protocol[Tx_co]):
     """Resources with an inbox: a table in the tenant's database with a row for each message that was handled.
 
-    ``Tx_co`` is what a handler gets inside of a transaction: a connection, a session, whatever the driver works with.
+    ``Tx_co`` is what a handler gets inside of a transaction: a connection, a session, whatever the
+    driver works with.
     """
 
     def transaction_for(self, key: MessageKey, /) -> AbstractAsyncContextManager[Tx_co]:
         """Return a context manager of a transaction that holds the row of ``key``, and then the handler's work.
 
-        Entered, it has written the row. When another transaction has written the same one and is not at its end, it
-        waits for that end first. It commits when the block is left, and returns only then; it rolls back, the row
-        included, when an exception or a cancellation leaves the block. When it returns without an error, the row and
-        every effect are committed: it raises when the database rolled back instead, or when it cannot know.
+        Entered, it has written the row. When another transaction has written the same one and is
+        not at its end, it waits for that end first. It commits when the block is left, and returns
+        only then; it rolls back, the row included, when an exception or a cancellation leaves the
+        block. When it returns without an error, the row and every effect are committed: it raises
+        when the database rolled back instead, or when it cannot know.
 
         Raises:
             AlreadyHandled: when it is entered: the row was there. Nothing was done.
-            TransactionRolledBack: at its end: the block swallowed an error of the database, or ended the transaction
-                itself.
+            TransactionRolledBack: at its end: the block swallowed an error of the database, or
+                ended the transaction itself.
         """
         ...

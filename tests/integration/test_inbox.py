@@ -11,9 +11,22 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from postroom import Concurrency, Consumer, MessageContext, RetryPolicy, Transactional
-from postroom.datasources import Provider, asyncpg_inbox, asyncpg_pool, postgres_inbox, sqlite_database, tenant_file
+from postroom.datasources import (
+    Provider,
+    asyncpg_inbox,
+    asyncpg_pool,
+    postgres_inbox,
+    psycopg_inbox,
+    psycopg_pool,
+    sqlalchemy_engine,
+    sqlalchemy_inbox,
+    sqlite_database,
+    tenant_file,
+)
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.postgres import PostgresServer
@@ -51,18 +64,41 @@ def sqlite_storage(directory: Path) -> Storage:
     )
 
 
-def postgres_storage(server: PostgresServer, name: str) -> Storage:
+def postgres_storage(server: PostgresServer, name: str, driver: str) -> Storage:
     """A database per tenant."""
+
+    def locate(tenant: Tenant) -> str:
+        return server.dsn(f"{name}-{tenant.tenant_id}")
+
+    ways: dict[str, tuple[Callable[[], Provider[Tenant, Any]], Callable[[Any, str], Any]]] = {
+        "asyncpg": (
+            lambda: asyncpg_inbox(asyncpg_pool(locate, max_size=12)),
+            lambda tx, order: tx.execute("INSERT INTO effects VALUES ($1)", order),
+        ),
+        "psycopg": (
+            lambda: psycopg_inbox(psycopg_pool(locate, max_size=12)),
+            lambda tx, order: tx.execute("INSERT INTO effects VALUES (%s)", (order,)),
+        ),
+        "SQLAlchemy": (
+            lambda: sqlalchemy_inbox(sqlalchemy_engine(locate, max_size=12)),
+            lambda tx, order: tx.execute(text("INSERT INTO effects VALUES (:id)"), {"id": order}),
+        ),
+        "session": (
+            lambda: sqlalchemy_inbox(sqlalchemy_engine(locate, max_size=12), session=AsyncSession),
+            lambda tx, order: tx.execute(text("INSERT INTO effects VALUES (:id)"), {"id": order}),
+        ),
+    }
+    provide, insert = ways[driver]
     for tenant in TENANTS:
         server.create_database(f"{name}-{tenant}", schema=f"{postgres_inbox().schema} CREATE TABLE effects (id text)")
     return Storage(
-        lambda: asyncpg_inbox(asyncpg_pool(lambda tenant: server.dsn(f"{name}-{tenant.tenant_id}"), max_size=12)),
-        lambda tx, order: tx.execute("INSERT INTO effects VALUES ($1)", order),
+        provide,
+        insert,
         lambda tenant: server.execute("SELECT id FROM effects", database=f"{name}-{tenant}").splitlines(),
     )
 
 
-@pytest.fixture(params=["sqlite", "asyncpg"])
+@pytest.fixture(params=["sqlite", "asyncpg", "psycopg", "SQLAlchemy", "session"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     """One driver after the other."""
     if request.param == "sqlite":
@@ -70,7 +106,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")
     name = f"inbox-{tmp_path.name}"
-    yield postgres_storage(server, name)
+    yield postgres_storage(server, name, request.param)
     for tenant in TENANTS:
         server.drop_database(f"{name}-{tenant}")
 

@@ -1,4 +1,5 @@
 """Every adapter of a transactional resource, as the conformance suite uses it."""
+# ruff: noqa: D102 - the base class says what each of them does
 
 import asyncio
 import contextlib
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from postroom.datasources import (
+    SQLITE_INBOX,
     Provider,
     Registry,
     asyncpg_inbox,
@@ -63,7 +65,7 @@ class SqliteAdapter(Adapter):
         self.path = path
 
     def provider(self, **options: Any) -> Provider[str, Any]:
-        schema = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
+        schema = f"{SQLITE_INBOX.schema} CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
         return sqlite_database(lambda _: self.path, create=True, schema=schema, **options)
 
     async def execute(self, tx: Any, sql: str) -> None:
@@ -230,6 +232,7 @@ class Proxy:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
+            await asyncio.sleep(0)  # aborted sockets close in the next turn of the loop
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection(HOST, self._server_port)
@@ -248,7 +251,9 @@ class Proxy:
 
         pair = [asyncio.create_task(each()) for each in (ask, answer)]
         self._tasks.update(pair)
-        with suppress(OSError):
-            await asyncio.gather(*pair)
-        to_server.close()
-        to_client.close()
+        try:
+            with suppress(OSError, asyncio.CancelledError):
+                await asyncio.gather(*pair)
+        finally:
+            to_server.transport.abort()
+            to_client.transport.abort()

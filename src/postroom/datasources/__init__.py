@@ -13,8 +13,9 @@ provider                 what a handler gets                         install
 ``sqlalchemy_inbox``     :class:`SqlalchemyDatabase`, with an inbox  ``postroom[sqlalchemy,asyncpg]``
 =======================  ==========================================  ===============================
 
-A driver is imported when its name is first used. The registry decides who is a tenant; nothing of a DSN ever comes
-from a message.
+A driver is imported when its name is first used, and so is what asks AWS for passwords
+(``rds_iam_token``, ``secrets_manager``). The registry decides who is a tenant; nothing of a DSN
+ever comes from a message.
 """
 
 from importlib import import_module
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
     from postroom.datasources._psycopg_inbox import PsycopgDatabase, psycopg_inbox
     from postroom.datasources._sqlalchemy_inbox import SqlalchemyDatabase, sqlalchemy_inbox
     from postroom.datasources.asyncpg import asyncpg_pool
+    from postroom.datasources.credentials import CachedPassword, Freshness, rds_iam_token, secrets_manager
     from postroom.datasources.psycopg import PsycopgConnections, psycopg_connections, psycopg_pool
     from postroom.datasources.sqlalchemy import sqlalchemy_engine
 
 __all__ = [
     "SQLITE_INBOX",
     "AsyncpgDatabase",
+    "CachedPassword",
     "DataSource",
+    "Freshness",
     "Inbox",
     "Provider",
     "PsycopgConnections",
@@ -56,6 +60,8 @@ __all__ = [
     "psycopg_connections",
     "psycopg_inbox",
     "psycopg_pool",
+    "rds_iam_token",
+    "secrets_manager",
     "sqlalchemy_engine",
     "sqlalchemy_inbox",
     "sqlite_database",
@@ -66,6 +72,10 @@ _LAZY = {
     "asyncpg_pool": "asyncpg",
     "asyncpg_inbox": "_asyncpg_inbox",
     "AsyncpgDatabase": "_asyncpg_inbox",
+    "CachedPassword": "credentials",
+    "Freshness": "credentials",
+    "rds_iam_token": "credentials",
+    "secrets_manager": "credentials",
     "psycopg_pool": "psycopg",
     "psycopg_connections": "psycopg",
     "PsycopgConnections": "psycopg",

@@ -66,11 +66,13 @@ def asyncpg_inbox(
         table: the inbox's table, with or without a schema.
         create: create the table at opening where it is missing. Otherwise your migrations do, with
             ``postgres_inbox(table).schema``.
-        wait: seconds that a duplicate waits for the transaction of the first, before it counts as failed.
+        wait: seconds that a duplicate waits for the transaction of the first, before it counts as
+            failed.
         scope: context to the tenant's part of a database that tenants share: a schema, or settings.
 
     Raises:
-        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such table or schema.
+        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such
+            table or schema.
     """
     inbox = postgres_inbox(table)
     return add_inbox(

@@ -1,6 +1,7 @@
 """Connection attempts that end in time, and with the resource that they were made for.
 
-The drivers' pools forget about attempts under way when they are closed: a connection would come to life afterwards.
+The drivers' pools forget about attempts under way when they are closed: a connection would come to
+life afterwards.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ class Attempts(Generic[T]):
 
     Args:
         timeout: seconds that one attempt may take, the canary included.
-        discard: ends a connection that nobody will use.
+        discard: ends a connection that will not be used.
     """
 
     def __init__(self, timeout: float, discard: Callable[[T], Awaitable[None]]) -> None:

@@ -25,8 +25,9 @@ class Names(NamedTuple):
 def expected(source: DataSource, options: Mapping[str, Any] | None = None) -> Names:
     """Return the names that the canary must find.
 
-    The names of the ``DataSource`` come first, then the provider's ``options``, then the DSN, then ``PGUSER`` and
-    ``PGDATABASE``, as the drivers read them. A connection without a database's name goes to that of its user.
+    The names of the ``DataSource`` come first, then the provider's ``options``, then the DSN, then
+    ``PGUSER`` and ``PGDATABASE``, as the drivers read them. A connection without a database's name
+    goes to that of its user.
 
     Args:
         source: what the registry said.
@@ -43,7 +44,8 @@ def require_names(source: DataSource, options: Mapping[str, Any] | None = None) 
     """Return what the canary compares.
 
     Raises:
-        ConfigurationError: nothing says which database is the right one, so a check would prove nothing.
+        ConfigurationError: nothing says which database is the right one, so a check would prove
+            nothing.
     """
     names = expected(source, options)
     if names.database is None:

@@ -23,7 +23,8 @@ async def connected(source: DataSource, connect: Callable[[dict[str, Any]], Awai
 
     Args:
         source: what the registry said.
-        connect: makes the connection; it gets the keyword ``password``, or nothing where the source has none.
+        connect: makes the connection; it gets the keyword ``password``, or nothing where the source
+            has none.
     """
     if source.password is None:
         return await connect({})

@@ -4,7 +4,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
+
+from typing_extensions import TypeVar
 
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, Inbox, check_age
 from postroom.datasources.providers import Provider
@@ -15,7 +17,7 @@ from postroom.transactions import MessageKey, TransactionRolledBack
 from postroom.types import C, R
 
 Tx = TypeVar("Tx")
-D = TypeVar("D")
+D = TypeVar("D", default=Any)
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(hashtext('postroom inbox'))"
 _BEGUN: Final = "SELECT now()::text"  # the time at which the transaction began
 _ABORTED: Final = "25P02"
@@ -41,7 +43,7 @@ class Work(ABC, Generic[Tx]):
 
     @abstractmethod
     async def value(self, sql: str, *parameters: Any) -> Any:
-        """Run one statement, whose parameters are ``$1``, ``$2``, and return the first value, or None."""
+        """Run one statement with parameters ``$1``, ``$2``; return the first value, or None."""
 
     @abstractmethod
     async def run(self, sql: str) -> None:
@@ -86,7 +88,8 @@ class PostgresDatabase(ABC, Generic[Tx]):
         For work that needs no inbox, such as reading.
 
         Raises:
-            TransactionRolledBack: at its end: the block swallowed an error of the database, or ended the transaction.
+            TransactionRolledBack: at its end: the block swallowed an error of the database, or
+                ended the transaction.
         """
         async with self._begin() as work:
             await self._enter_scope(work)
@@ -98,14 +101,16 @@ class PostgresDatabase(ABC, Generic[Tx]):
     async def transaction_for(self, key: MessageKey, /) -> AsyncGenerator[Tx, None]:
         """Yield what the driver works with, in a transaction that begins with the row of ``key`` in the inbox.
 
-        While another transaction has written the same row and is not at its end, PostgreSQL's unique index makes this
-        one wait. A commit whose answer is lost with its connection raises; whether it was done, the next receive of
-        the message finds out.
+        While another transaction has written the same row and is not at its end, PostgreSQL's
+        unique index makes this one wait. A commit whose answer is lost with its connection raises;
+        whether it was done, the next receive of the message finds out.
 
         Raises:
             AlreadyHandled: the row was there. Nothing was done.
-            TimeoutError: the other transaction was not at its end after ``wait`` seconds. Nothing was done.
-            TransactionRolledBack: at its end: the block swallowed an error of the database, or ended the transaction.
+            TimeoutError: the other transaction was not at its end after ``wait`` seconds. Nothing
+                was done.
+            TransactionRolledBack: at its end: the block swallowed an error of the database, or
+                ended the transaction.
             Exception: the driver's: the database failed. Before the commit nothing was done.
         """
         async with self._begin() as work:
@@ -123,8 +128,9 @@ class PostgresDatabase(ABC, Generic[Tx]):
     async def purge_inbox(self, *, older_than: float = KEEP) -> int:
         """Delete the inbox's rows that are older than ``older_than`` seconds, and return how many there were.
 
-        A message that comes after its row was purged is handled again: keep rows for longer than the queue keeps
-        messages. The default is the most that SQS allows, and a day. In transactions of 10,000 rows.
+        A message that comes after its row was purged is handled again: keep rows for longer than
+        the queue keeps messages. The default is the most that SQS allows, and a day. In
+        transactions of 10,000 rows.
         """
         check_age(older_than)
         total = 0
@@ -136,7 +142,8 @@ class PostgresDatabase(ABC, Generic[Tx]):
         """Look for the table, and create it where it is missing and ``create`` is set.
 
         Raises:
-            ConfigurationError: there is no such table or schema, or statements are committed one by one.
+            ConfigurationError: there is no such table or schema, or statements are committed one by
+                one.
         """
         async with self._begin() as work:
             if await work.value(_BEGUN) != await work.value(_BEGUN):

@@ -87,16 +87,18 @@ def psycopg_inbox(
     """Add an inbox to a provider of psycopg's connections: ``psycopg_inbox(psycopg_pool(registry))``.
 
     Args:
-        provider: what opens the pool: ``psycopg_pool`` or ``psycopg_connections``. Its weight and its health check stay
-            as they are.
+        provider: what opens the pool: ``psycopg_pool`` or ``psycopg_connections``. Its weight and
+            its health check stay as they are.
         table: the inbox's table, with or without a schema.
         create: create the table at opening where it is missing. Otherwise your migrations do, with
             ``postgres_inbox(table).schema``.
-        wait: seconds that a duplicate waits for the transaction of the first, before it counts as failed.
+        wait: seconds that a duplicate waits for the transaction of the first, before it counts as
+            failed.
         scope: context to the tenant's part of a database that tenants share: a schema, or settings.
 
     Raises:
-        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such table or schema.
+        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such
+            table or schema.
     """
     inbox = postgres_inbox(table)
 

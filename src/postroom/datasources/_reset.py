@@ -1,7 +1,8 @@
 """What a PostgreSQL connection forgets before its next user gets it.
 
-``DISCARD ALL`` would forget the statements that the drivers have prepared as well, and each of them would be prepared
-again at its next use. So everything else is named, in one round trip: a tenth of a millisecond of the server's time.
+``DISCARD ALL`` would forget the statements that the drivers have prepared as well, and each of them
+would be prepared again at its next use. So everything else is named, in one round trip: a tenth of
+a millisecond of the server's time.
 """
 
 from typing import Final

@@ -3,10 +3,11 @@
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, overload
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, AsyncTransaction
+from typing_extensions import TypeVar
 
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
@@ -17,7 +18,7 @@ from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 Tx = TypeVar("Tx")
-S = TypeVar("S", bound=AsyncSession)
+S = TypeVar("S", bound=AsyncSession, default=AsyncSession)
 Begin = Callable[[AsyncEngine], AbstractAsyncContextManager[Work[Tx]]]
 """How a transaction of an engine begins."""
 
@@ -117,18 +118,22 @@ def sqlalchemy_inbox(
     """Add an inbox to a provider of engines: ``sqlalchemy_inbox(sqlalchemy_engine(registry), session=AsyncSession)``.
 
     Args:
-        provider: what opens the engine, for PostgreSQL. Its weight and its health check stay as they are.
-        session: makes the ``AsyncSession`` that handlers get, called with ``bind=``: the class itself, or an
-            ``async_sessionmaker(expire_on_commit=False)``. None: handlers get an ``AsyncConnection``.
+        provider: what opens the engine, for PostgreSQL. Its weight and its health check stay as
+            they are.
+        session: makes the ``AsyncSession`` that handlers get, called with ``bind=``: the class
+            itself, or an ``async_sessionmaker(expire_on_commit=False)``. None: handlers get an
+            ``AsyncConnection``.
         table: the inbox's table, with or without a schema.
         create: create the table at opening where it is missing. Otherwise your migrations do, with
             ``postgres_inbox(table).schema``.
-        wait: seconds that a duplicate waits for the transaction of the first, before it counts as failed.
+        wait: seconds that a duplicate waits for the transaction of the first, before it counts as
+            failed.
         scope: context to the tenant's part of a database that tenants share: a schema, or settings.
 
     Raises:
-        ConfigurationError: ``table`` is no name for a table, ``session`` makes no session; at opening: the database is
-            not PostgreSQL, has no such table or schema, or its connections are in AUTOCOMMIT.
+        ConfigurationError: ``table`` is no name for a table, ``session`` makes no session; at
+            opening: the database is not PostgreSQL, has no such table or schema, or its connections
+            are in AUTOCOMMIT.
     """
     if isinstance(session, type) and not issubclass(session, AsyncSession):
         raise ConfigurationError(f"session= takes AsyncSession or an async_sessionmaker(...); got {session.__name__}")

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Abandoned(Exception):
-    """Nobody waits for this unit of work any more."""
+    """The caller of this unit of work has left."""
 
 
 class Unit(Generic[T]):
@@ -150,7 +150,7 @@ class Held(Unit[None]):
         """Roll back, unless the commit has begun. Units that come later run after that."""
         self.abandon()
         if not self.result.cancel() and not self.result.cancelled():
-            self.result.exception()  # nobody else reads it
+            self.result.exception()  # else it would count as never retrieved
 
     def abandon(self) -> None:
         """Interrupt the present step and roll back, unless the commit has begun."""
@@ -161,7 +161,7 @@ class Held(Unit[None]):
         self._end()
 
     def _end(self) -> None:
-        with self._gate:  # no step comes after the None, where nobody would look at it
+        with self._gate:  # no step comes after the None, where it would not be looked at
             if not self.over:
                 self.over = True
                 self._steps.put(None)
@@ -221,5 +221,5 @@ def complete(future: asyncio.Future[Any], value: Any, error: BaseException | Non
         else:
             future.set_result(value)
 
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and so are its futures
         future.get_loop().call_soon_threadsafe(finish)

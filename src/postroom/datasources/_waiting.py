@@ -1,8 +1,8 @@
-"""Tells of a tenant whose connections are all in use while handlers wait for one."""
+"""Tells when all connections of a tenant are in use and handlers wait for one."""
 
 import asyncio
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
@@ -30,9 +30,14 @@ class Waiting:
         self._told = False
 
     @contextmanager
-    def one(self) -> Generator[None]:
-        """Mark the time in which one caller asks for a connection."""
-        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn)
+    def one(self, full: Callable[[], bool]) -> Generator[None]:
+        """Mark the time in which one caller asks for a connection.
+
+        Args:
+            full: whether all connections are in use. A caller for whom a connection is being made
+                waits, too, but that is another matter.
+        """
+        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full)
         self._waiting += 1
         try:
             yield
@@ -49,8 +54,8 @@ class Waiting:
             "use; a handler that takes a second connection while it holds one needs a larger max_size="
         )
 
-    def _warn(self) -> None:
-        if self._told:
+    def _warn(self, full: Callable[[], bool]) -> None:
+        if self._told or not full():
             return
         self._told = True
         end = "they wait without a limit" if self._timeout is None else f"each fails after {self._timeout:g} s"

@@ -55,29 +55,34 @@ def asyncpg_pool(
 ) -> "Provider[C, asyncpg.Pool[asyncpg.Record]]":
     """Provide an ``asyncpg.Pool`` per context. It opens its first connection at once, and others as they are needed.
 
-    asyncpg's own ``close()`` waits without bound for connections that are held. This one terminates them after
-    ``close_timeout``: nothing of the pool is open when it has been left.
+    asyncpg's own ``close()`` waits without bound for connections that are held. This one terminates
+    them after ``close_timeout``: nothing of the pool is open when it has been left.
 
     Args:
-        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such tenant.
+        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such
+            tenant.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
         connect_timeout: seconds for one connection to be made, the canary included.
-        acquire_timeout: seconds after which ``acquire()`` raises ``TimeoutError``, where the call names none itself.
-            None waits without a limit. A wait of 3 s is logged, once.
+        acquire_timeout: seconds after which ``acquire()`` raises ``TimeoutError``, where the call
+            names none itself. None waits without a limit. A wait of 3 s is logged, once.
         close_timeout: seconds that held connections may take at close.
-        canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is returned. It takes the
-            place of asyncpg's own reset, which keeps roles and temporary tables. False forgets nothing.
-        init: called with each new connection, after the canary: type codecs, for instance. Settings belong into
-            ``options={"server_settings": ...}``: the reset undoes a SET.
-        options: further keywords for ``asyncpg.create_pool``, such as ``ssl`` or ``statement_cache_size``.
+        canary: check database and user of every new connection against the registry
+            (``WrongDatabase``).
+        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
+            returned. It takes the place of asyncpg's own reset, which keeps roles and temporary
+            tables. False forgets nothing.
+        init: called with each new connection, after the canary: type codecs, for instance. Settings
+            belong into ``options={"server_settings": ...}``: the reset undoes a SET.
+        options: further keywords for ``asyncpg.create_pool``, such as ``ssl`` or
+            ``statement_cache_size``.
 
     Raises:
         UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
         ConfigurationError: at opening: the DSN names no database that the canary could compare.
-        asyncpg.PostgresError, OSError, TimeoutError: at opening: the first connection could not be made.
+        asyncpg.PostgresError, OSError, TimeoutError: at opening: the first connection could not be
+            made.
     """
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
@@ -124,7 +129,8 @@ def asyncpg_pool(
 class _Acquiring(_AcquiringBase):
     """``pool.acquire()``, with a limit and a word in the log for who waits.
 
-    asyncpg's own limit costs a task for each call, and swallows a cancellation that meets the end of the wait.
+    asyncpg's own limit costs a task for each call, and swallows a cancellation that meets the end
+    of the wait.
     """
 
     def __init__(self, pool: "_Pool", timeout: float | None) -> None:
@@ -146,12 +152,13 @@ class _Acquiring(_AcquiringBase):
         self, acquire: "Callable[[], Awaitable[PoolConnectionProxy[asyncpg.Record]]]"
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
-        with pool.waiting.one():
+        limit = asyncio.timeout(self._limit)
+        with pool.waiting.one(pool.is_full):
             try:
-                async with asyncio.timeout(self._limit) as limit:
+                async with limit:
                     return await acquire()
             except TimeoutError:
-                if limit.expired() and pool.get_size() >= pool.get_max_size():
+                if limit.expired() and pool.is_full():
                     raise pool.waiting.timed_out() from None
                 raise
 
@@ -163,7 +170,8 @@ class _Pool(_PoolBase):
         arguments: asyncpg's own.
         waiting: who is told of those who wait.
         acquire_timeout: the limit of ``acquire()`` where the call names none.
-        release_timeout: seconds that a returned connection may take to forget its last user; then it is terminated.
+        release_timeout: seconds that a returned connection may take to forget its last user; then
+            it is terminated.
         options: asyncpg's own.
     """
 
@@ -180,6 +188,10 @@ class _Pool(_PoolBase):
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
 
+    def is_full(self) -> bool:
+        """Return whether all connections exist and are in use."""
+        return self.get_size() >= self.get_max_size() and not self.get_idle_size()
+
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
 
@@ -187,8 +199,9 @@ class _Pool(_PoolBase):
         await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
 
 
-_DEFAULTS: Final = {
+_DEFAULTS: Final[dict[str, Any]] = {
     "max_queries": 50_000,
+    "setup": None,
     "loop": None,
     "connection_class": asyncpg.Connection,
     "record_class": asyncpg.Record,
@@ -221,8 +234,8 @@ async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 
 
 async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:
-    """Ask one idle connection. A pool whose connections are all in use is in use: its users report what they find."""
-    if pool.get_size() == pool.get_max_size() and pool.get_idle_size() == 0:
+    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
+    if pool.get_size() >= pool.get_max_size() and not pool.get_idle_size():
         return True
     async with pool.acquire() as connection:
         await connection.execute("SELECT 1")

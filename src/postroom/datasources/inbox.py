@@ -1,7 +1,7 @@
-"""The inbox: a table in each tenant's own database, with a row for each message whose effects are there.
+"""The inbox: a table in each tenant's own database, with a row for each message that was handled.
 
-A message's row and its effects are written in one transaction, so that neither is there without the other. How a
-handler works in one: :meth:`postroom.MessageContext.transaction`.
+A message's row and its effects are written in one transaction, so that neither is there without the
+other. How a handler works in one: :meth:`postroom.MessageContext.transaction`.
 """
 
 import re
@@ -12,7 +12,7 @@ from postroom.errors import ConfigurationError
 
 DEFAULT_TABLE: Final = "postroom_inbox"
 KEEP: Final = 15 * 86_400.0
-"""Seconds after which no queue can deliver a message any more: SQS keeps one for 14 days at most.
+"""Seconds after which no queue can deliver a message: SQS keeps one for 14 days at most.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
 """

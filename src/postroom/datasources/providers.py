@@ -19,7 +19,8 @@ M = TypeVar("M", default=Any)
 class Provider(Generic[C, R]):
     """A provider of resources: call it with a context for an async context manager of that context's resources.
 
-    A ``ResourcePool`` of it, and a consumer that it is passed to, count its connections and check its health.
+    A ``ResourcePool`` of it, and a consumer that it is passed to, count its connections and check
+    its health.
     """
 
     enter: Callable[[C], AbstractAsyncContextManager[R]] = field(repr=False)
@@ -36,7 +37,8 @@ class Provider(Generic[C, R]):
         """Make a ``ResourcePool`` of this provider.
 
         Args:
-            options: the keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``host``, ``name``, ...
+            options: the keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``host``, ``name``,
+                ...
         """
         return ResourcePool(self, **options)
 
@@ -47,12 +49,13 @@ class Provider(Generic[C, R]):
 
             sessions = sqlalchemy_engine(registry).map(async_sessionmaker)  # handlers get an async_sessionmaker
 
-        The resource stays open for as long as what was made of it is in use. What has no ``transaction_for`` has no
+        The resource stays open for as long as what was made of it is in use. What has no
+        ``transaction_for`` has no
         inbox: let your own class pass that of the resource on.
 
         Args:
-            function: a plain function or class. It is called once for each opened resource; if it raises, opening
-                fails.
+            function: a plain function or class. It is called once for each opened resource; if it
+                raises, opening fails.
 
         Raises:
             ConfigurationError: ``function`` is asynchronous.

@@ -1,8 +1,8 @@
 """psycopg 3: a ``psycopg_pool`` per context, or connections as they are needed. ``pip install 'postroom[psycopg]'``.
 
-psycopg_pool runs its own tasks in every pool: four by default, 40,000 with 10,000 tenants. :func:`psycopg_pool` makes
-it two. :func:`psycopg_connections` has none and pays some milliseconds for each connection that it makes instead: for
-very many tenants with little to do.
+psycopg_pool runs its own tasks in every pool: four by default, 40,000 with 10,000 tenants.
+:func:`psycopg_pool` makes it two. :func:`psycopg_connections` has none and pays some milliseconds
+for each connection that it makes instead: for very many tenants with little to do.
 """
 
 import asyncio
@@ -135,27 +135,34 @@ def psycopg_pool(
 ) -> "Provider[C, pools.AsyncConnectionPool[Connection]]":
     """Provide a ``psycopg_pool.AsyncConnectionPool`` per context, with two tasks instead of four.
 
-    The first connection is made at once, so that a wrong password is an error with its SQLSTATE and not a time-out.
+    The first connection is made at once, so that a wrong password is an error with its SQLSTATE and
+    not a time-out.
 
     Args:
-        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such tenant.
+        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such
+            tenant.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
         connect_timeout: seconds for one connection to be made, the canary included.
-        acquire_timeout: seconds after which asking for a connection raises ``PoolTimeout``, where the call names none
-            itself. Its cause is why the last connection could not be made, if that is so. A wait of 3 s is logged.
-        close_timeout: seconds that the pool's tasks may take at close. Held connections are then ended.
-        canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as ``autocommit``, when
-            a connection is returned: one more round trip.
-        configure: called with each new connection; it must leave no transaction open. Flags that it sets stay; a
-            setting belongs into ``options={"options": "-c name=value"}``, because the reset undoes a SET.
+        acquire_timeout: seconds after which asking for a connection raises ``PoolTimeout``, where
+            the call names none itself. Its cause is why the last connection could not be made, if
+            that is so. A wait of 3 s is logged.
+        close_timeout: seconds that the pool's tasks may take at close. Held connections are then
+            ended.
+        canary: check database and user of every new connection against the registry
+            (``WrongDatabase``).
+        reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as
+            ``autocommit``, when a connection is returned: one more round trip.
+        configure: called with each new connection; it must leave no transaction open. Flags that it
+            sets stay; a setting belongs into ``options={"options": "-c name=value"}``, because the
+            reset undoes a SET.
         options: further keywords for each connection, such as ``autocommit`` or ``row_factory``.
 
     Raises:
         UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
-        ConfigurationError: at opening: the DSN is none, or names no database that the canary could compare.
+        ConfigurationError: at opening: the DSN is none, or names no database that the canary could
+            compare.
         psycopg.OperationalError, TimeoutError: at opening: the first connection could not be made.
     """
 
@@ -203,14 +210,20 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
         self._waiting_room = waiting
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        with self._waiting_room.one():
+        with self._waiting_room.one(self._is_full):
             try:
                 return await super().getconn(timeout)
             except pools.PoolTimeout as late:
                 refusal = self._connections.refusal
-                if refusal is not None and self.get_stats().get("pool_available", 0) == 0:
+                if refusal is not None:
                     raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
                 raise
+
+    def _is_full(self) -> bool:
+        # Its size counts connections that are being made, too.
+        statistics = self.get_stats()
+        full = statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]
+        return full and self._connections.refusal is None
 
 
 class _Sessions:
@@ -250,7 +263,8 @@ class PsycopgConnections:
 
         Raises:
             ClosedError: the tenant's resources were closed.
-            TimeoutError: all were in use for ``acquire_timeout`` seconds, or connecting took too long.
+            TimeoutError: all were in use for ``acquire_timeout`` seconds, or connecting took too
+                long.
         """
         await self._take_place()
         try:
@@ -260,7 +274,7 @@ class PsycopgConnections:
             self._places.release()
 
     async def _take_place(self) -> None:
-        with self._waiting.one():
+        with self._waiting.one(self._places.locked):
             try:
                 async with asyncio.timeout(self._limit):
                     await self._places.acquire()
@@ -279,8 +293,8 @@ def psycopg_connections(
 ) -> Provider[C, PsycopgConnections]:
     """Provide :class:`PsycopgConnections` per context: no pool, no task, no idle connection.
 
-    The arguments and errors are those of :func:`psycopg_pool`. One connection is made and closed at opening, to prove
-    that it can be.
+    The arguments and errors are those of :func:`psycopg_pool`. One connection is made and closed at
+    opening, to prove that it can be.
     """
 
     @asynccontextmanager
@@ -298,7 +312,7 @@ def psycopg_connections(
 
 
 async def _check_pool(pool: "pools.AsyncConnectionPool[Connection]") -> bool:
-    """Ask one idle connection. A pool whose connections are all in use is in use: its users report what they find."""
+    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
     statistics = pool.get_stats()
     if statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]:
         return True
@@ -319,7 +333,8 @@ async def reset_session(connection: Connection) -> None:
     if connection.info.transaction_status != TransactionStatus.IDLE:
         await connection.rollback()
     await connection.set_autocommit(True)  # one round trip instead of three: no BEGIN, no COMMIT
-    cursor = psycopg.AsyncCursor(connection)  # the last user may have changed the connection's own factory
+    # The factories of the connection are what its last user made of them.
+    cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     await cursor.execute(RESET)
     while cursor.nextset():
         pass
@@ -360,9 +375,9 @@ def _refusal(error: BaseException) -> psycopg.Error | None:
 async def end_connection(connection: Connection) -> None:
     """End a connection that another task may be using.
 
-    Closing it would pull the file descriptor from under that task: it would wait without an end, and later disturb
-    the next owner of the same number. After a shutdown the task reads the end of the stream, and closes the connection
-    itself.
+    Closing it would pull the file descriptor from under that task: it would wait without an end,
+    and later disturb the next owner of the same number. After a shutdown the task reads the end of
+    the stream, and closes the connection itself.
     """
     if connection.pgconn.transaction_status != TransactionStatus.ACTIVE and not connection.lock.locked():
         await connection.close()

@@ -4,12 +4,14 @@ import reprlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, cast
+
+from typing_extensions import TypeVar
 
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.types import C
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 Password = Callable[[], str | Awaitable[str]]
 """Asked for each physical connection, so that a rotated password or a fresh token reaches the next one."""
 
@@ -17,7 +19,8 @@ Password = Callable[[], str | Awaitable[str]]
 class WrongDatabase(ConfigurationError):
     """The canary found a connection to another database, or as another user, than the registry says.
 
-    Nothing was read or written. Look for a pooler between the worker and the server, a DNS name or a role setting.
+    Nothing was read or written. Look for a pooler between the worker and the server, a DNS name or
+    a role setting.
     """
 
 
@@ -26,8 +29,10 @@ class DataSource:
     """Where one tenant's data is.
 
     Args:
-        dsn: the URL of the database. It may leave the password to ``password``. It is not part of the ``repr``.
-        database: what ``select current_database()`` must answer; None for the database that the URL names.
+        dsn: the URL of the database. It may leave the password to ``password``. It is not part of
+            the ``repr``.
+        database: what ``select current_database()`` must answer; None for the database that the URL
+            names.
         user: what ``select current_user`` must answer; None for the user that the URL names.
         password: a function, sync or async, that is asked for each physical connection.
     """
@@ -47,8 +52,8 @@ Locate = Callable[[C], Located | Awaitable[Located]]
 class Registry(Generic[C]):
     """The tenants that exist, as a function from context to data source.
 
-    The mapping is read at every call and not copied: what you add to it exists from then on. A context that it does
-    not contain raises :class:`UnknownTenant`.
+    The mapping is read at every call and not copied: what you add to it exists from then on. A
+    context that it does not contain raises :class:`UnknownTenant`.
 
     Args:
         sources: context to DSN or ``DataSource``.
@@ -78,8 +83,8 @@ async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], cont
     """Ask a function of the registry's.
 
     Raises:
-        UnknownTenant: it answers None, or raises a ``LookupError``, which is then the cause. Whatever else it raises
-            is its failure and passes through.
+        UnknownTenant: it answers None, or raises a ``LookupError``, which is then the cause.
+            Whatever else it raises is its failure and passes through.
     """
     try:
         answer = registry(context)
@@ -100,5 +105,5 @@ async def ask(password: Password) -> str:
 
 
 def _unknown(context: object) -> UnknownTenant:
-    # The context came with a message: whoever sent it chooses its length.
+    # The context came with a message, and its sender chooses its length.
     return UnknownTenant(f"the registry has no data source for {reprlib.repr(context)}")

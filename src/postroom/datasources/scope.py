@@ -13,13 +13,15 @@ from postroom.types import C
 class Scope:
     """What PostgreSQL is told at the beginning of each transaction of one tenant, as ``SET LOCAL`` does.
 
-    It ends with the transaction, whatever happens: no connection carries it to another tenant, not even a server
-    connection behind a pooler in transaction mode. Outside of a transaction nothing of it holds.
+    It ends with the transaction, whatever happens: no connection carries it to another tenant, not
+    even a server connection behind a pooler in transaction mode. Outside of a transaction nothing
+    of it holds.
 
     Args:
-        schema: the tenant's schema. Unqualified names mean its tables, and no others' (``public`` included).
-        settings: names and values: what the policies of row-level security read with ``current_setting``, such as
-            ``{"app.tenant": "acme"}``, or ``{"role": "acme"}``.
+        schema: the tenant's schema. Unqualified names mean its tables, and no others' (``public``
+            included).
+        settings: names and values: what the policies of row-level security read with
+            ``current_setting``, such as ``{"app.tenant": "acme"}``, or ``{"role": "acme"}``.
 
     Raises:
         ConfigurationError: it would limit nothing, or the schema has no name.

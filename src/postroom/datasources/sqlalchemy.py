@@ -41,35 +41,41 @@ def sqlalchemy_engine(
 ) -> Provider[C, AsyncEngine]:
     """Provide an ``AsyncEngine`` per context. It opens its first connection at once, and others as they are needed.
 
-    SQLAlchemy's own ``dispose()`` leaves connections that are in use alive, and an engine that is used afterwards
-    builds a new pool without a word. After this one nothing is open, and a later use raises ``ClosedError``.
+    SQLAlchemy's own ``dispose()`` leaves connections that are in use alive, and an engine that is
+    used afterwards builds a new pool without a word. After this one nothing is open, and a later
+    use raises ``ClosedError``.
 
     Args:
-        locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such tenant. A plain
-            ``postgresql://`` takes asyncpg where it is installed, else psycopg.
+        locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such
+            tenant. A plain ``postgresql://`` takes asyncpg where it is installed, else psycopg.
         max_size: connections at most, without overflow; the weight of one resource.
         connect_timeout: seconds for one connection to be made, the canary included.
-        acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's ``TimeoutError``. A wait of
-            3 s is logged, once.
+        acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's
+            ``TimeoutError``. A wait of 3 s is logged, once.
         close_timeout: seconds that connections in use may take at close; then they are ended.
-        canary: check database and user of every new connection against the registry (``WrongDatabase``).
-        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is returned: one more round
-            trip.
+        canary: check database and user of every new connection against the registry
+            (``WrongDatabase``).
+        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
+            returned: one more round trip.
         options: further keywords for ``create_async_engine``, such as ``isolation_level``.
 
     Raises:
         UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
-        ConfigurationError: at opening: the URL is none, or names no database that the canary could compare.
-        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not be made.
+        ConfigurationError: at opening: the URL is none, or names no database that the canary could
+            compare.
+        sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not
+            be made.
     """
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
-        keywords = {**_pool_options(context, max_size, acquire_timeout), **(options or {})}
+        uses = _Uses(max_size)
+        keywords = {**_pool_options(uses, Waiting(context, max_size, acquire_timeout)), **(options or {})}
+        keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
-        watch = _Watch(engine, source, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        watch = _Watch(engine, source, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
             async with engine.connect():
                 pass
@@ -80,17 +86,37 @@ def sqlalchemy_engine(
     return Provider(enter, weight=max_size, check=_check)
 
 
-def _pool_options(context: object, max_size: int, acquire_timeout: float) -> dict[str, Any]:
-    waiting = Waiting(context, max_size, acquire_timeout)
+class _Uses:
+    """Counts the connections of an engine that are in use; one that is being made is not."""
 
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._count = 0
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def is_full(self) -> bool:
+        return self._count >= self.most
+
+    def begin(self) -> None:
+        self._count += 1
+        self.none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self.none.set()
+
+
+def _pool_options(uses: _Uses, waiting: Waiting) -> dict[str, Any]:
     class Watched(AsyncAdaptedQueuePool):
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            with waiting.one():
+            with waiting.one(uses.is_full):
                 return super()._do_get()
 
-    return {"poolclass": Watched, "pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
+    return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
 
 def _url(dsn: str) -> URL:
@@ -108,15 +134,20 @@ class _Watch:
     """Everything that is to happen at the connections of one engine, as listeners of its pool."""
 
     def __init__(
-        self, engine: AsyncEngine, source: DataSource, *, connect_timeout: float, canary: bool, reset: bool
+        self,
+        engine: AsyncEngine,
+        source: DataSource,
+        uses: _Uses,
+        *,
+        connect_timeout: float,
+        canary: bool,
+        reset: bool,
     ) -> None:
         self._engine = engine
         self._source = source
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
         self._live: set[Any] = set()
-        self._in_use = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
+        self._uses = uses
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
         self._names = require_names(source) if canary and postgresql else None
@@ -154,13 +185,10 @@ class _Watch:
         self._live.add(connection)
 
     def _checkout(self, _connection: Any, _record: Any, _proxy: Any) -> None:
-        self._in_use += 1
-        self._unused.clear()
+        self._uses.begin()
 
     def _checkin(self, _connection: Any, _record: Any) -> None:
-        self._in_use -= 1
-        if not self._in_use:
-            self._unused.set()
+        self._uses.end()
 
     def _forget(self, connection: Any, *_: Any) -> None:
         self._live.discard(connection)
@@ -176,7 +204,7 @@ class _Watch:
             await self._attempts.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
-                    await self._unused.wait()
+                    await self._uses.none.wait()
                     await self._engine.dispose()
         finally:
             held, self._live = self._live, set()
@@ -231,7 +259,7 @@ async def _end(connection: Any) -> None:
 
 
 async def _check(engine: AsyncEngine) -> bool:
-    """Ask one idle connection. An engine whose connections are all in use is in use: its users report."""
+    """Ask one idle connection. An engine without an idle one is in use: its users report."""
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
         return True

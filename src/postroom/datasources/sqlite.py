@@ -1,7 +1,8 @@
 """SQLite, one file per tenant, from asyncio.
 
-The cost of SQLite in an event loop is the hop to a thread and back, not SQLite. So a unit of work is one hop: a plain
-function that gets the connection, runs as many statements as it likes, and returns data.
+The cost of SQLite in an event loop is the hop to a thread and back, not SQLite. So a unit of work
+is one hop: a plain function that gets the connection, runs as many statements as it likes, and
+returns data.
 """
 
 import asyncio
@@ -37,8 +38,9 @@ PathOf = Callable[[C], str | os.PathLike[str] | None]
 class SqliteDatabase:
     """One SQLite file, open in a thread of its own. Open it with :meth:`open` or let :func:`sqlite_database` do it.
 
-    Units of work run one after the other, each in a transaction of its own; writing ones take the file's write lock
-    first (``BEGIN IMMEDIATE``), so that none fails half-way because another process writes.
+    Units of work run one after the other, each in a transaction of its own; writing ones take the
+    file's write lock first (``BEGIN IMMEDIATE``), so that none fails half-way because another
+    process writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,18 +89,21 @@ class SqliteDatabase:
     async def run(self, work: Callable[[sqlite3.Connection], T], *, write: bool = True) -> T:
         """Run ``work(connection)`` in the database's thread, in one transaction, and return what it returns.
 
-        It is committed when ``work`` returns and rolled back when it raises. Return data, not a cursor: the
-        connection stays in its thread. When the caller is cancelled, a unit that waits does not start, and one that
+        It is committed when ``work`` returns and rolled back when it raises. Return data, not a
+        cursor: the connection stays in its thread. When the caller is cancelled, a unit that waits
+            does not start, and one that
         runs is interrupted and rolled back, unless its commit has begun.
 
         Args:
             work: a plain function.
-            write: False for a unit that only reads: it does not wait for a writer in another process.
+            write: False for a unit that only reads: it does not wait for a writer in another
+                process.
 
         Raises:
-            ClosedError: the database was closed before or, after ``aclose``'s timeout, while the unit ran. It was
-                rolled back.
-            PostroomError: the caller is inside of :meth:`transaction_for` of this database, whose thread it holds.
+            ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
+                unit ran. It was rolled back.
+            PostroomError: the caller is inside of :meth:`transaction_for` of this database, whose
+                thread it holds.
         """
         self._check_usable()
         job = Unit(self.path.name, work, write=write)
@@ -113,16 +118,19 @@ class SqliteDatabase:
     async def transaction_for(self, key: MessageKey, /) -> AsyncGenerator["SqliteTransaction", None]:
         """Hold one transaction open over awaits, which begins with the row of ``key`` in the inbox.
 
-        It is committed when the block is left, and rolled back when an exception or a cancellation leaves it, unless
-        the commit has begun. Until then no other unit of work of this database runs, here or in another process. The
-        inbox table is made when it is not there.
+        It is committed when the block is left, and rolled back when an exception or a cancellation
+        leaves it, unless the commit has begun. Until then no other unit of work of this database
+        runs, here or in another process. The inbox table is made when it is not there.
 
         Raises:
             AlreadyHandled: the row was there. Nothing was done.
-            ClosedError: the database was closed before, or meanwhile. The transaction was rolled back.
-            TransactionRolledBack: at the end: a step was interrupted while it wrote, or ended the transaction itself.
+            ClosedError: the database was closed before, or meanwhile. The transaction was rolled
+                back.
+            TransactionRolledBack: at the end: a step was interrupted while it wrote, or ended the
+                transaction itself.
             PostroomError: the caller is inside of another transaction of this database.
-            sqlite3.OperationalError: a writer in another process kept the lock for longer than ``busy_timeout``.
+            sqlite3.OperationalError: a writer in another process kept the lock for longer than
+            ``busy_timeout``.
         """
         self._check_usable()
         held = Held(self.path.name, partial(_claim, key=key))
@@ -142,8 +150,9 @@ class SqliteDatabase:
     async def purge_inbox(self, *, older_than: float = KEEP) -> int:
         """Delete the inbox's rows that are older than ``older_than`` seconds, and return how many there were.
 
-        A message that comes after its row was purged is handled again: keep rows for longer than the queue keeps
-        messages. The default is what SQS allows at most, and a day. In units of 10,000 rows; each is committed.
+        A message that comes after its row was purged is handled again: keep rows for longer than
+        the queue keeps messages. The default is what SQS allows at most, and a day. In units of
+        10,000 rows; each is committed.
         """
         check_age(older_than)
         age = f"-{older_than:f} seconds"
@@ -169,7 +178,8 @@ class SqliteDatabase:
         """Return True when the database answers and is still the file that was opened.
 
         Raises:
-            FileNotFoundError: the file is gone. What is written to a deleted file is lost without an error.
+            FileNotFoundError: the file is gone. What is written to a deleted file is lost without
+                an error.
             OSError: another file is in its place, as after a restored backup.
         """
 
@@ -184,8 +194,8 @@ class SqliteDatabase:
     async def aclose(self, *, timeout: float = 5.0) -> None:
         """Finish what was asked for, close the file, end the thread. A second call waits for the same end.
 
-        After ``timeout`` seconds, or when cancelled, running work is interrupted and rolled back, and what waits is
-        not started: its callers get ``ClosedError``.
+        After ``timeout`` seconds, or when cancelled, running work is interrupted and rolled back,
+        and what waits is not started: its callers get ``ClosedError``.
         """
         self._closing = True
         self._jobs.put(None)
@@ -273,13 +283,14 @@ class SqliteTransaction:
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work(connection)`` in the database's thread, as a step of the transaction, and return what it returns.
 
-        A step that raises leaves nothing of itself; who catches that may go on. When the caller is cancelled, a step
-        that waits is not done and one that runs is interrupted. SQLite may take the whole transaction back then: what
-        follows is refused.
+        A step that raises leaves nothing of itself; who catches that may go on. When the caller is
+        cancelled, a step that waits is not done and one that runs is interrupted. SQLite may take
+        the whole transaction back then: what follows is refused.
 
         Raises:
             ClosedError: the transaction is over, or the database was closed.
-            TransactionRolledBack: an earlier step has ended the transaction. The block raises the same at its end.
+            TransactionRolledBack: an earlier step has ended the transaction. The block raises the
+                same at its end.
         """
         step = Step(self._held.name, work)
         self._held.hand_in(step)
@@ -331,15 +342,17 @@ def sqlite_database(
 ) -> Provider[C, SqliteDatabase]:
     """Provide one SQLite file per context, in write-ahead mode, as a :class:`SqliteDatabase`.
 
-    A missing file is an unknown tenant (``LookupError``, permanent) unless ``create``; a missing directory is not:
-    the storage may be away. Weight 1: one connection, one thread, both gone when it is closed.
+    A missing file is an unknown tenant (``LookupError``, permanent) unless ``create``; a missing
+    directory is not: the storage may be away. Weight 1: one connection, one thread, both gone when
+    it is closed.
 
     Args:
-        path_of: context to path; ``LookupError`` or None where there is no such tenant. See :func:`tenant_file`.
+        path_of: context to path; ``LookupError`` or None where there is no such tenant. See
+            :func:`tenant_file`.
         create: make missing files. Then any context that ``path_of`` accepts becomes a tenant.
         schema: SQL to run whenever a file is opened: ``CREATE TABLE IF NOT EXISTS ...``.
-        synchronous: SQLite's setting. ``FULL`` keeps every commit over a power failure; ``NORMAL`` is quicker and
-            may lose the last ones, although their messages are acknowledged.
+        synchronous: SQLite's setting. ``FULL`` keeps every commit over a power failure; ``NORMAL``
+            is quicker and may lose the last ones, although their messages are acknowledged.
         busy_timeout: seconds to wait for a writer in another process.
         close_timeout: seconds that running work may take at close before it is interrupted.
     """
@@ -370,8 +383,8 @@ _LONGEST_NAME = 200
 def tenant_file(directory: str | os.PathLike[str], *ids: str, suffix: str = ".sqlite3") -> Path:
     """Return the path of a tenant's file: no two lists of ids share one, and none leads out of ``directory``.
 
-    Lower-case letters, digits, ``-`` and ``_`` stand for themselves; every other byte is escaped, capitals included,
-    because some file systems do not tell them apart.
+    Lower-case letters, digits, ``-`` and ``_`` stand for themselves; every other byte is escaped,
+    capitals included, because some file systems do not tell them apart.
 
     Raises:
         UnknownTenant: an id is empty, or all together are too long for a file name.

@@ -227,6 +227,55 @@ class TestCredentials:
         assert asked[-1] == "second"
 
 
+class TestCauses:
+    """What went wrong can be read from what the driver raises."""
+
+    async def test_a_full_server_is_told_by_its_sqlstate(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """53300, wherever in the chain of causes: it is an outage, and not the message's fault."""
+        role = f"app{secrets.token_hex(4)}"
+        tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 1")
+        source = DataSource(tenant.dsn.replace(f"postroom:{tenant.server.password}", f"{role}:p"))
+
+        async def two(resource: object) -> None:
+            async with driver.connect(resource) as first:
+                await first.value("SELECT 1")
+                async with driver.connect(resource) as second:
+                    await second.value("SELECT 1")
+
+        async with driver.provider(source, max_size=2, acquire_timeout=1.0)("a") as resource:
+            with pytest.raises((psycopg_pool.PoolTimeout, *BROKEN)) as refused:
+                await two(resource)
+            states: list[str | None] = []
+            error: BaseException | None = refused.value
+            while error is not None:
+                states += [sqlstate_of(error), sqlstate_of(getattr(error, "orig", None) or error)]
+                error = error.__cause__
+            assert "53300" in states
+            assert "p@" not in f"{refused.value!r}{refused.value.__cause__!r}"
+            async with driver.connect(resource) as alone:
+                assert await alone.value("SELECT 1") == 1
+
+    async def test_waiting_for_a_connection_is_bounded_and_told(
+        self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A handler that takes a second connection while it holds the last one fails; the log names the tenant."""
+        monkeypatch.setattr("postroom.datasources._waiting.SAID_AFTER", 0.05)
+
+        async def two(resource: object) -> None:
+            async with driver.connect(resource) as first:
+                await first.value("SELECT 1")
+                async with driver.connect(resource) as second:
+                    await second.value("SELECT 1")
+
+        async with driver.provider(tenant, max_size=1, acquire_timeout=0.2)("a") as resource:
+            with pytest.raises((TimeoutError, psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)):
+                await asyncio.wait_for(two(resource), 5)
+            async with driver.connect(resource) as alone:
+                assert await alone.value("SELECT 1") == 1
+        said = [line for line in caplog.messages if "connections are in use" in line]
+        assert [line[:9] for line in said] == ["Tenant a:"]
+
+
 class TestLimits:
     """Connections are what is scarce."""
 

@@ -15,7 +15,7 @@ import sqlalchemy.exc
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from postroom import AlreadyHandled, ConfigurationError
-from postroom.datasources import postgres_inbox
+from postroom.datasources import Registry, postgres_inbox, sqlalchemy_engine, sqlalchemy_inbox
 from postroom.resources.failures import OpenFailure, classify_open
 from postroom.transactions import MessageKey, TransactionRolledBack
 from support.tenant_database import TenantDatabase
@@ -50,7 +50,7 @@ class TransactionalSuite:
     """The part of the suite that needs nothing but the protocol."""
 
     aborts: ClassVar[bool]
-    """Whether a failed statement aborts its transaction; otherwise it leaves nothing of itself, and the rest goes on."""
+    """Whether a failed statement aborts its transaction; otherwise the statement alone is undone."""
 
     @pytest.fixture
     async def adapter(self) -> Adapter:
@@ -93,7 +93,7 @@ class TransactionalSuite:
 
     async def test_a_database_error_that_leaves_the_block_is_not_replaced(self, adapter: Adapter, db: Any) -> None:
         """The cause is what the log should say."""
-        with pytest.raises(Exception, match="(?i)unique"):
+        with pytest.raises(Exception, match=r"(?i)unique"):
             await self.handle(adapter, db, KEY, "1", "1")
         assert (adapter.orders(), adapter.keys()) == ([], [])
 
@@ -101,7 +101,7 @@ class TransactionalSuite:
         """Either the block raises and nothing is there, or all that did not fail is there, the row included."""
 
         async def swallow(tx: Any) -> None:
-            with pytest.raises(Exception, match="(?i)unique"):
+            with pytest.raises(Exception, match=r"(?i)unique"):
                 await adapter.execute(tx, "INSERT INTO orders VALUES ('1')")
 
         if self.aborts:
@@ -121,7 +121,7 @@ class TransactionalSuite:
         """That is what savepoints are for."""
 
         async def swallow(tx: Any) -> None:
-            with pytest.raises(Exception, match="(?i)unique"):
+            with pytest.raises(Exception, match=r"(?i)unique"):
                 async with adapter.savepoint(tx):
                     await adapter.execute(tx, "INSERT INTO orders VALUES ('1')")
             await adapter.execute(tx, "INSERT INTO orders VALUES ('2')")
@@ -145,7 +145,8 @@ class TransactionalSuite:
             task.cancel()
             await asyncio.wait([task])
         await self.handle(adapter, db, MessageKey("orders", "99"), "99a", "99b")
-        assert adapter.orders() == [f"{key}{part}" for key in adapter.keys() for part in "ab"]
+        done = adapter.keys()
+        assert adapter.orders() == [f"{key}{part}" for key in done for part in "ab"]
 
 
 class TestSqlite(TransactionalSuite):
@@ -163,7 +164,7 @@ class TestSqlite(TransactionalSuite):
         """At the end of the block, too."""
 
         async def end(tx: Any) -> None:
-            with pytest.raises(Exception, match="(?i)savepoint"):
+            with pytest.raises(Exception, match=r"(?i)savepoint"):
                 await adapter.execute(tx, sql)
 
         with pytest.raises(TransactionRolledBack):
@@ -307,10 +308,8 @@ class PostgresSuite(TransactionalSuite):
 
     async def test_a_serialization_failure_at_the_commit(self, adapter: PostgresAdapter) -> None:
         """One of two that contradict each other fails, and leaves nothing."""
-        adapter.run(
-            "ALTER ROLE postroom IN DATABASE \"%s\" SET default_transaction_isolation = 'serializable'"
-            % adapter.tenant.name
-        )
+        role = f'postroom IN DATABASE "{adapter.tenant.name}"'
+        adapter.run(f"ALTER ROLE {role} SET default_transaction_isolation = 'serializable'")
         adapter.run("CREATE TABLE totals (n int); INSERT INTO totals VALUES (0)")
         both = asyncio.Barrier(2)
         async with adapter.provider()("a") as db:
@@ -359,7 +358,7 @@ class PostgresSuite(TransactionalSuite):
 
     async def test_a_block_that_closes_its_connection(self, adapter: PostgresAdapter, db: Any) -> None:
         """It raises, nothing is there, and the pool makes another connection."""
-        with pytest.raises(Exception, match="(?i)close|released"):
+        with pytest.raises(Exception, match=r"(?i)close|released"):
             await self.handle(adapter, db, KEY, "1", then=adapter.close)
         assert (adapter.orders(), adapter.keys()) == ([], [])
         await self.handle(adapter, db, KEY, "1")
@@ -380,14 +379,14 @@ class PostgresSuite(TransactionalSuite):
 
     async def test_the_answer_to_the_commit_is_lost(self, adapter: PostgresAdapter) -> None:
         """It was committed, and the block raises all the same: the duplicate finds the row."""
-        async with Proxy(b"COMMIT", adapter.tenant.server.port).listening() as proxy:
-            async with adapter.provider(port=proxy.port)("a") as db:
+        proxy = Proxy(b"COMMIT", adapter.tenant.server.port)
 
-                async def cut(_: Any) -> None:
-                    proxy.cutting = True
+        async def cut(_: Any) -> None:
+            proxy.cutting = True
 
-                with pytest.raises(BROKEN):
-                    await self.handle(adapter, db, KEY, "1", then=cut)
+        async with proxy.listening(), adapter.provider(port=proxy.port)("a") as db:
+            with pytest.raises(BROKEN):
+                await self.handle(adapter, db, KEY, "1", then=cut)
         async with adapter.provider()("a") as db:
             with pytest.raises(AlreadyHandled):
                 await self.handle(adapter, db, KEY, "2")
@@ -492,7 +491,7 @@ class TestPsycopg(PostgresSuite):
     kind = PsycopgAdapter
 
     async def test_commit_by_the_connection_is_refused_at_once(self, adapter: PostgresAdapter, db: Any) -> None:
-        """psycopg forbids it within a transaction's block."""
+        """The driver forbids it within a transaction's block."""
 
         async def commit(tx: Any) -> None:
             await tx.commit()
@@ -528,8 +527,6 @@ class TestSqlalchemy(PostgresSuite):
 
     async def test_autocommit_is_refused(self, adapter: PostgresAdapter) -> None:
         """Each statement would be committed by itself: the row before the effects."""
-        from postroom.datasources import Registry, sqlalchemy_engine, sqlalchemy_inbox
-
         engine = sqlalchemy_engine(Registry({"a": adapter.dsn()}), options={"isolation_level": "AUTOCOMMIT"})
         with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
             async with sqlalchemy_inbox(engine)("a"):

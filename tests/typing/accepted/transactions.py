@@ -8,15 +8,30 @@ from typing import assert_type
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.ext.asyncio import AsyncConnection as EngineConnection
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from postroom import Consumer, MessageContext, Transactional
 from postroom.datasources import (
     AsyncpgDatabase,
+    Provider,
+    PsycopgConnections,
+    PsycopgDatabase,
     Registry,
+    Scope,
+    SqlalchemyDatabase,
     SqliteDatabase,
     SqliteTransaction,
     asyncpg_inbox,
     asyncpg_pool,
+    psycopg_connections,
+    psycopg_inbox,
+    psycopg_pool,
+    sqlalchemy_engine,
+    sqlalchemy_inbox,
     sqlite_database,
     tenant_file,
 )
@@ -87,3 +102,64 @@ async def write(order: Order, ctx: MessageContext[Tenant, SqliteDatabase]) -> No
 @with_storage.handler
 async def by_protocol(order: Order, ctx: MessageContext[Tenant, Transactional[Session]]) -> None:
     assert_type(ctx.transaction(), AbstractAsyncContextManager[Session])
+
+
+class MySession(AsyncSession): ...
+
+
+def scope_of(tenant: Tenant) -> Scope:
+    return Scope(schema=tenant.tenant_id)
+
+
+with_psycopg = Consumer("q", context=Tenant, resources=psycopg_inbox(psycopg_pool(registry), scope=scope_of))
+with_connections = Consumer("q", context=Tenant, resources=psycopg_inbox(psycopg_connections(registry)))
+with_engine = Consumer("q", context=Tenant, resources=sqlalchemy_inbox(sqlalchemy_engine(registry)))
+with_session = sqlalchemy_inbox(sqlalchemy_engine(registry), session=async_sessionmaker(expire_on_commit=False))
+with_own_session = sqlalchemy_inbox(sqlalchemy_engine(registry), session=MySession)
+assert_type(with_psycopg, Consumer[Tenant, PsycopgDatabase[AsyncConnectionPool[AsyncConnection[TupleRow]]]])
+assert_type(with_connections, Consumer[Tenant, PsycopgDatabase[PsycopgConnections]])
+assert_type(with_engine, Consumer[Tenant, SqlalchemyDatabase[EngineConnection]])
+assert_type(with_session, Provider[Tenant, SqlalchemyDatabase[AsyncSession]])
+assert_type(with_own_session, Provider[Tenant, SqlalchemyDatabase[MySession]])
+
+
+@with_psycopg.handler
+async def execute(order: Order, ctx: MessageContext[Tenant, PsycopgDatabase]) -> None:
+    async with ctx.transaction() as tx:
+        assert_type(tx, AsyncConnection[TupleRow])
+    async with ctx.resources.pool.connection() as connection:
+        assert_type(connection, AsyncConnection[TupleRow])
+
+
+@with_engine.handler
+async def core(order: Order, ctx: MessageContext[Tenant, SqlalchemyDatabase[EngineConnection]]) -> None:
+    async with ctx.transaction() as tx:
+        assert_type(tx, EngineConnection)
+
+
+with_sessions = Consumer("q", context=Tenant, resources=with_own_session)
+
+
+@with_sessions.handler
+async def orm(order: Order, ctx: MessageContext[Tenant, SqlalchemyDatabase[MySession]]) -> None:
+    async with ctx.transaction() as tx, ctx.resources.transaction() as other:
+        assert_type(tx, MySession)
+        assert_type(other, MySession)
+
+
+class Repository:
+    def __init__(self, database: AsyncpgDatabase) -> None:
+        self.transaction_for = database.transaction_for
+
+
+mapped = asyncpg_inbox(asyncpg_pool(registry)).map(Repository)
+assert_type(mapped, Provider[Tenant, Repository])
+assert_type(sqlalchemy_engine(registry), Provider[Tenant, AsyncEngine])
+assert_type(sqlalchemy_engine(registry).map(async_sessionmaker), Provider[Tenant, async_sessionmaker[AsyncSession]])
+with_repository = Consumer("q", context=Tenant, resources=mapped)
+
+
+@with_repository.handler
+async def through_repository(order: Order, ctx: MessageContext[Tenant, Repository]) -> None:
+    async with ctx.transaction() as tx:
+        assert_type(tx, PoolConnectionProxy[asyncpg.Record])

@@ -3,7 +3,7 @@
 import asyncio
 
 from postroom import Consumer, MessageContext
-from postroom.datasources.providers import Provider
+from postroom.datasources import Provider
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 

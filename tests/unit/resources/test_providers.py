@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from postroom.datasources.providers import Provider
+from postroom.datasources import Provider
 from postroom.errors import ConfigurationError, ResourceOpenError
 from postroom.events import Event, ResourceClosed
 from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool

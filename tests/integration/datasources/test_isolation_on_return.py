@@ -1,0 +1,205 @@
+"""What one user of a connection leaves behind, the next one does not find: each kind of state, each adapter."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import asyncpg
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from sqlalchemy import text
+
+from postroom.datasources import DataSource, Provider, Registry, asyncpg_pool, psycopg_pool, sqlalchemy_engine
+from support.tenant_database import TenantDatabase
+
+pytestmark = [pytest.mark.postgres, pytest.mark.filterwarnings("ignore::asyncpg.InterfaceWarning")]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """How one adapter is opened and used: a connection in, values out."""
+
+    name: str
+    provide: Callable[..., Provider[Any, Any]]
+    connect: Callable[[Any], AbstractAsyncContextManager[Any]]
+    run: Callable[[Any, str], Awaitable[Any]]
+    scheme: str = "postgresql"
+
+
+async def _asyncpg(connection: Any, sql: str) -> Any:
+    return await connection.fetchval(sql)
+
+
+async def _psycopg(connection: Any, sql: str) -> Any:
+    cursor = await psycopg.AsyncCursor(connection).execute(sql)
+    return (await cursor.fetchone() or (None,))[0] if cursor.description else None
+
+
+async def _sqlalchemy(connection: Any, sql: str) -> Any:
+    result = await connection.execute(text(sql))
+    return result.scalar() if result.returns_rows else None
+
+
+DRIVERS = [
+    Driver("asyncpg", asyncpg_pool, lambda pool: pool.acquire(), _asyncpg),
+    Driver("psycopg", psycopg_pool, lambda pool: pool.connection(), _psycopg),
+    Driver("SQLAlchemy asyncpg", sqlalchemy_engine, lambda engine: engine.connect(), _sqlalchemy),
+    Driver("SQLAlchemy psycopg", sqlalchemy_engine, lambda engine: engine.connect(), _sqlalchemy, "postgresql+psycopg"),
+]
+STATES = {
+    "role": ("SET ROLE other", "SELECT current_user::text"),
+    "session authorization": ("SET SESSION AUTHORIZATION other", "SELECT session_user::text"),
+    "both": ("SET SESSION AUTHORIZATION other; SET ROLE third", "SELECT current_user || '/' || session_user"),
+    "search_path": ("SET search_path = other", "SHOW search_path"),
+    "custom setting": ("SELECT set_config('app.tenant', 'acme', false)", "SELECT current_setting('app.tenant', true)"),
+    "read-only": ("SET default_transaction_read_only = on", "SHOW default_transaction_read_only"),
+    "isolation level": (
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+        "SHOW default_transaction_isolation",
+    ),
+    "statement timeout": ("SET statement_timeout = '9s'", "SHOW statement_timeout"),
+    "advisory lock": ("SELECT pg_advisory_lock(7)", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
+    "LISTEN": ("LISTEN news", "SELECT count(*) FROM pg_listening_channels()"),
+    "temporary table": (
+        "CREATE TEMP TABLE t AS SELECT 'secret' AS s",
+        "SELECT count(*) FROM pg_class WHERE relname = 't'",
+    ),
+    "prepared statement": (
+        "PREPARE mine AS SELECT 'secret'",
+        "SELECT count(*) FROM pg_prepared_statements WHERE from_sql",
+    ),
+    "prepared statement with an odd name": (
+        'PREPARE "my ""one""" AS SELECT 1',
+        "SELECT count(*) FROM pg_prepared_statements WHERE from_sql",
+    ),
+    "cursor": ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "SELECT count(*) FROM pg_cursors WHERE name = 'c'"),
+    "transaction": ("BEGIN; CREATE TABLE open (n int)", "SELECT count(txid_current_if_assigned())"),
+}
+
+
+@pytest.fixture(params=DRIVERS, ids=lambda driver: driver.name)
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """One adapter after the other."""
+    assert isinstance(request.param, Driver)
+    return request.param
+
+
+async def _leave_behind(driver: Driver, resource: Any, sql: str, ending: str) -> int:
+    """Change the state of the only connection, end its use, and return its backend."""
+    done = asyncio.Event()
+    backends: list[int] = []
+
+    async def use() -> None:
+        async with driver.connect(resource) as connection:
+            backends.append(await driver.run(connection, "SELECT pg_backend_pid()"))
+            for statement in sql.split("; "):
+                with suppress(asyncpg.InterfaceError):  # a statement that asyncpg refuses to prepare
+                    await driver.run(connection, statement)
+            if hasattr(connection, "commit") and not sql.startswith("BEGIN"):
+                await connection.commit()
+            done.set()
+            if ending == "failure":
+                raise KeyError
+            if ending == "cancellation":
+                await driver.run(connection, "SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(use())
+    await asyncio.wait([task, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED)
+    if ending == "cancellation":
+        await asyncio.sleep(0.02)
+        task.cancel()
+    await asyncio.wait([task])
+    if not done.is_set():
+        task.result()
+    return backends[0]
+
+
+@pytest.mark.parametrize("ending", ["success", "failure", "cancellation"])
+async def test_nothing_is_left_for_the_next_user(driver: Driver, tenant: TenantDatabase, ending: str) -> None:
+    """All kinds of state in one table; whichever way the use of the connection ended."""
+    tenant.server.execute(
+        "DROP ROLE IF EXISTS other, third; CREATE ROLE other; CREATE ROLE third; GRANT third TO other"
+    )
+    tenant.server.execute("GRANT CREATE ON SCHEMA public TO other, third", database=tenant.name)
+    dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+    found: dict[str, Any] = {}
+    kept = 0
+    async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as resource:
+        for name, (sql, question) in STATES.items():
+            async with driver.connect(resource) as connection:
+                before = await driver.run(connection, question)
+            backend = await _leave_behind(driver, resource, sql, ending)
+            async with driver.connect(resource) as connection:
+                after = await driver.run(connection, question)
+                kept += await driver.run(connection, "SELECT pg_backend_pid()") == backend
+            if after not in {before, None, ""}:
+                found[name] = after
+    tenant.server.execute("DROP OWNED BY other, third", database=tenant.name)
+    assert found == {}
+    if ending == "success":  # else nothing was tested but that connections end
+        assert kept == len(STATES)
+
+
+class TestFlagsOfPsycopg:
+    """What psycopg keeps in the connection, and not on the server."""
+
+    FLAGS: ClassVar = {
+        "autocommit": True,
+        "isolation_level": psycopg.IsolationLevel.SERIALIZABLE,
+        "read_only": True,
+        "deferrable": True,
+    }
+
+    @pytest.mark.parametrize("configured", [False, True])
+    async def test_flags_are_what_they_were(self, tenant: TenantDatabase, configured: bool) -> None:
+        """As the options and configure() made them."""
+
+        async def configure(connection: Any) -> None:
+            await connection.set_read_only(configured)
+
+        provider = psycopg_pool(
+            Registry({"a": tenant.dsn}), max_size=1, configure=configure, options={"autocommit": configured}
+        )
+        async with provider("a") as pool:
+            async with pool.connection() as connection:
+                before = {name: getattr(connection, name) for name in (*self.FLAGS, "row_factory", "prepare_threshold")}
+                for name, value in self.FLAGS.items():
+                    await getattr(connection, f"set_{name}")(value)
+                connection.row_factory = dict_row  # type: ignore[assignment]
+                connection.prepare_threshold = None
+            async with pool.connection() as again:
+                assert again is connection
+                assert {name: getattr(again, name) for name in before} == before
+                assert before["autocommit"] is before["read_only"] is configured
+
+
+async def test_a_role_that_the_database_gives_comes_back(tenant: TenantDatabase) -> None:
+    """The next user is who the registry says: the role of the connection's beginning, and not the login's own."""
+    tenant.server.execute(
+        "DROP ROLE IF EXISTS app, app_role; CREATE ROLE app LOGIN PASSWORD 'p'; CREATE ROLE app_role; "
+        "GRANT app_role TO app; ALTER ROLE app SET role = 'app_role'"
+    )
+    dsn = tenant.dsn.replace(f"postroom:{tenant.server.password}", "app:p")
+    for driver in DRIVERS:
+        source = DataSource(dsn.replace("postgresql", driver.scheme, 1), user="app_role")
+        async with driver.provide(Registry({"a": source}), max_size=1)("a") as pool:
+            async with driver.connect(pool) as connection:
+                await driver.run(connection, "SET ROLE none")
+            async with driver.connect(pool) as connection:
+                assert await driver.run(connection, "SELECT current_user::text") == "app_role"
+
+
+async def test_without_reset_nothing_is_asked_of_the_server(tenant: TenantDatabase) -> None:
+    """Behind a pooler that pins a session when a setting is touched, the reset costs more than it is worth."""
+    for driver in DRIVERS:
+        dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        async with driver.provide(Registry({"a": dsn}), max_size=1, reset=False)("a") as resource:
+            async with driver.connect(resource) as connection:
+                await driver.run(connection, "SELECT set_config('app.tenant', 'acme', false)")
+                if hasattr(connection, "commit"):
+                    await connection.commit()
+            async with driver.connect(resource) as connection:
+                assert await driver.run(connection, "SELECT current_setting('app.tenant', true)") == "acme"

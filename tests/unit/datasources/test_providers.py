@@ -1,0 +1,173 @@
+"""A provider that is mapped keeps what it knows of its resources."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from postroom.datasources import Provider
+from postroom.datasources._waiting import Waiting
+from postroom.errors import ConfigurationError
+from postroom.testing.loop import run_virtual
+
+
+class Resource:
+    """Says whether it is open and well."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.open = True
+        self.well = True
+
+
+class Unhashable:
+    """What a user may make of a resource: no hash, no attributes."""
+
+    __slots__ = ("resource",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+
+
+@asynccontextmanager
+async def _enter(context: str) -> AsyncGenerator[Resource]:
+    resource = Resource(context)
+    yield resource
+    resource.open = False
+
+
+async def _check(resource: Resource) -> bool:
+    if not resource.well:
+        raise ConnectionError(resource.name)
+    return True
+
+
+PLAIN = Provider(_enter, weight=3, check=_check)
+
+
+async def test_weight_check_and_closing_are_those_of_the_resource() -> None:
+    """Twice mapped, too."""
+    provider = PLAIN.map(Unhashable).map(lambda made: [made])
+    assert provider.weight == 3
+    assert provider.check is not None
+    async with provider("a") as first, provider("b") as second:
+        assert first[0].resource.name == "a"
+        assert await provider.check(first)
+        second[0].resource.well = False
+        assert await provider.check(first)
+        with pytest.raises(ConnectionError, match="b"):
+            await provider.check(second)
+    assert not first[0].resource.open
+
+
+async def test_one_object_made_of_two_resources_is_as_well_as_both() -> None:
+    """A function may always return the same."""
+    made: list[Resource] = []
+
+    def add(resource: Resource) -> list[Resource]:
+        made.append(resource)
+        return made
+
+    provider = PLAIN.map(add)
+    assert provider.check is not None
+    async with provider("a"):
+        async with provider("b") as both:
+            both[1].well = False
+            with pytest.raises(ConnectionError, match="b"):
+                await provider.check(both)
+        assert await provider.check(both)
+
+
+async def test_a_provider_without_a_check_has_none_mapped() -> None:
+    """A pool must not believe that it can check."""
+    assert Provider(_enter, weight=2).map(Unhashable).check is None
+
+
+async def test_a_function_that_raises_closes_the_resource() -> None:
+    """Opening has failed."""
+    seen: list[Resource] = []
+
+    def fail(resource: Resource) -> None:
+        seen.append(resource)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        async with PLAIN.map(fail)("a"):
+            pass
+    assert len(seen) == 1
+
+
+async def _later(resource: Resource) -> Resource:
+    return resource
+
+
+async def _yields(resource: Resource) -> AsyncGenerator[Resource]:
+    yield resource
+
+
+@pytest.mark.parametrize("function", [_later, _yields])
+def test_an_asynchronous_function_is_refused(function: Any) -> None:
+    """What has to be awaited or closed is a provider's work."""
+    with pytest.raises(ConfigurationError, match="write one around this provider"):
+        PLAIN.map(function)
+
+
+async def test_a_mapped_provider_makes_a_pool_that_counts_its_weight() -> None:
+    """As if it were not mapped."""
+    async with PLAIN.map(Unhashable).pool() as pool, pool.lease("a"):
+        assert pool.statistics().weight == 3
+
+
+class TestWaiting:
+    """All connections of a tenant are in use."""
+
+    def test_a_wait_of_three_seconds_is_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        """With the tenant, and with what to do; again when it happens again."""
+
+        async def main() -> None:
+            waiting = Waiting(("acme", "eu"), 4, 10.0)
+
+            async def wait(seconds: float) -> None:
+                with waiting.one(lambda: True):
+                    await asyncio.sleep(seconds)
+
+            await asyncio.gather(*(wait(8 + number) for number in range(5)))
+            await wait(5)
+
+        with caplog.at_level(logging.WARNING, "postroom.datasources"):
+            run_virtual(main())
+        assert len(caplog.messages) == 2
+        assert caplog.messages[0].startswith(
+            "Tenant acme:eu: all 4 connections are in use, and 5 callers have waited for one, the first for 3 s; each "
+            "fails after 10 s."
+        )
+
+    def test_shorter_waits_are_not_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        """However many they are: a busy tenant always has some."""
+
+        async def main() -> None:
+            waiting = Waiting("acme", 4, None)
+
+            async def wait() -> None:
+                for _ in range(20):
+                    with waiting.one(lambda: True):
+                        await asyncio.sleep(1)
+
+            await asyncio.gather(*(wait() for _ in range(5)))
+
+        run_virtual(main())
+        assert not caplog.messages
+
+    def test_a_connection_that_is_made_slowly_is_another_matter(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Not all are in use: the database is slow, or down."""
+
+        async def main() -> None:
+            with Waiting("acme", 4, None).one(lambda: False):
+                await asyncio.sleep(60)
+
+        run_virtual(main())
+        assert not caplog.messages
