@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         ContextError,
         DecodeError,
+        Drop,
         HandlerTimeout,
         InvalidReceiptHandle,
         InvalidRequest,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     )
     from postroom.message import Message, MessageAttribute, OutgoingMessage
     from postroom.options import (
+        Call,
         Concurrency,
         Faults,
         OpenBackoff,
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     )
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
-    from postroom.transactions import Transactional
+    from postroom.transactions import Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "AckMode",
     "AlreadyHandled",
     "AwsClient",
+    "Call",
     "CallNext",
     "ClosedError",
     "Concurrency",
@@ -83,6 +86,7 @@ __all__ = [
     "ConsumerStatistics",
     "ContextError",
     "DecodeError",
+    "Drop",
     "ExitCode",
     "Failure",
     "Faults",
@@ -124,6 +128,7 @@ __all__ = [
     "TenantStatus",
     "Tenants",
     "Throttled",
+    "TransactionRolledBack",
     "Transactional",
     "TransportError",
     "UnknownTenant",
@@ -142,10 +147,10 @@ _HOMES: Final = {
         "TenantStatus current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",
-    "options": "Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
+    "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
-    "transactions": "Transactional",
+    "transactions": "TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",
 }

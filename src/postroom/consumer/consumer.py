@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, cast
 
+from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
 from postroom.consumer import lifecycle
@@ -42,7 +43,7 @@ class Consumer(Generic[C, R]):
         resources: what is leased for a context: an async context manager function ``(context) -> resources``, or an
             async function plus ``cleanup=``; then the consumer opens and closes the pool. Or a ``ResourcePool`` that
             you entered; then you close it. None: handlers get ``ctx.resources = None``.
-        cleanup: closes what an async function passed as ``resources`` returned.
+        cleanup: closes what an async function passed as ``resources`` returned; None where nothing is to be closed.
         payload: the payload type; by default the annotation of the handler's first parameter.
         ack: when a message is acknowledged.
         concurrency: how many handlers run at once, in all and per tenant.
@@ -75,7 +76,7 @@ class Consumer(Generic[C, R]):
         | Callable[[C], Awaitable[R]]
         | ResourcePool[C, R]
         | None = None,
-        cleanup: Callable[[R], Awaitable[object]] | None = None,
+        cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
         payload: Any = _UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
@@ -382,10 +383,10 @@ def _check_resources(context: object, resources: object, cleanup: object) -> Non
         check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
     if resources is not None and not isinstance(resources, ResourcePool):
         check_provider(resources)
-    if cleanup is not None and (resources is None or isinstance(resources, ResourcePool)):
+    if cleanup not in (None, UNSET) and (resources is None or isinstance(resources, ResourcePool)):
         text = "Consumer(cleanup=...) goes with resources=<async function>; a ResourcePool has its own cleanup="
         raise ConfigurationError(text)
-    if cleanup is not None:
+    if cleanup not in (None, UNSET):
         check_callable("Consumer(cleanup=...)", "(resources)", cleanup, 1)
 
 

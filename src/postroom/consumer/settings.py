@@ -5,6 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic
 
+from msgspec import UnsetType
+
 from postroom.consumer.context import MessageContext
 from postroom.events import Observers
 from postroom.message import Message
@@ -46,7 +48,7 @@ class Settings(Generic[C, R]):
     queue: str
     resolver: Callable[[Message], C | Awaitable[C]] | None
     resources: Provider[C, R] | ResourcePool[C, R] | None
-    cleanup: Callable[[R], Awaitable[object]] | None
+    cleanup: Callable[[R], Awaitable[object]] | UnsetType | None
     payload: Any
     ack: AckMode
     concurrency: Concurrency

@@ -27,7 +27,7 @@ count until they end.) Three rules more:
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from typing import Final, Generic
 
 from typing_extensions import TypeVar
@@ -324,17 +324,6 @@ class Scheduler(Generic[T]):
                 while lane.size > keep and lane.waiting and may_go(lane.waiting[-1]):
                     self._strike_off(lane.waiting.pop(), lane, shed)
         return shed
-
-    def withdraw(self, tickets: Iterable[T]) -> list[T]:
-        """Strike off tickets that wait in their lanes, each with what waits behind it in its group, in order."""
-        withdrawn: list[T] = []
-        for ticket in tickets:
-            if ticket.state is State.WAITING:
-                lane = lane_of(ticket)
-                lane.waiting.remove(ticket)
-                self._strike_off(ticket, lane, withdrawn)
-                self._forget_if_empty(lane)
-        return withdrawn
 
     def withdraw_waiting(self, keep: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
         """Strike off, in order within each message group, everything that waits for a slot: the consumer stops.

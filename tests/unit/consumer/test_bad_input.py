@@ -44,7 +44,7 @@ class Outcome:
         self.statistics = consumer.statistics()
 
     @property
-    def error(self) -> Exception:
+    def error(self) -> BaseException:
         """The first failure's error."""
         return self.failures[0].error
 

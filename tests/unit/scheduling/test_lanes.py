@@ -377,15 +377,18 @@ def test_a_ticket_that_was_put_back_is_first_in_its_lane_and_waits_until_it_may(
     assert made.grant(5.0) is tickets["a1"]
 
 
-def test_everything_of_one_tenant_can_be_withdrawn() -> None:
-    """What waits comes back, groups in order; other tenants keep theirs."""
+def test_a_stop_withdraws_what_waits_but_for_what_it_keeps() -> None:
+    """Behind a ticket that goes, nothing of its group is kept: it would overtake."""
     made = Scheduler[Work](total=1, per_tenant=1)
-    tickets = [work("a1", group="g"), work("a2", group="g"), work("a3"), work("b1")]
-    for ticket in tickets:
-        made.add(ticket)
-    assert [ticket.name for ticket in made.withdraw("a")] == ["a1", "a2", "a3"]
-    assert granted(made) == ["b1"]
-    assert made.size == 1
+    names = ["a1", "a2", "a3", "b1", "c1", "c2", "c3"]
+    groups = {"a1": "g", "a2": "g", "c1": "h", "c2": "h", "c3": "h"}
+    for name in names:
+        made.add(work(name, group=groups.get(name)))
+    kept = {"a2", "b1", "c1", "c2"}
+    withdrawn = made.withdraw_waiting(lambda ticket: ticket.name in kept)
+    assert sorted(ticket.name for ticket in withdrawn) == ["a1", "a2", "a3", "c3"]
+    assert made.size == 3
+    assert made.waiting == 3
 
 
 def test_enough_is_a_tenants_part_of_what_may_wait() -> None:
