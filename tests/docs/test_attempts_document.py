@@ -1,0 +1,173 @@
+"""The tables and the code of docs/attempts.md: what may be spent, and what a message costs, are worked out again."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from postroom import Consumer, Message, OutgoingMessage, Polling
+from postroom.consumer.attempts import LEAST_FOR_PARKING, default_promise
+from postroom.local import LocalBroker
+from postroom.local.shapes import Send
+from postroom.testing.loop import run_virtual
+from postroom.transports.memory import MemoryClient
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+
+TEXT = (Path(__file__).parents[2] / "docs" / "attempts.md").read_text(encoding="utf-8")
+CENTS_PER_MILLION = 40
+MONTH = 30 * 86_400
+WAY = 0.005
+"""Seconds that a request takes, and as many that its answer takes."""
+
+
+class CountedQueue:
+    """A queue at the end of a wire, whose requests are counted."""
+
+    def __init__(self, inner: Queue, requests: Counter[str]) -> None:
+        self._inner = inner
+        self._requests = requests
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue says of itself."""
+        return self._inner.info
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Count a receive."""
+        await self._sent("receive")
+        messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
+        await asyncio.sleep(WAY)
+        return messages
+
+    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
+        """Count a call that deletes."""
+        await self._sent("delete")
+        return await self._inner.delete(receipt_handles)
+
+    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        """Count a call that changes visibility timeouts."""
+        await self._sent("change")
+        return await self._inner.change_visibility(changes)
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Count a call that sends."""
+        await self._sent("send")
+        return await self._inner.send(messages)
+
+    async def attributes(self) -> Mapping[str, str]:
+        """Count a look at the attributes."""
+        await self._sent("attributes")
+        return await self._inner.attributes()
+
+    async def _sent(self, kind: str) -> None:
+        self._requests[kind] += 1
+        await asyncio.sleep(WAY)
+
+
+class CountingClient:
+    """A client that counts the requests of all its queues."""
+
+    def __init__(self, inner: MemoryClient) -> None:
+        self._inner = inner
+        self.requests: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, traceback)
+
+    async def queue(self, name: str) -> CountedQueue:
+        """Open a queue."""
+        return CountedQueue(await self._inner.queue(name), self.requests)
+
+
+async def requests_of(rate: float, gather: float, seconds: float) -> tuple[Counter[str], float]:
+    """Consume for some time, and return the requests of it and the mean seconds from send to handler."""
+    rng = Random(7)
+    loop = asyncio.get_running_loop()
+    waited: list[float] = []
+    async with LocalBroker() as broker:
+        broker.create_queue("orders", {"VisibilityTimeout": "60"})
+        client = CountingClient(MemoryClient(broker))
+        consumer: Consumer[Any, Any] = Consumer("orders", client=client, polling=Polling(gather=gather))
+
+        @consumer.handler
+        async def handle(body: str, ctx: Any) -> None:
+            del ctx
+            waited.append(loop.time() - float(body))
+            await asyncio.sleep(0.02)
+
+        async with consumer:
+            await asyncio.sleep(1.0)
+            client.requests.clear()
+            end = loop.time() + seconds
+            while rate and loop.time() < end:
+                await asyncio.sleep(rng.expovariate(rate))
+                broker.send("orders", Send(message_body=str(loop.time())))
+            await asyncio.sleep(max(0.0, end - loop.time()))
+            counted = Counter(client.requests)
+    return counted, sum(waited) / max(1, len(waited))
+
+
+def table(name: str) -> list[list[str]]:
+    """Return the rows of a table of the document, without its head."""
+    [text] = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end -->", TEXT, flags=re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+    return rows[2:]
+
+
+def test_the_table_of_allowances_is_what_the_consumer_does() -> None:
+    """For every ``maxReceiveCount`` from 1 to 20: promised, to be spent, and whether a message may be parked."""
+    said = [(int(most), int(promised), int(spent), parks) for most, promised, spent, parks in table("allowance")]
+    assert said == [
+        (most, default_promise(most), most - default_promise(most), "yes" if most >= LEAST_FOR_PARKING else "no")
+        for most in range(1, 21)
+    ]
+
+
+@pytest.mark.parametrize("row", table("cost"), ids=lambda row: f"{row[0]}-a-second-gather-{row[1]}")
+def test_a_month_costs_what_the_document_says(row: list[str]) -> None:
+    """Measured again for a shorter time, so within a quarter."""
+    rate = 0.0 if row[0] == "idle" else float(row[0])
+    seconds = 600.0 if rate <= 1 else 1_000.0 / rate
+    counted, _waited = run_virtual(requests_of(rate, float(row[1]), seconds))
+    dollars = sum(counted.values()) / seconds * MONTH * CENTS_PER_MILLION / 100 / 1e6
+    assert dollars == pytest.approx(float(row[4]), rel=0.25)
+
+
+def test_attempts_are_counted_and_end_in_the_dead_letter_queue(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example runs as it stands, prints what the document says, and leaves the reason that it says."""
+    [code] = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    [said] = re.findall(r"```text\n(.*?)```", TEXT, flags=re.DOTALL)
+    [reason] = re.findall(r"`postroom\.reason` =\s+`(.*?)`", TEXT)
+
+    async def consume() -> str | None:
+        async with LocalBroker() as broker:
+            dead = broker.create_queue("dead")
+            policy = f'{{"deadLetterTargetArn": "{dead.arn}", "maxReceiveCount": "10"}}'
+            broker.create_queue("orders", {"RedrivePolicy": policy})
+            monkeypatch.setattr("postroom.consumer.lifecycle.default_client", lambda: MemoryClient(broker))
+            broker.send("orders", Send(message_body='{"article": "A-1"}'))
+            names: dict[str, Any] = {}
+            exec(compile(code, "attempts.md", "exec"), names)  # noqa: S102 - the document's own code is tested
+            async with names["orders"]:
+                await asyncio.sleep(60.0)
+            [letter] = dead.messages.values()
+            return letter.attributes["postroom.reason"].string_value
+
+    assert run_virtual(consume()) == reason
+    assert capsys.readouterr().out == said
