@@ -55,7 +55,8 @@ class Intake:
         self._pool = pool
         self._grouping = grouping
         self._counts_crowd = not source.fifo and self._resolver is not None
-        self._clean = isinstance(self._resolver, AttributeResolver) and self._resolver.is_plain
+        resolver: Any = self._resolver
+        self._clean = isinstance(resolver, AttributeResolver) and bool(cast("Any", resolver).is_plain)
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
         self._time = engine.tasks.loop.time

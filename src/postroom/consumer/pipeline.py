@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -440,7 +440,8 @@ def _is_of_resources(error: BaseException) -> bool:
 def _ends_the_program(error: BaseException) -> bool:
     """Whether an error asks for the end of the process, also one in a group."""
     if isinstance(error, BaseExceptionGroup):
-        return any(map(_ends_the_program, error.exceptions))
+        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return any(map(_ends_the_program, members))
     return isinstance(error, SystemExit | KeyboardInterrupt)
 
 
