@@ -51,7 +51,7 @@ class MessageError(PostroomError):
 
 
 class ContextError(MessageError):
-    """The context of a message could not be resolved: nobody knows whose message it is."""
+    """The context of a message could not be resolved, so its tenant is not known."""
 
 
 class MissingAttribute(ContextError, KeyError):
@@ -185,7 +185,8 @@ class ServiceUnavailable(TransportError):
 class UnknownTenant(PostroomError, LookupError):
     """There is no such tenant. Raise it in a provider or a registry.
 
-    It is the one way to say so: whatever else a provider raises is an outage, and its messages wait.
+    It is the one way for a provider to say so: whatever else it raises is an outage, and its messages wait. A registry
+    of ``postroom.datasources`` may also return None or raise a ``LookupError``.
     """
 
 
@@ -198,7 +199,9 @@ class NotOpenError(PostroomError):
 
 
 class Retry(Exception):
-    """Raise it in a handler to leave the message in the queue and see it again.
+    """Raise it in a handler or in ``on_error`` to leave the message in the queue and see it again.
+
+    It counts as a failed attempt, unless the message was not tried.
 
     Args:
         delay: seconds until it is visible again; None for the consumer's backoff.
@@ -211,10 +214,10 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raise it in a handler to send the message to the dead-letter queue at once.
+    """Raise it in a handler or in ``on_error`` to send the message to the dead-letter queue at once.
 
-    The reason travels in the message attribute ``postroom.reason``. Without a dead-letter queue the message is
-    handled as a failure.
+    The reason travels in the message attribute ``postroom.reason``. Without a dead-letter queue the message has
+    failed, and ``AckMode`` decides what becomes of it.
     """
 
     def __init__(self, reason: str) -> None:
@@ -236,7 +239,7 @@ class Drop(Exception):
 class AlreadyHandled(BaseException):
     """The instruction that leaves a handler when its message turns out to be a duplicate: it is acknowledged.
 
-    ``ctx.transaction()`` raises it. Like ``asyncio.CancelledError`` it is not an ``Exception``: a handler's broad
-    ``except Exception`` must not make a failure of it. Whoever catches it all the same has lost nothing: no effect was
-    made, and the handler's outcome decides as usual.
+    ``ctx.transaction()`` raises it, and ``on_error`` may. Like ``asyncio.CancelledError`` it is not an ``Exception``: a
+    handler's broad ``except Exception`` must not make a failure of it. A handler that catches it all the same loses
+    nothing: no effect was made, and the handler's outcome decides as usual.
     """

@@ -17,7 +17,7 @@ class ConsumerStatistics:
     received: int = 0
     """Messages received, repeated receives included."""
     receives: int = 0
-    """ReceiveMessage requests; each costs $0.40 per million."""
+    """ReceiveMessage requests, at $0.40 per million."""
     scouting_receives: int = 0
     """Those of them that looked for quiet tenants' messages although there was no room."""
     succeeded: int = 0
@@ -29,7 +29,7 @@ class ConsumerStatistics:
     settled: Mapping[Settlement, int]
     """Messages by what became of them; deletes and visibility changes count once SQS confirmed them."""
     settlement_failures: int = 0
-    """Deletes and visibility changes that SQS refused for good; the messages come back by themselves."""
+    """Deletes and visibility changes that were given up; the messages reappear after their visibility timeout."""
     extensions: int = 0
     """Visibility timeouts that the heartbeat extended."""
     poll_failures: int = 0
@@ -43,17 +43,17 @@ class ConsumerStatistics:
     suspended: int = 0
     """Messages that wait, without a slot, for their tenant's resources."""
     held: int = 0
-    """Messages that are ours now, those whose acknowledgement is on its way included."""
+    """Messages that this consumer owns now: running, waiting, and with an acknowledgement on its way."""
     held_bytes: int = 0
     """Bytes of their bodies."""
     tenants: int = 0
     """Tenants that have a message here now."""
     parked: int = 0
-    """Messages of noisy tenants made invisible so far, so that others' could be received."""
+    """Messages of noisy tenants made invisible so far, so that those of quiet ones could be received."""
     deferred: int = 0
     """Messages made invisible so far because their tenant could not run."""
     away: int = 0
-    """Messages that are invisible now for either reason; some may have reappeared."""
+    """Messages that were parked or deferred and are invisible now; some may have reappeared."""
     scouting_stopped: str | None = None
     """Why quiet tenants' messages are not looked for when there is no room; None while they are."""
     group_mismatches: int = 0

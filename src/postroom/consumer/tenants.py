@@ -21,7 +21,7 @@ class TenantState(StrEnum):
     UNAVAILABLE = "unavailable"
     """Its resources cannot be opened, or its handlers fail: its messages wait. ``reason`` has the cause."""
     PAUSED = "paused"
-    """Its messages wait, here and in the queue."""
+    """Nothing of it starts: its messages wait, here and deferred in the queue."""
     QUARANTINED = "quarantined"
     """Its messages go to the dead-letter queue, with the reason."""
 
@@ -33,7 +33,7 @@ class TenantStatus:
     key: Hashable
     state: TenantState = TenantState.ACTIVE
     reason: str | None = None
-    """Why it is unavailable, or was quarantined."""
+    """Why it is unavailable, or in quarantine."""
     since: float | None = None
     """For how many seconds it has been unavailable."""
     concurrency: int | None = None
@@ -68,9 +68,10 @@ class Controlled(Protocol):
 class Tenants:
     """Pause, limit or quarantine one tenant. Reached as ``consumer.tenants``.
 
-    A tenant is named by its context, or by its key where the pool has ``key=``. Decisions outlive a restart of the
-    consumer, but not the process. Everything but :meth:`drain` may be called from any thread, such as that of a web
-    route, and takes effect at once in the loop's own thread, with the next turn of the loop from another.
+    A tenant is named by its context, or by its key where the pool has ``key=``. Decisions hold in this process only;
+    they outlive a restart of the consumer, but not the process. Everything but :meth:`drain` may be called from any
+    thread, such as that of a web route, and takes effect at once in the loop's own thread, with the next turn of the
+    loop from another.
     """
 
     def __init__(self) -> None:
