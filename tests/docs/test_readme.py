@@ -1,16 +1,19 @@
 """The README's code runs as it stands: real databases, and the SQS protocol over HTTP."""
 
+import ast
 import asyncio
 import json
 import re
 import textwrap
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
+from postroom import Concurrency, Faults, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.local import LocalBroker, LocalServer
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.postgres import PostgresServer
@@ -114,3 +117,38 @@ def test_every_document_that_is_linked_exists() -> None:
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a heading gets where Markdown is shown."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_every_heading_that_is_linked_exists() -> None:
+    """No link to a section that was renamed."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text()):
+            linked = (document.parent / target) if target else document
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{document.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    "options", [Concurrency, Polling, Visibility, RetryPolicy, Faults], ids=lambda each: each.__name__
+)
+def test_the_table_of_options_has_the_defaults(options: type[Any]) -> None:
+    """Every default that the README names is the real one, and only ``overrides`` and ``weights`` are left out."""
+    [shown] = re.findall(rf"`{options.__name__}\((.+?)\)`", README)
+    call = ast.parse(f"f({shown.replace(' MiB', ' * 1024 * 1024')})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    said = {each.arg: eval(ast.unparse(each.value), {}) for each in call.keywords}  # noqa: S307 - numbers
+    real = {each.name: getattr(options(), each.name) for each in fields(options)}
+    assert {name: value for name, value in real.items() if name not in {"overrides", "weights"}} == said
+
+
+def test_the_stages_of_a_stop_are_the_real_ones() -> None:
+    """They are named in the README, and add up to what it says."""
+    [within, stages] = re.search(r"`Shutdown\(within=(\d+)\)`, or its stages: `(.+?)`", README).groups()  # type: ignore[union-attr]
+    said = {name: float(value) for name, value in re.findall(r"(\w+)=(\d+)", stages)}
+    assert said == {each.name: getattr(Shutdown(), each.name) for each in fields(Shutdown)}
+    assert Shutdown().total == float(within)
