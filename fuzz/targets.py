@@ -15,7 +15,7 @@ from uuid import UUID
 from postroom.errors import ContextError, MessageError, PayloadError
 from postroom.local import LocalBroker
 from postroom.local.front import Front
-from postroom.local.http import HttpError, Request, Response, parse_chunks, parse_head
+from postroom.local.http import Chunks, HttpError, Request, Response, parse_head
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import context_from_attributes, decoder_for
 from postroom.payloads.envelopes import unwrap_eventbridge, unwrap_sns
@@ -134,7 +134,7 @@ def http(data: bytes) -> None:
     with contextlib.suppress(HttpError):
         parse_head(data)
     with contextlib.suppress(HttpError):
-        parse_chunks(bytearray(data), 0)
+        _feed(data)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
