@@ -1,6 +1,5 @@
 """The engine against a naive model: thousands of random operations, on a clock moved by hand."""
 
-
 import msgspec
 from hypothesis import settings
 

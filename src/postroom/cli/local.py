@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--wait-time", type=int, envvar="POSTROOM_LOCAL_WAIT_TIME", show_envvar=True,
               help="Seconds that a receive waits in new queues that do not set it (0).")  # fmt: skip
 @click.option("--allow-host", "allow_hosts", multiple=True, envvar="POSTROOM_LOCAL_ALLOW_HOST", show_envvar=True,
-              help="Another name under which clients reach it, repeatable; .NAME allows all names under it.")  # fmt: skip
+              help="Another name under which clients reach it, repeatable; .NAME allows all under it.")  # fmt: skip
 @click.option("--old-handles-delete", is_flag=True, envvar="POSTROOM_LOCAL_OLD_HANDLES_DELETE", show_envvar=True,
               help="Let DeleteMessage delete with the handle of an earlier receive.")  # fmt: skip
 @click.option("--log/--no-log", default=True, show_default=True, envvar="POSTROOM_LOCAL_LOG", show_envvar=True,

@@ -97,7 +97,7 @@ def is_fifo(attributes: Mapping[str, str]) -> bool:
     value = attributes.get("FifoQueue")
     if value is None:
         return False
-    if _choice("FifoQueue", value) == "false":  # SQS does not know the attribute on a standard queue, not even to deny it
+    if _choice("FifoQueue", value) == "false":  # SQS does not know it on a standard queue, not even to deny it
         raise unknown_attribute("FifoQueue")
     return True
 
@@ -179,7 +179,7 @@ def parse_redrive(text: str) -> Redrive:
     """
     name = "RedrivePolicy"
     document = _document(name, text)
-    for key in ("deadLetterTargetArn", "maxReceiveCount"):
+    for key in ("maxReceiveCount", "deadLetterTargetArn"):
         if document.get(key) in (None, ""):
             raise invalid_value(name, text, f"Redrive policy does not contain mandatory attribute: {key}.")
     if unknown := document.keys() - {"deadLetterTargetArn", "maxReceiveCount"}:

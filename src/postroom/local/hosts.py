@@ -31,10 +31,9 @@ class HostPolicy:
     """
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
-        names = {name.strip().lower().rstrip(".").removeprefix("*.") for name in allowed if not name.startswith((".", "*."))}
+        names = {name.strip().lower() for name in allowed}
+        self._suffixes = (*_PRIVATE_SUFFIXES, *sorted(name for name in names if name.startswith(".")))
         self._names = names | {"localhost", socket.gethostname().lower()}
-        under = {"." + name.lower().strip("*.") for name in allowed if name.startswith((".", "*."))}
-        self._suffixes = (*_PRIVATE_SUFFIXES, *sorted(under))
         self._good: set[bytes] = set()
 
     def refusal(self, headers: Mapping[bytes, bytes]) -> str | None:

@@ -28,6 +28,7 @@ _MAPS = {
     "MessageSystemAttribute": ("MessageSystemAttributes", "Name"),
     "Tag": ("Tags", "Key"),
 }
+_KINDS = {"MessageAttribute": "message attribute", "MessageSystemAttribute": "message system attribute"}
 _NOT_AT_QUEUES = frozenset({"CreateQueue", "ListQueues"})
 """Actions that the URL of a queue does not know."""
 _ENTRY = "BatchRequestEntry"
@@ -100,7 +101,7 @@ def _arguments(tree: _Tree) -> dict[str, Any]:
             arguments[_LISTS[name]] = _numbered(value)
         elif name in _MAPS:
             field, key = _MAPS[name]
-            arguments[field] = dict(_pair(item, key) for item in _numbered(value))
+            arguments[field] = dict(_pair(name, item, key) for item in _numbered(value))
         elif name.endswith(_ENTRY):
             arguments["Entries"] = [_arguments(_branch(item) or {}) for item in _numbered(value)]
         else:
@@ -119,10 +120,11 @@ def _numbered(value: Any) -> list[Any]:
         raise BrokerError("SerializationException", "The items of a list must be numbered.") from None
 
 
-def _pair(item: Any, key: str) -> tuple[str, Any]:
+def _pair(of: str, item: Any, key: str) -> tuple[str, Any]:
     pair = _branch(item)
     if pair is None or not pair.get(key):
-        raise invalid_parameter(f"The request must contain the parameter {key}.")
+        kind = _KINDS.get(of, of.lower())
+        raise invalid_parameter(f"The request must contain non-empty {kind} {key.lower()}.")
     return str(pair[key]), pair.get("Value", "")
 
 
