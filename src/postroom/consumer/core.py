@@ -344,12 +344,7 @@ class Core:
 
         Reject it instead, with the reason, if SQS would make a dead letter of it: it would tell nothing.
         """
-        attempts = job.source.attempts
-        if attempts.is_short_of(job):
-            why = _WHY[settlement]
-            self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
-        else:
-            self.actions.append(GiveBack(job, settlement, delay))
+        self._let_go(job, settlement, delay, why=_WHY[settlement])
         self.give_group_back(job)
 
     def retry(self, job: Job, error: BaseException, delay: float) -> None:
@@ -372,8 +367,15 @@ class Core:
             if self.closing:
                 self._returned.add(job.group)
             for other in self.scheduler.withdraw_group(job):
-                self.actions.append(GiveBack(other, Settlement.RETURNED))
+                self._let_go(other, Settlement.RETURNED, why=_BEHIND)
             self.actions.append(ReturnGroup(job.group))
+
+    def _let_go(self, job: Job, settlement: Settlement, delay: float = 0.0, *, why: str) -> None:
+        attempts = job.source.attempts
+        if attempts.is_short_of(job):
+            self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
+        else:
+            self.actions.append(GiveBack(job, settlement, delay))
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""
@@ -459,6 +461,7 @@ _WHY: Final[dict[Settlement, str]] = {
     Settlement.RETURNED: "the consumer stopped",
     Settlement.DEFERRED: "its tenant could not run",
 }
+_BEHIND: Final = "a message before it in its group was not done"
 
 
 def _attempt_of(job: Job) -> int:
