@@ -417,15 +417,23 @@ class Core:
         capacity = self.capacity()
         if capacity - self.scheduler.size >= self._polling.batch:
             return
-        shed = self.scheduler.shed(keep=self._lane_limit(), blocked_before=now - PATIENCE, may_go=_may_defer)
-        for job in shed:
+        keep, blocked_before = self._lane_limit(), now - PATIENCE
+        for job in self.scheduler.shed(keep=keep, blocked_before=blocked_before, may_go=self._may_be_shed):
             wait = self.availability.wait(job, now)
             delay = self._rng.uniform(*_SURPLUS)
             if wait is not None and wait.until is not None:
                 delay = max(delay, wait.until - now)
             self.deferred += 1
+            job.source.facts.hid()
             job.away_from = wait.obstacle if wait is not None else None
-            self.actions.append(GiveBack(job, Settlement.DEFERRED, delay))
+            self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job) - _MARGIN))
+
+    def _may_be_shed(self, job: Job) -> bool:
+        """Whether a message that waits may be deferred. One that has a task has its resources in hand."""
+        facts = job.source.facts
+        if job.task is not None or len(self.away) >= MOST_AWAY or facts.refusal() is not None:
+            return False
+        return job.source.attempts.may_defer(job) and facts.seconds_left(job) >= _MARGIN + 1.0
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
@@ -470,7 +478,3 @@ def _attempt_of(job: Job) -> int:
 
 def _is_short(job: Job) -> bool:
     return job.source.attempts.is_short_of(job)
-
-
-def _may_defer(job: Job) -> bool:
-    return job.source.attempts.may_defer(job)

@@ -63,6 +63,10 @@ class Groups(Generic[T]):
             return self._struck_off(group)
         return self._struck_off_from(group, group.behind.index(ticket) + 1) if ticket in group.behind else []
 
+    def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:
+        """Whether something holds for the head of a group, or a ticket without one, and for everything behind it in its group."""
+        return check(ticket) and (ticket.group is None or all(map(check, self._groups[ticket.group].behind)))
+
     def leave(self, ticket: T) -> None:
         """Take a ticket out that waits behind the head of its group."""
         if ticket.group is not None:

@@ -321,12 +321,12 @@ class Scheduler(Generic[T]):
     def shed(self, *, keep: int, blocked_before: float, may_go: Callable[[T], bool] = lambda _ticket: True) -> list[T]:
         """Strike off, the newest first, what lanes hold beyond ``keep`` that have been blocked since before a time.
 
-        It ends in each lane at the first ticket that may not go.
+        It ends in each lane at the first ticket that may not go, or that has one behind it in its group that may not.
         """
         shed: list[T] = []
         for lane in list(self._blocked):
             if lane.blocked_since <= blocked_before:
-                while lane.size > keep and lane.waiting and may_go(lane.waiting[-1]):
+                while lane.size > keep and lane.waiting and self._groups.holds(lane.waiting[-1], may_go):
                     self._strike_off(lane.waiting.pop(), lane, shed)
         return shed
 

@@ -49,6 +49,8 @@ class Letter:
     """Whether a handler has succeeded with it."""
     excused: int = 0
     """Receives that ended through a fault, a stop, or another consumer."""
+    crowded: int = 0
+    """Receives that were spent because too much was held."""
     parks: int = 0
     left_at: float = 0.0
     """When it was last given back, or lost."""

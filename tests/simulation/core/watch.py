@@ -115,7 +115,7 @@ class Watch(World):
         )
         if crowded:
             self.counts["crowded"] += 1
-            letter.excused += self.generation < self.plan.stops + 1  # the next process does not know of it
+            letter.crowded += 1
         self.require(self.facts.known, "expense", f"{text}, and nothing is known of the queue")
         if most is None:
             self.require(crowded or letter.receives <= 2, "expense", text)
@@ -139,9 +139,9 @@ class Watch(World):
         self.note(letter.fate or "?", letter.number)
         if letter.fate == "acked":
             self.require(letter.done, "attempts", f"message {letter.number} is deleted, and was not handled")
-        elif letter.fate == "dead" and letter.left_at >= self.policy_known_at:
+        elif letter.fate == "dead" and self.facts.known and letter.left_at >= self.policy_known_at:
             promised = self.promised() or 0
-            had = letter.attempts + letter.excused
+            had = letter.attempts + letter.excused + (letter.crowded if letter.excused else 0)
             text = f"message {letter.number} is a dead letter after {letter.attempts} of {promised} attempts"
             self.require(letter.done or had >= promised, "attempts", text)
         elif letter.fate == "expired" and self.facts.redrive is not None and not self.stopping:

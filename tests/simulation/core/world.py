@@ -162,6 +162,8 @@ class World:
         self.generation += 1
         for letter in self.queue.open.values():
             letter.recent = 0
+            # What a former process spent, this one does not know of.
+            letter.excused = max(letter.excused, letter.receives - letter.attempts)
         self.process = process = Process(self)
         self.core, self.scheduler, self.source = process.core, process.scheduler, process.source
         self.facts = process.facts
@@ -797,7 +799,7 @@ class World:
         job = task.job
         if task.done() or task.stage != "rejecting":
             return
-        if self.facts.redrive is not None and self.reject(job):
+        if (self.facts.redrive is not None or not self.facts.known) and self.reject(job):
             self.core.give_group_back(job)
             self.act()
             self.ended(job)

@@ -57,3 +57,64 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     assert "a message before it in its group was not done" in rejected.reason
     assert returned == GiveBack(fresh, Settlement.RETURNED)
     assert group == ReturnGroup("g")
+
+
+def _crowd(scene: Scene, count: int = 30) -> list[Job]:
+    """Let a paused tenant's messages fill the core, beyond its lane."""
+    scene.tenants.pause(0)
+    scene.scheduler.control(0, paused=True)
+    jobs = [scene.job(str(number)) for number in range(count)]
+    for job in jobs:
+        scene.scheduler.add(job)
+    return jobs
+
+
+def test_room_is_not_made_beyond_what_may_be_away() -> None:
+    """Nor while the queue has too many messages in flight: what waits stays here."""
+    for full in (False, True):
+        scene = Scene(most=None)
+        _crowd(scene)
+        scene.facts.full_until = 1e9 if full else 0.0
+        scene.core.away._count = 0 if full else 60_000
+        scene.core.relieve(10.0)
+        assert not scene.core.actions
+    scene = Scene(most=None)
+    _crowd(scene)
+    scene.core.relieve(10.0)
+    assert scene.core.actions
+
+
+def test_what_makes_room_is_back_before_its_retention_period_ends() -> None:
+    """It would be deleted while it is away; a message that is about to be deleted stays, for the sweep."""
+    scene = Scene(most=8, retention=61.5)
+    _crowd(scene)
+    scene.core.relieve(0.0)
+    scene.now = scene.facts.now = 0.2
+    scene.core.relieve(10.0)
+    delays = [action.delay for action in scene.core.actions if isinstance(action, GiveBack)]
+    assert delays
+    assert max(delays) <= 1.5
+
+
+def test_a_group_makes_room_as_a_whole() -> None:
+    """Also what is still being resolved of it; and not at all if one of its messages has no receive to spare."""
+    for receives in (1, 8):
+        scene = Scene(fifo=True, most=8)
+        scene.tenants.pause(0)
+        scene.scheduler.control(0, paused=True)
+        for number in range(30):
+            scene.arrive(scene.job(f"{number}a", group=str(number)))
+            scene.arrive(scene.job(f"{number}b", group=str(number), receives=receives))
+        scene.core.relieve(10.0)
+        groups = [action.group for action in scene.core.actions if isinstance(action, ReturnGroup)]
+        assert bool(groups) == (receives == 1)
+
+
+def test_what_has_its_resources_in_hand_makes_no_room() -> None:
+    """Its task waits for its turn, and would wait without end."""
+    scene = Scene(most=None)
+    jobs = _crowd(scene)
+    for job in jobs:
+        job.task = object()  # type: ignore[assignment]
+    scene.core.relieve(10.0)
+    assert not scene.core.actions
