@@ -217,6 +217,8 @@ class Availability:
         known = self._breakers.pop(job.tenant, None)
         if known is None or self._open.pop(job.tenant, None) is None:
             return False
+        if known.probe is not None:  # it may still run, and the next breaker is not its to decide
+            known.probe.probe = False
         _log.info("Tenant %s works again after %.1f s", display_key(job.tenant), now - known.since)
         return True
 

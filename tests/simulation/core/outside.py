@@ -85,6 +85,8 @@ class ModelQueue:
     def receive(self, limit: int, now: float) -> list[Message]:
         """Hand out what is visible, the oldest first; of a message group nothing while something of it is in flight."""
         found: list[Message] = []
+        if not self.open:
+            return found
         busy = {each.group for each in self.open.values() if self._is_hidden(each, now)} if self.fifo else set[Any]()
         for letter in list(self.open.values()):
             if len(found) == limit:
@@ -120,8 +122,12 @@ class ModelQueue:
 
     def next_visible(self, now: float) -> float:
         """Return when one more message is visible."""
-        times = (max(each.visible_at, each.sent_at) for each in self.open.values())
-        return min((when for when in times if when > now), default=math.inf)
+        soonest = math.inf
+        for letter in self.open.values():
+            when = letter.visible_at if letter.visible_at > letter.sent_at else letter.sent_at
+            if now < when < soonest:
+                soonest = when
+        return soonest
 
     def expire(self, now: float) -> None:
         """Delete what is older than the retention period."""

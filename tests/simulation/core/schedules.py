@@ -22,7 +22,7 @@ from simulation.core.watch import Watch
 
 PATIENCE: Final = 4 * 3600.0
 """Seconds after which every message has to have ended, once everything works again."""
-_CHECK_EVERY: Final = 6
+_CHECK_EVERY: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +272,7 @@ class Schedule:
             world.decide(tenant, "resume")
             world.decide(tenant, "limit", rate=None, concurrency=None)
         world.healed = True
+        world.last.clear()
 
     def judge(self) -> None:
         """Watch liveness, and what is left."""

@@ -29,7 +29,7 @@ from postroom.consumer import availability as availability_module
 from postroom.consumer.job import Job
 from postroom.scheduling import State
 from postroom.types import Settlement
-from simulation.core.outside import EPSILON, Letter
+from simulation.core.outside import EPSILON, Letter, Violation
 from simulation.core.plan import CROWD_ENOUGH, MOST_AWAY, Plan
 from simulation.core.world import World
 
@@ -44,7 +44,6 @@ class Watch(World):
 
     def __init__(self, plan: Plan, rng: Random) -> None:
         self.parked: set[Job] = set()
-        self.healed = False
         self._allowed = plan.total
         super().__init__(plan, rng)
 
@@ -80,14 +79,29 @@ class Watch(World):
     def _watch_proof(self, job: Job, letter: Letter) -> None:
         while self.arrivals and self.arrivals[0][0] < self.now - _WINDOW - EPSILON:
             self.arrivals.popleft()
-        came = Counter(tenant for _, tenant in self.arrivals)
-        top, own = max(came.values()), came[job.tenant]
-        others = [count for tenant, count in came.items() if tenant != job.tenant]
-        self.require(bool(others), "proof", f"message {letter.number} is parked, its tenant is alone")
-        self.require(top >= CROWD_ENOUGH, "proof", f"parked after {top} messages of the busiest tenant")
-        self.require(2 * own >= top, "proof", f"a tenant of {own} messages is parked beside one of {top}")
-        least = min(came.values())
-        self.require(least * 4 <= top, "proof", f"parked beside equal tenants: {dict(came)}")
+        came = list(self.arrivals)
+        text = ""
+        while came:  # whether there is proof may have been looked at when the first of these messages came
+            for seconds in (10.0, 9.0, 8.0, 7.0, 6.0, 5.0):
+                tenants = Counter(tenant for when, tenant in came if when >= self.now - seconds)
+                problem = self._proof(job, tenants)
+                if problem is None:
+                    return
+                text = text or problem
+            if came.pop()[0] < self.now:
+                break
+        self.require(False, "proof", f"message {letter.number} is parked: {text}")
+
+    def _proof(self, job: Job, came: Counter[Any]) -> str | None:
+        """Return why there is no proof in what came."""
+        top, own, least = max(came.values(), default=0), came[job.tenant], min(came.values(), default=0)
+        if len(came) < 2:
+            return "its tenant is alone"
+        if top < CROWD_ENOUGH:
+            return f"the busiest tenant has sent {top} messages"
+        if 2 * own < top:
+            return f"its tenant has sent {own} messages, the busiest {top}"
+        return f"equal tenants: {dict(came)}" if least * 4 > top else None
 
     def giving_back(self, job: Job, settlement: Settlement, delay: float) -> None:
         """Watch expense, stop and retention."""
@@ -97,7 +111,9 @@ class Watch(World):
         left = letter.sent_at + self.queue.retention - self.now
         if settlement is Settlement.DEFERRED and job not in self.parked:
             self._watch_deferral(letter, job, most)
-        elif settlement is Settlement.RETURNED and most is not None and letter.receives >= most:
+        elif settlement is Settlement.RETURNED and not self.core.closing and not job.started:
+            letter.crowded += 1
+        if settlement is Settlement.RETURNED and most is not None and letter.receives >= most:
             enough = letter.attempts + letter.excused >= (self.promised() or 0)
             known = letter.recent >= (self.promised() or 0)
             self.require(known or enough, "stop", f"message {letter.number} is returned at its last receive")
@@ -116,7 +132,6 @@ class Watch(World):
         if crowded:
             self.counts["crowded"] += 1
             letter.crowded += 1
-        self.require(self.facts.known, "expense", f"{text}, and nothing is known of the queue")
         if most is None:
             self.require(crowded or letter.receives <= 2, "expense", text)
             return
@@ -187,75 +202,71 @@ class Watch(World):
 
     def check(self) -> None:
         """Compare the scheduler with the states of the messages."""
-        scheduler = self.scheduler
-        running: Counter[Any] = Counter()
-        waiting: Counter[Any] = Counter()
-        lined: Counter[Any] = Counter()
-        suspended: Counter[Any] = Counter()
-        groups: set[str] = set()
-        for job in tuple(self.alive):
-            match job.state:
-                case State.RUNNING:
-                    running[job.tenant] += 1
-                case State.SUSPENDED:
-                    suspended[job.tenant] += 1
-                case State.WAITING:
-                    waiting[job.tenant] += 1
-                    if job.lane is not None:
-                        lined[job.tenant] += 1
-                    elif job.group is None:
-                        self.require(False, "table", f"{job} waits in no lane")
-                case _:
-                    del self.alive[job]
-                    stays = job.task is not None and job.turn is not None and not job.turn.done() and not job.lost
-                    self.require(not stays, "table", f"{job} is over, and its task waits for its turn")
-                    continue
-            if job.state is not State.WAITING:
-                self.require(job.task is not None, "table", f"{job} has no task")
-                if job.group is not None:
-                    self.require(job.group not in groups, "slots", f"two of group {job.group} are at work")
-                    groups.add(job.group)
-        self._compare_gauges(running, waiting, lined, suspended)
-        for tenant, count in running.items():
-            figures = scheduler.figures(tenant)
-            self.require(figures.running == count, "table", f"{figures.running} of tenant {tenant} run, not {count}")
-        self._watch_bounds()
-
-    def _compare_gauges(
-        self, running: Counter[Any], waiting: Counter[Any], lined: Counter[Any], suspended: Counter[Any]
-    ) -> None:
+        running, lined, suspended, behind = self._count_states()
         scheduler = self.scheduler
         gauges = scheduler.statistics()
-        said = (gauges.running, gauges.waiting, gauges.suspended)
-        seen = (running.total(), waiting.total(), suspended.total())
-        self.require(said == seen, "table", f"running, waiting, suspended: {said}, by their states {seen}")
-        behind = seen[1] - lined.total()
-        self.require(scheduler.behind == behind, "table", f"{scheduler.behind} behind in groups, not {behind}")
-        blocked = suspended.total()
+        said = (gauges.running, gauges.waiting, gauges.suspended, scheduler.behind)
+        seen = (sum(running.values()), sum(lined.values()) + behind, sum(suspended.values()), behind)
+        if said != seen:
+            raise Violation(f"table: running, waiting, suspended, behind: {said}, by their states {seen}")
+        blocked = seen[2]
         for lane in scheduler._lanes.values():
             tenant = lane.tenant
             here = (lane.running, len(lane.waiting), lane.suspended)
-            count = (running[tenant], lined[tenant], suspended[tenant])
-            self.require(here == count, "table", f"lane of tenant {tenant}: {here}, by states {count}")
-            self.require(lane.paused == self.tenants.is_paused(tenant), "control", f"tenant {tenant}: {lane.paused}")
+            count = (running.get(tenant, 0), lined.get(tenant, 0), suspended.get(tenant, 0))
+            if here != count:
+                raise Violation(f"table: lane of tenant {tenant}: {here}, by states {count}")
             if lane.blocked:
                 blocked += len(lane.waiting)
-            self.require(lane.blocked == (lane in scheduler._blocked), "table", f"tenant {tenant}: blocked or not")
-        self.require(scheduler.blocked == blocked, "table", f"{scheduler.blocked} blocked, not {blocked}")
+            if lane.blocked is not (lane in scheduler._blocked) or lane.paused is not self.tenants.is_paused(tenant):
+                raise Violation(f"table: tenant {tenant} is blocked, or paused, and it is not known")
+        if scheduler.blocked != blocked or len(scheduler._blocked) > len(scheduler._lanes):
+            raise Violation(f"table: {scheduler.blocked} blocked, not {blocked}")
+        self._watch_bounds()
+
+    def _count_states(self) -> tuple[dict[Any, int], dict[Any, int], dict[Any, int], int]:
+        running: dict[Any, int] = {}
+        lined: dict[Any, int] = {}
+        suspended: dict[Any, int] = {}
+        groups: set[str] = set()
+        behind = 0
+        for job in tuple(self.alive):
+            state, tenant = job.state, job.tenant
+            if state is State.WAITING:
+                if job.lane is not None:
+                    lined[tenant] = lined.get(tenant, 0) + 1
+                else:
+                    behind += 1
+                continue
+            if state is State.DONE:
+                del self.alive[job]
+                if job.turn is not None and not job.turn.done() and not job.lost:
+                    raise Violation(f"table: {job} is over, and its task waits for its turn")
+                continue
+            counts = running if state is State.RUNNING else suspended
+            counts[tenant] = counts.get(tenant, 0) + 1
+            if job.task is None:
+                raise Violation(f"table: {job} has no task")
+            if job.group is not None:
+                if job.group in groups:
+                    raise Violation(f"slots: two of group {job.group} are at work")
+                groups.add(job.group)
+        return running, lined, suspended, behind
 
     def _watch_bounds(self) -> None:
         core = self.core
         resolving = sum(map(len, self.resolving.values()))
         said = core.resolving + core.unresolved
-        self.require(said == resolving, "table", f"{said} are being resolved, not {resolving}")
+        if said != resolving:
+            raise Violation(f"table: {said} are being resolved, not {resolving}")
+        away = core.away
+        count = len(away._callable) + sum(map(len, away._behind.values()))
         # What leaves at the same time is counted when it is confirmed.
-        self.require(len(core.away) <= MOST_AWAY + 10, "memory", f"{len(core.away)} are away")
-        count = len(core.away._callable) + sum(map(len, core.away._behind.values()))
-        self.require(len(core.away) == count, "memory", f"{len(core.away)} are away, not {count}")
-        remembered = self.process.availability
-        most = availability_module.REMEMBER
-        self.require(len(remembered._breakers) <= most, "memory", f"{len(remembered._breakers)} breakers")
-        self.require(len(remembered._outages) <= most, "memory", f"{len(remembered._outages)} outages")
+        if len(away) != count or count > MOST_AWAY + 60:
+            raise Violation(f"memory: {len(away)} are away, or {count}")
+        remembered, most = self.process.availability, availability_module.REMEMBER
+        if len(remembered._breakers) > most or len(remembered._outages) > most:
+            raise Violation("memory: more is remembered of breakers and outages than may be")
 
     def watch_slots(self) -> None:
         """Watch after a dispatch that no slot is free for a lane that may run, and that nothing sleeps unseen."""
@@ -286,7 +297,8 @@ class Watch(World):
         else:
             known = wake is not None and wake <= lane.asleep_until + EPSILON
             self.require(known, "wake-ups", f"tenant {lane.tenant} sleeps, and nothing wakes it")
-            timer = self._waking is not None or self.stopping or lane.asleep_until <= self.now
+            busy = self.scheduler.statistics().running >= self.total  # the end of one dispatches
+            timer = self._waking is not None or self.stopping or busy or lane.asleep_until <= self.now
             self.require(timer, "wake-ups", "no timer runs")
 
     def adjust(self, total: int, per_tenant: int) -> None:

@@ -154,7 +154,9 @@ class World:
         self.rejecting_fails = False
         self.policy_known_at = 0.0
         self.generation = 0
+        self.healed = False
         self.last: dict[int, bool] = {}
+        """Whether a tenant's last run was a success, once everything works again."""
         self.start()
 
     def start(self) -> None:
@@ -181,6 +183,8 @@ class World:
         self._recalling = False
         self._acting = False
         self._poke = False
+        self.waiting_for_messages: dict[int, None] = {}
+        """Pollers whose receives have found nothing so far."""
         self.arrivals: deque[tuple[float, Hashable]] = deque()
         tenants: Any = self.tenants
         tenants._consumer = self
@@ -277,15 +281,18 @@ class World:
         policy = self.process.policy
         if self.chance(0.02):
             del self.outstanding[number]
+            self.waiting_for_messages.pop(number, None)
             policy.failed(ask)
             self.later(0.5, self.poll, number, generation)
             return
         deadline = began + self.plan.polling.wait
         messages = self.queue.receive(ask.limit, self.now)
         if not messages and self.now < deadline and not self.stopping:
+            self.waiting_for_messages[number] = None
             self.at(min(deadline, self.queue.next_visible(self.now)), self.answer, number, generation)
             return
         del self.outstanding[number]
+        self.waiting_for_messages.pop(number, None)
         runnable = self.admit(messages) if messages else 0
         policy.answered(Answer(ask, len(messages), runnable, self.now - began), self.now)
         if not ask.scouting or policy.wants_company():
@@ -294,8 +301,15 @@ class World:
 
     def poke(self) -> None:
         """Let receives that wait look at the queue again."""
-        for number, (_, _, generation) in self.outstanding.items():
-            self.soon(self.answer, number, generation)
+        if self.outstanding and not self._poke:
+            self._poke = True
+            self.soon(self._poked, self.generation)
+
+    def _poked(self, generation: int) -> None:
+        if generation == self.generation:
+            self._poke = False
+            for number in list(self.waiting_for_messages):
+                self.answer(number, generation)
 
     # -- the intake ---------------------------------------------------------------------------------------------
 
@@ -495,7 +509,8 @@ class World:
         self.rejecting.pop(job, None)
         if not self.reject(job):
             if job.settlement is None and not job.lost:
-                self.letter(job).excused += 1
+                letter = self.letter(job)
+                letter.excused = max(letter.excused, letter.receives)  # the reason could not be sent
             self.give_back(job, Settlement.RETURNED, _LATER)
 
     def reject(self, job: Job) -> bool:
@@ -588,7 +603,8 @@ class World:
             return
         letter = self.letter(job)
         self.note("lost", letter.number)
-        letter.excused += 1
+        last = self.queue.most is not None and letter.receives >= self.queue.most
+        letter.excused = max(letter.excused + 1, letter.receives if last else 0)
         job.lost = True
         self.queue.show(job.receipt_handle, self.now)
         if job.task is not None:
@@ -732,7 +748,7 @@ class World:
         else:
             self.note("handled", letter.number)
             letter.done = True
-            self.last[letter.tenant] = True
+            self.last[letter.tenant] = self.healed
             self.core.succeeded(job, self.now)
             self.process.scouting.handled()
             if job.settlement is None and not job.lost:

@@ -6,6 +6,7 @@ from random import Random
 from postroom.consumer.core import GiveBack, Reject, ReturnGroup
 from postroom.consumer.job import Job
 from postroom.message import Message
+from postroom.options import Faults
 from postroom.types import Settlement
 from simulation.core.outside import ModelFacts
 from simulation.core.plan import Plan, draw_plan
@@ -118,3 +119,24 @@ def test_what_has_its_resources_in_hand_makes_no_room() -> None:
         job.task = object()  # type: ignore[assignment]
     scene.core.relieve(10.0)
     assert not scene.core.actions
+
+
+def test_a_probe_of_a_breaker_that_closed_is_no_probe_of_the_next_one() -> None:
+    """Another message of its tenant succeeded meanwhile; it may not start while the next breaker is open."""
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    earlier, failing, probe = scene.job("earlier"), scene.job("failing"), scene.job("probe")
+    core, availability = scene.core, scene.process.availability
+    scene.arrive(earlier, failing, probe)
+    assert [core.next(0.0), core.next(0.0)] == [earlier, failing]
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(0.0) is None
+    assert core.next(100.0) is probe
+    core.suspend(probe, 100.0)
+    core.succeeded(earlier, 100.0)
+    core.finish(earlier, 100.0)
+    scene.arrive(again := scene.job("again"))
+    core.failed(again, ValueError(), 100.0)
+    core.resume(probe)
+    assert availability.wait(probe, 100.0) is not None
+    assert core.next(100.0) is None
