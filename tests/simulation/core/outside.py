@@ -147,13 +147,13 @@ class ModelQueue:
         letter = self.open.get(int(number))
         return letter if letter is not None and letter.receives == int(receives) else None
 
-    def show(self, handle: str, at: float) -> bool:
+    def show(self, handle: str, at: float, now: float) -> bool:
         """Make a message visible at a time. Returns whether the handle was good for it."""
         letter = self.of(handle)
         if letter is None or not letter.in_flight:
             return False
         letter.visible_at = at
-        letter.left_at = at
+        letter.left_at = now
         return True
 
 

@@ -22,7 +22,7 @@ from simulation.core.watch import Watch
 
 PATIENCE: Final = 4 * 3600.0
 """Seconds after which every message has to have ended, once everything works again."""
-_CHECK_EVERY: Final = 8
+_CHECK_EVERY: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ class Schedule:
         for _ in range(self.plan.stops):
             self.disturb(rng.uniform(2.0, 20.0), rng.choice([3, 10]))
             self.stop_and_start()
-        self.disturb(rng.uniform(5.0, 40.0), rng.choice([3, 10, 20]))
-        if rng.random() < 0.2:
+        self.disturb(rng.uniform(5.0, 40.0), rng.choice([3, 10, 16]))
+        if rng.random() < 0.1:
             self.disturb(rng.choice([200.0, 1_000.0]), 5)
         self.heal()
         self.until(world.now + PATIENCE, over=self.is_over)
@@ -118,15 +118,15 @@ class Schedule:
         """Send what is there at the beginning."""
         plan, rng = self.plan, self.rng
         if plan.crowd:
-            for _ in range(rng.choice([30, 50])):
+            for _ in range(rng.choice([15, 25, 40])):
                 self.send(0)
             for _ in range(rng.choice([3, 8])):
                 self.send(rng.randrange(1, plan.tenants), delay=rng.uniform(0.0, 10.0))
             if plan.equal:
-                for _ in range(40):
+                for _ in range(25):
                     self.send(rng.randrange(plan.tenants))
             return
-        for _ in range(rng.choice([3, 10, 20, 35])):
+        for _ in range(rng.choice([2, 4, 8, 12, 25])):
             self.send(rng.randrange(plan.tenants), delay=rng.choice([0.0, 0.0, rng.uniform(0.0, 10.0)]))
 
     def send(self, tenant: int, *, delay: float = 0.0) -> None:
@@ -230,7 +230,7 @@ class Schedule:
         if rng.random() < 0.6:
             world.lose(job)
         elif not self.plan.fifo and not job.told:
-            world.queue.show(job.receipt_handle, world.now)
+            world.queue.show(job.receipt_handle, world.now, world.now)
             world.letter(job).excused += 1
             world.note("duplicate", job.message.id)
             world.poke()

@@ -23,7 +23,7 @@ memory     what is remembered is bounded, and forgotten when it is over
 
 from collections import Counter
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from postroom.consumer import availability as availability_module
 from postroom.consumer.job import Job
@@ -297,7 +297,9 @@ class Watch(World):
         else:
             known = wake is not None and wake <= lane.asleep_until + EPSILON
             self.require(known, "wake-ups", f"tenant {lane.tenant} sleeps, and nothing wakes it")
-            busy = self.scheduler.statistics().running >= self.total  # the end of one dispatches
+            # The end of a message dispatches: nothing else has to, while one is on its way there.
+            rejecting = any(cast("Any", job.task).stage == "rejecting" for job in self.jobs)
+            busy = rejecting or self.scheduler.statistics().running >= self.total
             timer = self._waking is not None or self.stopping or busy or lane.asleep_until <= self.now
             self.require(timer, "wake-ups", "no timer runs")
 

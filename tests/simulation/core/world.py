@@ -547,7 +547,7 @@ class World:
                 return
             self._let_go(job, letter)
             return
-        self.queue.show(job.receipt_handle, self.now + delay)
+        self.queue.show(job.receipt_handle, self.now + delay, self.now)
         if settlement is Settlement.RETURNED and self.core.closing:
             letter.excused += 1
         self._drop(job)
@@ -580,7 +580,7 @@ class World:
         """Give a decision up: the message comes back after its visibility timeout."""
         letter.excused += 1
         job.settlement = Settlement.LEFT
-        self.queue.show(job.receipt_handle, self.now + HIDDEN)
+        self.queue.show(job.receipt_handle, self.now + HIDDEN, self.now)
         self._drop(job)
         self._tell(job, Settlement.LEFT, 0.0)
 
@@ -606,7 +606,7 @@ class World:
         last = self.queue.most is not None and letter.receives >= self.queue.most
         letter.excused = max(letter.excused + 1, letter.receives if last else 0)
         job.lost = True
-        self.queue.show(job.receipt_handle, self.now)
+        self.queue.show(job.receipt_handle, self.now, self.now)
         if job.task is not None:
             job.cancel(Cancellation.LOST)
         self.core.lost(job, self.now)
@@ -897,7 +897,7 @@ class World:
             for handle in handles:
                 self.note("recalled", handle)
                 if not self.chance(0.05):
-                    self.queue.show(handle, self.now)
+                    self.queue.show(handle, self.now, self.now)
         self.poke()
 
     # -- stopping -----------------------------------------------------------------------------------------------
