@@ -245,10 +245,9 @@ class Availability:
             return False
         job.probe = False
         breaker = self._open.get(job.tenant)
-        if breaker is None or breaker.probe is not job:
-            return False
-        breaker.probe = None
-        return True
+        if breaker is not None and breaker.probe is job:
+            breaker.probe = None
+        return True  # also of a breaker that was forgotten: its tenant's lane sleeps until the end of the probe
 
     def _trip(self, job: Job, known: _Breaker, options: Faults, now: float) -> float:
         ceiling = min(options.cap, options.base * 2.0 ** min(known.trips, 60))

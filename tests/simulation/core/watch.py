@@ -240,7 +240,8 @@ class Watch(World):
                 continue
             if state is State.DONE:
                 del self.alive[job]
-                if job.turn is not None and not job.turn.done() and not job.lost:
+                task: Any = job.task
+                if job.turn is not None and not job.turn.done() and not task.cancelling:
                     raise Violation(f"table: {job} is over, and its task waits for its turn")
                 continue
             counts = running if state is State.RUNNING else suspended

@@ -182,6 +182,7 @@ class World:
         self._waking: float | None = None
         self._recalling = False
         self._acting = False
+        self._examined = 0
         self._poke = False
         self.waiting_for_messages: dict[int, None] = {}
         """Pollers whose receives have found nothing so far."""
@@ -413,6 +414,7 @@ class World:
         runnable = self.core.arrive(job, self.now)
         if self.core.parked > parked:
             self.parking(job)
+        self.examine()
         if job.state is not State.NEW:
             self.alive[job] = None
         return runnable
@@ -488,20 +490,31 @@ class World:
         self._acting = True
         core = self.core
         while core.actions:
+            self.examine()
+            self._examined = 0
             batch, core.actions = core.actions, []
             for action in batch:
                 match action:
                     case GiveBack(job, settlement, delay):
-                        self.giving_back(job, settlement, delay)
                         self.give_back(job, settlement, delay)
                     case Reject(job, reason):
                         self.note("reject", f"{job.message.id} {reason}")
-                        self.rejects(job, reason)
                         self.rejecting[job] = None
                         self.later(0.01, self._rejected, job, self.generation)
                     case ReturnGroup(group):
                         self.withdraw(group)
         self._acting = False
+
+    def examine(self) -> None:
+        """Show what the core has just decided to the oracles, as long as everything is as it was then."""
+        actions = self.core.actions
+        for place in range(self._examined, len(actions)):
+            action = actions[place]
+            if isinstance(action, GiveBack):
+                self.giving_back(action.job, action.settlement, action.delay)
+            elif isinstance(action, Reject):
+                self.rejects(action.job, action.reason)
+        self._examined = len(actions)
 
     def _rejected(self, job: Job, generation: int) -> None:
         if generation != self.generation:

@@ -3,6 +3,9 @@
 from dataclasses import replace
 from random import Random
 
+import pytest
+
+from postroom.consumer import availability as availability_module
 from postroom.consumer.core import GiveBack, Reject, ReturnGroup
 from postroom.consumer.job import Job
 from postroom.message import Message
@@ -140,3 +143,21 @@ def test_a_probe_of_a_breaker_that_closed_is_no_probe_of_the_next_one() -> None:
     core.resume(probe)
     assert availability.wait(probe, 100.0) is not None
     assert core.next(100.0) is None
+
+
+def test_the_end_of_a_probe_wakes_its_tenant_whose_breaker_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many tenants failed meanwhile that the oldest breaker is not remembered."""
+    monkeypatch.setattr(availability_module, "REMEMBER", 1)
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    core = scene.core
+    failing, probe, last = scene.job("failing"), scene.job("probe"), scene.job("last")
+    scene.arrive(failing, probe, last)
+    assert core.next(0.0) is failing
+    other = scene.job("other", tenant=1)
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(100.0) is probe
+    core.failed(other, ValueError(), 100.0)
+    assert core.next(100.0) is None
+    core.finish(probe, 101.0)
+    assert core.next(101.0) is last
