@@ -306,7 +306,7 @@ class Watch(World):
 
     def adjust(self, total: int, per_tenant: int) -> None:
         """Change how much runs at once: what runs goes on."""
-        self._allowed = max(self._allowed, total)
+        self._allowed = max(self.scheduler.statistics().running, total)
         super().adjust(total, per_tenant)
 
     def change_policy(self, most: int | None) -> None:

@@ -161,3 +161,19 @@ def test_the_end_of_a_probe_wakes_its_tenant_whose_breaker_was_forgotten(monkeyp
     assert core.next(100.0) is None
     core.finish(probe, 101.0)
     assert core.next(101.0) is last
+
+
+def test_a_probe_that_goes_back_into_its_lane_is_none() -> None:
+    """Its tenant was paused while its resources were opened: another message may be the probe after that."""
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    core = scene.core
+    failing, probe, last = scene.job("failing"), scene.job("probe"), scene.job("last")
+    scene.arrive(failing, probe, last)
+    assert core.next(0.0) is failing
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(100.0) is probe
+    core.suspend(probe, 100.0)
+    core.put_back(probe, 101.0)
+    scene.scheduler.prefer(0, lambda job: job is last)
+    assert core.next(101.0) is last
