@@ -177,3 +177,13 @@ def test_a_probe_that_goes_back_into_its_lane_is_none() -> None:
     core.put_back(probe, 101.0)
     scene.scheduler.prefer(0, lambda job: job is last)
     assert core.next(101.0) is last
+
+
+def test_the_last_receive_of_a_message_is_never_spent_on_a_deferral() -> None:
+    """Also when it has had its promised attempts: away it would become a dead letter without a reason."""
+    scene = Scene(most=5)
+    job = scene.job("tried", receives=5)
+    for _ in range(4):
+        scene.source.attempts.failed(job)
+    assert not scene.source.attempts.may_defer(job)
+    assert scene.source.attempts.may_defer(scene.job("fresh"))
