@@ -15,7 +15,7 @@ from uuid import UUID
 from postroom.errors import ContextError, MessageError, PayloadError
 from postroom.local import LocalBroker
 from postroom.local.front import Front
-from postroom.local.http import HttpError, Request, Response, parse_chunks, parse_head
+from postroom.local.http import MAX_HEAD, Chunks, HttpError, Request, Response, parse_head
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import context_from_attributes, decoder_for
 from postroom.payloads.envelopes import unwrap_eventbridge, unwrap_sns
@@ -134,7 +134,19 @@ def http(data: bytes) -> None:
     with contextlib.suppress(HttpError):
         parse_head(data)
     with contextlib.suppress(HttpError):
-        parse_chunks(bytearray(data), 0)
+        _feed(data)
+
+
+def _feed(data: bytes) -> None:
+    """Feed a chunked body in pieces as long as its first byte says: what is kept is no more than what is allowed."""
+    chunks, buffer = Chunks(), bytearray()
+    step = 1 + (data[:1] or b"\xff")[0]
+    for start in range(1, len(data), step):
+        buffer += data[start : start + step]
+        if chunks.feed(buffer) is not None:
+            return
+        if len(buffer) > MAX_HEAD:
+            raise AssertionError(f"{len(buffer)} bytes kept")
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

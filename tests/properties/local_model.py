@@ -57,7 +57,7 @@ class Driver(Protocol):
 
 @dataclass
 class Item:
-    """One message. ``since`` orders what is available: when it became so, and the tick that decides between equals."""
+    """One message. ``since`` is its place: when it became available, and the tick that decides between equals."""
 
     body: str
     sent_at: float
@@ -69,10 +69,10 @@ class Item:
     given_back: bool = False
     handles: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
-    def hide(self, until: float, tick: int) -> None:
-        """Be invisible for a while; become available in order of time, then of the tick."""
-        self.visible_at = until
-        self.since = (until, tick)
+    def lay(self, now: float, tick: int) -> None:
+        """Be available from now on, behind all others."""
+        self.visible_at = now
+        self.since = (now, tick)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -121,15 +121,21 @@ class QueueMachine(RuleBasedStateMachine):
             if queue == "source" and item.receives_here >= MAX_RECEIVES:
                 item.queue = "dead"
                 item.receives_here = 0
-                item.hide(self.now, self.next_tick())
+                item.lay(self.now, self.next_tick())
                 continue
             taken.append(item)
         for item in taken:
             item.receives += 1
             item.receives_here += 1
             item.given_back = False
-            item.hide(self.now + visibility, self.next_tick())
+            self.hide(item, visibility)
         return taken
+
+    def hide(self, item: Item, seconds: int) -> None:
+        """Hide a message, which keeps its place; for no time at all, which costs it its place."""
+        item.visible_at = self.now + seconds
+        if not seconds:
+            item.lay(self.now, self.next_tick())
 
     def latest(self, item: Item, handle: str) -> bool:
         """Whether a message exists and a handle is that of its latest receive."""
@@ -180,10 +186,10 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.used)
     @rule(data=st.data(), seconds=st.sampled_from([0, 0, 1, 10, 100]))
     def change(self, data: st.DataObject, seconds: int) -> None:
-        """Change a timeout by any handle there ever was: refused if it is stale or the message was given back."""
+        """Change a timeout by any handle there ever was: refused if the message is gone or was given back."""
         item, queue, handle = self.used[-1 - data.draw(st.integers(0, min(20, len(self.used)) - 1))]
         expected = ""
-        if not self.latest(item, handle):
+        if item not in self.items or item.queue != queue:
             expected = "InvalidParameterValue"
         elif item.visible_at <= self.now and item.given_back:
             expected = "AWS.SimpleQueueService.MessageNotInflight"
@@ -193,7 +199,7 @@ class QueueMachine(RuleBasedStateMachine):
             return
         self.driver.change(queue, handle, seconds)
         item.given_back = seconds == 0
-        item.hide(self.now + seconds, self.next_tick())
+        self.hide(item, seconds)
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 4.75, 5.0, 25.0, 30.0, 100.0]))
     def wait(self, seconds: float) -> None:

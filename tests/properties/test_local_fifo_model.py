@@ -1,13 +1,12 @@
 """FIFO queues and fair queues: the rules that must hold after any sequence of operations."""
 
 from dataclasses import dataclass
-from random import Random
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from postroom.local import Broker, BrokerError
+from postroom.local import Broker, BrokerError, BrokerOptions
 from postroom.local.fair import FairOrder
 from postroom.local.shapes import Receive, Received, Send
 
@@ -30,7 +29,7 @@ class FifoMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_700_000_000.0
-        self.broker = Broker(lambda: self.now, Random(5))
+        self.broker = Broker(lambda: self.now, BrokerOptions(seed=5))
         self.queue = self.broker.create_queue("q.fifo", {"FifoQueue": "true", "VisibilityTimeout": "30"})
         self.items: list[Item] = []
         self.sent: dict[str, tuple[float, str | None]] = {}
@@ -142,7 +141,7 @@ class FairMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_700_000_000.0
-        self.broker = Broker(lambda: self.now, Random(5))
+        self.broker = Broker(lambda: self.now, BrokerOptions(seed=5))
         self.queue = self.broker.create_queue("q", {"VisibilityTimeout": "600"})
         self.lying: dict[str, str | None] = {}
         self.flying: list[tuple[str, str | None, str]] = []

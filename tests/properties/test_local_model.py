@@ -1,11 +1,9 @@
 """The engine against a naive model: thousands of random operations, on a clock moved by hand."""
 
-from random import Random
-
 import msgspec
 from hypothesis import settings
 
-from postroom.local import Broker, BrokerError
+from postroom.local import Broker, BrokerError, BrokerOptions
 from postroom.local.shapes import Receive, SendEntry
 from properties.local_model import MAX_RECEIVES, RETENTION, VISIBILITY, QueueMachine, Refused
 
@@ -15,7 +13,7 @@ class EngineDriver:
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
-        self.broker = Broker(lambda: self.now, Random(3))
+        self.broker = Broker(lambda: self.now, BrokerOptions(seed=3))
         common = {"VisibilityTimeout": str(VISIBILITY), "MessageRetentionPeriod": str(RETENTION)}
         dead = self.broker.create_queue("dead", common)
         policy = msgspec.json.encode({"deadLetterTargetArn": dead.arn, "maxReceiveCount": MAX_RECEIVES}).decode()

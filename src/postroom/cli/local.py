@@ -36,6 +36,20 @@ if TYPE_CHECKING:
 @click.option("--recreate-after", default=60.0, show_default=True, envvar="POSTROOM_LOCAL_RECREATE_AFTER",
               show_envvar=True, type=click.FloatRange(min=0),
               help="Seconds until the name of a deleted queue can be used again.")  # fmt: skip
+@click.option("--visibility-timeout", type=int, envvar="POSTROOM_LOCAL_VISIBILITY_TIMEOUT", show_envvar=True,
+              help="Seconds, for new queues that do not set it (30).")  # fmt: skip
+@click.option("--max-message-size", type=int, envvar="POSTROOM_LOCAL_MAX_MESSAGE_SIZE", show_envvar=True,
+              help="Bytes, for new queues that do not set it (1048576).")  # fmt: skip
+@click.option("--retention", type=int, envvar="POSTROOM_LOCAL_RETENTION", show_envvar=True,
+              help="Seconds that messages are kept in new queues that do not set it (345600).")  # fmt: skip
+@click.option("--delay", type=int, envvar="POSTROOM_LOCAL_DELAY", show_envvar=True,
+              help="Seconds that messages are delayed in new queues that do not set it (0).")  # fmt: skip
+@click.option("--wait-time", type=int, envvar="POSTROOM_LOCAL_WAIT_TIME", show_envvar=True,
+              help="Seconds that a receive waits in new queues that do not set it (0).")  # fmt: skip
+@click.option("--allow-host", "allow_hosts", multiple=True, envvar="POSTROOM_LOCAL_ALLOW_HOST", show_envvar=True,
+              help="Another name under which clients reach it, repeatable; .NAME allows all under it.")  # fmt: skip
+@click.option("--old-handles-delete", is_flag=True, envvar="POSTROOM_LOCAL_OLD_HANDLES_DELETE", show_envvar=True,
+              help="Let DeleteMessage delete with the handle of an earlier receive.")  # fmt: skip
 @click.option("--log/--no-log", default=True, show_default=True, envvar="POSTROOM_LOCAL_LOG", show_envvar=True,
               help="Write one line per request, with its time, to stderr.")  # fmt: skip
 def local(
@@ -48,6 +62,13 @@ def local(
     region: str,
     fair_lag: float,
     recreate_after: float,
+    visibility_timeout: int | None,
+    max_message_size: int | None,
+    retention: int | None,
+    delay: int | None,
+    wait_time: int | None,
+    allow_hosts: Sequence[str],
+    old_handles_delete: bool,
     log: bool,
 ) -> None:
     """Run Amazon SQS on this machine, for development and tests.
@@ -55,20 +76,32 @@ def local(
     boto3, aiobotocore and the aws command line work unchanged with its endpoint URL. Ctrl-C and SIGTERM stop it.
     """
     from postroom.errors import ConfigurationError
-    from postroom.local import FairPolicy, LocalBroker, LocalServer, Scope
+    from postroom.local import BrokerOptions, FairPolicy, LocalBroker, LocalServer, Scope
     from postroom.local.config import load_queues
     from postroom.local.server import LOOPBACK
 
+    defaults = {
+        "VisibilityTimeout": visibility_timeout,
+        "MaximumMessageSize": max_message_size,
+        "MessageRetentionPeriod": retention,
+        "DelaySeconds": delay,
+        "ReceiveMessageWaitTimeSeconds": wait_time,
+    }
     try:
         specs = load_queues(queues_file) if queues_file is not None else []
-        broker = LocalBroker(
+        options = BrokerOptions(
             scope=Scope(region=region),
             fair=FairPolicy(lag=fair_lag),
             recreate_after=recreate_after,
+            old_handles_delete=old_handles_delete,
+            queue_defaults={name: str(value) for name, value in defaults.items() if value is not None},
             time_scale=time_scale,
             persist=persist,
         )
-        server = LocalServer(broker, host=tuple(hosts) or LOOPBACK, port=port, access=_log_access if log else None)
+        access = _log_access if log else None
+        server = LocalServer(
+            LocalBroker(options), host=tuple(hosts) or LOOPBACK, port=port, access=access, allow_hosts=allow_hosts
+        )
         asyncio.run(_serve(server, specs, persist))
     except ConfigurationError as error:
         raise _Failure(str(error)) from error

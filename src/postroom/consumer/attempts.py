@@ -116,7 +116,7 @@ class Attempts:
             return False
         if most is None:
             return job.receives <= _FREE
-        return most - job.receives >= (self.promised(job) or 0) - self.known(job)
+        return most - job.receives >= max(1, (self.promised(job) or 0) - self.known(job))
 
     def is_last(self, job: Job) -> bool:
         """Whether one more receive makes a dead letter of a message."""

@@ -237,6 +237,8 @@ class Availability:
         known = self._breakers.pop(job.tenant, None)
         if known is None or self._open.pop(job.tenant, None) is None:
             return False
+        if known.probe is not None:  # it may still run, and the next breaker is not its to decide
+            known.probe.probe = False
         _log.info("Tenant %s works again after %.1f s", display_key(job.tenant), now - known.since)
         return True
 
@@ -263,10 +265,9 @@ class Availability:
             return False
         job.probe = False
         breaker = self._open.get(job.tenant)
-        if breaker is None or breaker.probe is not job:
-            return False
-        breaker.probe = None
-        return True
+        if breaker is not None and breaker.probe is job:
+            breaker.probe = None
+        return True  # also of a breaker that was forgotten: its tenant's lane sleeps until the end of the probe
 
     def _trip(self, job: Job, known: _Breaker, options: Faults, now: float) -> float:
         ceiling = min(options.cap, options.base * 2.0 ** min(known.trips, 60))

@@ -306,6 +306,7 @@ class Core:
 
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
+        self.probe_ended(job)
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
         elif job.state is not State.WAITING:
@@ -380,12 +381,7 @@ class Core:
 
         Reject it instead, with the reason, if SQS would make a dead letter of it: it would tell nothing.
         """
-        attempts = job.source.attempts
-        if attempts.is_short_of(job):
-            why = _WHY[settlement]
-            self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
-        else:
-            self.actions.append(GiveBack(job, settlement, delay))
+        self._let_go(job, settlement, delay, why=_WHY[settlement])
         self.give_group_back(job)
 
     def retry(self, job: Job, error: BaseException, delay: float, *, tried: bool) -> None:
@@ -418,12 +414,14 @@ class Core:
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""
-        if job.source.attempts.is_short_of(job):
-            self.actions.append(
-                Reject(job, "not tried: a message before it in its group was not done, at its last receive")
-            )
+        self._let_go(job, Settlement.RETURNED, why=_BEHIND)
+
+    def _let_go(self, job: Job, settlement: Settlement, delay: float = 0.0, *, why: str) -> None:
+        attempts = job.source.attempts
+        if attempts.is_short_of(job):
+            self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
         else:
-            self.actions.append(GiveBack(job, Settlement.RETURNED))
+            self.actions.append(GiveBack(job, settlement, delay))
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""
@@ -463,15 +461,23 @@ class Core:
         capacity = self.capacity()
         if capacity - self.scheduler.size >= self._polling.batch:
             return
-        shed = self.scheduler.shed(keep=self._lane_limit(), blocked_before=now - PATIENCE, may_go=_may_defer)
-        for job in shed:
+        keep, blocked_before = self._lane_limit(), now - PATIENCE
+        for job in self.scheduler.shed(keep=keep, blocked_before=blocked_before, may_go=self._may_be_shed):
             wait = self.availability.wait(job, now)
             delay = self._rng.uniform(*_SURPLUS)
             if wait is not None and wait.until is not None:
                 delay = max(delay, wait.until - now)
             self.deferred += 1
+            job.source.facts.hid()
             job.away_from = wait.obstacle if wait is not None else None
-            self.actions.append(GiveBack(job, Settlement.DEFERRED, delay))
+            self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job) - _MARGIN))
+
+    def _may_be_shed(self, job: Job) -> bool:
+        """Whether a message that waits may be deferred. One that has a task has its resources in hand."""
+        facts = job.source.facts
+        if job.task is not None or len(self.away) >= MOST_AWAY or facts.refusal() is not None:
+            return False
+        return job.source.attempts.may_defer(job) and facts.seconds_left(job) >= _MARGIN + 1.0
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
@@ -508,6 +514,7 @@ _WHY: Final[dict[Settlement, str]] = {
     Settlement.RETURNED: "the consumer stopped",
     Settlement.DEFERRED: "its tenant could not run",
 }
+_BEHIND: Final = "a message before it in its group was not done"
 
 
 def _attempt_of(job: Job) -> int:
@@ -516,7 +523,3 @@ def _attempt_of(job: Job) -> int:
 
 def _is_short(job: Job) -> bool:
     return job.source.attempts.is_short_of(job)
-
-
-def _may_defer(job: Job) -> bool:
-    return job.source.attempts.may_defer(job)

@@ -354,7 +354,8 @@ class Pipeline:
         text = "Message %s of tenant %s was rejected (%s), but queue %s has no dead-letter queue"
         _log.warning(text, job.message.id, display_key(job.tenant), instruction.reason, self._source.name)
         if isinstance(instruction, _Quarantined):
-            self._retry(job, instruction)  # its handler was not called: nothing may delete it, in any mode
+            self._source.attempts.spent(job)  # its handler was not called: it is no attempt,
+            self._retry(job, instruction)  # and nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)
 

@@ -8,7 +8,8 @@ from postroom.local.broker import Broker
 from postroom.local.errors import BrokerError
 from postroom.local.fair import FairPolicy
 from postroom.local.inprocess import LocalBroker
-from postroom.local.queue import LocalQueue, Scope
+from postroom.local.options import BrokerOptions, Scope
+from postroom.local.queue import LocalQueue
 from postroom.local.server import LocalServer
 
-__all__ = ["Broker", "BrokerError", "FairPolicy", "LocalBroker", "LocalQueue", "LocalServer", "Scope"]
+__all__ = ["Broker", "BrokerError", "BrokerOptions", "FairPolicy", "LocalBroker", "LocalQueue", "LocalServer", "Scope"]

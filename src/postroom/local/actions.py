@@ -7,7 +7,8 @@ import msgspec
 
 from postroom.local import shapes
 from postroom.local.broker import Broker
-from postroom.local.queue import LocalQueue, Scope
+from postroom.local.options import Scope
+from postroom.local.queue import LocalQueue
 
 
 class Call(NamedTuple):

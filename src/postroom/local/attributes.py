@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from postroom.local.contents import MAX_MESSAGE_BYTES
-from postroom.local.errors import BrokerError, invalid_parameter
+from postroom.local.errors import BrokerError, invalid_parameter, invalid_value
 
 COUNTS = (
     "ApproximateNumberOfMessages",
@@ -41,13 +41,16 @@ _RANGES = {
     "ReceiveMessageWaitTimeSeconds": (0, 20),
     "KmsDataKeyReusePeriodSeconds": (60, 86_400),
 }
+_BOOLEAN = ("true", "false")
 _CHOICES = {
-    "FifoQueue": ("true", "false"),
-    "ContentBasedDeduplication": ("true", "false"),
+    "FifoQueue": _BOOLEAN,
+    "ContentBasedDeduplication": _BOOLEAN,
     "DeduplicationScope": ("queue", "messageGroup"),
     "FifoThroughputLimit": ("perQueue", "perMessageGroupId"),
-    "SqsManagedSseEnabled": ("true", "false"),
+    "SqsManagedSseEnabled": _BOOLEAN,
 }
+_ONLY_FIFO = frozenset({"DeduplicationScope", "FifoThroughputLimit"})
+"""Attributes whose refusal on a standard queue names the reason; the other two are simply unknown there."""
 _REMOVABLE = frozenset({"Policy", "RedrivePolicy", "RedriveAllowPolicy", "KmsMasterKeyId"})
 _SETTABLE = frozenset({*_RANGES, *_CHOICES, *_REMOVABLE})
 ALL_NAMES = frozenset({"All", *READ_ONLY, *_SETTABLE})
@@ -94,8 +97,7 @@ def is_fifo(attributes: Mapping[str, str]) -> bool:
     value = attributes.get("FifoQueue")
     if value is None:
         return False
-    _check_choice("FifoQueue", value)
-    if value == "false":  # SQS does not know the attribute on a standard queue, not even to deny it
+    if _choice("FifoQueue", value) == "false":  # SQS does not know it on a standard queue, not even to deny it
         raise unknown_attribute("FifoQueue")
     return True
 
@@ -112,6 +114,8 @@ def validated(attributes: Mapping[str, str], *, fifo: bool) -> dict[str, str]:
     """
     stored: dict[str, str] = {}
     for name, value in attributes.items():
+        if name in _ONLY_FIFO and not fifo:
+            raise BrokerError("InvalidAttributeName", f"You can specify the {name} only when FifoQueue is set to true.")
         if name not in _SETTABLE or (name in FIFO_DEFAULTS and not fifo):
             raise unknown_attribute(name)
         stored[name] = _normal(name, value)
@@ -122,8 +126,7 @@ def _normal(name: str, value: str) -> str:
     if name in _RANGES:
         return _in_range(name, value)
     if name in _CHOICES:
-        _check_choice(name, value)
-        return value
+        return _choice(name, value)
     if not value:
         return ""
     checks: dict[str, Callable[[str], str]] = {
@@ -152,9 +155,14 @@ def _in_range(name: str, value: str) -> str:
     return str(number)
 
 
-def _check_choice(name: str, value: str) -> None:
-    if value not in _CHOICES[name]:
-        raise invalid_attribute(name, f"Must be one of {', '.join(_CHOICES[name])}.")
+def _choice(name: str, value: str) -> str:
+    """Return a value of a closed set; a boolean may be written as Python and Java write it, ``True``."""
+    choices = _CHOICES[name]
+    if choices is _BOOLEAN:
+        value = value.lower()
+    if value not in choices:
+        raise invalid_attribute(name, f"Must be one of {', '.join(choices)}.")
+    return value
 
 
 def _document(name: str, text: str) -> dict[str, Any]:
@@ -165,22 +173,27 @@ def _document(name: str, text: str) -> dict[str, Any]:
 
 
 def parse_redrive(text: str) -> Redrive:
-    """Read a redrive policy. ``maxReceiveCount`` may be a number or its text. Raises InvalidAttributeValue."""
-    document = _document("RedrivePolicy", text)
+    """Read a redrive policy. ``maxReceiveCount`` may be a number or its text. Raises InvalidParameterValue.
+
+    A text that is no JSON object at all raises InvalidAttributeValue.
+    """
+    name = "RedrivePolicy"
+    document = _document(name, text)
+    for key in ("maxReceiveCount", "deadLetterTargetArn"):
+        if document.get(key) in (None, ""):
+            raise invalid_value(name, text, f"Redrive policy does not contain mandatory attribute: {key}.")
     if unknown := document.keys() - {"deadLetterTargetArn", "maxReceiveCount"}:
-        raise invalid_attribute("RedrivePolicy", f"Unknown key {min(unknown)}.")
-    target = document.get("deadLetterTargetArn")
-    if not isinstance(target, str) or not target:
-        raise invalid_attribute(
-            "RedrivePolicy", "Redrive policy does not contain mandatory attribute: deadLetterTargetArn."
-        )
-    count = document.get("maxReceiveCount", 10 if "maxReceiveCount" not in document else None)
+        raise invalid_attribute(name, f"Unknown key {min(unknown)}.")
+    target, count = document["deadLetterTargetArn"], document["maxReceiveCount"]
+    if not isinstance(target, str):
+        raise invalid_value(name, text, "deadLetterTargetArn must be the ARN of a queue.")
     try:
         number = int(count) if isinstance(count, int | str) and not isinstance(count, bool) else 0
     except ValueError:
         number = 0
     if not 1 <= number <= _MAX_RECEIVE_COUNT:
-        raise invalid_attribute("RedrivePolicy", f"maxReceiveCount must be between 1 and {_MAX_RECEIVE_COUNT}.")
+        limits = f"valid values are from 1 to {_MAX_RECEIVE_COUNT} both inclusive."
+        raise invalid_value(name, text, f"Invalid value for maxReceiveCount: {count}, {limits}")
     return Redrive(target, number)
 
 
@@ -221,11 +234,17 @@ def _policy_text(text: str) -> str:
     return text
 
 
-def check_combination(attributes: Mapping[str, str]) -> None:
-    """Check attributes that are right alone but not together, on all attributes of a queue."""
-    scope = attributes.get("DeduplicationScope", "queue")
-    if attributes.get("FifoThroughputLimit") == "perMessageGroupId" and scope != "messageGroup":
+def check_combination(present: Mapping[str, str], changes: Mapping[str, str]) -> None:
+    """Check attributes that are right alone but not together: those of a queue, and those that it is to get."""
+    together = {**present, **changes}
+    scope = together.get("DeduplicationScope", "queue")
+    if together.get("FifoThroughputLimit") == "perMessageGroupId" and scope != "messageGroup":
         why = "perMessageGroupId is allowed only when DeduplicationScope is messageGroup."
         raise invalid_attribute("FifoThroughputLimit", why)
-    if attributes.get("KmsMasterKeyId") and attributes.get("SqsManagedSseEnabled") == "true":
-        raise invalid_attribute("SqsManagedSseEnabled", "Only one server-side encryption option per queue.")
+    # A key that is set later takes the place of SQS's own keys; SQS's own keys do not take that of a key.
+    if together.get("KmsMasterKeyId") and changes.get("SqsManagedSseEnabled") == "true":
+        text = (
+            "You can use one type of server-side encryption (SSE) at one time. "
+            "You can either enable KMS SSE or SQS SSE."
+        )
+        raise BrokerError("InvalidAttributeName", text)

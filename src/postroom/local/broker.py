@@ -13,19 +13,27 @@ from postroom.local.attributes import ALL_NAMES
 from postroom.local.contents import md5_of_attributes
 from postroom.local.delivery import Delivery
 from postroom.local.errors import BrokerError, missing_parameter
-from postroom.local.fair import FairPolicy
+from postroom.local.ids import Ids
 from postroom.local.journal import Journal
 from postroom.local.messages import Stored
 from postroom.local.mover import Mover
+from postroom.local.options import BrokerOptions, Scope
 from postroom.local.permissions import with_permission, without_permission
-from postroom.local.queue import LocalQueue, Scope, Waiter
+from postroom.local.queue import LocalQueue, Waiter
 from postroom.local.receiving import (
     check_receive,
     describe,
     sequence_number,
 )
 from postroom.local.registry import Registry, page
-from postroom.local.sending import check_batch, check_batch_size, deduplication_key, new_message
+from postroom.local.sending import (
+    as_entry_error,
+    check_batch,
+    check_batch_ids,
+    check_batch_size,
+    deduplication_key,
+    new_message,
+)
 from postroom.local.shapes import (
     AddPermission,
     BatchResult,
@@ -59,30 +67,27 @@ class Broker:
 
     Args:
         clock: returns the time in seconds since the epoch; must not go back.
-        rng: where ids come from; a seeded one makes runs repeat.
-        fair: when a tenant of a standard queue counts as noisy.
-        recreate_after: seconds for which the name of a deleted queue cannot be used again (SQS: 60).
+        options: how it behaves; as SQS by default. Time and persistence are the caller's business, not the engine's.
+        rng: where ids come from, for a caller that makes several engines in a row; by default ``options.seed``.
         journal: is told every change before it is answered.
     """
 
     def __init__(
         self,
         clock: Callable[[], float],
-        rng: Random | None = None,
+        options: BrokerOptions | None = None,
         *,
-        fair: FairPolicy | None = None,
-        recreate_after: float = 60.0,
+        rng: Random | None = None,
         journal: Journal | None = None,
     ) -> None:
         self._clock = clock
-        self.rng = rng or Random()  # noqa: S311 - ids, not secrets
-        self.fair = fair or FairPolicy()
-        self.registry = Registry(self.rng, self.fair, recreate_after)
+        self.options = options or BrokerOptions()
+        self.ids = Ids(rng or Random(self.options.seed))  # noqa: S311 - ids, not secrets
+        self.registry = Registry(self.options, self.ids)
         self.delivery = Delivery(self.registry)
         if journal is not None:
             self.delivery.journal = journal
-        self.seq = 0
-        self.mover = Mover(self)
+        self.mover = Mover(self.delivery, self.ids)
         self.on_waiting: Callable[[LocalQueue], None] | None = None
         """Called after anything that may change when a queue with waiting long polls has its next event."""
 
@@ -232,9 +237,14 @@ class Broker:
     def send_batch(
         self, queue: LocalQueue, entries: Sequence[SendEntry], sender: str = "anonymous", *, trace: str | None = None
     ) -> SentBatch:
-        """Send up to ten messages; each is accepted or refused on its own."""
+        """Send up to ten messages; each is accepted or refused on its own.
+
+        On a FIFO queue, one entry without a group or a deduplication id fails the whole request.
+        """
         check_batch("SendMessageBatch", entries)
         check_batch_size(entries)
+        if queue.fifo:
+            check_batch_ids(queue, entries)
         now = self._begin(queue)
 
         def send(entry: SendEntry) -> SentEntry:
@@ -329,23 +339,31 @@ class Broker:
 
     def start_move(self, source_arn: str | None, destination_arn: str | None = None, rate: int | None = None) -> str:
         """Start to move messages out of a dead-letter queue; returns the task handle."""
-        return self.mover.start(source_arn, destination_arn, rate, self._clock())
+        return self.mover.start(source_arn, destination_arn, rate, self._moved())
 
     def list_moves(self, source_arn: str | None, max_results: int | None = None) -> list[MoveTask]:
         """Return the latest move tasks of a queue, the newest first."""
-        return self.mover.listed(source_arn, max_results, self._clock())
+        self._moved()
+        return self.mover.listed(source_arn, max_results)
 
     def cancel_move(self, handle: str | None) -> MovedCount:
         """Cancel a running move task; what was moved stays moved."""
-        return self.mover.cancel(handle, self._clock())
+        self._moved()
+        return self.mover.cancel(handle)
 
     # -- the inside ----------------------------------------------------------------------------------------------
 
     def _begin(self, queue: LocalQueue) -> float:
-        now = self._clock()
-        if self.mover.active:
-            self.mover.step(now)
+        now = self._moved() if self.mover.active else self._clock()
         self.delivery.advance(queue, now)
+        return now
+
+    def _moved(self) -> float:
+        """Bring the move tasks to where they should be now, and serve those who wait; return the time."""
+        now = self._clock()
+        self.mover.step(now)
+        self.journal.flush()
+        self._serve_reached(now)
         return now
 
     def _end(self, queue: LocalQueue, now: float) -> None:
@@ -353,9 +371,9 @@ class Broker:
         self.journal.flush()
         if queue.waiters:
             self._serve(queue, now)
-        self.serve_reached(now)
+        self._serve_reached(now)
 
-    def serve_reached(self, now: float) -> None:
+    def _serve_reached(self, now: float) -> None:
         """Serve those who wait for what was moved to other queues."""
         while self.delivery.reached:
             queue = self.delivery.reached.pop()
@@ -379,16 +397,16 @@ class Broker:
         self, queue: LocalQueue, request: Send, sender: str, trace: str | None, now: float
     ) -> tuple[Stored, str, int]:
         """Store a message, unless it is a duplicate. Returns it, and the id and sequence to answer with."""
-        message = new_message(queue, request, sender=sender, now=now, seq=self.seq + 1, rng=self.rng)
+        message = new_message(queue, request, sender=sender, now=now, ids=self.ids)
         message.trace = message.trace or trace
         if queue.fifo:
-            key = deduplication_key(queue, message)
+            key = deduplication_key(queue, message, now)
             known = queue.deduplication.find(key, now)
             if known is not None:
                 return message, *known
             queue.deduplication.remember(key, message.id, message.seq, now)
             self.journal.sent_once(queue, key, message)
-        self.seq += 1
+        self.ids.seq += 1
         queue.insert(message, now)
         self.journal.stored(queue, message)
         return message, message.id, message.seq
@@ -406,9 +424,7 @@ def _each(entries: Sequence[_AnyEntry], act: Callable[[_AnyEntry], None]) -> lis
         try:
             act(entry)
         except BrokerError as error:
-            failed.append(
-                EntryError(id=entry.id or "", sender_fault=error.sender_fault, code=error.code, message=error.message)
-            )
+            failed.append(as_entry_error(entry.id or "", error))
     return failed
 
 

@@ -17,7 +17,7 @@ MAX_MESSAGE_BYTES = 1_048_576
 MAX_ATTRIBUTES = 10
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_ATTRIBUTE_NAME = re.compile(r"(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)")
+_ATTRIBUTE_NAME = re.compile(r"(?!\.)(?!.*\.\.)[\w.-]{1,256}(?<!\.)")  # \w: SQS takes the letters of every script
 _RESERVED_NAME = re.compile(r"(?i)(aws|amazon)\.")
 _DATA_TYPE = re.compile(r"(String|Number|Binary)(\..*)?", re.DOTALL)
 _MAX_DATA_TYPE = 256
@@ -27,8 +27,12 @@ _TRACE_HEADER = "AWSTraceHeader"
 
 def check_text(text: str) -> None:
     """Refuse characters that XML 1.0 cannot carry. Raises InvalidMessageContents."""
-    if not text.isprintable() and _FORBIDDEN.search(text):
+    if _has_forbidden(text):
         raise BrokerError("InvalidMessageContents", "Invalid characters found. Valid characters are defined by XML.")
+
+
+def _has_forbidden(text: str) -> bool:
+    return not text.isprintable() and _FORBIDDEN.search(text) is not None
 
 
 def check_token(name: str, value: str) -> None:
@@ -47,7 +51,7 @@ def message_size(body: str, attributes: Mapping[str, AttributeValue]) -> int:
     """Return what a message counts against the limit: body, attribute names, types and values; not system ones."""
     size = utf8_size(body)
     for name, value in attributes.items():
-        size += len(name) + len(value.data_type)
+        size += utf8_size(name) + len(value.data_type)
         size += len(value.binary_value) if value.binary_value is not None else utf8_size(value.string_value or "")
     return size
 
@@ -60,6 +64,10 @@ def check_attributes(attributes: Mapping[str, AttributeValue]) -> None:
     for name, value in attributes.items():
         _check_name(name)
         _check_value(name, value)
+
+
+def _label(name: str) -> str:
+    return f"Message (user) attribute '{name}'"
 
 
 def _check_name(name: str) -> None:
@@ -75,24 +83,25 @@ def _check_name(name: str) -> None:
 
 def _check_value(name: str, value: AttributeValue) -> None:
     if not value.data_type:
-        raise invalid_parameter(f"The message attribute '{name}' must contain a non-empty message attribute type.")
+        raise invalid_parameter(f"{_label(name)} must contain a non-empty message attribute type.")
     kind = _DATA_TYPE.fullmatch(value.data_type)
     if kind is None or len(value.data_type) > _MAX_DATA_TYPE or _FORBIDDEN.search(value.data_type):
         text = (
-            f"The message attribute '{name}' has an invalid message attribute type, the set of supported type "
+            f"{_label(name)} has an invalid message attribute type, the set of supported type "
             "prefixes is Binary, Number, and String."
         )
         raise invalid_parameter(text)
     if value.string_list_values or value.binary_list_values:
         raise BrokerError("UnsupportedOperation", "Message attribute list values in SendMessage are not supported.")
     if value.string_value is not None and value.binary_value is not None:
-        raise invalid_parameter(f"Message attribute '{name}' has multiple values.")
+        raise invalid_parameter(f"{_label(name)} has multiple values.")
     base = kind.group(1)
     present = value.binary_value if base == "Binary" else value.string_value
     if not present:
-        raise invalid_parameter(f"Message attribute '{name}' must contain a non-empty value of type '{base}'.")
+        raise invalid_parameter(f"{_label(name)} must contain a non-empty value of type '{base}'.")
     if value.string_value is not None:
-        check_text(value.string_value)
+        if _has_forbidden(value.string_value):
+            raise invalid_parameter(f"{_label(name)} contains characters that are not allowed in a message.")
         if base == "Number":
             _check_number(name, value.string_value)
 
@@ -103,7 +112,7 @@ def _check_number(name: str, text: str) -> None:
     except InvalidOperation:
         number = Decimal("NaN")
     if not number.is_finite():
-        raise invalid_parameter(f"Can't cast the value of message attribute '{name}' to a number.")
+        raise invalid_parameter(f"Can't cast the value of message (user) attribute '{name}' to a number.")
 
 
 def trace_header(attributes: Mapping[str, AttributeValue]) -> str | None:
@@ -148,10 +157,10 @@ def md5_of_attributes(attributes: Mapping[str, AttributeValue]) -> str | None:
 
 
 def selected(attributes: dict[str, AttributeValue], names: Iterable[str]) -> dict[str, AttributeValue]:
-    """Return the attributes that a receive asks for: by name, by ``prefix.*``, or all by ``All`` and ``.*``."""
+    """Return the attributes that a receive asks for: by name, by ``prefix.*``, or all by ``All``, ``.*`` and ``*``."""
     chosen: set[str] = set()
     for name in names:
-        if name in {"All", ".*"}:
+        if name in {"All", ".*", "*"}:
             return attributes
         if name.endswith(".*"):
             chosen.update(each for each in attributes if each.startswith(name[:-2]))

@@ -28,7 +28,7 @@ class Delivery:
     """Acts on messages; tells the journal. Who waits is the broker's business, here nobody is served."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self.registry = registry
         self.journal = Journal()
         self.reached: list[LocalQueue] = []
         """The queues that got messages from other queues since the broker last looked."""
@@ -55,18 +55,18 @@ class Delivery:
         picked = self._take(queue, limit, now)
         for message in picked:
             queue.fly(message, timeout, now)
+        for message in picked:
+            if timeout == 0:
+                queue.give_back(message, now)
             self.journal.changed(queue, message)
-        if timeout == 0:
-            for message in picked:
-                queue.land(message, now)
-        elif attempt and picked:
+        if timeout and attempt and picked:
             queue.attempts.remember(attempt, picked, now)
         return picked
 
     def _take(self, queue: LocalQueue, limit: int, now: float) -> list[Stored]:
         """Take up to ``limit`` messages; those received too often go to the dead-letter queue instead."""
         redrive = queue.settings.redrive
-        target = self._registry.by_arn(redrive.target_arn) if redrive else None
+        target = self.registry.by_arn(redrive.target_arn) if redrive else None
         if redrive is None or target is None:
             return queue.take(limit, now)
         picked: list[Stored] = []
@@ -99,24 +99,28 @@ class Delivery:
             self.reached.append(queue)
 
     def delete(self, queue: LocalQueue, handle: str | None, now: float) -> None:
-        """Delete the message of a handle. A stale one deletes nothing on a standard queue, and fails on a FIFO one."""
+        """Delete the message of a handle. A stale one fails on a FIFO queue.
+
+        On a standard queue it deletes nothing, unless the option ``old_handles_delete`` says otherwise.
+        """
         message, is_latest = self._find(queue, handle)
         if message is None:
             return
         if queue.fifo and (not is_latest or message.state is not State.IN_FLIGHT):
             raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
-        if is_latest:
+        if is_latest or self.registry.options.old_handles_delete:
             queue.remove(message, now)
             self.journal.gone(queue, message)
 
     def change(self, queue: LocalQueue, handle: str | None, timeout: int | None, now: float) -> None:
         """Set when the message of a handle becomes visible again.
 
-        A standard queue also takes the latest handle of a message whose timeout is over and that nobody received since.
+        A standard queue takes every handle of the message, also that of an earlier receive, and also when the timeout
+        is over. A FIFO queue takes the latest one, in time.
         """
         message, is_latest = self._find(queue, handle)
         seconds = check_visibility(timeout)
-        if message is None or not is_latest:
+        if message is None or (queue.fifo and not is_latest):
             reason = "Message does not exist or is not available for visibility timeout change."
             raise invalid_value("ReceiptHandle", handle, reason)
         if message.state is not State.IN_FLIGHT and queue.fifo:
@@ -132,10 +136,10 @@ class Delivery:
 
     def _hide(self, queue: LocalQueue, message: Stored, seconds: int, now: float) -> None:
         queue.hide(message, seconds, now)
-        self.journal.changed(queue, message)
         if seconds == 0:
             message.given_back = True
-            queue.land(message, now)
+            queue.give_back(message, now)
+        self.journal.changed(queue, message)
 
     @staticmethod
     def _find(queue: LocalQueue, handle: str | None) -> tuple[Stored | None, bool]:

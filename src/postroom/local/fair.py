@@ -61,28 +61,61 @@ class _Meter:
         return self.seconds
 
 
+_Entry = tuple[int, int, Stored]
+"""(place, order, message)."""
+
+
 class _Lane:
     """The available messages of one tenant; the lane without a group holds all messages that have none."""
 
-    __slots__ = ("backlog", "group", "lying", "meter", "noisy", "sent_at")
+    __slots__ = ("back", "backlog", "group", "lying", "meter", "noisy", "sent_at")
 
     def __init__(self, group: str | None, now: float) -> None:
         self.group = group
-        self.lying: deque[tuple[int, Stored]] = deque()  # (order, message): an entry of an older order is stale
+        self.lying: deque[_Entry] = deque()  # by place, as they came; an entry of an older order is stale
+        self.back: list[_Entry] = []  # a heap by place: what came back to a place before the last one of those
         self.meter = _Meter(now)
         self.noisy = False
         self.backlog = False
         """Whether there has always been something of it since it became noisy."""
         self.sent_at = now
 
+    def put(self, message: Stored) -> bool:
+        """Lay a message in its place; return whether it is the first one now."""
+        entry = (message.place, message.order, message)
+        if self.lying and entry[0] < self.lying[-1][0]:
+            heappush(self.back, entry)
+        else:
+            self.lying.append(entry)
+        return self.first() is message
+
+    def first(self) -> Stored | None:
+        """Return the first message, which may have gone another way."""
+        if self.back and (not self.lying or self.back[0] < self.lying[0]):
+            return self.back[0][2]
+        return self.lying[0][2] if self.lying else None
+
     def head(self) -> Stored | None:
-        while self.lying:
-            order, message = self.lying[0]
-            if message.state is State.AVAILABLE and message.order == order:
-                return message
-            self.lying.popleft()  # it went another way while it lay here
-        self.backlog = False
-        return None
+        """Return the first message that is still here."""
+        while self.lying and not _lies(self.lying[0]):
+            self.lying.popleft()
+        while self.back and not _lies(self.back[0]):
+            heappop(self.back)
+        first = self.first()
+        if first is None:
+            self.backlog = False
+        return first
+
+    def pop(self) -> None:
+        """Take the first message out."""
+        if self.back and (not self.lying or self.back[0] < self.lying[0]):
+            heappop(self.back)
+        else:
+            self.lying.popleft()
+
+    def clear(self) -> None:
+        self.lying.clear()
+        self.back.clear()
 
 
 _Head = tuple[int, int, _Lane]
@@ -91,16 +124,24 @@ _FORGET_NOISY = 300.0
 """Seconds without a new message after which a tenant is quiet, whatever lies there of it."""
 
 
+def _lies(entry: _Entry) -> bool:
+    """Whether the message of an entry still lies there; it may have gone another way since."""
+    _, order, message = entry
+    return message.order == order and message.state is State.AVAILABLE
+
+
 def _is_current(entry: _Head) -> bool:
     """Whether an entry still names the head of a quiet tenant's lane."""
-    order, _, lane = entry
-    return not lane.noisy and bool(lane.lying) and lane.lying[0][0] == order
+    place, _, lane = entry
+    first = None if lane.noisy else lane.first()
+    return first is not None and first.place == place
 
 
 class FairOrder:
     """Decides which messages of a standard queue a receive gets: oldest first, those of noisy tenants last.
 
-    "Oldest" means longest available: a message that comes back goes behind those that waited.
+    "Oldest" means longest available. A message whose visibility timeout ended by itself is back in its old place, as
+    SQS was recorded to do; one that its receiver gave back goes behind those that wait.
     """
 
     def __init__(self, policy: FairPolicy, now: float) -> None:
@@ -136,7 +177,7 @@ class FairOrder:
             self._count(message, -1, now)
         else:
             lane = self._lane(message, now)
-            if lane.lying and lane.lying[0][1] is message:  # the first message of a lane is always a living one
+            if lane.first() is message:  # the first message of a lane is always a living one
                 lane.head()
                 self._enlist(lane)
 
@@ -152,7 +193,7 @@ class FairOrder:
             head = None if lane is None else lane.head()
             if lane is None or head is None:
                 break
-            lane.lying.popleft()
+            lane.pop()
             self._count(head, 1, now)
             taken.append(head)
             self._enlist(lane)
@@ -160,9 +201,9 @@ class FairOrder:
 
     def clear(self) -> None:
         """Forget all messages that lie here; those in flight were reported gone one by one."""
-        self._plain.lying.clear()
+        self._plain.clear()
         for lane in self._lanes.values():
-            lane.lying.clear()
+            lane.clear()
         self._quiet.clear()
 
     def noisy_groups(self, now: float) -> list[str]:
@@ -184,10 +225,10 @@ class FairOrder:
 
     def _lay(self, message: Stored, now: float) -> None:
         lane = self._lane(message, now)
-        self._order += 1
+        self._order = max(self._order, message.place) + 1  # a loaded message brings its place along
         message.order = self._order
-        lane.lying.append((self._order, message))
-        if len(lane.lying) == 1:
+        message.place = message.place or self._order
+        if lane.put(message):
             self._enlist(lane)
 
     def _enlist(self, lane: _Lane) -> None:
@@ -199,7 +240,7 @@ class FairOrder:
             self._quiet = [entry for entry in self._quiet if _is_current(entry)]
             heapify(self._quiet)
         self._tie += 1
-        heappush(self._quiet, (head.order, self._tie, lane))
+        heappush(self._quiet, (head.place, self._tie, lane))
 
     def _count(self, message: Stored, change: int, now: float) -> None:
         recent = self._policy.recent
@@ -266,7 +307,7 @@ class FairOrder:
             heappop(self._quiet)
             self._mark(lane, noisy=True)
         plain = self._plain.head()
-        if lane is not None and (plain is None or self._quiet[0][0] < plain.order):
+        if lane is not None and (plain is None or self._quiet[0][0] < plain.place):
             heappop(self._quiet)
             return lane
         return self._least_noisy() if plain is None else self._plain
@@ -285,6 +326,6 @@ class FairOrder:
         found: _Lane | None = None
         least = (0, 0)
         for lane in self._noisy_lanes:  # few: each had a tenth of something
-            if (head := lane.head()) is not None and (found is None or (lane.meter.count, head.order) < least):
-                found, least = lane, (lane.meter.count, head.order)
+            if (head := lane.head()) is not None and (found is None or (lane.meter.count, head.place) < least):
+                found, least = lane, (lane.meter.count, head.place)
         return found

@@ -5,16 +5,17 @@ from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
 from postroom.local import wire_json, wire_query
 from postroom.local.actions import RECEIVE, Action, Call
 from postroom.local.errors import BrokerError
+from postroom.local.hosts import HostPolicy
 from postroom.local.http import Request, Respond, Response
 from postroom.local.inprocess import LocalBroker, Poll
-from postroom.local.queue import Scope
+from postroom.local.options import Scope
 from postroom.local.shapes import Received, ReceivedMessages
 
 _log = logging.getLogger("postroom.local")
@@ -43,14 +44,26 @@ class _Wire(NamedTuple):
 
 
 class Front:
-    """Answers HTTP requests from a broker."""
+    """Answers HTTP requests from a broker.
+
+    Args:
+        broker: the broker; open.
+        base_url: returns the server's own URL, for requests without a Host header.
+        access: is told of every action.
+        hosts: refuses what a web page may have sent.
+    """
 
     def __init__(
-        self, broker: LocalBroker, base_url: Callable[[], str], access: Callable[[Access], None] | None
+        self,
+        broker: LocalBroker,
+        base_url: Callable[[], str],
+        access: Callable[[Access], None] | None,
+        hosts: HostPolicy | None = None,
     ) -> None:
         self._broker = broker
         self._base_url = base_url
         self._access = access
+        self._hosts = hosts or HostPolicy()
         self._served = 0
         self._callers: dict[bytes, tuple[Scope, str]] = {}
 
@@ -59,10 +72,12 @@ class Front:
         started = perf_counter()
         self._served += 1
         request_id = f"00000000-0000-4000-8000-{self._served:012x}"
+        if (reason := self._hosts.refusal(request.headers)) is not None:
+            return self._refuse(reason)
         target = request.headers.get(b"x-amz-target")
         if target is None and (page := self._page(request)) is not None:
             return page
-        error_response = wire_query.error_response if target is None else wire_json.error_response
+        error_response = wire_json.error_response if target is not None else _query_errors(request)
         name = queue_url = ""
         try:
             wire = self._read(request, target)
@@ -107,14 +122,11 @@ class Front:
         except ValueError:  # such as half an IPv6 address
             raise BrokerError("InvalidAddress", "The address of this request is not valid.") from None
         form = wire_query.fields(target_parts.query, request.body)
-        action = wire_query.action_of(form)
         path = unquote(target_parts.path)
         queue_url = self._base_url() + path if path.strip("/") else None
-        return _Wire(
-            action,
-            wire_query.read(action, form, queue_url),
-            partial(wire_query.response, action),
-        )
+        action = wire_query.action_of(form, at_queue=queue_url is not None)
+        write = wire_query.json_response if _wants_json(request) else wire_query.response
+        return _Wire(action, wire_query.read(action, form, queue_url), partial(write, action))
 
     # -- who calls -----------------------------------------------------------------------------------------------
 
@@ -153,7 +165,15 @@ class Front:
         if path == "/" and not query and not request.body:
             text = f"postroom local: Amazon SQS for development, at {self._base_url()}\n"
             return Response(200, "Content-Type: text/plain\r\n", text.encode())
+        if request.method == "GET" and "Action" not in parse_qs(query, keep_blank_values=True):
+            return wire_query.UNKNOWN_OPERATION
         return None
+
+    def _refuse(self, reason: str) -> Response:
+        """Refuse what a web page may have sent; it could not read a reason in SQS's own form either."""
+        answer = Response(403, "Content-Type: text/plain\r\n", f"{reason}\n".encode())
+        self._note("", "", answer, "Forbidden", perf_counter())
+        return answer
 
     def _health(self) -> Response:
         """Say that it lives, and what is in it."""
@@ -171,6 +191,15 @@ class Front:
         if self._access is not None:
             name = queue.rpartition("/")[2]
             self._access(Access(action, name, answer.status, code, perf_counter() - started, len(answer.body)))
+
+
+def _wants_json(request: Request) -> bool:
+    """Whether a request in the query protocol asks for its answer in JSON."""
+    return b"application/json" in request.headers.get(b"accept", b"").lower()
+
+
+def _query_errors(request: Request) -> Callable[[BrokerError, str], Response]:
+    return wire_query.json_error_response if _wants_json(request) else wire_query.error_response
 
 
 def _credential(request: Request) -> bytes:

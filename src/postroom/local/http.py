@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 MAX_HEAD = 64 * 1024
+MAX_LINE = 1024
+"""Bytes of the line before a chunk, with its extensions."""
 MAX_BODY = 16 * 1024 * 1024
 _REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
             413: "Payload Too Large", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
@@ -101,37 +103,72 @@ def _length(headers: dict[bytes, bytes]) -> int | None:
     return length
 
 
-def parse_chunks(buffer: bytearray, start: int) -> tuple[bytes, int] | None:
-    """Read a chunked body from ``start``; return it and where it ends, or None while it is incomplete."""
-    parts: list[bytes] = []
-    total = 0
-    while True:
-        end = buffer.find(b"\r\n", start, start + 1026)
-        if end < 0:
-            if len(buffer) - start > 1024:
-                raise HttpError(400, "not a chunk")
-            return None
+class Chunks:
+    """Reads a chunked body as it arrives, and keeps nothing of it but the body.
+
+    The framing is bounded as the headers are: lines of chunks, their extensions, and the trailers, which are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self._left = 0
+        """Bytes of the present chunk that are missing."""
+        self._ends = False
+        """Whether the line end of a chunk is missing."""
+        self._trailers: int | None = None
+        """Bytes of trailers so far; None before them."""
+
+    def feed(self, buffer: bytearray) -> bytes | None:
+        """Take from the front of a buffer; return the body once it is complete. Raises HttpError."""
+        at = 0
         try:
-            size = int(bytes(buffer[start:end]).split(b";")[0].strip(), 16)
-        except ValueError:
-            raise HttpError(400, "not a chunk") from None
-        total += size
-        if size < 0 or total > MAX_BODY:
+            while True:
+                part = buffer[at : at + self._left]
+                self._body += part
+                self._left -= len(part)
+                at += len(part)
+                line = None if self._left else self._line(buffer, at)
+                if line is None:
+                    return None
+                at += len(line) + 2
+                if self._trailers is not None and not line:
+                    return bytes(self._body)
+                self._take(line)
+        finally:
+            del buffer[:at]
+
+    def _line(self, buffer: bytearray, at: int) -> bytes | None:
+        """Return the line that starts here; None while it is incomplete."""
+        limit = MAX_LINE if self._trailers is None else MAX_HEAD - self._trailers
+        end = buffer.find(b"\r\n", at, at + limit + 2)
+        if end >= 0:
+            return bytes(buffer[at:end])
+        if len(buffer) - at < limit + 2:
+            return None
+        raise HttpError(400, "not a chunk") if self._trailers is None else HttpError(431, "the trailers are too large")
+
+    def _take(self, line: bytes) -> None:
+        if self._trailers is not None:
+            self._trailers += len(line) + 2
+        elif not self._ends:
+            self._size(line)
+        elif line:
+            raise HttpError(400, "not a chunk")
+        else:
+            self._ends = False
+
+    def _size(self, line: bytes) -> None:
+        digits = line.partition(b";")[0].strip()
+        if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+            raise HttpError(400, "not a chunk")
+        size = int(digits, 16)
+        if size > MAX_BODY - len(self._body):
             raise HttpError(413, "the body is too large")
-        start = end + 2
-        if size == 0:
-            break
-        if len(buffer) < start + size + 2:
-            return None
-        parts.append(bytes(buffer[start : start + size]))
-        start += size + 2
-    while True:  # trailers
-        end = buffer.find(b"\r\n", start)
-        if end < 0:
-            return None
-        if end == start:
-            return b"".join(parts), end + 2
-        start = end + 2
+        if size:
+            self._left = size
+            self._ends = True
+        else:
+            self._trailers = 0
 
 
 class Connections:
@@ -175,9 +212,10 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._head: _Head | None = None
-        self._body_at = 0
+        self._chunks: Chunks | None = None
         self._pending: Pending | None = None
         self._answering = False
+        self._clogged = False
         self._closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -197,11 +235,21 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take in bytes, and answer what is complete."""
         self._buffer += data
-        if self._answering:
+        if self._answering or self._clogged:
             if len(self._buffer) > MAX_HEAD and self._transport is not None:
                 self._transport.pause_reading()  # a client that does not wait for answers waits here
             return
         self._work()
+
+    def pause_writing(self) -> None:
+        """Answer no more while the client does not take its answers: they would pile up here."""
+        self._clogged = True
+
+    def resume_writing(self) -> None:
+        """Go on with what arrived meanwhile."""
+        self._clogged = False
+        if not self._answering:
+            self._go_on()
 
     def close_when_idle(self) -> None:
         """Close after the answer that is being made; at once if there is none."""
@@ -216,7 +264,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _work(self) -> None:
         try:
-            while not self._answering and self._transport is not None and not self._transport.is_closing():
+            while not (self._answering or self._clogged or self._closing) and self._transport is not None:
                 request = self._next_request()
                 if request is None:
                     break
@@ -233,25 +281,30 @@ class HttpConnection(asyncio.Protocol):
                 if len(self._buffer) > MAX_HEAD:
                     raise HttpError(431, "the headers are too large")
                 return None
+            if end > MAX_HEAD:
+                raise HttpError(431, "the headers are too large")
             self._head = parse_head(bytes(self._buffer[:end]))
-            self._body_at = end + 4
+            del self._buffer[: end + 4]
             if self._head.headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         head = self._head
-        if head.length is None:
-            chunked = parse_chunks(self._buffer, self._body_at)
-            if chunked is None:
-                return None
-            body, end = chunked
-        else:
-            end = self._body_at + head.length
-            if len(self._buffer) < end:
-                return None
-            body = bytes(self._buffer[self._body_at : end])
-        del self._buffer[:end]
-        self._head = None
+        body = self._body(head.length)
+        if body is None:
+            return None
+        self._head = self._chunks = None
         self._closing = self._closing or not head.keep_alive
         return Request(head.method, head.target, head.headers, body)
+
+    def _body(self, length: int | None) -> bytes | None:
+        """Take a body out of what arrived; return None while it is incomplete."""
+        if length is None:
+            self._chunks = self._chunks or Chunks()
+            return self._chunks.feed(self._buffer)
+        if len(self._buffer) < length:
+            return None
+        body = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        return body
 
     def _answer(self, request: Request) -> None:
         self._answering = True
@@ -269,7 +322,11 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is None:
             return
         self._write(response)
-        if self._buffer and not self._closing:
+        if not self._clogged:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._buffer and not self._closing and self._transport is not None:
             self._transport.resume_reading()
             self._work()
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
-from postroom.errors import ClosedError, ConfigurationError, NotOpenError
-from postroom.local.broker import DEFAULT_SCOPE, Broker
-from postroom.local.fair import FairPolicy
-from postroom.local.queue import LocalQueue, Scope, Waiter
+from postroom.errors import ClosedError, NotOpenError
+from postroom.local.broker import Broker
+from postroom.local.options import BrokerOptions, Changes, Scope, with_changes
+from postroom.local.queue import LocalQueue, Waiter
 from postroom.local.shapes import (
     BatchResult,
     ChangeVisibilityEntry,
@@ -87,37 +87,15 @@ class LocalBroker:
     Refusals are :class:`~postroom.local.errors.BrokerError`, with SQS's codes.
 
     Args:
-        scope: account and region of queues that are named without them.
-        fair: when a tenant of a standard queue counts as noisy.
-        recreate_after: seconds for which the name of a deleted queue cannot be used again (as in SQS).
-        seed: makes message ids repeatable.
-        epoch: what the broker's time is when it opens, in seconds since 1970; now, unless it says otherwise.
-        time_scale: how many of the broker's seconds pass in one second.
-        persist: a file that keeps everything; it survives a kill of the process.
+        options: how it behaves, as :class:`~postroom.local.options.BrokerOptions`; as SQS by default.
+        changes: single options by keyword, such as ``seed=1`` or ``persist="queues.log"``.
     """
 
-    def __init__(
-        self,
-        *,
-        scope: Scope = DEFAULT_SCOPE,
-        fair: FairPolicy | None = None,
-        recreate_after: float = 60.0,
-        seed: int | None = None,
-        epoch: float | None = None,
-        time_scale: float = 1.0,
-        persist: str | Path | None = None,
-    ) -> None:
-        if not time_scale > 0:
-            raise ConfigurationError(f"LocalBroker(time_scale={time_scale}): must be above 0; 1 is real time")
-        self.scope = scope
+    def __init__(self, options: BrokerOptions | None = None, **changes: Unpack[Changes]) -> None:
+        self.options = with_changes(options, **changes)
         self.polls: set[Poll] = set()
         """The long polls that wait."""
-        self._fair = fair
-        self._recreate_after = recreate_after
-        self._rng = Random(seed)  # noqa: S311 - ids, not secrets
-        self._epoch = epoch
-        self._scale = time_scale
-        self._persist = None if persist is None else Path(persist)
+        self._rng = Random(self.options.seed)  # noqa: S311 - ids, not secrets; one for all times that it is entered
         self._engine: Broker | None = None
         self._log: Log | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,18 +105,23 @@ class LocalBroker:
         self._closed = False
         self._alarms: dict[LocalQueue, tuple[float, asyncio.TimerHandle]] = {}
 
+    @property
+    def scope(self) -> Scope:
+        """Account and region of queues that are named without them."""
+        return self.options.scope
+
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if not self._entered:
             self._loop = asyncio.get_running_loop()
             self._started = self._loop.time()
-            self._offset = time.time() if self._epoch is None else self._epoch
-            engine = Broker(self._now, self._rng, fair=self._fair, recreate_after=self._recreate_after)
-            if self._persist is not None:
+            self._offset = time.time() if self.options.epoch is None else self.options.epoch
+            engine = Broker(self._now, self.options, rng=self._rng)
+            if self.options.persist is not None:
                 from postroom.local.persist import Log  # noqa: PLC0415 - it needs a POSIX system, the rest does not
 
-                self._log = Log(self._persist, engine, self._now())
+                self._log = Log(Path(self.options.persist), engine, self._now())
                 self._offset = self._log.now
             engine.on_waiting = self._set_alarm
             self._engine = engine
@@ -182,12 +165,12 @@ class LocalBroker:
 
     def _now(self) -> float:
         assert self._loop is not None  # noqa: S101 - the engine lives no longer than the loop is known
-        return self._offset + (self._loop.time() - self._started) * self._scale
+        return self._offset + (self._loop.time() - self._started) * self.options.time_scale
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Call something after some of the broker's seconds."""
         assert self._loop is not None  # noqa: S101 - as above
-        return self._loop.call_later(seconds / self._scale, callback)
+        return self._loop.call_later(seconds / self.options.time_scale, callback)
 
     def _set_alarm(self, queue: LocalQueue) -> None:
         """See to it that the engine is asked when a queue with waiting polls has its next event."""

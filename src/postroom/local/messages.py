@@ -1,7 +1,7 @@
 """A message as a queue stores it, and its receipt handles."""
 
 import struct
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, b64encode
 from enum import IntEnum
 from zlib import crc32
 
@@ -55,9 +55,11 @@ class Stored(msgspec.Struct, array_like=True, gc=False):
     given_back: bool = False
     """Its latest receive ended by a visibility timeout of 0, not by time."""
     order: int = 0
-    """Growing with every time it became available: the order of standard queues."""
+    """Which of its entries in the order of a standard queue counts; the others are stale."""
     due: int = 0
     """Which of its entries among the queue's deadlines counts; the others are stale."""
+    place: int = 0
+    """Its place in the order of a standard queue, which it keeps when its visibility timeout ends by itself."""
 
 
 _LAYOUT = struct.Struct(">QQI")
@@ -69,7 +71,8 @@ class Handles:
     """Makes and reads the receipt handles of one queue.
 
     A handle says which queue, which message and which receive of it, with a check sum: so a handle that was never
-    one, a handle of another queue and a stale one can be told apart without remembering any.
+    one, a handle of another queue and a stale one can be told apart without remembering any. Its alphabet is that of
+    SQS, with ``+`` and ``/``: clients that put something before a handle split at ``-``.
     """
 
     __slots__ = ("_uid",)
@@ -80,14 +83,14 @@ class Handles:
     def make(self, message: Stored) -> str:
         """Return the handle of the latest receive of a message."""
         raw = _LAYOUT.pack(self._uid, message.seq, message.receives & 0xFFFFFFFF)
-        return _PREFIX + urlsafe_b64encode(raw + _CHECKED.pack(crc32(raw))).decode("ascii")
+        return _PREFIX + b64encode(raw + _CHECKED.pack(crc32(raw))).decode("ascii")
 
     def read(self, handle: str) -> tuple[int, int] | None:
         """Return the sequence and the receive that a handle stands for; None if it is not one of this queue."""
         if len(handle) != 36 or not handle.startswith(_PREFIX):
             return None
         try:
-            raw = urlsafe_b64decode(handle[4:])
+            raw = b64decode(handle[4:], validate=True)
             uid, seq, receives = _LAYOUT.unpack_from(raw)
             (check,) = _CHECKED.unpack_from(raw, _LAYOUT.size)
         except (ValueError, struct.error):  # not base64, not ASCII, too short

@@ -5,7 +5,7 @@ A task has no thread: how far it must be by now is worked out whenever anybody l
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_StartMessageMoveTask.html
 """
 
-from base64 import urlsafe_b64encode
+from base64 import b64decode, b64encode
 
 import msgspec
 
@@ -15,6 +15,21 @@ CHUNK = 1_000
 """Messages that a task without a rate moves at once."""
 CHUNK_PAUSE = 0.01
 """Seconds between chunks, so that a large task does not hold up everybody else."""
+
+
+class _Handle(msgspec.Struct, rename="camel"):
+    """What a task handle says."""
+
+    task_id: str
+    source_arn: str
+
+
+def source_of(handle: str) -> str | None:
+    """Return the ARN of the source queue that a task handle names; None if it is no task handle."""
+    try:
+        return msgspec.json.decode(b64decode(handle, validate=True), type=_Handle).source_arn
+    except (ValueError, msgspec.MsgspecError):  # not base64, not ASCII, not JSON in UTF-8, not a handle's JSON
+        return None
 
 
 class Move(msgspec.Struct, array_like=True):
@@ -33,8 +48,8 @@ class Move(msgspec.Struct, array_like=True):
     @property
     def handle(self) -> str:
         """The task handle: opaque for clients, readable for whoever debugs."""
-        text = msgspec.json.encode({"taskId": self.id, "sourceArn": self.source_arn})
-        return urlsafe_b64encode(text).decode()
+        text = msgspec.json.encode(_Handle(self.id, self.source_arn))
+        return b64encode(text).decode()
 
     @property
     def running(self) -> bool:

@@ -61,7 +61,7 @@ def without_permission(queue: LocalQueue, label: str | None) -> str:
     policy = _policy(queue)
     kept = [statement for statement in policy["Statement"] if statement.get("Sid") != label]
     if len(kept) == len(policy["Statement"]):
-        raise invalid_value("Label", label, "can't find label on existing policy.")
+        raise invalid_value("Label", label, "can't find label.")
     policy["Statement"] = kept
     return msgspec.json.encode(policy).decode() if kept else ""
 
@@ -92,7 +92,7 @@ def _checked(request: AddPermission) -> str:
 
 def _policy(queue: LocalQueue) -> dict[str, Any]:
     text = queue.attributes.get("Policy")
-    empty: dict[str, Any] = {"Version": "2012-10-17", "Id": f"{queue.arn}/SQSDefaultPolicy", "Statement": []}
+    empty: dict[str, Any] = {"Version": "2008-10-17", "Id": f"{queue.arn}/SQSDefaultPolicy", "Statement": []}
     policy = msgspec.json.decode(text, type=dict[str, Any]) if text else empty
     statement = policy.setdefault("Statement", [])
     if isinstance(statement, dict):

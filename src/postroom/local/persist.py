@@ -21,7 +21,8 @@ from postroom.local.broker import Broker
 from postroom.local.journal import Journal
 from postroom.local.messages import State, Stored
 from postroom.local.moves import Move
-from postroom.local.queue import INSTANT, LocalQueue, Scope
+from postroom.local.options import Scope
+from postroom.local.queue import INSTANT, LocalQueue
 
 _MAGIC = b"postroom-queue-log 1\n"
 _FRAME = struct.Struct(">II")
@@ -73,6 +74,7 @@ class _Changed(msgspec.Struct, array_like=True, tag="changed"):
     first_received_at: float
     receives: int
     receives_here: int
+    place: int = 0
 
 
 class _Gone(msgspec.Struct, array_like=True, tag="gone"):
@@ -176,7 +178,7 @@ class _Replay:
                 uid=record.uid,
                 attributes={},
                 now=record.created_at,
-                fair=self._broker.fair,
+                fair=self._broker.options.fair,
             )
             self._queues[record.uid] = queue
             self._messages[record.uid] = {}
@@ -194,7 +196,7 @@ class _Replay:
         self._messages[record.uid].clear()
 
     def _stored(self, record: _StoredRecord) -> None:
-        self._broker.seq = max(self._broker.seq, record.message.seq)
+        self._broker.ids.seq = max(self._broker.ids.seq, record.message.seq)
         self.latest = max(self.latest, record.message.sent_at)
         self._messages[record.uid][record.message.seq] = record.message
 
@@ -214,12 +216,13 @@ class _Replay:
             message.first_received_at = record.first_received_at
             message.receives = record.receives
             message.receives_here = record.receives_here
+            message.place = record.place
 
     def _gone(self, record: _Gone) -> None:
         self._messages[record.uid].pop(record.seq, None)
 
     def _counter(self, record: _Counter) -> None:
-        self._broker.seq = max(self._broker.seq, record.seq)
+        self._broker.ids.seq = max(self._broker.ids.seq, record.seq)
 
     def _deleted(self, record: _Deleted) -> None:
         self._broker.registry.deleted_at[Scope(record.account, record.region), record.name] = record.at
@@ -241,7 +244,7 @@ def _queue_record(queue: LocalQueue) -> _QueueRecord:
 
 def _snapshot(broker: Broker) -> Iterator[msgspec.Struct]:
     """Yield records that make the broker's state anew."""
-    yield _Counter(broker.seq)
+    yield _Counter(broker.ids.seq)
     for (scope, name), at in broker.registry.deleted_at.items():
         yield _Deleted(scope.account, scope.region, name, at)
     for queue in broker.registry:
@@ -333,6 +336,7 @@ class Log(Journal):
             first_received_at=message.first_received_at,
             receives=message.receives,
             receives_here=message.receives_here,
+            place=message.place,
         )
         self._buffer += _frame(record)
 

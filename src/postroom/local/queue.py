@@ -7,23 +7,19 @@ decided by the order (:mod:`~postroom.local.fair`, :mod:`~postroom.local.fifo`).
 from collections import deque
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from postroom.local.attributes import DEFAULTS, FIFO_DEFAULTS, Redrive, RedriveAllow, parse_redrive, parse_redrive_allow
 from postroom.local.fair import FairOrder, FairPolicy
 from postroom.local.fifo import Attempts, Deduplication, FifoOrder
 from postroom.local.messages import Handles, State, Stored
+from postroom.local.options import Scope
 from postroom.local.shapes import Receive
 
+SCOPE_PAUSE = 60.0
+"""Seconds until a changed deduplication scope takes effect: SQS needs up to sixty for a changed attribute."""
 INSTANT = 1e-6
 """Two times closer than this are the same: sums of floats differ by less, and no client can tell."""
-
-
-class Scope(NamedTuple):
-    """Whose queues these are: queues of one name in two scopes have nothing to do with each other."""
-
-    account: str = "000000000000"
-    region: str = "us-east-1"
 
 
 class Order(Protocol):
@@ -115,6 +111,7 @@ class LocalQueue:
         self.deleted = False
         self.attributes: dict[str, str] = dict(attributes)
         self.settings = _Settings(attributes)
+        self._by_group = [(now, self.settings.deduplicates_by_group)]  # since when each deduplication scope holds
         self.tags: dict[str, str] = {}
         self.messages: dict[int, Stored] = {}
         self.available = self.delayed = self.in_flight = 0
@@ -132,15 +129,27 @@ class LocalQueue:
         delay = self.settings.delay
         self.replace_attributes({**self.attributes, **changes}, now)
         if self.fifo and self.settings.delay != delay:
-            self._delay_anew(now)
+            self._delay_again(now)
 
     def replace_attributes(self, attributes: Mapping[str, str], now: float) -> None:
-        """Store all attributes anew."""
+        """Replace all attributes."""
+        is_new = not self.attributes
         self.attributes = {name: value for name, value in attributes.items() if value}
         self.settings = _Settings(self.attributes)
         self.modified_at = now
+        by_group = self.settings.deduplicates_by_group
+        if is_new:
+            self._by_group = [(now, by_group)]
+        elif by_group != self._by_group[-1][1]:
+            self._by_group.append((now + SCOPE_PAUSE, by_group))
 
-    def _delay_anew(self, now: float) -> None:
+    def deduplicates_by_group(self, now: float) -> bool:
+        """Whether a deduplication id counts within its message group; as it was set at least a minute ago."""
+        while len(self._by_group) > 1 and self._by_group[1][0] <= now + INSTANT:
+            del self._by_group[0]
+        return self._by_group[0][1]
+
+    def _delay_again(self, now: float) -> None:
         """Apply a new delay to messages that are here and were never received: FIFO queues do, standard ones not."""
         for message in [each for each in self.messages.values() if not each.receives_here]:
             message.visible_at = message.sent_at + self.settings.delay
@@ -162,6 +171,9 @@ class LocalQueue:
 
     def all_attributes(self) -> dict[str, str]:
         """Return every attribute as GetQueueAttributes shows it."""
+        stored = self.attributes
+        if "KmsMasterKeyId" not in stored:  # the reuse period belongs to the key, and is shown only with it
+            stored = {name: value for name, value in stored.items() if name != "KmsDataKeyReusePeriodSeconds"}
         return {
             "QueueArn": self.arn,
             "ApproximateNumberOfMessages": str(self.available),
@@ -171,7 +183,7 @@ class LocalQueue:
             "LastModifiedTimestamp": str(int(self.modified_at)),
             **DEFAULTS,
             **(FIFO_DEFAULTS if self.fifo else {}),
-            **self.attributes,
+            **stored,
         }
 
     # -- messages ------------------------------------------------------------------------------------------------
@@ -221,8 +233,13 @@ class LocalQueue:
         self.order.left(message, now, was_in_flight=False)
         self.order.restore_in_flight(message, now)
 
+    def give_back(self, message: Stored, now: float) -> None:
+        """Make a message available again whose receiver wants it no longer: on a standard queue, as the last one."""
+        message.place = 0
+        self.land(message, now)
+
     def land(self, message: Stored, now: float) -> None:
-        """Make a message that is in flight available again."""
+        """Make a message that is in flight available again, in its old place."""
         message.state = State.AVAILABLE
         message.visible_at = now
         self.in_flight -= 1

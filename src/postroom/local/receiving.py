@@ -30,7 +30,9 @@ _KNOWN_NAMES = frozenset({"All", "SqsManagedSseEnabled", *_SYSTEM_NAMES})
 def check_receive(request: Receive, *, fifo: bool) -> None:
     """Check the parameters of a receive. Raises InvalidParameterValue or InvalidAttributeName."""
     _check_range("MaxNumberOfMessages", request.max_number_of_messages, 1, 10)
-    _check_range("WaitTimeSeconds", request.wait_time_seconds, 0, 20)
+    wait = request.wait_time_seconds
+    if wait is not None and not 0 <= wait <= 20:
+        raise invalid_value("WaitTimeSeconds", wait, "Must be >= 0 and <= 20, if provided.")
     _check_range("VisibilityTimeout", request.visibility_timeout, 0, MAX_VISIBILITY)
     if request.receive_request_attempt_id is not None:
         if not fifo:

@@ -6,7 +6,6 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_Create
 import re
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
-from random import Random
 from urllib.parse import urlsplit
 
 from postroom.local.attributes import (
@@ -14,13 +13,15 @@ from postroom.local.attributes import (
     FIFO_DEFAULTS,
     check_combination,
     check_queue_name,
+    invalid_attribute,
     is_fifo,
     parse_redrive,
     validated,
 )
 from postroom.local.errors import BrokerError, invalid_value, missing_parameter, queue_does_not_exist
-from postroom.local.fair import FairPolicy
-from postroom.local.queue import LocalQueue, Scope
+from postroom.local.ids import Ids
+from postroom.local.options import BrokerOptions, Scope
+from postroom.local.queue import LocalQueue
 
 MAX_LISTED = 1_000
 
@@ -34,10 +35,9 @@ _REMEMBERED_NAMES = 1_000
 class Registry:
     """The queues of all accounts and regions."""
 
-    def __init__(self, rng: Random, fair: FairPolicy, recreate_after: float) -> None:
-        self._rng = rng
-        self._fair = fair
-        self._recreate_after = recreate_after
+    def __init__(self, options: BrokerOptions, ids: Ids) -> None:
+        self.options = options
+        self._ids = ids
         self._queues: dict[Scope, dict[str, LocalQueue]] = {}
         self.deleted_at: dict[tuple[Scope, str], float] = {}
         """When queues were deleted whose names may not be used again yet."""
@@ -61,9 +61,9 @@ class Registry:
             _check_same(existing, stored)
             return existing, False
         self._check_recreation(name, scope, now)
-        queue = LocalQueue(name, scope, uid=self._rng.getrandbits(64), attributes={}, now=now, fair=self._fair)
+        queue = LocalQueue(name, scope, uid=self._ids.queue(), attributes={}, now=now, fair=self.options.fair)
         self.check_references(queue, stored)
-        queue.set_attributes(_with_encryption(stored), now)
+        queue.set_attributes({**self.options.queue_defaults, **_with_encryption(stored)}, now)
         self.add(queue)
         return queue, True
 
@@ -73,12 +73,9 @@ class Registry:
 
     def set_attributes(self, queue: LocalQueue, attributes: Mapping[str, str], now: float) -> None:
         """Check and store attributes of a queue that exists."""
-        if queue.fifo and attributes.get("FifoQueue", "true") != "true":
-            raise BrokerError(
-                "InvalidAttributeValue",
-                "Invalid value for the parameter FifoQueue. Reason: A queue cannot change its type.",
-            )
         stored = validated(attributes, fifo=queue.fifo)
+        if queue.fifo and stored.get("FifoQueue", "true") != "true":
+            raise invalid_attribute("FifoQueue", "Modifying queue type is not supported.")
         self.check_references(queue, stored)
         queue.set_attributes(_with_encryption(stored), now)
 
@@ -87,7 +84,7 @@ class Registry:
         del self._queues[queue.scope][queue.name]
         self._by_url.clear()
         if len(self.deleted_at) >= _REMEMBERED_NAMES:
-            limit = now - self._recreate_after
+            limit = now - self.options.recreate_after
             self.deleted_at = {key: at for key, at in self.deleted_at.items() if at > limit}
         self.deleted_at[queue.scope, queue.name] = now
         queue.clear(now)
@@ -134,7 +131,7 @@ class Registry:
 
     def check_references(self, queue: LocalQueue, attributes: Mapping[str, str]) -> None:
         """Check what attributes say together, and of other queues. Raises InvalidParameterValue and its kin."""
-        check_combination({**queue.attributes, **attributes})
+        check_combination(queue.attributes, attributes)
         text = attributes.get("RedrivePolicy")
         if not text:
             return
@@ -155,7 +152,7 @@ class Registry:
 
     def _check_recreation(self, name: str, scope: Scope, now: float) -> None:
         deleted_at = self.deleted_at.pop((scope, name), None)
-        if deleted_at is not None and now < deleted_at + self._recreate_after:
+        if deleted_at is not None and now < deleted_at + self.options.recreate_after:
             self.deleted_at[scope, name] = deleted_at
             text = "You must wait 60 seconds after deleting a queue before you can create another with the same name."
             raise BrokerError("QueueDeletedRecently", text)
@@ -195,6 +192,8 @@ def locate(url: str, scope: Scope) -> tuple[str, Scope]:
     except ValueError:  # such as half an IPv6 address
         raise BrokerError("InvalidAddress", f"The address {url} is not valid for this endpoint.") from None
     segments = [segment for segment in parts.path.split("/") if segment]
+    if not segments:  # an endpoint, not a queue
+        raise queue_does_not_exist()
     region = scope.region
     if match := _HOST_REGION.match(host):
         region = match.group(1) or match.group(2)

@@ -5,7 +5,6 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMe
 
 import re
 from collections.abc import Sequence
-from random import Random
 
 from postroom.local.contents import (
     MAX_MESSAGE_BYTES,
@@ -19,18 +18,23 @@ from postroom.local.contents import (
     trace_header,
 )
 from postroom.local.errors import BrokerError, invalid_parameter, invalid_value, missing_parameter
+from postroom.local.ids import Ids
 from postroom.local.messages import Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.receiving import not_for_this_type
-from postroom.local.shapes import ChangeVisibilityEntry, DeleteEntry, Send, SendEntry
+from postroom.local.shapes import ChangeVisibilityEntry, DeleteEntry, EntryError, Send, SendEntry
 
 MAX_DELAY = 900
+_NO_DEDUPLICATION = (
+    "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly"
+)
 MAX_BATCH = 10
+_TOO_LONG = "Reason: Message must be shorter than {} bytes."
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
-def new_message(queue: LocalQueue, request: Send, *, sender: str, now: float, seq: int, rng: Random) -> Stored:
-    """Check a send and return the message that it makes. Raises BrokerError."""
+def new_message(queue: LocalQueue, request: Send, *, sender: str, now: float, ids: Ids) -> Stored:
+    """Check a send and return the message that it makes, under the next sequence. Raises BrokerError."""
     body = request.message_body
     if not body:
         raise missing_parameter("MessageBody")
@@ -39,12 +43,11 @@ def new_message(queue: LocalQueue, request: Send, *, sender: str, now: float, se
         check_attributes(attributes)
     size = message_size(body, attributes)
     if size > queue.settings.max_bytes:
-        reason = f"Message must be shorter than {queue.settings.max_bytes} bytes."
-        raise invalid_parameter(f"One or more parameters are invalid. Reason: {reason}")
+        raise invalid_parameter(f"One or more parameters are invalid. {_TOO_LONG.format(queue.settings.max_bytes)}")
     check_text(body)
     return Stored(
-        seq=seq,
-        id=new_id(rng),
+        seq=ids.seq + 1,
+        id=ids.unique(),
         body=body,
         md5=md5_of_body(body),
         sender=sender,
@@ -57,12 +60,6 @@ def new_message(queue: LocalQueue, request: Send, *, sender: str, now: float, se
         deduplication_id=_deduplication_id(queue, request, body),
         visible_at=now + _delay(queue, request),
     )
-
-
-def new_id(rng: Random) -> str:
-    """Return a new random UUID as text."""
-    text = f"{rng.getrandbits(128):032x}"
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
 
 
 def _group(queue: LocalQueue, request: Send) -> str | None:
@@ -84,11 +81,7 @@ def _deduplication_id(queue: LocalQueue, request: Send, body: str) -> str | None
     if not queue.fifo:
         return None
     if not queue.settings.content_based:
-        text = (
-            "The queue should either have ContentBasedDeduplication enabled or "
-            "MessageDeduplicationId provided explicitly"
-        )
-        raise invalid_parameter(text)
+        raise invalid_parameter(_NO_DEDUPLICATION)
     return content_id(body)
 
 
@@ -100,14 +93,15 @@ def _delay(queue: LocalQueue, request: Send) -> int:
         raise invalid_value("DelaySeconds", delay, f"DelaySeconds must be >= 0 and <= {MAX_DELAY}.")
     if queue.fifo:
         if delay:
-            raise not_for_this_type("DelaySeconds", delay)
+            reason = "The request include parameter that is not valid for this queue type."  # as SQS writes it
+            raise invalid_value("DelaySeconds", delay, reason)
         return queue.settings.delay
     return delay
 
 
-def deduplication_key(queue: LocalQueue, message: Stored) -> tuple[str, str]:
+def deduplication_key(queue: LocalQueue, message: Stored, now: float) -> tuple[str, str]:
     """Return under which key a message of a FIFO queue is remembered: queue-wide, or in its message group."""
-    scope = message.group or "" if queue.settings.deduplicates_by_group else ""
+    scope = message.group or "" if queue.deduplicates_by_group(now) else ""
     return scope, message.deduplication_id or ""
 
 
@@ -133,6 +127,21 @@ def check_batch(
         if entry.id in seen:
             raise BrokerError("BatchEntryIdsNotDistinct", f"Id {entry.id} repeated.")
         seen.add(entry.id)
+
+
+def check_batch_ids(queue: LocalQueue, entries: Sequence[SendEntry]) -> None:
+    """Check what fails a whole batch on a FIFO queue: an entry without a group, or without any deduplication id."""
+    for entry in entries:
+        if entry.message_group_id is None:
+            raise invalid_parameter("The request must contain the parameter MessageGroupId.")
+        if entry.message_deduplication_id is None and not queue.settings.content_based:
+            raise invalid_parameter(_NO_DEDUPLICATION)
+
+
+def as_entry_error(entry_id: str, error: BrokerError) -> EntryError:
+    """Return a refusal as an entry of a batch's result shows it. SQS words one of them differently there."""
+    text = error.message.replace("One or more parameters are invalid.", "One or more parameters cannot be validated.")
+    return EntryError(id=entry_id, sender_fault=error.sender_fault, code=error.code, message=text)
 
 
 def check_batch_size(entries: Sequence[SendEntry]) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 
 from postroom.errors import ClosedError, NotOpenError
 from postroom.local.front import Access, Front
+from postroom.local.hosts import HostPolicy
 from postroom.local.http import Connections, HttpConnection
 from postroom.local.inprocess import LocalBroker
 
@@ -30,9 +31,11 @@ class LocalServer:
 
     Args:
         broker: the broker to serve; a new one by default.
-        host: the address, or addresses, to listen on. Loopback by default: there is no protection of any kind.
+        host: the address, or addresses, to listen on. Loopback by default: there is no authentication.
         port: the port; 0 takes a free one.
         access: is called with one line of the request log per request.
+        allow_hosts: more names by which clients may reach it, beside addresses, loopback names, this machine's name
+            and names that are private by their form; see :class:`~postroom.local.hosts.HostPolicy`.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class LocalServer:
         host: str | Sequence[str] = LOOPBACK,
         port: int = 0,
         access: Callable[[Access], None] | None = None,
+        allow_hosts: Sequence[str] = (),
     ) -> None:
         self.broker = broker or LocalBroker()
         self._hosts = (host,) if isinstance(host, str) else tuple(host)
         self._port = port
         self._access = access
+        self._host_policy = HostPolicy(allow_hosts)
         self._stack: AsyncExitStack | None = None
         self._servers: list[asyncio.Server] = []
         self._connections = Connections()
@@ -89,7 +94,7 @@ class LocalServer:
         }
 
     async def _listen(self) -> None:
-        front = Front(self.broker, lambda: self.endpoint_url, self._access)
+        front = Front(self.broker, lambda: self.endpoint_url, self._access, self._host_policy)
         loop = asyncio.get_running_loop()
 
         def connection() -> HttpConnection:

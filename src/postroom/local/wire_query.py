@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from postroom.local.actions import ACTIONS, Action
-from postroom.local.errors import BrokerError
+from postroom.local.errors import BrokerError, invalid_parameter
 from postroom.local.http import Response
 
 NAMESPACE = "http://queue.amazonaws.com/doc/2012-11-05/"
@@ -28,6 +28,9 @@ _MAPS = {
     "MessageSystemAttribute": ("MessageSystemAttributes", "Name"),
     "Tag": ("Tags", "Key"),
 }
+_KINDS = {"MessageAttribute": "message attribute", "MessageSystemAttribute": "message system attribute"}
+_NOT_AT_QUEUES = frozenset({"CreateQueue", "ListQueues"})
+"""Actions that the URL of a queue does not know."""
 _ENTRY = "BatchRequestEntry"
 _MAY_BE_EMPTY = frozenset({"Entries", *_LISTS, *_LISTS.values(), *_MAPS, *(field for field, _ in _MAPS.values())})
 """Names under which botocore of that time sends a list or a map without items: with an empty value."""
@@ -46,11 +49,16 @@ def fields(query: str, body: bytes) -> dict[str, str]:
         raise BrokerError("SerializationException", "The request is not a form in UTF-8.") from None
 
 
-def action_of(form: Mapping[str, str]) -> Action:
-    """Return the action that a form names. Raises InvalidAction."""
+def action_of(form: Mapping[str, str], *, at_queue: bool = False) -> Action:
+    """Return the action that a form names. Raises InvalidAction.
+
+    Args:
+        form: the fields.
+        at_queue: whether the form was sent to the URL of a queue.
+    """
     name = form.get("Action", "")
     action = ACTIONS.get(name)
-    if action is None:
+    if action is None or (at_queue and name in _NOT_AT_QUEUES):
         raise BrokerError("UnknownOperationException", f"The action {name[:100]} is not valid for this endpoint.")
     return action
 
@@ -93,7 +101,7 @@ def _arguments(tree: _Tree) -> dict[str, Any]:
             arguments[_LISTS[name]] = _numbered(value)
         elif name in _MAPS:
             field, key = _MAPS[name]
-            arguments[field] = dict(_pair(item, key) for item in _numbered(value))
+            arguments[field] = dict(_pair(name, item, key) for item in _numbered(value))
         elif name.endswith(_ENTRY):
             arguments["Entries"] = [_arguments(_branch(item) or {}) for item in _numbered(value)]
         else:
@@ -112,10 +120,11 @@ def _numbered(value: Any) -> list[Any]:
         raise BrokerError("SerializationException", "The items of a list must be numbered.") from None
 
 
-def _pair(item: Any, key: str) -> tuple[str, Any]:
+def _pair(of: str, item: Any, key: str) -> tuple[str, Any]:
     pair = _branch(item)
-    if pair is None or key not in pair:
-        raise BrokerError("MissingRequiredParameterException", f"The request must contain the parameter {key}.")
+    if pair is None or not pair.get(key):
+        kind = _KINDS.get(of, of.lower())
+        raise invalid_parameter(f"The request must contain non-empty {kind} {key.lower()}.")
     return str(pair[key]), pair.get("Value", "")
 
 
@@ -135,10 +144,13 @@ def response(action: Action, result: msgspec.Struct | None, request_id: str) -> 
     """Write the response of an action."""
     name = action.name
     parts = [f'<?xml version="1.0"?><{name}Response xmlns="{NAMESPACE}">']
-    if result is not None:
+    values = None if result is None else msgspec.to_builtins(result)
+    if values:
         parts.append(f"<{name}Result>")
-        _write(parts, msgspec.to_builtins(result), f"{name}ResultEntry")
+        _write(parts, values, f"{name}ResultEntry")
         parts.append(f"</{name}Result>")
+    elif values is not None:
+        parts.append(f"<{name}Result/>")
     parts.append(f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{name}Response>")
     return _xml(200, parts, request_id)
 
@@ -148,10 +160,60 @@ def error_response(error: BrokerError, request_id: str) -> Response:
     parts = [
         f'<?xml version="1.0"?><ErrorResponse xmlns="{NAMESPACE}"><Error>',
         f"<Type>{'Sender' if error.sender_fault else 'Receiver'}</Type><Code>{error.code}</Code>",
-        f"<Message>{_text(error.message)}</Message><Detail/></Error>",
+        f"<Message>{_text(_message(error))}</Message><Detail/></Error>",
         f"<RequestId>{request_id}</RequestId></ErrorResponse>",
     ]
     return _xml(error.status, parts, request_id)
+
+
+def _message(error: BrokerError) -> str:
+    """Return the text of an error as this protocol has it."""
+    if error.kind == "QueueDoesNotExist":
+        return "The specified queue does not exist for this wsdl version."
+    return error.message
+
+
+def json_response(action: Action, result: msgspec.Struct | None, request_id: str) -> Response:
+    """Write the response of an action for a client that asked in this protocol and accepts JSON."""
+    name = action.name
+    document: dict[str, Any] = {}
+    if result is not None:
+        values = msgspec.to_builtins(result)
+        document[f"{name}Result"] = {_JSON_NAMES.get(each, each): _pairs(value) for each, value in values.items()}
+    document["ResponseMetadata"] = {"RequestId": request_id}
+    return _json(200, {f"{name}Response": document}, request_id)
+
+
+def json_error_response(error: BrokerError, request_id: str) -> Response:
+    """Write an error for a client that asked in this protocol and accepts JSON."""
+    fault = "Sender" if error.sender_fault else "Receiver"
+    detail = {"Type": fault, "Code": error.code, "Message": _message(error)}
+    return _json(error.status, {"Error": detail, "RequestId": request_id}, request_id)
+
+
+_JSON_NAMES = {"Messages": "messages", "QueueUrls": "queueUrls"}
+
+
+def _pairs(value: Any) -> Any:
+    """Return maps as lists of pairs, within messages too, as this protocol has them."""
+    if isinstance(value, list):
+        return [_message_pairs(item) for item in cast("list[Any]", value)]
+    branch = _branch(value)
+    return value if branch is None else [{"Name": name, "Value": each} for name, each in branch.items()]
+
+
+def _message_pairs(item: Any) -> Any:
+    branch = _branch(item)
+    return item if branch is None else {name: _pairs(value) for name, value in branch.items()}
+
+
+def _json(status: int, document: Any, request_id: str) -> Response:
+    headers = f"x-amzn-RequestId: {request_id}\r\nContent-Type: application/json\r\n"
+    return Response(status, headers, msgspec.json.encode(document))
+
+
+UNKNOWN_OPERATION = Response(404, "Content-Type: application/xml\r\n", b"<UnknownOperationException/>\n")
+"""What a GET without an action gets, whatever it accepts."""
 
 
 def _xml(status: int, parts: list[str], request_id: str) -> Response:

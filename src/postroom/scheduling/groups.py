@@ -55,11 +55,23 @@ class Groups(Generic[T]):
         return group.head
 
     def strike_off(self, ticket: T) -> list[T]:
-        """Strike off, in order, what waits behind a ticket if that is the head of a group."""
+        """Strike off, in order, what waits behind a ticket in its group."""
         group = self._groups.get(ticket.group) if ticket.group is not None else None
-        if group is None or group.head is not ticket:
+        if group is None:
             return []
-        return self._struck_off(group)
+        if group.head is ticket:
+            return self._struck_off(group)
+        return self._struck_off_from(group, group.behind.index(ticket) + 1) if ticket in group.behind else []
+
+    def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:
+        """Whether something holds for the head of a group, or a ticket without one, and for everything behind it in its group."""
+        return check(ticket) and (ticket.group is None or all(map(check, self._groups[ticket.group].behind)))
+
+    def leave(self, ticket: T) -> None:
+        """Take a ticket out that waits behind the head of its group."""
+        if ticket.group is not None:
+            self._groups[ticket.group].behind.remove(ticket)
+            self.behind -= 1
 
     def strike_off_all(self, keep: Callable[[T], bool]) -> list[T]:
         """Strike off, in order within each group, what waits behind any head, from the first that is not kept on.
@@ -73,6 +85,9 @@ class Groups(Generic[T]):
         if keep is not None and keep(group.head):
             while kept < len(group.behind) and keep(group.behind[kept]):
                 kept += 1
+        return self._struck_off_from(group, kept)
+
+    def _struck_off_from(self, group: _Group[T], kept: int) -> list[T]:
         behind = list(group.behind)[kept:]
         for _ in behind:
             group.behind.pop()

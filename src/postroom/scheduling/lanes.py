@@ -232,11 +232,16 @@ class Scheduler(Generic[T]):
         return None
 
     def finish(self, ticket: T, *, seconds: float | None = None) -> None:
-        """Strike off the head of its group or a ticket without one: its slot goes to the next. Idempotent.
+        """Strike a ticket off: its slot goes to the next. Idempotent.
 
         ``seconds`` is how long it held its slot; None leaves it at the estimate.
         """
         if ticket.state is State.DONE:
+            return
+        if ticket.lane is None and ticket.group is not None:  # it was lost while it waited behind its group's head
+            self._groups.leave(ticket)
+            self._waiting -= 1
+            ticket.state = State.DONE
             return
         lane = ticket.lane or lane_of(ticket)
         if ticket.state is State.RUNNING:
@@ -308,7 +313,7 @@ class Scheduler(Generic[T]):
     # -- striking off -------------------------------------------------------------------------------------------
 
     def withdraw_group(self, ticket: T) -> list[T]:
-        """Strike off, in order, what waits behind a ticket in its message group, because that ticket failed."""
+        """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done."""
         behind = self._groups.strike_off(ticket)
         self._waiting -= len(behind)
         return behind
@@ -316,12 +321,12 @@ class Scheduler(Generic[T]):
     def shed(self, *, keep: int, blocked_before: float, may_go: Callable[[T], bool] = lambda _ticket: True) -> list[T]:
         """Strike off, the newest first, what lanes hold beyond ``keep`` that have been blocked since before a time.
 
-        It ends in each lane at the first ticket that may not go.
+        It ends in each lane at the first ticket that may not go, or that has one behind it in its group that may not.
         """
         shed: list[T] = []
         for lane in list(self._blocked):
             if lane.blocked_since <= blocked_before:
-                while lane.size > keep and lane.waiting and may_go(lane.waiting[-1]):
+                while lane.size > keep and lane.waiting and self._groups.holds(lane.waiting[-1], may_go):
                     self._strike_off(lane.waiting.pop(), lane, shed)
         return shed
 

@@ -26,13 +26,13 @@ Attributes = Mapping[str, Mapping[str, Any]]
 MakeQueue = Callable[..., str]
 
 
-def page(slug: str, *, recorded: bool = False) -> pytest.MarkDecorator:
+def page(slug: str, *, recorded: bool = False, recording: str = "") -> pytest.MarkDecorator:
     """Name the AWS page that a check is written from.
 
     `recorded` says that the page leaves a detail open (mostly the code of a refusal) and that the check takes it from
-    published recordings of what SQS itself answers.
+    published recordings of what SQS itself answers; `recording` says so and names which.
     """
-    return pytest.mark.page(slug, recorded=recorded)
+    return pytest.mark.page(slug, recorded=recorded or bool(recording), recording=recording)
 
 
 def page_url(slug: str) -> str:

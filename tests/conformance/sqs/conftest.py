@@ -17,7 +17,7 @@ from postroom.local.threaded import ThreadedServer
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker that every check carries."""
     config.addinivalue_line(
-        "markers", "page(slug, recorded=False): the AWS page that a conformance check is written from"
+        "markers", "page(slug, recorded, recording): the AWS page that a conformance check is written from"
     )
 
 

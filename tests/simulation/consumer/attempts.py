@@ -25,6 +25,14 @@ BETWEEN = 5
 """From this maxReceiveCount on the library may spend receives of its own."""
 
 
+GROUP_WENT_BACK = "its group went back"
+NO_TENANT = "its tenant does not exist"
+_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK})
+"""Excuses of receives that the library has to count as its own all the same."""
+_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT})
+"""Excuses that do not excuse a dead letter without a reason."""
+
+
 def promise(most: int, promised: int | None = None) -> int:
     """Return how many attempts a message has with a maxReceiveCount, and with ``RetryPolicy(attempts=promised)``."""
     if promised is not None and promised <= most:
@@ -68,6 +76,8 @@ class Receive:
     given_back: float | None = None
     delay: float = 0.0
     excuse: str = ""
+    confirmed: bool = False
+    """Whether SQS has confirmed that it was given back, or deleted."""
 
 
 @dataclass(slots=True)
@@ -149,18 +159,31 @@ class Ledger:
                 return most, under, allowance
         return None
 
-    def is_used_up(self, message: str) -> bool:
-        """Return whether a message has failed as often as it was promised, for all that a consumer can know."""
-        least = [promise(most, self.promised) for most in self.policies.values()]
-        if self.promised is not None:
-            least.append(self.promised)
-        if not least or not (failed := self.failures(message)):
-            return False
-        # What failed in another process a consumer can only guess, from SQS's count of receives.
-        return max(failed, *(each.number for each in self.of(message))) >= min(least)
+    def is_used_up(self, message: str, process: str) -> bool:
+        """Return whether a message has failed in a process as often as ``RetryPolicy(attempts=)`` says."""
+        return self.promised is not None and self.failures(message, process) >= self.promised
+
+    def took_back(self, message: str, process: str) -> int:
+        """Return the receives of a message that a process has given back untried, and SQS has confirmed it."""
+        return sum(
+            each.confirmed and not each.tried and each.excuse in _OF_ITS_OWN
+            for each in self.of(message)
+            if each.process == process
+        )
+
+    def has_untried(self, message: str, process: str) -> bool:
+        """Return whether a process has had a receive of a message in which nothing failed."""
+        here = sum(each.process == process for each in self.of(message))
+        return here > self.failures(message, process)
+
+    def confirms(self, handle: str) -> None:
+        """Note that SQS has confirmed the end of a receive."""
+        self.receives[handle].confirmed = True
 
     def judge_dead_letter(self, message: str) -> str | None:
         """Oracle *attempts*: judge a message that SQS moved to the dead-letter queue, so that it has no reason."""
+        if (wrong := self._judge_untried(message)) is not None:
+            return wrong
         if (over := self.overspent(message)) is None:
             return None
         most, spent, allowance = over
@@ -171,6 +194,17 @@ class Ledger:
             f"{message[:4]} is a dead letter without a reason after {failed} failed attempts; it was promised "
             f"{promise(most, self.promised)} of {most} receives, and {spent} were spent on it, {allowance} at most"
         )
+
+    def _judge_untried(self, message: str) -> str | None:
+        """Judge a message that was never tried, and given back at the last receive that it had."""
+        receives = self.of(message)
+        if not receives or any(each.tried for each in receives):
+            return None
+        last = receives[-1]
+        most = None if last.given_back is None else self.policies.known_at(last.given_back)
+        if most is None or last.number < most or last.excuse not in _NO_REASON:
+            return None
+        return f"{message[:4]} is a dead letter without a reason, given back at its last receive and never tried"
 
     def judge_expense(self) -> Iterator[str]:
         """Oracle *expense*: judge what was spent on each message, whatever became of it."""
@@ -186,6 +220,7 @@ class Ledger:
         receive = self.receives[handle]
         least = 1 + self.failures(receive.message, receive.process)
         most = max(each.number for each in self.of(receive.message) if each.process == receive.process)
+        most -= self.took_back(receive.message, receive.process)
         if least <= attempt <= max(least, most):
             return None
         return f"{receive.message[:4]} is told attempt {attempt}: it is at least {least}, and at most {most}"

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
+from simulation.consumer.attempts import GROUP_WENT_BACK
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
 if TYPE_CHECKING:
     from simulation.consumer.process import Process
 
-EARLIEST = 0.2
+EARLIEST = 0.7
 """The part of the retention period after which a message may be given up for it."""
 
 
@@ -46,7 +47,7 @@ class Licence:
         assert process.stopping_since is not None
         shutdown = self._plan.options["shutdown"]
         end = process.stopping_since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
-        in_time = not (process.hurried or process.cancelled) and self._now() < end
+        in_time = not (process.hurried or process.pressed) and self._now() < end
         return in_time and not process.ledger.has_spare(message_id)
 
     def excuse(self, receipt: Receipt) -> str:
@@ -66,7 +67,7 @@ class Licence:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
             if before >= receipt.received_at:
-                return "its group went back"
+                return GROUP_WENT_BACK
         return ""
 
     def _could_hold(self, receipt: Receipt, now: float) -> bool:
@@ -96,19 +97,25 @@ class Licence:
         return message_id in self._process.blame.poisonous and sure
 
     def may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:
-        """Whether a message may become a dead letter for this reason."""
-        plan = self._shared.orders[key]
+        """Whether a message may become a dead letter for this reason. Every reason is known, and has its own proof."""
+        plan, process = self._shared.orders[key], self._process
         match reason.split(":", maxsplit=1)[0]:
+            case "not for us":
+                return plan.kind is Kind.REJECTS
             case "poison":
-                return message_id in self._process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
+                return message_id in process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
-                return self._process.decisions.was_quarantined(plan.tenant)
-            case "not tried" if self._process.functions.raised_since(plan.tenant, 0.0):
-                return True
-            case _ if "at its last receive" in reason or "other receives were spent" in reason:
-                return self._is_at_its_last(message_id)
+                return process.decisions.was_quarantined(plan.tenant)
+            case "not tried":
+                return self._may_stay_untried(message_id, plan, reason)
+            case _ if reason.startswith("the consumer stopped, at its last receive"):
+                return self._is_at_its_last(message_id) and self._has_to_stop(plan)
+            case _ if "other receives were spent" in reason:
+                return self._is_at_its_last(message_id) and process.ledger.has_untried(message_id, process.name)
+            case _ if " failed attempts, the last one with " in reason:
+                return process.ledger.is_used_up(message_id, process.name)
             case _:
-                return self._may_be_given_up(message_id, plan)
+                return False
 
     def _is_at_its_last(self, message_id: str) -> bool:
         """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""
@@ -116,24 +123,21 @@ class Licence:
         policies = self._process.ledger.policies.values()
         return any(most <= max(receives, default=0) for most in policies)
 
-    def _may_be_given_up(self, message_id: str, plan: OrderPlan) -> bool:
-        """Whether there is a reason for a dead letter that no person and no neighbour gave."""
-        if plan.kind in {Kind.REJECTS, Kind.NOBODY, Kind.STRANGER, Kind.MALFORMED}:
-            return True
-        first = self._process.ledger.of(message_id)[0].at
-        if self._shared.unknown_tenant(plan.tenant, first):
-            return True
-        retention = self._plan.retention
-        if retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST:
-            return True
-        return self._process.ledger.is_used_up(message_id) or self._has_to_end(message_id, plan)
-
-    def _has_to_end(self, message_id: str, plan: OrderPlan) -> bool:
-        """Whether a message has to go back at its last receive, for a stop or for its group: SQS says no reason."""
-        receives = self._process.ledger.of(message_id)
-        stops = self._process.stopping_since is not None and not self._could_try(plan.tenant, self._now())
-        group = (plan.group or "") if self._plan.fifo else ""
-        if not stops and self._broken_groups.get(group, -1.0) < receives[-1].at:
+    def _may_stay_untried(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
+        """Whether a message may be given up that was not tried, at its last receive or at the end of its time."""
+        if "retention period" in reason:
+            retention = self._plan.retention
+            return retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST
+        if not self._is_at_its_last(message_id):
             return False
-        number = max(each.number for each in receives)
-        return any(number >= most for most in self._shared.policies.values())
+        if "a message before it in its group" in reason:
+            return self._plan.fifo
+        first = self._process.ledger.of(message_id)[0].at
+        unknown = plan.kind is Kind.STRANGER or self._shared.unknown_tenant(plan.tenant, first)
+        return unknown or self._process.functions.raised_since(plan.tenant, first)
+
+    def _has_to_stop(self, plan: OrderPlan) -> bool:
+        """Whether a consumer that stops can neither try a message nor give it back."""
+        if self._process.stopping_since is None:
+            return False
+        return not self._could_try(plan.tenant, self._now()) or (plan.group or "") in self._broken_groups

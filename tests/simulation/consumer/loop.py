@@ -15,6 +15,10 @@ LIMIT = 20_000.0
 """Virtual seconds after which a schedule counts as stuck."""
 
 
+EPOCH = 1_800_000_000.0
+"""The time on the wall at the beginning, for the queue and for the processes."""
+
+
 class _Task(asyncio.Task[Any]):
     """A task with a hash that does not depend on where it lies in memory, so that sets of tasks replay too."""
 
@@ -97,7 +101,7 @@ class Broker(LocalBroker):
     """A broker whose timers belong to no process: they go on when the one that polls is frozen."""
 
     def __init__(self, *, seed: int) -> None:
-        super().__init__(seed=seed, epoch=1_800_000_000.0)
+        super().__init__(seed=seed, epoch=EPOCH)
         self._home = contextvars.copy_context()
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:

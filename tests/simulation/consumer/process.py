@@ -23,6 +23,7 @@ from postroom.events import Event, MessageSettled
 from postroom.message import Message
 from postroom.testing.faults import FaultyClient
 from postroom.types import Settlement
+from simulation.consumer.attempts import NO_TENANT
 from simulation.consumer.blame import Blame
 from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.control import Decisions
@@ -76,6 +77,8 @@ class Process:
         self.reporting = 0
         self.stopping_since: float | None = None
         self.cancelled = self.hurried = False
+        self.pressed = False
+        """Whether it is cancelled more than once, which ends its handlers at once."""
         self.stubborn = False
         """Whether a handler went on although it was cancelled: a stop does not wait for that for ever."""
         self.disturbed = False
@@ -240,7 +243,7 @@ class Process:
                 self._gave_up(failure.message, error)
                 self.licence.breaks_group(failure.message)
             if isinstance(error, ResourceOpenError) and not for_now:
-                self.ledger.excuses(failure.message.receipt_handle, "its tenant does not exist")
+                self.ledger.excuses(failure.message.receipt_handle, NO_TENANT)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
             if not for_now and not isinstance(error, OwnershipLost) and self.stopping_since is None:
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())

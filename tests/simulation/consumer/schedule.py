@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from postroom.transports.memory import MemoryClient
 from simulation.consumer.happenings import Happenings
 from simulation.consumer.hardships import make_plan
 from simulation.consumer.liveness import bound
-from simulation.consumer.loop import Broker, SimulationLoop
+from simulation.consumer.loop import EPOCH, Broker, SimulationLoop
 from simulation.consumer.plan import Kind, OrderPlan, Plan
 from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
@@ -160,6 +159,7 @@ class Simulation:
         self.facts["stops"] += 1
         if cancel is not None:
             process.cancelled = True
+            process.pressed = cancel != "cancel"
             await self._cancel(process.main, cancel)
         else:
             process.hurried = now
@@ -367,8 +367,7 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             await simulation.run()
             facts.update(simulation.facts)
 
-    began = time.time()
-    wall = SimpleNamespace(time=lambda: began + loop.time())  # the consumer's clock on the wall is right
+    wall = SimpleNamespace(time=lambda: EPOCH + loop.time())  # the consumer's clock on the wall is right
     with _deterministic(seed, logs=plan.logs), mock.patch("postroom.consumer.facts.time", wall):
         try:
             loop.run_until_complete(loop.create_task(main(), name="simulation"))

@@ -186,7 +186,7 @@ def test_the_current_message_is_the_right_one_or_none() -> None:
 
     def play(watch: ContextWatch) -> None:
         settles: Any = None
-        enter_message(MessageContext(_message("a1"), None, None, settles))
+        enter_message(MessageContext(_message("a1"), None, None, None, 1, settles))
         watch.enters("the decoder", "a2", leaves_mark=False)
         watch.logged(logging.LogRecord("postroom", logging.INFO, "", 0, "Message %s is back", ("b1",), None))
         watch.logged(logging.LogRecord("postroom", logging.INFO, "", 0, "Message %s is back", ("a1",), None))

@@ -300,6 +300,8 @@ class Watch:
             receipt = self.receipts[change.receipt_handle]
             if receipt.ended != "change" or receipt.deletes or change.timeout:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not put off")
+            if self.newest[receipt.message_id] != change.receipt_handle:
+                self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:
         """Note which entries SQS confirmed."""
@@ -309,6 +311,7 @@ class Watch:
             if index not in refused:
                 self.receipts[handle].ended = what
                 self.receipts[handle].ended_at = now
+                self.ledger.confirms(handle)
 
     def extended(
         self, changes: Sequence[VisibilityChange], failures: Sequence[EntryFailure] | None, sent_at: float
@@ -330,7 +333,8 @@ class Watch:
         """Judge dead letters as they leave the consumer."""
         for message in messages:
             self.offered.add(str(message.body))
-            reason = message.message_attributes[REASON].string_value or ""
+            said = message.message_attributes.get(REASON)
+            reason = "" if said is None else said.string_value or ""
             key = message.message_attributes["key"].string_value or ""
             self.history.note(self.name, "dead letter", key, reason)
             mine = [receipt for receipt in self.receipts.values() if receipt.body == message.body]

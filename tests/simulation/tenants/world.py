@@ -281,13 +281,13 @@ def _reproducibly(seed: int) -> Iterator[None]:
 def _watching(plan: Plan, made: list[Watched]) -> Iterator[None]:
     """Let a consumer that starts here have a scheduler that looks."""
 
-    def watched(settings: Any, total: int) -> Scheduler[Job]:
-        scheduler = Watched(total=total, per_tenant=settings.concurrency.per_tenant, reserved=total // 12)
+    def watched(**options: Any) -> Watched:
+        scheduler = Watched(**options)
         scheduler.suspects = plan.suspects
         made.append(scheduler)
         return scheduler
 
-    with mock.patch("postroom.consumer.lifecycle._scheduler", watched):
+    with mock.patch("postroom.consumer.lifecycle.Scheduler", watched):
         yield
 
 

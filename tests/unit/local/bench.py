@@ -1,11 +1,10 @@
 """A broker whose clock the test moves by hand, and short words for what tests do all the time."""
 
-from random import Random
 from typing import Any
 
 import msgspec
 
-from postroom.local import Broker, LocalQueue
+from postroom.local import Broker, BrokerOptions, LocalQueue
 from postroom.local.shapes import AttributeValue, Receive, Received, Send
 
 START = 1_700_000_000.0
@@ -16,7 +15,7 @@ class Bench:
 
     def __init__(self, **options: Any) -> None:
         self.now = START
-        self.broker = Broker(lambda: self.now, Random(7), **options)
+        self.broker = Broker(lambda: self.now, BrokerOptions(seed=7, **options))
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -39,7 +38,7 @@ class Bench:
         """Send bodies one by one; on a FIFO queue each with a deduplication id of its own."""
         for body in bodies:
             if queue.fifo and not queue.settings.content_based:
-                options["message_deduplication_id"] = f"id-{self.broker.seq}"
+                options["message_deduplication_id"] = f"id-{self.broker.ids.seq}"
             self.broker.send(queue, Send(message_body=body, message_group_id=group, **options))
 
     def take(self, queue: LocalQueue, limit: int = 10, **options: Any) -> list[Received]:

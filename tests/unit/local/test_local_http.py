@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from postroom.local import LocalServer
-from postroom.local.http import MAX_BODY, HttpError, parse_chunks, parse_head
+from postroom.local.http import MAX_BODY, MAX_HEAD, Chunks, HttpError, parse_head
 
 
 class Client:
@@ -210,12 +210,54 @@ async def test_client_that_does_not_read(server: LocalServer) -> None:
 
 def test_an_incomplete_chunk_is_waited_for() -> None:
     """Half of a chunked body is no body yet, wherever it is cut."""
-    whole = b"3\r\nabc\r\n0\r\n\r\n"
-    for length in range(len(whole)):
-        assert parse_chunks(bytearray(whole[:length]), 0) is None
-    assert parse_chunks(bytearray(whole), 0) == (b"abc", len(whole))
-    with pytest.raises(HttpError):
-        parse_chunks(bytearray(b"x" * 2_000), 0)
+    whole = b"3;a=b\r\nabc\r\n0\r\nTrailer: x\r\n\r\n"
+    for cut in range(len(whole)):
+        chunks, buffer = Chunks(), bytearray(whole[:cut])
+        assert chunks.feed(buffer) is None
+        buffer += whole[cut:] + b"next"
+        assert (chunks.feed(buffer), bytes(buffer)) == (b"abc", b"next")
+
+
+@pytest.mark.parametrize("raw", [b"x" * 2_000, b"-1\r\n", b"\r\n", b"3\r\nabcd\r\n", b"0x1\r\n", b"+3\r\n", b"1_0\r\n"])
+def test_no_chunk(raw: bytes) -> None:
+    """What is no chunk is refused."""
+    with pytest.raises(HttpError) as caught:
+        Chunks().feed(bytearray(raw))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("line", [b"a: " + b"x" * 1_000 + b"\r\n", b"a: " + b"x" * 60_000 + b"\r\n", b"\n" * 999, b"a"])
+def test_trailers_are_bounded_as_headers_are(line: bytes) -> None:
+    """Trailers without an end are refused before they take more memory than headers, however they are cut."""
+    chunks, buffer = Chunks(), bytearray(b"0\r\n")
+
+    def send_on() -> None:
+        while chunks.feed(buffer) is None:
+            assert len(buffer) <= MAX_HEAD + len(line)
+            buffer.extend(line)
+
+    with pytest.raises(HttpError) as caught:
+        send_on()
+    assert caught.value.status == 431
+
+
+def test_framing_of_chunks_is_not_kept() -> None:
+    """A body in chunks of one byte, each with an extension, takes the memory of the body alone."""
+    chunks, buffer = Chunks(), bytearray()
+    for _ in range(1_000):
+        buffer += b"1;" + b"e" * 900 + b"\r\nx\r\n"
+        assert chunks.feed(buffer) is None
+        assert not buffer
+    buffer += b"0\r\n\r\n"
+    assert chunks.feed(buffer) == b"x" * 1_000
+
+
+def test_a_chunked_body_is_bounded() -> None:
+    """A chunk that would make the body larger than allowed is refused before it comes."""
+    chunks, buffer = Chunks(), bytearray(b"1\r\nx\r\n%x\r\n" % MAX_BODY)
+    with pytest.raises(HttpError) as caught:
+        chunks.feed(buffer)
+    assert caught.value.status == 413
 
 
 def test_header_names_in_lower_case() -> None:

@@ -4,13 +4,12 @@ import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from postroom.errors import ConfigurationError
-from postroom.local import Broker, LocalBroker, persist
+from postroom.local import Broker, BrokerOptions, LocalBroker, persist
 from postroom.local.persist import Log
 from postroom.local.shapes import Send
 from postroom.testing.loop import run_virtual
@@ -29,7 +28,7 @@ class Kept(Bench):
         """Lose the broker as a kill does, and open another one on its file."""
         self.log._buffer.clear()  # what was noted but not flushed is lost
         os.close(self.log._file)
-        self.broker = Broker(lambda: self.now, Random(8))
+        self.broker = Broker(lambda: self.now, BrokerOptions(seed=8))
         self.log = Log(self.path, self.broker, self.now)
 
 

@@ -20,10 +20,22 @@ def test_received_once_until_the_timeout(bench: Bench) -> None:
 
 
 def test_oldest_first(bench: Bench) -> None:
-    """Messages come in the order in which they became available; one that came back goes to the end."""
+    """Messages come in the order in which they became available; after its timeout one is back in its place."""
     queue = bench.queue(VisibilityTimeout="10")
     bench.send(queue, "a", "b", "c")
-    assert bench.bodies(queue, 1) == ["a"]
+    assert bench.bodies(queue, 2) == ["a", "b"]
+    bench.send(queue, "d")
+    bench.wait(10)
+    assert bench.bodies(queue) == ["a", "b", "c", "d"]
+
+
+def test_given_back_goes_to_the_end(bench: Bench) -> None:
+    """A message that its receiver gave back goes behind those that wait, and stays there."""
+    queue = bench.queue(VisibilityTimeout="10")
+    bench.send(queue, "a", "b", "c")
+    [first] = bench.take(queue, 1)
+    bench.broker.change_visibility(queue, first.receipt_handle, 0)
+    assert bench.bodies(queue) == ["b", "c", "a"]
     bench.wait(10)
     assert bench.bodies(queue) == ["b", "c", "a"]
 

@@ -1,9 +1,14 @@
 """Queues: create, find, list, attributes, tags, permissions, accounts and regions."""
 
+import dataclasses
+from typing import Any
+
 import msgspec
 import pytest
 
-from postroom.local import Broker, BrokerError, Scope
+from postroom.errors import ConfigurationError
+from postroom.local import Broker, BrokerError, BrokerOptions, LocalBroker, Scope
+from postroom.local.options import Changes
 from postroom.local.registry import locate
 from postroom.local.shapes import AddPermission
 from unit.local.bench import START, Bench
@@ -94,7 +99,7 @@ def test_asked_attributes(bench: Bench) -> None:
 )
 def test_ranges(bench: Bench, name: str, low: int, high: int) -> None:
     """Numbers are accepted up to their limits and refused past them."""
-    queue = bench.queue("q")
+    queue = bench.queue("q", KmsMasterKeyId="alias/key")
     for value in (low, high):
         bench.broker.set_attributes(queue, {name: str(value)})
         assert bench.broker.get_attributes(queue, [name]) == {name: str(value)}
@@ -135,7 +140,6 @@ def test_removed_by_an_empty_text(bench: Bench) -> None:
         {"RedriveAllowPolicy": '{"redrivePermission": "byQueue"}'},
         {"RedriveAllowPolicy": '{"redrivePermission": "byQueue", "sourceQueueArns": [1]}'},
         {"RedriveAllowPolicy": '{"redrivePermission": "allowAll", "sourceQueueArns": ["a"]}'},
-        {"KmsMasterKeyId": "alias/key", "SqsManagedSseEnabled": "true"},
     ],
 )
 def test_wrong_values(bench: Bench, attributes: dict[str, str]) -> None:
@@ -243,12 +247,97 @@ def test_urls(url: str, expected: tuple[str, Scope]) -> None:
     assert locate(url, Scope()) == expected
 
 
-@pytest.mark.parametrize("url", ["http://x/", "http://x/1/q", "http://x/000000000000", "http://x/a/b/c/d/e"])
+@pytest.mark.parametrize("url", ["http://x/1/q", "http://x/000000000000", "http://x/a/b/c/d/e"])
 def test_no_address(url: str) -> None:
     """A URL that cannot be a queue's is an invalid address."""
     with pytest.raises(BrokerError) as caught:
         locate(url, Scope())
     assert caught.value.kind == "InvalidAddress"
+
+
+@pytest.mark.parametrize("url", ["http://x", "http://x/", "https://sqs.us-east-1.amazonaws.com", "none"])
+def test_no_queue(url: str) -> None:
+    """A URL that names an endpoint alone, as a name of no queue, is a queue that does not exist."""
+    with pytest.raises(BrokerError) as caught:
+        Bench().broker.queue(url)
+    assert caught.value.kind == "QueueDoesNotExist"
+
+
+@pytest.mark.parametrize("name", ["FifoQueue", "ContentBasedDeduplication", "SqsManagedSseEnabled"])
+@pytest.mark.parametrize("value", ["True", "False", "TRUE", "true"])
+def test_booleans_as_python_writes_them(bench: Bench, name: str, value: str) -> None:
+    """A boolean attribute is taken in any case, and shown in lower case."""
+    if (name, value) == ("FifoQueue", "False"):
+        with pytest.raises(BrokerError, match="Unknown Attribute FifoQueue"):
+            bench.broker.create_queue("q", {name: value})
+        return
+    queue = bench.queue("q.fifo", **{name: value})
+    assert bench.broker.get_attributes(queue, [name]) == {name: value.lower()}
+    assert bench.queue("q.fifo", **{name: value.lower()}) is queue
+
+
+def test_one_kind_of_encryption(bench: Bench) -> None:
+    """A key and SQS's own keys at once are refused; a key alone takes their place; reset, neither is listed."""
+    names = ["KmsMasterKeyId", "KmsDataKeyReusePeriodSeconds", "SqsManagedSseEnabled"]
+    for present in ({}, {"SqsManagedSseEnabled": "true"}):
+        queue = bench.queue(f"q{len(present)}", **present)
+        with pytest.raises(BrokerError, match="one type of server-side encryption") as caught:
+            bench.broker.set_attributes(queue, {"KmsMasterKeyId": "k", "SqsManagedSseEnabled": "true"})
+        assert caught.value.code == "InvalidAttributeName"
+        bench.broker.set_attributes(queue, {"KmsMasterKeyId": "k", "KmsDataKeyReusePeriodSeconds": "600"})
+        found = bench.broker.get_attributes(queue, names)
+        assert found == dict(zip(names, ("k", "600", "false"), strict=True))
+        with pytest.raises(BrokerError, match="one type of server-side encryption"):
+            bench.broker.set_attributes(queue, {"SqsManagedSseEnabled": "True"})
+        bench.broker.set_attributes(queue, {"KmsMasterKeyId": "", "KmsDataKeyReusePeriodSeconds": "300"})
+        assert bench.broker.get_attributes(queue, names) == {"SqsManagedSseEnabled": "false"}
+
+
+@pytest.mark.parametrize("name", ["DeduplicationScope", "FifoThroughputLimit"])
+def test_attributes_of_fifo_queues_alone(bench: Bench, name: str) -> None:
+    """A standard queue refuses them by name and says why, whatever the value."""
+    for value in ("queue", "perQueue", "nonsense", ""):
+        with pytest.raises(BrokerError, match=f"You can specify the {name} only when") as caught:
+            bench.queue("q", **{name: value})
+        assert caught.value.code == "InvalidAttributeName"
+
+
+def test_defaults_of_new_queues() -> None:
+    """Defaults that the broker is given hold for new queues that do not say otherwise, and are theirs from then on."""
+    bench = Bench(queue_defaults={"MaximumMessageSize": "2048", "DelaySeconds": "3"})
+    queue = bench.queue("q", DelaySeconds="0")
+    names = ["MaximumMessageSize", "DelaySeconds", "VisibilityTimeout"]
+    expected = {"MaximumMessageSize": "2048", "DelaySeconds": "0", "VisibilityTimeout": "30"}
+    assert bench.broker.get_attributes(queue, names) == expected
+    assert bench.queue("q") is queue
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"queue_defaults": {"MaximumMessageSize": "1"}}, "MaximumMessageSize"),
+        ({"queue_defaults": {"FifoQueue": "true"}}, "FifoQueue is none of"),
+        ({"time_scale": 0}, "time_scale"),
+        ({"time_scale": float("nan")}, "time_scale"),
+        ({"recreate_after": -1}, "recreate_after"),
+    ],
+)
+def test_options_that_cannot_work(changes: Any, text: str) -> None:
+    """An option out of range is refused when it is given, by its name."""
+    with pytest.raises(ConfigurationError, match=text):
+        LocalBroker(**changes)
+
+
+def test_an_option_that_does_not_exist() -> None:
+    """A misspelt option is refused as a wrong keyword is, and the options are named."""
+    wrong: Any = {"sede": 1}
+    with pytest.raises(TypeError, match="no option 'sede'"):
+        LocalBroker(**wrong)
+
+
+def test_options_by_keyword_are_all_options() -> None:
+    """Every option can be given by keyword."""
+    assert set(Changes.__annotations__) == {field.name for field in dataclasses.fields(BrokerOptions)}
 
 
 def test_a_cached_url_does_not_outlive_its_queue(bench: Bench) -> None:

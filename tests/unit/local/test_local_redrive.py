@@ -7,8 +7,13 @@ import pytest
 
 from postroom.local import BrokerError, LocalQueue
 from postroom.local.mover import KEPT
-from postroom.local.moves import CHUNK
+from postroom.local.moves import CHUNK, Move
 from unit.local.bench import Bench
+
+
+def move_handle(source_arn: str) -> str:
+    """Return the handle of a task that does not exist."""
+    return Move("10f57157-fc38-4da9-a113-4de7e12d05dd", source_arn, None, None, 0.0, 0).handle
 
 
 def kill(bench: Bench, source: LocalQueue, *bodies: str, group: str | None = None) -> None:
@@ -127,13 +132,23 @@ def test_redrive_allow_policy(bench: Bench, allow: dict[str, object], *, accepte
     [
         ("not json", "InvalidAttributeValue"),
         ("[]", "InvalidAttributeValue"),
-        ('{"maxReceiveCount": 1}', "InvalidAttributeValue"),
-        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": 0}', "InvalidAttributeValue"),
-        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": 1001}', "InvalidAttributeValue"),
-        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": "x"}', "InvalidAttributeValue"),
+        ('{"maxReceiveCount": 1}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": "DEAD"}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": null}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": ""}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": 1, "maxReceiveCount": 1}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": 0}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": 1001}', "InvalidParameterValue"),
+        ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": "x"}', "InvalidParameterValue"),
         ('{"deadLetterTargetArn": "DEAD", "maxReceiveCount": 1, "more": 1}', "InvalidAttributeValue"),
-        ('{"deadLetterTargetArn": "arn:aws:sqs:us-east-1:000000000000:nowhere"}', "InvalidParameterValue"),
-        ('{"deadLetterTargetArn": "arn:aws:sqs:us-east-1:000000000000:f.fifo"}', "InvalidParameterValue"),
+        (
+            '{"deadLetterTargetArn": "arn:aws:sqs:us-east-1:000000000000:nowhere", "maxReceiveCount": 1}',
+            "InvalidParameterValue",
+        ),
+        (
+            '{"deadLetterTargetArn": "arn:aws:sqs:us-east-1:000000000000:f.fifo", "maxReceiveCount": 1}',
+            "InvalidParameterValue",
+        ),
     ],
 )
 def test_wrong_policies(bench: Bench, policy: str, code: str) -> None:
@@ -141,7 +156,7 @@ def test_wrong_policies(bench: Bench, policy: str, code: str) -> None:
     dead = bench.queue("dead")
     bench.queue("f.fifo")
     with pytest.raises(BrokerError) as caught:
-        bench.queue("source", RedrivePolicy=policy.replace("DEAD", dead.arn))
+        bench.queue("source", RedrivePolicy=policy.replace("DEAD", dead.arn).replace("ARN:", dead.arn[:-4]))
     assert caught.value.code == code
 
 
@@ -222,9 +237,43 @@ def test_cancel(bench: Bench) -> None:
     with pytest.raises(BrokerError) as caught:
         bench.broker.cancel_move(handle)
     assert caught.value.kind == "UnsupportedOperation"
+
+
+@pytest.mark.parametrize(
+    ("handle", "code", "status"),
+    [
+        ("foobared", "InvalidParameterValue", 400),
+        ("\xe9", "InvalidParameterValue", 400),
+        ("e30=", "InvalidParameterValue", 400),
+        (move_handle("arn:aws:sqs:us-east-1:000000000000:none"), "ResourceNotFoundException", 404),
+        (move_handle("no arn"), "ResourceNotFoundException", 404),
+        (move_handle("arn:aws:sqs:us-east-1:000000000000:q"), "ResourceNotFoundException", 404),
+    ],
+)
+def test_task_handles_of_no_task(bench: Bench, handle: str, code: str, status: int) -> None:
+    """A text that is no task handle is an invalid value; one of another queue or of another task finds nothing."""
+    bench.queue("q")
     with pytest.raises(BrokerError) as caught:
-        bench.broker.cancel_move("nonsense")
-    assert caught.value.kind == "ResourceNotFoundException"
+        bench.broker.cancel_move(handle)
+    assert (caught.value.code, caught.value.status) == (code, status)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_destination_that_is_deleted_while_a_task_runs(bench: Bench, named: bool) -> None:
+    """The task fails with the reason, named or found by its messages, and what it did not move stays."""
+    source, dead = bench.pair()
+    target = bench.queue("target") if named else source
+    kill(bench, source, *map(str, range(5)))
+    bench.queue("also", RedrivePolicy=source.attributes["RedrivePolicy"])
+    bench.broker.start_move(dead.arn, target.arn if named else None, 1)
+    bench.wait(2)
+    bench.broker.tick(dead)
+    bench.broker.delete_queue(target)
+    bench.wait(1)
+    [task] = bench.broker.list_moves(dead.arn)
+    assert (task.status, task.failure_reason) == ("FAILED", "AWS.SimpleQueueService.NonExistentQueue")
+    assert task.approximate_number_of_messages_moved == 2
+    assert bench.counts(dead) == (3, 0, 0)
 
 
 def test_refused_tasks(bench: Bench) -> None:

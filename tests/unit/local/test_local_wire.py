@@ -101,7 +101,7 @@ def test_a_whole_life(sqs: Any, sqs_server: ThreadedServer) -> None:
         ("EmptyBatchRequest", lambda sqs, url: sqs.delete_message_batch(QueueUrl=url, Entries=[])),
         ("InvalidAttributeName", lambda sqs, url: sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["X"])),
         ("InvalidAttributeValue", lambda sqs, _: sqs.create_queue(QueueName="p", Attributes={"DelaySeconds": "x"})),
-        ("ResourceNotFoundException", lambda sqs, _: sqs.cancel_message_move_task(TaskHandle="x")),
+        ("ResourceNotFoundException", lambda sqs, _: sqs.list_message_move_tasks(SourceArn="x")),
         ("InvalidAddress", lambda sqs, _: sqs.purge_queue(QueueUrl="http://127.0.0.1/nowhere")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -207,7 +207,17 @@ def test_query_protocol(post: Post) -> None:
         ({"Action": "Juggle"}, "InvalidAction"),
         ({"Action": "ReceiveMessage", "MaxNumberOfMessages": "x"}, "MalformedInput"),
         ({"Action": "GetQueueAttributes", "AttributeName__x": "All"}, "MalformedInput"),
-        ({"Action": "CreateQueue", "QueueName": "q2", "Attribute__1__Value": "x"}, "MissingParameter"),
+        ({"Action": "SetQueueAttributes", "Attribute__1__Value": "x"}, "InvalidParameterValue"),
+        (
+            {"Action": "SetQueueAttributes", "Attribute__1__Name": "", "Attribute__1__Value": "x"},
+            "InvalidParameterValue",
+        ),
+        (
+            {"Action": "SendMessage", "MessageBody": "x", "MessageAttribute__1__Value__DataType": "String"},
+            "InvalidParameterValue",
+        ),
+        ({"Action": "CreateQueue", "QueueName": "q2"}, "InvalidAction"),
+        ({"Action": "ListQueues"}, "InvalidAction"),
         ({"Action": "SendMessage", "MessageBody": "x", "MessageBody__1": "y"}, "MalformedInput"),
     ],
 )

@@ -2,8 +2,8 @@
 
 import pytest
 
+from postroom.local import Scope
 from postroom.local.errors import BrokerError
-from postroom.local.queue import Scope
 from postroom.local.registry import locate
 
 

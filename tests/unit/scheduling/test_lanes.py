@@ -397,3 +397,17 @@ def test_enough_is_a_tenants_part_of_what_may_wait() -> None:
     assert made.standing("a", room=20)[0]
     assert not made.standing("b", room=20)[0]
     assert made.standing("c", room=20) == (False, False)
+
+
+def test_a_ticket_behind_the_head_of_its_group_can_be_struck_off() -> None:
+    """It was lost while it waited: it leaves its group, and only what is behind it can be withdrawn with it."""
+    made = Scheduler[Work](total=2, per_tenant=2)
+    head, lost, last = (work(name, group="g") for name in ("a1", "a2", "a3"))
+    for ticket in (head, lost, last):
+        made.add(ticket)
+    assert made.withdraw_group(lost) == [last]
+    made.finish(lost)
+    assert (lost.state, made.waiting, made.behind) == (State.DONE, 1, 0)
+    assert granted(made) == ["a1"]
+    made.finish(head)
+    assert (made.size, made.tenants()) == (0, [])

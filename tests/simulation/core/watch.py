@@ -1,0 +1,361 @@
+"""The oracles of the core's schedules: what must hold whatever happens, and in whatever order.
+
+========== =========================================================================================================
+name       promise
+========== =========================================================================================================
+table      every message has one state, and the scheduler's gauges are what the states add up to
+slots      never more handlers than slots, than a tenant's cap, or than one of a message group
+S8         on a FIFO queue no handler starts before everything earlier in its group has ended
+control    nothing of a paused tenant gets a slot
+breaker    while a breaker is open nothing of its tenant gets a slot, and after its pause one probe does
+outage     nothing gets a slot whose tenant or host the pool leaves alone
+attempts   no message ends in the dead-letter queue without a reason before it had the attempts it was promised
+reason     the consumer rejects only what would end there anyway, has had its attempts, or is about to expire
+expense    a message is parked once, at its first receive, and deferred only with receives that its attempts do not need
+proof      a message is parked only with proof of a noisy and a quiet tenant
+retention  nothing is kept until SQS deletes it, here or away
+wake-ups   a lane that may run has a slot, as long as one is free, or a time at which it is looked at again
+stop       a stop gives back no message whose last receive that was, and leaves nothing behind
+liveness   once everything works again, every message is handled, or rejected with a reason
+memory     what is remembered is bounded, and forgotten when it is over
+========== =========================================================================================================
+"""
+
+from collections import Counter
+from random import Random
+from typing import Any, cast
+
+from postroom.consumer import availability as availability_module
+from postroom.consumer.job import Job
+from postroom.scheduling import State
+from postroom.types import Settlement
+from simulation.core.outside import EPSILON, Letter, Violation
+from simulation.core.plan import CROWD_ENOUGH, MOST_AWAY, Plan
+from simulation.core.world import World
+
+_WINDOW = 10.0
+_MARGIN = 60.0
+_EVERY = 15.0
+"""Seconds between two looks at retention."""
+
+
+class Watch(World):
+    """A world that believes nothing."""
+
+    def __init__(self, plan: Plan, rng: Random) -> None:
+        self.parked: set[Job] = set()
+        self._allowed = plan.total
+        super().__init__(plan, rng)
+
+    def promised(self) -> int | None:
+        """Return the attempts that a message is promised, worked out from the documents."""
+        most, wanted = self.facts.max_receives, self.plan.retry.attempts
+        if most is None:
+            return wanted
+        if wanted is not None:
+            return min(wanted, most)
+        return most if most < 5 else most - max(1, most // 4)
+
+    # -- what is spent ------------------------------------------------------------------------------------------
+
+    def parking(self, job: Job) -> None:
+        """Watch expense and proof."""
+        letter, most = self.letter(job), self.facts.max_receives
+        self.parked.add(job)
+        letter.parks += 1
+        self.counts["parked"] += 1
+        self.require(letter.parks == 1, "expense", f"message {letter.number} is parked {letter.parks} times")
+        self.require(letter.receives == 1, "expense", f"message {letter.number} is parked at receive {letter.receives}")
+        if most is not None:
+            self.require(most >= 5, "expense", f"parked where maxReceiveCount is {most}")
+            self.require(most - 1 >= (self.promised() or 0), "expense", "parked with a receive that was promised")
+        self.require(self.facts.known, "expense", "parked where nothing is known of the queue")
+        self.require(not self.plan.fifo, "expense", "parked on a FIFO queue")
+        scout = self.plan.polling.scout
+        self.require(scout is not False, "proof", "parked without scouting")
+        if scout is True:
+            self._watch_proof(job, letter)
+
+    def _watch_proof(self, job: Job, letter: Letter) -> None:
+        while self.arrivals and self.arrivals[0][0] < self.now - _WINDOW - EPSILON:
+            self.arrivals.popleft()
+        came = list(self.arrivals)
+        text = ""
+        while came:  # whether there is proof may have been looked at when the first of these messages came
+            for seconds in (10.0, 9.0, 8.0, 7.0, 6.0, 5.0):
+                tenants = Counter(tenant for when, tenant in came if when >= self.now - seconds)
+                problem = self._proof(job, tenants)
+                if problem is None:
+                    return
+                text = text or problem
+            if came.pop()[0] < self.now:
+                break
+        self.require(False, "proof", f"message {letter.number} is parked: {text}")
+
+    def _proof(self, job: Job, came: Counter[Any]) -> str | None:
+        """Return why there is no proof in what came."""
+        top, own, least = max(came.values(), default=0), came[job.tenant], min(came.values(), default=0)
+        if len(came) < 2:
+            return "its tenant is alone"
+        if top < CROWD_ENOUGH:
+            return f"the busiest tenant has sent {top} messages"
+        if 2 * own < top:
+            return f"its tenant has sent {own} messages, the busiest {top}"
+        return f"equal tenants: {dict(came)}" if least * 4 > top else None
+
+    def giving_back(self, job: Job, settlement: Settlement, delay: float) -> None:
+        """Watch expense, stop and retention."""
+        if job.settlement is not None or job.lost:
+            return
+        letter, most = self.letter(job), self.facts.max_receives
+        left = letter.sent_at + self.queue.retention - self.now
+        if settlement is Settlement.DEFERRED and job not in self.parked:
+            self._watch_deferral(letter, job, most)
+        elif settlement is Settlement.RETURNED and not self.core.closing and not job.started:
+            letter.crowded += 1
+        if settlement is Settlement.RETURNED and most is not None and letter.receives >= most:
+            enough = letter.attempts + letter.excused >= (self.promised() or 0)
+            known = letter.recent >= (self.promised() or 0)
+            self.require(known or enough, "stop", f"message {letter.number} is returned at its last receive")
+        if settlement is Settlement.DEFERRED and self.facts.redrive is not None:
+            self.require(delay <= left, "retention", f"message {letter.number} is away for {delay:.1f} of {left:.1f} s")
+
+    def _watch_deferral(self, letter: Letter, job: Job, most: int | None) -> None:
+        scheduler = self.scheduler
+        text = f"message {letter.number} is deferred at receive {letter.receives} of {most}, attempts {letter.recent}"
+        self.counts["deferred"] += 1
+        crowded = (
+            scheduler.blocked >= self.plan.most_blocked
+            or scheduler.figures(job.tenant).waiting >= self.plan.most_held
+            or self.core.is_full
+        )
+        if crowded:
+            self.counts["crowded"] += 1
+            letter.crowded += 1
+        if most is None:
+            self.require(crowded or letter.receives <= 2, "expense", text)
+            return
+        self.require(letter.receives < most, "expense", f"{text}, its last one")
+        needed = (self.promised() or 0) - letter.recent
+        self.require(crowded or most - letter.receives >= needed, "expense", f"{text}, {needed} of which it needs")
+
+    def rejects(self, job: Job, reason: str) -> None:
+        """Watch that a rejection is due."""
+        letter, most = self.letter(job), self.facts.max_receives
+        wanted = self.plan.retry.attempts
+        last = most is not None and letter.receives >= most
+        had = wanted is not None and letter.attempts + letter.excused >= wanted
+        expires = letter.sent_at + self.queue.retention - self.now < _MARGIN + 2.0
+        due = last or had or expires or job.lost or job.settlement is not None
+        self.require(due, "reason", f"message {letter.number} is rejected at receive {letter.receives}: {reason}")
+
+    def letter_ended(self, letter: Letter) -> None:
+        """Watch how a message ends."""
+        self.note(letter.fate or "?", letter.number)
+        if letter.fate == "acked":
+            self.require(letter.done, "attempts", f"message {letter.number} is deleted, and was not handled")
+        elif letter.fate == "dead" and self.facts.known and letter.left_at >= self.policy_known_at:
+            promised = self.promised() or 0
+            had = letter.attempts + letter.excused + (letter.crowded if letter.excused else 0)
+            text = f"message {letter.number} is a dead letter after {letter.attempts} of {promised} attempts"
+            self.require(letter.done or had >= promised, "attempts", text)
+        elif letter.fate == "expired" and self.facts.redrive is not None and not self.stopping:
+            job = self.held.get(str(letter.number))
+            waits = job is not None and job.state is State.WAITING and job.lane is not None and job not in self.rejecting
+            if waits and job is not None and job.lane is not None and job.lane.blocked:
+                long = self.now - max(job.lane.blocked_since, job.received_at) > _MARGIN
+                self.require(not long or job.task is not None, "retention", f"message {letter.number} expired here")
+
+    # -- what starts --------------------------------------------------------------------------------------------
+
+    def granted(self, job: Job) -> None:
+        """Watch who gets a slot."""
+        availability, tenant = self.process.availability, job.tenant
+        self.require(not self.tenants.is_paused(tenant), "control", f"tenant {tenant} is paused, and got a slot")
+        breaker = availability._open.get(tenant)
+        if breaker is not None:
+            self.require(job.probe, "breaker", f"tenant {tenant} is broken, and a message that is no probe got a slot")
+            others = [other for other in self.alive if other.probe and other.tenant == tenant and other is not job]
+            self.require(not others, "breaker", f"tenant {tenant} has {1 + len(others)} probes")
+            until = breaker.until or 0.0
+            self.require(until <= self.now + EPSILON, "breaker", f"tenant {tenant} was paused until {until:.3f}")
+        if self.plan.with_pool and job.problem is None and job.lease is None:
+            pause = self.pool.retry_after(tenant)
+            self.require(pause <= 0, "outage", f"tenant {tenant} is left alone for {pause:.3f} s, and got a slot")
+        if self.core.closing:
+            short = self.source.attempts.is_short_of(job)
+            self.require(short or job.task is not None, "stop", f"message {job.message.id} got a slot in a stop")
+
+    def handler_starts(self, job: Job) -> None:
+        """Watch order."""
+        self.note("start", job.message.id)
+        if job.group is None:
+            return
+        number = self.letter(job).number
+        for other in self.queue.open.values():
+            if other.number >= number:
+                return
+            before = other.group == job.group and not other.done and other.sent_at <= self.now
+            self.require(not before, "S8", f"message {number} starts before {other.number} of its group")
+
+    # -- what is here -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Compare the scheduler with the states of the messages."""
+        running, lined, suspended, behind = self._count_states()
+        scheduler = self.scheduler
+        gauges = scheduler.statistics()
+        said = (gauges.running, gauges.waiting, gauges.suspended, scheduler.behind)
+        seen = (sum(running.values()), sum(lined.values()) + behind, sum(suspended.values()), behind)
+        if said != seen:
+            raise Violation(f"table: running, waiting, suspended, behind: {said}, by their states {seen}")
+        blocked = seen[2]
+        for lane in scheduler._lanes.values():
+            tenant = lane.tenant
+            here = (lane.running, len(lane.waiting), lane.suspended)
+            count = (running.get(tenant, 0), lined.get(tenant, 0), suspended.get(tenant, 0))
+            if here != count:
+                raise Violation(f"table: lane of tenant {tenant}: {here}, by states {count}")
+            if lane.blocked:
+                blocked += len(lane.waiting)
+            if lane.blocked is not (lane in scheduler._blocked) or lane.paused is not self.tenants.is_paused(tenant):
+                raise Violation(f"table: tenant {tenant} is blocked, or paused, and it is not known")
+        if scheduler.blocked != blocked or len(scheduler._blocked) > len(scheduler._lanes):
+            raise Violation(f"table: {scheduler.blocked} blocked, not {blocked}")
+        self._watch_bounds()
+
+    def _count_states(self) -> tuple[dict[Any, int], dict[Any, int], dict[Any, int], int]:
+        running: dict[Any, int] = {}
+        lined: dict[Any, int] = {}
+        suspended: dict[Any, int] = {}
+        groups: set[str] = set()
+        behind = 0
+        for job in tuple(self.alive):
+            state, tenant = job.state, job.tenant
+            if state is State.WAITING:
+                if job.lane is not None:
+                    lined[tenant] = lined.get(tenant, 0) + 1
+                else:
+                    behind += 1
+                continue
+            if state is State.DONE:
+                del self.alive[job]
+                task: Any = job.task
+                if job.turn is not None and not job.turn.done() and not task.cancelling:
+                    raise Violation(f"table: {job} is over, and its task waits for its turn")
+                continue
+            counts = running if state is State.RUNNING else suspended
+            counts[tenant] = counts.get(tenant, 0) + 1
+            if job.task is None:
+                raise Violation(f"table: {job} has no task")
+            if job.group is not None:
+                if job.group in groups:
+                    raise Violation(f"slots: two of group {job.group} are at work")
+                groups.add(job.group)
+        return running, lined, suspended, behind
+
+    def _watch_bounds(self) -> None:
+        core = self.core
+        resolving = sum(map(len, self.resolving.values()))
+        said = core.resolving + core.unresolved
+        if said != resolving:
+            raise Violation(f"table: {said} are being resolved, not {resolving}")
+        away = core.away
+        count = len(away._callable) + sum(map(len, away._behind.values()))
+        # What leaves at the same time is counted when it is confirmed.
+        if len(away) != count or count > MOST_AWAY + 60:
+            raise Violation(f"memory: {len(away)} are away, or {count}")
+        remembered, most = self.process.availability, availability_module.REMEMBER
+        if len(remembered._breakers) > most or len(remembered._outages) > most:
+            raise Violation("memory: more is remembered of breakers and outages than may be")
+
+    def watch_slots(self) -> None:
+        """Watch after a dispatch that no slot is free for a lane that may run, and that nothing sleeps unseen."""
+        scheduler = self.scheduler
+        running = scheduler.statistics().running
+        self._allowed = max(self.total, min(self._allowed, running))
+        self.require(running <= self._allowed, "slots", f"{running} of {self.total} run")
+        wake = scheduler.next_wake()
+        for lane in scheduler._lanes.values():
+            if lane.asleep:
+                self._watch_sleep(lane, wake)
+                continue
+            if self.core.closing or lane.blocked or not lane.waiting or running >= self.total:
+                continue
+            cap = self._cap_of(lane.tenant)
+            if lane.running >= cap:
+                continue
+            free = self.total - running
+            reserved = min(self.plan.reserved, self.total - 1)
+            kept = free <= reserved and lane.running > 0
+            self.require(kept, "wake-ups", f"tenant {lane.tenant} waits beside {free} free slots")
+
+    def _watch_sleep(self, lane: Any, wake: float | None) -> None:
+        if lane.asleep_until is None:
+            probes = [job for job in self.alive if job.probe and job.tenant == lane.tenant]
+            alive = [job for job in probes if job.task is not None]
+            self.require(bool(alive), "wake-ups", f"tenant {lane.tenant} sleeps until its probe ends; it has none")
+        else:
+            known = wake is not None and wake <= lane.asleep_until + EPSILON
+            self.require(known, "wake-ups", f"tenant {lane.tenant} sleeps, and nothing wakes it")
+            # The end of a message dispatches: nothing else has to, while one is on its way there.
+            rejecting = any(cast("Any", job.task).stage == "rejecting" for job in self.jobs)
+            busy = rejecting or self.scheduler.statistics().running >= self.total
+            timer = self._waking is not None or self.stopping or busy or lane.asleep_until <= self.now
+            self.require(timer, "wake-ups", "no timer runs")
+
+    def adjust(self, total: int, per_tenant: int) -> None:
+        """Change how much runs at once: what runs goes on."""
+        self._allowed = max(self.scheduler.statistics().running, total)
+        super().adjust(total, per_tenant)
+
+    def change_policy(self, most: int | None) -> None:
+        """Change the redrive policy. The consumer learns of it later."""
+        self.note("redrive", most)
+        self.queue.set_most(most)
+        self.policy_known_at = self.now + 1e9
+        self.later(self.rng.choice([0.0, 2.0, 60.0]), self._learn)
+
+    def _learn(self) -> None:
+        self.policy_known_at = self.now
+        if self.plan.known:
+            self.facts.redrive = self.queue.redrive
+
+    def _cap_of(self, tenant: Any) -> int:
+        rule = self.tenants._rules.get(tenant)
+        if rule is not None and rule.concurrency is not None:
+            return rule.concurrency
+        caps = self.plan.caps or {}
+        return caps.get(tenant, self.per_tenant)
+
+    # -- at the end ---------------------------------------------------------------------------------------------
+
+    def nothing_is_left(self, oracle: str) -> None:
+        """Watch that nothing is here."""
+        scheduler = self.scheduler
+        self.check()
+        left = [job for job in self.alive if job.state is not State.DONE]
+        self.require(not left, oracle, f"{len(left)} messages are left in the table: {left[:3]}")
+        self.require(not self.jobs, oracle, f"{len(self.jobs)} tasks are left")
+        self.require(scheduler.size == scheduler.blocked == scheduler.behind == 0, oracle, "gauges are not zero")
+        self.require(not scheduler._lanes and not len(scheduler._groups), oracle, "lanes or groups are left")
+        self.require(not scheduler._blocked, oracle, "blocked lanes are left")
+        self.require(not self.core.actions, oracle, "actions are left")
+
+    def nothing_is_remembered(self) -> None:
+        """Watch that what is over is forgotten, once every message has ended."""
+        attempts, availability = self.source.attempts, self.process.availability
+        gone = {str(letter.number) for letter in self.queue.letters if letter.fate in {"acked", "rejected"}}
+        strangers = {str(letter.number) for letter in self.queue.letters if letter.excused or letter.done}
+        for counts in (attempts._failed, attempts._spent, attempts._poison):
+            left = (counts.keys() & gone) - strangers
+            self.require(not left, "memory", f"messages that have ended are remembered: {sorted(left)[:3]}")
+        self.core.sweep(self.now + 100_000.0)
+        self.require(not len(self.core.away), "memory", f"{len(self.core.away)} are away, and nothing is left")
+        self.require(not self.core.away._behind, "memory", "obstacles of what was away are left")
+        for tenant, works in self.last.items():
+            outage = availability.outage(tenant) if works else None
+            self.require(outage is None, "memory", f"tenant {tenant} works, and is said to be unavailable: {outage}")
+
+
+__all__ = ["Watch"]

@@ -1,0 +1,189 @@
+"""What the seeded schedules of the core found, one test for each."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from postroom.consumer import availability as availability_module
+from postroom.consumer.core import GiveBack, Reject, ReturnGroup
+from postroom.consumer.job import Job
+from postroom.message import Message
+from postroom.options import Faults
+from postroom.types import Settlement
+from simulation.core.outside import ModelFacts
+from simulation.core.plan import Plan, draw_plan
+from simulation.core.world import World
+
+
+class Scene(World):
+    """A core that is driven by hand, with everything at rest around it."""
+
+    def __init__(self, **changes: object) -> None:
+        plan = draw_plan(Random(1))
+        calm: dict[str, object] = {"fifo": False, "most": 8, "known": True, "with_pool": False, "trouble": 0.0}
+        calm |= {"total": 4, "per_tenant": 4, "reserved": 0, "caps": None, "weight": 0, "remember": 10_000}
+        made: Plan = replace(plan, **(calm | changes))  # type: ignore[arg-type]
+        super().__init__(made, Random(1))
+
+    def job(self, name: str, *, tenant: int = 0, group: str | None = None, receives: int = 1) -> Job:
+        """Make a message that was received."""
+        message = Message(id=name, body="", system_attributes={"ApproximateReceiveCount": str(receives)})
+        made = self.source.of(message, received_at=self.now, visibility=60.0)
+        made.tenant = made.context = tenant
+        made.group = group
+        self.source.resolved(made)
+        return made
+
+    def arrive(self, *jobs: Job) -> None:
+        """Hand messages to the core."""
+        for job in jobs:
+            self.core.arrive(job, self.now)
+
+    @property
+    def known(self) -> ModelFacts:
+        """What is known of the queue."""
+        return self.facts
+
+
+def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None:
+    """At its last receive it would become a dead letter that was never tried: it is rejected instead."""
+    scene = Scene(fifo=True, most=3)
+    head = scene.job("head", group="g")
+    last, fresh = scene.job("last", group="g", receives=3), scene.job("fresh", group="g")
+    scene.arrive(head, last, fresh)
+    assert scene.core.next(0.0) is head
+    scene.core.retry(head, ValueError(), 1.0)
+    retried, rejected, returned, group = scene.core.actions
+    assert isinstance(retried, GiveBack)
+    assert isinstance(rejected, Reject)
+    assert rejected.job is last
+    assert "a message before it in its group was not done" in rejected.reason
+    assert returned == GiveBack(fresh, Settlement.RETURNED)
+    assert group == ReturnGroup("g")
+
+
+def _crowd(scene: Scene, count: int = 30) -> list[Job]:
+    """Let a paused tenant's messages fill the core, beyond its lane."""
+    scene.tenants.pause(0)
+    scene.scheduler.control(0, paused=True)
+    jobs = [scene.job(str(number)) for number in range(count)]
+    for job in jobs:
+        scene.scheduler.add(job)
+    return jobs
+
+
+def test_room_is_not_made_beyond_what_may_be_away() -> None:
+    """Nor while the queue has too many messages in flight: what waits stays here."""
+    for full in (False, True):
+        scene = Scene(most=None)
+        _crowd(scene)
+        scene.facts.full_until = 1e9 if full else 0.0
+        scene.core.away._count = 0 if full else 60_000
+        scene.core.relieve(10.0)
+        assert not scene.core.actions
+    scene = Scene(most=None)
+    _crowd(scene)
+    scene.core.relieve(10.0)
+    assert scene.core.actions
+
+
+def test_what_makes_room_is_back_before_its_retention_period_ends() -> None:
+    """It would be deleted while it is away; a message that is about to be deleted stays, for the sweep."""
+    scene = Scene(most=8, retention=61.5)
+    _crowd(scene)
+    scene.core.relieve(0.0)
+    scene.now = scene.facts.now = 0.2
+    scene.core.relieve(10.0)
+    delays = [action.delay for action in scene.core.actions if isinstance(action, GiveBack)]
+    assert delays
+    assert max(delays) <= 1.5
+
+
+def test_a_group_makes_room_as_a_whole() -> None:
+    """Also what is still being resolved of it; and not at all if one of its messages has no receive to spare."""
+    for receives in (1, 8):
+        scene = Scene(fifo=True, most=8)
+        scene.tenants.pause(0)
+        scene.scheduler.control(0, paused=True)
+        for number in range(30):
+            scene.arrive(scene.job(f"{number}a", group=str(number)))
+            scene.arrive(scene.job(f"{number}b", group=str(number), receives=receives))
+        scene.core.relieve(10.0)
+        groups = [action.group for action in scene.core.actions if isinstance(action, ReturnGroup)]
+        assert bool(groups) == (receives == 1)
+
+
+def test_what_has_its_resources_in_hand_makes_no_room() -> None:
+    """Its task waits for its turn, and would wait without end."""
+    scene = Scene(most=None)
+    jobs = _crowd(scene)
+    for job in jobs:
+        job.task = object()  # type: ignore[assignment]
+    scene.core.relieve(10.0)
+    assert not scene.core.actions
+
+
+def test_a_probe_of_a_breaker_that_closed_is_no_probe_of_the_next_one() -> None:
+    """Another message of its tenant succeeded meanwhile; it may not start while the next breaker is open."""
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    earlier, failing, probe = scene.job("earlier"), scene.job("failing"), scene.job("probe")
+    core, availability = scene.core, scene.process.availability
+    scene.arrive(earlier, failing, probe)
+    assert [core.next(0.0), core.next(0.0)] == [earlier, failing]
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(0.0) is None
+    assert core.next(100.0) is probe
+    core.suspend(probe, 100.0)
+    core.succeeded(earlier, 100.0)
+    core.finish(earlier, 100.0)
+    scene.arrive(again := scene.job("again"))
+    core.failed(again, ValueError(), 100.0)
+    core.resume(probe)
+    assert availability.wait(probe, 100.0) is not None
+    assert core.next(100.0) is None
+
+
+def test_the_end_of_a_probe_wakes_its_tenant_whose_breaker_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many tenants failed meanwhile that the oldest breaker is not remembered."""
+    monkeypatch.setattr(availability_module, "REMEMBER", 1)
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    core = scene.core
+    failing, probe, last = scene.job("failing"), scene.job("probe"), scene.job("last")
+    scene.arrive(failing, probe, last)
+    assert core.next(0.0) is failing
+    other = scene.job("other", tenant=1)
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(100.0) is probe
+    core.failed(other, ValueError(), 100.0)
+    assert core.next(100.0) is None
+    core.finish(probe, 101.0)
+    assert core.next(101.0) is last
+
+
+def test_a_probe_that_goes_back_into_its_lane_is_none() -> None:
+    """Its tenant was paused while its resources were opened: another message may be the probe after that."""
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    core = scene.core
+    failing, probe, last = scene.job("failing"), scene.job("probe"), scene.job("last")
+    scene.arrive(failing, probe, last)
+    assert core.next(0.0) is failing
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(100.0) is probe
+    core.suspend(probe, 100.0)
+    core.put_back(probe, 101.0)
+    scene.scheduler.prefer(0, lambda job: job is last)
+    assert core.next(101.0) is last
+
+
+def test_the_last_receive_of_a_message_is_never_spent_on_a_deferral() -> None:
+    """Also when it has had its promised attempts: away it would become a dead letter without a reason."""
+    scene = Scene(most=5)
+    job = scene.job("tried", receives=5)
+    for _ in range(4):
+        scene.source.attempts.failed(job)
+    assert not scene.source.attempts.may_defer(job)
+    assert scene.source.attempts.may_defer(scene.job("fresh"))
