@@ -470,14 +470,14 @@ class Core:
             self.deferred += 1
             job.source.facts.hid()
             job.away_from = wait.obstacle if wait is not None else None
-            self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job) - _MARGIN))
+            self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job)))
 
     def _may_be_shed(self, job: Job) -> bool:
         """Whether a message that waits may be deferred. One that has a task has its resources in hand."""
         facts = job.source.facts
         if job.task is not None or len(self.away) >= MOST_AWAY or facts.refusal() is not None:
             return False
-        return job.source.attempts.may_defer(job) and facts.seconds_left(job) >= _MARGIN + 1.0
+        return job.source.attempts.may_defer(job) and facts.seconds_left(job) >= 1.0
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
