@@ -99,7 +99,8 @@ class Tenants:
     def quarantine(self, key: Hashable, *, reason: str = "tenant in quarantine") -> None:
         """Send a tenant's messages to the dead-letter queue with a reason, until it is resumed.
 
-        They can be redriven from there. Without a dead-letter queue each counts as failed and is tried again later.
+        They can be redriven from there. Without a dead-letter queue they go back, and come again after the backoff; no
+        attempt is counted.
         """
         self._decide(key, state=TenantState.QUARANTINED, reason=reason)
 
