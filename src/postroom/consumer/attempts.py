@@ -53,8 +53,11 @@ class Attempts:
         return max(known + 1, job.receives - self._spent.get(job.message.id, 0), 1)
 
     def failed(self, job: Job) -> None:
-        """Note a failed attempt."""
-        _add(self._failed, job.message.id)
+        """Note a failed attempt. A second note of the same receive does nothing."""
+        job.tried = True
+        if not job.counted:
+            job.counted = True
+            _add(self._failed, job.message.id)
 
     def spent(self, job: Job) -> None:
         """Note that a receive ended without an attempt."""

@@ -192,6 +192,7 @@ class Core:
 
     def _park(self, job: Job) -> None:
         self.parked += 1
+        self.policy.parked()
         job.source.facts.hid()
         self.give_back(job, Settlement.DEFERRED, self._rng.uniform(*_PARK))
 
@@ -327,6 +328,7 @@ class Core:
 
     def succeeded(self, job: Job, now: float) -> None:
         """Note that a handler returned."""
+        self.policy.handled()
         job.source.attempts.succeeded(job)
         if self.availability.succeeded(job, now):
             job.probe = False

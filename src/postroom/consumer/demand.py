@@ -107,6 +107,14 @@ class ReceivePolicy(Protocol):
         """Note what a receive brought."""
         ...
 
+    def handled(self) -> None:
+        """Note that a message was handled."""
+        ...
+
+    def parked(self) -> None:
+        """Note that a message was parked."""
+        ...
+
     def wants_company(self) -> bool:
         """Whether pollers that pause should look again, because messages come."""
         ...
@@ -201,6 +209,14 @@ class AdaptivePolicy:
                 self._sparse = 0 < answer.runnable <= SPARSE
         self._pace_next(answer, now)
         self._scouting.received(now, emptied=answer.count < ask.limit)
+
+    def handled(self) -> None:
+        """Note that a message was handled: one more may be parked."""
+        self._scouting.handled()
+
+    def parked(self) -> None:
+        """Note that a message was parked."""
+        self._scouting.parked()
 
     def wants_company(self) -> bool:
         """Whether pollers that pause should look again, because messages come."""

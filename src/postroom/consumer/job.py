@@ -67,6 +67,8 @@ class Job(Delivery, eq=False, kw_only=True):
     reported: bool = False
     """Whether ``on_error`` was told that it waits for its tenant's resources: once is enough."""
     cancellation: Cancellation | None = None
+    counted: bool = False
+    """Whether a failed attempt was counted: a receive is one attempt, however often it is said to have failed."""
     away_from: Any = None
     """The obstacle for which it was given back, if it was: the end of that obstacle calls it back."""
 

@@ -179,7 +179,7 @@ class Pipeline:
             raise OwnershipLost(text, message_id=job.message.id)
         if not self._core.keeps(job):
             raise _NotNow
-        job.started = True
+        job.started = job.tried = True
         settling = _Settling(self._source, job, self._engine.tasks.loop)
         ctx = MessageContext(job.message, job.context, resources, job.tenant, job.attempt, settling)
         enter_message(ctx)
@@ -419,8 +419,13 @@ class _Settling(msgspec.Struct, eq=False):
         job = self._job
         if delay is None:
             delay = exponential(self._source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
-        await self._source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
-        self._source.attempts.failed(job)
+        attempts = self._source.attempts
+        attempts.failed(job)
+        if attempts.is_over(job) and self._source.facts.redrive is not None:
+            reason = f"{attempts.known(job)} failed attempts, the last one with ctx.retry()"
+            await self._source.settler.reject(job, reason)
+        else:
+            await self._source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""

@@ -29,6 +29,8 @@ class Delivery(Ticket, eq=False, kw_only=True):
     """The policy of its tenant, once that is known; None for the consumer's own."""
     attempt: int = 1
     """Which attempt this is, the first one being 1."""
+    tried: bool = False
+    """Whether the user's code has run for it: otherwise this attempt was not made."""
     covered: bool = False
     """Whether the heartbeat extends it."""
     beating: bool = False

@@ -96,7 +96,10 @@ def _identity(delivery: Delivery, source: QueueInfo) -> Iterator[tuple[str, Mess
     yield QUEUE, MessageAttribute(string_value=source.arn or source.name)
     if trace := message.system_attributes.get("AWSTraceHeader"):
         yield TRACE, MessageAttribute(string_value=trace)
-    yield ATTEMPTS, MessageAttribute("Number", string_value=str(delivery.attempt))
+    yield (
+        ATTEMPTS,
+        MessageAttribute("Number", string_value=str(delivery.attempt if delivery.tried else delivery.attempt - 1)),
+    )
     for name, moment in ((SENT, "SentTimestamp"), (FIRST_RECEIVED, "ApproximateFirstReceiveTimestamp")):
         if (shown := _moment(message.system_attributes, moment)) is not None:
             yield name, MessageAttribute(string_value=shown)

@@ -124,8 +124,9 @@ class TestOutcomes:
         failing = job("a", of=queue)
         queue.attempts.failed(failing)
         made.retry(failing, ValueError(), 5.0, tried=True)
-        queue.attempts.failed(failing)
-        made.retry(failing, ValueError(), 5.0, tried=True)
+        again = job("a", of=queue, receives=2)
+        queue.attempts.failed(again)
+        made.retry(again, ValueError(), 5.0, tried=True)
         first, second = made.actions
         assert isinstance(first, GiveBack)
         assert first.delay == 5.0
@@ -184,3 +185,16 @@ class TestAway:
         away.add(Absent(queue, "5", "5", 20.0), Obstacle(ObstacleKind.TENANT, "a"))
         away.tidy(30.0)
         assert len(away) == 0
+
+
+class TestCounting:
+    """One receive is one attempt."""
+
+    def test_a_failure_that_is_told_twice_counts_once(self) -> None:
+        """A handler that asks for a retry and raises, or an ``on_error`` that raises ``Retry``."""
+        queue = source(max_receives=10)
+        attempts = Attempts(queue.facts)
+        failing = job("a", of=queue)
+        attempts.failed(failing)
+        attempts.failed(failing)
+        assert attempts.known(failing) == 1

@@ -214,7 +214,7 @@ def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(monkeypa
 
 @pytest.mark.parametrize("mode", AckMode)
 def test_quarantine_without_a_dead_letter_queue_deletes_nothing(mode: AckMode) -> None:
-    """Its handler was not called: in every mode the message is still there when the tenant is resumed, and was not tried."""
+    """Its handler was not called: in every mode the message is still there when the tenant is resumed, untried."""
 
     async def scenario(world: World) -> list[tuple[str, int]]:
         world.create()

@@ -1,0 +1,77 @@
+"""``RetryPolicy(attempts=)``: as many attempts as were promised, however a handler says that it failed."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from postroom import Consumer, Drop, Failure, MessageContext, Retry, RetryPolicy
+from support.world import Order, Tenant, World, in_world
+
+
+@pytest.mark.parametrize("how", ["raises", "Retry", "on_error", "ctx.retry()", "ctx.retry() and raises"])
+def test_a_message_gets_as_many_attempts_as_were_promised(how: str) -> None:
+    """Then it is a dead letter with the reason, and tells how often it was tried."""
+
+    async def scenario(world: World) -> tuple[list[int], str | None, str | None]:
+        world.create(dead_letters="dead", receives=20)
+        seen: list[int] = []
+
+        def on_error(failure: Failure) -> None:
+            if how == "on_error":
+                raise Retry(delay=1)
+
+        retry = RetryPolicy(attempts=4, base=1, cap=1)
+        orders: Consumer[Tenant] = Consumer(
+            "orders", context=Tenant, client=world.client, retry=retry, on_error=on_error
+        )
+
+        @orders.handler
+        async def fails(order: Order, ctx: MessageContext[Tenant]) -> None:
+            seen.append(ctx.attempt)
+            if how == "Retry":
+                raise Retry(delay=1)
+            if how.startswith("ctx.retry()"):
+                await ctx.retry(delay=1)
+            if how != "ctx.retry()":
+                raise ValueError
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(120)
+        [letter] = await world.broker.receive("dead")
+        attributes: Any = letter.message_attributes
+        return seen, attributes["postroom.reason"].string_value, attributes["postroom.attempts"].string_value
+
+    seen, reason, attempts = in_world(scenario)
+    assert seen == [1, 2, 3, 4]
+    assert str(reason).startswith("4 failed attempts")
+    assert attempts == "4"
+
+
+@pytest.mark.parametrize("where", ["handler", "on_error"])
+def test_a_message_can_be_dropped(where: str) -> None:
+    """On a queue without a dead-letter queue what can never be handled would come back until it expires."""
+
+    async def scenario(world: World) -> tuple[int, tuple[int, int]]:
+        world.create()
+        tries = 0
+
+        def on_error(failure: Failure) -> None:
+            if where == "on_error":
+                raise Drop("not for us")
+
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client, on_error=on_error)
+
+        @orders.handler
+        async def fails(order: Order, ctx: MessageContext[Tenant]) -> None:
+            nonlocal tries
+            tries += 1
+            raise Drop("not for us") if where == "handler" else ValueError
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(60)
+        return tries, world.counts()
+
+    assert in_world(scenario) == (1, (0, 0))
