@@ -56,7 +56,8 @@ class Consumer(Generic[C, R]):
             message, attempt) that returns the options for that message. It is called in the event loop and must be
             quick; if it raises, the defaults apply to that message.
         on_error: called with a ``Failure`` when a step fails. It may raise ``Retry``, ``Reject`` or ``Drop`` to
-            decide what becomes of the message; anything else that it raises is logged, and the message is treated as failed.
+            decide what becomes of the message; anything else that it raises is logged, and the message is treated as
+            failed.
         middleware: called around the handler, the first outermost.
         observers: told of events, synchronously.
         client: where the queue is; by default one AWS client, shared by all consumers of the event loop.

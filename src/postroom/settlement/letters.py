@@ -22,8 +22,6 @@ MESSAGE_ID: Final = "postroom.message_id"
 """Its message id in the queue that it came from: the copy has one of its own."""
 QUEUE: Final = "postroom.queue"
 """The ARN of that queue."""
-TRACE: Final = "postroom.trace"
-"""Its X-Ray trace header."""
 ATTEMPTS: Final = "postroom.attempts"
 """How many attempts were made to handle it."""
 SENT: Final = "postroom.sent"
@@ -73,6 +71,7 @@ def write(delivery: Delivery, reason: str, *, source: QueueInfo, target: QueueIn
             message_attributes=attributes,
             group_id=message.group_id,
             deduplication_id=message.id if target.fifo else None,
+            trace_header=message.trace_header,
         ),
         unsaid,
     )
@@ -94,8 +93,6 @@ def _identity(delivery: Delivery, source: QueueInfo) -> Iterator[tuple[str, Mess
     message = delivery.message
     yield MESSAGE_ID, MessageAttribute(string_value=message.id)
     yield QUEUE, MessageAttribute(string_value=source.arn or source.name)
-    if trace := message.system_attributes.get("AWSTraceHeader"):
-        yield TRACE, MessageAttribute(string_value=trace)
     yield (
         ATTEMPTS,
         MessageAttribute("Number", string_value=str(delivery.attempt if delivery.tried else delivery.attempt - 1)),
