@@ -187,3 +187,16 @@ def test_the_last_receive_of_a_message_is_never_spent_on_a_deferral() -> None:
         scene.source.attempts.failed(job)
     assert not scene.source.attempts.may_defer(job)
     assert scene.source.attempts.may_defer(scene.job("fresh"))
+
+
+def test_what_follows_a_message_that_is_lost_while_it_is_resolved_goes_back() -> None:
+    """It would overtake it in its group; the lost message itself is left alone."""
+    scene = Scene(fifo=True, most=3)
+    system = {"MessageGroupId": "g", "ApproximateReceiveCount": "3"}
+    message = Message(id="lost", body="", system_attributes=system)
+    lost = scene.source.of(message, received_at=0.0, visibility=60.0)
+    lost.lost = True
+    scene.core.lost(lost, 0.0)
+    assert scene.core.actions == [ReturnGroup("g")]
+    scene.core.give_back(lost, Settlement.RETURNED)
+    assert scene.core.actions == [ReturnGroup("g")]
