@@ -88,6 +88,8 @@ class Core:
         self.away = Away()
         self.actions: list[Action] = []
         self.closing = False
+        self.abandoned = False
+        """Whether what has not started has no time left to start."""
         self.parked = 0
         """Messages parked so far."""
         self.deferred = 0
@@ -166,7 +168,7 @@ class Core:
 
     def _arrive_late(self, job: Job) -> None:
         """A message that arrives during a stop goes back, unless one more receive would make a dead letter of it."""
-        if job.group not in self._returned and job.source.attempts.is_short_of(job):
+        if not self.abandoned and job.group not in self._returned and job.source.attempts.is_short_of(job):
             self.scheduler.add(job)
         else:
             self.give_back(job, Settlement.RETURNED)
@@ -275,7 +277,7 @@ class Core:
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
         self.probe_ended(job)
-        if self.closing and not job.source.attempts.is_short_of(job):
+        if self.abandoned or (self.closing and not job.source.attempts.is_short_of(job)):
             self.give_back(job, Settlement.RETURNED)
         elif job.state is not State.WAITING:
             self.scheduler.put_back(job, seconds=now - job.since if job.state is State.RUNNING else None)
@@ -458,7 +460,8 @@ class Core:
             self._return(job)
 
     def abandon(self) -> None:
-        """Give back what is left: there is no time to start it any more."""
+        """Give back what is left: there is no time to start it."""
+        self.abandoned = True
         for job in self.scheduler.withdraw_waiting():
             self._return(job)
 

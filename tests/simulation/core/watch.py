@@ -82,8 +82,9 @@ class Watch(World):
         came = list(self.arrivals)
         text = ""
         while came:  # whether there is proof may have been looked at when the first of these messages came
-            for seconds in (10.0, 9.0, 8.0, 7.0, 6.0, 5.0):
-                tenants = Counter(tenant for when, tenant in came if when >= self.now - seconds)
+            begins = {when for when, _ in came if when <= self.now - _WINDOW / 2} | {self.now - _WINDOW / 2}
+            for begin in sorted(begins):  # where its window begins, only the crowd knows
+                tenants = Counter(tenant for when, tenant in came if when >= begin)
                 problem = self._proof(job, tenants)
                 if problem is None:
                     return
