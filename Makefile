@@ -53,10 +53,10 @@ tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time
 	$(RUN)python benchmarks/tenants/crowd.py
 	$(RUN)python benchmarks/tenants/wall_clock.py
 
-soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5"
+soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5 --kinds core"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
 
-replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
+replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, core or pool
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger

@@ -1,4 +1,4 @@
-"""Run one seed again and print its history: ``make replay SEED=407``, ``make replay KIND=pool SEED=7``."""
+"""Run one seed again and print its history: ``make replay SEED=407``, ``make replay KIND=core SEED=7``."""
 
 import sys
 
@@ -16,6 +16,13 @@ def main(arguments: list[str]) -> int:
         print(outcome.plan)
         print("hardships:", ", ".join(outcome.plan.hardships) or "none")
         broken = outcome.violations
+    elif kind == "core":
+        from simulation.core.schedules import run_core_schedule
+
+        told = run_core_schedule(seed, history=True)
+        print("\n".join(told.history))
+        print(told.plan)
+        broken = () if told.violation is None else (told.violation,)
     else:
         run = runner(kind)
         broken = () if run is None else run(seed)

@@ -19,7 +19,7 @@ from typing import Any
 
 CHUNK = 25
 """Seeds per unit of work."""
-_GOALS = {"consumer": 100_000, "pool": 1_000_000, "contexts": 1_000_000}
+_GOALS = {"consumer": 100_000, "core": 1_000_000, "pool": 1_000_000, "contexts": 1_000_000}
 _CONTEXTS_PER_SEED = 1_000
 Run = Callable[[int], tuple[str, ...]]
 
@@ -46,6 +46,10 @@ def runner(kind: str) -> Run | None:
         from simulation.contexts import run_context_pairs
 
         return lambda seed: run_context_pairs(seed, _CONTEXTS_PER_SEED)
+    if kind == "core":
+        from simulation.core.schedules import core_violations
+
+        return core_violations
     found = _pool_schedule()
     return None if found is None else partial(_pool_violations, found)
 
@@ -112,7 +116,8 @@ def _show(goals: dict[str, int], progress: dict[str, Progress], began: float, *,
 def main(arguments: list[str] | None = None) -> int:
     """Run the soak; 0 if nothing was broken."""
     options = _parse(arguments)
-    goals = {kind: getattr(options, kind) for kind in _GOALS if getattr(options, kind) and runner(kind) is not None}
+    chosen = [kind for kind in _GOALS if kind in options.kinds and getattr(options, kind)]
+    goals = {kind: getattr(options, kind) for kind in chosen if runner(kind) is not None}
     state = Path(options.state)
     known = json.loads(state.read_text()) if state.exists() and not options.fresh else {}
     progress = {kind: _resumed(known.get(kind, {}), options.first) for kind in goals}
@@ -126,11 +131,11 @@ def main(arguments: list[str] | None = None) -> int:
             if time.monotonic() - shown > 1:
                 shown = time.monotonic()
                 _show(goals, progress, began)
-                state.write_text(json.dumps({kind: asdict(each) for kind, each in progress.items()}))
+                _save(state, known, progress)
             if shown - began > options.minutes * 60:
                 workers.terminate()
                 break
-    state.write_text(json.dumps({kind: asdict(each) for kind, each in progress.items()}))
+    _save(state, known, progress)
     _show(goals, progress, began, last=True)
     for kind, each in progress.items():
         _tell(kind, each.failures)
@@ -159,10 +164,17 @@ def oracle_of(text: str) -> str:
     return text.partition(":")[0].partition(" at ")[0]
 
 
+def _save(state: Path, known: dict[str, Any], progress: dict[str, Progress]) -> None:
+    """Remember how far each kind is, those included that are not searched this time."""
+    state.write_text(json.dumps(known | {kind: asdict(each) for kind, each in progress.items()}))
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     for kind, goal in _GOALS.items():
         parser.add_argument(f"--{kind}", type=int, default=goal, help=f"{kind} schedules in all ({goal:,})")
+    text = "search only these kinds"
+    parser.add_argument("--kinds", nargs="+", choices=list(_GOALS), default=list(_GOALS), metavar="KIND", help=text)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--minutes", type=float, default=58.0, help="end after so long; go on with the next call")
     parser.add_argument("--state", default=".soak.json", help="where progress is remembered")

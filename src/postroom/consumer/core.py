@@ -375,6 +375,8 @@ class Core:
         if job.state is State.WAITING and job.task is None and job.lane is not None:
             self.give_group_back(job)
             self.finish(job, now)
+        elif job.state is State.NEW and job.source.fifo and job.message.group_id is not None:
+            self.actions.append(ReturnGroup(job.message.group_id))  # it is being resolved, and so is what follows it
 
     # -- giving back --------------------------------------------------------------------------------------------
 
@@ -420,6 +422,8 @@ class Core:
 
     def _let_go(self, job: Job, settlement: Settlement, delay: float = 0.0, *, why: str) -> None:
         attempts = job.source.attempts
+        if job.lost:
+            return
         if attempts.is_short_of(job):
             self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
         else:

@@ -196,7 +196,7 @@ class Simulation:
         for order in self.plan.orders:
             await asyncio.sleep(max(0.0, order.at - self._now()))
             self.broker.send(self.queue, _message(order, self.plan))
-            stored = self.stored[order.key] = self.queue.messages[self.broker.engine.seq]
+            stored = self.stored[order.key] = self.queue.messages[self.broker.engine.ids.seq]
             self.shared.tenants[stored.id] = "stranger" if order.kind is Kind.STRANGER else order.tenant
             self.shared.ids[order.key] = stored.id
             self.shared.sent_at[stored.id] = self._now()

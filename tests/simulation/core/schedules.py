@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from postroom.consumer.job import Job
-from postroom.scheduling import State
-from simulation.core.outside import EPSILON, Letter, Violation
+from simulation.core.outside import Letter, Violation
 from simulation.core.plan import draw_plan, small_limits
 from simulation.core.watch import Watch
 
@@ -61,6 +60,12 @@ def run_core_schedule(seed: int, *, history: bool = False) -> Outcome:
     if world is None:
         return Outcome(seed, {}, 0, problem)
     return Outcome(seed, dict(world.counts), world.digest, problem, tuple(world.history or ()), str(plan))
+
+
+def core_violations(seed: int) -> tuple[str, ...]:
+    """Run the schedule of one seed, and return what was broken."""
+    violation = run_core_schedule(seed).violation
+    return () if violation is None else (violation,)
 
 
 class Schedule:
@@ -278,7 +283,9 @@ class Schedule:
         """Watch liveness, and what is left."""
         world = self.world
         left = list(world.queue.open.values())
-        text = f"{len(left)} messages have not ended {PATIENCE:.0f} s after everything works again, the first: {left[:1]}"
+        text = (
+            f"{len(left)} messages have not ended {PATIENCE:.0f} s after everything works again, the first: {left[:1]}"
+        )
         world.require(not left, "liveness", text)
         self.until(world.now + 200.0)
         world.nothing_is_left("memory")
@@ -302,6 +309,3 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-
-
-__all__ = ["EPSILON", "Outcome", "State", "run_core_schedule"]

@@ -7,7 +7,7 @@ table      every message has one state, and the scheduler's gauges are what the 
 slots      never more handlers than slots, than a tenant's cap, or than one of a message group
 S8         on a FIFO queue no handler starts before everything earlier in its group has ended
 control    nothing of a paused tenant gets a slot
-breaker    while a breaker is open nothing of its tenant gets a slot, and after its pause one probe does
+breaker    while a breaker is open nothing of its tenant gets a slot, and after its pause one probe: what was tried most
 outage     nothing gets a slot whose tenant or host the pool leaves alone
 attempts   no message ends in the dead-letter queue without a reason before it had the attempts it was promised
 reason     the consumer rejects only what would end there anyway, has had its attempts, or is about to expire
@@ -82,8 +82,9 @@ class Watch(World):
         came = list(self.arrivals)
         text = ""
         while came:  # whether there is proof may have been looked at when the first of these messages came
-            for seconds in (10.0, 9.0, 8.0, 7.0, 6.0, 5.0):
-                tenants = Counter(tenant for when, tenant in came if when >= self.now - seconds)
+            begins = {when for when, _ in came if when <= self.now - _WINDOW / 2} | {self.now - _WINDOW / 2}
+            for begin in sorted(begins):  # where its window begins, only the crowd knows
+                tenants = Counter(tenant for when, tenant in came if when >= begin)
                 problem = self._proof(job, tenants)
                 if problem is None:
                     return
@@ -145,6 +146,8 @@ class Watch(World):
         wanted = self.plan.retry.attempts
         last = most is not None and letter.receives >= most
         had = wanted is not None and letter.attempts + letter.excused >= wanted
+        if reason.startswith("not tried: its retention"):
+            self.counts["expires"] += 1
         expires = letter.sent_at + self.queue.retention - self.now < _MARGIN + 2.0
         due = last or had or expires or job.lost or job.settlement is not None
         self.require(due, "reason", f"message {letter.number} is rejected at receive {letter.receives}: {reason}")
@@ -161,7 +164,9 @@ class Watch(World):
             self.require(letter.done or had >= promised, "attempts", text)
         elif letter.fate == "expired" and self.facts.redrive is not None and not self.stopping:
             job = self.held.get(str(letter.number))
-            waits = job is not None and job.state is State.WAITING and job.lane is not None and job not in self.rejecting
+            waits = (
+                job is not None and job.state is State.WAITING and job.lane is not None and job not in self.rejecting
+            )
             if waits and job is not None and job.lane is not None and job.lane.blocked:
                 long = self.now - max(job.lane.blocked_since, job.received_at) > _MARGIN
                 self.require(not long or job.task is not None, "retention", f"message {letter.number} expired here")
@@ -172,11 +177,18 @@ class Watch(World):
         """Watch who gets a slot."""
         availability, tenant = self.process.availability, job.tenant
         self.require(not self.tenants.is_paused(tenant), "control", f"tenant {tenant} is paused, and got a slot")
+        figures, cap = self.scheduler.figures(tenant), self._cap_of(tenant)
+        self.require(figures.running <= cap, "slots", f"{figures.running} of tenant {tenant} run, of {cap}")
         breaker = availability._open.get(tenant)
         if breaker is not None:
             self.require(job.probe, "breaker", f"tenant {tenant} is broken, and a message that is no probe got a slot")
             others = [other for other in self.alive if other.probe and other.tenant == tenant and other is not job]
             self.require(not others, "breaker", f"tenant {tenant} has {1 + len(others)} probes")
+            waiting = [other for other in self.alive if other.tenant == tenant and other.state is State.WAITING]
+            best = max((other.attempt for other in waiting if other.lane is not None), default=0)
+            resumed = job.lease is not None
+            text = f"the probe of tenant {tenant} is at attempt {job.attempt}, another message at {best}"
+            self.require(resumed or best <= job.attempt, "breaker", text)
             until = breaker.until or 0.0
             self.require(until <= self.now + EPSILON, "breaker", f"tenant {tenant} was paused until {until:.3f}")
         if self.plan.with_pool and job.problem is None and job.lease is None:

@@ -20,7 +20,7 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.tenants import Tenants
-from postroom.errors import ContextError
+from postroom.errors import ContextError, ResourceOpenError
 from postroom.message import Message
 from postroom.options import MAX_BATCH, Concurrency, Shutdown, Visibility
 from postroom.scheduling import Scheduler, State
@@ -155,7 +155,7 @@ class World:
         self.policy_known_at = 0.0
         self.generation = 0
         self.healed = False
-        self.last: dict[int, bool] = {}
+        self.last: dict[Hashable, bool] = {}
         """Whether a tenant's last run was a success, once everything works again."""
         self.start()
 
@@ -807,7 +807,7 @@ class World:
         if self.plan.with_pool and self.pool.troubled and job.problem is None:
             delay = max(delay, self.pool.retry_after(job.context))
         if job.settlement is None and not job.lost:
-            self.core.retry(job, error, delay)
+            self.core.retry(job, error, delay, tried=not isinstance(error, ResourceOpenError))
         else:
             self.core.give_group_back(job)
         self.act()
@@ -876,9 +876,7 @@ class World:
     def adjust(self, total: int, per_tenant: int) -> None:
         """Change how much runs at once."""
         self.total, self.per_tenant = total, per_tenant
-        self.scheduler.adjust(
-            total=total, per_tenant=per_tenant, caps=self.plan.caps, reserved=self.plan.reserved
-        )
+        self.scheduler.adjust(total=total, per_tenant=per_tenant, caps=self.plan.caps, reserved=self.plan.reserved)
         self.dispatch()
         self.wake()
 

@@ -187,3 +187,32 @@ def test_the_last_receive_of_a_message_is_never_spent_on_a_deferral() -> None:
         scene.source.attempts.failed(job)
     assert not scene.source.attempts.may_defer(job)
     assert scene.source.attempts.may_defer(scene.job("fresh"))
+
+
+def test_what_follows_a_message_that_is_lost_while_it_is_resolved_goes_back() -> None:
+    """It would overtake it in its group; the lost message itself is left alone."""
+    scene = Scene(fifo=True, most=3)
+    system = {"MessageGroupId": "g", "ApproximateReceiveCount": "3"}
+    message = Message(id="lost", body="", system_attributes=system)
+    lost = scene.source.of(message, received_at=0.0, visibility=60.0)
+    lost.lost = True
+    scene.core.lost(lost, 0.0)
+    assert scene.core.actions == [ReturnGroup("g")]
+    scene.core.give_back(lost, Settlement.RETURNED)
+    assert scene.core.actions == [ReturnGroup("g")]
+
+
+def test_nothing_waits_once_there_is_no_time_to_start_it() -> None:
+    """Neither what arrives after that at its last receive, nor what could not have its resources."""
+    scene = Scene(most=1)
+    core = scene.core
+    running, late = scene.job("running"), scene.job("late")
+    scene.arrive(running)
+    assert core.next(0.0) is running
+    core.close()
+    core.abandon()
+    core.put_back(running, 1.0)
+    core.finish(running, 1.0)
+    scene.arrive(late)
+    assert [type(action) for action in core.actions] == [Reject, Reject]
+    assert scene.scheduler.size == 0

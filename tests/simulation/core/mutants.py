@@ -1,0 +1,382 @@
+"""Wrong cores: each takes one promise away. The schedules have to notice every one of them.
+
+``python -m simulation.core.mutants`` prints the table of docs/proof.md.
+"""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import pytest
+
+from postroom.consumer import attempts as attempts_module
+from postroom.consumer.attempts import Attempts
+from postroom.consumer.availability import Availability, Obstacle
+from postroom.consumer.away import Absent, Away
+from postroom.consumer.core import Core, GiveBack
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.job import Job
+from postroom.scheduling import Scheduler
+from postroom.scheduling.groups import Groups
+from postroom.scheduling.tickets import Lane
+from postroom.types import Settlement
+from simulation.core.schedules import run_core_schedule
+
+Patch = pytest.MonkeyPatch
+MUTANTS: dict[str, tuple[Callable[[Patch], None], int]] = {}
+"""By name: what plants the defect, and the seed that finds it."""
+SEEDS = 2_000
+
+
+def mutant(seed: int) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    """Register a mutant under the name of its function, with the seed that finds it."""
+
+    def register(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        MUTANTS[apply.__name__] = apply, seed
+        return apply
+
+    return register
+
+
+# -- the scheduler ----------------------------------------------------------------------------------------------
+
+
+@mutant(0)
+def grants_one_slot_too_many(patch: Patch) -> None:
+    """One handler more than there are slots."""
+    grant = Scheduler.grant
+
+    def more(self: Scheduler[Any], now: float = 0.0) -> Any:
+        self._total += 1
+        try:
+            return grant(self, now)
+        finally:
+            self._total -= 1
+
+    patch.setattr(Scheduler, "grant", more)
+
+
+@mutant(0)
+def ignores_the_cap_of_a_tenant(patch: Patch) -> None:
+    """A lane may run whatever it has."""
+    patch.setattr(Scheduler, "_may_run", lambda self, lane: bool(lane.waiting) and not lane.blocked)
+
+
+@mutant(0)
+def starts_what_is_paused(patch: Patch) -> None:
+    """A paused lane is granted slots."""
+    patch.setattr(Lane, "blocked", property(lambda self: self.suspended > 0 or self.asleep))
+
+
+@mutant(0)
+def forgets_the_order_of_a_group(patch: Patch) -> None:
+    """Every message of a group is its head."""
+    patch.setattr(Groups, "enter", lambda self, name, ticket: self._groups.setdefault(name, _group(ticket)) or True)
+    patch.setattr(Groups, "next", lambda self, name: self._groups.pop(name, None) and None)
+    patch.setattr(Groups, "strike_off", lambda self, ticket: [])
+    patch.setattr(Groups, "holds", lambda self, ticket, check: check(ticket))
+
+
+def _group(ticket: Any) -> Any:
+    return [ticket]
+
+
+@mutant(0)
+def loses_count_of_what_waits(patch: Patch) -> None:
+    """A message that is put back is not counted."""
+    put_back = Scheduler.put_back
+
+    def uncounted(self: Scheduler[Any], ticket: Any, *, seconds: float | None = None) -> None:
+        put_back(self, ticket, seconds=seconds)
+        self._waiting -= 1
+
+    patch.setattr(Scheduler, "put_back", uncounted)
+
+
+@mutant(0)
+def keeps_lanes_that_are_empty(patch: Patch) -> None:
+    """A lane stays when its last message has gone."""
+    patch.setattr(Scheduler, "_forget_if_empty", lambda self, lane: None)
+
+
+@mutant(0)
+def does_not_offer_what_wakes(patch: Patch) -> None:
+    """A lane that wakes stands in no line."""
+
+    def wake(self: Scheduler[Any], lane: Lane[Any]) -> None:
+        was_blocked = lane.blocked
+        lane.asleep, lane.asleep_until = False, None
+        self._note_blocked(lane, was_blocked=was_blocked, now=lane.blocked_since)
+
+    patch.setattr(Scheduler, "_wake", wake)
+
+
+# -- attempts ---------------------------------------------------------------------------------------------------
+
+
+@mutant(0)
+def promises_one_attempt_less(patch: Patch) -> None:
+    """A quarter of the receives and one more are its own to spend."""
+    patch.setattr(attempts_module, "default_promise", lambda most: max(1, most - 1 - max(1, most // 4)))
+
+
+@mutant(0)
+def parks_at_any_receive(patch: Patch) -> None:
+    """A message can be parked again and again."""
+    patch.setattr(Attempts, "may_park", lambda self, job: True)
+
+
+@mutant(0)
+def defers_without_counting(patch: Patch) -> None:
+    """Every receive may be spent."""
+    patch.setattr(Attempts, "may_defer", lambda self, job: True)
+
+
+@mutant(0)
+def defers_with_the_last_receive(patch: Patch) -> None:
+    """Crowded, it spends what is left."""
+    patch.setattr(Attempts, "is_last", lambda self, job: False)
+
+
+@mutant(0)
+def returns_the_last_receive(patch: Patch) -> None:
+    """A stop gives back what becomes a dead letter by that."""
+    patch.setattr(Attempts, "is_short_of", lambda self, job: False)
+
+
+@mutant(0)
+def rejects_too_early(patch: Patch) -> None:
+    """One attempt before the promised ones are over."""
+
+    def over(self: Attempts, job: Job) -> bool:
+        wanted = job.source.retry_of(job).attempts
+        return wanted is not None and max(self.known(job), self.number(job) - 1) >= wanted - 1
+
+    patch.setattr(Attempts, "is_over", over)
+
+
+@mutant(0)
+def never_rejects_what_has_had_its_attempts(patch: Patch) -> None:
+    """And says nothing when a message's receives were spent otherwise."""
+    patch.setattr(Attempts, "is_cut_short", lambda self, job: False)
+
+
+@mutant(0)
+def remembers_what_is_gone(patch: Patch) -> None:
+    """Counts stay when their message has been deleted."""
+    patch.setattr(Attempts, "forget", lambda self, job: None)
+
+
+@mutant(0)
+def takes_receives_for_attempts(patch: Patch) -> None:
+    """What it spent itself counts against RetryPolicy.attempts."""
+    patch.setattr(Attempts, "number", lambda self, job: max(1, job.receives))
+
+
+# -- availability -----------------------------------------------------------------------------------------------
+
+
+@mutant(0)
+def lets_two_probes_run(patch: Patch) -> None:
+    """A breaker that is half open lets everything through."""
+    wait = Availability.wait
+
+    def wide(self: Availability, job: Job, now: float) -> Any:
+        breaker = self._open.get(job.tenant)
+        if breaker is not None and breaker.until is not None and breaker.until <= now:
+            return None
+        return wait(self, job, now)
+
+    patch.setattr(Availability, "wait", wide)
+    patch.setattr(Availability, "is_half_open", lambda self, job: job.tenant in self._open)
+
+
+@mutant(0)
+def opens_a_breaker_that_holds_nothing(patch: Patch) -> None:
+    """Nothing waits for the pause of a breaker."""
+
+    def wait(self: Availability, job: Job, now: float) -> Any:
+        saved, self._open = self._open, {}
+        try:
+            return real(self, job, now)
+        finally:
+            self._open = saved
+
+    real = Availability.wait
+    patch.setattr(Availability, "wait", wait)
+    patch.setattr(Availability, "is_half_open", lambda self, job: False)
+
+
+@mutant(0)
+def never_ends_a_probe(patch: Patch) -> None:
+    """A probe that told nothing goes on to keep the others waiting."""
+    patch.setattr(Core, "probe_ended", lambda self, job: None)
+
+
+@mutant(0)
+def asks_no_pool(patch: Patch) -> None:
+    """What the pool leaves alone gets slots all the same."""
+    patch.setattr(Availability, "troubled", property(lambda self: bool(self._open)))
+
+
+@mutant(0)
+def never_ends_an_outage(patch: Patch) -> None:
+    """Outages stay when their resources are open."""
+    patch.setattr(Availability, "recovered", lambda self, tenant, host, now: ([], []))
+
+
+@mutant(0)
+def keeps_the_breaker_of_what_works(patch: Patch) -> None:
+    """A success closes no breaker."""
+    patch.setattr(Availability, "succeeded", lambda self, job, now: False)
+
+
+@mutant(0)
+def probes_with_whatever_comes_next(patch: Patch) -> None:
+    """The probe is the next message, whatever was tried before."""
+    patch.setattr(Scheduler, "waiting_of", lambda self, tenant: [])
+
+
+@mutant(0)
+def sleeps_without_an_end(patch: Patch) -> None:
+    """A tenant whose resources were refused sleeps until it is woken."""
+    refused = Availability.refused
+
+    def endless(self: Availability, job: Job, error: BaseException, now: float) -> Any:
+        wait = refused(self, job, error, now)
+        return type(wait)(wait.obstacle, None)
+
+    patch.setattr(Availability, "refused", endless)
+
+
+@mutant(0)
+def remembers_every_breaker(patch: Patch) -> None:
+    """Nothing is forgotten."""
+    patch.setattr(Availability, "_forget_oldest", lambda self: None)
+
+
+# -- the core ---------------------------------------------------------------------------------------------------
+
+
+@mutant(0)
+def parks_equal_tenants(patch: Patch) -> None:
+    """Whatever comes is proof."""
+    patch.setattr(Crowd, "is_proved", lambda self, now: True)
+    patch.setattr(Crowd, "is_noisy", lambda self, tenant: True)
+
+
+@mutant(0)
+def gives_no_group_back(patch: Patch) -> None:
+    """What waits behind a message that failed is started."""
+    patch.setattr(Core, "give_group_back", lambda self, job: None)
+
+
+@mutant(0)
+def gives_a_group_back_untold(patch: Patch) -> None:
+    """What is still being resolved of a group goes on."""
+
+    def give_group_back(self: Core, job: Job) -> None:
+        if job.group is not None:
+            for other in self.scheduler.withdraw_group(job):
+                self.actions.append(GiveBack(other, Settlement.RETURNED))
+
+    patch.setattr(Core, "give_group_back", give_group_back)
+
+
+@mutant(0)
+def forgets_retention(patch: Patch) -> None:
+    """Nothing looks at what SQS is about to delete."""
+    patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now))
+
+
+@mutant(0)
+def starts_handlers_while_it_stops(patch: Patch) -> None:
+    """A stop leaves what waits in its lanes."""
+
+    def close(self: Core) -> None:
+        self.closing = True
+
+    patch.setattr(Core, "close", close)
+
+
+@mutant(0)
+def abandons_nothing(patch: Patch) -> None:
+    """What is left at the end of a stop stays."""
+    patch.setattr(Core, "abandon", lambda self: None)
+
+
+@mutant(0)
+def leaves_what_was_lost(patch: Patch) -> None:
+    """A message that is not ours stays in its lane."""
+    patch.setattr(Core, "lost", lambda self, job, now: None)
+
+
+@mutant(0)
+def strikes_nothing_off(patch: Patch) -> None:
+    """A job that waits with its resources in hand makes room for others."""
+    patch.setattr(Core, "_may_be_shed", lambda self, job: job.source.attempts.may_defer(job))
+
+
+@mutant(0)
+def does_not_call_a_probe_to_its_turn(patch: Patch) -> None:
+    """A probe that has its resources waits in a lane that sleeps."""
+    patch.setattr(Core, "resume", lambda self, job: self.scheduler.resume(job))
+
+
+@mutant(0)
+def counts_no_spent_receive(patch: Patch) -> None:
+    """A receive that was spent without an attempt is not noted."""
+    patch.setattr(Attempts, "spent", lambda self, job: None)
+
+
+@mutant(0)
+def keeps_no_limit_of_what_is_away(patch: Patch) -> None:
+    """More and more is made invisible."""
+    from postroom.consumer import core as core_module
+
+    patch.setattr(core_module, "MOST_AWAY", 100_000)
+
+
+@mutant(0)
+def loses_track_of_what_is_away(patch: Patch) -> None:
+    """What an obstacle kept away is not called back, and not counted."""
+
+    def over(self: Away, obstacle: Obstacle) -> bool:
+        return bool(self._behind.pop(obstacle, None))
+
+    patch.setattr(Away, "over", over)
+
+
+@mutant(0)
+def never_tidies(patch: Patch) -> None:
+    """What has reappeared stays in the book."""
+    patch.setattr(Away, "_drop_past", lambda self, absent, now: None)
+
+
+def first_catch(limit: int = SEEDS) -> tuple[int, str] | None:
+    """Return the first seed that finds something, and what it finds."""
+    for seed in range(limit):
+        violation = run_core_schedule(seed).violation
+        if violation is not None:
+            return seed, violation
+    return None
+
+
+def main() -> int:
+    """Print each mutant with the seed and the oracle that find it; 0 if none survives."""
+    survivors = 0
+    for name, (apply, _) in MUTANTS.items():
+        with pytest.MonkeyPatch.context() as patch:
+            apply(patch)
+            found = first_catch()
+        survivors += found is None
+        seed, text = ("", "SURVIVED") if found is None else (str(found[0]), found[1].strip().splitlines()[-1])
+        print(f"| {name.replace('_', ' ')} | {seed} | {text.partition(':')[0]} | {text[:110]}", flush=True)
+    return 1 if survivors else 0
+
+
+__all__ = ["MUTANTS", "Absent", "Hashable", "OrderedDict", "first_catch", "main", "mutant"]
+
+if __name__ == "__main__":
+    sys.exit(main())
