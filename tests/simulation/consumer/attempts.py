@@ -73,6 +73,10 @@ class Receive:
     """SQS's count of receives."""
     failed: bool = False
     tried: bool = False
+    reported: bool = False
+    """Whether the library reported a failure of it."""
+    unknown: bool = False
+    """Whether its tenant was said not to exist."""
     given_back: float | None = None
     delay: float = 0.0
     excuse: str = ""
@@ -129,6 +133,7 @@ class Ledger:
         """Note that a receive is not the library's fault."""
         receive = self.receives[handle]
         receive.excuse = receive.excuse or why
+        receive.unknown = receive.unknown or why == NO_TENANT
 
     # -- what follows ----------------------------------------------------------------------------------------------
 
@@ -161,7 +166,8 @@ class Ledger:
 
     def is_used_up(self, message: str, process: str) -> bool:
         """Return whether a message has failed in a process as often as ``RetryPolicy(attempts=)`` says."""
-        return self.promised is not None and self.failures(message, process) >= self.promised
+        here = [each for each in self.of(message) if each.process == process]
+        return self.promised is not None and sum(each.failed or each.unknown for each in here) >= self.promised
 
     def took_back(self, message: str, process: str) -> int:
         """Return the receives of a message that a process has given back untried, and SQS has confirmed it."""
@@ -172,9 +178,12 @@ class Ledger:
         )
 
     def has_untried(self, message: str, process: str) -> bool:
-        """Return whether a process has had a receive of a message in which nothing failed."""
-        here = sum(each.process == process for each in self.of(message))
-        return here > self.failures(message, process)
+        """Return whether a process has had a receive of a message of which no failure was reported."""
+        return any(not each.reported for each in self.of(message) if each.process == process)
+
+    def reports(self, handle: str) -> None:
+        """Note that the library reported a failure: it knows of it."""
+        self.receives[handle].reported = True
 
     def confirms(self, handle: str) -> None:
         """Note that SQS has confirmed the end of a receive."""

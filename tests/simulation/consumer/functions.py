@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from postroom.events import Event, MessageSettled
 from postroom.message import Message
+from postroom.options import Call
 from postroom.resources import classify_open
 from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.hardships import attempts_option
@@ -58,7 +59,9 @@ class UserFunctions:
         policy = attempts_option(self._plan)
         if "delay" in raising:
             policy = replace(policy, delay=self._delay)
-        options["retry"] = policy
+        options["retry"] = self._chosen("retry=", policy) if self._plan.chosen else policy
+        if self._plan.chosen:
+            options["faults"] = self._chosen("faults=", options["faults"])
         for name in raising & {"overrides", "weights"}:
             options["concurrency"] = replace(options["concurrency"], **{name: self._limit_of(name)})
         return options
@@ -107,6 +110,13 @@ class UserFunctions:
         self._contexts.enters("RetryPolicy.delay", message.id)
         self.maybe_raise("delay", self._tenants.get(message.id))
         return self._rng.choice((0.0, 1.0, 3.0))
+
+    def _chosen(self, name: str, policy: Any) -> Any:
+        def choose(call: Call) -> Any:
+            self._contexts.enters(name, call.message.id)
+            return policy
+
+        return choose
 
     def _limit_of(self, name: str) -> Any:
         def limit(key: Any) -> None:

@@ -268,6 +268,10 @@ def _watched_logs(plan: Plan, rng: Random) -> Plan:
     return replace(plan, logs=True)
 
 
+def _chosen_options(plan: Plan, rng: Random) -> Plan:
+    return replace(plan, chosen=True)
+
+
 HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("overload", 0.04, _overload),
     ("small receives", 0.3, _small_receives),
@@ -286,6 +290,7 @@ HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("late success", 0.08, _late_success),
     ("heavy bodies", 0.05, _heavy_bodies),
     ("watched logs", 0.15, _watched_logs),
+    ("chosen options", 0.1, _chosen_options),
 )
 """Each hardship, and how many of the schedules that are not ordinary have it."""
 

@@ -24,6 +24,7 @@ class Licence:
         self._process = process
         self._shared = process.shared
         self._plan = process.shared.plan
+        self._ledger = process.ledger
         self._broken_groups: dict[str, float] = {}
         """Message group to when something of it last had to go back."""
 
@@ -48,7 +49,7 @@ class Licence:
         shutdown = self._plan.options["shutdown"]
         end = process.stopping_since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
         in_time = not (process.hurried or process.pressed) and self._now() < end
-        return in_time and not process.ledger.has_spare(message_id)
+        return in_time and not self._ledger.has_spare(message_id)
 
     def excuse(self, receipt: Receipt) -> str:
         """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
@@ -111,16 +112,17 @@ class Licence:
             case _ if reason.startswith("the consumer stopped, at its last receive"):
                 return self._is_at_its_last(message_id) and self._has_to_stop(plan)
             case _ if "other receives were spent" in reason:
-                return self._is_at_its_last(message_id) and process.ledger.has_untried(message_id, process.name)
+                lost = message_id in process.watch.lost
+                return self._is_at_its_last(message_id) and (lost or self._ledger.has_untried(message_id, process.name))
             case _ if " failed attempts, the last one with " in reason:
-                return process.ledger.is_used_up(message_id, process.name)
+                return self._ledger.is_used_up(message_id, process.name)
             case _:
                 return False
 
     def _is_at_its_last(self, message_id: str) -> bool:
         """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""
         receives = [each.receives for each in self._process.watch.receipts.values() if each.message_id == message_id]
-        policies = self._process.ledger.policies.values()
+        policies = self._ledger.policies.values()
         return any(most <= max(receives, default=0) for most in policies)
 
     def _may_stay_untried(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
@@ -132,7 +134,7 @@ class Licence:
             return False
         if "a message before it in its group" in reason:
             return self._plan.fifo
-        first = self._process.ledger.of(message_id)[0].at
+        first = self._ledger.of(message_id)[0].at
         unknown = plan.kind is Kind.STRANGER or self._shared.unknown_tenant(plan.tenant, first)
         return unknown or self._process.functions.raised_since(plan.tenant, first)
 

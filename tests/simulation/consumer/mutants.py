@@ -4,25 +4,35 @@
 """
 
 import asyncio
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import PropertyMock, patch
 
-from postroom.consumer.faults import FaultWatch
-from postroom.consumer.parking import Parking
-
-from postroom.consumer import lifecycle
+from postroom.consumer import lifecycle, source
+from postroom.consumer.attempts import Attempts
+from postroom.consumer.availability import Availability, Obstacle, _Breaker
+from postroom.consumer.away import Away
+from postroom.consumer.core import Core
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.demand import AdaptivePolicy
+from postroom.consumer.engine import Engine
+from postroom.consumer.facts import QueueFacts
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.resources import Lease
 from postroom.scheduling import Scheduler
-from postroom.settlement import Delivery, Heartbeat, Settler, batcher
+from postroom.settlement import Delivery, Heartbeat, Settler, dead_letters
+from postroom.settlement.batcher import Batcher
+from postroom.settlement.letters import REASON
+from postroom.settlement.sending import Changes
+from postroom.tasks import Tasks
+from postroom.transports.protocol import EntryFailure
 from postroom.types import Settlement
 from simulation.consumer.schedule import run_consumer_schedule
 
@@ -44,17 +54,48 @@ def _swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Pat
     return lambda: patch.object(owner, name, make(getattr(owner, name)))
 
 
-def _nothing(*_args: Any, **_options: Any) -> None:
-    """Do nothing."""
+def _all(*plants: Callable[[], Patch]) -> Callable[[], Patch]:
+    """Plant several changes that are one defect."""
+
+    def plant() -> Patch:
+        stack = ExitStack()
+        for each in plants:
+            stack.enter_context(each())
+        return stack
+
+    return plant
+
+
+def _says(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
+    """Let a method always return one answer."""
+    return _swap(owner, name, lambda _: lambda *_args, **_options: answer)
+
+
+def _does_nothing(owner: Any, name: str) -> Callable[[], Patch]:
+    """Let a method do nothing."""
+    return _says(owner, name, None)
+
+
+def _does_nothing_later(owner: Any, name: str) -> Callable[[], Patch]:
+    """Let a coroutine function do nothing."""
+    return _swap(owner, name, lambda _: _nothing_later)
+
+
+def _property(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
+    """Let a property always have one value."""
+    return lambda: patch.object(owner, name, PropertyMock(return_value=answer))
 
 
 async def _nothing_later(*_args: Any, **_options: Any) -> None:
     """Do nothing, when awaited."""
 
 
+# -- handlers and their resources --------------------------------------------------------------------------------------
+
+
 def _ack_first(run_handler: Any) -> Any:
     async def mutant(self: Any, job: Job, *, resources: Any) -> None:
-        self._settler.ack(job.delivery)
+        self._source.settler.ack(job)
         await asyncio.sleep(0.15)
         await run_handler(self, job, resources=resources)
 
@@ -70,64 +111,59 @@ def _shared_context(run_handler: Any) -> Any:
     return mutant
 
 
-def _early_release(run_handler: Any) -> Any:
-    async def mutant(self: Any, job: Job, *, resources: Any) -> None:
-        for lease in list(_LEASES):
-            if lease.resource is resources:
-                _LEASES.remove(lease)
-                lease.release()
-                break
-        await run_handler(self, job, resources=resources)
-
-    return mutant
-
-
-_LEASES: list[Any] = []
-
-
-@contextlib.contextmanager
-def _released_before_the_handler() -> Iterator[None]:
-    _LEASES.clear()
-    leases = Lease.__init__
-
-    def remember(self: Any, *args: Any) -> None:
-        leases(self, *args)
-        _LEASES.append(self)
-
-    with (
-        patch.object(Lease, "__init__", remember),
-        patch.object(Pipeline, "_run_handler", _early_release(Pipeline._run_handler)),
-    ):
-        yield
-
-
-def _drop_unstarted(_close: Any) -> Any:
-    async def mutant(self: Any) -> None:
-        self._closed = True
-        for batch in tuple(self._batches):
-            self._withdraw(batch)
-        self._scheduler.withdraw_waiting()
+def _released_before_the_handler(run_with: Any) -> Any:
+    async def mutant(self: Any, job: Job, lease: Lease[Any]) -> None:
+        lease.release()
+        await run_with(self, job, lease)
 
     return mutant
 
 
 def _wait_in_the_slot(_lease: Any) -> Any:
-    async def mutant(self: Any, job: Job, pool: Any) -> Any:
+    async def mutant(_self: Any, job: Job, pool: Any) -> Any:
         return await pool.acquire(job.context)
 
     return mutant
 
 
-def _slot_per_batch(free: Any) -> Any:
+def _slot_per_batch(ended: Any) -> Any:
     def mutant(self: Any, job: Job) -> None:
-        self.jobs.pop(job.delivery, None)
-        self.ended = [*getattr(self, "ended", []), job]
-        if not self.jobs:
-            ended, self.ended = self.ended, []
-            for each in ended:
-                free(self, each)
+        self.over = [*getattr(self, "over", []), job]
+        if len(self.over) == len(self.jobs):
+            over, self.over = self.over, []
+            for each in over:
+                ended(self, each)
 
     return mutant
+
+
+def _without_reason(_cancel: Any) -> Any:
+    def mutant(self: Job, _reason: Cancellation) -> None:
+        if self.task is not None and self.running and not self.task.done():
+            self.task.cancel()
+
+    return mutant
+
+
+def _one_more(grant: Any) -> Any:
+    def mutant(self: Any, *args: Any) -> Any:
+        self._total += 1
+        try:
+            return grant(self, *args)
+        finally:
+            self._total -= 1
+
+    return mutant
+
+
+def _starts_the_paused(control: Any) -> Any:
+    def mutant(self: Any, tenant: Any, *, paused: bool, **options: Any) -> None:
+        control(self, tenant, paused=False, **options)
+
+    return mutant
+
+
+# -- settling ----------------------------------------------------------------------------------------------------------
 
 
 def _acks_the_lost(ack: Any) -> Any:
@@ -149,24 +185,12 @@ def _acks_twice(ack: Any) -> Any:
     return mutant
 
 
-def _another_message(resolve: Any) -> Any:
-    def mutant(self: Any, delivery: Delivery) -> Any:
-        last, self.last = getattr(self, "last", delivery), delivery
-        return resolve(self, last)
-
-    return mutant
-
-
-def _defers_as_failure(_defer: Any) -> Any:
-    def mutant(self: Any, job: Job, error: Any) -> None:
-        self._settle_failure(job, error)
-
-    return mutant
-
-
-def _acks_failures(_settle: Any) -> Any:
-    def mutant(self: Any, job: Job, _error: Any) -> None:
-        self._settler.ack(job.delivery)
+def _says_returned(give_back: Any) -> Any:
+    def mutant(self: Any, delivery: Delivery, settlement: Settlement, *, delay: float) -> None:
+        if settlement is Settlement.RETURNED:
+            self.leave(delivery)
+        else:
+            give_back(self, delivery, settlement, delay=delay)
 
     return mutant
 
@@ -182,10 +206,25 @@ def _deletes_rejects(reject: Any) -> Any:
     return mutant
 
 
-def _without_reason(_cancel: Any) -> Any:
-    def mutant(self: Job, _reason: Cancellation) -> None:
-        if self.task is not None and self.begun and not self.task.done():
-            self.task.cancel()
+def _without_a_reason(write: Any) -> Any:
+    def mutant(*args: Any, **options: Any) -> Any:
+        letter = write(*args, **options)
+        letter.outgoing.message_attributes.pop(REASON, None)
+        return letter
+
+    return mutant
+
+
+def _again_at_once(_refused: Any) -> Any:
+    def mutant(self: Any, again: Sequence[Any], _failures: Any, _sent_at: float, *, all_of_them: bool) -> None:
+        self._again(again)
+
+    return mutant
+
+
+def _beside_an_extension(_fate: Any) -> Any:
+    def mutant(self: Any, entry: Any) -> Any:
+        return self._desk.fate(entry)
 
     return mutant
 
@@ -197,92 +236,62 @@ def _ignores_newer(_renew: Any) -> Any:
     return mutant
 
 
-def _counts_from_the_answer(extend: Any) -> Any:
-    async def mutant(self: Any, batch: Sequence[tuple[Delivery, int]]) -> None:
-        before = [delivery.deadline for delivery, _ in batch]
-        await extend(self, batch)
-        now = asyncio.get_running_loop().time()
-        for (delivery, seconds), deadline in zip(batch, before, strict=True):
+def _counts_from_the_answer(send: Any) -> Any:
+    async def mutant(self: Any, entries: Sequence[Delivery]) -> Sequence[EntryFailure]:
+        before = [delivery.deadline for delivery in entries]
+        sent_at = asyncio.get_running_loop().time()
+        failures: Sequence[EntryFailure] = await send(self, entries)
+        took = asyncio.get_running_loop().time() - sent_at
+        for delivery, deadline in zip(entries, before, strict=True):
             if delivery.deadline != deadline:
-                delivery.deadline = now + seconds
+                delivery.deadline += took
+        return failures
 
     return mutant
 
 
-def _one_more(grant: Any) -> Any:
-    def mutant(self: Any, *args: Any) -> Any:
-        self._total += 1
-        try:
-            return grant(self, *args)
-        finally:
-            self._total -= 1
+def _refuses_for_good(send: Any) -> Any:
+    async def mutant(self: Any, entries: Sequence[Delivery]) -> Sequence[EntryFailure]:
+        failures: Sequence[EntryFailure] = await send(self, entries)
+        for failure in failures:
+            self._give_up(entries[failure.index], "an extension was refused")
+        return failures
 
     return mutant
 
 
-def _wakes_nobody(_receive: Any) -> Any:
-    async def mutant(self: Any, limit: int) -> Any:
-        self._asked_for += limit
-        try:
-            return await self._queue.receive(limit=limit, wait=self._polling.wait, visibility=self._visibility.timeout)
-        finally:
-            self._asked_for -= limit
+# -- what becomes of a message -----------------------------------------------------------------------------------------
+
+
+def _drop_unstarted(_close: Any) -> Any:
+    def mutant(self: Any) -> None:
+        self.closing = True
+        self.scheduler.withdraw_waiting()
 
     return mutant
 
 
-def _refuses_for_good(refused: Any) -> Any:
-    def mutant(self: Any, delivery: Delivery, *, final: bool) -> None:
-        refused(self, delivery, final=True)
+def _another_message(resolve: Any) -> Any:
+    def mutant(self: Any, job: Job) -> Any:
+        last, self.last = getattr(self, "last", job), job
+        return resolve(self, last)
 
     return mutant
 
 
-def _says_returned(_give_back: Any) -> Any:
-    def mutant(self: Any, delivery: Delivery, settlement: Settlement, *, delay: float) -> None:
-        if settlement is Settlement.RETURNED:
-            self.leave(delivery)
-        else:
-            _give_back(self, delivery, settlement, delay=delay)
+def _waits_as_failure(_wait: Any) -> Any:
+    async def mutant(self: Any, job: Job, error: BaseException) -> None:
+        await self._report(job, error)
+        self._settle_failure(job, error)
 
     return mutant
 
 
-def _keeps_its_turn(end_probe: Any) -> Any:
-    def mutant(self: Any, job: Job) -> None:
-        if job.turn is None:  # not while it waits for a slot with its resources in hand
-            end_probe(self, job)
+def _acks_failures(_settle: Any) -> Any:
+    def mutant(self: Any, job: Job, _error: Any) -> None:
+        self._source.settler.ack(job)
 
     return mutant
-
-
-def _sleeps_lightly(sleep: Any) -> Any:
-    def mutant(self: Any, tenant: Any, until: float) -> None:
-        if until < float("inf"):
-            sleep(self, tenant, until)
-
-    return mutant
-
-
-def _wakes_for_late_failures(failed: Any) -> Any:
-    def mutant(self: Any, *args: Any, probe: bool) -> Any:
-        return failed(self, *args, probe=probe or args[3] >= self.until(args[0]) > 0)
-
-    return mutant
-
-
-def _forgets_successes(succeeded: Any) -> Any:
-    def mutant(self: Any, tenant: Any, message: str) -> Any:
-        result = succeeded(self, tenant, message)
-        if (known := self._tenants.get(tenant)) is not None:
-            known.succeeded += 2
-        return result
-
-    return mutant
-
-
-def _spends_the_last_receive(_spares: Any) -> Any:
-    return lambda _self, _delivery: True
 
 
 def _fails_duplicates(_was_handled: Any) -> Any:
@@ -292,50 +301,276 @@ def _fails_duplicates(_was_handled: Any) -> Any:
     return mutant
 
 
-def _starts_the_paused(control: Any) -> Any:
-    def mutant(self: Any, tenant: Any, *, paused: bool, **options: Any) -> None:
-        control(self, tenant, paused=False, **options)
+def _blames_outages(wait: Any) -> Any:
+    async def mutant(self: Any, job: Job, error: BaseException) -> None:
+        self._source.attempts.failed(job)
+        await wait(self, job, error)
+
+    return mutant
+
+
+def _tried_all_the_same(retry: Any) -> Any:
+    def mutant(self: Any, job: Job, error: BaseException, delay: float, *, tried: bool) -> None:
+        retry(self, job, error, delay, tried=True)
+
+    return mutant
+
+
+def _sheds_anything(relieve: Any) -> Any:
+    def mutant(self: Any, now: float) -> None:
+        with patch("postroom.consumer.core._may_defer", lambda _job: True):
+            relieve(self, now)
+
+    return mutant
+
+
+def _keeps_after_the_drain(_keeps: Any) -> Any:
+    def mutant(self: Any, job: Job) -> bool:
+        return not self.closing or job.source.attempts.is_short_of(job)
+
+    return mutant
+
+
+def _counts_receives(_number: Any) -> Any:
+    def mutant(_self: Any, job: Job) -> int:
+        return max(1, job.receives)
+
+    return mutant
+
+
+def _three_for_one(succeeded: Any) -> Any:
+    def mutant(self: Any, job: Job) -> None:
+        for _ in range(3):
+            succeeded(self, job)
+
+    return mutant
+
+
+# -- who may run -------------------------------------------------------------------------------------------------------
+
+
+def _resumes_no_probe(_resume: Any) -> Any:
+    def mutant(self: Any, job: Job) -> None:
+        self.leased(job)
+        self.scheduler.resume(job)
+
+    return mutant
+
+
+def _sleeps_lightly(sleep: Any) -> Any:
+    def mutant(self: Any, tenant: Any, until: float | None, **options: Any) -> None:
+        if until is not None:
+            sleep(self, tenant, until, **options)
+
+    return mutant
+
+
+def _trips_for_late_failures(failed: Any) -> Any:
+    def mutant(self: Any, job: Job, error: BaseException, options: Any, now: float) -> float | None:
+        until: float | None = failed(self, job, error, options, now)
+        known = self._breakers[job.tenant]
+        if until is None and known.until is not None:
+            until = self._trip(job, known, options, now)
+        return until
+
+    return mutant
+
+
+def _leads_on(ended: Any) -> Any:
+    def mutant(self: Any, job: Job) -> None:
+        job.leads = False
+        ended(self, job)
+
+    return mutant
+
+
+def _wakes_no_lane(recovered: Any) -> Any:
+    def mutant(self: Any, *args: Any) -> tuple[list[Obstacle], list[Hashable]]:
+        over, _ = recovered(self, *args)
+        return over, []
+
+    return mutant
+
+
+def _sleeps_for_long(sleep: Any) -> Any:
+    def mutant(self: Any, lane: Any, now: float, until: float | None) -> None:
+        sleep(self, lane, now, None)
+
+    return mutant
+
+
+# -- context -----------------------------------------------------------------------------------------------------------
+
+
+def _inherits(_spawn: Any) -> Any:
+    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str) -> Any:
+        task = self.loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    return mutant
+
+
+def _one_task_for_a_group(_resolve: Any) -> Any:
+    async def mutant(self: Any, batch: Any) -> None:
+        while batch.waiting:
+            job, awaitable = batch.waiting[-1]
+            found = await self._bounded(job, awaitable)
+            if not batch.waiting:
+                return
+            batch.waiting.pop()
+            self._no_longer_resolves(job)
+            self._enter(job, found, self._engine.tasks.loop.time())
+            self._engine.dispatch()
+
+    return mutant
+
+
+def _run_as_it_is(_run: Any) -> Any:
+    def mutant(_self: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    return mutant
+
+
+# -- asking for messages -----------------------------------------------------------------------------------------------
+
+
+def _quiet_after_a_receive(receive: Any) -> Any:
+    async def mutant(self: Any, ask: Any) -> Any:
+        found = await receive(self, ask)
+        self.wake = partial(_wakes_from_now_on, self)
+        return found
+
+    return mutant
+
+
+def _wakes_from_now_on(poller: Any) -> None:
+    """Skip one call."""
+    del poller.wake
+
+
+def _away_for_ever(add: Any) -> Any:
+    def mutant(self: Any, absent: Any, obstacle: Any) -> None:
+        add(self, absent, obstacle)
+        self._known[f"{absent.message_id} again"] = absent
+
+    return mutant
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def _remembers_jobs(settled: Any) -> Any:
+    def mutant(self: Any, job: Job, settlement: Settlement, delay: float, now: float) -> None:
+        if settlement is Settlement.DEFERRED:
+            self.remembered = [*getattr(self, "remembered", []), job]
+        settled(self, job, settlement, delay, now)
+
+    return mutant
+
+
+def _keeps_successes(succeeded: Any) -> Any:
+    def mutant(self: Any, job: Job, now: float) -> None:
+        self.remembered = [*getattr(self, "remembered", []), job.message]
+        succeeded(self, job, now)
 
     return mutant
 
 
 MUTANTS = (
     Mutant("acknowledges before the handler returned", _swap(Pipeline, "_run_handler", _ack_first), 0),
-    Mutant("shares one context object", _swap(Pipeline, "_run_handler", _shared_context), 101),
-    Mutant("gives the lease back before the handler", _released_before_the_handler, 1),
-    Mutant("extends after the backoff was sent", _swap(Heartbeat, "release", lambda _: _nothing), 0),
-    Mutant("sends the backoff beside an extension", _swap(Heartbeat, "quiesce", lambda _: _nothing_later), 13),
-    Mutant("drops what was not started, at stop", _swap(Intake, "close", _drop_unstarted), 46),
-    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 38),
+    Mutant("shares one context object", _swap(Pipeline, "_run_handler", _shared_context), 0),
+    Mutant("gives the lease back before the handler", _swap(Pipeline, "_run_with", _released_before_the_handler), 0),
+    Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 0),
+    Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 0),
+    Mutant("drops what was not started, at stop", _swap(Core, "close", _drop_unstarted), 0),
+    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 0),
     Mutant("waits for resources in a slot", _swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 0),
-    Mutant("frees slots per batch", _swap(Pipeline, "_free_slot", _slot_per_batch), 0),
-    Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 2),
-    Mutant("acknowledges twice", _swap(Settler, "ack", _acks_twice), 2),
-    Mutant("does not return the group of a failure", _swap(Pipeline, "_return_group", lambda _: _nothing), 1),
-    Mutant("forgets the group in the resolver", _swap(Intake, "withdraw", lambda _: _nothing), 3),
+    Mutant("frees slots per batch", _swap(Engine, "ended", _slot_per_batch), 0),
+    Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 0),
+    Mutant("acknowledges twice", _swap(Settler, "ack", _acks_twice), 0),
+    Mutant("does not return the group of a failure", _does_nothing(Core, "give_group_back"), 0),
+    Mutant("forgets the group in the resolver", _does_nothing(Intake, "withdraw"), 0),
     Mutant("resolves another message's context", _swap(Intake, "_resolve", _another_message), 0),
-    Mutant("acknowledges a deferral (ALWAYS)", _swap(Pipeline, "_defer", _defers_as_failure), 2),
+    Mutant("takes an outage for a failure", _swap(Pipeline, "_wait", _waits_as_failure), 0),
     Mutant("acknowledges failures (ON_SUCCESS)", _swap(Pipeline, "_settle_failure", _acks_failures), 0),
-    Mutant("deletes a reject that nobody took", _swap(Settler, "reject", _deletes_rejects), 16),
-    Mutant("sends an entry twelve times", _swap(batcher, "ATTEMPTS", lambda _: 12), 66),
-    Mutant("cancels without a reason", _swap(Job, "cancel", _without_reason), 8),
-    Mutant("cancels without a drain", _swap(lifecycle.Run, "_drain_handlers", lambda _: _nothing_later), 7),
-    Mutant("starts handlers while it stops", _swap(lifecycle.Run, "_return_unstarted", lambda _: _nothing_later), 4),
+    Mutant("deletes a reject that was not taken", _swap(Settler, "reject", _deletes_rejects), 0),
+    Mutant("tries a refused entry again at once", _swap(Batcher, "_entries_refused", _again_at_once), 0),
+    Mutant("cancels without a reason", _swap(Job, "cancel", _without_reason), 0),
+    Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 0),
+    Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 0),
     Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 0),
-    Mutant("counts an extension from its answer", _swap(Heartbeat, "_extend", _counts_from_the_answer), 7),
-    Mutant("grants one slot too many", _swap(Scheduler, "grant", _one_more), 4),
-    Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _wakes_nobody), 18),
-    Mutant("takes every refusal for a loss", _swap(Heartbeat, "_refused", _refuses_for_good), 1),
-    Mutant("leaves the heartbeat running", _swap(lifecycle.Run, "_end_heartbeat", lambda _: _nothing_later), 0),
-    Mutant("does not flush", _swap(Settler, "drain", lambda _: _nothing_later), 38),
-    Mutant("forgets nothing at stop", _swap(Settler, "abandon", lambda _: _nothing_later), 222),
-    Mutant("keeps the probe's turn while it opens", _swap(Pipeline, "_end_probe", _keeps_its_turn), 13),
-    Mutant("lets a broken tenant have two probes", _swap(Scheduler, "sleep", _sleeps_lightly), 5),
-    Mutant("opens the breaker anew for a late failure", _swap(FaultWatch, "failed", _wakes_for_late_failures), 270),
-    Mutant("takes one success for three", _swap(FaultWatch, "succeeded", _forgets_successes), 3),
-    Mutant("puts off with the last receive", _swap(Parking, "spares", _spends_the_last_receive), 0),
-    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 6),
-    Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 14),
+    Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 0),
+    Mutant("grants one slot too many", _swap(Scheduler, "grant", _one_more), 0),
+    Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _quiet_after_a_receive), 0),
+    Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 0),
+    Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0),
+    Mutant("does not flush", _does_nothing_later(Settler, "drain"), 0),
+    Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 0),
+    Mutant("keeps the probe's turn while it opens", _swap(Core, "resume", _resumes_no_probe), 0),
+    Mutant(
+        "lets a broken tenant have two probes",
+        _all(_swap(Scheduler, "sleep", _sleeps_lightly), _property(_Breaker, "probed", answer=False)),
+        0,
+    ),
+    Mutant("opens the breaker again for a late failure", _swap(Availability, "failed", _trips_for_late_failures), 0),
+    Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 0),
+    Mutant("defers with the last receive", _says(Attempts, "may_defer", answer=True), 0),
+    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 0),
+    Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0),
+    # -- attempts
+    Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 0),
+    Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 0),
+    Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0),
+    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 0),
+    Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 0),
+    Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 0),
+    Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 0),
+    # -- context
+    Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0),
+    Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 0),
+    Mutant("calls options in any context", _swap(source, "clean", lambda _: lambda function: function), 0),
+    Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 0),
+    # -- liveness
+    Mutant("counts what is paused as waiting", lambda: patch.object(Scheduler, "ready", Scheduler.waiting), 0),
+    Mutant("lets the messages of the paused take all room", _property(Scheduler, "blocked", answer=0), 0),
+    Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 0),
+    Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 0),
+    Mutant(
+        "never ends a lead",
+        _all(_does_nothing(Core, "leased"), _swap(Core, "probe_ended", _leads_on)),
+        0,
+    ),
+    Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 0),
+    Mutant("wakes no lane when its pool is back", _swap(Availability, "recovered", _wakes_no_lane), 0),
+    # -- expense
+    Mutant(
+        "needs no proof of a crowd",
+        _all(_says(Crowd, "is_proved", answer=True), _says(Crowd, "is_noisy", answer=True)),
+        0,
+    ),
+    Mutant(
+        "parks at every receive",
+        _all(_says(AdaptivePolicy, "is_surplus", answer=True), _says(Attempts, "may_park", answer=True)),
+        0,
+    ),
+    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 0),
+    Mutant("never looks at the queue again", _does_nothing(QueueFacts, "_look_again"), 0),
+    # -- bytes
+    Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 0),
+    Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 0),
+    Mutant("holds whatever comes", _property(Core, "is_full", answer=False), 0),
+    # -- owner
+    Mutant("starts what it lost", _says(Settler, "ours", answer=True), 0),
+    Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 0),
+    Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 0),
+    Mutant("calls back what came back", _does_nothing(Away, "came_back"), 0),
+    # -- no loss
+    Mutant("sweeps nothing", _does_nothing(Core, "sweep"), 0),
+    Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 0),
+    Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 0),
 )
 
 

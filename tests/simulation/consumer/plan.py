@@ -179,6 +179,8 @@ class Plan:
     """Whether the role may not read the queue's attributes, so that nothing is known of its redrive policy."""
     logs: bool = False
     """Whether every log record is looked at."""
+    chosen: bool = False
+    """Whether the retry policy and what counts as broken are functions of the call."""
     equal: bool = False
     """Whether equal tenants have a backlog and nothing goes wrong: then receives are counted in sum."""
 

@@ -228,6 +228,7 @@ class Process:
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
+        self.ledger.reports(failure.message.receipt_handle)
         error = failure.error
         for_now = isinstance(error, PoolExhaustedError) or (
             isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
