@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -18,6 +18,7 @@ from postroom.local.inprocess import LocalBroker, Poll
 from postroom.local.options import Scope
 from postroom.local.shapes import Received, ReceivedMessages
 
+_REMEMBERED = 1_000
 _log = logging.getLogger("postroom.local")
 
 
@@ -66,6 +67,7 @@ class Front:
         self._hosts = hosts or HostPolicy()
         self._served = 0
         self._callers: dict[bytes, tuple[Scope, str]] = {}
+        self._base_urls: dict[bytes, str] = {}
 
     def __call__(self, request: Request, respond: Respond) -> Response | Poll:
         """Answer a request, now or, for a long poll that finds nothing, later."""
@@ -115,7 +117,7 @@ class Front:
 
     def _read(self, request: Request, target: bytes | None) -> _Wire:
         if target is not None:
-            action = wire_json.action_of(target.decode("latin-1"))
+            action = wire_json.action_of(target)
             return _Wire(action, wire_json.read(action, request.body), wire_json.response)
         try:
             target_parts = urlsplit(request.target)
@@ -131,15 +133,17 @@ class Front:
     # -- who calls -----------------------------------------------------------------------------------------------
 
     def _call(self, request: Request) -> Call:
-        host = request.headers.get(b"host")
-        base_url = self._base_url() if host is None else f"http://{host.decode('latin-1')}"
+        headers = request.headers
         credential = _credential(request)
         caller = self._callers.get(credential)
         if caller is None:
-            if len(self._callers) >= 1_000:
-                self._callers.clear()
-            caller = self._callers[credential] = self._caller(credential)
-        trace = request.headers.get(b"x-amzn-trace-id")
+            caller = _remember(self._callers, credential, self._caller(credential))
+        host = headers.get(b"host", b"")
+        base_url = self._base_urls.get(host)
+        if base_url is None:
+            url = f"http://{host.decode('latin-1')}" if host else self._base_url()
+            base_url = _remember(self._base_urls, host, url)
+        trace = headers.get(b"x-amzn-trace-id")
         return Call(self._broker.engine, *caller, base_url, None if trace is None else trace.decode("latin-1"))
 
     def _caller(self, credential: bytes) -> tuple[Scope, str]:
@@ -191,6 +195,17 @@ class Front:
         if self._access is not None:
             name = queue.rpartition("/")[2]
             self._access(Access(action, name, answer.status, code, perf_counter() - started, len(answer.body)))
+
+
+_T = TypeVar("_T")
+
+
+def _remember(known: dict[bytes, _T], key: bytes, value: _T) -> _T:
+    """Remember what was worked out for a header, among a bounded number of others."""
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = value
+    return value
 
 
 def _wants_json(request: Request) -> bool:

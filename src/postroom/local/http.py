@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 MAX_HEAD = 64 * 1024
+_ONCE = frozenset({b"content-length", b"transfer-encoding"})
 MAX_LINE = 1024
 """Bytes of the line before a chunk, with its extensions."""
 MAX_BODY = 16 * 1024 * 1024
@@ -64,21 +65,30 @@ class _Head(NamedTuple):
     keep_alive: bool
 
 
+_lines: dict[bytes, tuple[bytes, bytes]] = {}
+"""Header lines as they were read: clients send most of theirs with every request, byte for byte."""
+_MAX_LINES = 1_000
+_MAX_REMEMBERED = 300
+_NEVER_TWICE = frozenset(
+    {b"authorization", b"amz-sdk-invocation-id", b"x-amz-date", b"x-amz-security-token", b"x-amzn-trace-id"}
+)
+"""Headers that differ from request to request, or that are nothing to remember."""
+
+
 def parse_head(raw: bytes) -> _Head:
     """Read the request line and the headers, without the empty line that ends them. Raises HttpError."""
-    first, _, rest = raw.partition(b"\r\n")
-    words = first.split(b" ")
+    lines = raw.split(b"\r\n")
+    words = lines[0].split(b" ")
     if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
         raise HttpError(400, "not an HTTP/1 request")
     headers: dict[bytes, bytes] = {}
-    for line in rest.split(b"\r\n") if rest else ():
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name[-1:] in b" \t" or name[:1] in b" \t":
-            raise HttpError(400, "not a header line")
-        name = name.lower()
-        if name in headers and name in {b"content-length", b"transfer-encoding"}:
+    known = _lines
+    for line in lines[1:]:
+        pair = known.get(line)
+        name, value = pair if pair is not None else _header(line)
+        if name in headers and name in _ONCE:
             raise HttpError(400, "two lengths")  # the next request could be smuggled between them
-        headers[name] = value.strip()
+        headers[name] = value
     connection = headers.get(b"connection", b"").lower()
     keep_alive = connection == b"keep-alive" if words[2] == b"HTTP/1.0" else b"close" not in connection
     try:
@@ -86,6 +96,19 @@ def parse_head(raw: bytes) -> _Head:
     except UnicodeDecodeError:
         raise HttpError(400, "a target must be percent-encoded") from None
     return _Head(method, target, headers, _length(headers), keep_alive)
+
+
+def _header(line: bytes) -> tuple[bytes, bytes]:
+    """Read one header line, and remember it if it may come again."""
+    name, colon, value = line.partition(b":")
+    if not colon or not name or name[-1:] in b" \t" or name[:1] in b" \t":
+        raise HttpError(400, "not a header line")
+    pair = name.lower(), value.strip()
+    if len(line) <= _MAX_REMEMBERED and pair[0] not in _NEVER_TWICE:
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        _lines[line] = pair
+    return pair
 
 
 def _length(headers: dict[bytes, bytes]) -> int | None:
@@ -234,6 +257,8 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes, and answer what is complete."""
+        if not (self._buffer or self._head or self._answering or self._clogged) and self._at_once(data):
+            return
         self._buffer += data
         if self._answering or self._clogged:
             if len(self._buffer) > MAX_HEAD and self._transport is not None:
@@ -262,17 +287,37 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _at_once(self, data: bytes) -> bool:
+        """Answer what arrived if it is one whole request, as nearly always, without buffering it."""
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD + 4)
+        if end < 0:
+            return False
+        try:
+            head = parse_head(data[:end])
+        except HttpError as error:
+            self._refuse(error)
+            return True
+        if head.length is None or len(data) != end + 4 + head.length or b"expect" in head.headers:
+            return False
+        self._closing = self._closing or not head.keep_alive
+        self._answer(Request(head.method, head.target, head.headers, data[end + 4 :]))
+        return True
+
     def _work(self) -> None:
         try:
-            while not (self._answering or self._clogged or self._closing) and self._transport is not None:
+            while self._transport is not None and not (self._answering or self._clogged or self._closing):
                 request = self._next_request()
                 if request is None:
                     break
                 self._answer(request)
         except HttpError as error:
-            self._closing = True
-            body = f"{error}\n".encode()
-            self._write(Response(error.status, "Content-Type: text/plain\r\n", body))
+            self._refuse(error)
+
+    def _refuse(self, error: HttpError) -> None:
+        """Say what is wrong with what came, and close."""
+        self._closing = True
+        self._buffer.clear()
+        self._write(Response(error.status, "Content-Type: text/plain\r\n", f"{error}\n".encode()))
 
     def _next_request(self) -> Request | None:
         if self._head is None:
@@ -333,11 +378,12 @@ class HttpConnection(asyncio.Protocol):
     def _write(self, response: Response) -> None:
         if self._transport is None:
             return
+        status, headers, body = response
         head = (
-            f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Error')}\r\n{response.headers}"
-            f"Date: {self._date()}\r\nContent-Length: {len(response.body)}\r\n"
-            f"{'Connection: close' if self._closing else 'Connection: keep-alive'}\r\n\r\n"
+            f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\n{headers}"
+            f"Date: {self._date()}\r\nContent-Length: {len(body)}\r\n"
+            f"Connection: {'close' if self._closing else 'keep-alive'}\r\n\r\n"
         )
-        self._transport.write(head.encode("latin-1") + response.body)
+        self._transport.write(head.encode("latin-1") + body)
         if self._closing:
             self._transport.close()

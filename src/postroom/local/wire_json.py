@@ -13,15 +13,16 @@ from postroom.local.errors import BrokerError
 from postroom.local.http import Response
 
 CONTENT_TYPE = "application/x-amz-json-1.0"
-_TARGET_PREFIX = "AmazonSQS."
+_TARGETS = {f"AmazonSQS.{name}".encode(): action for name, action in ACTIONS.items()}
 _encode = msgspec.json.Encoder().encode
 
 
-def action_of(target: str) -> Action:
+def action_of(target: bytes) -> Action:
     """Return the action that the header X-Amz-Target names. Raises UnknownOperationException."""
-    action = ACTIONS.get(target.removeprefix(_TARGET_PREFIX)) if target.startswith(_TARGET_PREFIX) else None
+    action = _TARGETS.get(target)
     if action is None:
-        raise BrokerError("UnknownOperationException", f"The action {target[:100]} is not valid for this endpoint.")
+        shown = target[:100].decode("latin-1")
+        raise BrokerError("UnknownOperationException", f"The action {shown} is not valid for this endpoint.")
     return action
 
 
