@@ -234,7 +234,7 @@ def test_every_decision_is_sent_at_most_once_and_never_too_late(
         assert model.fatal == []
         for wait in model.waits:
             assert wait.cancelled() or wait.exception() is None
-        await model.tasks.close()
+        await model.tasks.close(grace=1.0)
 
     run_virtual(main(), seed=seed)
 

@@ -149,7 +149,7 @@ def test_the_heartbeat_never_believes_too_much(steps: list[tuple[str, object]], 
                 assert delivery.lost or not delivery.covered, "neither extended nor lost"
                 assert not delivery.beating
         finally:
-            await model.tasks.close()
+            await model.tasks.close(grace=1.0)
         assert model.fatal == []
 
     run_virtual(main(), seed=seed)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     last, fresh = scene.job("last", group="g", receives=3), scene.job("fresh", group="g")
     scene.arrive(head, last, fresh)
     assert scene.core.next(0.0) is head
-    scene.core.retry(head, ValueError(), 1.0)
+    scene.core.retry(head, ValueError(), 1.0, tried=True)
     retried, rejected, returned, group = scene.core.actions
     assert isinstance(retried, GiveBack)
     assert isinstance(rejected, Reject)
@@ -79,7 +80,8 @@ def test_room_is_not_made_beyond_what_may_be_away() -> None:
         scene = Scene(most=None)
         _crowd(scene)
         scene.facts.full_until = 1e9 if full else 0.0
-        scene.core.away._count = 0 if full else 60_000
+        away: dict[str, Any] = {} if full else dict.fromkeys(map(str, range(60_000)))
+        scene.core.away._known = away
         scene.core.relieve(10.0)
         assert not scene.core.actions
     scene = Scene(most=None)
@@ -90,7 +92,7 @@ def test_room_is_not_made_beyond_what_may_be_away() -> None:
 
 def test_what_makes_room_is_back_before_its_retention_period_ends() -> None:
     """It would be deleted while it is away; a message that is about to be deleted stays, for the sweep."""
-    scene = Scene(most=8, retention=61.5)
+    scene = Scene(most=8, retention=1.5)
     _crowd(scene)
     scene.core.relieve(0.0)
     scene.now = scene.facts.now = 0.2

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import urllib3
@@ -79,7 +80,7 @@ def test_without_a_host() -> None:
         {"origin": "http://localhost:4566", "sec_fetch_site": "cross-site"},
     ],
 )
-def test_other_origins(headers: dict[str, str]) -> None:
+def test_other_origins(headers: dict[str, Any]) -> None:
     """What says that it comes from another origin is refused, another port of this machine included."""
     assert refusal(host="localhost:4566", **headers) is not None
 
@@ -95,7 +96,7 @@ def test_other_origins(headers: dict[str, str]) -> None:
         {"sec_fetch_site": "none"},
     ],
 )
-def test_own_origin(headers: dict[str, str]) -> None:
+def test_own_origin(headers: dict[str, Any]) -> None:
     """What an SDK sends is served, and what a person types into the address bar."""
     assert refusal(host="localhost:4566", **headers) is None
 
