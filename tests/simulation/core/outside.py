@@ -124,7 +124,7 @@ class ModelQueue:
         """Return when one more message is visible."""
         soonest = math.inf
         for letter in self.open.values():
-            when = letter.visible_at if letter.visible_at > letter.sent_at else letter.sent_at
+            when = max(letter.sent_at, letter.visible_at)
             if now < when < soonest:
                 soonest = when
         return soonest

@@ -296,7 +296,9 @@ class Schedule:
         """Watch liveness, and what is left."""
         world = self.world
         left = list(world.queue.open.values())
-        text = f"{len(left)} messages have not ended {PATIENCE:.0f} s after everything works again, the first: {left[:1]}"
+        text = (
+            f"{len(left)} messages have not ended {PATIENCE:.0f} s after everything works again, the first: {left[:1]}"
+        )
         world.require(not left, "liveness", text)
         self.until(world.now + 200.0)
         world.nothing_is_left("memory")

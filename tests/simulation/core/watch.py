@@ -169,7 +169,9 @@ class Watch(World):
             self.require(letter.done or had >= promised, "attempts", text)
         elif letter.fate == "expired" and self.facts.redrive is not None and not self.stopping:
             job = self.held.get(str(letter.number))
-            waits = job is not None and job.state is State.WAITING and job.lane is not None and job not in self.rejecting
+            waits = (
+                job is not None and job.state is State.WAITING and job.lane is not None and job not in self.rejecting
+            )
             if waits and job is not None and job.lane is not None and job.lane.blocked:
                 long = self.now - max(job.lane.blocked_since, job.received_at) > _MARGIN
                 self.require(not long or job.task is not None, "retention", f"message {letter.number} expired here")

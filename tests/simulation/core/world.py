@@ -686,7 +686,7 @@ class World:
         job = task.job
         if job.settlement is None and not job.lost:
             self.note("refused", job.message.id)
-            self.last[job.tenant] = False
+            self.last[self.letter(job).tenant] = False
             self.core.refused(job, error, self.now)
             self.act()
         self.ended(job)
@@ -876,9 +876,7 @@ class World:
     def adjust(self, total: int, per_tenant: int) -> None:
         """Change how much runs at once."""
         self.total, self.per_tenant = total, per_tenant
-        self.scheduler.adjust(
-            total=total, per_tenant=per_tenant, caps=self.plan.caps, reserved=self.plan.reserved
-        )
+        self.scheduler.adjust(total=total, per_tenant=per_tenant, caps=self.plan.caps, reserved=self.plan.reserved)
         self.dispatch()
         self.wake()
 
