@@ -65,8 +65,9 @@ crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and witho
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py
 
-mutants: $(STAMP)  ## plant defects in the consumer and see that each is found
+mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 
 fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes for each of five, two at a time
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz

@@ -64,7 +64,7 @@ class Groups(Generic[T]):
         return self._struck_off_from(group, group.behind.index(ticket) + 1) if ticket in group.behind else []
 
     def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:
-        """Whether something holds for a ticket, and for everything behind it if it is the head of a group."""
+        """Whether something holds for a ticket that is in a lane, and for what is behind it in its group."""
         return check(ticket) and (ticket.group is None or all(map(check, self._groups[ticket.group].behind)))
 
     def leave(self, ticket: T) -> None:

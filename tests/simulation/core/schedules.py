@@ -85,7 +85,9 @@ class Schedule:
             self.disturb(rng.uniform(2.0, 20.0), rng.choice([3, 10]))
             self.stop_and_start()
         self.disturb(rng.uniform(5.0, 40.0), rng.choice([3, 10, 16]))
-        if rng.random() < 0.1:
+        if self.plan.retention < 10_000.0 and rng.random() < 0.7:
+            self.outlast_retention()
+        elif rng.random() < 0.1:
             self.disturb(rng.choice([200.0, 1_000.0]), 5)
         self.heal()
         self.until(world.now + PATIENCE, over=self.is_over)
@@ -163,6 +165,17 @@ class Schedule:
             self.until(when)
             self.act()
         self.until(end)
+
+    def outlast_retention(self) -> None:
+        """Let a tenant wait for longer than SQS keeps its messages."""
+        world, tenant = self.world, self.rng.randrange(self.plan.tenants)
+        if self.rng.random() < 0.5:
+            world.decide(tenant, "pause")
+        else:
+            world.pool.tenants[tenant].broken_until = world.now + 2 * self.plan.retention
+            world.pool.close(tenant)
+        self.send(tenant)
+        self.until(world.now + 1.2 * self.plan.retention)
 
     def act(self) -> None:
         """Do one thing."""

@@ -110,6 +110,11 @@ class Watch(World):
             return
         letter, most = self.letter(job), self.facts.max_receives
         left = letter.sent_at + self.queue.retention - self.now
+        if settlement is Settlement.DEFERRED:
+            away = len(self.core.away)
+            self.require(away < MOST_AWAY, "memory", f"message {letter.number} goes where {away} are away")
+            full = self.facts.refusal()
+            self.require(full is None, "expense", f"message {letter.number} is hidden, and the queue is {full}")
         if settlement is Settlement.DEFERRED and job not in self.parked:
             self._watch_deferral(letter, job, most)
         elif settlement is Settlement.RETURNED and not self.core.closing and not job.started:

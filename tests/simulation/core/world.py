@@ -686,7 +686,7 @@ class World:
         job = task.job
         if job.settlement is None and not job.lost:
             self.note("refused", job.message.id)
-            self.last[job.tenant] = False
+            self.last[self.letter(job).tenant] = False
             self.core.refused(job, error, self.now)
             self.act()
         self.ended(job)

@@ -295,7 +295,7 @@ def test_weight_and_check_are_found_on_any_provider() -> None:
         def check(self) -> None: ...
 
     assert known_of(Manager) == (None, None)
-    assert known_of(wraps(provide)(Databases().provide)) == (3, None)
+    assert known_of(wraps(provide)(lambda tenant: Databases().provide(tenant))) == (3, None)
 
 
 def test_a_providers_own_words_are_quoted_without_secrets() -> None:
