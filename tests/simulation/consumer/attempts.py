@@ -189,6 +189,13 @@ class Ledger:
         """Note that SQS has confirmed the end of a receive."""
         self.receives[handle].confirmed = True
 
+    def forgets(self, handle: str) -> None:
+        """Note that SQS has confirmed that a message is deleted: its process need not remember it."""
+        deleted = self.receives[handle]
+        for each in self.of(deleted.message):
+            if each.process == deleted.process:
+                each.confirmed = False
+
     def judge_dead_letter(self, message: str) -> str | None:
         """Oracle *attempts*: judge a message that SQS moved to the dead-letter queue, so that it has no reason."""
         if (wrong := self._judge_untried(message)) is not None:

@@ -46,7 +46,13 @@ class Mutant:
     name: str
     plant: Callable[[], Patch]
     seed: int
-    """A seed that kills it, found by searching from 0."""
+    """A seed that kills it, found by searching."""
+    oracle: str
+    """Which oracle it is that notices first."""
+
+
+PROVED = ("attempts", "context", "liveness", "expense", "bytes", "owner", "no loss")
+"""Oracles that have to notice two planted defects or more."""
 
 
 def _swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Patch]:
@@ -480,97 +486,104 @@ def _keeps_successes(succeeded: Any) -> Any:
 
 
 MUTANTS = (
-    Mutant("acknowledges before the handler returned", _swap(Pipeline, "_run_handler", _ack_first), 0),
-    Mutant("shares one context object", _swap(Pipeline, "_run_handler", _shared_context), 0),
-    Mutant("gives the lease back before the handler", _swap(Pipeline, "_run_with", _released_before_the_handler), 0),
-    Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 0),
-    Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 0),
-    Mutant("drops what was not started, at stop", _swap(Core, "close", _drop_unstarted), 0),
-    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 0),
-    Mutant("waits for resources in a slot", _swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 0),
-    Mutant("frees slots per batch", _swap(Engine, "ended", _slot_per_batch), 0),
-    Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 0),
-    Mutant("acknowledges twice", _swap(Settler, "ack", _acks_twice), 0),
-    Mutant("does not return the group of a failure", _does_nothing(Core, "give_group_back"), 0),
-    Mutant("forgets the group in the resolver", _does_nothing(Intake, "withdraw"), 0),
-    Mutant("resolves another message's context", _swap(Intake, "_resolve", _another_message), 0),
-    Mutant("takes an outage for a failure", _swap(Pipeline, "_wait", _waits_as_failure), 0),
-    Mutant("acknowledges failures (ON_SUCCESS)", _swap(Pipeline, "_settle_failure", _acks_failures), 0),
-    Mutant("deletes a reject that was not taken", _swap(Settler, "reject", _deletes_rejects), 0),
-    Mutant("tries a refused entry again at once", _swap(Batcher, "_entries_refused", _again_at_once), 0),
-    Mutant("cancels without a reason", _swap(Job, "cancel", _without_reason), 0),
-    Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 0),
-    Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 0),
-    Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 0),
-    Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 0),
-    Mutant("grants one slot too many", _swap(Scheduler, "grant", _one_more), 0),
-    Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _quiet_after_a_receive), 0),
-    Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 0),
-    Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0),
-    Mutant("does not flush", _does_nothing_later(Settler, "drain"), 0),
-    Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 0),
-    Mutant("keeps the probe's turn while it opens", _swap(Core, "resume", _resumes_no_probe), 0),
+    Mutant("acknowledges before the handler returned", _swap(Pipeline, "_run_handler", _ack_first), 0, "S2"),
+    Mutant("shares one context object", _swap(Pipeline, "_run_handler", _shared_context), 27, "isolation"),
+    Mutant(
+        "gives the lease back before the handler",
+        _swap(Pipeline, "_run_with", _released_before_the_handler),
+        1,
+        "liveness",
+    ),
+    Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 8, "S3"),
+    Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 5, "S3"),
+    Mutant("drops what was not started, at stop", _swap(Core, "close", _drop_unstarted), 62, "S7"),
+    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 1, "context"),
+    Mutant("waits for resources in a slot", _swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 0, "control"),
+    Mutant("frees slots per batch", _swap(Engine, "ended", _slot_per_batch), 0, "slots"),
+    Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 2, "S4"),
+    Mutant("acknowledges twice", _swap(Settler, "ack", _acks_twice), 2, "S1"),
+    Mutant("does not return the group of a failure", _does_nothing(Core, "give_group_back"), 3, "S8"),
+    Mutant("forgets the group in the resolver", _does_nothing(Intake, "withdraw"), 13, "S8"),
+    Mutant("resolves another message's context", _swap(Intake, "_resolve", _another_message), 1, "isolation"),
+    Mutant("takes an outage for a failure", _swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
+    Mutant("acknowledges failures (ON_SUCCESS)", _swap(Pipeline, "_settle_failure", _acks_failures), 0, "S2"),
+    Mutant("cancels without a reason", _swap(Job, "cancel", _without_reason), 7, "I6"),
+    Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 8, "I6"),
+    Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
+    Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 11, "S6"),
+    Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 8, "S4"),
+    Mutant("grants one slot too many", _swap(Scheduler, "grant", _one_more), 6, "slots"),
+    Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _quiet_after_a_receive), 18, "liveness"),
+    Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
+    Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
+    Mutant("does not flush", _does_nothing_later(Settler, "drain"), 62, "S7"),
+    Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 147, "I8"),
+    Mutant("keeps the probe's turn while it opens", _swap(Core, "resume", _resumes_no_probe), 13, "liveness"),
     Mutant(
         "lets a broken tenant have two probes",
         _all(_swap(Scheduler, "sleep", _sleeps_lightly), _property(_Breaker, "probed", answer=False)),
-        0,
+        13,
+        "breaker",
     ),
-    Mutant("opens the breaker again for a late failure", _swap(Availability, "failed", _trips_for_late_failures), 0),
-    Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 0),
-    Mutant("defers with the last receive", _says(Attempts, "may_defer", answer=True), 0),
-    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 0),
-    Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0),
+    Mutant(
+        "opens the breaker again for a late failure",
+        _swap(Availability, "failed", _trips_for_late_failures),
+        64,
+        "breaker",
+    ),
+    Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 197, "poison"),
+    Mutant("defers with the last receive", _says(Attempts, "may_defer", answer=True), 30, "expense"),
+    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 143, "liveness"),
+    Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0, "control"),
     # -- attempts
-    Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 0),
-    Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 0),
-    Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0),
-    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 0),
-    Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 0),
-    Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 0),
-    Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 0),
+    Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 88, "attempts"),
+    Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
+    Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
+    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 14, "attempts"),
+    Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 5, "poison"),
+    Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 7, "poison"),
+    Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 44, "I6"),
     # -- context
-    Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0),
-    Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 0),
-    Mutant("calls options in any context", _swap(source, "clean", lambda _: lambda function: function), 0),
-    Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 0),
+    Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0, "context"),
+    Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
+    Mutant("calls options in any context", _swap(source, "clean", lambda _: lambda function: function), 25, "context"),
+    Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
     # -- liveness
-    Mutant("counts what is paused as waiting", lambda: patch.object(Scheduler, "ready", Scheduler.waiting), 0),
-    Mutant("lets the messages of the paused take all room", _property(Scheduler, "blocked", answer=0), 0),
-    Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 0),
-    Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 0),
+    Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 4, "liveness"),
+    Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 30, "liveness"),
     Mutant(
         "never ends a lead",
         _all(_does_nothing(Core, "leased"), _swap(Core, "probe_ended", _leads_on)),
-        0,
+        6,
+        "liveness",
     ),
-    Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 0),
-    Mutant("wakes no lane when its pool is back", _swap(Availability, "recovered", _wakes_no_lane), 0),
+    Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
+    Mutant("wakes no lane when its pool is back", _swap(Availability, "recovered", _wakes_no_lane), 0, "attempts"),
     # -- expense
     Mutant(
         "needs no proof of a crowd",
         _all(_says(Crowd, "is_proved", answer=True), _says(Crowd, "is_noisy", answer=True)),
-        0,
+        27,
+        "expense",
     ),
     Mutant(
         "parks at every receive",
         _all(_says(AdaptivePolicy, "is_surplus", answer=True), _says(Attempts, "may_park", answer=True)),
-        0,
+        5,
+        "poison",
     ),
-    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 0),
-    Mutant("never looks at the queue again", _does_nothing(QueueFacts, "_look_again"), 0),
+    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 0, "expense"),
     # -- bytes
-    Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 0),
-    Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 0),
-    Mutant("holds whatever comes", _property(Core, "is_full", answer=False), 0),
+    Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),
+    Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 3, "bytes"),
     # -- owner
-    Mutant("starts what it lost", _says(Settler, "ours", answer=True), 0),
-    Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 0),
-    Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 0),
-    Mutant("calls back what came back", _does_nothing(Away, "came_back"), 0),
+    Mutant("starts what it lost", _says(Settler, "ours", answer=True), 41, "owner"),
+    Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
+    Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss
-    Mutant("sweeps nothing", _does_nothing(Core, "sweep"), 0),
-    Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 0),
-    Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 0),
+    Mutant("sweeps nothing", _does_nothing(Core, "sweep"), 1396, "no loss"),
+    Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 21, "no loss"),
+    Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
 )
 
 
@@ -596,9 +609,8 @@ def main() -> int:
     for mutant in MUTANTS:
         found = search(mutant, 2_000)
         survivors += found is None
-        print(
-            f"| {mutant.name} | {'**survives**' if found is None else found[0]} | {'' if found is None else found[1]} |"
-        )
+        seed, oracle = ("**survives**", "") if found is None else (found[0], found[1].partition(" at ")[0])
+        print(f"| {mutant.name} | {seed} | {oracle} |")
         sys.stdout.flush()
     return 1 if survivors else 0
 

@@ -311,7 +311,7 @@ class Watch:
             if index not in refused:
                 self.receipts[handle].ended = what
                 self.receipts[handle].ended_at = now
-                self.ledger.confirms(handle)
+                (self.ledger.forgets if what == "delete" else self.ledger.confirms)(handle)
 
     def extended(
         self, changes: Sequence[VisibilityChange], failures: Sequence[EntryFailure] | None, sent_at: float
