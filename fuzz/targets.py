@@ -15,6 +15,7 @@ from uuid import UUID
 from postroom.errors import ContextError, MessageError, PayloadError
 from postroom.local import LocalBroker
 from postroom.local.front import Front
+from postroom.local.hosts import HostPolicy
 from postroom.local.http import MAX_HEAD, Chunks, HttpError, Request, Response, parse_head
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import context_from_attributes, decoder_for
@@ -130,11 +131,14 @@ def _ask(request: Request) -> None:
 
 
 def http(data: bytes) -> None:
-    """Parse any head and any chunks: they are parsed, or refused with an ``HttpError``."""
+    """Parse any head and any chunks: they are parsed, or refused with an ``HttpError``; any origin is judged."""
     with contextlib.suppress(HttpError):
-        parse_head(data)
+        _hosts.refusal(parse_head(data).headers)
     with contextlib.suppress(HttpError):
         _feed(data)
+
+
+_hosts = HostPolicy()
 
 
 def _feed(data: bytes) -> None:
@@ -183,6 +187,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     ),
     "http": (
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue",
+        b"GET / HTTP/1.1\r\nHost: [::1]:80\r\nOrigin: http://a:80\r\nReferer: http://a/\r\nSec-Fetch-Site: none",
         b"5\r\nhello\r\n0\r\n\r\n",
     ),
 }
