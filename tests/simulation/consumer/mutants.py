@@ -15,7 +15,6 @@ from unittest.mock import PropertyMock, patch
 from postroom.consumer import lifecycle, source
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import Availability, Obstacle, _Breaker
-from postroom.consumer.away import Away
 from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy
@@ -28,7 +27,6 @@ from postroom.consumer.poller import Poller
 from postroom.resources import Lease
 from postroom.scheduling import Scheduler
 from postroom.settlement import Delivery, Heartbeat, Settler, dead_letters
-from postroom.settlement.batcher import Batcher
 from postroom.settlement.letters import REASON
 from postroom.settlement.sending import Changes
 from postroom.tasks import Tasks
