@@ -520,7 +520,7 @@ _WHY: Final[dict[Settlement, str]] = {
     Settlement.RETURNED: "the consumer stopped",
     Settlement.DEFERRED: "its tenant could not run",
 }
-_BEHIND: Final = "a message before it in its group was not done"
+_BEHIND: Final = "not tried: a message before it in its group was not done"
 
 
 def _attempt_of(job: Job) -> int:

@@ -87,6 +87,7 @@ class Poller:
             runnable = self._admits.admit(messages) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
 
