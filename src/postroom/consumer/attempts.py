@@ -82,6 +82,11 @@ class Attempts:
             self._poison.popitem(last=False)
         return None
 
+    def ended(self, job: Job) -> None:
+        """Note receives of a message while it was held: they made no attempt."""
+        for _ in range(job.receives - job.message.receive_count):
+            self.spent(job)
+
     def forget(self, job: Job) -> None:
         """Forget a message that is gone from the queue."""
         if self._failed or self._spent:

@@ -360,6 +360,8 @@ class Core:
     def settled(self, job: Job, settlement: Settlement, delay: float, now: float) -> None:
         """Note that SQS confirmed what was decided, or that the message is not ours any more."""
         attempts = job.source.attempts
+        if job.renewal is not None:
+            attempts.ended(job)
         if settlement is Settlement.ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
         elif settlement in _SPENT or (settlement is Settlement.LOST and not job.started):

@@ -8,7 +8,6 @@ from typing import Any, Final, Protocol
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
-from postroom.errors import PostroomError
 from postroom.events import Event, ResourceOpened
 from postroom.options import MAX_BATCH
 from postroom.resources import display_key
@@ -189,7 +188,7 @@ class Engine:
         """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
         try:
             return await job.source.settler.reject(job, reason)
-        except PostroomError as error:
+        except Exception as error:  # whatever a transport raises: the message comes back
             text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
             _log.error(text, job.message.id, display_key(job.tenant), reason, error)
             return False
@@ -283,6 +282,6 @@ class Engine:
 async def _show(queue: Queue, handles: list[str]) -> None:
     try:
         await queue.change_visibility([VisibilityChange(handle, 0) for handle in handles])
-    except (PostroomError, OSError) as error:
+    except Exception as error:  # whatever a transport raises
         text = "Calling back %d messages failed; they reappear after their visibility timeout: %s"
         _log.warning(text, len(handles), error)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
@@ -15,9 +15,6 @@ from postroom.options import Visibility
 from postroom.tasks import Tasks
 
 _log = logging.getLogger("postroom.consumer")
-
-_UNEXPECTED: Final = (OSError, RuntimeError, asyncio.TimeoutError, ValueError, TypeError, AttributeError, LookupError)
-"""What a transport may let through although its protocol does not name it: a failed receive, not the poller's end."""
 
 
 class Admits(Protocol):
@@ -79,7 +76,7 @@ class Poller:
             began = time()
             try:
                 messages = await self._receive(step)
-            except (PostroomError, *_UNEXPECTED) as error:
+            except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
                 await self._back_off(error, pause)
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue

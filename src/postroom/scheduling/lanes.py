@@ -307,8 +307,9 @@ class Scheduler(Generic[T]):
         return [] if lane is None else list(lane.waiting)
 
     def blocked_tickets(self) -> list[T]:
-        """Return what waits in blocked lanes."""
-        return [ticket for lane in self._blocked for ticket in lane.waiting]
+        """Return what waits in blocked lanes, and behind it in its message groups."""
+        waiting = [ticket for lane in self._blocked for ticket in lane.waiting]
+        return waiting + [behind for ticket in waiting for behind in self._groups.behind_of(ticket)]
 
     # -- striking off -------------------------------------------------------------------------------------------
 
