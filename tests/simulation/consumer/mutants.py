@@ -545,7 +545,6 @@ MUTANTS = (
     # -- bytes
     Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),
     Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 3, "bytes"),
-    Mutant("holds whatever comes", _property(Core, "is_full", answer=False), 1642, "bytes"),
     # -- owner
     Mutant("starts what it lost", _says(Settler, "ours", answer=True), 41, "owner"),
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
