@@ -13,6 +13,7 @@ What may be spent of a message's receives is in ``attempts``, who may run in ``a
 scheduler, and how much to ask for in the receive policy.
 """
 
+from collections import deque
 from collections.abc import Hashable
 from random import Random
 from typing import Final
@@ -103,6 +104,7 @@ class Core:
         self._polling = polling
         self._rng = rng
         self._returned: set[str] = set()
+        self._waking: deque[Hashable] = deque()
         self._fifo = False
 
     # -- what a receive policy sees -----------------------------------------------------------------------------
@@ -345,10 +347,23 @@ class Core:
     def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> bool:
         """Note that a tenant's resources are open. Returns whether messages may be called back, or tenants go on."""
         over, woken = self.availability.recovered(tenant, host, now)
-        for key in woken:
-            self.scheduler.wake(key)
+        self.scheduler.wake(tenant)
+        self._waking.extend(woken)
         freed = [self.away.over(obstacle) for obstacle in over]
         return bool(woken) or any(freed)
+
+    @property
+    def is_waking(self) -> bool:
+        """Whether tenants wait only for room to go on, after an outage of their host."""
+        return bool(self._waking)
+
+    def wake_some(self) -> None:
+        """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
+        while self._waking:
+            capacity = self.capacity()
+            if self.taken(capacity) >= capacity and self.scheduler.ready >= self.slots:
+                return
+            self.scheduler.wake(self._waking.popleft())
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""

@@ -1,46 +1,76 @@
-"""Who sends much and who sends little: the proof that looking for quiet tenants can find one."""
+"""Which tenants are noisy and which are quiet: the proof that looking for quiet tenants can find one."""
 
 from collections.abc import Hashable
 from typing import Final
 
+import msgspec
+
 WINDOW: Final = 5.0
 """Seconds of one of the two windows in which messages are counted: a tenant is remembered for five to ten."""
 ENOUGH: Final = 40
-"""Messages in the windows before a tenant can count as noisy: fewer tell nothing about anyone's rate."""
-_TIMES: Final = 4
-"""A quiet tenant sends at most this part of what the noisiest sends: equal tenants differ by less, by chance."""
+"""Messages of noisy tenants in the windows before there can be proof: fewer may be a burst."""
+_SOME: Final = 10
+"""Messages of one tenant that found enough of it here, before it can count as noisy."""
+_FEW: Final = 2
+"""Messages of one tenant that found room, before it can count as quiet: one may be a newcomer's first."""
+_TIMES: Final = 9
+"""A quiet tenant's messages find room nine times out of ten: those of equal tenants in a backlog do not."""
 _MOST: Final = 10_000
 """Tenants counted per window; messages of further ones count for none."""
 _PER_TENANT: Final = 0.0001
 """Seconds between two looks at all tenants, for each of them: a look costs a thousandth of that."""
 
 
-class Crowd:
-    """Counts received messages per tenant.
+class _Count(msgspec.Struct):
+    """Messages of one tenant in one window."""
 
-    There is proof of a noisy tenant when one has sent more than an equal share of what came lately, and another has
-    sent so little beside it that chance cannot explain it. One tenant alone, or equal tenants, are never noisy.
+    over: int = 0
+    """Those that found as much of their tenant here as its share."""
+    within: int = 0
+    """Those that found less."""
+
+
+_NONE: Final = _Count()
+
+
+class Crowd:
+    """Counts received messages per tenant, by whether they found their tenant's share here already.
+
+    A tenant is noisy when at least half of its messages found its share used up, and quiet when nine of ten found it
+    free. There is proof of a crowd when both kinds have been seen. One tenant alone is never noisy; nor are equal
+    tenants, because their messages find the same.
     """
 
     def __init__(self) -> None:
-        self._now: dict[Hashable, int] = {}
-        self._before: dict[Hashable, int] = {}
+        self._now: dict[Hashable, _Count] = {}
+        self._before: dict[Hashable, _Count] = {}
         self._turn_at = 0.0
-        self._top = 0
+        self._over = 0
+        self._over_before = 0
         self._look_at = 0.0
         self._proved = False
         self._grouped_until = 0.0
 
-    def came(self, tenant: Hashable, now: float, *, grouped: bool) -> None:
-        """Count a message. ``grouped`` tells whether it has a message group, as SQS's fair queues need."""
+    def came(self, tenant: Hashable, now: float, *, over: bool, grouped: bool) -> None:
+        """Count a message.
+
+        ``over`` tells whether it found its tenant's share here, ``grouped`` whether it has a message group, as SQS's
+        fair queues need.
+        """
         if now >= self._turn_at:
             self._turn(now)
         if grouped:
             self._grouped_until = now + 2 * WINDOW
-        count = self._now.get(tenant, 0) + 1
-        if count > 1 or len(self._now) < _MOST:
-            self._now[tenant] = count
-            self._top = max(self._top, count + self._before.get(tenant, 0))
+        count = self._now.get(tenant)
+        if count is None:
+            if len(self._now) >= _MOST:
+                return
+            count = self._now[tenant] = _Count()
+        if over:
+            count.over += 1
+            self._over += 1
+        else:
+            count.within += 1
 
     def is_grouped(self, now: float) -> bool:
         """Whether messages of the last seconds had message groups."""
@@ -52,24 +82,26 @@ class Crowd:
             self._turn(now)
         if now >= self._look_at:
             self._look_at = now + _PER_TENANT * (len(self._now) + len(self._before))
-            self._proved = self._top >= ENOUGH and self._look()
+            self._proved = self._over + self._over_before >= ENOUGH and self._look()
         return self._proved
 
     def is_noisy(self, tenant: Hashable) -> bool:
-        """Whether a tenant is one of the noisy ones, given that there is proof."""
-        return 2 * self._count(tenant) >= self._top
+        """Whether a tenant is noisy."""
+        now, before = self._now.get(tenant, _NONE), self._before.get(tenant, _NONE)
+        over = now.over + before.over
+        return over >= _SOME and over >= now.within + before.within
 
-    def _count(self, tenant: Hashable) -> int:
-        return self._now.get(tenant, 0) + self._before.get(tenant, 0)
+    def _is_quiet(self, tenant: Hashable) -> bool:
+        now, before = self._now.get(tenant, _NONE), self._before.get(tenant, _NONE)
+        within = now.within + before.within
+        return within >= _FEW and _TIMES * (now.over + before.over) <= within
 
     def _look(self) -> bool:
         tenants = self._now.keys() | self._before.keys()
-        counts = [self._count(tenant) for tenant in tenants]
-        share = sum(counts) / len(counts)
-        return self._top > share and min(counts) * _TIMES <= min(self._top, _TIMES * share / 2)
+        return any(map(self.is_noisy, tenants)) and any(map(self._is_quiet, tenants))
 
     def _turn(self, now: float) -> None:
-        self._before = self._now if now < self._turn_at + WINDOW else {}
-        self._now = {}
+        late = now >= self._turn_at + WINDOW
+        self._before, self._over_before = ({}, 0) if late else (self._now, self._over)
+        self._now, self._over = {}, 0
         self._turn_at = now + WINDOW
-        self._top = max(self._before.values(), default=0)

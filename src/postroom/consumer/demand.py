@@ -228,7 +228,9 @@ class AdaptivePolicy:
         Only a message of a tenant that is proved to be noisy does, when that tenant has its part of the buffer.
         """
         enough, has_share = standing
-        if enough or has_share:
+        over = enough or has_share
+        self._crowd.came(job.tenant, now, over=over, grouped=job.message.group_id is not None)
+        if over:
             self._scouting.found_noisy(job.tenant, job.message)
         else:
             self._scouting.found_quiet(job.message, now)

@@ -130,7 +130,7 @@ class Engine:
 
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
-        if len(self.core.away) and not self.core.closing:
+        if (len(self.core.away) or self.core.is_waking) and not self.core.closing:
             self.recall_soon()
         self._poll.wake()
 
@@ -217,6 +217,7 @@ class Engine:
     def available(self, tenant: Hashable, host: Hashable | None = None) -> None:
         """Let those go on that waited for a tenant's resources, or for the host that they are on."""
         if self.core.recovered(tenant, host, self._time()):
+            self.core.wake_some()
             self.dispatch()
             self.recall_soon()
 
@@ -245,7 +246,12 @@ class Engine:
         self._recalling = None
         core = self.core
         now = self._time()
-        if core.closing or core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):
+        if core.closing:
+            return
+        if core.is_waking:
+            core.wake_some()
+            self.dispatch(now)
+        if core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):
             return
         capacity = core.capacity()
         room = capacity - max(core.taken(capacity), core.scheduler.blocked)

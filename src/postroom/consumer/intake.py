@@ -54,7 +54,6 @@ class Intake:
         self._engine = engine
         self._pool = pool
         self._grouping = grouping
-        self._counts_crowd = not source.fifo and self._resolver is not None
         resolver: Any = self._resolver
         self._clean = isinstance(resolver, AttributeResolver) and bool(cast("Any", resolver).is_plain)
         self._plain: type = type(None)
@@ -235,8 +234,6 @@ class Intake:
             job.context = found
             if message.group_id is not None and self._grouping is not None:
                 self._grouping.check(message.group_id, job.tenant, found)
-            if self._counts_crowd:
-                self._source.crowd.came(job.tenant, now, grouped=message.group_id is not None)
         self._source.resolved(job)
         return self._core.arrive(job, now)
 

@@ -109,15 +109,18 @@ class Licence:
                 return process.decisions.was_quarantined(plan.tenant)
             case "not tried":
                 return self._may_stay_untried(message_id, plan, reason)
-            case _ if reason.startswith("the consumer stopped, at its last receive"):
-                return self._is_at_its_last(message_id) and self._has_to_stop(plan)
-            case _ if "other receives were spent" in reason:
-                lost = message_id in process.watch.lost
-                return self._is_at_its_last(message_id) and (lost or self._ledger.has_untried(message_id, process.name))
-            case _ if " failed attempts, the last one with " in reason:
-                return self._ledger.is_used_up(message_id, process.name)
             case _:
-                return False
+                return self._may_be_used_up(message_id, plan, reason)
+
+    def _may_be_used_up(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
+        """Whether a message has had all that it gets: the attempts that it was promised, or its receives."""
+        name = self._process.name
+        if reason.startswith("the consumer stopped, at its last receive"):
+            return self._is_at_its_last(message_id) and self._has_to_stop(plan)
+        if "other receives were spent" in reason:
+            lost = message_id in self._process.watch.lost
+            return self._is_at_its_last(message_id) and (lost or self._ledger.has_untried(message_id, name))
+        return " failed attempts, the last one with " in reason and self._ledger.is_used_up(message_id, name)
 
     def _is_at_its_last(self, message_id: str) -> bool:
         """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""

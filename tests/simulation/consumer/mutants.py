@@ -5,7 +5,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from unittest.mock import PropertyMock, patch
 
 from postroom.consumer import lifecycle, source
 from postroom.consumer.attempts import Attempts
-from postroom.consumer.availability import Availability, Obstacle, _Breaker
+from postroom.consumer.availability import Availability, _Breaker
 from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy
@@ -199,29 +199,11 @@ def _says_returned(give_back: Any) -> Any:
     return mutant
 
 
-def _deletes_rejects(reject: Any) -> Any:
-    async def mutant(self: Any, delivery: Delivery, reason: str) -> bool:
-        try:
-            return bool(await reject(self, delivery, reason))
-        except Exception:
-            self.ack(delivery)
-            return True
-
-    return mutant
-
-
 def _without_a_reason(write: Any) -> Any:
     def mutant(*args: Any, **options: Any) -> Any:
         letter = write(*args, **options)
         letter.outgoing.message_attributes.pop(REASON, None)
         return letter
-
-    return mutant
-
-
-def _again_at_once(_refused: Any) -> Any:
-    def mutant(self: Any, again: Sequence[Any], _failures: Any, _sent_at: float, *, all_of_them: bool) -> None:
-        self._again(again)
 
     return mutant
 
@@ -388,14 +370,6 @@ def _leads_on(ended: Any) -> Any:
     return mutant
 
 
-def _wakes_no_lane(recovered: Any) -> Any:
-    def mutant(self: Any, *args: Any) -> tuple[list[Obstacle], list[Hashable]]:
-        over, _ = recovered(self, *args)
-        return over, []
-
-    return mutant
-
-
 def _sleeps_for_long(sleep: Any) -> Any:
     def mutant(self: Any, lane: Any, now: float, until: float | None) -> None:
         sleep(self, lane, now, None)
@@ -455,14 +429,6 @@ def _wakes_from_now_on(poller: Any) -> None:
     del poller.wake
 
 
-def _away_for_ever(add: Any) -> Any:
-    def mutant(self: Any, absent: Any, obstacle: Any) -> None:
-        add(self, absent, obstacle)
-        self._known[f"{absent.message_id} again"] = absent
-
-    return mutant
-
-
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -495,7 +461,7 @@ MUTANTS = (
     Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 8, "S3"),
     Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 5, "S3"),
     Mutant("drops what was not started, at stop", _swap(Core, "close", _drop_unstarted), 62, "S7"),
-    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 1, "context"),
+    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 62, "S7"),
     Mutant("waits for resources in a slot", _swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 0, "control"),
     Mutant("frees slots per batch", _swap(Engine, "ended", _slot_per_batch), 0, "slots"),
     Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 2, "S4"),
@@ -556,7 +522,12 @@ MUTANTS = (
         "liveness",
     ),
     Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
-    Mutant("wakes no lane when its pool is back", _swap(Availability, "recovered", _wakes_no_lane), 0, "attempts"),
+    Mutant(
+        "counts what is paused as waiting",
+        lambda: patch.object(Scheduler, "ready", Scheduler.waiting),
+        1297,
+        "liveness",
+    ),
     # -- expense
     Mutant(
         "needs no proof of a crowd",
