@@ -277,6 +277,7 @@ class Core:
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
         self.probe_ended(job)
+        job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if self.abandoned or (self.closing and not job.source.attempts.is_short_of(job)):
             self.give_back(job, Settlement.RETURNED)
         elif job.state is not State.WAITING:

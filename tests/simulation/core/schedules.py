@@ -290,6 +290,7 @@ class Schedule:
             world.decide(tenant, "resume")
             world.decide(tenant, "limit", rate=None, concurrency=None)
         world.healed = True
+        world.healed_at = world.now
         world.last.clear()
 
     def judge(self) -> None:

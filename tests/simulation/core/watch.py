@@ -34,6 +34,8 @@ from simulation.core.plan import CROWD_ENOUGH, MOST_AWAY, Plan
 from simulation.core.world import World
 
 _WINDOW = 10.0
+_LOOK = 0.001
+"""Seconds for which the crowd of so few tenants is not looked at again."""
 _MARGIN = 60.0
 _EVERY = 15.0
 """Seconds between two looks at retention."""
@@ -81,7 +83,7 @@ class Watch(World):
             self.arrivals.popleft()
         came = list(self.arrivals)
         text = ""
-        while came:  # whether there is proof may have been looked at when the first of these messages came
+        while came:  # whether there is proof may have been looked at a moment ago, when an earlier message came
             begins = {when for when, _ in came if when <= self.now - _WINDOW / 2} | {self.now - _WINDOW / 2}
             for begin in sorted(begins):  # where its window begins, only the crowd knows
                 tenants = Counter(tenant for when, tenant in came if when >= begin)
@@ -89,7 +91,7 @@ class Watch(World):
                 if problem is None:
                     return
                 text = text or problem
-            if came.pop()[0] < self.now:
+            if came.pop()[0] < self.now - _LOOK:
                 break
         self.require(False, "proof", f"message {letter.number} is parked: {text}")
 

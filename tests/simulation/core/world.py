@@ -155,6 +155,7 @@ class World:
         self.policy_known_at = 0.0
         self.generation = 0
         self.healed = False
+        self.healed_at = 0.0
         self.last: dict[int, bool] = {}
         """Whether a tenant's last run was a success, once everything works again."""
         self.start()
@@ -761,7 +762,7 @@ class World:
         else:
             self.note("handled", letter.number)
             letter.done = True
-            self.last[letter.tenant] = self.healed
+            self.last[letter.tenant] = self.healed and job.since >= self.healed_at
             self.core.succeeded(job, self.now)
             self.process.scouting.handled()
             if job.settlement is None and not job.lost:
