@@ -909,7 +909,7 @@ class World:
             for handle in handles:
                 self.note("recalled", handle)
                 if not self.chance(0.05):
-                    self.queue.show(handle, self.now, self.now)
+                    self.queue.show(handle, self.now)
         self.poke()
 
     # -- stopping -----------------------------------------------------------------------------------------------
