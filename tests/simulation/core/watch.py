@@ -33,7 +33,9 @@ from simulation.core.outside import EPSILON, Letter, Violation
 from simulation.core.plan import CROWD_ENOUGH, MOST_AWAY, Plan
 from simulation.core.world import World
 
-_WINDOW = 10.0
+_WINDOW = 15.0
+"""Seconds for which the crowd may remember a tenant: its second window begins when the first one is over and a message
+comes, which may take as long as a window."""
 _LOOK = 0.001
 """Seconds for which the crowd of so few tenants is not looked at again."""
 _MARGIN = 60.0
@@ -82,7 +84,7 @@ class Watch(World):
         while self.arrivals and self.arrivals[0][0] < self.now - _WINDOW - EPSILON:
             self.arrivals.popleft()
         came = list(self.arrivals)
-        latest = self.now - _WINDOW / 2
+        latest = self.now - 5.0
         begins = sorted({when for when, _ in came if when <= latest} | {latest})  # only the crowd knows which it is
         text = ""
         while came:  # whether there is proof may have been looked at a moment ago, when an earlier message came
@@ -203,7 +205,7 @@ class Watch(World):
             pause = self.pool.retry_after(tenant)
             self.require(pause <= 0, "outage", f"tenant {tenant} is left alone for {pause:.3f} s, and got a slot")
         if self.core.closing:
-            short = self.source.attempts.is_short_of(job)
+            short = self.source.attempts.is_short_of(job) or self.plan.changes
             self.require(short or job.task is not None, "stop", f"message {job.message.id} got a slot in a stop")
 
     def handler_starts(self, job: Job) -> None:
