@@ -139,6 +139,7 @@ class CoreMachine(RuleBasedStateMachine):
         world.pool.heal()
         world.broken.clear()
         world.healed = True
+        world.healed_at = world.now
         world.last.clear()
         for tenant in (0, 1):
             world.decide(tenant, "resume")

@@ -39,7 +39,7 @@ MOST_HELD: Final = 1_000
 attempt that it was promised, but never its last receive."""
 LANES: Final = 1_000
 """Messages of all such tenants together that may wait here although they could be deferred."""
-_PARK: Final = (7.5, 22.5)
+_PARK: Final = (60.0, 180.0)
 _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
 
@@ -310,6 +310,7 @@ class Core:
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
         self.probe_ended(job)
+        job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
         elif job.state is not State.WAITING:

@@ -205,7 +205,10 @@ class Engine:
     def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
         """Note what became of a message."""
         self.core.settled(delivery, settlement, delay, self._time())
+        was_full = self.core.is_full
         self.core.held_bytes = delivery.source.settler.bytes
+        if was_full and not self.core.is_full:
+            self._poll.wake()
 
     # -- what others tell ---------------------------------------------------------------------------------------
 

@@ -287,6 +287,7 @@ class Pipeline:
         instruction = await self._report(job, error)
         if job.started and self._source.resolves and not self._core.closing:
             self._core.failed(job, error, self._time())
+            self._engine.dispatch()  # its lane may sleep from now on: a timer has to wake it
             if instruction is None and self._ack_mode is AckMode.ON_SUCCESS:
                 poison = attempts.poison(job, self._source.faults_of(job))
                 instruction = None if poison is None else Reject(poison)

@@ -147,13 +147,14 @@ class ModelQueue:
         letter = self.open.get(int(number))
         return letter if letter is not None and letter.receives == int(receives) else None
 
-    def show(self, handle: str, at: float, now: float) -> bool:
+    def show(self, handle: str, at: float, left_at: float | None = None) -> bool:
         """Make a message visible at a time. Returns whether the handle was good for it."""
         letter = self.of(handle)
         if letter is None or not letter.in_flight:
             return False
         letter.visible_at = at
-        letter.left_at = now
+        if left_at is not None:
+            letter.left_at = left_at
         return True
 
 
@@ -214,6 +215,10 @@ class ModelPool:
     def troubled(self) -> bool:
         """Whether anything is left alone, or has failed since its last success."""
         return bool(self._failed_on) or any(each.failures for each in self.tenants.values())
+
+    def is_open(self, context: Any) -> bool:
+        """Return whether a tenant's resources are open."""
+        return self.tenants[context].open
 
     def host_of(self, context: Any) -> Hashable | None:
         """Return a tenant's host."""

@@ -249,7 +249,9 @@ class Schedule:
             world.lose(job)
         elif not self.plan.fifo and not job.told:
             world.queue.show(job.receipt_handle, world.now, world.now)
-            world.letter(job).excused += 1
+            letter, most = world.letter(job), world.queue.most
+            last = most is not None and letter.receives >= most  # SQS makes a dead letter of it, under our hands
+            letter.excused = max(letter.excused + 1, letter.receives if last else 0)
             world.note("duplicate", job.message.id)
             world.poke()
 
@@ -290,6 +292,7 @@ class Schedule:
             world.decide(tenant, "resume")
             world.decide(tenant, "limit", rate=None, concurrency=None)
         world.healed = True
+        world.healed_at = world.now
         world.last.clear()
 
     def judge(self) -> None:

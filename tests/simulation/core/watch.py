@@ -21,7 +21,8 @@ memory     what is remembered is bounded, and forgotten when it is over
 ========== =========================================================================================================
 """
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Hashable
 from random import Random
 from typing import Any, cast
 
@@ -33,10 +34,25 @@ from simulation.core.outside import EPSILON, Letter, Violation
 from simulation.core.plan import CROWD_ENOUGH, MOST_AWAY, Plan
 from simulation.core.world import World
 
-_WINDOW = 10.0
+_WINDOW = 15.0
+"""Seconds for which the crowd may remember a tenant: its second window begins when the first one is over and a message
+comes, which may take as long as a window."""
+_LOOK = 0.001
+"""Seconds for which the crowd of so few tenants is not looked at again."""
 _MARGIN = 60.0
 _EVERY = 15.0
 """Seconds between two looks at retention."""
+
+
+def _is_noisy(found: list[bool]) -> bool:
+    """Whether so many of a tenant's messages found its share used up that it is noisy."""
+    return sum(found) >= 10 and 2 * sum(found) >= len(found)
+
+
+def _is_quiet(found: list[bool]) -> bool:
+    """Whether nearly all of a tenant's messages found room."""
+    within = len(found) - sum(found)
+    return within >= 2 and 9 * sum(found) <= within
 
 
 class Watch(World):
@@ -80,29 +96,32 @@ class Watch(World):
         while self.arrivals and self.arrivals[0][0] < self.now - _WINDOW - EPSILON:
             self.arrivals.popleft()
         came = list(self.arrivals)
+        latest = self.now - 5.0
+        begins = sorted({when for when, *_ in came if when <= latest} | {latest})  # only the crowd knows which it is
         text = ""
-        while came:  # whether there is proof may have been looked at when the first of these messages came
-            begins = {when for when, _ in came if when <= self.now - _WINDOW / 2} | {self.now - _WINDOW / 2}
-            for begin in sorted(begins):  # where its window begins, only the crowd knows
-                tenants = Counter(tenant for when, tenant in came if when >= begin)
-                problem = self._proof(job, tenants)
+        while came:  # whether there is proof may have been looked at a moment ago, when an earlier message came
+            for begin in begins:
+                problem = self._proof([(tenant, over) for when, tenant, over in came if when >= begin])
+                mine = [over for when, tenant, over in self.arrivals if when >= begin and tenant == job.tenant]
+                if not _is_noisy(mine):
+                    problem = f"its tenant is not noisy: {sum(mine)} of {len(mine)} found its share used up"
                 if problem is None:
                     return
                 text = text or problem
-            if came.pop()[0] < self.now:
+            if came.pop()[0] < self.now - _LOOK:
                 break
         self.require(False, "proof", f"message {letter.number} is parked: {text}")
 
-    def _proof(self, job: Job, came: Counter[Any]) -> str | None:
+    def _proof(self, came: list[tuple[Hashable, bool]]) -> str | None:
         """Return why there is no proof in what came."""
-        top, own, least = max(came.values(), default=0), came[job.tenant], min(came.values(), default=0)
-        if len(came) < 2:
-            return "its tenant is alone"
-        if top < CROWD_ENOUGH:
-            return f"the busiest tenant has sent {top} messages"
-        if 2 * own < top:
-            return f"its tenant has sent {own} messages, the busiest {top}"
-        return f"equal tenants: {dict(came)}" if least * 4 > top else None
+        tenants: defaultdict[Hashable, list[bool]] = defaultdict(list)
+        for tenant, over in came:
+            tenants[tenant].append(over)
+        if sum(over for _, over in came) < CROWD_ENOUGH:
+            return "too few messages found their tenant's share used up"
+        if not any(map(_is_noisy, tenants.values())):
+            return "no tenant is noisy"
+        return None if any(map(_is_quiet, tenants.values())) else "no tenant is quiet"
 
     def giving_back(self, job: Job, settlement: Settlement, delay: float) -> None:
         """Watch expense, stop and retention."""
@@ -200,7 +219,7 @@ class Watch(World):
             pause = self.pool.retry_after(tenant)
             self.require(pause <= 0, "outage", f"tenant {tenant} is left alone for {pause:.3f} s, and got a slot")
         if self.core.closing:
-            short = self.source.attempts.is_short_of(job)
+            short = self.source.attempts.is_short_of(job) or self.plan.changes
             self.require(short or job.task is not None, "stop", f"message {job.message.id} got a slot in a stop")
 
     def handler_starts(self, job: Job) -> None:
@@ -278,7 +297,8 @@ class Watch(World):
         if said != resolving:
             raise Violation(f"table: {said} are being resolved, not {resolving}")
         away = core.away
-        count = len(away._callable) + sum(map(len, away._behind.values()))
+        listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
+        count = sum(away._known.get(absent.message_id) is absent for absent in listed)  # others came back
         # What leaves at the same time is counted when it is confirmed.
         if len(away) != count or count > MOST_AWAY + 60:
             raise Violation(f"memory: {len(away)} are away, or {count}")
@@ -309,8 +329,8 @@ class Watch(World):
 
     def _watch_sleep(self, lane: Any, wake: float | None) -> None:
         if lane.asleep_until is None:
-            probes = [job for job in self.alive if job.probe and job.tenant == lane.tenant]
-            alive = [job for job in probes if job.task is not None]
+            awaited = [job for job in self.alive if (job.probe or job.leads) and job.tenant == lane.tenant]
+            alive = [job for job in awaited if job.task is not None]
             self.require(bool(alive), "wake-ups", f"tenant {lane.tenant} sleeps until its probe ends; it has none")
         else:
             known = wake is not None and wake <= lane.asleep_until + EPSILON

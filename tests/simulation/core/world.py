@@ -86,6 +86,17 @@ class Task:
         self._done = True
 
 
+class WatchedPolicy(AdaptivePolicy):
+    """The default policy; it writes down what it is told of arrivals."""
+
+    arrivals: deque[tuple[float, Hashable, bool]]
+
+    def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
+        """Note whether the message found its tenant's share used up."""
+        self.arrivals.append((now, job.tenant, any(standing)))
+        return super().is_surplus(job, standing, crowded=crowded, now=now)
+
+
 class Process:
     """One consumer, from its start to its stop."""
 
@@ -116,7 +127,8 @@ class Process:
         )
         scout = plan.polling.scout
         self.scouting = Scouting(self.source.crowd, world.now, when=scout)
-        self.policy = AdaptivePolicy(plan.polling, self.scouting, self.source.crowd)
+        self.policy = WatchedPolicy(plan.polling, self.scouting, self.source.crowd)
+        self.policy.arrivals = self.arrivals = deque[tuple[float, Hashable, bool]]()
         pool = cast("PoolView", world.pool) if plan.with_pool else None
         self.availability = Availability(pool, Random(rng.random()))
         self.core = Core(
@@ -155,6 +167,7 @@ class World:
         self.policy_known_at = 0.0
         self.generation = 0
         self.healed = False
+        self.healed_at = 0.0
         self.last: dict[Hashable, bool] = {}
         """Whether a tenant's last run was a success, once everything works again."""
         self.start()
@@ -186,7 +199,7 @@ class World:
         self._poke = False
         self.waiting_for_messages: dict[int, None] = {}
         """Pollers whose receives have found nothing so far."""
-        self.arrivals: deque[tuple[float, Hashable]] = deque()
+        self.arrivals = process.arrivals
         tenants: Any = self.tenants
         tenants._consumer = self
         tenants._paces.clear()
@@ -406,9 +419,6 @@ class World:
             job.tenant, job.problem = UNRESOLVED, ContextError("no context")
         else:
             job.tenant = job.context = letter.tenant
-            if not self.plan.fifo:
-                self.source.crowd.came(job.tenant, self.now, grouped=letter.group is not None)
-                self.arrivals.append((self.now, job.tenant))
         self.source.resolved(job)
         parked = self.core.parked
         runnable = self.core.arrive(job, self.now)
@@ -429,7 +439,10 @@ class World:
             if job.turn is not None:
                 if not job.turn.done():
                     job.turn.set_result(True)
-            elif job.task is None and not job.lost:
+            elif job.lost:
+                core.give_group_back(job)
+                core.finish(job, now)
+            elif job.task is None:
                 self.jobs[job] = None
                 job.task = cast("Any", Task(self, job))
                 self.soon(self.begin, job.task)
@@ -466,7 +479,7 @@ class World:
 
     def make_room(self) -> None:
         """Look again for more messages."""
-        if len(self.core.away) and not self.core.closing:
+        if (len(self.core.away) or self.core.is_waking) and not self.core.closing:
             self.recall_soon()
         self.wake()
 
@@ -642,6 +655,8 @@ class World:
             return
         pool = self.pool
         if not self.plan.with_pool or pool.tenants[job.context].open:
+            if job.leads:
+                self.core.leased(job)
             self.handle(task)
             return
         task.stage = "opening"
@@ -672,6 +687,7 @@ class World:
     def available(self, tenant: Hashable, host: Hashable | None = None) -> None:
         """Let those go on that waited for a tenant's resources, or for its host."""
         if self.core.recovered(tenant, host, self.now):
+            self.core.wake_some()
             self.dispatch()
             self.recall_soon()
 
@@ -761,7 +777,7 @@ class World:
         else:
             self.note("handled", letter.number)
             letter.done = True
-            self.last[letter.tenant] = self.healed
+            self.last[letter.tenant] = self.healed and job.since >= self.healed_at
             self.core.succeeded(job, self.now)
             self.process.scouting.handled()
             if job.settlement is None and not job.lost:
@@ -893,7 +909,12 @@ class World:
             return
         self._recalling = False
         core = self.core
-        if core.closing or self.scheduler.ready >= MAX_BATCH or not core.away.recallable(self.now):
+        if core.closing:
+            return
+        if core.is_waking:
+            core.wake_some()
+            self.dispatch()
+        if self.scheduler.ready >= MAX_BATCH or not core.away.recallable(self.now):
             return
         capacity = core.capacity()
         room = capacity - max(core.taken(capacity), self.scheduler.blocked)
@@ -908,7 +929,7 @@ class World:
             for handle in handles:
                 self.note("recalled", handle)
                 if not self.chance(0.05):
-                    self.queue.show(handle, self.now, self.now)
+                    self.queue.show(handle, self.now)
         self.poke()
 
     # -- stopping -----------------------------------------------------------------------------------------------

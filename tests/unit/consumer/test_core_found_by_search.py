@@ -218,3 +218,14 @@ def test_nothing_waits_once_there_is_no_time_to_start_it() -> None:
     scene.arrive(late)
     assert [type(action) for action in core.actions] == [Reject, Reject]
     assert scene.scheduler.size == 0
+
+
+def test_a_message_whose_handler_met_an_outage_has_not_started() -> None:
+    """It waits for its turn once more, and a stop need not give its handler time to finish."""
+    scene = Scene()
+    job = scene.job("first")
+    scene.arrive(job)
+    assert scene.core.next(0.0) is job
+    job.started = True
+    scene.core.refused(job, ConnectionError("too many connections"), 1.0)
+    assert not job.started

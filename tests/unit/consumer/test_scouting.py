@@ -257,68 +257,71 @@ class TestScouting:
 class TestCrowd:
     """When there is proof of a noisy tenant beside a quiet one."""
 
-    def proved(self, *counts: int, grouped: bool = True) -> bool:
-        """Return whether there is proof after so many messages of each tenant, in turn."""
+    def proved(self, *tenants: tuple[int, int], grouped: bool = True) -> bool:
+        """Return whether there is proof, when so many messages of each tenant found its share used up, and room."""
         crowd = Crowd()
-        for turn in range(max(counts)):
-            for tenant, count in enumerate(counts):
-                if turn < count:
-                    crowd.came(tenant, 1.0 + turn * 0.001, grouped=grouped)
-        return crowd.is_proved(1.0 + max(counts) * 0.001)
+        for tenant, (over, within) in enumerate(tenants):
+            for number in range(over + within):
+                crowd.came(tenant, 1.0, over=number < over, grouped=grouped)
+        return crowd.is_proved(1.5)
 
     def test_one_tenant_alone_is_never_noisy(self) -> None:
         """There is no other to look for."""
-        assert not self.proved(1_000)
+        assert not self.proved((1_000, 20))
 
     @pytest.mark.parametrize("tenants", [2, 3, 10, 100])
     def test_equal_tenants_are_never_noisy(self, tenants: int) -> None:
-        """Nor are those that differ as chance has it."""
-        assert not self.proved(*[100] * tenants)
-        assert not self.proved(*[100 + 30 * (number % 2) for number in range(tenants)])
+        """They find the same; nor are those noisy that differ as chance has it."""
+        assert not self.proved(*[(100, 10)] * tenants)
+        assert not self.proved(*[(60 + 40 * (number % 2), 20) for number in range(tenants)])
+        assert not self.proved(*[(0, 100)] * tenants)
 
     @pytest.mark.parametrize("quiet", [1, 5, 50])
     def test_a_noisy_tenant_beside_quiet_ones_is_proof(self, quiet: int) -> None:
         """However many there are of these."""
-        assert self.proved(1_000, *[10] * quiet)
+        assert self.proved((1_000, 10), *[(0, 10)] * quiet)
 
     def test_a_few_messages_prove_nothing(self) -> None:
-        """A burst of a dozen is no noise."""
-        assert not self.proved(12, 1)
+        """A burst of a dozen is no noise, and one message of a newcomer is no quiet tenant."""
+        assert not self.proved((12, 3), (0, 3))
+        assert not self.proved((1_000, 10), (0, 1))
 
-    def test_only_tenants_that_send_as_much_as_the_noisiest_are_noisy(self) -> None:
+    def test_only_tenants_whose_messages_find_their_share_used_up_are_noisy(self) -> None:
         """The others keep their place."""
         crowd = Crowd()
         for number in range(300):
-            crowd.came("noisy", 1.0, grouped=True)
+            crowd.came("noisy", 1.0, over=True, grouped=True)
             if number % 10 == 0:
-                crowd.came("quiet", 1.0, grouped=True)
+                crowd.came("quiet", 1.0, over=False, grouped=True)
         assert crowd.is_proved(1.5)
         assert crowd.is_noisy("noisy")
         assert not crowd.is_noisy("quiet")
 
     def test_proof_grows_old(self) -> None:
         """Within ten seconds without messages there is none."""
-        crowd = Crowd()
-        for number in range(300):
-            crowd.came("noisy", 1.0, grouped=True)
-            crowd.came("quiet", 1.0, grouped=True) if number % 20 == 0 else None
+        crowd = self.seen()
         assert crowd.is_proved(2.0)
         assert not crowd.is_proved(12.0)
 
     def test_without_message_groups_there_is_no_scouting_unless_it_is_asked_for(self) -> None:
         """The queue hands quiet tenants' messages out first only if it knows tenants."""
         for grouped, when, expected in ((False, True, None), (True, True, 0.0), (False, "always", 0.0)):
-            crowd = Crowd()
-            for number in range(300):
-                crowd.came("noisy", 1.0, grouped=grouped)
-                crowd.came("quiet", 1.0, grouped=grouped) if number % 20 == 0 else None
-            assert Look(when=when, crowd=crowd).pause() == expected  # type: ignore[arg-type]
+            assert Look(when=when, crowd=self.seen(grouped=grouped)).pause() == expected  # type: ignore[arg-type]
+
+    def seen(self, *, grouped: bool = True) -> Crowd:
+        """Return a crowd of a noisy tenant and a quiet one."""
+        crowd = Crowd()
+        for number in range(300):
+            crowd.came("noisy", 1.0, over=True, grouped=grouped)
+            if number % 20 == 0:
+                crowd.came("quiet", 1.0, over=False, grouped=grouped)
+        return crowd
 
     def test_memory_is_bounded(self) -> None:
         """Tenants without number are not counted."""
         crowd = Crowd()
         for number in range(30_000):
-            crowd.came(number, 1.0, grouped=True)
+            crowd.came(number, 1.0, over=True, grouped=True)
         assert len(crowd._now) <= 10_000
 
 
