@@ -64,14 +64,15 @@ asyncio.run(main())
 class Client:
     """One kept-alive connection that sends one request at a time."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._port = port
         self._reader = reader
         self._writer = writer
 
     @classmethod
     async def connect(cls, port: int) -> "Client":
         """Open a connection."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=4_000_000))
+        return cls(port, *await asyncio.open_connection("127.0.0.1", port, limit=4_000_000))
 
     async def call(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
         """Call an action and return its result."""
@@ -87,6 +88,9 @@ class Client:
         lower = head_bytes.lower()
         at = lower.index(b"content-length:") + 15
         answer = await self._reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
+        if b"connection: close" in lower:  # as some servers do after every answer
+            self._writer.close()
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=4_000_000)
         if b" 200 " not in head_bytes[:16]:
             raise RuntimeError(answer.decode())
         return json.loads(answer) if answer else {}
