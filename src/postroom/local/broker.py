@@ -279,7 +279,7 @@ class Broker:
         """Let a long poll wait, after :meth:`receive` found nothing for it.
 
         ``deliver`` is called at most once, from within the call that makes a message available, with what the poll
-        got. A waiting poll never times out by itself: the caller that waits calls :meth:`cancel`. Of several polls only the
+        got. A waiting poll never times out by itself: its caller calls :meth:`cancel`. Of several polls only the
         one that waited longest is served with one message.
         """
 

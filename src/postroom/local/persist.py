@@ -264,8 +264,8 @@ class Log(Journal):
     Args:
         path: the file; made if it does not exist.
         broker: the broker whose state it keeps; it gets what the file holds, then is journalled to it.
-        now: the time, for what had a deadline while the broker was closed. ``self.now`` is later if the log is: time in a
-            broker never goes back, also where it passed faster than outside.
+        now: the time, for what had a deadline while the broker was closed. ``self.now`` is later if the log is: time in
+            a broker never goes back, also where it passed faster than outside.
 
     Raises:
         ConfigurationError: the file is not such a log, or another process uses it.
