@@ -319,11 +319,8 @@ def test_an_empty_receive(wire: Wire, queue: str) -> None:
 def test_two_lists_of_system_attributes(sqs: Any, query_sqs: Any, queue: str) -> None:
     """Of a receive that names system attributes in both ways, JSON takes both, the query protocol the older one."""
     sqs.send_message(QueueUrl=queue, MessageBody="x")
-    asked: dict[str, Any] = {
-        "AttributeNames": ["SenderId"],
-        "MessageSystemAttributeNames": ["All"],
-        "VisibilityTimeout": 0,
-    }
+    lists = {"AttributeNames": ["SenderId"], "MessageSystemAttributeNames": ["All"]}
+    asked: dict[str, Any] = {**lists, "VisibilityTimeout": 0}
     assert len(receive_one(sqs, queue, **asked)["Attributes"]) > 1
     assert list(receive_one(query_sqs, queue, **asked)["Attributes"]) == ["SenderId"]
 

@@ -285,12 +285,15 @@ class Pipe(asyncio.Transport):
         self.reading = True
 
     def write(self, data: Any) -> None:
+        """Note it."""
         self.written.append(bytes(data))
 
     def pause_reading(self) -> None:
+        """Note it."""
         self.reading = False
 
     def resume_reading(self) -> None:
+        """Note it."""
         self.reading = True
 
 
