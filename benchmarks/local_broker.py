@@ -1,6 +1,6 @@
 """How fast is the local broker? Prints a table of messages per second, wake-up latency and memory.
 
-    python benchmarks/local_broker.py [--seconds 3] [--clients 16] [--persist]
+    python benchmarks/local_broker.py [--seconds 3] [--clients 16] [--persist] [--peers]
 
 The server runs in a process of its own, as ``postroom local`` does; the clients share this process and speak plain
 HTTP over kept-alive connections, so that what is measured is the server rather than an SDK. One "message" is a send,
@@ -12,7 +12,9 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +64,15 @@ asyncio.run(main())
 class Client:
     """One kept-alive connection that sends one request at a time."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._port = port
         self._reader = reader
         self._writer = writer
 
     @classmethod
     async def connect(cls, port: int) -> "Client":
         """Open a connection."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=4_000_000))
+        return cls(port, *await asyncio.open_connection("127.0.0.1", port, limit=4_000_000))
 
     async def call(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
         """Call an action and return its result."""
@@ -85,6 +88,9 @@ class Client:
         lower = head_bytes.lower()
         at = lower.index(b"content-length:") + 15
         answer = await self._reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
+        if b"connection: close" in lower:  # as some servers do after every answer
+            self._writer.close()
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=4_000_000)
         if b" 200 " not in head_bytes[:16]:
             raise RuntimeError(answer.decode())
         return json.loads(answer) if answer else {}
@@ -229,8 +235,85 @@ async def row(label: str, options: argparse.Namespace, **kind: Any) -> None:
                 )
 
 
+PEERS = {
+    "ministack": (["--from", "ministack==1.5.33", "ministack"], {"GATEWAY_PORT": "{port}"}),
+    "moto": (["--from", "moto[server]==5.2.5", "moto_server", "--port", "{port}"], {}),
+}
+
+
+@asynccontextmanager
+async def peer(name: str) -> AsyncIterator[int]:
+    """Run another local SQS for a while, in an environment of its own; yield its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    arguments, settings = PEERS[name]
+    uv = shutil.which("uv") or str(Path(__file__).parent.parent / ".uv" / "bin" / "uv")
+    command = [uv, "tool", "run", *(part.format(port=port) for part in arguments)]
+    environment = {**os.environ, **{key: value.format(port=port) for key, value in settings.items()}}
+    process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(120):
+            while True:
+                with suppress(OSError):
+                    (await Client.connect(port)).close()
+                    break
+                await asyncio.sleep(0.2)
+        yield port
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+async def rate(port: int, *, clients: int, seconds: float) -> float:
+    """Return messages per second with single calls, beside a backlog of 100."""
+    connections = [await Client.connect(port) for _ in range(clients)]
+    url = (await connections[0].call("CreateQueue", {"QueueName": f"bench-{uuid.uuid4().hex[:8]}"}))["QueueUrl"]
+    await fill(connections[0], url, 100)
+    started = time.perf_counter()
+    end = started + seconds
+    done = 0
+
+    async def work(client: Client) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            count = await cycle(client, url, 1)
+            done += count
+
+    await asyncio.gather(*(work(client) for client in connections))
+    elapsed = time.perf_counter() - started
+    for client in connections:
+        client.close()
+    return done / elapsed
+
+
+async def side_by_side(options: argparse.Namespace) -> None:
+    """Measure the peers in the same minutes, turn by turn, and print ratios: those hold on a busy machine too."""
+    async with AsyncExitStack() as stack:
+        ports = {"postroom": (await stack.enter_async_context(serving())).port}
+        for name in PEERS:
+            ports[name] = await stack.enter_async_context(peer(name))
+        rounds = [
+            {name: await rate(port, clients=4, seconds=options.seconds) for name, port in ports.items()}
+            for _ in range(max(3, options.repeat))
+        ]
+    for name in ports:
+        rates = [each[name] for each in rounds]
+        ratio = statistics.median(each["postroom"] / each[name] for each in rounds)
+        print(
+            f"single calls | {name:<9} | {min(rates):>6,.0f} to {max(rates):>6,.0f} messages/s "
+            f"| postroom is {ratio:.1f} times as fast"
+        )
+
+
 async def main(options: argparse.Namespace) -> None:
     """Measure, and print."""
+    if options.peers:
+        await side_by_side(options)
+        return
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
           f"{options.clients} clients, best of {options.repeat} x {options.seconds} s")  # fmt: skip
     await row("postroom local", options)
@@ -248,5 +331,6 @@ if __name__ == "__main__":
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--backlogs", type=int, nargs="+", default=[100, 10_000, 100_000])
     parser.add_argument("--persist", action="store_true", help="measure with --persist as well")
+    parser.add_argument("--peers", action="store_true", help="measure ministack and moto side by side, and only that")
     parser.add_argument("--aiohttp", action="store_true", help="measure the same broker behind aiohttp.web as well")
     asyncio.run(main(parser.parse_args()))

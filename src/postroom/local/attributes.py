@@ -1,4 +1,4 @@
-"""Queue attributes: which exist, what they may be, and what they are when nobody set them.
+"""Queue attributes: which exist, what they may be, and what they are by default.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
 """

@@ -2,7 +2,7 @@
 
 Time comes from the clock that the broker is given; whatever time alone changes (a delay ends, a visibility timeout
 ends, a message expires, a move task goes on) happens when the broker is next called. :meth:`Broker.next_event` says
-when that is worth while for somebody who waits.
+when that is worth while for a caller that waits.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -279,7 +279,7 @@ class Broker:
         """Let a long poll wait, after :meth:`receive` found nothing for it.
 
         ``deliver`` is called at most once, from within the call that makes a message available, with what the poll
-        got. A waiting poll never times out by itself: whoever waits calls :meth:`cancel`. Of several polls only the
+        got. A waiting poll never times out by itself: its caller calls :meth:`cancel`. Of several polls only the
         one that waited longest is served with one message.
         """
 

@@ -25,7 +25,7 @@ _KEPT_BY_REDRIVE = (
 
 
 class Delivery:
-    """Acts on messages; tells the journal. Who waits is the broker's business, here nobody is served."""
+    """Acts on messages; tells the journal. Who waits is the broker's business, no caller is served here."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry

@@ -3,7 +3,7 @@
 A tenant is a message group; a message without one is a tenant of its own. A tenant becomes *noisy* when it has more
 than its share of what is in flight, or of the recent processing time, and stays so until that is over and its backlog
 is drained, or nothing was sent for five minutes. Available messages of quiet tenants are delivered first, whatever
-arrived earlier; nobody's delivery is held back when nobody else has anything. Of several noisy tenants the one with the
+arrived earlier; no delivery is held back when no other tenant has anything. Of several noisy tenants the one with the
 fewest messages in flight comes first.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues-detailed.html
@@ -29,7 +29,7 @@ class FairPolicy:
     recent: float = 60.0
     """Seconds over which processing time counts as recent (the time constant of an exponential decay; ours)."""
     minimum_seconds: float = 1.0
-    """Recent processing seconds below which nobody is noisy by them: a share of nothing says nothing (ours)."""
+    """Recent processing seconds below which no tenant is noisy by them: a share of nothing says nothing (ours)."""
     lag: float = 0.0
     """Seconds between two looks at who is noisy; 0 looks at every receive. SQS's own lag is not documented."""
 
@@ -43,7 +43,7 @@ class FairPolicy:
 
 
 class _Meter:
-    """Messages in flight, and their processing time of late: a decaying integral over the number in flight."""
+    """Messages in flight, and their recent processing time: a decaying integral over the number in flight."""
 
     __slots__ = ("at", "count", "seconds")
 
@@ -286,7 +286,7 @@ class FairOrder:
         self._enlist(lane)
 
     def _look(self, now: float) -> bool:
-        """Classify anew what may have changed; return whether heads must be classified one by one."""
+        """Classify again what may have changed; return whether heads must be classified one by one."""
         if self._policy.lag == 0.0:
             for lane in [lane for lane in self._noisy_lanes if not self._stays_noisy(lane, now)]:
                 self._mark(lane, noisy=False)

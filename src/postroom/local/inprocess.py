@@ -186,7 +186,7 @@ class LocalBroker:
             self._alarms[queue] = (when, self.call_later(delay, lambda: self._ring(queue)))
 
     def forget(self, poll: Poll, queue: LocalQueue) -> None:
-        """Note that a poll waits no more; without one nobody needs the queue's alarm."""
+        """Note that a poll waits no more; without one the queue needs no alarm."""
         self.polls.discard(poll)
         if queue.next_waiter() is None and (alarm := self._alarms.pop(queue, None)) is not None:
             alarm[1].cancel()

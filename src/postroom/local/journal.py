@@ -1,4 +1,4 @@
-"""What an engine tells whoever keeps its state: facts, after they were decided and before they are answered."""
+"""What an engine tells the keeper of its state: facts, after they were decided and before they are answered."""
 
 from postroom.local.messages import Stored
 from postroom.local.moves import Move

@@ -47,7 +47,7 @@ class Move(msgspec.Struct, array_like=True):
 
     @property
     def handle(self) -> str:
-        """The task handle: opaque for clients, readable for whoever debugs."""
+        """The task handle: opaque for clients, readable in a debugger."""
         text = msgspec.json.encode(_Handle(self.id, self.source_arn))
         return b64encode(text).decode()
 

@@ -243,7 +243,7 @@ def _queue_record(queue: LocalQueue) -> _QueueRecord:
 
 
 def _snapshot(broker: Broker) -> Iterator[msgspec.Struct]:
-    """Yield records that make the broker's state anew."""
+    """Yield records that make the broker's state again."""
     yield _Counter(broker.ids.seq)
     for (scope, name), at in broker.registry.deleted_at.items():
         yield _Deleted(scope.account, scope.region, name, at)
@@ -264,8 +264,8 @@ class Log(Journal):
     Args:
         path: the file; made if it does not exist.
         broker: the broker whose state it keeps; it gets what the file holds, then is journalled to it.
-        now: the time, for what had a deadline while nobody looked. ``self.now`` is later if the log is: time in a
-            broker never goes back, also where it passed faster than outside.
+        now: the time, for what had a deadline while the broker was closed. ``self.now`` is later if the log is: time in
+            a broker never goes back, also where it passed faster than outside.
 
     Raises:
         ConfigurationError: the file is not such a log, or another process uses it.
@@ -300,7 +300,7 @@ class Log(Journal):
             raise ConfigurationError(f"{self._path} cannot be read by this version: remove it") from error
         self.now = max(self.now, replay.latest)
         replay.finish(self.now)
-        if whole < len(data):  # the last write was cut off by a kill: nobody was told that it succeeded
+        if whole < len(data):  # the last write was cut off by a kill: no client was told that it succeeded
             os.ftruncate(self._file, whole)
         return whole
 

@@ -226,7 +226,7 @@ class LocalQueue:
             self._push_due(message)
 
     def recall(self, message: Stored, now: float) -> None:
-        """Put a message back in flight whose visibility timeout is over and that nobody received since."""
+        """Put a message back in flight whose visibility timeout is over and that was not received since."""
         message.state = State.IN_FLIGHT
         self.available -= 1
         self.in_flight += 1

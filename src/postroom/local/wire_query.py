@@ -71,6 +71,8 @@ def read(action: Action, form: Mapping[str, str], queue_url: str | None) -> Any:
     arguments = _arguments(tree)
     if queue_url is not None:
         arguments.setdefault("QueueUrl", queue_url)
+    if "AttributeNames" in arguments:  # of a receive that says both, SQS was recorded to take the older one here
+        arguments.pop("MessageSystemAttributeNames", None)
     if action.name == "CreateQueue" and "Tags" in arguments:
         arguments["tags"] = arguments.pop("Tags")
     try:

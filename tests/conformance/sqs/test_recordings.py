@@ -315,6 +315,16 @@ def test_an_empty_receive(wire: Wire, queue: str) -> None:
     assert b"<ReceiveMessageResult/>" in reply.body.replace(b" />", b"/>")
 
 
+@page("API_ReceiveMessage", recording="test_message_system_attribute_names_with_attribute_names")
+def test_two_lists_of_system_attributes(sqs: Any, query_sqs: Any, queue: str) -> None:
+    """Of a receive that names system attributes in both ways, JSON takes both, the query protocol the older one."""
+    sqs.send_message(QueueUrl=queue, MessageBody="x")
+    lists = {"AttributeNames": ["SenderId"], "MessageSystemAttributeNames": ["All"]}
+    asked: dict[str, Any] = {**lists, "VisibilityTimeout": 0}
+    assert len(receive_one(sqs, queue, **asked)["Attributes"]) > 1
+    assert list(receive_one(query_sqs, queue, **asked)["Attributes"]) == ["SenderId"]
+
+
 @page("sqs-xml-api-responses", recording="test_get_on_deleted_queue_fails")
 def test_text_for_a_queue_that_does_not_exist(wire: Wire, queue: str) -> None:
     """The query protocol's text for a queue that does not exist speaks of a wsdl version."""

@@ -3,11 +3,21 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from postroom.local import LocalServer
-from postroom.local.http import MAX_BODY, MAX_HEAD, Chunks, HttpError, parse_head
+from postroom.local.http import (
+    MAX_BODY,
+    MAX_HEAD,
+    Chunks,
+    Connections,
+    HttpConnection,
+    HttpError,
+    Response,
+    parse_head,
+)
 
 
 class Client:
@@ -264,3 +274,39 @@ def test_header_names_in_lower_case() -> None:
     """Header names are case-insensitive, values keep theirs."""
     head = parse_head(b"GET / HTTP/1.1\r\nX-AMZ-Target:  A.B \r\nEmpty:")
     assert head.headers == {b"x-amz-target": b"A.B", b"empty": b""}
+
+
+class Pipe(asyncio.Transport):
+    """A transport whose client takes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.reading = True
+
+    def write(self, data: Any) -> None:
+        """Note it."""
+        self.written.append(bytes(data))
+
+    def pause_reading(self) -> None:
+        """Note it."""
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Note it."""
+        self.reading = True
+
+
+def test_a_client_that_takes_no_answers_gets_no_more() -> None:
+    """While answers pile up nothing is answered, and nothing is read past a bound; then it goes on where it was."""
+    pipe = Pipe()
+    connection = HttpConnection(lambda _request, _respond: Response(200, "", b"x"), Connections(), lambda: "now")
+    connection.connection_made(pipe)
+    ask = b"GET / HTTP/1.1\r\n\r\n"
+    connection.data_received(ask)
+    connection.pause_writing()
+    for _ in range(2 * MAX_HEAD // len(ask)):
+        connection.data_received(ask)
+    assert (len(pipe.written), pipe.reading) == (1, False)
+    connection.resume_writing()
+    assert (len(pipe.written), pipe.reading) == (1 + 2 * MAX_HEAD // len(ask), True)
