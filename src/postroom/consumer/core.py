@@ -510,7 +510,7 @@ class Core:
         self.away.tidy(now)
         for job in self.scheduler.blocked_tickets():
             left = job.source.facts.seconds_left(job)
-            if left < 1.0 and job.task is None and self._expire(job):
+            if job.state is State.WAITING and left < 1.0 and job.task is None and self._expire(job):
                 self.give_group_back(job)
                 self.finish(job, now)
 

@@ -9,12 +9,14 @@ WINDOW: Final = 5.0
 """Seconds of one of the two windows in which messages are counted: a tenant is remembered for five to ten."""
 ENOUGH: Final = 40
 """Messages of noisy tenants in the windows before there can be proof: fewer may be a burst."""
-_SOME: Final = 10
+_SOME: Final = 5
 """Messages of one tenant that found enough of it here, before it can count as noisy."""
 _FEW: Final = 2
 """Messages of one tenant that found room, before it can count as quiet: one may be a newcomer's first."""
 _TIMES: Final = 9
 """A quiet tenant's messages find room nine times out of ten: those of equal tenants in a backlog do not."""
+_HINT: Final = 8
+"""Messages of noisy tenants before more is received than there is room for, to see who else is there."""
 _MOST: Final = 10_000
 """Tenants counted per window; messages of further ones count for none."""
 _PER_TENANT: Final = 0.0001
@@ -49,6 +51,7 @@ class Crowd:
         self._over_before = 0
         self._look_at = 0.0
         self._proved = False
+        self._suspected = False
         self._grouped_until = 0.0
 
     def came(self, tenant: Hashable, now: float, *, over: bool, grouped: bool) -> None:
@@ -78,27 +81,36 @@ class Crowd:
 
     def is_proved(self, now: float) -> bool:
         """Whether a noisy tenant and a quiet one have been seen lately."""
-        if now >= self._turn_at:
-            self._turn(now)
-        if now >= self._look_at:
-            self._look_at = now + _PER_TENANT * (len(self._now) + len(self._before))
-            self._proved = self._over + self._over_before >= ENOUGH and self._look()
+        self._look(now)
         return self._proved
+
+    def is_suspected(self, now: float) -> bool:
+        """Whether there may be proof soon: one message of a quiet tenant, and a few of a noisy one."""
+        self._look(now)
+        return self._suspected
 
     def is_noisy(self, tenant: Hashable) -> bool:
         """Whether a tenant is noisy."""
         now, before = self._now.get(tenant, _NONE), self._before.get(tenant, _NONE)
-        over = now.over + before.over
-        return over >= _SOME and over >= now.within + before.within
+        return now.over + before.over >= max(_SOME, now.within + before.within)
 
-    def _is_quiet(self, tenant: Hashable) -> bool:
+    def _within(self, tenant: Hashable) -> int:
+        """Return how many messages a quiet tenant has sent; 0 if it is not quiet."""
         now, before = self._now.get(tenant, _NONE), self._before.get(tenant, _NONE)
         within = now.within + before.within
-        return within >= _FEW and _TIMES * (now.over + before.over) <= within
+        return within if _TIMES * (now.over + before.over) <= within else 0
 
-    def _look(self) -> bool:
+    def _look(self, now: float) -> None:
+        if now >= self._turn_at:
+            self._turn(now)
+        if now < self._look_at:
+            return
         tenants = self._now.keys() | self._before.keys()
-        return any(map(self.is_noisy, tenants)) and any(map(self._is_quiet, tenants))
+        self._look_at = now + _PER_TENANT * len(tenants)
+        over = self._over + self._over_before
+        quiet = max(map(self._within, tenants), default=0) if over >= _HINT else 0
+        self._suspected = quiet > 0
+        self._proved = quiet >= _FEW and over >= ENOUGH and any(map(self.is_noisy, tenants))
 
     def _turn(self, now: float) -> None:
         late = now >= self._turn_at + WINDOW

@@ -234,7 +234,7 @@ class AdaptivePolicy:
             self._scouting.found_noisy(job.tenant, job.message)
         else:
             self._scouting.found_quiet(job.message, now)
-        if not (enough and crowded) or self._scouting.stopped_because(now) is not None:
+        if not (enough and crowded) or not self._scouting.may_park(now):
             return False
         return self._crowd.is_noisy(job.tenant)
 

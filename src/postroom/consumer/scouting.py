@@ -98,11 +98,15 @@ class Scouting:
         if not self._when:
             return "Polling(scout=False), or no contexts"
         if self._when != "always":
-            if not self._crowd.is_proved(now):
+            if not self._crowd.is_suspected(now):
                 return "no noisy tenant beside a quiet one"
             if not self._crowd.is_grouped(now):
                 return "messages have no MessageGroupId, so the queue does not hand out quiet tenants' first"
         return None if self._budget >= 1.0 else "the budget of parked messages is used up"
+
+    def may_park(self, now: float) -> bool:
+        """Whether messages of noisy tenants may be parked: what was only a suspicion is proved."""
+        return self.stopped_because(now) is None and (self._when == "always" or self._crowd.is_proved(now))
 
     def pause(self, number: int, now: float, *, pollers: int, round_trip: float) -> float | None:
         """Return the seconds until poller ``number`` may scout; 0.0 if it goes now, None if it does not.

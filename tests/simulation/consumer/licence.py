@@ -97,7 +97,7 @@ class Licence:
         sure = plan.ack is AckMode.ON_SUCCESS and known
         return message_id in self._process.blame.poisonous and sure
 
-    def may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:  # noqa: PLR0911 - one per reason
+    def may_be_rejected(self, message_id: str, key: str, reason: str) -> bool:
         """Whether a message may become a dead letter for this reason. Every reason is known, and has its own proof."""
         plan, process = self._shared.orders[key], self._process
         match reason.split(":", maxsplit=1)[0]:

@@ -6,8 +6,8 @@ import pytest
 
 from simulation.fairness.model import Case, Outcome, simulate
 
-SLOW = Case(noisy_seconds=0.5, noise_rate=600.0, seconds=6.0, seed=101)
-"""Slow noisy handlers need few messages to fill all slots."""
+SLOW = Case(noisy_seconds=0.5, noise_rate=600.0, noise_from=1.0, seconds=6.0, seed=101)
+"""Slow noisy handlers need few messages to fill all slots. Quiet tenants have been seen before."""
 LATE = replace(SLOW, noise_from=4.7, lag=2.0)
 """The first look of the queue at who is noisy is long over, and it has just looked."""
 
