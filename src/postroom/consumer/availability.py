@@ -73,6 +73,10 @@ class Wait(msgspec.Struct, frozen=True):
     """The loop time at which to look again; None: when the probe has ended."""
 
 
+_TRY: Final = 1.0
+"""Seconds after which the tenants of a host look again whether one of them has reached it."""
+
+
 class PoolView(Protocol):
     """What is asked of a pool."""
 
@@ -129,6 +133,7 @@ class Availability:
         self._open: dict[Hashable, _Breaker] = {}
         self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
+        self._trying: dict[Hashable, Job] = {}  # host: the message whose open shows whether it is back
 
     @property
     def troubled(self) -> bool:
@@ -147,7 +152,19 @@ class Availability:
         if self._pool is None or job.problem is not None or job.lease is not None or not self._pool.troubled:
             return None
         pause = self._pool.retry_after(job.context)
-        return None if pause <= 0 else Wait(self._obstacle_of(job), now + pause)
+        if pause > 0:
+            return Wait(self._obstacle_of(job), now + pause)
+        host = self._pool.host_of(job.context) if self._trying else None
+        trying = None if host is None else self._trying.get(host)
+        if trying is None or trying is job or not trying.leads or self._pool.is_open(job.context):
+            return None
+        return Wait(Obstacle(ObstacleKind.HOST, host), now + _TRY)
+
+    def tries(self, job: Job) -> None:
+        """Note that a message's open is about to show whether the host of its tenant is back: others wait for it."""
+        host = None if self._pool is None else self._pool.host_of(job.context)
+        if host is not None and Obstacle(ObstacleKind.HOST, host) in self._outages:
+            self._trying[host] = job
 
     def is_half_open(self, job: Job) -> bool:
         """Whether a message that may run would be its tenant's probe."""
@@ -218,6 +235,8 @@ class Availability:
         woken: dict[Hashable, None] = {}
         for obstacle in (Obstacle(ObstacleKind.TENANT, tenant), Obstacle(ObstacleKind.HOST, host)):
             outage = self._outages.pop(obstacle, None)
+            if obstacle.kind is ObstacleKind.HOST:
+                self._trying.pop(obstacle.name, None)
             if outage is None:
                 continue
             over.append(obstacle)

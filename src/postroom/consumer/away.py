@@ -11,6 +11,8 @@ from postroom.transports.protocol import Queue
 MOST_AWAY: Final = 60_000
 """Messages that one consumer keeps invisible at once: half of what SQS allows in flight (120,000,
 quotas-messages.html). ``QueueFacts`` looks at what others have in flight."""
+_REMEMBER: Final = 10_000
+"""Obstacles that are over and may still have messages on their way out."""
 _SOON: Final = 1.0
 """A message that reappears by itself so soon is not called back: another consumer may have it by then."""
 
@@ -35,6 +37,7 @@ class Away:
         self._callable: deque[Absent] = deque()
         self._behind: OrderedDict[Obstacle, deque[Absent]] = OrderedDict()
         self._known: dict[str, Absent] = {}
+        self._over: OrderedDict[Obstacle, None] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many messages are away, some of which may have reappeared by now."""
@@ -47,7 +50,7 @@ class Away:
     def add(self, absent: Absent, obstacle: Obstacle | None) -> None:
         """Note a message that is invisible now. Without an obstacle it was parked."""
         self._known[absent.message_id] = absent
-        if obstacle is None:
+        if obstacle is None or obstacle in self._over:
             self._callable.append(absent)
         else:
             self._behind.setdefault(obstacle, deque()).append(absent)
@@ -59,8 +62,18 @@ class Away:
             self._callable.append(behind.popleft())
             count -= 1
 
+    def stands(self, obstacle: Obstacle) -> None:
+        """Note that a message is being deferred because of an obstacle."""
+        self._over.pop(obstacle, None)
+
     def over(self, obstacle: Obstacle) -> bool:
-        """Let messages be called back that were deferred because of an obstacle. Returns whether there are any."""
+        """Let messages be called back that were deferred because of an obstacle. Returns whether there are any.
+
+        What SQS has not confirmed yet may be called back as soon as it does.
+        """
+        self._over[obstacle] = None
+        if len(self._over) > _REMEMBER:
+            self._over.popitem(last=False)
         freed = self._behind.pop(obstacle, None)
         if freed:
             self._callable.extendleft(reversed(freed))

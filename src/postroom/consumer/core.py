@@ -44,6 +44,10 @@ _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
 
 
+_TURN: Final = 5.0
+"""Seconds after which a tenant whose host is back goes on, even if its turn has not come."""
+
+
 class GiveBack(msgspec.Struct, frozen=True):
     """Make a message visible again, after a delay."""
 
@@ -267,6 +271,7 @@ class Core:
             return False
         if self.availability.must_open(job):  # the others of its tenant would only wait for the same open
             job.leads = True
+            self.availability.tries(job)
             self.scheduler.sleep(job.tenant, None, now=now)
         return True
 
@@ -349,7 +354,9 @@ class Core:
         """Note that a tenant's resources are open. Returns whether messages may be called back, or tenants go on."""
         over, woken = self.availability.recovered(tenant, host, now)
         self.scheduler.wake(tenant)
-        self._waking.extend(woken)
+        for other in woken:
+            self._waking.append(other)
+            self.scheduler.sleep_on(other, now + _TURN)  # its own time would come too soon: everybody's comes at once
         freed = [self.away.over(obstacle) for obstacle in over]
         return bool(woken) or any(freed)
 
@@ -361,8 +368,8 @@ class Core:
     def wake_some(self) -> None:
         """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
         while self._waking:
-            capacity = self.capacity()
-            if self.taken(capacity) >= capacity and self.scheduler.ready >= self.slots:
+            opening = self.scheduler.statistics().suspended
+            if self.taken(self.capacity()) + 2 * opening >= self.slots:
                 return
             self.scheduler.wake(self._waking.popleft())
 
@@ -461,6 +468,7 @@ class Core:
         self.deferred += 1
         facts.hid()
         job.away_from = obstacle
+        self.away.stands(obstacle)
         self.give_back(job, Settlement.DEFERRED, min(pause, left))
         return True
 
@@ -493,7 +501,9 @@ class Core:
                 delay = max(delay, wait.until - now)
             self.deferred += 1
             job.source.facts.hid()
-            job.away_from = wait.obstacle if wait is not None else None
+            if wait is not None:
+                job.away_from = wait.obstacle
+                self.away.stands(wait.obstacle)
             self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job)))
 
     def _may_be_shed(self, job: Job) -> bool:

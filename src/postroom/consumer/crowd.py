@@ -15,8 +15,6 @@ _FEW: Final = 2
 """Messages of one tenant that found room, before it can count as quiet: one may be a newcomer's first."""
 _TIMES: Final = 9
 """A quiet tenant's messages find room nine times out of ten: those of equal tenants in a backlog do not."""
-_HINT: Final = 8
-"""Messages of noisy tenants before more is received than there is room for, to see who else is there."""
 _MOST: Final = 10_000
 """Tenants counted per window; messages of further ones count for none."""
 _PER_TENANT: Final = 0.0001
@@ -85,7 +83,7 @@ class Crowd:
         return self._proved
 
     def is_suspected(self, now: float) -> bool:
-        """Whether there may be proof soon: one message of a quiet tenant, and a few of a noisy one."""
+        """Whether there may be proof soon: one message of a quiet tenant, and one of another too many."""
         self._look(now)
         return self._suspected
 
@@ -108,7 +106,7 @@ class Crowd:
         tenants = self._now.keys() | self._before.keys()
         self._look_at = now + _PER_TENANT * len(tenants)
         over = self._over + self._over_before
-        quiet = max(map(self._within, tenants), default=0) if over >= _HINT else 0
+        quiet = max(map(self._within, tenants), default=0) if over else 0
         self._suspected = quiet > 0
         self._proved = quiet >= _FEW and over >= ENOUGH and any(map(self.is_noisy, tenants))
 

@@ -209,6 +209,8 @@ class Engine:
         self.core.held_bytes = delivery.source.settler.bytes
         if was_full and not self.core.is_full:
             self._poll.wake()
+        if settlement is Settlement.DEFERRED and not self.core.closing:
+            self.recall_soon()  # its obstacle may be over by now
 
     # -- what others tell ---------------------------------------------------------------------------------------
 

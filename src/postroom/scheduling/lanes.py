@@ -384,6 +384,12 @@ class Scheduler(Generic[T]):
         if lane is not None:
             self._sleep(lane, now, until)
 
+    def sleep_on(self, tenant: Hashable, until: float) -> None:
+        """Let a lane that sleeps until a time sleep until a later one."""
+        lane = self._lanes.get(tenant)
+        if lane is not None and lane.asleep_until is not None and lane.asleep_until < until:
+            self._asleep.put(lane, until)
+
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
         lane = self._lanes.get(tenant)

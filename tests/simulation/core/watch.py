@@ -46,7 +46,7 @@ _EVERY = 15.0
 
 def _is_noisy(found: list[bool]) -> bool:
     """Whether so many of a tenant's messages found its share used up that it is noisy."""
-    return sum(found) >= 10 and 2 * sum(found) >= len(found)
+    return sum(found) >= 5 and 2 * sum(found) >= len(found)
 
 
 def _is_quiet(found: list[bool]) -> bool:

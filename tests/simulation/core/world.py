@@ -622,6 +622,8 @@ class World:
             self.core.held_bytes = len(self.held) * self.plan.weight
             if was_full and not self.core.is_full:
                 self.wake()
+            if settlement is Settlement.DEFERRED and not self.core.closing:
+                self.recall_soon()
 
     def lose(self, job: Job) -> None:
         """Lose a message: its visibility timeout passed."""

@@ -16,8 +16,8 @@ from postroom import (
     Shutdown,
     StopReason,
 )
+from postroom.consumer.demand import AdaptivePolicy
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping, Event
-from support.scripted import ScriptedQueue
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Tenant, Database]
@@ -440,29 +440,17 @@ def test_a_caller_that_is_cancelled_still_stops_in_order() -> None:
     assert in_world(scenario) == (False, (1, 0))
 
 
-def test_a_dead_poller_stops_the_consumer_and_is_raised() -> None:
-    """A consumer that polls no more must not look alive."""
+def test_a_dead_poller_stops_the_consumer_and_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that polls no more must not look alive. What a transport raises is none of its defects."""
 
-    class Broken(ScriptedQueue):
-        """A queue whose receive has a defect."""
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError
 
-        async def receive(self, **_options: Any) -> Any:
-            raise ZeroDivisionError
+    monkeypatch.setattr(AdaptivePolicy, "next", broken)
 
-    class Client:
-        """Opens the broken queue."""
-
-        async def __aenter__(self) -> Self:
-            return self
-
-        async def __aexit__(self, *_error: object) -> None:
-            return None
-
-        async def queue(self, _name: str) -> Any:
-            return Broken()
-
-    async def scenario(_world: World) -> None:
-        orders = Consumer("orders", context=Tenant, client=Client())
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client)
 
         @orders.handler
         async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
