@@ -56,7 +56,7 @@ def grants_one_slot_too_many(patch: Patch) -> None:
     patch.setattr(Scheduler, "grant", more)
 
 
-@mutant(1)
+@mutant(0)
 def ignores_the_cap_of_a_tenant(patch: Patch) -> None:
     """A lane may run whatever it has."""
     patch.setattr(Scheduler, "_may_run", lambda self, lane: bool(lane.waiting) and not lane.blocked)
@@ -155,7 +155,7 @@ def rejects_too_early(patch: Patch) -> None:
     patch.setattr(Attempts, "is_over", over)
 
 
-@mutant(1)
+@mutant(10)
 def never_rejects_what_has_had_its_attempts(patch: Patch) -> None:
     """And says nothing when a message's receives were spent otherwise."""
     patch.setattr(Attempts, "is_cut_short", lambda self, job: False)
@@ -167,16 +167,10 @@ def remembers_what_is_gone(patch: Patch) -> None:
     patch.setattr(Attempts, "forget", lambda self, job: None)
 
 
-@mutant(79)
-def takes_receives_for_attempts(patch: Patch) -> None:
-    """What it spent itself counts against RetryPolicy.attempts."""
-    patch.setattr(Attempts, "number", lambda self, job: max(1, job.receives))
-
-
 # -- availability -----------------------------------------------------------------------------------------------
 
 
-@mutant(203)
+@mutant(158)
 def lets_two_probes_run(patch: Patch) -> None:
     """A breaker that is half open lets everything through."""
     wait = Availability.wait
@@ -207,19 +201,19 @@ def opens_a_breaker_that_holds_nothing(patch: Patch) -> None:
     patch.setattr(Availability, "is_half_open", lambda self, job: False)
 
 
-@mutant(22)
+@mutant(1)
 def never_ends_a_probe(patch: Patch) -> None:
     """A probe that told nothing goes on to keep the others waiting."""
     patch.setattr(Core, "probe_ended", lambda self, job: None)
 
 
-@mutant(3)
+@mutant(1)
 def asks_no_pool(patch: Patch) -> None:
     """What the pool leaves alone gets slots all the same."""
     patch.setattr(Availability, "troubled", property(lambda self: bool(self._open)))
 
 
-@mutant(1)
+@mutant(9)
 def never_ends_an_outage(patch: Patch) -> None:
     """Outages stay when their resources are open."""
     patch.setattr(Availability, "recovered", lambda self, tenant, host, now: ([], []))
@@ -237,7 +231,7 @@ def probes_with_whatever_comes_next(patch: Patch) -> None:
     patch.setattr(Scheduler, "waiting_of", lambda self, tenant: [])
 
 
-@mutant(3)
+@mutant(4)
 def sleeps_without_an_end(patch: Patch) -> None:
     """A tenant whose resources were refused sleeps until it is woken."""
     refused = Availability.refused
@@ -258,7 +252,7 @@ def remembers_every_breaker(patch: Patch) -> None:
 # -- the core ---------------------------------------------------------------------------------------------------
 
 
-@mutant(13)
+@mutant(11)
 def parks_equal_tenants(patch: Patch) -> None:
     """Whatever comes is proof."""
     patch.setattr(Crowd, "is_proved", lambda self, now: True)
@@ -283,7 +277,7 @@ def gives_a_group_back_untold(patch: Patch) -> None:
     patch.setattr(Core, "give_group_back", give_group_back)
 
 
-@mutant(5)
+@mutant(38)
 def forgets_retention(patch: Patch) -> None:
     """Nothing looks at what SQS is about to delete."""
     patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now))
@@ -305,25 +299,19 @@ def abandons_nothing(patch: Patch) -> None:
     patch.setattr(Core, "abandon", lambda self: None)
 
 
-@mutant(8)
+@mutant(1786)
 def leaves_what_was_lost(patch: Patch) -> None:
     """A message that is not ours stays in its lane."""
     patch.setattr(Core, "lost", lambda self, job, now: None)
 
 
-@mutant(22)
+@mutant(15)
 def sheds_whatever_is_away(patch: Patch) -> None:
     """Room is made beyond what may be away, and while the queue is full."""
     patch.setattr(Core, "_may_be_shed", lambda self, job: job.task is None and job.source.attempts.may_defer(job))
 
 
-@mutant(14)
-def does_not_call_a_probe_to_its_turn(patch: Patch) -> None:
-    """A probe that has its resources waits in a lane that sleeps."""
-    patch.setattr(Core, "resume", lambda self, job: self.scheduler.resume(job))
-
-
-@mutant(1)
+@mutant(10)
 def counts_no_spent_receive(patch: Patch) -> None:
     """A receive that was spent without an attempt is not noted."""
     patch.setattr(Attempts, "spent", lambda self, job: None)
@@ -350,7 +338,7 @@ def loses_track_of_what_is_away(patch: Patch) -> None:
     patch.setattr(Away, "over", over)
 
 
-@mutant(26)
+@mutant(15)
 def never_tidies(patch: Patch) -> None:
     """What has reappeared stays in the book."""
     patch.setattr(Away, "_drop_past", lambda self, absent, now: None)
