@@ -304,7 +304,7 @@ def _tried_all_the_same(retry: Any) -> Any:
 
 def _sheds_anything(relieve: Any) -> Any:
     def mutant(self: Any, now: float) -> None:
-        with patch("postroom.consumer.core._may_defer", lambda _job: True):
+        with patch.object(Core, "_may_be_shed", lambda _self, job: job.task is None):
             relieve(self, now)
 
     return mutant
@@ -333,14 +333,6 @@ def _three_for_one(succeeded: Any) -> Any:
 
 
 # -- who may run -------------------------------------------------------------------------------------------------------
-
-
-def _resumes_no_probe(_resume: Any) -> Any:
-    def mutant(self: Any, job: Job) -> None:
-        self.leased(job)
-        self.scheduler.resume(job)
-
-    return mutant
 
 
 def _sleeps_lightly(sleep: Any) -> Any:
@@ -459,7 +451,7 @@ MUTANTS = (
         "liveness",
     ),
     Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 8, "S3"),
-    Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 5, "S3"),
+    Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 36, "S3"),
     Mutant("drops what was not started, at stop", _swap(Core, "close", _drop_unstarted), 62, "S7"),
     Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 62, "S7"),
     Mutant("waits for resources in a slot", _swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 0, "control"),
@@ -481,8 +473,7 @@ MUTANTS = (
     Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
     Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
     Mutant("does not flush", _does_nothing_later(Settler, "drain"), 62, "S7"),
-    Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 147, "I8"),
-    Mutant("keeps the probe's turn while it opens", _swap(Core, "resume", _resumes_no_probe), 13, "liveness"),
+    Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 31, "I8"),
     Mutant(
         "lets a broken tenant have two probes",
         _all(_swap(Scheduler, "sleep", _sleeps_lightly), _property(_Breaker, "probed", answer=False)),
@@ -503,10 +494,10 @@ MUTANTS = (
     Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 88, "attempts"),
     Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
     Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
-    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 14, "attempts"),
+    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 122, "attempts"),
     Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 5, "poison"),
     Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 7, "poison"),
-    Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 44, "I6"),
+    Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 191, "I6"),
     # -- context
     Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0, "context"),
     Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
@@ -518,7 +509,7 @@ MUTANTS = (
     Mutant(
         "never ends a lead",
         _all(_does_nothing(Core, "leased"), _swap(Core, "probe_ended", _leads_on)),
-        6,
+        29,
         "liveness",
     ),
     Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
@@ -531,7 +522,7 @@ MUTANTS = (
     # -- expense
     Mutant(
         "needs no proof of a crowd",
-        _all(_says(Crowd, "is_proved", answer=True), _says(Crowd, "is_noisy", answer=True)),
+        _all(*(_says(Crowd, name, answer=True) for name in ("is_suspected", "is_proved", "is_noisy"))),
         27,
         "expense",
     ),
@@ -541,7 +532,7 @@ MUTANTS = (
         5,
         "poison",
     ),
-    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 0, "expense"),
+    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 35, "expense"),
     # -- bytes
     Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),
     Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 3, "bytes"),
