@@ -368,7 +368,7 @@ class Core:
     def wake_some(self) -> None:
         """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
         while self._waking:
-            opening = self.scheduler.statistics().suspended
+            opening = self.scheduler.statistics().suspended  # each has more of its tenant behind it
             if self.taken(self.capacity()) + 2 * opening >= self.slots:
                 return
             self.scheduler.wake(self._waking.popleft())

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 WINDOW: Final = 5.0
-"""Seconds of one of the two windows in which messages are counted: a tenant is remembered for five to ten."""
+"""Seconds of one of the two windows in which messages are counted: a tenant is remembered for five to fifteen."""
 ENOUGH: Final = 40
 """Messages of noisy tenants in the windows before there can be proof: fewer may be a burst."""
 _SOME: Final = 5
