@@ -48,10 +48,12 @@ if TYPE_CHECKING:
         ResourceOpenError,
         ResourceUnhealthyError,
         Retry,
+        SendFailed,
         ServiceUnavailable,
         Throttled,
         TransportError,
         UnknownTenant,
+        Unsent,
         ValidationError,
     )
     from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     )
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
+    from postroom.sending import Sender, SendRetry, Signing
     from postroom.transactions import Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
@@ -120,9 +123,13 @@ __all__ = [
     "ResourceUnhealthyError",
     "Retry",
     "RetryPolicy",
+    "SendFailed",
+    "SendRetry",
+    "Sender",
     "ServiceUnavailable",
     "Settlement",
     "Shutdown",
+    "Signing",
     "StopReason",
     "TenantState",
     "TenantStatus",
@@ -132,6 +139,7 @@ __all__ = [
     "Transactional",
     "TransportError",
     "UnknownTenant",
+    "Unsent",
     "ValidationError",
     "Visibility",
     "attribute",
@@ -150,6 +158,7 @@ _HOMES: Final = {
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
+    "sending": "SendRetry Sender Signing",
     "transactions": "TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",

@@ -1,7 +1,7 @@
 """Payload types that pydantic decodes. Imported only for a type that mentions pydantic, so it stays an extra."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -55,6 +55,28 @@ def model_decoder(payload_type: Any) -> JsonDecoder:
             "handler is registered, and give pydantic a schema for types of your own"
         ) from error
     return JsonDecoder(adapter.validate_json, _Explainer(name, words).explain)
+
+
+def model_encoder(payload_type: Any) -> Callable[[Any], str]:
+    """Build an encoder that pydantic runs: it writes aliases, which are what the decoder reads.
+
+    Raises:
+        ConfigurationError: pydantic cannot make a schema of the type.
+    """
+    name = problems.type_name(payload_type)
+    try:
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(payload_type)
+    except Exception as error:
+        raise ConfigurationError(f"pydantic cannot write a payload of type {name}: {error}") from error
+
+    def encode(payload: Any) -> str:
+        try:
+            return adapter.dump_json(payload, by_alias=True, warnings="error").decode()
+        except Exception as error:  # it quotes the payload, so it does not stay as the cause
+            problem = ConfigurationError(f"a payload of type {name} cannot be sent ({type(error).__name__})")
+        raise problem
+
+    return encode
 
 
 def _words(schema: object) -> Iterator[str]:
