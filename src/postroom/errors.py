@@ -196,6 +196,8 @@ class Unsent:
     """Why, in a sentence. It quotes no body."""
     retryable: bool
     """Whether the same message may be accepted later."""
+    behind: bool = False
+    """Whether it was not tried, because a message before it in its group was not sent."""
 
 
 class SendFailed(TransportError):

@@ -35,7 +35,7 @@ def encode_payload(payload: Any) -> str:
     encode = _known.get(kind)
     if encode is None:
         if len(_known) >= _MOST_KNOWN:
-            del _known[next(iter(_known))]
+            _known.pop(next(iter(_known)), None)
         encode = _known[kind] = _encoder_of(kind)
     return encode(payload)
 

@@ -7,10 +7,25 @@ from postroom.message import OutgoingMessage
 from postroom.payloads.encoding import encode_payload
 from postroom.sending.making import AttributeInput, ContextWriter, Inject, check_attributes, make
 from postroom.sending.posting import SendRetry, post
+from postroom.sending.relaying import Relayed, home_of, redrive, relay, without_story
 from postroom.sending.sender import Sender, Signing, Transform
 from postroom.transports.protocol import Queue
 
-__all__ = ["AttributeInput", "Inject", "SendRetry", "Sender", "Signing", "Transform", "outgoing", "send"]
+__all__ = [
+    "AttributeInput",
+    "Inject",
+    "Relayed",
+    "SendRetry",
+    "Sender",
+    "Signing",
+    "Transform",
+    "home_of",
+    "outgoing",
+    "redrive",
+    "relay",
+    "send",
+    "without_story",
+]
 
 
 def outgoing(

@@ -124,7 +124,7 @@ class _Posting:
         if self._ordered:
             text = f"entry {unsent.index} of its message group was not sent"
             for index, _ in self._waiting.drop_group(message.group_id):
-                self._outcome.unsent[index] = Unsent(index, unsent.code, text, retryable=True)
+                self._outcome.unsent[index] = Unsent(index, unsent.code, text, retryable=True, behind=True)
 
 
 def _said(failure: EntryFailure) -> str:

@@ -270,7 +270,7 @@ class Sender(Generic[C]):
         """
         if self._users == 0 or self._queue is None:
             async with AsyncExitStack() as stack:
-                client = await stack.enter_async_context(self._client or _default_client())
+                client = await stack.enter_async_context(self._client or default_client())
                 queue = await client.queue(self._name)
                 if self._queue is None:  # another user may have opened it meanwhile
                     self._queue, self._stack = queue, stack.pop_all()
@@ -295,10 +295,11 @@ class Sender(Generic[C]):
         return f"<Sender of {self._name!r}, {'open' if self._queue is not None else 'not open'}>"
 
 
-def _default_client() -> Client:
-    from postroom.transports.aws import default_client  # noqa: PLC0415 - a memory client needs none of AWS's modules
+def default_client() -> Client:
+    """Return the one AWS client of the event loop."""
+    from postroom.transports.aws import default_client as shared  # noqa: PLC0415 - a memory client needs none of it
 
-    return default_client()
+    return shared()
 
 
 def _encoder(payload: Any, rename: Rename | None) -> Encode:
