@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, Final, cast
 
-from postroom.errors import ConfigurationError, PostroomError, SendFailed, TransportError, Unsent
+from postroom.errors import ConfigurationError, InvalidRequest, PostroomError, SendFailed, TransportError, Unsent
 from postroom.message import OutgoingMessage
 from postroom.sending.batches import Numbered, Waiting
 from postroom.transports.protocol import EntryFailure, Queue, SendResult
@@ -113,6 +113,10 @@ class _Posting:
     async def _results(self, batch: Sequence[Numbered]) -> Sequence[SendResult | EntryFailure]:
         try:
             return await self._queue.send([message for _, message in batch])
+        except InvalidRequest as error:
+            if len(batch) > 1:  # SQS refuses whole calls for one bad entry: each is asked alone which one it is
+                return [(await self._results([each]))[0] for each in batch]
+            return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)]
         except PostroomError as error:  # also ClosedError: what was sent before it is to be told
             retryable = isinstance(error, TransportError) and error.retryable
             code = getattr(error, "code", "") or type(error).__name__

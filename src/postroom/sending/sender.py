@@ -1,5 +1,6 @@
 """A sender: what a program that sends declares, opens and uses."""
 
+import dataclasses
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -9,7 +10,7 @@ from typing import Any, Generic, Self, cast
 
 import msgspec
 
-from postroom.errors import ConfigurationError, NotOpenError
+from postroom.errors import ConfigurationError, ContextError, InvalidRequest, NotOpenError, PostroomError, Unsent
 from postroom.message import OutgoingMessage
 from postroom.payloads import KeyRing, sign
 from postroom.payloads.encoding import Encode, encode_payload, encoder_for
@@ -229,14 +230,33 @@ class Sender(Generic[C]):
 
         Raises: as :meth:`send_many`.
         """
-        outcome = await self.post(list(messages))
+        queue = self._opened()
+        outcome = await post(queue, [await self._ready(message, queue.info) for message in messages], self._retry)
         outcome.raise_for_unsent(self._name)
         return [cast("str", each) for each in outcome.message_ids]
 
     async def post(self, messages: Sequence[OutgoingMessage]) -> Outcome:
-        """Send messages, and return what became of each instead of raising ``SendFailed``."""
+        """Send messages, and return what became of each instead of raising.
+
+        One that cannot be sent as it is (too large for its queue, more than ten attributes) keeps none of the others
+        back; on a FIFO queue neither those behind it.
+        """
         queue = self._opened()
-        return await post(queue, [await self._ready(message, queue.info) for message in messages], self._retry)
+        outcome = Outcome([None] * len(messages), {})
+        ready: list[tuple[int, OutgoingMessage]] = []
+        for index, message in enumerate(messages):
+            try:
+                ready.append((index, await self._ready(message, queue.info)))
+            except Exception as error:
+                again = not isinstance(error, ConfigurationError | ContextError | InvalidRequest)
+                outcome.unsent[index] = Unsent(index, type(error).__name__, _reason(error), again)
+        sent = await post(queue, [message for _, message in ready], self._retry)
+        for (index, _), message_id in zip(ready, sent.message_ids, strict=True):
+            outcome.message_ids[index] = message_id
+        for unsent in sent.unsent.values():
+            index = ready[unsent.index][0]
+            outcome.unsent[index] = dataclasses.replace(unsent, index=index)
+        return outcome
 
     async def _ready(self, message: OutgoingMessage, info: QueueInfo) -> OutgoingMessage:
         """Return a message as it is sent: changed, signed, and with an id that is the same in each try."""
@@ -300,6 +320,10 @@ def default_client() -> Client:
     from postroom.transports.aws import default_client as shared  # noqa: PLC0415 - a memory client needs none of it
 
     return shared()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, PostroomError) else f"Sender(transform=...) raised {type(error).__name__}"
 
 
 def _encoder(payload: Any, rename: Rename | None) -> Encode:
