@@ -17,9 +17,13 @@ if TYPE_CHECKING:
         Failure,
         MessageContext,
         Middleware,
+        Router,
         Tenants,
         TenantState,
         TenantStatus,
+        UnknownKind,
+        by_attribute,
+        by_field,
         current_message,
         run,
         serve,
@@ -123,6 +127,7 @@ __all__ = [
     "ResourceUnhealthyError",
     "Retry",
     "RetryPolicy",
+    "Router",
     "SendFailed",
     "SendRetry",
     "Sender",
@@ -138,11 +143,14 @@ __all__ = [
     "TransactionRolledBack",
     "Transactional",
     "TransportError",
+    "UnknownKind",
     "UnknownTenant",
     "Unsent",
     "ValidationError",
     "Visibility",
     "attribute",
+    "by_attribute",
+    "by_field",
     "current_message",
     "is_outage",
     "run",
@@ -151,8 +159,8 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Tenants TenantState "
-        "TenantStatus current_message run serve"
+        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Router Tenants TenantState "
+        "TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",

@@ -2,6 +2,7 @@
 
 from postroom.consumer.consumer import Consumer
 from postroom.consumer.context import MessageContext, current_message
+from postroom.consumer.routing import Router, UnknownKind, by_attribute, by_field
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
 from postroom.consumer.statistics import ConsumerStatistics
@@ -14,9 +15,13 @@ __all__ = [
     "Failure",
     "MessageContext",
     "Middleware",
+    "Router",
     "TenantState",
     "TenantStatus",
     "Tenants",
+    "UnknownKind",
+    "by_attribute",
+    "by_field",
     "current_message",
     "run",
     "serve",

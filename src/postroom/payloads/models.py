@@ -122,7 +122,10 @@ class _Explainer:
 
     def _problem(self, code: str, location: tuple[int | str, ...], text: str, document: object) -> Problem:
         steps, value = self._walk(location, document)
-        told = text[0].lower() + text[1:] if code in _SAFE else f"refused ({code})"
+        if code == "union_tag_invalid":
+            told = problems.UNKNOWN_TAG
+        else:
+            told = text[0].lower() + text[1:] if code in _SAFE else f"refused ({code})"
         if code.endswith("_type") and value is not _UNREADABLE:
             told += f", got {_json_name(value)}"
         return Problem(problems.json_path(steps), told)
