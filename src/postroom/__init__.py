@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from postroom.consumer import (
+        BatchContext,
         CallNext,
         Consumer,
         ConsumerStatistics,
@@ -84,6 +85,7 @@ __all__ = [
     "AckMode",
     "AlreadyHandled",
     "AwsClient",
+    "BatchContext",
     "Call",
     "CallNext",
     "ClosedError",
@@ -159,8 +161,8 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Router Tenants TenantState "
-        "TenantStatus UnknownKind by_attribute by_field current_message run serve"
+        "BatchContext CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Router Tenants "
+        "TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",

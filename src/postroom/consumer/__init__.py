@@ -1,5 +1,6 @@
 """The consumer: from a receive to a settled message."""
 
+from postroom.consumer.batching import BatchContext
 from postroom.consumer.consumer import Consumer
 from postroom.consumer.context import MessageContext, current_message
 from postroom.consumer.routing import Router, UnknownKind, by_attribute, by_field
@@ -9,6 +10,7 @@ from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants, TenantState, TenantStatus
 
 __all__ = [
+    "BatchContext",
     "CallNext",
     "Consumer",
     "ConsumerStatistics",

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
 from postroom.consumer import lifecycle
+from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
@@ -165,16 +166,59 @@ class Consumer(Generic[C, R]):
         """
         if function is _UNSET:
             return self.handler
+        self._refuse_second_handler()
+        check_handler(function)
+        self._decode = self._decoder_of(function)
+        self._handler = function
+        return function
+
+    def batch_handler(
+        self, *, size: int = 8, wait: float = 1.0
+    ) -> Callable[
+        [Callable[[list[P], BatchContext[C, R]], Awaitable[None]]],
+        Callable[[list[P], BatchContext[C, R]], Awaitable[None]],
+    ]:
+        """Register a handler for several messages of one tenant at a time. Use it as a decorator.
+
+        ::
+
+            @orders.batch_handler(size=50, wait=0.5)
+            async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None: ...
+
+        It is called with up to ``size`` payloads of one context, and not later than ``wait`` seconds after the first of
+        them could run. Each message keeps its own slot, heartbeat and outcome: when the handler returns, all are
+        acknowledged, but those of ``batch.fail(index, error)``; when it raises, all others have failed with that error.
+        Middleware, ``handler_timeout`` and ``on_error`` are for each message by itself.
+
+        Args:
+            size: the most messages of a batch. Each takes a slot: ``Concurrency`` must have as many for one tenant.
+            wait: seconds that the first message waits for others; 0 takes what can run in the same moment.
+
+        Raises:
+            ConfigurationError: there is a handler already, the numbers cannot work, or the function is not ``async``,
+                or its first parameter is no ``list[...]``.
+        """
+        check_batch(size, wait, self._settings.concurrency, shared=self._settings.resolver is not None)
+
+        def register(
+            function: Callable[[list[P], BatchContext[C, R]], Awaitable[None]],
+        ) -> Callable[[list[P], BatchContext[C, R]], Awaitable[None]]:
+            self._refuse_second_handler()
+            check_batch_function(function)
+            wanted = self._settings.payload
+            self._decode = decoder_for(element_type_of(function) if wanted is _UNSET else wanted)
+            self._handler = BatchHandler(function, size=size, wait=wait)
+            return function
+
+        return register
+
+    def _refuse_second_handler(self) -> None:
         if self._handler is not None:
             text = (
                 f"the consumer of {self.queue!r} has a handler already; for several kinds of messages register "
                 "handlers with a Router, and that with consumer.handler(router)"
             )
             raise ConfigurationError(text)
-        check_handler(function)
-        self._decode = self._decoder_of(function)
-        self._handler = function
-        return function
 
     def _decoder_of(self, function: Any) -> Decoder:
         wanted = self._settings.payload

@@ -78,7 +78,7 @@ async def _worker(place: Place, endpoint: str, *, write: bool) -> AsyncIterator[
 
 async def _comes(broker: LocalBroker, count: int) -> None:
     """Wait until so many messages have come."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while int(broker.attributes("events")["ApproximateNumberOfMessages"]) < count:
             await asyncio.sleep(0.02)
 
