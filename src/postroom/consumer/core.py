@@ -478,14 +478,14 @@ class Core:
         too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
         return too_many or self.is_full
 
-    def _expire(self, job: Job) -> bool:
+    def _expire(self, job: Job, obstacle: str = "its tenant cannot run") -> bool:
         """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
         if job.source.facts.redrive is None:
             return False
-        outage = self.availability.outage(job.tenant)
-        why = "" if outage is None else f": {outage.cause}"
-        text = f"not tried: its retention period is nearly over and its tenant cannot run{why}"
-        self.actions.append(Reject(job, text))
+        if (outage := self.availability.outage(job.tenant)) is not None:
+            obstacle = f"{obstacle}: {outage.cause}"
+        tried = "not tried again" if job.source.attempts.known(job) else "not tried"
+        self.actions.append(Reject(job, f"{tried}: its retention period is nearly over and {obstacle}"))
         return True
 
     def relieve(self, now: float) -> None:
@@ -516,13 +516,18 @@ class Core:
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Reject what waits here for a tenant that cannot run, and would be deleted before it can."""
+        """Reject what waits here and would be deleted before it can run."""
         self.away.tidy(now)
-        for job in self.scheduler.blocked_tickets():
-            left = job.source.facts.seconds_left(job)
-            if job.state is State.WAITING and left < 1.0 and job.task is None and self._expire(job):
+        for job in self.scheduler.waiting_tickets():
+            if job.state is State.WAITING and job.task is None and self._expires(job):
                 self.give_group_back(job)
                 self.finish(job, now)
+
+    def _expires(self, job: Job) -> bool:
+        facts = job.source.facts
+        if self.scheduler.is_blocked(job.tenant):
+            return facts.seconds_left(job) < 1.0 and self._expire(job)
+        return facts.is_last_call(job) and self._expire(job, "no slot was free for it")
 
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""

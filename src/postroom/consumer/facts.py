@@ -32,6 +32,8 @@ _MARGIN: Final = 60.0
 _MARGIN_PART: Final = 0.25
 """Seconds before the end of its retention period at which a message that could not be tried is given up: 60, or a
 quarter of the period if that is less."""
+_LAST_CALL: Final = 1 / 3
+"""The part of that margin in which a message may still get a slot."""
 _RETENTION: Final = 345_600.0
 """The default retention period of SQS, four days (sqs-queue-parameters.html)."""
 
@@ -70,8 +72,15 @@ class QueueFacts:
         if sent is None:
             return self._retention
         offset = time.time() - self._clock() if self._offset is None else self._offset
-        margin = min(_MARGIN, self._retention * _MARGIN_PART)
-        return sent + self._retention - margin - (self._clock() + offset)
+        return sent + self._retention - self._margin - (self._clock() + offset)
+
+    def is_last_call(self, job: Job) -> bool:
+        """Whether a message that lacks nothing but a slot must not wait for one any longer."""
+        return self.seconds_left(job) < -self._margin * _LAST_CALL
+
+    @property
+    def _margin(self) -> float:
+        return min(_MARGIN, self._retention * _MARGIN_PART)
 
     def received(self, message: Message) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""

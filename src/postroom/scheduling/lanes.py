@@ -306,10 +306,10 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(tenant)
         return [] if lane is None else list(lane.waiting)
 
-    def blocked_tickets(self) -> list[T]:
-        """Return what waits in blocked lanes, and behind it in its message groups."""
-        waiting = [ticket for lane in self._blocked for ticket in lane.waiting]
-        return waiting + [behind for ticket in waiting for behind in self._groups.behind_of(ticket)]
+    def waiting_tickets(self) -> list[T]:
+        """Return what waits in any lane, and behind the heads of message groups, running ones included."""
+        waiting = [ticket for lane in self._lanes.values() for ticket in lane.waiting]
+        return waiting + self._groups.all_behind()
 
     # -- striking off -------------------------------------------------------------------------------------------
 

@@ -340,7 +340,7 @@ class Batcher(Generic[E]):
         self._pump()
 
     def _call_failed(self, batch: list[E], error: PostroomError, sent_at: float) -> None:
-        self.last_error = error
+        self.last_error = _without_frames(error)
         now = self._time()
         if isinstance(error, AccessDenied):
             self._denied(batch, error, sent_at, now)
@@ -388,7 +388,7 @@ class Batcher(Generic[E]):
         self, again: list[E], refused: dict[int, EntryFailure], sent_at: float, *, all_of_them: bool
     ) -> None:
         error = error_of(next(each for each in refused.values() if not each.sender_fault), self._name)
-        self.last_error = error
+        self.last_error = _without_frames(error)
         self._trouble.failed(len(again), error)
         self._refused_in_a_row = self._refused_in_a_row + 1 if all_of_them else 0
         if self._refused_in_a_row >= _ROUNDS:
@@ -458,6 +458,15 @@ def named(error: BaseException) -> PostroomError:
     made = ServiceUnavailable(f"the transport raised {type(error).__name__}", code=type(error).__name__)
     made.__cause__ = error
     return made
+
+
+def _without_frames(error: PostroomError) -> PostroomError:
+    """Return an error that may be remembered: the frames of its traceback hold the bodies of its batch."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _may_pass(error: PostroomError) -> bool:
