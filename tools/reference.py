@@ -1,4 +1,4 @@
-"""Write the reference pages of docs/reference: every public name once, and every command with its options.
+"""Write the reference pages of docs/reference, every public name and command; and docs/llms.txt, a list of all pages.
 
     python tools/reference.py           # write them
     python tools/reference.py --check   # exit 1 if one is out of date
@@ -6,6 +6,7 @@
 The text of a name is its docstring, which the site's builder puts in.
 """
 
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -89,12 +90,31 @@ def commands() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def llms() -> str:
+    """Return the list of pages with their first sentences, in the form that language models are given (llmstxt.org)."""
+    lines = [
+        "# postroom",
+        "",
+        "> Consume Amazon SQS in multi-tenant systems, in typed asyncio Python.",
+        "",
+        "## Pages",
+        "",
+    ]
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        title, _, text = path.read_text().partition("\n")
+        prose = " ".join(re.split(r"\n(?=[^\w*`])", text.strip(), maxsplit=1)[0].split())
+        first = re.split(r"(?<=[.]) ", prose, maxsplit=1)[0]
+        lines.append(f"- [{title.lstrip('# ')}]({path.name}): {first}")
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Return every page with its text."""
     made = {PAGES / f"{name}.md": page(title, module, names.split()) for name, (title, module, names) in TOPICS.items()}
     for name, (title, module) in MODULES.items():
         made[PAGES / f"{name}.md"] = page(title, module, names_of(module))
     made[PAGES / "cli.md"] = commands()
+    made[ROOT / "docs" / "llms.txt"] = llms()
     return made
 
 
