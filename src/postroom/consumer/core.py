@@ -109,7 +109,8 @@ class Core:
         self._rng = rng
         self._returned: set[str] = set()
         self._waking: deque[Hashable] = deque()
-        self._fifo = False
+        self.fifo = False
+        """Whether messages come from a FIFO queue."""
 
     # -- what a receive policy sees -----------------------------------------------------------------------------
 
@@ -129,11 +130,6 @@ class Core:
         return self.scheduler.ready
 
     @property
-    def fifo(self) -> bool:
-        """Whether messages come from a FIFO queue."""
-        return self._fifo
-
-    @property
     def is_full(self) -> bool:
         """Whether the bodies that are held take as much memory as they may."""
         return self.held_bytes >= self._polling.memory
@@ -145,7 +141,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = capacity if self._fifo else max(MOST_BLOCKED, capacity)
+        free = capacity if self.fifo else max(MOST_BLOCKED, capacity)
         blocked = min(scheduler.blocked + self.unresolved, free)
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 
@@ -157,24 +153,25 @@ class Core:
 
     def arrive(self, job: Job, now: float) -> bool:
         """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot."""
-        if job.source.fifo:
-            self._fifo = True
+        source, scheduler = job.source, self.scheduler
+        if source.fifo:
+            self.fifo = True
         if self.closing:
             self._arrive_late(job)
             return False
-        tenant = job.tenant
-        blocked = self.scheduler.blocked > 0 and self.scheduler.is_blocked(tenant)
+        stuck = scheduler.blocked
+        blocked = stuck > 0 and scheduler.is_blocked(job.tenant)
         if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
             return False
-        if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
+        if stuck >= MOST_BLOCKED and self._is_one_too_many(job, now):
             return False
-        if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+        if blocked and source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
             return False
-        if job.problem is None and job.source.resolves and self._is_surplus(job, now):
+        if source.resolves and job.problem is None and self._is_surplus(job, now):
             self._park(job)
             return False
-        self.scheduler.add(job)
+        scheduler.add(job)
         return not blocked
 
     def keeps(self, job: Job) -> bool:
@@ -189,9 +186,11 @@ class Core:
             self.give_back(job, Settlement.RETURNED)
 
     def _is_surplus(self, job: Job, now: float) -> bool:
-        capacity = self.policy.capacity(self)
-        standing = self.scheduler.standing(job.tenant, room=capacity - self.slots)
-        if not self.policy.is_surplus(job, standing, crowded=self.taken(capacity) >= capacity, now=now):
+        scheduler, policy = self.scheduler, self.policy
+        capacity = policy.capacity(self)
+        standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
+        crowded = standing[0] and self.taken(capacity) >= capacity
+        if not policy.is_surplus(job, standing, crowded=crowded, now=now):
             return False
         facts = job.source.facts
         return job.source.attempts.may_park(job) and len(self.away) < MOST_AWAY and facts.refusal() is None

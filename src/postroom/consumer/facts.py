@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.errors import AccessDenied
-from postroom.message import Message
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, RedrivePolicy
 
@@ -73,11 +73,12 @@ class QueueFacts:
         margin = min(_MARGIN, self._retention * _MARGIN_PART)
         return sent + self._retention - margin - (self._clock() + offset)
 
-    def received(self, message: Message) -> None:
+    def received(self, jobs: Sequence[Job], now: float) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
-        now = self._clock()
-        if self._offset is None and message.receive_count == 1 and message.first_received_at is not None:
-            self._offset = message.first_received_at - now
+        if self._offset is None:
+            times = (job.message.first_received_at for job in jobs if job.message.receive_count == 1)
+            first = next((time for time in times if time is not None), None)
+            self._offset = None if first is None else first - now
         if now >= self._next:
             self._look_again()
 

@@ -73,11 +73,11 @@ class Intake:
         now = self._time()
         runnable = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
+        source.facts.received(jobs, now)
         for job in jobs:
-            source.facts.received(job.message)
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
-            if not core.keeps(job):
+            if core.closing and not core.keeps(job):
                 core.give_back(job, Settlement.RETURNED)
                 continue
             found = self._resolve(job)

@@ -102,7 +102,8 @@ class Scheduler(Generic[T]):
         self._streak = 0
         self._alone = 0
         self._met = False
-        self._typical = FIRST_ESTIMATE
+        self.typical = FIRST_ESTIMATE
+        """Handler seconds that a message takes, as a recent average over all tenants."""
 
     def adjust(
         self,
@@ -114,7 +115,8 @@ class Scheduler(Generic[T]):
         reserved: int = 0,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
-        self._total = total
+        self.total = total
+        """Slots."""
         self._caps = Chosen(per_tenant, caps)
         self._weights = Chosen(1.0, weights)
         self._varies = self._caps.varies or self._weights.varies
@@ -127,11 +129,6 @@ class Scheduler(Generic[T]):
             self._offer(lane)
 
     # -- what is here -------------------------------------------------------------------------------------------
-
-    @property
-    def total(self) -> int:
-        """Slots."""
-        return self._total
 
     @property
     def waiting(self) -> int:
@@ -168,11 +165,6 @@ class Scheduler(Generic[T]):
         """Whether one tenant has long been the only one here, or no second one has come yet."""
         return not self._met or self._alone >= ALONE
 
-    @property
-    def typical(self) -> float:
-        """Handler seconds that a message takes, as a recent average over all tenants."""
-        return self._typical
-
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
         return SchedulerStatistics(self._running, self._waiting, self._suspended, len(self._lanes))
@@ -202,7 +194,7 @@ class Scheduler(Generic[T]):
         if lane is None:
             return False, False
         waiting = len(lane.waiting)
-        share = max(1, (self._total - self._reserved) // len(self._lanes))
+        share = max(1, (self.total - self._reserved) // len(self._lanes))
         return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(lane.cap, share)
 
     # -- a ticket's life ----------------------------------------------------------------------------------------
@@ -216,7 +208,7 @@ class Scheduler(Generic[T]):
 
     def grant(self, now: float = 0.0) -> T | None:
         """Give a slot to whose turn it is at the time ``now``, or return None."""
-        if self._running >= self._total:
+        if self._running >= self.total:
             return None
         if self._asleep:
             for woken in self._asleep.due(now):
@@ -250,7 +242,7 @@ class Scheduler(Generic[T]):
             if seconds is not None:
                 lane.served += (seconds - ticket.charge) / lane.weight
                 lane.estimate += _LEARN * (seconds - lane.estimate)
-                self._typical += _LEARN_TYPICAL * (seconds - self._typical)
+                self.typical += _LEARN_TYPICAL * (seconds - self.typical)
         elif ticket.state is State.SUSPENDED:
             self._end_suspension(lane)
         else:
@@ -420,7 +412,7 @@ class Scheduler(Generic[T]):
         return None
 
     def _next_in_line(self) -> Lane[T] | None:
-        free = self._total - self._running > (self._reserved if self._alone < ALONE else 0)
+        free = self.total - self._running > (self._reserved if self._alone < ALONE else 0)
         within, over = self._within, self._over
         while True:
             lane = within.first()
@@ -457,7 +449,7 @@ class Scheduler(Generic[T]):
 
     def _is_over(self, lane: Lane[T]) -> bool:
         """Whether a lane runs its share, or more, of the slots that are not reserved; of few slots that is one."""
-        return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self._total - self._reserved
+        return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self.total - self._reserved
 
     def _may_run(self, lane: Lane[T]) -> bool:
         if self._varies:
@@ -509,7 +501,7 @@ class Scheduler(Generic[T]):
             cap=own or int(self._caps(tenant)),
             weight=self._weights(tenant),
             served=self._round * self._quantum,
-            estimate=self._typical,
+            estimate=self.typical,
         )
         lane.control = control
         lane.paused = control is not None and control.paused

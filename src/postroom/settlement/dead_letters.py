@@ -113,9 +113,8 @@ class DeadLetters:
 
     # -- the work of the batcher -----------------------------------------------------------------------------------
 
-    def fate(self, entry: _Posting) -> Fate:
+    def fate(self, entry: _Posting, now: float) -> Fate:
         """Return what to do with a letter that is about to be sent."""
-        now = self._time()
         if entry.waiter.done():  # its caller was cancelled: nothing is decided
             return Fate.OVER
         if entry.delivery.lost or entry.delivery.deadline <= now:

@@ -39,7 +39,8 @@ class Looks:
         for start in range(0, len(deliveries), MAX_BATCH):
             group = list(deliveries[start : start + MAX_BATCH])
             for delivery in group:
-                self.drop(delivery)
+                if delivery.due_with is not None:
+                    self.drop(delivery)
                 delivery.due_with = group
             heapq.heappush(self._heap, (at, next(self._tie), group))
         if self._timer is None or at < self._rings_at:

@@ -305,12 +305,12 @@ class Settler(Generic[D]):
 
     # -- what the batches ask and tell -----------------------------------------------------------------------------
 
-    def fate(self, decision: Decision) -> Fate:
+    def fate(self, decision: Decision, now: float) -> Fate:
         """Return what to do with a decision that is about to be sent."""
         delivery = decision.delivery
         if decision.over:
             return Fate.OVER
-        if delivery.deadline <= self._time():
+        if delivery.deadline <= now:
             self._lapse(delivery)
         error: PostroomError | None = None
         if delivery.lost:
@@ -471,9 +471,10 @@ class Settler(Generic[D]):
 
     def _drop(self, delivery: Delivery) -> None:
         self.heartbeat.release(delivery)
-        if self._held.get(delivery.message.id) is delivery:
-            del self._held[delivery.message.id]
-            self.bytes -= len(delivery.message.body)
+        message = delivery.message
+        if self._held.get(message.id) is delivery:
+            del self._held[message.id]
+            self.bytes -= len(message.body)
 
     def _let_go_of_all(self) -> None:
         self._deletes.close()

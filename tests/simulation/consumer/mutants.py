@@ -151,11 +151,11 @@ def _without_reason(_cancel: Any) -> Any:
 
 def _one_more(grant: Any) -> Any:
     def mutant(self: Any, *args: Any) -> Any:
-        self._total += 1
+        self.total += 1
         try:
             return grant(self, *args)
         finally:
-            self._total -= 1
+            self.total -= 1
 
     return mutant
 
@@ -209,8 +209,8 @@ def _without_a_reason(write: Any) -> Any:
 
 
 def _beside_an_extension(_fate: Any) -> Any:
-    def mutant(self: Any, entry: Any) -> Any:
-        return self._desk.fate(entry)
+    def mutant(self: Any, entry: Any, now: float) -> Any:
+        return self._desk.fate(entry, now)
 
     return mutant
 
