@@ -108,7 +108,8 @@ class Core:
         self._polling = polling
         self._rng = rng
         self._returned: set[str] = set()
-        self._waking: deque[Hashable] = deque()
+        self.waking: deque[Hashable] = deque()
+        """Tenants that wait only for room to go on, after an outage of their host."""
         self.fifo = False
         """Whether messages come from a FIFO queue."""
 
@@ -151,8 +152,11 @@ class Core:
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
-    def arrive(self, job: Job, now: float) -> bool:
-        """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot."""
+    def arrive(self, job: Job, now: float, capacity: int | None = None) -> bool:
+        """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
+
+        ``capacity`` is :meth:`capacity` at this moment, for a caller that has several messages of it.
+        """
         source, scheduler = job.source, self.scheduler
         if source.fifo:
             self.fifo = True
@@ -168,7 +172,7 @@ class Core:
         if blocked and source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
             return False
-        if source.resolves and job.problem is None and self._is_surplus(job, now):
+        if source.resolves and job.problem is None and self._is_surplus(job, now, capacity):
             self._park(job)
             return False
         scheduler.add(job)
@@ -185,9 +189,10 @@ class Core:
         else:
             self.give_back(job, Settlement.RETURNED)
 
-    def _is_surplus(self, job: Job, now: float) -> bool:
+    def _is_surplus(self, job: Job, now: float, capacity: int | None) -> bool:
         scheduler, policy = self.scheduler, self.policy
-        capacity = policy.capacity(self)
+        if capacity is None:
+            capacity = policy.capacity(self)
         standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
@@ -322,7 +327,8 @@ class Core:
 
     def finish(self, job: Job, now: float) -> None:
         """Strike a message off whose end was decided."""
-        self.probe_ended(job)
+        if job.probe or job.leads:
+            self.probe_ended(job)
         self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
@@ -354,23 +360,18 @@ class Core:
         over, woken = self.availability.recovered(tenant, host, now)
         self.scheduler.wake(tenant)
         for other in woken:
-            self._waking.append(other)
+            self.waking.append(other)
             self.scheduler.sleep_on(other, now + _TURN)  # its own time would come too soon: everybody's comes at once
         freed = [self.away.over(obstacle) for obstacle in over]
         return bool(woken) or any(freed)
 
-    @property
-    def is_waking(self) -> bool:
-        """Whether tenants wait only for room to go on, after an outage of their host."""
-        return bool(self._waking)
-
     def wake_some(self) -> None:
         """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
-        while self._waking:
+        while self.waking:
             opening = self.scheduler.statistics().suspended  # each has more of its tenant behind it
             if self.taken(self.capacity()) + 2 * opening >= self.slots:
                 return
-            self.scheduler.wake(self._waking.popleft())
+            self.scheduler.wake(self.waking.popleft())
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""

@@ -76,7 +76,7 @@ class QueueFacts:
     def received(self, jobs: Sequence[Job], now: float) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
         if self._offset is None:
-            times = (job.message.first_received_at for job in jobs if job.message.receive_count == 1)
+            times = (job.message.first_received_at for job in jobs if job.receives == 1)
             first = next((time for time in times if time is not None), None)
             self._offset = None if first is None else first - now
         if now >= self._next:

@@ -74,6 +74,7 @@ class Intake:
         runnable = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
         source.facts.received(jobs, now)
+        capacity = core.capacity()
         for job in jobs:
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
@@ -88,7 +89,7 @@ class Intake:
             elif group is not None and (group in later or self._resolves(group)):
                 later.setdefault(group, []).append((job, _known(found)))
             else:
-                runnable += self._enter(job, found, now)
+                runnable += self._enter(job, found, now, capacity)
         for batch in later.values():
             self._resolve_later(batch)
         self._engine.dispatch(now)
@@ -219,7 +220,7 @@ class Intake:
 
     # -- to the core --------------------------------------------------------------------------------------------
 
-    def _enter(self, job: Job, found: Any, now: float) -> bool:
+    def _enter(self, job: Job, found: Any, now: float, capacity: int | None = None) -> bool:
         if job.lost or job.settlement is not None:
             return False
         message = job.message
@@ -235,7 +236,7 @@ class Intake:
             if message.group_id is not None and self._grouping is not None:
                 self._grouping.check(message.group_id, job.tenant, found)
         self._source.resolved(job)
-        return self._core.arrive(job, now)
+        return self._core.arrive(job, now, capacity)
 
     def _tenant_of(self, job: Job, found: Any) -> Hashable:
         """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""

@@ -94,7 +94,8 @@ class Scheduler(Generic[T]):
         self._groups: Groups[T] = Groups()
         self._blocked: dict[Lane[T], None] = {}
         self._controls: dict[Hashable, Control] = {}
-        self._running = 0
+        self.running = 0
+        """Slots in use."""
         self._waiting = 0
         self._suspended = 0
         self._behind_blocked = 0
@@ -117,6 +118,7 @@ class Scheduler(Generic[T]):
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
         self.total = total
         """Slots."""
+        self._per_tenant = per_tenant
         self._caps = Chosen(per_tenant, caps)
         self._weights = Chosen(1.0, weights)
         self._varies = self._caps.varies or self._weights.varies
@@ -138,7 +140,7 @@ class Scheduler(Generic[T]):
     @property
     def size(self) -> int:
         """Tickets that are not done."""
-        return self._waiting + self._running + self._suspended
+        return self._waiting + self.running + self._suspended
 
     @property
     def blocked(self) -> int:
@@ -167,7 +169,7 @@ class Scheduler(Generic[T]):
 
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
-        return SchedulerStatistics(self._running, self._waiting, self._suspended, len(self._lanes))
+        return SchedulerStatistics(self.running, self._waiting, self._suspended, len(self._lanes))
 
     def tenants(self) -> list[Hashable]:
         """Return the tenants that have something here. Safe to call from another thread."""
@@ -208,9 +210,9 @@ class Scheduler(Generic[T]):
 
     def grant(self, now: float = 0.0) -> T | None:
         """Give a slot to whose turn it is at the time ``now``, or return None."""
-        if self._running >= self.total:
+        if self.running >= self.total:
             return None
-        if self._asleep:
+        if self._asleep.beds:
             for woken in self._asleep.due(now):
                 self._wake(woken)
         while (lane := self._next()) is not None:
@@ -238,7 +240,7 @@ class Scheduler(Generic[T]):
         lane = ticket.lane or lane_of(ticket)
         if ticket.state is State.RUNNING:
             lane.running -= 1
-            self._running -= 1
+            self.running -= 1
             if seconds is not None:
                 lane.served += (seconds - ticket.charge) / lane.weight
                 lane.estimate += _LEARN * (seconds - lane.estimate)
@@ -390,7 +392,7 @@ class Scheduler(Generic[T]):
 
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
-        return self._asleep.next()
+        return self._asleep.next() if self._asleep.beds else None
 
     # -- whose turn it is ---------------------------------------------------------------------------------------
 
@@ -412,7 +414,7 @@ class Scheduler(Generic[T]):
         return None
 
     def _next_in_line(self) -> Lane[T] | None:
-        free = self.total - self._running > (self._reserved if self._alone < ALONE else 0)
+        free = self.total - self.running > (self._reserved if self._alone < ALONE else 0)
         within, over = self._within, self._over
         while True:
             lane = within.first()
@@ -436,7 +438,7 @@ class Scheduler(Generic[T]):
         ticket.charge = lane.estimate
         lane.served += ticket.charge / lane.weight
         lane.running += 1
-        self._running += 1
+        self.running += 1
         self._waiting -= 1
         if len(self._lanes) == 1:
             self._alone += 1
@@ -494,24 +496,24 @@ class Scheduler(Generic[T]):
             self._offer(lane)
 
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
-        control = self._controls.get(tenant) if self._controls else None
-        own = None if control is None else control.cap
+        cap, weight = self._per_tenant, 1.0
+        if self._varies:
+            cap, weight = int(self._caps(tenant)), self._weights(tenant)
         lane: Lane[T] = Lane(
-            tenant,
-            cap=own or int(self._caps(tenant)),
-            weight=self._weights(tenant),
-            served=self._round * self._quantum,
-            estimate=self.typical,
+            tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical
         )
-        lane.control = control
-        lane.paused = control is not None and control.paused
-        if lane.paused:
-            self._blocked[lane] = None
+        control = self._controls.get(tenant) if self._controls else None
+        if control is not None:
+            lane.control = control
+            lane.cap = control.cap or cap
+            lane.paused = control.paused
+            if lane.paused:
+                self._blocked[lane] = None
         return lane
 
     def _stop_running(self, ticket: T, lane: Lane[T], seconds: float | None) -> None:
         lane.running -= 1
-        self._running -= 1
+        self.running -= 1
         if seconds is not None:
             lane.served += (seconds - ticket.charge) / lane.weight
         ticket.charge = 0.0

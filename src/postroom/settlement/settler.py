@@ -330,8 +330,9 @@ class Settler(Generic[D]):
         if decision.over:
             return
         if error is None and delivery.settlement is not None:
-            delivery.confirmed = True
-            decision.answer()
+            delivery.confirmed = decision.over = True
+            if decision.waiter is not None:
+                decision.answer()
             self._end(delivery, delivery.settlement, decision.delay)
             return
         self._failed += 1
