@@ -129,7 +129,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
 
 
 def _seconds(milliseconds: object) -> float | None:
-    value = _number(milliseconds)
+    value = None if milliseconds is None else _number(milliseconds)
     return None if value is None else value / 1000
 
 

@@ -104,6 +104,8 @@ class Core:
         self.unresolved = 0
         """Messages whose resolver has kept them waiting for longer: they take none."""
         self.held_bytes = 0
+        self.most_bytes = polling.memory
+        """Bytes of bodies that may be held; from then on nothing is received."""
         self._tenants = tenants
         self._polling = polling
         self._rng = rng
@@ -133,7 +135,7 @@ class Core:
     @property
     def is_full(self) -> bool:
         """Whether the bodies that are held take as much memory as they may."""
-        return self.held_bytes >= self._polling.memory
+        return self.held_bytes >= self.most_bytes
 
     def taken(self, capacity: int) -> int:
         """Return how much of a capacity is in use: messages of blocked tenants take no room, within limits.

@@ -221,7 +221,7 @@ class AdaptivePolicy:
         """
         enough, has_share = standing
         over = enough or has_share
-        self._crowd.came(job.tenant, now, over=over, grouped=job.message.group_id is not None)
+        self._crowd.came(job.tenant, now, over=over, grouped="MessageGroupId" in job.message.system_attributes)
         if over:
             self._scouting.found_noisy(job.tenant, job.message)
         else:

@@ -66,7 +66,7 @@ class Engine:
         self._resolving: Groups
         self._poll: Poll
         self._policy: ReceivePolicy
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._waking: asyncio.TimerHandle | None = None
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -205,12 +205,12 @@ class Engine:
 
     def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
         """Note what became of a message."""
-        self.core.settled(delivery, settlement, delay, self._time())
-        was_full = self.core.is_full
-        self.core.held_bytes = delivery.source.settler.bytes
-        if was_full and not self.core.is_full:
+        core = self.core
+        core.settled(delivery, settlement, delay, self._time())
+        before, core.held_bytes = core.held_bytes, delivery.source.settler.bytes
+        if before >= core.most_bytes > core.held_bytes:
             self._poll.wake()
-        if settlement is Settlement.DEFERRED and not self.core.closing:
+        if settlement is Settlement.DEFERRED and not core.closing:
             self.recall_soon()  # its obstacle may be over by now
 
     # -- what others tell ---------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class QueueFacts:
     def __init__(self, queue: Queue, tasks: Tasks) -> None:
         self._queue = queue
         self._tasks = tasks
-        self._clock = tasks.loop.time
+        self._clock = tasks.time
         self.known = getattr(queue.info, "attributes_known", True)
         """Whether the attributes could be read."""
         self.redrive: RedrivePolicy | None = queue.info.redrive
@@ -75,9 +75,8 @@ class QueueFacts:
 
     def received(self, jobs: Sequence[Job], now: float) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
-        if self._offset is None:
-            times = (job.message.first_received_at for job in jobs if job.receives == 1)
-            first = next((time for time in times if time is not None), None)
+        if self._offset is None and jobs and jobs[0].receives == 1:  # the first job tells enough
+            first = jobs[0].message.first_received_at
             self._offset = None if first is None else first - now
         if now >= self._next:
             self._look_again()

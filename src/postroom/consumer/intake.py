@@ -58,7 +58,7 @@ class Intake:
         self._clean = isinstance(resolver, AttributeResolver) and bool(cast("Any", resolver).is_plain)
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
-        self._time = engine.tasks.loop.time
+        self._time = engine.tasks.time
         self.received = 0
 
     def admit(self, messages: Sequence[Any]) -> int:
@@ -249,7 +249,8 @@ class Intake:
             raise ContextError(text, message_id=job.message.id)
         try:
             tenant = found if self._pool is None else self._pool.key_of(found)
-            hash(tenant)
+            if not (self._clean and tenant is found):  # of the others it is known
+                hash(tenant)
         except TypeError as error:
             kind = type(found).__name__
             text = f"the context, a {kind}, is not hashable; use a frozen dataclass, a NamedTuple or a tuple"

@@ -93,7 +93,7 @@ class Pipeline:
         self._ack_mode = source.settings.ack
         self._on_error: OnError | None = source.settings.on_error
         self._observers: Observers = source.settings.observers
-        self._time = engine.tasks.loop.time
+        self._time = engine.tasks.time
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.succeeded = 0
         self.duplicates = 0

@@ -458,7 +458,7 @@ class Scheduler(Generic[T]):
             own = None if lane.control is None else lane.control.cap
             lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
-        return lane.running < lane.cap and bool(lane.waiting) and not lane.blocked
+        return lane.running < lane.cap and bool(lane.waiting) and not (self._blocked and lane.blocked)
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""
@@ -490,7 +490,7 @@ class Scheduler(Generic[T]):
             self._fresh.append(lane)
         ticket.lane = lane
         lane.waiting.append(ticket)
-        if lane.blocked:
+        if self._blocked and lane.blocked:
             self._behind_blocked += 1
         elif lane.place is Place.NOWHERE:
             self._offer(lane)
@@ -499,9 +499,7 @@ class Scheduler(Generic[T]):
         cap, weight = self._per_tenant, 1.0
         if self._varies:
             cap, weight = int(self._caps(tenant)), self._weights(tenant)
-        lane: Lane[T] = Lane(
-            tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical
-        )
+        lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:
             lane.control = control

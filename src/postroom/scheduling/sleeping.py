@@ -22,7 +22,7 @@ class Sleepers(Generic[T]):
     entry here.
     """
 
-    __slots__ = ("beds", "_clean_at", "_tie")
+    __slots__ = ("_clean_at", "_tie", "beds")
 
     def __init__(self) -> None:
         self.beds: list[tuple[float, int, Lane[T]]] = []

@@ -120,7 +120,7 @@ class Batcher(Generic[E]):
         self._name = name
         self._work = work
         self._tasks = tasks
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._linger = linger
         self._trouble = trouble
         self._pauses = pauses

@@ -57,7 +57,7 @@ class DeadLetters:
     def __init__(self, redrive: HasRedrive, open_queue: Callable[[str], Awaitable[Queue]], *, tasks: Tasks) -> None:
         self._redrive = redrive
         self._open_queue = open_queue
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._opening = asyncio.Lock()
         self._queue: Queue | None = None
         self._arn = ""

@@ -70,7 +70,7 @@ class Heartbeat:
         self._queue = queue
         self._visibility = visibility
         self._holder = holder
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._read_slept = slept
         self.slept = slept()
         """Seconds that the machine was suspended in all, when that was looked at last."""

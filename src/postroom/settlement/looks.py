@@ -77,12 +77,12 @@ class Looks:
             self._timer.cancel()
             self._timer = None
         if self._heap and not self._closed:
-            self._rings_at = min(self._heap[0][0], self._tasks.loop.time() + self._every)
+            self._rings_at = min(self._heap[0][0], self._tasks.time() + self._every)
             self._timer = self._tasks.call_at(self._rings_at, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
-        now = self._tasks.loop.time()
+        now = self._tasks.time()
         due: list[Delivery] = []
         heap = self._heap
         while heap and (heap[0][0] <= now or not heap[0][2]):

@@ -91,7 +91,7 @@ class Settler(Generic[D]):
         self._queue = queue
         self._visibility = visibility
         self._tasks = tasks
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._listener: Listener[Any] = listener
         self._dead_letters = dead_letters
         self._observers = observers
