@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.errors import AccessDenied
-from postroom.message import Message
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, RedrivePolicy
 
@@ -48,7 +48,7 @@ class QueueFacts:
     def __init__(self, queue: Queue, tasks: Tasks) -> None:
         self._queue = queue
         self._tasks = tasks
-        self._clock = tasks.loop.time
+        self._clock = tasks.time
         self.known = getattr(queue.info, "attributes_known", True)
         """Whether the attributes could be read."""
         self.redrive: RedrivePolicy | None = queue.info.redrive
@@ -82,11 +82,11 @@ class QueueFacts:
     def _margin(self) -> float:
         return min(_MARGIN, self._retention * _MARGIN_PART)
 
-    def received(self, message: Message) -> None:
+    def received(self, jobs: Sequence[Job], now: float) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
-        now = self._clock()
-        if self._offset is None and message.receive_count == 1 and message.first_received_at is not None:
-            self._offset = message.first_received_at - now
+        if self._offset is None and jobs and jobs[0].receives == 1:  # the first job tells enough
+            first = jobs[0].message.first_received_at
+            self._offset = None if first is None else first - now
         if now >= self._next:
             self._look_again()
 

@@ -149,13 +149,10 @@ def _without_reason(_cancel: Any) -> Any:
     return mutant
 
 
-def _one_more(grant: Any) -> Any:
-    def mutant(self: Any, *args: Any) -> Any:
-        self._total += 1
-        try:
-            return grant(self, *args)
-        finally:
-            self._total -= 1
+def _one_more(adjust: Any) -> Any:
+    def mutant(self: Any, **limits: Any) -> None:
+        adjust(self, **limits)
+        self.total += 1
 
     return mutant
 
@@ -209,8 +206,8 @@ def _without_a_reason(write: Any) -> Any:
 
 
 def _beside_an_extension(_fate: Any) -> Any:
-    def mutant(self: Any, entry: Any) -> Any:
-        return self._desk.fate(entry)
+    def mutant(self: Any, entry: Any, now: float) -> Any:
+        return self._desk.fate(entry, now)
 
     return mutant
 
@@ -472,7 +469,7 @@ MUTANTS = (
     Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
     Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 8, "S4"),
-    Mutant("grants one slot too many", _swap(Scheduler, "grant", _one_more), 6, "slots"),
+    Mutant("grants one slot too many", _swap(Scheduler, "adjust", _one_more), 6, "slots"),
     Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _quiet_after_a_receive), 18, "liveness"),
     Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
     Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),

@@ -48,11 +48,11 @@ def grants_one_slot_too_many(patch: Patch) -> None:
     grant = Scheduler.grant
 
     def more(self: Scheduler[Any], now: float = 0.0) -> Any:
-        self._total += 1
+        self.total += 1
         try:
             return grant(self, now)
         finally:
-            self._total -= 1
+            self.total -= 1
 
     patch.setattr(Scheduler, "grant", more)
 

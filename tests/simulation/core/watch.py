@@ -301,7 +301,7 @@ class Watch(World):
             raise Violation(f"table: {said} are being resolved, not {resolving}")
         away = core.away
         listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
-        count = sum(away._known.get(absent.message_id) is absent for absent in listed)  # others came back
+        count = sum(away.known.get(absent.message_id) is absent for absent in listed)  # others came back
         # What leaves at the same time is counted when it is confirmed.
         if len(away) != count or count > MOST_AWAY + 60:
             raise Violation(f"memory: {len(away)} are away, or {count}")

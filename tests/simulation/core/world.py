@@ -482,7 +482,7 @@ class World:
 
     def make_room(self) -> None:
         """Look again for more messages."""
-        if (len(self.core.away) or self.core.is_waking) and not self.core.closing:
+        if (len(self.core.away) or self.core.waking) and not self.core.closing:
             self.recall_soon()
         self.wake()
 
@@ -918,7 +918,7 @@ class World:
         core = self.core
         if core.closing:
             return
-        if core.is_waking:
+        if core.waking:
             core.wake_some()
             self.dispatch()
         if self.scheduler.ready >= MAX_BATCH or not core.away.recallable(self.now):

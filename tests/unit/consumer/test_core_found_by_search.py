@@ -82,7 +82,7 @@ def test_room_is_not_made_beyond_what_may_be_away() -> None:
         _crowd(scene)
         scene.facts.full_until = 1e9 if full else 0.0
         away: dict[str, Any] = {} if full else dict.fromkeys(map(str, range(60_000)))
-        scene.core.away._known = away
+        scene.core.away.known = away
         scene.core.relieve(10.0)
         assert not scene.core.actions
     scene = Scene(most=None)

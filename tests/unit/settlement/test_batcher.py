@@ -53,7 +53,7 @@ class Recorder:
             await asyncio.sleep(self.takes)
         return self.answer(entries) if self.answer else []
 
-    def fate(self, entry: int) -> Fate:
+    def fate(self, entry: int, now: float) -> Fate:
         """Send what is not over."""
         return Fate.OVER if entry in self.over else Fate.WAIT if entry in self.waiting else Fate.SEND
 
