@@ -23,7 +23,7 @@ _LISTS: Final = (list, Sequence)
 
 
 class BatchContext(Generic[C_co, R_co]):
-    """Whose messages a batch has, and what was leased for them. Every batch has its own."""
+    """The tenant of a batch, its messages, and what was leased for them. Every batch has its own."""
 
     __slots__ = ("_failures", "context", "items", "resources", "tenant")
 

@@ -20,7 +20,7 @@ from postroom.transports.protocol import Client
 from postroom.types import C
 
 TenantsOf = Iterable[C] | Callable[[], Iterable[C] | Awaitable[Iterable[C]]]
-"""The contexts whose databases have an outbox; a function is asked in each round."""
+"""The contexts of the databases that have an outbox; a function is asked in each round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class OutboxRelay(Generic[C]):
     Args:
         databases: what opens a tenant's database: ``asyncpg_inbox(...)``, ``psycopg_inbox(...)``,
             ``sqlalchemy_inbox(...)`` or ``sqlite_database(...)``; or a ``ResourcePool`` of it, which others may use.
-        tenants: the contexts whose outboxes are looked at, or a function that returns them, sync or async.
+        tenants: the contexts of the outboxes that are looked at, or a function that returns them, sync or async.
         outbox: the table: ``postgres_outbox()`` or ``SQLITE_OUTBOX``.
         senders: what sends to queues that need a signature or a transformation. Any other queue gets a plain sender.
         interval: seconds between two looks at outboxes that were empty. :meth:`wake` looks at once.

@@ -16,7 +16,7 @@ from postroom.errors import DecodeError, ValidationError
 
 _SHOWN: Final = 3
 UNKNOWN_TAG: Final = "not one of the allowed tags"
-"""What is said of an object whose tag is that of no type of a union."""
+"""What is said of an object with a tag of no type of its union."""
 _SIMPLE_NAME: Final = re.compile(r"[A-Za-z_$][\w$-]*", re.ASCII)
 
 

@@ -110,8 +110,8 @@ async def redrive(
     """Send dead letters back to the queues that they came from, and return how many there were.
 
     It works for both kinds, in one queue: those that SQS moved, and those that a consumer rejected. What the rejection
-    added to the attributes is taken off, so their attempts begin again. A dead letter goes only to a queue whose
-    redrive policy names this dead-letter queue: the attribute that says where it came from is input.
+    added to the attributes is taken off, so their attempts begin again. A dead letter goes only to a queue that
+    names this dead-letter queue in its redrive policy: the attribute that says where it came from is input.
 
     Args:
         dead_letters: the dead-letter queue: name, URL or ARN.

@@ -39,7 +39,7 @@ class Signing:
     """How a sender signs what it sends; the consumer's side is ``signed(...)``.
 
     Args:
-        keys: whose current key signs.
+        keys: the ring; its current key signs.
         attributes: the names of the attributes that the signature covers. None: those that ``Sender(context=<class>)``
             writes, which are those that ``signed(context_from_attributes(<class>))`` checks.
         lifetime: seconds until a signature expires. Count in how long a message may wait in the queue.
@@ -60,7 +60,7 @@ class Sender(Generic[C]):
 
     Args:
         queue: name, URL or ARN.
-        context: whose message it is: the class that the consumer's ``context=`` names, or a function (context) ->
+        context: the tenant of a message: the class that the consumer's ``context=`` names, or a function (context) ->
             attributes. None: without a context, or written by the context's own class.
         payload: what is sent, as the consumer's handler names it; says how it is written where the payload's own class
             does not, such as ``list[Order]`` of pydantic models in unions. None: each payload by its class.
