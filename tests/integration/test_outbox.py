@@ -15,7 +15,16 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from postroom import ConfigurationError, Consumer, Message, MessageContext, NotOpenError, OutgoingMessage, Sender
-from postroom.datasources import Provider, Registry, Scope, asyncpg_inbox, asyncpg_pool, sqlite_database, tenant_file
+from postroom.datasources import (
+    Provider,
+    Registry,
+    Scope,
+    SqliteDatabase,
+    asyncpg_inbox,
+    asyncpg_pool,
+    sqlite_database,
+    tenant_file,
+)
 from postroom.local import LocalBroker
 from postroom.outbox import SQLITE_OUTBOX, Outbox, OutboxRelay, OutboxStatistics, postgres_outbox
 from postroom.outbox.stores import BYTES, taken
@@ -162,13 +171,15 @@ async def test_what_can_never_be_sent_is_set_aside(
     """With the reason, in the table and in the log; what is behind it goes on. It may be tried again by hand."""
     databases, outbox = _provider(adapter)
     async with databases("a") as db, db.transaction_for(MessageKey("q", "1")) as tx:
+        await adapter.execute(tx, "INSERT INTO postroom_outbox (queue, message) VALUES ('small', 'no message')")
         await outbox.add(tx, "small", EVENTS.message("x" * 2000), EVENTS.message("fits"))
     async with OutboxRelay(databases, tenants=["a"], outbox=outbox, client=client, interval=60) as relay:
         await relay.drain()
         assert [message.body for message in await _received(client, "small")] == ["fits"]
-        assert relay.statistics().set_aside == 1
+        assert relay.statistics().set_aside == 2
         assert adapter.column("reason", "postroom_outbox") == [
-            "the message has 2,000 bytes, attributes included, and its queue takes 1,024"
+            "the message has 2,000 bytes, attributes included, and its queue takes 1,024",
+            "this row is no message of an outbox",
         ]
     assert "of tenant a can never be sent and is set aside there" in caplog.text
 
@@ -197,10 +208,13 @@ async def test_a_queue_that_is_not_there_holds_up_no_other(
 
 async def test_a_handler_sends_in_its_own_transaction(client: MemoryClient, tmp_path: Path) -> None:
     """A message that is delivered twice sends once; the relay is woken after the commit."""
-    databases = sqlite_database(lambda name: tenant_file(tmp_path, name), create=True, schema=SQLITE_OUTBOX.schema)
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda name: tenant_file(tmp_path, name), create=True, schema=SQLITE_OUTBOX.schema
+    )
     client.broker.create_queue("orders")
-    context_of = {"context": lambda message: message.attributes["tenant"]}
-    orders: Consumer[str, Any] = Consumer("orders", resources=databases, client=client, **context_of)
+    orders = Consumer(
+        "orders", context=lambda message: message.attributes["tenant"], resources=databases, client=client
+    )
     relay = OutboxRelay(databases, tenants=["a", "b"], outbox=SQLITE_OUTBOX, client=client, interval=3600)
 
     @orders.handler
@@ -220,7 +234,9 @@ async def test_a_handler_sends_in_its_own_transaction(client: MemoryClient, tmp_
 
 async def test_a_unit_of_work_of_sqlite_writes_too(client: MemoryClient, tmp_path: Path) -> None:
     """It is a plain function."""
-    databases = sqlite_database(lambda _: tmp_path / "a", create=True, schema=SQLITE_OUTBOX.schema)
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda _: tmp_path / "a", create=True, schema=SQLITE_OUTBOX.schema
+    )
     async with databases("a") as db:
         await db.run(lambda connection: SQLITE_OUTBOX.insert(connection, EVENTS, EVENTS.message("1")))
     async with OutboxRelay(databases, tenants=["a"], outbox=SQLITE_OUTBOX, client=client, interval=60) as relay:
@@ -300,7 +316,7 @@ async def test_memory_is_bounded_by_bytes(tenant: TenantDatabase, client: Memory
             assert before.rows == []
     sizes: list[int] = []
     async with databases("a") as db, taken(db, OUTBOX, ()) as mine, taken(db, OUTBOX, ()) as theirs:
-        sizes += [sum(len(row.message.body) for row in each.rows) for each in (mine, theirs)]
+        sizes += [sum(len(row.message.body) for row in each.rows if row.message) for each in (mine, theirs)]
     assert 0 < sizes[0] <= BYTES + 1_048_576
     assert sizes[1] == 0  # the other rows are locked as well
     async with OutboxRelay(databases, tenants=["a"], outbox=OUTBOX, client=client, interval=60) as relay:
@@ -343,13 +359,19 @@ async def test_resources_without_an_outbox_end_the_relay(client: MemoryClient) -
 
 async def test_a_message_for_a_fifo_queue_needs_a_group_and_gets_an_id(tmp_path: Path) -> None:
     """The id is made when it is written, so that it is the same however often it is sent."""
-    databases = sqlite_database(lambda _: tmp_path / "a", create=True, schema=SQLITE_OUTBOX.schema)
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda _: tmp_path / "a", create=True, schema=SQLITE_OUTBOX.schema
+    )
     async with databases("a") as db:
         with pytest.raises(ConfigurationError, match="needs a group"):
             await db.run(lambda c: SQLITE_OUTBOX.insert(c, "e.fifo", OutgoingMessage(body="1")))
         with pytest.raises(ConfigurationError, match="SQLITE_OUTBOX is for"):
             async with db.transaction_for(MessageKey("q", "1")) as tx:
                 await OUTBOX.add(tx, EVENTS, EVENTS.message("1"))
+        with pytest.raises(ConfigurationError, match=r"sender\.message"):
+            await db.run(lambda c: SQLITE_OUTBOX.insert(c, EVENTS, "1"))  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="name of a queue"):
+            await db.run(lambda c: SQLITE_OUTBOX.insert(c, "", OutgoingMessage(body="1")))
         await db.run(lambda c: SQLITE_OUTBOX.insert(c, "e.fifo", OutgoingMessage(body="1", group_id="g")))
         [row] = await db.fetch("SELECT message FROM postroom_outbox")
     assert msgspec.json.decode(row[0])["deduplication_id"]

@@ -140,14 +140,14 @@ class Rounds:
             if not found.rows:
                 return False
             sent: list[int] = []
-            aside: list[tuple[int, str]] = []
+            aside = [(row.id, "this row is no message of an outbox") for row in found.rows if row.message is None]
             for queue, rows in _by_queue(found.rows).items():
-                unsent = await self._queues.post(queue, [row.message for row in rows])
-                for index, row in enumerate(rows):
+                unsent = await self._queues.post(queue, [message for _, message in rows])
+                for index, (number, _) in enumerate(rows):
                     if index not in unsent:
-                        sent.append(row.id)
+                        sent.append(number)
                     elif not unsent[index].retryable:
-                        aside.append((row.id, unsent[index].reason[:1000]))
+                        aside.append((number, unsent[index].reason[:1000]))
             if sent:
                 await found.remove(sent)
             if aside:
@@ -160,8 +160,9 @@ class Rounds:
         return bool(sent or aside)
 
 
-def _by_queue(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _by_queue(rows: Sequence[Row]) -> dict[str, list[tuple[int, OutgoingMessage]]]:
+    found: dict[str, list[tuple[int, OutgoingMessage]]] = {}
     for row in rows:
-        found.setdefault(row.queue, []).append(row)
+        if row.message is not None:
+            found.setdefault(row.queue, []).append((row.id, row.message))
     return found

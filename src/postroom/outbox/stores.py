@@ -29,7 +29,8 @@ class Row(msgspec.Struct, frozen=True):
 
     id: int
     queue: str
-    message: OutgoingMessage
+    message: OutgoingMessage | None
+    """None: what stands in the row is no message."""
 
 
 class Round(Protocol):
@@ -197,8 +198,14 @@ def _only_relay_of(database: SqliteDatabase) -> Generator[bool, None, None]:
 
 
 def _rows(found: Sequence[Any]) -> list[Row]:
-    decode = _MESSAGE.decode
-    return [Row(each[0], each[1], decode(each[2])) for each in found]
+    return [Row(each[0], each[1], _message(each[2])) for each in found]
+
+
+def _message(text: str) -> OutgoingMessage | None:
+    try:
+        return _MESSAGE.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
 
 
 _MESSAGE: Final = msgspec.json.Decoder(OutgoingMessage)

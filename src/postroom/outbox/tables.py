@@ -66,8 +66,7 @@ class Outbox:
             ConfigurationError: there is no transaction: each statement would be committed by itself. Or ``tx`` is of
                 no driver that is known.
         """
-        queue = to.queue if isinstance(to, Sender) else to
-        rows = [_row(queue, message) for message in messages]
+        rows = [_row(to, message) for message in messages]
         if rows:
             await _insert(tx, self, rows)
 
@@ -81,8 +80,7 @@ class Outbox:
             raise ConfigurationError("outbox.insert() is for SQLite: use SQLITE_OUTBOX, or `await outbox.add(tx, ...)`")
         if not connection.in_transaction:
             raise _no_transaction("BEGIN")
-        queue = to.queue if isinstance(to, Sender) else to
-        connection.executemany(self.sqlite_insert, [_row(queue, message) for message in messages])
+        connection.executemany(self.sqlite_insert, [_row(to, message) for message in messages])
 
     @property
     def sqlite_insert(self) -> str:
@@ -158,8 +156,14 @@ def is_sqlite(outbox: Outbox) -> bool:
     return outbox.dialect == _SQLITE
 
 
-def _row(queue: str, message: OutgoingMessage) -> tuple[str, str | None, str]:
+def _row(to: object, message: object) -> tuple[str, str | None, str]:
     """Return a message as a row: its queue, what orders it, and itself as JSON."""
+    queue = cast("Sender[Any]", to).queue if isinstance(to, Sender) else to
+    if not isinstance(queue, str) or not queue:
+        raise ConfigurationError(f"outbox.add(tx, to, ...) takes a Sender or the name of a queue; got {queue!r}")
+    if not isinstance(message, OutgoingMessage):
+        text = "outbox.add(tx, sender, ...) takes messages, which sender.message(payload, context=...) makes"
+        raise ConfigurationError(f"{text}; got {type(message).__name__}")
     ordered = queue.endswith(".fifo")
     if ordered and message.group_id is None:
         raise ConfigurationError(f"queue {queue!r} is a FIFO queue, and each message needs a group: say group=...")

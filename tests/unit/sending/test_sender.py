@@ -265,6 +265,12 @@ def test_wrong_arguments_say_what_to_write(make: Any, text: str) -> None:
         make()
 
 
+async def test_one_text_is_not_taken_for_many_payloads() -> None:
+    """Its characters would be sent."""
+    with pytest.raises(ConfigurationError, match="several payloads"):
+        await Sender("q").send_many("text")
+
+
 def test_values_that_no_consumer_accepts_are_refused() -> None:
     """And not quoted."""
     with pytest.raises(ContextError, match="not a safe id") as caught:
