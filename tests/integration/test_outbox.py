@@ -27,7 +27,7 @@ from postroom.datasources import (
 )
 from postroom.local import LocalBroker
 from postroom.outbox import SQLITE_OUTBOX, Outbox, OutboxRelay, OutboxStatistics, postgres_outbox
-from postroom.outbox.stores import BYTES, taken
+from postroom.outbox.stores import BYTES, groups_sql, rows_sql, taken
 from postroom.testing.faults import Faults, FaultyClient
 from postroom.testing.postgres import PostgresServer
 from postroom.transactions import MessageKey
@@ -304,6 +304,21 @@ async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
     async with OutboxRelay(databases, tenants=["a", "b"], outbox=OUTBOX, client=client, interval=60) as relay:
         await relay.drain()
     assert sorted(message.body for message in await _received(client)) == ["a", "b"]
+
+
+async def test_a_long_backlog_is_read_by_its_indexes(tenant: TenantDatabase) -> None:
+    """A round looks at its own rows, and not at all that wait."""
+    tenant.server.execute(
+        "INSERT INTO postroom_outbox (queue, ordered_by, message) "
+        "SELECT 'q.fifo', CASE WHEN n % 2 = 0 THEN 'g' || (n % 1000) END, '{}' FROM generate_series(1, 40000) n; "
+        "ANALYZE postroom_outbox",
+        database=tenant.name,
+    )
+    for sql in (groups_sql(OUTBOX.table), rows_sql(OUTBOX.table)):
+        filled = sql.replace("$1", "'[]'").replace("$2", """'[["q.fifo", "g2"], ["q.fifo", "g4"]]'""")
+        plan = tenant.server.execute(f"EXPLAIN {filled}", database=tenant.name)
+        assert "Index" in plan
+        assert "Seq Scan" not in plan
 
 
 async def test_memory_is_bounded_by_bytes(tenant: TenantDatabase, client: MemoryClient) -> None:

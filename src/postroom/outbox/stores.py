@@ -84,9 +84,9 @@ class _PostgresRound:
     @classmethod
     async def take(cls, work: Work[Any], outbox: Outbox, paused: Collection[str]) -> "_PostgresRound":
         without = msgspec.json.encode(sorted(paused)).decode()
-        groups = await work.value(_groups_sql(outbox.table), without)
+        groups = await work.value(groups_sql(outbox.table), without)
         # A second statement sees what the last holder of a group has removed; the first one may not.
-        found = await work.value(_rows_sql(outbox.table), without, groups or "[]")
+        found = await work.value(rows_sql(outbox.table), without, groups or "[]")
         return cls(work, outbox, _rows(msgspec.json.decode(found or "[]")))
 
     async def remove(self, ids: Collection[int]) -> None:
@@ -109,7 +109,7 @@ class _PostgresRound:
 _NOT_PAUSED: Final = "queue NOT IN (SELECT value FROM json_array_elements_text(CAST($1 AS json)) AS each (value))"
 
 
-def _groups_sql(table: str) -> str:
+def groups_sql(table: str) -> str:
     """Lock the groups that waited longest and that no other relay has."""
     return (
         f"WITH oldest AS MATERIALIZED (SELECT id, queue, ordered_by FROM {table} "  # noqa: S608
@@ -121,7 +121,7 @@ def _groups_sql(table: str) -> str:
     )
 
 
-def _rows_sql(table: str) -> str:
+def rows_sql(table: str) -> str:
     """Take rows: those without an order that no other relay has, and those of the groups that were locked."""
     return (
         f"WITH free AS MATERIALIZED (SELECT id, queue, message FROM {table} "  # noqa: S608
@@ -129,17 +129,15 @@ def _rows_sql(table: str) -> str:
         f"ORDER BY id LIMIT {ROWS} FOR UPDATE SKIP LOCKED), "
         "mine AS MATERIALIZED (SELECT item ->> 0 AS queue, item ->> 1 AS ordered_by "
         "FROM json_array_elements(CAST($2 AS json)) AS items (item)), "
-        f"ordered AS MATERIALIZED (SELECT id, queue, message FROM {table} JOIN mine USING (queue, ordered_by) "
-        f"WHERE failed_at IS NULL ORDER BY id LIMIT {ROWS} FOR UPDATE OF {_bare(table)}), "
+        "ordered AS MATERIALIZED (SELECT own.id, own.queue, own.message FROM mine CROSS JOIN LATERAL ("
+        f"SELECT id, queue, message FROM {table} AS each WHERE each.queue = mine.queue "
+        "AND each.ordered_by = mine.ordered_by AND each.ordered_by IS NOT NULL AND each.failed_at IS NULL "
+        f"ORDER BY id LIMIT {ROWS} FOR UPDATE) AS own ORDER BY own.id LIMIT {ROWS}), "
         "sized AS (SELECT id, queue, message, sum(octet_length(message)) OVER (ORDER BY id) AS total "
         "FROM (SELECT * FROM free UNION ALL SELECT * FROM ordered) AS found) "
         "SELECT CAST(json_agg(json_build_array(id, queue, message) ORDER BY id) AS text) "
         f"FROM sized WHERE total - octet_length(message) < {BYTES}"
     )
-
-
-def _bare(table: str) -> str:
-    return table.rpartition(".")[2]
 
 
 class _SqliteRound:
