@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+_WRITER = ContextWriter(None, None)  # remembers how each class of contexts is written
+
+
 def outgoing(
     payload: Any,
     context: Any = None,
@@ -45,7 +48,7 @@ def outgoing(
     """
     made = make(
         encode_payload,
-        ContextWriter(None, None),
+        _WRITER,
         payload,
         context,
         attributes=attributes,
