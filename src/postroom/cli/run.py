@@ -10,7 +10,7 @@ import click
 
 from postroom.cli import CommandError
 from postroom.cli.endpoint import endpoint_option, use_endpoint
-from postroom.cli.logs import log_to_stderr
+from postroom.cli.logs import FORMATS, log_to_stderr
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--log-level", default="INFO", show_default=True, envvar="POSTROOM_LOG_LEVEL", show_envvar=True,
               type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
               help="What is logged to stderr.")  # fmt: skip
+@click.option("--log-format", default="text", show_default=True, envvar="POSTROOM_LOG_FORMAT", show_envvar=True,
+              type=click.Choice(FORMATS, case_sensitive=False),
+              help="Lines for people, or one JSON object per line with the fields of each record.")  # fmt: skip
 @click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=click.FloatRange(min=0),
               help="How long to wait for a queue that cannot be reached yet; else until it answers.")  # fmt: skip
 @click.option("--health-port", type=click.IntRange(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
@@ -36,6 +39,7 @@ def run(
     consumers: tuple[str, ...],
     directory: Path,
     log_level: str,
+    log_format: str,
     wait: float | None,
     health_port: int | None,
     health_host: str | None,
@@ -51,7 +55,7 @@ def run(
     from postroom.consumer.runner import run_to_exit
     from postroom.integrations.health import HealthServer
 
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, form=log_format)
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]

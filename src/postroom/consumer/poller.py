@@ -10,11 +10,12 @@ from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
 from postroom.events import PollFailed
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.tasks import Tasks
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 
 class Admits(Protocol):
@@ -132,7 +133,8 @@ class Poller:
         self.last_success = self._tasks.loop.time()
         if self.failing_since is not None:
             self.failing_since = None
-            _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)
+            text, name = "Receiving from %s works again after %d failures", self._source.name
+            _log.info(text, name, self.failures, extra=about(queue=name))
         return messages
 
     async def _back_off(self, error: Exception, pause: float, began: float) -> None:
@@ -144,7 +146,8 @@ class Poller:
             self.failing_since = began
         self.failing_with = type(error).__name__
         what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
-        _log.log(level, "Receiving from %s failed, next try in %g s: %s", self._source.name, pause, what)
+        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
+        _log.log(level, text, name, pause, what, extra=about(queue=name))
         observers = self._source.settings.observers
         if observers:
             observers.tell(PollFailed(self._source.name, error, pause))
