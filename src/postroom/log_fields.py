@@ -97,6 +97,7 @@ class Log(_Adapter):
 
     def __init__(self, name: str, step: Step) -> None:
         super().__init__(logging.getLogger(name))
+        setattr(self, "isEnabledFor", self.logger.isEnabledFor)  # noqa: B010 - asked for every lease: one call, not two
         self._defaults: dict[str, object] = {**dict.fromkeys(FIELDS), "step": step.value}
 
     def log(

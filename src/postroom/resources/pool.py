@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.events import Observer
+from postroom.log_fields import about
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
@@ -277,7 +278,8 @@ class ResourcePool(Generic[C, R]):
         entry.leases += 1
         self._counters.hits += 1
         if log.isEnabledFor(_DEBUG):
-            log.debug("Resources retrieved from pool for key: %s", display_key(entry.key))
+            text = "Resources retrieved from pool for key: %s"
+            log.debug(text, display_key(entry.key), extra=about(tenant=entry.key))
         return Lease(engine, entry)
 
     async def acquire(self, context: C, *, timeout: float | None = None) -> Lease[R]:
