@@ -176,7 +176,7 @@ class Run(Generic[C, R]):
         _log.info("Consuming %s", self.queue.info.url, extra=about(queue=self.queue.info.name, step=Step.START))
         self._say_what_may_surprise()
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStarted(self.queue.info.name))
+            self.settings.observers.tell(ConsumerStarted(self.queue.info.name, self.statistics))
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
@@ -254,7 +254,9 @@ class Run(Generic[C, R]):
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
+            self.settings.observers.tell(
+                ConsumerStopped(self.queue.info.name, self.reason, self._cancelled, self.statistics)
+            )
         _log.info("Stopped consuming %s", self.queue.info.url, extra=self._about_queue())
 
     def statistics(self) -> ConsumerStatistics:
@@ -275,6 +277,7 @@ class Run(Generic[C, R]):
             extensions=settler.heartbeat.extended,
             poll_failures=self._poller.failures,
             cancelled=self._cancelled,
+            slots=self.scheduler.total,
             running=gauges.running,
             waiting=gauges.waiting,
             suspended=gauges.suspended,
@@ -285,11 +288,19 @@ class Run(Generic[C, R]):
             deferred=self.core.deferred,
             away=len(self.core.away),
             scouting_stopped=self._scouting_stopped(now),
+            outages=self.core.availability.outages,
+            breakers=self.core.availability.breakers,
+            oldest_wait=self._oldest_wait(now),
             group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
             last_poll_age=None if last is None else now - last,
             loop_lag=self._watch.max_lag,
             pool=None if self.pool is None else self.pool.statistics(),
         )
+
+    def _oldest_wait(self, now: float) -> float:
+        """Return for how long the message has waited that was received first of those that were not tried."""
+        waiting = [job.received_at for job in list(self.source.settler.deliveries.values()) if not job.started]
+        return max(0.0, now - min(waiting, default=now))
 
     # -- the steps ----------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.types import AckMode, Settlement
+from postroom.types import UNRESOLVED, AckMode, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
@@ -146,7 +146,8 @@ class Pipeline:
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
-        self._core.suspend(job, self._time())
+        began = self._time()
+        self._core.suspend(job, began)
         self._engine.blocked()
         self._engine.dispatch()
         left = self._source.facts.seconds_left(job)
@@ -155,7 +156,7 @@ class Pipeline:
             self._engine.available(job.tenant)
             if self._tenants.is_paused(job.tenant):
                 raise _NotNow
-            job.lease = lease
+            job.lease, job.leasing = lease, self._time() - began
             job.turn = self._engine.tasks.loop.create_future()
             self._core.resume(job)
             self._engine.dispatch()
@@ -196,14 +197,16 @@ class Pipeline:
         """Call the handler, and tell the observers of it."""
         began = self._time()
         error: BaseException | None = None
-        self._observers.tell(HandlerStarted(job.message, job.context))
+        waited = began - job.received_at
+        self._observers.tell(HandlerStarted(job.message, job.context, job.tenant, job.attempt, waited, job.leasing))
         try:
             await self._handle(job.payload, ctx)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            self._observers.tell(HandlerFinished(job.message, job.context, self._time() - began, error))
+            seconds = self._time() - began
+            self._observers.tell(HandlerFinished(job.message, job.context, seconds, error, job.tenant, job.attempt))
 
     # -- how it ended -------------------------------------------------------------------------------------------
 
@@ -307,7 +310,8 @@ class Pipeline:
         self.failed[type(error).__name__] += 1
         _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
         if self._observers:
-            self._observers.tell(MessageFailed(job.message, job.context, error))
+            tenant = None if job.tenant is UNRESOLVED else job.tenant
+            self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
         if self._on_error is None:
             return None
         try:

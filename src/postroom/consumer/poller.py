@@ -9,7 +9,7 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
-from postroom.events import PollFailed
+from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
@@ -36,6 +36,7 @@ class Poller:
         self._admits = admits
         self._tasks = tasks
         self._polling = source.settings.polling
+        self._observers = source.settings.observers
         visibility = source.settings.visibility
         self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
         self._stopping = False
@@ -95,6 +96,8 @@ class Poller:
             runnable = self._admits.admit(messages) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            if self._observers:
+                self._observers.tell(PollFinished(self._source.name, len(messages), now - began))
             del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
@@ -148,9 +151,8 @@ class Poller:
         what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
         text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
         _log.log(level, text, name, pause, what, extra=about(queue=name))
-        observers = self._source.settings.observers
-        if observers:
-            observers.tell(PollFailed(self._source.name, error, pause))
+        if self._observers:
+            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.loop.time() - began))
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:

@@ -382,6 +382,7 @@ class ResourcePool(Generic[C, R]):
         core, table, counters = self._core, self._core.table, self._core.counters
         counts: dict[str, int] = {name: getattr(counters, name) for name in counters.__slots__ if name != "evictions"}
         return PoolStatistics(
+            name=self._name,
             **counts,
             evictions=MappingProxyType(dict(counters.evictions)),
             budget=core.budget.limit,
