@@ -40,7 +40,8 @@ class Recorded:
                 for metric in scope.metrics:
                     points = found.setdefault(metric.name, [])
                     for point in metric.data.data_points:
-                        value: Any = (point.count, point.sum) if hasattr(point, "bucket_counts") else point.value
+                        each: Any = point
+                        value = (each.count, each.sum) if hasattr(each, "bucket_counts") else each.value
                         points.append((dict(point.attributes or {}), value))
         return found
 
@@ -58,7 +59,7 @@ def drawn(spans: Sequence[ReadableSpan]) -> str:
 
     def draw(span: ReadableSpan, depth: int) -> None:
         links = ", ".join(by_id[link.context.span_id].name for link in span.links if link.context.span_id in by_id)
-        shown = " ".join(f"{name.rpartition('.')[2]}={(span.attributes or {})[name]}" for name in _shown(span))
+        shown = " ".join(f"{name.rpartition('.')[2]}={(span.attributes or {})[name]!s}" for name in _shown(span))
         line = f"{'  ' * depth}{span.name} ({span.kind.name.lower()}) {shown}".rstrip()
         lines.append(f"{line}{f'  -> linked to {links}' if links else ''}")
         for child in spans:

@@ -129,7 +129,12 @@ def test_names_of_the_conventions_are_those_that_opentelemetry_publishes() -> No
     assert names.OPERATION_DURATION.name == metrics.MESSAGING_CLIENT_OPERATION_DURATION
     assert names.CONSUMED.name == metrics.MESSAGING_CLIENT_CONSUMED_MESSAGES
     assert names.SENT.name == metrics.MESSAGING_CLIENT_SENT_MESSAGES
-    assert {type_.value for type_ in attributes.MessagingOperationTypeValues} >= {"send", "receive", "process", "settle"}
+    assert {type_.value for type_ in attributes.MessagingOperationTypeValues} >= {
+        "send",
+        "receive",
+        "process",
+        "settle",
+    }
     assert names.SCHEMA_URL in {schema.value for schema in Schemas}
 
 
@@ -325,7 +330,8 @@ def test_the_busiest_tenants_have_a_label_and_the_others_share_one(recorded: Rec
     async def scenario(world: World) -> None:
         world.create()
         telemetry = recorded.telemetry(tenants=TopTenants(2))
-        async with consumer(world, telemetry, context=lambda message: message.attributes["tenantId"]):
+        retry = RetryPolicy(base=1_000, cap=1_000)
+        async with consumer(world, telemetry, retry=retry, context=lambda message: message.attributes["tenantId"]):
             for tenant in ("a", "b", "c", "d"):
                 world.send_orders("1", "bad-2", tenant=tenant, seconds=0.25)
                 await asyncio.sleep(1)
@@ -362,7 +368,7 @@ def test_tenants_that_are_about_equal_do_not_change_places() -> None:
         if second % 60 == 59:
             seen |= labels(busiest)
     assert len(labels(busiest)) == 11
-    assert len(seen) < 400  # of 10,000: a label changes at a review only
+    assert len(seen) == 11
 
 
 def test_a_tenant_with_its_part_of_the_work_is_never_missed() -> None:

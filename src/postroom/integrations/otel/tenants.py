@@ -13,8 +13,10 @@ OTHER = "other"
 _CANDIDATES = 5
 """Tenants that are counted for each one that has a label."""
 _LEAD = 2.0
-"""How many times the handler seconds of a labelled tenant a candidate needs to take its place: tenants that are about
-equal must not change places at every review, because each new label is a new time series."""
+"""How many times the handler seconds of a labelled tenant a candidate needs to take its place, and"""
+_PART = 0.5
+"""which part of an equal part of all handler seconds, for as many tenants as there are labels: tenants that are about
+equal, or have little to do, must not change places at every review, because each new label is a new time series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,9 @@ class TopTenants:
     Args:
         count: tenants with a label of their own, 1 to 500.
         every: seconds after which the places are given anew. Between two reviews no label changes; in one review a
-            tenant takes another one's place only with twice its recent handler seconds. So there are never more than
-            ``count`` + 1 series at a time for each instrument, and new ones are rare.
+            tenant takes another one's place only with twice its recent handler seconds, and half of an equal part
+            of all (2.5 % with a ``count`` of 20). So there are never more than ``count`` + 1 series at a time for
+            each instrument, and new ones are rare.
     """
 
     count: int = 20
@@ -50,14 +53,16 @@ class Figures(msgspec.Struct):
 class Busiest:
     """Counts handler runs by tenant, as ``TopTenants`` says.
 
-    Candidates are kept as the space-saving sketch does: one that is new when all places are taken inherits the count
-    of the least busy one, so that a tenant with more than its part of the work is never missed. Counts are halved at
-    each review.
+    Candidates are kept as the space-saving sketch does: one that is new when all places are taken begins with the count
+    of the least busy one, so that a tenant with more than its part of the work is never missed. What it began with is
+    no work of its own, and does not count when labels are given. Counts are halved at each review.
     """
 
     def __init__(self, options: TopTenants) -> None:
         self._options = options
         self._candidates: dict[str, float] = {}
+        self._inherited: dict[str, float] = {}
+        self._total = 0.0
         self._labelled: dict[str, Figures] = {}
         self._other = Figures()
         self._review_at: float | None = None
@@ -89,16 +94,19 @@ class Busiest:
 
     def _weigh(self, label: str, seconds: float) -> None:
         candidates = self._candidates
-        known = candidates.get(label)
-        if known is None and len(candidates) >= _CANDIDATES * self._options.count:
-            least = min(candidates, key=candidates.__getitem__)
-            known = candidates.pop(least)
-        candidates[label] = (known or 0.0) + seconds
+        known = candidates.get(label, 0.0)
+        if label not in candidates and len(candidates) >= _CANDIDATES * self._options.count:
+            least = min((each for each in candidates if each not in self._labelled), key=candidates.__getitem__)
+            known = self._inherited[label] = candidates.pop(least)
+            self._inherited.pop(least, None)
+        candidates[label] = known + seconds
+        self._total += seconds
 
     def _review(self) -> None:
         """Let candidates that are much busier take the places of the least busy labels."""
-        weights = self._candidates
-        rising = [each for each in weights if each not in self._labelled and each != OTHER]
+        weights = {label: weight - self._inherited.get(label, 0.0) for label, weight in self._candidates.items()}
+        enough = _PART * self._total / self._options.count
+        rising = [each for each in weights if each not in self._labelled and each != OTHER and weights[each] > enough]
         rising.sort(key=weights.__getitem__)
         falling = sorted(self._labelled, key=lambda each: weights.get(each, 0.0))
         for gone in falling:
@@ -107,4 +115,6 @@ class Busiest:
             # Its counts end here: what it did is told already, and must not be told again as that of others.
             del self._labelled[gone]
             self._labelled[rising.pop()] = Figures()
-        self._candidates = {label: weight / 2 for label, weight in weights.items()}
+        self._total /= 2
+        self._candidates = {label: weight / 2 for label, weight in self._candidates.items()}
+        self._inherited = {label: weight / 2 for label, weight in self._inherited.items()}
