@@ -298,9 +298,10 @@ class Run(Generic[C, R]):
         )
 
     def _oldest_wait(self, now: float) -> float:
-        """Return for how long the message has waited that was received first of those that were not tried."""
-        waiting = [job.received_at for job in list(self.source.settler.deliveries.values()) if not job.started]
-        return max(0.0, now - min(waiting, default=now))
+        """Return for how long the message has waited that was received first of those whose tenant can run."""
+        blocked = self.scheduler.is_blocked
+        held = list(self.source.settler.deliveries.values())
+        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
 
     # -- the steps ----------------------------------------------------------------------------------------------
 

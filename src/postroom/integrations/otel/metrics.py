@@ -24,13 +24,14 @@ from postroom.integrations.otel import names
 from postroom.integrations.otel.names import Instrument
 from postroom.integrations.otel.spans import is_failure
 from postroom.integrations.otel.tenants import Busiest, Figures, TopTenants
+from postroom.types import Settlement
 
 _TICK: Final = 0.5
 """Seconds between two looks at how late the event loop is."""
 _TRIES: Final = 5
 _FRESH: Final = 0.05
 """Seconds for which statistics serve all instruments: one collection asks for them dozens of times."""
-_ATTEMPT_BOUNDS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
+_ATTEMPT_BOUNDS: Final = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 Labels = dict[str, str]
 Statistics = Callable[[], ConsumerStatistics]
@@ -91,7 +92,8 @@ def _asked(statistics: Statistics) -> ConsumerStatistics | None:
 
 def _counts(now: ConsumerStatistics) -> Counter[tuple[str, str]]:
     counts = Counter({(field, ""): getattr(now, field) for field in ("received", *names.COUNTERS)})
-    counts.update({("settled", settlement.value): count for settlement, count in now.settled.items()})
+    # Each from 0 on: the increase from nothing to 1 is seen by no query.
+    counts.update({("settled", settlement.value): now.settled.get(settlement, 0) for settlement in Settlement})
     counts.update({("failed", kind): count for kind, count in now.failed.items()})
     return counts
 
