@@ -1,6 +1,7 @@
 """Metrics: what a day of work is counted as, whose names they have, and how many series tenants may make."""
 
 import asyncio
+import dataclasses
 import re
 import threading
 from pathlib import Path
@@ -21,7 +22,7 @@ from postroom import (
     Shutdown,
 )
 from postroom.errors import ServiceUnavailable
-from postroom.events import ConsumerStarted, ConsumerStopped, PollFailed
+from postroom.events import ConsumerStarted, ConsumerStopped, Event, Observers, PollFailed
 from postroom.integrations.otel import Telemetry, TopTenants, names
 from postroom.integrations.otel.tenants import OTHER, Busiest
 from postroom.types import StopReason
@@ -214,6 +215,33 @@ def test_no_metric_names_a_tenant_by_default(recorded: Recorded) -> None:
     in_world(scenario)
 
 
+def test_a_consumer_without_observers_makes_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So one without telemetry pays nothing for it: not a call, not an object."""
+    made: list[str] = []
+
+    class Spy(Observers):
+        def tell(self, event: Event) -> None:
+            made.append(type(event).__name__)
+
+    async def scenario(world: World, observers: list[Any]) -> int:
+        world.create()
+        orders: Consumer[Any, Any] = Consumer("orders", context=Tenant, client=world.client, observers=observers)
+        orders._settings = dataclasses.replace(orders._settings, observers=Spy(observers))
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+
+        async with orders:
+            world.send_orders("1", "2", "3")
+            await asyncio.sleep(1)
+            return orders.statistics().succeeded
+
+    assert in_world(lambda world: scenario(world, [])) == 3
+    assert made == []
+    assert in_world(lambda world: scenario(world, [lambda _event: None])) == 3
+    assert made.count("HandlerStarted") == 3
+
+
 def test_counters_go_on_when_a_consumer_is_started_again(recorded: Recorded) -> None:
     """Its statistics begin anew; the counters of a process do not."""
 
@@ -247,6 +275,8 @@ def test_two_consumers_of_a_queue_are_summed_and_a_shared_pool_is_told_once(reco
             assert recorded.value("postroom.handlers.succeeded", **_queue()) == 3
             assert recorded.value("postroom.consumers", **_queue()) == 2
             assert recorded.metrics()["postroom.pool.opened"] == [({"postroom.pool": "databases"}, 1)]
+            [(_, (opened, _seconds))] = recorded.metrics()["postroom.resource.open.duration"]
+            assert opened == 1
 
     in_world(scenario)
 

@@ -8,7 +8,7 @@
 The SDK, its exporters and its sampling are the application's: postroom only calls the API.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.metadata import version
 from time import perf_counter
@@ -79,32 +79,30 @@ class Telemetry:
         meter = get_meter(names.SCOPE, release, meter_provider, names.SCHEMA_URL)
         self._spans = Spans(self._tracer, parent=producer == "parent", settle=settle_spans)
         self._metrics = Metrics(meter, tenants)
+        self._takes: dict[type[Event], Callable[[Any], None]] = {
+            HandlerStarted: self._started,
+            HandlerFinished: self._finished,
+            MessageSettled: self._spans.settled,
+            MessageFailed: self._spans.failed,
+            PollFinished: self._metrics.polled,
+            PollFailed: self._metrics.poll_failed,
+            ResourceOpened: self._metrics.opened,
+            ConsumerStarted: self._metrics.began,
+            ConsumerStopped: self._metrics.ended,
+        }
 
     def __call__(self, event: Event) -> None:
         """Take an event of a consumer or a pool."""
-        match event:
-            case HandlerStarted():
-                self._metrics.started(event)
-                self._spans.started(event)
-            case HandlerFinished():
-                self._spans.finished(event)
-                self._metrics.finished(event)
-            case MessageSettled():
-                self._spans.settled(event)
-            case MessageFailed():
-                self._spans.failed(event)
-            case PollFinished():
-                self._metrics.polled(event)
-            case PollFailed():
-                self._metrics.poll_failed(event)
-            case ResourceOpened():
-                self._metrics.opened(event)
-            case ConsumerStarted():
-                self._metrics.began(event)
-            case ConsumerStopped():
-                self._metrics.ended(event)
-            case _:
-                pass
+        if (take := self._takes.get(type(event))) is not None:
+            take(event)
+
+    def _started(self, event: HandlerStarted) -> None:
+        self._metrics.started(event)
+        self._spans.started(event)  # last: its context is that of the handler
+
+    def _finished(self, event: HandlerFinished) -> None:
+        self._spans.finished(event)
+        self._metrics.finished(event)
 
     @contextmanager
     def sending(self, queue: str, *, count: int = 1) -> Generator[None]:

@@ -110,6 +110,7 @@ class Metrics:
         self._queues: dict[str, _Queue] = {}
         self._busiest = None if tenants is None else Busiest(tenants)
         self._waited: dict[int, float] = {}
+        self._last_opened: ResourceOpened | None = None
         self._lags: dict[asyncio.AbstractEventLoop, _LoopLag] = {}
         self._process = _histogram(meter, names.PROCESS_DURATION, names.SECONDS)
         self._operation = _histogram(meter, names.OPERATION_DURATION, names.SECONDS)
@@ -184,8 +185,10 @@ class Metrics:
                 self._busiest.ran(event.tenant, event.seconds, waited, time.monotonic(), failed=failed)
 
     def opened(self, event: ResourceOpened) -> None:
-        """Record how long an open took."""
-        self._open.record(event.seconds, {})
+        """Record how long an open took, once: every consumer of a shared pool hands its events on."""
+        if event is not self._last_opened:
+            self._last_opened = event
+            self._open.record(event.seconds, {})
 
     def _queue(self, name: str) -> _Queue:
         queue = self._queues.get(name)

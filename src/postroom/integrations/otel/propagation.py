@@ -57,8 +57,10 @@ def extract(message: Message) -> Context:
     """
     context = Context()
     try:
-        carrier = {name: each.string_value for name, each in message.message_attributes.items() if each.string_value}
-        context = propagate.extract(carrier, context) if carrier else context
+        named = message.message_attributes
+        if named and not propagate.get_global_textmap().fields.isdisjoint(named):
+            carrier = {name: each.string_value for name, each in named.items() if each.string_value}
+            context = propagate.extract(carrier, context)
     except Exception:  # of a propagator that trips over what anyone may write into an attribute
         text, extra = "The trace context of message %s could not be read", about(message_id=message.id)
         _log.debug(text, message.id, exc_info=True, extra=extra)
