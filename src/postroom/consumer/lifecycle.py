@@ -354,9 +354,11 @@ class Run(Generic[C, R]):
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
-                await self._settle_everything()
-                await self._finish_polls(min(polls_end, deadline))
-                await self._settle_everything()
+                seen = None
+                while seen != self._intake.received:  # what one poll brought and was given back, another may bring
+                    seen = self._intake.received
+                    await self._settle_everything()
+                    await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())

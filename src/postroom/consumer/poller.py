@@ -78,7 +78,7 @@ class Poller:
 
     async def run(self, number: int) -> None:
         """Receive until stopped. Number 0 also polls while the queue is idle."""
-        time = self._tasks.loop.time
+        time = self._tasks.time
         pause = self._polling.backoff
         while not self._stopping:
             step = self._policy.next(number, self._core, time())
@@ -118,7 +118,7 @@ class Poller:
             waiter.set_result(None)
 
     async def _receive(self, ask: Ask, number: int) -> list[Message]:
-        now = self._tasks.loop.time()
+        now = self._tasks.time()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
@@ -133,7 +133,7 @@ class Poller:
             raise
         finally:
             del self._out[number]
-        self.last_success = self._tasks.loop.time()
+        self.last_success = self._tasks.time()
         if self.failing_since is not None:
             self.failing_since = None
             text, name = "Receiving from %s works again after %d failures", self._source.name
@@ -152,7 +152,7 @@ class Poller:
         text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
         _log.log(level, text, name, pause, what, extra=about(queue=name))
         if self._observers:
-            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.loop.time() - began))
+            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:
