@@ -20,6 +20,8 @@ import msgspec
 from postroom.consumer import current_message
 from postroom.log_fields import FIELDS, Step, about
 
+__all__ = ["JsonFormatter", "MessageFields", "message_fields"]
+
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What every record has: not a field of the application."""
 

@@ -29,6 +29,8 @@ class _Open(msgspec.Struct):
 
     span: Span
     token: Token[Context]
+    settled: bool = False
+    """Whether its message was settled meanwhile: by the handler itself, or because it was lost."""
 
 
 class _Done(msgspec.Struct, frozen=True):
@@ -76,7 +78,7 @@ class Spans:
         if event.error is not None:
             note_failure(opened.span, event.error)
         opened.span.end()
-        if self._settle and len(self._done) < _MOST_OPEN:
+        if self._settle and not opened.settled and len(self._done) < _MOST_OPEN:
             self._done[id(event.message)] = _Done(opened.span.get_span_context(), time_ns())
 
     def failed(self, event: MessageFailed) -> None:
@@ -96,7 +98,7 @@ class Spans:
         if done is not None:
             context, start = done.context, done.at
         elif (opened := self._open.get(id(event.message))) is not None:  # by the handler itself
-            context, start = opened.span.get_span_context(), now
+            context, start, opened.settled = opened.span.get_span_context(), now, True
         else:
             return
         attributes = {**self._of(queue, names.SETTLE, names.SETTLE), names.SETTLEMENT: event.settlement.value}
