@@ -101,7 +101,7 @@ def test_panels_do_not_overlap_and_say_what_they_show() -> None:
 
 
 def test_every_alert_says_what_to_do() -> None:
-    """It wakes somebody up: a summary, what to look at, and whether it can wait."""
+    """It wakes a person: a summary, what to look at, and whether it can wait."""
     alerts = [rule for rule in ALERTS if "alert" in rule]
     assert len(alerts) == 13
     for alert in alerts:

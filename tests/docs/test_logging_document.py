@@ -27,7 +27,7 @@ def _structlog_as_it_was() -> Iterator[None]:
 
 
 def handle_one(log: Any) -> None:
-    """Handle one message, whose handler logs a line and fails."""
+    """Handle one message: the handler logs a line and fails."""
 
     async def scenario(world: World) -> None:
         world.create()

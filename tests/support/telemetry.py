@@ -13,7 +13,7 @@ from postroom.integrations.otel import Telemetry
 
 
 class Recorded:
-    """An SDK whose exporters are lists."""
+    """An SDK with lists as exporters."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()

@@ -205,12 +205,12 @@ class Availability:
 
     @property
     def outages(self) -> int:
-        """Tenants, and hosts of tenants, whose resources cannot be used now."""
+        """Tenants, and hosts of tenants, with resources that cannot be used now."""
         return len(self._outages)
 
     @property
     def breakers(self) -> int:
-        """Tenants whose breaker is open or half open."""
+        """Tenants with a breaker that is open or half open."""
         return len(self._open)
 
     # -- the pool -----------------------------------------------------------------------------------------------

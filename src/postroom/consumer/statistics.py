@@ -60,7 +60,7 @@ class ConsumerStatistics:
     away: int = 0
     """Messages that were parked or deferred and are invisible now; some may have reappeared."""
     outages: int = 0
-    """Tenants, and hosts of tenants, whose resources cannot be used now."""
+    """Tenants, and hosts of tenants, with resources that cannot be used now."""
     breakers: int = 0
     """Tenants that are paused because all of their handlers fail."""
     scouting_stopped: str | None = None

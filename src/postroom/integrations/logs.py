@@ -95,7 +95,7 @@ def _text(record: logging.LogRecord) -> str:
 def _encoded(line: dict[str, object]) -> str:
     try:
         return msgspec.json.encode(line, enc_hook=_shown).decode()
-    except Exception:  # such as a mapping whose keys are objects, or a text that is no Unicode
+    except Exception:  # such as a mapping with objects as keys, or a text that is no Unicode
         plain = {name: _shown(value) for name, value in line.items()}
         return msgspec.json.encode(plain).decode()
 

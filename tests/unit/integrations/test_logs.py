@@ -1,4 +1,4 @@
-"""Log lines in JSON, and whose configuration counts."""
+"""Log lines in JSON, and which configuration counts."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Metrics: what a day of work is counted as, whose names they have, and how many series tenants may make."""
+"""Metrics: how a day of work is counted, under which names, and how many series tenants may make."""
 
 import asyncio
 import dataclasses
@@ -40,7 +40,7 @@ def recorded() -> Recorded:
 
 
 def consumer(world: World, telemetry: Telemetry, **options: Any) -> Consumer[Any, Any]:
-    """Make a consumer whose handlers fail for orders that are named so, and take as long as orders say."""
+    """Make a consumer: its handlers fail for orders that are named so, and take as long as orders say."""
     options.setdefault("shutdown", Shutdown(drain=0, cancel=1))
     orders: Consumer[Any, Any] = Consumer("orders", client=world.client, observers=[telemetry], **options)
 
@@ -54,7 +54,7 @@ def consumer(world: World, telemetry: Telemetry, **options: Any) -> Consumer[Any
 
 
 def test_every_name_is_the_one_that_dashboards_and_alerts_use() -> None:
-    """Pinned: whoever changes one breaks what is built on it. Those of the conventions are of version 1.44.0."""
+    """Pinned: a change of one breaks what is built on it. Those of the conventions are of version 1.44.0."""
     assert names.SCHEMA_URL == "https://opentelemetry.io/schemas/1.44.0"
     assert sorted(instrument.name for instrument in names.INSTRUMENTS) == [
         "messaging.client.consumed.messages",
@@ -243,7 +243,7 @@ def test_a_consumer_without_observers_makes_no_event(monkeypatch: pytest.MonkeyP
 
 
 def test_counters_go_on_when_a_consumer_is_started_again(recorded: Recorded) -> None:
-    """Its statistics begin anew; the counters of a process do not."""
+    """Its statistics begin at 0 again; the counters of a process do not."""
 
     async def scenario(world: World) -> None:
         world.create()

@@ -1,4 +1,4 @@
-"""Spans: what a handler's span tells, whom it refers to, and that it never disturbs the work."""
+"""Spans: what a handler's span tells, what it refers to, and that it never disturbs the work."""
 
 import asyncio
 import logging
@@ -386,7 +386,9 @@ def test_a_wrong_argument_says_what_to_write(options: dict[str, Any], text: str)
         Telemetry(**options)
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 501}, {"count": True}, {"every": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"count": 501}, {"count": True}, {"count": "20"}, {"every": 0}, {"every": "1 min"}]
+)
 def test_a_wrong_number_of_tenants_says_what_to_write(wrong: dict[str, Any]) -> None:
     """When it is made."""
     with pytest.raises(ConfigurationError, match="TopTenants"):

@@ -95,7 +95,7 @@ GAUGES: Final = {
     "held_bytes": Instrument("postroom.held.size", "By", "Bytes of the bodies of held messages"),
     "away": Instrument("postroom.away", "{message}", "Messages that were parked or deferred and are invisible"),
     "tenants": Instrument("postroom.tenants", "{tenant}", "Tenants that have a message here"),
-    "outages": Instrument("postroom.outages", "{outage}", "Tenants and hosts whose resources cannot be used"),
+    "outages": Instrument("postroom.outages", "{outage}", "Tenants and hosts with resources that cannot be used"),
     "breakers": Instrument("postroom.breakers", "{tenant}", "Tenants paused because all of their handlers fail"),
     "oldest_wait": Instrument("postroom.message.wait.oldest", "s", "Longest present wait of a message for its handler"),
     "last_poll_age": Instrument("postroom.poll.age", "s", "Since SQS last answered a receive"),

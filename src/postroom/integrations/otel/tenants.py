@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import msgspec
 
@@ -25,19 +26,19 @@ class TopTenants:
 
     Args:
         count: tenants with a label of their own, 1 to 500.
-        every: seconds after which the places are given anew. Between two reviews no label changes; in one review a
-            tenant takes another one's place only with twice its recent handler seconds, and half of an equal part
-            of all (2.5 % with a ``count`` of 20). So there are never more than ``count`` + 1 series at a time for
-            each instrument, and new ones are rare.
+        every: seconds between two reviews. Labels change in a review only, and a tenant takes another one's place only
+            with twice its recent handler seconds, and half of an equal part of all (2.5 % with a ``count`` of 20).
+            So there are never more than ``count`` + 1 series at a time for each instrument, and new ones are rare.
     """
 
     count: int = 20
     every: float = 60.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.count, bool) or not 1 <= self.count <= 500:
+        count, every = cast("Any", self.count), cast("Any", self.every)
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 500:
             raise ConfigurationError(f"TopTenants(count) takes a whole number from 1 to 500; got {self.count!r}")
-        if not self.every > 0:
+        if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
             raise ConfigurationError(f"TopTenants(every=...) takes seconds, more than 0; got {self.every!r}")
 
 
