@@ -27,9 +27,11 @@ _WORD = (
     r"|\bsig(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
-_URL: Final = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
+_URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
 _ASSIGNED: Final = re.compile(
-    rf"(?P<head>[\w.-]*{_WORD}[\w.-]*\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})", re.IGNORECASE
+    # Only from the beginning of a run of such characters: else one long word, such as Base64, takes seconds.
+    rf"(?P<head>(?<![\w.-])[\w.-]*{_WORD}[\w.-]{{0,200}}\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})",
+    re.IGNORECASE,
 )
 _SPOKEN: Final = re.compile(
     r"(?P<head>\b(?:password|identified\s+by)\s+)(?P<value>'(?:''|[^'])*'|\"[^\"]*\")", re.IGNORECASE
