@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
 _CONSUMER = (
     "Consumer MessageContext BatchContext Router by_attribute by_field UnknownKind Call CallNext Middleware "
-    "ConsumerStatistics Failure current_message run serve "
+    "ConsumerStatistics Health Phase Failure current_message run serve "
     "AckMode ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
 )
 TOPICS: dict[str, tuple[str, str, str]] = {
@@ -48,6 +48,10 @@ MODULES = {
     "datasources": ("Datasources", "postroom.datasources"),
     "transports": ("Transports", "postroom.transports"),
     "local": ("Local SQS", "postroom.local"),
+    "health": ("Health over HTTP", "postroom.integrations.health"),
+    "asgi": ("Health as an ASGI application", "postroom.integrations.asgi"),
+    "logs": ("Logs", "postroom.integrations.logs"),
+    "telemetry": ("Telemetry", "postroom.integrations.otel"),
 }
 """By page: its title, and the module of which every public name is described."""
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         Consumer,
         ConsumerStatistics,
         Failure,
+        Health,
         MessageContext,
         Middleware,
+        Phase,
         Router,
         Tenants,
         TenantState,
@@ -100,6 +102,7 @@ __all__ = [
     "Failure",
     "Faults",
     "HandlerTimeout",
+    "Health",
     "InvalidReceiptHandle",
     "InvalidRequest",
     "Lease",
@@ -115,6 +118,7 @@ __all__ = [
     "OutgoingMessage",
     "OwnershipLost",
     "PayloadError",
+    "Phase",
     "Polling",
     "PoolExhaustedError",
     "PoolLimits",
@@ -161,8 +165,8 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "BatchContext CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Router Tenants "
-        "TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
+        "BatchContext CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Router "
+        "Tenants TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",

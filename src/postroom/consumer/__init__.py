@@ -3,6 +3,7 @@
 from postroom.consumer.batching import BatchContext
 from postroom.consumer.consumer import Consumer
 from postroom.consumer.context import MessageContext, current_message
+from postroom.consumer.health import Health, Phase
 from postroom.consumer.routing import Router, UnknownKind, by_attribute, by_field
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
@@ -15,8 +16,10 @@ __all__ = [
     "Consumer",
     "ConsumerStatistics",
     "Failure",
+    "Health",
     "MessageContext",
     "Middleware",
+    "Phase",
     "Router",
     "TenantState",
     "TenantStatus",
