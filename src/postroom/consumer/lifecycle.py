@@ -22,6 +22,7 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
@@ -151,6 +152,7 @@ class Run(Generic[C, R]):
         self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks)
         self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
         self._watch = LoopWatch(self.tasks, self._running_names)
+        self._diary = StopDiary(queue.info.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
@@ -221,6 +223,7 @@ class Run(Generic[C, R]):
         8. The client closes, unless another consumer still uses it.
         """
         self.request_stop(StopReason.REQUESTED)
+        self._diary.begin()
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
@@ -232,7 +235,7 @@ class Run(Generic[C, R]):
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
-        _log.info("Stopped consuming %s", self.queue.info.url)
+        _log.info("Stopped consuming %s after %.1f s", self.queue.info.url, self._diary.end())
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
@@ -282,10 +285,8 @@ class Run(Generic[C, R]):
     async def _drain_handlers(self) -> None:
         if not self._unfinished():
             return
-        names = ", ".join(sorted(job.message.id for job in self.engine.jobs)[:5])
         seconds = self.settings.shutdown.drain
-        text = "Waiting up to %g s for %d messages to be handled (%s)"
-        _log.info(text, seconds, self._unfinished(), names)
+        self._diary.waits_for_handlers(seconds)
         drained = self.tasks.spawn(self._all_ended(), "postroom-drain")
         hurry = self.tasks.spawn(self._wait_for_hurry(), "postroom-hurry")
         try:
@@ -296,6 +297,7 @@ class Run(Generic[C, R]):
             await asyncio.wait({drained, hurry})
 
     async def _cancel_handlers(self) -> None:
+        self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
         self.core.abandon()
         self.engine.act()
         jobs = [job for job in self.engine.jobs if job.task is not None]
@@ -314,6 +316,7 @@ class Run(Generic[C, R]):
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
+        self._diary.enter("acknowledgements and returned messages reach SQS", self.settings.shutdown.flush)
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
@@ -344,7 +347,8 @@ class Run(Generic[C, R]):
         polls = [poll for poll in self._polls if not poll.done()]
         if polls:
             brought = self._intake.received
-            left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
+            at_once = self._hurry.is_set() or getattr(self.queue, "cancels_cleanly", False)
+            left = 0.0 if at_once else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))
             if self._intake.received != brought:
                 _log.debug("Polls brought %d messages during the stop", self._intake.received - brought)
@@ -366,10 +370,16 @@ class Run(Generic[C, R]):
         await self.tasks.close(grace=_GRACE)
 
     async def _close_what_was_opened(self) -> None:
+        close = self.settings.shutdown.close
+        self._diary.enter("pools and clients close", close)
         if self._threads is not None:
             self._threads.close()
         try:
-            await self._opened.aclose()
+            async with asyncio.timeout(close + _GRACE):  # a pool that was passed has a longer limit of its own
+                await self._opened.aclose()
+        except TimeoutError:
+            text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
+            _log.error(text, self.queue.info.name, close)
         except Exception:
             _log.exception("Closing what was opened for %s failed; the stop goes on", self.queue.info.name)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from postroom.message import Message, OutgoingMessage
 from postroom.transports.aws import wire
+from postroom.transports.aws.addresses import is_loopback
 from postroom.transports.aws.connection import Connection, Request
 from postroom.transports.aws.errors import Subject
 from postroom.transports.aws.room import Room
@@ -36,6 +37,11 @@ class AwsQueue:
     def info(self) -> QueueInfo:
         """What the queue said of itself when it was opened."""
         return self._info
+
+    @property
+    def cancels_cleanly(self) -> bool:
+        """Whether SQS is a server on this machine, which sees at once that the caller of a long poll is gone."""
+        return is_loopback(self._connection.endpoint_url)
 
     async def receive(
         self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
