@@ -219,7 +219,7 @@ class Run(Generic[C, R]):
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
         6. The heartbeat ends.
-        7. Owned pools close, within ``close`` seconds.
+        7. Pools that no one else uses close, within ``close`` seconds; what takes longer goes on by itself.
         8. The client closes, unless another consumer still uses it.
         """
         self.request_stop(StopReason.REQUESTED)
