@@ -4,16 +4,16 @@ An observer is any callable that takes one event. It is called synchronously, in
 what it raises is logged and goes no further. No event is made when nobody observes. No event carries a payload.
 """
 
-import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
+from postroom.log_fields import Log, Step
 from postroom.message import Message
 from postroom.types import Settlement, StopReason
 
-_log = logging.getLogger("postroom")
+_log = Log("postroom", Step.OBSERVER)
 
 
 class Event(msgspec.Struct, frozen=True):

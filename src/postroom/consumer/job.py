@@ -19,16 +19,6 @@ class Cancellation(Enum):
     STOPPING = "the consumer stops and its drain time is over"
 
 
-class Unresolved:
-    """The tenant of messages whose context could not be resolved. Their lane costs the other tenants nothing."""
-
-    def __repr__(self) -> str:
-        return "<unresolved>"
-
-
-UNRESOLVED = Unresolved()
-
-
 class Job(Delivery, eq=False, kw_only=True):
     """A delivery, and how far the consumer got with it. The only place that knows what becomes of a message.
 

@@ -1,7 +1,6 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -13,6 +12,7 @@ from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.handlers import build_handle, is_async
+from postroom.consumer.health import Health, Phase, examine
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
@@ -26,6 +26,7 @@ from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
+from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency, PoolTimeouts, Visibility
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
@@ -36,7 +37,7 @@ from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.STOP)
 
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
@@ -174,7 +175,7 @@ class Run(Generic[C, R]):
         self._heartbeat = self.tasks.spawn(self.source.settler.heartbeat.run(), "postroom-heartbeat")
         for number in range(self.settings.polling.pollers):
             self._polls.add(self.tasks.spawn(self._poller.run(number), f"postroom-poller-{number}"))
-        _log.info("Consuming %s", self.queue.info.url)
+        _log.info("Consuming %s", self.queue.info.url, extra=about(queue=self.queue.info.name, step=Step.START))
         self._say_what_may_surprise()
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStarted(self.queue.info.name))
@@ -199,12 +200,34 @@ class Run(Generic[C, R]):
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or a handler asked for the end of the process."""
         if self.fatal is None:
-            self.fatal = error
+            self.fatal, name = error, self.queue.info.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
-                _log.warning("A handler raised %r; the consumer of %s stops", error, self.queue.info.name)
+                text = "A handler raised %r; the consumer of %s stops"
+                _log.warning(text, error, name, extra=about(queue=name, step=Step.HANDLER))
             else:
-                _log.critical("The consumer of %s stops: %s", self.queue.info.name, type(error).__name__)
+                _log.critical("The consumer of %s stops: %s", name, type(error).__name__, extra=about(queue=name))
         self.request_stop(StopReason.FATAL)
+
+    def health(self, *, stopped: bool) -> Health:
+        """Return how the run is, or how it was when it ended."""
+        return examine(
+            self.settings.queue,
+            Phase.STOPPED if stopped else Phase.STOPPING if self._stop_requested.is_set() else Phase.RUNNING,
+            self._poller,
+            wait=self.settings.polling.wait,
+            now=self._loop.time(),
+            blocked=0.0 if stopped else self._watch.silence(),
+            dead=self._dead(),
+        )
+
+    def _dead(self) -> str | None:
+        """Return why the run will never receive again, other than by a stop that was asked for."""
+        if self.fatal is not None:
+            return f"it was ended by {type(self.fatal).__name__}"
+        if self._stop_requested.is_set():
+            return None
+        ended = [task for task in (self._heartbeat, *self._polls) if task is not None and task.done()]
+        return f"its task {ended[0].get_name()} ended" if ended else None  # cancelled by others: nothing else says so
 
     async def stop_requested(self) -> None:
         """Wait until a stop is asked for, or a side task dies."""
@@ -235,7 +258,8 @@ class Run(Generic[C, R]):
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
-        _log.info("Stopped consuming %s after %.1f s", self.queue.info.url, self._diary.end())
+        text = "Stopped consuming %s after %.1f s"
+        _log.info(text, self.queue.info.url, self._diary.end(), extra=self._about_queue())
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
@@ -303,7 +327,8 @@ class Run(Generic[C, R]):
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
             self._cancelled += sum(job.started for job in jobs)
-            _log.warning("Cancelling %d handlers: their time to finish is over", len(jobs))
+            text = "Cancelling %d handlers: their time to finish is over"
+            _log.warning(text, len(jobs), extra=self._about_queue())
         for job in jobs:
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
@@ -311,7 +336,8 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
+            text = "The handler of message %s did not end when it was cancelled"
+            _log.error(text, job.message.id, extra=about(job))
             self.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
             job.cancel(Cancellation.STOPPING)  # a second time
 
@@ -324,7 +350,8 @@ class Run(Generic[C, R]):
                 await self._finish_polls(min(polls_end, deadline))
                 await self._settle_everything()
         except TimeoutError:
-            _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
+            text = "SQS did not answer within Shutdown(flush=%g)"
+            _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
         await self._end_polls()
         await self.source.settler.abandon()
 
@@ -351,7 +378,11 @@ class Run(Generic[C, R]):
             left = 0.0 if at_once else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))
             if self._intake.received != brought:
-                _log.debug("Polls brought %d messages during the stop", self._intake.received - brought)
+                text = "Polls brought %d messages during the stop"
+                _log.debug(text, self._intake.received - brought, extra=self._about_queue())
+
+    def _about_queue(self) -> dict[str, object]:
+        return about(queue=self.queue.info.name)
 
     def _gave_back(self) -> bool:
         counts = self.source.settler.counts()
@@ -379,9 +410,10 @@ class Run(Generic[C, R]):
                 await self._opened.aclose()
         except TimeoutError:
             text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
-            _log.error(text, self.queue.info.name, close)
+            _log.error(text, self.queue.info.name, close, extra=self._about_queue())
         except Exception:
-            _log.exception("Closing what was opened for %s failed; the stop goes on", self.queue.info.name)
+            text = "Closing what was opened for %s failed; the stop goes on"
+            _log.exception(text, self.queue.info.name, extra=self._about_queue())
 
     # -- small print --------------------------------------------------------------------------------------------
 
@@ -413,17 +445,18 @@ class Run(Generic[C, R]):
     def _say_what_may_surprise(self) -> None:
         """Say once, at start, what the queue's attributes keep the consumer from promising."""
         facts, name = self._facts, self.queue.info.name
+        extra = about(queue=name, step=Step.START)
         most = facts.max_receives
         wanted = None if callable(self.settings.retry) else self.settings.retry.attempts
         if not facts.known:
             text = "The attributes of queue %s may not be read: its redrive policy and retention are not known"
-            _log.warning(text, name)
+            _log.warning(text, name, extra=extra)
         elif most is None:
             text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires"
-            _log.warning(text, name)
+            _log.warning(text, name, extra=extra)
         elif wanted is not None and wanted > most:
             text = "RetryPolicy(attempts=%d) cannot be kept: maxReceiveCount of queue %s is %d"
-            _log.warning(text, wanted, name, most)
+            _log.warning(text, wanted, name, most, extra=extra)
         elif most < 2:
             text = "maxReceiveCount of queue %s is %d: a message is a dead letter when its consumer crashes once"
-            _log.warning(text, name, most)
+            _log.warning(text, name, most, extra=extra)

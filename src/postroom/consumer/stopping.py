@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from postroom.consumer.job import Job
-from postroom.resources.identity import display_key
+from postroom.display import display_key
+from postroom.log_fields import Step, about
 
 _log = logging.getLogger("postroom.consumer")
 
@@ -28,6 +29,7 @@ class StopDiary:
 
     def __init__(self, name: str, jobs: Callable[[], Iterable[Job]], loop: asyncio.AbstractEventLoop) -> None:
         self._name = name
+        self._about = about(queue=name, step=Step.STOP)
         self._jobs = jobs
         self._loop = loop
         self._began = 0.0
@@ -48,7 +50,9 @@ class StopDiary:
     def waits_for_handlers(self, seconds: float) -> None:
         """Say which handlers the stop waits for."""
         self.enter("handlers finish", seconds)
-        _log.info("Stopping %s: waiting up to %g s for %s", self._name, seconds, said_of(self._jobs()))
+        _log.info(
+            "Stopping %s: waiting up to %g s for %s", self._name, seconds, said_of(self._jobs()), extra=self._about
+        )
 
     def end(self) -> float:
         """Note that the stop is over. Returns how many seconds it took."""
@@ -60,7 +64,7 @@ class StopDiary:
         now = self._loop.time()
         text = "Still stopping %s after %.0f s: %s, %.0f s left; %s"
         left = max(0.0, self._until - now)
-        _log.info(text, self._name, now - self._began, self._step, left, said_of(self._jobs()))
+        _log.info(text, self._name, now - self._began, self._step, left, said_of(self._jobs()), extra=self._about)
         self._timer = self._loop.call_later(_EVERY, self._remind)
 
 

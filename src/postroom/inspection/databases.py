@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, cast
 
 from postroom.consumer import Consumer
+from postroom.display import display_key
 from postroom.errors import PostroomError
 from postroom.inspection.findings import Deployment, Finding, error, ok, unknown, warning
 from postroom.message import Message, MessageAttribute
 from postroom.options import PoolLimits
 from postroom.resources import ResourcePool
-from postroom.resources.identity import display_key
 from postroom.resources.providers import known_of
 
 _ASK: Final = "select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"

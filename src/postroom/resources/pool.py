@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, Self
 
 from msgspec import UNSET, UnsetType
 
+from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.events import Observer
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
@@ -22,7 +23,7 @@ from postroom.resources.engine import Engine
 from postroom.resources.entrances import Entrances
 from postroom.resources.entries import Demand, Stage, State, Waiter
 from postroom.resources.failures import OpenFailure
-from postroom.resources.identity import Identity, display_key
+from postroom.resources.identity import Identity
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
 from postroom.resources.providers import Opener, known_of
