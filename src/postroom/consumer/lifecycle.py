@@ -374,9 +374,10 @@ class Run(Generic[C, R]):
         polls = [poll for poll in self._polls if not poll.done()]
         if polls:
             brought = self._intake.received
-            at_once = self._hurry.is_set() or getattr(self.queue, "cancels_cleanly", False)
-            left = 0.0 if at_once else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))
+            gave_back = self._gave_back()
+            idle = not gave_back and getattr(self.queue, "cancels_cleanly", False)
+            left = 0.0 if idle or self._hurry.is_set() else deadline - self._loop.time()
+            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back else 0.0))
             if self._intake.received != brought:
                 text = "Polls brought %d messages during the stop"
                 _log.debug(text, self._intake.received - brought, extra=self._about_queue())
