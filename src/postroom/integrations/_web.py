@@ -5,9 +5,14 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
+from postroom.errors import (
+    ConfigurationError,
+    PoolExhaustedError,
+    ResourceOpenError,
+    ResourceUnhealthyError,
+)
 
 Part = AbstractAsyncContextManager[Any]
 """What an application enters: a consumer, a pool, a client."""
@@ -15,7 +20,9 @@ Made = Part | Sequence[Part] | Mapping[str, Part]
 Factory = Callable[[Any], Made | Awaitable[Made]]
 """Makes the parts of one application in the process, and the event loop, that they are used in."""
 
-_RETRY_AFTER = 1.0
+REFUSALS: Final = (ResourceOpenError, ResourceUnhealthyError, PoolExhaustedError)
+"""What a lease raises when the resources cannot be had. Anything else is a defect, and an error 500."""
+_RETRY_AFTER: Final = 1.0
 """Seconds that a client is asked to wait where the pool does not say."""
 
 
@@ -37,8 +44,9 @@ async def started(parts: Sequence[Any], app: Any) -> AsyncGenerator[dict[str, An
         made = parts[0](app)
         made = await made if inspect.isawaitable(made) else made
     named: dict[str, Any] = dict(cast("Mapping[str, Any]", made)) if isinstance(made, Mapping) else {}
-    several: Sequence[Any] = [made] if isinstance(made, AbstractAsyncContextManager) else list(named.values() or made)
-    check_parts([*several, *several])  # a factory makes parts, and no other factory
+    several: list[Any] = list(named.values()) or ([made] if isinstance(made, AbstractAsyncContextManager) else [*made])
+    if wrong := [part for part in several if not isinstance(part, AbstractAsyncContextManager)]:
+        raise ConfigurationError(f"the function of lifespan() makes {type(wrong[0]).__name__}, which cannot be entered")
     async with AsyncExitStack() as stack:
         for part in several:
             await stack.enter_async_context(part)
@@ -54,7 +62,7 @@ class Refusal:
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def refusal_of(error: ResourceError) -> Refusal:
+def refusal_of(error: Exception) -> Refusal:
     """Return 404 where there is no such tenant, else 503 with ``Retry-After``. No text of a driver goes out."""
     if isinstance(error, ResourceOpenError) and error.permanent:
         return Refusal(404, "there is no such tenant")

@@ -6,8 +6,7 @@ from typing import Any, cast
 from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
-from postroom.errors import ResourceError
-from postroom.integrations._web import refusal_of
+from postroom.integrations._web import REFUSALS, refusal_of
 from postroom.integrations.starlette import lifespan
 from postroom.resources import ResourcePool
 from postroom.types import C, R
@@ -42,7 +41,7 @@ def leased(
         here = cast("ResourcePool[C, R]", getattr(connection.state, pool) if isinstance(pool, str) else pool)
         try:
             held = await here.acquire(tenant, timeout=timeout)
-        except ResourceError as error:
+        except REFUSALS as error:
             refusal = refusal_of(error)
             raise HTTPException(refusal.status, refusal.detail, refusal.headers) from error
         with held as resources:

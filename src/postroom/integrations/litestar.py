@@ -11,8 +11,7 @@ from typing import Any, cast, overload
 from litestar import Litestar, Request
 from litestar.exceptions import HTTPException
 
-from postroom.errors import ResourceError
-from postroom.integrations._web import Factory, Part, check_parts, refusal_of, started
+from postroom.integrations._web import REFUSALS, Factory, Part, check_parts, refusal_of, started
 from postroom.resources import ResourcePool
 from postroom.types import C, R
 
@@ -63,7 +62,7 @@ def leased(
     ::
 
         @get("/orders", dependencies={"database": Provide(leased(databases, tenant_of))})
-        async def orders(database: Any) -> list[Order]: ...
+        async def orders(database: NamedDependency[asyncpg.Pool]) -> list[Order]: ...
 
     Args:
         pool: the pool, or the name under which the ``lifespan`` of a factory put it into ``app.state``.
@@ -80,7 +79,7 @@ def leased(
         tenant = await cast("Awaitable[C]", found) if inspect.isawaitable(found) else found
         try:
             held = await here.acquire(tenant, timeout=timeout)
-        except ResourceError as error:
+        except REFUSALS as error:
             refusal = refusal_of(error)
             raise HTTPException(detail=refusal.detail, status_code=refusal.status, headers=refusal.headers) from error
         with held as resources:
