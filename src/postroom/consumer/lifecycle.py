@@ -1,6 +1,7 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
+import math
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -375,8 +376,10 @@ class Run(Generic[C, R]):
         if polls:
             brought = self._intake.received
             gave_back = self._gave_back()
-            idle = not gave_back and getattr(self.queue, "cancels_cleanly", False)
-            left = 0.0 if idle or self._hurry.is_set() else deadline - self._loop.time()
+            if not gave_back:  # a poll that has been out for long waits for a queue that is empty
+                cancellable = self._poller.last_asked_at + getattr(self.queue, "cancellable_after", math.inf)
+                deadline = min(deadline, cancellable)
+            left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back else 0.0))
             if self._intake.received != brought:
                 text = "Polls brought %d messages during the stop"

@@ -124,7 +124,7 @@ class MemoryClient:
 class MemoryQueue:
     """One queue of a :class:`MemoryClient`. Usable until that client is closed."""
 
-    cancels_cleanly = True
+    cancellable_after = 0.0
     """A receive that is cancelled while it waits takes nothing."""
 
     def __init__(self, client: MemoryClient, queue: LocalQueue) -> None:

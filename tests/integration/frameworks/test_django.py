@@ -74,9 +74,11 @@ async def test_an_alias_is_known_for_as_long_as_it_is_open(
     postgres_server: PostgresServer, database: str, options: dict[str, Any]
 ) -> None:
     """It is registered by the first lease, and gone with its connections, and a pool of Django's own, at the close."""
-    pool: ResourcePool[str, TenantAlias] = tenant_databases(
-        lambda tenant: entry(postgres_server, database, **options)
-    ).pool()
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return entry(postgres_server, database, **options)
+
+    pool: ResourcePool[str, TenantAlias] = tenant_databases(locate).pool()
     async with pool, pool.lease("acme") as alias:
         assert alias in connections.settings
 
@@ -153,11 +155,14 @@ async def test_handlers_of_two_tenants_in_the_same_threads_never_meet(postgres_s
     loop = asyncio.get_running_loop()
     async with LocalBroker() as broker:
         broker.create_queue("orders")
-        databases = tenant_databases(lambda tenant: entry(postgres_server, names[tenant]))
+
+        def locate(tenant: str) -> dict[str, Any]:
+            return entry(postgres_server, names[tenant])
+
         orders: Consumer[str, TenantAlias] = Consumer(
             "orders",
             context=lambda message: message.attributes["tenantId"],
-            resources=databases,
+            resources=tenant_databases(locate),
             client=MemoryClient(broker),
             concurrency=Concurrency(total=2, threads=2),
         )

@@ -1,5 +1,6 @@
 """One SQS queue."""
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -39,9 +40,12 @@ class AwsQueue:
         return self._info
 
     @property
-    def cancels_cleanly(self) -> bool:
-        """Whether SQS is a server on this machine, which sees at once that the caller of a long poll is gone."""
-        return is_loopback(self._connection.endpoint_url)
+    def cancellable_after(self) -> float:
+        """Seconds after which a receive may be cancelled with nothing stranded: half a second on this machine.
+
+        A server here sees at once that the caller of a long poll is gone. AWS does not.
+        """
+        return 0.5 if is_loopback(self._connection.endpoint_url) else math.inf
 
     async def receive(
         self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
