@@ -20,6 +20,7 @@ import asyncpg
 import httpx
 from examples.fastapi_app.main import prepare
 
+from postroom.local import LocalBroker
 from postroom.local.threaded import ThreadedServer
 from postroom.testing.postgres import PostgresServer
 
@@ -102,7 +103,11 @@ class Site:
     def outage(self) -> Iterator[None]:
         """Let SQS answer nothing."""
         over = threading.Event()
-        freeze = threading.Thread(target=self.sqs.call, args=(lambda _: over.wait(),), daemon=True)
+
+        def answer_nothing(_: LocalBroker) -> None:
+            over.wait()
+
+        freeze = threading.Thread(target=self.sqs.call, args=(answer_nothing,), daemon=True)
         freeze.start()
         try:
             yield

@@ -113,11 +113,10 @@ def create_app() -> FastAPI:
 
     app = FastAPI(title="orders", lifespan=lifespan(databases, outbox(), orders))
     app.mount("/postroom", health_app(orders))
-    TenantId = Annotated[Tenant, Depends(tenant_of)]  # noqa: N806 - a type
-    Database = Annotated[AsyncpgDatabase, Depends(leased(databases, tenant_of), scope="function")]  # noqa: N806
+    database_of_request = Depends(leased(databases, tenant_of), scope="function")
 
     @app.post("/orders", status_code=202)
-    async def place(order: Order, tenant: TenantId, request: Request) -> dict[str, str]:
+    async def place(order: Order, tenant: Annotated[Tenant, Depends(tenant_of)], request: Request) -> dict[str, str]:
         message = OutgoingMessage(
             body=order.model_dump_json(),
             message_attributes={"tenantId": MessageAttribute("String", string_value=tenant.tenant_id)},
@@ -129,7 +128,7 @@ def create_app() -> FastAPI:
         return {"message_id": result.message_id}
 
     @app.get("/orders")
-    async def show(database: Database) -> list[str]:
+    async def show(database: Annotated[AsyncpgDatabase, database_of_request]) -> list[str]:
         rows: list[Any] = await database.pool.fetch("SELECT order_id FROM orders ORDER BY order_id")
         return [row["order_id"] for row in rows]
 

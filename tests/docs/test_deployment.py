@@ -5,12 +5,14 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Self
 
 import botocore.session
+import jsonschema
 import pytest
 import yaml
 from botocore.validate import ParamValidator
@@ -181,8 +183,6 @@ def test_keda_does_not_scale_on_what_consumers_park() -> None:
         "required": ["scaleTargetRef", "triggers"],
         "properties": {"triggers": {"type": "array", "minItems": 1, "items": trigger}},
     }
-    import jsonschema
-
     metadata: dict[str, dict[str, str]] = {}
     for name in ("keda.yaml", "keda-without-groups.yaml"):
         [scaled] = [each["spec"] for each in _documents(name) if each["kind"] == "ScaledObject"]
@@ -262,8 +262,6 @@ def test_the_commands_of_the_image_work_with_its_environment(tmp_path: Path) -> 
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

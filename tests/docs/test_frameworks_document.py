@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import re
+import sys
+import types
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +25,8 @@ BLOCKS: list[str] = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 def names_of(word: str) -> dict[str, Any]:
     """Run the block of code that has a word, and return its names."""
     [code] = [block for block in BLOCKS if word in block]
-    names: dict[str, Any] = {"__name__": "frameworks_document"}
+    module = sys.modules["frameworks_document"] = types.ModuleType("frameworks_document")  # annotations are read there
+    names = module.__dict__
     exec(compile(code, "frameworks.md", "exec"), names)  # noqa: S102 - the document's own code is what is tested
     return names
 

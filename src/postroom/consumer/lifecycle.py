@@ -161,6 +161,7 @@ class Run(Generic[C, R]):
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._cancelled = 0
+        self._was_idle = False
         self.reason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
@@ -248,6 +249,7 @@ class Run(Generic[C, R]):
         """
         self.request_stop(StopReason.REQUESTED)
         self._diary.begin()
+        self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
@@ -376,7 +378,7 @@ class Run(Generic[C, R]):
         if polls:
             brought = self._intake.received
             gave_back = self._gave_back()
-            if not gave_back:  # a poll that has been out for long waits for a queue that is empty
+            if self._was_idle and not gave_back:  # a poll that has been out for long waits for an empty queue
                 cancellable = self._poller.last_asked_at + getattr(self.queue, "cancellable_after", math.inf)
                 deadline = min(deadline, cancellable)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
