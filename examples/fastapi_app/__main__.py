@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -71,7 +71,7 @@ class Site:
             )
         except httpx.TransportError:
             return False
-        if answer.status_code == httpx.codes.ACCEPTED:
+        if answer.status_code == 202:
             self.accepted[tenant].append(order)
             return True
         return False
@@ -100,7 +100,7 @@ class Site:
             await connection.close()
 
     @contextmanager
-    def outage(self) -> Iterator[None]:
+    def outage(self) -> Generator[None]:
         """Let SQS answer nothing."""
         over = threading.Event()
 

@@ -46,7 +46,8 @@ def run(
     """Run consumers until SIGINT or SIGTERM; then drain. A second signal cancels what runs.
 
     MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders, a list of them, or a function without
-    parameters that returns one or the other. When one consumer stops, all do.
+    parameters that returns one or the other (also as POSTROOM_CONSUMERS, separated by spaces). When one consumer
+    stops, all do.
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
     a handler that calls sys.exit.
     """
