@@ -91,12 +91,13 @@ class Log(_Adapter):
     """A logger that gives every record its fields.
 
     Args:
-        name: of the logger.
+        logger: the logger, or its name.
         step: what is being done where it is used, unless a line says otherwise.
     """
 
-    def __init__(self, name: str, step: Step) -> None:
-        super().__init__(logging.getLogger(name))
+    def __init__(self, logger: str | logging.Logger, step: Step) -> None:
+        super().__init__(logging.getLogger(logger) if isinstance(logger, str) else logger)
+        setattr(self, "isEnabledFor", self.logger.isEnabledFor)  # noqa: B010 - asked for every lease: one call, not two
         self._defaults: dict[str, object] = {**dict.fromkeys(FIELDS), "step": step.value}
 
     def log(

@@ -6,13 +6,14 @@ logs about another library's exception passes through here. The exception itself
 """
 
 import dataclasses
+import logging
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
-from postroom.log_fields import Log
+from postroom.log_fields import Log, Step
 
 HIDDEN: Final = "***"
 _LONGEST_LINE: Final = 600
@@ -78,7 +79,7 @@ def describe_at_length(error: BaseException, secrets: Iterable[str] = ()) -> str
 
 
 def log_error(
-    log: Log,
+    log: Log | logging.Logger,
     level: int,
     text: str,
     *arguments: object,
@@ -93,7 +94,7 @@ def log_error(
 
 
 def log_traceback(
-    log: Log,
+    log: Log | logging.Logger,
     level: int,
     text: str,
     *arguments: object,
@@ -108,6 +109,7 @@ def log_traceback(
     """
     if log.isEnabledFor(level):
         exc_info = (Redacted, Redacted(shown), None)
+        log = log if isinstance(log, Log) else Log(log, Step.LOOP)
         # Formatters print exc_text instead of formatting the stand-in.
         log.emit(level, text, arguments, extra, exc_info=exc_info, exc_text=shown, stacklevel=stacklevel)
 

@@ -67,8 +67,8 @@ def check(
     """Look at consumers before they ship: code, queue, permissions, databases, stop.
 
     MODULE:CONSUMER is what "postroom run" takes (also as POSTROOM_CONSUMERS). It prints what was found, what to do,
-    and the least IAM policy. No
-    message that waits is received; with --attribute, the resources of one tenant are opened and closed.
+    and the least IAM policy. No message that waits is received; with --attribute, the resources of one tenant are
+    opened and closed.
 
     Exit codes: 0 where nothing has to change (warnings included), 2 where something has to.
     """

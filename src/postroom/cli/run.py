@@ -1,5 +1,6 @@
 """``postroom run module:consumer``: consumers as the main job of a process."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,18 +49,28 @@ def run(
     MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders, a list of them, or a function without
     parameters that returns one or the other (also as POSTROOM_CONSUMERS, separated by spaces). When one consumer
     stops, all do.
+    --log-level and --log-format apply where MODULE does not set up logging itself.
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
     a handler that calls sys.exit.
     """
     from postroom.consumer.runner import run_to_exit
     from postroom.integrations.health import HealthServer
 
-    log_to_stderr(log_level, form=log_format)
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
+    _set_up_logs(log_level, log_format)
     beside = None if health_port is None else HealthServer(*loaded, port=health_port, host=health_host)
     sys.exit(int(run_to_exit(loaded, wait=wait, beside=beside)))
+
+
+def _set_up_logs(level: str, form: str) -> None:
+    """Log to stderr, unless the modules of the consumers have set up logging: theirs is the one that counts then."""
+    if not logging.getLogger().handlers:
+        log_to_stderr(level, form=form)
+    log = logging.getLogger("postroom.run")  # it is new, so logging.config has not disabled it
+    if logging.getLogger("postroom.consumer").disabled:
+        log.warning("postroom's loggers are disabled: pass disable_existing_loggers=False to logging.config")
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":

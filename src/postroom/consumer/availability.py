@@ -203,6 +203,16 @@ class Availability:
         middle = max(_AWAY, min(_AWAY_LONGEST, (now - began) * _AWAY_PART))
         return middle * self._rng.uniform(0.5, 1.5)
 
+    @property
+    def outages(self) -> int:
+        """Tenants, and hosts of tenants, with resources that cannot be used now."""
+        return len(self._outages)
+
+    @property
+    def breakers(self) -> int:
+        """Tenants with a breaker that is open or half open."""
+        return len(self._open)
+
     # -- the pool -----------------------------------------------------------------------------------------------
 
     def refused(self, job: Job, error: BaseException, now: float) -> Wait:

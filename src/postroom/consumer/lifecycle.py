@@ -180,7 +180,7 @@ class Run(Generic[C, R]):
         _log.info("Consuming %s", self.queue.info.url, extra=about(queue=self.queue.info.name, step=Step.START))
         self._say_what_may_surprise()
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStarted(self.queue.info.name))
+            self.settings.observers.tell(ConsumerStarted(self.queue.info.name, self.statistics))
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
@@ -260,7 +260,9 @@ class Run(Generic[C, R]):
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
+            self.settings.observers.tell(
+                ConsumerStopped(self.queue.info.name, self.reason, self._cancelled, self.statistics)
+            )
         text = "Stopped consuming %s after %.1f s"
         _log.info(text, self.queue.info.url, self._diary.end(), extra=self._about_queue())
 
@@ -282,6 +284,7 @@ class Run(Generic[C, R]):
             extensions=settler.heartbeat.extended,
             poll_failures=self._poller.failures,
             cancelled=self._cancelled,
+            slots=self.scheduler.total,
             running=gauges.running,
             waiting=gauges.waiting,
             suspended=gauges.suspended,
@@ -292,11 +295,20 @@ class Run(Generic[C, R]):
             deferred=self.core.deferred,
             away=len(self.core.away),
             scouting_stopped=self._scouting_stopped(now),
+            outages=self.core.availability.outages,
+            breakers=self.core.availability.breakers,
+            oldest_wait=self._oldest_wait(now),
             group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
             last_poll_age=None if last is None else now - last,
             loop_lag=self._watch.max_lag,
             pool=None if self.pool is None else self.pool.statistics(),
         )
+
+    def _oldest_wait(self, now: float) -> float:
+        """Return for how long the message has waited that was received first of those whose tenant can run."""
+        blocked = self.scheduler.is_blocked
+        held = list(self.source.settler.deliveries.values())
+        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
@@ -349,9 +361,11 @@ class Run(Generic[C, R]):
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
-                await self._settle_everything()
-                await self._finish_polls(min(polls_end, deadline))
-                await self._settle_everything()
+                seen = None
+                while seen != self._intake.received:  # what one poll brought and was given back, another may bring
+                    seen = self._intake.received
+                    await self._settle_everything()
+                    await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())

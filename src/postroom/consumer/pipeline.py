@@ -38,7 +38,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.types import AckMode, Settlement
+from postroom.types import UNRESOLVED, AckMode, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
@@ -94,7 +94,7 @@ class Pipeline:
         self._ack_mode = source.settings.ack
         self._on_error: OnError | None = source.settings.on_error
         self._observers: Observers = source.settings.observers
-        self._time = engine.tasks.loop.time
+        self._time = engine.tasks.time
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.succeeded = 0
         self.duplicates = 0
@@ -108,7 +108,8 @@ class Pipeline:
         try:
             if job.problem is not None:
                 raise job.problem
-            self._refuse_if_quarantined(job)
+            if self._tenants.ruled:
+                self._refuse_if_quarantined(job)
             if not job.decoded:
                 job.payload = self._decode(job.message)  # before the lease: a malformed body opens no database
                 job.decoded = True
@@ -146,7 +147,8 @@ class Pipeline:
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
-        self._core.suspend(job, self._time())
+        began = self._time()
+        self._core.suspend(job, began)
         self._engine.blocked()
         self._engine.dispatch()
         left = self._source.facts.seconds_left(job)
@@ -155,7 +157,7 @@ class Pipeline:
             self._engine.available(job.tenant)
             if self._tenants.is_paused(job.tenant):
                 raise _NotNow
-            job.lease = lease
+            job.lease, job.leasing = lease, self._time() - began
             job.turn = self._engine.tasks.loop.create_future()
             self._core.resume(job)
             self._engine.dispatch()
@@ -171,14 +173,14 @@ class Pipeline:
         return lease
 
     def _refuse_if_quarantined(self, job: Job) -> None:
-        if self._tenants.ruled and (reason := self._tenants.quarantined_because(job.tenant)) is not None:
+        if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:
         if not self._source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
             text = f"message {job.message.id} was lost while it waited for its turn"
             raise OwnershipLost(text, message_id=job.message.id)
-        if not self._core.keeps(job):
+        if self._core.closing and not self._core.keeps(job):
             raise _NotNow
         job.started = job.tried = True
         settling = _Settling(self._source, job, self._engine.tasks.loop)
@@ -196,14 +198,16 @@ class Pipeline:
         """Call the handler, and tell the observers of it."""
         began = self._time()
         error: BaseException | None = None
-        self._observers.tell(HandlerStarted(job.message, job.context))
+        waited = began - job.received_at
+        self._observers.tell(HandlerStarted(job.message, job.context, job.tenant, job.attempt, waited, job.leasing))
         try:
             await self._handle(job.payload, ctx)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            self._observers.tell(HandlerFinished(job.message, job.context, self._time() - began, error))
+            seconds = self._time() - began
+            self._observers.tell(HandlerFinished(job.message, job.context, seconds, error, job.tenant, job.attempt))
 
     # -- how it ended -------------------------------------------------------------------------------------------
 
@@ -307,7 +311,8 @@ class Pipeline:
         self.failed[type(error).__name__] += 1
         _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
         if self._observers:
-            self._observers.tell(MessageFailed(job.message, job.context, error))
+            tenant = None if job.tenant is UNRESOLVED else job.tenant
+            self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
         if self._on_error is None:
             return None
         try:

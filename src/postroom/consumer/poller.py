@@ -10,7 +10,7 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
-from postroom.events import PollFailed
+from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
@@ -37,6 +37,7 @@ class Poller:
         self._admits = admits
         self._tasks = tasks
         self._polling = source.settings.polling
+        self._observers = source.settings.observers
         visibility = source.settings.visibility
         self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
         self._stopping = False
@@ -83,7 +84,7 @@ class Poller:
 
     async def run(self, number: int) -> None:
         """Receive until stopped. Number 0 also polls while the queue is idle."""
-        time = self._tasks.loop.time
+        time = self._tasks.time
         pause = self._polling.backoff
         while not self._stopping:
             step = self._policy.next(number, self._core, time())
@@ -101,6 +102,8 @@ class Poller:
             runnable = self._admits.admit(messages) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            if self._observers:
+                self._observers.tell(PollFinished(self._source.name, len(messages), now - began))
             del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
@@ -121,7 +124,7 @@ class Poller:
             waiter.set_result(None)
 
     async def _receive(self, ask: Ask, number: int) -> list[Message]:
-        now = self._tasks.loop.time()
+        now = self._tasks.time()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
@@ -136,7 +139,7 @@ class Poller:
             raise
         finally:
             del self._out[number]
-        self.last_success = self._tasks.loop.time()
+        self.last_success = self._tasks.time()
         if self.failing_since is not None:
             self.failing_since = None
             text, name = "Receiving from %s works again after %d failures", self._source.name
@@ -154,9 +157,8 @@ class Poller:
         what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
         text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
         _log.log(level, text, name, pause, what, extra=about(queue=name))
-        observers = self._source.settings.observers
-        if observers:
-            observers.tell(PollFailed(self._source.name, error, pause))
+        if self._observers:
+            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:

@@ -13,6 +13,8 @@ from postroom.consumer import Health
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 
+__all__ = ["Checked", "HealthServer"]
+
 _log = Log("postroom.health", Step.HEALTH)
 
 PAGES: Final = ("livez", "readyz", "healthz")

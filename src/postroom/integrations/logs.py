@@ -20,6 +20,8 @@ import msgspec
 from postroom.consumer import current_message
 from postroom.log_fields import FIELDS, Step, about
 
+__all__ = ["JsonFormatter", "MessageFields", "message_fields"]
+
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What every record has: not a field of the application."""
 
@@ -93,7 +95,7 @@ def _text(record: logging.LogRecord) -> str:
 def _encoded(line: dict[str, object]) -> str:
     try:
         return msgspec.json.encode(line, enc_hook=_shown).decode()
-    except Exception:  # such as a mapping whose keys are objects, or a text that is no Unicode
+    except Exception:  # such as a mapping with objects as keys, or a text that is no Unicode
         plain = {name: _shown(value) for name, value in line.items()}
         return msgspec.json.encode(plain).decode()
 

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.events import Observer
+from postroom.log_fields import about
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
@@ -136,6 +137,8 @@ class ResourcePool(Generic[C, R]):
         self._ready = self._core.table.ready
         self._idle = self._core.table.idle
         self._counters = self._core.counters
+        self._cooling_keys = self._core.cooling.records
+        self._troubled_hosts = self._core.hosts.troubled
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -277,7 +280,8 @@ class ResourcePool(Generic[C, R]):
         entry.leases += 1
         self._counters.hits += 1
         if log.isEnabledFor(_DEBUG):
-            log.debug("Resources retrieved from pool for key: %s", display_key(entry.key))
+            text = "Resources retrieved from pool for key: %s"
+            log.debug(text, display_key(entry.key), extra=about(tenant=entry.key))
         return Lease(engine, entry)
 
     async def acquire(self, context: C, *, timeout: float | None = None) -> Lease[R]:
@@ -352,7 +356,7 @@ class ResourcePool(Generic[C, R]):
 
         While it is False, :meth:`retry_after` is 0.0 for every context. It costs next to nothing.
         """
-        return self._core.troubled
+        return bool(self._cooling_keys or self._troubled_hosts)
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Tell one more observer of this pool's events. Returns a function that ends that.
@@ -390,6 +394,7 @@ class ResourcePool(Generic[C, R]):
         core, table, counters = self._core, self._core.table, self._core.counters
         counts: dict[str, int] = {name: getattr(counters, name) for name in counters.__slots__ if name != "evictions"}
         return PoolStatistics(
+            name=self._name,
             **counts,
             evictions=MappingProxyType(dict(counters.evictions)),
             budget=core.budget.limit,
