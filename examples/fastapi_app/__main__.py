@@ -25,7 +25,7 @@ from postroom.local.threaded import ThreadedServer
 from postroom.testing.postgres import PostgresServer
 
 TENANTS = ("acme", "beta", "coral")
-ORDERS = 60
+ORDERS = 30
 """Orders that wait when the service starts, per tenant."""
 
 
@@ -157,7 +157,7 @@ async def first_life(here: Site) -> None:
         )
         say("overload", await here.ready())
         stream = asyncio.create_task(keep_ordering(here), name="orders")
-        while sum([len(await here.orders(tenant)) for tenant in TENANTS]) < ORDERS // 2:
+        while sum([len(await here.orders(tenant)) for tenant in TENANTS]) < ORDERS // 3:
             await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         await process.wait()

@@ -75,7 +75,7 @@ def tenant_of(x_tenant: Annotated[str, Header()]) -> Tenant:
 def make_consumer(settings: Settings, client: AwsClient) -> Consumer[Tenant, AsyncpgDatabase]:
     """Make the consumer and the pool that it shares with the requests. Nothing is opened here."""
     databases = asyncpg_inbox(asyncpg_pool(Registry(settings.databases), max_size=4), create=True).pool(
-        limits=PoolLimits(budget=20), timeouts=PoolTimeouts(lease=5, close=4), name="orders"
+        limits=PoolLimits(budget=20), timeouts=PoolTimeouts(lease=15, close=4), name="orders"
     )
     orders: Consumer[Tenant, AsyncpgDatabase] = Consumer(
         settings.queue,

@@ -18,6 +18,7 @@ TEXT = (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.postgres
+@pytest.mark.timeout(300)  # three processes that import everything: 10 s of CPU, on whatever is left of the machine
 def test_sigterm_under_load_loses_nothing(postgres_server: PostgresServer) -> None:
     """Three tenants under uvicorn: what was accepted is in the databases once; the lines are those of the README."""
     [command] = re.findall(r"^python -m (\S+)$", TEXT, flags=re.MULTILINE)
@@ -29,7 +30,7 @@ def test_sigterm_under_load_loses_nothing(postgres_server: PostgresServer) -> No
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
