@@ -87,7 +87,7 @@ async def main() -> None:
             orders = Consumer("orders", context=Tenant, resources=databases(dsn), client=client)
             orders.handler(record)
             async with orders:
-                while sum(orders.statistics().settled.values()) < 8:
+                while sum(orders.statistics().settled.values()) < 8:  # noqa: ASYNC110 - statistics are asked for
                     await asyncio.sleep(0.05)
 
 
