@@ -6,8 +6,10 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from postroom.consumer import Consumer, MessageContext
+from postroom.consumer import BatchContext, Consumer, MessageContext
+from postroom.consumer.batching import BatchHandler
 from postroom.consumer.callables import is_async, name_of
+from postroom.consumer.routing import router_of
 from postroom.inspection.findings import Deployment, Finding, error, ok, unknown, warning
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.payloads import payload_type_of
@@ -24,10 +26,19 @@ def look_at_code(consumer: Consumer[Any, Any], deployment: Deployment) -> Iterat
     if consumer.handles is None:
         yield error("handler", "no handler is registered", "register one with @consumer.handler")
     else:
-        yield from _handler(consumer, consumer.handles)
-        yield from _types(consumer, consumer.handles)
+        for function in _functions(consumer.handles):
+            yield from _handler(consumer, function)
+            yield from _types(consumer, function)
     yield from _visibility(consumer)
     yield from _stop(consumer, deployment)
+
+
+def _functions(handler: Any) -> list[Any]:
+    """Return what the user wrote: one function, those of a router, or that of batches."""
+    router = router_of(handler)
+    if router is not None:
+        return [route.function for route in router.routes]
+    return [handler.function if isinstance(handler, BatchHandler) else handler]
 
 
 def _handler(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Iterator[Finding]:
@@ -75,7 +86,7 @@ def _expected_context(handler: Callable[..., Any]) -> Any:
         return None
     hint = hints.get(parameters[1]) if len(parameters) > 1 else None
     arguments = typing.get_args(hint)
-    return arguments[0] if typing.get_origin(hint) is MessageContext and arguments else None
+    return arguments[0] if typing.get_origin(hint) in {MessageContext, BatchContext} and arguments else None
 
 
 def _resolved_context(consumer: Consumer[Any, Any]) -> Any:

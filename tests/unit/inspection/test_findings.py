@@ -10,6 +10,7 @@ import pytest
 
 from postroom import (
     AccessDenied,
+    BatchContext,
     Concurrency,
     ConfigurationError,
     Consumer,
@@ -17,8 +18,10 @@ from postroom import (
     PoolLimits,
     ResourcePool,
     RetryPolicy,
+    Router,
     Shutdown,
     Visibility,
+    by_attribute,
 )
 from postroom.inspection import Deployment, Finding, Level, Report, inspect_consumer
 from postroom.local import LocalBroker
@@ -382,3 +385,26 @@ def test_a_deployment_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     """With what to write instead."""
     with pytest.raises(ConfigurationError, match="takes"):
         Deployment(**wrong)
+
+
+async def test_every_route_of_a_router_is_looked_at() -> None:
+    """And the function of a batch handler."""
+    routed: Consumer[Any, Any] = Consumer("orders", context=Tenant)
+    router: Router[Any, Any] = Router(by_attribute("kind"))
+
+    @router.handler("placed")
+    async def placed(order: Order, ctx: MessageContext[Tenant, Any]) -> None: ...
+
+    @router.handler("cancelled")
+    async def cancelled(order: Order, ctx: MessageContext[str, Any]) -> None: ...
+
+    routed.handler(router)
+    levels = [level for level, _ in of((await offline(routed)).findings, "context")]
+    assert levels == ["ok", "error"]
+
+    batched: Consumer[Any, Any] = Consumer("orders", context=Tenant)
+
+    @batched.batch_handler(size=5)
+    async def store(orders: list[Order], batch: BatchContext[str, Any]) -> None: ...
+
+    assert [level for level, _ in of((await offline(batched)).findings, "context")] == ["error"]
