@@ -52,6 +52,11 @@ MODULES = {
     "asgi": ("Health as an ASGI application", "postroom.integrations.asgi"),
     "logs": ("Logs", "postroom.integrations.logs"),
     "telemetry": ("Telemetry", "postroom.integrations.otel"),
+    "starlette": ("Starlette", "postroom.integrations.starlette"),
+    "fastapi": ("FastAPI", "postroom.integrations.fastapi"),
+    "litestar": ("Litestar", "postroom.integrations.litestar"),
+    "django": ("Django", "postroom.integrations.django"),
+    "inspection": ("Inspection", "postroom.inspection"),
 }
 """By page: its title, and the module of which every public name is described."""
 

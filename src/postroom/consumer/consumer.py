@@ -131,6 +131,16 @@ class Consumer(Generic[C, R]):
         return self._settings.queue
 
     @property
+    def settings(self) -> Settings[C, R]:
+        """The arguments that it was made with, checked; for tools that inspect a consumer."""
+        return self._settings
+
+    @property
+    def handles(self) -> Callable[..., Any] | None:
+        """The function that :meth:`handler` registered; None before."""
+        return self._handler
+
+    @property
     def running(self) -> bool:
         """Whether the consumer is started and not stopped."""
         return self._run is not None

@@ -26,8 +26,6 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 5.0
 _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened."""
-_REMIND: Final = 5.0
-"""Seconds between two log lines that say what a stop waits for."""
 
 
 def run(
@@ -124,7 +122,6 @@ class _Process:
         self._starts: set[asyncio.Task[BaseException | None]] = set()
         self._stopping = asyncio.Event()
         self._reason = StopReason.REQUESTED
-        self._reminder: asyncio.TimerHandle | None = None
         self.started: list[Consumer[Any, Any]] = []
         """Those that ran."""
         self.problems: list[BaseException] = []
@@ -142,8 +139,6 @@ class _Process:
                     self.stop(now=cancelled is not None)
                     cancelled = error
         finally:
-            if self._reminder is not None:
-                self._reminder.cancel()
             if self._freeze:
                 gc.unfreeze()
         if cancelled is not None:
@@ -154,7 +149,6 @@ class _Process:
         if not self._stopping.is_set():
             self._reason = reason
             self._stopping.set()
-            self._reminder = self._loop.call_later(_REMIND, self._remind, _REMIND)
         for consumer in self._consumers:
             if consumer.running:
                 consumer.stop(now=now, reason=self._reason)
@@ -230,10 +224,6 @@ class _Process:
             now = consumer.statistics()
             parts.append(f"{consumer.queue}: {now.running} handlers run, {now.held} messages are held")
         return "; ".join(parts) or "no consumer runs"
-
-    def _remind(self, seconds: float) -> None:
-        _log.info("Still stopping after %.0f s (%s)", seconds, self._what_runs())
-        self._reminder = self._loop.call_later(_REMIND, self._remind, seconds + _REMIND)
 
 
 class _Patience:

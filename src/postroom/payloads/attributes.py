@@ -150,6 +150,11 @@ class AttributeResolver(Generic[T_co]):
         self.names = tuple(name for field in fields for name in field.attributes)
         """The names of the attributes that are looked at."""
 
+    @property
+    def context_type(self) -> type[T_co]:
+        """The class that it fills."""
+        return self._cls
+
     def __call__(self, message: Message, /) -> T_co:
         """Return the context of a message.
 

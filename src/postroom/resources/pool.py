@@ -314,6 +314,16 @@ class ResourcePool(Generic[C, R]):
         finally:
             del outcome  # or the error would keep itself alive through this frame
 
+    @property
+    def limits(self) -> PoolLimits:
+        """What the pool may hold, as it was made."""
+        return self._limits
+
+    @property
+    def timeouts(self) -> PoolTimeouts:
+        """How long the pool waits for others, as it was made."""
+        return self._timeouts
+
     def key_of(self, context: C) -> Hashable:
         """Return the part of a context that names its resources: what ``key=`` says, or the whole context."""
         return context if self._key is None else self._key(context)
