@@ -1,6 +1,7 @@
 """The consumer: what a user declares, starts and stops."""
 
 import asyncio
+import copy
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -262,6 +263,20 @@ class Consumer(Generic[C, R]):
             self._early_stop = _Stop(reason, now or (self._early_stop is not None and self._early_stop.now))
             if self._start is not None:
                 self._start.give_up()
+
+    @property
+    def settings(self) -> Settings[C, R]:
+        """The arguments, checked. They cannot be changed here; see :meth:`adjust`."""
+        return self._settings
+
+    def twin(self, settings: Settings[C, R]) -> Self:
+        """Return a consumer with the same handler and other settings, which has not run yet. For the testing kit.
+
+        The decisions about single tenants, ``consumer.tenants``, are shared by both.
+        """
+        copied = copy.copy(self)
+        copied.__dict__.update(_settings=settings, _run=None, _last_run=None, _start=None, _early_stop=None)
+        return copied
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot of this run, or of the last one. Raises ``NotOpenError`` when there was none."""

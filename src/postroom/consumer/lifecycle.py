@@ -342,7 +342,7 @@ class Run(Generic[C, R]):
         poll that is alive brings it back here, and it is given back once more.
         """
         polls = [poll for poll in self._polls if not poll.done()]
-        if polls:
+        if polls and not getattr(self.queue, "cancels_cleanly", False):
             brought = self._intake.received
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))

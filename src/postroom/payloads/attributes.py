@@ -210,6 +210,30 @@ class AttributeResolver(Generic[T_co]):
             values[name] = text if convert is None else convert(text)
         return values
 
+    def attributes_of(self, context: Any) -> dict[str, str]:
+        """Return the texts of the attributes that are read back as a context: the counterpart of calling it.
+
+        Raises:
+            ConfigurationError: they would not be read back as this context.
+        """
+        values = {field.attribute: getattr(context, field.name, None) for field in self._fields}
+        texts = {name: _written(value) for name, value in values.items() if value is not None}
+        made = {name: MessageAttribute(string_value=text) for name, text in texts.items()}
+        try:
+            same = self(Message(id="", body="", message_attributes=made)) == context
+        except ContextError as error:
+            text = f"no message can carry this {type(context).__name__} as its context: {error}"
+            raise ConfigurationError(text) from error
+        if not same:
+            text = f"a {type(context).__name__} is not what context={self._cls.__name__} reads from message attributes"
+            raise ConfigurationError(text)
+        return texts
+
+    @property
+    def unwraps(self) -> bool:
+        """Whether it takes messages out of an envelope first."""
+        return self._unwrap is not None
+
     @property
     def is_plain(self) -> bool:
         """Whether no code of the user's runs when a context is made."""
@@ -393,6 +417,10 @@ def _choice_check(choices: Mapping[Any, Any], where: str) -> _Check:
     if not choices or len(set(choices.values())) < len(choices) or not all(isinstance(text, str) for text in choices):
         raise ConfigurationError(f"{where}: its choices must be texts or whole numbers that differ from each other")
     return _Check(choices.get, f"not one of {', '.join(map(repr, choices))}", choices.__getitem__)
+
+
+def _written(value: object) -> str:
+    return str(_spelt(value.value if isinstance(value, enum.Enum) else value))
 
 
 def _spelt(value: object) -> Any:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from math import ceil
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from postroom.errors import (
     AccessDenied,
@@ -123,6 +123,9 @@ class MemoryClient:
 
 class MemoryQueue:
     """One queue of a :class:`MemoryClient`. Usable until that client is closed."""
+
+    cancels_cleanly: Final = True
+    """A receive that is cancelled while it waits takes nothing: a stop need not wait for it."""
 
     def __init__(self, client: MemoryClient, queue: LocalQueue) -> None:
         self._client = client
