@@ -17,11 +17,13 @@ from postroom.consumer.context import MessageContext
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
+from postroom.consumer.unwrapping import Unwrapping
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Observer, Observers
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
-from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
+from postroom.payloads import Contents, Decoder, context_from_attributes, decoder_for, payload_type_of
+from postroom.payloads.decoder import Unwrap
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
 from postroom.types import AckMode, C, P, R, StopReason
@@ -45,6 +47,8 @@ class Consumer(Generic[C, R]):
             async function plus ``cleanup=``; then the consumer opens and closes the pool. Or a ``ResourcePool`` that
             you entered; then you close it. None: handlers get ``ctx.resources = None``.
         cleanup: closes what an async function passed as ``resources`` returned; None where nothing is to be closed.
+        unwrap: takes each message out of what it travels in, before its context and its payload are read: such as
+            ``unwrap_sns``, or a list of them, the outermost first. ``ctx.message`` is the message as it was received.
         payload: the payload type; by default the annotation of the handler's first parameter.
         ack: when a message is acknowledged.
         concurrency: how many handlers run at once, in all and per tenant.
@@ -79,6 +83,7 @@ class Consumer(Generic[C, R]):
         | ResourcePool[C, R]
         | None = None,
         cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
+        unwrap: Unwrap | Contents | Iterable[Unwrap | Contents] | None = None,
         payload: Any = _UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
@@ -96,11 +101,14 @@ class Consumer(Generic[C, R]):
         _check_queue(queue)
         _check_resources(context, resources, cleanup)
         _check_functions(on_error, middleware, observers)
+        unwrapping = None if unwrap is None else Unwrapping(unwrap)
+        observers = observers if unwrapping is None else (*observers, *unwrapping.observers)
         self._settings: Settings[C, R] = Settings(
             queue=queue,
             resolver=_resolver(context),
             resources=resources,
             cleanup=cleanup,
+            unwrap=unwrapping,
             payload=payload,
             ack=_checked_mode(ack),
             concurrency=_checked("concurrency", concurrency, Concurrency),

@@ -90,6 +90,7 @@ class Pipeline:
         self._tenants = tenants
         self._decode = decode
         self._handle = handle
+        self._unwrap = source.settings.unwrap
         self._ack_mode = source.settings.ack
         self._on_error: OnError | None = source.settings.on_error
         self._observers: Observers = source.settings.observers
@@ -109,7 +110,8 @@ class Pipeline:
                 raise job.problem
             self._refuse_if_quarantined(job)
             if not job.decoded:
-                job.payload = self._decode(job.message)  # before the lease: a malformed body opens no database
+                # Before the lease: a malformed body opens no database.
+                job.payload = self._decode(job.message if self._unwrap is None else await self._unwrap.contents(job))
                 job.decoded = True
             if self._pool is None:
                 await self._run_handler(job, resources=None)
@@ -251,6 +253,8 @@ class Pipeline:
         match error:
             case Retry() | Reject() | Drop():
                 await self._obey(job, error)
+            case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
+                await self._obey(job, instruction)  # of the resolver, or of an envelope
             case _NotNow():
                 self._core.put_back(job, self._time())
                 self._engine.act()

@@ -8,6 +8,7 @@ from typing import Any, Generic
 from msgspec import UnsetType
 
 from postroom.consumer.context import MessageContext
+from postroom.consumer.unwrapping import Unwrapping
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
@@ -49,6 +50,7 @@ class Settings(Generic[C, R]):
     resolver: Callable[[Message], C | Awaitable[C]] | None
     resources: Provider[C, R] | ResourcePool[C, R] | None
     cleanup: Callable[[R], Awaitable[object]] | UnsetType | None
+    unwrap: Unwrapping | None
     payload: Any
     ack: AckMode
     concurrency: Concurrency

@@ -167,7 +167,7 @@ def _reader(settings: Settings[Any, Any]) -> AttributeResolver[Any] | None:
     if not isinstance(resolver, AttributeResolver):
         return None
     resolver = cast("AttributeResolver[Any]", resolver)
-    return None if resolver.unwraps else resolver
+    return None if resolver.unwraps or settings.unwrap is not None else resolver
 
 
 def _is_fifo(queue: str) -> bool:
