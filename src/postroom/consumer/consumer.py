@@ -17,13 +17,12 @@ from postroom.consumer.context import MessageContext
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
-from postroom.consumer.unwrapping import Unwrapping
+from postroom.consumer.unwrapping import Step, Unwrapping
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Observer, Observers
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
-from postroom.payloads import Contents, Decoder, context_from_attributes, decoder_for, payload_type_of
-from postroom.payloads.decoder import Unwrap
+from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
 from postroom.types import AckMode, C, P, R, StopReason
@@ -83,7 +82,7 @@ class Consumer(Generic[C, R]):
         | ResourcePool[C, R]
         | None = None,
         cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
-        unwrap: Unwrap | Contents | Iterable[Unwrap | Contents] | None = None,
+        unwrap: Step | Iterable[Step] | None = None,
         payload: Any = _UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen

@@ -1,7 +1,7 @@
 """The chain of ``Consumer(unwrap=...)``: envelopes before the context, contents before the payload."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -12,7 +12,7 @@ from postroom.events import Event, MessageSettled, Observer
 from postroom.message import Message
 from postroom.payloads import Contents
 
-Step = Callable[[Message], Any]
+Step = Callable[[Message], Message | Awaitable[Message]]
 
 _TWICE = 2
 """A message that is at most so many times as large unwrapped is kept so until it is decoded."""
@@ -29,7 +29,7 @@ class Unwrapping:
         ConfigurationError: a step cannot be called with a message, or is async and stands in front of an envelope.
     """
 
-    def __init__(self, steps: Callable[[Message], Any] | Iterable[Callable[[Message], Any]]) -> None:
+    def __init__(self, steps: Step | Iterable[Step]) -> None:
         chain: Sequence[Any] = (steps,) if callable(steps) else tuple(_listed(steps))
         for step in chain:
             _check(step)
@@ -98,7 +98,7 @@ def _is_content(step: object) -> bool:
     return isinstance(step, Contents) or (callable(step) and is_async(step))
 
 
-def _checked(step: Step, found: Any, job: Job) -> Message:
+def _checked(step: object, found: Any, job: Job) -> Message:
     if isinstance(found, Message):
         return found
     if inspect.iscoroutine(found):
