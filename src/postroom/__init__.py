@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
     from postroom.transactions import Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
-    from postroom.types import AckMode, ExitCode, Settlement, StopReason
+    from postroom.types import AckMode, ExitCode, OnInvalid, Settlement, StopReason
 __all__ = [
     "AccessDenied",
     "AckMode",
@@ -101,6 +101,7 @@ __all__ = [
     "Middleware",
     "MissingAttribute",
     "NotOpenError",
+    "OnInvalid",
     "OpenBackoff",
     "OpenFailure",
     "OutgoingMessage",
@@ -152,7 +153,7 @@ _HOMES: Final = {
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
     "transactions": "TransactionRolledBack Transactional",
     "transports": "AwsClient",
-    "types": "AckMode ExitCode Settlement StopReason",
+    "types": "AckMode ExitCode OnInvalid Settlement StopReason",
 }
 """Where names are found that are not errors."""
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}

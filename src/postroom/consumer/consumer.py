@@ -3,14 +3,16 @@
 import asyncio
 import copy
 import dataclasses
+import difflib
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, Self, cast
+from typing import Any, Final, Generic, Self, cast
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
+from postroom.checking import listed, shown
 from postroom.consumer import lifecycle
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
@@ -25,7 +27,7 @@ from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy,
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
-from postroom.types import AckMode, C, P, R, StopReason
+from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
 
@@ -50,6 +52,8 @@ class Consumer(Generic[C, R]):
             ``unwrap_sns``, or a list of them, the outermost first. ``ctx.message`` is the message as it was received.
         payload: the payload type; by default the annotation of the handler's first parameter.
         ack: when a message is acknowledged.
+        invalid: what becomes of a message whose body is not what the handler asks for, where ``on_error`` does not
+            decide: it fails and comes back, is dropped, or is rejected at once.
         concurrency: how many handlers run at once, in all and per tenant.
         polling: how messages are asked for.
         visibility: how long a received message stays ours, and whether a heartbeat extends that.
@@ -85,6 +89,7 @@ class Consumer(Generic[C, R]):
         unwrap: Step | Iterable[Step] | None = None,
         payload: Any = _UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
+        invalid: OnInvalid = OnInvalid.FAIL,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
         polling: Polling = Polling(),  # noqa: B008
         visibility: PerCall[Visibility] = Visibility(),  # noqa: B008
@@ -96,7 +101,8 @@ class Consumer(Generic[C, R]):
         observers: Iterable[Observer] = (),
         client: Client | None = None,
     ) -> None:
-        middleware, observers = tuple(middleware), tuple(observers)
+        middleware = listed("Consumer(middleware=...)", "middleware=[layer]", middleware)
+        observers = listed("Consumer(observers=...)", "observers=[observer]", observers)
         _check_queue(queue)
         _check_resources(context, resources, cleanup)
         _check_functions(on_error, middleware, observers)
@@ -110,6 +116,7 @@ class Consumer(Generic[C, R]):
             unwrap=unwrapping,
             payload=payload,
             ack=_checked_mode(ack),
+            invalid=_checked_invalid(invalid),
             concurrency=_checked("concurrency", concurrency, Concurrency),
             polling=_checked("polling", polling, Polling),
             visibility=_per_call("visibility", visibility, Visibility),
@@ -119,7 +126,7 @@ class Consumer(Generic[C, R]):
             on_error=on_error,
             middleware=middleware,
             observers=Observers(observers),
-            client=client,
+            client=_checked_client(client),
         )
         self.tenants = Tenants()
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
@@ -403,7 +410,7 @@ def _check_resources(context: object, resources: object, cleanup: object) -> Non
         text = "Consumer(resources=...) needs context=...: resources are leased for a context"
         raise ConfigurationError(text)
     if context is not None and not isinstance(context, type):
-        check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
+        _check_context(context)
     if resources is not None and not isinstance(resources, ResourcePool):
         check_provider(resources)
     if cleanup not in (None, UNSET) and (resources is None or isinstance(resources, ResourcePool)):
@@ -413,9 +420,38 @@ def _check_resources(context: object, resources: object, cleanup: object) -> Non
         check_callable("Consumer(cleanup=...)", "(resources)", cleanup, 1)
 
 
-def _check_functions(on_error: object, middleware: Iterable[object], observers: Iterable[object]) -> None:
+def _check_context(context: object) -> None:
+    if isinstance(context, str):
+        text = f"to read one attribute, write context=lambda message: message.attributes[{context!r}]"
+        raise ConfigurationError(f"Consumer(context=...) takes a function or a class; {text}")
+    if not callable(context):
+        name = type(context).__name__
+        text = f"Consumer(context=...) takes a function (Message) -> context, or a class; got an instance of {name}"
+        raise ConfigurationError(f"{text}: to fill {name} from the message attributes, pass the class, context={name}")
+    check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
+
+
+def _checked_client(client: Any) -> Client | None:
+    fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))
+    if not fits or isinstance(client, type):
+        text = "Consumer(client=...) takes a client: write client=AwsClient(region=..., endpoint_url=...)"
+        raise ConfigurationError(f"{text} or client=MemoryClient(broker); got {shown(client)}")
+    return cast("Client | None", client)
+
+
+def _like(ack: object) -> AckMode:
+    """Return the mode that was probably meant."""
+    near = difflib.get_close_matches(str(ack).lower(), list(AckMode), n=1)
+    return AckMode(near[0]) if near else AckMode.ON_SUCCESS
+
+
+def _check_functions(on_error: Any, middleware: Iterable[object], observers: Iterable[object]) -> None:
     if on_error is not None:
-        check_callable("Consumer(on_error=...)", "(Failure)", on_error, 1)
+        call = "(Failure), which may raise Retry, Reject or Drop"
+        if isinstance(on_error, type) and issubclass(on_error, BaseException):
+            text = f"Consumer(on_error=...) takes a function {call}; got the class {on_error.__name__} itself"
+            raise ConfigurationError(text)
+        check_callable("Consumer(on_error=...)", call, on_error, 1)
     for layer in middleware:
         check_callable("Consumer(middleware=...)", "(payload, ctx, call_next)", layer, 3)
     for observer in observers:
@@ -427,16 +463,35 @@ def _checked_mode(ack: object) -> AckMode:
         return AckMode(cast("str", ack))
     except ValueError:
         modes = ", ".join(str(mode) for mode in AckMode)
-        text = f"Consumer(ack=...) takes an AckMode: {modes}; got {ack!r}"
+        text = (
+            f"Consumer(ack=...) takes an AckMode: write ack=AckMode.{_like(ack).name}, or one of {modes}; got {ack!r}"
+        )
         raise ConfigurationError(text) from None
 
 
+def _checked_invalid(invalid: object) -> OnInvalid:
+    try:
+        return OnInvalid(cast("str", invalid))
+    except ValueError:
+        modes = ", ".join(str(mode) for mode in OnInvalid)
+        text = f"Consumer(invalid=...) takes an OnInvalid: write invalid=OnInvalid.REJECT, or one of {modes}"
+        raise ConfigurationError(f"{text}; got {invalid!r}") from None
+
+
 T = TypeVar("T")
+_EXAMPLES: Final[dict[type, str]] = {
+    Concurrency: "Concurrency(total=10)",
+    Polling: "Polling(wait=20)",
+    Visibility: "Visibility(timeout=60)",
+    RetryPolicy: "RetryPolicy(attempts=5)",
+    Shutdown: "Shutdown(within=25)",
+    Faults: "Faults(breaker_after=10)",
+}
 
 
 def _checked(name: str, value: T, kind: type[T]) -> T:
     if not isinstance(value, kind):
-        text = f"Consumer({name}=...) takes {kind.__name__}(...); got {value!r}"
+        text = f"Consumer({name}=...) takes {kind.__name__}(...): write {name}={_EXAMPLES[kind]}; got {value!r}"
         raise ConfigurationError(text)
     return value
 
@@ -445,7 +500,8 @@ def _per_call(name: str, value: PerCall[T], kind: type[T]) -> PerCall[T]:
     if isinstance(value, kind):
         return value
     if not callable(value) or isinstance(value, type):
-        text = f"Consumer({name}=...) takes {kind.__name__}(...), or a function (Call) that returns one; got {value!r}"
+        text = f"Consumer({name}=...) takes {kind.__name__}(...), or a function (Call) that returns one"
+        text = f"{text}: write {name}={_EXAMPLES[kind]}; got {value!r}"
         raise ConfigurationError(text)
     check_sync(f"Consumer({name}=...)", "(Call)", value)
     return value

@@ -37,7 +37,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.types import AckMode, Settlement
+from postroom.types import AckMode, OnInvalid, Settlement
 
 _log = logging.getLogger("postroom.consumer")
 
@@ -289,6 +289,8 @@ class Pipeline:
         attempts = self._source.attempts
         attempts.failed(job)
         instruction = await self._report(job, error)
+        if instruction is None and isinstance(error, PayloadError):
+            instruction = _for_invalid(error, self._source.settings.invalid)
         if job.started and self._source.resolves and not self._core.closing:
             self._core.failed(job, error, self._time())
             self._engine.dispatch()  # its lane may sleep from now on: a timer has to wake it
@@ -435,6 +437,17 @@ class _Settling(msgspec.Struct, eq=False):
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
         await self._source.settler.extend_now(self._job, seconds)
+
+
+def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
+    """Return what becomes of a message whose body cannot be used. The text of the error quotes no body."""
+    match what:
+        case OnInvalid.DROP:
+            return Drop(str(error))
+        case OnInvalid.REJECT:
+            return Reject(str(error))
+        case OnInvalid.FAIL:
+            return None
 
 
 def _is_cancelled() -> bool:

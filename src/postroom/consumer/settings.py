@@ -14,7 +14,7 @@ from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
-from postroom.types import AckMode, C, R
+from postroom.types import AckMode, C, OnInvalid, R
 
 Handle = Callable[[Any, MessageContext[Any, Any]], Awaitable[None]]
 """A handler with everything around it: middleware, thread hop, timeout."""
@@ -53,6 +53,7 @@ class Settings(Generic[C, R]):
     unwrap: Unwrapping | None
     payload: Any
     ack: AckMode
+    invalid: OnInvalid
     concurrency: Concurrency
     polling: Polling
     visibility: PerCall[Visibility]

@@ -32,6 +32,7 @@ from typing import Final, Generic
 import msgspec
 from typing_extensions import TypeVar
 
+from postroom.checking import check_function, check_kind
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.payloads.attributes import attribute_names
@@ -68,6 +69,7 @@ class KeyRing:
     __slots__ = ("_current", "_keys")
 
     def __init__(self, keys: Mapping[str, bytes], *, current: str | None = None) -> None:
+        check_kind("KeyRing(keys)", keys, Mapping, "KeyRing({'2026-11': secret}), each secret 32 bytes or more")
         if not keys:
             raise ConfigurationError("KeyRing needs at least one key: KeyRing({'2026-11': secrets.token_bytes(32)})")
         for key_id, key in keys.items():
@@ -106,7 +108,8 @@ def _check_key(key_id: str, key: object) -> None:
     if _KEY_ID.fullmatch(key_id) is None:
         raise ConfigurationError(f"KeyRing: a key id has 1 to 64 letters, digits, '.', '_', '-'; got {key_id!r}")
     if not isinstance(key, bytes) or len(key) < _SHORTEST_KEY:
-        raise ConfigurationError(f"KeyRing: key {key_id!r} must be {_SHORTEST_KEY} bytes or more, random")
+        hint = "; text is no key: bytes.fromhex(...) makes one of it" if isinstance(key, str) else ""
+        raise ConfigurationError(f"KeyRing: key {key_id!r} must be {_SHORTEST_KEY} bytes or more, random{hint}")
 
 
 def sign(
@@ -130,9 +133,11 @@ def sign(
         lifetime: seconds until the signature expires. Count in how long the message may wait in the queue.
         clock: seconds since the epoch.
     """
+    check_kind("sign(message)", message, OutgoingMessage, "OutgoingMessage(body=..., message_attributes=...)")
+    _check_terms("sign", keys, queue)
     names = _checked_names(attributes, group=group)
-    expires = str(int(clock() + lifetime))
-    if lifetime <= 0 or len(expires) > 12:
+    expires = _expiry(clock(), lifetime)
+    if not 0 < len(expires) <= 12:
         raise ConfigurationError(f"sign(lifetime=...) takes seconds, more than 0; got {lifetime!r}")
     terms = (_DOMAIN, keys.current.encode(), queue.encode(), expires.encode())
     mac = keys.mac(keys.current, [*terms, *_covered(message, names, group=group)])
@@ -168,6 +173,11 @@ def signed(
     Raises:
         ConfigurationError: it is not known which attributes are signed.
     """
+    _check_terms("signed", keys, queue)
+    if isinstance(resolver, type):
+        name = resolver.__name__
+        raise ConfigurationError(f"signed(resolver): write signed(context_from_attributes({name}), ...) for a class")
+    check_function("signed(resolver)", "(Message) -> context", resolver)
     if attributes is None:
         attributes = attribute_names(resolver)
     if attributes is None and group:
@@ -250,6 +260,16 @@ class SignedContext(Generic[T_co]):
             return self._keys.mac(key_id, [*terms, *_covered(message, self.names, group=self._group)])
         except UnicodeEncodeError:  # no sender could have signed what has no bytes
             return ""
+
+
+def _expiry(now: float, lifetime: object) -> str:
+    return str(int(now + lifetime)) if isinstance(lifetime, int | float) and lifetime > 0 else ""
+
+
+def _check_terms(what: str, keys: object, queue: object) -> None:
+    check_kind(f"{what}(keys=...)", keys, KeyRing, "keys=KeyRing({'2026-11': secret})")
+    if not isinstance(queue, str) or not queue:
+        raise ConfigurationError(f"{what}(queue=...) takes the name of the queue; got {queue!r}")
 
 
 def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ...]:

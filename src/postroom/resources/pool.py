@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.events import Observer
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
+from postroom.resources.arguments import check_arguments
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
 from postroom.resources.entrances import Entrances
@@ -92,6 +93,22 @@ class ResourcePool(Generic[C, R]):
         name: str = "pool",
         jitter: random.Random | None = None,
     ) -> None:
+        observers = tuple(observers) if isinstance(observers, list) else observers
+        check_arguments(
+            {
+                "key": key,
+                "check": check,
+                "classify": classify,
+                "outage": outage,
+                "host": host,
+                "limits": limits,
+                "timeouts": timeouts,
+                "backoff": backoff,
+                "observers": observers,
+                "name": name,
+                "jitter": jitter,
+            }
+        )
         own_weight, own_check = known_of(provider)
         weight = own_weight if weight is None else weight
         weight = clean(weight) if callable(weight) else weight
