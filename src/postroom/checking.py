@@ -18,9 +18,8 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
     """
     if not callable(value):
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)}")
-    if isinstance(value, type) and issubclass(value, BaseException):
-        text = f"{what} takes a function {call}, which may raise {value.__name__}; got the class itself"
-        raise ConfigurationError(text)
+    if is_error_class(value):
+        raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)} itself")
     try:
         inspect.signature(cast("Callable[..., Any]", value)).bind(*(None,) * arguments)
     except TypeError as error:
@@ -35,6 +34,11 @@ def check_kind(what: str, value: object, kind: type, example: str) -> None:
         if isinstance(value, type) and issubclass(value, kind):
             raise ConfigurationError(f"{what} takes an instance: write {example}; got the class")
         raise ConfigurationError(f"{what} takes {kind.__name__}: write {example}; got {shown(value)}")
+
+
+def is_error_class(value: object) -> bool:
+    """Whether a class of errors was passed where a function that raises one is meant."""
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def listed(what: str, example: str, values: Any) -> tuple[Any, ...]:

@@ -27,7 +27,9 @@ _WORD = (
     r"|\bsig(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
-_URL: Final = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]{0,30}://[^\s:/?#@]{0,256}:)(?P<value>\S{0,1024})(?=@)", re.IGNORECASE)
+_URL: Final = re.compile(
+    r"(?P<head>\b[a-z][a-z0-9+.-]{0,30}://[^\s:/?#@]{0,256}:)(?P<value>\S{0,1024})(?=@)", re.IGNORECASE
+)
 _ASSIGNED: Final = re.compile(
     rf"(?P<head>{_WORD}[\w.-]{{0,32}}\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})", re.IGNORECASE
 )

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Self, cast
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
-from postroom.checking import listed, shown
+from postroom.checking import is_error_class, listed, shown
 from postroom.consumer import lifecycle
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
@@ -66,7 +66,8 @@ class Consumer(Generic[C, R]):
         on_error: called with a ``Failure`` when a step fails. It may raise ``Retry``, ``Reject`` or ``Drop`` to
             decide what becomes of the message; anything else that it raises is logged, and the message is treated as
             failed.
-        middleware: called around the handler, the first outermost.
+        middleware: called around the handler, the first outermost. One that is an async context manager is entered
+            when the consumer starts, and left when it has stopped.
         observers: told of events, synchronously.
         client: where the queue is; by default one AWS client, shared by all consumers of the event loop.
 
@@ -445,11 +446,11 @@ def _like(ack: object) -> AckMode:
     return AckMode(near[0]) if near else AckMode.ON_SUCCESS
 
 
-def _check_functions(on_error: Any, middleware: Iterable[object], observers: Iterable[object]) -> None:
+def _check_functions(on_error: object, middleware: Iterable[object], observers: Iterable[object]) -> None:
     if on_error is not None:
         call = "(Failure), which may raise Retry, Reject or Drop"
-        if isinstance(on_error, type) and issubclass(on_error, BaseException):
-            text = f"Consumer(on_error=...) takes a function {call}; got the class {on_error.__name__} itself"
+        if is_error_class(on_error):
+            text = f"Consumer(on_error=...) takes a function {call}; got {shown(on_error)} itself"
             raise ConfigurationError(text)
         check_callable("Consumer(on_error=...)", call, on_error, 1)
     for layer in middleware:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
 
@@ -51,8 +51,9 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
     async with AsyncExitStack() as opening:
         client = default_client() if settings.client is None else settings.client
         await opening.enter_async_context(client)
-        for step in () if settings.unwrap is None else settings.unwrap.resources:
-            await opening.enter_async_context(step)
+        for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
+            if isinstance(each, AbstractAsyncContextManager):
+                await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
         queue = await client.queue(settings.queue)
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, queue=queue, pool=pool)
