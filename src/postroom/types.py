@@ -30,7 +30,7 @@ class AckMode(StrEnum):
 
 
 class OnInvalid(StrEnum):
-    """What becomes of a message whose body is not what the handler asks for.
+    """What becomes of a message with a body that the handler did not ask for.
 
     A body that cannot be read today cannot be read tomorrow, unless the code is deployed that can.
     """

@@ -282,7 +282,7 @@ async def test_a_message_without_a_token_is_handled_as_ever(scene: Scene) -> Non
 
     @consumer.handler
     async def handle(order: Order, ctx: Ctx) -> None:
-        with pytest.raises(ConfigurationError, match="whose message has a task token"):
+        with pytest.raises(ConfigurationError, match="of a message with a task token"):
             set_task_output({})
 
     assert (await deliver(consumer, Order())).settlement is Settlement.ACKED

@@ -115,7 +115,7 @@ def _refuse_generators(what: str, function: object) -> None:
 
 
 def _refuse_swapped(function: Any, name: str) -> None:
-    """Refuse a handler whose first parameter is annotated as the context: it would be given the payload."""
+    """Refuse a handler with the context as its first parameter: it would be given the payload."""
     try:
         first, second, *_ = inspect.signature(function).parameters.values()
     except (TypeError, ValueError, NameError):  # written in C, or with *args

@@ -52,7 +52,7 @@ class Consumer(Generic[C, R]):
             ``unwrap_sns``, or a list of them, the outermost first. ``ctx.message`` is the message as it was received.
         payload: the payload type; by default the annotation of the handler's first parameter.
         ack: when a message is acknowledged.
-        invalid: what becomes of a message whose body is not what the handler asks for, where ``on_error`` does not
+        invalid: what becomes of a message with a body that the handler did not ask for, where ``on_error`` does not
             decide: it fails and comes back, is dropped, or is rejected at once.
         concurrency: how many handlers run at once, in all and per tenant.
         polling: how messages are asked for.

@@ -262,7 +262,7 @@ class Intake:
 
 
 class UnwrappingIntake(Intake):
-    """Takes messages out of their envelopes before it asks whose they are; see ``Consumer(unwrap=...)``."""
+    """Takes messages out of their envelopes before it resolves their contexts; see ``Consumer(unwrap=...)``."""
 
     def _resolve(self, job: Job) -> Any:
         unwrapping, resolver = self._source.settings.unwrap, self._resolver

@@ -441,7 +441,7 @@ class _Settling(msgspec.Struct, eq=False):
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
-    """Return what becomes of a message whose body cannot be used. The text of the error quotes no body."""
+    """Return what becomes of a message with a body that cannot be used. The text of the error quotes no body."""
     match what:
         case OnInvalid.DROP:
             return Drop(str(error))

@@ -84,8 +84,8 @@ class ClaimCheck(Contents):
     and count no failed attempt; an object that is gone is a ``DecodeError``.
 
     Entered by several consumers and senders, it shares one S3 client; the last exit closes it. It belongs to the event
-    loop that entered it. Sign a message after it was offloaded: the signature then covers the pointer, whose key names
-    the hash of the body, and a body that does not fit is refused.
+    loop that entered it. Sign a message after it was offloaded: the signature then covers the pointer, with the hash
+    of the body in its key, and a body that does not fit is refused.
 
     Args:
         bucket: where bodies are stored; None for a consumer that only reads.

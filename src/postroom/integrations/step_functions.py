@@ -61,14 +61,14 @@ def set_task_output(output: object) -> None:
     task = _current.get()
     if task is None:
         text = (
-            "set_task_output() works in a handler whose message has a task token: Consumer(middleware=[TaskTokens()])"
+            "set_task_output() works in a handler of a message with a task token: Consumer(middleware=[TaskTokens()])"
         )
         raise ConfigurationError(text)
     task.output = output
 
 
 class TaskTokens:
-    """Reports to Step Functions what becomes of the task whose token a message carries.
+    """Reports to Step Functions what becomes of the task that a message carries the token of.
 
     ::
 

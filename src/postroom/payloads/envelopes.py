@@ -204,7 +204,7 @@ def unwrap_cloudevents(message: Message, /) -> Message:
     data. Format: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
 
     Raises:
-        PayloadError: it is no CloudEvent of version 1.0, or one whose data is no text.
+        PayloadError: it is no CloudEvent of version 1.0, or one with data that is no text.
     """
     binary = _binary_attributes(message)
     if binary is not None:

@@ -16,7 +16,7 @@ C = TypeVar("C", default=Any)
 
 
 class PoolArguments(TypedDict, Generic[C], total=False):
-    """The keywords of a pool whose provider, cleanup, weight and check are known."""
+    """The keywords of a pool, but for provider and cleanup."""
 
     key: Callable[[C], Hashable] | None
     classify: Callable[[BaseException], OpenFailure] | None

@@ -139,8 +139,8 @@ def context(
         made = {name: MessageAttribute(string_value=value) for name, value in attributes.items()}
         count = {"ApproximateReceiveCount": str(attempt)}
         message = Message(id="test", body="", message_attributes=made, system_attributes=count, queue="test")
-    whose = context if tenant is None else tenant
-    return RecordedContext(message, context, resources, whose, attempt, _Recorder())
+    owner = context if tenant is None else tenant
+    return RecordedContext(message, context, resources, owner, attempt, _Recorder())
 
 
 def _in_event_loop() -> bool:
