@@ -83,8 +83,9 @@ async def deliver(
     Args:
         consumer: with its handlers registered. It must not be running.
         payload: text is sent as it is, an ``OutgoingMessage`` too; anything else is sent as JSON.
-        context: the tenant of the message. It is written into the message attributes where the consumer reads its context
-            from them by a class; otherwise it takes the resolver's place. Left out: the resolver reads ``attributes``.
+        context: the tenant of the message. It is written into the message attributes where the consumer reads its
+            context from them by a class; otherwise it takes the resolver's place. Left out: the resolver reads
+            ``attributes``.
         resources: what the handler gets as ``ctx.resources``, instead of what the consumer would lease.
         attributes: further String attributes of the message.
         group: its message group. A FIFO queue needs one; there it is ``"1"`` by default.
