@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from postroom.errors import DecodeError, PayloadError
+from postroom.errors import DecodeError, Drop, PayloadError, Reject, Retry
 from postroom.message import Message
 from postroom.payloads.problems import not_unicode
 
@@ -70,7 +70,10 @@ class BytesDecoder(Decoder):
 
 
 class GuardedDecoder(Decoder):
-    """Runs code of the user's, a decoder or an unwrapping: whatever it raises becomes a ``PayloadError``."""
+    """Runs code of the user's, a decoder or an unwrapping: whatever it raises becomes a ``PayloadError``.
+
+    Unless it is an instruction: ``Reject``, ``Drop`` or ``Retry``.
+    """
 
     __slots__ = ("_inner", "_unwrap")
 
@@ -82,7 +85,7 @@ class GuardedDecoder(Decoder):
         """Unwrap the message and decode what was in it."""
         try:
             return self._inner(message if self._unwrap is None else self._unwrap(message))
-        except PayloadError:
+        except (PayloadError, Reject, Drop, Retry):
             raise
         except Exception as error:
             text = f"the body could not be decoded ({type(error).__name__})"

@@ -12,7 +12,7 @@ import msgspec
 
 from postroom.consumer import CallNext, Consumer, ConsumerStatistics, MessageContext
 from postroom.consumer.settings import Settings
-from postroom.errors import ConfigurationError
+from postroom.errors import ConfigurationError, ContextError
 from postroom.events import Event, HandlerFinished, MessageFailed, MessageSettled, Observers
 from postroom.local import LocalBroker
 from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -151,7 +151,7 @@ def _outgoing(
         text = "deliver(context=...): this consumer has no context=, so that no message of it has one"
         raise ConfigurationError(text)
     if context is not _UNSET and (reader := _reader(settings)) is not None:
-        named = {**reader.attributes_of(context), **named}
+        named = {**_written(reader, context), **named}
     made = {name: MessageAttribute(string_value=value) for name, value in named.items()}
     changes: dict[str, Any] = {"message_attributes": {**message.message_attributes, **made}}
     if group is not None:
@@ -160,6 +160,14 @@ def _outgoing(
         changes["group_id"] = group or message.group_id or "1"
         changes["deduplication_id"] = message.deduplication_id or "1"
     return msgspec.structs.replace(message, **changes)
+
+
+def _written(reader: AttributeResolver[Any], context: Any) -> dict[str, str]:
+    try:
+        return reader.write(context)
+    except ContextError as error:
+        text = f"no message can carry this {type(context).__name__} as its context: {error}"
+        raise ConfigurationError(text) from error
 
 
 def _reader(settings: Settings[Any, Any]) -> AttributeResolver[Any] | None:
