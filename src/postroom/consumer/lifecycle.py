@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
 
@@ -14,7 +14,7 @@ from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.handlers import build_handle, needs_threads
 from postroom.consumer.health import Health, Phase, examine
-from postroom.consumer.intake import Intake
+from postroom.consumer.intake import Intake, UnwrappingIntake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.pipeline import Pipeline
@@ -54,6 +54,9 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
     async with AsyncExitStack() as opening:
         client = default_client() if settings.client is None else settings.client
         await opening.enter_async_context(client)
+        for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
+            if isinstance(each, AbstractAsyncContextManager):
+                await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
         queue = await client.queue(settings.queue)
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, queue=queue, pool=pool)
@@ -150,7 +153,8 @@ class Run(Generic[C, R]):
         # On a FIFO queue the group is the unit of order, not a tenant.
         fair = settings.resolver is not None and not source.fifo
         self._grouping = Grouping(clock=self._loop.time) if fair else None
-        self._intake = Intake(source, self.core, self.engine, pool, self._grouping)
+        intake = Intake if settings.unwrap is None else UnwrappingIntake
+        self._intake = intake(source, self.core, self.engine, pool, self._grouping)
         self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks)
         self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
         self._watch = LoopWatch(self.tasks, self._running_names)

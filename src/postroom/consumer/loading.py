@@ -1,14 +1,14 @@
 """From ``module:consumer`` to consumers."""
 
-import logging
 import sys
 from importlib import import_module
 from typing import Any, cast
 
 from postroom.consumer.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
 
-_log = logging.getLogger("postroom.cli")
+_log = Log("postroom.cli", Step.START)
 
 
 class WrongName(ConfigurationError):

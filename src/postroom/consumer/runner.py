@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanag
 from random import Random
 from typing import Any, Final
 
+from postroom.checking import check_kind
 from postroom.consumer.consumer import Consumer, captured
 from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
@@ -102,6 +103,8 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
     if wait is not None and (isinstance(wait, bool) or not wait >= 0):
         text = f"serve(wait=...) takes seconds, at least 0, or None; got {wait!r}"
         raise ConfigurationError(text)
+    for each in consumers:
+        check_kind("run(consumers)", each, Consumer, "run(orders), where orders = Consumer(...)")
     if not consumers:
         _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION

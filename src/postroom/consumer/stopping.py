@@ -1,16 +1,15 @@
 """Says what a stop waits for: which step, how many handlers of which tenants, how many seconds are left."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.display import display_key
-from postroom.log_fields import Step, about
+from postroom.log_fields import Log, Step, about
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.STOP)
 
 _EVERY: Final = 5.0
 """Seconds between two log lines of one stop."""

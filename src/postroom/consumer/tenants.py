@@ -112,8 +112,11 @@ class Tenants:
         Raises:
             ConfigurationError: a limit that is not above 0; use :meth:`pause` for none at all.
         """
+        if concurrency is _KEEP and rate is _KEEP:
+            text = "limit() needs a limit: write limit(tenant, concurrency=2) or limit(tenant, rate=10)"
+            raise ConfigurationError(text)
         for name, value in (("concurrency", concurrency), ("rate", rate)):
-            if value is not _KEEP and value is not None and not value > 0:
+            if value is not _KEEP and value is not None and not _is_above_0(value):
                 text = f"limit({name}=...) takes a number above 0, or None for no limit; got {value!r}. See pause()"
                 raise ConfigurationError(text)
         chosen = {"concurrency": concurrency, "rate": rate}
@@ -179,6 +182,11 @@ class Tenants:
             self._carry_out(key)
 
     def _decide(self, key: Hashable, **changes: Any) -> None:
+        try:
+            hash(key)
+        except TypeError:
+            text = "a tenant is named by its context, or the pool's key for it, one at a time"
+            raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
         with self._lock:  # two threads may each change another part of one rule
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
             if rule == TenantStatus(key=key):
@@ -220,3 +228,7 @@ class Tenants:
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
+
+
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -340,3 +340,18 @@ def test_a_record_may_be_sent_elsewhere() -> None:
     assert SECRET not in text
     assert text.count("in raise_plain") == 2
     assert text.count("Failed for acme") == 2
+
+
+@pytest.mark.parametrize("part", ["x", "token", "a-b.c", "token='\\n", "https:", "token ", "\\"])
+def test_large_texts_are_looked_through_in_no_time(part: str) -> None:
+    """A handler fails with a large body in a variable and in its error: the event loop is not blocked for seconds."""
+
+    def handle(body: str) -> None:
+        raise ValueError(body)
+
+    large = part * (100_000 // len(part))
+    began = time.process_time()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is the body
+        handle(large)
+    describe_at_length(caught.value)
+    assert time.process_time() - began < 2.0
