@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     )
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
-    from postroom.transactions import Transactional, TransactionRolledBack
+    from postroom.transactions import SyncTransactional, Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
 __all__ = [
@@ -124,6 +124,7 @@ __all__ = [
     "Settlement",
     "Shutdown",
     "StopReason",
+    "SyncTransactional",
     "TenantState",
     "TenantStatus",
     "Tenants",
@@ -150,7 +151,7 @@ _HOMES: Final = {
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
-    "transactions": "TransactionRolledBack Transactional",
+    "transactions": "SyncTransactional TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",
 }
