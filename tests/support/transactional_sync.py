@@ -134,7 +134,7 @@ class SqlalchemySyncAdapter(PostgresAdapter):
     session: ClassVar[Any] = None
 
     def inbox(self, registry: Registry[str], max_size: int, **options: Any) -> Provider[str, Any]:
-        engine = sqlalchemy_sync_engine(registry, max_size=max_size)
+        engine = sqlalchemy_sync_engine(registry, max_size=max_size, close_timeout=0.2)
         inbox: Provider[str, Any] = sqlalchemy_sync_inbox(engine, session=type(self).session, **options)
         return inbox.map(Threaded)
 
@@ -150,7 +150,8 @@ class SqlalchemySyncAdapter(PostgresAdapter):
             yield
 
     async def close(self, tx: Any) -> None:
-        await tx.thread.run(lambda: self.connection(tx.tx).connection.driver_connection.close())
+        raw = await tx.thread.run(lambda: self.connection(tx.tx).connection.driver_connection)
+        await tx.thread.run(raw.close)
 
     def connection(self, tx: Any) -> Any:
         """Return the connection of a transaction."""

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy.exc
 
 from integration.datasources import test_transactional as suite
-from integration.datasources.test_transactional import BROKEN, KEY, OTHER
+from integration.datasources.test_transactional import BROKEN, KEY, OTHER, ready
 from postroom import AlreadyHandled, ConfigurationError
 from postroom.datasources import Registry, sqlalchemy_sync_engine, sqlalchemy_sync_inbox
 from postroom.transactions import TransactionRolledBack
@@ -77,7 +77,9 @@ class SyncSuite(suite.PostgresSuite):
             await self.handle(adapter, db, KEY, "1", then=look)
         assert adapter.run("SELECT setting FROM seen") == "7s"
 
-    async def test_closing_ends_what_a_thread_still_uses(self, tenant: TenantDatabase, adapter: PostgresAdapter) -> None:
+    async def test_closing_ends_what_a_thread_still_uses(
+        self, tenant: TenantDatabase, adapter: PostgresAdapter
+    ) -> None:
         """A handler that hangs gets an error, nothing of it is there, and no connection is left."""
         hanging: list[asyncio.Task[None]] = []
         async with adapter.provider()("a") as db:
@@ -87,7 +89,7 @@ class SyncSuite(suite.PostgresSuite):
 
             hanging.append(asyncio.create_task(self.handle(adapter, db, KEY, "1", then=hang)))
             async with asyncio.timeout(10):
-                while not await asyncio.to_thread(adapter.run, _SLEEPS) == "1":
+                while await asyncio.to_thread(adapter.run, _SLEEPS) != "1":
                     await asyncio.sleep(0)
         with pytest.raises(BROKEN):
             await hanging[0]
@@ -104,10 +106,10 @@ class TestPsycopgSync(SyncSuite):
     kind = PsycopgSyncAdapter
 
 
-class TestSqlalchemySync(SyncSuite):
-    """``sqlalchemy_sync_inbox(sqlalchemy_sync_engine(...))``."""
+class OfSqlalchemy(suite.TransactionalSuite):
+    """What SQLAlchemy brings along."""
 
-    kind = SqlalchemySyncAdapter
+    aborts = True
 
     @pytest.mark.parametrize("how", ["commit", "rollback"])
     async def test_a_block_that_ends_the_transaction_of_its_connection(
@@ -130,7 +132,18 @@ class TestSqlalchemySync(SyncSuite):
                 pass
 
 
-class TestSessionSync(TestSqlalchemySync):
+class TestSqlalchemySync(OfSqlalchemy):
+    """``sqlalchemy_sync_inbox(sqlalchemy_sync_engine(...))``: what its session shares with it is tested there."""
+
+    pytestmark = pytest.mark.postgres
+
+    @pytest.fixture
+    async def adapter(self, tenant: TenantDatabase) -> Adapter:
+        """Return a database with its inbox."""
+        return ready(SqlalchemySyncAdapter, tenant)
+
+
+class TestSessionSync(SyncSuite, OfSqlalchemy):
     """``sqlalchemy_sync_inbox(..., session=sessionmaker(...))``."""
 
     kind = SessionSyncAdapter

@@ -2,7 +2,7 @@
 # ruff: noqa: D103 - the names say what is wrong
 
 from postroom import MessageContext, Transactional
-from postroom.datasources import SqliteDatabase
+from postroom.datasources import AsyncpgDatabase, PsycopgSyncDatabase, SqliteDatabase
 
 
 class Pool: ...
@@ -20,9 +20,19 @@ async def no_resources(order: Order, ctx: MessageContext[str]) -> None:
 
 
 async def key_of_another_type(order: Order, ctx: MessageContext[str, SqliteDatabase]) -> None:
-    ctx.transaction(key=17)  # E: mypy(arg-type) pyright(reportArgumentType)
+    ctx.transaction(key=17)  # E: mypy(call-overload) pyright(reportArgumentType) pyright(reportCallIssue)
 
 
 async def not_what_it_yields(order: Order, ctx: MessageContext[str, Transactional[int]]) -> None:
     async with ctx.transaction() as tx:
         tx.upper()  # E: mypy(attr-defined) pyright(reportAttributeAccessIssue) pyright(reportUnknownMemberType)
+
+
+def for_the_other_kind(order: Order, ctx: MessageContext[str, AsyncpgDatabase]) -> None:
+    with ctx.transaction():  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+        pass
+
+
+async def for_plain_handlers(order: Order, ctx: MessageContext[str, PsycopgSyncDatabase]) -> None:
+    async with ctx.transaction():  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+        pass
