@@ -29,10 +29,14 @@ async def not_what_it_yields(order: Order, ctx: MessageContext[str, Transactiona
 
 
 def for_the_other_kind(order: Order, ctx: MessageContext[str, AsyncpgDatabase]) -> None:
-    with ctx.transaction():  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+    with (
+        ctx.transaction()
+    ):  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
         pass
 
 
 async def for_plain_handlers(order: Order, ctx: MessageContext[str, PsycopgSyncDatabase]) -> None:
-    async with ctx.transaction():  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+    async with (
+        ctx.transaction()
+    ):  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
         pass
