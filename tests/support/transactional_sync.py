@@ -66,6 +66,10 @@ class InThread:
         self.tx = tx
         self.thread = thread
 
+    async def commit(self) -> None:
+        """Commit in the thread, which is the driver's own way and not the block's."""
+        await self.thread.run(self.tx.commit)
+
 
 class Threaded:
     """Resources for plain ``def`` handlers, for a suite that awaits."""
