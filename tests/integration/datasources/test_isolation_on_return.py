@@ -65,7 +65,7 @@ async def _in_a_thread(manager: AbstractContextManager[Any]) -> AsyncGenerator[I
 
 async def _psycopg_sync(connection: Any, sql: str) -> Any:
     def run() -> Any:
-        cursor = psycopg.Cursor(connection.tx).execute(sql)  # type: ignore[call-overload]
+        cursor = psycopg.Cursor(connection.tx).execute(sql)
         return (cursor.fetchone() or (None,))[0] if cursor.description else None
 
     return await connection.thread.run(run)
