@@ -76,6 +76,8 @@ class Tenants:
 
     def __init__(self) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
+        self.ruled = False
+        """Whether anything was decided about any tenant."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
@@ -152,11 +154,6 @@ class Tenants:
 
     # -- what the consumer asks ---------------------------------------------------------------------------------
 
-    @property
-    def ruled(self) -> bool:
-        """Whether anything was decided about any tenant."""
-        return bool(self._rules)
-
     def is_paused(self, key: Hashable) -> bool:
         """Whether a tenant is paused."""
         rule = self._rules.get(key) if self._rules else None
@@ -188,6 +185,7 @@ class Tenants:
                 self._rules.pop(key, None)
             else:
                 self._rules[key] = rule
+            self.ruled = bool(self._rules)
         loop = self._loop
         if loop is None or loop.is_closed():
             return
