@@ -18,6 +18,7 @@ from postroom.datasources._sync_connections import (
     SyncConnection,
     SyncConnections,
     connect_sync,
+    in_time,
     reset_sync_session,
 )
 from postroom.datasources._sync_inbox import SyncDatabase
@@ -84,8 +85,7 @@ def sqlalchemy_sync_engine(
         engine = create_engine(url, **{**size, **(options or {})})
         watch = _Watch(engine, source, url, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
-            async with asyncio.timeout(connect_timeout):
-                await asyncio.to_thread(_ask, engine)
+            await in_time(connect_timeout, lambda: _ask(engine))
             yield engine
         finally:
             await watch.close(close_timeout)

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 import psycopg
@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
+from postroom.datasources._attempts import late
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
@@ -24,6 +25,7 @@ from postroom.datasources.psycopg import ATTRIBUTES, FLAGS, check_dsn, refusal_o
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
 
+T = TypeVar("T")
 SyncConnection = psycopg.Connection[TupleRow]
 Connect = Callable[..., SyncConnection]
 PATIENCE: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
@@ -32,6 +34,18 @@ itself would wait for two hours while nothing is sent, and then for a quarter of
 _CANCELLING: Final = 1.0
 """Seconds for telling the server that a statement is not wanted."""
 _log = logging.getLogger("postroom.datasources")
+
+
+async def in_time(timeout: float, connect: Callable[[], T]) -> T:
+    """Connect in a thread, and return the result, or raise ``TimeoutError`` after ``timeout`` seconds."""
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            return await asyncio.to_thread(connect)
+    except TimeoutError:
+        if deadline.expired():
+            raise late(timeout) from None
+        raise
 
 
 class SyncConnections:
@@ -61,9 +75,7 @@ class SyncConnections:
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
-        async with asyncio.timeout(self._timeout):
-            connection = await asyncio.to_thread(self.connect)
-        self._ready.append(connection)
+        self._ready.append(await in_time(self._timeout, self.connect))
 
     def kind(self) -> type[SyncConnection]:
         """Return the class of connections that a pool is to make."""
