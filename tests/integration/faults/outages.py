@@ -290,7 +290,7 @@ async def suffer(
         for office in made:
             office.row.kind = kind
         producing = asyncio.create_task(_produce(made, rate), name="produce")
-        await asyncio.sleep(1)
+        await asyncio.gather(*(_warm(office) for office in made))
         await KINDS[kind](databases.server, seconds)
         over = time.monotonic()
         await asyncio.sleep(1)
@@ -347,6 +347,13 @@ async def _produce(made: list[Office], rate: float) -> None:
         for office in made:
             office.send()
         await asyncio.sleep(1 / rate)
+
+
+async def _warm(office: Office) -> None:
+    """Return when every tenant has been open once: an outage that meets nothing open shows less."""
+    async with asyncio.timeout(120):
+        while len({order.partition("/")[0] for _, order in office.done}) < len(office.tenants):
+            await asyncio.sleep(0.05)
 
 
 async def _recovered(office: Office, over: float) -> None:
