@@ -16,7 +16,7 @@ from support.ways import WAYS
 
 SECONDS = float(os.environ.get("POSTROOM_OUTAGES", "0"))
 LONG = SECONDS > 0
-TENANTS = 100 if LONG else 8
+TENANTS = 100 if LONG else 12
 TRIED = ["own provider", "asyncpg", "ORM session", "psycopg in threads"]
 IN_THE_SUITE = ["53300", "killed backends"]
 """What the suite tries. test_real_faults has some of the others."""
