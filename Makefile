@@ -60,7 +60,7 @@ replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
-	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py
+	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py tests/integration/faults/test_outbox_crashes.py
 
 outages: $(STAMP)  ## 100 databases, every adapter, outages of each kind: what is lost, and when it goes on (ten minutes)
 	POSTROOM_OUTAGES=20 $(RUN)pytest -s tests/integration/faults/test_outages.py

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from postroom.consumer import (
+        BatchContext,
         CallNext,
         Consumer,
         ConsumerStatistics,
         Failure,
         MessageContext,
         Middleware,
+        Router,
         Tenants,
         TenantState,
         TenantStatus,
+        UnknownKind,
+        by_attribute,
+        by_field,
         current_message,
         run,
         serve,
@@ -48,10 +53,12 @@ if TYPE_CHECKING:
         ResourceOpenError,
         ResourceUnhealthyError,
         Retry,
+        SendFailed,
         ServiceUnavailable,
         Throttled,
         TransportError,
         UnknownTenant,
+        Unsent,
         ValidationError,
     )
     from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -69,6 +76,7 @@ if TYPE_CHECKING:
     )
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
+    from postroom.sending import Sender, SendRetry, Signing
     from postroom.transactions import SyncTransactional, Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
@@ -77,6 +85,7 @@ __all__ = [
     "AckMode",
     "AlreadyHandled",
     "AwsClient",
+    "BatchContext",
     "Call",
     "CallNext",
     "ClosedError",
@@ -120,9 +129,14 @@ __all__ = [
     "ResourceUnhealthyError",
     "Retry",
     "RetryPolicy",
+    "Router",
+    "SendFailed",
+    "SendRetry",
+    "Sender",
     "ServiceUnavailable",
     "Settlement",
     "Shutdown",
+    "Signing",
     "StopReason",
     "SyncTransactional",
     "TenantState",
@@ -132,10 +146,14 @@ __all__ = [
     "TransactionRolledBack",
     "Transactional",
     "TransportError",
+    "UnknownKind",
     "UnknownTenant",
+    "Unsent",
     "ValidationError",
     "Visibility",
     "attribute",
+    "by_attribute",
+    "by_field",
     "current_message",
     "is_outage",
     "run",
@@ -144,13 +162,14 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Tenants TenantState "
-        "TenantStatus current_message run serve"
+        "BatchContext CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Router Tenants "
+        "TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
+    "sending": "SendRetry Sender Signing",
     "transactions": "SyncTransactional TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",
