@@ -1,8 +1,8 @@
 """Transactions that both checkers must refuse: the resources have no inbox, or another one."""
-# ruff: noqa: D103 - the names say what is wrong
+# ruff: noqa: D103, E501 - the names say what is wrong, and each line has its own errors
 
-from postroom import MessageContext, Transactional
-from postroom.datasources import AsyncpgDatabase, PsycopgSyncDatabase, SqliteDatabase
+from postroom import MessageContext, SyncTransactional, Transactional
+from postroom.datasources import SqliteDatabase
 
 
 class Pool: ...
@@ -28,15 +28,14 @@ async def not_what_it_yields(order: Order, ctx: MessageContext[str, Transactiona
         tx.upper()  # E: mypy(attr-defined) pyright(reportAttributeAccessIssue) pyright(reportUnknownMemberType)
 
 
-def for_the_other_kind(order: Order, ctx: MessageContext[str, AsyncpgDatabase]) -> None:
-    with (
-        ctx.transaction()
-    ):  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+# fmt: off
+def for_the_other_kind(order: Order, ctx: MessageContext[str, Transactional[int]]) -> None:
+    tx = ctx.transaction()
+    with tx:  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
         pass
 
 
-async def for_plain_handlers(order: Order, ctx: MessageContext[str, PsycopgSyncDatabase]) -> None:
-    async with (
-        ctx.transaction()
-    ):  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+async def for_plain_handlers(order: Order, ctx: MessageContext[str, SyncTransactional[int]]) -> None:
+    tx = ctx.transaction()
+    async with tx:  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
         pass
