@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness tenants soak replay crashes endurance mutants fuzz conformance docs site fmt clean
+.PHONY: help demo test check bench fairness tenants soak replay crashes outages endurance mutants fuzz conformance docs site fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
 	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py tests/integration/faults/test_outbox_crashes.py
+
+outages: $(STAMP)  ## 100 databases, every adapter, outages of each kind: what is lost, and when it goes on (ten minutes)
+	POSTROOM_OUTAGES=20 $(RUN)pytest -s tests/integration/faults/test_outages.py
 
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py

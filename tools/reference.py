@@ -35,7 +35,7 @@ TOPICS: dict[str, tuple[str, str, str]] = {
         "postroom",
         "ResourcePool Lease PoolLimits PoolTimeouts OpenBackoff PoolStatistics OpenFailure is_outage UnknownTenant",
     ),
-    "transactions": ("Transactions", "postroom", "Transactional TransactionRolledBack"),
+    "transactions": ("Transactions", "postroom", "Transactional SyncTransactional TransactionRolledBack"),
     "messages": ("Messages", "postroom", "Message MessageAttribute OutgoingMessage attribute AwsClient"),
 }
 """By page: its title, the module, and the names that it begins with. What is left over is on the pages below."""

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
     from postroom.sending import Sender, SendRetry, Signing
-    from postroom.transactions import Transactional, TransactionRolledBack
+    from postroom.transactions import SyncTransactional, Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, OnInvalid, Settlement, StopReason
 __all__ = [
@@ -143,6 +143,7 @@ __all__ = [
     "Shutdown",
     "Signing",
     "StopReason",
+    "SyncTransactional",
     "TenantState",
     "TenantStatus",
     "Tenants",
@@ -174,7 +175,7 @@ _HOMES: Final = {
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
     "sending": "SendRetry Sender Signing",
-    "transactions": "TransactionRolledBack Transactional",
+    "transactions": "SyncTransactional TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode OnInvalid Settlement StopReason",
 }

@@ -1,12 +1,14 @@
 """What resources offer so that a message's effects happen exactly once: transactions that begin with its row."""
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import NamedTuple, Protocol, TypeVar
 
 from postroom.errors import PostroomError
 
 Tx = TypeVar("Tx")
+SyncTx = TypeVar("SyncTx")
 Tx_co = TypeVar("Tx_co", covariant=True)
+SyncTx_co = TypeVar("SyncTx_co", covariant=True)
 
 
 class TransactionRolledBack(PostroomError):
@@ -50,3 +52,22 @@ class Transactional(Protocol[Tx_co]):
                 ended the transaction itself.
         """
         ...
+
+
+class SyncTransactional(Protocol[SyncTx_co]):
+    """Resources with an inbox for plain ``def`` handlers, which run in threads.
+
+    ``SyncTx_co`` is what a handler gets inside of a transaction.
+    """
+
+    def sync_transaction_for(self, key: MessageKey, /) -> AbstractContextManager[SyncTx_co]:
+        """Return a context manager of a transaction that holds the row of ``key``, and then the handler's work.
+
+        It is entered and left in the handler's thread, and blocks that thread. What it promises,
+        and what it raises, is the same as for :meth:`Transactional.transaction_for`.
+        """
+        ...
+
+
+class EitherTransactional(Transactional[Tx_co], SyncTransactional[SyncTx_co], Protocol[Tx_co, SyncTx_co]):
+    """Resources with an inbox for both kinds of handlers, such as ``SqliteDatabase``."""

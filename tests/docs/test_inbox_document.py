@@ -33,6 +33,7 @@ def test_its_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = _run()
     assert isinstance(namespace["orders"], Consumer)
     assert isinstance(namespace["invoices"], Consumer)
+    assert isinstance(namespace["payments"], Consumer)
     assert "CREATE TABLE IF NOT EXISTS postroom_inbox" in capsys.readouterr().out
 
 

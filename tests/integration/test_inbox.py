@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from postroom import Concurrency, Consumer, MessageContext, RetryPolicy, Transactional
+from postroom import Concurrency, Consumer, MessageContext, RetryPolicy, SyncTransactional, Transactional
 from postroom.datasources import (
     Provider,
     asyncpg_inbox,
@@ -22,8 +24,12 @@ from postroom.datasources import (
     postgres_inbox,
     psycopg_inbox,
     psycopg_pool,
+    psycopg_sync_inbox,
+    psycopg_sync_pool,
     sqlalchemy_engine,
     sqlalchemy_inbox,
+    sqlalchemy_sync_engine,
+    sqlalchemy_sync_inbox,
     sqlite_database,
     tenant_file,
 )
@@ -88,6 +94,14 @@ def postgres_storage(server: PostgresServer, name: str, driver: str) -> Storage:
             lambda tx, order: tx.execute(text("INSERT INTO effects VALUES (:id)"), {"id": order}),
         ),
     }
+    by_id = text("INSERT INTO effects VALUES (:id)")
+    ways |= {
+        "psycopg sync": (lambda: psycopg_sync_inbox(psycopg_sync_pool(locate, max_size=12)), ways["psycopg"][1]),
+        "session sync": (
+            lambda: sqlalchemy_sync_inbox(sqlalchemy_sync_engine(locate, max_size=12), session=Session),
+            lambda tx, order: tx.execute(by_id, {"id": order}),
+        ),
+    }
     provide, insert = ways[driver]
     for tenant in TENANTS:
         server.create_database(f"{name}-{tenant}", schema=f"{postgres_inbox().schema} CREATE TABLE effects (id text)")
@@ -98,9 +112,19 @@ def postgres_storage(server: PostgresServer, name: str, driver: str) -> Storage:
     )
 
 
+@pytest.fixture(params=["sqlite", "psycopg sync", "session sync"])
+def sync_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """One driver for plain handlers after the other."""
+    yield from _storage(request, tmp_path)
+
+
 @pytest.fixture(params=["sqlite", "asyncpg", "psycopg", "SQLAlchemy", "session"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     """One driver after the other."""
+    yield from _storage(request, tmp_path)
+
+
+def _storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     if request.param == "sqlite":
         yield sqlite_storage(tmp_path)
         return
@@ -168,12 +192,60 @@ class Twice:
         raise RuntimeError("it came to this consumer, which has it already")
 
 
+class TwiceInThreads:
+    """The same as a plain ``def`` handler."""
+
+    def __init__(self, broker: LocalBroker, storage: Storage) -> None:
+        self.broker = broker
+        self.storage = storage
+        self.receives: Counter[str] = Counter()
+        self.second: dict[str, threading.Event] = {}
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+
+    def __call__(self, order: Order, ctx: MessageContext[Tenant, SyncTransactional[Any]]) -> None:
+        """Make the order's effect in a transaction."""
+        with self._lock:
+            self.receives[order.order_id] += 1
+            second = self.second.setdefault(order.order_id, threading.Event())
+            first = self.receives[order.order_id] == 1
+        if not first:
+            second.set()
+        way = int(order.order_id) % 4 if first else -1
+        if way == 0:
+            self._redeliver(ctx, second)
+        with ctx.transaction() as tx:
+            self.storage.insert(tx, order.order_id)
+            if way in {1, 2}:
+                self._redeliver(ctx, second)
+            if way == 2:
+                raise ConnectionResetError("before the commit")
+        if way == 3:
+            self._redeliver(ctx, second)
+            raise ConnectionResetError("after the commit")
+
+    def _redeliver(self, ctx: MessageContext[Any, Any], second: threading.Event) -> None:
+        change = self.broker.change_visibility
+        self._loop.call_soon_threadsafe(change, "orders", ctx.message.receipt_handle, 0)
+        if not second.wait(0.3):
+            raise RuntimeError("it came to this consumer, which has it already")
+
+
+async def test_whatever_is_delivered_twice_happens_once_in_threads(sync_storage: Storage) -> None:
+    """With plain ``def`` handlers, as with the others."""
+    await _deliver_twice(sync_storage, TwiceInThreads)
+
+
 async def test_whatever_is_delivered_twice_happens_once(storage: Storage) -> None:
     """The second comes before, during and after the first's transaction, which commits, fails, or fails afterwards."""
+    await _deliver_twice(storage, Twice)
+
+
+async def _deliver_twice(storage: Storage, kind: type[Twice] | type[TwiceInThreads]) -> None:
     orders = [str(number) for number in range(24)]
     async with LocalBroker() as broker:
         broker.create_queue("orders")
-        handler = Twice(broker, storage)
+        handler = kind(broker, storage)
         for number, order in enumerate(orders):
             send(broker, order, TENANTS[number // 4 % 2])
         async with contextlib.AsyncExitStack() as stack:

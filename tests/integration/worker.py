@@ -1,9 +1,10 @@
 """A worker process for the tests: one consumer, a database per tenant, and a diary of what happened.
 
 Configured by the environment: ENDPOINT, QUEUE, DIRECTORY, VISIBILITY, TOTAL, DRAIN, and STORAGE: ``plain`` for SQLite
-files without an inbox, ``sqlite`` and ``asyncpg`` with one, of which the latter needs DSN. With BUDGET the resources
-are in a pool of that budget. With QUIET there is no diary of what went well; instead, every now and then, the file
-``memory`` says how many blocks of memory Python has given out, and how many bytes the C library.
+files without an inbox, ``sqlite`` for files with one, else a driver of PostgreSQL with an inbox, which needs DSN. Those
+with ``sync`` in their names have a plain ``def`` handler. With BUDGET the resources are in a pool of that budget. With
+QUIET there is no diary of what went well; instead, every now and then, the file ``memory`` says how many blocks of
+memory Python has given out, and how many bytes the C library.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import itertools
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +32,8 @@ from postroom import (
     Visibility,
     run,
 )
-from postroom.datasources import Provider, asyncpg_inbox, asyncpg_pool, sqlite_database, tenant_file
+from postroom import datasources as ds
+from postroom.datasources import Provider
 from postroom.events import Event, HandlerFinished
 from postroom.options import PoolLimits
 
@@ -119,17 +122,62 @@ async def without_inbox(order: Order, ctx: MessageContext[Tenant, sqlite3.Connec
     note(f"done {order.order_id}")
 
 
+def insert(tx: Any, order_id: str) -> Any:
+    """Insert an order in the words of the driver. What is returned is to be awaited where the driver does not block."""
+    if STORAGE == "asyncpg":
+        return tx.execute("INSERT INTO orders VALUES ($1)", order_id)
+    if STORAGE.startswith("psycopg"):
+        return tx.execute("INSERT INTO orders VALUES (%s)", (order_id,))
+    if STORAGE.startswith("sqlalchemy"):
+        from sqlalchemy import text
+
+        return tx.execute(text("INSERT INTO orders VALUES (:id)"), {"id": order_id})
+    return tx.execute("INSERT INTO orders VALUES (?)", (order_id,))
+
+
 async def with_inbox(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
     """Write the order in the inbox's transaction, and dawdle before and after its commit."""
     async with ctx.transaction() as tx:
-        if STORAGE == "asyncpg":
-            await tx.execute("INSERT INTO orders VALUES ($1)", order.order_id)
-        else:
-            await tx.execute("INSERT INTO orders VALUES (?)", (order.order_id,))
+        await insert(tx, order.order_id)
         await asyncio.sleep(order.seconds)
     note(f"done {order.order_id}")
     note_memory()
     await asyncio.sleep(order.seconds)
+
+
+def with_inbox_in_a_thread(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+    """Do the same as a plain handler."""
+    with ctx.transaction() as tx:
+        insert(tx, order.order_id)
+        time.sleep(order.seconds)
+    note(f"done {order.order_id}")
+    time.sleep(order.seconds)
+
+
+def on_postgres() -> Provider[Tenant, Any]:
+    """Return what opens a tenant's database on the server, with the driver that STORAGE names."""
+    size = int(os.environ.get("CONNECTIONS", "5"))
+
+    def locate(tenant: Tenant) -> str:
+        return f"{os.environ['DSN']}-{tenant.tenant_id}"
+
+    match STORAGE:
+        case "psycopg":
+            return ds.psycopg_inbox(ds.psycopg_pool(locate, max_size=size))
+        case "sqlalchemy":
+            return ds.sqlalchemy_inbox(ds.sqlalchemy_engine(locate, max_size=size))
+        case "sqlalchemy-session":
+            from sqlalchemy.ext.asyncio import AsyncSession
+
+            return ds.sqlalchemy_inbox(ds.sqlalchemy_engine(locate, max_size=size), session=AsyncSession)
+        case "psycopg-sync":
+            return ds.psycopg_sync_inbox(ds.psycopg_sync_pool(locate, max_size=size))
+        case "sqlalchemy-sync":
+            from sqlalchemy.orm import Session
+
+            return ds.sqlalchemy_sync_inbox(ds.sqlalchemy_sync_engine(locate, max_size=size), session=Session)
+        case _:
+            return ds.asyncpg_inbox(ds.asyncpg_pool(locate, max_size=size))
 
 
 def resources() -> Any:
@@ -137,11 +185,12 @@ def resources() -> Any:
     if STORAGE == "plain":
         return plain_file
     found: Provider[Tenant, Any]
-    if STORAGE == "sqlite":
-        found = sqlite_database(lambda tenant: tenant_file(DIRECTORY, tenant.tenant_id), create=True, schema=SCHEMA)
+    if STORAGE.startswith("sqlite"):
+        found = ds.sqlite_database(
+            lambda tenant: ds.tenant_file(DIRECTORY, tenant.tenant_id), create=True, schema=SCHEMA
+        )
     else:
-        size = int(os.environ.get("CONNECTIONS", "5"))
-        found = asyncpg_inbox(asyncpg_pool(lambda tenant: f"{os.environ['DSN']}-{tenant.tenant_id}", max_size=size))
+        found = on_postgres()
     budget = os.environ.get("BUDGET")
     return found if budget is None else found.pool(limits=PoolLimits(budget=int(budget)))
 
@@ -156,7 +205,10 @@ consumer: Consumer[Tenant, Any] = Consumer(
     observers=[] if STORAGE == "plain" or QUIET else [note_duplicates],
     client=AwsClient(region="us-east-1", endpoint_url=os.environ["ENDPOINT"]),
 )
-consumer.handler(without_inbox if STORAGE == "plain" else with_inbox)
+if STORAGE.endswith("-sync"):
+    consumer.handler(with_inbox_in_a_thread)
+else:
+    consumer.handler(without_inbox if STORAGE == "plain" else with_inbox)
 
 if __name__ == "__main__":
     run(consumer)

@@ -2,18 +2,19 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, Final, Generic, Protocol
+from typing import Any, Final, Generic, Protocol, overload
 
 import msgspec
 
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
+from postroom.consumer.transacting import MessageTransaction
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
-from postroom.transactions import MessageKey, Transactional, Tx
+from postroom.transactions import EitherTransactional, MessageKey, SyncTransactional, SyncTx, Transactional, Tx
 from postroom.types import C_co, R_co
 
 __all__ = [
@@ -114,20 +115,36 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
             raise ConfigurationError(text)
         return self._confirmed("extend", lambda: self._settles.extend(seconds))
 
+    @overload
+    def transaction(
+        self: "MessageContext[Any, EitherTransactional[Tx, SyncTx]]", *, key: str | None = None
+    ) -> MessageTransaction[Tx, SyncTx]: ...
+
+    @overload
     def transaction(
         self: "MessageContext[Any, Transactional[Tx]]", *, key: str | None = None
-    ) -> AbstractAsyncContextManager[Tx]:
+    ) -> AbstractAsyncContextManager[Tx]: ...
+
+    @overload
+    def transaction(
+        self: "MessageContext[Any, SyncTransactional[SyncTx]]", *, key: str | None = None
+    ) -> AbstractContextManager[SyncTx]: ...
+
+    def transaction(self, *, key: str | None = None) -> Any:
         """Work in a transaction of the tenant's database that begins with this message's row in its inbox.
 
         ::
 
-            async with ctx.transaction() as tx:
+            async with ctx.transaction() as tx:  # in a plain def handler: with ctx.transaction() as tx:
                 await tx.execute("INSERT INTO orders VALUES ($1)", order.order_id)
 
         SQS delivers at least once; what is done in the block is done exactly once. It is committed when the block is
         left, and rolled back, with the row, when an exception or a cancellation leaves it. A duplicate finds the row
         and is acknowledged, in every mode, without an effect: the block is not entered, the handler is left. One that
         comes while the first is in its block waits for it.
+
+        Which of the two statements works, the resources say: those of ``asyncpg_inbox`` are for ``async def``
+        handlers, those of ``psycopg_sync_inbox`` for plain ``def`` handlers, and ``SqliteDatabase`` is for both.
 
         Args:
             key: by what a duplicate is recognised, within the queue and the tenant's database; 1 to 500 characters.
@@ -136,15 +153,11 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
 
         Raises:
             AlreadyHandled: the message is a duplicate. Not an ``Exception``; let it pass.
-            ConfigurationError: the resources have no inbox, or the key is none.
+            ConfigurationError: the resources have no inbox, or none for this kind of handler, or the key is none.
         """
-        resources: Any = self.resources
-        if not hasattr(resources, "transaction_for"):
-            kind = type(resources).__name__
-            text = f"ctx.transaction() needs resources with an inbox, such as asyncpg_inbox(...) provides; got {kind}"
-            raise ConfigurationError(text)
-        transaction: AbstractAsyncContextManager[Tx] = resources.transaction_for(_key_of(self.message, key))
-        return _counted(self._settles, transaction)
+        transaction: MessageTransaction[Any, Any]
+        transaction = MessageTransaction(self._settles, self.resources, _key_of(self.message, key))
+        return transaction
 
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
         return confirmed(self._settles.loop, work, f"ctx.{method}() for message {self.message.id}")
@@ -154,16 +167,6 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
             text = "ctx.ack() inside of ctx.transaction(): nothing is committed yet; acknowledge after the block"
             raise PostroomError(text)
         await self._settles.acknowledge()
-
-
-@asynccontextmanager
-async def _counted(settles: Settles, transaction: AbstractAsyncContextManager[Tx]) -> AsyncGenerator[Tx, None]:
-    settles.transactions += 1
-    try:
-        async with transaction as tx:
-            yield tx
-    finally:
-        settles.transactions -= 1
 
 
 def _key_of(message: Message, key: str | None) -> MessageKey:

@@ -55,6 +55,8 @@ class Attempts(Generic[T]):
         except TimeoutError:
             if self._closed:
                 raise _closed() from None
+            if deadline.expired():  # asyncio's own has no text, and the log would not say what was late
+                raise late(self._timeout) from None
             raise
         finally:
             self._under_way.discard(deadline)
@@ -69,6 +71,11 @@ class Attempts(Generic[T]):
             if not deadline.expired():
                 deadline.reschedule(now)
         await self._none.wait()
+
+
+def late(timeout: float) -> TimeoutError:
+    """Return the error for a connection that was not made in time."""
+    return TimeoutError(f"no connection was made within {timeout:g} s (connect_timeout=)")
 
 
 def _closed() -> ClosedError:

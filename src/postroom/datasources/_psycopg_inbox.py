@@ -57,7 +57,7 @@ class _Work(Work[Connection]):
     async def value(self, sql: str, *parameters: Any) -> Any:
         # The connection's own factories are the user's.
         async with psycopg.AsyncCursor(self.tx, row_factory=tuple_row) as cursor:
-            await cursor.execute(_with_places(sql), parameters)
+            await cursor.execute(with_places(sql), parameters)
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
@@ -72,7 +72,8 @@ class _Work(Work[Connection]):
             raise TransactionRolledBack(ENDED)
 
 
-def _with_places(sql: str) -> LiteralString:
+def with_places(sql: str) -> LiteralString:
+    """Return a statement with the places that psycopg knows instead of ``$1``, ``$2``."""
     return cast("LiteralString", re.sub(r"\$\d+", "%s", sql))  # each occurs once, in order
 
 

@@ -6,6 +6,7 @@ import contextvars
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +30,7 @@ class Unit(Generic[T]):
     """
 
     def __init__(self, name: str, work: Callable[[sqlite3.Connection], T], *, write: bool) -> None:
-        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.result: asyncio.Future[T] = self._future()
         self.name = name
         self._work = work
         self._write = write
@@ -37,6 +38,9 @@ class Unit(Generic[T]):
         self._lock = threading.Lock()
         self._committing = False
         self.abandoned = False
+
+    def _future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
 
     def abandon(self) -> None:
         """Interrupt the work and undo it, unless its commit has begun."""
@@ -121,7 +125,7 @@ class Held(Unit[None]):
     def __init__(self, name: str, begin: Callable[[sqlite3.Connection], None]) -> None:
         super().__init__(name, self._serve, write=True)
         self._begin = begin
-        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._begun: asyncio.Future[None] = self._future()
         self._steps: SimpleQueue[Step[Any] | None] = SimpleQueue()
         self._step: Step[Any] | None = None
         self._gate = threading.Lock()
@@ -210,8 +214,8 @@ def closed(name: str) -> ClosedError:
     return ClosedError(f"the database {name!r} was closed: this work was not done")
 
 
-def complete(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    """Complete a future of the event loop from the thread, unless it is cancelled."""
+def complete(future: "asyncio.Future[Any] | Future[Any]", value: Any, error: BaseException | None) -> None:
+    """Complete a future of the event loop, or of another thread, from this one, unless it is cancelled."""
 
     def finish() -> None:
         if future.done():
@@ -221,5 +225,9 @@ def complete(future: asyncio.Future[Any], value: Any, error: BaseException | Non
         else:
             future.set_result(value)
 
+    if isinstance(future, Future):
+        with contextlib.suppress(InvalidStateError):  # it is cancelled at this very moment
+            finish()
+        return
     with contextlib.suppress(RuntimeError):  # the loop is closed, and so are its futures
         future.get_loop().call_soon_threadsafe(finish)

@@ -50,15 +50,15 @@ _REFUSALS: Final = {
     "53301": ("remaining connection slots are reserved",),
     "57P03": ("the database system is ",),  # starting up, shutting down, in recovery mode
 }
-_FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
-_ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
+ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 
 
 class _Connections:
     """The connections of one context, however they were made."""
 
     def __init__(self, source: DataSource, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]) -> None:
-        _check_dsn(source.dsn)
+        check_dsn(source.dsn)
         self._source = source
         self._names = require_names(source, options) if canary else None
         self._options = options
@@ -240,14 +240,14 @@ class _Sessions:
         if self._configure is not None:
             await self._configure(connection)
         # The options and configure() are the same for each of them.
-        self._flags = {name: getattr(connection, name) for name in (*_FLAGS, *_ATTRIBUTES)}
+        self._flags = {name: getattr(connection, name) for name in (*FLAGS, *ATTRIBUTES)}
 
     async def reset(self, connection: Connection) -> None:
         await reset_session(connection)
-        for name in _FLAGS:
+        for name in FLAGS:
             if getattr(connection, name) != self._flags[name]:
                 await getattr(connection, f"set_{name}")(self._flags[name])
-        for name in _ATTRIBUTES:
+        for name in ATTRIBUTES:
             setattr(connection, name, self._flags[name])
 
 
@@ -348,7 +348,8 @@ async def reset_session(connection: Connection) -> None:
     await connection.set_autocommit(autocommit)
 
 
-def _check_dsn(dsn: str) -> None:
+def check_dsn(dsn: str) -> None:
+    """Refuse what is no connection string, without quoting it. Raises ``ConfigurationError``."""
     try:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
@@ -363,12 +364,13 @@ async def connect(dsn: str = "", **keywords: Any) -> Connection:
     except BaseException as error:
         # psycopg leaves an abandoned socket to the garbage collector, and the frames of the traceback keep it.
         traceback.clear_frames(error.__traceback__)
-        if (refusal := _refusal(error)) is not None:
+        if (refusal := refusal_of(error)) is not None:
             raise refusal from error
         raise
 
 
-def _refusal(error: BaseException) -> psycopg.Error | None:
+def refusal_of(error: BaseException) -> psycopg.Error | None:
+    """Return the error of a refused login with its SQLSTATE, where libpq reports it without."""
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         text = str(error)
         for code, words in _REFUSALS.items():

@@ -11,14 +11,15 @@ import contextvars
 import os
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Self, TypeVar
 
 from postroom.checking import check_function
+from postroom.datasources._sqlite_sync import Parameters, SqliteSyncTransaction, SyncHeld
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
@@ -33,7 +34,6 @@ _log = Log("postroom.datasources", LogStep.RESOURCES)
 T = TypeVar("T")
 _STEPS: Final = 10_000
 """Steps of SQLite's machine, some tenths of a millisecond, between two looks whether a unit is still wanted."""
-Parameters = Sequence[Any] | Mapping[str, Any]
 PathOf = Callable[[C], str | os.PathLike[str] | None]
 
 
@@ -51,6 +51,7 @@ class SqliteDatabase:
         self._current: Unit[Any] | None = None
         self._file: tuple[int, int] | None = None
         self._closing = False
+        self._door = threading.Lock()  # threads that hand in work may meet aclose()
         self._aborting = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -149,6 +150,30 @@ class SqliteDatabase:
         finally:
             _inside.set(outer)
 
+    @contextmanager
+    def sync_transaction_for(self, key: MessageKey, /) -> Generator[SqliteSyncTransaction]:
+        """Hold one transaction open from a thread: :meth:`transaction_for` for plain ``def`` handlers.
+
+        It blocks the thread, and raises the same errors. A thread cannot be cancelled; when the
+        database is closed meanwhile, the present step is interrupted and the transaction rolled
+        back.
+        """
+        held = SyncHeld(self.path.name, partial(_claim, key=key))
+        with self._door:  # nothing comes after the None of aclose(), where it would not be looked at
+            self._check_usable()
+            self._jobs.put(held)
+        outer = _inside.get()
+        try:
+            held.wait_until_begun()
+            _inside.set((*outer, (self, held)))
+            yield SqliteSyncTransaction(held)
+            held.wait_until_committed()
+        except BaseException:
+            held.drop()
+            raise
+        finally:
+            _inside.set(outer)
+
     async def purge_inbox(self, *, older_than: float = KEEP) -> int:
         """Delete the inbox's rows that are older than ``older_than`` seconds, and return how many there were.
 
@@ -199,8 +224,9 @@ class SqliteDatabase:
         After ``timeout`` seconds, or when cancelled, running work is interrupted and rolled back,
         and what waits is not started: its callers get ``ClosedError``.
         """
-        self._closing = True
-        self._jobs.put(None)
+        with self._door:
+            self._closing = True
+            self._jobs.put(None)
         try:
             await asyncio.wait([self._ended], timeout=timeout)
         finally:

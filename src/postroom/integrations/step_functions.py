@@ -67,6 +67,10 @@ def set_task_output(output: object) -> None:
     task.output = output
 
 
+def _about(ctx: MessageContext[Any, Any]) -> dict[str, object]:
+    return about(tenant=ctx.tenant, message_id=ctx.message.id, attempt=ctx.attempt)
+
+
 class TaskTokens:
     """Reports to Step Functions what becomes of the task that a message carries the token of.
 

@@ -61,7 +61,8 @@ def is_outage(error: BaseException) -> bool:
 
     True for SQLSTATE class 08 (connection exceptions), 28 (credentials refused), 53 (such as 53300, too many
     connections), 57P0x (shut down, crashed, starting up), 25006 (read-only after a failover), for
-    ``ConnectionError``, unreachable networks and failed name resolution, and for a nested pool's refusals; also when
+    ``ConnectionError``, what drivers say of a lost connection, unreachable networks and failed name resolution, and for
+    a nested pool's refusals; also when
     another exception was raised ``from`` one of them. A group is an outage when every member is.
     """
     return not is_unknown_tenant(error) and _says(error, _is_outage)
@@ -114,17 +115,39 @@ def _is_drivers_outage(error: BaseException) -> bool:
     """Recognise what drivers raise without a SQLSTATE, by names: none of them is imported here."""
     if getattr(error, "connection_invalidated", False) is True:  # SQLAlchemy
         return True
-    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    names = _names(error)
     if "psycopg.OperationalError" in names:  # a connection that could not be made, or was lost
+        return True
+    if _lost_its_protocol(error) or ("asyncpg.InterfaceError" in names and _follows_an_outage(error)):
         return True
     number = error.args[0] if error.args else None
     mysql = names & {"pymysql.OperationalError", "MySQLdb.OperationalError", "asyncmy.OperationalError"}
     return bool(mysql) and number in _MYSQL_OUTAGES
 
 
+def _names(error: BaseException) -> set[str]:
+    return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+
+
+def _lost_its_protocol(error: BaseException) -> bool:
+    """Whether asyncpg found its connection ended between two statements: it then says that it cannot go on."""
+    return "asyncpg.InternalClientError" in _names(error) and str(error).startswith("cannot switch to state")
+
+
+def _follows_an_outage(error: BaseException) -> bool:
+    """Whether the end of a block found the connection closed by what the block has met.
+
+    asyncpg says only that it is closed, which is also true when a handler closed it.
+    """
+    before = error.__context__
+    return before is not None and _says(before, _is_outage)
+
+
 def _breaks_trust(error: BaseException) -> bool:
     state = _own_sqlstate(error)
-    return state.startswith(SUSPECT_STATES) if state is not None else isinstance(error, ConnectionError)
+    if state is not None:
+        return state.startswith(SUSPECT_STATES)
+    return isinstance(error, ConnectionError) or _lost_its_protocol(error)
 
 
 def _own_sqlstate(error: BaseException) -> str | None:

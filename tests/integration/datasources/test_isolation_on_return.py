@@ -1,8 +1,8 @@
 """What one user of a connection leaves behind, the next one does not find: each kind of state, each adapter."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,8 +12,18 @@ import pytest
 from psycopg.rows import dict_row
 from sqlalchemy import text
 
-from postroom.datasources import DataSource, Provider, Registry, asyncpg_pool, psycopg_pool, sqlalchemy_engine
+from postroom.datasources import (
+    DataSource,
+    Provider,
+    Registry,
+    asyncpg_pool,
+    psycopg_pool,
+    psycopg_sync_pool,
+    sqlalchemy_engine,
+    sqlalchemy_sync_engine,
+)
 from support.tenant_database import TenantDatabase
+from support.transactional_sync import InThread, Thread
 
 pytestmark = [pytest.mark.postgres, pytest.mark.filterwarnings("ignore::asyncpg.InterfaceWarning")]
 
@@ -43,11 +53,51 @@ async def _sqlalchemy(connection: Any, sql: str) -> Any:
     return result.scalar() if result.returns_rows else None
 
 
+@asynccontextmanager
+async def _in_a_thread(manager: AbstractContextManager[Any]) -> AsyncGenerator[InThread]:
+    thread = Thread()
+    try:
+        async with thread.block(manager) as connection:
+            yield InThread(connection, thread)
+    finally:
+        thread.end()
+
+
+async def _psycopg_sync(connection: Any, sql: str) -> Any:
+    def run() -> Any:
+        cursor = psycopg.Cursor(connection.tx).execute(sql)
+        return (cursor.fetchone() or (None,))[0] if cursor.description else None
+
+    return await connection.thread.run(run)
+
+
+async def _sqlalchemy_sync(connection: Any, sql: str) -> Any:
+    def run() -> Any:
+        result = connection.tx.execute(text(sql))
+        return result.scalar() if result.returns_rows else None
+
+    return await connection.thread.run(run)
+
+
 DRIVERS = [
     Driver("asyncpg", asyncpg_pool, lambda pool: pool.acquire(), _asyncpg),
     Driver("psycopg", psycopg_pool, lambda pool: pool.connection(), _psycopg),
     Driver("SQLAlchemy asyncpg", sqlalchemy_engine, lambda engine: engine.connect(), _sqlalchemy),
     Driver("SQLAlchemy psycopg", sqlalchemy_engine, lambda engine: engine.connect(), _sqlalchemy, "postgresql+psycopg"),
+]
+IN_THREADS = [
+    Driver("psycopg in threads", psycopg_sync_pool, lambda pool: _in_a_thread(pool.connection()), _psycopg_sync),
+    Driver(
+        "SQLAlchemy in threads",
+        sqlalchemy_sync_engine,
+        lambda engine: _in_a_thread(engine.connect()),
+        _sqlalchemy_sync,
+    ),
+]
+"""What a thread does cannot be cancelled."""
+ENDINGS = [
+    *((driver, ending) for driver in DRIVERS for ending in ("success", "failure", "cancellation")),
+    *((driver, ending) for driver in IN_THREADS for ending in ("success", "failure")),
 ]
 STATES = {
     "role": ("SET ROLE other", "SELECT current_user::text"),
@@ -80,13 +130,6 @@ STATES = {
 }
 
 
-@pytest.fixture(params=DRIVERS, ids=lambda driver: driver.name)
-def driver(request: pytest.FixtureRequest) -> Driver:
-    """One adapter after the other."""
-    assert isinstance(request.param, Driver)
-    return request.param
-
-
 async def _leave_behind(driver: Driver, resource: Any, sql: str, ending: str) -> int:
     """Change the state of the only connection, end its use, and return its backend."""
     done = asyncio.Event()
@@ -117,7 +160,7 @@ async def _leave_behind(driver: Driver, resource: Any, sql: str, ending: str) ->
     return backends[0]
 
 
-@pytest.mark.parametrize("ending", ["success", "failure", "cancellation"])
+@pytest.mark.parametrize(("driver", "ending"), ENDINGS, ids=lambda value: getattr(value, "name", value))
 async def test_nothing_is_left_for_the_next_user(driver: Driver, tenant: TenantDatabase, ending: str) -> None:
     """All kinds of state in one table; whichever way the use of the connection ended."""
     tenant.server.execute(
@@ -183,7 +226,7 @@ async def test_a_role_that_the_database_gives_comes_back(tenant: TenantDatabase)
         "GRANT app_role TO app; ALTER ROLE app SET role = 'app_role'"
     )
     dsn = tenant.dsn.replace(f"postroom:{tenant.server.password}", "app:p")
-    for driver in DRIVERS:
+    for driver in [*DRIVERS, *IN_THREADS]:
         source = DataSource(dsn.replace("postgresql", driver.scheme, 1), user="app_role")
         async with driver.provide(Registry({"a": source}), max_size=1)("a") as pool:
             async with driver.connect(pool) as connection:
@@ -194,7 +237,7 @@ async def test_a_role_that_the_database_gives_comes_back(tenant: TenantDatabase)
 
 async def test_without_reset_nothing_is_asked_of_the_server(tenant: TenantDatabase) -> None:
     """Behind a pooler that pins a session when a setting is touched, the reset costs more than it is worth."""
-    for driver in DRIVERS:
+    for driver in [*DRIVERS, *IN_THREADS]:
         dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
         async with driver.provide(Registry({"a": dsn}), max_size=1, reset=False)("a") as resource:
             async with driver.connect(resource) as connection:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from postroom.datasources import (
     AsyncpgDatabase,
@@ -22,13 +23,18 @@ from postroom.datasources import (
     psycopg_connections,
     psycopg_inbox,
     psycopg_pool,
+    psycopg_sync_inbox,
+    psycopg_sync_pool,
     sqlalchemy_engine,
     sqlalchemy_inbox,
+    sqlalchemy_sync_engine,
+    sqlalchemy_sync_inbox,
 )
 from postroom.errors import AlreadyHandled, ConfigurationError
 from postroom.transactions import MessageKey, TransactionRolledBack
 from support.pgbouncer import PGBOUNCER, pgbouncer
 from support.tenant_database import TenantDatabase
+from support.transactional_sync import InThread, Threaded
 
 pytestmark = pytest.mark.postgres
 ScopeOf = Callable[[str], Scope | None]
@@ -44,10 +50,15 @@ class Driver:
 
     async def value(self, tx: Any, sql: str) -> Any:
         """Run a query and return its first value."""
+        if isinstance(tx, InThread):
+            return await tx.thread.run(self._value, tx.tx, sql)
         if hasattr(tx, "fetchval"):
             return await tx.fetchval(sql)
         result = await tx.execute(sql if hasattr(tx, "pgconn") else text(sql))
         return (await result.fetchone())[0] if hasattr(tx, "pgconn") else result.scalar()
+
+    def _value(self, tx: Any, sql: str) -> Any:
+        return tx.execute(sql).fetchone()[0] if hasattr(tx, "pgconn") else tx.execute(text(sql)).scalar()
 
 
 def _at(dsn: str) -> Callable[[str], str]:
@@ -79,12 +90,25 @@ def _engine(dsn: str, scope: ScopeOf, session: Any = None) -> Provider[str, Any]
     return sqlalchemy_inbox(engine, create=True, scope=scope, session=session)
 
 
+def _psycopg_sync(dsn: str, scope: ScopeOf) -> Provider[str, Any]:
+    pool = psycopg_sync_pool(_at(dsn), max_size=2, options={"prepare_threshold": None})
+    return psycopg_sync_inbox(pool, create=True, scope=scope).map(Threaded)
+
+
+def _session_sync(dsn: str, scope: ScopeOf) -> Provider[str, Any]:
+    options = {"connect_args": {"prepare_threshold": None}}
+    engine = sqlalchemy_sync_engine(_at(dsn), max_size=2, options=options)
+    return sqlalchemy_sync_inbox(engine, create=True, scope=scope, session=Session).map(Threaded)
+
+
 DRIVERS = [
     Driver("asyncpg", _asyncpg),
     Driver("psycopg", _psycopg),
     Driver("psycopg connections", _connections),
     Driver("SQLAlchemy", _engine),
     Driver("session", lambda dsn, scope: _engine(dsn, scope, AsyncSession)),
+    Driver("psycopg in threads", _psycopg_sync),
+    Driver("session in threads", _session_sync),
 ]
 
 

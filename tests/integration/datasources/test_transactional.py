@@ -171,6 +171,13 @@ class TestSqlite(TransactionalSuite):
             await self.handle(adapter, db, KEY, "1", then=end)
 
 
+def ready(kind: type[PostgresAdapter], tenant: TenantDatabase) -> PostgresAdapter:
+    """Return an adapter of a database with an inbox and a table of orders."""
+    made = kind(tenant)
+    made.run(f"{postgres_inbox().schema} CREATE TABLE orders (id text PRIMARY KEY)")
+    return made
+
+
 @pytest.mark.postgres
 class PostgresSuite(TransactionalSuite):
     """The part that a server and its connections bring along."""
@@ -181,9 +188,7 @@ class PostgresSuite(TransactionalSuite):
     @pytest.fixture
     async def adapter(self, tenant: TenantDatabase) -> PostgresAdapter:
         """Return a database with its inbox, made by a migration, and a table of orders."""
-        made = self.kind(tenant)
-        made.run(f"{postgres_inbox().schema} CREATE TABLE orders (id text PRIMARY KEY)")
-        return made
+        return ready(self.kind, tenant)
 
     async def test_a_duplicate_waits_and_then_leaves(self, adapter: PostgresAdapter, db: Any) -> None:
         """The unique index makes it wait until the first has committed."""

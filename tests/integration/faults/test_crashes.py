@@ -41,12 +41,12 @@ def _rows_of(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _on(server: PostgresServer, name: str) -> Iterator[Storage]:
+def _on(server: PostgresServer, name: str, driver: str) -> Iterator[Storage]:
     schema = f"{postgres_inbox().schema} CREATE TABLE orders (order_id text)"
     for tenant in TENANTS:
         server.create_database(f"{name}-{tenant}", schema=schema)
     yield Storage(
-        "asyncpg",
+        driver,
         lambda tenant: server.execute("SELECT order_id FROM orders", database=f"{name}-{tenant}").splitlines(),
         {"DSN": server.dsn(name)},
     )
@@ -54,16 +54,21 @@ def _on(server: PostgresServer, name: str) -> Iterator[Storage]:
         server.drop_database(f"{name}-{tenant}")
 
 
-@pytest.fixture(params=["plain", "sqlite", "asyncpg"])
+DRIVERS = ["asyncpg", "psycopg", "sqlalchemy", "sqlalchemy-session", "psycopg-sync", "sqlalchemy-sync"]
+IN_THE_SUITE = ["plain", "sqlite", "asyncpg", "sqlalchemy-sync"]
+"""The others take as long and show the same: they are tried when kills are asked for."""
+
+
+@pytest.fixture(params=IN_THE_SUITE if KILLS <= 2 else ["plain", "sqlite", "sqlite-sync", *DRIVERS])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    """Files without an inbox, files with one, and PostgreSQL with one."""
+    """Files without an inbox, files with one, and PostgreSQL with one, over each driver."""
     match request.param:
         case "plain":
             yield Storage("plain", lambda tenant: _rows_of(tmp_path / f"{tenant}.db"))
-        case "sqlite":
-            yield Storage("sqlite", lambda tenant: _rows_of(tenant_file(tmp_path, tenant)))
-        case _:
-            with _on(request.getfixturevalue("postgres_server"), f"crash-{tmp_path.name}") as storage:
+        case "sqlite" | "sqlite-sync" as driver:
+            yield Storage(driver, lambda tenant: _rows_of(tenant_file(tmp_path, tenant)))
+        case driver:
+            with _on(request.getfixturevalue("postgres_server"), f"crash-{tmp_path.name}", driver) as storage:
                 yield storage
 
 

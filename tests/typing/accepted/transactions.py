@@ -2,36 +2,46 @@
 # ruff: noqa: D102, D103 - declarations to be looked at by checkers
 
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import assert_type
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import Connection as SyncEngineConnection
 from sqlalchemy.ext.asyncio import AsyncConnection as EngineConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.orm import sessionmaker
 
-from postroom import Consumer, MessageContext, Transactional
+from postroom import Consumer, MessageContext, SyncTransactional, Transactional
 from postroom.datasources import (
     AsyncpgDatabase,
     Provider,
     PsycopgConnections,
     PsycopgDatabase,
+    PsycopgSyncDatabase,
     Registry,
     Scope,
     SqlalchemyDatabase,
+    SqlalchemySyncDatabase,
     SqliteDatabase,
+    SqliteSyncTransaction,
     SqliteTransaction,
     asyncpg_inbox,
     asyncpg_pool,
     psycopg_connections,
     psycopg_inbox,
     psycopg_pool,
+    psycopg_sync_inbox,
+    psycopg_sync_pool,
     sqlalchemy_engine,
     sqlalchemy_inbox,
+    sqlalchemy_sync_engine,
+    sqlalchemy_sync_inbox,
     sqlite_database,
     tenant_file,
 )
@@ -163,3 +173,44 @@ with_repository = Consumer("q", context=Tenant, resources=mapped)
 async def through_repository(order: Order, ctx: MessageContext[Tenant, Repository]) -> None:
     async with ctx.transaction() as tx:
         assert_type(tx, PoolConnectionProxy[asyncpg.Record])
+
+
+sync_psycopg = Consumer("q", context=Tenant, resources=psycopg_sync_inbox(psycopg_sync_pool(registry)))
+sync_core = Consumer("q", context=Tenant, resources=sqlalchemy_sync_inbox(sqlalchemy_sync_engine(registry)))
+sync_sessions = sqlalchemy_sync_inbox(sqlalchemy_sync_engine(registry), session=sessionmaker(expire_on_commit=False))
+assert_type(sync_psycopg, Consumer[Tenant, PsycopgSyncDatabase])
+assert_type(sync_core, Consumer[Tenant, SqlalchemySyncDatabase[SyncEngineConnection]])
+assert_type(sync_sessions, Provider[Tenant, SqlalchemySyncDatabase[OrmSession]])
+
+
+@sync_psycopg.handler
+def plain_psycopg(order: Order, ctx: MessageContext[Tenant, PsycopgSyncDatabase]) -> None:
+    with ctx.transaction(key=order.order_id) as tx, ctx.resources.transaction() as other:
+        assert_type(tx, Connection[TupleRow])
+        assert_type(other, Connection[TupleRow])
+
+
+@sync_core.handler
+def plain_core(order: Order, ctx: MessageContext[Tenant, SqlalchemySyncDatabase[SyncEngineConnection]]) -> None:
+    with ctx.transaction() as tx:
+        assert_type(tx, SyncEngineConnection)
+
+
+with_sync_sessions = Consumer("q", context=Tenant, resources=sync_sessions)
+
+
+@with_sync_sessions.handler
+def plain_orm(order: Order, ctx: MessageContext[Tenant, SqlalchemySyncDatabase[OrmSession]]) -> None:
+    with ctx.transaction() as tx:
+        assert_type(tx, OrmSession)
+
+
+@with_sqlite.handler
+def plain_file(order: Order, ctx: MessageContext[Tenant, SqliteDatabase]) -> None:
+    with ctx.transaction() as tx:
+        assert_type(tx, SqliteSyncTransaction)
+        assert_type(tx.execute("INSERT INTO orders VALUES (?)", (order.order_id,)), int)
+
+
+def plain_protocol(order: Order, ctx: MessageContext[Tenant, SyncTransactional[Session]]) -> None:
+    assert_type(ctx.transaction(), AbstractContextManager[Session])

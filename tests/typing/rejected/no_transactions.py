@@ -1,7 +1,7 @@
 """Transactions that both checkers must refuse: the resources have no inbox, or another one."""
-# ruff: noqa: D103 - the names say what is wrong
+# ruff: noqa: D103, E501 - the names say what is wrong, and each line has its own errors
 
-from postroom import MessageContext, Transactional
+from postroom import MessageContext, SyncTransactional, Transactional
 from postroom.datasources import SqliteDatabase
 
 
@@ -20,9 +20,22 @@ async def no_resources(order: Order, ctx: MessageContext[str]) -> None:
 
 
 async def key_of_another_type(order: Order, ctx: MessageContext[str, SqliteDatabase]) -> None:
-    ctx.transaction(key=17)  # E: mypy(arg-type) pyright(reportArgumentType)
+    ctx.transaction(key=17)  # E: mypy(call-overload) pyright(reportArgumentType) pyright(reportCallIssue)
 
 
 async def not_what_it_yields(order: Order, ctx: MessageContext[str, Transactional[int]]) -> None:
     async with ctx.transaction() as tx:
         tx.upper()  # E: mypy(attr-defined) pyright(reportAttributeAccessIssue) pyright(reportUnknownMemberType)
+
+
+# fmt: off
+def for_the_other_kind(order: Order, ctx: MessageContext[str, Transactional[int]]) -> None:
+    tx = ctx.transaction()
+    with tx:  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+        pass
+
+
+async def for_plain_handlers(order: Order, ctx: MessageContext[str, SyncTransactional[int]]) -> None:
+    tx = ctx.transaction()
+    async with tx:  # E: mypy(attr-defined) mypy(attr-defined) pyright(reportGeneralTypeIssues) pyright(reportGeneralTypeIssues)
+        pass

@@ -51,7 +51,7 @@ def test_an_attempt_is_bounded_greeting_included(stage: str) -> None:
         await asyncio.sleep(60.0)
 
     async def main() -> float:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="no connection was made within"):
             await Attempts(5.0, wire.discard).make(wire.connect, silent)
         return asyncio.get_running_loop().time()
 

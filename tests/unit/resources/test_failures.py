@@ -28,6 +28,16 @@ def raised_from(cause: BaseException) -> Exception:
     return error
 
 
+def found_at_the_end(error: Exception, before: BaseException | None = None) -> Exception:
+    """Return what the end of a block raised while ``before`` was leaving it."""
+    error.__context__ = before
+    return error
+
+
+BROKEN = asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+CLOSED = "cannot call Transaction.__aexit__(): the underlying connection is closed"
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -97,6 +107,10 @@ def as_if_of(module: str, name: str, *args: object, **attributes: object) -> Exc
         raised_from(DriverError("53300")),
         ExceptionGroup("all", [ConnectionResetError(), DriverError("57P01")]),
         psycopg.OperationalError("connection failed"),
+        BROKEN,
+        DBAPIError("SELECT 1", None, raised_from(BROKEN)),
+        found_at_the_end(asyncpg.InterfaceError(CLOSED), BROKEN),
+        found_at_the_end(asyncpg.InterfaceError(CLOSED), asyncpg.ConnectionDoesNotExistError("was closed")),
         as_if_of("pymysql.err", "OperationalError", 1040, "Too many connections"),
         ResourceOpenError("left alone", context=None),
         PoolExhaustedError("no room", context=None),
@@ -124,6 +138,11 @@ def test_a_handler_that_met_an_outage_is_not_to_blame(error: BaseException) -> N
         as_if_of("pymysql.err", "OperationalError", 1205, "Lock wait timeout"),
         as_if_of("mine", "OperationalError", 1040),
         psycopg.errors.UniqueViolation("duplicate"),
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+        found_at_the_end(asyncpg.InterfaceError(CLOSED)),
+        found_at_the_end(asyncpg.InterfaceError(CLOSED), ValueError("the handler closed it")),
+        found_at_the_end(ValueError("the handler's own"), ConnectionResetError()),
+        as_if_of("mine", "InternalClientError", "cannot switch to state 15"),
     ],
     ids=repr,
 )

@@ -1,0 +1,111 @@
+"""What ``ctx.transaction()`` returns: a transaction of the tenant's database, for ``async with`` or for ``with``."""
+
+import asyncio
+import threading
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
+from typing import Any, Final, Generic, NoReturn, Protocol
+
+from postroom.errors import ConfigurationError
+from postroom.transactions import MessageKey, SyncTx, Tx
+
+_count: Final = threading.Lock()  # the handlers of one message may use several threads
+
+
+class Counts(Protocol):
+    """Where the open transactions of a message are counted."""
+
+    transactions: int
+
+
+class MessageTransaction(Generic[Tx, SyncTx]):
+    """One transaction of one message; nothing is done before it is entered, and it is entered once.
+
+    ``async with`` it in an ``async def`` handler, ``with`` it in a plain ``def`` handler.
+
+    Args:
+        counts: where it counts as open.
+        resources: the tenant's, with ``transaction_for``, ``sync_transaction_for`` or both.
+        key: by what a duplicate is recognised.
+    """
+
+    __slots__ = ("_async", "_counts", "_key", "_resources", "_sync")
+
+    def __init__(self, counts: Counts, resources: Any, key: MessageKey) -> None:
+        if not hasattr(resources, "transaction_for") and not hasattr(resources, "sync_transaction_for"):
+            kind = type(resources).__name__
+            text = f"ctx.transaction() needs resources with an inbox, such as asyncpg_inbox(...) provides; got {kind}"
+            raise ConfigurationError(text)
+        self._counts = counts
+        self._resources = resources
+        self._key = key
+        self._async: Any = None  # what was entered, and is left at the end
+        self._sync: Any = None
+
+    async def __aenter__(self) -> Tx:
+        """Begin, in the event loop."""
+        if not hasattr(self._resources, "transaction_for"):
+            self._refuse("is for plain def handlers: with ctx.transaction() as tx")
+        transaction: AbstractAsyncContextManager[Tx] = self._resources.transaction_for(self._key)
+        self._async = transaction
+        self._change(1)
+        try:
+            return await transaction.__aenter__()
+        except BaseException:
+            self._change(-1)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Commit, or roll back."""
+        try:
+            swallowed: bool | None = await self._async.__aexit__(kind, error, traceback)
+            return swallowed
+        finally:
+            self._change(-1)
+
+    def __enter__(self) -> SyncTx:
+        """Begin, in the handler's thread."""
+        if not hasattr(self._resources, "sync_transaction_for"):
+            self._refuse(
+                "is for async def handlers: async with ctx.transaction() as tx. For plain def handlers there are "
+                "psycopg_sync_inbox(...), sqlalchemy_sync_inbox(...) and sqlite_database(...)"
+            )
+        if _in_a_task():
+            text = (
+                "with ctx.transaction() blocks its thread, and this is the event loop's: use it in a plain def handler"
+            )
+            raise ConfigurationError(text)
+        transaction: AbstractContextManager[SyncTx] = self._resources.sync_transaction_for(self._key)
+        self._sync = transaction
+        self._change(1)
+        try:
+            return transaction.__enter__()
+        except BaseException:
+            self._change(-1)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Commit, or roll back."""
+        try:
+            swallowed: bool | None = self._sync.__exit__(kind, error, traceback)
+            return swallowed
+        finally:
+            self._change(-1)
+
+    def _change(self, by: int) -> None:
+        with _count:
+            self._counts.transactions += by
+
+    def _refuse(self, remedy: str) -> NoReturn:
+        raise ConfigurationError(f"the transaction of {type(self._resources).__name__} {remedy}")
+
+
+def _in_a_task() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:  # no event loop runs in this thread
+        return False

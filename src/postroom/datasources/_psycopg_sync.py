@@ -1,0 +1,242 @@
+"""psycopg for plain ``def`` handlers: a ``psycopg_pool.ConnectionPool`` per context, and its inbox."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, LiteralString, cast
+
+import psycopg
+import psycopg_pool as pools
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
+from postroom.datasources._psycopg_inbox import with_places
+from postroom.datasources._sync_connections import SyncConnection, SyncConnections, SyncSessions
+from postroom.datasources._sync_inbox import SyncDatabase
+from postroom.datasources._waiting import SAID_AFTER
+from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
+from postroom.datasources.providers import Provider
+from postroom.datasources.registry import Locate, located
+from postroom.datasources.scope import Scope, ScopeOf
+from postroom.resources.identity import display_key
+from postroom.transactions import TransactionRolledBack
+from postroom.types import C
+
+SyncPool = pools.ConnectionPool[SyncConnection]
+_numbers: Final = itertools.count(1)
+_log = logging.getLogger("postroom.datasources")
+
+
+def psycopg_sync_pool(
+    locate: Locate[C],
+    *,
+    max_size: int = 4,
+    idle: float = 60.0,
+    connect_timeout: float = 5.0,
+    acquire_timeout: float = 10.0,
+    close_timeout: float = 5.0,
+    canary: bool = True,
+    reset: bool = True,
+    configure: Callable[[SyncConnection], None] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Provider[C, SyncPool]:
+    """Provide a ``psycopg_pool.ConnectionPool`` per context, for plain ``def`` handlers.
+
+    It is opened and closed as :func:`psycopg_pool` is, and has two threads of its own. A connection
+    that waits for a server which is gone without a word fails after about a minute: a thread cannot
+    be cancelled. ``keepalives_*`` and ``tcp_user_timeout`` in the DSN or in ``options`` say
+    otherwise.
+
+    Args:
+        locate: context to DSN or ``DataSource``; ``LookupError`` or None where there is no such
+            tenant. A password function is called in the event loop.
+        max_size: connections at most; the weight of one resource.
+        idle: seconds after which an unused connection is closed, down to none.
+        connect_timeout: seconds for one connection to be made, in whole ones and at least 2.
+        acquire_timeout: seconds after which asking for a connection raises ``PoolTimeout``, where
+            the call names none itself. Its cause is why the last connection could not be made, if
+            that is so. A wait of 3 s is logged, once.
+        close_timeout: seconds that the pool's threads may take at close. Held connections are then
+            ended.
+        canary: check database and user of every new connection against the registry
+            (``WrongDatabase``).
+        reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as
+            ``autocommit``, when a connection is returned: one more round trip.
+        configure: called with each new connection; it must leave no transaction open.
+        options: further keywords for each connection, such as ``autocommit`` or ``row_factory``.
+
+    Raises:
+        UnknownTenant: at opening: the registry does not know the context.
+        WrongDatabase: at opening: the canary found another database or user.
+        ConfigurationError: at opening: the DSN is none, or names no database that the canary could
+            compare.
+        psycopg.OperationalError, TimeoutError: at opening: the first connection could not be made.
+    """
+
+    @asynccontextmanager
+    async def enter(context: C) -> AsyncGenerator[SyncPool, None]:
+        source = await located(locate, context)
+        connections = SyncConnections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
+        sessions = SyncSessions(configure)
+        try:
+            await connections.first()
+            pool = _Pool(
+                source.dsn,
+                connection_class=connections.kind(),
+                min_size=0,
+                max_size=max_size,
+                max_idle=idle,
+                timeout=acquire_timeout,
+                reconnect_timeout=connect_timeout,
+                num_workers=1,
+                name=f"postroom-sync-{next(_numbers)}",
+                open=False,
+                configure=sessions.configure,
+                reset=sessions.reset if reset else None,
+            )
+            pool.watch(connections, display_key(context))
+            try:
+                pool.open()
+                yield pool
+            finally:
+                await asyncio.to_thread(pool.close, close_timeout)
+        finally:
+            await connections.end()
+
+    return Provider(enter, weight=max_size, check=_check_pool)
+
+
+class _Pool(pools.ConnectionPool[SyncConnection]):
+    """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
+
+    _connections: SyncConnections
+    _who: str
+    _told = False
+
+    def watch(self, connections: SyncConnections, who: str) -> None:
+        self._connections = connections
+        self._who = who
+
+    def getconn(self, timeout: float | None = None) -> SyncConnection:
+        limit = self.timeout if timeout is None else timeout
+        try:
+            if limit > SAID_AFTER:
+                try:
+                    return super().getconn(SAID_AFTER)
+                except pools.PoolTimeout:
+                    self._warn(limit)
+                    limit -= SAID_AFTER
+            return super().getconn(limit)
+        except pools.PoolTimeout as late:
+            refusal = self._connections.refusal
+            if refusal is not None:
+                raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
+            raise
+
+    def _warn(self, limit: float) -> None:
+        if self._told or self._connections.refusal is not None:
+            return
+        self._told = True
+        _log.warning(
+            "Tenant %s: all %d connections are in use, and a handler has waited for one for %g s; it fails after %g s. "
+            "A handler that holds a connection must not ask for a second one; else raise max_size=, or lower "
+            "Concurrency(per_tenant=)",
+            self._who,
+            self.max_size,
+            SAID_AFTER,
+            limit,
+        )
+
+
+async def _check_pool(pool: SyncPool) -> bool:
+    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
+    statistics = pool.get_stats()
+    if statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]:
+        return True
+    await asyncio.to_thread(_ask, pool)
+    return True
+
+
+def _ask(pool: SyncPool) -> None:
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+class PsycopgSyncDatabase(SyncDatabase[SyncConnection]):
+    """A ``ConnectionPool`` of psycopg with an inbox in its database. :func:`psycopg_sync_inbox` provides it.
+
+    Args:
+        pool: psycopg's own pool.
+        inbox: the table: ``postgres_inbox()``.
+        wait: seconds that a duplicate waits for the transaction of the first.
+        scope: the tenant's part of a database that tenants share.
+    """
+
+    def __init__(self, pool: SyncPool, inbox: Inbox, *, wait: float = 60.0, scope: Scope | None = None) -> None:
+        super().__init__(inbox, wait=wait, scope=scope)
+        self.pool = pool
+        """psycopg's own pool, for what needs no transaction of the message. No scope holds there."""
+
+    @contextmanager
+    def _begin(self) -> Generator[Work[SyncConnection]]:
+        with self.pool.connection() as connection, connection.transaction():
+            yield _Work(connection)
+
+
+class _Work(Work[SyncConnection]):
+    async def value(self, sql: str, *parameters: Any) -> Any:
+        # The connection's own factories are the user's.
+        with psycopg.Cursor(self.tx, row_factory=tuple_row) as cursor:
+            cursor.execute(with_places(sql), parameters)
+            row = cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def run(self, sql: str) -> None:
+        self.tx.execute(cast("LiteralString", sql))
+
+    async def finish(self) -> None:
+        status = self.tx.info.transaction_status
+        if status == TransactionStatus.INERROR:
+            raise TransactionRolledBack(SWALLOWED)
+        if status == TransactionStatus.IDLE:
+            raise TransactionRolledBack(ENDED)
+
+
+def psycopg_sync_inbox(
+    provider: Provider[C, SyncPool],
+    *,
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, PsycopgSyncDatabase]:
+    """Add an inbox for plain ``def`` handlers: ``psycopg_sync_inbox(psycopg_sync_pool(registry))``.
+
+    Args:
+        provider: what opens the pool. Its weight and its health check stay as they are.
+        table: the inbox's table, with or without a schema.
+        create: create the table at opening where it is missing. Otherwise your migrations do, with
+            ``postgres_inbox(table).schema``.
+        wait: seconds that a duplicate waits for the transaction of the first, before it counts as
+            failed.
+        scope: context to the tenant's part of a database that tenants share: a schema, or settings.
+
+    Raises:
+        ConfigurationError: ``table`` is no name for a table; at opening: the database has no such
+            table or schema.
+    """
+    inbox = postgres_inbox(table)
+
+    async def prepare(database: PsycopgSyncDatabase) -> None:
+        await asyncio.to_thread(database.prepare, create=create)
+
+    return add_inbox(
+        provider,
+        lambda pool, own: PsycopgSyncDatabase(pool, inbox, wait=wait, scope=own),
+        lambda database: database.pool,
+        prepare,
+        scope,
+    )

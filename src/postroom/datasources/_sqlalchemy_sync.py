@@ -1,0 +1,297 @@
+"""SQLAlchemy for plain ``def`` handlers: one ``Engine`` per context, over psycopg, and its inbox."""
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any, Generic, overload
+
+from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session, SessionTransaction
+from typing_extensions import TypeVar
+
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
+from postroom.datasources._sync_connections import (
+    PATIENCE,
+    SyncConnection,
+    SyncConnections,
+    connect_sync,
+    in_time,
+    reset_sync_session,
+)
+from postroom.datasources._sync_inbox import SyncDatabase
+from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
+from postroom.datasources.providers import Provider
+from postroom.datasources.registry import DataSource, Locate, located
+from postroom.datasources.scope import Scope, ScopeOf
+from postroom.errors import ConfigurationError
+from postroom.transactions import TransactionRolledBack
+from postroom.types import C
+
+Tx = TypeVar("Tx")
+S = TypeVar("S", bound=Session, default=Session)
+BeginSync = Callable[[Engine], AbstractContextManager[Work[Tx]]]
+"""How a transaction of an engine begins."""
+_PLAIN = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
+
+
+def sqlalchemy_sync_engine(
+    locate: Locate[C],
+    *,
+    max_size: int = 4,
+    connect_timeout: float = 5.0,
+    acquire_timeout: float = 10.0,
+    close_timeout: float = 5.0,
+    canary: bool = True,
+    reset: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> Provider[C, Engine]:
+    """Provide an ``Engine`` per context, for plain ``def`` handlers. It opens its first connection at once.
+
+    It is for PostgreSQL, over psycopg, and has no threads of its own. After it is closed nothing is
+    open, and a later use raises ``ClosedError``. A connection that waits for a server which is gone
+    without a word fails after about a minute: a thread cannot be cancelled. ``keepalives_*`` and
+    ``tcp_user_timeout`` in ``options={"connect_args": {...}}`` say otherwise.
+
+    Args:
+        locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such
+            tenant. A password function is called in the event loop.
+        max_size: connections at most, without overflow; the weight of one resource.
+        connect_timeout: seconds for one connection to be made, in whole ones and at least 2.
+        acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's
+            ``TimeoutError``.
+        close_timeout: seconds that connections in use may take at close; then they are ended.
+        canary: check database and user of every new connection against the registry
+            (``WrongDatabase``).
+        reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
+            returned: one more round trip.
+        options: further keywords for ``create_engine``, such as ``isolation_level``.
+
+    Raises:
+        UnknownTenant: at opening: the registry does not know the context.
+        WrongDatabase: at opening: the canary found another database or user.
+        ConfigurationError: at opening: the URL is none for PostgreSQL over psycopg, or names no
+            database that the canary could compare.
+        sqlalchemy.exc.DBAPIError, TimeoutError: at opening: the first connection could not be made.
+    """
+
+    @asynccontextmanager
+    async def enter(context: C) -> AsyncGenerator[Engine, None]:
+        source = await located(locate, context)
+        url = _url(source.dsn)
+        size = {"pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
+        engine = create_engine(url, **{**size, **(options or {})})
+        watch = _Watch(engine, source, url, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        try:
+            await in_time(connect_timeout, lambda: _ask(engine))
+            yield engine
+        finally:
+            await watch.close(close_timeout)
+
+    return Provider(enter, weight=max_size, check=_check)
+
+
+class _Watch:
+    """Everything that is to happen at the connections of one engine, as listeners of its pool."""
+
+    def __init__(
+        self, engine: Engine, source: DataSource, url: URL, *, connect_timeout: float, canary: bool, reset: bool
+    ) -> None:
+        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        in_libpqs_words = DataSource(plain, database=source.database, user=source.user, password=source.password)
+        self._connections = SyncConnections(in_libpqs_words, connect_timeout=connect_timeout, canary=canary, options={})
+        self._engine = engine
+        self._timeout = connect_timeout
+        self._lock = threading.Lock()
+        self._in_use = 0
+        self._none = threading.Event()
+        self._none.set()
+        event.listen(engine, "do_connect", self._do_connect)
+        event.listen(engine, "checkout", self._checkout)
+        event.listen(engine, "checkin", self._checkin)
+        if reset:
+            event.listen(engine, "reset", self._reset)
+
+    def _do_connect(self, _dialect: Any, _record: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        """Make the connection instead of SQLAlchemy, with what its dialect made of the URL."""
+        defaults = {**PATIENCE, "connect_timeout": max(1, round(self._timeout))}
+
+        def make(**more: Any) -> SyncConnection:
+            return connect_sync(*arguments, **{**defaults, **keywords, **more})
+
+        return self._connections.connect(make)
+
+    def _checkout(self, *_: Any) -> None:
+        with self._lock:
+            self._in_use += 1
+            self._none.clear()
+
+    def _checkin(self, *_: Any) -> None:
+        with self._lock:
+            self._in_use -= 1
+            if not self._in_use:
+                self._none.set()
+
+    def _reset(self, connection: Any, _record: Any, state: Any) -> None:
+        if not state.terminate_only:
+            reset_sync_session(connection)
+
+    async def close(self, timeout: float) -> None:
+        try:
+            if await asyncio.to_thread(self._none.wait, timeout):
+                await asyncio.to_thread(self._engine.dispose)
+        finally:
+            await self._connections.end()
+
+
+def _url(dsn: str) -> URL:
+    try:
+        url = make_url(dsn)
+    except ArgumentError:
+        # SQLAlchemy's words might quote the URL, and a password may stand in it.
+        raise ConfigurationError("the registry's DSN is not a URL that SQLAlchemy understands") from None
+    if url.drivername not in _PLAIN:
+        text = "sqlalchemy_sync_engine() takes URLs of PostgreSQL over psycopg: postgresql:// or postgresql+psycopg://"
+        raise ConfigurationError(f"{text}; got {url.drivername}://")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _ask(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+async def _check(engine: Engine) -> bool:
+    """Ask one idle connection. An engine without an idle one is in use: its users report."""
+    pool: Any = engine.pool
+    if pool.checkedout() < pool.size():
+        await asyncio.to_thread(_ask, engine)
+    return True
+
+
+class SqlalchemySyncDatabase(SyncDatabase[Tx], Generic[Tx]):
+    """An ``Engine`` with an inbox in its database. :func:`sqlalchemy_sync_inbox` provides it."""
+
+    def __init__(
+        self, engine: Engine, inbox: Inbox, begin: BeginSync[Tx], *, wait: float = 60.0, scope: Scope | None = None
+    ) -> None:
+        super().__init__(inbox, wait=wait, scope=scope)
+        self.engine = engine
+        """SQLAlchemy's own engine, for what needs no transaction of the message. No scope holds there."""
+        self._begin_with = begin
+
+    def _begin(self) -> AbstractContextManager[Work[Tx]]:
+        return self._begin_with(self.engine)
+
+
+class _OfConnection(Work[Tx]):
+    """Statements through a connection, of whatever the transaction belongs to."""
+
+    def __init__(self, tx: Tx, connection: Connection, transaction: RootTransaction | SessionTransaction) -> None:
+        super().__init__(tx)
+        self._connection = connection
+        self._transaction = transaction
+
+    async def value(self, sql: str, *parameters: Any) -> Any:
+        named = {f"p{number}": value for number, value in enumerate(parameters, start=1)}
+        return self._connection.execute(text(re.sub(r"\$(\d+)", r":p\1", sql)), named).scalar()
+
+    async def run(self, sql: str) -> None:
+        for statement in sql.split(";\n"):
+            if statement.strip():
+                self._connection.exec_driver_sql(statement)
+
+    async def finish(self) -> None:
+        if not self._transaction.is_active:
+            raise TransactionRolledBack(ENDED)
+
+
+class _OfSession(_OfConnection[S]):
+    async def finish(self) -> None:
+        if not self._transaction.is_active:  # a failed flush has done that, or the block
+            raise TransactionRolledBack(SWALLOWED if self.tx.in_transaction() else ENDED)
+        self.tx.flush()
+
+
+@contextmanager
+def _begin_connection(engine: Engine) -> Generator[Work[Connection]]:
+    with engine.connect() as connection, connection.begin() as transaction:
+        yield _OfConnection(connection, connection, transaction)
+
+
+def _begin_session(factory: Callable[..., S]) -> BeginSync[S]:
+    @contextmanager
+    def begin(engine: Engine) -> Generator[Work[S]]:
+        with factory(bind=engine) as session, session.begin() as transaction:
+            yield _OfSession(session, session.connection(), transaction)
+
+    return begin
+
+
+@overload
+def sqlalchemy_sync_inbox(
+    provider: Provider[C, Engine],
+    *,
+    session: None = None,
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, SqlalchemySyncDatabase[Connection]]: ...
+
+
+@overload
+def sqlalchemy_sync_inbox(
+    provider: Provider[C, Engine],
+    *,
+    session: Callable[..., S],
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, SqlalchemySyncDatabase[S]]: ...
+
+
+def sqlalchemy_sync_inbox(
+    provider: Provider[C, Engine],
+    *,
+    session: Callable[..., Any] | None = None,
+    table: str = DEFAULT_TABLE,
+    create: bool = False,
+    wait: float = 60.0,
+    scope: ScopeOf[C] | None = None,
+) -> Provider[C, SqlalchemySyncDatabase[Any]]:
+    """Add an inbox for plain ``def`` handlers: ``sqlalchemy_sync_inbox(sqlalchemy_sync_engine(...), session=Session)``.
+
+    Args:
+        provider: what opens the engine. Its weight and its health check stay as they are.
+        session: makes the ``Session`` that handlers get, called with ``bind=``: the class itself,
+            or a ``sessionmaker(expire_on_commit=False)``. None: handlers get a ``Connection``.
+        table: the inbox's table, with or without a schema.
+        create: create the table at opening where it is missing. Otherwise your migrations do, with
+            ``postgres_inbox(table).schema``.
+        wait: seconds that a duplicate waits for the transaction of the first, before it counts as
+            failed.
+        scope: context to the tenant's part of a database that tenants share: a schema, or settings.
+
+    Raises:
+        ConfigurationError: ``table`` is no name for a table, ``session`` makes no session; at
+            opening: the database has no such table or schema, or its connections are in AUTOCOMMIT.
+    """
+    if isinstance(session, type) and not issubclass(session, Session):
+        raise ConfigurationError(f"session= takes Session or a sessionmaker(...); got {session.__name__}")
+    inbox = postgres_inbox(table)
+    begin: BeginSync[Any] = _begin_connection if session is None else _begin_session(session)
+
+    async def prepare(database: SqlalchemySyncDatabase[Any]) -> None:
+        await asyncio.to_thread(database.prepare, create=create)
+
+    return add_inbox(
+        provider,
+        lambda engine, own: SqlalchemySyncDatabase(engine, inbox, begin, wait=wait, scope=own),
+        lambda database: database.engine,
+        prepare,
+        scope,
+    )

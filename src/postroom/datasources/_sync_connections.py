@@ -1,0 +1,257 @@
+"""psycopg's connections for threads: made, watched and ended as those of the event loop are."""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow, tuple_row
+
+from postroom.datasources._attempts import late
+from postroom.datasources._canary import CANARY, require_names, verify
+from postroom.datasources._passwords import Forgetful, connected
+from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._sync_inbox import run_now
+from postroom.datasources.psycopg import ATTRIBUTES, FLAGS, check_dsn, refusal_of
+from postroom.datasources.registry import DataSource, Password, ask
+from postroom.errors import ClosedError
+
+T = TypeVar("T")
+SyncConnection = psycopg.Connection[TupleRow]
+Connect = Callable[..., SyncConnection]
+PATIENCE: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""What ends a wait for a server that is gone without a word, after a minute: nothing else can interrupt a thread. Linux
+itself would wait for two hours while nothing is sent, and then for a quarter of an hour."""
+_CANCELLING: Final = 1.0
+"""Seconds for telling the server that a statement is not wanted."""
+_log = logging.getLogger("postroom.datasources")
+
+
+async def in_time(timeout: float, connect: Callable[[], T]) -> T:
+    """Connect in a thread, and return the result, or raise ``TimeoutError`` after ``timeout`` seconds."""
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            return await asyncio.to_thread(connect)
+    except TimeoutError:
+        if deadline.expired():
+            raise late(timeout) from None
+        raise
+
+
+class SyncConnections:
+    """The connections of one context, made in the threads that ask for them. Made and ended in the event loop.
+
+    Args:
+        source: what the registry said.
+        connect_timeout: seconds for one connection to be made.
+        canary: whether each new connection is compared with the registry.
+        options: keywords for each connection.
+    """
+
+    def __init__(self, source: DataSource, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]) -> None:
+        self._source = _for_threads(source, connect_timeout)
+        self._names = require_names(source, options) if canary else None
+        self._timeout = connect_timeout
+        self._options = options
+        self._lock = threading.Lock()
+        self._live: WeakSet[SyncConnection] = WeakSet()
+        self._ready: list[SyncConnection] = []
+        self._under_way = 0
+        self._none = threading.Event()
+        self._none.set()
+        self._closed = False
+        self.refusal: Exception | None = None
+        """Why the last attempt failed, until one succeeds."""
+
+    async def first(self) -> None:
+        """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
+        self._ready.append(await in_time(self._timeout, self.connect))
+
+    def kind(self) -> type[SyncConnection]:
+        """Return the class of connections that a pool is to make."""
+        owner = self
+
+        class Owned(psycopg.Connection[TupleRow]):
+            @classmethod
+            def connect(cls, conninfo: str = "", **_: Any) -> Any:  # noqa: ARG003 - the registry's counts
+                return owner._ready.pop() if owner._ready else owner.connect()
+
+        return Owned
+
+    def connect(self, make: Connect | None = None) -> SyncConnection:
+        """Make one connection and let the canary look at it.
+
+        Args:
+            make: makes it, with the keywords that it is given; None for the DSN and the options.
+
+        Raises:
+            ClosedError: the resource was closed, before or meanwhile.
+        """
+        with self._lock:
+            self._go_on_unless_closed()
+            self._under_way += 1
+            self._none.clear()
+        try:
+            connection = self._attempt(make or self._make)
+        except Exception as error:
+            self.refusal = error
+            raise
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                if not self._under_way:
+                    self._none.set()
+        self.refusal = None
+        return connection
+
+    def _make(self, **keywords: Any) -> SyncConnection:
+        given = {**conninfo_to_dict(self._source.dsn), **self._options}
+        patience = {name: value for name, value in PATIENCE.items() if name not in given}
+        timeout = {} if "connect_timeout" in given else {"connect_timeout": max(1, round(self._timeout))}
+        return connect_sync(self._source.dsn, **{**patience, **timeout, **self._options, **keywords})
+
+    def _attempt(self, make: Connect) -> SyncConnection:
+        async def once(password: dict[str, Any]) -> SyncConnection:
+            return make(**password)
+
+        connection = run_now(connected(self._source, once))
+        try:
+            with self._lock:
+                self._go_on_unless_closed()
+                self._live.add(connection)
+            self._greet(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _greet(self, connection: SyncConnection) -> None:
+        if self._names is not None:
+            cursor = connection.cursor(row_factory=tuple_row)
+            cursor.execute(CANARY)
+            verify(self._names, *(cursor.fetchone() or ("", "")))
+            connection.rollback()
+
+    def _go_on_unless_closed(self) -> None:
+        if self._closed:
+            raise ClosedError("the resources of this tenant were closed")
+
+    async def end(self) -> bool:
+        """End what is still open or being opened. Returns whether anything was in use."""
+        with self._lock:
+            self._closed = True
+            held = [connection for connection in self._live if not connection.closed]
+        in_use = [connection for connection in held if connection not in self._ready]
+        for connection in held:
+            if _is_busy(connection):  # without this, the server would finish the statement, and keep its backend
+                await asyncio.to_thread(_cancel, connection)
+            end_sync_connection(connection)
+        if self._under_way:  # they end by themselves: their thread looks whether it may go on
+            await asyncio.to_thread(self._none.wait, self._timeout)
+        if in_use:
+            _log.warning("%d connections were still held by threads at close and were ended", len(in_use))
+        return bool(in_use)
+
+
+class SyncSessions:
+    """What each connection of a pool was like when it was new, and how it becomes like that again.
+
+    Args:
+        configure: called with each new connection.
+    """
+
+    def __init__(self, configure: Callable[[SyncConnection], None] | None) -> None:
+        self._configure = configure
+        self._flags: dict[str, Any] = {}
+
+    def configure(self, connection: SyncConnection) -> None:
+        """Prepare a new connection, and remember what it is like."""
+        if self._configure is not None:
+            self._configure(connection)
+        self._flags = {name: getattr(connection, name) for name in (*FLAGS, *ATTRIBUTES)}
+
+    def reset(self, connection: SyncConnection) -> None:
+        """Make a connection what it was."""
+        reset_sync_session(connection)
+        for name in (*FLAGS, *ATTRIBUTES):
+            if getattr(connection, name) != self._flags[name]:
+                setattr(connection, name, self._flags[name])
+
+
+class _FromThread:
+    """A registry's password function, asked by threads: it runs in the event loop, where its kind belongs."""
+
+    def __init__(self, password: Password, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
+        self._password = password
+        self._loop = loop
+        self._timeout = timeout
+
+    def __call__(self) -> str:
+        return asyncio.run_coroutine_threadsafe(ask(self._password), self._loop).result(self._timeout)
+
+    def forget(self, password: str, /) -> None:
+        memory: object = self._password
+        if isinstance(memory, Forgetful):
+            self._loop.call_soon_threadsafe(memory.forget, password)  # and the next question comes after it
+
+
+def _for_threads(source: DataSource, timeout: float) -> DataSource:
+    check_dsn(source.dsn)
+    if source.password is None:
+        return source
+    password = _FromThread(source.password, asyncio.get_running_loop(), timeout)
+    return DataSource(source.dsn, database=source.database, user=source.user, password=password)
+
+
+def connect_sync(dsn: str = "", **keywords: Any) -> SyncConnection:
+    """Connect as psycopg does; a failed attempt leaves no socket, and a refused login has its SQLSTATE."""
+    try:
+        return psycopg.Connection.connect(dsn, **keywords)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        if (refusal := refusal_of(error)) is not None:
+            raise refusal from error
+        raise
+
+
+def reset_sync_session(connection: SyncConnection) -> None:
+    """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
+    autocommit = connection.autocommit
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        connection.rollback()
+    connection.autocommit = True  # one round trip instead of three: no BEGIN, no COMMIT
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+    cursor.execute(RESET)
+    while cursor.nextset():
+        pass
+    if cursor.rowcount:
+        cursor.execute(DEALLOCATE)
+    connection.autocommit = autocommit
+
+
+def end_sync_connection(connection: SyncConnection) -> None:
+    """End a connection that a thread may be using: after a shutdown that thread reads the end of the stream."""
+    if not _is_busy(connection):
+        connection.close()
+        return
+    with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+def _is_busy(connection: SyncConnection) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.ACTIVE or connection.lock.locked()
+
+
+def _cancel(connection: SyncConnection) -> None:
+    with suppress(psycopg.Error, OSError):
+        connection.cancel_safe(timeout=_CANCELLING)

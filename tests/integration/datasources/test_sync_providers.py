@@ -1,0 +1,169 @@
+"""The providers for plain ``def`` handlers: what opening, waiting and closing promise."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import pytest
+import sqlalchemy.exc
+from sqlalchemy import text
+
+from postroom import ClosedError, ConfigurationError, UnknownTenant
+from postroom.datasources import (
+    DataSource,
+    Provider,
+    Registry,
+    WrongDatabase,
+    psycopg_sync_pool,
+    sqlalchemy_sync_engine,
+)
+from postroom.resources import is_outage, sqlstate_of
+from support.tenant_database import TenantDatabase
+
+pytestmark = pytest.mark.postgres
+Provide = Callable[..., Provider[str, Any]]
+
+
+@pytest.fixture(params=[psycopg_sync_pool, sqlalchemy_sync_engine], ids=["psycopg", "SQLAlchemy"])
+def provide(request: pytest.FixtureRequest) -> Any:
+    """One provider after the other."""
+    return request.param
+
+
+def _connect(resource: Any) -> Any:
+    """Return the context manager of a connection."""
+    return resource.connection() if isinstance(resource, psycopg_pool.ConnectionPool) else resource.connect()
+
+
+def _ask(resource: Any, sql: str) -> Any:
+    with _connect(resource) as connection:
+        if isinstance(connection, psycopg.Connection):
+            return connection.execute(sql).fetchone()[0]  # type: ignore[index]
+        return connection.execute(text(sql)).scalar()
+
+
+async def test_a_thread_uses_it_and_nothing_is_left(provide: Provide, tenant: TenantDatabase) -> None:
+    """One connection is made at opening, more when threads ask at once, none is open afterwards."""
+    made = provide(Registry({"a": tenant.dsn}), max_size=3)
+    async with made("a") as resource:
+        assert tenant.backends() == 1
+        answers = await asyncio.gather(*(asyncio.to_thread(_ask, resource, "SELECT 1") for _ in range(9)))
+        assert answers == [1] * 9
+        assert tenant.backends() <= made.weight == 3
+        assert made.check is not None
+        assert await made.check(resource)
+    tenant.wait_for_backends(0)
+    with pytest.raises((ClosedError, psycopg_pool.PoolClosed)):
+        await asyncio.to_thread(_ask, resource, "SELECT 1")
+
+
+async def test_a_refused_login_says_why_and_no_secret(provide: Provide, tenant: TenantDatabase) -> None:
+    """At opening, with its SQLSTATE; the password is in none of it."""
+    dsn = tenant.dsn.replace(tenant.server.password, "not-the-secret")
+    with pytest.raises((psycopg.OperationalError, sqlalchemy.exc.DBAPIError)) as refused:
+        async with provide(Registry({"a": dsn}))("a"):
+            pass
+    assert sqlstate_of(refused.value) == "28P01"
+    assert is_outage(refused.value)
+    assert "not-the-secret" not in str(refused.value)
+    tenant.wait_for_backends(0)
+
+
+async def test_the_canary_compares(provide: Provide, tenant: TenantDatabase) -> None:
+    """Nothing is given out that leads elsewhere."""
+    source = DataSource(tenant.dsn, database="another")
+    with pytest.raises(WrongDatabase, match="another"):
+        async with provide(Registry({"a": source}))("a"):
+            pass
+    tenant.wait_for_backends(0)
+
+
+async def test_a_rotated_password_is_asked_for_in_the_event_loop(provide: Provide, tenant: TenantDatabase) -> None:
+    """An async function, for each connection, and once more when the server has refused what it said."""
+    answers = ["of yesterday", tenant.server.password, tenant.server.password]
+    forgotten: list[str] = []
+
+    class Password:
+        async def __call__(self) -> str:
+            assert asyncio.current_task() is not None
+            return answers.pop(0)
+
+        def forget(self, password: str, /) -> None:
+            forgotten.append(password)
+
+    dsn = tenant.dsn.replace(f":{tenant.server.password}@", "@")
+    async with provide(Registry({"a": DataSource(dsn, password=Password())}), max_size=2)("a") as resource:
+
+        def two() -> None:
+            with _connect(resource), _connect(resource):
+                pass
+
+        await asyncio.to_thread(two)
+    assert (answers, forgotten) == ([], ["of yesterday"])
+
+
+async def test_waiting_ends_in_time(provide: Provide, tenant: TenantDatabase) -> None:
+    """A thread that holds all connections and asks for another one gets an error."""
+    late = (psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)
+    async with provide(Registry({"a": tenant.dsn}), max_size=1, acquire_timeout=0.1)("a") as resource:
+
+        def nested() -> None:
+            with ExitStack() as stack:
+                stack.enter_context(_connect(resource))
+                with pytest.raises(late):
+                    stack.enter_context(_connect(resource))
+
+        await asyncio.to_thread(nested)
+
+
+async def test_a_long_wait_is_said_once_and_its_cause_is_shown(
+    tenant: TenantDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits, for what, and what can be done; and why there is no connection where the server refuses them."""
+    monkeypatch.setattr("postroom.datasources._psycopg_sync.SAID_AFTER", 0.05)
+    async with psycopg_sync_pool(Registry({"a": tenant.dsn}), max_size=1, acquire_timeout=0.2)("a") as pool:
+
+        def wait() -> None:
+            with pool.connection():
+                for _ in range(2):
+                    with pytest.raises(psycopg_pool.PoolTimeout):
+                        pool.getconn()
+
+        with caplog.at_level(logging.WARNING, "postroom.datasources"):
+            await asyncio.to_thread(wait)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "postroom.datasources"]
+    assert line.startswith("Tenant a: all 1 connections are in use, and a handler has waited")
+    assert "max_size=" in line
+
+
+async def test_wrong_registries_are_refused(provide: Provide) -> None:
+    """In words that say what to write instead, without the DSN."""
+    with pytest.raises(UnknownTenant):
+        async with provide(Registry({}))("a"):
+            pass
+    with pytest.raises(ConfigurationError) as refused:
+        async with provide(Registry({"a": "this is no://dsn with secret"}))("a"):
+            pass
+    assert "secret" not in str(refused.value)
+    if provide is sqlalchemy_sync_engine:
+        with pytest.raises(ConfigurationError, match=r"postgresql\+psycopg"):
+            async with provide(Registry({"a": "mysql://localhost/x"}))("a"):
+                pass
+
+
+async def test_a_server_that_does_not_answer_is_late(provide: Provide) -> None:
+    """The event loop does not wait for the thread, and the error says which option is meant."""
+    silent: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: silent.append(writer), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        registry = Registry({"a": f"postgresql://a:b@127.0.0.1:{port}/c"})
+        with pytest.raises(TimeoutError, match="connect_timeout="):
+            async with provide(registry, connect_timeout=0.2)("a"):
+                pass
+    for writer in silent:
+        writer.close()
