@@ -229,7 +229,7 @@ class Ledger:
     def due(self, now: float) -> float:
         """Return when to exchange next, or to look whether there is something to say."""
         if self.failures:
-            pause = min(self.fleet.tick * 2 ** min(self.failures - 1, 10), self.fleet.lease / 3)
+            pause = min(self.fleet.tick * 2.0 ** min(self.failures - 1, 10), self.fleet.lease / 3)
             return self._last + pause
         gap = self._last + self.fleet.tick / _GAP
         if self._newcomers:

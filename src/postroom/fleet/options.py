@@ -54,18 +54,18 @@ class Fleet:
 
     def __post_init__(self) -> None:
         if self.per_tenant is not None and (not _is_whole(self.per_tenant) or self.per_tenant < 1):
-            text = (
-                f"Fleet(per_tenant=...) takes a whole number from 1 up, or None for no limit; got {self.per_tenant!r}"
-            )
+            text = f"Fleet(per_tenant=...) takes a whole number from 1 up, or None; got {self.per_tenant!r}"
             raise ConfigurationError(text)
         if self.rate is not None and not _is_between(self.rate, 1e-6, 1e9):
             text = f"Fleet(rate=...) takes starts per second above 0, or None for no limit; got {self.rate!r}"
             raise ConfigurationError(text)
-        if not (self.overrides is None or isinstance(self.overrides, Mapping) or callable(self.overrides)):
-            text = f"Fleet(overrides=...) takes a mapping by tenant or a function of it; got {self.overrides!r}"
+        overrides: object = self.overrides
+        if not (overrides is None or isinstance(overrides, Mapping) or callable(overrides)):
+            text = f"Fleet(overrides=...) takes a mapping by tenant or a function of it; got {overrides!r}"
             raise ConfigurationError(text)
-        if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            text = f"Fleet(name=...) takes a text without spaces and braces, such as 'orders'; got {self.name!r}"
+        name: object = self.name
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            text = f"Fleet(name=...) takes a text without spaces and braces, such as 'orders'; got {name!r}"
             raise ConfigurationError(text)
         if not _is_between(self.tick, 0.01, 3_600):
             text = f"Fleet(tick=...) takes seconds, at least 0.01; got {self.tick!r}"

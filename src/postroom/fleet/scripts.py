@@ -69,8 +69,8 @@ end
 
 for i = 0, (#ARGV - 6) / 6 - 1 do
   local slots_key, rate_key, at = KEYS[5 + 2 * i], KEYS[6 + 2 * i], 7 + 6 * i
-  local cap, hold, need, want = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local rate, tokens = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  local cap, hold, need = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local want, rate, tokens = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   if want < need then want = need end
   local names, needs, spares = {me}, {need}, {want - need}
   local needed, used, mine, last, contended, hungry = need, 0, 0, -1, 0, 1
@@ -127,7 +127,8 @@ lease and tick in milliseconds, whether it leaves; then cap, hold, need, want, r
 
 DECIDE: Final = """
 for i = 1, #ARGV, 3 do
-  if ARGV[i + 1] == '1' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) else redis.call('HDEL', KEYS[1], ARGV[i]) end
+  if ARGV[i + 1] == '1' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  else redis.call('HDEL', KEYS[1], ARGV[i]) end
 end
 return redis.call('HINCRBY', KEYS[1], '#', 1)
 """

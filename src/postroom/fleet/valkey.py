@@ -5,6 +5,7 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
 
@@ -158,11 +159,9 @@ def _check_url(url: str) -> None:
     if not url.startswith(_SCHEMES):
         text = f"Fleet(...) takes a URL that begins with one of {', '.join(_SCHEMES)}, or an asyncio client"
         raise ConfigurationError(text)
-    try:
-        import valkey.asyncio  # noqa: F401, PLC0415
-    except ImportError as error:
+    if find_spec("valkey") is None:
         text = "Fleet(url) needs valkey-py: pip install 'postroom[valkey]'; or pass a redis.asyncio client of your own"
-        raise ConfigurationError(text) from error
+        raise ConfigurationError(text)
 
 
 def _check_client(client: object) -> None:
