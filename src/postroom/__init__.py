@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         UnknownTenant,
         ValidationError,
     )
+    from postroom.fleet import Fleet
     from postroom.message import Message, MessageAttribute, OutgoingMessage
     from postroom.options import (
         Call,
@@ -90,6 +91,7 @@ __all__ = [
     "ExitCode",
     "Failure",
     "Faults",
+    "Fleet",
     "HandlerTimeout",
     "InvalidReceiptHandle",
     "InvalidRequest",
@@ -146,6 +148,7 @@ _HOMES: Final = {
         "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Tenants TenantState "
         "TenantStatus current_message run serve"
     ),
+    "fleet": "Fleet",
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",

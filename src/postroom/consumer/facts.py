@@ -73,6 +73,13 @@ class QueueFacts:
         margin = min(_MARGIN, self._retention * _MARGIN_PART)
         return sent + self._retention - margin - (self._clock() + offset)
 
+    def age(self, message: Message) -> float | None:
+        """Return for how many seconds a message has been in the queue; None where that is not known."""
+        if message.sent_at is None:
+            return None
+        offset = time.time() - self._clock() if self._offset is None else self._offset
+        return self._clock() + offset - message.sent_at
+
     def received(self, message: Message) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
         now = self._clock()

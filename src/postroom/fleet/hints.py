@@ -37,6 +37,10 @@ class Hints:
         """Count the hosts that a replica has said are down."""
         return len(self._down)
 
+    def is_down(self, host: Hashable) -> bool:
+        """Whether a replica has said that a host is down."""
+        return bool(self._down) and _named(host) in self._down
+
     def wait(self, host: Hashable, now: float) -> float | None:
         """Return until when a try of a host should wait for another replica's; None where it need not."""
         if not self._down:

@@ -29,8 +29,9 @@ _OPENING: Final = 2.0
 """Seconds that the first exchange may take; the consumer starts without the store if it takes longer."""
 _CLOSING: Final = 1.0
 """Seconds that giving everything back may take at a stop; what is not given back runs out with its lease."""
-Part = tuple[Hashable, str]
-"""A tenant, and the part of what is decided about it."""
+_NONE: Final = Verdict()
+Pending = dict[tuple[Hashable, str], tuple[Any, str | None]]
+"""Decisions, with their reasons, by tenant and the part of what is decided about it."""
 
 
 class Crew(Protocol):
@@ -48,6 +49,10 @@ class Crew(Protocol):
         """Look again whether messages of some tenants may start."""
         ...
 
+    def meter(self, tenant: Hashable) -> None:
+        """Have a tenant's starts metered, before any of it can start."""
+        ...
+
     def overrule(self, rulings: Mapping[Hashable, Verdict], *, complete: bool) -> None:
         """Take over what was decided in the fleet; ``complete`` says that nothing else is."""
         ...
@@ -61,21 +66,24 @@ class Member:
         name: under which name the replicas meet.
         tasks: where the task of the membership is started.
         crew: the consumer.
+        hints: what replicas tell each other of hosts.
         observers: told when the store is lost and when it is back.
+        pending: decisions made here that the store does not have yet.
     """
 
-    def __init__(self, fleet: Fleet, name: str, tasks: Tasks, crew: Crew, observers: Observers) -> None:
+    def __init__(
+        self, fleet: Fleet, name: str, tasks: Tasks, crew: Crew, *, hints: Hints, observers: Observers, pending: Pending
+    ) -> None:
         self.fleet = fleet
         self.name = fleet.name or name
-        self.pending: dict[Part, tuple[Any, str | None]] = {}
-        """Decisions made here that the store does not have yet."""
+        self.pending = pending
         self._state = fleet.state
         self._tasks = tasks
         self._crew = crew
         self._observers = observers
         self._time = tasks.loop.time
         self.ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
-        self.hints = Hints(fleet.lease)
+        self.hints = hints
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})
         self._rulings: dict[str, Verdict] = {}
@@ -197,10 +205,9 @@ class Member:
         """Return how many handlers of a tenant may run here now; None for as many as the replica's own limits allow."""
         return self.ledger.allowed(tenant, self._time())
 
-    def pace_of(self, tenant: Hashable) -> Pace | None:
-        """Return what meters a tenant's starts; None where it has no rate."""
-        rate = self.ledger.rate_of(tenant)
-        return None if rate is None else _FleetPace(self, tenant, rate)
+    def pace_of(self, tenant: Hashable, rate: float) -> Pace:
+        """Return what meters the starts of a tenant with a rate."""
+        return _FleetPace(self, tenant, rate)
 
     def _met(self, tenant: Hashable) -> None:
         """A tenant is to be asked for soon. What was decided about it holds before anything of it can start."""
@@ -217,6 +224,8 @@ class Member:
         if ruling is not None and tenant not in self._met_rulings:
             self._met_rulings[tenant] = ruling
             self._crew.overrule({tenant: ruling}, complete=False)
+        if self.ledger.rate_of(tenant) is not None:
+            self._crew.meter(tenant)
         self._wake.set()
 
     # -- decisions --------------------------------------------------------------------------------------------------
@@ -244,9 +253,9 @@ class Member:
                 continue
         if changes:
             await self._state.decide(self.name, changes)
-        for part, decision in sending.items():
-            if self.pending.get(part) is decision:
-                del self.pending[part]
+        for key, decision in sending.items():
+            if self.pending.get(key) is decision:
+                del self.pending[key]
 
     async def _settle_decisions(self, answer: Answer) -> None:
         """Write down what is decided here, and learn what was decided elsewhere."""
@@ -270,6 +279,15 @@ class Member:
     def _key_of(name: str) -> str | None:
         """Return the tenant of a name, where the name tells."""
         return shown(name) if name.startswith("t:") else None
+
+    def ruling_of(self, tenant: Hashable) -> Verdict | None:
+        """Return what was decided about a tenant, which need not have been seen here."""
+        if not self._rulings:
+            return None
+        try:
+            return self._rulings.get(name_of(tenant))
+        except Unnamable:
+            return None
 
     # -- outages ------------------------------------------------------------------------------------------------------
 
@@ -308,7 +326,9 @@ class Member:
     def slots_of(self, tenant: Hashable) -> TenantSlots:
         """Return what this replica has of one tenant's limits."""
         entry, now = self.ledger.entry(tenant), self._time()
-        cap, rate = self.ledger.cap_of(tenant), self.ledger.rate_of(tenant)
+        ruling = self.ruling_of(tenant) or _NONE
+        cap = ruling.concurrency or self.ledger.cap_of(tenant)
+        rate = ruling.rate or self.ledger.rate_of(tenant)
         if entry is None:
             return TenantSlots(cap=cap, rate=rate, slots=None if cap is None else 0, share=0, contended=False)
         slots = None if cap is None else self.ledger.allowed(tenant, now)

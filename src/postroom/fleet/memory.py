@@ -124,8 +124,8 @@ class Store:
             return 0
         interval = 1.0 / ask.rate
         tat = max(fleet.tats.get(ask.tenant, now), now)
-        there = math.floor((now + max(interval, request.tick) - tat) / interval + 1e-6)
-        taken = max(0, min(ask.tokens, there, max(1, there // hungry)))
+        there = math.floor((now + max(interval, 2 * request.tick) - tat) / interval + 1e-6)
+        taken = max(0, min(ask.tokens, there, math.ceil(there / hungry)))
         if len(fleet.tats) > _MANY:
             fleet.tats = {tenant: until for tenant, until in fleet.tats.items() if until > now}
         if taken:

@@ -110,8 +110,8 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
     if rate > 0 and tokens > 0 then
       local interval = 1000 / rate
       local tat = math.max(tonumber(redis.call('GET', rate_key) or 0), now)
-      local there = math.floor((now + math.max(interval, tick) - tat) / interval + 1e-6)
-      taken = math.max(0, math.min(tokens, there, math.max(1, math.floor(there / hungry))))
+      local there = math.floor((now + math.max(interval, 2 * tick) - tat) / interval + 1e-6)
+      taken = math.max(0, math.min(tokens, there, math.ceil(there / hungry)))
       if taken > 0 then
         tat = tat + taken * interval
         redis.call('SET', rate_key, string.format('%.3f', tat), 'PX', math.ceil(tat - now) + 1)

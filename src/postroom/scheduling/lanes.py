@@ -27,13 +27,13 @@ count until they end.) Three rules more:
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final, Generic
 
 from typing_extensions import TypeVar
 
 from postroom.scheduling.groups import Groups
-from postroom.scheduling.limits import Chosen, PerTenant
+from postroom.scheduling.limits import Chosen, PerTenant, Within
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
@@ -71,6 +71,8 @@ class Scheduler(Generic[T]):
             It is asked again with every decision about that tenant.
         weights: which tenants get more or less than others in proportion; 1.0 unless said otherwise.
         reserved: slots that tenants over their share leave free for the others.
+        bound: what else bounds the slots of one tenant, and may say 0; asked with every decision about it. When it says
+            more than before, :meth:`look_again` has to be called.
         quantum: handler seconds of one round.
     """
 
@@ -82,11 +84,12 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
+        bound: Callable[[Hashable], int | None] | None = None,
         quantum: float = QUANTUM,
     ) -> None:
         self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
-        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved)
+        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bound=bound)
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
@@ -112,10 +115,12 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
+        bound: Callable[[Hashable], int | None] | None = None,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
         self._total = total
-        self._caps = Chosen(per_tenant, caps)
+        self._own_caps = Chosen(per_tenant, caps)
+        self._caps = self._own_caps if bound is None else Within(self._own_caps, bound)
         self._weights = Chosen(1.0, weights)
         self._varies = self._caps.varies or self._weights.varies
         self._reserved = min(reserved, total - 1)
@@ -180,6 +185,21 @@ class Scheduler(Generic[T]):
     def tenants(self) -> list[Hashable]:
         """Return the tenants that have something here. Safe to call from another thread."""
         return list(self._lanes)
+
+    def own_cap(self, tenant: Hashable) -> int:
+        """Return how many slots one tenant may have here, whatever else bounds them."""
+        return min(self._total, int(self._own_caps(tenant)))
+
+    def look_again(self, tenant: Hashable) -> None:
+        """Let a tenant stand in line that may have more slots than before."""
+        if (lane := self._lanes.get(tenant)) is not None:
+            self._offer(lane)
+
+    def heads_within_share(self) -> Iterator[T]:
+        """Yield what waits first of each tenant that may have one more slot, and has less than its share."""
+        for lane in list(self._lanes.values()):
+            if lane.waiting and not lane.blocked and lane.running < lane.cap and not self._is_over(lane):
+                yield lane.waiting[0]
 
     def figures(self, tenant: Hashable) -> LaneStatistics:
         """Return what one tenant has here. Safe to call from another thread."""

@@ -36,3 +36,29 @@ class Chosen:
         except Exception:
             return self._default
         return self._default if chosen is None or not chosen > 0 else chosen
+
+
+class Within(Chosen):
+    """Numbers per tenant that something else bounds, down to none at all, and may bound otherwise at any time.
+
+    Args:
+        numbers: what a tenant may have otherwise.
+        bound: asked with every decision; None for no bound.
+    """
+
+    __slots__ = ("_bound", "numbers")
+
+    def __init__(self, numbers: Chosen, bound: Callable[[Any], int | None]) -> None:
+        super().__init__(0, None)
+        self.numbers = numbers
+        self._bound = bound
+
+    @property
+    def varies(self) -> bool:
+        """Whether any tenant may have another number than before."""
+        return True
+
+    def __call__(self, tenant: Hashable) -> float:
+        """Return a tenant's number."""
+        number, bound = self.numbers(tenant), self._bound(tenant)
+        return number if bound is None or number < bound else bound

@@ -55,7 +55,7 @@ async def test_every_key_but_decisions_has_an_end_and_one_hash_tag(valkey9: Valk
 
 async def test_a_server_without_info_is_good_enough(valkey9: ValkeyServer) -> None:
     """An account that may not run INFO, as ACLs often say, still exchanges."""
-    admin = valkey.asyncio.Valkey(port=valkey9.port, password=valkey9.password)
+    admin: Any = valkey.asyncio.Valkey(port=valkey9.port, password=valkey9.password)
     await admin.execute_command("ACL", "SETUSER", "small", "on", ">pw", "~postroom:*", "+@all", "-info")
     state = ValkeyState(f"valkey://small:pw@127.0.0.1:{valkey9.port}/0")
     answer = await state.exchange("small", Request("a", 1, "", 15.0, 1.0, (Ask("t:acme", 4, 0, 3, 3),)))
