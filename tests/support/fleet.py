@@ -67,11 +67,13 @@ class Diary:
         return [at for at, who, _tenant in self.starts if who == replica]
 
 
-def replica(world: World, diary: Diary, fleet: Fleet, name: str = "one", **options: Any) -> Consumer[Tenant]:
+def replica(
+    world: World, diary: Diary, fleet: Fleet, name: str = "one", *, queue: str = "orders", **options: Any
+) -> Consumer[Tenant]:
     """Make a consumer whose handlers take the seconds of their order, and write a diary."""
     options.setdefault("concurrency", Concurrency(total=16, per_tenant=8))
     options.setdefault("polling", Polling(wait=1.0, scout=False))
-    orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client, fleet=fleet, **options)
+    orders: Consumer[Tenant] = Consumer(queue, context=Tenant, client=world.client, fleet=fleet, **options)
 
     @orders.handler
     async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:

@@ -198,7 +198,7 @@ class Scheduler(Generic[T]):
     def heads_within_share(self) -> Iterator[T]:
         """Yield what waits first of each tenant that may have one more slot, and has less than its share."""
         for lane in list(self._lanes.values()):
-            if lane.waiting and not lane.blocked and lane.running < lane.cap and not self._is_over(lane):
+            if self._may_run(lane) and not self._is_over(lane):
                 yield lane.waiting[0]
 
     def figures(self, tenant: Hashable) -> LaneStatistics:
@@ -223,7 +223,8 @@ class Scheduler(Generic[T]):
             return False, False
         waiting = len(lane.waiting)
         share = max(1, (self._total - self._reserved) // len(self._lanes))
-        return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(lane.cap, share)
+        cap = lane.cap or self.own_cap(tenant)  # without a slot of the fleet's it is not noisy for that
+        return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(cap, share)
 
     # -- a ticket's life ----------------------------------------------------------------------------------------
 

@@ -330,7 +330,7 @@ def test_the_signal_to_scale_on_ignores_a_noisy_tenant() -> None:
         diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4)
         one = replica(world, diary, fleet, concurrency=Concurrency(total=16, per_tenant=16))
         async with one:
-            world.send_orders(*map(str, range(50)), tenant="noisy", seconds=2.0)
+            world.send_orders(*map(str, range(24)), tenant="noisy", seconds=2.0)
             await asyncio.sleep(10)
             said = one.statistics()
             assert said.utilisation == 4 / 16
