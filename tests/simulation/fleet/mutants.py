@@ -14,6 +14,7 @@ import msgspec
 
 from postroom.fleet import ledger as ledger_module
 from postroom.fleet import memory as memory_module
+from postroom.fleet import shares as shares_module
 from postroom.fleet.ledger import Ledger
 from postroom.fleet.memory import Store
 from simulation.fleet.schedules import fleet_violations
@@ -25,8 +26,6 @@ Mutant = Callable[[], contextlib.AbstractContextManager[object]]
 def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
     with patch.object(owner, name, make(getattr(owner, name))):
         yield
-
-
 
 
 def the_store_grants_one_too_many() -> contextlib.AbstractContextManager[object]:
@@ -45,7 +44,8 @@ def the_lease_counts_from_the_answer() -> contextlib.AbstractContextManager[obje
     """F2: the deadline is counted from when the answer came, and without a margin."""
 
     def make(original: Any) -> Any:
-        def granted(self: Ledger, tenant: Any, ask: Any, grant: Any, sent_at: float, now: float) -> bool:
+        def granted(self: Ledger, tenant: Any, ask: Any, grant: Any, *times: float) -> bool:
+            now = times[-1]
             more: bool = original(self, tenant, ask, grant, now + self.fleet.lease - self._length, now)
             return more
 
@@ -133,7 +133,7 @@ def the_first_takes_all() -> contextlib.AbstractContextManager[object]:
 
 def nothing_rotates() -> contextlib.AbstractContextManager[object]:
     """F5: a remainder stays with the first by name."""
-    original = memory_module.share_of
+    original = shares_module.share_of
     return patch.object(memory_module, "share_of", lambda me, demands, cap, _period: original(me, demands, cap, 0))
 
 

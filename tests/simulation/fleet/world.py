@@ -272,6 +272,8 @@ class World:
 
     def _send(self, replica: Replica, sent: Sent) -> None:
         self.calls += 1
+        if self.calls % 200 == 0:
+            self.judge_cost()
         rng, hard = self.rng, self.plan.hardships if self.hard else ()
         there = rng.uniform(0.0002, 0.002)
         if "slow" in hard:
@@ -322,7 +324,7 @@ class World:
         replica.ledger.failed(sent)
         self.wake(replica)
 
-    # -- hardships ------------------------------------------------------------------------------------------------------
+    # -- hardships ------------------------------------------------------------------------------------------------
 
     def crash(self, replica: Replica) -> None:
         """Kill a process: its handlers are gone, its slots are not."""
@@ -371,7 +373,7 @@ class World:
         self.caps_since.append((self.now, self.cap))
         self.note(f"the cap is {self.cap}")
 
-    # -- oracles --------------------------------------------------------------------------------------------------------
+    # -- oracles --------------------------------------------------------------------------------------------------
 
     def cap_lately(self) -> int:
         """Return the highest cap that may still be in use: what runs under an old one is not interrupted."""
@@ -426,7 +428,9 @@ class World:
     def _is_covered(self, replica: Replica, tenant: str) -> bool:
         """Whether what runs of a tenant runs under slots: F7 lets it go on without, and F8 starts it without."""
         entry, now = replica.ledger.entry(tenant), replica.clock()
-        return entry is not None and now < entry.expires and replica.running_of(tenant) <= max(entry.granted, entry.limit)
+        return (
+            entry is not None and now < entry.expires and replica.running_of(tenant) <= max(entry.granted, entry.limit)
+        )
 
     def _judge_fallback(self, replica: Replica, tenant: str, running: int) -> None:
         """F8: without the store a replica starts no more than its part."""
@@ -436,6 +440,14 @@ class World:
         part = max(1, self.cap_lately() // max(1, replica.ledger.replicas)) if replica.ledger.replicas else 1
         if running > part:
             text = f"F8: {replica.name} runs {running} of {tenant}, its part is {part}, at {self.now:.3f}"
+            raise Violation(text)
+
+    def judge_cost(self) -> None:
+        """F6: exchanges are counted by ticks, not by messages."""
+        ticks = self.now / self.plan.tick + 5
+        most = (len(self.replicas) + len(self.crashed) + 12) * ticks * 8
+        if self.calls > most:
+            text = f"F6: {self.calls} exchanges in {ticks:.0f} ticks of {len(self.replicas)} replicas at {self.now:.3f}"
             raise Violation(text)
 
     def judge_rates(self) -> None:
