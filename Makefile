@@ -65,9 +65,9 @@ crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and witho
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py
 
-fleet: $(STAMP)  ## eight real replicas, kill -9, freezes, a flushed and restarted store: the cap as databases count it; then the costs
+fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store, counted by databases; then the costs
 	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -s tests/integration/fleet
-	$(RUN)python benchmarks/fleet.py
+	$(RUN)python -m benchmarks.fleet
 
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants

@@ -76,12 +76,11 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
   local needed, used, mine, last, contended, hungry = need, 0, 0, -1, 0, 1
   local all = redis.call('HGETALL', slots_key)
   for j = 1, #all, 2 do
-    local g, n, w, e, s = string.match(all[j + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-    g, n, w = tonumber(g), tonumber(n), tonumber(w)
-    if tonumber(e) <= now then
+    local g, n, w, e, s = struct.unpack('<I4I4I4dd', all[j + 1])
+    if e <= now then
       redis.call('HDEL', slots_key, all[j])
     elseif all[j] == me then
-      mine, last = g, tonumber(s)
+      mine, last = g, s
     else
       local k = #names + 1
       names[k], needs[k], spares[k] = all[j], n, w - n
@@ -101,7 +100,7 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
     local granted = keep
     if share > keep and now >= quiet then granted = math.min(share, math.max(keep, room)) end
     if granted > 0 or need > 0 then
-      redis.call('HSET', slots_key, me, string.format('%d %d %d %d %d', granted, need, want, now + lease, sequence))
+      redis.call('HSET', slots_key, me, struct.pack('<I4I4I4dd', granted, need, want, now + lease, sequence))
       redis.call('PEXPIRE', slots_key, lease)
     elseif last >= 0 then
       redis.call('HDEL', slots_key, me)
@@ -124,6 +123,18 @@ return out
 """
 """Keys: epoch, members, decisions, hints, then slots and rate of each tenant. Arguments: replica, sequence, epoch,
 lease and tick in milliseconds, whether it leaves; then cap, hold, need, want, rate and tokens of each tenant."""
+
+USAGE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local all, slots, replicas = redis.call('HVALS', KEYS[1]), 0, 0
+for i = 1, #all do
+  local granted, _, _, till = struct.unpack('<I4I4I4dd', all[i])
+  if till > now and granted > 0 then slots = slots + granted; replicas = replicas + 1 end
+end
+return {slots, replicas}
+"""
+"""Keys: the slots of one tenant."""
 
 DECIDE: Final = """
 for i = 1, #ARGV, 3 do

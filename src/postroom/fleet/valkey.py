@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, cast
 
 from postroom.errors import ConfigurationError
 from postroom.fleet.protocol import Answer, Decisions, Grant, Hint, Request
-from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, REPORT, RESTORE
+from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, REPORT, RESTORE, USAGE
 
 _BATCH: Final = 250
 """Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
@@ -117,9 +117,9 @@ class ValkeyState:
             answer = await self._command("SCAN", cursor, "MATCH", _literal(prefix) + "*", "COUNT", 1_000)
             cursor, keys = _text(answer[0]), [_text(key) for key in answer[1]]
             for key in keys:
-                slots = [int(value.split()[0]) for value in _pairs(await self._command("HGETALL", key)).values()]
-                if any(slots):
-                    found[key.removeprefix(prefix)] = (sum(slots), sum(each > 0 for each in slots))
+                slots, replicas = await self._run(USAGE, [key], [])
+                if slots:
+                    found[key.removeprefix(prefix)] = (int(slots), int(replicas))
             if cursor == "0":
                 return found
 
@@ -145,7 +145,7 @@ class ValkeyState:
         return await self._client.execute_command(*arguments)
 
 
-_SCRIPTS: Final = (EXCHANGE, DECIDE, RESTORE, REPORT, CLAIM)
+_SCRIPTS: Final = (EXCHANGE, DECIDE, RESTORE, REPORT, CLAIM, USAGE)
 
 
 def _connect(url: str) -> CommandClient:
