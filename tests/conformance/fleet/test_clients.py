@@ -1,5 +1,7 @@
 """Whose client it is does not matter, as long as it is asyncio."""
 
+import random
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import valkey
 import valkey.asyncio
 
 from postroom.errors import ConfigurationError
-from postroom.fleet import Ask, Decisions, Fleet, Hint, Request, ValkeyState
+from postroom.fleet import Ask, Decisions, Fleet, Hint, MemoryState, Request, ValkeyState
 from postroom.testing.valkey import ValkeyServer
 
 
@@ -33,6 +35,34 @@ async def test_clients_of_both_libraries_say_the_same(
     await state.aclose()
     assert await client.ping()
     await client.aclose()
+
+
+async def test_the_script_says_what_the_model_says(valkey9: ValkeyServer) -> None:
+    """Memory and Valkey grant the same, ask by ask, through a thousand random exchanges of six replicas."""
+    rng = random.Random(11)
+    model, real = MemoryState(time.time), ValkeyState(valkey9.url)
+    have: dict[tuple[str, str], int] = {}
+    for step in range(1_000):
+        replica = f"r{rng.randrange(6)}"
+        asks = tuple(
+            Ask(
+                f"t:{tenant}",
+                cap := rng.choice([1, 3, 7, 12]),
+                rng.randint(0, have.get((replica, f"t:{tenant}"), 0) + rng.choice([0, 0, 0, 2])),
+                rng.choice([0, 1, 4, cap]),
+                rng.choice([0, 8]),
+            )
+            for tenant in range(rng.randint(1, 4))
+        )
+        sequence = step + 1 if rng.random() < 0.95 else max(1, step - 20)
+        request = Request(replica, sequence, "", 1e6, 1.0, asks)
+        said, meant = await real.exchange("model", request), await model.exchange("model", request)
+        assert said.grants == meant.grants, f"step {step}: {request}"
+        assert said.replicas == meant.replicas
+        for ask, grant in zip(asks, said.grants, strict=True):
+            have[replica, ask.tenant] = grant.slots
+    assert await real.usage("model") == await model.usage("model")
+    await real.aclose()
 
 
 async def test_every_key_but_decisions_has_an_end_and_one_hash_tag(valkey9: ValkeyServer) -> None:

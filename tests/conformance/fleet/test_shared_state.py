@@ -116,7 +116,7 @@ async def test_starts_are_granted_a_tick_at_a_time(shared: Shared) -> None:
         (await shared.ask(name, cap=100, need=50, rate=100.0, tokens=50, tick=0.1)).tokens
         for name in ("a", "b", "c", "a", "b", "c")
     ]
-    assert 8 <= sum(got) <= 13
+    assert 15 <= sum(got) <= 30  # two ticks, and what real time adds
     assert min(got[:3]) >= 1
 
 
