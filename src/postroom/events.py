@@ -5,7 +5,7 @@ what it raises is logged and goes no further. No event is made when nobody obser
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import msgspec
@@ -134,23 +134,14 @@ class FleetReachable(Event, frozen=True):
 Observer = Callable[[Event], None]
 
 
-class Observers:
-    """A fixed set of observers, told one event at a time. False when nobody listens."""
+class Observers(tuple[Observer, ...]):
+    """A fixed set of observers, told one event at a time. False when there are none."""
 
-    __slots__ = ("_observers",)
-
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers = tuple(observers)
-
-    def __bool__(self) -> bool:
-        return bool(self._observers)
-
-    def __iter__(self) -> Iterator[Observer]:
-        return iter(self._observers)
+    __slots__ = ()
 
     def tell(self, event: Event) -> None:
         """Tell every observer. What one raises is logged; the others are told all the same."""
-        for observer in self._observers:
+        for observer in self:
             try:
                 observer(event)
             except Exception:

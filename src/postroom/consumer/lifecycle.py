@@ -297,7 +297,7 @@ class Run(Generic[C, R]):
     def _wait_of(self, job: Job) -> float:
         """Return for how long a message has waited: since it was sent, if it was not tried before."""
         since_received = self._loop.time() - job.received_at
-        age = self._facts.age(job.message) if job.receives == 1 else None
+        age = self._facts.age(job) if job.receives == 1 else None
         return since_received if age is None else max(age, since_received)
 
     # -- the steps ----------------------------------------------------------------------------------------------
@@ -349,9 +349,11 @@ class Run(Generic[C, R]):
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
-                await self._settle_everything()
-                await self._finish_polls(min(polls_end, deadline))
-                await self._settle_everything()
+                seen = None
+                while seen != self._intake.received:  # what one poll brought and was given back, another may bring
+                    seen = self._intake.received
+                    await self._settle_everything()
+                    await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
             _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
         await self._end_polls()

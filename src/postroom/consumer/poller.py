@@ -66,7 +66,7 @@ class Poller:
 
     async def run(self, number: int) -> None:
         """Receive until stopped. Number 0 also polls while the queue is idle."""
-        time = self._tasks.loop.time
+        time = self._tasks.time
         pause = self._polling.backoff
         while not self._stopping:
             step = self._policy.next(number, self._core, time())
@@ -104,7 +104,7 @@ class Poller:
             waiter.set_result(None)
 
     async def _receive(self, ask: Ask) -> list[Message]:
-        now = self._tasks.loop.time()
+        now = self._tasks.time()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
@@ -116,7 +116,7 @@ class Poller:
         except BaseException:
             self._policy.failed(ask)
             raise
-        self.last_success = self._tasks.loop.time()
+        self.last_success = self._tasks.time()
         if self._failing:
             self._failing = False
             _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)

@@ -83,6 +83,8 @@ class Tenants:
 
     def __init__(self, *, shared: bool = False) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
+        self.ruled = False
+        """Whether anything was decided about any tenant, or every tenant has a rate."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
@@ -176,11 +178,6 @@ class Tenants:
 
     # -- what the consumer asks ---------------------------------------------------------------------------------
 
-    @property
-    def ruled(self) -> bool:
-        """Whether anything was decided about any tenant, or every tenant has a rate."""
-        return bool(self._rules) or self._rated
-
     def is_paused(self, key: Hashable) -> bool:
         """Whether a tenant is paused."""
         rule = self._rules.get(key) if self._rules else None
@@ -202,6 +199,7 @@ class Tenants:
         """Share decisions with a fleet, from before the consumer starts."""
         self._member = member
         self._rated = member.fleet.rate is not None
+        self.ruled = bool(self._rules) or self._rated
 
     def meter(self, key: Hashable) -> None:
         """Have a tenant's starts metered as the fleet says."""
@@ -266,6 +264,7 @@ class Tenants:
             self._rules.pop(key, None)
         else:
             self._rules[key] = rule
+        self.ruled = bool(self._rules) or self._rated
 
     def _with_pending(self, key: Hashable, rule: TenantStatus) -> TenantStatus:
         for part in ("state", "concurrency", "rate"):
