@@ -25,16 +25,16 @@ FOUND_BY = {
 """The first seed that finds each defect."""
 
 
-@pytest.mark.parametrize("first", range(0, 12, 4))
+@pytest.mark.parametrize("first", range(0, 6, 3))
 def test_the_promises_hold_whatever_happens(first: int) -> None:
     """F1 to F9 hold in every seeded schedule; a failure names the seed that repeats it."""
-    for seed in range(first, first + 4):
+    for seed in range(first, first + 3):
         assert fleet_violations(seed) == (), f"seed {seed}"
 
 
 def test_a_seed_repeats_its_schedule_exactly() -> None:
     """The same seed gives the same history."""
-    assert run_fleet_schedule(7, history=True) == run_fleet_schedule(7, history=True)
+    assert run_fleet_schedule(1, history=True) == run_fleet_schedule(1, history=True)
 
 
 def test_every_defect_has_a_seed() -> None:
