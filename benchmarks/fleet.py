@@ -124,7 +124,7 @@ async def _waits(replicas: int, *, fleet: bool) -> dict[str, list[float]]:
 
 
 def _send(broker: LocalBroker, tenant: str, now: float) -> None:
-    broker.send("orders", Send(message_body=f'"{now!r}"', message_group_id=tenant))
+    broker.send("orders", Send(message_body=repr(now), message_group_id=tenant))
 
 
 def _group(message: Message) -> str:

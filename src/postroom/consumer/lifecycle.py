@@ -411,7 +411,7 @@ class Run(Generic[C, R]):
 
     def _scheduler_limits(self, concurrency: Concurrency) -> dict[str, Any]:
         limits = _limits(self.settings, concurrency, threaded=self._threads is not None)
-        return limits if self.member is None else {**limits, "bound": self.member.allowed}
+        return limits if self.member is None else {**limits, "bound": self.member.bound()}
 
     def _scouting_stopped(self, now: float) -> str | None:
         if self.source.fifo:

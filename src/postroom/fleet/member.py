@@ -1,13 +1,13 @@
 """A consumer's membership in its fleet: the one task that talks to the store, a tick at a time.
 
-Nothing here is awaited by a message. The scheduler asks :meth:`Member.allowed`, synchronously; this task keeps the
-answer current.
+Nothing here is awaited by a message. The scheduler asks what :meth:`Member.bound` returned, synchronously; this task
+keeps the answer current.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from postroom.errors import PostroomError
@@ -201,9 +201,18 @@ class Member:
 
     # -- what the scheduler asks --------------------------------------------------------------------------------
 
-    def allowed(self, tenant: Hashable) -> int | None:
-        """Return how many handlers of a tenant may run here now; None for as many as the replica's own limits allow."""
-        return self.ledger.allowed(tenant, self._time())
+    def bound(self) -> Callable[[Hashable], int | None]:
+        """Return what tells how many handlers of a tenant may run here now; None for no bound.
+
+        It is asked several times per message, so the usual case is written out here.
+        """
+        known, time, otherwise = self.ledger.entries(), self._time, self.ledger.allowed
+
+        def allowed(tenant: Hashable) -> int | None:
+            entry, now = known.get(tenant), time()
+            return entry.limit if entry is not None and now < entry.expires else otherwise(tenant, now)
+
+        return allowed
 
     def pace_of(self, tenant: Hashable, rate: float) -> Pace:
         """Return what meters the starts of a tenant with a rate."""

@@ -475,11 +475,13 @@ class Scheduler(Generic[T]):
         return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self.total - self._reserved
 
     def _may_run(self, lane: Lane[T]) -> bool:
+        if not lane.waiting or (self._blocked and lane.blocked):
+            return False
         if self._varies:
             own = None if lane.control is None else lane.control.cap
             lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
-        return lane.running < lane.cap and bool(lane.waiting) and not (self._blocked and lane.blocked)
+        return lane.running < lane.cap
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""

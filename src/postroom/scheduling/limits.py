@@ -46,12 +46,13 @@ class Within(Chosen):
         bound: asked with every decision; None for no bound.
     """
 
-    __slots__ = ("_bound", "numbers")
+    __slots__ = ("_bound", "_number", "numbers")
 
     def __init__(self, numbers: Chosen, bound: Callable[[Any], int | None]) -> None:
         super().__init__(0, None)
         self.numbers = numbers
         self._bound = bound
+        self._number = None if numbers.varies else numbers(None)
 
     @property
     def varies(self) -> bool:
@@ -60,5 +61,6 @@ class Within(Chosen):
 
     def __call__(self, tenant: Hashable) -> float:
         """Return a tenant's number."""
-        number, bound = self.numbers(tenant), self._bound(tenant)
+        number = self.numbers(tenant) if self._number is None else self._number
+        bound = self._bound(tenant)
         return number if bound is None or number < bound else bound
