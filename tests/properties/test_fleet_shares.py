@@ -15,11 +15,11 @@ DEMANDS = st.dictionaries(
 
 @given(DEMANDS, st.integers(1, 40), st.integers(0, 100))
 def test_shares_use_the_cap_and_no_more(demands: dict[str, tuple[int, int]], cap: int, period: int) -> None:
-    """F1, F4: shares add up to the cap, or to everything that is wanted; none is more than its replica wants."""
+    """F1, F4: shares add up to the cap, or to all needs and half of the rest; none is more than its replica wants."""
     shares = {me: share_of(me, demands, cap, period) for me in demands}
     needs = sum(need for need, _ in demands.values())
     wants = sum(want for _, want in demands.values())
-    assert sum(shares.values()) == min(cap, wants)
+    assert sum(shares.values()) == min(cap, needs + min(wants - needs, max(0, cap - needs) // 2))
     assert all(0 <= shares[me] <= demands[me][1] for me in demands)
     if needs <= cap:
         assert all(shares[me] >= demands[me][0] for me in demands)

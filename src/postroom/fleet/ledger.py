@@ -131,6 +131,7 @@ class Ledger:
         entry = self._entries.get(tenant)
         if entry is None:
             entry = self._meet(tenant)
+        entry.idle = 0  # it is asked about what has work
         if now < entry.expires:
             return entry.limit
         if not self.is_gone(now):
@@ -364,7 +365,7 @@ class Ledger:
 
     def _granted(self, tenant: Hashable, ask: Ask, grant: Grant, sent_at: float, now: float) -> bool:
         entry = self._entries[tenant]
-        if not ask.want and not grant.slots and tenant not in self._newcomers:
+        if not ask.need and not grant.slots and tenant not in self._newcomers:
             del self._entries[tenant]
             return True  # its lane may have come back meanwhile: then it is met again
         before = entry.limit if now < entry.expires else 0

@@ -210,7 +210,10 @@ class Member:
 
         def allowed(tenant: Hashable) -> int | None:
             entry, now = known.get(tenant), time()
-            return entry.limit if entry is not None and now < entry.expires else otherwise(tenant, now)
+            if entry is None or now >= entry.expires:
+                return otherwise(tenant, now)
+            entry.idle = 0  # it is asked about what has work
+            return entry.limit
 
         return allowed
 
@@ -340,7 +343,7 @@ class Member:
         rate = ruling.rate or self.ledger.rate_of(tenant)
         if entry is None:
             return TenantSlots(cap=cap, rate=rate, slots=None if cap is None else 0, share=0, contended=False)
-        slots = None if cap is None else self.ledger.allowed(tenant, now)
+        slots = None if cap is None else entry.limit if now < entry.expires else 0
         return TenantSlots(cap=cap, rate=rate, slots=slots, share=entry.share, contended=entry.contended)
 
 

@@ -96,7 +96,7 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
     local keep = math.max(0, math.min(hold, math.max(mine, room)))
     local share
     if needed > cap then share = filled(need, needs, names, cap)
-    else share = need + filled(want - need, spares, names, cap - needed) end
+    else share = need + filled(want - need, spares, names, math.floor((cap - needed) / 2)) end
     local granted = keep
     if share > keep and now >= quiet then granted = math.min(share, math.max(keep, room)) end
     if granted > 0 or need > 0 then

@@ -1,7 +1,8 @@
 """Who gets how many of a tenant's slots: max-min shares. Pure.
 
-Needs come first: the smallest are met in full, the others get an equal level. What is left over is shared in the same
-way among those who want slots for what may come. A remainder that does not go up goes round: it moves on with every
+Needs come first: the smallest are met in full, the others get an equal level. Half of what is left over is shared in
+the same way among those who want slots for what may come; the other half is free for a replica that asks next. A
+remainder that does not go up goes round: it moves on with every
 period, so that a cap below the number of hungry replicas reaches each of them.
 """
 
@@ -22,7 +23,7 @@ def share_of(me: str, demands: Mapping[str, tuple[int, int]], cap: int, period: 
     if left < 0:
         return _filled(me, needs, cap, period)
     spare = {replica: max(0, want - need) for replica, (need, want) in demands.items()}
-    return needs[me] + _filled(me, spare, left, period)
+    return needs[me] + _filled(me, spare, left // 2, period)
 
 
 def _filled(me: str, demands: Mapping[str, int], cap: int, period: int) -> int:

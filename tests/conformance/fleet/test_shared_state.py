@@ -40,12 +40,12 @@ async def test_small_needs_are_met_in_full(shared: Shared) -> None:
 
 
 async def test_needs_come_before_wants(shared: Shared) -> None:
-    """F4: slots for what may come are given only from what nobody needs, and shared evenly."""
+    """F4: slots for what may come are half of what nobody needs: the other half is there for who comes next."""
     idle = await shared.ask("a", cap=8, need=1, want=8)
-    assert idle.slots == 8
-    await shared.ask("b", cap=8, need=7, want=8)
+    assert idle.slots == 4
+    assert (await shared.ask("b", cap=8, need=7, want=8)).slots == 4
     assert (await shared.ask("a", cap=8, need=1, want=8, hold=1)).share == 1
-    assert (await shared.ask("b", cap=8, need=7, want=8)).slots == 7
+    assert (await shared.ask("b", cap=8, need=7, want=8, hold=4)).slots == 7
 
 
 async def test_a_crashed_replica_returns_its_slots(shared: Shared) -> None:
