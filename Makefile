@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness tenants soak replay crashes outages endurance mutants fuzz conformance docs site fmt clean
+.PHONY: help demo test check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,7 +56,7 @@ tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5 --kinds core"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
 
-replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, core or pool
+replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, core, pool or fleet
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
@@ -68,9 +68,14 @@ outages: $(STAMP)  ## 100 databases, every adapter, outages of each kind: what i
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py
 
+fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store, counted by databases; then the costs
+	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -s tests/integration/fleet
+	$(RUN)python -m benchmarks.fleet
+
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
 
 fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes for each of five, two at a time
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Unsent,
         ValidationError,
     )
+    from postroom.fleet import Fleet
     from postroom.message import Message, MessageAttribute, OutgoingMessage
     from postroom.options import (
         Call,
@@ -101,6 +102,7 @@ __all__ = [
     "ExitCode",
     "Failure",
     "Faults",
+    "Fleet",
     "HandlerTimeout",
     "Health",
     "InvalidReceiptHandle",
@@ -170,6 +172,7 @@ _HOMES: Final = {
         "BatchContext CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Router "
         "Tenants TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
+    "fleet": "Fleet",
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",

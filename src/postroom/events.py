@@ -143,6 +143,21 @@ class ResourceClosed(Event, frozen=True):
     error: BaseException | None = None
 
 
+class FleetUnreachable(Event, frozen=True):
+    """The store of a fleet cannot be reached. What is held lasts for ``seconds`` more, then the fallback applies."""
+
+    fleet: str
+    error: Exception
+    seconds: float
+
+
+class FleetReachable(Event, frozen=True):
+    """The store of a fleet answers again."""
+
+    fleet: str
+    replicas: int
+
+
 Observer = Callable[[Event], None]
 
 

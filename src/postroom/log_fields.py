@@ -42,6 +42,8 @@ class Step(StrEnum):
     DEAD_LETTER = "dead_letter"
     SEND = "send"
     """Sending messages, or moving them between queues."""
+    FLEET = "fleet"
+    """Meeting other replicas in the store of a fleet."""
     LOOP = "loop"
     """Running the event loop and what lives in it."""
     HEALTH = "health"

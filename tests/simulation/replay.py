@@ -23,6 +23,13 @@ def main(arguments: list[str]) -> int:
         print("\n".join(told.history))
         print(told.plan)
         broken = () if told.violation is None else (told.violation,)
+    elif kind == "fleet":
+        from simulation.fleet.schedules import run_fleet_schedule
+
+        seen = run_fleet_schedule(seed, history=True)
+        print("\n".join(seen.history))
+        print(seen.plan)
+        broken = () if seen.violation is None else (seen.violation,)
     else:
         run = runner(kind)
         broken = () if run is None else run(seed)

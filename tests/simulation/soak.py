@@ -19,7 +19,7 @@ from typing import Any
 
 CHUNK = 25
 """Seeds per unit of work."""
-_GOALS = {"consumer": 100_000, "core": 1_000_000, "pool": 1_000_000, "contexts": 1_000_000}
+_GOALS = {"consumer": 100_000, "core": 1_000_000, "pool": 1_000_000, "contexts": 1_000_000, "fleet": 400}
 _CONTEXTS_PER_SEED = 1_000
 Run = Callable[[int], tuple[str, ...]]
 
@@ -50,6 +50,10 @@ def runner(kind: str) -> Run | None:
         from simulation.core.schedules import core_violations
 
         return core_violations
+    if kind == "fleet":
+        from simulation.fleet.schedules import fleet_violations
+
+        return fleet_violations
     found = _pool_schedule()
     return None if found is None else partial(_pool_violations, found)
 

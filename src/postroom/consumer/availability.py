@@ -99,6 +99,30 @@ class PoolView(Protocol):
         ...
 
 
+class HostHints(Protocol):
+    """What other replicas have found out about hosts."""
+
+    def __len__(self) -> int:
+        """Count the hosts that are said to be down."""
+        ...
+
+    def is_down(self, host: Hashable) -> bool:
+        """Whether a replica has said that a host is down."""
+        ...
+
+    def wait(self, host: Hashable, now: float) -> float | None:
+        """Return until when a try of a host should wait for another replica's; None where it need not."""
+        ...
+
+    def found_down(self, host: Hashable, cause: str, pause: float) -> None:
+        """Note that a host was found to be down here."""
+        ...
+
+    def found_up(self, host: Hashable) -> None:
+        """Note that a host was reached."""
+        ...
+
+
 class _Breaker(msgspec.Struct):
     """The handler failures of one tenant."""
 
@@ -127,8 +151,9 @@ class Availability:
     alone, the tenant waits too, without a slot.
     """
 
-    def __init__(self, pool: PoolView | None, rng: Random) -> None:
+    def __init__(self, pool: PoolView | None, rng: Random, hints: HostHints | None = None) -> None:
         self._pool = pool
+        self._hints = hints
         self._rng = rng
         self._breakers: OrderedDict[Hashable, _Breaker] = OrderedDict()
         self._open: dict[Hashable, _Breaker] = {}
@@ -139,7 +164,7 @@ class Availability:
     @property
     def troubled(self) -> bool:
         """Whether any tenant may have to wait: asked before every start, so it has to be cheap."""
-        return bool(self._open) or (self._pool is not None and self._pool.troubled)
+        return bool(self._open) or (self._pool is not None and self._pool.troubled) or bool(self._hints)
 
     def wait(self, job: Job, now: float) -> Wait | None:
         """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
@@ -150,21 +175,40 @@ class Availability:
                 return Wait(obstacle, breaker.until)
             if breaker.probed:
                 return Wait(obstacle, None)
-        if self._pool is None or job.problem is not None or job.lease is not None or not self._pool.troubled:
+        if self._pool is None or job.problem is not None or job.lease is not None:
             return None
+        hinted = self._hinted(job, now) if self._hints else None
+        if hinted is not None or not (self._pool.troubled or self._hints):
+            return hinted
         pause = self._pool.retry_after(job.context)
-        if pause > 0:
-            return Wait(self._obstacle_of(job), now + pause)
+        return Wait(self._obstacle_of(job), now + pause) if pause > 0 else self._tried_by_another(job, now)
+
+    def _tried_by_another(self, job: Job, now: float) -> Wait | None:
+        """Let a message wait while another one shows whether the host of its tenant is back."""
+        if self._pool is None:
+            return None
         host = self._pool.host_of(job.context) if self._trying else None
         trying = None if host is None else self._trying.get(host)
         if trying is None or trying is job or not trying.leads or self._pool.is_open(job.context):
             return None
         return Wait(Obstacle(ObstacleKind.HOST, host), now + _TRY)
 
+    def _hinted(self, job: Job, now: float) -> Wait | None:
+        """Let a message wait for the replica that tries its host. Tenants that are open here go on."""
+        host = None if self._pool is None else self._pool.host_of(job.context)
+        if host is None or self._hints is None or self.is_open(job):
+            return None
+        until = self._hints.wait(host, now)
+        return None if until is None else Wait(Obstacle(ObstacleKind.HOST, host), min(until, now + _TRY))
+
+    def _is_hinted(self, host: Hashable | None) -> bool:
+        hints = self._hints
+        return hints is not None and host is not None and hints.is_down(host)
+
     def tries(self, job: Job) -> None:
         """Note that a message's open is about to show whether the host of its tenant is back: others wait for it."""
         host = None if self._pool is None else self._pool.host_of(job.context)
-        if host is not None and Obstacle(ObstacleKind.HOST, host) in self._outages:
+        if host is not None and (Obstacle(ObstacleKind.HOST, host) in self._outages or self._is_hinted(host)):
             self._trying[host] = job
 
     def is_half_open(self, job: Job) -> bool:
@@ -174,7 +218,7 @@ class Availability:
 
     def must_open(self, job: Job) -> bool:
         """Whether a message that may run has to open its tenant's resources while the pool is troubled."""
-        return self._pool is not None and self._pool.troubled and not self.is_open(job)
+        return self._pool is not None and (self._pool.troubled or bool(self._hints)) and not self.is_open(job)
 
     def is_open(self, job: Job) -> bool:
         """Whether a message would find its tenant's resources open."""
@@ -232,6 +276,8 @@ class Availability:
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"
             _log.warning(text, what, job.message.id, error, extra=about(job))
+        if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
+            self._hints.found_down(obstacle.name, _shown(error), pause)
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)
@@ -256,6 +302,8 @@ class Availability:
             what = "Host" if obstacle.kind is ObstacleKind.HOST else "Tenant"
             text = "%s %s is available again after %.1f s"
             _log.info(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
+        if host is not None and self._hints is not None:
+            self._hints.found_up(host)
         if host is not None and host in self._asleep:
             woken.update(self._asleep.pop(host))
         return over, list(woken)
@@ -332,7 +380,8 @@ class Availability:
     def _obstacle_of(self, job: Job, error: BaseException | None = None) -> Obstacle:
         host = None if self._pool is None else self._pool.host_of(job.context)
         of_host = Obstacle(ObstacleKind.HOST, host)
-        if host is not None and (of_host in self._outages or getattr(error, "host", None) is not None):
+        told = of_host in self._outages or getattr(error, "host", None) is not None or self._is_hinted(host)
+        if host is not None and told:
             return of_host
         return Obstacle(ObstacleKind.TENANT, job.tenant)
 

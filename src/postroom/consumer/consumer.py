@@ -25,6 +25,7 @@ from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Step, Unwrapping
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Observer, Observers
+from postroom.fleet import Fleet
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
@@ -73,6 +74,7 @@ class Consumer(Generic[C, R]):
             when the consumer starts, and left when it has stopped.
         observers: told of events, synchronously.
         client: where the queue is; by default one AWS client, shared by all consumers of the event loop.
+        fleet: limits, pauses and outages that hold over all replicas that consume the queue; see ``postroom.fleet``.
 
     Raises:
         ConfigurationError: an argument cannot work. Nothing is opened before ``async with`` or ``run``.
@@ -104,6 +106,7 @@ class Consumer(Generic[C, R]):
         middleware: Iterable[Middleware] = (),
         observers: Iterable[Observer] = (),
         client: Client | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         middleware = listed("Consumer(middleware=...)", "middleware=[layer]", middleware)
         observers = listed("Consumer(observers=...)", "observers=[observer]", observers)
@@ -131,8 +134,9 @@ class Consumer(Generic[C, R]):
             middleware=middleware,
             observers=Observers(observers),
             client=_checked_client(client),
+            fleet=_checked_fleet(fleet, context),
         )
-        self.tenants = Tenants()
+        self.tenants = Tenants(shared=fleet is not None)
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None
@@ -487,6 +491,17 @@ def _check_queue(queue: object) -> None:
     if not isinstance(queue, str) or not queue.strip():
         text = f"Consumer(queue) takes the name, URL or ARN of a queue; got {queue!r}"
         raise ConfigurationError(text)
+
+
+def _checked_fleet(fleet: object, context: object) -> Fleet | None:
+    if fleet is None:
+        return None
+    if not isinstance(fleet, Fleet):
+        text = f'fleet= takes a Fleet, such as Fleet("valkey://cache:6379", per_tenant=20); got {fleet!r}'
+        raise ConfigurationError(text)
+    if context is None:
+        raise ConfigurationError("fleet= limits tenants, and without context= there are none: pass context= too")
+    return fleet
 
 
 def _check_resources(context: object, resources: object, cleanup: object) -> None:

@@ -74,6 +74,13 @@ class QueueFacts:
         offset = time.time() - self._clock() if self._offset is None else self._offset
         return sent + self._retention - self._margin - (self._clock() + offset)
 
+    def age(self, job: Job) -> float | None:
+        """Return for how many seconds a message has been in the queue; None where that is not known."""
+        if job.message.sent_at is None:
+            return None
+        offset = time.time() - self._clock() if self._offset is None else self._offset
+        return self._clock() + offset - job.message.sent_at
+
     def is_last_call(self, job: Job) -> bool:
         """Whether a message that lacks nothing but a slot must not wait for one any longer."""
         return self.seconds_left(job) < -self._margin * _LAST_CALL

@@ -8,6 +8,7 @@ from typing import Any, Generic, cast
 
 from postroom.consumer.availability import Availability
 from postroom.consumer.core import Core
+from postroom.consumer.crew import join
 from postroom.consumer.demand import AdaptivePolicy
 from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
@@ -27,6 +28,8 @@ from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
+from postroom.fleet.hints import Hints
+from postroom.fleet.member import Member
 from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency, PoolTimeouts, Visibility
 from postroom.payloads import Decoder
@@ -60,6 +63,9 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         queue = await client.queue(settings.queue)
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, queue=queue, pool=pool)
+        if run.member is not None:
+            opening.push_async_callback(run.member.close)
+            await run.member.open()
         run.begin(opening.pop_all())
     return run
 
@@ -126,14 +132,27 @@ class Run(Generic[C, R]):
         self._facts = QueueFacts(queue, self.tasks)
         self.source = source = Source(settings, queue, self._facts)
         rng = Random()  # noqa: S311 - jitter, not secrecy
+        self.member: Member | None = None
         self.scheduler: Scheduler[Job] = Scheduler(**self._scheduler_limits(settings.concurrency))
         scout = settings.polling.scout if settings.resolver is not None and not source.fifo else False
         self._scouting = Scouting(source.crowd, self._loop.time(), when=scout)
         self._policy = AdaptivePolicy(settings.polling, self._scouting, source.crowd)
-        availability = Availability(pool, rng)
+        hints = None if settings.fleet is None else Hints(settings.fleet.lease)
+        availability = Availability(pool, rng, hints)
         self.core = Core(self.scheduler, availability, tenants, self._policy, polling=settings.polling, rng=rng)
         self.engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
+        if settings.fleet is not None and hints is not None:
+            self.member = join(
+                settings.fleet,
+                queue.info.name,
+                self.scheduler,
+                tenants,
+                self.engine,
+                hints=hints,
+                observers=settings.observers,
+            )
+            self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
         source.settler = Settler(
             queue,
             Visibility() if callable(settings.visibility) else settings.visibility,
@@ -177,6 +196,8 @@ class Run(Generic[C, R]):
             opened.callback(self.pool.subscribe(self.engine.observe))
         self._tenants.attach(self.engine)
         self.engine.begin()
+        if self.member is not None:
+            self.member.begin()
         self._watch.start()
         self._heartbeat = self.tasks.spawn(self.source.settler.heartbeat.run(), "postroom-heartbeat")
         for number in range(self.settings.polling.pollers):
@@ -260,6 +281,8 @@ class Run(Generic[C, R]):
         await self._return_unstarted()  # 2
         await self._drain_handlers()  # 3
         await self._cancel_handlers()  # 4
+        if self.member is not None:
+            await self.member.close()
         await self._flush(polls_end)  # 5, and 1: polls end last, because they may bring back what was given back
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
@@ -301,18 +324,20 @@ class Run(Generic[C, R]):
             scouting_stopped=self._scouting_stopped(now),
             outages=self.core.availability.outages,
             breakers=self.core.availability.breakers,
-            oldest_wait=self._oldest_wait(now),
             group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
             last_poll_age=None if last is None else now - last,
             loop_lag=self._watch.max_lag,
             pool=None if self.pool is None else self.pool.statistics(),
+            utilisation=gauges.running / self.scheduler.total,
+            oldest_wait=max(map(self._wait_of, self.scheduler.heads_within_share()), default=0.0),
+            fleet=None if self.member is None else self.member.statistics(),
         )
 
-    def _oldest_wait(self, now: float) -> float:
-        """Return for how long the message has waited that was received first of those whose tenant can run."""
-        blocked = self.scheduler.is_blocked
-        held = list(self.source.settler.deliveries.values())
-        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
+    def _wait_of(self, job: Job) -> float:
+        """Return for how long a message has waited: since it was sent, if it was not tried before."""
+        since_received = self._loop.time() - job.received_at
+        age = self._facts.age(job) if job.receives == 1 else None
+        return since_received if age is None else max(age, since_received)
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
@@ -442,7 +467,8 @@ class Run(Generic[C, R]):
     # -- small print --------------------------------------------------------------------------------------------
 
     def _scheduler_limits(self, concurrency: Concurrency) -> dict[str, Any]:
-        return _limits(self.settings, concurrency, threaded=self._threads is not None)
+        limits = _limits(self.settings, concurrency, threaded=self._threads is not None)
+        return limits if self.member is None else {**limits, "bound": self.member.bound()}
 
     def _scouting_stopped(self, now: float) -> str | None:
         if self.source.fifo:

@@ -10,6 +10,7 @@ from msgspec import UnsetType
 from postroom.consumer.context import MessageContext
 from postroom.consumer.unwrapping import Unwrapping
 from postroom.events import Observers
+from postroom.fleet import Fleet
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.resources import ResourcePool
@@ -64,3 +65,4 @@ class Settings(Generic[C, R]):
     middleware: Sequence[Middleware]
     observers: Observers
     client: Client | None
+    fleet: Fleet | None = None

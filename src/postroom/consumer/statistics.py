@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from postroom.fleet import FleetStatistics
 from postroom.resources import PoolStatistics
 from postroom.types import Settlement
 
@@ -42,9 +43,6 @@ class ConsumerStatistics:
     """Handlers that run now: slots in use."""
     waiting: int = 0
     """Messages that wait for a slot."""
-    oldest_wait: float = 0.0
-    """Seconds since the receive of the message here that has waited longest for its handler; 0.0 when none waits.
-    Messages of tenants that cannot run are left out: more consumers would not help them."""
     suspended: int = 0
     """Messages that wait, without a slot, for their tenant's resources."""
     held: int = 0
@@ -74,3 +72,11 @@ class ConsumerStatistics:
     """The longest time in seconds for which the event loop was blocked."""
     pool: PoolStatistics | None = None
     """The pool's own snapshot; None when the consumer has no resources."""
+    utilisation: float = 0.0
+    """The part of the slots that are in use. Tenants that may have no more of them cannot raise it."""
+    oldest_wait: float = 0.0
+    """Seconds for which the first waiting message of a tenant waits that has less than its share: since it was sent,
+    if this is its first receive, else since it was received. With ``utilisation``, the signal to scale on: the backlog
+    of a noisy tenant does not move it."""
+    fleet: FleetStatistics | None = None
+    """What this replica has of its fleet; None without ``fleet=``."""

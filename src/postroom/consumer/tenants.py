@@ -2,15 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 from postroom.errors import ConfigurationError
+from postroom.fleet import TenantSlots
+from postroom.fleet.decisions import Verdict
+from postroom.fleet.member import Member, Pending
 from postroom.scheduling import LaneStatistics, Pace, Scheduler
 
 _KEEP: Any = object()
+_QUARANTINE = "tenant in quarantine"
 _POLL = 0.05
 
 
@@ -33,7 +37,7 @@ class TenantStatus:
     key: Hashable
     state: TenantState = TenantState.ACTIVE
     reason: str | None = None
-    """Why it is unavailable, or in quarantine."""
+    """Why it is unavailable, paused, limited or in quarantine."""
     since: float | None = None
     """For how many seconds it has been unavailable."""
     concurrency: int | None = None
@@ -46,6 +50,8 @@ class TenantStatus:
     """Messages that wait, without a slot, for its resources."""
     handler_seconds: float = 0.0
     """What one of its messages takes, as a recent average."""
+    fleet: TenantSlots | None = None
+    """What this replica has of its limits over the fleet; None without ``fleet=``, or while the consumer is stopped."""
 
 
 class Controlled(Protocol):
@@ -69,45 +75,60 @@ class Tenants:
     """Pause, limit or quarantine one tenant. Reached as ``consumer.tenants``.
 
     A tenant is named by its context, or by its key where the pool has ``key=``. Decisions hold in this process only;
-    they outlive a restart of the consumer, but not the process. Everything but :meth:`drain` may be called from any
-    thread, such as that of a web route, and takes effect at once in the loop's own thread, with the next turn of the
-    loop from another.
+    they outlive a restart of the consumer, but not the process. With ``Consumer(fleet=...)`` they hold in all replicas
+    within a tick, and outlive every process; limits are then those of the whole fleet. Everything but :meth:`drain` may
+    be called from any thread, such as that of a web route, and takes effect at once in the loop's own thread, with the
+    next turn of the loop from another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
         self.ruled = False
-        """Whether anything was decided about any tenant."""
+        """Whether anything was decided about any tenant, or every tenant has a rate."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._shared = shared
+        self._member: Member | None = None
+        self._rated = False
+        self.pending: Pending = {}
+        """Decisions that the fleet does not have yet."""
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
-    def pause(self, key: Hashable) -> None:
-        """Start no further message of a tenant; those that run go on.
+    def pause(self, key: Hashable, *, reason: str | None = None) -> None:
+        """Start no further message of a tenant; those that run go on. The reason is shown with its status.
 
         What waits here stays ours; of what still comes, a few messages wait here and the rest is deferred, as far as
         the attempts that each message was promised allow.
         """
-        self._decide(key, state=TenantState.PAUSED, reason=None)
+        self._decide(key, reason, state=TenantState.PAUSED)
 
-    def resume(self, key: Hashable) -> None:
+    def resume(self, key: Hashable, *, reason: str | None = None) -> None:
         """End a pause or a quarantine. Limits stay."""
-        self._decide(key, state=TenantState.ACTIVE, reason=None)
+        self._decide(key, reason, state=TenantState.ACTIVE)
 
-    def quarantine(self, key: Hashable, *, reason: str = "tenant in quarantine") -> None:
+    def quarantine(self, key: Hashable, *, reason: str = _QUARANTINE) -> None:
         """Send a tenant's messages to the dead-letter queue with a reason, until it is resumed.
 
         They can be redriven from there. Without a dead-letter queue they go back, and come again after the backoff; no
         attempt is counted.
         """
-        self._decide(key, state=TenantState.QUARANTINED, reason=reason)
+        self._decide(key, reason, state=TenantState.QUARANTINED)
 
-    def limit(self, key: Hashable, *, concurrency: int | None = _KEEP, rate: float | None = _KEEP) -> None:
+    def limit(
+        self,
+        key: Hashable,
+        *,
+        concurrency: int | None = _KEEP,
+        rate: float | None = _KEEP,
+        reason: str | None = None,
+    ) -> None:
         """Limit how many of a tenant's handlers run at once, and how many start per second. None ends a limit.
+
+        With a fleet both are those of all replicas together.
 
         Raises:
             ConfigurationError: a limit that is not above 0; use :meth:`pause` for none at all.
@@ -120,15 +141,17 @@ class Tenants:
                 text = f"limit({name}=...) takes a number above 0, or None for no limit; got {value!r}. See pause()"
                 raise ConfigurationError(text)
         chosen = {"concurrency": concurrency, "rate": rate}
-        self._decide(key, **{name: value for name, value in chosen.items() if value is not _KEEP})
+        self._decide(key, reason, **{name: value for name, value in chosen.items() if value is not _KEEP})
 
-    async def drain(self, key: Hashable, *, timeout: float | None = None) -> None:
-        """Pause a tenant and return when none of its handlers runs: its database may be moved then.
+    async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
+        """Pause a tenant and return when none of its handlers runs here: its database may be moved then.
+
+        With a fleet the pause holds everywhere within a tick, but the wait is for this replica's handlers only.
 
         Raises:
             TimeoutError: some still run after ``timeout`` seconds; the tenant stays paused.
         """
-        self.pause(key)
+        self.pause(key, reason=reason)
         async with asyncio.timeout(timeout):
             while self._is_busy(key):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL)
@@ -137,7 +160,7 @@ class Tenants:
 
     def __getitem__(self, key: Hashable) -> TenantStatus:
         """Return what is known of a tenant. An unknown one is active and has nothing here."""
-        rule = self._rules.get(key) or TenantStatus(key=key)
+        rule = self._rules.get(key) or _rule_of(key, None if self._member is None else self._member.ruling_of(key))
         figures = self._figures(key)
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
@@ -148,6 +171,7 @@ class Tenants:
             waiting=figures.waiting,
             suspended=figures.suspended,
             handler_seconds=figures.estimate,
+            fleet=None if self._member is None else self._member.slots_of(key),
         )
 
     def __iter__(self) -> Iterator[TenantStatus]:
@@ -164,13 +188,47 @@ class Tenants:
 
     def rate_of(self, key: Hashable) -> float | None:
         """Return how many of a tenant's handlers may start per second; None without such a limit."""
+        if self._member is not None:
+            return self._member.ledger.rate_of(key)
         rule = self._rules.get(key) if self._rules else None
         return None if rule is None else rule.rate
 
     def quarantined_because(self, key: Hashable) -> str | None:
         """Return why a tenant is in quarantine; None if it is not."""
         rule = self._rules.get(key) if self._rules else None
-        return rule.reason if rule is not None and rule.state is TenantState.QUARANTINED else None
+        return rule.reason or _QUARANTINE if rule is not None and rule.state is TenantState.QUARANTINED else None
+
+    def join(self, member: Member) -> None:
+        """Share decisions with a fleet, from before the consumer starts."""
+        self._member = member
+        self._rated = member.fleet.rate is not None
+        self.ruled = bool(self._rules) or self._rated
+
+    def meter(self, key: Hashable) -> None:
+        """Have a tenant's starts metered as the fleet says."""
+        if self._consumer is not None:
+            self._carry_out(key)
+
+    def unmeter(self, key: Hashable) -> None:
+        """Forget the pace of a tenant that has left. What was decided about it stays."""
+        if key not in self._rules and self._consumer is not None:
+            self._paces.pop(key, None)
+            self._consumer.scheduler.control(key)
+
+    def overrule(self, rulings: Mapping[Hashable, Verdict], *, complete: bool) -> None:
+        """Take over what was decided in the fleet. What was decided here and is not known there yet stays."""
+        with self._lock:
+            changed: list[Hashable] = []
+            for key in dict.fromkeys([*rulings, *(self._rules if complete else ())]):
+                rule = self._with_pending(key, _rule_of(key, rulings.get(key)))
+                if rule != self._rules.get(key, TenantStatus(key=key)):
+                    self._keep(key, rule)
+                    changed.append(key)
+        for key in changed:
+            if complete:
+                self._carry_out(key)
+            elif self._loop is not None:  # in the middle of the scheduler's own work: its rules hold, the rest soon
+                self._loop.call_soon(self._carry_out, key)
 
     def attach(self, consumer: Controlled) -> None:
         """Begin to carry decisions out: the consumer starts, in this thread and loop."""
@@ -181,44 +239,73 @@ class Tenants:
         for key in list(self._rules):
             self._carry_out(key)
 
-    def _decide(self, key: Hashable, **changes: Any) -> None:
+    def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
         try:
             hash(key)
         except TypeError:
             text = "a tenant is named by its context, or the pool's key for it, one at a time"
             raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
+        _check_reason(reason)
         with self._lock:  # two threads may each change another part of one rule
+            if self._shared:
+                for part, value in changes.items():
+                    self.pending[key, part] = (None if value is TenantState.ACTIVE else value, reason)
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
-            if rule == TenantStatus(key=key):
-                self._rules.pop(key, None)
-            else:
-                self._rules[key] = rule
-            self.ruled = bool(self._rules)
+            if reason is not None or "state" in changes:
+                rule = replace(rule, reason=reason)
+            self._keep(key, rule)
         loop = self._loop
         if loop is None or loop.is_closed():
             return
         if threading.get_ident() == self._thread:
-            self._carry_out(key)
+            self._decided(key)
         else:
-            loop.call_soon_threadsafe(self._carry_out, key)
+            loop.call_soon_threadsafe(self._decided, key)
+
+    def _decided(self, key: Hashable) -> None:
+        self._carry_out(key)
+        if self._member is not None:
+            self._member.decided()
+
+    def _keep(self, key: Hashable, rule: TenantStatus) -> None:
+        if replace(rule, reason=None) == TenantStatus(key=key):
+            self._rules.pop(key, None)
+        else:
+            self._rules[key] = rule
+        self.ruled = bool(self._rules) or self._rated
+
+    def _with_pending(self, key: Hashable, rule: TenantStatus) -> TenantStatus:
+        for part in ("state", "concurrency", "rate"):
+            if (key, part) in self.pending:
+                value, reason = self.pending[key, part]
+                chosen: Any = TenantState(value or TenantState.ACTIVE) if part == "state" else value
+                rule = replace(rule, **{part: chosen}, reason=rule.reason if reason is None else reason)
+        return rule
 
     def _carry_out(self, key: Hashable) -> None:
         if self._consumer is None:
             return
         rule = self._rules.get(key) or TenantStatus(key=key)
         paused = rule.state is TenantState.PAUSED
+        cap = rule.concurrency
+        if self._member is not None:
+            self._member.ledger.decide(key, concurrency=cap, rate=rule.rate)
+            cap = None
         pace = self._pace(key, rule.rate)
-        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=rule.concurrency)
+        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap)
         self._consumer.decided(key, paused=paused)
 
     def _pace(self, key: Hashable, rate: float | None) -> Pace | None:
         """Return the tenant's bucket: the same one while its rate stays, or every other decision would fill it up."""
+        member = self._member
+        if member is not None:
+            rate = member.ledger.rate_of(key)
         pace = self._paces.get(key)
         if rate is None:
             self._paces.pop(key, None)
             return None
         if pace is None or pace.rate != rate:
-            pace = self._paces[key] = Pace(rate)
+            pace = self._paces[key] = Pace(rate) if member is None else member.pace_of(key, rate)
         return pace
 
     def _is_busy(self, key: Hashable) -> bool:
@@ -232,3 +319,18 @@ class Tenants:
 
 def _is_above_0(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _rule_of(key: Hashable, ruling: Verdict | None) -> TenantStatus:
+    """Return what was decided in the fleet. A state that a later version may have written is none."""
+    if ruling is None:
+        return TenantStatus(key=key)
+    known = {TenantState.PAUSED.value, TenantState.QUARANTINED.value}
+    state = TenantState(ruling.state) if ruling.state in known else TenantState.ACTIVE
+    return TenantStatus(key=key, state=state, reason=ruling.reason, concurrency=ruling.concurrency, rate=ruling.rate)
+
+
+def _check_reason(reason: object) -> None:
+    if reason is not None and not isinstance(reason, str):
+        text = f"reason= takes a text for those who ask later why, or None; got {reason!r}"
+        raise ConfigurationError(text)

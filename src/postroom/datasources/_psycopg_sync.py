@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, LiteralString, cast
@@ -21,13 +20,14 @@ from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, located
 from postroom.datasources.scope import Scope, ScopeOf
-from postroom.resources.identity import display_key
+from postroom.display import display_key
+from postroom.log_fields import Log, Step
 from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 SyncPool = pools.ConnectionPool[SyncConnection]
 _numbers: Final = itertools.count(1)
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 
 
 def psycopg_sync_pool(

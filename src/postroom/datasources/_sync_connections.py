@@ -1,7 +1,6 @@
 """psycopg's connections for threads: made, watched and ended as those of the event loop are."""
 
 import asyncio
-import logging
 import os
 import socket
 import threading
@@ -24,6 +23,7 @@ from postroom.datasources._sync_inbox import run_now
 from postroom.datasources.psycopg import ATTRIBUTES, FLAGS, check_dsn, refusal_of
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
+from postroom.log_fields import Log, Step
 
 T = TypeVar("T")
 SyncConnection = psycopg.Connection[TupleRow]
@@ -33,7 +33,7 @@ PATIENCE: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives
 itself would wait for two hours while nothing is sent, and then for a quarter of an hour."""
 _CANCELLING: Final = 1.0
 """Seconds for telling the server that a statement is not wanted."""
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 
 
 async def in_time(timeout: float, connect: Callable[[], T]) -> T:

@@ -27,13 +27,13 @@ count until they end.) Three rules more:
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final, Generic
 
 from typing_extensions import TypeVar
 
 from postroom.scheduling.groups import Groups
-from postroom.scheduling.limits import Chosen, PerTenant
+from postroom.scheduling.limits import Chosen, PerTenant, Within
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
@@ -71,6 +71,8 @@ class Scheduler(Generic[T]):
             It is asked again with every decision about that tenant.
         weights: which tenants get more or less than others in proportion; 1.0 unless said otherwise.
         reserved: slots that tenants over their share leave free for the others.
+        bound: what else bounds the slots of one tenant, and may say 0; asked with every decision about it. When it says
+            more than before, :meth:`look_again` has to be called.
         quantum: handler seconds of one round.
     """
 
@@ -82,11 +84,12 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
+        bound: Callable[[Hashable], int | None] | None = None,
         quantum: float = QUANTUM,
     ) -> None:
         self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
-        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved)
+        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bound=bound)
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
@@ -114,12 +117,14 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
+        bound: Callable[[Hashable], int | None] | None = None,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
         self.total = total
         """Slots."""
         self._per_tenant = per_tenant
-        self._caps = Chosen(per_tenant, caps)
+        self._own_caps = Chosen(per_tenant, caps)
+        self._caps = self._own_caps if bound is None else Within(self._own_caps, bound)
         self._weights = Chosen(1.0, weights)
         self._varies = self._caps.varies or self._weights.varies
         self._reserved = min(reserved, total - 1)
@@ -175,6 +180,21 @@ class Scheduler(Generic[T]):
         """Return the tenants that have something here. Safe to call from another thread."""
         return list(self._lanes)
 
+    def own_cap(self, tenant: Hashable) -> int:
+        """Return how many slots one tenant may have here, whatever else bounds them."""
+        return min(self.total, int(self._own_caps(tenant)))
+
+    def look_again(self, tenant: Hashable) -> None:
+        """Let a tenant stand in line that may have more slots than before."""
+        if (lane := self._lanes.get(tenant)) is not None:
+            self._offer(lane)
+
+    def heads_within_share(self) -> Iterator[T]:
+        """Yield what waits first of each tenant that may have one more slot, and has less than its share."""
+        for lane in list(self._lanes.values()):
+            if self._may_run(lane) and not self._is_over(lane):
+                yield lane.waiting[0]
+
     def figures(self, tenant: Hashable) -> LaneStatistics:
         """Return what one tenant has here. Safe to call from another thread."""
         lane = self._lanes.get(tenant)
@@ -197,7 +217,8 @@ class Scheduler(Generic[T]):
             return False, False
         waiting = len(lane.waiting)
         share = max(1, (self.total - self._reserved) // len(self._lanes))
-        return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(lane.cap, share)
+        cap = lane.cap or self.own_cap(tenant)  # without a slot of the fleet's it is not noisy for that
+        return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(cap, share)
 
     # -- a ticket's life ----------------------------------------------------------------------------------------
 
@@ -454,11 +475,13 @@ class Scheduler(Generic[T]):
         return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self.total - self._reserved
 
     def _may_run(self, lane: Lane[T]) -> bool:
+        if not lane.waiting or (self._blocked and lane.blocked):
+            return False
         if self._varies:
             own = None if lane.control is None else lane.control.cap
             lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
-        return lane.running < lane.cap and bool(lane.waiting) and not (self._blocked and lane.blocked)
+        return lane.running < lane.cap
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""

@@ -1,0 +1,372 @@
+"""A consumer's membership in its fleet: the one task that talks to the store, a tick at a time.
+
+Nothing here is awaited by a message. The scheduler asks what :meth:`Member.bound` returned, synchronously; this task
+keeps the answer current.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+from postroom.errors import PostroomError
+from postroom.events import FleetReachable, FleetUnreachable, Observers
+from postroom.fleet.decisions import Verdict, field_of, verdicts, written
+from postroom.fleet.hints import Hints
+from postroom.fleet.ledger import Demand, Ledger, Sent
+from postroom.fleet.names import Unnamable, name_of, shown
+from postroom.fleet.options import Fleet
+from postroom.fleet.protocol import Answer, Decisions
+from postroom.fleet.statistics import FleetStatistics, TenantSlots
+from postroom.log_fields import Log, Step, about
+from postroom.redaction import describe
+from postroom.scheduling import Pace
+from postroom.tasks import Tasks
+
+_log = Log("postroom.fleet", Step.FLEET)
+
+_OPENING: Final = 2.0
+"""Seconds that the first exchange may take; the consumer starts without the store if it takes longer."""
+_CLOSING: Final = 1.0
+"""Seconds that giving everything back may take at a stop; what is not given back runs out with its lease."""
+_NONE: Final = Verdict()
+Pending = dict[tuple[Hashable, str], tuple[Any, str | None]]
+"""Decisions, with their reasons, by tenant and the part of what is decided about it."""
+
+
+class Crew(Protocol):
+    """The consumer, as far as its fleet has to know it."""
+
+    def here(self) -> Iterable[Hashable]:
+        """Return the tenants that have something here."""
+        ...
+
+    def demand(self, tenant: Hashable) -> Demand:
+        """Return what a tenant has here."""
+        ...
+
+    def offer(self, tenants: Iterable[Hashable]) -> None:
+        """Look again whether messages of some tenants may start."""
+        ...
+
+    def meter(self, tenant: Hashable) -> None:
+        """Have a tenant's starts metered, before any of it can start."""
+        ...
+
+    def overrule(self, rulings: Mapping[Hashable, Verdict], *, complete: bool) -> None:
+        """Take over what was decided in the fleet; ``complete`` says that nothing else is."""
+        ...
+
+
+class Member:
+    """One replica of a fleet, from the consumer's start to its stop.
+
+    Args:
+        fleet: the options.
+        name: under which name the replicas meet.
+        tasks: where the task of the membership is started.
+        crew: the consumer.
+        hints: what replicas tell each other of hosts.
+        observers: told when the store is lost and when it is back.
+        pending: decisions made here that the store does not have yet.
+    """
+
+    def __init__(
+        self, fleet: Fleet, name: str, tasks: Tasks, crew: Crew, *, hints: Hints, observers: Observers, pending: Pending
+    ) -> None:
+        self.fleet = fleet
+        self.name = fleet.name or name
+        self.pending = pending
+        self._state = fleet.state
+        self._tasks = tasks
+        self._crew = crew
+        self._observers = observers
+        self._time = tasks.loop.time
+        self.ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
+        self.hints = hints
+        self._wake = asyncio.Event()
+        self._known = Decisions(0, {})
+        self._rulings: dict[str, Verdict] = {}
+        self._met_rulings: dict[Hashable, Verdict] = {}
+        self._unnamed: set[type] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._was_gone = False
+        self._failed = 0
+        self._seconds = 0.0
+        self._reached: float | None = None
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Meet the others and learn what was decided, if the store answers soon. Never raises because it does not."""
+        sent = self.ledger.ask((), self._crew.demand, self._time())
+        if sent is not None:
+            await self._exchange(sent, _OPENING)
+
+    def begin(self) -> None:
+        """Start to exchange."""
+        self._task = self._tasks.spawn(self._run(), "postroom-fleet")
+
+    async def close(self) -> None:
+        """Give everything back at once. What cannot be given back runs out with its lease."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self.ledger.exchanges and not self.ledger.failures:
+            sent = self.ledger.leave(self._time())
+            try:
+                async with asyncio.timeout(_CLOSING):
+                    await self._state.exchange(self.name, sent.request)
+            except Exception as error:  # whatever a client raises: slots run out by themselves
+                _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
+        try:
+            await self._state.aclose()
+        except Exception as error:
+            _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
+
+    async def _run(self) -> None:
+        while True:
+            await self._sleep()
+            now = self._time()
+            self._look_at_fallback(now)
+            if now < self.ledger.due(now):
+                continue
+            sent = self.ledger.ask(self._crew.here(), self._crew.demand, now)
+            if sent is not None:
+                await self._exchange(sent, self.ledger.patience)
+
+    async def _sleep(self) -> None:
+        """Sleep until the next exchange is due, or something makes it more urgent."""
+        self._wake.clear()
+        now = self._time()
+        until = self.ledger.due(now)
+        if not self._was_gone and self.ledger.failures:
+            until = min(until, self.ledger.gone_at)
+        if until <= now:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    # -- one exchange -----------------------------------------------------------------------------------------------
+
+    async def _exchange(self, sent: Sent, patience: float) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                answer = await self._state.exchange(self.name, sent.request)
+                await self._settle_decisions(answer)
+                await self._settle_hints()
+        except Exception as error:  # whatever a client raises
+            self._lost(sent, error)
+            return
+        self._heard(sent, answer)
+
+    def _heard(self, sent: Sent, answer: Answer) -> None:
+        now = self._time()
+        lost_for = None if not self.ledger.failures or self._reached is None else now - self._reached
+        was_failing = bool(self.ledger.failures)
+        offered = self.ledger.answered(sent, answer, now)
+        self._seconds, self._reached = now - sent.at, sent.at
+        self._was_gone = False
+        self.hints.learn(answer.hints, now)
+        if was_failing:
+            gone = "" if lost_for is None else f" after {lost_for:.1f} s"
+            _log.warning("Fleet %s: the store answers again%s; %d replicas", self.name, gone, answer.replicas)
+            if self._observers:
+                self._observers.tell(FleetReachable(self.name, answer.replicas))
+        if offered:
+            self._crew.offer(offered)
+
+    def _lost(self, sent: Sent, error: Exception) -> None:
+        first = not self.ledger.failures
+        self.ledger.failed(sent)
+        self._failed += 1
+        if not first:
+            return
+        left = max(0.0, self.ledger.gone_at - self._time())
+        text = "Fleet %s: the store cannot be reached; slots held here last %.1f s more, then fallback=%r applies: %s"
+        _log.warning(text, self.name, left, self.fleet.fallback, _shown(error))
+        if self._observers:
+            self._observers.tell(FleetUnreachable(self.name, error, left))
+
+    def _look_at_fallback(self, now: float) -> None:
+        """Once the slots have run out, let go on what the fallback lets."""
+        gone = self.ledger.is_gone(now)
+        if gone and not self._was_gone:
+            self._was_gone = True
+            self._crew.offer(list(self.ledger.entries()))
+
+    # -- what the scheduler asks --------------------------------------------------------------------------------
+
+    def bound(self) -> Callable[[Hashable], int | None]:
+        """Return what tells how many handlers of a tenant may run here now; None for no bound.
+
+        It is asked several times per message, so the usual case is written out here.
+        """
+        known, time, otherwise = self.ledger.entries(), self._time, self.ledger.allowed
+
+        def allowed(tenant: Hashable) -> int | None:
+            entry, now = known.get(tenant), time()
+            if entry is None or now >= entry.expires:
+                return otherwise(tenant, now)
+            entry.idle = 0  # it is asked about what has work
+            return entry.limit
+
+        return allowed
+
+    def pace_of(self, tenant: Hashable, rate: float) -> Pace:
+        """Return what meters the starts of a tenant with a rate."""
+        return _FleetPace(self, tenant, rate)
+
+    def _met(self, tenant: Hashable) -> None:
+        """A tenant is to be asked for soon. What was decided about it holds before anything of it can start."""
+        entry = self.ledger.entry(tenant)
+        name = None if entry is None else entry.name
+        if entry is not None and name is None and type(tenant) not in self._unnamed:
+            self._unnamed.add(type(tenant))
+            text = (
+                "Fleet %s: a tenant of type %s cannot be named alike in every replica, so each works with its part; "
+                "use a text, or a frozen dataclass of texts and numbers, as the context"
+            )
+            _log.error(text, self.name, type(tenant).__name__, extra=about(tenant=tenant))
+        ruling = self._rulings.get(name) if name is not None and self._rulings else None
+        if ruling is not None and tenant not in self._met_rulings:
+            self._met_rulings[tenant] = ruling
+            self._crew.overrule({tenant: ruling}, complete=False)
+        if self.ledger.rate_of(tenant) is not None:
+            self._crew.meter(tenant)
+        self._wake.set()
+
+    # -- decisions --------------------------------------------------------------------------------------------------
+
+    def decided(self) -> None:
+        """Write down soon what was decided here."""
+        if self.pending:
+            self._tasks.spawn(self._publish_now(), "postroom-fleet-decision")
+
+    async def _publish_now(self) -> None:
+        try:
+            async with asyncio.timeout(self.ledger.patience):
+                await self._publish()
+        except Exception as error:
+            text = "Fleet %s: a decision holds in this replica only until the store can be reached: %s"
+            _log.warning(text, self.name, _shown(error))
+
+    async def _publish(self) -> None:
+        sending = dict(self.pending)
+        changes: dict[str, str | None] = {}
+        for (tenant, part), (value, reason) in sending.items():
+            try:
+                changes[field_of(part, name_of(tenant))] = written(value, reason)
+            except Unnamable:
+                continue
+        if changes:
+            await self._state.decide(self.name, changes)
+        for key, decision in sending.items():
+            if self.pending.get(key) is decision:
+                del self.pending[key]
+
+    async def _settle_decisions(self, answer: Answer) -> None:
+        """Write down what is decided here, and learn what was decided elsewhere."""
+        if answer.version < self._known.version:  # the store has lost its memory
+            await self._state.restore(self.name, self._known)
+        elif answer.version == self._known.version and not self.pending:
+            return
+        if self.pending:
+            await self._publish()
+        self._known = await self._state.decisions(self.name)
+        self._rulings = verdicts(self._known.fields)
+        named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
+        met = {tenant: entry.name for tenant, entry in self.ledger.entries().items()}
+        met |= {tenant: name_of(tenant) for tenant in self._met_rulings}
+        found = {tenant: self._rulings[name] for tenant, name in met.items() if name in self._rulings}
+        self._met_rulings = {tenant: ruling for tenant, ruling in found.items() if not isinstance(tenant, str)}
+        rulings: dict[Hashable, Verdict] = {key: ruling for key, ruling in named.items() if key is not None}
+        self._crew.overrule(rulings | found, complete=True)
+
+    @staticmethod
+    def _key_of(name: str) -> str | None:
+        """Return the tenant of a name, where the name tells."""
+        return shown(name) if name.startswith("t:") else None
+
+    def ruling_of(self, tenant: Hashable) -> Verdict | None:
+        """Return what was decided about a tenant, which need not have been seen here."""
+        if not self._rulings:
+            return None
+        try:
+            return self._rulings.get(name_of(tenant))
+        except Unnamable:
+            return None
+
+    # -- outages ------------------------------------------------------------------------------------------------------
+
+    async def _settle_hints(self) -> None:
+        for host, (cause, seconds) in self.hints.reports():
+            await self._state.report(self.name, host, cause, seconds)
+        for host in self.hints.claims():
+            if await self._state.claim_probe(self.name, host, self.ledger.replica, self.hints.turn):
+                self.hints.claimed(host, self._time())
+
+    # -- a look -----------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> FleetStatistics:
+        """Return a snapshot."""
+        now = self._time()
+        entries = self.ledger.entries().values()
+        live = [entry for entry in entries if entry.name is not None and entry.expires != float("inf")]
+        slots = [entry.limit if now < entry.expires else 0 for entry in live]
+        return FleetStatistics(
+            name=self.name,
+            reachable=self._reached is not None and not self.ledger.failures,
+            degraded=self.ledger.is_gone(now),
+            replicas=self.ledger.replicas,
+            slots=sum(slots),
+            tenants=len(live),
+            starved=sum(not each for each in slots),
+            overruns=self.ledger.overruns,
+            exchanges=self.ledger.exchanges,
+            failed_exchanges=self._failed,
+            last_exchange_age=None if self._reached is None else now - self._reached,
+            last_exchange_seconds=self._seconds,
+            decisions=self._known.version,
+            hosts_down=len(self.hints),
+        )
+
+    def slots_of(self, tenant: Hashable) -> TenantSlots:
+        """Return what this replica has of one tenant's limits."""
+        entry, now = self.ledger.entry(tenant), self._time()
+        ruling = self.ruling_of(tenant) or _NONE
+        cap = ruling.concurrency or self.ledger.cap_of(tenant)
+        rate = ruling.rate or self.ledger.rate_of(tenant)
+        if entry is None:
+            return TenantSlots(cap=cap, rate=rate, slots=None if cap is None else 0, share=0, contended=False)
+        slots = None if cap is None else entry.limit if now < entry.expires else 0
+        return TenantSlots(cap=cap, rate=rate, slots=slots, share=entry.share, contended=entry.contended)
+
+
+class _FleetPace(Pace):
+    """Meters a tenant's starts: as many as the store granted until the next exchange."""
+
+    __slots__ = ("_member", "_tenant")
+
+    def __init__(self, member: Member, tenant: Hashable, rate: float) -> None:
+        super().__init__(rate)
+        self._member = member
+        self._tenant = tenant
+
+    def take(self, now: float) -> float:
+        """Take a start and return 0.0; or take none, and return the seconds until there may be one."""
+        ledger = self._member.ledger
+        if ledger.take(self._tenant, now):
+            return 0.0
+        if ledger.is_gone(now) and ledger.fleet.fallback != "stop":
+            replicas = max(1, ledger.replicas) if ledger.fleet.fallback == "share" else 1
+            return super().take(now / replicas) * replicas  # its own time goes so much slower
+        return ledger.fleet.tick
+
+
+def _shown(error: BaseException) -> str:
+    return str(error) if isinstance(error, PostroomError) else describe(error)

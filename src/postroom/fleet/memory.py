@@ -1,0 +1,231 @@
+"""A shared state in memory: for tests, simulations, and several consumers in one process.
+
+The same rules as the script that Valkey runs, in Python, over a clock that is passed in. Both run one suite of tests.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from postroom.fleet.protocol import Answer, Ask, Decisions, Grant, Hint, Request
+from postroom.fleet.shares import share_of
+
+_MANY = 10_000
+"""Tenants with a rate after which those are forgotten that have not used any of it for long."""
+
+
+class _Slots(msgspec.Struct):
+    """What one replica has of one tenant."""
+
+    granted: int
+    need: int
+    want: int
+    expires: float
+    sequence: int
+
+
+class _Fleet(msgspec.Struct):
+    """Everything under one name."""
+
+    epoch: str = ""
+    born: float = 0.0
+    quiet_until: float = 0.0
+    """Until then nothing is granted that was not held: leases may be out that are not remembered here."""
+    epoch_expires: float = 0.0
+    members: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    slots: dict[str, dict[str, _Slots]] = msgspec.field(default_factory=dict[str, dict[str, _Slots]])
+    tats: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Theoretical arrival times: when a tenant with a rate has used up what it had."""
+    version: int = 0
+    decided: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    hints: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict[str, tuple[float, str]])
+    probes: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict[str, tuple[float, str]])
+
+
+class Store:
+    """The rules, synchronously. Every method takes effect as a whole, as a script in Valkey does."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.fleets: dict[str, _Fleet] = {}
+        self.run = 1
+        """Counts the starts of this store: one that starts again may have lost its last writes."""
+
+    def flush(self) -> None:
+        """Lose everything."""
+        self.fleets.clear()
+
+    def restart(self, *, flushed: bool = False) -> None:
+        """Start again, as a server does, with or without what it knew."""
+        self.run += 1
+        if flushed:
+            self.flush()
+
+    def exchange(self, name: str, request: Request) -> Answer:
+        """Renew, return and grant slots."""
+        now, fleet = self.clock(), self._fleet(name)
+        self._enter_epoch(fleet, request, now)
+        self._count_members(fleet, request, now)
+        grants = tuple(self._grant(fleet, request, ask, now) for ask in request.asks)
+        fleet.hints = {host: hint for host, hint in fleet.hints.items() if hint[0] > now}
+        hints = tuple(Hint(host, until - now, cause) for host, (until, cause) in sorted(fleet.hints.items()))
+        return Answer(fleet.epoch, fleet.version, len(fleet.members), grants, hints)
+
+    def _enter_epoch(self, fleet: _Fleet, request: Request, now: float) -> None:
+        """Notice that the memory was lost, wholly or in part. Then nothing new is granted for a lease."""
+        known = fleet.epoch if fleet.epoch_expires > now else ""
+        if not known or not known.startswith(f"{self.run}:"):
+            fleet.quiet_until = now + request.lease if known or request.epoch else 0.0
+            fleet.epoch, fleet.born = f"{self.run}:{now:.3f}", now
+        elif request.epoch and request.epoch != known and now - fleet.born < request.lease:
+            fleet.quiet_until = max(fleet.quiet_until, fleet.born + request.lease)
+        fleet.epoch_expires = now + 10 * request.lease
+
+    @staticmethod
+    def _count_members(fleet: _Fleet, request: Request, now: float) -> None:
+        fleet.members = {replica: until for replica, until in fleet.members.items() if until > now}
+        if request.leaving:
+            fleet.members.pop(request.replica, None)
+        else:
+            fleet.members[request.replica] = now + request.lease
+
+    def _grant(self, fleet: _Fleet, request: Request, ask: Ask, now: float) -> Grant:
+        me, slots = request.replica, fleet.slots.setdefault(ask.tenant, {})
+        for replica in [replica for replica, other in slots.items() if other.expires <= now]:
+            del slots[replica]
+        mine = slots.get(me)
+        if mine is not None and request.sequence <= mine.sequence:
+            return Grant(mine.granted, mine.granted)
+        others = {replica: other for replica, other in slots.items() if replica != me}
+        room = ask.cap - sum(other.granted for other in others.values())
+        keep = max(0, min(ask.hold, max(0 if mine is None else mine.granted, room)))
+        demands = {replica: (other.need, other.want) for replica, other in others.items()}
+        demands[me] = (ask.need, max(ask.need, ask.want))
+        share = share_of(me, demands, ask.cap, int(now // request.lease))
+        granted = keep
+        if share > keep and now >= fleet.quiet_until:
+            granted = min(share, max(keep, room))
+        if granted or ask.need:
+            slots[me] = _Slots(granted, ask.need, ask.want, now + request.lease, request.sequence)
+        else:
+            slots.pop(me, None)
+        if not slots:
+            del fleet.slots[ask.tenant]
+        tokens = self._take(fleet, request, ask, 1 + sum(other.need > 0 for other in others.values()), now)
+        contended = any(other.need > other.granted for other in others.values())
+        return Grant(granted, share, contended, tokens)
+
+    @staticmethod
+    def _take(fleet: _Fleet, request: Request, ask: Ask, hungry: int, now: float) -> int:
+        """Take starts for one tick out of a tenant's rate (GCRA): what is there, divided by those who need some."""
+        if not ask.rate or not ask.tokens:
+            return 0
+        interval = 1.0 / ask.rate
+        tat = max(fleet.tats.get(ask.tenant, now), now)
+        there = math.floor((now + max(interval, 2 * request.tick) - tat) / interval + 1e-6)
+        taken = max(0, min(ask.tokens, there, math.ceil(there / hungry)))
+        if len(fleet.tats) > _MANY:
+            fleet.tats = {tenant: until for tenant, until in fleet.tats.items() if until > now}
+        if taken:
+            fleet.tats[ask.tenant] = tat + taken * interval
+        return taken
+
+    def decide(self, name: str, changes: Mapping[str, str | None]) -> int:
+        """Write decisions down."""
+        fleet = self._fleet(name)
+        for field, value in changes.items():
+            if value is None:
+                fleet.decided.pop(field, None)
+            else:
+                fleet.decided[field] = value
+        fleet.version += 1
+        return fleet.version
+
+    def decisions(self, name: str) -> Decisions:
+        """Return all decisions."""
+        fleet = self._fleet(name)
+        return Decisions(fleet.version, dict(fleet.decided))
+
+    def restore(self, name: str, decisions: Decisions) -> int:
+        """Write down again what is not known here."""
+        fleet = self._fleet(name)
+        if fleet.version < decisions.version:
+            fleet.decided = {**decisions.fields, **fleet.decided}
+            fleet.version = decisions.version + 1
+        return fleet.version
+
+    def report(self, name: str, host: str, cause: str | None, seconds: float) -> None:
+        """Note that a host is down, or back."""
+        fleet = self._fleet(name)
+        if cause is None:
+            fleet.probes.pop(host, None)
+            fleet.hints.pop(host, None)
+        else:
+            now = self.clock()
+            fleet.hints[host] = (now + seconds, cause)
+            fleet.probes[host] = (now + seconds / 2, "")
+
+    def claim_probe(self, name: str, host: str, replica: str, seconds: float) -> bool:
+        """Let one replica try a host."""
+        fleet, now = self._fleet(name), self.clock()
+        until, owner = fleet.probes.get(host, (0.0, ""))
+        if until > now and owner != replica:  # a failed try is nobody's: every replica waits for a while
+            return False
+        fleet.probes[host] = (now + seconds, replica)
+        return True
+
+    def usage(self, name: str) -> dict[str, tuple[int, int]]:
+        """Return the slots in use, and the replicas that hold them, by tenant."""
+        now = self.clock()
+        live = {
+            tenant: [each.granted for each in slots.values() if each.expires > now and each.granted]
+            for tenant, slots in self._fleet(name).slots.items()
+        }
+        return {tenant: (sum(each), len(each)) for tenant, each in live.items() if each}
+
+    def _fleet(self, name: str) -> _Fleet:
+        return self.fleets.setdefault(name, _Fleet())
+
+
+class MemoryState:
+    """A shared state in this process. Pass one and the same to every ``Fleet`` that should meet there.
+
+    Args:
+        clock: the time in seconds; by default the monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store = Store(clock)
+
+    async def exchange(self, fleet: str, request: Request) -> Answer:
+        """See ``SharedState``."""
+        return self.store.exchange(fleet, request)
+
+    async def decide(self, fleet: str, changes: Mapping[str, str | None]) -> int:
+        """See ``SharedState``."""
+        return self.store.decide(fleet, changes)
+
+    async def decisions(self, fleet: str) -> Decisions:
+        """See ``SharedState``."""
+        return self.store.decisions(fleet)
+
+    async def restore(self, fleet: str, decisions: Decisions) -> int:
+        """See ``SharedState``."""
+        return self.store.restore(fleet, decisions)
+
+    async def report(self, fleet: str, host: str, cause: str | None, seconds: float) -> None:
+        """See ``SharedState``."""
+        self.store.report(fleet, host, cause, seconds)
+
+    async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
+        """See ``SharedState``."""
+        return self.store.claim_probe(fleet, host, replica, seconds)
+
+    async def usage(self, fleet: str) -> Mapping[str, tuple[int, int]]:
+        """See ``SharedState``."""
+        return self.store.usage(fleet)
+
+    async def aclose(self) -> None:
+        """Do nothing: it may have other users."""

@@ -1,0 +1,177 @@
+"""The scripts that Valkey runs. The rules are those of ``memory.Store``, over the server's own clock."""
+
+from typing import Final
+
+EXCHANGE: Final = """
+local epoch_key, members_key, decisions_key, hints_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local me, sequence, known_there, lease, tick, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]),
+  tonumber(ARGV[5]), ARGV[6] == '1'
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local period = math.floor(now / lease)
+
+-- The memory may be lost, wholly (a flush) or in its last writes (a restart, a fail-over).
+local run = ''
+local told = redis.pcall('INFO', 'server')
+if type(told) == 'string' then run = string.match(told, 'run_id:(%w+)') or '' end
+local stored = redis.call('HMGET', epoch_key, 'id', 'born', 'quiet')
+local epoch, born, quiet = stored[1], tonumber(stored[2] or 0), tonumber(stored[3] or 0)
+if not epoch or string.sub(epoch, 1, #run + 1) ~= run .. ':' then
+  quiet = 0
+  if epoch or known_there ~= '' then quiet = now + lease end
+  epoch, born = run .. ':' .. string.format('%d', now), now
+  redis.call('HSET', epoch_key, 'id', epoch, 'born', born, 'quiet', quiet)
+elseif known_there ~= '' and known_there ~= epoch and now - born < lease and quiet < born + lease then
+  quiet = born + lease
+  redis.call('HSET', epoch_key, 'quiet', quiet)
+end
+redis.call('PEXPIRE', epoch_key, 10 * lease)
+
+redis.call('ZREMRANGEBYSCORE', members_key, '-inf', now)
+if leaving then redis.call('ZREM', members_key, me) else redis.call('ZADD', members_key, now + lease, me) end
+redis.call('PEXPIRE', members_key, lease)
+local out = {epoch, tonumber(redis.call('HGET', decisions_key, '#') or 0), redis.call('ZCARD', members_key), 0}
+
+local hints = redis.call('HGETALL', hints_key)
+for i = 1, #hints, 2 do
+  local till, cause = string.match(hints[i + 1], '^(%d+) (.*)$')
+  if tonumber(till) <= now then
+    redis.call('HDEL', hints_key, hints[i])
+  else
+    out[4] = out[4] + 1
+    out[#out + 1] = hints[i]; out[#out + 1] = tonumber(till) - now; out[#out + 1] = cause
+  end
+end
+
+local function filled(mine, demands, names, cap)
+  local sorted = {}
+  for i = 1, #demands do sorted[i] = demands[i] end
+  table.sort(sorted)
+  local left, rest = cap, #sorted
+  for i = 1, #sorted do
+    local level = math.floor(left / rest)
+    if sorted[i] > level then
+      if mine <= level then return mine end
+      local remainder, hungry, place = left - level * rest, 0, 0
+      for j = 1, #demands do
+        if demands[j] > level then
+          hungry = hungry + 1
+          if names[j] < me then place = place + 1 end
+        end
+      end
+      if (place - period * remainder) % hungry < remainder then return level + 1 end
+      return level
+    end
+    left = left - sorted[i]; rest = rest - 1
+  end
+  return mine
+end
+
+for i = 0, (#ARGV - 6) / 6 - 1 do
+  local slots_key, rate_key, at = KEYS[5 + 2 * i], KEYS[6 + 2 * i], 7 + 6 * i
+  local cap, hold, need = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local want, rate, tokens = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  if want < need then want = need end
+  local names, needs, spares = {me}, {need}, {want - need}
+  local needed, used, mine, last, contended, hungry = need, 0, 0, -1, 0, 1
+  local all = redis.call('HGETALL', slots_key)
+  for j = 1, #all, 2 do
+    local g, n, w, e, s = struct.unpack('<I4I4I4dd', all[j + 1])
+    if e <= now then
+      redis.call('HDEL', slots_key, all[j])
+    elseif all[j] == me then
+      mine, last = g, s
+    else
+      local k = #names + 1
+      names[k], needs[k], spares[k] = all[j], n, w - n
+      needed, used = needed + n, used + g
+      if n > g then contended = 1 end
+      if n > 0 then hungry = hungry + 1 end
+    end
+  end
+  if sequence <= last then
+    out[#out + 1] = mine; out[#out + 1] = mine; out[#out + 1] = 0; out[#out + 1] = 0
+  else
+    local room = cap - used
+    local keep = math.max(0, math.min(hold, math.max(mine, room)))
+    local share
+    if needed > cap then share = filled(need, needs, names, cap)
+    else share = need + filled(want - need, spares, names, math.floor((cap - needed) / 2)) end
+    local granted = keep
+    if share > keep and now >= quiet then granted = math.min(share, math.max(keep, room)) end
+    if granted > 0 or need > 0 then
+      redis.call('HSET', slots_key, me, struct.pack('<I4I4I4dd', granted, need, want, now + lease, sequence))
+      redis.call('PEXPIRE', slots_key, lease)
+    elseif last >= 0 then
+      redis.call('HDEL', slots_key, me)
+    end
+    local taken = 0
+    if rate > 0 and tokens > 0 then
+      local interval = 1000 / rate
+      local tat = math.max(tonumber(redis.call('GET', rate_key) or 0), now)
+      local there = math.floor((now + math.max(interval, 2 * tick) - tat) / interval + 1e-6)
+      taken = math.max(0, math.min(tokens, there, math.ceil(there / hungry)))
+      if taken > 0 then
+        tat = tat + taken * interval
+        redis.call('SET', rate_key, string.format('%.3f', tat), 'PX', math.ceil(tat - now) + 1)
+      end
+    end
+    out[#out + 1] = granted; out[#out + 1] = share; out[#out + 1] = contended; out[#out + 1] = taken
+  end
+end
+return out
+"""
+"""Keys: epoch, members, decisions, hints, then slots and rate of each tenant. Arguments: replica, sequence, epoch,
+lease and tick in milliseconds, whether it leaves; then cap, hold, need, want, rate and tokens of each tenant."""
+
+USAGE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local all, slots, replicas = redis.call('HVALS', KEYS[1]), 0, 0
+for i = 1, #all do
+  local granted, _, _, till = struct.unpack('<I4I4I4dd', all[i])
+  if till > now and granted > 0 then slots = slots + granted; replicas = replicas + 1 end
+end
+return {slots, replicas}
+"""
+"""Keys: the slots of one tenant."""
+
+DECIDE: Final = """
+for i = 1, #ARGV, 3 do
+  if ARGV[i + 1] == '1' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  else redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+return redis.call('HINCRBY', KEYS[1], '#', 1)
+"""
+"""Arguments: field, whether it is set, value; three for each decision."""
+
+RESTORE: Final = """
+local version = tonumber(redis.call('HGET', KEYS[1], '#') or 0)
+if version >= tonumber(ARGV[1]) then return version end
+for i = 2, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('HSET', KEYS[1], '#', ARGV[1] + 1)
+return ARGV[1] + 1
+"""
+"""Arguments: the version that was known, then field and value of each decision."""
+
+REPORT: Final = """
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[2])
+  return redis.call('HDEL', KEYS[1], ARGV[1])
+end
+redis.call('SET', KEYS[2], '', 'PX', math.ceil(ARGV[3] / 2))
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%d', now + ARGV[3]) .. ' ' .. ARGV[2])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+"""Keys: hints, the host's probe. Arguments: host, cause (empty: it is back), milliseconds."""
+
+CLAIM: Final = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+"""Arguments: replica, milliseconds."""

@@ -1,0 +1,212 @@
+"""The shared state in Valkey, or in Redis 6 and up: one script call per exchange.
+
+Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of them are in one slot.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
+from inspect import iscoroutinefunction
+from typing import Any, Final, Protocol, cast
+
+from postroom.errors import ConfigurationError
+from postroom.fleet.protocol import Answer, Decisions, Grant, Hint, Request
+from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, REPORT, RESTORE, USAGE
+
+_BATCH: Final = 250
+"""Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
+_SCHEMES: Final = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
+
+
+class CommandClient(Protocol):
+    """What is used of a client: valkey-py's, or redis-py's, of a single server or of a cluster."""
+
+    def execute_command(self, *arguments: Any) -> Awaitable[Any]:
+        """Send one command and return the answer."""
+        ...
+
+
+class ValkeyState:
+    """A shared state in Valkey.
+
+    Args:
+        store: the URL of a server, ``valkey://user:password@host:6379/0``, with ``valkeys://`` for TLS; or an asyncio
+            client of ``valkey`` or ``redis``, which stays yours to close.
+
+    Raises:
+        ConfigurationError: it is neither, or ``valkey`` is not installed.
+    """
+
+    def __init__(self, store: str | CommandClient) -> None:
+        self._url = store if isinstance(store, str) else None
+        self._client = None if isinstance(store, str) else store
+        if isinstance(store, str):
+            _check_url(store)
+        else:
+            _check_client(store)
+        self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}  # noqa: S324 - EVALSHA
+        self.calls = 0
+        """Commands sent so far."""
+
+    def __repr__(self) -> str:
+        return "ValkeyState()"  # a URL may hold a password
+
+    async def exchange(self, fleet: str, request: Request) -> Answer:
+        """Renew, return and grant slots. Many tenants take several calls, of which each is one step."""
+        asks = request.asks
+        answer = await self._exchange(fleet, request, 0)
+        grants = list(answer.grants)
+        for start in range(_BATCH, len(asks), _BATCH):
+            answer = await self._exchange(fleet, request, start)
+            grants += answer.grants
+        return Answer(answer.epoch, answer.version, answer.replicas, tuple(grants), answer.hints)
+
+    async def _exchange(self, fleet: str, request: Request, start: int) -> Answer:
+        tag = _tag(fleet)
+        keys = [f"{tag}:epoch", f"{tag}:members", f"{tag}:decisions", f"{tag}:hints"]
+        arguments: list[str | int | float] = [
+            request.replica,
+            request.sequence,
+            request.epoch,
+            _milliseconds(request.lease),
+            _milliseconds(request.tick),
+            int(request.leaving),
+        ]
+        for ask in request.asks[start : start + _BATCH]:
+            keys += (f"{tag}:slots:{ask.tenant}", f"{tag}:rate:{ask.tenant}")
+            arguments += (ask.cap, ask.hold, ask.need, ask.want, ask.rate, ask.tokens)
+        return _answer(await self._run(EXCHANGE, keys, arguments))
+
+    async def decide(self, fleet: str, changes: Mapping[str, str | None]) -> int:
+        """Write decisions down."""
+        arguments: list[str | int] = []
+        for field, value in changes.items():
+            arguments += (field, int(value is not None), value or "")
+        return int(await self._run(DECIDE, [f"{_tag(fleet)}:decisions"], arguments))
+
+    async def decisions(self, fleet: str) -> Decisions:
+        """Return all decisions."""
+        said = _pairs(await self._command("HGETALL", f"{_tag(fleet)}:decisions"))
+        version = int(said.pop("#", "0"))
+        return Decisions(version, said)
+
+    async def restore(self, fleet: str, decisions: Decisions) -> int:
+        """Write down again what a server without its memory does not know."""
+        arguments: list[str | int] = [decisions.version]
+        for field, value in decisions.fields.items():
+            arguments += (field, value)
+        return int(await self._run(RESTORE, [f"{_tag(fleet)}:decisions"], arguments))
+
+    async def report(self, fleet: str, host: str, cause: str | None, seconds: float) -> None:
+        """Say that a host is down or back."""
+        tag = _tag(fleet)
+        keys = [f"{tag}:hints", f"{tag}:probe:{host}"]
+        await self._run(REPORT, keys, [host, "" if cause is None else cause or "?", _milliseconds(seconds)])
+
+    async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
+        """Return whether this replica is the one that tries a host."""
+        said = await self._run(CLAIM, [f"{_tag(fleet)}:probe:{host}"], [replica, _milliseconds(seconds)])
+        return int(said) == 1
+
+    async def usage(self, fleet: str) -> Mapping[str, tuple[int, int]]:
+        """Return the slots in use, and the replicas that hold them, by tenant. It scans: for operators only."""
+        prefix = f"{_tag(fleet)}:slots:"
+        found: dict[str, tuple[int, int]] = {}
+        cursor = "0"
+        while True:
+            answer = await self._command("SCAN", cursor, "MATCH", _literal(prefix) + "*", "COUNT", 1_000)
+            cursor, keys = _text(answer[0]), [_text(key) for key in answer[1]]
+            for key in keys:
+                slots, replicas = await self._run(USAGE, [key], [])
+                if slots:
+                    found[key.removeprefix(prefix)] = (int(slots), int(replicas))
+            if cursor == "0":
+                return found
+
+    async def aclose(self) -> None:
+        """Close the connections, if the client was made here. It can be used again afterwards."""
+        client: Any = self._client
+        if self._url is not None and client is not None:
+            self._client = None
+            await client.aclose()
+
+    async def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
+        try:
+            return await self._command("EVALSHA", self._digests[script], len(keys), *keys, *arguments)
+        except Exception as error:  # two libraries, two classes: the server has not seen the script yet
+            if type(error).__name__ != "NoScriptError":
+                raise
+            return await self._command("EVAL", script, len(keys), *keys, *arguments)
+
+    async def _command(self, *arguments: Any) -> Any:
+        if self._client is None:
+            self._client = _connect(cast("str", self._url))
+        self.calls += 1
+        return await self._client.execute_command(*arguments)
+
+
+_SCRIPTS: Final = (EXCHANGE, DECIDE, RESTORE, REPORT, CLAIM, USAGE)
+
+
+def _connect(url: str) -> CommandClient:
+    from valkey.asyncio import Valkey  # noqa: PLC0415 - an optional extra, needed only for a URL
+
+    client: Any = Valkey
+    return cast("CommandClient", client.from_url(url))
+
+
+def _check_url(url: str) -> None:
+    if not url.startswith(_SCHEMES):
+        text = f"Fleet(...) takes a URL that begins with one of {', '.join(_SCHEMES)}, or an asyncio client"
+        raise ConfigurationError(text)
+    if find_spec("valkey") is None:
+        text = "Fleet(url) needs valkey-py: pip install 'postroom[valkey]'; or pass a redis.asyncio client of your own"
+        raise ConfigurationError(text)
+
+
+def _check_client(client: object) -> None:
+    execute: Callable[..., Any] | None = getattr(client, "execute_command", None)
+    if execute is None:
+        text = f"Fleet(...) takes a URL, an asyncio client of valkey or redis, or a SharedState; got {type(client)}"
+        raise ConfigurationError(text)
+    if not iscoroutinefunction(execute):
+        text = "Fleet(...) takes an asyncio client: valkey.asyncio.Valkey or redis.asyncio.Redis, not the blocking one"
+        raise ConfigurationError(text)
+
+
+def _tag(fleet: str) -> str:
+    return f"postroom:{{{fleet}}}"
+
+
+def _literal(text: str) -> str:
+    """Escape what a pattern would not take literally."""
+    return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in text)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1_000))
+
+
+def _text(value: Any) -> str:
+    """Return an answer as text, whether or not the client decodes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _pairs(answer: Any) -> dict[str, str]:
+    """Return a hash, of which clients make a dict or a flat list."""
+    if isinstance(answer, Mapping):
+        known = cast("Mapping[Any, Any]", answer)
+        return {_text(key): _text(value) for key, value in known.items()}
+    flat = [_text(value) for value in answer]
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _answer(said: Any) -> Answer:
+    count = int(said[3])
+    first = 4 + 3 * count
+    hints = tuple(Hint(_text(said[at]), int(said[at + 1]) / 1_000, _text(said[at + 2])) for at in range(4, first, 3))
+    grants = tuple(
+        Grant(int(said[at]), int(said[at + 1]), bool(said[at + 2]), int(said[at + 3]))
+        for at in range(first, len(said), 4)
+    )
+    return Answer(_text(said[0]), int(said[1]), int(said[2]), grants, hints)

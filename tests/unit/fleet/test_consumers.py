@@ -1,0 +1,345 @@
+"""Several consumers of one queue as one fleet: limits, decisions, and a store that is lost."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+import pytest
+
+from postroom import Concurrency, Fleet, Polling, TenantState
+from postroom.events import Event, FleetReachable, FleetUnreachable
+from support.fleet import Diary, FaultyState, replica
+from support.world import Tenant, World, in_world
+
+A = Tenant("a")
+
+
+def test_a_limit_holds_over_all_replicas() -> None:
+    """F1: three replicas with eight slots each run three handlers of a tenant together, and all take part."""
+
+    async def scenario(world: World) -> Diary:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        world.send_orders(*map(str, range(120)), tenant="a", seconds=0.25)
+        async with AsyncExitStack() as stack:
+            for name in ("one", "two", "three"):
+                await stack.enter_async_context(replica(world, diary, Fleet(state, per_tenant=3), name))
+            await asyncio.sleep(30)
+        assert world.counts() == (0, 0)
+        return diary
+
+    diary = in_world(scenario)
+    assert diary.most["a"] == 3
+    assert len(diary.starts) == 120
+    assert {who for _, who, _ in diary.starts} == {"one", "two", "three"}
+    assert diary.starts[-1][0] <= 120 * 0.25 / 3 + 4  # the cap is used, too
+
+
+def test_a_tenant_alone_may_use_the_local_limit() -> None:
+    """F4: what no other replica needs is granted at once, up to what the replica itself allows."""
+
+    async def scenario(world: World) -> Diary:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        world.send_orders(*map(str, range(40)), tenant="a", seconds=0.5)
+        async with replica(world, diary, Fleet(state, per_tenant=20)):
+            await asyncio.sleep(10)
+        return diary
+
+    diary = in_world(scenario)
+    assert diary.most["a"] == 8
+    assert diary.starts[-1][0] < 4
+
+
+def test_no_message_waits_for_the_store() -> None:
+    """F6: a thousand messages of ten tenants cost a few calls, and a new tenant is asked for at once."""
+
+    async def scenario(world: World) -> tuple[Diary, FaultyState, float]:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        async with replica(world, diary, Fleet(state, per_tenant=20), polling=Polling(wait=20.0, scout=False)):
+            await asyncio.sleep(5.3)
+            sent = asyncio.get_running_loop().time()
+            world.send_orders("new", tenant="new", seconds=0.0)
+            await asyncio.sleep(1)
+            before = len(state.requests)
+            for number in range(10):
+                world.send_orders(*map(str, range(100)), tenant=f"t{number}", seconds=0.05)
+            await asyncio.sleep(10)
+            del state.requests[:before]
+        return diary, state, sent
+
+    diary, state, sent = in_world(scenario)
+    assert diary.starts[0][0] - sent < 0.05
+    assert len(diary.starts) == 1_001
+    assert len(state.requests) <= 0.02 * 1_000 + 10
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_pause_holds_everywhere_within_a_tick(lost: bool) -> None:
+    """F11: the other replica pauses, shows the reason, and knows it after a loss of the store; resume ends it."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        fleet = Fleet(state, per_tenant=8)
+        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+        async with one, two:
+            one.tenants.pause(A, reason="database move")
+            await asyncio.sleep(1.2)
+            if lost:
+                state.store.flush()
+                await asyncio.sleep(3)
+                assert state.store.decisions("orders").fields
+            world.send_orders(*map(str, range(20)), tenant="a", seconds=0.1)
+            await asyncio.sleep(5)
+            assert diary.starts == []
+            assert two.tenants[A].state is TenantState.PAUSED
+            assert two.tenants[A].reason == "database move"
+            three = replica(world, diary, fleet, "three")
+            async with three:  # a start knows it before its first message
+                assert three.tenants[A].state is TenantState.PAUSED
+                await asyncio.sleep(1)
+                assert diary.starts == []
+            two.tenants.resume(A)
+            await asyncio.sleep(20)
+            assert len(diary.starts) == 20
+            assert one.tenants[A].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
+def test_a_decision_before_the_start_reaches_the_fleet() -> None:
+    """F11: what was decided while the consumer did not run is written down with its start."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=8)
+        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+        one.tenants.limit(A, concurrency=1, rate=2, reason="slow database")
+        async with two, one:
+            await asyncio.sleep(1.5)
+            assert (two.tenants[A].concurrency, two.tenants[A].rate) == (1, 2)
+            assert two.tenants[A].reason == "slow database"
+            slots = two.tenants[A].fleet
+            assert slots is not None
+            assert slots.cap == 1
+
+    in_world(scenario)
+
+
+def test_a_limit_by_an_operator_is_the_fleets() -> None:
+    """F11: limit(concurrency=2) is two handlers over both replicas, and ends when it is taken back."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=10)
+        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+        async with one, two:
+            one.tenants.limit(A, concurrency=2)
+            await asyncio.sleep(1.5)
+            world.send_orders(*map(str, range(200)), tenant="a", seconds=0.2)
+            await asyncio.sleep(10)
+            limited = diary.most["a"]
+            two.tenants.limit(A, concurrency=None)
+            await asyncio.sleep(10)
+        return limited, diary.most["a"]
+
+    limited, after = in_world(scenario)
+    assert limited == 2
+    assert after == 10
+
+
+def test_a_quarantine_holds_everywhere() -> None:
+    """F11: messages that another replica receives go to the dead-letter queue, with the reason."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead")
+        diary, fleet = Diary(), Fleet(FaultyState())
+        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+        async with two:
+            async with one:
+                one.tenants.quarantine(A, reason="corrupt import")
+                await asyncio.sleep(1.2)
+            world.send_orders("x", tenant="a")
+            world.send_orders("y", tenant="b")
+            await asyncio.sleep(2)
+        assert [tenant for _, _, tenant in diary.starts] == ["b"]
+        assert world.counts("dead") == (1, 0)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("way", ["refuses", "is silent"])
+def test_nothing_fails_while_the_store_is_gone(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    """F8: for 60 s without the store each replica works with its part; two log lines in all, and no secret in them."""
+
+    async def scenario(world: World) -> tuple[Diary, list[Event]]:
+        world.create(dead_letters="dead", receives=2)
+        diary, state = Diary(), FaultyState()
+        events: list[Event] = []
+        fleet = Fleet(state, per_tenant=4, lease=6, tick=1)
+        one = replica(world, diary, fleet, "one", observers=[events.append])
+        two = replica(world, diary, fleet, "two")
+        world.send_orders(*map(str, range(700)), tenant="a", seconds=0.5)
+        async with one, two:
+            await asyncio.sleep(10)
+            setattr(state, {"refuses": "gone", "is silent": "silent"}[way], True)
+            await asyncio.sleep(10)
+            statistics = one.statistics().fleet
+            assert statistics is not None
+            assert statistics.degraded
+            assert not statistics.reachable
+            diary.most.clear()
+            since = len(diary.starts)
+            await asyncio.sleep(50)
+            assert diary.most["a"] == 4  # two of each
+            assert len(diary.starts) - since >= 380
+            state.gone = state.silent = False
+            await asyncio.sleep(8)
+            statistics = one.statistics().fleet
+            assert statistics is not None
+            assert statistics.reachable
+            assert not statistics.degraded
+            assert one.statistics().failed == {}
+            age = one.statistics().last_poll_age
+            assert age is not None
+            assert age < 2
+            await asyncio.sleep(40)
+        assert diary.most["a"] == 4
+        assert world.counts() == (0, 0)
+        assert world.counts("dead") == (0, 0)
+        return diary, events
+
+    with caplog.at_level(logging.INFO, "postroom.fleet"):
+        _, events = in_world(scenario)
+    lines = [record.getMessage() for record in caplog.records if record.name == "postroom.fleet"]
+    assert len([line for line in lines if "cannot be reached" in line]) == 2  # one for each replica
+    assert len([line for line in lines if "answers again" in line]) == 2
+    assert "s3cret" not in " ".join(lines)
+    kinds = [type(event) for event in events if isinstance(event, FleetReachable | FleetUnreachable)]
+    assert kinds == [FleetUnreachable, FleetReachable]
+
+
+@pytest.mark.parametrize(("fallback", "most"), [("stop", 0), ("local", 8), ("share", 4)])
+def test_the_fallback_is_chosen(fallback: str, most: int) -> None:
+    """F8: once slots have run out: nothing, what the replica itself allows, or its part."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        fleet = Fleet(state, per_tenant=4, lease=6, fallback=fallback)  # type: ignore[arg-type]
+        world.send_orders(*map(str, range(300)), tenant="a", seconds=1.0)
+        async with replica(world, diary, fleet):
+            await asyncio.sleep(3)
+            state.gone = True
+            await asyncio.sleep(9)
+            diary.most.clear()
+            await asyncio.sleep(5)
+            return diary.most["a"]
+
+    assert in_world(scenario) == most
+
+
+def test_a_start_without_the_store_works_after_a_lease() -> None:
+    """F8: a store that is not there yet delays the first message by a lease, and fails nothing."""
+
+    async def scenario(world: World) -> Diary:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        state.gone = True
+        world.send_orders(*map(str, range(5)), tenant="a", seconds=0.1)
+        async with replica(world, diary, Fleet(state, per_tenant=4, lease=6)):
+            await asyncio.sleep(12)
+        return diary
+
+    diary = in_world(scenario)
+    assert len(diary.starts) == 5
+    assert 5 < diary.starts[0][0] < 7
+    assert diary.most["a"] == 1  # how many replicas there are was never known
+
+
+@pytest.mark.parametrize("rate", [0.5, 5.0, 40.0])
+def test_a_rate_holds_over_all_replicas(rate: float) -> None:
+    """F9: three replicas together start what the rate allows, and not much less."""
+
+    async def scenario(world: World) -> Diary:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        world.send_orders(*map(str, range(900)), tenant="a", seconds=0.001)
+        async with AsyncExitStack() as stack:
+            for name in ("one", "two", "three"):
+                await stack.enter_async_context(replica(world, diary, Fleet(state, rate=rate), name))
+            await asyncio.sleep(20)
+        return diary
+
+    starts = [at for at, _, _ in in_world(scenario).starts]
+    assert rate * 20 * 0.8 - 1 <= len(starts) <= rate * (20 + 4) + 3
+    for at in starts[:: max(1, len(starts) // 50)]:
+        assert sum(at <= other < at + 5.0 for other in starts) <= rate * (5 + 4) + 3
+
+
+def test_a_clean_stop_returns_slots_at_once() -> None:
+    """F3: the other replica has them within two ticks, not after the lease."""
+
+    async def scenario(world: World) -> tuple[Diary, float]:
+        world.create()
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4, lease=60)
+        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+        world.send_orders(*map(str, range(400)), tenant="a", seconds=0.2)
+        async with two:
+            async with one:
+                await asyncio.sleep(4)
+            stopped = asyncio.get_running_loop().time()
+            diary.most.clear()
+            await asyncio.sleep(2.5)
+            assert diary.most["a"] == 4
+        return diary, stopped
+
+    diary, stopped = in_world(scenario)
+    assert [at for at in diary.by("one") if at > stopped] == []
+
+
+def test_a_fleet_of_one_name_is_one_limit_for_two_queues() -> None:
+    """Two consumers of different queues with the same name share the tenant's slots."""
+
+    async def scenario(world: World) -> Diary:
+        world.create()
+        world.create("invoices")
+        diary, state = Diary(), FaultyState()
+        fleet = Fleet(state, per_tenant=2, name="database")
+        one = replica(world, diary, fleet, "one")
+        two = replica(world, diary, fleet, "two", queue="invoices")
+        world.send_orders(*map(str, range(20)), tenant="a", seconds=0.2)
+        for number in range(20):
+            world.send({"order_id": str(number), "seconds": 0.2}, tenant="a", queue="invoices")
+        async with one, two:
+            await asyncio.sleep(10)
+        return diary
+
+    diary = in_world(scenario)
+    assert len(diary.starts) == 40
+    assert diary.most["a"] == 2
+
+
+def test_the_signal_to_scale_on_ignores_a_noisy_tenant() -> None:
+    """A tenant that has its whole limit cannot raise utilisation or the oldest wait; one that lacks slots does."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4)
+        one = replica(world, diary, fleet, concurrency=Concurrency(total=16, per_tenant=16))
+        async with one:
+            world.send_orders(*map(str, range(24)), tenant="noisy", seconds=2.0)
+            await asyncio.sleep(10)
+            said = one.statistics()
+            assert said.utilisation == 4 / 16
+            assert said.oldest_wait < 0.5
+            for number in range(30):
+                world.send_orders("x", tenant=f"quiet-{number}", seconds=30.0)
+            await asyncio.sleep(12)
+            said = one.statistics()
+            assert said.utilisation >= 0.8
+            assert said.oldest_wait > 5
+
+    in_world(scenario)

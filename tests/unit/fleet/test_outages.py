@@ -1,0 +1,85 @@
+"""What one replica finds out about a host, the others do not have to find out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from postroom import Fleet, PoolLimits, ResourcePool
+from postroom.options import OpenBackoff
+from support.fleet import Diary, FaultyState, replica
+from support.world import Tenant, World, in_world
+
+
+class Host:
+    """A database server that is down until it is brought back, and writes down who tried it."""
+
+    def __init__(self) -> None:
+        self.down = True
+        self.tries: list[tuple[float, str]] = []
+
+    def pool(self, who: str) -> ResourcePool[Tenant, str]:
+        """Make the pool of one replica, with every tenant on this host."""
+
+        @asynccontextmanager
+        async def database(tenant: Tenant) -> AsyncIterator[str]:
+            self.tries.append((asyncio.get_running_loop().time(), who))
+            await asyncio.sleep(0.01)
+            if self.down:
+                raise ConnectionRefusedError(tenant.tenant_id)
+            yield tenant.tenant_id
+
+        return ResourcePool(
+            database,
+            host=lambda _tenant: "db1",
+            limits=PoolLimits(budget=100),
+            backoff=OpenBackoff(base=0.5, cap=4.0),
+        )
+
+
+def outage(*, hints: bool, store_goes: bool = False) -> tuple[Host, Diary, FaultyState, float]:
+    """Let three replicas meet a host that is down for a minute, one of them first."""
+
+    async def scenario(world: World) -> tuple[Host, Diary, FaultyState, float]:
+        world.create(dead_letters="dead", receives=3)
+        host, diary, state = Host(), Diary(), FaultyState()
+        async with AsyncExitStack() as stack:
+            for name in ("one", "two", "three"):
+                fleet = Fleet(state if hints else FaultyState(), lease=6)
+                pool = await stack.enter_async_context(host.pool(name))
+                await stack.enter_async_context(replica(world, diary, fleet, name, resources=pool))
+                if name == "one":
+                    for number in range(12):
+                        world.send_orders(f"first-{number}", tenant=f"t{number}")
+                    await asyncio.sleep(5)
+            for number in range(12, 72):
+                world.send_orders(f"later-{number}", tenant=f"t{number}")
+            await asyncio.sleep(15)
+            state.gone = store_goes
+            await asyncio.sleep(40)
+            host.down = False
+            back = asyncio.get_running_loop().time()
+            await asyncio.sleep(90)
+        assert world.counts() == (0, 0)
+        assert world.counts("dead") == (0, 0)
+        return host, diary, state, back
+
+    return in_world(scenario)
+
+
+def test_one_replica_at_a_time_tries_a_host_that_is_down() -> None:
+    """F12: with hints the fleet tries less than half as often, and every message is handled soon after."""
+    host, diary, state, back = outage(hints=True)
+    alone, _, _, _ = outage(hints=False)
+    assert len(diary.starts) == 72
+    tries = [at for at, _ in host.tries if 8 < at < back]
+    assert tries
+    assert len(tries) < len([at for at, _ in alone.tries if 8 < at < back]) / 2
+    assert state.probes
+    assert max(at for at, _, _ in diary.starts) < back + 45
+
+
+def test_a_hint_without_an_end_does_not_exist() -> None:
+    """F12: when the store goes with hints in it, they run out, and every replica tries for itself."""
+    host, diary, _, back = outage(hints=True, store_goes=True)
+    assert len(diary.starts) == 72
+    assert len({who for at, who in host.tries if at > back}) == 3
