@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from postroom.consumer import (
+        BatchContext,
         CallNext,
         Consumer,
         ConsumerStatistics,
         Failure,
+        Health,
         MessageContext,
         Middleware,
+        Phase,
+        Router,
         Tenants,
         TenantState,
         TenantStatus,
+        UnknownKind,
+        by_attribute,
+        by_field,
         current_message,
         run,
         serve,
@@ -48,10 +55,12 @@ if TYPE_CHECKING:
         ResourceOpenError,
         ResourceUnhealthyError,
         Retry,
+        SendFailed,
         ServiceUnavailable,
         Throttled,
         TransportError,
         UnknownTenant,
+        Unsent,
         ValidationError,
     )
     from postroom.fleet import Fleet
@@ -70,6 +79,7 @@ if TYPE_CHECKING:
     )
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
+    from postroom.sending import Sender, SendRetry, Signing
     from postroom.transactions import Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
@@ -78,6 +88,7 @@ __all__ = [
     "AckMode",
     "AlreadyHandled",
     "AwsClient",
+    "BatchContext",
     "Call",
     "CallNext",
     "ClosedError",
@@ -93,6 +104,7 @@ __all__ = [
     "Faults",
     "Fleet",
     "HandlerTimeout",
+    "Health",
     "InvalidReceiptHandle",
     "InvalidRequest",
     "Lease",
@@ -108,6 +120,7 @@ __all__ = [
     "OutgoingMessage",
     "OwnershipLost",
     "PayloadError",
+    "Phase",
     "Polling",
     "PoolExhaustedError",
     "PoolLimits",
@@ -122,9 +135,14 @@ __all__ = [
     "ResourceUnhealthyError",
     "Retry",
     "RetryPolicy",
+    "Router",
+    "SendFailed",
+    "SendRetry",
+    "Sender",
     "ServiceUnavailable",
     "Settlement",
     "Shutdown",
+    "Signing",
     "StopReason",
     "TenantState",
     "TenantStatus",
@@ -133,10 +151,14 @@ __all__ = [
     "TransactionRolledBack",
     "Transactional",
     "TransportError",
+    "UnknownKind",
     "UnknownTenant",
+    "Unsent",
     "ValidationError",
     "Visibility",
     "attribute",
+    "by_attribute",
+    "by_field",
     "current_message",
     "is_outage",
     "run",
@@ -145,14 +167,15 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Tenants TenantState "
-        "TenantStatus current_message run serve"
+        "BatchContext CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Router "
+        "Tenants TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
     "fleet": "Fleet",
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
+    "sending": "SendRetry Sender Signing",
     "transactions": "TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",

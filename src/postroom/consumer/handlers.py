@@ -2,21 +2,23 @@
 
 import asyncio
 import inspect
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from postroom.consumer.callables import is_async
 from postroom.consumer.context import Confirmation, MessageContext, settling_later
+from postroom.consumer.routing import Router, dispatch, router_of
 from postroom.consumer.settings import CallNext, Handle, Middleware
 from postroom.consumer.threads import Outcome, Threads
+from postroom.display import display_key
 from postroom.errors import HandlerTimeout
+from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall, chosen
 
-__all__ = ["build_handle", "is_async"]
+__all__ = ["build_handle", "is_async", "needs_threads"]
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.HANDLER)
 
 _LIMITS: tuple[type[Any], ...] = (int, float, type(None))
 TimeLimit = PerCall[float | None]
@@ -34,12 +36,31 @@ def build_handle(
 
     ``threads`` are given for a plain ``def`` handler, and only for one; see :func:`is_async`.
     """
+    if (router := router_of(handler)) is not None:
+        return _routed(router, middleware, timeout, threads)
     handle = _awaited(handler) if threads is None else _threaded(handler, threads, timeout)
     for layer in reversed(middleware):
         handle = _wrapped(layer, handle)
     if timeout is not None and threads is None:
         handle = _limited(handle, timeout)
     return handle
+
+
+def needs_threads(handler: Any) -> bool:
+    """Return whether a handler, or one of a router's, is a plain ``def``."""
+    router = router_of(handler)
+    functions: list[Any] = [handler] if router is None else [route.function for route in router.routes]
+    return not all(map(is_async, functions))
+
+
+def _routed(
+    router: Router[Any, Any], middleware: Sequence[Middleware], timeout: TimeLimit, threads: Threads | None
+) -> Handle:
+    handles: dict[int, Handle] = {}
+    for route in router.routes:
+        own = None if is_async(route.function) else threads
+        handles[id(route)] = build_handle(route.function, middleware=middleware, timeout=timeout, threads=own)
+    return dispatch(handles)
 
 
 def _awaited(handler: Callable[..., Any]) -> Handle:
@@ -125,7 +146,7 @@ def _limit_for(ctx: MessageContext[Any, Any], limits: TimeLimit) -> float | None
     if limit is None or _is_limit(limit):
         return limit
     text = "Concurrency(handler_timeout=...) chose %r s for message %s of tenant %s; it has no limit now"
-    _log.error(text, limit, ctx.message.id, ctx.tenant)
+    _log.error(text, limit, ctx.message.id, display_key(ctx.tenant), extra=about(ctx, step=Step.POLICY))
     return None
 
 
@@ -135,4 +156,4 @@ def _is_limit(value: object) -> bool:
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:
     text = "The handler of message %s of tenant %s has run for %g s; a thread cannot be cancelled, so it keeps its slot"
-    _log.warning(text, ctx.message.id, ctx.tenant, timeout)
+    _log.warning(text, ctx.message.id, display_key(ctx.tenant), timeout, extra=about(ctx))

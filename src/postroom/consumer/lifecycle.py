@@ -1,7 +1,7 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
-import logging
+import math
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -13,7 +13,8 @@ from postroom.consumer.demand import AdaptivePolicy
 from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
-from postroom.consumer.handlers import build_handle, is_async
+from postroom.consumer.handlers import build_handle, needs_threads
+from postroom.consumer.health import Health, Phase, examine
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
@@ -23,11 +24,13 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
+from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency, PoolTimeouts, Visibility
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
@@ -38,7 +41,7 @@ from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.STOP)
 
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
@@ -122,7 +125,7 @@ class Run(Generic[C, R]):
         self.pool = pool
         self.tasks = Tasks(self.end)
         self._tenants = tenants
-        self._threads = None if is_async(handler) else Threads(settings.concurrency.threads)
+        self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
         self._facts = QueueFacts(queue, self.tasks)
         self.source = source = Source(settings, queue, self._facts)
         rng = Random()  # noqa: S311 - jitter, not secrecy
@@ -170,12 +173,14 @@ class Run(Generic[C, R]):
         self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks)
         self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
         self._watch = LoopWatch(self.tasks, self._running_names)
+        self._diary = StopDiary(queue.info.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._cancelled = 0
+        self._was_idle = False
         self.reason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
@@ -193,10 +198,10 @@ class Run(Generic[C, R]):
         self._heartbeat = self.tasks.spawn(self.source.settler.heartbeat.run(), "postroom-heartbeat")
         for number in range(self.settings.polling.pollers):
             self._polls.add(self.tasks.spawn(self._poller.run(number), f"postroom-poller-{number}"))
-        _log.info("Consuming %s", self.queue.info.url)
+        _log.info("Consuming %s", self.queue.info.url, extra=about(queue=self.queue.info.name, step=Step.START))
         self._say_what_may_surprise()
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStarted(self.queue.info.name))
+            self.settings.observers.tell(ConsumerStarted(self.queue.info.name, self.statistics))
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
@@ -218,12 +223,34 @@ class Run(Generic[C, R]):
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or a handler asked for the end of the process."""
         if self.fatal is None:
-            self.fatal = error
+            self.fatal, name = error, self.queue.info.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
-                _log.warning("A handler raised %r; the consumer of %s stops", error, self.queue.info.name)
+                text = "A handler raised %r; the consumer of %s stops"
+                _log.warning(text, error, name, extra=about(queue=name, step=Step.HANDLER))
             else:
-                _log.critical("The consumer of %s stops: %s", self.queue.info.name, type(error).__name__)
+                _log.critical("The consumer of %s stops: %s", name, type(error).__name__, extra=about(queue=name))
         self.request_stop(StopReason.FATAL)
+
+    def health(self, *, stopped: bool) -> Health:
+        """Return how the run is, or how it was when it ended."""
+        return examine(
+            self.settings.queue,
+            Phase.STOPPED if stopped else Phase.STOPPING if self._stop_requested.is_set() else Phase.RUNNING,
+            self._poller,
+            wait=self.settings.polling.wait,
+            now=self._loop.time(),
+            blocked=0.0 if stopped else self._watch.silence(),
+            dead=self._dead(),
+        )
+
+    def _dead(self) -> str | None:
+        """Return why the run will never receive again, other than by a stop that was asked for."""
+        if self.fatal is not None:
+            return f"it was ended by {type(self.fatal).__name__}"
+        if self._stop_requested.is_set():
+            return None
+        ended = [task for task in (self._heartbeat, *self._polls) if task is not None and task.done()]
+        return f"its task {ended[0].get_name()} ended" if ended else None  # cancelled by others: nothing else says so
 
     async def stop_requested(self) -> None:
         """Wait until a stop is asked for, or a side task dies."""
@@ -238,10 +265,12 @@ class Run(Generic[C, R]):
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
         6. The heartbeat ends.
-        7. Owned pools close, within ``close`` seconds.
+        7. Pools that no one else uses close, within ``close`` seconds; what takes longer goes on by itself.
         8. The client closes, unless another consumer still uses it.
         """
         self.request_stop(StopReason.REQUESTED)
+        self._diary.begin()
+        self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
@@ -254,8 +283,11 @@ class Run(Generic[C, R]):
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
-        _log.info("Stopped consuming %s", self.queue.info.url)
+            self.settings.observers.tell(
+                ConsumerStopped(self.queue.info.name, self.reason, self._cancelled, self.statistics)
+            )
+        text = "Stopped consuming %s after %.1f s"
+        _log.info(text, self.queue.info.url, self._diary.end(), extra=self._about_queue())
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
@@ -275,6 +307,7 @@ class Run(Generic[C, R]):
             extensions=settler.heartbeat.extended,
             poll_failures=self._poller.failures,
             cancelled=self._cancelled,
+            slots=self.scheduler.total,
             running=gauges.running,
             waiting=gauges.waiting,
             suspended=gauges.suspended,
@@ -285,12 +318,15 @@ class Run(Generic[C, R]):
             deferred=self.core.deferred,
             away=len(self.core.away),
             scouting_stopped=self._scouting_stopped(now),
+            outages=self.core.availability.outages,
+            breakers=self.core.availability.breakers,
+            oldest_wait=self._oldest_wait(now),
             group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
             last_poll_age=None if last is None else now - last,
             loop_lag=self._watch.max_lag,
             pool=None if self.pool is None else self.pool.statistics(),
             utilisation=gauges.running / self.scheduler.total,
-            oldest_wait=max(map(self._wait_of, self.scheduler.heads_within_share()), default=0.0),
+            oldest_wait_within_share=max(map(self._wait_of, self.scheduler.heads_within_share()), default=0.0),
             fleet=None if self.member is None else self.member.statistics(),
         )
 
@@ -299,6 +335,12 @@ class Run(Generic[C, R]):
         since_received = self._loop.time() - job.received_at
         age = self._facts.age(job) if job.receives == 1 else None
         return since_received if age is None else max(age, since_received)
+
+    def _oldest_wait(self, now: float) -> float:
+        """Return for how long the message has waited that was received first of those whose tenant can run."""
+        blocked = self.scheduler.is_blocked
+        held = list(self.source.settler.deliveries.values())
+        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
@@ -314,10 +356,8 @@ class Run(Generic[C, R]):
     async def _drain_handlers(self) -> None:
         if not self._unfinished():
             return
-        names = ", ".join(sorted(job.message.id for job in self.engine.jobs)[:5])
         seconds = self.settings.shutdown.drain
-        text = "Waiting up to %g s for %d messages to be handled (%s)"
-        _log.info(text, seconds, self._unfinished(), names)
+        self._diary.waits_for_handlers(seconds)
         drained = self.tasks.spawn(self._all_ended(), "postroom-drain")
         hurry = self.tasks.spawn(self._wait_for_hurry(), "postroom-hurry")
         try:
@@ -328,12 +368,14 @@ class Run(Generic[C, R]):
             await asyncio.wait({drained, hurry})
 
     async def _cancel_handlers(self) -> None:
+        self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
         self.core.abandon()
         self.engine.act()
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
             self._cancelled += sum(job.started for job in jobs)
-            _log.warning("Cancelling %d handlers: their time to finish is over", len(jobs))
+            text = "Cancelling %d handlers: their time to finish is over"
+            _log.warning(text, len(jobs), extra=self._about_queue())
         for job in jobs:
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
@@ -341,11 +383,13 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
+            text = "The handler of message %s did not end when it was cancelled"
+            _log.error(text, job.message.id, extra=about(job))
             self.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
+        self._diary.enter("acknowledgements and returned messages reach SQS", self.settings.shutdown.flush)
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
@@ -355,7 +399,8 @@ class Run(Generic[C, R]):
                     await self._settle_everything()
                     await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
-            _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
+            text = "SQS did not answer within Shutdown(flush=%g)"
+            _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
         await self._end_polls()
         await self.source.settler.abandon()
 
@@ -378,10 +423,18 @@ class Run(Generic[C, R]):
         polls = [poll for poll in self._polls if not poll.done()]
         if polls:
             brought = self._intake.received
+            gave_back = self._gave_back()
+            if self._was_idle and not gave_back:  # a poll that has been out for long waits for an empty queue
+                cancellable = self._poller.last_asked_at + getattr(self.queue, "cancellable_after", math.inf)
+                deadline = min(deadline, cancellable)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))
+            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back else 0.0))
             if self._intake.received != brought:
-                _log.debug("Polls brought %d messages during the stop", self._intake.received - brought)
+                text = "Polls brought %d messages during the stop"
+                _log.debug(text, self._intake.received - brought, extra=self._about_queue())
+
+    def _about_queue(self) -> dict[str, object]:
+        return about(queue=self.queue.info.name)
 
     def _gave_back(self) -> bool:
         counts = self.source.settler.counts()
@@ -400,12 +453,19 @@ class Run(Generic[C, R]):
         await self.tasks.close(grace=_GRACE)
 
     async def _close_what_was_opened(self) -> None:
+        close = self.settings.shutdown.close
+        self._diary.enter("pools and clients close", close)
         if self._threads is not None:
             self._threads.close()
         try:
-            await self._opened.aclose()
+            async with asyncio.timeout(close + _GRACE):  # a pool that was passed has a longer limit of its own
+                await self._opened.aclose()
+        except TimeoutError:
+            text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
+            _log.error(text, self.queue.info.name, close, extra=self._about_queue())
         except Exception:
-            _log.exception("Closing what was opened for %s failed; the stop goes on", self.queue.info.name)
+            text = "Closing what was opened for %s failed; the stop goes on"
+            _log.exception(text, self.queue.info.name, extra=self._about_queue())
 
     # -- small print --------------------------------------------------------------------------------------------
 
@@ -438,17 +498,18 @@ class Run(Generic[C, R]):
     def _say_what_may_surprise(self) -> None:
         """Say once, at start, what the queue's attributes keep the consumer from promising."""
         facts, name = self._facts, self.queue.info.name
+        extra = about(queue=name, step=Step.START)
         most = facts.max_receives
         wanted = None if callable(self.settings.retry) else self.settings.retry.attempts
         if not facts.known:
             text = "The attributes of queue %s may not be read: its redrive policy and retention are not known"
-            _log.warning(text, name)
+            _log.warning(text, name, extra=extra)
         elif most is None:
             text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires"
-            _log.warning(text, name)
+            _log.warning(text, name, extra=extra)
         elif wanted is not None and wanted > most:
             text = "RetryPolicy(attempts=%d) cannot be kept: maxReceiveCount of queue %s is %d"
-            _log.warning(text, wanted, name, most)
+            _log.warning(text, wanted, name, most, extra=extra)
         elif most < 2:
             text = "maxReceiveCount of queue %s is %d: a message is a dead letter when its consumer crashes once"
-            _log.warning(text, name, most)
+            _log.warning(text, name, most, extra=extra)

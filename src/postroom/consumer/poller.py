@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,12 +10,13 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
-from postroom.events import PollFailed
+from postroom.events import PollFailed, PollFinished
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.tasks import Tasks
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 
 class Admits(Protocol):
@@ -35,18 +37,34 @@ class Poller:
         self._admits = admits
         self._tasks = tasks
         self._polling = source.settings.polling
+        self._observers = source.settings.observers
         visibility = source.settings.visibility
         self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
         self._stopping = False
-        self._failing = False
         self._waiters: list[asyncio.Future[None]] = []
         self._paused: set[asyncio.Future[None]] = set()
         self.started_at: float | None = None
         """The loop time at which the first receive was sent."""
         self.last_success: float | None = None
         """The loop time of the last receive that SQS answered, with or without messages."""
+        self.failing_since: float | None = None
+        """The loop time from which on every receive has failed; None while they are answered."""
+        self.failing_with = ""
+        """The type of the last failure's error."""
+        self._out: dict[int, float] = {}
+        """When the receives that are out were sent, by poller."""
         self.failures = 0
         self.receives = 0
+
+    @property
+    def asked_at(self) -> float | None:
+        """When the oldest receive that is out was sent; None when none is out."""
+        return min(tuple(self._out.values()), default=None)  # another thread may ask
+
+    @property
+    def last_asked_at(self) -> float:
+        """When the latest receive that is out was sent; far in the past when none is out."""
+        return max(self._out.values(), default=-math.inf)
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
@@ -75,15 +93,17 @@ class Poller:
                 continue
             began = time()
             try:
-                messages = await self._receive(step)
+                messages = await self._receive(step, number)
             except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
-                await self._back_off(error, pause)
+                await self._back_off(error, pause, began)
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
             pause = self._polling.backoff
             runnable = self._admits.admit(messages) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            if self._observers:
+                self._observers.tell(PollFinished(self._source.name, len(messages), now - began))
             del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
@@ -103,11 +123,12 @@ class Poller:
             self._waiters.remove(waiter)
             waiter.set_result(None)
 
-    async def _receive(self, ask: Ask) -> list[Message]:
+    async def _receive(self, ask: Ask, number: int) -> list[Message]:
         now = self._tasks.time()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
+        self._out[number] = now
         self._policy.asked(ask)
         try:
             messages = await self._source.queue.receive(
@@ -116,23 +137,28 @@ class Poller:
         except BaseException:
             self._policy.failed(ask)
             raise
+        finally:
+            del self._out[number]
         self.last_success = self._tasks.time()
-        if self._failing:
-            self._failing = False
-            _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)
+        if self.failing_since is not None:
+            self.failing_since = None
+            text, name = "Receiving from %s works again after %d failures", self._source.name
+            _log.info(text, name, self.failures, extra=about(queue=name))
         return messages
 
-    async def _back_off(self, error: Exception, pause: float) -> None:
+    async def _back_off(self, error: Exception, pause: float, began: float) -> None:
         self.failures += 1
         if isinstance(error, TransportError) and error.code == "OverLimit":
             self._source.facts.over_limit()
-        level = logging.INFO if self._failing else logging.ERROR
-        self._failing = True
+        level = logging.ERROR if self.failing_since is None else logging.INFO
+        if self.failing_since is None:
+            self.failing_since = began
+        self.failing_with = type(error).__name__
         what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
-        _log.log(level, "Receiving from %s failed, next try in %g s: %s", self._source.name, pause, what)
-        observers = self._source.settings.observers
-        if observers:
-            observers.tell(PollFailed(self._source.name, error, pause))
+        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
+        _log.log(level, text, name, pause, what, extra=about(queue=name))
+        if self._observers:
+            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:

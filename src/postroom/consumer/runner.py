@@ -6,16 +6,17 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from random import Random
 from typing import Any, Final
 
 from postroom.consumer.consumer import Consumer, captured
 from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
+from postroom.log_fields import Log, Step, about
 from postroom.types import ExitCode, StopReason
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.STOP)
 
 _NOT_AS_CONFIGURED = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,11 +26,13 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 5.0
 _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened."""
-_REMIND: Final = 5.0
-"""Seconds between two log lines that say what a stop waits for."""
 
 
-def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
+def run(
+    *consumers: Consumer[Any, Any],
+    wait: float | None = None,
+    beside: AbstractAsyncContextManager[object] | None = None,
+) -> None:
     """Run consumers until SIGINT or SIGTERM, then stop them in order. The last line of a worker's main module.
 
     The first signal drains and says what it waits for; the second cancels handlers at once. A signal during the start
@@ -39,6 +42,7 @@ def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
     Args:
         consumers: what to run.
         wait: how many seconds a start waits for a queue that cannot be reached yet, see :func:`serve`.
+        beside: what is entered before the consumers start and left after they stopped, such as a ``HealthServer``.
 
     Raises:
         SystemExit: with 1 when a consumer died, 2 when it could not be started as configured, 3 when handlers had to
@@ -46,12 +50,17 @@ def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    code = run_to_exit(consumers, wait=wait)
+    code = run_to_exit(consumers, wait=wait, beside=beside)
     if code is not ExitCode.CLEAN:
         sys.exit(int(code))
 
 
-def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) -> ExitCode:
+def run_to_exit(
+    consumers: Sequence[Consumer[Any, Any]],
+    *,
+    wait: float | None,
+    beside: AbstractAsyncContextManager[object] | None = None,
+) -> ExitCode:
     """Run consumers in an event loop of their own, as the only job of the process, and return the exit code.
 
     Threads of ``asyncio.to_thread`` that hang are not waited for at the end.
@@ -59,7 +68,14 @@ def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) 
 
     async def main() -> ExitCode:
         asyncio.get_running_loop().set_default_executor(DaemonPool())
-        return await serve(*consumers, freeze=True, wait=wait)
+        async with AsyncExitStack() as stack:
+            try:
+                if beside is not None:
+                    await stack.enter_async_context(beside)
+            except ConfigurationError as error:
+                _log.critical("Cannot start: %s", error, extra=about(step=Step.START))
+                return ExitCode.CONFIGURATION
+            return await serve(*consumers, freeze=True, wait=wait)
 
     return asyncio.run(main())
 
@@ -87,7 +103,7 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
         text = f"serve(wait=...) takes seconds, at least 0, or None; got {wait!r}"
         raise ConfigurationError(text)
     if not consumers:
-        _log.critical("Nothing to run: pass at least one consumer")
+        _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     process = _Process(consumers, freeze=freeze, wait=wait)
     with _signals(process):
@@ -106,7 +122,6 @@ class _Process:
         self._starts: set[asyncio.Task[BaseException | None]] = set()
         self._stopping = asyncio.Event()
         self._reason = StopReason.REQUESTED
-        self._reminder: asyncio.TimerHandle | None = None
         self.started: list[Consumer[Any, Any]] = []
         """Those that ran."""
         self.problems: list[BaseException] = []
@@ -124,8 +139,6 @@ class _Process:
                     self.stop(now=cancelled is not None)
                     cancelled = error
         finally:
-            if self._reminder is not None:
-                self._reminder.cancel()
             if self._freeze:
                 gc.unfreeze()
         if cancelled is not None:
@@ -136,7 +149,6 @@ class _Process:
         if not self._stopping.is_set():
             self._reason = reason
             self._stopping.set()
-            self._reminder = self._loop.call_later(_REMIND, self._remind, _REMIND)
         for consumer in self._consumers:
             if consumer.running:
                 consumer.stop(now=now, reason=self._reason)
@@ -198,7 +210,8 @@ class _Process:
         if not start.done():
             await asyncio.wait([start], timeout=_GIVE_UP)
         if not start.done():
-            _log.error("The start of %s did not end within %g s after it was given up", consumer.queue, _GIVE_UP)
+            text = "The start of %s did not end within %g s after it was given up"
+            _log.error(text, consumer.queue, _GIVE_UP, extra=about(queue=_name(consumer.queue), step=Step.START))
             start.cancel()
             return None
         return None if start.cancelled() else start.result()  # cancelled: given up in its last step
@@ -211,10 +224,6 @@ class _Process:
             now = consumer.statistics()
             parts.append(f"{consumer.queue}: {now.running} handlers run, {now.held} messages are held")
         return "; ".join(parts) or "no consumer runs"
-
-    def _remind(self, seconds: float) -> None:
-        _log.info("Still stopping after %.0f s (%s)", seconds, self._what_runs())
-        self._reminder = self._loop.call_later(_REMIND, self._remind, seconds + _REMIND)
 
 
 class _Patience:
@@ -236,7 +245,8 @@ class _Patience:
         if (state := f"{type(problem).__name__} {problem.code}") != self._said:
             self._said = state
             limit = "until it answers" if self._deadline is None else f"for {self._deadline - now:.0f} s more"
-            _log.warning("Queue %s cannot be reached yet; the start tries again %s: %s", self._queue, limit, problem)
+            text = "Queue %s cannot be reached yet; the start tries again %s: %s"
+            _log.warning(text, self._queue, limit, problem, extra=about(queue=_name(self._queue), step=Step.START))
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         pause *= self._rng.uniform(0.5, 1.0)
         return pause if self._deadline is None else min(pause, self._deadline - now)
@@ -247,6 +257,11 @@ async def _what_ended(consumer: Consumer[Any, Any]) -> BaseException | None:
         return await consumer.end()
     except BaseException as error:
         return error
+
+
+def _name(queue: str) -> str:
+    """Return the name of a queue that was given by its name, URL or ARN."""
+    return queue.rpartition("/")[2].rpartition(":")[2]
 
 
 async def _within(seconds: float, work: Awaitable[object]) -> None:
@@ -273,7 +288,7 @@ def _verdict(started: Sequence[Consumer[Any, Any]], problems: Sequence[BaseExcep
             _log.critical("Stopped by an error", exc_info=problem)
             return ExitCode.FATAL
     for problem in problems:
-        _log.critical("Cannot start: %s", problem)
+        _log.critical("Cannot start: %s", problem, extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     cancelled = any(consumer.statistics().cancelled for consumer in started)
     return ExitCode.CANCELLED_WORK if cancelled else ExitCode.CLEAN

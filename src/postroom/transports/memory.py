@@ -124,6 +124,9 @@ class MemoryClient:
 class MemoryQueue:
     """One queue of a :class:`MemoryClient`. Usable until that client is closed."""
 
+    cancellable_after = 0.0
+    """A receive that is cancelled while it waits takes nothing."""
+
     def __init__(self, client: MemoryClient, queue: LocalQueue) -> None:
         self._client = client
         self._queue = queue

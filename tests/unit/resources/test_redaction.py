@@ -5,6 +5,7 @@ import io
 import logging
 import logging.handlers
 import queue
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -120,6 +121,14 @@ def test_an_error_is_one_line_with_its_sqlstate() -> None:
     wrapped = DBAPIError("INSERT INTO t VALUES (:name)", {"name": SECRET}, DriverError("refused"))
     assert "[28P01]" in describe(wrapped)
     assert SECRET not in describe(wrapped)
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "token" * 2_000, "a=" * 20_000, "'" * 20_000])
+def test_a_long_text_is_described_in_little_time(text: str) -> None:
+    """One word of Base64 in an error must not block the event loop, and with it all heartbeats."""
+    began = time.process_time()
+    describe(ValueError(text))
+    assert time.process_time() - began < 2.0  # a tenth of a second, and room for slow machines
 
 
 def test_errors_that_cannot_be_shown_are_named() -> None:
