@@ -329,7 +329,7 @@ class Run(Generic[C, R]):
             loop_lag=self._watch.max_lag,
             pool=None if self.pool is None else self.pool.statistics(),
             utilisation=gauges.running / self.scheduler.total,
-            oldest_wait=max(map(self._wait_of, self.scheduler.heads_within_share()), default=0.0),
+            oldest_wait_within_share=max(map(self._wait_of, self.scheduler.heads_within_share()), default=0.0),
             fleet=None if self.member is None else self.member.statistics(),
         )
 
@@ -338,6 +338,12 @@ class Run(Generic[C, R]):
         since_received = self._loop.time() - job.received_at
         age = self._facts.age(job) if job.receives == 1 else None
         return since_received if age is None else max(age, since_received)
+
+    def _oldest_wait(self, now: float) -> float:
+        """Return for how long the message has waited that was received first of those whose tenant can run."""
+        blocked = self.scheduler.is_blocked
+        held = list(self.source.settler.deliveries.values())
+        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
 
     # -- the steps ----------------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class ConsumerStatistics:
     """The pool's own snapshot; None when the consumer has no resources."""
     utilisation: float = 0.0
     """The part of the slots that are in use. Tenants that may have no more of them cannot raise it."""
-    oldest_wait: float = 0.0
+    oldest_wait_within_share: float = 0.0
     """Seconds for which the first waiting message of a tenant waits that has less than its share: since it was sent,
     if this is its first receive, else since it was received. With ``utilisation``, the signal to scale on: the backlog
     of a noisy tenant does not move it."""

@@ -310,6 +310,8 @@ class Ledger:
         valid = now < entry.expires
         most = need if valid and entry.contended else want
         hold = max(running, min(self._usable(entry, running, local, now), most))
+        if valid or not self.is_gone(now):  # what runs without a slot is no claim
+            hold = min(hold, entry.granted if valid else 0)
         entry.promised = hold
         if not valid and entry.granted:
             self.overruns += running
