@@ -14,6 +14,7 @@ from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, Post
 from postroom.types import ExitCode
 
 _COMMANDS = {
+    "dead-letters": "list, show, redrive or purge dead letters, by tenant",
     "demo": "run the multi-tenant datasource example end to end, on this machine",
     "local": "run Amazon SQS on this machine, for development and tests",
     "run": "run consumers until a signal says stop",
@@ -48,7 +49,8 @@ class _Commands(click.Group):
         """Import one command."""
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"postroom.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"postroom.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

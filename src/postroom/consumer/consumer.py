@@ -128,6 +128,11 @@ class Consumer(Generic[C, R]):
         return self._settings.queue
 
     @property
+    def resolver(self) -> Callable[[Message], C | Awaitable[C]] | None:
+        """What makes a context of a message; None without ``context=``."""
+        return self._settings.resolver
+
+    @property
     def running(self) -> bool:
         """Whether the consumer is started and not stopped."""
         return self._run is not None
