@@ -15,8 +15,10 @@ if TYPE_CHECKING:
         Consumer,
         ConsumerStatistics,
         Failure,
+        Health,
         MessageContext,
         Middleware,
+        Phase,
         Tenants,
         TenantState,
         TenantStatus,
@@ -91,6 +93,7 @@ __all__ = [
     "Failure",
     "Faults",
     "HandlerTimeout",
+    "Health",
     "InvalidReceiptHandle",
     "InvalidRequest",
     "Lease",
@@ -106,6 +109,7 @@ __all__ = [
     "OutgoingMessage",
     "OwnershipLost",
     "PayloadError",
+    "Phase",
     "Polling",
     "PoolExhaustedError",
     "PoolLimits",
@@ -143,7 +147,7 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "CallNext Consumer ConsumerStatistics Failure MessageContext Middleware Tenants TenantState "
+        "CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Tenants TenantState "
         "TenantStatus current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",

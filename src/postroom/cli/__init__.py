@@ -1,4 +1,4 @@
-"""The command line: ``postroom run | demo | local | send``.
+"""The command line: ``postroom run | health | demo | local | send``.
 
 Exit codes: 0 clean, 1 something failed, 2 something to change (usage, configuration, a queue that does not exist), 3
 work was cancelled. Every option can be given as an environment variable; ``--help`` names it.
@@ -16,6 +16,7 @@ from postroom.types import ExitCode
 _COMMANDS = {
     "dead-letters": "list, show, redrive or purge dead letters, by tenant",
     "demo": "run the multi-tenant datasource example end to end, on this machine",
+    "health": "ask a running process whether it is healthy",
     "local": "run Amazon SQS on this machine, for development and tests",
     "run": "run consumers until a signal says stop",
     "send": "send messages to a queue",

@@ -26,9 +26,20 @@ if TYPE_CHECKING:
               help="What is logged to stderr.")  # fmt: skip
 @click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=click.FloatRange(min=0),
               help="How long to wait for a queue that cannot be reached yet; else until it answers.")  # fmt: skip
+@click.option("--health-port", type=click.IntRange(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
+              help="Serve /livez, /readyz and /healthz there; else nowhere. 0: any free port.")  # fmt: skip
+@click.option("--health-host", metavar="ADDRESS", envvar="POSTROOM_HEALTH_HOST", show_envvar=True,
+              help="The address to serve them at; else all of this machine.")  # fmt: skip
 @endpoint_option
 def run(
-    *, consumers: tuple[str, ...], directory: Path, log_level: str, wait: float | None, endpoint_url: str | None
+    *,
+    consumers: tuple[str, ...],
+    directory: Path,
+    log_level: str,
+    wait: float | None,
+    health_port: int | None,
+    health_host: str | None,
+    endpoint_url: str | None,
 ) -> None:
     """Run consumers until SIGINT or SIGTERM; then drain. A second signal cancels what runs.
 
@@ -38,12 +49,14 @@ def run(
     a handler that calls sys.exit.
     """
     from postroom.consumer.runner import run_to_exit
+    from postroom.integrations.health import HealthServer
 
     log_to_stderr(log_level)
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
-    sys.exit(int(run_to_exit(loaded, wait=wait)))
+    beside = None if health_port is None else HealthServer(*loaded, port=health_port, host=health_host)
+    sys.exit(int(run_to_exit(loaded, wait=wait, beside=beside)))
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":

@@ -2,6 +2,7 @@
 
 from postroom.consumer.consumer import Consumer
 from postroom.consumer.context import MessageContext, current_message
+from postroom.consumer.health import Health, Phase
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
 from postroom.consumer.statistics import ConsumerStatistics
@@ -12,8 +13,10 @@ __all__ = [
     "Consumer",
     "ConsumerStatistics",
     "Failure",
+    "Health",
     "MessageContext",
     "Middleware",
+    "Phase",
     "TenantState",
     "TenantStatus",
     "Tenants",

@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from postroom.consumer import lifecycle
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
+from postroom.consumer.health import Health, Phase, unstarted
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
@@ -273,6 +274,12 @@ class Consumer(Generic[C, R]):
         if self._last_run is None:
             return self._opened().statistics()
         return self._last_run.statistics()
+
+    def health(self) -> Health:
+        """Return whether the consumer is alive and receives. Cheap, never raises; any thread may call it."""
+        if self._start is not None or self._last_run is None:
+            return unstarted(self.queue, Phase.NEW if self._start is None else Phase.STARTING)
+        return self._last_run.health(stopped=self._run is None)
 
     async def _begin(self, start: "_Start") -> None:
         """Start, unless the start is given up because a stop is asked for."""

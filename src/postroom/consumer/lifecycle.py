@@ -13,6 +13,7 @@ from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.handlers import build_handle, is_async
+from postroom.consumer.health import Health, Phase, examine
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
@@ -203,6 +204,27 @@ class Run(Generic[C, R]):
             else:
                 _log.critical("The consumer of %s stops: %s", self.queue.info.name, type(error).__name__)
         self.request_stop(StopReason.FATAL)
+
+    def health(self, *, stopped: bool) -> Health:
+        """Return how the run is, or how it was when it ended."""
+        return examine(
+            self.settings.queue,
+            Phase.STOPPED if stopped else Phase.STOPPING if self._stop_requested.is_set() else Phase.RUNNING,
+            self._poller,
+            wait=self.settings.polling.wait,
+            now=self._loop.time(),
+            blocked=0.0 if stopped else self._watch.silence(),
+            dead=self._dead(),
+        )
+
+    def _dead(self) -> str | None:
+        """Return why the run will never receive again, other than by a stop that was asked for."""
+        if self.fatal is not None:
+            return f"it was ended by {type(self.fatal).__name__}"
+        if self._stop_requested.is_set():
+            return None
+        ended = [task for task in (self._heartbeat, *self._polls) if task is not None and task.done()]
+        return f"its task {ended[0].get_name()} ended" if ended else None  # cancelled by others: nothing else says so
 
     async def stop_requested(self) -> None:
         """Wait until a stop is asked for, or a side task dies."""

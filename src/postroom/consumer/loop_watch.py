@@ -54,6 +54,16 @@ class LoopWatch:
         if self._watched is None and abs(self._loop.time() - time.monotonic()) < LATE:
             self._watched = _thread.enter(self._loop, self)
 
+    def silence(self) -> float:
+        """Return for how many seconds the loop has given no sign of life, asked from another thread.
+
+        Asked from within the loop it is 0.0, because the loop runs.
+        """
+        watched = self._watched
+        if watched is None or watched.thread_id == threading.get_ident():
+            return 0.0
+        return watched.silence(time.monotonic())
+
     def close(self) -> None:
         """Watch no more. The last watch of the process ends the thread."""
         if self._watched is not None:
@@ -84,6 +94,10 @@ class _WatchedLoop:
     def end(self) -> None:
         """Give no more signs of life."""
         self._timer.cancel()
+
+    def silence(self, now: float) -> float:
+        """Return for how many seconds a sign of life has been due."""
+        return max(0.0, now - self._due)
 
     def look(self, now: float) -> None:
         """Look whether the loop is late. Called in the watching thread."""

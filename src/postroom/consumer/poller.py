@@ -38,15 +38,25 @@ class Poller:
         visibility = source.settings.visibility
         self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
         self._stopping = False
-        self._failing = False
         self._waiters: list[asyncio.Future[None]] = []
         self._paused: set[asyncio.Future[None]] = set()
         self.started_at: float | None = None
         """The loop time at which the first receive was sent."""
         self.last_success: float | None = None
         """The loop time of the last receive that SQS answered, with or without messages."""
+        self.failing_since: float | None = None
+        """The loop time from which on every receive has failed; None while they are answered."""
+        self.failing_with = ""
+        """The type of the last failure's error."""
+        self._out: dict[int, float] = {}
+        """When the receives that are out were sent, by poller."""
         self.failures = 0
         self.receives = 0
+
+    @property
+    def asked_at(self) -> float | None:
+        """When the oldest receive that is out was sent; None when none is out."""
+        return min(tuple(self._out.values()), default=None)  # another thread may ask
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
@@ -75,9 +85,9 @@ class Poller:
                 continue
             began = time()
             try:
-                messages = await self._receive(step)
+                messages = await self._receive(step, number)
             except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
-                await self._back_off(error, pause)
+                await self._back_off(error, pause, began)
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
             pause = self._polling.backoff
@@ -103,11 +113,12 @@ class Poller:
             self._waiters.remove(waiter)
             waiter.set_result(None)
 
-    async def _receive(self, ask: Ask) -> list[Message]:
+    async def _receive(self, ask: Ask, number: int) -> list[Message]:
         now = self._tasks.loop.time()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
+        self._out[number] = now
         self._policy.asked(ask)
         try:
             messages = await self._source.queue.receive(
@@ -116,18 +127,22 @@ class Poller:
         except BaseException:
             self._policy.failed(ask)
             raise
+        finally:
+            del self._out[number]
         self.last_success = self._tasks.loop.time()
-        if self._failing:
-            self._failing = False
+        if self.failing_since is not None:
+            self.failing_since = None
             _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)
         return messages
 
-    async def _back_off(self, error: Exception, pause: float) -> None:
+    async def _back_off(self, error: Exception, pause: float, began: float) -> None:
         self.failures += 1
         if isinstance(error, TransportError) and error.code == "OverLimit":
             self._source.facts.over_limit()
-        level = logging.INFO if self._failing else logging.ERROR
-        self._failing = True
+        level = logging.ERROR if self.failing_since is None else logging.INFO
+        if self.failing_since is None:
+            self.failing_since = began
+        self.failing_with = type(error).__name__
         what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
         _log.log(level, "Receiving from %s failed, next try in %g s: %s", self._source.name, pause, what)
         observers = self._source.settings.observers

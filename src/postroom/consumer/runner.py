@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from random import Random
 from typing import Any, Final
 
@@ -29,7 +29,11 @@ _REMIND: Final = 5.0
 """Seconds between two log lines that say what a stop waits for."""
 
 
-def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
+def run(
+    *consumers: Consumer[Any, Any],
+    wait: float | None = None,
+    beside: AbstractAsyncContextManager[object] | None = None,
+) -> None:
     """Run consumers until SIGINT or SIGTERM, then stop them in order. The last line of a worker's main module.
 
     The first signal drains and says what it waits for; the second cancels handlers at once. A signal during the start
@@ -39,6 +43,7 @@ def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
     Args:
         consumers: what to run.
         wait: how many seconds a start waits for a queue that cannot be reached yet, see :func:`serve`.
+        beside: what is entered before the consumers start and left after they stopped, such as a ``HealthServer``.
 
     Raises:
         SystemExit: with 1 when a consumer died, 2 when it could not be started as configured, 3 when handlers had to
@@ -46,12 +51,17 @@ def run(*consumers: Consumer[Any, Any], wait: float | None = None) -> None:
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    code = run_to_exit(consumers, wait=wait)
+    code = run_to_exit(consumers, wait=wait, beside=beside)
     if code is not ExitCode.CLEAN:
         sys.exit(int(code))
 
 
-def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) -> ExitCode:
+def run_to_exit(
+    consumers: Sequence[Consumer[Any, Any]],
+    *,
+    wait: float | None,
+    beside: AbstractAsyncContextManager[object] | None = None,
+) -> ExitCode:
     """Run consumers in an event loop of their own, as the only job of the process, and return the exit code.
 
     Threads of ``asyncio.to_thread`` that hang are not waited for at the end.
@@ -59,7 +69,14 @@ def run_to_exit(consumers: Sequence[Consumer[Any, Any]], *, wait: float | None) 
 
     async def main() -> ExitCode:
         asyncio.get_running_loop().set_default_executor(DaemonPool())
-        return await serve(*consumers, freeze=True, wait=wait)
+        async with AsyncExitStack() as stack:
+            try:
+                if beside is not None:
+                    await stack.enter_async_context(beside)
+            except ConfigurationError as error:
+                _log.critical("Cannot start: %s", error)
+                return ExitCode.CONFIGURATION
+            return await serve(*consumers, freeze=True, wait=wait)
 
     return asyncio.run(main())
 
