@@ -87,6 +87,20 @@ class MessageSettled(Event, frozen=True):
     settlement: Settlement
     delay: float = 0.0
     """Seconds until it is visible again, where it is."""
+    tenant: Hashable = None
+    """The tenant, by its key in the pool; None before its context was resolved."""
+
+
+class OperatorAction(Event, frozen=True):
+    """An operator decided something about a tenant, on the console's page or by its HTTP API."""
+
+    queue: str
+    tenant: Hashable
+    action: str
+    operator: str
+    reason: str
+    details: str = ""
+    """What was chosen, such as ``concurrency=2``."""
 
 
 class ResourceOpened(Event, frozen=True):
@@ -120,18 +134,31 @@ Observer = Callable[[Event], None]
 
 
 class Observers:
-    """A fixed set of observers, told one event at a time. False when nobody listens."""
+    """Observers, told one event at a time. False when there are none."""
 
-    __slots__ = ("_observers",)
+    __slots__ = ("_added", "_fixed", "_observers")
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers = tuple(observers)
+        self._fixed = self._observers = tuple(observers)
+        self._added: tuple[tuple[Observer], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self._observers)
 
     def __iter__(self) -> Iterator[Observer]:
         return iter(self._observers)
+
+    def add(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more observer. Returns what ends that; calling it twice does nothing more."""
+        told = (observer,)  # an object of its own for each call: the same function may come twice, and leave once
+        self._added = (*self._added, told)
+        self._observers = (*self._fixed, *(each for (each,) in self._added))
+
+        def leave() -> None:
+            self._added = tuple(other for other in self._added if other is not told)
+            self._observers = (*self._fixed, *(each for (each,) in self._added))
+
+        return leave
 
     def tell(self, event: Event) -> None:
         """Tell every observer. What one raises is logged; the others are told all the same."""

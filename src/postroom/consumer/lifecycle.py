@@ -9,6 +9,7 @@ from typing import Any, Generic, cast
 from postroom.consumer.availability import Availability
 from postroom.consumer.core import Core
 from postroom.consumer.demand import AdaptivePolicy
+from postroom.consumer.diversions import Diversions
 from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
@@ -129,6 +130,7 @@ class Run(Generic[C, R]):
         self.core = Core(self.scheduler, availability, tenants, self._policy, polling=settings.polling, rng=rng)
         self.engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
+        source.diversions = Diversions(client.queue, tasks=self.tasks)
         source.settler = Settler(
             queue,
             Visibility() if callable(settings.visibility) else settings.visibility,
@@ -167,7 +169,7 @@ class Run(Generic[C, R]):
         self._opened = opened
         if self.pool is not None:
             opened.callback(self.pool.subscribe(self.engine.observe))
-        self._tenants.attach(self.engine)
+        self._tenants.attach(self.engine, self.pool)
         self.engine.begin()
         self._watch.start()
         self._heartbeat = self.tasks.spawn(self.source.settler.heartbeat.run(), "postroom-heartbeat")

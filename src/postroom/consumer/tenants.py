@@ -1,14 +1,18 @@
 """Control of single tenants while a consumer runs."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 from postroom.errors import ConfigurationError
+from postroom.resources import ResourcePool, display_key
 from postroom.scheduling import LaneStatistics, Pace, Scheduler
+
+_log = logging.getLogger("postroom.consumer")
 
 _KEEP: Any = object()
 _POLL = 0.05
@@ -24,6 +28,8 @@ class TenantState(StrEnum):
     """Nothing of it starts: its messages wait, here and deferred in the queue."""
     QUARANTINED = "quarantined"
     """Its messages go to the dead-letter queue, with the reason."""
+    DIVERTED = "diverted"
+    """Its messages go to another queue, with the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +39,15 @@ class TenantStatus:
     key: Hashable
     state: TenantState = TenantState.ACTIVE
     reason: str | None = None
-    """Why it is unavailable, or in quarantine."""
+    """Why it is unavailable, or why it was paused, put in quarantine or diverted."""
     since: float | None = None
     """For how many seconds it has been unavailable."""
     concurrency: int | None = None
     """Its own limit of running handlers, if it has one."""
     rate: float | None = None
     """Its own limit of handler starts per second, if it has one."""
+    diverted_to: str | None = None
+    """The queue that its messages go to, if it is diverted."""
     running: int = 0
     waiting: int = 0
     suspended: int = 0
@@ -60,18 +68,22 @@ class Controlled(Protocol):
         """Carry out what was decided about a tenant: start, call back, give up resources."""
         ...
 
+    def retry_now(self, tenant: Hashable) -> None:
+        """End a tenant's pause after failures."""
+        ...
+
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""
         ...
 
 
 class Tenants:
-    """Pause, limit or quarantine one tenant. Reached as ``consumer.tenants``.
+    """Pause, limit, divert or quarantine one tenant. Reached as ``consumer.tenants``.
 
     A tenant is named by its context, or by its key where the pool has ``key=``. Decisions hold in this process only;
-    they outlive a restart of the consumer, but not the process. Everything but :meth:`drain` may be called from any
+    they outlive a restart of the consumer, but not the process. Everything but the coroutines may be called from any
     thread, such as that of a web route, and takes effect at once in the loop's own thread, with the next turn of the
-    loop from another.
+    loop from another. A ``reason=`` is logged, and shown where the tenant is.
     """
 
     def __init__(self) -> None:
@@ -79,22 +91,25 @@ class Tenants:
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
+        self._pool: ResourcePool[Any, Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
-    def pause(self, key: Hashable) -> None:
+    def pause(self, key: Hashable, *, reason: str | None = None) -> None:
         """Start no further message of a tenant; those that run go on.
 
         What waits here stays ours; of what still comes, a few messages wait here and the rest is deferred, as far as
         the attempts that each message was promised allow.
         """
-        self._decide(key, state=TenantState.PAUSED, reason=None)
+        _tell(key, "paused", reason)
+        self._decide(key, state=TenantState.PAUSED, reason=reason, diverted_to=None)
 
-    def resume(self, key: Hashable) -> None:
-        """End a pause or a quarantine. Limits stay."""
-        self._decide(key, state=TenantState.ACTIVE, reason=None)
+    def resume(self, key: Hashable, *, reason: str | None = None) -> None:
+        """End a pause, a quarantine or a diversion. Limits stay."""
+        _tell(key, "resumed", reason)
+        self._decide(key, state=TenantState.ACTIVE, reason=None, diverted_to=None)
 
     def quarantine(self, key: Hashable, *, reason: str = "tenant in quarantine") -> None:
         """Send a tenant's messages to the dead-letter queue with a reason, until it is resumed.
@@ -102,9 +117,31 @@ class Tenants:
         They can be redriven from there. Without a dead-letter queue they go back, and come again after the backoff; no
         attempt is counted.
         """
-        self._decide(key, state=TenantState.QUARANTINED, reason=reason)
+        self._decide(key, state=TenantState.QUARANTINED, reason=reason, diverted_to=None)
 
-    def limit(self, key: Hashable, *, concurrency: int | None = _KEEP, rate: float | None = _KEEP) -> None:
+    def divert(self, key: Hashable, *, queue: str, reason: str = "tenant diverted") -> None:
+        """Send a tenant's messages, those that wait and those that come, to another queue until it is resumed.
+
+        They go as they are, with ``postroom.reason`` and what else a dead letter carries, and are deleted here once
+        the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. Where the
+        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted.
+
+        Raises:
+            ConfigurationError: no queue is named.
+        """
+        if not queue or not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from outside
+            raise ConfigurationError(f"divert(queue=...) takes the name, URL or ARN of a queue; got {queue!r}")
+        _tell(key, f"diverted to {queue}", reason)
+        self._decide(key, state=TenantState.DIVERTED, reason=reason, diverted_to=queue)
+
+    def limit(
+        self,
+        key: Hashable,
+        *,
+        concurrency: int | None = _KEEP,
+        rate: float | None = _KEEP,
+        reason: str | None = None,
+    ) -> None:
         """Limit how many of a tenant's handlers run at once, and how many start per second. None ends a limit.
 
         Raises:
@@ -114,16 +151,39 @@ class Tenants:
             if value is not _KEEP and value is not None and not value > 0:
                 text = f"limit({name}=...) takes a number above 0, or None for no limit; got {value!r}. See pause()"
                 raise ConfigurationError(text)
-        chosen = {"concurrency": concurrency, "rate": rate}
-        self._decide(key, **{name: value for name, value in chosen.items() if value is not _KEEP})
+        chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
+        chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
+        _tell(key, f"limited to {chosen}", reason)
+        rule = self._rules.get(key) or TenantStatus(key=key)
+        if rule.state is TenantState.ACTIVE:  # the reason of a pause stays what it was
+            limited = any(chosen.get(name, getattr(rule, name)) is not None for name in ("concurrency", "rate"))
+            chosen["reason"] = (reason or rule.reason) if limited else None
+        self._decide(key, **chosen)
 
-    async def drain(self, key: Hashable, *, timeout: float | None = None) -> None:
+    def retry_now(self, key: Hashable, *, reason: str | None = None) -> None:
+        """End a tenant's wait after failures: one of its messages tries at once, and its end decides as ever.
+
+        It forgets what the pool remembers of the tenant's failed opens. An outage of the tenant's host is not its own:
+        that one is tried again when the host's pause is over.
+        """
+        _tell(key, "tried again at once", reason)
+        self._in_loop(self._retry_now, key)
+
+    async def invalidate(self, key: Hashable, *, reason: str | None = None) -> None:
+        """Stop leasing what is open for a tenant: its next message opens it again.
+
+        What is leased closes behind its last lease. Without ``resources=`` it does nothing.
+        """
+        _tell(key, "stripped of its open resources", reason)
+        await self._invalidate(key)
+
+    async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
         """Pause a tenant and return when none of its handlers runs: its database may be moved then.
 
         Raises:
             TimeoutError: some still run after ``timeout`` seconds; the tenant stays paused.
         """
-        self.pause(key)
+        self.pause(key, reason=reason)
         async with asyncio.timeout(timeout):
             while self._is_busy(key):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL)
@@ -157,6 +217,14 @@ class Tenants:
         """Whether anything was decided about any tenant."""
         return bool(self._rules)
 
+    def ruled_keys(self) -> list[Hashable]:
+        """Return the tenants that something was decided about."""
+        return list(self._rules)
+
+    def is_ruled(self, key: Hashable) -> bool:
+        """Whether anything was decided about a tenant."""
+        return key in self._rules
+
     def is_paused(self, key: Hashable) -> bool:
         """Whether a tenant is paused."""
         rule = self._rules.get(key) if self._rules else None
@@ -172,8 +240,21 @@ class Tenants:
         rule = self._rules.get(key) if self._rules else None
         return rule.reason if rule is not None and rule.state is TenantState.QUARANTINED else None
 
-    def attach(self, consumer: Controlled) -> None:
+    def diverted(self, key: Hashable) -> tuple[str, str] | None:
+        """Return the queue that a tenant's messages go to, and why; None if it is not diverted."""
+        rule = self._rules.get(key) if self._rules else None
+        if rule is None or rule.diverted_to is None:
+            return None
+        return rule.diverted_to, rule.reason or "tenant diverted"
+
+    @property
+    def consumer(self) -> Controlled | None:
+        """What carries decisions out; None before the first start."""
+        return self._consumer
+
+    def attach(self, consumer: Controlled, pool: ResourcePool[Any, Any] | None = None) -> None:
         """Begin to carry decisions out: the consumer starts, in this thread and loop."""
+        self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._consumer = consumer
@@ -188,13 +269,28 @@ class Tenants:
                 self._rules.pop(key, None)
             else:
                 self._rules[key] = rule
+        self._in_loop(self._carry_out, key)
+
+    def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:
         loop = self._loop
         if loop is None or loop.is_closed():
             return
         if threading.get_ident() == self._thread:
-            self._carry_out(key)
+            work(key)
         else:
-            loop.call_soon_threadsafe(self._carry_out, key)
+            loop.call_soon_threadsafe(work, key)
+
+    def _retry_now(self, key: Hashable) -> None:
+        consumer, pool = self._consumer, self._pool
+        if consumer is None:
+            return
+        if pool is not None:
+            pool.forget_failures(lambda context: bool(pool.key_of(context) == key))
+        consumer.retry_now(key)
+
+    async def _invalidate(self, key: Hashable) -> None:
+        if (pool := self._pool) is not None:
+            await pool.invalidate_where(lambda context: bool(pool.key_of(context) == key))
 
     def _carry_out(self, key: Hashable) -> None:
         if self._consumer is None:
@@ -222,3 +318,8 @@ class Tenants:
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
+
+
+def _tell(key: Hashable, what: str, reason: str | None) -> None:
+    if reason is not None:
+        _log.warning("Tenant %s is %s by an operator: %s", display_key(key), what, reason)

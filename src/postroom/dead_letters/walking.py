@@ -20,9 +20,7 @@ T = TypeVar("T")
 HOLD: Final = 120.0
 """Seconds for which letters stay invisible when the process that looks at them is killed."""
 MOST_HELD: Final = 100_000
-"""Letters that one walk keeps invisible: SQS allows 120,000 in flight on a standard queue (quotas-messages.html)."""
-MOST_HELD_FIFO: Final = 18_000
-"""The same on a FIFO queue, where SQS allows 20,000."""
+"""Letters that one walk keeps invisible: SQS allows 120,000 in flight (quotas-messages.html)."""
 _WAIT: Final = 1.0
 """Seconds that a receive waits: a long poll asks all of SQS's servers, a short one only some of them."""
 _EMPTY: Final = 2
@@ -47,7 +45,6 @@ class Walk:
         self._wait = wait
         self._time = asyncio.get_running_loop().time
         self._held: dict[str, tuple[float, str]] = {}  # id: deadline and receipt handle, the oldest first
-        self._most = MOST_HELD_FIFO if queue.info.fifo else MOST_HELD
         self.seen = 0
         """Letters brought so far."""
         self.cut = False
@@ -58,7 +55,7 @@ class Walk:
         empty = 0
         while empty < _EMPTY:
             await self._extend()
-            if len(self._held) >= self._most:
+            if len(self._held) >= MOST_HELD:
                 self.cut = True
                 return
             asked = self._time()

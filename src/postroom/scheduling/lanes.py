@@ -181,6 +181,10 @@ class Scheduler(Generic[T]):
         """Return the tenants that have something here. Safe to call from another thread."""
         return list(self._lanes)
 
+    def lanes(self) -> list[Lane[T]]:
+        """Return the lanes of all tenants that have something here: to be looked at, not to be changed."""
+        return list(self._lanes.values())
+
     def figures(self, tenant: Hashable) -> LaneStatistics:
         """Return what one tenant has here. Safe to call from another thread."""
         lane = self._lanes.get(tenant)
