@@ -114,6 +114,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=url)
+        await self.until("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     async def js(self, expression: str) -> Any:
         """Evaluate an expression, and return its value."""

@@ -1,5 +1,6 @@
 """What happens in one consumer, by tenant: gathered while somebody looks, and only then."""
 
+import asyncio
 import math
 import time
 from collections import OrderedDict, deque
@@ -70,15 +71,14 @@ class Collector:
 
     Args:
         consumer: the consumer.
-        clock: seconds, of any beginning.
     """
 
-    def __init__(self, consumer: Consumer[Any, Any], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, consumer: Consumer[Any, Any]) -> None:
         self.consumer = consumer
         self.tallies: OrderedDict[Hashable, Tally] = OrderedDict()
         self.away: dict[Hashable, int] = {}
         """Messages of each tenant that were parked or deferred, and are invisible now, as far as it was seen."""
-        self._clock = clock
+        self._clock: Callable[[], float] = time.monotonic
         self._absent: dict[str, tuple[Hashable, float]] = {}
         self._leave: Callable[[], None] | None = None
 
@@ -90,6 +90,7 @@ class Collector:
     def start(self) -> None:
         """Begin to listen."""
         if self._leave is None:
+            self._clock = asyncio.get_running_loop().time
             self._leave = self.consumer.subscribe(self._tell)
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Generator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ EVERY: Final = 1.0
 """Seconds between two looks."""
 _ASK_QUEUE: Final = 10.0
 """Seconds between two GetQueueAttributes requests, while somebody looks: about $0.0001 an hour."""
+_REMEMBER: Final = 1_000
 MOST_ROWS: Final = 10_000
 
 
@@ -27,13 +28,16 @@ class Desk:
 
     Args:
         consumers: what is shown.
+        wall: the time in seconds since the epoch.
     """
 
-    def __init__(self, consumers: Sequence[Consumer[Any, Any]]) -> None:
+    def __init__(self, consumers: Sequence[Consumer[Any, Any]], *, wall: Callable[[], float] = time.time) -> None:
+        self.wall = wall
         self.consumers = tuple(consumers)
         self.token = secrets.token_urlsafe(16)
         """What a request that changes something has to repeat: pages of other sites cannot read it."""
         self._collectors = [Collector(consumer) for consumer in consumers]
+        self._acted: list[dict[Hashable, None]] = [{} for _ in consumers]
         self._viewers = 0
         self._snapshot: Snapshot | None = None
         self._strips: list[dict[str, Any]] = []
@@ -77,7 +81,7 @@ class Desk:
             self._ask(now)
             for collector in self._collectors:
                 collector.tidy()
-            self._snapshot = Snapshot(self._collectors, wall=time.time(), loop=now)
+            self._snapshot = Snapshot(self._collectors, wall=self.wall(), loop=now)
             self._strips = [strip(*pair) for pair in zip(self._collectors, self._said, strict=True)]
             self._made = now
         return self._snapshot, self._strips
@@ -85,13 +89,13 @@ class Desk:
     async def watch(self, *, top: int, search: str = "") -> AsyncGenerator[bytes, None]:
         """Yield one JSON text a second: what has changed since the last one; everything, the first time."""
         sent: dict[str, Row] = {}
-        order: list[str] = []
+        order: list[str] | None = None
         with self.looking():
             while True:
                 began = asyncio.get_running_loop().time()
                 snapshot, strips = self.look()
                 rows = {f"{row.q}:{row.n}": row for row in snapshot.rows(top=top, search=search)}
-                said: dict[str, Any] = {"t": time.time(), "total": len(snapshot.order), "strips": strips}
+                said: dict[str, Any] = {"t": self.wall(), "total": len(snapshot.order), "strips": strips}
                 said["rows"] = [row for name, row in rows.items() if sent.get(name) != row]
                 if (now_in_order := list(rows)) != order:
                     order = said["order"] = now_in_order
@@ -100,10 +104,12 @@ class Desk:
                 await asyncio.sleep(max(0.05, began + EVERY - asyncio.get_running_loop().time()))
 
     def keys(self, consumer: Consumer[Any, Any]) -> list[Hashable]:
-        """Return every tenant of a consumer that is known here."""
-        collector = self._collectors[self.consumers.index(consumer)]
+        """Return every tenant of a consumer that is known here: by its messages, its resources, or an earlier action."""
+        place = self.consumers.index(consumer)
+        collector = self._collectors[place]
         here = [status.key for status in consumer.tenants]
-        return list(dict.fromkeys([*here, *collector.tallies, *collector.away]))
+        pool = [] if consumer.pool is None else consumer.pool.keys()
+        return list(dict.fromkeys([*here, *collector.tallies, *collector.away, *pool, *self._acted[place]]))
 
     def find(self, name: str, queue: str | None) -> list[tuple[Consumer[Any, Any], Hashable]]:
         """Return the consumers that know a tenant by this name, each with its key.
@@ -122,11 +128,20 @@ class Desk:
                 raise ConfigurationError(f"{len(keys)} tenants of {consumer.queue!r} are called {name!r}")
             if not keys and known and all(isinstance(key, str) for key in known):
                 keys = [name]  # not seen yet: the name is the key, where tenants are named by text
-            found += [(consumer, key) for key in keys]
+            for key in keys:
+                found.append((consumer, key))
+                self._remember(consumer, key)
         if not found:
             text = f"no tenant {name!r} is known here: name it as the page and the log do, while its messages are here"
             raise ConfigurationError(text)
         return found
+
+    def _remember(self, consumer: Consumer[Any, Any], key: Hashable) -> None:
+        """Keep a tenant in mind that an operator acted on: it can be found again when it has nothing here."""
+        acted = self._acted[self.consumers.index(consumer)]
+        acted[key] = None
+        if len(acted) > _REMEMBER:
+            del acted[next(iter(acted))]
 
     def _ask(self, now: float) -> None:
         """Ask SQS about the queues now and then, in the background: a look does not wait for it."""

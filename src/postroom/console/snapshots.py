@@ -1,7 +1,6 @@
 """One look at consumers: the figures above, and the rows, the tenant that waits longest first."""
 
 import re
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
@@ -59,9 +58,8 @@ class Snapshot:
         control = consumer.tenants.consumer if consumer.running else None
         lanes = {} if control is None else {lane.tenant: lane for lane in control.scheduler.lanes()}
         self._lanes.append(lanes)
-        now = time.monotonic()
         for tally in collector.tallies.values():
-            tally.fade(now)
+            tally.fade(self._loop)
         self._totals.append(sum(tally.seconds for tally in collector.tallies.values()))
         keys = dict.fromkeys([*lanes, *collector.tallies, *collector.away, *consumer.tenants.ruled_keys()])
         for key in keys:

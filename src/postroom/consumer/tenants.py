@@ -117,6 +117,7 @@ class Tenants:
         They can be redriven from there. Without a dead-letter queue they go back, and come again after the backoff; no
         attempt is counted.
         """
+        _tell(key, "put in quarantine", reason)
         self._decide(key, state=TenantState.QUARANTINED, reason=reason, diverted_to=None)
 
     def divert(self, key: Hashable, *, queue: str, reason: str = "tenant diverted") -> None:

@@ -324,6 +324,12 @@ class ResourcePool(Generic[C, R]):
         except Exception:  # key= failed, or its answer cannot be hashed: acquire() says so
             return False
 
+    def keys(self) -> list[Hashable]:
+        """Return the keys of everything that is open, opening or closing, and of remembered failures."""
+        known = [entry.context for entry in self._core.table.entries]
+        known += [context for _, context in self._core.cooling.contexts()]
+        return list(dict.fromkeys(map(self.key_of, known)))
+
     def leases_of(self, key: Hashable) -> int | None:
         """Return how many leases of a key's resource are out; None where nothing is open that may be leased."""
         entry = self._ready.get(self._identify(key))
