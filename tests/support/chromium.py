@@ -139,7 +139,7 @@ class Page:
     async def screenshot(self, path: Path) -> None:
         """Write a picture of what is in sight."""
         said = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(said["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(said["data"]))
 
     async def resize(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
         """Be a screen of this size."""
@@ -159,7 +159,8 @@ async def chromium(directory: Path) -> AsyncIterator[Callable[[], Any]]:
     """Run a browser for the time of the block. Yields a function that opens a page."""
     assert CHROMIUM is not None
     process = await asyncio.create_subprocess_exec(
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--disable-dev-shm-usage",
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
+        "--disable-dev-shm-usage",
         "--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
         "--disable-sync", "--no-default-browser-check", f"--user-data-dir={directory / 'profile'}", "about:blank",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The command line: ``postroom run | health | demo | local | send``.
+"""The command line: ``postroom run``, ``demo``, ``local``, ``send``, and what operators need.
 
 Exit codes: 0 clean, 1 something failed, 2 something to change (usage, configuration, a queue that does not exist), 3
 work was cancelled. Every option can be given as an environment variable; ``--help`` names it.
@@ -14,12 +14,16 @@ from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, Post
 from postroom.types import ExitCode
 
 _COMMANDS = {
+    "completion": "print what makes a shell complete this command",
     "dead-letters": "list, show, redrive or purge dead letters, by tenant",
     "demo": "run the multi-tenant datasource example end to end, on this machine",
     "health": "ask a running process whether it is healthy",
     "local": "run Amazon SQS on this machine, for development and tests",
     "run": "run consumers until a signal says stop",
+    "peek": "look at messages of a queue without taking them away",
     "send": "send messages to a queue",
+    "status": "show what a running consumer's tenants do, as a live table",
+    "tenants": "pause, resume, limit, drain or divert a tenant of a running consumer",
 }
 _TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -112,10 +112,8 @@ def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
     """Show one letter of QUEUE: why it is there, where it came from, its attributes."""
 
     async def work(letters: "DeadLetterQueue") -> "DeadLetter | None":
-        async for letter in letters.letters(_filter({**options, "ids": (letter_id,)})):
-            letters.stop()
-            return letter
-        return None
+        async with aclosing(letters.letters(_filter({**options, "ids": (letter_id,)}))) as found:
+            return await anext(found, None)  # closing makes what was seen visible again, while the client is open
 
     letter = _in_loop(queue, options, work)
     if letter is None:

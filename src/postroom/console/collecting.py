@@ -11,6 +11,7 @@ import msgspec
 
 from postroom.consumer import Consumer
 from postroom.events import Event, HandlerFinished, MessageFailed, MessageReceived, MessageSettled
+from postroom.resources import display_key
 from postroom.types import Settlement
 
 REMEMBER: Final = 20_000
@@ -79,6 +80,7 @@ class Collector:
         self.away: dict[Hashable, int] = {}
         """Messages of each tenant that were parked or deferred, and are invisible now, as far as it was seen."""
         self._clock: Callable[[], float] = time.monotonic
+        self._names: dict[Hashable, str] = {}
         self._absent: dict[str, tuple[Hashable, float]] = {}
         self._leave: Callable[[], None] | None = None
 
@@ -86,6 +88,15 @@ class Collector:
     def active(self) -> bool:
         """Whether it listens."""
         return self._leave is not None
+
+    def name_of(self, tenant: Hashable) -> str:
+        """Return a tenant's name, as the log shows it."""
+        name = self._names.get(tenant)
+        if name is None:
+            if len(self._names) >= REMEMBER:
+                self._names.clear()
+            name = self._names[tenant] = display_key(tenant)
+        return name
 
     def start(self) -> None:
         """Begin to listen."""
@@ -98,6 +109,7 @@ class Collector:
         if self._leave is not None:
             self._leave()
             self._leave = None
+        self._names.clear()
         self.tallies.clear()
         self.away.clear()
         self._absent.clear()

@@ -104,7 +104,7 @@ class Desk:
                 await asyncio.sleep(max(0.05, began + EVERY - asyncio.get_running_loop().time()))
 
     def keys(self, consumer: Consumer[Any, Any]) -> list[Hashable]:
-        """Return every tenant of a consumer that is known here: by its messages, its resources, or an earlier action."""
+        """Return every tenant of a consumer that is known here: by messages, resources, or an earlier action."""
         place = self.consumers.index(consumer)
         collector = self._collectors[place]
         here = [status.key for status in consumer.tenants]

@@ -5,10 +5,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
 from postroom.console.collecting import Collector, Row, Tally
-from postroom.consumer import Consumer, TenantState
+from postroom.consumer import TenantState
 from postroom.consumer.facts import LIMIT
 from postroom.consumer.tenants import Controlled
-from postroom.resources import display_key
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
 
@@ -65,17 +64,15 @@ class Snapshot:
         for key in keys:
             lane = lanes.get(key)
             oldest = None if lane is None else _oldest(lane)
-            self.order.append((self._place(consumer, key, lane, oldest), number, key))
+            self.order.append((self._place(collector, key, lane, oldest), number, key))
 
-    def _place(
-        self, consumer: Consumer[Any, Any], key: Hashable, lane: Lane[Any] | None, oldest: float | None
-    ) -> Place:
+    def _place(self, collector: Collector, key: Hashable, lane: Lane[Any] | None, oldest: float | None) -> Place:
         """Return where a tenant stands: by the wait of its oldest message, then what an operator decided, by name."""
-        name = display_key(key)
+        name = collector.name_of(key)
         waited = 0.0 if oldest is None else self._wall - oldest
         if waited >= _SHORT:
             return 0, -waited, name
-        noticed = consumer.tenants.is_ruled(key) or (lane is not None and lane.blocked)
+        noticed = collector.consumer.tenants.is_ruled(key) or (lane is not None and lane.blocked)
         return (1 if noticed else 2), 0.0, name
 
     def _row(self, number: int, key: Hashable) -> Row:
@@ -88,7 +85,7 @@ class Snapshot:
         collector = self._collectors[number]
         consumer = collector.consumer
         status = consumer.tenants[key]
-        row = Row(q=number, n=display_key(key), s=str(status.state), why=_short(status.reason or ""))
+        row = Row(q=number, n=collector.name_of(key), s=str(status.state), why=_short(status.reason or ""))
         row.rl = status.rate
         row.cap = status.concurrency or 0
         row.away = collector.away.get(key, 0)

@@ -77,7 +77,10 @@ class DeadLetterQueue:
         self._scene.stop.set()
 
     async def letters(self, where: LetterFilter = _ALL) -> AsyncGenerator[DeadLetter, None]:
-        """Yield the letters that are meant. On a FIFO queue at most ten of each message group can be seen."""
+        """Yield the letters that are meant. On a FIFO queue at most ten of each message group can be seen.
+
+        Where you leave the loop early, use ``contextlib.aclosing``: the letters are visible again when it is closed.
+        """
         walk = Walk(self._queue, hold=self._scene.hold)
         try:
             async with aclosing(walk.batches()) as batches:

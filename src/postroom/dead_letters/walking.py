@@ -22,9 +22,8 @@ HOLD: Final = 120.0
 MOST_HELD: Final = 100_000
 """Letters that one walk keeps invisible: SQS allows 120,000 in flight (quotas-messages.html)."""
 _WAIT: Final = 1.0
-"""Seconds that a receive waits: a long poll asks all of SQS's servers, a short one only some of them."""
-_EMPTY: Final = 2
-"""Receives in a row that bring nothing, after which the walk is over."""
+"""Seconds that a receive waits: a long poll asks all of SQS's servers, a short one only some of them. So the first one
+that brings nothing ends the walk."""
 _TRIES: Final = 6
 _PAUSE: Final = 0.2
 """Tries of a call that SQS refuses for now, and seconds before the second one; they double."""
@@ -52,8 +51,7 @@ class Walk:
 
     async def batches(self) -> AsyncGenerator[list[Message], None]:
         """Yield letters as they are received, each once."""
-        empty = 0
-        while empty < _EMPTY:
+        while True:
             await self._extend()
             if len(self._held) >= MOST_HELD:
                 self.cut = True
@@ -64,7 +62,8 @@ class Walk:
             for message in messages:
                 self._held.pop(message.id, None)  # received again: the newest receipt handle counts
                 self._held[message.id] = (asked + self._hold, message.receipt_handle)
-            empty = 0 if messages else empty + 1
+            if not messages:
+                return
             if new:
                 self.seen += len(new)
                 yield new

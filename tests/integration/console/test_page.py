@@ -18,7 +18,7 @@ from support.chromium import CHROMIUM, MISSING, Page, chromium
 
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=MISSING), pytest.mark.xdist_group("chromium")]
 
-TOKEN = "correct horse battery"  # noqa: S105 - of this test
+TOKEN = "correct horse battery"
 
 
 def tenant_of(message: Message) -> str:

@@ -510,7 +510,7 @@ def test_retry_now_ends_the_wait_after_an_outage() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: console(), "at least one consumer"),
+        (console, "at least one consumer"),
         (lambda: console([]), "takes consumers, one argument each"),  # type: ignore[arg-type]
         (lambda: console(Consumer("q"), allow="ann"), "takes a function of a request"),  # type: ignore[arg-type]
         (lambda: ConsoleServer(Consumer("q"), port=70_000), "from 0 to 65535"),

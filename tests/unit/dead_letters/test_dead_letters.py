@@ -29,9 +29,10 @@ from postroom.settlement import letters
 from support.world import Order, Tenant, World, in_world
 
 HOLD = 30.0
+BY_TENANT_ID = tenant_by_attribute("tenantId")
 
 
-async def desk(world: World, *, tenant_of: TenantOf = tenant_by_attribute("tenantId")) -> DeadLetterQueue:
+async def desk(world: World, *, tenant_of: TenantOf = BY_TENANT_ID) -> DeadLetterQueue:
     """Open the dead-letter queue."""
     return await open_dead_letters(world.client, "dead", tenant_of=tenant_of, hold=HOLD)
 
@@ -75,8 +76,9 @@ async def bodies(world: World, queue: str) -> list[Message]:
 def letter(**changes: Any) -> DeadLetter:
     """Make a letter."""
     made = DeadLetter(
-        id="1", message_id="2", tenant="acme", reason="Payload: bad", source="arn", vouched=True, attempts=1, receives=2,
-        sent=1000.0, first_received=None, redriven=0, group_id=None, size=10, message=Message(id="1", body=""),
+        id="1", message_id="2", tenant="acme", reason="Payload: bad", source="arn", vouched=True, attempts=1,
+        receives=2, sent=1000.0, first_received=None, redriven=0, group_id=None, size=10,
+        message=Message(id="1", body=""),
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
 
