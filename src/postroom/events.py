@@ -70,6 +70,8 @@ class HandlerFinished(Event, frozen=True):
     context: Any
     seconds: float
     error: BaseException | None
+    tenant: Hashable = None
+    """The tenant, by its key in the pool."""
 
 
 class MessageFailed(Event, frozen=True):
@@ -89,6 +91,36 @@ class MessageSettled(Event, frozen=True):
     """Seconds until it is visible again, where it is."""
     tenant: Hashable = None
     """The tenant, by its key in the pool; None before its context was resolved."""
+
+
+class TenantUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tenant cost in a time, in one consumer."""
+
+    tenant: str
+    """Its name, as the log shows it."""
+    handler_seconds: float = 0.0
+    """Seconds that its handlers ran."""
+    lease_seconds: float = 0.0
+    """Those of them with its resources leased, times the weight of these: connection seconds. 0 without resources."""
+    messages: int = 0
+    """Messages that were acknowledged."""
+    failed: int = 0
+    """Handlers that raised."""
+    receives: int = 0
+    """Receives of its messages, those without an attempt included: what SQS charges, in batches of up to ten."""
+    dead_letters: int = 0
+    """Messages that were sent to the dead-letter queue."""
+
+
+class UsageReport(Event, frozen=True):
+    """What each tenant cost since the last report."""
+
+    queue: str
+    began: float
+    """When the time began that it covers, in seconds since the epoch."""
+    seconds: float
+    tenants: tuple[TenantUsage, ...]
+    """The most expensive first; those beyond the limit together, as the last one."""
 
 
 class OperatorAction(Event, frozen=True):

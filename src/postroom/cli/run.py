@@ -54,6 +54,14 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Another name by which browsers may reach the page, repeatable; .NAME allows all under it.",
 )
+@click.option(
+    "--usage",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="POSTROOM_USAGE",
+    show_envvar=True,
+    metavar="FILE",
+    help="Append what each tenant costs to this CSV file, once a minute.",
+)
 @click.option("--reload", "reloads", is_flag=True, envvar="POSTROOM_RELOAD", show_envvar=True,
               help="Start again when a Python file under --directory changes. For development.")  # fmt: skip
 @endpoint_option
@@ -68,6 +76,7 @@ def run(
     console_at: str | None,
     console_token: str | None,
     console_hosts: tuple[str, ...],
+    usage: Path | None,
     reloads: bool,
     endpoint_url: str | None,
 ) -> None:
@@ -94,6 +103,10 @@ def run(
         beside.append(HealthServer(*loaded, port=health_port, host=health_host))
     if console_at is not None:
         beside.append(_console(loaded, console_at, console_token, console_hosts))
+    if usage is not None:
+        from postroom.console import UsageMeter
+
+        beside.append(UsageMeter(*loaded, path=usage))
     sys.exit(int(run_to_exit(loaded, wait=wait, beside=_together(beside) if beside else None)))
 
 

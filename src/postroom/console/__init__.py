@@ -2,5 +2,6 @@
 
 from postroom.console.app import Allow, ConsoleRequest, console
 from postroom.console.server import ConsoleServer, allow_token
+from postroom.console.usage import UsageMeter
 
-__all__ = ["Allow", "ConsoleRequest", "ConsoleServer", "allow_token", "console"]
+__all__ = ["Allow", "ConsoleRequest", "ConsoleServer", "UsageMeter", "allow_token", "console"]

@@ -122,9 +122,9 @@ class Collector:
 
     def _tell(self, event: Event) -> None:
         match event:
-            case HandlerFinished(context=context, seconds=seconds):
+            case HandlerFinished(tenant=tenant, seconds=seconds):
                 now = self._clock()
-                self._tally(self._key(context), now).handled(seconds, now)
+                self._tally(tenant, now).handled(seconds, now)
             case MessageReceived(message=message):
                 if self._absent:
                     self._came_back(message.id)

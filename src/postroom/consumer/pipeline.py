@@ -214,7 +214,7 @@ class Pipeline:
             error = raised
             raise
         finally:
-            self._observers.tell(HandlerFinished(job.message, job.context, self._time() - began, error))
+            self._observers.tell(HandlerFinished(job.message, job.context, self._time() - began, error, job.tenant))
 
     # -- how it ended -------------------------------------------------------------------------------------------
 

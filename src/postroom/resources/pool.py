@@ -330,6 +330,11 @@ class ResourcePool(Generic[C, R]):
         known += [context for _, context in self._core.cooling.contexts()]
         return list(dict.fromkeys(map(self.key_of, known)))
 
+    def weight_of(self, key: Hashable) -> int | None:
+        """Return the weight of a key's resource; None where nothing is open that may be leased."""
+        entry = self._ready.get(self._identify(key))
+        return None if entry is None else entry.weight
+
     def leases_of(self, key: Hashable) -> int | None:
         """Return how many leases of a key's resource are out; None where nothing is open that may be leased."""
         entry = self._ready.get(self._identify(key))
