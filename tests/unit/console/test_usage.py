@@ -38,6 +38,8 @@ def test_each_minute_tells_what_each_tenant_cost() -> None:
             assert (acme.handler_seconds, acme.lease_seconds, acme.messages, acme.receives) == (6.0, 6.0, 2, 2)
             assert usage["beta"].failed == usage["beta"].receives >= 1
             assert (usage["gone"].dead_letters, usage["gone"].handler_seconds) == (1, 0.0)
+            world.send_orders("3", tenant="acme")
+            await asyncio.sleep(5)
         assert len(reports(made.events)) == 2  # the rest, at the end
 
     in_world(scenario)
