@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness tenants soak replay crashes endurance mutants fuzz conformance docs fmt clean
+.PHONY: help demo test check bench fairness tenants soak replay crashes endurance mutants fuzz conformance docs site fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,11 @@ conformance: $(STAMP)  ## judge any SQS endpoint by the AWS documentation; ENDPO
 
 docs: $(STAMP)  ## run the documents' code and check their links
 	$(RUN)pytest tests/docs
+
+site: $(STAMP)  ## build the documentation site into build/site, every link checked
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
+	$(RUN)python tools/reference.py
+	$(RUN)zensical build --strict
 
 fmt: $(STAMP)  ## format and fix what can be fixed
 	$(RUN)ruff format .

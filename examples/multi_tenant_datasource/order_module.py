@@ -28,7 +28,7 @@ Orders = Consumer[TenantContext, TenantResources]
 
 
 def reject_what_cannot_get_better(failure: Failure) -> None:
-    """Send a message straight to the dead-letter queue whose sender has to mend it."""
+    """Send a message that only its sender can mend straight to the dead-letter queue."""
     if isinstance(failure.error, ContextError | PayloadError):
         raise Reject(str(failure.error)) from failure.error
 

@@ -1,4 +1,4 @@
-"""The context: whose message is this?"""
+"""The context: which tenant does a message belong to?"""
 
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@ what it raises is logged and goes no further. No event is made when nobody obser
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import msgspec
@@ -165,36 +165,30 @@ class ResourceClosed(Event, frozen=True):
 Observer = Callable[[Event], None]
 
 
-class Observers:
+class Observers(list[Observer]):
     """Observers, told one event at a time. False when there are none."""
 
-    __slots__ = ("_added", "_fixed", "_observers")
-
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._fixed = self._observers = tuple(observers)
-        self._added: tuple[tuple[Observer], ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self._observers)
-
-    def __iter__(self) -> Iterator[Observer]:
-        return iter(self._observers)
+    __slots__ = ()
 
     def add(self, observer: Observer) -> Callable[[], None]:
         """Tell one more observer. Returns what ends that; calling it twice does nothing more."""
-        told = (observer,)  # an object of its own for each call: the same function may come twice, and leave once
-        self._added = (*self._added, told)
-        self._observers = (*self._fixed, *(each for (each,) in self._added))
+        told = [observer]
+
+        def tell(event: Event) -> None:  # one of its own for each call: the same function may come twice, and go once
+            for each in tuple(told):
+                each(event)
 
         def leave() -> None:
-            self._added = tuple(other for other in self._added if other is not told)
-            self._observers = (*self._fixed, *(each for (each,) in self._added))
+            if told:
+                told.clear()
+                self.remove(tell)
 
+        self.append(tell)
         return leave
 
     def tell(self, event: Event) -> None:
         """Tell every observer. What one raises is logged; the others are told all the same."""
-        for observer in self._observers:
+        for observer in tuple(self):
             try:
                 observer(event)
             except Exception:

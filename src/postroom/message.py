@@ -90,7 +90,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
     @property
     def receive_count(self) -> int:
         """How often it has been received, this time included (``ApproximateReceiveCount``; 1 if unknown)."""
-        count = _number(self.system_attributes.get("ApproximateReceiveCount"))
+        said = self.system_attributes.get("ApproximateReceiveCount")
+        if said == "1":  # as for nearly every message
+            return 1
+        count = _number(said)
         return 1 if count is None else max(1, int(count))
 
     @property
@@ -126,12 +129,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
 
 
 def _seconds(milliseconds: object) -> float | None:
-    value = _number(milliseconds)
+    value = None if milliseconds is None else _number(milliseconds)
     return None if value is None else value / 1000
 
 
 def _number(value: object) -> float | None:
     # Some local servers answer "1.0", "" or a JSON number where SQS answers "1".
+    if value is None:
+        return None
     try:
         number = float(str(value))
     except ValueError:

@@ -5,6 +5,7 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 _log = logging.getLogger("postroom")
@@ -27,6 +28,11 @@ def clean(function: F) -> F:
     return cast("F", in_home)
 
 
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return what tells a loop's time. asyncio's own loops tell the monotonic clock's, which costs less to ask."""
+    return monotonic if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time else loop.time
+
+
 class Tasks:
     """Starts the tasks and timers of one component, and ends them with it.
 
@@ -43,6 +49,8 @@ class Tasks:
 
     def __init__(self, on_fatal: Callable[[BaseException], None]) -> None:
         self.loop = asyncio.get_running_loop()
+        self.time = clock_of(self.loop)
+        """Tells the loop's time."""
         self._home = contextvars.copy_context()
         self._on_fatal = on_fatal
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -20,7 +20,7 @@ from postroom.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-FIRST, SECOND = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SMALL, FIRST, SECOND = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 SCHEMA = "CREATE TABLE orders (order_id text PRIMARY KEY, customer_id text, amount numeric)"
 
 
@@ -72,6 +72,18 @@ async def rows(dsn: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await connection.fetch("SELECT * FROM orders ORDER BY order_id")]
     finally:
         await connection.close()
+
+
+async def test_the_smallest_example_needs_no_database(broker: LocalBroker, capsys: pytest.CaptureFixture[str]) -> None:
+    """A consumer with a context and a handler, and nothing else."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(SMALL, "README.md", "exec"), names)  # noqa: S102 - as below
+    broker.create_queue("greetings")
+    attributes = {"tenantId": AttributeValue(string_value="acme", data_type="String")}
+    broker.send("greetings", Send(message_body='{"text": "hello"}', message_attributes=attributes))
+    async with names["greetings"] as greetings:
+        await until(lambda: sum(greetings.statistics().settled.values()) == 1)
+    assert capsys.readouterr().out == "acme: hello\n"
 
 
 async def test_the_first_example_writes_each_order_to_its_tenants_database(

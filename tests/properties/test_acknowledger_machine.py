@@ -273,7 +273,7 @@ class Sender:
                 return [EntryFailure(len(entries) - 1, "Refused", sender_fault=how == "refuse")]
         return []
 
-    def fate(self, entry: int) -> Fate:
+    def fate(self, entry: int, now: float) -> Fate:
         """Send everything, once."""
         assert not self.ended[entry], "sent after its end"
         return Fate.SEND

@@ -48,7 +48,7 @@ class Attempts:
     def number(self, job: Job) -> int:
         """Return which attempt at a message the next one is, the first one being 1."""
         if not self._failed and not self._spent:
-            return max(1, job.receives)
+            return job.receives
         known = self._failed.get(job.message.id, 0)
         return max(known + 1, job.receives - self._spent.get(job.message.id, 0), 1)
 

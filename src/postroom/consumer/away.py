@@ -36,20 +36,21 @@ class Away:
     def __init__(self) -> None:
         self._callable: deque[Absent] = deque()
         self._behind: OrderedDict[Obstacle, deque[Absent]] = OrderedDict()
-        self._known: dict[str, Absent] = {}
+        self.known: dict[str, Absent] = {}
+        """By message id. Some may have reappeared by now."""
         self._over: OrderedDict[Obstacle, None] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many messages are away, some of which may have reappeared by now."""
-        return len(self._known)
+        return len(self.known)
 
     def came_back(self, message_id: str) -> None:
         """Forget a message that was received again: to call it back would take it from the consumer that has it."""
-        self._known.pop(message_id, None)
+        self.known.pop(message_id, None)
 
     def add(self, absent: Absent, obstacle: Obstacle | None) -> None:
         """Note a message that is invisible now. Without an obstacle it was parked."""
-        self._known[absent.message_id] = absent
+        self.known[absent.message_id] = absent
         if obstacle is None or obstacle in self._over:
             self._callable.append(absent)
         else:
@@ -108,12 +109,12 @@ class Away:
                 del self._behind[obstacle]
 
     def _drop_past(self, absent: deque[Absent], now: float) -> None:
-        while absent and (absent[0].until <= now or self._known.get(absent[0].message_id) is not absent[0]):
+        while absent and (absent[0].until <= now or self.known.get(absent[0].message_id) is not absent[0]):
             self._forget(absent.popleft())
 
     def _forget(self, absent: Absent) -> bool:
         """Forget a message. Returns whether this was the newest that is known of it."""
-        if self._known.get(absent.message_id) is not absent:
+        if self.known.get(absent.message_id) is not absent:
             return False
-        del self._known[absent.message_id]
+        del self.known[absent.message_id]
         return True

@@ -221,7 +221,7 @@ class Consumer(Generic[C, R]):
         None when it was stopped by :meth:`stop`, or by the end of the block.
         """
         run = self._opened()
-        stopping = asyncio.create_task(captured(run.stop()), name=f"postroom-stop-{self.queue}")
+        stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
         cancelled: asyncio.CancelledError | None = None
         while not stopping.done():
             try:
@@ -330,10 +330,10 @@ class Consumer(Generic[C, R]):
         return f"<Consumer of {self.queue!r}, {'running' if self.running else 'not running'}>"
 
 
-async def captured(work: Awaitable[object]) -> BaseException | None:
+async def captured(work: Callable[[], Awaitable[object]]) -> BaseException | None:
     """Return what some work raises. A SystemExit that leaves a task would tear the event loop down under all others."""
     try:
-        await work
+        await work()
     except BaseException as error:
         return error
     return None

@@ -104,12 +104,16 @@ class Core:
         self.unresolved = 0
         """Messages whose resolver has kept them waiting for longer: they take none."""
         self.held_bytes = 0
+        self.most_bytes = polling.memory
+        """Bytes of bodies that may be held; from then on nothing is received."""
         self._tenants = tenants
         self._polling = polling
         self._rng = rng
         self._returned: set[str] = set()
-        self._waking: deque[Hashable] = deque()
-        self._fifo = False
+        self.waking: deque[Hashable] = deque()
+        """Tenants that wait only for room to go on, after an outage of their host."""
+        self.fifo = False
+        """Whether messages come from a FIFO queue."""
 
     # -- what a receive policy sees -----------------------------------------------------------------------------
 
@@ -129,14 +133,9 @@ class Core:
         return self.scheduler.ready
 
     @property
-    def fifo(self) -> bool:
-        """Whether messages come from a FIFO queue."""
-        return self._fifo
-
-    @property
     def is_full(self) -> bool:
         """Whether the bodies that are held take as much memory as they may."""
-        return self.held_bytes >= self._polling.memory
+        return self.held_bytes >= self.most_bytes
 
     def taken(self, capacity: int) -> int:
         """Return how much of a capacity is in use: messages of blocked tenants take no room, within limits.
@@ -145,7 +144,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = capacity if self._fifo else max(MOST_BLOCKED, capacity)
+        free = capacity if self.fifo else max(MOST_BLOCKED, capacity)
         blocked = min(scheduler.blocked + self.unresolved, free)
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 
@@ -155,26 +154,30 @@ class Core:
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
-    def arrive(self, job: Job, now: float) -> bool:
-        """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot."""
-        if job.source.fifo:
-            self._fifo = True
+    def arrive(self, job: Job, now: float, capacity: int | None = None) -> bool:
+        """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
+
+        ``capacity`` is :meth:`capacity` at this moment, for a caller that has several messages of it.
+        """
+        source, scheduler = job.source, self.scheduler
+        if source.fifo:
+            self.fifo = True
         if self.closing:
             self._arrive_late(job)
             return False
-        tenant = job.tenant
-        blocked = self.scheduler.blocked > 0 and self.scheduler.is_blocked(tenant)
+        stuck = scheduler.blocked
+        blocked = stuck > 0 and scheduler.is_blocked(job.tenant)
         if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
             return False
-        if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
+        if stuck >= MOST_BLOCKED and self._is_one_too_many(job, now):
             return False
-        if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+        if blocked and source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
             return False
-        if job.problem is None and job.source.resolves and self._is_surplus(job, now):
+        if source.resolves and job.problem is None and self._is_surplus(job, now, capacity):
             self._park(job)
             return False
-        self.scheduler.add(job)
+        scheduler.add(job)
         return not blocked
 
     def keeps(self, job: Job) -> bool:
@@ -188,10 +191,13 @@ class Core:
         else:
             self.give_back(job, Settlement.RETURNED)
 
-    def _is_surplus(self, job: Job, now: float) -> bool:
-        capacity = self.policy.capacity(self)
-        standing = self.scheduler.standing(job.tenant, room=capacity - self.slots)
-        if not self.policy.is_surplus(job, standing, crowded=self.taken(capacity) >= capacity, now=now):
+    def _is_surplus(self, job: Job, now: float, capacity: int | None) -> bool:
+        scheduler, policy = self.scheduler, self.policy
+        if capacity is None:
+            capacity = policy.capacity(self)
+        standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
+        crowded = standing[0] and self.taken(capacity) >= capacity
+        if not policy.is_surplus(job, standing, crowded=crowded, now=now):
             return False
         facts = job.source.facts
         return job.source.attempts.may_park(job) and len(self.away) < MOST_AWAY and facts.refusal() is None
@@ -323,7 +329,8 @@ class Core:
 
     def finish(self, job: Job, now: float) -> None:
         """Strike a message off whose end was decided."""
-        self.probe_ended(job)
+        if job.probe or job.leads:
+            self.probe_ended(job)
         self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
@@ -355,23 +362,18 @@ class Core:
         over, woken = self.availability.recovered(tenant, host, now)
         self.scheduler.wake(tenant)
         for other in woken:
-            self._waking.append(other)
+            self.waking.append(other)
             self.scheduler.sleep_on(other, now + _TURN)  # its own time would come too soon: everybody's comes at once
         freed = [self.away.over(obstacle) for obstacle in over]
         return bool(woken) or any(freed)
 
-    @property
-    def is_waking(self) -> bool:
-        """Whether tenants wait only for room to go on, after an outage of their host."""
-        return bool(self._waking)
-
     def wake_some(self) -> None:
         """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
-        while self._waking:
+        while self.waking:
             opening = self.scheduler.statistics().suspended  # each has more of its tenant behind it
             if self.taken(self.capacity()) + 2 * opening >= self.slots:
                 return
-            self.scheduler.wake(self._waking.popleft())
+            self.scheduler.wake(self.waking.popleft())
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
@@ -478,14 +480,14 @@ class Core:
         too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
         return too_many or self.is_full
 
-    def _expire(self, job: Job) -> bool:
+    def _expire(self, job: Job, obstacle: str = "its tenant cannot run") -> bool:
         """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
         if job.source.facts.redrive is None:
             return False
-        outage = self.availability.outage(job.tenant)
-        why = "" if outage is None else f": {outage.cause}"
-        text = f"not tried: its retention period is nearly over and its tenant cannot run{why}"
-        self.actions.append(Reject(job, text))
+        if (outage := self.availability.outage(job.tenant)) is not None:
+            obstacle = f"{obstacle}: {outage.cause}"
+        tried = "not tried again" if job.source.attempts.known(job) else "not tried"
+        self.actions.append(Reject(job, f"{tried}: its retention period is nearly over and {obstacle}"))
         return True
 
     def relieve(self, now: float) -> None:
@@ -516,13 +518,18 @@ class Core:
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Reject what waits here for a tenant that cannot run, and would be deleted before it can."""
+        """Reject what waits here and would be deleted before it can run."""
         self.away.tidy(now)
-        for job in self.scheduler.blocked_tickets():
-            left = job.source.facts.seconds_left(job)
-            if job.state is State.WAITING and left < 1.0 and job.task is None and self._expire(job):
+        for job in self.scheduler.waiting_tickets():
+            if job.state is State.WAITING and job.task is None and self._expires(job):
                 self.give_group_back(job)
                 self.finish(job, now)
+
+    def _expires(self, job: Job) -> bool:
+        facts = job.source.facts
+        if self.scheduler.is_blocked(job.tenant):
+            return facts.seconds_left(job) < 1.0 and self._expire(job)
+        return facts.is_last_call(job) and self._expire(job, "no slot was free for it")
 
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""

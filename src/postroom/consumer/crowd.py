@@ -22,15 +22,26 @@ _PER_TENANT: Final = 0.0001
 
 
 class _Count(msgspec.Struct):
-    """Messages of one tenant in one window."""
+    """Messages of one tenant in the present window, and in the one before it."""
 
     over: int = 0
     """Those that found as much of their tenant here as its share."""
     within: int = 0
     """Those that found less."""
+    over_before: int = 0
+    within_before: int = 0
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether at least half of them found their tenant's share used up."""
+        over = self.over + self.over_before
+        return over >= _SOME and over >= self.within + self.within_before
 
-_NONE: Final = _Count()
+    @property
+    def quiet(self) -> int:
+        """How many a quiet tenant has sent; 0 if it is not quiet."""
+        within = self.within + self.within_before
+        return within if _TIMES * (self.over + self.over_before) <= within else 0
 
 
 class Crowd:
@@ -42,8 +53,10 @@ class Crowd:
     """
 
     def __init__(self) -> None:
-        self._now: dict[Hashable, _Count] = {}
-        self._before: dict[Hashable, _Count] = {}
+        self._counts: dict[Hashable, _Count] = {}
+        """Of every tenant of which a message came in one of the two windows."""
+        self._tenants = 0
+        """Tenants of which one came in the present window."""
         self._turn_at = 0.0
         self._over = 0
         self._over_before = 0
@@ -62,11 +75,13 @@ class Crowd:
             self._turn(now)
         if grouped:
             self._grouped_until = now + 2 * WINDOW
-        count = self._now.get(tenant)
-        if count is None:
-            if len(self._now) >= _MOST:
+        count = self._counts.get(tenant)
+        if count is None or not (count.over or count.within):
+            if self._tenants >= _MOST:
                 return
-            count = self._now[tenant] = _Count()
+            self._tenants += 1
+            if count is None:
+                count = self._counts[tenant] = _Count()
         if over:
             count.over += 1
             self._over += 1
@@ -89,29 +104,29 @@ class Crowd:
 
     def is_noisy(self, tenant: Hashable) -> bool:
         """Whether a tenant is noisy."""
-        now, before = self._now.get(tenant, _NONE), self._before.get(tenant, _NONE)
-        return now.over + before.over >= max(_SOME, now.within + before.within)
-
-    def _within(self, tenant: Hashable) -> int:
-        """Return how many messages a quiet tenant has sent; 0 if it is not quiet."""
-        now, before = self._now.get(tenant, _NONE), self._before.get(tenant, _NONE)
-        within = now.within + before.within
-        return within if _TIMES * (now.over + before.over) <= within else 0
+        count = self._counts.get(tenant)
+        return count is not None and count.is_noisy
 
     def _look(self, now: float) -> None:
         if now >= self._turn_at:
             self._turn(now)
         if now < self._look_at:
             return
-        tenants = self._now.keys() | self._before.keys()
-        self._look_at = now + _PER_TENANT * len(tenants)
+        counts = self._counts.values()
+        self._look_at = now + _PER_TENANT * len(counts)
         over = self._over + self._over_before
-        quiet = max(map(self._within, tenants), default=0) if over else 0
+        quiet = max((count.quiet for count in counts), default=0) if over else 0
         self._suspected = quiet > 0
-        self._proved = quiet >= _FEW and over >= ENOUGH and any(map(self.is_noisy, tenants))
+        self._proved = quiet >= _FEW and over >= ENOUGH and any(count.is_noisy for count in counts)
 
     def _turn(self, now: float) -> None:
         late = now >= self._turn_at + WINDOW
-        self._before, self._over_before = ({}, 0) if late else (self._now, self._over)
-        self._now, self._over = {}, 0
+        before = {} if late else self._counts
+        self._counts = {
+            tenant: _Count(over_before=count.over, within_before=count.within)
+            for tenant, count in before.items()
+            if count.over or count.within
+        }
+        self._over_before = 0 if late else self._over
+        self._over = self._tenants = 0
         self._turn_at = now + WINDOW

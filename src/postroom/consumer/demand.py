@@ -120,7 +120,10 @@ class ReceivePolicy(Protocol):
         ...
 
     def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
-        """Return whether an arriving message makes room for others, given its tenant's standing."""
+        """Return whether an arriving message makes room for others, given its tenant's standing.
+
+        ``crowded`` tells that there is no room, if its tenant has its part of what may wait here.
+        """
         ...
 
 
@@ -141,6 +144,8 @@ class AdaptivePolicy:
         self._next_at = 0.0
         self._pace = 0.0
         self._warned = False
+        self.handled = scouting.handled
+        self.parked = scouting.parked
         self.round_trip = 0.0
         """Seconds that a receive takes, as a recent average of those that need not wait for messages."""
 
@@ -155,16 +160,11 @@ class AdaptivePolicy:
         where SQS keeps quiet tenants' messages in front. On a FIFO queue four batches: there is no such order, and
         tenants can share the slots only as far as their groups are here.
         """
-        polling = self._polling
-        handled = floor.slots * self.round_trip / max(floor.typical, 0.001)
-        most = 10 * floor.slots + polling.batch if polling.prefetch is None else polling.prefetch
+        polling, slots = self._polling, floor.slots
+        handled = slots * self.round_trip / max(floor.typical, 0.001)
+        most = 10 * slots + polling.batch if polling.prefetch is None else polling.prefetch
         batches = 4 if floor.fifo else 1
         return min(most, batches * polling.batch + int(2 * handled))
-
-    def room(self, floor: Floor) -> int:
-        """Return how many more messages to ask for."""
-        capacity = self.capacity(floor)
-        return capacity - floor.taken(capacity) - self._asked_for
 
     def next(self, number: int, floor: Floor, now: float) -> Ask | Pause:
         """Return what poller ``number`` does now."""
@@ -210,14 +210,6 @@ class AdaptivePolicy:
         self._pace_next(answer, now)
         self._scouting.received(now, emptied=answer.count < ask.limit)
 
-    def handled(self) -> None:
-        """Note that a message was handled: one more may be parked."""
-        self._scouting.handled()
-
-    def parked(self) -> None:
-        """Note that a message was parked."""
-        self._scouting.parked()
-
     def wants_company(self) -> bool:
         """Whether pollers that pause should look again, because messages come."""
         return self._busy or self._sparse
@@ -229,7 +221,7 @@ class AdaptivePolicy:
         """
         enough, has_share = standing
         over = enough or has_share
-        self._crowd.came(job.tenant, now, over=over, grouped=job.message.group_id is not None)
+        self._crowd.came(job.tenant, now, over=over, grouped="MessageGroupId" in job.message.system_attributes)
         if over:
             self._scouting.found_noisy(job.tenant, job.message)
         else:

@@ -67,7 +67,7 @@ class Engine:
         self._resolving: Groups
         self._poll: Poll
         self._policy: ReceivePolicy
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._waking: asyncio.TimerHandle | None = None
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -93,10 +93,10 @@ class Engine:
 
     def dispatch(self, now: float | None = None) -> None:
         """Give every free slot away. ``now`` is for a caller that knows the time already."""
-        core = self.core
+        core, scheduler = self.core, self.core.scheduler
         if now is None:
             now = self._time()
-        while (job := core.next(now)) is not None:
+        while scheduler.running < scheduler.total and (job := core.next(now)) is not None:
             if job.turn is not None:
                 if not job.turn.done():
                     job.turn.set_result(True)
@@ -112,7 +112,7 @@ class Engine:
                 break
         if core.actions:
             self.act()
-        wake = core.scheduler.next_wake()
+        wake = scheduler.next_wake()
         if wake is not None and wake > now:  # one that is due waits for a slot: the end of a message dispatches again
             self._dispatch_at(wake)
 
@@ -131,7 +131,8 @@ class Engine:
 
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
-        if (len(self.core.away) or self.core.is_waking) and not self.core.closing:
+        core = self.core
+        if (core.away.known or core.waking) and not core.closing:
             self.recall_soon()
         self._poll.wake()
 
@@ -205,12 +206,12 @@ class Engine:
 
     def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
         """Note what became of a message."""
-        self.core.settled(delivery, settlement, delay, self._time())
-        was_full = self.core.is_full
-        self.core.held_bytes = delivery.source.settler.bytes
-        if was_full and not self.core.is_full:
+        core = self.core
+        core.settled(delivery, settlement, delay, self._time())
+        before, core.held_bytes = core.held_bytes, delivery.source.settler.bytes
+        if before >= core.most_bytes > core.held_bytes:
             self._poll.wake()
-        if settlement is Settlement.DEFERRED and not self.core.closing:
+        if settlement is Settlement.DEFERRED and not core.closing:
             self.recall_soon()  # its obstacle may be over by now
 
     # -- what others tell ---------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ class Engine:
         now = self._time()
         if core.closing:
             return
-        if core.is_waking:
+        if core.waking:
             core.wake_some()
             self.dispatch(now)
         if core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.errors import AccessDenied
-from postroom.message import Message
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, RedrivePolicy
 
@@ -32,6 +32,8 @@ _MARGIN: Final = 60.0
 _MARGIN_PART: Final = 0.25
 """Seconds before the end of its retention period at which a message that could not be tried is given up: 60, or a
 quarter of the period if that is less."""
+_LAST_CALL: Final = 1 / 3
+"""The part of that margin in which a message may still get a slot."""
 _RETENTION: Final = 345_600.0
 """The default retention period of SQS, four days (sqs-queue-parameters.html)."""
 
@@ -46,7 +48,7 @@ class QueueFacts:
     def __init__(self, queue: Queue, tasks: Tasks) -> None:
         self._queue = queue
         self._tasks = tasks
-        self._clock = tasks.loop.time
+        self._clock = tasks.time
         self.known = getattr(queue.info, "attributes_known", True)
         """Whether the attributes could be read."""
         self.redrive: RedrivePolicy | None = queue.info.redrive
@@ -70,14 +72,21 @@ class QueueFacts:
         if sent is None:
             return self._retention
         offset = time.time() - self._clock() if self._offset is None else self._offset
-        margin = min(_MARGIN, self._retention * _MARGIN_PART)
-        return sent + self._retention - margin - (self._clock() + offset)
+        return sent + self._retention - self._margin - (self._clock() + offset)
 
-    def received(self, message: Message) -> None:
+    def is_last_call(self, job: Job) -> bool:
+        """Whether a message that lacks nothing but a slot must not wait for one any longer."""
+        return self.seconds_left(job) < -self._margin * _LAST_CALL
+
+    @property
+    def _margin(self) -> float:
+        return min(_MARGIN, self._retention * _MARGIN_PART)
+
+    def received(self, jobs: Sequence[Job], now: float) -> None:
         """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
-        now = self._clock()
-        if self._offset is None and message.receive_count == 1 and message.first_received_at is not None:
-            self._offset = message.first_received_at - now
+        if self._offset is None and jobs and jobs[0].receives == 1:  # the first job tells enough
+            first = jobs[0].message.first_received_at
+            self._offset = None if first is None else first - now
         if now >= self._next:
             self._look_again()
 

@@ -58,7 +58,7 @@ class Intake:
         self._clean = isinstance(resolver, AttributeResolver) and bool(cast("Any", resolver).is_plain)
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
-        self._time = engine.tasks.loop.time
+        self._time = engine.tasks.time
         self.received = 0
 
     def admit(self, messages: Sequence[Any]) -> int:
@@ -73,11 +73,12 @@ class Intake:
         now = self._time()
         runnable = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
+        source.facts.received(jobs, now)
+        capacity = core.capacity()
         for job in jobs:
-            source.facts.received(job.message)
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
-            if not core.keeps(job):
+            if core.closing and not core.keeps(job):
                 core.give_back(job, Settlement.RETURNED)
                 continue
             found = self._resolve(job)
@@ -88,7 +89,7 @@ class Intake:
             elif group is not None and (group in later or self._resolves(group)):
                 later.setdefault(group, []).append((job, _known(found)))
             else:
-                runnable += self._enter(job, found, now)
+                runnable += self._enter(job, found, now, capacity)
         for batch in later.values():
             self._resolve_later(batch)
         self._engine.dispatch(now)
@@ -219,7 +220,7 @@ class Intake:
 
     # -- to the core --------------------------------------------------------------------------------------------
 
-    def _enter(self, job: Job, found: Any, now: float) -> bool:
+    def _enter(self, job: Job, found: Any, now: float, capacity: int | None = None) -> bool:
         if job.lost or job.settlement is not None:
             return False
         message = job.message
@@ -235,7 +236,7 @@ class Intake:
             if message.group_id is not None and self._grouping is not None:
                 self._grouping.check(message.group_id, job.tenant, found)
         self._source.resolved(job)
-        return self._core.arrive(job, now)
+        return self._core.arrive(job, now, capacity)
 
     def _tenant_of(self, job: Job, found: Any) -> Hashable:
         """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""
@@ -248,7 +249,8 @@ class Intake:
             raise ContextError(text, message_id=job.message.id)
         try:
             tenant = found if self._pool is None else self._pool.key_of(found)
-            hash(tenant)
+            if not (self._clean and tenant is found):  # of the others it is known
+                hash(tenant)
         except TypeError as error:
             kind = type(found).__name__
             text = f"the context, a {kind}, is not hashable; use a frozen dataclass, a NamedTuple or a tuple"

@@ -341,9 +341,11 @@ class Run(Generic[C, R]):
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
-                await self._settle_everything()
-                await self._finish_polls(min(polls_end, deadline))
-                await self._settle_everything()
+                seen = None
+                while seen != self._intake.received:  # what one poll brought and was given back, another may bring
+                    seen = self._intake.received
+                    await self._settle_everything()
+                    await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
             _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
         await self._end_polls()

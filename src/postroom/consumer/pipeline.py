@@ -101,7 +101,7 @@ class Pipeline:
         self._ack_mode = source.settings.ack
         self._on_error: OnError | None = source.settings.on_error
         self._observers: Observers = source.settings.observers
-        self._time = engine.tasks.loop.time
+        self._time = engine.tasks.time
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.succeeded = 0
         self.duplicates = 0
@@ -115,7 +115,8 @@ class Pipeline:
         try:
             if job.problem is not None:
                 raise job.problem
-            self._refuse_if_quarantined(job)
+            if self._tenants.ruled:
+                self._refuse_if_quarantined(job)
             if not job.decoded:
                 job.payload = self._decode(job.message)  # before the lease: a malformed body opens no database
                 job.decoded = True
@@ -178,8 +179,6 @@ class Pipeline:
         return lease
 
     def _refuse_if_quarantined(self, job: Job) -> None:
-        if not self._tenants.ruled:
-            return
         if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
         if (diverted := self._tenants.diverted(job.tenant)) is not None:
@@ -189,7 +188,7 @@ class Pipeline:
         if not self._source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
             text = f"message {job.message.id} was lost while it waited for its turn"
             raise OwnershipLost(text, message_id=job.message.id)
-        if not self._core.keeps(job):
+        if self._core.closing and not self._core.keeps(job):
             raise _NotNow
         job.started = job.tried = True
         settling = _Settling(self._source, job, self._engine.tasks.loop)

@@ -76,7 +76,7 @@ class Poller:
 
     async def run(self, number: int) -> None:
         """Receive until stopped. Number 0 also polls while the queue is idle."""
-        time = self._tasks.loop.time
+        time = self._tasks.time
         pause = self._polling.backoff
         while not self._stopping:
             step = self._policy.next(number, self._core, time())
@@ -114,7 +114,7 @@ class Poller:
             waiter.set_result(None)
 
     async def _receive(self, ask: Ask, number: int) -> list[Message]:
-        now = self._tasks.loop.time()
+        now = self._tasks.time()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
@@ -129,7 +129,7 @@ class Poller:
             raise
         finally:
             del self._out[number]
-        self.last_success = self._tasks.loop.time()
+        self.last_success = self._tasks.time()
         if self.failing_since is not None:
             self.failing_since = None
             _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)

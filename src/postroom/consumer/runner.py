@@ -180,7 +180,7 @@ class _Process:
                 gc.freeze()
             if self._stopping.is_set():
                 consumer.stop(reason=self._reason)
-            await captured(consumer.wait_for_stop())
+            await captured(consumer.wait_for_stop)
             self.stop()
             problem = await _what_ended(consumer)
         if problem is not None and not isinstance(problem, asyncio.CancelledError):
@@ -191,7 +191,7 @@ class _Process:
         """Start a consumer, as often as it takes. Return why it does not run, if it does not."""
         patience = _Patience(consumer.queue, self._wait, began=self._loop.time())
         while not self._stopping.is_set():
-            work = captured(consumer.__aenter__())
+            work = captured(consumer.__aenter__)
             start = asyncio.create_task(work, name=f"postroom-start-{consumer.queue}")
             self._starts.add(start)
             try:

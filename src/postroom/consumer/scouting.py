@@ -87,7 +87,8 @@ class Scouting:
 
     def handled(self) -> None:
         """Note that a message was handled: one more may be parked."""
-        self._budget = min(BUDGET, self._budget + 1.0)
+        if self._budget < BUDGET:
+            self._budget += 1.0
 
     def parked(self) -> None:
         """Note that a message was parked."""

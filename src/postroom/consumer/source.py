@@ -49,6 +49,7 @@ class Source:
             receipt_handle=message.receipt_handle,
             received_at=received_at,
             deadline=received_at + visibility,
+            receives=message.receive_count,
             source=self,
         )
 

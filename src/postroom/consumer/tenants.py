@@ -88,6 +88,8 @@ class Tenants:
 
     def __init__(self) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
+        self.ruled = False
+        """Whether anything was decided about any tenant."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
@@ -213,11 +215,6 @@ class Tenants:
 
     # -- what the consumer asks ---------------------------------------------------------------------------------
 
-    @property
-    def ruled(self) -> bool:
-        """Whether anything was decided about any tenant."""
-        return bool(self._rules)
-
     def ruled_keys(self) -> list[Hashable]:
         """Return the tenants that something was decided about."""
         return list(self._rules)
@@ -270,6 +267,7 @@ class Tenants:
                 self._rules.pop(key, None)
             else:
                 self._rules[key] = rule
+            self.ruled = bool(self._rules)
         self._in_loop(self._carry_out, key)
 
     def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:

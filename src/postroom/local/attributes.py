@@ -50,7 +50,7 @@ _CHOICES = {
     "SqsManagedSseEnabled": _BOOLEAN,
 }
 _ONLY_FIFO = frozenset({"DeduplicationScope", "FifoThroughputLimit"})
-"""Attributes whose refusal on a standard queue names the reason; the other two are simply unknown there."""
+"""Attributes that a standard queue refuses with the reason; the other two are simply unknown there."""
 _REMOVABLE = frozenset({"Policy", "RedrivePolicy", "RedriveAllowPolicy", "KmsMasterKeyId"})
 _SETTABLE = frozenset({*_RANGES, *_CHOICES, *_REMOVABLE})
 ALL_NAMES = frozenset({"All", *READ_ONLY, *_SETTABLE})

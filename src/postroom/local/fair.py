@@ -140,7 +140,7 @@ def _is_current(entry: _Head) -> bool:
 class FairOrder:
     """Decides which messages of a standard queue a receive gets: oldest first, those of noisy tenants last.
 
-    "Oldest" means longest available. A message whose visibility timeout ended by itself is back in its old place, as
+    "Oldest" means longest available. A message keeps its place when its visibility timeout ends by itself, as
     SQS was recorded to do; one that its receiver gave back goes behind those that wait.
     """
 
@@ -163,7 +163,7 @@ class FairOrder:
             self._lay(message, now)
 
     def delay_over(self, message: Stored, now: float) -> None:
-        """Take in a message whose delay is over."""
+        """Take in a message at the end of its delay."""
         self._lay(message, now)
 
     def returned(self, message: Stored, now: float) -> None:
@@ -313,7 +313,7 @@ class FairOrder:
         return self._least_noisy() if plain is None else self._plain
 
     def _oldest_quiet(self) -> _Lane | None:
-        """Return the quiet tenant's lane whose head is the oldest, and leave its entry on top."""
+        """Return the quiet tenant's lane with the oldest head, and leave its entry on top."""
         heads = self._quiet
         while heads:
             if _is_current(heads[0]):

@@ -248,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Forget a long poll whose client is gone: what it would have got goes to the next one."""
+        """Forget a long poll when its client is gone: what it would have got goes to the next one."""
         self._connections.discard(self)
         self._transport = None
         if self._pending is not None:

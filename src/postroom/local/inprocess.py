@@ -212,7 +212,7 @@ class LocalBroker:
         self.engine.delete_queue(self.queue(queue))
 
     def list_queues(self, prefix: str = "") -> list[LocalQueue]:
-        """Return the queues whose names start with a prefix, by name."""
+        """Return the queues with names that start with a prefix, by name."""
         return self.engine.list_queues(prefix, scope=self.scope)[0]
 
     def attributes(self, queue: str | LocalQueue, names: Iterable[str] = ("All",)) -> dict[str, str]:

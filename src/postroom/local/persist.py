@@ -263,7 +263,7 @@ class Log(Journal):
 
     Args:
         path: the file; made if it does not exist.
-        broker: the broker whose state it keeps; it gets what the file holds, then is journalled to it.
+        broker: the broker that it keeps the state of; it gets what the file holds, then is journalled to it.
         now: the time, for what had a deadline while the broker was closed. ``self.now`` is later if the log is: time in
             a broker never goes back, also where it passed faster than outside.
 

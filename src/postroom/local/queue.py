@@ -226,7 +226,7 @@ class LocalQueue:
             self._push_due(message)
 
     def recall(self, message: Stored, now: float) -> None:
-        """Put a message back in flight whose visibility timeout is over and that was not received since."""
+        """Put a message back in flight that was not received since its visibility timeout ended."""
         message.state = State.IN_FLIGHT
         self.available -= 1
         self.in_flight += 1
@@ -234,7 +234,7 @@ class LocalQueue:
         self.order.restore_in_flight(message, now)
 
     def give_back(self, message: Stored, now: float) -> None:
-        """Make a message available again whose receiver wants it no longer: on a standard queue, as the last one."""
+        """Make a message available again that its receiver gave back: on a standard queue, as the last one."""
         message.place = 0
         self.land(message, now)
 

@@ -40,7 +40,7 @@ class Registry:
         self._ids = ids
         self._queues: dict[Scope, dict[str, LocalQueue]] = {}
         self.deleted_at: dict[tuple[Scope, str], float] = {}
-        """When queues were deleted whose names may not be used again yet."""
+        """When queues were deleted, for as long as their names may not be used again."""
         self._by_url: dict[tuple[str, Scope], LocalQueue] = {}
 
     def __iter__(self) -> Iterator[LocalQueue]:
@@ -118,7 +118,7 @@ class Registry:
         return self._queues.get(Scope(account, region), {}).get(name)
 
     def listed(self, scope: Scope, prefix: str | None) -> list[LocalQueue]:
-        """Return the queues of a scope whose names start with a prefix, by name."""
+        """Return the queues of a scope with names that start with a prefix, by name."""
         queues = self._queues.get(scope, {})
         return [queues[name] for name in sorted(queues) if name.startswith(prefix or "")]
 

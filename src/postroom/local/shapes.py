@@ -40,7 +40,7 @@ class CreateQueue(Shape):
 
 
 class QueueRequest(Shape):
-    """A request whose only parameter is the queue: DeleteQueue, PurgeQueue, ListQueueTags."""
+    """A request with the queue as its only parameter: DeleteQueue, PurgeQueue, ListQueueTags."""
 
     queue_url: str | None = None
 

@@ -64,7 +64,7 @@ def action_of(form: Mapping[str, str], *, at_queue: bool = False) -> Action:
 
 
 def read(action: Action, form: Mapping[str, str], queue_url: str | None) -> Any:
-    """Read a request; ``queue_url`` is the queue whose URL it was sent to. Raises MalformedInput."""
+    """Read a request; ``queue_url`` is the URL of the queue that it was sent to. Raises MalformedInput."""
     tree: _Tree = {}
     for name, value in form.items():
         _plant(tree, name.split("."), value)

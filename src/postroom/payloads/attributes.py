@@ -217,10 +217,12 @@ class AttributeResolver(Generic[T_co]):
 
     def _made(self, values: dict[str, Any], message: Message) -> T_co:
         try:
-            return self._cls(**values)
+            context = self._cls(**values)
+            hash(context)  # it is the key of its tenant
         except Exception as error:
             text = f"{self._cls.__name__} refused the message attributes ({type(error).__name__})"
             raise ContextError(text, message_id=message.id) from error
+        return context
 
     def _problem(self, message: Message) -> ContextError:
         """Collect everything that is wrong, so that a sender needs one look and not one try for each."""

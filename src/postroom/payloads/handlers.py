@@ -59,7 +59,7 @@ def _evaluated(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
 
 
 def _function(handler: Any) -> Any:
-    """Dig out the function whose signature is shown: the annotation is evaluated among its names."""
+    """Dig out the function that shows its signature: the annotation is evaluated among its names."""
     while True:
         if isinstance(handler, functools.partial):
             handler = handler.func

@@ -1,4 +1,4 @@
-"""Dataclasses whose JSON spells the names differently: ``orderId`` for ``order_id``.
+"""Dataclasses with other names in JSON: ``orderId`` for ``order_id``.
 
 msgspec renames the fields of its own Structs only. So each dataclass gets a Struct as its wire form, with the fields
 renamed, and is built from it after decoding: exact numbers, strict types and paths stay msgspec's.

@@ -50,24 +50,25 @@ class Cooling:
         self._backoff = backoff
         self._remember = remember
         self._jitter = jitter
-        self._records: OrderedDict[Identity, Record] = OrderedDict()
+        self.records: OrderedDict[Identity, Record] = OrderedDict()
+        """What is remembered, by key."""
         self._causes = Causes()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def find(self, identity: Identity) -> Record | None:
         """Return what is remembered of a key, cooling or not."""
-        return self._records.get(identity)
+        return self.records.get(identity)
 
     def remaining(self, identity: Identity, now: float) -> float:
         """Return the seconds for which this key is still left alone; 0.0 when it may be tried."""
-        record = self._records.get(identity)
+        record = self.records.get(identity)
         return 0.0 if record is None else max(0.0, record.until - now)
 
     def count(self, now: float) -> int:
         """Return how many keys are left alone at this moment."""
-        return sum(record.until > now for record in self._records.values())
+        return sum(record.until > now for record in self.records.values())
 
     def failed(
         self,
@@ -98,35 +99,35 @@ class Cooling:
 
     def excuse(self, identity: Identity, now: float) -> None:
         """Take the last failure of a key back: it told about its host."""
-        record = self._records[identity]
+        record = self.records[identity]
         record.failures -= 1
         record.until = now
 
     def forget(self, identity: Identity) -> None:
         """Drop what is remembered: the open succeeded, or the tenant was repaired."""
-        self._records.pop(identity, None)
+        self.records.pop(identity, None)
 
     def purge(self, now: float) -> None:
         """Drop records so old that a new failure should count as the first."""
         horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
-        for identity in [known for known, record in self._records.items() if record.until < horizon]:
-            del self._records[identity]
+        for identity in [known for known, record in self.records.items() if record.until < horizon]:
+            del self.records[identity]
 
     def contexts(self) -> list[tuple[Identity, Any]]:
         """Return every remembered key with its context."""
-        return [(identity, record.context) for identity, record in self._records.items()]
+        return [(identity, record.context) for identity, record in self.records.items()]
 
     def _pause(self, failures: int) -> float:
         ceiling = min(self._backoff.cap, self._backoff.base * 2.0 ** min(failures - 1, 64))
         return self._jitter.uniform(0.0, ceiling)
 
     def _remember_key(self, identity: Identity, context: Any) -> Record:
-        record = self._records.get(identity)
+        record = self.records.get(identity)
         if record is None:
-            if len(self._records) >= self._remember:
-                self._records.popitem(last=False)
-            record = self._records[identity] = Record(context)
-        self._records.move_to_end(identity)
+            if len(self.records) >= self._remember:
+                self.records.popitem(last=False)
+            record = self.records[identity] = Record(context)
+        self.records.move_to_end(identity)
         return record
 
 
@@ -169,16 +170,12 @@ class Hosts:
         self._jitter = jitter
         self._probe_deadline = probe_deadline
         self._hosts: OrderedDict[Hashable, Host] = OrderedDict()
-        self._troubled: set[Hashable] = set()
+        self.troubled: set[Hashable] = set()
+        """Hosts on which an open has failed since the last success."""
         self._causes = Causes()
 
     def __len__(self) -> int:
         return len(self._hosts)
-
-    @property
-    def troubled(self) -> bool:
-        """Whether an open on any host has failed since the last success on it."""
-        return bool(self._troubled)
 
     def find(self, name: Hashable) -> Host | None:
         """Return what is known of a host."""
@@ -222,7 +219,7 @@ class Hosts:
         host.until = 0.0
         host.trips = 0
         host.cause = host.told = None
-        self._troubled.discard(name)
+        self.troubled.discard(name)
 
     def failed(self, name: Hashable, identity: Identity, cause: Cause, now: float, *, probe: bool) -> bool:
         """Note an outage of a key. Returns whether the breaker tripped, or tripped again."""
@@ -237,7 +234,7 @@ class Hosts:
             return False  # it tripped while this one was under way: that was counted
         host.failed.add(identity)
         host.cause = self._causes.keep(cause)
-        self._troubled.add(name)
+        self.troubled.add(name)
         if not host.until and len(host.failed) < TRIP_AFTER:
             return False
         host.failed.clear()
@@ -308,4 +305,4 @@ class Hosts:
 
     def _forget(self, name: Hashable) -> None:
         del self._hosts[name]
-        self._troubled.discard(name)
+        self.troubled.discard(name)

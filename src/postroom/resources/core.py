@@ -79,7 +79,7 @@ class Core:
     @property
     def troubled(self) -> bool:
         """Whether anything is left alone, or has failed since its last success."""
-        return len(self.cooling) > 0 or self.hosts.troubled
+        return bool(self.cooling.records or self.hosts.troubled)
 
     # -- leases -------------------------------------------------------------------------------------------------
 

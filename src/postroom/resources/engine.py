@@ -21,6 +21,7 @@ from postroom.resources.providers import connections_of
 from postroom.resources.provision import Provision
 from postroom.resources.reporter import Reporter, log
 from postroom.resources.subscribers import Subscribers
+from postroom.tasks import clock_of
 
 
 class Engine:
@@ -38,7 +39,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.empty = asyncio.Event()
         """Set once the pool is shut and no task of it is left."""
-        self._time = self.loop.time
+        self._time = clock_of(self.loop)
         self._core = core
         self._provision = provision
         self._report = Reporter(name)

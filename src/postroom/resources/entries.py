@@ -69,7 +69,7 @@ class Entry:
         self.reason: Reason | None = None
         self.resource: Any = None
         self.stamp: Identity | None = None
-        """Whose resource it is: set with the resource, compared when it is handed out (I5)."""
+        """The context that the resource belongs to: set with the resource, compared when it is handed out (I5)."""
         self.opened = False
         self.verify = False
         self.probe = False
@@ -139,7 +139,7 @@ class Demand:
         self.waiters: dict[Waiter, None] = {}
         self.stage = Stage.QUEUED
         self.replaces = False
-        """Nobody waits: it makes the successor of a busy entry that is too old."""
+        """No lease waits: it makes the successor of a busy entry that is too old."""
         self.troubled = False
         """Its last open failed: it may not take all the openings."""
         self.overtaken = 0
@@ -171,7 +171,7 @@ class Table:
         """Draining only because the budget is needed: may become ready again."""
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.returning: dict[Entry, float] = {}
-        """Budget on its way back: entries whose provider is being left, and since when."""
+        """Budget on its way back: entries while their provider is being left, and since when."""
         self.draining_weight = 0
         """Budget that comes back behind the last lease: revivable entries."""
         self.troubled_opens = 0

@@ -58,7 +58,10 @@ class Lease(Generic[R_co]):
     @property
     def resource(self) -> R_co:
         """The resources. Raises ``ClosedError`` once the lease was released."""
-        resource: R_co = self._held().resource
+        entry = self._entry
+        if entry is None:
+            raise ClosedError("this lease was released: its resources may be closed by now")
+        resource: R_co = entry.resource
         return resource
 
     def release(self) -> None:
@@ -95,11 +98,6 @@ class Lease(Generic[R_co]):
         if is_timeout(error):
             self._home.doubt(entry)
         return False
-
-    def _held(self) -> Entry:
-        if self._entry is None:
-            raise ClosedError("this lease was released: its resources may be closed by now")
-        return self._entry
 
     def __enter__(self) -> R_co:
         return self.resource

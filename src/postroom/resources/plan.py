@@ -91,7 +91,7 @@ class View(msgspec.Struct, frozen=True):
     patience: float
 
     def candidates(self) -> Iterator[Demand]:
-        """Yield those whose turn it may be: as many as may open now, and at least the first in line."""
+        """Yield those that may be next: as many as may open now, and at least the first in line."""
         # Keys that failed last time may hold half of the openings, so that hanging tenants leave room for others.
         troubled = self.table.troubled_opens < max(1, self.max_opens // 2)
         return islice(self.line.candidates(troubled=troubled), max(1, self.openings))
@@ -173,7 +173,7 @@ def _served(view: View, demand: Demand, supply: _Supply, passed: list[Demand]) -
 
 
 def _make_room(view: View, demand: Demand, supply: _Supply, now: float) -> Evict | Drain | LookAgain | None:
-    """Return whose budget to take back: an idle one's, or after some patience a busy one's."""
+    """Return the entry to take budget back from: an idle one's, or after some patience a busy one's."""
     shortfall = demand.weight - supply.free - supply.coming
     evictable = view.table.evictable_weight(shortfall)
     if evictable >= shortfall:

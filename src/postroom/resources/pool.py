@@ -135,6 +135,8 @@ class ResourcePool(Generic[C, R]):
         self._ready = self._core.table.ready
         self._idle = self._core.table.idle
         self._counters = self._core.counters
+        self._cooling_keys = self._core.cooling.records
+        self._troubled_hosts = self._core.hosts.troubled
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -357,7 +359,7 @@ class ResourcePool(Generic[C, R]):
 
         While it is False, :meth:`retry_after` is 0.0 for every context. It costs next to nothing.
         """
-        return self._core.troubled
+        return bool(self._cooling_keys or self._troubled_hosts)
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Tell one more observer of this pool's events. Returns a function that ends that.

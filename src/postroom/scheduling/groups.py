@@ -67,9 +67,9 @@ class Groups(Generic[T]):
         """Whether something holds for a ticket that is in a lane, and for what is behind it in its group."""
         return check(ticket) and (ticket.group is None or all(map(check, self._groups[ticket.group].behind)))
 
-    def behind_of(self, ticket: T) -> list[T]:
-        """Return what waits behind a ticket that is in a lane."""
-        return [] if ticket.group is None else list(self._groups[ticket.group].behind)
+    def all_behind(self) -> list[T]:
+        """Return what waits behind any head."""
+        return [ticket for group in self._groups.values() for ticket in group.behind] if self.behind else []
 
     def leave(self, ticket: T) -> None:
         """Take a ticket out that waits behind the head of its group."""

@@ -94,7 +94,8 @@ class Scheduler(Generic[T]):
         self._groups: Groups[T] = Groups()
         self._blocked: dict[Lane[T], None] = {}
         self._controls: dict[Hashable, Control] = {}
-        self._running = 0
+        self.running = 0
+        """Slots in use."""
         self._waiting = 0
         self._suspended = 0
         self._behind_blocked = 0
@@ -102,7 +103,8 @@ class Scheduler(Generic[T]):
         self._streak = 0
         self._alone = 0
         self._met = False
-        self._typical = FIRST_ESTIMATE
+        self.typical = FIRST_ESTIMATE
+        """Handler seconds that a message takes, as a recent average over all tenants."""
 
     def adjust(
         self,
@@ -114,7 +116,9 @@ class Scheduler(Generic[T]):
         reserved: int = 0,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
-        self._total = total
+        self.total = total
+        """Slots."""
+        self._per_tenant = per_tenant
         self._caps = Chosen(per_tenant, caps)
         self._weights = Chosen(1.0, weights)
         self._varies = self._caps.varies or self._weights.varies
@@ -129,11 +133,6 @@ class Scheduler(Generic[T]):
     # -- what is here -------------------------------------------------------------------------------------------
 
     @property
-    def total(self) -> int:
-        """Slots."""
-        return self._total
-
-    @property
     def waiting(self) -> int:
         """Tickets that wait for a slot, those behind the head of a message group included."""
         return self._waiting
@@ -141,7 +140,7 @@ class Scheduler(Generic[T]):
     @property
     def size(self) -> int:
         """Tickets that are not done."""
-        return self._waiting + self._running + self._suspended
+        return self._waiting + self.running + self._suspended
 
     @property
     def blocked(self) -> int:
@@ -168,14 +167,9 @@ class Scheduler(Generic[T]):
         """Whether one tenant has long been the only one here, or no second one has come yet."""
         return not self._met or self._alone >= ALONE
 
-    @property
-    def typical(self) -> float:
-        """Handler seconds that a message takes, as a recent average over all tenants."""
-        return self._typical
-
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
-        return SchedulerStatistics(self._running, self._waiting, self._suspended, len(self._lanes))
+        return SchedulerStatistics(self.running, self._waiting, self._suspended, len(self._lanes))
 
     def tenants(self) -> list[Hashable]:
         """Return the tenants that have something here. Safe to call from another thread."""
@@ -206,7 +200,7 @@ class Scheduler(Generic[T]):
         if lane is None:
             return False, False
         waiting = len(lane.waiting)
-        share = max(1, (self._total - self._reserved) // len(self._lanes))
+        share = max(1, (self.total - self._reserved) // len(self._lanes))
         return waiting >= max(1, room // len(self._lanes)), lane.running + waiting >= min(lane.cap, share)
 
     # -- a ticket's life ----------------------------------------------------------------------------------------
@@ -220,9 +214,9 @@ class Scheduler(Generic[T]):
 
     def grant(self, now: float = 0.0) -> T | None:
         """Give a slot to whose turn it is at the time ``now``, or return None."""
-        if self._running >= self._total:
+        if self.running >= self.total:
             return None
-        if self._asleep:
+        if self._asleep.beds:
             for woken in self._asleep.due(now):
                 self._wake(woken)
         while (lane := self._next()) is not None:
@@ -250,11 +244,11 @@ class Scheduler(Generic[T]):
         lane = ticket.lane or lane_of(ticket)
         if ticket.state is State.RUNNING:
             lane.running -= 1
-            self._running -= 1
+            self.running -= 1
             if seconds is not None:
                 lane.served += (seconds - ticket.charge) / lane.weight
                 lane.estimate += _LEARN * (seconds - lane.estimate)
-                self._typical += _LEARN_TYPICAL * (seconds - self._typical)
+                self.typical += _LEARN_TYPICAL * (seconds - self.typical)
         elif ticket.state is State.SUSPENDED:
             self._end_suspension(lane)
         else:
@@ -310,10 +304,10 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(tenant)
         return [] if lane is None else list(lane.waiting)
 
-    def blocked_tickets(self) -> list[T]:
-        """Return what waits in blocked lanes, and behind it in its message groups."""
-        waiting = [ticket for lane in self._blocked for ticket in lane.waiting]
-        return waiting + [behind for ticket in waiting for behind in self._groups.behind_of(ticket)]
+    def waiting_tickets(self) -> list[T]:
+        """Return what waits in any lane, and behind the heads of message groups, running ones included."""
+        waiting = [ticket for lane in self._lanes.values() for ticket in lane.waiting]
+        return waiting + self._groups.all_behind()
 
     # -- striking off -------------------------------------------------------------------------------------------
 
@@ -402,7 +396,7 @@ class Scheduler(Generic[T]):
 
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
-        return self._asleep.next()
+        return self._asleep.next() if self._asleep.beds else None
 
     # -- whose turn it is ---------------------------------------------------------------------------------------
 
@@ -424,7 +418,7 @@ class Scheduler(Generic[T]):
         return None
 
     def _next_in_line(self) -> Lane[T] | None:
-        free = self._total - self._running > (self._reserved if self._alone < ALONE else 0)
+        free = self.total - self.running > (self._reserved if self._alone < ALONE else 0)
         within, over = self._within, self._over
         while True:
             lane = within.first()
@@ -448,7 +442,7 @@ class Scheduler(Generic[T]):
         ticket.charge = lane.estimate
         lane.served += ticket.charge / lane.weight
         lane.running += 1
-        self._running += 1
+        self.running += 1
         self._waiting -= 1
         if len(self._lanes) == 1:
             self._alone += 1
@@ -461,14 +455,14 @@ class Scheduler(Generic[T]):
 
     def _is_over(self, lane: Lane[T]) -> bool:
         """Whether a lane runs its share, or more, of the slots that are not reserved; of few slots that is one."""
-        return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self._total - self._reserved
+        return lane.running > 0 and (lane.running + 1) * len(self._lanes) > self.total - self._reserved
 
     def _may_run(self, lane: Lane[T]) -> bool:
         if self._varies:
             own = None if lane.control is None else lane.control.cap
             lane.cap = own or int(self._caps(lane.tenant))
             lane.weight = self._weights(lane.tenant)
-        return lane.running < lane.cap and bool(lane.waiting) and not lane.blocked
+        return lane.running < lane.cap and bool(lane.waiting) and not (self._blocked and lane.blocked)
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""
@@ -500,30 +494,28 @@ class Scheduler(Generic[T]):
             self._fresh.append(lane)
         ticket.lane = lane
         lane.waiting.append(ticket)
-        if lane.blocked:
+        if self._blocked and lane.blocked:
             self._behind_blocked += 1
         elif lane.place is Place.NOWHERE:
             self._offer(lane)
 
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
+        cap, weight = self._per_tenant, 1.0
+        if self._varies:
+            cap, weight = int(self._caps(tenant)), self._weights(tenant)
+        lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
         control = self._controls.get(tenant) if self._controls else None
-        own = None if control is None else control.cap
-        lane: Lane[T] = Lane(
-            tenant,
-            cap=own or int(self._caps(tenant)),
-            weight=self._weights(tenant),
-            served=self._round * self._quantum,
-            estimate=self._typical,
-        )
-        lane.control = control
-        lane.paused = control is not None and control.paused
-        if lane.paused:
-            self._blocked[lane] = None
+        if control is not None:
+            lane.control = control
+            lane.cap = control.cap or cap
+            lane.paused = control.paused
+            if lane.paused:
+                self._blocked[lane] = None
         return lane
 
     def _stop_running(self, ticket: T, lane: Lane[T], seconds: float | None) -> None:
         lane.running -= 1
-        self._running -= 1
+        self.running -= 1
         if seconds is not None:
             lane.served += (seconds - ticket.charge) / lane.weight
         ticket.charge = 0.0

@@ -44,7 +44,7 @@ class Rounds(Generic[T]):
         line.append(lane)
 
     def first(self) -> Lane[T] | None:
-        """Return the lane whose turn it is here, which has the lowest round; None when none stands here."""
+        """Return the lane that is next here, the one with the lowest round; None when none stands here."""
         numbers = self.numbers
         while numbers:
             number = numbers[0]

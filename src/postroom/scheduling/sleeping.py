@@ -22,36 +22,34 @@ class Sleepers(Generic[T]):
     entry here.
     """
 
-    __slots__ = ("_beds", "_clean_at", "_tie")
+    __slots__ = ("_clean_at", "_tie", "beds")
 
     def __init__(self) -> None:
-        self._beds: list[tuple[float, int, Lane[T]]] = []
+        self.beds: list[tuple[float, int, Lane[T]]] = []
+        """A heap of times, and the lanes that wake then; stale entries included."""
         self._clean_at = _ROOM
         self._tie = count()
-
-    def __bool__(self) -> bool:
-        return bool(self._beds)
 
     def put(self, lane: Lane[T], until: float) -> None:
         """Note that a lane sleeps until a time, whatever was said before."""
         lane.asleep_until = until
-        if len(self._beds) >= self._clean_at:
-            self._beds = [bed for bed in self._beds if bed[2].asleep_until == bed[0]]
-            heapify(self._beds)
-            self._clean_at = max(_ROOM, 2 * len(self._beds))
-        heappush(self._beds, (until, next(self._tie), lane))
+        if len(self.beds) >= self._clean_at:
+            self.beds = [bed for bed in self.beds if bed[2].asleep_until == bed[0]]
+            heapify(self.beds)
+            self._clean_at = max(_ROOM, 2 * len(self.beds))
+        heappush(self.beds, (until, next(self._tie), lane))
 
     def due(self, now: float) -> list[Lane[T]]:
         """Take out the lanes whose time has come."""
         due: list[Lane[T]] = []
-        while self._beds and self._beds[0][0] <= now:
-            until, _, lane = heappop(self._beds)
+        while self.beds and self.beds[0][0] <= now:
+            until, _, lane = heappop(self.beds)
             if lane.asleep_until == until:
                 due.append(lane)
         return due
 
     def next(self) -> float | None:
         """Return when the next lane wakes; None when none sleeps until a time."""
-        while self._beds and self._beds[0][2].asleep_until != self._beds[0][0]:
-            heappop(self._beds)
-        return self._beds[0][0] if self._beds else None
+        while self.beds and self.beds[0][2].asleep_until != self.beds[0][0]:
+            heappop(self.beds)
+        return self.beds[0][0] if self.beds else None

@@ -82,7 +82,7 @@ class Lane(Generic[T]):
         """What the next handler call will probably take, in seconds."""
         self.place = Place.NOWHERE
         self.round = 0
-        """The round in whose line it stands, while it stands in one."""
+        """The round that it stands in line for, while it stands in one."""
         self.over = False
         """Whether it stands in line with those that are over their share."""
         self.asleep = False

@@ -68,8 +68,8 @@ class Work(Protocol[E_contra]):
         """Send one batch and return the entries that were refused, by their place."""
         ...
 
-    def fate(self, entry: E_contra) -> Fate:
-        """Return what to do with an entry that is about to be sent."""
+    def fate(self, entry: E_contra, now: float) -> Fate:
+        """Return what to do with an entry that is about to be sent at a time of the loop."""
         ...
 
     def done(self, entry: E_contra, error: PostroomError | None) -> None:
@@ -120,7 +120,7 @@ class Batcher(Generic[E]):
         self._name = name
         self._work = work
         self._tasks = tasks
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._linger = linger
         self._trouble = trouble
         self._pauses = pauses
@@ -161,7 +161,7 @@ class Batcher(Generic[E]):
 
     def add(self, entry: E, *, urgent: bool = False) -> None:
         """Take an entry in. An urgent one leaves in this turn of the loop, with what is there."""
-        if (error := self._no_room()) is not None:
+        if (self.closed or not self._gate.is_open) and (error := self._no_room()) is not None:
             self._work.done(entry, error)
             return
         self._open[entry] = 0
@@ -276,7 +276,7 @@ class Batcher(Generic[E]):
                 self._wake_at(opens_at)
                 return
             # Formed before the permission is taken: a batch that turns out to be over must not use it up.
-            if batch := self._next_batch():
+            if batch := self._next_batch(now):
                 self._gate.take(now)
                 call = self._tasks.spawn(self._call(batch), f"postroom-{self._name}-batch")
                 self._calls[call] = now
@@ -290,7 +290,7 @@ class Batcher(Generic[E]):
         young = [left for left in self._calls.values() if left + _YOUNG > now]
         return now if len(young) < self._at_once else young[0] + _YOUNG
 
-    def _next_batch(self) -> list[E]:
+    def _next_batch(self, now: float) -> list[E]:
         batch: list[E] = []
         ready, fate, size = self._ready, self._work.fate, self._size
         room = MAX_BYTES
@@ -302,7 +302,7 @@ class Batcher(Generic[E]):
             entry = ready.popleft()
             if entry not in self._open:
                 continue
-            decided = fate(entry)
+            decided = fate(entry, now)
             if decided is Fate.SEND:
                 batch.append(entry)
             elif decided is Fate.WAIT:
@@ -340,7 +340,7 @@ class Batcher(Generic[E]):
         self._pump()
 
     def _call_failed(self, batch: list[E], error: PostroomError, sent_at: float) -> None:
-        self.last_error = error
+        self.last_error = _without_frames(error)
         now = self._time()
         if isinstance(error, AccessDenied):
             self._denied(batch, error, sent_at, now)
@@ -388,7 +388,7 @@ class Batcher(Generic[E]):
         self, again: list[E], refused: dict[int, EntryFailure], sent_at: float, *, all_of_them: bool
     ) -> None:
         error = error_of(next(each for each in refused.values() if not each.sender_fault), self._name)
-        self.last_error = error
+        self.last_error = _without_frames(error)
         self._trouble.failed(len(again), error)
         self._refused_in_a_row = self._refused_in_a_row + 1 if all_of_them else 0
         if self._refused_in_a_row >= _ROUNDS:
@@ -429,7 +429,8 @@ class Batcher(Generic[E]):
     def _end(self, entry: E, error: PostroomError | None) -> None:
         if self._open.pop(entry, None) is not None:
             self._work.done(entry, error)
-            self._tell_idle()
+            if self._idle:
+                self._tell_idle()
 
     def _tell_idle(self) -> None:
         if not self._open and self._idle:
@@ -458,6 +459,15 @@ def named(error: BaseException) -> PostroomError:
     made = ServiceUnavailable(f"the transport raised {type(error).__name__}", code=type(error).__name__)
     made.__cause__ = error
     return made
+
+
+def _without_frames(error: PostroomError) -> PostroomError:
+    """Return an error that may be remembered: the frames of its traceback hold the bodies of its batch."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _may_pass(error: PostroomError) -> bool:

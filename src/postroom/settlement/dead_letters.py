@@ -57,7 +57,7 @@ class DeadLetters:
     def __init__(self, redrive: HasRedrive, open_queue: Callable[[str], Awaitable[Queue]], *, tasks: Tasks) -> None:
         self._redrive = redrive
         self._open_queue = open_queue
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._opening = asyncio.Lock()
         self._queue: Queue | None = None
         self._arn = ""
@@ -113,9 +113,8 @@ class DeadLetters:
 
     # -- the work of the batcher -----------------------------------------------------------------------------------
 
-    def fate(self, entry: _Posting) -> Fate:
+    def fate(self, entry: _Posting, now: float) -> Fate:
         """Return what to do with a letter that is about to be sent."""
-        now = self._time()
         if entry.waiter.done():  # its caller was cancelled: nothing is decided
             return Fate.OVER
         if entry.delivery.lost or entry.delivery.deadline <= now:

@@ -47,6 +47,8 @@ class Delivery(Ticket, eq=False, kw_only=True):
     """The decision while it is on its way to SQS."""
     told: bool = False
     """Whether the listener was told what became of it."""
+    receives: int = 1
+    """How often the message was received, as SQS counts it, the newest receive included."""
     renewal: Message | None = None
     """The newest receive, where that is not the first."""
     trouble: str | None = None
@@ -62,12 +64,8 @@ class Delivery(Ticket, eq=False, kw_only=True):
             receipt_handle=message.receipt_handle,
             received_at=received_at,
             deadline=received_at + visibility,
+            receives=message.receive_count,
         )
-
-    @property
-    def receives(self) -> int:
-        """How often the message was received, as SQS counts it, the newest receive included."""
-        return (self.renewal or self.message).receive_count
 
     @property
     def may_be_renewed(self) -> bool:
@@ -79,8 +77,10 @@ class Delivery(Ticket, eq=False, kw_only=True):
 
         The answers of two receives may arrive in the wrong order; then there is nothing to take over.
         """
-        if message.receive_count < self.receives:
+        receives = message.receive_count
+        if receives < self.receives:
             return
+        self.receives = receives
         # The body is the same: there is no need for a second one in memory.
         self.renewal = msgspec.structs.replace(message, body=self.message.body)
         self.receipt_handle = message.receipt_handle

@@ -70,7 +70,7 @@ class Heartbeat:
         self._queue = queue
         self._visibility = visibility
         self._holder = holder
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._read_slept = slept
         self.slept = slept()
         """Seconds that the machine was suspended in all, when that was looked at last."""
@@ -127,7 +127,7 @@ class Heartbeat:
     def uncover(self, delivery: Delivery) -> None:
         """Do not extend it any more; its deadline is watched all the same."""
         delivery.covered = False
-        if self._asked.pop(delivery, None) is not None:
+        if self._asked and self._asked.pop(delivery, None) is not None:
             self._extensions.forget(delivery)
 
     def release(self, delivery: Delivery) -> None:
@@ -198,9 +198,8 @@ class Heartbeat:
 
     # -- the work of the batcher -----------------------------------------------------------------------------------
 
-    def fate(self, entry: Delivery) -> Fate:
+    def fate(self, entry: Delivery, now: float) -> Fate:
         """Return what to do with an extension that is about to be sent."""
-        now = self._time()
         policy = entry.visibility or self._visibility
         if entry.covered and not entry.beating and now < entry.deadline and self._gain(entry, policy, now) > 0:
             return Fate.SEND

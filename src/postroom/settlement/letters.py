@@ -14,7 +14,7 @@ from postroom.transports.protocol import QueueInfo
 MAX_ATTRIBUTES: Final = 10
 """Message attributes per message (quotas-messages.html)."""
 ROOM: Final = 4_096
-"""Bytes that the attributes of a dead letter take at the most, beside those of the message itself."""
+"""Bytes that the attributes of a dead letter take at most, beside those of the message itself."""
 
 REASON: Final = "postroom.reason"
 """Why the message was sent to the dead-letter queue."""

@@ -39,7 +39,8 @@ class Looks:
         for start in range(0, len(deliveries), MAX_BATCH):
             group = list(deliveries[start : start + MAX_BATCH])
             for delivery in group:
-                self.drop(delivery)
+                if delivery.due_with is not None:
+                    self.drop(delivery)
                 delivery.due_with = group
             heapq.heappush(self._heap, (at, next(self._tie), group))
         if self._timer is None or at < self._rings_at:
@@ -76,12 +77,12 @@ class Looks:
             self._timer.cancel()
             self._timer = None
         if self._heap and not self._closed:
-            self._rings_at = min(self._heap[0][0], self._tasks.loop.time() + self._every)
+            self._rings_at = min(self._heap[0][0], self._tasks.time() + self._every)
             self._timer = self._tasks.call_at(self._rings_at, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
-        now = self._tasks.loop.time()
+        now = self._tasks.time()
         due: list[Delivery] = []
         heap = self._heap
         while heap and (heap[0][0] <= now or not heap[0][2]):

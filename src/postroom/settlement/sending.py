@@ -19,8 +19,8 @@ class Desk(Protocol):
         """What extends deliveries, and knows the time."""
         ...
 
-    def fate(self, decision: Decision) -> Fate:
-        """Return what to do with a decision that is about to be sent."""
+    def fate(self, decision: Decision, now: float) -> Fate:
+        """Return what to do with a decision that is about to be sent at a time of the loop."""
         ...
 
     def ended(self, decision: Decision, error: PostroomError | None) -> None:
@@ -46,10 +46,7 @@ class Deletes:
     def __init__(self, desk: Desk, queue: Queue) -> None:
         self._desk = desk
         self._queue = queue
-
-    def fate(self, entry: Decision) -> Fate:
-        """Return what to do with a delete."""
-        return self._desk.fate(entry)
+        self.fate = desk.fate
 
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
         """Delete up to ten messages."""
@@ -64,7 +61,7 @@ class Deletes:
 
     def done(self, entry: Decision, error: PostroomError | None) -> None:
         """Note how a delete ended."""
-        renewed = entry.sent_handle not in {"", entry.delivery.receipt_handle}
+        renewed = entry.sent_handle != entry.delivery.receipt_handle and entry.sent_handle
         if renewed and not entry.over and (error is None or isinstance(error, InvalidReceiptHandle)):
             # It was received again while the delete was on its way: only the newest handle surely deletes it.
             self._desk.delete_again(entry)
@@ -79,9 +76,9 @@ class Changes:
         self._desk = desk
         self._queue = queue
 
-    def fate(self, entry: Decision) -> Fate:
+    def fate(self, entry: Decision, now: float) -> Fate:
         """Return what to do with a change: it waits for an extension that is on its way, and would overwrite it."""
-        fate = self._desk.fate(entry)
+        fate = self._desk.fate(entry, now)
         return Fate.WAIT if fate is Fate.SEND and entry.delivery.beating else fate
 
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:

@@ -91,7 +91,7 @@ class Settler(Generic[D]):
         self._queue = queue
         self._visibility = visibility
         self._tasks = tasks
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self._listener: Listener[Any] = listener
         self._dead_letters = dead_letters
         self._observers = observers
@@ -311,12 +311,12 @@ class Settler(Generic[D]):
 
     # -- what the batches ask and tell -----------------------------------------------------------------------------
 
-    def fate(self, decision: Decision) -> Fate:
+    def fate(self, decision: Decision, now: float) -> Fate:
         """Return what to do with a decision that is about to be sent."""
         delivery = decision.delivery
         if decision.over:
             return Fate.OVER
-        if delivery.deadline <= self._time():
+        if delivery.deadline <= now:
             self._lapse(delivery)
         error: PostroomError | None = None
         if delivery.lost:
@@ -336,8 +336,9 @@ class Settler(Generic[D]):
         if decision.over:
             return
         if error is None and delivery.settlement is not None:
-            delivery.confirmed = True
-            decision.answer()
+            delivery.confirmed = decision.over = True
+            if decision.waiter is not None:
+                decision.answer()
             self._end(delivery, delivery.settlement, decision.delay)
             return
         self._failed += 1
@@ -477,9 +478,10 @@ class Settler(Generic[D]):
 
     def _drop(self, delivery: Delivery) -> None:
         self.heartbeat.release(delivery)
-        if self._held.get(delivery.message.id) is delivery:
-            del self._held[delivery.message.id]
-            self.bytes -= len(delivery.message.body)
+        message = delivery.message
+        if self._held.get(message.id) is delivery:
+            del self._held[message.id]
+            self.bytes -= len(message.body)
 
     def _let_go_of_all(self) -> None:
         self._deletes.close()

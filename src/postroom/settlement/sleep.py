@@ -1,7 +1,10 @@
 """How long the machine was suspended: time that the loop's clock does not count, and SQS's clock does."""
 
 import time
+from time import monotonic
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+"""It counts while the machine is suspended; only Linux has it."""
 _QUICK = 0.005
 """Seconds within which the clocks are read together; a process that was frozen in between reads them once more."""
 
@@ -12,12 +15,11 @@ def machine_slept() -> float:
     On Linux ``CLOCK_MONOTONIC``, by which asyncio's timers run, stands still while the machine is suspended, and
     ``CLOCK_BOOTTIME`` goes on.
     """
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    if clock is None:
+    if _CLOCK is None:
         return 0.0
     while True:
-        before = time.monotonic()
-        boot = time.clock_gettime(clock)
-        after = time.monotonic()
+        before = monotonic()
+        boot = time.clock_gettime(_CLOCK)
+        after = monotonic()
         if after - before < _QUICK:
-            return max(0.0, boot - after)
+            return boot - after if boot > after else 0.0

@@ -44,14 +44,14 @@ class Trouble:
             self._calm.cancel()
             self._calm = None
         if self._since is None:
-            self._since = self._tasks.loop.time()
+            self._since = self._tasks.time()
             text = "%s failed, for %d messages at first: %s; %s"
             _log.warning(text, self._doing, count, describe(error), self._follows)
 
     def worked(self) -> None:
         """Note that a call went well."""
         if self._since is not None and self._calm is None:
-            self._calm = self._tasks.call_later(_CALM, self._recovered, self._tasks.loop.time())
+            self._calm = self._tasks.call_later(_CALM, self._recovered, self._tasks.time())
 
     def _recovered(self, since_when: float) -> None:
         if self._since is not None:

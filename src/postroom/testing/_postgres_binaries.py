@@ -40,7 +40,7 @@ def unprivileged_account() -> Account | None:
     """
     if os.geteuid() != 0:
         return None
-    import pwd  # noqa: PLC0415 - not on Windows, where nobody is root either
+    import pwd  # noqa: PLC0415 - not on Windows, where there is no root either
 
     for name in _ACCOUNTS:
         # A user namespace may know the name and still refuse the number: only trying tells.

@@ -55,7 +55,7 @@ class Row:
     at: float
     """The loop time of the commit."""
     owner: Hashable = None
-    """Whose connection wrote it."""
+    """The owner of the connection that wrote it."""
 
 
 class SimulatedConnection:
@@ -139,7 +139,7 @@ class SimulatedDatabases:
         """Let every new connection of a tenant fail as a broken deployment does, until it is None again.
 
         Args:
-            tenant: whose connections.
+            tenant: the owner of the connections.
             error: makes what is raised: ``lambda: KeyError("BILLING_DB_HOST")`` for a missing environment variable.
         """
         self._servers[tenant].refusal = error
@@ -170,7 +170,7 @@ class SimulatedDatabases:
         """Connect for the time of the block.
 
         Args:
-            tenant: whose database.
+            tenant: the owner of the database.
             password: None for the present one.
             owner: remembered with the connection and with what it writes.
 

@@ -34,7 +34,7 @@ class Faults:
         lost: answers that are lost: it happened, but the caller gets an error.
         refused: entries of a batch, each, that are refused although the next try may succeed.
         duplicated: received messages, each, that the queue hands out once more, at once. Never on a FIFO queue.
-        reordered: receives whose messages come in any order. Never on a FIFO queue.
+        reordered: receives with their messages in any order. Never on a FIFO queue.
         foreign: calls that raise an error which the protocol does not name (``OSError``, ``RuntimeError``,
             ``TimeoutError``; ``ClosedError`` from everything but a receive), as a proxy or a driver with a bug does:
             before the request left, or after it took effect.
@@ -199,7 +199,7 @@ class FaultyQueue:
             raise self._client.rng.choice(kinds)(f"{operation}: not an error that a queue should raise")
 
     async def _duplicate(self, messages: Sequence[Message]) -> None:
-        """Let the queue forget that it has just handed a message out: whoever asks next gets it too."""
+        """Let the queue forget that it has just handed a message out: the next to ask gets it, too."""
         if self.info.fifo or not self._client.faults.duplicated:
             return
         again = [each for each in messages if self._happens(self._client.faults.duplicated)]

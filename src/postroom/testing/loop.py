@@ -46,7 +46,7 @@ class UnhandledError(VirtualLoopError):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """An event loop whose clock only moves when nothing can run.
+    """An event loop with a clock that moves only when nothing can run.
 
     Args:
         seed: None runs what is ready in the order in which it became ready, as asyncio does. A number shuffles it,
@@ -227,7 +227,7 @@ def run_virtual(main: Coroutine[Any, Any, T], *, seed: int | None = None, limit:
     Raises:
         Deadlock: nothing is ready and nothing is scheduled, or ``limit`` passed. Says who waits where.
         LeftoverTasks: tasks outlived ``main``; they were cancelled. Added to ``main``'s own error as a note.
-        UnhandledError: something raised where nobody could see it.
+        UnhandledError: something raised where no caller could see it.
     """
     _refuse_nesting(main)
     loop = VirtualLoop(seed=seed, limit=limit)

@@ -41,7 +41,7 @@ ROOM: Final = 512 * 1024 * 1024
 _PORTS_TRIED: Final = 20
 _IPC_RMID: Final = 0
 # Not synchronous_commit=off: a kill would lose commits, and with fsync off waiting for them costs next to nothing.
-# Shared memory in files of the data directory goes with it; after a kill nobody would remove it from /dev/shm.
+# Shared memory in files of the data directory goes with it; after a kill nothing would remove it from /dev/shm.
 _SETTINGS: Final = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -55,7 +55,7 @@ _SETTINGS: Final = {
 }
 # The parent holds the other end of the pipe. However it dies, the pipe ends: then the server goes, and its files.
 # Each line that arrives lists the processes to end, the server first. A stopped process must be woken to die. The
-# server's own file is looked at as well, because a dead orphan stays as a zombie where nobody reaps it.
+# server's own file is looked at as well, because a dead orphan stays as a zombie where nothing reaps it.
 _WATCHDOG: Final = """
 trap '' INT TERM HUP QUIT
 processes=
@@ -226,7 +226,7 @@ class PostgresServer:
         return self.dsn(name)
 
     def create_template(self, name: str, schema: str) -> None:
-        """Create a database to be copied by ``create_database(template=name)``. Nobody can connect to it."""
+        """Create a database to be copied by ``create_database(template=name)``. It takes no connections."""
         self.create_database(name, schema=schema)
         self.execute(f"ALTER DATABASE {_quoted(name)} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true")
 
@@ -373,7 +373,7 @@ class PostgresServer:
             return file.read()[-2000:].decode(errors="replace").strip() or "it said nothing"
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], pid_file: Path) -> bool:
-        """Read the server's own pid file until it says ready: a connection could reach somebody else's server."""
+        """Read the server's own pid file until it says ready: a connection could reach another server."""
         deadline = time.monotonic() + self._timeout
         while process.poll() is None and time.monotonic() < deadline:
             with suppress(OSError):
@@ -421,7 +421,7 @@ class PostgresServer:
 
     def _tell_watchdog(self, processes: Iterable[int]) -> None:
         if self._watchdog is not None and self._watchdog.stdin is not None:
-            with suppress(OSError):  # somebody killed it: then nothing watches, and everything else still works
+            with suppress(OSError):  # it was killed: then nothing watches, and everything else still works
                 self._watchdog.stdin.write(" ".join(map(str, processes)).encode() + b"\n")
                 self._watchdog.stdin.flush()
 

@@ -98,7 +98,7 @@ def test_fifo_dead_letter(sqs: Any, make_queue: MakeQueue) -> None:
 
 @page(RETENTION)
 def test_time_of_a_fifo_dead_letter(sqs: Any, make_queue: MakeQueue) -> None:
-    """On FIFO queues the time at which it was enqueued starts anew; SentTimestamp is where a client sees it."""
+    """On FIFO queues the time at which it was enqueued starts again; SentTimestamp is where a client sees it."""
     dead, url = fifo_pair(sqs, make_queue)
     sqs.send_message(QueueUrl=url, MessageBody="x", MessageGroupId="g")
     before = receive_one(sqs, url, AttributeNames=["All"])["Attributes"]

@@ -127,7 +127,7 @@ def test_to_another_queue(either_sqs: Any, sqs: Any, make_queue: MakeQueue, pair
 
 @page(START, recorded=True)
 def test_source_must_be_a_dead_letter_queue(sqs: Any, queue: str) -> None:
-    """A queue that is nobody's dead-letter queue is refused."""
+    """A queue that is no queue's dead-letter queue is refused."""
     refusal = refused(sqs.start_message_move_task, SourceArn=arn(sqs, queue))
     assert refusal.code == "InvalidParameterValue"
 

@@ -128,7 +128,7 @@ def test_a_text_that_is_no_task_handle(sqs: Any) -> None:
 
 @page("API_StartMessageMoveTask", recording="test_move_task_delete_destination_queue_while_running")
 def test_a_destination_that_goes(sqs: Any, make_queue: MakeQueue) -> None:
-    """A task whose destination is deleted while it runs fails, and says that the queue does not exist."""
+    """A task fails when its destination is deleted while it runs, and says that the queue does not exist."""
     dead, target = make_queue(), make_queue()
     make_queue(RedrivePolicy=json.dumps({"deadLetterTargetArn": arn(sqs, dead), "maxReceiveCount": 1}))
     sqs.send_message_batch(QueueUrl=dead, Entries=entries(*[{}] * 5))

@@ -107,7 +107,7 @@ class Licence:
                 return message_id in process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return process.decisions.was_quarantined(plan.tenant)
-            case "not tried":
+            case "not tried" | "not tried again":
                 return self._may_stay_untried(message_id, plan, reason)
             case _:
                 return self._may_be_used_up(message_id, plan, reason)

@@ -26,7 +26,7 @@ from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.resources import Lease
 from postroom.scheduling import Scheduler
-from postroom.settlement import Delivery, Heartbeat, Settler, dead_letters
+from postroom.settlement import Delivery, Heartbeat, Settler, batcher, dead_letters
 from postroom.settlement.letters import REASON
 from postroom.settlement.sending import Changes
 from postroom.tasks import Tasks
@@ -149,13 +149,10 @@ def _without_reason(_cancel: Any) -> Any:
     return mutant
 
 
-def _one_more(grant: Any) -> Any:
-    def mutant(self: Any, *args: Any) -> Any:
-        self._total += 1
-        try:
-            return grant(self, *args)
-        finally:
-            self._total -= 1
+def _one_more(adjust: Any) -> Any:
+    def mutant(self: Any, **limits: Any) -> None:
+        adjust(self, **limits)
+        self.total += 1
 
     return mutant
 
@@ -209,8 +206,8 @@ def _without_a_reason(write: Any) -> Any:
 
 
 def _beside_an_extension(_fate: Any) -> Any:
-    def mutant(self: Any, entry: Any) -> Any:
-        return self._desk.fate(entry)
+    def mutant(self: Any, entry: Any, now: float) -> Any:
+        return self._desk.fate(entry, now)
 
     return mutant
 
@@ -433,6 +430,10 @@ def _remembers_jobs(settled: Any) -> Any:
     return mutant
 
 
+def _as_it_is(_without_frames: Any) -> Any:
+    return lambda error: error
+
+
 def _keeps_successes(succeeded: Any) -> Any:
     def mutant(self: Any, job: Job, now: float) -> None:
         self.remembered = [*getattr(self, "remembered", []), job.message]
@@ -468,7 +469,7 @@ MUTANTS = (
     Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
     Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 8, "S4"),
-    Mutant("grants one slot too many", _swap(Scheduler, "grant", _one_more), 6, "slots"),
+    Mutant("grants one slot too many", _swap(Scheduler, "adjust", _one_more), 6, "slots"),
     Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _quiet_after_a_receive), 18, "liveness"),
     Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
     Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
@@ -535,14 +536,16 @@ MUTANTS = (
     Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 35, "expense"),
     # -- bytes
     Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),
-    Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 3, "bytes"),
+    Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 6, "bytes"),
+    Mutant("remembers an error with its frames", _swap(batcher, "_without_frames", _as_it_is), 5093, "bytes"),
     # -- owner
     Mutant("starts what it lost", _says(Settler, "ours", answer=True), 41, "owner"),
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
     Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss
-    Mutant("sweeps nothing", _does_nothing(Core, "sweep"), 1396, "no loss"),
+    Mutant("sweeps nothing", _does_nothing(Core, "sweep"), 5623, "no loss"),
     Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 21, "no loss"),
+    Mutant("waits for a slot until the end", _says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
     Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
 )
 

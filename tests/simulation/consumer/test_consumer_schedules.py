@@ -77,3 +77,9 @@ def test_no_two_contexts_share_a_key(seed: int) -> None:
 def test_a_message_that_is_parked_does_not_find_out_whether_an_outage_is_over() -> None:
     """Seed 63012: it had been chosen to, was surplus, and everything of its tenant was put off for ever."""
     assert run_consumer_schedule(63_012).violations == ()
+
+
+@pytest.mark.parametrize("seed", [5_093, 5_337, 5_623, 5_826])
+def test_what_a_search_found_stays_mended(seed: int) -> None:
+    """Bodies in a remembered error; retention unknown; a slot that came too late; a poll that answers in a stop."""
+    assert run_consumer_schedule(seed).violations == ()

@@ -140,6 +140,8 @@ class Verdicts:
         faults = self.plan.faults
         if last.excuse or ended or decided or process.frozen or faults.foreign or faults.hung:
             return False
+        if self.plan.blind:  # it knows neither the retention period nor a dead-letter queue
+            return False
         if not process.gate.alive or self.shared.gaps:
             return False
         if last.given_back is None:

@@ -20,6 +20,7 @@ from postroom.scheduling import Scheduler
 from postroom.scheduling.groups import Groups
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
+from simulation.core.outside import ModelFacts
 from simulation.core.schedules import run_core_schedule
 
 Patch = pytest.MonkeyPatch
@@ -47,11 +48,11 @@ def grants_one_slot_too_many(patch: Patch) -> None:
     grant = Scheduler.grant
 
     def more(self: Scheduler[Any], now: float = 0.0) -> Any:
-        self._total += 1
+        self.total += 1
         try:
             return grant(self, now)
         finally:
-            self._total -= 1
+            self.total -= 1
 
     patch.setattr(Scheduler, "grant", more)
 
@@ -231,7 +232,7 @@ def probes_with_whatever_comes_next(patch: Patch) -> None:
     patch.setattr(Scheduler, "waiting_of", lambda self, tenant: [])
 
 
-@mutant(4)
+@mutant(9)
 def sleeps_without_an_end(patch: Patch) -> None:
     """A tenant whose resources were refused sleeps until it is woken."""
     refused = Availability.refused
@@ -281,6 +282,12 @@ def gives_a_group_back_untold(patch: Patch) -> None:
 def forgets_retention(patch: Patch) -> None:
     """Nothing looks at what SQS is about to delete."""
     patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now))
+
+
+@mutant(4)
+def waits_for_a_slot_until_the_end(patch: Patch) -> None:
+    """What lacks nothing but a slot waits for one until SQS deletes it."""
+    patch.setattr(ModelFacts, "is_last_call", lambda _self, _job: False)
 
 
 @mutant(0)

@@ -174,8 +174,12 @@ class ModelFacts:
         return None if self.redrive is None else self.redrive.max_receive_count
 
     def seconds_left(self, job: Job) -> float:
-        """Return the seconds until SQS deletes a message."""
-        return (job.message.sent_at or 0.0) + self._queue.retention - self.now
+        """Return the seconds until it is a minute before SQS deletes a message."""
+        return (job.message.sent_at or 0.0) + self._queue.retention - 60.0 - self.now
+
+    def is_last_call(self, job: Job) -> bool:
+        """Whether a message must not wait for a slot any longer."""
+        return self.seconds_left(job) < -20.0
 
     def refusal(self) -> str | None:
         """Return why nothing may be made invisible now."""

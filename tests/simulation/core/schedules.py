@@ -169,13 +169,19 @@ class Schedule:
     def outlast_retention(self) -> None:
         """Let a tenant wait for longer than SQS keeps its messages."""
         world, tenant = self.world, self.rng.randrange(self.plan.tenants)
-        if self.rng.random() < 0.5:
+        extra = random.Random(repr(self.plan))
+        if extra.random() < 0.3:  # its handlers keep the slots for as long
+            world.hanging, world.hang = tenant, 1.1 * self.plan.retention
+            for _ in range(extra.choice([2, 8])):
+                self.send(tenant)
+        elif self.rng.random() < 0.5:
             world.decide(tenant, "pause")
         else:
             world.pool.tenants[tenant].broken_until = world.now + 2 * self.plan.retention
             world.pool.close(tenant)
         self.send(tenant)
         self.until(world.now + 1.2 * self.plan.retention)
+        world.hanging = None
 
     def act(self) -> None:
         """Do one thing."""

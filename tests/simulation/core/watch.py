@@ -40,6 +40,8 @@ comes, which may take as long as a window."""
 _LOOK = 0.001
 """Seconds for which the crowd of so few tenants is not looked at again."""
 _MARGIN = 60.0
+_LAST_CALL = 15.0
+"""Seconds before its end in which a message that waits for a slot is rejected: a third of 60 less one look."""
 _EVERY = 15.0
 """Seconds between two looks at retention."""
 
@@ -170,7 +172,7 @@ class Watch(World):
         wanted = self.plan.retry.attempts
         last = most is not None and letter.receives >= most
         had = wanted is not None and letter.attempts + letter.excused >= wanted
-        if reason.startswith("not tried: its retention"):
+        if "its retention period" in reason:
             self.counts["expires"] += 1
         expires = letter.sent_at + self.queue.retention - self.now < _MARGIN + 2.0
         due = last or had or expires or job.lost or job.settlement is not None
@@ -188,12 +190,13 @@ class Watch(World):
             self.require(letter.done or had >= promised, "attempts", text)
         elif letter.fate == "expired" and self.facts.redrive is not None and not self.stopping:
             job = self.held.get(str(letter.number))
-            waits = (
-                job is not None and job.state is State.WAITING and job.lane is not None and job not in self.rejecting
-            )
-            if waits and job is not None and job.lane is not None and job.lane.blocked:
-                long = self.now - max(job.lane.blocked_since, job.received_at) > _MARGIN
-                self.require(not long or job.task is not None, "retention", f"message {letter.number} expired here")
+            if job is not None and job.state is State.WAITING and job.task is None and job not in self.rejecting:
+                text = f"message {letter.number} expired here"
+                if job.lane is not None and job.lane.blocked:
+                    long = self.now - max(job.lane.blocked_since, job.received_at) > _MARGIN
+                    self.require(not long, "retention", text)
+                never_ran, long = not job.since, self.now - job.received_at > _LAST_CALL
+                self.require(not (never_ran and long), "retention", f"{text}, and never had a slot")
 
     # -- what starts --------------------------------------------------------------------------------------------
 
@@ -298,7 +301,7 @@ class Watch(World):
             raise Violation(f"table: {said} are being resolved, not {resolving}")
         away = core.away
         listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
-        count = sum(away._known.get(absent.message_id) is absent for absent in listed)  # others came back
+        count = sum(away.known.get(absent.message_id) is absent for absent in listed)  # others came back
         # What leaves at the same time is counted when it is confirmed.
         if len(away) != count or count > MOST_AWAY + 60:
             raise Violation(f"memory: {len(away)} are away, or {count}")

@@ -147,6 +147,9 @@ class World:
     def __init__(self, plan: Plan, rng: Random) -> None:
         self.plan = plan
         self.rng = rng
+        self.hanging: Hashable = None
+        """The tenant with handlers that hang for ``hang`` seconds."""
+        self.hang = 0.0
         self.now = 0.0
         self.counts: Counter[str] = Counter()
         self.digest = 0
@@ -479,7 +482,7 @@ class World:
 
     def make_room(self) -> None:
         """Look again for more messages."""
-        if (len(self.core.away) or self.core.is_waking) and not self.core.closing:
+        if (len(self.core.away) or self.core.waking) and not self.core.closing:
             self.recall_soon()
         self.wake()
 
@@ -761,6 +764,8 @@ class World:
         seconds = self.plan.duration * self.rng.uniform(0.5, 1.5)
         if self.chance(0.05):
             seconds = 30.0
+        if job.tenant == self.hanging:
+            seconds = self.hang
         self.later(seconds, self._handled, task)
 
     def _handled(self, task: Task) -> None:
@@ -913,7 +918,7 @@ class World:
         core = self.core
         if core.closing:
             return
-        if core.is_waking:
+        if core.waking:
             core.wake_some()
             self.dispatch()
         if self.scheduler.ready >= MAX_BATCH or not core.away.recallable(self.now):

@@ -27,9 +27,10 @@ class Scene(World):
         made: Plan = replace(plan, **(calm | changes))  # type: ignore[arg-type]
         super().__init__(made, Random(1))
 
-    def job(self, name: str, *, tenant: int = 0, group: str | None = None, receives: int = 1) -> Job:
+    def job(self, name: str, *, tenant: int = 0, group: str | None = None, receives: int = 1, sent: float = 0.0) -> Job:
         """Make a message that was received."""
-        message = Message(id=name, body="", system_attributes={"ApproximateReceiveCount": str(receives)})
+        system = {"ApproximateReceiveCount": str(receives), "SentTimestamp": str(int(sent * 1000))}
+        message = Message(id=name, body="", system_attributes=system)
         made = self.source.of(message, received_at=self.now, visibility=60.0)
         made.tenant = made.context = tenant
         made.group = group
@@ -81,7 +82,7 @@ def test_room_is_not_made_beyond_what_may_be_away() -> None:
         _crowd(scene)
         scene.facts.full_until = 1e9 if full else 0.0
         away: dict[str, Any] = {} if full else dict.fromkeys(map(str, range(60_000)))
-        scene.core.away._known = away
+        scene.core.away.known = away
         scene.core.relieve(10.0)
         assert not scene.core.actions
     scene = Scene(most=None)
@@ -92,7 +93,7 @@ def test_room_is_not_made_beyond_what_may_be_away() -> None:
 
 def test_what_makes_room_is_back_before_its_retention_period_ends() -> None:
     """It would be deleted while it is away; a message that is about to be deleted stays, for the sweep."""
-    scene = Scene(most=8, retention=1.5)
+    scene = Scene(most=8, retention=61.5)
     _crowd(scene)
     scene.core.relieve(0.0)
     scene.now = scene.facts.now = 0.2
@@ -229,3 +230,18 @@ def test_a_message_whose_handler_met_an_outage_has_not_started() -> None:
     job.started = True
     scene.core.refused(job, ConnectionError("too many connections"), 1.0)
     assert not job.started
+
+
+def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> None:
+    """All slots run for as long as SQS keeps a message: it becomes a dead letter with a reason, not nothing."""
+    scene = Scene(total=1, per_tenant=1, retention=400.0)
+    busy, late, fresh = scene.job("busy"), scene.job("late"), scene.job("fresh", sent=300.0)
+    scene.arrive(busy, late, fresh)
+    assert scene.core.next(0.0) is busy
+    scene.known.now = 365.0
+    scene.core.sweep(365.0)
+    (rejected,) = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert rejected.job is late
+    assert rejected.reason == "not tried: its retention period is nearly over and no slot was free for it"
+    assert scene.scheduler.waiting_tickets() == [fresh]

@@ -322,7 +322,7 @@ class TestCrowd:
         crowd = Crowd()
         for number in range(30_000):
             crowd.came(number, 1.0, over=True, grouped=True)
-        assert len(crowd._now) <= 10_000
+        assert len(crowd._counts) <= 10_000
 
 
 def test_while_messages_come_one_by_one_three_receives_wait_for_them() -> None:

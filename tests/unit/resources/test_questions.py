@@ -35,7 +35,7 @@ def test_observers_come_and_go() -> None:
             await pool.invalidate(A)
             await asyncio.sleep(1.0)
             also()
-        assert not pool._observers._observers._observers[1:]
+        assert not pool._observers._observers[1:]
 
     run_virtual(main())
     opened, failed, closed = first

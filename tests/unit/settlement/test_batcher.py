@@ -53,7 +53,7 @@ class Recorder:
             await asyncio.sleep(self.takes)
         return self.answer(entries) if self.answer else []
 
-    def fate(self, entry: int) -> Fate:
+    def fate(self, entry: int, now: float) -> Fate:
         """Send what is not over."""
         return Fate.OVER if entry in self.over else Fate.WAIT if entry in self.waiting else Fate.SEND
 
@@ -355,6 +355,23 @@ def test_memory_is_bounded_while_calls_fail() -> None:
     recorder = run_virtual(main())
     assert [entry for entry, _ in recorder.ended] == list(range(50, 100))
     assert {type(error) for _, error in recorder.ended} == {Throttled}
+
+
+def test_what_a_failed_call_carried_is_not_kept_by_its_error() -> None:
+    """The frames of a traceback hold the batch, and with it the bodies: the last error is remembered without them."""
+
+    async def main() -> tuple[PostroomError | None, BaseException | None]:
+        recorder = Recorder(lambda _entries: _raise(ValueError("a bug")))
+        recorder.batcher.add(1)
+        await asyncio.sleep(0.2)
+        error = recorder.batcher.last_error
+        recorder.batcher.close()
+        return error, None if error is None else error.__cause__
+
+    error, cause = run_virtual(main())
+    assert error is not None
+    assert cause is not None
+    assert error.__traceback__ is cause.__traceback__ is None
 
 
 def test_a_drain_without_entries_takes_no_time() -> None:

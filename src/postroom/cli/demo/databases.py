@@ -34,7 +34,7 @@ class Databases:
 
 
 def tenants() -> tuple[Any, Any, Any]:
-    """Return the contexts of the demo: two whose databases are up, and one whose database is down."""
+    """Return the contexts of the demo: two with databases that are up, and one with a database that is down."""
     context = example("tenant_context").TenantContext
     return context("tenant-a", "us-east-1"), context("tenant-b", "eu-west-1"), context("tenant-c", "us-east-1")
 
@@ -97,7 +97,7 @@ async def _created(admin: str) -> AsyncGenerator[dict[Any, str]]:
             await connection.execute(f'CREATE DATABASE "{database}"')
         with dead_port() as port:
             locations = {tenant: with_database(admin, database) for tenant, database in names.items()}
-            yield {**locations, down: f"postgresql://nobody@127.0.0.1:{port}/{name(down)}"}
+            yield {**locations, down: f"postgresql://none@127.0.0.1:{port}/{name(down)}"}
     finally:
         for database in names.values():
             await connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
@@ -128,7 +128,7 @@ async def _read_database(dsn: str) -> Rows:
 
 @contextmanager
 def dead_port() -> Generator[int]:
-    """Hold a port on which nobody listens: connections to it are refused, and nobody else can take it."""
+    """Hold a port without a listener: connections to it are refused, and no other process can take it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -35,7 +35,7 @@ class Order:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """The message attributes that say whose it is."""
+        """The message attributes that name its tenant."""
         named = {"tenantId": self.tenant_id, "region": self.region}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -66,7 +66,7 @@ NOBODYS = Order("order-999", "cust-999", Decimal("99.99"), None, None, "no tenan
 """What must reach the dead-letter queue: trying it again cannot help."""
 REASON = "Missing required tenant attributes"
 """What it must carry there."""
-DOWN = Order("order-998", "cust-998", Decimal("99.99"), "tenant-c", "us-east-1", "a tenant whose database is down")
+DOWN = Order("order-998", "cust-998", Decimal("99.99"), "tenant-c", "us-east-1", "a tenant with its database down")
 """What must be kept until the database is back: in the queue, or in the dead-letter queue when its receives are up."""
 FAILING = (NOBODYS, DOWN)
 

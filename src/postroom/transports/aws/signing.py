@@ -39,7 +39,7 @@ class Credentials(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a signature is valid for, and whom it goes to.
+    """What a signature is valid for, and the endpoint that it goes to.
 
     Args:
         host: the Host header: the host, with the port where it is not the scheme's own.

@@ -1,0 +1,1 @@
+"""Configuration per customer: rates by tier, priorities, feature flags."""

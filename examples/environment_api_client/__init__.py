@@ -1,0 +1,1 @@
+"""One API client per environment: production, staging, development."""

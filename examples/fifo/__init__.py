@@ -1,0 +1,1 @@
+"""A FIFO queue: order per account, accounts in parallel."""

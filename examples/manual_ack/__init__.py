@@ -1,0 +1,1 @@
+"""Acknowledge by hand, after work that goes on when the handler has returned."""

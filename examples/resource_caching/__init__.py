@@ -1,0 +1,1 @@
+"""How the pool caches resources: keys, hits and misses, eviction, cleanup, monitoring."""

@@ -1,0 +1,101 @@
+"""The tutorial's files and commands work as they stand, in an empty directory."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
+COMMANDS = Path(sys.executable).parent
+Output = Callable[[str], str]
+
+
+def written(name: str) -> str:
+    """Return the file of the tutorial that has this title."""
+    (text,) = re.findall(rf'```\w+ title="{re.escape(name)}"\n(.*?)```', TUTORIAL, flags=re.DOTALL)
+    return str(text)
+
+
+def command(start: str) -> list[str]:
+    """Return the tutorial's commands that begin so, without their directory."""
+    lines = TUTORIAL.replace("\\\n    ", "").splitlines()
+    return [line.removeprefix(".venv/bin/") for line in lines if line.startswith(f".venv/bin/{start}")]
+
+
+@contextmanager
+def running(words: str, where: Path, environment: dict[str, str]) -> Iterator[Output]:
+    """Run a command until the block ends. Yields a function that waits for a line of its output."""
+    process = subprocess.Popen(
+        [COMMANDS / "postroom", *shlex.split(words)[1:]],
+        cwd=where,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines: Queue[str | None] = Queue()
+    assert process.stdout is not None
+    output = process.stdout
+
+    def read() -> None:
+        for line in output:
+            lines.put(line)
+        lines.put(None)
+
+    reader = Thread(target=read)
+    reader.start()
+
+    def until(part: str) -> str:
+        seen = ""
+        while (line := lines.get(timeout=60)) is not None:
+            seen += line
+            if part in line:
+                return line
+        raise AssertionError(f"{part!r} never came: {seen}")
+
+    try:
+        yield until
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        reader.join(30)
+        output.close()
+
+
+def free_port() -> int:
+    """Return a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_first_message_of_ones_own(tmp_path: Path) -> None:
+    """An order is recorded; one without an amount, and one of an unknown tenant, are named in the log."""
+    for name in ("shop.py", "queues.toml"):
+        (tmp_path / name).write_text(written(name))
+    variables = dict(re.findall(r"(AWS_\w+)=(\S+)", TUTORIAL))
+    assert variables["AWS_ENDPOINT_URL_SQS"].endswith(":4566")
+    port = free_port()
+    variables["AWS_ENDPOINT_URL_SQS"] = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, **variables, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
+    (local,), (run,) = command("postroom local"), command("postroom run")
+    with running(f"{local} --port {port}", tmp_path, environment) as server:
+        server("Amazon SQS for development")
+        with running(run, tmp_path, environment) as consumer:
+            good, bad, stranger = command("postroom send")
+            for words in (good, bad, stranger):
+                subprocess.run(
+                    [COMMANDS / "postroom", *shlex.split(words)[1:]], cwd=tmp_path, env=environment, check=True
+                )
+            consumer("acme: recorded 1")
+            assert "amount" in consumer("acme")
+            consumer("unknown")
+    assert list((tmp_path / "databases").glob("acme*.sqlite3"))
