@@ -45,6 +45,8 @@ MODULES = {
     "datasources": ("Datasources", "postroom.datasources"),
     "transports": ("Transports", "postroom.transports"),
     "local": ("Local SQS", "postroom.local"),
+    "console": ("Console", "postroom.console"),
+    "dead-letters": ("Dead letters", "postroom.dead_letters"),
 }
 """By page: its title, and the module of which every public name is described."""
 

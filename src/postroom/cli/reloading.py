@@ -1,4 +1,4 @@
-"""``postroom run --reload``: the same command again in a child process, started anew when a file changes."""
+"""``postroom run --reload``: the same command again in a child process, started again when a file changes."""
 
 import os
 import signal

@@ -28,7 +28,7 @@ def tenants() -> None:
               show_envvar=True, help="How many.")  # fmt: skip
 @click.option("--search", default="", envvar="POSTROOM_SEARCH", show_envvar=True, help="Only names with this text.")
 def list_tenants(*, url: str, token: str | None, operator: str | None, top: int, search: str) -> None:
-    """List tenants, the one whose oldest message waits longest first."""
+    """List tenants by the wait of their oldest message, the longest first."""
     said = Console(url, token, operator).state(top=top, search=search)
     now = time.time()
     click.echo(table(HEAD, (cells(row, now) for row in said["rows"])))

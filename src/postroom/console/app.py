@@ -66,7 +66,7 @@ def console(*consumers: Consumer[Any, Any], allow: Allow | None = None) -> AsgiA
 
     It neither starts nor stops the consumers, and has to run in their event loop. Figures are gathered while a page is
     open, and only then. Put your own authentication before it: without ``allow`` it changes nothing, but it shows
-    names of tenants and types of errors to whoever reaches it.
+    names of tenants and types of errors to anyone who reaches it.
 
     Args:
         consumers: what is shown.

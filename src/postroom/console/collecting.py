@@ -1,4 +1,4 @@
-"""What happens in one consumer, by tenant: gathered while somebody looks, and only then."""
+"""What happens in one consumer, by tenant: gathered while a page is open, and only then."""
 
 import asyncio
 import math

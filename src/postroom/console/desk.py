@@ -18,7 +18,7 @@ from postroom.resources import display_key
 EVERY: Final = 1.0
 """Seconds between two looks."""
 _ASK_QUEUE: Final = 10.0
-"""Seconds between two GetQueueAttributes requests, while somebody looks: about $0.0001 an hour."""
+"""Seconds between two GetQueueAttributes requests, while a page is open: about $0.0001 an hour."""
 _REMEMBER: Final = 1_000
 MOST_ROWS: Final = 10_000
 

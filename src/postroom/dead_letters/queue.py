@@ -32,7 +32,7 @@ async def open_dead_letters(
     Args:
         client: an entered client.
         queue: the dead-letter queue itself, not the queue that it belongs to.
-        tenant_of: says whose a letter is.
+        tenant_of: names the tenant of a letter.
         hold: seconds for which letters stay invisible when this process is killed while it looks at them.
 
     Raises:
@@ -109,7 +109,7 @@ class DeadLetterQueue:
 
         Args:
             where: which letters.
-            to: another queue for all of them. Without it, a letter whose source cannot be trusted stays: the source
+            to: another queue for all of them. Without it, a letter of a source that cannot be trusted stays: the source
                 has to be named by SQS, or to have this queue as its dead-letter queue.
             dry_run: only count.
             rate: letters per second, at most.

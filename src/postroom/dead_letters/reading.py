@@ -1,4 +1,4 @@
-"""What a message in a dead-letter queue tells of itself: whose it is, where it came from, and why it is there."""
+"""What a message in a dead-letter queue tells of itself: its tenant, where it came from, and why it is there."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,7 +27,7 @@ _OURS: Final = frozenset({
 """Attributes that were added when the message was rejected."""
 
 TenantOf = Callable[[Message], "str | Awaitable[str | None] | None"]
-"""Says whose a message is, by the name that logs show. None: it cannot be known."""
+"""Names the tenant of a message, as logs show it. None: it cannot be known."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

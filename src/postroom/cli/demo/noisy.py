@@ -26,7 +26,7 @@ TENANTS: Final = tuple(f"tenant-{letter}" for letter in "abcdef")
 FLOODS: Final = "tenant-f"
 BREAKS: Final = "tenant-c"
 QUIET: Final = tuple(tenant for tenant in TENANTS if tenant not in {FLOODS, BREAKS})
-"""Those whose waits are compared: they do nothing but their work."""
+"""The tenants that are compared by their waits: they do nothing but their work."""
 QUEUE: Final = "noisy-orders"
 SLOTS: Final = 20
 SECONDS: Final = 0.05
