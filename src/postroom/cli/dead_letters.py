@@ -38,7 +38,7 @@ def _common(function: F) -> F:
                      help="Only messages first sent less long ago."),
         click.option("--tenant-from", default="group", show_default=True, envvar="POSTROOM_TENANT_FROM",
                      show_envvar=True, metavar="group|attribute:NAME|MODULE:CONSUMER",
-                     help="What tells the tenant of a message: its message group, an attribute, or a consumer's resolver."),
+                     help="What tells the tenant of a message: its group, an attribute, or a consumer's resolver."),
         click.option("--hold", default=120.0, show_default=True, type=click.FloatRange(1, 43_200),
                      envvar="POSTROOM_HOLD", show_envvar=True,
                      help="Seconds until letters are visible again when this command is killed."),
