@@ -18,8 +18,8 @@ from postroom.cli import main as command_line
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
 _CONSUMER = (
-    "Consumer MessageContext Call CallNext Middleware ConsumerStatistics Failure current_message run serve "
-    "AckMode ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
+    "Consumer MessageContext Call CallNext Middleware ConsumerStatistics Health Phase Failure current_message "
+    "run serve AckMode ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
 )
 TOPICS: dict[str, tuple[str, str, str]] = {
     "consumer": (
@@ -47,6 +47,10 @@ MODULES = {
     "local": ("Local SQS", "postroom.local"),
     "console": ("Console", "postroom.console"),
     "dead-letters": ("Dead letters", "postroom.dead_letters"),
+    "health": ("Health over HTTP", "postroom.integrations.health"),
+    "asgi": ("Health as an ASGI application", "postroom.integrations.asgi"),
+    "logs": ("Logs", "postroom.integrations.logs"),
+    "telemetry": ("Telemetry", "postroom.integrations.otel"),
 }
 """By page: its title, and the module of which every public name is described."""
 

@@ -4,16 +4,16 @@ An observer is any callable that takes one event. It is called synchronously, in
 what it raises is logged and goes no further. No event is made when nobody observes. No event carries a payload.
 """
 
-import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import msgspec
 
+from postroom.log_fields import Log, Step
 from postroom.message import Message
 from postroom.types import Settlement, StopReason
 
-_log = logging.getLogger("postroom")
+_log = Log("postroom", Step.OBSERVER)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -24,6 +24,9 @@ class ConsumerStarted(Event, frozen=True):
     """The consumer polls."""
 
     queue: str
+    statistics: Callable[[], Any] | None = None
+    """Returns the ``ConsumerStatistics`` of this run. Any thread may call it; one that is not the event loop's may,
+    rarely, meet a change and get a ``RuntimeError``: then it asks again."""
 
 
 class ConsumerStopping(Event, frozen=True):
@@ -40,6 +43,8 @@ class ConsumerStopped(Event, frozen=True):
     reason: StopReason
     cancelled: int
     """Handlers that had to be cancelled."""
+    statistics: Callable[[], Any] | None = None
+    """What ``ConsumerStarted`` of this run had; it returns the final statistics now."""
 
 
 class PollFailed(Event, frozen=True):
@@ -48,6 +53,16 @@ class PollFailed(Event, frozen=True):
     queue: str
     error: Exception
     pause: float
+    seconds: float = 0.0
+    """How long the receive took."""
+
+
+class PollFinished(Event, frozen=True):
+    """A receive was answered, with ``count`` messages, after ``seconds``; a long poll waits for them."""
+
+    queue: str
+    count: int
+    seconds: float
 
 
 class MessageReceived(Event, frozen=True):
@@ -57,21 +72,28 @@ class MessageReceived(Event, frozen=True):
 
 
 class HandlerStarted(Event, frozen=True):
-    """The handler was called."""
+    """The handler is called. Told in the task and the context in which it runs, before it and its middleware."""
 
     message: Message
     context: Any
+    tenant: Any = None
+    """The tenant, as ``consumer.tenants[...]`` calls it."""
+    attempt: int = 1
+    waited: float = 0.0
+    """Seconds since it was received."""
+    leasing: float = 0.0
+    """Seconds of them in which it waited for its tenant's resources; 0.0 where they were open."""
 
 
 class HandlerFinished(Event, frozen=True):
-    """The handler returned, or raised ``error``, after ``seconds``."""
+    """The handler returned, or raised ``error``, after ``seconds``. Told where it ran, after its middleware."""
 
     message: Message
     context: Any
     seconds: float
     error: BaseException | None
-    tenant: Hashable = None
-    """The tenant, by its key in the pool."""
+    tenant: Any = None
+    attempt: int = 1
 
 
 class MessageFailed(Event, frozen=True):
@@ -80,6 +102,9 @@ class MessageFailed(Event, frozen=True):
     message: Message
     context: Any
     error: BaseException
+    tenant: Any = None
+    """None where it is not known, because the context could not be resolved."""
+    attempt: int = 1
 
 
 class MessageSettled(Event, frozen=True):

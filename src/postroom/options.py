@@ -4,7 +4,6 @@ Durations are float seconds. A limit that comes from SQS is named with the page 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
 import msgspec
 
+from postroom.display import display_key
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 
-_log = logging.getLogger("postroom")
+_log = Log("postroom", Step.POLICY)
 
 T = TypeVar("T")
 
@@ -52,11 +53,13 @@ def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], defau
     try:
         value = policy(call)
     except Exception:
-        _log.exception("A policy function failed for message %s of tenant %s", call.message.id, call.tenant)
+        text = "A policy function failed for message %s of tenant %s"
+        _log.exception(text, call.message.id, display_key(call.tenant), extra=about(call))
         return default
     if isinstance(value, kind):
         return cast("T", value)
-    _log.error("A policy function returned %r for message %s; the default applies", value, call.message.id)
+    text = "A policy function returned %r for message %s; the default applies"
+    _log.error(text, value, call.message.id, extra=about(call))
     return default
 
 

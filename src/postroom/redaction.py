@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
+from postroom.log_fields import Log, Step
+
 HIDDEN: Final = "***"
 _LONGEST_LINE: Final = 600
 _SHORTEST_SECRET: Final = 4
@@ -77,28 +79,39 @@ def describe_at_length(error: BaseException, secrets: Iterable[str] = ()) -> str
 
 
 def log_error(
-    logger: logging.Logger, level: int, text: str, *arguments: object, error: BaseException, secrets: Iterable[str] = ()
+    log: Log | logging.Logger,
+    level: int,
+    text: str,
+    *arguments: object,
+    error: BaseException,
+    secrets: Iterable[str] = (),
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Log a line with the traceback of ``error``, without the secrets in it."""
-    if logger.isEnabledFor(level):
-        log_traceback(logger, level, text, *arguments, shown=describe_at_length(error, secrets), stacklevel=3)
+    if log.isEnabledFor(level):
+        shown = describe_at_length(error, secrets)
+        log_traceback(log, level, text, *arguments, shown=shown, extra=extra, stacklevel=4)
 
 
 def log_traceback(
-    logger: logging.Logger, level: int, text: str, *arguments: object, shown: str, stacklevel: int = 2
+    log: Log | logging.Logger,
+    level: int,
+    text: str,
+    *arguments: object,
+    shown: str,
+    extra: Mapping[str, object] | None = None,
+    stacklevel: int = 3,
 ) -> None:
     """Log a line with a traceback that :func:`describe_at_length` made.
 
     The record carries a stand-in instead of the exception: a formatter, or a handler that sends exceptions elsewhere,
     finds neither the original's text nor the local variables of its frames.
     """
-    if not logger.isEnabledFor(level):
-        return
-    path, line, function, _ = logger.findCaller(stacklevel=stacklevel)
-    exc_info = (Redacted, Redacted(shown), None)
-    record = logger.makeRecord(logger.name, level, path, line, text, arguments, exc_info, function)
-    record.exc_text = shown  # formatters print this instead of formatting the stand-in
-    logger.handle(record)
+    if log.isEnabledFor(level):
+        exc_info = (Redacted, Redacted(shown), None)
+        log = log if isinstance(log, Log) else Log(log, Step.LOOP)
+        # Formatters print exc_text instead of formatting the stand-in.
+        log.emit(level, text, arguments, extra, exc_info=exc_info, exc_text=shown, stacklevel=stacklevel)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

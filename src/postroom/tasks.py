@@ -3,12 +3,13 @@
 import asyncio
 import contextvars
 import functools
-import logging
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar, cast
 
-_log = logging.getLogger("postroom")
+from postroom.log_fields import Log, Step
+
+_log = Log("postroom", Step.LOOP)
 
 
 F = TypeVar("F", bound=Callable[..., Any])

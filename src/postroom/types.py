@@ -1,6 +1,7 @@
 """Type variables and the small vocabularies that every layer shares."""
 
 from enum import IntEnum, StrEnum
+from typing import Final
 
 from typing_extensions import TypeVar
 
@@ -72,3 +73,13 @@ class ExitCode(IntEnum):
     """A consumer cannot be started as it is configured: no handler, no such queue, no permission."""
     CANCELLED_WORK = 3
     """Stopped, but handlers had to be cancelled; their messages are back in the queue."""
+
+
+class Unresolved:
+    """The tenant of messages whose context could not be resolved. Their lane costs the other tenants nothing."""
+
+    def __repr__(self) -> str:
+        return "<unresolved>"
+
+
+UNRESOLVED: Final = Unresolved()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from postroom.display import display_key
 from postroom.resources import plan as plan_module
 from postroom.resources import pool as pool_module
 from postroom.resources.breaker import Cooling, Hosts
@@ -14,7 +15,7 @@ from postroom.resources.core import Core
 from postroom.resources.engine import Engine
 from postroom.resources.entries import Demand, Entry, Reason, Stage, State, Table, Ticket, Waiter
 from postroom.resources.gates import Gates
-from postroom.resources.identity import Identifier, Identity, display_key
+from postroom.resources.identity import Identifier, Identity
 from postroom.resources.line import Line
 from postroom.resources.plan import View
 from postroom.resources.pool import ResourcePool

@@ -1,4 +1,4 @@
-"""Log lines for people: short, with colours only on a terminal."""
+"""Log lines of the commands: short ones for people, with colours only on a terminal, or JSON for machines."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from typing import Final, TextIO
 import click
 
 _COLOURS: Final = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+FORMATS: Final = ("text", "json")
 
 
 class _Formatter(logging.Formatter):
@@ -23,11 +24,17 @@ class _Formatter(logging.Formatter):
         return click.style(text, fg=colour) if colour and self._colour else text
 
 
-def log_to_stderr(level: str, *, stream: TextIO | None = None) -> None:
+def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = None) -> None:
     """Log from a level on, to stderr. Known libraries are heard from WARNING on."""
     out: TextIO = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(out)
-    handler.setFormatter(_Formatter(colour=out.isatty()))
+    if form == "json":
+        from postroom.integrations.logs import JsonFormatter, MessageFields
+
+        handler.setFormatter(JsonFormatter())
+        handler.addFilter(MessageFields())
+    else:
+        handler.setFormatter(_Formatter(colour=out.isatty()))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

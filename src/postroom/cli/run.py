@@ -12,7 +12,7 @@ import click
 
 from postroom.cli import CommandError
 from postroom.cli.endpoint import endpoint_option, use_endpoint
-from postroom.cli.logs import log_to_stderr
+from postroom.cli.logs import FORMATS, log_to_stderr
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("--log-level", default="INFO", show_default=True, envvar="POSTROOM_LOG_LEVEL", show_envvar=True,
               type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
               help="What is logged to stderr.")  # fmt: skip
+@click.option("--log-format", default="text", show_default=True, envvar="POSTROOM_LOG_FORMAT", show_envvar=True,
+              type=click.Choice(FORMATS, case_sensitive=False),
+              help="Lines for people, or one JSON object per line with the fields of each record.")  # fmt: skip
 @click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=click.FloatRange(min=0),
               help="How long to wait for a queue that cannot be reached yet; else until it answers.")  # fmt: skip
 @click.option("--health-port", type=click.IntRange(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
@@ -70,6 +73,7 @@ def run(
     consumers: tuple[str, ...],
     directory: Path,
     log_level: str,
+    log_format: str,
     wait: float | None,
     health_port: int | None,
     health_host: str | None,
@@ -84,6 +88,7 @@ def run(
 
     MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders, a list of them, or a function without
     parameters that returns one or the other. When one consumer stops, all do.
+    --log-level and --log-format apply where MODULE does not set up logging itself.
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
     a handler that calls sys.exit.
     """
@@ -94,10 +99,10 @@ def run(
         from postroom.cli.reloading import run_reloading
 
         sys.exit(run_reloading(directory))
-    log_to_stderr(log_level)
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
+    _set_up_logs(log_level, log_format)
     beside: list[AbstractAsyncContextManager[object]] = []
     if health_port is not None:
         beside.append(HealthServer(*loaded, port=health_port, host=health_host))
@@ -130,6 +135,15 @@ async def _together(parts: Sequence[AbstractAsyncContextManager[object]]) -> Asy
         for part in parts:
             await stack.enter_async_context(part)
         yield
+
+
+def _set_up_logs(level: str, form: str) -> None:
+    """Log to stderr, unless the modules of the consumers have set up logging: theirs is the one that counts then."""
+    if not logging.getLogger().handlers:
+        log_to_stderr(level, form=form)
+    log = logging.getLogger("postroom.run")  # it is new, so logging.config has not disabled it
+    if logging.getLogger("postroom.consumer").disabled:
+        log.warning("postroom's loggers are disabled: pass disable_existing_loggers=False to logging.config")
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":

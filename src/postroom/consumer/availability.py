@@ -16,11 +16,12 @@ import msgspec
 
 from postroom.consumer.job import Job
 from postroom.errors import PostroomError, ResourceOpenError
+from postroom.log_fields import Log, Step, about
 from postroom.options import Faults
 from postroom.resources import display_key
 from postroom.scheduling import State
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.RESOURCES)
 
 REMEMBER: Final = 10_000
 """Tenants with failures, and outages, that are remembered; the oldest are forgotten first."""
@@ -202,6 +203,16 @@ class Availability:
         middle = max(_AWAY, min(_AWAY_LONGEST, (now - began) * _AWAY_PART))
         return middle * self._rng.uniform(0.5, 1.5)
 
+    @property
+    def outages(self) -> int:
+        """Tenants, and hosts of tenants, with resources that cannot be used now."""
+        return len(self._outages)
+
+    @property
+    def breakers(self) -> int:
+        """Tenants with a breaker that is open or half open."""
+        return len(self._open)
+
     # -- the pool -----------------------------------------------------------------------------------------------
 
     def refused(self, job: Job, error: BaseException, now: float) -> Wait:
@@ -219,7 +230,8 @@ class Availability:
         if obstacle not in self._outages:
             _bound(self._outages)
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
-            _log.warning("%s is unavailable; its messages wait (first: %s): %s", what, job.message.id, error)
+            text = "%s is unavailable; its messages wait (first: %s): %s"
+            _log.warning(text, what, job.message.id, error, extra=about(job))
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)
@@ -242,7 +254,8 @@ class Availability:
             over.append(obstacle)
             woken[tenant] = None
             what = "Host" if obstacle.kind is ObstacleKind.HOST else "Tenant"
-            _log.info("%s %s is available again after %.1f s", what, display_key(obstacle.name), now - outage.since)
+            text = "%s %s is available again after %.1f s"
+            _log.info(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
         if host is not None and host in self._asleep:
             woken.update(self._asleep.pop(host))
         return over, list(woken)
@@ -258,7 +271,8 @@ class Availability:
             return False
         if known.probe is not None:  # it may still run, and the next breaker is not its to decide
             known.probe.probe = False
-        _log.info("Tenant %s works again after %.1f s", display_key(job.tenant), now - known.since)
+        text = "Tenant %s works again after %.1f s"
+        _log.info(text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
         return True
 
     def failed(self, job: Job, error: BaseException, options: Faults, now: float) -> float | None:
@@ -312,6 +326,7 @@ class Availability:
             pause,
             known.cause,
             job.message.id,
+            extra=about(job, step=Step.HANDLER),
         )
         return known.until
 

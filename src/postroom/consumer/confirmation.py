@@ -1,7 +1,6 @@
 """What ``ctx.ack()`` and its like return, so that they work in the event loop and in threads alike."""
 
 import asyncio
-import logging
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import CancelledError as CancelledInLoop
@@ -11,8 +10,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from postroom.errors import PostroomError
+from postroom.log_fields import Log, Step
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.HANDLER)
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 

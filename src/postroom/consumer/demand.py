@@ -1,6 +1,5 @@
 """How many messages to ask the queue for, and when: one replaceable policy."""
 
-import logging
 from typing import Final, Protocol
 
 import msgspec
@@ -8,9 +7,10 @@ import msgspec
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.job import Job
 from postroom.consumer.scouting import BATCH, Scouting
+from postroom.log_fields import Log, Step
 from postroom.options import Polling
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 SPARSE: Final = 3
 """Receives outstanding while messages come a few at a time, so that one that comes while a receive is on its way back

@@ -1,7 +1,6 @@
 """The acting half of a consumer: it starts what the core lets run, and carries out what the core decides."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Final, Protocol
 
@@ -9,6 +8,7 @@ from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.events import Event, ResourceOpened
+from postroom.log_fields import Log, Step, about
 from postroom.options import MAX_BATCH
 from postroom.resources import display_key
 from postroom.scheduling import Scheduler, State
@@ -17,7 +17,7 @@ from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, VisibilityChange
 from postroom.types import Settlement
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.SETTLE)
 
 _SWEEP: Final = 5.0
 """Seconds between two looks at messages whose retention period may end here."""
@@ -192,7 +192,8 @@ class Engine:
             return await job.source.settler.reject(job, reason, to=to)
         except Exception as error:  # whatever a transport raises: the message comes back
             text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
-            _log.error(text, job.message.id, display_key(job.tenant), reason, error)
+            extra = about(job, step=Step.DEAD_LETTER)
+            _log.error(text, job.message.id, display_key(job.tenant), reason, error, extra=extra)
             return False
 
     # -- what the settler tells ---------------------------------------------------------------------------------

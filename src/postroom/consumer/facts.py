@@ -1,17 +1,17 @@
 """What the queue says of itself, and says again while the consumer runs: redrive policy, retention, in flight."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.errors import AccessDenied
+from postroom.log_fields import Log, Step, about
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, RedrivePolicy
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 LIMIT: Final = 120_000
 """Messages that a queue may have in flight (quotas-messages.html). Past it long polls return nothing, and no reason;
@@ -110,7 +110,8 @@ class QueueFacts:
         """Note that the queue refused a receive because too much is in flight."""
         now = self._clock()
         if now >= self._rest_until:
-            _log.warning("Queue %s has too many messages in flight; parking and deferral pause", self._queue.info.name)
+            text, name = "Queue %s has too many messages in flight; parking and deferral pause", self._queue.info.name
+            _log.warning(text, name, extra=about(queue=name))
         self._rest_until = now + _REST
 
     # -- looking ------------------------------------------------------------------------------------------------
@@ -145,13 +146,14 @@ class QueueFacts:
         name = self._queue.info.name
         count = int(said.get("ApproximateNumberOfMessagesNotVisible", "0"))
         if count >= ENOUGH > self._in_flight:
-            _log.warning("Queue %s has %d messages in flight; parking and deferral stop", name, count)
+            text = "Queue %s has %d messages in flight; parking and deferral stop"
+            _log.warning(text, name, count, extra=about(queue=name))
         self._in_flight = count
         self._retention = _seconds(said.get("MessageRetentionPeriod"), self._retention)
         redrive = RedrivePolicy.parse(said.get("RedrivePolicy"))
         if redrive != self.redrive:
             most = "none" if redrive is None else f"maxReceiveCount {redrive.max_receive_count}"
-            _log.warning("Redrive policy of queue %s changed: %s", name, most)
+            _log.warning("Redrive policy of queue %s changed: %s", name, most, extra=about(queue=name))
             self.redrive = redrive
 
 

@@ -1,10 +1,11 @@
 """Whether MessageGroupId and context agree about whose a message is."""
 
-import logging
 from collections.abc import Callable, Hashable
 from typing import Final
 
-_log = logging.getLogger("postroom.consumer")
+from postroom.log_fields import Log, Step, about
+
+_log = Log("postroom.consumer", Step.CONTEXT)
 
 REMEMBER: Final = 10_000
 """Message groups remembered at the most; then all are forgotten."""
@@ -40,7 +41,8 @@ class Grouping:
         if known is _NEW:
             self._meet(group, tenant, context)
         elif known != tenant:
-            self._tell("message group %r has messages of several tenants, which are one to SQS's fair queues", group)
+            text = "message group %r has messages of several tenants, which are one to SQS's fair queues"
+            self._tell(text, group, tenant)
 
     def _meet(self, group: str, tenant: Hashable, context: Hashable) -> None:
         if len(self._tenants) >= REMEMBER:
@@ -48,11 +50,13 @@ class Grouping:
             self._groups.clear()
         self._tenants[group] = tenant
         if self._groups.setdefault(tenant, group) != group and tenant == context:
-            self._tell("message group %r is one more of the same tenant, which is several to SQS's fair queues", group)
+            text = "message group %r is one more of the same tenant, which is several to SQS's fair queues"
+            self._tell(text, group, tenant)
 
-    def _tell(self, text: str, group: str) -> None:
+    def _tell(self, text: str, group: str, tenant: Hashable) -> None:
         self.mismatches += 1
         now = self._clock()
         if now >= self._silent_until:
             self._silent_until = now + _SILENCE
-            _log.warning("MessageGroupId and context disagree (%d so far): " + text, self.mismatches, group)
+            text = f"MessageGroupId and context disagree (%d so far): {text}"
+            _log.warning(text, self.mismatches, group, extra=about(tenant=tenant))

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +10,14 @@ from postroom.consumer.callables import is_async
 from postroom.consumer.context import Confirmation, MessageContext, settling_later
 from postroom.consumer.settings import CallNext, Handle, Middleware
 from postroom.consumer.threads import Outcome, Threads
+from postroom.display import display_key
 from postroom.errors import HandlerTimeout
+from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall, chosen
 
 __all__ = ["build_handle", "is_async"]
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.HANDLER)
 
 _LIMITS: tuple[type[Any], ...] = (int, float, type(None))
 TimeLimit = PerCall[float | None]
@@ -125,7 +126,7 @@ def _limit_for(ctx: MessageContext[Any, Any], limits: TimeLimit) -> float | None
     if limit is None or _is_limit(limit):
         return limit
     text = "Concurrency(handler_timeout=...) chose %r s for message %s of tenant %s; it has no limit now"
-    _log.error(text, limit, ctx.message.id, ctx.tenant)
+    _log.error(text, limit, ctx.message.id, display_key(ctx.tenant), extra=about(ctx, step=Step.POLICY))
     return None
 
 
@@ -135,4 +136,4 @@ def _is_limit(value: object) -> bool:
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:
     text = "The handler of message %s of tenant %s has run for %g s; a thread cannot be cancelled, so it keeps its slot"
-    _log.warning(text, ctx.message.id, ctx.tenant, timeout)
+    _log.warning(text, ctx.message.id, display_key(ctx.tenant), timeout, extra=about(ctx))

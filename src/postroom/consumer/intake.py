@@ -8,14 +8,14 @@ from typing import Any, Final, cast
 from postroom.consumer.core import Core
 from postroom.consumer.engine import Engine
 from postroom.consumer.grouping import Grouping
-from postroom.consumer.job import UNRESOLVED, Job
+from postroom.consumer.job import Job
 from postroom.consumer.source import Source
 from postroom.errors import ContextError, PostroomError
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool
 from postroom.scheduling import State
-from postroom.types import Settlement
+from postroom.types import UNRESOLVED, Settlement
 
 _SLOW: Final = 0.25
 """Seconds after which a message whose resolver has not answered takes no room of others."""

@@ -19,16 +19,6 @@ class Cancellation(Enum):
     STOPPING = "the consumer stops and its drain time is over"
 
 
-class Unresolved:
-    """The tenant of messages whose context could not be resolved. Their lane costs the other tenants nothing."""
-
-    def __repr__(self) -> str:
-        return "<unresolved>"
-
-
-UNRESOLVED = Unresolved()
-
-
 class Job(Delivery, eq=False, kw_only=True):
     """A delivery, and how far the consumer got with it. The only place that knows what becomes of a message.
 
@@ -47,6 +37,8 @@ class Job(Delivery, eq=False, kw_only=True):
     decoded: bool = False
     lease: Lease[Any] | None = None
     """Its tenant's resources, while it waits for a slot with them in hand."""
+    leasing: float = 0.0
+    """Seconds for which it waited for its tenant's resources."""
     task: asyncio.Task[None] | None = None
     turn: asyncio.Future[bool] | None = None
     """Set while it waits for a slot with its resources in hand: True for its turn, False to go back without them."""

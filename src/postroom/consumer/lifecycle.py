@@ -1,7 +1,6 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -27,6 +26,7 @@ from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
+from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency, PoolTimeouts, Visibility
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
@@ -37,7 +37,7 @@ from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.STOP)
 
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
@@ -175,10 +175,10 @@ class Run(Generic[C, R]):
         self._heartbeat = self.tasks.spawn(self.source.settler.heartbeat.run(), "postroom-heartbeat")
         for number in range(self.settings.polling.pollers):
             self._polls.add(self.tasks.spawn(self._poller.run(number), f"postroom-poller-{number}"))
-        _log.info("Consuming %s", self.queue.info.url)
+        _log.info("Consuming %s", self.queue.info.url, extra=about(queue=self.queue.info.name, step=Step.START))
         self._say_what_may_surprise()
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStarted(self.queue.info.name))
+            self.settings.observers.tell(ConsumerStarted(self.queue.info.name, self.statistics))
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
@@ -200,11 +200,12 @@ class Run(Generic[C, R]):
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or a handler asked for the end of the process."""
         if self.fatal is None:
-            self.fatal = error
+            self.fatal, name = error, self.queue.info.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
-                _log.warning("A handler raised %r; the consumer of %s stops", error, self.queue.info.name)
+                text = "A handler raised %r; the consumer of %s stops"
+                _log.warning(text, error, name, extra=about(queue=name, step=Step.HANDLER))
             else:
-                _log.critical("The consumer of %s stops: %s", self.queue.info.name, type(error).__name__)
+                _log.critical("The consumer of %s stops: %s", name, type(error).__name__, extra=about(queue=name))
         self.request_stop(StopReason.FATAL)
 
     def health(self, *, stopped: bool) -> Health:
@@ -255,8 +256,10 @@ class Run(Generic[C, R]):
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStopped(self.queue.info.name, self.reason, self._cancelled))
-        _log.info("Stopped consuming %s", self.queue.info.url)
+            self.settings.observers.tell(
+                ConsumerStopped(self.queue.info.name, self.reason, self._cancelled, self.statistics)
+            )
+        _log.info("Stopped consuming %s", self.queue.info.url, extra=self._about_queue())
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
@@ -276,6 +279,7 @@ class Run(Generic[C, R]):
             extensions=settler.heartbeat.extended,
             poll_failures=self._poller.failures,
             cancelled=self._cancelled,
+            slots=self.scheduler.total,
             running=gauges.running,
             waiting=gauges.waiting,
             suspended=gauges.suspended,
@@ -286,11 +290,20 @@ class Run(Generic[C, R]):
             deferred=self.core.deferred,
             away=len(self.core.away),
             scouting_stopped=self._scouting_stopped(now),
+            outages=self.core.availability.outages,
+            breakers=self.core.availability.breakers,
+            oldest_wait=self._oldest_wait(now),
             group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
             last_poll_age=None if last is None else now - last,
             loop_lag=self._watch.max_lag,
             pool=None if self.pool is None else self.pool.statistics(),
         )
+
+    def _oldest_wait(self, now: float) -> float:
+        """Return for how long the message has waited that was received first of those whose tenant can run."""
+        blocked = self.scheduler.is_blocked
+        held = list(self.source.settler.deliveries.values())
+        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
@@ -309,7 +322,7 @@ class Run(Generic[C, R]):
         names = ", ".join(sorted(job.message.id for job in self.engine.jobs)[:5])
         seconds = self.settings.shutdown.drain
         text = "Waiting up to %g s for %d messages to be handled (%s)"
-        _log.info(text, seconds, self._unfinished(), names)
+        _log.info(text, seconds, self._unfinished(), names, extra=self._about_queue())
         drained = self.tasks.spawn(self._all_ended(), "postroom-drain")
         hurry = self.tasks.spawn(self._wait_for_hurry(), "postroom-hurry")
         try:
@@ -325,7 +338,8 @@ class Run(Generic[C, R]):
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
             self._cancelled += sum(job.started for job in jobs)
-            _log.warning("Cancelling %d handlers: their time to finish is over", len(jobs))
+            text = "Cancelling %d handlers: their time to finish is over"
+            _log.warning(text, len(jobs), extra=self._about_queue())
         for job in jobs:
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
@@ -333,7 +347,8 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            _log.error("The handler of message %s did not end when it was cancelled", job.message.id)
+            text = "The handler of message %s did not end when it was cancelled"
+            _log.error(text, job.message.id, extra=about(job))
             self.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
             job.cancel(Cancellation.STOPPING)  # a second time
 
@@ -347,7 +362,8 @@ class Run(Generic[C, R]):
                     await self._settle_everything()
                     await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
-            _log.error("SQS did not answer within Shutdown(flush=%g)", self.settings.shutdown.flush)
+            text = "SQS did not answer within Shutdown(flush=%g)"
+            _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
         await self._end_polls()
         await self.source.settler.abandon()
 
@@ -373,7 +389,11 @@ class Run(Generic[C, R]):
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))
             if self._intake.received != brought:
-                _log.debug("Polls brought %d messages during the stop", self._intake.received - brought)
+                text = "Polls brought %d messages during the stop"
+                _log.debug(text, self._intake.received - brought, extra=self._about_queue())
+
+    def _about_queue(self) -> dict[str, object]:
+        return about(queue=self.queue.info.name)
 
     def _gave_back(self) -> bool:
         counts = self.source.settler.counts()
@@ -397,7 +417,8 @@ class Run(Generic[C, R]):
         try:
             await self._opened.aclose()
         except Exception:
-            _log.exception("Closing what was opened for %s failed; the stop goes on", self.queue.info.name)
+            text = "Closing what was opened for %s failed; the stop goes on"
+            _log.exception(text, self.queue.info.name, extra=self._about_queue())
 
     # -- small print --------------------------------------------------------------------------------------------
 
@@ -429,17 +450,18 @@ class Run(Generic[C, R]):
     def _say_what_may_surprise(self) -> None:
         """Say once, at start, what the queue's attributes keep the consumer from promising."""
         facts, name = self._facts, self.queue.info.name
+        extra = about(queue=name, step=Step.START)
         most = facts.max_receives
         wanted = None if callable(self.settings.retry) else self.settings.retry.attempts
         if not facts.known:
             text = "The attributes of queue %s may not be read: its redrive policy and retention are not known"
-            _log.warning(text, name)
+            _log.warning(text, name, extra=extra)
         elif most is None:
             text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires"
-            _log.warning(text, name)
+            _log.warning(text, name, extra=extra)
         elif wanted is not None and wanted > most:
             text = "RetryPolicy(attempts=%d) cannot be kept: maxReceiveCount of queue %s is %d"
-            _log.warning(text, wanted, name, most)
+            _log.warning(text, wanted, name, most, extra=extra)
         elif most < 2:
             text = "maxReceiveCount of queue %s is %d: a message is a dead letter when its consumer crashes once"
-            _log.warning(text, name, most)
+            _log.warning(text, name, most, extra=extra)

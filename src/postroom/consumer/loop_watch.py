@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import logging
 import selectors
 import sys
 import sysconfig
@@ -14,9 +13,10 @@ from typing import Final
 
 import msgspec
 
+from postroom.log_fields import Log, Step
 from postroom.tasks import Tasks
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.LOOP)
 
 TICK: Final = 0.5
 """Seconds between two signs of life of the loop, and between two looks at them."""

@@ -33,23 +33,24 @@ from postroom.errors import (
     Retry,
 )
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.types import AckMode, Settlement
+from postroom.types import UNRESOLVED, AckMode, Settlement
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.HANDLER)
 
 Decode = Callable[[Message], Any]
 
 _SHORT = 120.0
 """Seconds of a message's retention period that are left: from then on it waits no longer than they last for a lease."""
 
-_WHAT_FAILED: tuple[tuple[type[BaseException], str], ...] = (
-    (ContextError, "Context resolution failed"),
-    (PayloadError, "Payload decoding failed"),
-    (ResourceError, "Resource provisioning failed"),
+_WHAT_FAILED: tuple[tuple[type[BaseException], str, Step], ...] = (
+    (ContextError, "Context resolution failed", Step.CONTEXT),
+    (PayloadError, "Payload decoding failed", Step.PAYLOAD),
+    (ResourceError, "Resource provisioning failed", Step.RESOURCES),
 )
 
 
@@ -154,7 +155,8 @@ class Pipeline:
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
-        self._core.suspend(job, self._time())
+        began = self._time()
+        self._core.suspend(job, began)
         self._engine.blocked()
         self._engine.dispatch()
         left = self._source.facts.seconds_left(job)
@@ -163,7 +165,7 @@ class Pipeline:
             self._engine.available(job.tenant)
             if self._tenants.is_paused(job.tenant):
                 raise _NotNow
-            job.lease = lease
+            job.lease, job.leasing = lease, self._time() - began
             job.turn = self._engine.tasks.loop.create_future()
             self._core.resume(job)
             self._engine.dispatch()
@@ -206,14 +208,16 @@ class Pipeline:
         """Call the handler, and tell the observers of it."""
         began = self._time()
         error: BaseException | None = None
-        self._observers.tell(HandlerStarted(job.message, job.context))
+        waited = began - job.received_at
+        self._observers.tell(HandlerStarted(job.message, job.context, job.tenant, job.attempt, waited, job.leasing))
         try:
             await self._handle(job.payload, ctx)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            self._observers.tell(HandlerFinished(job.message, job.context, self._time() - began, error, job.tenant))
+            seconds = self._time() - began
+            self._observers.tell(HandlerFinished(job.message, job.context, seconds, error, job.tenant, job.attempt))
 
     # -- how it ended -------------------------------------------------------------------------------------------
 
@@ -228,7 +232,7 @@ class Pipeline:
     def _was_handled_before(self, job: Job) -> None:
         """Acknowledge a duplicate, in every mode: its work is done, and no other consumer will say so."""
         self.duplicates += 1
-        _log.debug("Message %s was handled before", job.message.id)
+        _log.debug("Message %s was handled before", job.message.id, extra=about(job))
         self._ack(job)
 
     def _ack(self, job: Job) -> None:
@@ -319,7 +323,8 @@ class Pipeline:
         self.failed[type(error).__name__] += 1
         _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
         if self._observers:
-            self._observers.tell(MessageFailed(job.message, job.context, error))
+            tenant = None if job.tenant is UNRESOLVED else job.tenant
+            self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
         if self._on_error is None:
             return None
         try:
@@ -334,7 +339,8 @@ class Pipeline:
             raise
         except BaseException as raised:
             text = "on_error failed for message %s of tenant %s; the message is treated as failed"
-            log_error(_log, logging.ERROR, text, job.message.id, display_key(job.tenant), error=raised)
+            extra = about(job, step=Step.ON_ERROR)
+            log_error(_log, logging.ERROR, text, job.message.id, display_key(job.tenant), error=raised, extra=extra)
             if _ends_the_program(raised):
                 self._engine.end(raised)
         return None
@@ -345,7 +351,7 @@ class Pipeline:
         match instruction:
             case Drop():
                 text = "Message %s of tenant %s is dropped (attempt %d): %s"
-                _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, instruction)
+                _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, instruction, extra=about(job))
                 self._source.settler.ack(job)
             case Reject():
                 await self._obey_reject(job, instruction)
@@ -366,7 +372,8 @@ class Pipeline:
                 self._retry(job, instruction)
             return
         text = "Message %s of tenant %s was rejected (%s), but queue %s has no dead-letter queue"
-        _log.warning(text, job.message.id, display_key(job.tenant), instruction.reason, self._source.name)
+        tenant = display_key(job.tenant)
+        _log.warning(text, job.message.id, tenant, instruction.reason, self._source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
             self._source.attempts.spent(job)  # its handler was not called: it is no attempt,
             self._retry(job, instruction)  # and nothing may delete it, in any mode
@@ -475,10 +482,10 @@ def _ends_the_program(error: BaseException) -> bool:
 
 def _log_failure(job: Job, error: BaseException, level: int) -> None:
     tenant = display_key(job.tenant)
-    for kind, what in _WHAT_FAILED:
+    for kind, what, step in _WHAT_FAILED:
         if isinstance(error, kind):
-            text = "%s for message %s of tenant %s (attempt %d, receive %d): %s"
-            _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error)
+            text, extra = "%s for message %s of tenant %s (attempt %d, receive %d): %s", about(job, step=step)
+            _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error, extra=extra)
             return
     text = "Handler failed for message %s of tenant %s (attempt %d, receive %d)"
-    log_error(_log, level, text, job.message.id, tenant, job.attempt, job.receives, error=error)
+    log_error(_log, level, text, job.message.id, tenant, job.attempt, job.receives, error=error, extra=about(job))

@@ -9,12 +9,13 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
-from postroom.events import PollFailed
+from postroom.events import PollFailed, PollFinished
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.tasks import Tasks
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 
 class Admits(Protocol):
@@ -35,6 +36,7 @@ class Poller:
         self._admits = admits
         self._tasks = tasks
         self._polling = source.settings.polling
+        self._observers = source.settings.observers
         visibility = source.settings.visibility
         self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
         self._stopping = False
@@ -94,6 +96,8 @@ class Poller:
             runnable = self._admits.admit(messages) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            if self._observers:
+                self._observers.tell(PollFinished(self._source.name, len(messages), now - began))
             del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
@@ -132,7 +136,8 @@ class Poller:
         self.last_success = self._tasks.time()
         if self.failing_since is not None:
             self.failing_since = None
-            _log.info("Receiving from %s works again after %d failures", self._source.name, self.failures)
+            text, name = "Receiving from %s works again after %d failures", self._source.name
+            _log.info(text, name, self.failures, extra=about(queue=name))
         return messages
 
     async def _back_off(self, error: Exception, pause: float, began: float) -> None:
@@ -144,10 +149,10 @@ class Poller:
             self.failing_since = began
         self.failing_with = type(error).__name__
         what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
-        _log.log(level, "Receiving from %s failed, next try in %g s: %s", self._source.name, pause, what)
-        observers = self._source.settings.observers
-        if observers:
-            observers.tell(PollFailed(self._source.name, error, pause))
+        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
+        _log.log(level, text, name, pause, what, extra=about(queue=name))
+        if self._observers:
+            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:

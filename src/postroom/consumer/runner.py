@@ -13,9 +13,10 @@ from typing import Any, Final
 from postroom.consumer.consumer import Consumer, captured
 from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
+from postroom.log_fields import Log, Step, about
 from postroom.types import ExitCode, StopReason
 
-_log = logging.getLogger("postroom.consumer")
+_log = Log("postroom.consumer", Step.STOP)
 
 _NOT_AS_CONFIGURED = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -74,7 +75,7 @@ def run_to_exit(
                 if beside is not None:
                     await stack.enter_async_context(beside)
             except ConfigurationError as error:
-                _log.critical("Cannot start: %s", error)
+                _log.critical("Cannot start: %s", error, extra=about(step=Step.START))
                 return ExitCode.CONFIGURATION
             return await serve(*consumers, freeze=True, wait=wait)
 
@@ -104,7 +105,7 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
         text = f"serve(wait=...) takes seconds, at least 0, or None; got {wait!r}"
         raise ConfigurationError(text)
     if not consumers:
-        _log.critical("Nothing to run: pass at least one consumer")
+        _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     process = _Process(consumers, freeze=freeze, wait=wait)
     with _signals(process):
@@ -215,7 +216,8 @@ class _Process:
         if not start.done():
             await asyncio.wait([start], timeout=_GIVE_UP)
         if not start.done():
-            _log.error("The start of %s did not end within %g s after it was given up", consumer.queue, _GIVE_UP)
+            text = "The start of %s did not end within %g s after it was given up"
+            _log.error(text, consumer.queue, _GIVE_UP, extra=about(queue=_name(consumer.queue), step=Step.START))
             start.cancel()
             return None
         return None if start.cancelled() else start.result()  # cancelled: given up in its last step
@@ -253,7 +255,8 @@ class _Patience:
         if (state := f"{type(problem).__name__} {problem.code}") != self._said:
             self._said = state
             limit = "until it answers" if self._deadline is None else f"for {self._deadline - now:.0f} s more"
-            _log.warning("Queue %s cannot be reached yet; the start tries again %s: %s", self._queue, limit, problem)
+            text = "Queue %s cannot be reached yet; the start tries again %s: %s"
+            _log.warning(text, self._queue, limit, problem, extra=about(queue=_name(self._queue), step=Step.START))
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         pause *= self._rng.uniform(0.5, 1.0)
         return pause if self._deadline is None else min(pause, self._deadline - now)
@@ -264,6 +267,11 @@ async def _what_ended(consumer: Consumer[Any, Any]) -> BaseException | None:
         return await consumer.end()
     except BaseException as error:
         return error
+
+
+def _name(queue: str) -> str:
+    """Return the name of a queue that was given by its name, URL or ARN."""
+    return queue.rpartition("/")[2].rpartition(":")[2]
 
 
 async def _within(seconds: float, work: Awaitable[object]) -> None:
@@ -290,7 +298,7 @@ def _verdict(started: Sequence[Consumer[Any, Any]], problems: Sequence[BaseExcep
             _log.critical("Stopped by an error", exc_info=problem)
             return ExitCode.FATAL
     for problem in problems:
-        _log.critical("Cannot start: %s", problem)
+        _log.critical("Cannot start: %s", problem, extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     cancelled = any(consumer.statistics().cancelled for consumer in started)
     return ExitCode.CANCELLED_WORK if cancelled else ExitCode.CLEAN

@@ -36,10 +36,15 @@ class ConsumerStatistics:
     """Receives that failed."""
     cancelled: int = 0
     """Handlers that had to be cancelled at stop."""
+    slots: int = 0
+    """Handlers that may run at once."""
     running: int = 0
     """Handlers that run now: slots in use."""
     waiting: int = 0
     """Messages that wait for a slot."""
+    oldest_wait: float = 0.0
+    """Seconds since the receive of the message here that has waited longest for its handler; 0.0 when none waits.
+    Messages of tenants that cannot run are left out: more consumers would not help them."""
     suspended: int = 0
     """Messages that wait, without a slot, for their tenant's resources."""
     held: int = 0
@@ -54,6 +59,10 @@ class ConsumerStatistics:
     """Messages made invisible so far because their tenant could not run."""
     away: int = 0
     """Messages that were parked or deferred and are invisible now; some may have reappeared."""
+    outages: int = 0
+    """Tenants, and hosts of tenants, with resources that cannot be used now."""
+    breakers: int = 0
+    """Tenants that are paused because all of their handlers fail."""
     scouting_stopped: str | None = None
     """Why quiet tenants' messages are not looked for when there is no room; None while they are."""
     group_mismatches: int = 0

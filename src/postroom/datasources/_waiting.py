@@ -1,16 +1,16 @@
 """Tells when all connections of a tenant are in use and handlers wait for one."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
-from postroom.resources.identity import display_key
+from postroom.display import display_key
+from postroom.log_fields import Log, Step, about
 
 SAID_AFTER: Final = 3.0
 """Seconds that a handler waits for a connection before the log says so."""
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 
 
 class Waiting:
@@ -68,4 +68,5 @@ class Waiting:
             self._waiting,
             SAID_AFTER,
             end,
+            extra=about(tenant=self._who),
         )

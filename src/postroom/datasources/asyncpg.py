@@ -1,7 +1,6 @@
 """asyncpg: one connection pool per context. Needs ``pip install 'postroom[asyncpg]'``."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -13,6 +12,7 @@ from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, located
+from postroom.log_fields import Log, Step
 from postroom.types import C
 
 try:
@@ -28,7 +28,7 @@ else:  # only the stubs have parameters
     _PoolBase = asyncpg.Pool
     _AcquiringBase = PoolAcquireContext
 
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 Reset = Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
 _NONE_PREPARED: Final = "SELECT 0"  # what PostgreSQL answers to the last statement of RESET
 

@@ -12,7 +12,6 @@ connection.
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -23,12 +22,13 @@ import botocore.awsrequest
 import msgspec
 
 from postroom.errors import ConfigurationError, PostroomError
+from postroom.log_fields import Log, Step
 
 # They have no types of their own.
 _new_session: Any = aiobotocore.session.AioSession
 _auth: Any = botocore.auth
 _awsrequest: Any = botocore.awsrequest
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 _TOKEN_LIVES: Final = 900
 """Seconds that RDS accepts a token for. Connections that exist outlive it.
 

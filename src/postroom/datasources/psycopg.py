@@ -7,7 +7,6 @@ for each connection that it makes instead: for very many tenants with little to 
 
 import asyncio
 import itertools
-import logging
 import os
 import socket
 import traceback
@@ -24,6 +23,7 @@ from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Locate, located
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
 from postroom.types import C
 
 try:
@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - the test environment 
     raise ModuleNotFoundError("psycopg is missing: pip install 'postroom[psycopg]'", name="psycopg") from error
 
 _numbers = itertools.count(1)
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 Connection = psycopg.AsyncConnection[TupleRow]
 Configure = Callable[[Connection], Awaitable[None]]
 

@@ -1,7 +1,6 @@
 """SQLAlchemy: one ``AsyncEngine`` per context. Needs ``pip install 'postroom[sqlalchemy]'`` and a driver's extra."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Locate, located
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
 from postroom.types import C
 
 try:
@@ -25,7 +25,7 @@ try:
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy") from error
 
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", Step.RESOURCES)
 
 
 def sqlalchemy_engine(

@@ -8,7 +8,6 @@ returns data.
 import asyncio
 import contextlib
 import contextvars
-import logging
 import os
 import sqlite3
 import threading
@@ -24,10 +23,12 @@ from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import answered
 from postroom.errors import AlreadyHandled, PostroomError, UnknownTenant
+from postroom.log_fields import Log
+from postroom.log_fields import Step as LogStep
 from postroom.transactions import MessageKey
 from postroom.types import C
 
-_log = logging.getLogger("postroom.datasources")
+_log = Log("postroom.datasources", LogStep.RESOURCES)
 T = TypeVar("T")
 _STEPS: Final = 10_000
 """Steps of SQLite's machine, some tenths of a millisecond, between two looks whether a unit is still wanted."""

@@ -6,6 +6,8 @@ from typing import Any
 
 from postroom.integrations.health import Checked, Page, check_consumers, page
 
+__all__ = ["health_app"]
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

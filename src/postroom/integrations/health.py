@@ -1,7 +1,6 @@
 """Health over HTTP: what the three pages say, and a server for processes that have no other."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -12,8 +11,11 @@ import msgspec
 
 from postroom.consumer import Health
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
 
-_log = logging.getLogger("postroom.health")
+__all__ = ["Checked", "HealthServer"]
+
+_log = Log("postroom.health", Step.HEALTH)
 
 PAGES: Final = ("livez", "readyz", "healthz")
 _PATIENCE: Final = 5.0

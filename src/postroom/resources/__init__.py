@@ -7,6 +7,7 @@
             await db.execute("...")
 """
 
+from postroom.display import display_key
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources.failures import (
     OpenFailure,
@@ -16,7 +17,6 @@ from postroom.resources.failures import (
     is_unknown_tenant,
     sqlstate_of,
 )
-from postroom.resources.identity import display_key
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.pool import ResourcePool
 from postroom.resources.statistics import PoolStatistics

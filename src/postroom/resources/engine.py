@@ -7,14 +7,15 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from postroom.display import display_key
 from postroom.events import ResourceClosed, ResourceOpened, ResourceOpenFailed
+from postroom.log_fields import about
 from postroom.options import PoolTimeouts
 from postroom.redaction import log_error
 from postroom.resources import actions
 from postroom.resources.causes import Cause
 from postroom.resources.core import Core
 from postroom.resources.entries import Entry, State, Waiter
-from postroom.resources.identity import display_key
 from postroom.resources.lease import Lease
 from postroom.resources.owner import Alarm, examine, own
 from postroom.resources.providers import connections_of
@@ -183,7 +184,7 @@ class Engine:
         now = self.loop.time()
         wanted = self._core.opened(entry, resource, now)
         self.act()
-        log.info("Resources created for key: %s", display_key(entry.key))
+        log.info("Resources created for key: %s", display_key(entry.key), extra=about(tenant=entry.key))
         if not self._sized:
             self._look_at_size(entry)
         if self._observers:

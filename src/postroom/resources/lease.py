@@ -5,10 +5,10 @@ import warnings
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from postroom.display import display_key
 from postroom.errors import ClosedError
 from postroom.resources.entries import Entry
 from postroom.resources.failures import is_suspect, is_timeout
-from postroom.resources.identity import display_key
 
 R_co = TypeVar("R_co", covariant=True)
 

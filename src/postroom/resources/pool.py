@@ -14,15 +14,17 @@ from typing import Any, Final, Generic, Self
 
 from msgspec import UNSET, UnsetType
 
+from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.events import Observer
+from postroom.log_fields import about
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
 from postroom.resources.entrances import Entrances
 from postroom.resources.entries import Demand, Stage, State, Waiter
 from postroom.resources.failures import OpenFailure
-from postroom.resources.identity import Identity, display_key
+from postroom.resources.identity import Identity
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
 from postroom.resources.providers import Opener, known_of
@@ -278,7 +280,8 @@ class ResourcePool(Generic[C, R]):
         entry.leases += 1
         self._counters.hits += 1
         if log.isEnabledFor(_DEBUG):
-            log.debug("Resources retrieved from pool for key: %s", display_key(entry.key))
+            text = "Resources retrieved from pool for key: %s"
+            log.debug(text, display_key(entry.key), extra=about(tenant=entry.key))
         return Lease(engine, entry)
 
     async def acquire(self, context: C, *, timeout: float | None = None) -> Lease[R]:
@@ -408,6 +411,7 @@ class ResourcePool(Generic[C, R]):
         core, table, counters = self._core, self._core.table, self._core.counters
         counts: dict[str, int] = {name: getattr(counters, name) for name in counters.__slots__ if name != "evictions"}
         return PoolStatistics(
+            name=self._name,
             **counts,
             evictions=MappingProxyType(dict(counters.evictions)),
             budget=core.budget.limit,

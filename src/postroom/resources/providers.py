@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -11,9 +10,10 @@ from typing import Any, Final, cast
 from msgspec import UNSET, UnsetType
 
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
 from postroom.resources.causes import NotAProvider
 
-_log = logging.getLogger("postroom.pool")
+_log = Log("postroom.pool", Step.RESOURCES)
 
 _LARGEST_POOL: Final = 10_000
 """A larger number means that there is no bound."""

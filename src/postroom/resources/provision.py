@@ -1,15 +1,15 @@
 """What the user of a pool gave it: how to open and check resources, and what their failures mean."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from postroom.log_fields import Log, Step
 from postroom.resources.causes import NotAProvider, Unhealthy
 from postroom.resources.failures import OpenFailure, classify_open, is_outage
 from postroom.resources.providers import Opener
 
-_log = logging.getLogger("postroom.pool")
+_log = Log("postroom.pool", Step.POLICY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from postroom.display import display_key
 from postroom.errors import (
     ClosedError,
     ConfigurationError,
@@ -14,7 +15,6 @@ from postroom.errors import (
     ResourceUnhealthyError,
 )
 from postroom.resources.causes import Cause, NotAProvider
-from postroom.resources.identity import display_key
 
 
 def _open_error(

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Hashable
 from typing import Any, Final
 
+from postroom.display import display_key
+from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe, hidden_values, log_traceback
 from postroom.resources import news
-from postroom.resources.identity import display_key
 
-log: Final = logging.getLogger("postroom.pool")
+log: Final = Log("postroom.pool", Step.RESOURCES)
 
 
 class Reporter:
@@ -25,9 +26,10 @@ class Reporter:
             case news.HostFailed():
                 self._host_failed(told)
             case news.Available(key, seconds, tries):
-                log.warning("Resources available again for key: %s; %.3g s, %d tries", _shown(key), seconds, tries)
+                text = "Resources available again for key: %s; %.3g s, %d tries"
+                log.warning(text, display_key(key), seconds, tries, extra=about(tenant=key))
             case news.HostAvailable(host, seconds, tries):
-                log.warning("Host available again: %s; %.3g s, %d probes", _shown(host), seconds, tries)
+                log.warning("Host available again: %s; %.3g s, %d probes", display_key(host), seconds, tries)
             case news.Exhausted():
                 self._exhausted(told)
 
@@ -35,35 +37,38 @@ class Reporter:
         what = "Outage met by a use of the resources of key" if told.in_use else "Resources not available for key"
         kind = "unknown tenant" if told.permanent else "outage"
         text = f"{what}: %s ({kind}: %s); next try in %.3g s"
-        arguments = (_shown(told.key), told.cause.text, told.retry_after)
+        arguments = (display_key(told.key), told.cause.text, told.retry_after)
+        extra = about(tenant=told.key)
         if told.permanent and (told.loud or told.changed):
-            log.warning(text, *arguments)
+            log.warning(text, *arguments, extra=extra)
         elif told.loud:
-            log_traceback(log, logging.ERROR, text, *arguments, shown=told.cause.at_length())
+            log_traceback(log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=extra)
         elif told.changed:
-            log.warning(text, *arguments)
+            log.warning(text, *arguments, extra=extra)
         else:
-            log.debug(text, *arguments)
+            log.debug(text, *arguments, extra=extra)
 
     def _host_failed(self, told: news.HostFailed) -> None:
         why = told.cause.text
         if told.trips == 1:
             text = "Host not available: %s (outage of several keys, last %s: %s); its keys are left alone for %.3g s"
-            arguments = (_shown(told.host), _shown(told.key), why, told.retry_after)
-            log_traceback(log, logging.ERROR, text, *arguments, shown=told.cause.at_length())
+            arguments = (display_key(told.host), display_key(told.key), why, told.retry_after)
+            log_traceback(
+                log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=about(tenant=told.key)
+            )
         else:
             level = logging.WARNING if told.changed else logging.DEBUG
             text = "Host still not available: %s (probe %d failed: %s); next probe in %.3g s"
-            log.log(level, text, _shown(told.host), told.trips - 1, why, told.retry_after)
+            log.log(level, text, display_key(told.host), told.trips - 1, why, told.retry_after)
 
     def _exhausted(self, told: news.Exhausted) -> None:
-        holders = ", ".join(f"{_shown(key)} ({weight}, {leases} leased)" for key, weight, leases in told.holders)
-        whose = self._name if told.host is None else f"host {_shown(told.host)}"
+        holders = ", ".join(f"{display_key(key)} ({weight}, {leases} leased)" for key, weight, leases in told.holders)
+        whose = self._name if told.host is None else f"host {display_key(told.host)}"
         option = "budget" if told.host is None else "per_host"
         log.warning(
             "No budget for key: %s, waiting for %.3g s: it needs %d, and %d of %d of %s are in use, most of it by %s. "
             "Raise PoolLimits(%s=...), make each resource smaller, or lease for less time",
-            _shown(told.key),
+            display_key(told.key),
             told.seconds,
             told.weight,
             told.used,
@@ -71,25 +76,29 @@ class Reporter:
             whose,
             holders,
             option,
+            extra=about(tenant=told.key),
         )
 
     def suspect(self, key: Hashable, context: Any, error: BaseException) -> None:
         """Say that resources are not trusted any longer."""
         why = describe(error, hidden_values(context))
-        log.warning("Resources suspect for key: %s (%s); replaced by the next lease", _shown(key), why)
+        text = "Resources suspect for key: %s (%s); replaced by the next lease"
+        log.warning(text, display_key(key), why, extra=about(tenant=key))
 
     def unhealthy(self, key: Hashable, context: Any, error: BaseException) -> None:
         """Say that a health check failed."""
         why = describe(error, hidden_values(context))
-        log.warning("Resources unhealthy for key: %s (%s); replaced by the next lease", _shown(key), why)
+        text = "Resources unhealthy for key: %s (%s); replaced by the next lease"
+        log.warning(text, display_key(key), why, extra=about(tenant=key))
 
     def closed(self, key: Hashable, context: Any, reason: str, error: BaseException | None) -> None:
         """Say that resources were closed, and what they raised in closing."""
         if error is None:
-            log.info("Resources closed for key: %s (%s)", _shown(key), reason)
+            log.info("Resources closed for key: %s (%s)", display_key(key), reason, extra=about(tenant=key))
         else:
             why = describe(error, hidden_values(context))
-            log.warning("Resources closed with an error for key: %s (%s; %s)", _shown(key), reason, why)
+            text = "Resources closed with an error for key: %s (%s; %s)"
+            log.warning(text, display_key(key), reason, why, extra=about(tenant=key))
 
     def holds_more(self, key: Hashable, connections: int, budget: int) -> None:
         """Say that a resource holds several connections and counts as one."""
@@ -97,12 +106,9 @@ class Reporter:
             "%s: the resources of key %s may hold %d connections each, and count as 1 of the budget of %d. Pass "
             "ResourcePool(weight=%d), or weight=1 if that is meant",
             self._name,
-            _shown(key),
+            display_key(key),
             connections,
             budget,
             connections,
+            extra=about(tenant=key),
         )
-
-
-def _shown(key: Hashable) -> str:
-    return display_key(key)

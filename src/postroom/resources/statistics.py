@@ -29,6 +29,7 @@ class PoolStatistics:
     """A snapshot of a pool. Counters first, then gauges; ``opened - closed == live`` always.
 
     Args:
+        name: the pool's name.
         opened: providers entered successfully.
         closed: providers left, with or without an error.
         hits: leases handed out at once.
@@ -55,6 +56,7 @@ class PoolStatistics:
         cooling: keys left alone after a failure.
     """
 
+    name: str
     opened: int
     closed: int
     hits: int

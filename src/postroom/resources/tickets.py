@@ -3,10 +3,11 @@
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from postroom.display import display_key
 from postroom.errors import ConfigurationError, ResourceError
 from postroom.redaction import describe
 from postroom.resources.entries import Ticket
-from postroom.resources.identity import Identifier, Identity, display_key
+from postroom.resources.identity import Identifier, Identity
 
 
 class Tickets:

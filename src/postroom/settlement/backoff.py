@@ -1,14 +1,14 @@
 """How long a failed message stays invisible."""
 
-import logging
 import math
 from random import Random
 
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, RetryPolicy
 from postroom.settlement.delivery import Delivery
 
-_log = logging.getLogger("postroom.settlement")
+_log = Log("postroom.settlement", Step.POLICY)
 
 
 def whole_seconds(delay: float) -> int:
@@ -32,12 +32,20 @@ def backoff(policy: RetryPolicy, failed: Delivery | Message, error: BaseExceptio
         try:
             delay = float(policy.delay(message, error))
         except Exception:
-            _log.exception("RetryPolicy.delay failed for message %s; the default backoff applies", message.id)
+            text = "RetryPolicy.delay failed for message %s; the default backoff applies"
+            _log.exception(text, message.id, extra=_about(failed, attempt))
         else:
             if math.isfinite(delay):
                 return min(float(MAX_VISIBILITY), max(0.0, delay))
-            _log.error("RetryPolicy.delay returned %r for message %s; the default backoff applies", delay, message.id)
+            text = "RetryPolicy.delay returned %r for message %s; the default backoff applies"
+            _log.error(text, delay, message.id, extra=_about(failed, attempt))
     return exponential(policy, attempt, rng)
+
+
+def _about(failed: Message | Delivery, attempt: int) -> dict[str, object]:
+    if isinstance(failed, Delivery):
+        return about(failed)
+    return about(queue=failed.queue or None, message_id=failed.id, attempt=attempt)
 
 
 def exponential(policy: RetryPolicy, attempt: int, rng: Random) -> float:

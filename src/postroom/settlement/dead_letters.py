@@ -1,13 +1,14 @@
 """Sends rejected messages to the dead-letter queue: found once, ten per call, with what tells who they were."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
+from postroom.display import display_key
 from postroom.errors import InvalidRequest, OwnershipLost, PostroomError, QueueNotFound, ServiceUnavailable
+from postroom.log_fields import Log, Step, about
 from postroom.settlement.batcher import MAX_BYTES, Batcher, Fate
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.letters import ROOM, size_of, write
@@ -15,7 +16,7 @@ from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy
 
-_log = logging.getLogger("postroom.settlement")
+_log = Log("postroom.settlement", Step.DEAD_LETTER)
 
 _LINGER: Final = 0.05
 """Seconds that a dead letter waits for company. A handler's slot waits as well."""
@@ -141,7 +142,9 @@ class DeadLetters:
         for index, (letter, entry) in enumerate(zip(letters, entries, strict=True)):
             if letter.unsaid is not None and index not in refused:
                 text = "Message %s of tenant %s was dead-lettered without room for its whole reason: %s"
-                _log.warning(text, entry.delivery.message.id, entry.delivery.tenant, letter.unsaid)
+                delivery = entry.delivery
+                shown = display_key(delivery.tenant)
+                _log.warning(text, delivery.message.id, shown, letter.unsaid, extra=about(delivery))
         return failures
 
     @staticmethod

@@ -85,7 +85,7 @@ class Heartbeat:
             self,
             tasks=tasks,
             linger=0.0,
-            trouble=Trouble(f"Extending the visibility of messages of {name}", follows, tasks=tasks),
+            trouble=Trouble(f"Extending the visibility of messages of {name}", follows, tasks=tasks, queue=name),
             pauses=_pauses(visibility.timeout),
             denied=_pauses(visibility.timeout),
             patience=MAX_VISIBILITY,

@@ -1,7 +1,6 @@
 """Everything that is held, and the only place where it is let go."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
@@ -10,8 +9,10 @@ from typing import Any, Final, Generic, Protocol
 
 from typing_extensions import TypeVar
 
+from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, InvalidReceiptHandle, OwnershipLost, PostroomError
 from postroom.events import MessageSettled, Observers
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
@@ -26,7 +27,7 @@ from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue
 from postroom.types import Settlement
 
-_log = logging.getLogger("postroom.settlement")
+_log = Log("postroom.settlement", Step.SETTLE)
 
 LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
@@ -107,9 +108,9 @@ class Settler(Generic[D]):
         doing = f"Changing the visibility of messages of {name}"
         self._changes = self._batcher("change", Changes(self, queue), doing, rng)
         self._stretching: dict[Delivery, Decision] = {}
-        self._undeleted = Refusals(_UNDELETED.format(name), tasks=tasks)
-        self._unreturned = Refusals(_UNRETURNED.format(name), tasks=tasks)
-        self._nowhere = Refusals(_NOWHERE.format(name), tasks=tasks)
+        self._undeleted = Refusals(_UNDELETED.format(name), tasks=tasks, queue=name)
+        self._unreturned = Refusals(_UNRETURNED.format(name), tasks=tasks, queue=name)
+        self._nowhere = Refusals(_NOWHERE.format(name), tasks=tasks, queue=name)
         self._counts: Counter[Settlement] = Counter()
         self._failed = 0
         self._closed = False
@@ -289,7 +290,8 @@ class Settler(Generic[D]):
             left = [*await self._deletes.cancel(), *await self._changes.cancel()]
             if left:
                 text = "Gave up what was decided about %d messages of %s: not confirmed in time. They come back: %s"
-                _log.error(text, len(left), self._queue.info.name, _ids(left))
+                name = self._queue.info.name
+                _log.error(text, len(left), name, _ids(left), extra=about(queue=name, step=Step.STOP))
         finally:
             self._let_go_of_all()
 
@@ -370,7 +372,7 @@ class Settler(Generic[D]):
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _batcher(self, name: str, work: Work[Decision], doing: str, rng: Random | None) -> Batcher[Decision]:
-        trouble = Trouble(doing, "tried again while they are ours", tasks=self._tasks)
+        trouble = Trouble(doing, "tried again while they are ours", tasks=self._tasks, queue=self._queue.info.name)
         return Batcher[Decision](name, work, tasks=self._tasks, linger=LINGER, trouble=trouble, rng=rng)
 
     def _check_open(self, delivery: Delivery) -> None:
@@ -439,7 +441,7 @@ class Settler(Generic[D]):
             return
         delivery.lost = True
         held_for = self._time() - delivery.received_at
-        message_id, tenant = delivery.message.id, delivery.tenant
+        message_id, tenant = delivery.message.id, display_key(delivery.tenant)
         decision = delivery.decision
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
             text = (
@@ -451,7 +453,7 @@ class Settler(Generic[D]):
         else:
             text = "Message %s of tenant %s was given back, and its time was over after %.1f s before SQS knew it: %s"
         if delivery.settlement is not Settlement.LEFT:
-            _log.warning(text, message_id, tenant, held_for, cause)
+            _log.warning(text, message_id, tenant, held_for, cause, extra=about(delivery))
         if decision is not None:
             decision.answer(_ownership_lost(delivery.message))
             self._deletes.forget(decision)
@@ -463,7 +465,7 @@ class Settler(Generic[D]):
 
     def _suppressed(self, delivery: Delivery) -> None:
         text = "The acknowledgement of message %s of tenant %s is suppressed: it was lost, and will be handled again"
-        _log.warning(text, delivery.message.id, delivery.tenant)
+        _log.warning(text, delivery.message.id, display_key(delivery.tenant), extra=about(delivery))
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
         # Also what was lost while its delete waited: it must not be kept from the consumer that has it next.

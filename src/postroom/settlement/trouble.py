@@ -1,15 +1,15 @@
 """What the log says of calls that fail: a change of state once, with counts, and never a line for each message."""
 
 import asyncio
-import logging
 import traceback
 from collections import Counter
 from pathlib import Path
 
 from postroom.errors import PostroomError
+from postroom.log_fields import Log, Step, about
 from postroom.tasks import Tasks
 
-_log = logging.getLogger("postroom.settlement")
+_log = Log("postroom.settlement", Step.SETTLE)
 
 _CALM = 5.0
 """Seconds without a failure, after a call that went well, until calls are said to work again."""
@@ -27,9 +27,11 @@ class Trouble:
         doing: what the calls do, as a sentence begins with it: ``Deleting messages of orders``.
         follows: what happens meanwhile.
         tasks: start the timers.
+        queue: the name of the queue that the calls are for.
     """
 
-    def __init__(self, doing: str, follows: str, *, tasks: Tasks) -> None:
+    def __init__(self, doing: str, follows: str, *, tasks: Tasks, queue: str | None = None) -> None:
+        self._extra = about(queue=queue)
         self._doing = doing
         self._follows = follows
         self._tasks = tasks
@@ -46,7 +48,7 @@ class Trouble:
         if self._since is None:
             self._since = self._tasks.time()
             text = "%s failed, for %d messages at first: %s; %s"
-            _log.warning(text, self._doing, count, describe(error), self._follows)
+            _log.warning(text, self._doing, count, describe(error), self._follows, extra=self._extra)
 
     def worked(self) -> None:
         """Note that a call went well."""
@@ -56,7 +58,8 @@ class Trouble:
     def _recovered(self, since_when: float) -> None:
         if self._since is not None:
             seconds = since_when - self._since
-            _log.info("%s works again after %.1f s, in which %d calls failed", self._doing, seconds, self._failures)
+            text = "%s works again after %.1f s, in which %d calls failed"
+            _log.info(text, self._doing, seconds, self._failures, extra=self._extra)
         self._since = self._calm = None
         self._failures = 0
 
@@ -67,9 +70,11 @@ class Refusals:
     Args:
         text: the line, with places for the number of messages, the cause and the ids.
         tasks: start the timer.
+        queue: the name of the messages' queue.
     """
 
-    def __init__(self, text: str, *, tasks: Tasks) -> None:
+    def __init__(self, text: str, *, tasks: Tasks, queue: str | None = None) -> None:
+        self._extra = about(queue=queue)
         self._text = text
         self._tasks = tasks
         self._counts: Counter[str] = Counter()
@@ -100,7 +105,7 @@ class Refusals:
     def _say(self) -> None:
         for cause, count in self._counts.items():
             more = ", ..." if count > _EXAMPLES else ""
-            _log.warning(self._text, count, cause, ", ".join(self._examples[cause]) + more)
+            _log.warning(self._text, count, cause, ", ".join(self._examples[cause]) + more, extra=self._extra)
         self._counts.clear()
         self._examples.clear()
 

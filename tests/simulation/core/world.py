@@ -15,7 +15,7 @@ from postroom.consumer.availability import Availability, PoolView
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
-from postroom.consumer.job import UNRESOLVED, Cancellation, Job
+from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
@@ -25,7 +25,7 @@ from postroom.message import Message
 from postroom.options import MAX_BATCH, Concurrency, Shutdown, Visibility
 from postroom.scheduling import Scheduler, State
 from postroom.transports.protocol import Queue
-from postroom.types import AckMode, Settlement
+from postroom.types import UNRESOLVED, AckMode, Settlement
 from simulation.core.outside import HIDDEN, Letter, ModelFacts, ModelPool, ModelQueue, Violation
 from simulation.core.plan import Plan
 

@@ -20,7 +20,7 @@ LIMIT = 2 * WAIT + SLACK
 
 
 class Mood(MemoryClient):
-    """A client whose receives fail, or hang, from a moment on."""
+    """A client with receives that fail, or hang, from a moment on."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.broker)
@@ -44,7 +44,7 @@ class Mood(MemoryClient):
 
 
 def consumer(world: World, **options: Any) -> Consumer[Any, Any]:
-    """Make a consumer whose handlers take as long as their orders say."""
+    """Make a consumer: its handlers take as long as their orders say."""
     options.setdefault("client", world.client)
     orders: Consumer[Any, Any] = Consumer("orders", **options)
 

@@ -22,7 +22,7 @@ from postroom.local.threaded import ThreadedServer
 
 
 class Checked:
-    """Something whose health the test decides."""
+    """Something with a health that the test decides."""
 
     def __init__(self, **health: Any) -> None:
         self.set(**health)
@@ -181,7 +181,7 @@ async def test_a_client_that_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyP
 
 
 async def test_more_connections_than_there_are_places_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens thousands of them takes no memory of the consumers."""
+    """Thousands of them take no memory of the consumers."""
     monkeypatch.setattr(pages, "_MOST", 1)
     async with HealthServer(Checked(), host="127.0.0.1", port=0) as server:
         first = await asyncio.open_connection("127.0.0.1", server.port)

@@ -1,7 +1,6 @@
 """What the queues of one region share: the botocore client, the hot path, and who may use them at once."""
 
 import asyncio
-import logging
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -11,6 +10,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from postroom.errors import ServiceUnavailable
+from postroom.log_fields import Log, Step
 from postroom.transports.aws import answers
 from postroom.transports.aws.conditions import Capture, Endpoint
 from postroom.transports.aws.errors import NOT_SQS, Subject, clock_skew, translate
@@ -23,7 +23,7 @@ from postroom.transports.calls import Calls
 
 T = TypeVar("T")
 
-log: Final = logging.getLogger("postroom.transports")
+log: Final = Log("postroom.transports", Step.CLIENT)
 
 _METHODS: Final = {
     "ReceiveMessage": "receive_message",

@@ -6,7 +6,6 @@ apply. So nothing is decided here that botocore decides otherwise; see docs/tran
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from postroom.errors import Throttled
+from postroom.log_fields import Log, Step
 from postroom.transports.aws.breaker import Breaker
 from postroom.transports.aws.clock import TOLERANCE
 from postroom.transports.aws.conditions import Endpoint
@@ -24,7 +24,7 @@ from postroom.transports.aws.wire import Parameters, error_code_of
 
 T = TypeVar("T")
 
-log: Final = logging.getLogger("postroom.transports")
+log: Final = Log("postroom.transports", Step.CLIENT)
 
 _REFRESH: Final = 10.0
 """Seconds that a refresh of the credentials may take before the ordinary client is left to wait for it."""

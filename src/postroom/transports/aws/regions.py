@@ -1,11 +1,11 @@
 """An open client: its connections, one for each region that its queues are in, and how queues are found."""
 
 import asyncio
-import logging
 from dataclasses import replace
 from typing import Any, Final
 
 from postroom.errors import AccessDenied, ClosedError, ConfigurationError
+from postroom.log_fields import Log, Step, about
 from postroom.transports.aws import wire
 from postroom.transports.aws.addresses import Address, address_of, region_of_url
 from postroom.transports.aws.connection import Connection, Request
@@ -17,7 +17,7 @@ from postroom.transports.aws.statistics import ClientStatistics
 from postroom.transports.calls import Calls
 from postroom.transports.protocol import QueueInfo
 
-_log: Final = logging.getLogger("postroom.transports")
+_log: Final = Log("postroom.transports", Step.START)
 
 _ATTRIBUTES_DENIED: Final = (
     "Reading the attributes of %s was denied; it is used without them. Not known: its redrive policy (dead-letter "
@@ -135,7 +135,7 @@ class Regions:
                 raise
         if url not in self._told:  # a queue may be opened again and again, as dead-letter queues are
             self._told.add(url)
-            _log.warning(_ATTRIBUTES_DENIED, subject.text, subject.resource)
+            _log.warning(_ATTRIBUTES_DENIED, subject.text, subject.resource, extra=about(queue=address.name))
         return wire.queue_info_of(address, url, None)
 
 

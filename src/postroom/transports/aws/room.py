@@ -1,13 +1,13 @@
 """How many calls of a queue may be out at once."""
 
 import asyncio
-import logging
 from types import TracebackType
 from typing import Final
 
+from postroom.log_fields import Log, Step
 from postroom.transports.aws.clean import CLEAN
 
-_log: Final = logging.getLogger("postroom.transports")
+_log: Final = Log("postroom.transports", Step.CLIENT)
 
 PATIENCE: Final = 1.0
 """Seconds that a call waits for room before a warning says so."""

@@ -1,0 +1,73 @@
+"""How a tenant is shown: on one line, cut, without control characters and without what its type hides."""
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import pathlib
+import unicodedata
+import uuid
+from typing import Any, Final, cast
+
+_SHOWN_AS_TEXT: Final = (
+    str, int, float, bool, bytes, complex, decimal.Decimal, uuid.UUID, dt.date, dt.time, pathlib.PurePath,
+    type(None),
+)  # fmt: skip
+_LONGEST: Final = 200
+_HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def field_names(kind: type[Any]) -> tuple[str, ...]:
+    """Return the names of the fields that make up a record: dataclass, msgspec, attrs or pydantic; else none."""
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind) if field.compare)
+    for attribute in ("__struct_fields__", "__attrs_attrs__", "__pydantic_fields__"):
+        fields = getattr(kind, attribute, None)
+        if fields:
+            return tuple(getattr(field, "name", field) for field in fields)
+    return ()
+
+
+def display_key(context: object) -> str:
+    """Return a context or key as one line of text for logs: ``tenant-a:us-east-1``.
+
+    The fields of a record or tuple are joined by ``:``. Control and invisible characters are escaped, long texts
+    cut, fields declared with ``repr=False`` left out, objects of unknown types named by their type only. Different
+    keys may look the same here: never use it as a key.
+    """
+    text = _escape(_text_of(context))
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return _text_of(value.value)
+    if isinstance(value, str):
+        return value[: 2 * _LONGEST]
+    if isinstance(value, tuple):
+        return ":".join(map(_text_of, cast("tuple[object, ...]", value)))
+    if isinstance(value, frozenset):
+        return ":".join(sorted(map(_text_of, cast("frozenset[object]", value))))
+    if isinstance(value, _SHOWN_AS_TEXT):
+        return str(value)[: 2 * _LONGEST]
+    names = _shown_names(type(value))
+    return ":".join(_text_of(getattr(value, name)) for name in names) if names else f"<{type(value).__name__}>"
+
+
+def _shown_names(kind: type[Any]) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind) if field.repr)
+    hidden = {field.name for field in getattr(kind, "__attrs_attrs__", ()) if not field.repr}
+    hidden |= {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
+    return tuple(name for name in field_names(kind) if name not in hidden)
+
+
+def _escape(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _HIDDEN_CATEGORIES
+        else character
+        for character in text
+    )

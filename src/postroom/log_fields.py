@@ -1,0 +1,154 @@
+"""Fields of log records: every record of postroom has ``queue``, ``tenant``, ``message_id``, ``attempt`` and ``step``.
+
+A field is None where there is no such thing to name. The text of a line says the same for people; the fields are for
+formatters, filters and log stores. An attribute that the application's own record factory has set stays the
+application's.
+"""
+
+import logging
+from collections.abc import Hashable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from postroom.display import display_key
+from postroom.types import UNRESOLVED
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
+
+FIELDS: Final = ("queue", "tenant", "message_id", "attempt", "step")
+
+
+class Step(StrEnum):
+    """What was being done when something was logged."""
+
+    START = "start"
+    STOP = "stop"
+    CLIENT = "client"
+    """Connecting with SQS."""
+    RECEIVE = "receive"
+    CONTEXT = "context"
+    PAYLOAD = "payload"
+    RESOURCES = "resources"
+    """Opening, leasing, checking or closing a tenant's resources."""
+    HANDLER = "handler"
+    ON_ERROR = "on_error"
+    POLICY = "policy"
+    """Asking one of your functions, such as ``retry=``, what to do."""
+    OBSERVER = "observer"
+    SETTLE = "settle"
+    DEAD_LETTER = "dead_letter"
+    LOOP = "loop"
+    """Running the event loop and what lives in it."""
+    HEALTH = "health"
+
+
+class Described(Protocol):
+    """A delivery, as far as its log lines need it."""
+
+    @property
+    def message(self) -> Any:
+        """The message, with its ``id`` and ``queue``."""
+        ...
+
+    @property
+    def tenant(self) -> Any:
+        """Its tenant."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt it is."""
+        ...
+
+
+def about(
+    delivery: Described | None = None,
+    *,
+    queue: str | None = None,
+    tenant: Hashable = None,
+    message_id: str | None = None,
+    attempt: int | None = None,
+    step: Step | None = None,
+) -> dict[str, object]:
+    """Return the fields of a record, as ``extra=`` takes them: those of a delivery, or the ones that are named.
+
+    A tenant is shown as in the text of the lines: on one line, cut, and without what its type hides.
+    """
+    if delivery is not None:
+        queue, tenant = delivery.message.queue or None, delivery.tenant
+        message_id, attempt = delivery.message.id, delivery.attempt
+    shown = None if tenant is None or tenant is UNRESOLVED else display_key(tenant)
+    found: dict[str, object] = {"queue": queue, "tenant": shown, "message_id": message_id, "attempt": attempt}
+    if step is not None:
+        found["step"] = step.value
+    return found
+
+
+class Log(_Adapter):
+    """A logger that gives every record its fields.
+
+    Args:
+        logger: the logger, or its name.
+        step: what is being done where it is used, unless a line says otherwise.
+    """
+
+    def __init__(self, logger: str | logging.Logger, step: Step) -> None:
+        super().__init__(logging.getLogger(logger) if isinstance(logger, str) else logger)
+        setattr(self, "isEnabledFor", self.logger.isEnabledFor)  # noqa: B010 - asked for every lease: one call, not two
+        self._defaults: dict[str, object] = {**dict.fromkeys(FIELDS), "step": step.value}
+
+    def log(
+        self,
+        level: int,
+        msg: object,
+        *args: object,
+        exc_info: Any = None,
+        stack_info: bool = False,
+        stacklevel: int = 1,
+        extra: Mapping[str, object] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Log a line. ``extra`` is what :func:`about` returns."""
+        del stack_info, kwargs
+        if not self.logger.isEnabledFor(level):
+            return
+        if isinstance(exc_info, BaseException):
+            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+        elif exc_info:
+            exc_info = _current_error()
+        self.emit(level, str(msg), args, extra, exc_info=exc_info or None, stacklevel=stacklevel + 2)
+
+    def emit(
+        self,
+        level: int,
+        text: str,
+        args: tuple[object, ...],
+        extra: Mapping[str, object] | None,
+        *,
+        exc_info: Any = None,
+        exc_text: str | None = None,
+        stacklevel: int = 2,
+    ) -> None:
+        """Make a record with its fields, and hand it to the logger's handlers.
+
+        Not by ``extra`` of the logger itself: that raises for a name which the application's record factory has set.
+        """
+        logger = self.logger
+        path, line, function, _ = logger.findCaller(stacklevel=stacklevel)
+        record = logger.makeRecord(logger.name, level, path, line, text, args, exc_info, function)
+        known = record.__dict__
+        for name, value in self._defaults.items():
+            if name not in known:
+                known[name] = value if extra is None else extra.get(name, value)
+        if exc_text is not None:
+            record.exc_text = exc_text
+        logger.handle(record)
+
+
+def _current_error() -> Any:
+    import sys  # noqa: PLC0415 - where there is an error only
+
+    return sys.exc_info()

@@ -1,0 +1,190 @@
+"""Fields of log records: all records have them, and lines about a message name it."""
+
+import ast
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import postroom
+from postroom import Consumer, Faults, MessageContext, RetryPolicy, Shutdown
+from postroom.log_fields import FIELDS, Log, Step, about
+from postroom.redaction import log_error
+from postroom.types import UNRESOLVED
+from support.world import Databases, Order, Tenant, World, in_world
+
+ROOT = Path(postroom.__file__).parent
+ELSEWHERE = ("local", "testing", "cli", "_examples")
+"""Development tools, which log for the person at the terminal."""
+METHODS = ("debug", "info", "warning", "error", "critical", "exception", "log")
+NAMES_A_MESSAGE = ("message %s", "Message %s", "tenant %s", "Tenant %s", "key: %s", "of key %s")
+
+
+def modules() -> list[Path]:
+    """Return every module that runs in production."""
+    return [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in ELSEWHERE]
+
+
+def log_calls(tree: ast.AST) -> Iterator[ast.Call]:
+    """Yield the calls that write a line."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+            if function.value.id in {"_log", "log"} and function.attr in METHODS:
+                yield node
+        elif isinstance(function, ast.Name) and function.id in {"log_error", "log_traceback"}:
+            yield node
+
+
+def test_every_logger_of_the_package_gives_its_records_fields() -> None:
+    """A module that takes a logger of its own would log lines without them."""
+    bare = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger" and node.args
+    ]
+    assert bare == ["log_fields.py:" + bare[0].rpartition(":")[2]]
+
+
+def test_a_line_that_names_a_message_or_a_tenant_has_them_as_fields() -> None:
+    """Text and fields must not tell different stories: walk over all log calls and look."""
+    found, missing = 0, []
+    for path in modules():
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            texts = " ".join(
+                node.value
+                for node in ast.walk(function)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            )
+            for call in log_calls(function):
+                found += 1
+                names = {keyword.arg for keyword in call.keywords}
+                own = " ".join(ast.unparse(argument) for argument in call.args)
+                text = own if any(isinstance(each, ast.Constant) for each in call.args) else texts
+                if any(each in text for each in NAMES_A_MESSAGE) and "extra" not in names:
+                    missing.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert found > 80
+    assert missing == []
+
+
+def test_the_story_of_a_bad_day_can_be_queried_by_field(caplog: pytest.LogCaptureFixture) -> None:
+    """Failures at every step: each line has all fields, and whatever its text names."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=3)
+        databases = Databases()
+        databases.failures["down"] = lambda: ConnectionRefusedError("no database")
+        shutdown = Shutdown(drain=0, cancel=1)
+        retry, faults = RetryPolicy(attempts=2, base=1), Faults(breaker_after=3, messages=3)
+        orders: Consumer[Tenant, Any] = Consumer(
+            "orders",
+            context=Tenant,
+            resources=databases,
+            client=world.client,
+            retry=retry,
+            faults=faults,
+            shutdown=shutdown,
+        )
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+            if order.order_id == "slow":
+                await asyncio.sleep(3_600)
+            raise ValueError(order.order_id)
+
+        async with orders:
+            for number in range(5):
+                world.send_orders(f"bad-{number}", tenant="broken")
+            world.send_orders("1", tenant="down")
+            world.send("no JSON", tenant="a")
+            world.send({}, tenant=None)
+            await asyncio.sleep(60)
+            world.send_orders("slow", tenant="a")
+            await asyncio.sleep(30)
+
+    caplog.set_level(logging.DEBUG, "postroom")
+    in_world(scenario)
+    records = [record for record in caplog.records if record.name.startswith("postroom")]
+    assert len(records) > 30
+    assert all(set(FIELDS) <= vars(record).keys() for record in records if record.name != "postroom.local")
+    seen = {(record.step, record.tenant) for record in records if getattr(record, "message_id", None)}  # type: ignore[attr-defined]
+    assert {
+        ("handler", "broken:eu-west-1"),
+        ("resources", "down:eu-west-1"),
+        ("payload", "a:eu-west-1"),
+        ("context", None),
+    } <= seen
+    for record in records:
+        text = record.getMessage()
+        fields = {name: getattr(record, name) for name in FIELDS}
+        assert fields["step"] in set(Step), text
+        assert fields["message_id"] is None or fields["queue"] == "orders", text
+        if "message " in text and "of tenant" in text:
+            assert fields["message_id"] in text, text
+            assert fields["tenant"] is None or fields["tenant"] in text, text
+            assert isinstance(fields["attempt"], int), text
+        if "Consuming" in text or "Stopped consuming" in text:
+            assert fields["queue"] == "orders"
+
+
+def test_a_record_points_at_the_line_that_logged_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Not at the helper that gave it its fields, by whichever method."""
+    log = Log("postroom.test", Step.LOOP)
+    caplog.set_level(logging.DEBUG)
+    log.warning("1")
+    log.log(logging.INFO, "2")
+    try:
+        raise ValueError("3")
+    except ValueError as error:
+        log.exception("3")
+        log_error(log, logging.ERROR, "4", error=error)
+    log.error("5", exc_info=ValueError("5"))
+    assert {record.funcName for record in caplog.records} == {"test_a_record_points_at_the_line_that_logged_it"}
+    assert {record.filename for record in caplog.records} == {"test_log_fields.py"}
+    assert [record.exc_info is not None for record in caplog.records] == [False, False, True, True, True]
+
+
+def test_a_level_that_is_off_makes_no_record() -> None:
+    """Neither the record nor the text of its arguments."""
+
+    class Costly:
+        def __str__(self) -> str:
+            raise AssertionError("it was written")
+
+    log = Log("postroom.test", Step.LOOP)
+    log.setLevel(logging.ERROR)
+    log.warning("%s", Costly())
+    log.setLevel(logging.NOTSET)
+
+
+def test_fields_that_the_application_sets_itself_stay_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Its record factory may have a tenant, too: neither is overwritten, and no line is lost."""
+    usual = logging.getLogRecordFactory()
+
+    def factory(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = usual(*arguments, **options)
+        record.tenant = "the application's"
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        Log("postroom.test", Step.LOOP).warning("hello", extra=about(tenant="ours", queue="orders"))
+    finally:
+        logging.setLogRecordFactory(usual)
+    [record] = caplog.records
+    assert (vars(record)["tenant"], vars(record)["queue"]) == ("the application's", "orders")
+
+
+def test_a_tenant_is_one_line_and_no_tenant_is_none() -> None:
+    """Whatever an invented tenant's name holds, a log store reads one field of it."""
+    assert about(tenant=Tenant("a\nb"))["tenant"] == "a\\nb:eu-west-1"
+    assert about(tenant=UNRESOLVED)["tenant"] is None
+    assert about()["tenant"] is None
