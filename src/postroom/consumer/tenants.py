@@ -106,12 +106,12 @@ class Tenants:
         the attempts that each message was promised allow.
         """
         _tell(key, "paused", reason)
-        self._decide(key, state=TenantState.PAUSED, reason=reason, diverted_to=None)
+        self._decide(key, reason, state=TenantState.PAUSED, diverted_to=None)
 
     def resume(self, key: Hashable, *, reason: str | None = None) -> None:
         """End a pause, a quarantine or a diversion. Limits stay."""
         _tell(key, "resumed", reason)
-        self._decide(key, state=TenantState.ACTIVE, reason=None, diverted_to=None)
+        self._decide(key, None, state=TenantState.ACTIVE, diverted_to=None)
 
     def quarantine(self, key: Hashable, *, reason: str = "tenant in quarantine") -> None:
         """Send a tenant's messages to the dead-letter queue with a reason, until it is resumed.
@@ -120,7 +120,7 @@ class Tenants:
         attempt is counted.
         """
         _tell(key, "put in quarantine", reason)
-        self._decide(key, state=TenantState.QUARANTINED, reason=reason, diverted_to=None)
+        self._decide(key, reason, state=TenantState.QUARANTINED, diverted_to=None)
 
     def divert(self, key: Hashable, *, queue: str, reason: str = "tenant diverted") -> None:
         """Send a tenant's messages, those that wait and those that come, to another queue until it is resumed.
@@ -135,7 +135,7 @@ class Tenants:
         if not queue or not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from outside
             raise ConfigurationError(f"divert(queue=...) takes the name, URL or ARN of a queue; got {queue!r}")
         _tell(key, f"diverted to {queue}", reason)
-        self._decide(key, state=TenantState.DIVERTED, reason=reason, diverted_to=queue)
+        self._decide(key, reason, state=TenantState.DIVERTED, diverted_to=queue)
 
     def limit(
         self,
@@ -157,11 +157,7 @@ class Tenants:
         chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
         chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
         _tell(key, f"limited to {chosen}", reason)
-        rule = self._rules.get(key) or TenantStatus(key=key)
-        if rule.state is TenantState.ACTIVE:  # the reason of a pause stays what it was
-            limited = any(chosen.get(name, getattr(rule, name)) is not None for name in ("concurrency", "rate"))
-            chosen["reason"] = (reason or rule.reason) if limited else None
-        self._decide(key, **chosen)
+        self._decide(key, reason, **chosen)
 
     def retry_now(self, key: Hashable, *, reason: str | None = None) -> None:
         """End a tenant's wait after failures: one of its messages tries at once, and its end decides as ever.
@@ -260,15 +256,21 @@ class Tenants:
         for key in list(self._rules):
             self._carry_out(key)
 
-    def _decide(self, key: Hashable, **changes: Any) -> None:
+    def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
+        _check_reason(reason)
         with self._lock:  # two threads may each change another part of one rule
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
-            if rule == TenantStatus(key=key):
-                self._rules.pop(key, None)
-            else:
-                self._rules[key] = rule
-            self.ruled = bool(self._rules)
+            if reason is not None or "state" in changes:
+                rule = replace(rule, reason=reason)
+            self._keep(key, rule)
         self._in_loop(self._carry_out, key)
+
+    def _keep(self, key: Hashable, rule: TenantStatus) -> None:
+        if replace(rule, reason=None) == TenantStatus(key=key):
+            self._rules.pop(key, None)
+        else:
+            self._rules[key] = rule
+        self.ruled = bool(self._rules)
 
     def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:
         loop = self._loop
@@ -317,6 +319,12 @@ class Tenants:
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
+
+
+def _check_reason(reason: object) -> None:
+    if reason is not None and not isinstance(reason, str):
+        text = f"reason= takes a text for those who ask later why, or None; got {reason!r}"
+        raise ConfigurationError(text)
 
 
 def _tell(key: Hashable, what: str, reason: str | None) -> None:
