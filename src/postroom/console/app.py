@@ -229,7 +229,7 @@ def _view(scope: Scope) -> tuple[int, str]:
 
 
 async def _body(receive: Receive) -> bytes:
-    body = b""
+    body = bytearray()
     while True:
         event = await receive()
         if event["type"] == "http.disconnect":
@@ -238,7 +238,7 @@ async def _body(receive: Receive) -> bytes:
         if len(body) > _LONGEST_BODY:
             raise _Refused(413, "an action is shorter than that")
         if not event.get("more_body", False):
-            return body
+            return bytes(body)
 
 
 async def _until_gone(receive: Receive) -> None:

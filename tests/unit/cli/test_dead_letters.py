@@ -22,11 +22,14 @@ class Desk:
         arn = server.call(lambda broker: broker.attributes("dead")["QueueArn"])
         policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "1"})
         server.create_queue("orders", {"RedrivePolicy": policy, "VisibilityTimeout": "0"})
+
+        def send(letter: Send) -> None:
+            server.call(lambda broker: broker.send("orders", letter))
+
         for number in range(5):
             tenant = "acme" if number < 3 else "beta"
             named = {"tenantId": AttributeValue(string_value=tenant, data_type="String")}
-            send = Send(message_body=f"secret-{number}", message_group_id=tenant, message_attributes=named)
-            server.call(lambda broker, send=send: broker.send("orders", send))
+            send(Send(message_body=f"secret-{number}", message_group_id=tenant, message_attributes=named))
         while server.counts("orders") != (0, 0, 0):
             self.run("peek", "orders")
 

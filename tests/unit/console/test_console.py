@@ -216,7 +216,7 @@ def test_a_viewer_that_goes_ends_its_stream() -> None:
                 parts.append(event.get("body", b""))
 
             scope = {"type": "http", "method": "GET", "path": "/desk/events", "headers": [], "query_string": b"top=5"}
-            stream = asyncio.create_task(made.app(scope, receive, send))
+            stream = asyncio.ensure_future(made.app(scope, receive, send))
             await asyncio.sleep(2.5)
             assert made.desk.viewers == 1
             gone.set()
