@@ -60,7 +60,7 @@ replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
-	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py
+	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py tests/integration/faults/test_outbox_crashes.py
 
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py

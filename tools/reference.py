@@ -18,8 +18,9 @@ from postroom.cli import main as command_line
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
 _CONSUMER = (
-    "Consumer MessageContext Call CallNext Middleware ConsumerStatistics Health Phase Failure current_message "
-    "run serve AckMode ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
+    "Consumer MessageContext BatchContext Router by_attribute by_field UnknownKind Call CallNext Middleware "
+    "ConsumerStatistics Health Phase Failure current_message run serve "
+    "AckMode ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
 )
 TOPICS: dict[str, tuple[str, str, str]] = {
     "consumer": (
@@ -41,6 +42,8 @@ TOPICS: dict[str, tuple[str, str, str]] = {
 MODULES = {
     "errors": ("Errors", "postroom.errors"),
     "events": ("Events", "postroom.events"),
+    "sending": ("Sending", "postroom.sending"),
+    "outbox": ("Outbox", "postroom.outbox"),
     "payloads": ("Payloads and contexts", "postroom.payloads"),
     "datasources": ("Datasources", "postroom.datasources"),
     "transports": ("Transports", "postroom.transports"),
@@ -68,7 +71,7 @@ def names_of(module: str) -> list[str]:
 def described() -> set[str]:
     """Return the names of the package itself that a page describes."""
     told = {name for _, module, names in TOPICS.values() if module == "postroom" for name in names.split()}
-    return told | set(names_of("postroom.errors"))
+    return told | set(names_of("postroom.errors")) | set(names_of("postroom.sending"))
 
 
 def page(title: str, module: str, names: list[str]) -> str:

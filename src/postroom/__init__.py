@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from postroom.consumer import (
+        BatchContext,
         CallNext,
         Consumer,
         ConsumerStatistics,
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
         MessageContext,
         Middleware,
         Phase,
+        Router,
         Tenants,
         TenantState,
         TenantStatus,
+        UnknownKind,
+        by_attribute,
+        by_field,
         current_message,
         run,
         serve,
@@ -50,10 +55,12 @@ if TYPE_CHECKING:
         ResourceOpenError,
         ResourceUnhealthyError,
         Retry,
+        SendFailed,
         ServiceUnavailable,
         Throttled,
         TransportError,
         UnknownTenant,
+        Unsent,
         ValidationError,
     )
     from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -71,6 +78,7 @@ if TYPE_CHECKING:
     )
     from postroom.payloads import attribute
     from postroom.resources import Lease, OpenFailure, PoolStatistics, ResourcePool, is_outage
+    from postroom.sending import Sender, SendRetry, Signing
     from postroom.transactions import Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
     from postroom.types import AckMode, ExitCode, Settlement, StopReason
@@ -79,6 +87,7 @@ __all__ = [
     "AckMode",
     "AlreadyHandled",
     "AwsClient",
+    "BatchContext",
     "Call",
     "CallNext",
     "ClosedError",
@@ -124,9 +133,14 @@ __all__ = [
     "ResourceUnhealthyError",
     "Retry",
     "RetryPolicy",
+    "Router",
+    "SendFailed",
+    "SendRetry",
+    "Sender",
     "ServiceUnavailable",
     "Settlement",
     "Shutdown",
+    "Signing",
     "StopReason",
     "TenantState",
     "TenantStatus",
@@ -135,10 +149,14 @@ __all__ = [
     "TransactionRolledBack",
     "Transactional",
     "TransportError",
+    "UnknownKind",
     "UnknownTenant",
+    "Unsent",
     "ValidationError",
     "Visibility",
     "attribute",
+    "by_attribute",
+    "by_field",
     "current_message",
     "is_outage",
     "run",
@@ -147,13 +165,14 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Tenants TenantState "
-        "TenantStatus current_message run serve"
+        "BatchContext CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Router "
+        "Tenants TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
     ),
     "message": "Message MessageAttribute OutgoingMessage",
     "options": "Call Concurrency Faults OpenBackoff Polling PoolLimits PoolTimeouts RetryPolicy Shutdown Visibility",
     "payloads": "attribute",
     "resources": "Lease OpenFailure PoolStatistics ResourcePool is_outage",
+    "sending": "SendRetry Sender Signing",
     "transactions": "TransactionRolledBack Transactional",
     "transports": "AwsClient",
     "types": "AckMode ExitCode Settlement StopReason",

@@ -18,7 +18,8 @@
     │  └─ OwnershipLost                  the visibility timeout passed without a confirmed extension
     ├─ TransportError                    SQS refused, or could not be reached; ``retryable`` has the last word
     │  ├─ QueueNotFound, AccessDenied, InvalidReceiptHandle, InvalidRequest      trying again does not help
-    │  └─ Throttled, ServiceUnavailable                                          trying again later does
+    │  ├─ Throttled, ServiceUnavailable                                          trying again later does
+    │  └─ SendFailed                     messages were not sent; says which ones, and why
     ├─ UnknownTenant (LookupError)       a provider or a registry says that there is no such tenant
     ├─ ClosedError                       you used it after you closed it
     └─ NotOpenError                      you forgot ``async with``
@@ -29,7 +30,8 @@ provider's own exception is quoted, ``postroom.redaction`` has removed the secre
 ``__cause__``, unchanged.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -180,6 +182,37 @@ class ServiceUnavailable(TransportError):
     """SQS could not be reached, did not answer in time, or answered with a server error."""
 
     retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """One message that was not sent, as far as is known."""
+
+    index: int
+    """Its place in the call that should have sent it, from 0."""
+    code: str
+    """SQS's error code, or the name of the error of the call."""
+    reason: str
+    """Why, in a sentence. It quotes no body."""
+    retryable: bool
+    """Whether the same message may be accepted later."""
+    behind: bool = False
+    """Whether it was not tried, because a message before it in its group was not sent."""
+
+
+class SendFailed(TransportError):
+    """Messages were not sent. ``unsent`` names each; all others of the call were sent.
+
+    A call that SQS did not answer may have sent its messages all the same. They count as unsent.
+    """
+
+    def __init__(self, text: str, *, unsent: Sequence[Unsent], message_ids: Sequence[str | None]) -> None:
+        code = unsent[0].code if unsent else ""
+        super().__init__(text, operation="SendMessageBatch", code=code, retryable=all(e.retryable for e in unsent))
+        self.unsent = tuple(unsent)
+        """What was not sent, in the order of the call."""
+        self.message_ids = tuple(message_ids)
+        """The id of each message of the call, by its place; None for those that were not sent."""
 
 
 class UnknownTenant(PostroomError, LookupError):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import click
 import msgspec
@@ -10,10 +10,7 @@ import msgspec
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.message import MessageAttribute, OutgoingMessage
-from postroom.options import MAX_BATCH
-
-MAX_BYTES: Final = 1_048_576
-"""Bytes of one message, and of all messages of one batch: 1 MiB, attributes included (quotas-messages.html)."""
+from postroom.sending.batches import batches
 
 
 @click.command()
@@ -107,28 +104,6 @@ def read_json_lines(lines: Iterable[str], common: OutgoingMessage) -> Iterator[O
             deduplication_id=line.deduplication_id or common.deduplication_id,
             delay=common.delay if line.delay is None else line.delay,
         )
-
-
-def batches(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
-    """Group messages as SQS takes them: up to 10, and up to 1 MiB in all."""
-    batch: list[OutgoingMessage] = []
-    size = 0
-    for message in messages:
-        more = _size(message)
-        if batch and (len(batch) == MAX_BATCH or size + more > MAX_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(message)
-        size += more
-    if batch:
-        yield batch
-
-
-def _size(message: OutgoingMessage) -> int:
-    texts = [message.body]
-    for name, attribute in message.message_attributes.items():
-        texts += [name, attribute.data_type, attribute.string_value or ""]
-    return sum(len(text.encode()) for text in texts)
 
 
 async def _send(queue: str, messages: Iterable[OutgoingMessage]) -> tuple[int, int]:

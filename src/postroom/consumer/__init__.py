@@ -1,14 +1,17 @@
 """The consumer: from a receive to a settled message."""
 
+from postroom.consumer.batching import BatchContext
 from postroom.consumer.consumer import Consumer
 from postroom.consumer.context import MessageContext, current_message
 from postroom.consumer.health import Health, Phase
+from postroom.consumer.routing import Router, UnknownKind, by_attribute, by_field
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants, TenantState, TenantStatus
 
 __all__ = [
+    "BatchContext",
     "CallNext",
     "Consumer",
     "ConsumerStatistics",
@@ -17,9 +20,13 @@ __all__ = [
     "MessageContext",
     "Middleware",
     "Phase",
+    "Router",
     "TenantState",
     "TenantStatus",
     "Tenants",
+    "UnknownKind",
+    "by_attribute",
+    "by_field",
     "current_message",
     "run",
     "serve",

@@ -5,15 +5,17 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, Self, cast
+from typing import Any, Generic, Self, cast, overload
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
 from postroom.consumer import lifecycle
+from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.health import Health, Phase, unstarted
+from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
@@ -151,27 +153,94 @@ class Consumer(Generic[C, R]):
         resources = self._settings.resources
         return cast("ResourcePool[C, R]", resources) if isinstance(resources, ResourcePool) else None
 
+    @overload
     def handler(
         self, function: Callable[[P, MessageContext[C, R]], Outcome]
-    ) -> Callable[[P, MessageContext[C, R]], Outcome]:
-        """Register the handler, and return it unchanged. Use it as a decorator.
+    ) -> Callable[[P, MessageContext[C, R]], Outcome]: ...
+
+    @overload
+    def handler(
+        self,
+    ) -> Callable[[Callable[[P, MessageContext[C, R]], Outcome]], Callable[[P, MessageContext[C, R]], Outcome]]: ...
+
+    def handler(self, function: Any = _UNSET) -> Any:
+        """Register the handler, and return it unchanged. Use it as a decorator, with or without parentheses.
 
         It is called as ``handler(payload, ctx)``. An ``async def`` runs in the event loop; a plain ``def`` in a
         thread, of which there are ``Concurrency.threads``, and what it returns is awaited in the event loop if it can
-        be. An object with ``__call__`` is as good as a function.
+        be. An object with ``__call__`` is as good as a function. A :class:`~postroom.Router` is a handler for several
+        kinds of messages.
 
         Raises:
             ConfigurationError: there is a handler already, the payload type cannot be decoded, it cannot be called
                 with two arguments by position, or it is a generator function, which would never run.
         """
-        if self._handler is not None:
-            text = f"the consumer of {self.queue!r} has a handler already; one consumer calls one handler"
-            raise ConfigurationError(text)
+        if function is _UNSET:
+            return self.handler
+        self._refuse_second_handler()
         check_handler(function)
-        wanted = self._settings.payload
-        self._decode = decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
+        self._decode = self._decoder_of(function)
         self._handler = function
         return function
+
+    def batch_handler(
+        self, *, size: int = 8, wait: float = 1.0
+    ) -> Callable[
+        [Callable[[list[P], BatchContext[C, R]], Awaitable[None]]],
+        Callable[[list[P], BatchContext[C, R]], Awaitable[None]],
+    ]:
+        """Register a handler for several messages of one tenant at a time. Use it as a decorator.
+
+        ::
+
+            @orders.batch_handler(size=50, wait=0.5)
+            async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None: ...
+
+        It is called with up to ``size`` payloads of one context, and not later than ``wait`` seconds after the first of
+        them could run. Each message keeps its own slot, heartbeat and outcome: when the handler returns, all are
+        acknowledged, but those of ``batch.fail(index, error)``; when it raises, all others have failed with that error.
+        Middleware, ``handler_timeout`` and ``on_error`` are for each message by itself.
+
+        Args:
+            size: the most messages of a batch. Each takes a slot: ``Concurrency`` must have as many for one tenant.
+            wait: seconds that the first message waits for others; 0 takes what can run in the same moment.
+
+        Raises:
+            ConfigurationError: there is a handler already, the numbers cannot work, or the function is not ``async``,
+                or its first parameter is no ``list[...]``.
+        """
+        check_batch(size, wait, self._settings.concurrency, shared=self._settings.resolver is not None)
+
+        def register(
+            function: Callable[[list[P], BatchContext[C, R]], Awaitable[None]],
+        ) -> Callable[[list[P], BatchContext[C, R]], Awaitable[None]]:
+            self._refuse_second_handler()
+            check_batch_function(function)
+            wanted = self._settings.payload
+            self._decode = decoder_for(element_type_of(function) if wanted is _UNSET else wanted)
+            self._handler = BatchHandler(function, size=size, wait=wait)
+            return function
+
+        return register
+
+    def _refuse_second_handler(self) -> None:
+        if self._handler is not None:
+            text = (
+                f"the consumer of {self.queue!r} has a handler already; for several kinds of messages register "
+                "handlers with a Router, and that with consumer.handler(router)"
+            )
+            raise ConfigurationError(text)
+
+    def _decoder_of(self, function: Any) -> Decoder:
+        wanted = self._settings.payload
+        if (router := router_of(function)) is None:
+            return decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
+        if wanted is not _UNSET:
+            text = "Consumer(payload=...) is for one handler; say it of each: @router.handler(kind, payload=...)"
+            raise ConfigurationError(text)
+        if (on_error := self._settings.on_error) is not None:
+            self._settings = dataclasses.replace(self._settings, on_error=unrouted_failures(on_error))
+        return RouterDecoder(router)
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how many handlers run at once, also while the consumer runs. Call it in the event loop.
@@ -307,6 +376,8 @@ class Consumer(Generic[C, R]):
         if self._run is not None or self._start is not None:
             text = f"the consumer of {self.queue!r} is {'running' if self._run is not None else 'starting'} already"
             raise ConfigurationError(text)
+        if (router := router_of(self._handler)) is not None:
+            router.start()
         self._start = start
         try:
             if self._early_stop is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "Settles",
     "current_message",
     "enter_message",
+    "forget_message",
     "settling_later",
 ]
 
@@ -197,3 +198,8 @@ def current_message() -> MessageContext[Any, Any] | None:
 def enter_message(context: MessageContext[Any, Any]) -> None:
     """Make a context the current one, in the message's own task. The task ends with its message: nothing is reset."""
     _current.set(context)
+
+
+def forget_message() -> None:
+    """Make no context the current one: of a batch, none of its messages is."""
+    _current.set(None)

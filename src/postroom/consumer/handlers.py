@@ -8,6 +8,7 @@ from typing import Any
 
 from postroom.consumer.callables import is_async
 from postroom.consumer.context import Confirmation, MessageContext, settling_later
+from postroom.consumer.routing import Router, dispatch, router_of
 from postroom.consumer.settings import CallNext, Handle, Middleware
 from postroom.consumer.threads import Outcome, Threads
 from postroom.display import display_key
@@ -15,7 +16,7 @@ from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall, chosen
 
-__all__ = ["build_handle", "is_async"]
+__all__ = ["build_handle", "is_async", "needs_threads"]
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
@@ -35,12 +36,31 @@ def build_handle(
 
     ``threads`` are given for a plain ``def`` handler, and only for one; see :func:`is_async`.
     """
+    if (router := router_of(handler)) is not None:
+        return _routed(router, middleware, timeout, threads)
     handle = _awaited(handler) if threads is None else _threaded(handler, threads, timeout)
     for layer in reversed(middleware):
         handle = _wrapped(layer, handle)
     if timeout is not None and threads is None:
         handle = _limited(handle, timeout)
     return handle
+
+
+def needs_threads(handler: Any) -> bool:
+    """Return whether a handler, or one of a router's, is a plain ``def``."""
+    router = router_of(handler)
+    functions: list[Any] = [handler] if router is None else [route.function for route in router.routes]
+    return not all(map(is_async, functions))
+
+
+def _routed(
+    router: Router[Any, Any], middleware: Sequence[Middleware], timeout: TimeLimit, threads: Threads | None
+) -> Handle:
+    handles: dict[int, Handle] = {}
+    for route in router.routes:
+        own = None if is_async(route.function) else threads
+        handles[id(route)] = build_handle(route.function, middleware=middleware, timeout=timeout, threads=own)
+    return dispatch(handles)
 
 
 def _awaited(handler: Callable[..., Any]) -> Handle:

@@ -12,7 +12,7 @@ from postroom.consumer.diversions import Diversions
 from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
-from postroom.consumer.handlers import build_handle, is_async
+from postroom.consumer.handlers import build_handle, needs_threads
 from postroom.consumer.health import Health, Phase, examine
 from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
@@ -118,7 +118,7 @@ class Run(Generic[C, R]):
         self.pool = pool
         self.tasks = Tasks(self.end)
         self._tenants = tenants
-        self._threads = None if is_async(handler) else Threads(settings.concurrency.threads)
+        self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
         self._facts = QueueFacts(queue, self.tasks)
         self.source = source = Source(settings, queue, self._facts)
         rng = Random()  # noqa: S311 - jitter, not secrecy

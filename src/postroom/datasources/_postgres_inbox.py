@@ -91,9 +91,19 @@ class PostgresDatabase(ABC, Generic[Tx]):
             TransactionRolledBack: at its end: the block swallowed an error of the database, or
                 ended the transaction.
         """
+        async with self.work() as work:
+            yield work.tx
+
+    @asynccontextmanager
+    async def work(self) -> AsyncGenerator[Work[Tx], None]:
+        """Yield what runs statements, whatever the driver, in a transaction in the tenant's scope.
+
+        Raises:
+            TransactionRolledBack: as :meth:`transaction`.
+        """
         async with self._begin() as work:
             await self._enter_scope(work)
-            yield work.tx
+            yield work
             await work.finish()
             await _number(work)
 

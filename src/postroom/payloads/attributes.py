@@ -210,6 +210,33 @@ class AttributeResolver(Generic[T_co]):
             values[name] = text if convert is None else convert(text)
         return values
 
+    def write(self, context: Any) -> dict[str, str]:
+        """Return the attributes that are read back as this context; those of fields that are None are left out.
+
+        Raises:
+            ConfigurationError: it is no instance of the class, or would not be read back as it is.
+            ContextError: a field has a value that no consumer would accept.
+        """
+        if not isinstance(context, self._cls):
+            text = f"a context of type {self._cls.__name__} is to be sent; got {type(context).__name__}"
+            raise ConfigurationError(text)
+        values = ((field.attribute, getattr(context, field.name)) for field in self._fields)
+        texts = {name: str(_spelt(value)) for name, each in values if (value := _plain_value(each)) is not None}
+        made = {name: MessageAttribute(string_value=text) for name, text in texts.items()}
+        if self._fields_of(Message(id="", body="", message_attributes=made)) != context:
+            text = (
+                f"this {self._cls.__name__} would be read back as another one from the attributes {sorted(texts)}: "
+                "pass a function Sender(context=...) that returns the attributes"
+            )
+            raise ConfigurationError(text)
+        return texts
+
+    def _fields_of(self, message: Message) -> T_co:
+        values = self._read(message.message_attributes)
+        if values is None:
+            raise self._problem(message)
+        return self._made(values, message)
+
     @property
     def is_plain(self) -> bool:
         """Whether no code of the user's runs when a context is made."""
@@ -338,7 +365,7 @@ def _field(cls: type, name: str, hint: Any, noted: Any, *, required: bool) -> _F
                 if extra.default is not dataclasses.MISSING:
                     raise ConfigurationError(f"{where}: write the default behind the annotation, not in attribute()")
     note = note if isinstance(note, _Note) else _Note()
-    camel = _camel(name) if note.name is None else name
+    camel = camel_case(name) if note.name is None else name
     return _Field(name, note.name or name, camel if camel != name else None, required, _check(hint, note, where))
 
 
@@ -346,7 +373,8 @@ def _is_note(extra: Any) -> bool:
     return isinstance(extra, dataclasses.Field) and _NOTE in extra.metadata
 
 
-def _camel(name: str) -> str:
+def camel_case(name: str) -> str:
+    """Return a field's name as JSON often spells it: ``order_id`` is ``orderId``."""
     first, *rest = name.split("_")
     return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
@@ -395,6 +423,10 @@ def _choice_check(choices: Mapping[Any, Any], where: str) -> _Check:
     if not choices or len(set(choices.values())) < len(choices) or not all(isinstance(text, str) for text in choices):
         raise ConfigurationError(f"{where}: its choices must be texts or whole numbers that differ from each other")
     return _Check(choices.get, f"not one of {', '.join(map(repr, choices))}", choices.__getitem__)
+
+
+def _plain_value(value: object) -> object:
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _spelt(value: object) -> Any:

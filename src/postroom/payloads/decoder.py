@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from postroom.errors import DecodeError, PayloadError
+from postroom.errors import DecodeError, Drop, PayloadError, Reject, Retry
 from postroom.message import Message
 from postroom.payloads.problems import not_unicode
 
@@ -65,7 +65,10 @@ class BytesDecoder(Decoder):
 
 
 class GuardedDecoder(Decoder):
-    """Runs code of the user's, a decoder or an unwrapping: whatever it raises becomes a ``PayloadError``."""
+    """Runs code of the user's, a decoder or an unwrapping: whatever it raises becomes a ``PayloadError``.
+
+    Unless it is an instruction: ``Reject``, ``Drop`` or ``Retry``.
+    """
 
     __slots__ = ("_inner", "_unwrap")
 
@@ -77,7 +80,7 @@ class GuardedDecoder(Decoder):
         """Unwrap the message and decode what was in it."""
         try:
             return self._inner(message if self._unwrap is None else self._unwrap(message))
-        except PayloadError:
+        except (PayloadError, Reject, Drop, Retry):
             raise
         except Exception as error:
             text = f"the body could not be decoded ({type(error).__name__})"

@@ -55,7 +55,7 @@ def _decoder(payload_type: Any, rename: Rename | None) -> Decoder:
         special: Decoder | None = plain if isinstance(plain, _OURS) else GuardedDecoder(plain, None)
     else:
         special = _SPECIAL.get(plain) if isinstance(plain, type) else None
-    if special is None and _mentions_pydantic(plain, {}):
+    if special is None and mentions_pydantic(plain):
         if rename is not None:
             raise ConfigurationError(
                 "decoder_for(rename=...) does not rename pydantic models: "
@@ -87,6 +87,11 @@ def _without_notes(payload_type: Any) -> Any:
 
 def _package(kind: Any) -> str:
     return str(kind.__module__).partition(".")[0]
+
+
+def mentions_pydantic(kind: Any) -> bool:
+    """Return whether pydantic decodes and writes this type: it, or a type inside it, is pydantic's."""
+    return _mentions_pydantic(kind, {})
 
 
 def _mentions_pydantic(kind: Any, seen: dict[int, Any]) -> bool:

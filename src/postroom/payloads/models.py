@@ -1,7 +1,7 @@
 """Payload types that pydantic decodes. Imported only for a type that mentions pydantic, so it stays an extra."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -57,6 +57,28 @@ def model_decoder(payload_type: Any) -> JsonDecoder:
     return JsonDecoder(adapter.validate_json, _Explainer(name, words).explain)
 
 
+def model_encoder(payload_type: Any) -> Callable[[Any], str]:
+    """Build an encoder that pydantic runs: it writes aliases, which are what the decoder reads.
+
+    Raises:
+        ConfigurationError: pydantic cannot make a schema of the type.
+    """
+    name = problems.type_name(payload_type)
+    try:
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(payload_type)
+    except Exception as error:
+        raise ConfigurationError(f"pydantic cannot write a payload of type {name}: {error}") from error
+
+    def encode(payload: Any) -> str:
+        try:
+            return adapter.dump_json(payload, by_alias=True, warnings="error").decode()
+        except Exception as error:  # it quotes the payload, so it does not stay as the cause
+            problem = ConfigurationError(f"a payload of type {name} cannot be sent ({type(error).__name__})")
+        raise problem
+
+    return encode
+
+
 def _words(schema: object) -> Iterator[str]:
     """Every string in a schema. They come from the type, never from a message."""
     if isinstance(schema, str):
@@ -100,7 +122,10 @@ class _Explainer:
 
     def _problem(self, code: str, location: tuple[int | str, ...], text: str, document: object) -> Problem:
         steps, value = self._walk(location, document)
-        told = text[0].lower() + text[1:] if code in _SAFE else f"refused ({code})"
+        if code == "union_tag_invalid":
+            told = problems.UNKNOWN_TAG
+        else:
+            told = text[0].lower() + text[1:] if code in _SAFE else f"refused ({code})"
         if code.endswith("_type") and value is not _UNREADABLE:
             told += f", got {_json_name(value)}"
         return Problem(problems.json_path(steps), told)

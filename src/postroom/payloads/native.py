@@ -29,7 +29,7 @@ _SAFE: Final = re.compile(
 # Those that quote the input, and what is said instead.
 _RETOLD: Final = (
     ("Invalid enum value", "not one of the allowed values"),
-    ("Invalid value", "not one of the allowed tags"),
+    ("Invalid value", problems.UNKNOWN_TAG),
     ("Object contains unknown field", "unknown field"),
 )
 

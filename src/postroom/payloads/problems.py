@@ -7,6 +7,7 @@ a key of a ``dict[str, ...]`` is input, and is shown as ``[...]``.
 """
 
 import re
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,8 @@ from typing import Final
 from postroom.errors import DecodeError, ValidationError
 
 _SHOWN: Final = 3
+UNKNOWN_TAG: Final = "not one of the allowed tags"
+"""What is said of an object with a tag of no type of its union."""
 _SIMPLE_NAME: Final = re.compile(r"[A-Za-z_$][\w$-]*", re.ASCII)
 
 
@@ -81,7 +84,9 @@ def _step(step: str | int | None) -> str:
 
 
 def type_name(payload_type: object) -> str:
-    """Return how a payload type is called in a text."""
+    """Return how a payload type is called in a text: as its user wrote it, without modules and notes."""
+    if typing.get_origin(payload_type) is typing.Annotated:
+        return type_name(typing.get_args(payload_type)[0])
     if isinstance(payload_type, type) and not hasattr(payload_type, "__origin__"):
         return payload_type.__name__
     return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(payload_type).replace("<locals>.", ""))

@@ -19,7 +19,7 @@ class Desk(Protocol):
         """What extends deliveries, and knows the time."""
         ...
 
-    def fate(self, decision: Decision, now: float) -> Fate:
+    def fate(self, entry: Decision, now: float) -> Fate:
         """Return what to do with a decision that is about to be sent at a time of the loop."""
         ...
 

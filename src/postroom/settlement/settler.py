@@ -313,23 +313,23 @@ class Settler(Generic[D]):
 
     # -- what the batches ask and tell -----------------------------------------------------------------------------
 
-    def fate(self, decision: Decision, now: float) -> Fate:
+    def fate(self, entry: Decision, now: float) -> Fate:
         """Return what to do with a decision that is about to be sent."""
-        delivery = decision.delivery
-        if decision.over:
+        delivery = entry.delivery
+        if entry.over:
             return Fate.OVER
         if delivery.deadline <= now:
             self._lapse(delivery)
         error: PostroomError | None = None
         if delivery.lost:
             error = _ownership_lost(delivery.message)
-        elif decision.extends and delivery.settlement not in {None, Settlement.LEFT}:
+        elif entry.extends and delivery.settlement not in {None, Settlement.LEFT}:
             error = _settled_already(delivery)
         if error is None:
             return Fate.SEND
-        if decision.extends:
+        if entry.extends:
             self._stretching.pop(delivery, None)
-        decision.answer(error)
+        entry.answer(error)
         return Fate.OVER
 
     def ended(self, decision: Decision, error: PostroomError | None) -> None:

@@ -497,7 +497,7 @@ MUTANTS = (
     Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
     Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 122, "attempts"),
     Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 5, "poison"),
-    Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 7, "poison"),
+    Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 152, "poison"),
     Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 191, "I6"),
     # -- context
     Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0, "context"),

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postroom.cli import main
-from postroom.cli.send import MAX_BYTES, batches
 from postroom.local.threaded import ThreadedServer
 from postroom.message import OutgoingMessage
+from postroom.sending.batches import MAX_BYTES, batches
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_whatever_mentions_pydantic_is_decoded_by_it(payload_type: Any, body: st
         (Order, f'{{"orderId": "o", "items": [{{"sku": "a", "amount": 1}}, {{"sku": "b", "amount": "{SECRET}"}}]}}',
             "$.items[1].amount: input should be a valid decimal", "$.items[1].amount"),
         (Order, '{"orderId": "o", "items": [null]}', "$.items[0]: input should be an object, got null", "$.items[0]"),
-        (Pet, f'{{"kind": "{SECRET}"}}', "$: refused (union_tag_invalid)", "$"),
+        (Pet, f'{{"kind": "{SECRET}"}}', "$: not one of the allowed tags", "$"),
         (Pet, '{"kind": "cat"}', "$.lives: field required", "$.lives"),
         (Parcel, '{"weight": -5}', "$.weight: input should be greater than 0", "$.weight"),
         (dict[str, pydantic.UUID4], f'{{"a": "{SECRET}"}}', "$[...]: refused (uuid_parsing)", "$[...]"),

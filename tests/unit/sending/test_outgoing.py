@@ -31,10 +31,14 @@ def test_the_tenant_is_the_message_group(context: object) -> None:
     assert message.message_attributes["tenant_id"].string_value == "t1"
 
 
-def test_group_and_attributes_may_be_chosen() -> None:
-    """Where the attributes have other names, or a part of the context is the tenant."""
-    message = outgoing("text", Tenant("t1"), group=lambda tenant: tenant.tenant_id, attributes={"tenant": "t1"})
-    assert (message.group_id, list(message.message_attributes), message.body) == ("t1", ["tenant"], "text")
+def test_a_group_may_be_chosen_and_attributes_are_added() -> None:
+    """The tenant stays beside them."""
+    message = outgoing("text", Tenant("t1"), group="mine", attributes={"traceparent": "00-1-2-01"})
+    assert (message.group_id, list(message.message_attributes), message.body) == (
+        "mine",
+        ["tenant_id", "region", "traceparent"],
+        "text",
+    )
 
 
 def test_a_consumer_reads_the_context_back() -> None:

@@ -1,0 +1,232 @@
+"""Batch handlers: messages of one tenant are handled together, and each is settled by itself.
+
+Each message keeps its own task, slot, lease and heartbeat: it joins a batch instead of calling a handler, and ends with
+its part of the batch's outcome. So the pipeline, the core and settlement know nothing of batches.
+"""
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Generic, get_args, get_origin
+
+import msgspec
+
+from postroom.consumer.callables import check_handler, is_async, name_of
+from postroom.consumer.context import MessageContext, forget_message
+from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
+from postroom.options import Concurrency
+from postroom.payloads import payload_type_of
+from postroom.types import C_co, R_co
+
+_LISTS: Final = (list, Sequence)
+
+
+class BatchContext(Generic[C_co, R_co]):
+    """The tenant of a batch, its messages, and what was leased for them. Every batch has its own."""
+
+    __slots__ = ("_failures", "context", "items", "resources", "tenant")
+
+    def __init__(self, items: Sequence[MessageContext[C_co, R_co]]) -> None:
+        first = items[0]
+        self.items = tuple(items)
+        """The context of each message, by its place: ``batch.items[0].message``, ``.attempt``, ``.ack()``."""
+        self.context: C_co = first.context
+        """What the resolver made of each of the messages; None when the consumer has no ``context=``."""
+        self.resources: R_co = first.resources
+        """What the pool leased for the context; valid until the handler returns."""
+        self.tenant: Any = first.tenant
+        """The tenant, as ``consumer.tenants[...]`` calls it."""
+        self._failures: dict[int, BaseException] = {}
+
+    def fail(self, index: int, error: BaseException) -> None:
+        """Let one message fail, as if its handler had raised ``error``; the others go on.
+
+        ``Retry``, ``Reject``, ``Drop`` and ``AlreadyHandled`` decide as they do in a handler. The last call counts.
+
+        Args:
+            index: the place of the message in the batch, from 0.
+            error: why.
+
+        Raises:
+            ConfigurationError: there is no such place, or ``error`` is no exception.
+        """
+        if not _is_place(index, len(self.items)):
+            raise ConfigurationError(f"batch.fail(index) takes a place from 0 to {len(self.items) - 1}; got {index!r}")
+        if not _is_error(error):
+            raise ConfigurationError(f"batch.fail(index, error) takes an exception; got {type(error).__name__}")
+        self._failures[index] = error
+
+    @property
+    def failures(self) -> dict[int, BaseException]:
+        """What was let fail so far, by place."""
+        return dict(self._failures)
+
+    def __repr__(self) -> str:
+        return f"<BatchContext of {len(self.items)} messages>"
+
+
+BatchFunction = Callable[[list[Any], BatchContext[Any, Any]], Awaitable[None]]
+
+
+class _Member(msgspec.Struct, eq=False):
+    """One message in a batch."""
+
+    payload: Any
+    ctx: MessageContext[Any, Any]
+    error: BaseException | None = None
+
+
+class _Batch:
+    """Messages that are handled together: it collects, then runs, then is over."""
+
+    def __init__(self, function: BatchFunction) -> None:
+        self._function = function
+        self.members: list[_Member] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+        self._context = contextvars.copy_context()
+        self._context.run(forget_message)
+
+    def begin(self, name: str) -> None:
+        """Call the handler, in a task of its own: it goes on when one of its messages is lost."""
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
+
+    async def leave(self, member: _Member) -> None:
+        """Let a cancelled message go. The last one takes the handler with it, and waits for its end."""
+        self.members.remove(member)
+        task = self.task
+        if self.members or task is None:
+            return
+        task.cancel()
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue  # its resources must not be given back while the handler runs
+
+    async def _run(self) -> None:
+        members = list(self.members)
+        batch = BatchContext([member.ctx for member in members])
+        error: BaseException | None = None
+        try:
+            await self._function([member.payload for member in members], batch)
+        except AlreadyHandled:
+            text = (
+                "AlreadyHandled left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"
+            )
+            error = MessageError(text)
+        except BaseException as raised:  # a SystemExit too: it ends the consumer from each message's own task
+            error = raised
+        failures = batch.failures
+        for index, member in enumerate(members):
+            member.error = failures.get(index, error)
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+class BatchHandler:
+    """Collects messages of one tenant, and calls a function with them. Made by ``consumer.batch_handler``.
+
+    Args:
+        function: called as ``function(payloads, batch)``.
+        size: the most messages of a batch.
+        wait: seconds that the first message of a batch waits for others.
+    """
+
+    def __init__(self, function: BatchFunction, *, size: int, wait: float) -> None:
+        self._function = function
+        self._size = size
+        self._wait = wait
+        self._collecting: dict[Any, _Batch] = {}
+        self._name = f"postroom-batch-{name_of(function)}"
+
+    async def __call__(self, payload: Any, ctx: MessageContext[Any, Any]) -> None:
+        """Join a batch, and end as the message's part of it ends."""
+        key = (ctx.tenant, ctx.context, id(ctx.resources))
+        batch = self._collecting.get(key)
+        if batch is None:
+            batch = self._collecting[key] = _Batch(self._function)
+            batch.timer = asyncio.get_running_loop().call_later(self._wait, self._begin, key, batch)
+        member = _Member(payload, ctx)
+        batch.members.append(member)
+        if len(batch.members) >= self._size:
+            self._begin(key, batch)
+        try:
+            await asyncio.wait([batch.over])  # unlike an await, it cancels nothing of the others
+        except asyncio.CancelledError:
+            await batch.leave(member)
+            if not batch.members:
+                self._forget(key, batch)
+            raise
+        if member.error is not None:
+            raise member.error
+
+    def _begin(self, key: Any, batch: _Batch) -> None:
+        self._forget(key, batch)
+        if batch.members and batch.task is None:
+            batch.begin(self._name)
+
+    def _forget(self, key: Any, batch: _Batch) -> None:
+        if self._collecting.get(key) is batch:
+            del self._collecting[key]
+        if batch.timer is not None:
+            batch.timer.cancel()
+
+
+def check_batch(size: object, wait: object, concurrency: Concurrency, *, shared: bool) -> None:
+    """Refuse sizes that no batch can have. Raises ``ConfigurationError`` with what to write.
+
+    Args:
+        size: see there.
+        wait: see there.
+        concurrency: what bounds how many messages of a tenant run at once.
+        shared: whether several tenants share the slots.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigurationError(f"batch_handler(size=...) takes a whole number from 1 up; got {size!r}")
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
+        raise ConfigurationError(f"batch_handler(wait=...) takes seconds, 0 or more; got {wait!r}")
+    slots = min(concurrency.total, concurrency.per_tenant) if shared else concurrency.total
+    if size > slots:
+        total = max(size, concurrency.total)
+        enough = f"Concurrency(total={total}, per_tenant={size})" if shared else f"Concurrency(total={total})"
+        text = f"batch_handler(size={size}) needs a slot for each message of a batch, and a tenant has {slots}"
+        raise ConfigurationError(f"{text}: write {enough}")
+
+
+def check_batch_function(function: Any) -> None:
+    """Refuse what cannot be called as ``function(payloads, batch)``. Raises ``ConfigurationError``."""
+    check_handler(function)
+    if not is_async(function):
+        text = f"batch handler {name_of(function)} is a plain def: write it as `async def`"
+        raise ConfigurationError(f"{text}, and call what blocks with `await asyncio.to_thread(...)`")
+
+
+def element_type_of(function: Any) -> Any:
+    """Return the payload type of one message: what the annotation ``list[...]`` of the first parameter says.
+
+    Raises:
+        ConfigurationError: the annotation is no list.
+    """
+    wanted = payload_type_of(function)
+    if wanted is object or wanted is list:
+        return object
+    origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin in _LISTS and len(arguments) == 1:
+        return arguments[0]
+    text = f"batch handler {name_of(function)} gets a list of payloads: annotate it as list[{_name(wanted)}]"
+    raise ConfigurationError(text)
+
+
+def _is_place(index: object, count: int) -> bool:
+    return isinstance(index, int) and not isinstance(index, bool) and 0 <= index < count
+
+
+def _is_error(error: object) -> bool:
+    return isinstance(error, BaseException)
+
+
+def _name(wanted: Any) -> str:
+    return wanted.__name__ if isinstance(wanted, type) else str(wanted)

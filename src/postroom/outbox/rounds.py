@@ -1,0 +1,168 @@
+"""What a round does with the rows that it took: sends them, and says which are done."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from postroom.errors import TransportError, Unsent
+from postroom.message import OutgoingMessage
+from postroom.outbox.stores import Row, taken
+from postroom.outbox.tables import Outbox
+from postroom.sending import Sender, SendRetry
+from postroom.transports.protocol import Client
+
+_log = logging.getLogger("postroom.outbox")
+
+_RETRY: Final = SendRetry(attempts=3, within=10.0)
+"""A short one: meanwhile a transaction is open."""
+FIRST_PAUSE: Final = 1.0
+"""Seconds without a try of a queue, or of a tenant's database, that has just failed. It doubles."""
+LONGEST_PAUSE: Final = 60.0
+"""The longest such pause."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done so far."""
+
+    sent: int = 0
+    set_aside: int = 0
+    failures: int = 0
+
+
+class Pauses:
+    """When what failed is tried again."""
+
+    def __init__(self) -> None:
+        self._time = asyncio.get_running_loop().time
+        self._until: dict[Any, tuple[float, float]] = {}  # the time, and how long the pause is
+
+    def active(self) -> list[Any]:
+        """Return what is not to be tried now."""
+        now = self._time()
+        return [each for each, (until, _) in self._until.items() if until > now] if self._until else []
+
+    def is_active(self, key: Any) -> bool:
+        """Return whether it is not to be tried now."""
+        return key in self._until and self._until[key][0] > self._time()
+
+    def failed(self, key: Any) -> tuple[float, bool]:
+        """Begin a pause, twice as long as the last one. Return its seconds, and whether it is the first one."""
+        known = self._until.get(key)
+        seconds = FIRST_PAUSE if known is None else min(LONGEST_PAUSE, known[1] * 2)
+        self._until[key] = (self._time() + seconds, seconds)
+        return seconds, known is None
+
+    def succeeded(self, key: Any) -> bool:
+        """Forget its failures. Return whether there were any."""
+        return self._until.pop(key, None) is not None
+
+
+class Queues:
+    """The queues that rows go to, each opened when it is first needed; and those that cannot be reached for now.
+
+    Args:
+        known: the senders that are to be used, by the name of their queue.
+        client: opens the other queues.
+    """
+
+    def __init__(self, known: Mapping[str, Sender[Any]], client: Client) -> None:
+        self._senders = dict(known)
+        self._client = client
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self.pauses = Pauses()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def post(self, queue: str, messages: Sequence[OutgoingMessage]) -> dict[int, Unsent]:
+        """Send messages, and return what was not sent, by place. A queue that fails is paused."""
+        try:
+            sender = await self._sender(queue)
+        except TransportError as error:
+            self._pause(queue, str(error))
+            return {index: Unsent(index, error.code, str(error), retryable=True) for index in range(len(messages))}
+        unsent = (await sender.post(messages)).unsent
+        again = [each for each in unsent.values() if each.retryable and not each.behind]
+        if again:
+            self._pause(queue, again[0].reason)
+        elif self.pauses.succeeded(queue):
+            _log.info("Queue %s takes messages of outboxes again", queue)
+        return unsent
+
+    async def _sender(self, queue: str) -> Sender[Any]:
+        async with self._opening:
+            sender = self._senders.get(queue)
+            if sender is None:
+                sender = Sender[Any](queue, retry=_RETRY, client=self._client)
+                await self._stack.enter_async_context(sender)
+                self._senders[queue] = sender
+            return sender
+
+    def _pause(self, queue: str, reason: str) -> None:
+        seconds, first = self.pauses.failed(queue)
+        text = "Queue %s does not take messages of outboxes; they stay there, and the next try is in %.0f s: %s"
+        _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason)
+
+
+class Rounds:
+    """Takes rows, sends them, removes them: round after round.
+
+    Args:
+        outbox: the table.
+        queues: where the rows go.
+        counters: counts what was done.
+    """
+
+    def __init__(self, outbox: Outbox, queues: Queues, counters: Counters) -> None:
+        self._outbox = outbox
+        self._queues = queues
+        self.counters = counters
+
+    async def once(self, database: object, tenant: str) -> bool:
+        """Do one round. Return whether another one may find more.
+
+        Raises:
+            ConfigurationError: these resources have no outbox that is known here.
+            Exception: the driver's: the database failed. What was sent may be sent again.
+        """
+        async with taken(database, self._outbox, self._queues.pauses.active()) as found:
+            if not found.rows:
+                return False
+            sent: list[int] = []
+            aside = [(row.id, "this row is no message of an outbox") for row in found.rows if row.message is None]
+            for queue, rows in _by_queue(found.rows).items():
+                unsent = await self._queues.post(queue, [message for _, message in rows])
+                for index, (number, _) in enumerate(rows):
+                    if index not in unsent:
+                        sent.append(number)
+                    elif not unsent[index].retryable:
+                        aside.append((number, unsent[index].reason[:1000]))
+            if sent:
+                await found.remove(sent)
+            if aside:
+                await found.set_aside(aside)
+        self.counters.sent += len(sent)
+        self.counters.set_aside += len(aside)
+        for number, reason in aside:
+            text = "Message %d in %s of tenant %s can never be sent and is set aside there: %s"
+            _log.error(text, number, self._outbox.table, tenant, reason)
+        return bool(sent or aside)
+
+
+def _by_queue(rows: Sequence[Row]) -> dict[str, list[tuple[int, OutgoingMessage]]]:
+    found: dict[str, list[tuple[int, OutgoingMessage]]] = {}
+    for row in rows:
+        if row.message is not None:
+            found.setdefault(row.queue, []).append((row.id, row.message))
+    return found

@@ -1,0 +1,146 @@
+"""The loop of a relay: workers that look at one tenant's outbox after the other."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Any, Final, Generic
+
+from postroom.errors import ConfigurationError, ResourceOpenError
+from postroom.outbox.rounds import Pauses, Rounds
+from postroom.redaction import log_error
+from postroom.resources import ResourcePool, display_key
+from postroom.tasks import Tasks
+from postroom.types import C
+
+_log = logging.getLogger("postroom.outbox")
+
+ROUNDS: Final = 10
+"""Rounds for one tenant before it is the next one's turn."""
+_GRACE: Final = 15.0
+"""Seconds that rounds under way have at the end. A call that SQS does not answer takes ten."""
+_JITTER: Final = Random()  # noqa: S311 - spreads the replicas' looks
+
+
+class Run(Generic[C]):
+    """One run of a relay.
+
+    Args:
+        pool: where the tenants' databases are leased.
+        tenants: asks for the contexts.
+        rounds: does the rounds.
+        interval: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        pool: ResourcePool[C, Any],
+        tenants: Callable[[], Awaitable[Sequence[C]]],
+        rounds: Rounds,
+        interval: float,
+    ) -> None:
+        self._pool = pool
+        self._tenants = tenants
+        self._rounds = rounds
+        self._interval = interval
+        self._tasks = Tasks(self._die)
+        self._workers: list[asyncio.Task[Any]] = []
+        self._line: asyncio.Queue[C | None] = asyncio.Queue()
+        self._waiting: set[C] = set()
+        self._busy: dict[C, bool] = {}  # and whether to look again afterwards
+        self._looks: dict[C, asyncio.Lock] = {}  # so that drain() finds what a worker has in hand to be done
+        self._pauses = Pauses()
+        self._feed_now = asyncio.Event()
+        self._closing = False
+        self.stopping = asyncio.Event()
+        """Set when the relay is to end."""
+        self.fatal: BaseException | None = None
+        """What ended it."""
+
+    def begin(self, parallel: int) -> None:
+        """Start the workers, and what gives them tenants."""
+        self._tasks.spawn(self._feed(), "postroom-outbox-tenants")
+        for number in range(parallel):
+            self._workers.append(self._tasks.spawn(self._work(), f"postroom-outbox-{number}"))
+
+    async def end(self) -> None:
+        """Let rounds that are under way finish, and end all tasks."""
+        self._closing = True
+        for _ in self._workers:
+            self._line.put_nowait(None)
+        await asyncio.wait(self._workers, timeout=_GRACE)
+        await self._tasks.close(grace=1.0)
+
+    async def look(self, context: C) -> bool:
+        """Do rounds for one tenant. Return whether there may be more.
+
+        Raises:
+            Exception: its database cannot be used.
+        """
+        lock = self._looks.setdefault(context, asyncio.Lock())
+        try:
+            async with lock, self._pool.lease(context) as database:
+                for _ in range(ROUNDS):
+                    if self._closing or not await self._rounds.once(database, display_key(context)):
+                        return False
+        finally:
+            if not lock.locked():
+                self._looks.pop(context, None)
+        return True
+
+    def wake(self, context: C | None) -> None:
+        """Look at one tenant at once, or at all."""
+        if context is None:
+            self._feed_now.set()
+        else:
+            self._put(context)
+
+    def _put(self, context: C) -> None:
+        if context in self._busy:
+            self._busy[context] = True
+        elif context not in self._waiting and not self._closing and not self._pauses.is_active(context):
+            self._waiting.add(context)
+            self._line.put_nowait(context)
+
+    async def _feed(self) -> None:
+        while True:
+            try:
+                for context in await self._tenants():
+                    self._put(context)
+            except Exception as error:
+                log_error(_log, logging.ERROR, "OutboxRelay(tenants=...) failed; asked again later", error=error)
+            self._feed_now.clear()
+            try:
+                async with asyncio.timeout(self._interval * (0.75 + _JITTER.random() / 2)):
+                    await self._feed_now.wait()
+            except TimeoutError:
+                continue
+
+    async def _work(self) -> None:
+        while (context := await self._line.get()) is not None and not self._closing:
+            self._waiting.discard(context)
+            self._busy[context] = False
+            more = False
+            try:
+                more = await self.look(context)
+                if self._pauses.succeeded(context):
+                    _log.info("The outbox of tenant %s can be read again", display_key(context))
+            except ConfigurationError as error:
+                self._die(error)
+            except Exception as error:
+                self._failed(context, error)
+            finally:
+                again = self._busy.pop(context) or more
+            if again:
+                self._put(context)  # behind the others
+
+    def _failed(self, context: C, error: Exception) -> None:
+        self._rounds.counters.failures += 1
+        seconds, first = self._pauses.failed(context)
+        cause = error.__cause__ if isinstance(error, ResourceOpenError) and error.__cause__ is not None else error
+        text = "The outbox of tenant %s could not be relayed; the next try is in %.0f s"
+        log_error(_log, logging.ERROR if first else logging.DEBUG, text, display_key(context), seconds, error=cause)
+
+    def _die(self, error: BaseException) -> None:
+        self.fatal = self.fatal or error
+        self.stopping.set()

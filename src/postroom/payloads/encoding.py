@@ -1,0 +1,118 @@
+"""From a payload to the body that carries it: the other direction of :func:`~postroom.payloads.decoder_for`."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import msgspec
+
+from postroom.errors import ConfigurationError
+from postroom.message import Message
+from postroom.payloads.attributes import camel_case
+from postroom.payloads.decoding import mentions_pydantic
+from postroom.payloads.problems import type_name
+from postroom.payloads.renaming import Rename
+
+Encode = Callable[[Any], str]
+"""Makes the body of a payload."""
+
+_MOST_KNOWN: Final = 256
+"""Payload types of which the encoder is kept; the oldest go first."""
+_known: Final[dict[type[Any], Encode]] = {}
+
+
+def encode_payload(payload: Any) -> str:
+    """Return the body of a payload, as a consumer of its type decodes it.
+
+    Text and bytes are the body as they are. Everything that mentions pydantic is written by pydantic, with its aliases;
+    the rest as JSON by msgspec.
+
+    Raises:
+        ConfigurationError: the payload, or something in it, has no JSON form. The text names types and no values.
+    """
+    kind = cast("type[Any]", type(payload))
+    encode = _known.get(kind)
+    if encode is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.pop(next(iter(_known)), None)
+        encode = _known[kind] = _encoder_of(kind)
+    return encode(payload)
+
+
+def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
+    """Build the encoder of a payload type.
+
+    Args:
+        payload_type: as a handler names it; unions and containers too.
+        rename: ``"camel"`` writes the fields of dataclasses ``orderId``, as ``decoder_for(rename="camel")`` reads them.
+
+    Raises:
+        ConfigurationError: pydantic knows no schema of the type, or ``rename`` is not ``"camel"``.
+    """
+    if rename is not None and rename != "camel":
+        raise ConfigurationError(f'encoder_for(rename=...) takes "camel" or None; got {rename!r}')
+    if rename is not None:
+        return lambda payload: _json(_camelled(payload))
+    if payload_type in (str, bytes, Message) or not mentions_pydantic(payload_type):
+        return encode_payload
+    from postroom.payloads.models import model_encoder  # noqa: PLC0415 - pydantic is an extra
+
+    return model_encoder(payload_type)
+
+
+def _encoder_of(kind: type[Any]) -> Encode:
+    if issubclass(kind, str):
+        return str
+    if issubclass(kind, bytes):
+        return _text_of_bytes
+    if issubclass(kind, Message):
+        return _body_of
+    if mentions_pydantic(kind):
+        return encoder_for(kind)
+    return _json
+
+
+def _text_of_bytes(payload: bytes) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        pass
+    raise ConfigurationError("a payload of bytes is sent as UTF-8 text, and these bytes are none: send them as base64")
+
+
+def _body_of(payload: Message) -> str:
+    return payload.body
+
+
+def _json(payload: Any) -> str:
+    try:
+        return msgspec.json.encode(payload, enc_hook=_foreign).decode()
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        problem = _unsendable(cast("type[Any]", type(payload)), type(error).__name__)
+    raise problem  # outside the except block: an error may quote the payload
+
+
+def _foreign(value: Any) -> Any:
+    """Write what msgspec does not know: a pydantic model inside of a list or a dict."""
+    pydantic = sys.modules.get("pydantic")  # not imported: then the value is none of its models
+    if pydantic is not None and isinstance(value, pydantic.BaseModel):
+        return msgspec.Raw(value.model_dump_json(by_alias=True).encode())
+    raise TypeError(type_name(cast("object", type(value))))
+
+
+def _camelled(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {camel_case(field.name): _camelled(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _camelled(each) for key, each in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_camelled(each) for each in cast("list[Any]", value)]
+    return value
+
+
+def _unsendable(kind: type[Any], why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"a payload of type {type_name(kind)} cannot be sent as JSON ({why}): use a dataclass, a msgspec Struct, a "
+        "pydantic model, a TypedDict, dict, list, str or bytes, or say Sender(encode=...)"
+    )

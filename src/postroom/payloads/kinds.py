@@ -1,0 +1,32 @@
+"""Of which kind a message is, by a field of its body, without decoding the rest."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from postroom.message import Message
+
+
+class FieldReader:
+    """Reads one text field of a JSON object, and skips everything else."""
+
+    __slots__ = ("_decode", "name")
+
+    def __init__(self, name: str) -> None:
+        fields: list[Any] = [("kind", Any, msgspec.field(default=None, name=name))]
+        self.name = name
+        self._decode = msgspec.json.Decoder(msgspec.defstruct("Kind", fields)).decode
+
+    def __call__(self, message: Message, /) -> str | None:
+        """Return the text of the field; None where there is none, or the body is no JSON object."""
+        try:
+            kind = self._decode(message.body).kind  # type: ignore[attr-defined]
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            return None
+        return kind if isinstance(kind, str) else None
+
+
+def is_safe(text: str, pattern: str) -> bool:
+    """Return whether a text of a message may be shown in a log line."""
+    return re.fullmatch(pattern, text) is not None

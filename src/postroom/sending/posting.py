@@ -1,0 +1,142 @@
+"""Sends messages in batches, tries refused entries again, and says of each whether it was sent."""
+
+import asyncio
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+from typing import Any, Final, cast
+
+from postroom.errors import ConfigurationError, InvalidRequest, PostroomError, SendFailed, TransportError, Unsent
+from postroom.message import OutgoingMessage
+from postroom.sending.batches import Numbered, Waiting
+from postroom.transports.protocol import EntryFailure, Queue, SendResult
+
+_JITTER: Final = Random()  # noqa: S311 - spreads calls, keeps no secret
+_SHOWN: Final = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SendRetry:
+    """How often, and for how long, a message is tried that SQS refused for now.
+
+    Args:
+        attempts: calls for one message, the first one included.
+        base: seconds before the second call; doubles up to ``cap``, less a random half.
+        cap: the longest such pause.
+        within: seconds after which no further call is made for a send.
+
+    Only what may succeed later is tried again: throttling, a server error, no answer. The AWS client has tried a call
+    three times by itself when it fails here.
+    """
+
+    attempts: int = 4
+    base: float = 0.2
+    cap: float = 5.0
+    within: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check("attempts", self.attempts, least=1, whole=True)
+        for name in ("base", "cap", "within"):
+            _check(name, getattr(self, name), least=0)
+
+
+@dataclasses.dataclass(slots=True)
+class Outcome:
+    """What became of each message of a call."""
+
+    message_ids: list[str | None]
+    """By place; None for what was not sent."""
+    unsent: dict[int, Unsent]
+
+    def raise_for_unsent(self, queue: str) -> None:
+        """Raise ``SendFailed`` if anything was not sent."""
+        if not self.unsent:
+            return
+        failures = [self.unsent[index] for index in sorted(self.unsent)]
+        shown = "; ".join(f"entry {each.index}: {each.reason}" for each in failures[:_SHOWN])
+        more = f"; and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
+        text = f"{len(failures)} of {len(self.message_ids)} messages were not sent to queue {queue!r}: {shown}{more}"
+        raise SendFailed(text, unsent=failures, message_ids=self.message_ids)
+
+
+async def post(queue: Queue, messages: Sequence[OutgoingMessage], retry: SendRetry) -> Outcome:
+    """Send messages, and return what became of each.
+
+    On a FIFO queue no message is sent after one of its group that was not. On a standard queue what SQS refuses for
+    now is tried again beside the others. A call that is cancelled may have been carried out.
+    """
+    return await _Posting(queue, messages, retry).run()
+
+
+class _Posting:
+    """One call of :func:`post`."""
+
+    def __init__(self, queue: Queue, messages: Sequence[OutgoingMessage], retry: SendRetry) -> None:
+        self._queue = queue
+        self._ordered = queue.info.fifo
+        self._retry = retry
+        self._time = asyncio.get_running_loop().time
+        self._until = self._time() + retry.within
+        self._waiting = Waiting(messages, ordered=self._ordered)
+        self._tries = Counter[int]()
+        self._outcome = Outcome([None] * len(messages), {})
+
+    async def run(self) -> Outcome:
+        """Send batch after batch, with a pause before each that has something to try again."""
+        in_a_row = 0
+        while batch := self._waiting.take():
+            again = await self._send(batch)
+            self._waiting.put_back(again)
+            in_a_row = in_a_row + 1 if again else 0
+            if again:
+                longest = min(self._retry.cap, self._retry.base * 2.0 ** (in_a_row - 1))
+                await asyncio.sleep(longest * (0.5 + _JITTER.random() / 2))
+        return self._outcome
+
+    async def _send(self, batch: Sequence[Numbered]) -> list[Numbered]:
+        """Send one batch, and return what is to be tried again."""
+        again: list[Numbered] = []
+        for (index, message), result in zip(batch, await self._results(batch), strict=True):
+            if isinstance(result, SendResult):
+                self._outcome.message_ids[index] = result.message_id
+                continue
+            self._tries[index] += 1
+            unsent = Unsent(index, result.code, _said(result), retryable=not result.sender_fault)
+            if unsent.retryable and self._tries[index] < self._retry.attempts and self._time() < self._until:
+                again.append((index, message))
+            else:
+                self._give_up(message, unsent)
+        return again
+
+    async def _results(self, batch: Sequence[Numbered]) -> Sequence[SendResult | EntryFailure]:
+        try:
+            return await self._queue.send([message for _, message in batch])
+        except InvalidRequest as error:
+            if len(batch) > 1:  # SQS refuses whole calls for one bad entry: each is asked alone which one it is
+                return [(await self._results([each]))[0] for each in batch]
+            return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)]
+        except PostroomError as error:  # also ClosedError: what was sent before it is to be told
+            retryable = isinstance(error, TransportError) and error.retryable
+            code = getattr(error, "code", "") or type(error).__name__
+            return [EntryFailure(0, code, str(error), not retryable)] * len(batch)
+
+    def _give_up(self, message: OutgoingMessage, unsent: Unsent) -> None:
+        """Note what was not sent: on a FIFO queue also everything behind it in its group."""
+        self._outcome.unsent[unsent.index] = unsent
+        if self._ordered:
+            text = f"entry {unsent.index} of its message group was not sent"
+            for index, _ in self._waiting.drop_group(message.group_id):
+                self._outcome.unsent[index] = Unsent(index, unsent.code, text, retryable=True, behind=True)
+
+
+def _said(failure: EntryFailure) -> str:
+    return f"{failure.code} ({failure.text})" if failure.text else failure.code
+
+
+def _check(name: str, value: object, *, least: float, whole: bool = False) -> None:
+    kinds: tuple[type[Any], ...] = (int,) if whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= cast("float", value) < math.inf:
+        what = f"a whole number from {least:g} up" if whole else "seconds, 0 or more"
+        raise ConfigurationError(f"SendRetry({name}=...) takes {what}; got {value!r}")

@@ -1,0 +1,335 @@
+"""From queue to queue: each message is sent with everything it has, and deleted only after that."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from postroom.errors import ConfigurationError, QueueNotFound, TransportError
+from postroom.message import Message, OutgoingMessage
+from postroom.options import MAX_BATCH, MAX_WAIT
+from postroom.sending.posting import SendRetry, post
+from postroom.sending.sender import default_client
+from postroom.settlement import letters
+from postroom.transports.protocol import Client, Queue, VisibilityChange
+
+_log = logging.getLogger("postroom.sending")
+
+Target = str | Callable[[Message], str | None]
+"""A queue by name, URL or ARN; or a function that names one for each message, and None for what is to stay."""
+Change = Callable[[Message, OutgoingMessage], OutgoingMessage | None]
+"""What is sent instead of a message; None for what is to stay."""
+
+VISIBILITY: Final = 120.0
+"""Seconds for which a message is ours: the pauses of its tries, and a call that is answered late."""
+_RETRY: Final = SendRetry(within=30.0)
+_PAUSES: Final = (0.2, 1.0, 3.0, 5.0)
+"""Seconds between the tries of a receive, and of a delete."""
+_MOST_TARGETS: Final = 100
+"""Queues that are kept open at once."""
+_STORY: Final = frozenset(
+    {
+        letters.REASON,
+        letters.MESSAGE_ID,
+        letters.QUEUE,
+        letters.ATTEMPTS,
+        letters.SENT,
+        letters.FIRST_RECEIVED,
+        letters.RECEIVES,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """What became of the messages of a queue."""
+
+    sent: int
+    """Sent to their target, and deleted here."""
+    left: int
+    """Still here: their target refused them for good, there is none, or they were to stay. The log says why."""
+
+
+async def relay(
+    source: str,
+    target: Target,
+    *,
+    change: Change | None = None,
+    limit: int | None = None,
+    parallel: int = 4,
+    wait: float = 1.0,
+    client: Client | None = None,
+) -> Relayed:
+    """Send the messages of one queue to another, until no more come, and return how many there were.
+
+    Each keeps its body, its attributes, its message group and its trace header. It is deleted after its target has
+    taken it: nothing is lost, and what is sent just before a crash is sent twice. On FIFO queues the order of each
+    group is kept, and the deduplication id is the id of the message, so that one that is sent again within SQS's five
+    minutes is there once. At most ``10 * parallel`` messages are in memory.
+
+    Args:
+        source: where they are: name, URL or ARN.
+        target: where they go; a function (Message) -> queue where they go to several.
+        change: called with each message and what would be sent; returns what is sent, or None to let it stay.
+        limit: the most that is sent.
+        parallel: receives at once.
+        wait: seconds without a message after which the queue counts as empty, 1 to 20.
+        client: where the queues are; by default the one AWS client of the event loop.
+
+    Raises:
+        SendFailed: a target could not be reached, after retries. What was not sent is visible in the source again.
+        TransportError: the source cannot be read.
+        ConfigurationError: an argument cannot work.
+    """
+    if not callable(target) and not str(target or "").strip():
+        text = f"relay(target) takes the name, URL or ARN of a queue, or a function (Message); got {target!r}"
+        raise ConfigurationError(text)
+    if change is not None and not callable(change):
+        raise ConfigurationError(f"relay(change=...) takes a function (Message, OutgoingMessage); got {change!r}")
+    _check_bounds(limit, parallel, wait)
+    async with client or default_client() as opened:
+        work = _Relay(opened, await opened.queue(source), target, change or _unchanged, limit=limit, wait=wait)
+        if isinstance(target, str):
+            await work.open(target)  # a queue that does not exist is told before anything is received
+        return await work.run(parallel)
+
+
+async def redrive(
+    dead_letters: str,
+    *,
+    select: Callable[[Message], bool] | None = None,
+    limit: int | None = None,
+    parallel: int = 4,
+    wait: float = 1.0,
+    client: Client | None = None,
+) -> Relayed:
+    """Send dead letters back to the queues that they came from, and return how many there were.
+
+    It works for both kinds, in one queue: those that SQS moved, and those that a consumer rejected. What the rejection
+    added to the attributes is taken off, so their attempts begin again. A dead letter goes only to a queue that
+    names this dead-letter queue in its redrive policy: the attribute that says where it came from is input.
+
+    Args:
+        dead_letters: the dead-letter queue: name, URL or ARN.
+        select: says of each message whether it goes back; None: all do.
+        limit: the most that is sent.
+        parallel: receives at once.
+        wait: seconds without a message after which the queue counts as empty, 1 to 20.
+        client: where the queues are; by default the one AWS client of the event loop.
+
+    Raises: as :func:`relay`.
+    """
+    if select is not None and not callable(select):
+        raise ConfigurationError(f"redrive(select=...) takes a function (Message) -> bool; got {select!r}")
+    _check_bounds(limit, parallel, wait)
+
+    def chosen(message: Message, copy: OutgoingMessage) -> OutgoingMessage | None:
+        return without_story(copy) if select is None or select(message) else None
+
+    async with client or default_client() as opened:
+        work = _Relay(opened, await opened.queue(dead_letters), home_of, chosen, limit=limit, wait=wait, home=True)
+        return await work.run(parallel)
+
+
+def home_of(message: Message) -> str | None:
+    """Return the ARN of the queue that a dead letter came from; None if it does not say.
+
+    SQS says it of what it moved itself (``DeadLetterQueueSourceArn``), the attribute ``postroom.queue`` of what a
+    consumer rejected. The attribute is input from anyone who may send to the dead-letter queue: :func:`redrive` checks
+    that the queue is one of its sources.
+    """
+    found = message.message_attributes.get(letters.QUEUE)
+    return message.system_attributes.get("DeadLetterQueueSourceArn") or (None if found is None else found.string_value)
+
+
+def without_story(message: OutgoingMessage) -> OutgoingMessage:
+    """Return a message without the attributes that its rejection added."""
+    kept = {name: value for name, value in message.message_attributes.items() if name not in _STORY}
+    return msgspec.structs.replace(message, message_attributes=kept)
+
+
+def copy_of(message: Message, *, fifo: bool) -> OutgoingMessage:
+    """Return what is sent to have a message in another queue as it is."""
+    return OutgoingMessage(
+        body=message.body,
+        message_attributes=message.message_attributes,
+        group_id=message.group_id,
+        deduplication_id=message.id if fifo else None,
+        trace_header=message.trace_header,
+    )
+
+
+class _Relay:
+    """One relay under way: workers that receive, send and delete."""
+
+    def __init__(
+        self,
+        client: Client,
+        source: Queue,
+        target: Target,
+        change: Change,
+        *,
+        limit: int | None,
+        wait: float,
+        home: bool = False,
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._target = target
+        self._change = change
+        self._room = limit
+        self._wait = wait
+        self._home = home
+        self._targets: dict[str, Queue] = {}
+        self._left: dict[str, str] = {}  # SQS bounds it: these are in flight, 120,000 at most
+        self._sent = 0
+        self._failed: Exception | None = None
+
+    async def run(self, parallel: int) -> Relayed:
+        """Run so many workers until no more messages come."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(parallel):
+                    group.create_task(self._work(), name=f"postroom-relay-{self._source.info.name}-{number}")
+        finally:
+            await self._show_again()
+        if self._failed is not None:
+            raise self._failed
+        return Relayed(self._sent, len(self._left))
+
+    async def open(self, name: str) -> Queue:
+        """Open a target, or return the one that is open."""
+        found = self._targets.get(name)
+        if found is None:
+            if len(self._targets) >= _MOST_TARGETS:
+                del self._targets[next(iter(self._targets))]
+            found = self._targets[name] = await self._client.queue(name)
+        return found
+
+    async def _work(self) -> None:
+        try:
+            await self._loop()
+        except Exception as error:  # ends the other workers after what they have in hand
+            self._failed = self._failed or error
+
+    async def _loop(self) -> None:
+        while self._failed is None and (ask := MAX_BATCH if self._room is None else min(MAX_BATCH, self._room)):
+            if self._room is not None:
+                self._room -= ask  # before the await: other workers ask meanwhile
+            received = await self._receive(ask)
+            sent = await self._relay(received)
+            if self._room is not None:
+                self._room += ask - sent
+            if all(message.id in self._left for message in received):  # nothing, or nothing but what stays
+                return
+
+    async def _receive(self, limit: int) -> Sequence[Message]:
+        for pause in _PAUSES:
+            try:
+                return await self._source.receive(limit=limit, wait=self._wait, visibility=VISIBILITY)
+            except TransportError as error:
+                if not error.retryable:
+                    raise
+                _log.debug("A receive failed and is tried again in %g s: %s", pause, error)
+            await asyncio.sleep(pause)
+        return await self._source.receive(limit=limit, wait=self._wait, visibility=VISIBILITY)
+
+    async def _relay(self, received: Sequence[Message]) -> int:
+        """Send messages, delete those that were sent, and return how many that are."""
+        by_target: dict[str, list[tuple[Message, OutgoingMessage]]] = {}
+        for message in received:
+            named = await self._outgoing(message)
+            if isinstance(named, str):
+                self._leave(message, named)
+            else:
+                by_target.setdefault(named[0], []).append((message, named[1]))
+        sent = 0
+        for name, pairs in by_target.items():
+            sent += await self._send(await self.open(name), pairs)
+        self._sent += sent
+        return sent
+
+    async def _outgoing(self, message: Message) -> tuple[str, OutgoingMessage] | str:
+        """Return where a message goes and what is sent, or why it stays."""
+        try:
+            name = self._target if isinstance(self._target, str) else self._target(message)
+            if name is None:
+                return "it does not say where it goes"
+            queue = await self.open(name)
+        except QueueNotFound as error:
+            return str(error)
+        if self._home and (reason := self._not_home(queue)) is not None:
+            return reason
+        changed = self._change(message, copy_of(message, fifo=queue.info.fifo))
+        return "it is to stay" if changed is None else (name, changed)
+
+    def _not_home(self, queue: Queue) -> str | None:
+        redrive_policy = queue.info.redrive
+        if redrive_policy is not None and redrive_policy.dead_letter_queue == self._source.info.arn:
+            return None
+        return f"queue {queue.info.name!r} does not name this queue as its dead-letter queue"
+
+    async def _send(self, target: Queue, pairs: Sequence[tuple[Message, OutgoingMessage]]) -> int:
+        outcome = await post(target, [outgoing for _, outgoing in pairs], _RETRY)
+        sent = [message for index, (message, _) in enumerate(pairs) if index not in outcome.unsent]
+        await self._delete(sent)
+        back: list[Message] = []
+        for index, unsent in outcome.unsent.items():
+            if unsent.retryable:
+                back.append(pairs[index][0])
+            else:
+                self._leave(pairs[index][0], unsent.reason)
+        if back:
+            await self._give_back([message.receipt_handle for message in back])
+        if any(unsent.retryable and not unsent.behind for unsent in outcome.unsent.values()):
+            outcome.raise_for_unsent(target.info.name)
+        return len(sent)
+
+    async def _delete(self, messages: Sequence[Message]) -> None:
+        """Delete what was sent. What cannot be deleted comes again, and is sent twice."""
+        left = [message.receipt_handle for message in messages]
+        for pause in (*_PAUSES, 0.0):
+            if not left:
+                return
+            try:
+                left = [left[failure.index] for failure in await self._source.delete(left)]
+            except TransportError as error:
+                _log.debug("Deleting relayed messages failed: %s", error)
+            if left:
+                await asyncio.sleep(pause)
+        if left:
+            text = "%d messages of queue %s were relayed and could not be deleted: they will be relayed again"
+            _log.warning(text, len(left), self._source.info.name)
+
+    async def _give_back(self, receipt_handles: Sequence[str]) -> None:
+        changes = [VisibilityChange(handle, 0) for handle in receipt_handles]
+        with contextlib.suppress(TransportError):  # then it is visible after its timeout
+            await self._source.change_visibility(changes)
+
+    async def _show_again(self) -> None:
+        """Make visible what stays. During the work it was not, so that it was not received again and again."""
+        handles = list(self._left.values())
+        for first in range(0, len(handles), MAX_BATCH):
+            await self._give_back(handles[first : first + MAX_BATCH])
+
+    def _leave(self, message: Message, reason: str) -> None:
+        if message.id not in self._left:
+            text = "Message %s was not relayed and stays in queue %s: %s"
+            _log.warning(text, message.id, self._source.info.name, reason)
+        self._left[message.id] = message.receipt_handle
+
+
+def _unchanged(_: Message, copy: OutgoingMessage) -> OutgoingMessage:
+    return copy
+
+
+def _check_bounds(limit: object, parallel: object, wait: object) -> None:
+    for name, value in (("limit", limit), ("parallel", parallel)):
+        if not (name == "limit" and value is None) and not (type(value) is int and value >= 1):
+            raise ConfigurationError(f"relay({name}=...) takes a whole number from 1 up; got {value!r}")
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 1 <= wait <= MAX_WAIT:
+        raise ConfigurationError(f"relay(wait=...) takes seconds from 1 to {MAX_WAIT}; got {wait!r}")

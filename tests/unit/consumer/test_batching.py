@@ -1,0 +1,308 @@
+"""Batches: of one tenant, up to a size or a time, each message settled by itself, whatever happens to the others."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from postroom import (
+    AlreadyHandled,
+    BatchContext,
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    Failure,
+    MessageContext,
+    Reject,
+    Retry,
+    RetryPolicy,
+    Shutdown,
+    Visibility,
+    current_message,
+)
+from support.world import Database, Databases, Order, Tenant, World, in_world
+
+Batch = Callable[[list[Order], BatchContext[Tenant, Database]], Awaitable[None]]
+SLOTS = Concurrency(total=40, per_tenant=10)
+
+
+class Scene:
+    """A consumer with a batch handler, in a world."""
+
+    def __init__(self, world: World, function: Batch, *, size: int = 5, wait: float = 1.0, **options: Any) -> None:
+        self.databases = Databases()
+        self.errors: list[Failure] = []
+        options = {"concurrency": SLOTS, "on_error": self.errors.append, **options}
+        self.orders: Consumer[Tenant, Database] = Consumer(
+            "orders", context=Tenant, resources=self.databases, client=world.client, **options
+        )
+        self.orders.batch_handler(size=size, wait=wait)(function)
+
+    async def until(self, count: int) -> dict[str, int]:
+        """Work until so many messages were settled."""
+        async with self.orders, asyncio.timeout(600):
+            while sum(self.orders.statistics().settled.values()) < count:
+                await asyncio.sleep(0.1)
+            return {str(name): number for name, number in self.orders.statistics().settled.items()}
+
+
+def test_a_batch_is_of_one_tenant_and_full_or_late() -> None:
+    """Up to five, and what is left after a second. Nothing is the current message of a batch."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*map(str, range(7)), tenant="a")
+        world.send_orders("x", "y", tenant="b")
+        seen: list[tuple[float, str, list[str]]] = []
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            assert current_message() is None
+            assert {item.context for item in batch.items} == {batch.context}
+            assert all(item.resources is batch.resources for item in batch.items)
+            now = asyncio.get_running_loop().time()
+            seen.append((now, batch.context.tenant_id, [order.order_id for order in orders]))
+            for order in orders:
+                batch.resources.write(order.order_id)
+
+        scene = Scene(world, store)
+        assert await scene.until(9) == {"acked": 9}
+        assert sorted((name, len(ids)) for _, name, ids in seen) == [("a", 2), ("a", 5), ("b", 2)]
+        for when, _, ids in seen:
+            assert when < 0.5 if len(ids) == 5 else 0.9 < when < 1.6
+        assert sorted(scene.databases.rows("a")) == [str(number) for number in range(7)]
+
+    in_world(scenario)
+
+
+def test_each_message_fails_by_its_place() -> None:
+    """With whatever a handler may raise; the others are acknowledged."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=5)
+        world.send_orders(*"01234")
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            if len(orders) == 1:
+                return
+            errors = {"1": ValueError("no"), "2": Reject("bad"), "3": Retry(delay=5), "4": AlreadyHandled()}
+            for index, order in enumerate(orders):
+                if order.order_id in errors:
+                    batch.fail(index, errors[order.order_id])
+            assert len(batch.failures) == 4
+
+        scene = Scene(world, store, retry=RetryPolicy(base=1))
+        settled = await scene.until(7)
+        assert settled == {"acked": 4, "retried": 2, "rejected": 1}
+        assert [str(failure.error) for failure in scene.errors] == ["no"]
+        assert isinstance(scene.errors[0].payload, Order)
+        assert world.counts("dead") == (1, 0)
+
+    in_world(scenario)
+
+
+def test_what_the_handler_raises_is_the_failure_of_all_that_did_not_fail_before() -> None:
+    """Each attempt is counted by itself."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=5)
+        world.send_orders(*"012")
+        attempts: list[list[int]] = []
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            attempts.append(sorted(item.attempt for item in batch.items))
+            if len(attempts) == 1:
+                batch.fail(0, Reject("mine"))
+                raise OSError("all")
+
+        scene = Scene(world, store, size=3, retry=RetryPolicy(base=1, jitter=0))
+        settled = await scene.until(5)
+        assert settled == {"acked": 2, "retried": 2, "rejected": 1}
+        assert attempts == [[1, 1, 1], [2, 2]]
+
+    in_world(scenario)
+
+
+def test_a_duplicate_is_told_by_its_place_and_never_acknowledges_the_others() -> None:
+    """``AlreadyHandled`` that leaves the handler is an error."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"01")
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            raise AlreadyHandled
+
+        scene = Scene(world, store, size=2)
+        assert await scene.until(2) == {"retried": 2}
+        assert "batch.fail(index" in str(scene.errors[0].error)
+
+    in_world(scenario)
+
+
+def test_a_stop_waits_for_a_batch_and_cancels_it_after_that() -> None:
+    """Cancelled, its messages go back; the database is not closed under it."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"012")
+        ended: list[bool] = []
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            scene.orders.stop()
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(0.5)
+                ended.append(batch.resources.open)
+
+        scene = Scene(world, store, size=3, shutdown=Shutdown(drain=2, cancel=2))
+        await scene.orders.run()
+        assert ended == [True]
+        assert world.counts() == (3, 0)
+
+    in_world(scenario)
+
+
+def test_a_batch_goes_on_when_one_of_its_messages_is_lost() -> None:
+    """The others are acknowledged; the lost one is another consumer's."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"012")
+        started: list[int] = []
+        done: list[int] = []
+
+        def visibility(call: Any) -> Visibility:
+            lost = '"order_id":"1"' in call.message.body
+            return Visibility(timeout=4.0, heartbeat=False) if lost else Visibility()
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            started.append(len(orders))
+            if len(started) == 1:
+                await asyncio.sleep(100)
+            done.append(len(orders))
+
+        scene = Scene(world, store, size=3, visibility=visibility)
+        async with scene.orders:
+            await asyncio.sleep(120)
+            settled = scene.orders.statistics().settled
+        assert (started, done) == ([3, 1], [1, 3])
+        assert {str(name): count for name, count in settled.items()}["acked"] == 3
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+def test_one_that_is_cancelled_while_it_collects_leaves_the_others() -> None:
+    """As by its time limit."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders("0")
+        sizes: list[int] = []
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            sizes.append(len(orders))
+
+        scene = Scene(world, store, wait=5.0, concurrency=Concurrency(total=20, per_tenant=10, handler_timeout=3.0))
+        async with scene.orders:
+            await asyncio.sleep(1)
+            world.send_orders("1")
+            await asyncio.sleep(4)
+        assert sizes == []  # both ran into their limits: nothing was left to begin with
+        assert {type(failure.error).__name__ for failure in scene.errors} == {"HandlerTimeout"}
+
+    in_world(scenario)
+
+
+def test_middleware_is_called_for_each_message() -> None:
+    """Around its waiting and its batch; what it sets is not seen by other messages' middleware."""
+    mark: ContextVar[str] = ContextVar("mark", default="none")
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"01")
+        told: list[str] = []
+
+        async def layer(payload: Order, ctx: MessageContext[Any, Any], call_next: Any) -> None:
+            told.append(f"{mark.get()} {payload.order_id}")
+            mark.set(payload.order_id)
+            await call_next(payload, ctx)
+            told.append("after")
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            told.append(f"batch of {len(orders)}")
+
+        await Scene(world, store, size=2, middleware=[layer]).until(2)
+        assert sorted(told[:2]) == ["none 0", "none 1"]
+        assert told[2:] == ["batch of 2", "after", "after"]
+
+    in_world(scenario)
+
+
+def test_the_end_of_the_process_is_the_handlers_to_ask_for() -> None:
+    """``SystemExit`` ends the consumer, in order, and nothing is acknowledged."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"01")
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            raise SystemExit(7)
+
+        scene = Scene(world, store, size=2)
+        with pytest.raises(SystemExit):
+            await scene.orders.run()
+        assert sum(world.counts()) == 2
+
+    in_world(scenario)
+
+
+async def _list(payloads: list[Order], batch: BatchContext[Tenant, None]) -> None:
+    """Handle a list."""
+
+
+async def _single(payload: Order, batch: BatchContext[Tenant, None]) -> None:
+    """Handle no list."""
+
+
+def _plain(payloads: list[Order], batch: BatchContext[Tenant, None]) -> None:
+    """Handle nothing in a thread."""
+
+
+@pytest.mark.parametrize(
+    ("options", "function", "text"),
+    [
+        ({"size": 0}, _list, "from 1 up"),
+        ({"size": True}, _list, "from 1 up"),
+        ({"wait": -1}, _list, "0 or more"),
+        ({"size": 50}, _list, r"write Concurrency\(total=64, per_tenant=50\)"),
+        ({"size": 100}, _list, r"write Concurrency\(total=100, per_tenant=100\)"),
+        ({}, _single, r"annotate it as list\[Order\]"),
+        ({}, _plain, "asyncio.to_thread"),
+        ({}, 3, "takes a function"),
+    ],
+)
+def test_mistakes_are_told_when_it_is_registered(options: dict[str, Any], function: Any, text: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(ConfigurationError, match=text):
+        Consumer("orders", context=Tenant).batch_handler(**options)(function)
+
+
+def test_a_place_that_is_none_is_refused() -> None:
+    """And an error that is none."""
+    batch = BatchContext[None, None]([MessageContext(None, None, None, None, 1, None)])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="from 0 to 0"):
+        batch.fail(1, ValueError())
+    with pytest.raises(ConfigurationError, match="takes an exception"):
+        batch.fail(0, "no")  # type: ignore[arg-type]
+
+
+def test_one_consumer_has_one_batch_handler() -> None:
+    """A second one is refused."""
+    orders = Consumer("orders", context=Tenant)
+    assert orders.batch_handler(size=2)(_list) is _list
+    with pytest.raises(ConfigurationError, match="has a handler already"):
+        orders.batch_handler(size=2)(_list)

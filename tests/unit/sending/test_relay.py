@@ -1,0 +1,247 @@
+"""From queue to queue: everything goes along, nothing is lost, what cannot go does not stand in the way."""
+
+import asyncio
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from postroom import (
+    ConfigurationError,
+    Consumer,
+    Message,
+    MessageAttribute,
+    MessageContext,
+    OutgoingMessage,
+    QueueNotFound,
+    Reject,
+    TransportError,
+)
+from postroom.sending import Relayed, home_of, redrive, relay
+from postroom.testing.faults import Faults, FaultyClient
+from support.world import Tenant, World, in_world
+
+
+async def _all(world: World, queue: str) -> list[Message]:
+    async with world.client:
+        opened = await world.client.queue(queue)
+        found: list[Message] = []
+        while batch := await opened.receive(limit=10, wait=0, visibility=3600):
+            found += batch
+        return found
+
+
+async def _put(world: World, queue: str, *messages: OutgoingMessage) -> None:
+    async with world.client:
+        opened = await world.client.queue(queue)
+        for message in messages:
+            await opened.send([message])
+
+
+def test_everything_goes_along() -> None:
+    """Body, attributes of every type, the group, the trace header."""
+    whole = OutgoingMessage(
+        body="body",
+        message_attributes={
+            "tenantId": MessageAttribute(string_value="a"),
+            "count": MessageAttribute("Number.int", string_value="3"),
+            "raw": MessageAttribute("Binary", binary_value=b"\0x"),
+        },
+        group_id="a",
+        trace_header="Root=1-67891233-abcdef012345678912345678",
+    )
+
+    async def scenario(world: World) -> tuple[Relayed, Message]:
+        world.create("here")
+        world.create("there")
+        await _put(world, "here", whole)
+        done = await relay("here", "there", client=world.client)
+        [message] = await _all(world, "there")
+        assert world.counts("here") == (0, 0)
+        return done, message
+
+    done, message = in_world(scenario)
+    assert done == Relayed(1, 0)
+    assert (message.body, message.group_id, message.trace_header) == ("body", "a", whole.trace_header)
+    assert message.message_attributes == whole.message_attributes
+
+
+def test_it_sends_no_more_than_it_was_told() -> None:
+    """The rest stays visible."""
+
+    async def scenario(world: World) -> tuple[Relayed, tuple[int, int], tuple[int, int]]:
+        world.create("here")
+        world.create("there")
+        for number in range(40):
+            world.send(str(number), queue="here")
+        done = await relay("here", "there", limit=25, client=world.client)
+        return done, world.counts("here"), world.counts("there")
+
+    assert in_world(scenario) == (Relayed(25, 0), (15, 0), (25, 0))
+
+
+def test_what_its_target_refuses_stays_and_blocks_nothing() -> None:
+    """It is visible again at the end, and the log says why."""
+
+    async def scenario(world: World) -> tuple[Relayed, tuple[int, int], int]:
+        world.create("here")
+        world.create("there", MaximumMessageSize="1024")
+        for number in range(30):
+            world.send("x" * (2000 if number % 3 == 0 else 10), queue="here")
+        done = await relay("here", "there", client=world.client)
+        return done, world.counts("here"), len(await _all(world, "there"))
+
+    assert in_world(scenario) == (Relayed(20, 10), (10, 0), 20)
+
+
+def test_a_change_may_rewrite_and_may_keep() -> None:
+    """None keeps the message."""
+
+    def change(message: Message, copy: OutgoingMessage) -> OutgoingMessage | None:
+        return None if message.body == "keep" else msgspec.structs.replace(copy, body=copy.body.upper())
+
+    async def scenario(world: World) -> tuple[Relayed, list[str], tuple[int, int]]:
+        world.create("here")
+        world.create("there")
+        world.send("keep", queue="here")
+        world.send("move", queue="here")
+        done = await relay("here", "there", change=change, client=world.client)
+        return done, [message.body for message in await _all(world, "there")], world.counts("here")
+
+    assert in_world(scenario) == (Relayed(1, 1), ["MOVE"], (1, 0))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_under_faults_nothing_is_lost(seed: int) -> None:
+    """Refused entries, lost answers, throttling: each body arrives, and is gone at its source."""
+
+    async def scenario(world: World) -> None:
+        world.create("here")
+        world.create("there")
+        for number in range(100):
+            world.send(str(number), queue="here")
+        faults = Faults(throttled=0.1, unavailable=0.1, lost=0.1, refused=0.1)
+        client = FaultyClient(world.client, Random(seed), faults)
+        for _ in range(50):
+            with suppress(TransportError):
+                await relay("here", "there", client=client)
+            await asyncio.sleep(121)  # what was sent and could not be deleted is visible again
+            if world.counts("here") == (0, 0):
+                break
+        assert world.counts("here") == (0, 0)
+        assert {message.body for message in await _all(world, "there")} == {str(number) for number in range(100)}
+
+    in_world(scenario, seed=seed)
+
+
+def test_the_order_of_each_group_is_kept() -> None:
+    """On FIFO queues, although entries are refused meanwhile."""
+
+    async def scenario(world: World) -> None:
+        world.create("here.fifo", FifoQueue="true")
+        world.create("there.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        for number in range(30):
+            message = OutgoingMessage(body=str(number), group_id="abc"[number % 3], deduplication_id=str(number))
+            await _put(world, "here.fifo", message)
+        client = FaultyClient(world.client, Random(3), Faults(refused=0.3))
+        assert await relay("here.fifo", "there.fifo", client=client) == Relayed(30, 0)
+        async with world.client:
+            queue = await world.client.queue("there.fifo")
+            found: list[Message] = []
+            while batch := await queue.receive(limit=10, wait=0, visibility=3600):
+                found += batch
+                await queue.delete([message.receipt_handle for message in batch])
+        for group in "abc":
+            bodies = [int(message.body) for message in found if message.group_id == group]
+            assert bodies == sorted(bodies)
+            assert len(bodies) == 10
+
+    in_world(scenario)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    """Before anything is received; a target that does not exist as well."""
+
+    async def scenario(world: World) -> None:
+        world.create("here")
+        world.send("x", queue="here")
+        wrongs: list[tuple[dict[str, Any], str]] = [
+            ({"limit": 0}, "from 1"),
+            ({"wait": 0}, "1 to 20"),
+            ({"parallel": True}, "from 1"),
+            ({"change": 1}, "function"),
+        ]
+        for wrong, text in wrongs:
+            with pytest.raises(ConfigurationError, match=text):
+                await relay("here", "there", client=world.client, **wrong)
+        with pytest.raises(ConfigurationError, match="name, URL or ARN"):
+            await relay("here", "", client=world.client)
+        with pytest.raises(QueueNotFound):
+            await relay("here", "there", client=world.client)
+        assert world.counts("here") == (1, 0)
+
+    in_world(scenario)
+
+
+def test_dead_letters_of_both_kinds_go_home() -> None:
+    """Rejected ones without what the rejection added, those that SQS moved, and each to its own queue."""
+
+    async def scenario(world: World) -> None:
+        world.create("orders", dead_letters="dead", receives=1)
+        world.create("returns", dead_letters="dead", receives=1)
+        world.send({}, queue="orders", tenant="rejected")
+        world.send({}, queue="returns", tenant="moved")
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def refuse(_: dict[str, str], ctx: MessageContext[Tenant]) -> None:
+            orders.stop()
+            raise Reject("no good")
+
+        await orders.run()
+        async with world.client:
+            queue = await world.client.queue("returns")
+            await queue.receive(limit=1, wait=0, visibility=0)
+            await queue.receive(limit=1, wait=0, visibility=0)
+        assert world.counts("dead") == (2, 0)
+        assert await redrive("dead", client=world.client) == Relayed(2, 0)
+        [back], [moved] = await _all(world, "orders"), await _all(world, "returns")
+        assert set(back.message_attributes) == set(moved.message_attributes) == {"tenantId", "region"}
+        assert (back.attributes["tenantId"], moved.attributes["tenantId"]) == ("rejected", "moved")
+
+    in_world(scenario)
+
+
+def test_a_dead_letter_goes_to_no_queue_that_is_not_its_source(caplog: pytest.LogCaptureFixture) -> None:
+    """The attribute is input. What says nothing, or names a queue that is gone, stays; the others go."""
+
+    async def scenario(world: World) -> tuple[Relayed, tuple[int, int]]:
+        world.create("orders", dead_letters="dead")
+        world.create("payroll")
+        arn = world.broker.queue("payroll").arn
+        world.send("forged", queue="dead", **{"postroom.queue": arn})
+        world.send("gone", queue="dead", **{"postroom.queue": arn.replace("payroll", "gone")})
+        world.send("silent", queue="dead")
+        world.send("good", queue="dead", **{"postroom.queue": world.broker.queue("orders").arn})
+        world.send("other", queue="dead", **{"postroom.queue": world.broker.queue("orders").arn})
+        done = await redrive("dead", select=lambda message: message.body != "other", client=world.client)
+        assert [message.body for message in await _all(world, "orders")] == ["good"]
+        assert world.counts("payroll") == (0, 0)
+        return done, world.counts("dead")
+
+    assert in_world(scenario) == (Relayed(1, 4), (4, 0))
+    for reason in ("does not name this queue", "does not exist", "does not say where it goes", "it is to stay"):
+        assert reason in caplog.text
+
+
+def test_what_sqs_says_of_a_dead_letters_home_comes_first() -> None:
+    """The attribute is anyone's."""
+    attributes = {"postroom.queue": MessageAttribute(string_value="arn:attribute")}
+    said = Message(
+        id="1", body="", message_attributes=attributes, system_attributes={"DeadLetterQueueSourceArn": "arn:sqs"}
+    )
+    assert home_of(said) == "arn:sqs"
+    assert home_of(Message(id="1", body="", message_attributes=attributes)) == "arn:attribute"
+    assert home_of(Message(id="1", body="")) is None

@@ -1,0 +1,527 @@
+"""A sender: what it writes, what it refuses, and what it says when not everything was sent."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
+from uuid import UUID
+
+import msgspec
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from postroom import (
+    ConfigurationError,
+    Consumer,
+    ContextError,
+    InvalidRequest,
+    Message,
+    MessageAttribute,
+    MessageContext,
+    NotOpenError,
+    OutgoingMessage,
+    Sender,
+    SendFailed,
+    SendRetry,
+    Signing,
+    Throttled,
+    attribute,
+)
+from postroom.payloads import KeyRing, context_from_attributes, decoder_for, signed
+from postroom.payloads.encoding import encode_payload, encoder_for
+from postroom.sending import AttributeInput
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
+from support.world import Order, Tenant, World, in_world
+
+
+class Item(BaseModel):
+    """A pydantic model with aliases."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    sku_code: str
+    price: Decimal
+
+
+class Basket(BaseModel):
+    """A pydantic model of models."""
+
+    items: list[Item]
+
+
+@dataclass
+class Holder:
+    """A dataclass that holds a model."""
+
+    item: Item
+
+
+@pydantic_dataclass
+class Checked:
+    """A dataclass of pydantic's."""
+
+    count: int
+
+
+class Created(msgspec.Struct, tag="created", rename="camel"):
+    """One of two tagged structs."""
+
+    order_id: str
+
+
+class Gone(msgspec.Struct, tag="gone"):
+    """The other one."""
+
+    order_id: str
+
+
+class Card(BaseModel):
+    """One of two models that a field tells apart."""
+
+    kind: Literal["card"] = "card"
+
+
+class Cash(BaseModel):
+    """The other one."""
+
+    kind: Literal["cash"] = "cash"
+
+
+class Point(NamedTuple):
+    """A tuple with names."""
+
+    x: int
+    y: int
+
+
+class Note(TypedDict):
+    """A dict with names."""
+
+    text: str
+
+
+@dataclass
+class Nested:
+    """Dataclasses in a container."""
+
+    big_orders: list[Order] = field(default_factory=list[Order])
+
+
+PATIENT = SendRetry()
+ITEM = Item(sku_code="a", price=Decimal("9.90"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        (Basket(items=[ITEM]), Basket),
+        (ITEM, Item),
+        (Holder(ITEM), Holder),
+        ([ITEM], list[Item]),
+        ({"a": ITEM}, dict[str, Item]),
+        (Checked(3), Checked),
+        (Card(), Annotated[Card | Cash, Field(discriminator="kind")]),
+        (Created("1"), Created | Gone),
+        (Gone("1"), Created | Gone),
+        (Order("1", 0.5), Order),
+        (Point(1, 2), Point),
+        ({"text": "x"}, Note),
+        ([1, "a", None], list),
+        ("plain \N{EURO SIGN}", str),
+        ("ä".encode(), bytes),
+        (UUID(int=5), UUID),
+        (Decimal("99.99"), Decimal),
+    ],
+)
+def test_what_can_be_decoded_can_be_sent(payload: object, kind: Any) -> None:
+    """A consumer of the type reads the same payload back, whether or not the sender knows the type."""
+    decode = decoder_for(kind)
+    assert decode(Message(id="1", body=encode_payload(payload))) == payload
+    assert decode(Message(id="1", body=encoder_for(kind)(payload))) == payload
+
+
+def test_camel_case_is_written_as_it_is_read() -> None:
+    """Of dataclasses in dataclasses too."""
+    body = encoder_for(Nested, rename="camel")(Nested([Order("1")]))
+    assert body == '{"bigOrders":[{"orderId":"1","seconds":0.0}]}'
+    assert decoder_for(Nested, rename="camel")(Message(id="1", body=body)) == Nested([Order("1")])
+
+
+@pytest.mark.parametrize("payload", [object(), {"a": object()}, b"\xff secret", {("secret",): 1}])
+def test_a_payload_without_a_form_is_refused_and_not_quoted(payload: object) -> None:
+    """With what can be sent instead, and without the library's exception, which may quote it."""
+    with pytest.raises(ConfigurationError, match="sent as") as caught:
+        encode_payload(payload)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+class Plan(Enum):
+    """A plan."""
+
+    FREE = "free"
+
+
+@dataclass(frozen=True)
+class Rich:
+    """A context with every kind of field."""
+
+    tenant_id: Annotated[str, attribute("tenantId")]
+    number: int
+    trial: bool
+    account: UUID
+    plan: Plan
+    region: Literal["eu", "us"] = "eu"
+    note: str | None = None
+
+
+RICH = Rich("acme", 7, trial=True, account=UUID(int=1), plan=Plan.FREE)
+
+
+def test_a_context_is_written_as_its_resolver_reads_it() -> None:
+    """By the names that attribute() gives, each value in its one spelling, None left out."""
+    message = Sender("orders", context=Rich).message({}, context=RICH)
+    texts = {name: value.string_value for name, value in message.message_attributes.items()}
+    assert texts == {
+        "tenantId": "acme",
+        "number": "7",
+        "trial": "true",
+        "account": str(UUID(int=1)),
+        "plan": "free",
+        "region": "eu",
+    }
+    read = context_from_attributes(Rich)(Message(id="", body="", message_attributes=message.message_attributes))
+    assert read == RICH
+    assert message.group_id == f"acme/7/true/{UUID(int=1)}/free/eu"
+
+
+def test_attributes_are_added_and_never_replace_one() -> None:
+    """Numbers, bytes and attributes of any type; one of the context's name is refused."""
+    sender = Sender("orders", context=Tenant)
+    given: dict[str, AttributeInput] = {
+        "count": 3,
+        "raw": b"x",
+        "flag": True,
+        "own": MessageAttribute("Number.int", string_value="4"),
+    }
+    made = sender.message("", context=Tenant("acme"), attributes=given).message_attributes
+    assert set(made) == {"tenant_id", "region", *given}
+    assert (made["count"].data_type, made["raw"].binary_value, made["flag"].string_value) == ("Number", b"x", "true")
+    with pytest.raises(ConfigurationError, match="would replace the context's own attribute"):
+        sender.message("", context=Tenant("acme"), attributes={"tenant_id": "other"})
+
+
+def test_a_context_of_any_kind_is_written_by_a_function() -> None:
+    """And grouped by another one."""
+    sender = Sender[str]("orders", context=lambda tenant: {"tenant": tenant}, group=lambda tenant: f"g-{tenant}")
+    message = sender.message("", context="acme")
+    assert (message.message_attributes["tenant"].string_value, message.group_id) == ("acme", "g-acme")
+    assert (
+        Sender[str]("orders", context=lambda tenant: {"t": tenant}, fair=False).message("", context="a").group_id
+        is None
+    )
+
+
+def test_a_tenant_that_is_no_group_is_hashed() -> None:
+    """SQS takes 128 characters; the group only tells tenants apart."""
+    sender = Sender[str]("orders", context=lambda tenant: {"tenant": tenant})
+    long, other = (sender.message("", context=name * 200).group_id for name in "ab")
+    assert long is not None
+    assert long != other
+    assert len(long) == 64
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Sender(""), "name, URL or ARN"),
+        (lambda: Sender("q", context=3), "a class, or a function"),  # type: ignore[arg-type]
+        (lambda: Sender("q", group="x"), "takes a function"),  # type: ignore[arg-type]
+        (lambda: Sender("q", encode=str, payload=Order), "leave out payload="),
+        (lambda: Sender("q", payload=Order, rename="snake"), '"camel"'),  # type: ignore[arg-type]
+        (lambda: Sender("q", signing="key"), "Signing"),  # type: ignore[arg-type]
+        (lambda: Sender("q", signing=Signing(keys=KeyRing({"k": b"x" * 32}))), "must name the attributes"),
+        (lambda: Sender("q", context=Tenant).message(""), "say context="),
+        (lambda: Sender("q", context=Tenant).message("", context="a"), "of type Tenant is to be sent; got str"),  # type: ignore[arg-type]
+        (lambda: Sender[Any]("q").message("", context="a"), "dataclass"),
+        (lambda: Sender("q").message("", delay=901), "0 to 900"),
+        (lambda: Sender("q").message("", attributes={"AWS.x": "1"}), "not beginning with"),
+        (lambda: Sender("q").message("", attributes={"x": ""}), "not empty"),
+        (lambda: Sender("q").message("", attributes={"x": None}), "got NoneType"),  # type: ignore[dict-item]
+        (lambda: Sender("q").message("", group="a b"), "1 to 128"),
+        (lambda: Sender("q").message("", attributes={f"a{n}": "1" for n in range(11)}), "10 attributes"),
+        (lambda: Sender("q.fifo", context=Tenant).message("", context=Tenant("a")), "Sender\\(group=lambda"),
+        (lambda: Sender("q.fifo").message("", group="a", delay=1), "DelaySeconds"),
+        (lambda: SendRetry(attempts=0), "whole number from 1"),
+        (lambda: SendRetry(base=float("nan")), "seconds"),
+    ],
+)
+def test_wrong_arguments_say_what_to_write(make: Any, text: str) -> None:
+    """When the sender or the message is made, not when it is sent."""
+    with pytest.raises(ConfigurationError, match=text):
+        make()
+
+
+async def test_one_text_is_not_taken_for_many_payloads() -> None:
+    """Its characters would be sent."""
+    with pytest.raises(ConfigurationError, match="several payloads"):
+        await Sender("q").send_many("text")
+
+
+def test_values_that_no_consumer_accepts_are_refused() -> None:
+    """And not quoted."""
+    with pytest.raises(ContextError, match="not a safe id") as caught:
+        Sender("q", context=Tenant).message("", context=Tenant("no spaces"))
+    assert "no spaces" not in str(caught.value)
+
+
+def test_a_message_too_large_is_refused_before_it_is_sent() -> None:
+    """Attributes count."""
+    sender = Sender("q")
+    assert sender.message("x" * 1_048_576).body
+    with pytest.raises(InvalidRequest, match="1,048,580 bytes"):
+        sender.message("x" * 1_048_570, attributes={"abc": "d"})
+
+
+def _trace(carrier: dict[str, str]) -> None:
+    carrier.update({"baggage": "b", "tracestate": "s", "traceparent": "00-a-b-01"})
+
+
+def test_a_trace_goes_along_as_far_as_there_is_room() -> None:
+    """Its parent first; what the message has already stays, and so does the place of the signature."""
+    keys = KeyRing({"k": b"x" * 32})
+    plain = Sender("q", trace=_trace)
+    assert set(plain.message("").message_attributes) == {"traceparent", "tracestate", "baggage"}
+    assert plain.message("", attributes={"traceparent": "own"}).message_attributes["traceparent"].string_value == "own"
+    full = plain.message("", attributes={f"a{n}": "1" for n in range(8)}).message_attributes
+    assert set(full) - {f"a{n}" for n in range(8)} == {"traceparent", "tracestate"}
+    sender = Sender("q", context=Tenant, trace=_trace, signing=Signing(keys=keys))
+    names = sender.message("", context=Tenant("a"), attributes={f"a{n}": "1" for n in range(6)}).message_attributes
+    assert "traceparent" in names
+    assert len(names) == 9
+
+
+def test_a_trace_that_cannot_be_written_keeps_no_message_back(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged."""
+
+    def broken(carrier: dict[str, str]) -> None:
+        raise RuntimeError("no tracer")
+
+    assert Sender("q", trace=broken).message("x").body == "x"
+    assert "sent without it" in caplog.text
+
+
+def test_a_consumer_handles_what_a_sender_signed() -> None:
+    """Of a pydantic model, with context, group and signature; the extra attribute is there too."""
+    keys = KeyRing({"2026-11": b"k" * 32})
+
+    async def scenario(world: World) -> list[object]:
+        world.create()
+        seen: list[object] = []
+        resolver = signed(context_from_attributes(Tenant), keys=keys, queue="orders")
+        orders = Consumer("orders", context=resolver, client=world.client)
+
+        @orders.handler
+        async def record(basket: Basket, ctx: MessageContext[Tenant]) -> None:
+            seen.extend([basket, ctx.context, ctx.message.group_id, ctx.message.attributes["traceparent"]])
+            orders.stop()
+
+        sender = Sender("orders", context=Tenant, signing=Signing(keys=keys), trace=_trace, client=world.client)
+        async with sender:
+            await sender.send(Basket(items=[ITEM]), context=Tenant("acme"))
+        await orders.run()
+        return seen
+
+    assert in_world(scenario) == [Basket(items=[ITEM]), Tenant("acme"), "acme/eu-west-1", "00-a-b-01"]
+
+
+def test_many_are_sent_in_batches_and_their_ids_returned_in_order() -> None:
+    """Ten at a time."""
+
+    async def scenario(world: World) -> tuple[list[str], list[str], tuple[int, int]]:
+        world.create()
+        async with Sender("orders", context=Tenant, client=world.client) as sender, world.client:
+            assert sender.info.name == "orders"
+            ids = await sender.send_many([Order(str(n)) for n in range(25)], context=Tenant("acme"))
+            queue = await world.client.queue("orders")
+            found: dict[str, str] = {}
+            while batch := await queue.receive(limit=10, wait=0, visibility=30):
+                found |= {msgspec.json.decode(message.body)["order_id"]: message.id for message in batch}
+        return ids, [found[str(n)] for n in range(25)], world.counts()
+
+    ids, received, counts = in_world(scenario)
+    assert ids == received
+    assert counts == (0, 25)
+
+
+def test_a_transform_changes_what_is_signed_and_sent() -> None:
+    """Such as one that moves the body elsewhere; it may be async."""
+    keys = KeyRing({"k": b"x" * 32})
+
+    async def shorten(message: OutgoingMessage) -> OutgoingMessage:
+        return msgspec.structs.replace(message, body="pointer")
+
+    async def scenario(world: World) -> str:
+        world.create()
+        sender = Sender("orders", context=Tenant, signing=Signing(keys=keys), transform=shorten, client=world.client)
+        async with sender, world.client:
+            await sender.send("x" * 2_000_000, context=Tenant("acme"))
+            [message] = await (await world.client.queue("orders")).receive(limit=1, wait=0, visibility=30)
+            signed(context_from_attributes(Tenant), keys=keys, queue="orders", clock=lambda: 0.0)(message)
+            return message.body
+
+    assert in_world(scenario) == "pointer"
+
+
+def test_a_sender_is_opened_before_it_is_used_and_again_after() -> None:
+    """By several users at once; the last one closes it."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        sender = Sender("orders", client=world.client)
+        with pytest.raises(NotOpenError, match="async with sender"):
+            await sender.send("x")
+        async with sender:
+            async with sender:
+                await sender.send("x")
+            await sender.send("x")
+        async with sender:
+            await sender.send("x")
+        with pytest.raises(NotOpenError):
+            await sender.send("x")
+        assert world.counts() == (3, 0)
+
+    in_world(scenario)
+
+
+class Refusing:
+    """A queue that refuses entries as told, and writes down what was sent in which order."""
+
+    def __init__(self, *, fifo: bool = False, refuse: dict[str, list[str]] | None = None, fail: int = 0) -> None:
+        self.info = QueueInfo(name="orders", url="u", arn="a", fifo=fifo)
+        self.refuse = refuse or {}
+        self.fail = fail
+        self.calls: list[list[str]] = []
+        self.taken: list[str] = []
+        self.ids: list[str | None] = []
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Take what is not to be refused; a refusal is used up."""
+        self.calls.append([message.body for message in messages])
+        if self.fail:
+            self.fail -= 1
+            raise Throttled("slow down", code="RequestThrottled")
+        results: list[SendResult | EntryFailure] = []
+        for index, message in enumerate(messages):
+            if left := self.refuse.get(message.body):
+                code = left.pop(0)
+                results.append(EntryFailure(index, code, sender_fault=code == "Never"))
+            else:
+                self.taken.append(message.body)
+                self.ids.append(message.deduplication_id)
+                results.append(SendResult(index, f"id-{message.body}"))
+        return results
+
+
+class OneQueue:
+    """A client of one queue."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue: Queue = queue
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def queue(self, name: str) -> Queue:
+        """Return the queue."""
+        return self._queue
+
+
+def _sent(queue: Refusing, *bodies: tuple[str, str], retry: SendRetry = PATIENT) -> SendFailed | list[str]:
+    async def scenario(world: World) -> SendFailed | list[str]:
+        name = "orders.fifo" if queue.info.fifo else "orders"
+        async with Sender(name, retry=retry, client=OneQueue(queue)) as sender:
+            try:
+                return await sender.send_messages([sender.message(body, group=group) for body, group in bodies])
+            except SendFailed as error:
+                return error
+
+    return in_world(scenario)
+
+
+def test_what_is_refused_for_now_is_tried_again() -> None:
+    """It alone, and the others once."""
+    queue = Refusing(refuse={"b": ["Throttled", "InternalError"]})
+    assert _sent(queue, ("a", "1"), ("b", "1"), ("c", "1")) == ["id-a", "id-b", "id-c"]
+    assert queue.calls == [["a", "b", "c"], ["b"], ["b"]]
+
+
+def test_a_failure_names_what_was_not_sent_and_the_ids_of_the_rest() -> None:
+    """What SQS will refuse again is sent once; what it goes on refusing, four times."""
+    queue = Refusing(refuse={"b": ["Never"], "c": ["Throttled"] * 9})
+    error = _sent(queue, ("a", "1"), ("b", "1"), ("c", "1"))
+    assert isinstance(error, SendFailed)
+    assert [(each.index, each.code, each.retryable) for each in error.unsent] == [
+        (1, "Never", False),
+        (2, "Throttled", True),
+    ]
+    assert error.message_ids == ("id-a", None, None)
+    assert not error.retryable
+    assert re.search("2 of 3 messages were not sent to queue 'orders': entry 1: Never; entry 2", str(error))
+    assert [len(call) for call in queue.calls] == [3, 1, 1, 1]
+
+
+def test_a_call_that_fails_is_tried_again_within_bounds() -> None:
+    """Both of attempts and of time."""
+    assert _sent(Refusing(fail=2), ("a", "1")) == ["id-a"]
+    for retry, calls in ((SendRetry(attempts=2), 2), (SendRetry(attempts=99, base=1, cap=1, within=5), 6)):
+        queue = Refusing(fail=50)
+        error = _sent(queue, ("a", "1"), retry=retry)
+        assert isinstance(error, SendFailed)
+        assert error.retryable
+        assert calls <= len(queue.calls) <= 2 * calls
+
+
+def test_nothing_overtakes_in_a_group_of_a_fifo_queue() -> None:
+    """A batch has one message of each group; behind one that was not sent nothing of its group is sent."""
+    queue = Refusing(fifo=True, refuse={"a2": ["Throttled"], "b2": ["Never"]})
+    error = _sent(queue, *((f"{group}{n}", group) for n in (1, 2, 3) for group in "abc"))
+    assert isinstance(error, SendFailed)
+    for group, sent in (("a", ["a1", "a2", "a3"]), ("b", ["b1"]), ("c", ["c1", "c2", "c3"])):
+        assert [body for body in queue.taken if body[0] == group] == sent
+    assert {each.index: each.reason for each in error.unsent}[7] == "entry 4 of its message group was not sent"
+    assert all(len({body[0] for body in call}) == len(call) for call in queue.calls)
+
+
+def test_each_message_of_a_fifo_queue_has_an_id_that_its_tries_share() -> None:
+    """Unless the queue makes one of the body."""
+    queue = Refusing(fifo=True, fail=1)
+    _sent(queue, ("a", "1"), ("b", "1"))
+    assert len(set(queue.ids)) == 2
+    assert None not in queue.ids
+    queue = Refusing(fifo=True)
+    queue.info = msgspec.structs.replace(queue.info, attributes={"ContentBasedDeduplication": "true"})
+    _sent(queue, ("a", "1"))
+    assert queue.ids == [None]
+
+
+def test_large_messages_make_small_batches() -> None:
+    """Of 1 MiB in all."""
+    queue = Refusing()
+    _sent(queue, *(("x" * 400_000, "1") for _ in range(5)))
+    assert [len(call) for call in queue.calls] == [2, 2, 1]
+
+
+def test_a_queue_with_a_smaller_limit_is_respected() -> None:
+    """``MaximumMessageSize``."""
+    queue = Refusing()
+    queue.info = msgspec.structs.replace(queue.info, attributes={"MaximumMessageSize": "1024"})
+    with pytest.raises(InvalidRequest, match="takes 1,024"):
+        _sent(queue, ("x" * 1025, "1"))
+    assert queue.calls == []
