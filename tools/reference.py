@@ -20,7 +20,7 @@ PAGES = ROOT / "docs" / "reference"
 _CONSUMER = (
     "Consumer MessageContext BatchContext Router by_attribute by_field UnknownKind Call CallNext Middleware "
     "ConsumerStatistics Health Phase Failure current_message run serve "
-    "AckMode ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
+    "AckMode OnInvalid ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
 )
 TOPICS: dict[str, tuple[str, str, str]] = {
     "consumer": (
@@ -54,6 +54,14 @@ MODULES = {
     "asgi": ("Health as an ASGI application", "postroom.integrations.asgi"),
     "logs": ("Logs", "postroom.integrations.logs"),
     "telemetry": ("Telemetry", "postroom.integrations.otel"),
+    "starlette": ("Starlette", "postroom.integrations.starlette"),
+    "fastapi": ("FastAPI", "postroom.integrations.fastapi"),
+    "litestar": ("Litestar", "postroom.integrations.litestar"),
+    "django": ("Django", "postroom.integrations.django"),
+    "inspection": ("Inspection", "postroom.inspection"),
+    "testing": ("Testing kit", "postroom.testing"),
+    "claim-check": ("Claim check", "postroom.integrations.claim_check"),
+    "step-functions": ("Step Functions", "postroom.integrations.step_functions"),
 }
 """By page: its title, and the module of which every public name is described."""
 

@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from postroom.sending import Sender, SendRetry, Signing
     from postroom.transactions import Transactional, TransactionRolledBack
     from postroom.transports import AwsClient
-    from postroom.types import AckMode, ExitCode, Settlement, StopReason
+    from postroom.types import AckMode, ExitCode, OnInvalid, Settlement, StopReason
 __all__ = [
     "AccessDenied",
     "AckMode",
@@ -113,6 +113,7 @@ __all__ = [
     "Middleware",
     "MissingAttribute",
     "NotOpenError",
+    "OnInvalid",
     "OpenBackoff",
     "OpenFailure",
     "OutgoingMessage",
@@ -175,7 +176,7 @@ _HOMES: Final = {
     "sending": "SendRetry Sender Signing",
     "transactions": "TransactionRolledBack Transactional",
     "transports": "AwsClient",
-    "types": "AckMode ExitCode Settlement StopReason",
+    "types": "AckMode ExitCode OnInvalid Settlement StopReason",
 }
 """Where names are found that are not errors."""
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -231,6 +231,14 @@ class NotOpenError(PostroomError):
     """It was used before it was opened. The text shows the line to write."""
 
 
+def _check_retry(reason: object, delay: object) -> None:
+    if isinstance(reason, int | float):
+        text = f"Retry({reason!r}): the first argument is the reason; write Retry(delay={reason!r})"
+        raise ConfigurationError(text)
+    if delay is not None and not isinstance(delay, int | float):
+        raise ConfigurationError(f"Retry(delay=...) takes seconds, or None for the backoff; got {delay!r}")
+
+
 class Retry(Exception):
     """Raise it in a handler or in ``on_error`` to leave the message in the queue and see it again.
 
@@ -242,6 +250,7 @@ class Retry(Exception):
     """
 
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+        _check_retry(reason, delay)
         super().__init__(reason)
         self.delay = delay
 
@@ -255,7 +264,7 @@ class Reject(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class Drop(Exception):
@@ -266,7 +275,7 @@ class Drop(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class AlreadyHandled(BaseException):

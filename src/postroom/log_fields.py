@@ -40,6 +40,8 @@ class Step(StrEnum):
     OBSERVER = "observer"
     SETTLE = "settle"
     DEAD_LETTER = "dead_letter"
+    SEND = "send"
+    """Sending messages, or moving them between queues."""
     LOOP = "loop"
     """Running the event loop and what lives in it."""
     HEALTH = "health"

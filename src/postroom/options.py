@@ -72,18 +72,20 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _check_seconds(
+def check_seconds(
     owner: str, name: str, value: object, *, least: float = 0.0, most: float = math.inf, limit: str = ""
 ) -> None:
+    """Refuse what is not a number of seconds in the range, in words that name the argument."""
     hint = f" ({limit})" if limit else ""
     upper = "" if math.isinf(most) else f" and at most {most:g}"
     text = f"{owner}({name}=...) takes seconds, at least {least:g}{upper}{hint}; got {value!r}"
     _require(_is_number(value) and least <= value <= most, text)
 
 
-def _check_count(
+def check_count(
     owner: str, name: str, value: object, *, least: int = 1, most: float = math.inf, limit: str = ""
 ) -> None:
+    """Refuse what is not a whole number in the range, in words that name the argument."""
     hint = f" ({limit})" if limit else ""
     upper = "up" if math.isinf(most) else f"to {most:g}"
     text = f"{owner}({name}=...) takes a whole number from {least} {upper}{hint}; got {value!r}"
@@ -121,18 +123,18 @@ class Concurrency:
     resolver_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        _check_count("Concurrency", "total", self.total)
-        _check_count("Concurrency", "per_tenant", self.per_tenant)
-        _check_count("Concurrency", "threads", self.threads)
+        check_count("Concurrency", "total", self.total)
+        check_count("Concurrency", "per_tenant", self.per_tenant)
+        check_count("Concurrency", "threads", self.threads)
         if self.reserved is not None:
-            _check_count("Concurrency", "reserved", self.reserved, least=0, most=self.total - 1, limit="below total")
+            check_count("Concurrency", "reserved", self.reserved, least=0, most=self.total - 1, limit="below total")
         for name in ("overrides", "weights"):
             value = getattr(self, name)
             what = f"Concurrency({name}=...) takes a mapping by tenant or a function of it; got {value!r}"
             _require(value is None or isinstance(value, Mapping) or callable(value), what)
         if self.handler_timeout is not None and not callable(self.handler_timeout):
-            _check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
-        _check_seconds("Concurrency", "resolver_timeout", self.resolver_timeout, least=0.001)
+            check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
+        check_seconds("Concurrency", "resolver_timeout", self.resolver_timeout, least=0.001)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,19 +176,19 @@ class Polling:
 
     def __post_init__(self) -> None:
         limit = "SQS waits at most 20 s, see sqs-short-and-long-polling.html"
-        _check_seconds("Polling", "wait", self.wait, most=MAX_WAIT, limit=limit)
+        check_seconds("Polling", "wait", self.wait, most=MAX_WAIT, limit=limit)
         limit = "SQS returns at most 10 messages per receive, see quotas-messages.html"
-        _check_count("Polling", "batch", self.batch, most=MAX_BATCH, limit=limit)
-        _check_count("Polling", "pollers", self.pollers)
+        check_count("Polling", "batch", self.batch, most=MAX_BATCH, limit=limit)
+        check_count("Polling", "pollers", self.pollers)
         if self.prefetch is not None:
-            _check_count("Polling", "prefetch", self.prefetch, least=0)
-        _check_seconds("Polling", "gather", self.gather, most=MAX_WAIT)
-        _check_count("Polling", "lane", self.lane)
-        _check_count("Polling", "memory", self.memory, least=1024 * 1024, limit="a message has up to 1 MiB")
+            check_count("Polling", "prefetch", self.prefetch, least=0)
+        check_seconds("Polling", "gather", self.gather, most=MAX_WAIT)
+        check_count("Polling", "lane", self.lane)
+        check_count("Polling", "memory", self.memory, least=1024 * 1024, limit="a message has up to 1 MiB")
         what = f'Polling(scout=...) takes True, False or "always"; got {self.scout!r}'
         _require(self.scout in {True, False, "always"}, what)
-        _check_seconds("Polling", "backoff", self.backoff, least=0.001)
-        _check_seconds("Polling", "max_backoff", self.max_backoff, least=self.backoff)
+        check_seconds("Polling", "backoff", self.backoff, least=0.001)
+        check_seconds("Polling", "max_backoff", self.max_backoff, least=self.backoff)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +208,8 @@ class Visibility:
 
     def __post_init__(self) -> None:
         limit = "SQS allows 0 s to 12 h, see sqs-visibility-timeout.html; a consumer needs at least 1 s"
-        _check_seconds("Visibility", "timeout", self.timeout, least=1, most=MAX_VISIBILITY, limit=limit)
-        _check_seconds(
+        check_seconds("Visibility", "timeout", self.timeout, least=1, most=MAX_VISIBILITY, limit=limit)
+        check_seconds(
             "Visibility",
             "max_extension",
             self.max_extension,
@@ -248,9 +250,9 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.attempts is not None:
-            _check_count("RetryPolicy", "attempts", self.attempts)
-        _check_seconds("RetryPolicy", "base", self.base)
-        _check_seconds("RetryPolicy", "cap", self.cap, least=self.base, most=MAX_VISIBILITY, limit="not less than base")
+            check_count("RetryPolicy", "attempts", self.attempts)
+        check_seconds("RetryPolicy", "base", self.base)
+        check_seconds("RetryPolicy", "cap", self.cap, least=self.base, most=MAX_VISIBILITY, limit="not less than base")
         _require(
             _is_number(self.jitter) and 0 <= self.jitter <= 1,
             f"RetryPolicy(jitter=...) takes a part from 0 to 1; got {self.jitter!r}",
@@ -289,11 +291,11 @@ class Faults:
     def __post_init__(self) -> None:
         for name in ("breaker_after", "poison_after"):
             if getattr(self, name) is not None:
-                _check_count("Faults", name, getattr(self, name))
-        _check_count("Faults", "messages", self.messages)
-        _check_count("Faults", "poison_others", self.poison_others)
-        _check_seconds("Faults", "base", self.base, least=0.001)
-        _check_seconds("Faults", "cap", self.cap, least=self.base)
+                check_count("Faults", name, getattr(self, name))
+        check_count("Faults", "messages", self.messages)
+        check_count("Faults", "poison_others", self.poison_others)
+        check_seconds("Faults", "base", self.base, least=0.001)
+        check_seconds("Faults", "cap", self.cap, least=self.base)
 
 
 _WITHIN: Final = 25.0
@@ -346,7 +348,7 @@ class Shutdown:
         given = {"drain": drain, "cancel": cancel, "flush": flush, "close": close}
         said = {name: seconds for name, seconds in given.items() if seconds is not None}
         for name, seconds in (said if poll is None else {**said, "poll": poll}).items():
-            _check_seconds("Shutdown", name, seconds)
+            check_seconds("Shutdown", name, seconds)
         if within is None:
             stages = {**_IN_TURN, **said, "poll": _POLL if poll is None else poll}
         else:
@@ -362,7 +364,7 @@ class Shutdown:
 
 def _fitted(within: float, said: Mapping[str, float], poll: float | None) -> dict[str, float]:
     """Return the stages of a stop that has to fit into ``within``: those that are given, and the others scaled."""
-    _check_seconds("Shutdown", "within", within)
+    check_seconds("Shutdown", "within", within)
     _require(math.isfinite(within), f"Shutdown(within=...) takes a finite number of seconds; got {within!r}")
     left = within - sum(said.values())
     terms = " + ".join(f"{name}={seconds:g}" for name, seconds in said.items())
@@ -409,19 +411,19 @@ class PoolLimits:
     remember: int = 10_000
 
     def __post_init__(self) -> None:
-        _check_count("PoolLimits", "budget", self.budget)
+        check_count("PoolLimits", "budget", self.budget)
         if self.per_host is not None and not isinstance(self.per_host, Mapping) and not callable(self.per_host):
             limit = "or a mapping by host, or a function of it"
-            _check_count("PoolLimits", "per_host", self.per_host, most=self.budget, limit=limit)
-        _check_count("PoolLimits", "max_concurrent_opens", self.max_concurrent_opens)
-        _check_count("PoolLimits", "remember", self.remember)
+            check_count("PoolLimits", "per_host", self.per_host, most=self.budget, limit=limit)
+        check_count("PoolLimits", "max_concurrent_opens", self.max_concurrent_opens)
+        check_count("PoolLimits", "remember", self.remember)
         for name in ("idle", "max_age"):
             value = getattr(self, name)
             if value is not None:
-                _check_seconds("PoolLimits", name, value, least=0.001)
-        _check_seconds("PoolLimits", "check_after", self.check_after)
-        _check_seconds("PoolLimits", "sweep", self.sweep, least=0.001)
-        _check_seconds("PoolLimits", "patience", self.patience)
+                check_seconds("PoolLimits", name, value, least=0.001)
+        check_seconds("PoolLimits", "check_after", self.check_after)
+        check_seconds("PoolLimits", "sweep", self.sweep, least=0.001)
+        check_seconds("PoolLimits", "patience", self.patience)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,7 +444,7 @@ class PoolTimeouts:
 
     def __post_init__(self) -> None:
         for name in ("lease", "open", "close", "check"):
-            _check_seconds("PoolTimeouts", name, getattr(self, name), least=0.001)
+            check_seconds("PoolTimeouts", name, getattr(self, name), least=0.001)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -460,6 +462,6 @@ class OpenBackoff:
     permanent: float = 60.0
 
     def __post_init__(self) -> None:
-        _check_seconds("OpenBackoff", "base", self.base, least=0.001)
-        _check_seconds("OpenBackoff", "cap", self.cap, least=self.base)
-        _check_seconds("OpenBackoff", "permanent", self.permanent)
+        check_seconds("OpenBackoff", "base", self.base, least=0.001)
+        check_seconds("OpenBackoff", "cap", self.cap, least=self.base)
+        check_seconds("OpenBackoff", "permanent", self.permanent)

@@ -21,15 +21,19 @@ _SHORTEST_SECRET: Final = 4
 """A shorter value is removed only where its place says that it is a secret."""
 _DEEPEST: Final = 8
 _MOST_FRAMES: Final = 50
+_LONGEST_VALUE: Final = 16_384
+"""Characters of a variable in which secrets are looked for: a connection string is shorter, a message body is not."""
 
 _WORD = (
     r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|signature"
     r"|\bsig(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
-_URL: Final = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
+_URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
 _ASSIGNED: Final = re.compile(
-    rf"(?P<head>[\w.-]*{_WORD}[\w.-]*\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})", re.IGNORECASE
+    # Only from the beginning of a run of such characters: else one long word, such as Base64, takes seconds.
+    rf"(?P<head>(?<![\w.-])[\w.-]*{_WORD}[\w.-]{{0,200}}\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})",
+    re.IGNORECASE,
 )
 _SPOKEN: Final = re.compile(
     r"(?P<head>\b(?:password|identified\s+by)\s+)(?P<value>'(?:''|[^'])*'|\"[^\"]*\")", re.IGNORECASE
@@ -40,6 +44,7 @@ _HEADER: Final = re.compile(
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
+# Every repetition is bounded, so that a large text cannot block the event loop.
 _PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _SCHEME, _ACCESS_KEY, _PARAMETERS)
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 
@@ -158,7 +163,7 @@ def _secrets_named(name: str, value: object) -> Iterator[str]:
         value = value.decode(errors="replace")
     if not isinstance(value, str):
         return
-    yield from _secrets_in(value)
+    yield from _secrets_in(value[:_LONGEST_VALUE])
     if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
         yield value
 

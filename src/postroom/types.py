@@ -30,6 +30,20 @@ class AckMode(StrEnum):
     """Only by ``ctx.ack()``; ``ctx.retry()``, ``Retry`` and ``Reject`` work as well. Nothing else is done."""
 
 
+class OnInvalid(StrEnum):
+    """What becomes of a message with a body that the handler did not ask for.
+
+    A body that cannot be read today cannot be read tomorrow, unless the code is deployed that can.
+    """
+
+    FAIL = "fail"
+    """It has failed like any other: it comes back with backoff, and ``AckMode`` and the redrive policy apply."""
+    DROP = "drop"
+    """It is deleted, and the problem is logged."""
+    REJECT = "reject"
+    """It goes to the dead-letter queue at once, with the problem as the reason. Without such a queue it has failed."""
+
+
 class Settlement(StrEnum):
     """What became of a message."""
 

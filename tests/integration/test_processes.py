@@ -122,7 +122,7 @@ async def test_a_second_signal_cancels_at_once(site: Site) -> None:
         worker.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             assert worker.stderr is not None
-            while b"Waiting up to" not in await worker.stderr.readline():
+            while b"waiting up to" not in await worker.stderr.readline():
                 pass
             worker.send_signal(signal.SIGTERM)
             await worker.communicate()

@@ -14,6 +14,7 @@ from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, Post
 from postroom.types import ExitCode
 
 _COMMANDS = {
+    "check": "look at consumers before they ship: code, queue, permissions, databases, stop",
     "completion": "print what makes a shell complete this command",
     "dead-letters": "list, show, redrive or purge dead letters, by tenant",
     "demo": "run the multi-tenant datasource example end to end, on this machine",

@@ -1,12 +1,12 @@
 """Where SQS is: what ``run``, ``send`` and ``demo`` share."""
 
-import ipaddress
 import os
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
+
+from postroom.transports.aws.addresses import is_loopback
 
 F = TypeVar("F", bound=Callable[..., Any])
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
@@ -41,12 +41,3 @@ def use_endpoint(
             environment.update(_CREDENTIALS)
         if not any(map(environment.get, ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"))):
             environment["AWS_DEFAULT_REGION"] = "us-east-1"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -4,9 +4,8 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("consumers", nargs=-1, required=True, metavar="MODULE:CONSUMER...")
+@click.argument("consumers", nargs=-1, required=True, metavar="MODULE:CONSUMER...", envvar="POSTROOM_CONSUMERS")
 @click.option("--directory", default=".", show_default=True, envvar="POSTROOM_DIRECTORY", show_envvar=True,
               type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Where modules are looked for first.")  # fmt: skip
@@ -87,7 +86,8 @@ def run(
     """Run consumers until SIGINT or SIGTERM; then drain. A second signal cancels what runs.
 
     MODULE:CONSUMER names a Consumer in a module, such as shop.orders:orders, a list of them, or a function without
-    parameters that returns one or the other. When one consumer stops, all do.
+    parameters that returns one or the other (also as POSTROOM_CONSUMERS, separated by spaces). When one consumer
+    stops, all do.
     --log-level and --log-format apply where MODULE does not set up logging itself.
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
     a handler that calls sys.exit.
@@ -148,32 +148,9 @@ def _set_up_logs(level: str, form: str) -> None:
 
 def load(name: str) -> "list[Consumer[Any, Any]]":
     """Import the consumers that ``module:attribute`` names. Raises ``CommandError`` that says what to write."""
-    from postroom.consumer import Consumer
+    from postroom.consumer.loading import WrongName, load_consumers
 
-    found = _find(name)
-    if callable(found) and not isinstance(found, Consumer):
-        found = found()
-    several: list[Any] = list(cast("list[Any]", found)) if isinstance(found, list | tuple) else [found]
-    for consumer in several:
-        if not isinstance(consumer, Consumer):
-            kind = type(consumer).__name__
-            raise CommandError(f"{name!r} is a {kind}, not a Consumer, a list of them or a function that makes them")
-    logging.getLogger("postroom.cli").debug("Loaded %s", name)
-    return several
-
-
-def _find(name: str) -> Any:
-    module, colon, path = name.partition(":")
-    if not colon or not module or not path:
-        raise CommandError(f"{name!r} is not MODULE:CONSUMER, such as shop.orders:orders")
     try:
-        found: Any = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not, and its traceback says where
-        raise CommandError(f"there is no module {module!r} in {sys.path[0]}; say --directory") from error
-    for attribute in path.split("."):
-        if not hasattr(found, attribute):
-            raise CommandError(f"{module!r} has no {path!r}")
-        found = getattr(found, attribute)
-    return found
+        return load_consumers(name)
+    except WrongName as error:
+        raise CommandError(str(error)) from error

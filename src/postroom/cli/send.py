@@ -44,7 +44,7 @@ def send(
     endpoint_url: str | None,
     **message: Any,
 ) -> None:
-    """Send messages to QUEUE (a name, URL or ARN), and print their ids.
+    """Send messages to QUEUE (a name, URL or ARN; also as POSTROOM_QUEUE), and print their ids.
 
     Lines are sent as they come, in batches. What a JSON line does not say is taken from the options.
     """

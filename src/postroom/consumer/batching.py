@@ -142,6 +142,11 @@ class BatchHandler:
         self._collecting: dict[Any, _Batch] = {}
         self._name = f"postroom-batch-{name_of(function)}"
 
+    @property
+    def function(self) -> "BatchFunction":
+        """The function that batches are handed to."""
+        return self._function
+
     async def __call__(self, payload: Any, ctx: MessageContext[Any, Any]) -> None:
         """Join a batch, and end as the message's part of it ends."""
         key = (ctx.tenant, ctx.context, id(ctx.resources))

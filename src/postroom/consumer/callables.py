@@ -1,8 +1,10 @@
 """Checks of the functions that a user hands over, made when they are handed over and not by each message."""
 
+import contextlib
 import functools
 import inspect
 import types
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +35,9 @@ def check_handler(function: object) -> None:
         text = f"handler {name} is a class: register an instance of it, {name}(...)"
         raise ConfigurationError(text)
     _refuse_generators(f"handler {name}", function)
-    _check_binds(f"handler {name}", "(payload, ctx)", function, 2, hint=_method_hint(function, name))
+    hint = _method_hint(function, name)
+    _check_binds(f"handler {name}", "(payload, ctx)", function, 2, hint=hint, remedy=f"; write `{name}(payload, ctx)`")
+    _refuse_swapped(function, name)
 
 
 def check_callable(what: str, call: str, function: object, arguments: int) -> None:
@@ -68,7 +72,16 @@ def check_provider(function: object) -> None:
     )
     what = f"Consumer(resources=...): {name_of(function)}"
     if not callable(function):
-        text = f"Consumer(resources=...) takes a provider function or a ResourcePool; got {type(function).__name__}"
+        kind = type(function).__name__
+        if hasattr(function, "__aenter__") or inspect.isawaitable(function):
+            text = "Consumer(resources=...) takes the provider itself, not what a call of it returns: remove the ()"
+            raise ConfigurationError(f"{text}; got {kind}")
+        if isinstance(function, str):
+            remedy = "write resources=asyncpg_pool(Registry({...})), see docs/datasources.md"
+        text = f"Consumer(resources=...) takes a provider function or a ResourcePool; got {kind}: {remedy}"
+        raise ConfigurationError(text)
+    if isinstance(function, contextlib.AsyncContextDecorator):
+        text = "Consumer(resources=...) takes the provider itself, not what a call of it returns: remove the ()"
         raise ConfigurationError(text)
     if _makes_generator(_outermost(function)) or any(inspect.isgeneratorfunction(layer) for layer in _layers(function)):
         text = f"{what} is a bare generator function; {remedy}"
@@ -101,7 +114,26 @@ def _refuse_generators(what: str, function: object) -> None:
         raise ConfigurationError(text)
 
 
-def _check_binds(what: str, call: str, function: object, arguments: int, *, hint: str = "") -> None:
+def _refuse_swapped(function: Any, name: str) -> None:
+    """Refuse a handler with the context as its first parameter: it would be given the payload."""
+    try:
+        first, second, *_ = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError, NameError):  # written in C, or with *args
+        return
+    if _is_context(first.annotation) and not _is_context(second.annotation):
+        text = f"handler {name} has its parameters swapped: the payload comes first"
+        right = f"`{name}({second.name}, {first.name})`"
+        raise ConfigurationError(f"{text}, and then the MessageContext: write {right}")
+
+
+def _is_context(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return annotation.rpartition(".")[2].partition("[")[0] == "MessageContext"
+    kind = typing.get_origin(annotation) or annotation
+    return isinstance(kind, type) and kind.__name__ == "MessageContext"
+
+
+def _check_binds(what: str, call: str, function: object, arguments: int, *, hint: str = "", remedy: str = "") -> None:
     places = (None,) * arguments
     for layer, only_too_few in _called_and_wrapped(_as_callable(function)):
         try:
@@ -111,7 +143,7 @@ def _check_binds(what: str, call: str, function: object, arguments: int, *, hint
         try:
             (signature.bind_partial if only_too_few else signature.bind)(*places)
         except TypeError as error:
-            text = f"{what} cannot be called as {call}, by position: {error}{hint}"
+            text = f"{what} cannot be called as {call}, by position: {error}{hint or remedy}"
             raise ConfigurationError(text) from None
     if hint:
         text = f"{what} cannot be called as {call}{hint}"

@@ -1,15 +1,18 @@
 """The consumer: what a user declares, starts and stops."""
 
 import asyncio
+import copy
 import dataclasses
+import difflib
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, Self, cast, overload
+from typing import Any, Final, Generic, Self, cast, overload
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
+from postroom.checking import is_error_class, listed, shown
 from postroom.consumer import lifecycle
 from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
@@ -19,6 +22,7 @@ from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failure
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
+from postroom.consumer.unwrapping import Step, Unwrapping
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.events import Event, Observer, Observers
 from postroom.message import Message
@@ -26,7 +30,7 @@ from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy,
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client, Queue
-from postroom.types import AckMode, C, P, R, StopReason
+from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
 
@@ -47,8 +51,12 @@ class Consumer(Generic[C, R]):
             async function plus ``cleanup=``; then the consumer opens and closes the pool. Or a ``ResourcePool`` that
             you entered; then you close it. None: handlers get ``ctx.resources = None``.
         cleanup: closes what an async function passed as ``resources`` returned; None where nothing is to be closed.
+        unwrap: takes each message out of what it travels in, before its context and its payload are read: such as
+            ``unwrap_sns``, or a list of them, the outermost first. ``ctx.message`` is the message as it was received.
         payload: the payload type; by default the annotation of the handler's first parameter.
         ack: when a message is acknowledged.
+        invalid: what becomes of a message with a body that the handler did not ask for, where ``on_error`` does not
+            decide: it fails and comes back, is dropped, or is rejected at once.
         concurrency: how many handlers run at once, in all and per tenant.
         polling: how messages are asked for.
         visibility: how long a received message stays ours, and whether a heartbeat extends that.
@@ -61,7 +69,8 @@ class Consumer(Generic[C, R]):
         on_error: called with a ``Failure`` when a step fails. It may raise ``Retry``, ``Reject`` or ``Drop`` to
             decide what becomes of the message; anything else that it raises is logged, and the message is treated as
             failed.
-        middleware: called around the handler, the first outermost.
+        middleware: called around the handler, the first outermost. One that is an async context manager is entered
+            when the consumer starts, and left when it has stopped.
         observers: told of events, synchronously.
         client: where the queue is; by default one AWS client, shared by all consumers of the event loop.
 
@@ -81,8 +90,10 @@ class Consumer(Generic[C, R]):
         | ResourcePool[C, R]
         | None = None,
         cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
+        unwrap: Step | Iterable[Step] | None = None,
         payload: Any = _UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
+        invalid: OnInvalid = OnInvalid.FAIL,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
         polling: Polling = Polling(),  # noqa: B008
         visibility: PerCall[Visibility] = Visibility(),  # noqa: B008
@@ -94,17 +105,22 @@ class Consumer(Generic[C, R]):
         observers: Iterable[Observer] = (),
         client: Client | None = None,
     ) -> None:
-        middleware, observers = tuple(middleware), tuple(observers)
+        middleware = listed("Consumer(middleware=...)", "middleware=[layer]", middleware)
+        observers = listed("Consumer(observers=...)", "observers=[observer]", observers)
         _check_queue(queue)
         _check_resources(context, resources, cleanup)
         _check_functions(on_error, middleware, observers)
+        unwrapping = None if unwrap is None else Unwrapping(unwrap)
+        observers = observers if unwrapping is None else (*observers, *unwrapping.observers)
         self._settings: Settings[C, R] = Settings(
             queue=queue,
             resolver=_resolver(context),
             resources=resources,
             cleanup=cleanup,
+            unwrap=unwrapping,
             payload=payload,
             ack=_checked_mode(ack),
+            invalid=_checked_invalid(invalid),
             concurrency=_checked("concurrency", concurrency, Concurrency),
             polling=_checked("polling", polling, Polling),
             visibility=_per_call("visibility", visibility, Visibility),
@@ -114,7 +130,7 @@ class Consumer(Generic[C, R]):
             on_error=on_error,
             middleware=middleware,
             observers=Observers(observers),
-            client=client,
+            client=_checked_client(client),
         )
         self.tenants = Tenants()
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
@@ -139,6 +155,16 @@ class Consumer(Generic[C, R]):
     def opened_queue(self) -> Queue | None:
         """The queue as the transport opened it, in this run or the last one; None before the first start."""
         return None if self._last_run is None else self._last_run.queue
+
+    @property
+    def settings(self) -> Settings[C, R]:
+        """The arguments that it was made with, checked; for tools that inspect a consumer."""
+        return self._settings
+
+    @property
+    def handles(self) -> Callable[..., Any] | None:
+        """The function that :meth:`handler` registered; None before."""
+        return self._handler
 
     @property
     def running(self) -> bool:
@@ -356,6 +382,15 @@ class Consumer(Generic[C, R]):
         check_sync("Consumer.subscribe(...)", "(event)", observer)
         return self._settings.observers.add(observer)
 
+    def twin(self, settings: Settings[C, R]) -> Self:
+        """Return a consumer with the same handler and other settings, which has not run yet. For the testing kit.
+
+        The decisions about single tenants, ``consumer.tenants``, are shared by both.
+        """
+        copied = copy.copy(self)
+        copied.__dict__.update(_settings=settings, _run=None, _last_run=None, _start=None, _early_stop=None)
+        return copied
+
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot of this run, or of the last one. Raises ``NotOpenError`` when there was none."""
         if self._last_run is None:
@@ -482,7 +517,7 @@ def _check_resources(context: object, resources: object, cleanup: object) -> Non
         text = "Consumer(resources=...) needs context=...: resources are leased for a context"
         raise ConfigurationError(text)
     if context is not None and not isinstance(context, type):
-        check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
+        _check_context(context)
     if resources is not None and not isinstance(resources, ResourcePool):
         check_provider(resources)
     if cleanup not in (None, UNSET) and (resources is None or isinstance(resources, ResourcePool)):
@@ -492,9 +527,38 @@ def _check_resources(context: object, resources: object, cleanup: object) -> Non
         check_callable("Consumer(cleanup=...)", "(resources)", cleanup, 1)
 
 
+def _check_context(context: object) -> None:
+    if isinstance(context, str):
+        text = f"to read one attribute, write context=lambda message: message.attributes[{context!r}]"
+        raise ConfigurationError(f"Consumer(context=...) takes a function or a class; {text}")
+    if not callable(context):
+        name = type(context).__name__
+        text = f"Consumer(context=...) takes a function (Message) -> context, or a class; got an instance of {name}"
+        raise ConfigurationError(f"{text}: to fill {name} from the message attributes, pass the class, context={name}")
+    check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
+
+
+def _checked_client(client: Any) -> Client | None:
+    fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))
+    if not fits or isinstance(client, type):
+        text = "Consumer(client=...) takes a client: write client=AwsClient(region=..., endpoint_url=...)"
+        raise ConfigurationError(f"{text} or client=MemoryClient(broker); got {shown(client)}")
+    return cast("Client | None", client)
+
+
+def _like(ack: object) -> AckMode:
+    """Return the mode that was probably meant."""
+    near = difflib.get_close_matches(str(ack).lower(), list(AckMode), n=1)
+    return AckMode(near[0]) if near else AckMode.ON_SUCCESS
+
+
 def _check_functions(on_error: object, middleware: Iterable[object], observers: Iterable[object]) -> None:
     if on_error is not None:
-        check_callable("Consumer(on_error=...)", "(Failure)", on_error, 1)
+        call = "(Failure), which may raise Retry, Reject or Drop"
+        if is_error_class(on_error):
+            text = f"Consumer(on_error=...) takes a function {call}; got {shown(on_error)} itself"
+            raise ConfigurationError(text)
+        check_callable("Consumer(on_error=...)", call, on_error, 1)
     for layer in middleware:
         check_callable("Consumer(middleware=...)", "(payload, ctx, call_next)", layer, 3)
     for observer in observers:
@@ -506,16 +570,35 @@ def _checked_mode(ack: object) -> AckMode:
         return AckMode(cast("str", ack))
     except ValueError:
         modes = ", ".join(str(mode) for mode in AckMode)
-        text = f"Consumer(ack=...) takes an AckMode: {modes}; got {ack!r}"
+        text = (
+            f"Consumer(ack=...) takes an AckMode: write ack=AckMode.{_like(ack).name}, or one of {modes}; got {ack!r}"
+        )
         raise ConfigurationError(text) from None
 
 
+def _checked_invalid(invalid: object) -> OnInvalid:
+    try:
+        return OnInvalid(cast("str", invalid))
+    except ValueError:
+        modes = ", ".join(str(mode) for mode in OnInvalid)
+        text = f"Consumer(invalid=...) takes an OnInvalid: write invalid=OnInvalid.REJECT, or one of {modes}"
+        raise ConfigurationError(f"{text}; got {invalid!r}") from None
+
+
 T = TypeVar("T")
+_EXAMPLES: Final[dict[type, str]] = {
+    Concurrency: "Concurrency(total=10)",
+    Polling: "Polling(wait=20)",
+    Visibility: "Visibility(timeout=60)",
+    RetryPolicy: "RetryPolicy(attempts=5)",
+    Shutdown: "Shutdown(within=25)",
+    Faults: "Faults(breaker_after=10)",
+}
 
 
 def _checked(name: str, value: T, kind: type[T]) -> T:
     if not isinstance(value, kind):
-        text = f"Consumer({name}=...) takes {kind.__name__}(...); got {value!r}"
+        text = f"Consumer({name}=...) takes {kind.__name__}(...): write {name}={_EXAMPLES[kind]}; got {value!r}"
         raise ConfigurationError(text)
     return value
 
@@ -524,7 +607,8 @@ def _per_call(name: str, value: PerCall[T], kind: type[T]) -> PerCall[T]:
     if isinstance(value, kind):
         return value
     if not callable(value) or isinstance(value, type):
-        text = f"Consumer({name}=...) takes {kind.__name__}(...), or a function (Call) that returns one; got {value!r}"
+        text = f"Consumer({name}=...) takes {kind.__name__}(...), or a function (Call) that returns one"
+        text = f"{text}: write {name}={_EXAMPLES[kind]}; got {value!r}"
         raise ConfigurationError(text)
     check_sync(f"Consumer({name}=...)", "(Call)", value)
     return value

@@ -261,6 +261,20 @@ class Intake:
         return tenant
 
 
+class UnwrappingIntake(Intake):
+    """Takes messages out of their envelopes before it resolves their contexts; see ``Consumer(unwrap=...)``."""
+
+    def _resolve(self, job: Job) -> Any:
+        unwrapping, resolver = self._source.settings.unwrap, self._resolver
+        if resolver is None or unwrapping is None:
+            return None
+        try:
+            inner = self._engine.tasks.run_clean(unwrapping.envelope, job)
+            return resolver(inner) if self._clean else self._engine.tasks.run_clean(resolver, inner)
+        except Exception as error:
+            return _context_error(job, error)
+
+
 async def _known(found: Any) -> Any:
     return found
 

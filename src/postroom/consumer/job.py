@@ -5,6 +5,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from postroom.errors import MessageError
+from postroom.message import Message
 from postroom.resources import Lease
 from postroom.settlement import Delivery
 
@@ -33,6 +34,8 @@ class Job(Delivery, eq=False, kw_only=True):
     """Why it cannot be handled: its context could not be resolved."""
     slow: bool = False
     """Whether its resolver has kept it waiting for so long that it takes no room of others."""
+    inner: Message | None = None
+    """The message out of its envelope, from its context to its payload; see ``Consumer(unwrap=...)``."""
     payload: Any = None
     decoded: bool = False
     lease: Lease[Any] | None = None

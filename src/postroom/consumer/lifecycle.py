@@ -1,7 +1,8 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import math
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
 
@@ -14,7 +15,7 @@ from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.handlers import build_handle, needs_threads
 from postroom.consumer.health import Health, Phase, examine
-from postroom.consumer.intake import Intake
+from postroom.consumer.intake import Intake, UnwrappingIntake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.pipeline import Pipeline
@@ -23,6 +24,7 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
@@ -53,6 +55,9 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
     async with AsyncExitStack() as opening:
         client = default_client() if settings.client is None else settings.client
         await opening.enter_async_context(client)
+        for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
+            if isinstance(each, AbstractAsyncContextManager):
+                await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
         queue = await client.queue(settings.queue)
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, queue=queue, pool=pool)
@@ -150,16 +155,19 @@ class Run(Generic[C, R]):
         # On a FIFO queue the group is the unit of order, not a tenant.
         fair = settings.resolver is not None and not source.fifo
         self._grouping = Grouping(clock=self._loop.time) if fair else None
-        self._intake = Intake(source, self.core, self.engine, pool, self._grouping)
+        intake = Intake if settings.unwrap is None else UnwrappingIntake
+        self._intake = intake(source, self.core, self.engine, pool, self._grouping)
         self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks)
         self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
         self._watch = LoopWatch(self.tasks, self._running_names)
+        self._diary = StopDiary(queue.info.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._cancelled = 0
+        self._was_idle = False
         self.reason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
@@ -242,10 +250,12 @@ class Run(Generic[C, R]):
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
         6. The heartbeat ends.
-        7. Owned pools close, within ``close`` seconds.
+        7. Pools that no one else uses close, within ``close`` seconds; what takes longer goes on by itself.
         8. The client closes, unless another consumer still uses it.
         """
         self.request_stop(StopReason.REQUESTED)
+        self._diary.begin()
+        self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
@@ -259,7 +269,8 @@ class Run(Generic[C, R]):
             self.settings.observers.tell(
                 ConsumerStopped(self.queue.info.name, self.reason, self._cancelled, self.statistics)
             )
-        _log.info("Stopped consuming %s", self.queue.info.url, extra=self._about_queue())
+        text = "Stopped consuming %s after %.1f s"
+        _log.info(text, self.queue.info.url, self._diary.end(), extra=self._about_queue())
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
@@ -319,10 +330,8 @@ class Run(Generic[C, R]):
     async def _drain_handlers(self) -> None:
         if not self._unfinished():
             return
-        names = ", ".join(sorted(job.message.id for job in self.engine.jobs)[:5])
         seconds = self.settings.shutdown.drain
-        text = "Waiting up to %g s for %d messages to be handled (%s)"
-        _log.info(text, seconds, self._unfinished(), names, extra=self._about_queue())
+        self._diary.waits_for_handlers(seconds)
         drained = self.tasks.spawn(self._all_ended(), "postroom-drain")
         hurry = self.tasks.spawn(self._wait_for_hurry(), "postroom-hurry")
         try:
@@ -333,6 +342,7 @@ class Run(Generic[C, R]):
             await asyncio.wait({drained, hurry})
 
     async def _cancel_handlers(self) -> None:
+        self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
         self.core.abandon()
         self.engine.act()
         jobs = [job for job in self.engine.jobs if job.task is not None]
@@ -353,6 +363,7 @@ class Run(Generic[C, R]):
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
+        self._diary.enter("acknowledgements and returned messages reach SQS", self.settings.shutdown.flush)
         deadline = self._loop.time() + self.settings.shutdown.flush
         try:
             async with asyncio.timeout_at(deadline):
@@ -386,8 +397,12 @@ class Run(Generic[C, R]):
         polls = [poll for poll in self._polls if not poll.done()]
         if polls:
             brought = self._intake.received
+            gave_back = self._gave_back()
+            if self._was_idle and not gave_back:  # a poll that has been out for long waits for an empty queue
+                cancellable = self._poller.last_asked_at + getattr(self.queue, "cancellable_after", math.inf)
+                deadline = min(deadline, cancellable)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, _QUIET if self._gave_back() else 0.0))
+            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back else 0.0))
             if self._intake.received != brought:
                 text = "Polls brought %d messages during the stop"
                 _log.debug(text, self._intake.received - brought, extra=self._about_queue())
@@ -412,10 +427,16 @@ class Run(Generic[C, R]):
         await self.tasks.close(grace=_GRACE)
 
     async def _close_what_was_opened(self) -> None:
+        close = self.settings.shutdown.close
+        self._diary.enter("pools and clients close", close)
         if self._threads is not None:
             self._threads.close()
         try:
-            await self._opened.aclose()
+            async with asyncio.timeout(close + _GRACE):  # a pool that was passed has a longer limit of its own
+                await self._opened.aclose()
+        except TimeoutError:
+            text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
+            _log.error(text, self.queue.info.name, close, extra=self._about_queue())
         except Exception:
             text = "Closing what was opened for %s failed; the stop goes on"
             _log.exception(text, self.queue.info.name, extra=self._about_queue())

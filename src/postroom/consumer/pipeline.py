@@ -38,7 +38,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.types import UNRESOLVED, AckMode, Settlement
+from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
@@ -99,6 +99,7 @@ class Pipeline:
         self._tenants = tenants
         self._decode = decode
         self._handle = handle
+        self._unwrap = source.settings.unwrap
         self._ack_mode = source.settings.ack
         self._on_error: OnError | None = source.settings.on_error
         self._observers: Observers = source.settings.observers
@@ -119,7 +120,8 @@ class Pipeline:
             if self._tenants.ruled:
                 self._refuse_if_quarantined(job)
             if not job.decoded:
-                job.payload = self._decode(job.message)  # before the lease: a malformed body opens no database
+                # Before the lease: a malformed body opens no database.
+                job.payload = self._decode(job.message if self._unwrap is None else await self._unwrap.contents(job))
                 job.decoded = True
             if self._pool is None:
                 await self._run_handler(job, resources=None)
@@ -268,6 +270,8 @@ class Pipeline:
                 await self._obey(job, error)
             case _Diverted():
                 await self._divert(job, error)
+            case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
+                await self._obey(job, instruction)  # of the resolver, or of an envelope
             case _NotNow():
                 self._core.put_back(job, self._time())
                 self._engine.act()
@@ -302,6 +306,8 @@ class Pipeline:
         attempts = self._source.attempts
         attempts.failed(job)
         instruction = await self._report(job, error)
+        if instruction is None and isinstance(error, PayloadError) and not job.started:
+            instruction = _for_invalid(error, self._source.settings.invalid)
         if job.started and self._source.resolves and not self._core.closing:
             self._core.failed(job, error, self._time())
             self._engine.dispatch()  # its lane may sleep from now on: a timer has to wake it
@@ -459,6 +465,17 @@ class _Settling(msgspec.Struct, eq=False):
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
         await self._source.settler.extend_now(self._job, seconds)
+
+
+def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
+    """Return what becomes of a message with a body that cannot be used. The text of the error quotes no body."""
+    match what:
+        case OnInvalid.DROP:
+            return Drop(str(error))
+        case OnInvalid.REJECT:
+            return Reject(str(error))
+        case OnInvalid.FAIL:
+            return None
 
 
 def _is_cancelled() -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -59,6 +60,11 @@ class Poller:
     def asked_at(self) -> float | None:
         """When the oldest receive that is out was sent; None when none is out."""
         return min(tuple(self._out.values()), default=None)  # another thread may ask
+
+    @property
+    def last_asked_at(self) -> float:
+        """When the latest receive that is out was sent; far in the past when none is out."""
+        return max(self._out.values(), default=-math.inf)
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanag
 from random import Random
 from typing import Any, Final
 
+from postroom.checking import check_kind
 from postroom.consumer.consumer import Consumer, captured
 from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
@@ -26,8 +27,6 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 5.0
 _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened."""
-_REMIND: Final = 5.0
-"""Seconds between two log lines that say what a stop waits for."""
 
 
 def run(
@@ -104,6 +103,8 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
     if wait is not None and (isinstance(wait, bool) or not wait >= 0):
         text = f"serve(wait=...) takes seconds, at least 0, or None; got {wait!r}"
         raise ConfigurationError(text)
+    for each in consumers:
+        check_kind("run(consumers)", each, Consumer, "run(orders), where orders = Consumer(...)")
     if not consumers:
         _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
@@ -124,7 +125,6 @@ class _Process:
         self._starts: set[asyncio.Task[BaseException | None]] = set()
         self._stopping = asyncio.Event()
         self._reason = StopReason.REQUESTED
-        self._reminder: asyncio.TimerHandle | None = None
         self.started: list[Consumer[Any, Any]] = []
         """Those that ran."""
         self.problems: list[BaseException] = []
@@ -142,8 +142,6 @@ class _Process:
                     self.stop(now=cancelled is not None)
                     cancelled = error
         finally:
-            if self._reminder is not None:
-                self._reminder.cancel()
             if self._freeze:
                 gc.unfreeze()
         if cancelled is not None:
@@ -154,7 +152,6 @@ class _Process:
         if not self._stopping.is_set():
             self._reason = reason
             self._stopping.set()
-            self._reminder = self._loop.call_later(_REMIND, self._remind, _REMIND)
         for consumer in self._consumers:
             if consumer.running:
                 consumer.stop(now=now, reason=self._reason)
@@ -230,10 +227,6 @@ class _Process:
             now = consumer.statistics()
             parts.append(f"{consumer.queue}: {now.running} handlers run, {now.held} messages are held")
         return "; ".join(parts) or "no consumer runs"
-
-    def _remind(self, seconds: float) -> None:
-        _log.info("Still stopping after %.0f s (%s)", seconds, self._what_runs())
-        self._reminder = self._loop.call_later(_REMIND, self._remind, seconds + _REMIND)
 
 
 class _Patience:

@@ -8,12 +8,13 @@ from typing import Any, Generic
 from msgspec import UnsetType
 
 from postroom.consumer.context import MessageContext
+from postroom.consumer.unwrapping import Unwrapping
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
-from postroom.types import AckMode, C, R
+from postroom.types import AckMode, C, OnInvalid, R
 
 Handle = Callable[[Any, MessageContext[Any, Any]], Awaitable[None]]
 """A handler with everything around it: middleware, thread hop, timeout."""
@@ -49,8 +50,10 @@ class Settings(Generic[C, R]):
     resolver: Callable[[Message], C | Awaitable[C]] | None
     resources: Provider[C, R] | ResourcePool[C, R] | None
     cleanup: Callable[[R], Awaitable[object]] | UnsetType | None
+    unwrap: Unwrapping | None
     payload: Any
     ack: AckMode
+    invalid: OnInvalid
     concurrency: Concurrency
     polling: Polling
     visibility: PerCall[Visibility]

@@ -150,8 +150,11 @@ class Tenants:
         Raises:
             ConfigurationError: a limit that is not above 0; use :meth:`pause` for none at all.
         """
+        if concurrency is _KEEP and rate is _KEEP:
+            text = "limit() needs a limit: write limit(tenant, concurrency=2) or limit(tenant, rate=10)"
+            raise ConfigurationError(text)
         for name, value in (("concurrency", concurrency), ("rate", rate)):
-            if value is not _KEEP and value is not None and not value > 0:
+            if value is not _KEEP and value is not None and not _is_above_0(value):
                 text = f"limit({name}=...) takes a number above 0, or None for no limit; got {value!r}. See pause()"
                 raise ConfigurationError(text)
         chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
@@ -258,6 +261,11 @@ class Tenants:
 
     def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
         _check_reason(reason)
+        try:
+            hash(key)
+        except TypeError:
+            text = "a tenant is named by its context, or the pool's key for it, one at a time"
+            raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
         with self._lock:  # two threads may each change another part of one rule
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
             if reason is not None or "state" in changes:
@@ -330,3 +338,7 @@ def _check_reason(reason: object) -> None:
 def _tell(key: Hashable, what: str, reason: str | None) -> None:
     if reason is not None:
         _log.warning("Tenant %s is %s by an operator: %s", display_key(key), what, reason)
+
+
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

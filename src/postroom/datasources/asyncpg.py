@@ -11,8 +11,9 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import Locate, located
+from postroom.datasources.registry import Locate, check_locate, located
 from postroom.log_fields import Log, Step
+from postroom.options import check_count
 from postroom.types import C
 
 try:
@@ -84,6 +85,8 @@ def asyncpg_pool(
         asyncpg.PostgresError, OSError, TimeoutError: at opening: the first connection could not be
             made.
     """
+    check_locate("asyncpg_pool", locate)
+    check_count("asyncpg_pool", "max_size", max_size)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
 

@@ -4,12 +4,13 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, Unpack
 
 from typing_extensions import TypeVar
 
 from postroom.errors import ConfigurationError
 from postroom.resources import ResourcePool
+from postroom.resources.arguments import PoolArguments, check_names
 from postroom.types import C, R
 
 M = TypeVar("M", default=Any)
@@ -33,13 +34,18 @@ class Provider(Generic[C, R]):
         """Return what opens and closes the resources of ``context``."""
         return self.enter(context)
 
-    def pool(self, **options: Any) -> ResourcePool[C, R]:
+    def pool(self, **options: Unpack[PoolArguments[C]]) -> ResourcePool[C, R]:
         """Make a ``ResourcePool`` of this provider.
 
         Args:
-            options: the keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``host``, ``name``,
-                ...
+            options: the keywords of ``ResourcePool``: ``limits``, ``timeouts``, ``backoff``, ``key``,
+                ``host``, ``classify``, ``outage``, ``observers``, ``name``, ``jitter``, ``weight``,
+                ``check``.
+
+        Raises:
+            ConfigurationError: it has no such keyword, or one has a value that cannot work.
         """
+        check_names("pool()", options)
         return ResourcePool(self, **options)
 
     def map(self, function: Callable[[R], M], /) -> "Provider[C, M]":

@@ -21,9 +21,10 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, located
+from postroom.datasources.registry import DataSource, Locate, check_locate, located
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
+from postroom.options import check_count
 from postroom.types import C
 
 try:
@@ -165,6 +166,8 @@ def psycopg_pool(
             compare.
         psycopg.OperationalError, TimeoutError: at opening: the first connection could not be made.
     """
+    check_locate("psycopg_pool", locate)
+    check_count("psycopg_pool", "max_size", max_size)
 
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
@@ -296,6 +299,8 @@ def psycopg_connections(
     The arguments and errors are those of :func:`psycopg_pool`. One connection is made and closed at
     opening, to prove that it can be.
     """
+    check_locate("psycopg_connections", locate)
+    check_count("psycopg_connections", "max_size", max_size)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[PsycopgConnections, None]:

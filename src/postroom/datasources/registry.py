@@ -8,6 +8,7 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
+from postroom.checking import check_function, check_kind
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.types import C
 
@@ -60,6 +61,8 @@ class Registry(Generic[C]):
     """
 
     def __init__(self, sources: Mapping[C, str | DataSource]) -> None:
+        example = 'Registry({Tenant("acme"): "postgresql://..."})'
+        check_kind("Registry(sources)", sources, Mapping, f"{example}, from context to DSN or DataSource")
         self._sources = sources
 
     def __call__(self, context: C) -> str | DataSource:
@@ -71,6 +74,12 @@ class Registry(Generic[C]):
 
     def __repr__(self) -> str:
         return f"Registry(<{len(self._sources)} tenants>)"
+
+
+def check_locate(what: str, locate: object) -> None:
+    """Refuse what cannot say where a tenant's data is."""
+    call = '(context) -> DSN, such as Registry({Tenant("acme"): "postgresql://..."})'
+    check_function(f"{what}(locate)", call, locate)
 
 
 async def located(locate: Locate[C], context: C) -> DataSource:

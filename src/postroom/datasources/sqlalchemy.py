@@ -12,9 +12,10 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, located
+from postroom.datasources.registry import DataSource, Locate, check_locate, located
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
+from postroom.options import check_count
 from postroom.types import C
 
 try:
@@ -67,6 +68,8 @@ def sqlalchemy_engine(
         sqlalchemy.exc.DBAPIError, OSError, TimeoutError: at opening: the first connection could not
             be made.
     """
+    check_locate("sqlalchemy_engine", locate)
+    check_count("sqlalchemy_engine", "max_size", max_size)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Self, TypeVar
 
+from postroom.checking import check_function
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import answered
-from postroom.errors import AlreadyHandled, PostroomError, UnknownTenant
+from postroom.errors import AlreadyHandled, ConfigurationError, PostroomError, UnknownTenant
 from postroom.log_fields import Log
 from postroom.log_fields import Step as LogStep
 from postroom.transactions import MessageKey
@@ -357,8 +358,10 @@ def sqlite_database(
         busy_timeout: seconds to wait for a writer in another process.
         close_timeout: seconds that running work may take at close before it is interrupted.
     """
+    call = '(context) -> path, such as lambda tenant: tenant_file("/var/lib/orders", tenant.tenant_id)'
+    check_function("sqlite_database(path_of)", call, path_of)
     if synchronous.upper() not in {"OFF", "NORMAL", "FULL", "EXTRA"}:
-        raise ValueError(f"synchronous= takes OFF, NORMAL, FULL or EXTRA; got {synchronous!r}")
+        raise ConfigurationError(f"synchronous= takes OFF, NORMAL, FULL or EXTRA; got {synchronous!r}")
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SqliteDatabase, None]:

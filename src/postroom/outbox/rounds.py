@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from postroom.errors import TransportError, Unsent
+from postroom.log_fields import Log, Step, about
 from postroom.message import OutgoingMessage
 from postroom.outbox.stores import Row, taken
 from postroom.outbox.tables import Outbox
 from postroom.sending import Sender, SendRetry
 from postroom.transports.protocol import Client
 
-_log = logging.getLogger("postroom.outbox")
+_log = Log("postroom.outbox", Step.SEND)
 
 _RETRY: Final = SendRetry(attempts=3, within=10.0)
 """A short one: meanwhile a transaction is open."""
@@ -97,7 +98,7 @@ class Queues:
         if again:
             self._pause(queue, again[0].reason)
         elif self.pauses.succeeded(queue):
-            _log.info("Queue %s takes messages of outboxes again", queue)
+            _log.info("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:
@@ -112,7 +113,7 @@ class Queues:
     def _pause(self, queue: str, reason: str) -> None:
         seconds, first = self.pauses.failed(queue)
         text = "Queue %s does not take messages of outboxes; they stay there, and the next try is in %.0f s: %s"
-        _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason)
+        _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason, extra=about(queue=queue))
 
 
 class Rounds:
@@ -156,7 +157,7 @@ class Rounds:
         self.counters.set_aside += len(aside)
         for number, reason in aside:
             text = "Message %d in %s of tenant %s can never be sent and is set aside there: %s"
-            _log.error(text, number, self._outbox.table, tenant, reason)
+            _log.error(text, number, self._outbox.table, tenant, reason, extra=about(tenant=tenant))
         return bool(sent or aside)
 
 

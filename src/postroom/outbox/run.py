@@ -7,13 +7,14 @@ from random import Random
 from typing import Any, Final, Generic
 
 from postroom.errors import ConfigurationError, ResourceOpenError
+from postroom.log_fields import Log, Step
 from postroom.outbox.rounds import Pauses, Rounds
 from postroom.redaction import log_error
 from postroom.resources import ResourcePool, display_key
 from postroom.tasks import Tasks
 from postroom.types import C
 
-_log = logging.getLogger("postroom.outbox")
+_log = Log("postroom.outbox", Step.SEND)
 
 ROUNDS: Final = 10
 """Rounds for one tenant before it is the next one's turn."""

@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, NamedTuple
 import msgspec
 from typing_extensions import TypeVar
 
+from postroom.checking import check_function
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute
 from postroom.payloads.decoder import Unwrap
@@ -74,6 +75,12 @@ def attribute(
         ConfigurationError: the name is none that SQS allows, the pattern does not compile, or both a pattern and
             choices are given.
     """
+    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f'attribute(name) takes text, such as attribute("tenantId"); got {name!r}')
+    if isinstance(choices, str):
+        raise ConfigurationError(f"attribute(choices=...) takes a list: write choices=[{choices!r}]")
+    if pattern is not None and not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"attribute(pattern=...) takes a regular expression as text; got {pattern!r}")
     if name is not None and (len(name) > 256 or _NAME.fullmatch(name) is None):
         raise ConfigurationError(
             f"attribute({name!r}): SQS allows 1 to 256 letters, digits, '_', '-' and '.' in the name of a message "
@@ -149,6 +156,11 @@ class AttributeResolver(Generic[T_co]):
         self._sources = [(field.attribute, field.alternative) for field in fields]
         self.names = tuple(name for field in fields for name in field.attributes)
         """The names of the attributes that are looked at."""
+
+    @property
+    def context_type(self) -> type[T_co]:
+        """The class that it fills."""
+        return self._cls
 
     def __call__(self, message: Message, /) -> T_co:
         """Return the context of a message.
@@ -238,6 +250,11 @@ class AttributeResolver(Generic[T_co]):
         return self._made(values, message)
 
     @property
+    def unwraps(self) -> bool:
+        """Whether it takes messages out of an envelope first."""
+        return self._unwrap is not None
+
+    @property
     def is_plain(self) -> bool:
         """Whether no code of the user's runs when a context is made."""
         return self._known is not None
@@ -308,6 +325,8 @@ def context_from_attributes(cls: type[T_co], *, unwrap: Unwrap | None = None) ->
     Raises:
         ConfigurationError: the class can change, cannot be hashed, or has a field that no attribute can fill.
     """
+    if unwrap is not None:
+        check_function("context_from_attributes(unwrap=...)", "(Message) -> Message", unwrap)
     hints = _checked_hints(cls)
     fields = tuple(_field(cls, name, hints[name], note, required=required) for name, note, required in _declared(cls))
     if not fields:

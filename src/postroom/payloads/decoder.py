@@ -2,11 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from postroom.errors import DecodeError, Drop, PayloadError, Reject, Retry
 from postroom.message import Message
 from postroom.payloads.problems import not_unicode
+
+_MARK: Final = "\ufeff"
+"""The byte order mark that .NET writes first. It carries no meaning, and RFC 8259 lets a parser ignore it."""
 
 Unwrap = Callable[[Message], Message]
 """Takes a message out of its envelope: ``unwrap_sns``, ``unwrap_eventbridge``, or your own."""
@@ -104,9 +109,11 @@ class JsonDecoder(Decoder):
         self._explain = explain
 
     def __call__(self, message: Message, /) -> Any:
-        """Decode the body, or raise ``DecodeError`` or ``ValidationError``."""
+        """Decode the body, or raise ``DecodeError`` or ``ValidationError``. A leading byte order mark is skipped."""
         try:
             return self._decode(message.body)
         except Exception as error:
-            problem = self._explain(error, message)
+            problem = None if message.body.startswith(_MARK) else self._explain(error, message)
+        if problem is None:
+            return self(msgspec.structs.replace(message, body=message.body.lstrip(_MARK)))
         raise problem

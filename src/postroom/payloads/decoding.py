@@ -4,6 +4,7 @@ import inspect
 import typing
 from typing import Any
 
+from postroom.checking import check_function
 from postroom.errors import ConfigurationError
 from postroom.message import Message
 from postroom.payloads.decoder import (
@@ -45,6 +46,11 @@ def decoder_for(payload_type: Any, *, rename: Rename | None = None, unwrap: Unwr
     Raises:
         ConfigurationError: no body can be decoded into this type. The text says what to use instead.
     """
+    if unwrap is not None:
+        check_function("decoder_for(unwrap=...)", "(Message) -> Message", unwrap)
+    if _is_instance(payload_type):
+        name = type(payload_type).__name__
+        raise ConfigurationError(f"a payload type is a class: write payload={name}, not an instance of it")
     decoder = _decoder(payload_type, rename)
     return decoder if unwrap is None else GuardedDecoder(decoder, unwrap)
 
@@ -83,6 +89,12 @@ def _without_notes(payload_type: Any) -> Any:
     inner, *notes = typing.get_args(payload_type)
     heard = _PYDANTIC | {"msgspec"}
     return payload_type if any(_package(type(note)) in heard for note in notes) else inner
+
+
+def _is_instance(payload_type: Any) -> bool:
+    """Whether it is a value of a type that could be decoded."""
+    marks = ("__dataclass_fields__", "__struct_fields__", "__pydantic_validator__")
+    return not isinstance(payload_type, Decoder | type) and any(hasattr(payload_type, mark) for mark in marks)
 
 
 def _package(kind: Any) -> str:

@@ -1,21 +1,23 @@
-"""Messages that travel inside another service's envelope: Amazon SNS and Amazon EventBridge.
+"""Messages that travel inside another service's envelope: SNS, EventBridge, SES, CloudEvents.
 
 The functions take a message and return the one that was inside: its body, and attributes made of what the envelope
 says. Everything else (id, receipt handle, system attributes, queue) stays the outer message's, and the outer
-message's own attributes are dropped, so that nobody can mix the two. Give them to ``decoder_for(unwrap=...)`` and
-``context_from_attributes(unwrap=...)``, or call them in a resolver of your own.
+message's own attributes are dropped, so that the two cannot be mixed. Give them to ``Consumer(unwrap=...)``, one or
+several in a row, the outermost first.
 
-An envelope proves nothing: whoever may call SendMessage can write one. Let the queue's policy admit the topic or
-the rule only.
+An envelope proves nothing: any sender with SendMessage can write one. Let the queue's policy admit the topic or the
+rule only.
 """
 
 import base64
 import binascii
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from postroom.errors import DecodeError, PayloadError, ValidationError
+from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import problems
 from postroom.payloads.decoder import Decoder
@@ -32,6 +34,9 @@ class SnsNotification(msgspec.Struct, tag_field="Type", tag="Notification"):
     """What is read of the JSON that SNS delivers."""
 
     message: str = msgspec.field(name="Message")
+    id: str | None = msgspec.field(name="MessageId", default=None)
+    topic_arn: str | None = msgspec.field(name="TopicArn", default=None)
+    subject: str | None = msgspec.field(name="Subject", default=None)
     attributes: dict[str, _SnsAttribute] = msgspec.field(
         name="MessageAttributes", default_factory=dict[str, _SnsAttribute]
     )
@@ -49,8 +54,41 @@ class EventBridgeEvent(msgspec.Struct):
     detail: msgspec.Raw
 
 
+class SesMail(msgspec.Struct, rename="camel"):
+    """What is read of the ``mail`` of an SES notification."""
+
+    source: str | None = None
+    message_id: str | None = None
+    sending_account_id: str | None = None
+    tags: dict[str, list[str]] = msgspec.field(default_factory=dict[str, list[str]])
+
+
+class SesNotice(msgspec.Struct, rename="camel"):
+    """What is read of what SES says of a mail."""
+
+    mail: SesMail
+    notification_type: str | None = None
+    event_type: str | None = None
+
+
+class _Kind(msgspec.Struct):
+    kind: object = msgspec.field(name="Type", default=None)
+
+
+_Simple: TypeAlias = str | int | bool | None
 _sns: Final = native_decoder(SnsNotification)
 _event: Final = native_decoder(EventBridgeEvent)
+_ses: Final = native_decoder(SesNotice)
+_kind: Final = native_decoder(_Kind)
+_cloud_event: Final = native_decoder(dict[str, msgspec.Raw])
+
+_SNS_EXPECTED: Final = "an SNS notification (is raw message delivery on? then use SnsEnvelope(raw=True))"
+_OURS: Final = "sns."
+_PREFIXES: Final = ("ce-", "ce_", "cloudEvents_")
+"""Of HTTP and of Kafka, and AMQP's where a colon is not allowed: there is no binding for SQS."""
+_CONTENT_TYPES: Final = ("content-type", "Content-Type", "contentType")
+_REQUIRED: Final = ("specversion", "id", "source", "type")
+_DATA: Final = ("data", "data_base64")
 
 
 def unwrap_sns(message: Message, /) -> Message:
@@ -60,13 +98,59 @@ def unwrap_sns(message: Message, /) -> Message:
     Format: https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html
 
     Raises:
-        PayloadError: the body is not an SNS notification. With raw message delivery there is no envelope.
+        PayloadError: the body is not an SNS notification. With raw message delivery there is no envelope: see
+            :class:`SnsEnvelope`.
     """
-    notification: SnsNotification = _opened(
-        message, _sns, "an SNS notification (is raw message delivery on? then unwrap nothing)"
-    )
-    attributes = {name: _sns_attribute(found, message) for name, found in notification.attributes.items()}
-    return msgspec.structs.replace(message, body=notification.message, message_attributes=attributes)
+    return _sns_inner(message, _opened(message, _sns, _SNS_EXPECTED), {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnsEnvelope:
+    """Takes messages out of SNS's JSON as :func:`unwrap_sns` does, checks the topic, and lets raw ones pass.
+
+    What SNS says of a notification becomes String attributes: ``sns.TopicArn``, ``sns.MessageId`` and, where there is
+    one, ``sns.Subject``. Attributes of those names that a sender wrote are dropped.
+
+    Args:
+        topics: the ARNs of the topics whose notifications are accepted; None for any. A sender with SendMessage can
+            write any ARN, so this finds mistakes; the queue's policy (``aws:SourceArn``) keeps strangers out.
+        raw: whether a message that is no notification is taken as it is: one that was sent to the queue itself, or by
+            a subscription with raw message delivery. It has no ``sns.TopicArn``, so ``topics`` does not apply to it.
+
+    Raises:
+        ConfigurationError: ``topics`` is a single text, is empty, or has something else than ARNs of topics.
+    """
+
+    topics: Collection[str] | None = None
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.topics is None:
+            return
+        wrong = [topic for topic in self.topics if not str(topic).startswith("arn:")]
+        if isinstance(self.topics, str) or not self.topics or wrong:
+            text = "SnsEnvelope(topics=...) takes ARNs, such as ['arn:aws:sns:eu-west-1:123456789012:orders']"
+            raise ConfigurationError(f"{text}; got {self.topics!r}")
+
+    def __call__(self, message: Message, /) -> Message:
+        """Return the message that was inside, or the message itself where it is raw.
+
+        Raises:
+            PayloadError: it is no notification and ``raw`` is False, or it is a notification of another topic.
+        """
+        if self.raw and not _may_be_sns(message.body):
+            return _without_ours(message)
+        try:
+            found: SnsNotification = _opened(message, _sns, _SNS_EXPECTED)
+        except PayloadError:
+            if self.raw and not _says_notification(message):
+                return _without_ours(message)
+            raise
+        if self.topics is not None and found.topic_arn not in self.topics:
+            text = "the SNS notification is of a topic that SnsEnvelope(topics=...) does not name"
+            raise ValidationError(text, path="$.TopicArn", message_id=message.id)
+        said = {"TopicArn": found.topic_arn, "MessageId": found.id, "Subject": found.subject}
+        return _sns_inner(message, found, {_OURS + name: value for name, value in said.items() if value})
 
 
 def unwrap_eventbridge(message: Message, /) -> Message:
@@ -82,8 +166,90 @@ def unwrap_eventbridge(message: Message, /) -> Message:
     event: EventBridgeEvent = _opened(message, _event, "an EventBridge event")
     said = {name: getattr(event, name) for name in ("id", "source", "account", "region", "time")}
     said["detail-type"] = event.detail_type
-    attributes = {name: MessageAttribute(string_value=value) for name, value in said.items()}
-    return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=attributes)
+    return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=texts(said))
+
+
+def unwrap_ses(message: Message, /) -> Message:
+    """Read what Amazon SES says of a mail: a notification, a published event, or a received mail.
+
+    The body stays as it is. These become String attributes: ``type`` (``notificationType`` or ``eventType``, such as
+    ``Bounce``), ``source``, ``messageId``, ``sendingAccountId``, and each message tag of the mail under its name,
+    which is where a sender writes the tenant. A tag with several values is left out.
+    Format: https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html. SES delivers to SNS; write
+    ``unwrap=[unwrap_sns, unwrap_ses]``.
+
+    Raises:
+        PayloadError: the body is nothing that SES writes.
+    """
+    notice: SesNotice = _opened(message, _ses, "a notification of Amazon SES")
+    kind = notice.notification_type or notice.event_type
+    if kind is None:
+        text = "the message is not a notification of Amazon SES: it has neither notificationType nor eventType"
+        raise ValidationError(text, message_id=message.id)
+    mail = notice.mail
+    tags = {name: values[0] for name, values in mail.tags.items() if len(values) == 1}
+    said = {"source": mail.source, "messageId": mail.message_id, "sendingAccountId": mail.sending_account_id}
+    named = {**tags, **{name: value for name, value in said.items() if value is not None}, "type": kind}
+    return msgspec.structs.replace(message, message_attributes=texts(named))
+
+
+def unwrap_cloudevents(message: Message, /) -> Message:
+    """Take the data out of a CloudEvent, in structured or in binary mode.
+
+    The body becomes the data: the JSON of ``data`` character by character, or the text of ``data_base64``. The
+    context attributes, extensions such as ``tenantid`` included, become String attributes under their own names.
+
+    In structured mode the body is the event in JSON. In binary mode the body is the data, and each context attribute
+    is a message attribute with the prefix ``ce-``, ``ce_`` or ``cloudEvents_``; ``content-type`` is the type of the
+    data. Format: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
+
+    Raises:
+        PayloadError: it is no CloudEvent of version 1.0, or one with data that is no text.
+    """
+    binary = _binary_attributes(message)
+    if binary is not None:
+        return msgspec.structs.replace(message, message_attributes=texts(binary))
+    event: dict[str, msgspec.Raw] = _opened(message, _cloud_event, "a CloudEvent")
+    said = {name: _plain(name, value, message) for name, value in event.items() if name not in _DATA}
+    named = {name: value for name, value in said.items() if value is not None}
+    _check_cloud_event(named, message)
+    return msgspec.structs.replace(message, body=_data(event, message), message_attributes=texts(named))
+
+
+def texts(values: Mapping[str, str]) -> dict[str, MessageAttribute]:
+    """Make String attributes of texts."""
+    return {name: MessageAttribute(string_value=value) for name, value in values.items()}
+
+
+# -- SNS --------------------------------------------------------------------------------------------------------------
+
+
+def _sns_inner(message: Message, found: SnsNotification, said: Mapping[str, str]) -> Message:
+    attributes = {name: _sns_attribute(value, message) for name, value in found.attributes.items()}
+    if said:
+        attributes = {name: value for name, value in attributes.items() if not name.startswith(_OURS)} | texts(said)
+    return msgspec.structs.replace(message, body=found.message, message_attributes=attributes)
+
+
+def _may_be_sns(body: str) -> bool:
+    """Whether it is worth to read a body as a notification."""
+    return '"Notification"' in body and '"TopicArn"' in body
+
+
+def _says_notification(message: Message) -> bool:
+    """Whether a body that is no notification means to be one: then it is broken, and not raw."""
+    try:
+        return bool(_kind(message).kind == "Notification")
+    except PayloadError:
+        return False
+
+
+def _without_ours(message: Message) -> Message:
+    """Drop attributes that only SNS may say something with."""
+    if not any(name.startswith(_OURS) for name in message.message_attributes):
+        return message
+    kept = {name: value for name, value in message.message_attributes.items() if not name.startswith(_OURS)}
+    return msgspec.structs.replace(message, message_attributes=kept)
 
 
 def _sns_attribute(found: _SnsAttribute, message: Message) -> MessageAttribute:
@@ -104,3 +270,58 @@ def _opened(message: Message, decode: Decoder, expected: str) -> Any:
         text = f"the message is not {expected}: {error}"
         refused = kind(text, path=error.path, message_id=error.message_id)
     raise refused  # outside the except block: one error says it all
+
+
+# -- CloudEvents ------------------------------------------------------------------------------------------------------
+
+
+def _binary_attributes(message: Message) -> dict[str, str] | None:
+    """Return the context attributes of an event in binary mode; None for a message that is none."""
+    found = message.message_attributes
+    prefix = next((prefix for prefix in _PREFIXES if f"{prefix}specversion" in found), None)
+    if prefix is None:
+        return None
+    said = {name.removeprefix(prefix): value.string_value for name, value in found.items() if name.startswith(prefix)}
+    named = {name: value for name, value in said.items() if value is not None}
+    kind = next((found[name].string_value for name in _CONTENT_TYPES if name in found), None)
+    if kind is not None:
+        named["datacontenttype"] = kind
+    _check_cloud_event(named, message)
+    return named
+
+
+def _check_cloud_event(named: Mapping[str, str], message: Message) -> None:
+    missing = [name for name in _REQUIRED if not named.get(name)]
+    if missing:
+        text = f"the message is not a CloudEvent: it lacks {', '.join(missing)}"
+        raise ValidationError(text, message_id=message.id)
+    if not named["specversion"].startswith("1."):
+        text = "the message is a CloudEvent of another version than 1.0"
+        raise ValidationError(text, path="$.specversion", message_id=message.id)
+
+
+def _plain(name: str, value: msgspec.Raw, message: Message) -> str | None:
+    """Return a context attribute as text. JSON null means that it is absent."""
+    try:
+        found = msgspec.json.decode(value, type=_Simple)
+    except msgspec.ValidationError:
+        path = problems.json_path([name if name in _REQUIRED else None])
+    else:
+        return str(found).lower() if isinstance(found, bool) else None if found is None else str(found)
+    raise problems.not_valid("CloudEvent", [Problem(path, "expected a text, a whole number or a bool")], message.id)
+
+
+def _data(event: Mapping[str, msgspec.Raw], message: Message) -> str:
+    if "data" in event:
+        kind = event.get("datacontenttype")
+        data = bytes(event["data"]).decode()
+        if kind is None or b"json" in bytes(kind) or not data.startswith('"'):
+            return data
+        return str(msgspec.json.decode(event["data"]))  # text of another kind stands in a JSON string
+    if "data_base64" not in event:
+        return ""
+    try:
+        return base64.b64decode(msgspec.json.decode(event["data_base64"], type=str), validate=True).decode()
+    except (ValueError, msgspec.ValidationError):
+        problem = Problem("$.data_base64", "not the base64 of UTF-8 text")
+    raise problems.not_valid("CloudEvent", [problem], message.id)

@@ -6,6 +6,7 @@ from typing import cast
 
 from typing_extensions import TypeVar
 
+from postroom.checking import check_function
 from postroom.errors import ContextError
 from postroom.message import Message
 
@@ -27,6 +28,8 @@ def cross_check_group(
 
     The wrapped resolver raises :class:`~postroom.errors.ContextError`.
     """
+    check_function("cross_check_group(resolver)", "(Message) -> context", resolver)
+    check_function("cross_check_group(tenant=...)", "(context) -> message group", tenant)
 
     def check(context: T, message: Message) -> T:
         if message.group_id is None:

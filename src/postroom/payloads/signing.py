@@ -14,10 +14,12 @@ text as UTF-8, so that no two different inputs are written alike:
 5. the SHA-256 digest of the body (32 bytes)
 6. for each signed attribute, sorted by name (by code point): its name; then ``absent``, or ``text`` and ``binary``
    for the kind of value; then its data type; then its value (the last two are empty where it is absent)
+7. where the message group is signed: ``MessageGroupId``; then ``group`` or ``absent``; then the group (empty where it
+   is absent)
 
-Both ends agree beforehand on *which* attributes are signed. The resolver sees these and no others, so it cannot read
-one by mistake that anybody could have written. A message can be repeated by who can read it, until it expires:
-handlers are idempotent on a queue that delivers at least once, anyway.
+Both ends agree beforehand on *which* attributes are signed, and whether the group is. The resolver sees what is signed
+and nothing else: no other attribute, and no system attribute. Anyone who can read a message can replay it, until it
+expires: handlers are idempotent on a queue that delivers at least once, anyway.
 """
 
 import hashlib
@@ -30,6 +32,7 @@ from typing import Final, Generic
 import msgspec
 from typing_extensions import TypeVar
 
+from postroom.checking import check_function, check_kind
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.payloads.attributes import attribute_names
@@ -42,6 +45,7 @@ SIGNATURE: Final = "postroom.signature"
 LIFETIME: Final = 345_600.0
 """How long a signature holds unless ``sign(lifetime=...)`` says otherwise: 4 days, SQS's default retention."""
 
+_GROUP: Final = "MessageGroupId"
 _DOMAIN: Final = b"postroom signed context v1"
 _SHORTEST_KEY: Final = 32
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -65,6 +69,7 @@ class KeyRing:
     __slots__ = ("_current", "_keys")
 
     def __init__(self, keys: Mapping[str, bytes], *, current: str | None = None) -> None:
+        check_kind("KeyRing(keys)", keys, Mapping, "KeyRing({'2026-11': secret}), each secret 32 bytes or more")
         if not keys:
             raise ConfigurationError("KeyRing needs at least one key: KeyRing({'2026-11': secrets.token_bytes(32)})")
         for key_id, key in keys.items():
@@ -103,7 +108,8 @@ def _check_key(key_id: str, key: object) -> None:
     if _KEY_ID.fullmatch(key_id) is None:
         raise ConfigurationError(f"KeyRing: a key id has 1 to 64 letters, digits, '.', '_', '-'; got {key_id!r}")
     if not isinstance(key, bytes) or len(key) < _SHORTEST_KEY:
-        raise ConfigurationError(f"KeyRing: key {key_id!r} must be {_SHORTEST_KEY} bytes or more, random")
+        hint = "; text is no key: bytes.fromhex(...) makes one of it" if isinstance(key, str) else ""
+        raise ConfigurationError(f"KeyRing: key {key_id!r} must be {_SHORTEST_KEY} bytes or more, random{hint}")
 
 
 def sign(
@@ -112,6 +118,7 @@ def sign(
     keys: KeyRing,
     queue: str,
     attributes: Collection[str],
+    group: bool = False,
     lifetime: float = LIFETIME,
     clock: Callable[[], float] = time.time,
 ) -> OutgoingMessage:
@@ -122,15 +129,18 @@ def sign(
         keys: whose current key signs.
         queue: the name of the queue that it goes to.
         attributes: the names of the attributes that make the context; the consumer must name the same ones.
+        group: whether the message group is signed as well; the consumer must say the same.
         lifetime: seconds until the signature expires. Count in how long the message may wait in the queue.
         clock: seconds since the epoch.
     """
-    names = _checked_names(attributes)
-    expires = str(int(clock() + lifetime))
-    if lifetime <= 0 or len(expires) > 12:
+    check_kind("sign(message)", message, OutgoingMessage, "OutgoingMessage(body=..., message_attributes=...)")
+    _check_terms("sign", keys, queue)
+    names = _checked_names(attributes, group=group)
+    expires = _expiry(clock(), lifetime)
+    if not 0 < len(expires) <= 12:
         raise ConfigurationError(f"sign(lifetime=...) takes seconds, more than 0; got {lifetime!r}")
     terms = (_DOMAIN, keys.current.encode(), queue.encode(), expires.encode())
-    mac = keys.mac(keys.current, [*terms, *_covered(message, names)])
+    mac = keys.mac(keys.current, [*terms, *_covered(message, names, group=group)])
     value = f"v1:{keys.current}:{expires}:{mac}"
     signed_attributes = {**message.message_attributes, SIGNATURE: MessageAttribute(string_value=value)}
     return msgspec.structs.replace(message, message_attributes=signed_attributes)
@@ -142,36 +152,46 @@ def signed(
     keys: KeyRing,
     queue: str,
     attributes: Collection[str] | None = None,
+    group: bool = False,
     leeway: float = 60.0,
     clock: Callable[[], float] = time.time,
 ) -> "SignedContext[T]":
     """Wrap a context resolver so that it is asked only for messages with a valid signature.
 
     Args:
-        resolver: sync or async; it sees the signed attributes only.
+        resolver: sync or async; it sees the body, the signed attributes, the queue and the message id, and the message
+            group where that is signed. Nothing else of the message reaches it.
         keys: every key that is accepted.
         queue: the name of the queue that the sender signed for. A consumer of the dead-letter queue names the
             original queue.
         attributes: the names of the attributes that the sender signed; may be left out for a resolver of
             ``context_from_attributes``, which knows them.
+        group: whether the sender signed the message group; then ``message.group_id`` can be trusted.
         leeway: seconds by which the clocks of sender and consumer may differ.
         clock: seconds since the epoch.
 
     Raises:
         ConfigurationError: it is not known which attributes are signed.
     """
+    _check_terms("signed", keys, queue)
+    if isinstance(resolver, type):
+        name = resolver.__name__
+        raise ConfigurationError(f"signed(resolver): write signed(context_from_attributes({name}), ...) for a class")
+    check_function("signed(resolver)", "(Message) -> context", resolver)
     if attributes is None:
         attributes = attribute_names(resolver)
+    if attributes is None and group:
+        attributes = ()
     if attributes is None:
         raise ConfigurationError("signed(attributes=...) must name the attributes that the resolver reads")
-    names = _checked_names(attributes)
-    return SignedContext(resolver, keys=keys, queue=queue, names=names, leeway=leeway, clock=clock)
+    names = _checked_names(attributes, group=group)
+    return SignedContext(resolver, keys=keys, queue=queue, names=names, group=group, leeway=leeway, clock=clock)
 
 
 class SignedContext(Generic[T_co]):
     """A context resolver behind a signature check. Built by :func:`signed`."""
 
-    __slots__ = ("_clock", "_keys", "_leeway", "_queue", "_resolver", "names")
+    __slots__ = ("_clock", "_group", "_keys", "_leeway", "_queue", "_resolver", "names")
 
     def __init__(
         self,
@@ -180,19 +200,21 @@ class SignedContext(Generic[T_co]):
         keys: KeyRing,
         queue: str,
         names: tuple[str, ...],
+        group: bool,
         leeway: float,
         clock: Callable[[], float],
     ) -> None:
         self._resolver = resolver
         self._keys = keys
         self._queue = queue
+        self._group = group
         self._leeway = leeway
         self._clock = clock
         self.names = names
         """The names of the attributes that the signature covers."""
 
     def __call__(self, message: Message, /) -> T_co:
-        """Check the signature, then ask the resolver, which sees the signed attributes only.
+        """Check the signature, then ask the resolver, which sees what is signed and nothing else.
 
         Raises:
             ContextError: the signature is malformed, of an unknown key, of another message or queue, or expired
@@ -200,7 +222,17 @@ class SignedContext(Generic[T_co]):
         """
         self._check(message)
         seen = {name: found for name in self.names if (found := message.message_attributes.get(name)) is not None}
-        return self._resolver(msgspec.structs.replace(message, message_attributes=seen))
+        group = message.group_id if self._group else None
+        system = {} if group is None else {_GROUP: group}
+        return self._resolver(
+            Message(
+                id=message.id,
+                body=message.body,
+                message_attributes=seen,
+                system_attributes=system,
+                queue=message.queue,
+            )
+        )
 
     def _check(self, message: Message) -> None:
         attribute = message.message_attributes.get(SIGNATURE)
@@ -225,24 +257,38 @@ class SignedContext(Generic[T_co]):
     def _expected(self, message: Message, key_id: str, expires: str) -> str:
         terms = (_DOMAIN, key_id.encode(), self._queue.encode(), expires.encode())
         try:
-            return self._keys.mac(key_id, [*terms, *_covered(message, self.names)])
+            return self._keys.mac(key_id, [*terms, *_covered(message, self.names, group=self._group)])
         except UnicodeEncodeError:  # no sender could have signed what has no bytes
             return ""
 
 
-def _checked_names(attributes: Collection[str]) -> tuple[str, ...]:
-    if isinstance(attributes, str) or not attributes or SIGNATURE in attributes:
+def _expiry(now: float, lifetime: object) -> str:
+    return str(int(now + lifetime)) if isinstance(lifetime, int | float) and lifetime > 0 else ""
+
+
+def _check_terms(what: str, keys: object, queue: object) -> None:
+    check_kind(f"{what}(keys=...)", keys, KeyRing, "keys=KeyRing({'2026-11': secret})")
+    if not isinstance(queue, str) or not queue:
+        raise ConfigurationError(f"{what}(queue=...) takes the name of the queue; got {queue!r}")
+
+
+def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ...]:
+    if isinstance(attributes, str) or not (attributes or group) or SIGNATURE in attributes:
         raise ConfigurationError(
             f"signing takes the names of one or more attributes, such as ('tenantId', 'region'); got {attributes!r}"
         )
     return tuple(sorted(set(attributes)))
 
 
-def _covered(message: Message | OutgoingMessage, names: tuple[str, ...]) -> Iterator[bytes]:
+def _covered(message: Message | OutgoingMessage, names: tuple[str, ...], *, group: bool) -> Iterator[bytes]:
     yield hashlib.sha256(message.body.encode()).digest()
     for name in names:
         yield name.encode()
         yield from _value(message.message_attributes.get(name))
+    if group:
+        yield _GROUP.encode()
+        yield b"absent" if message.group_id is None else b"group"
+        yield (message.group_id or "").encode()
 
 
 def _value(attribute: MessageAttribute | None) -> tuple[bytes, bytes, bytes]:

@@ -19,6 +19,7 @@ from postroom.errors import ClosedError, ConfigurationError, NotOpenError, Postr
 from postroom.events import Observer
 from postroom.log_fields import about
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
+from postroom.resources.arguments import check_arguments
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
 from postroom.resources.entrances import Entrances
@@ -94,6 +95,22 @@ class ResourcePool(Generic[C, R]):
         name: str = "pool",
         jitter: random.Random | None = None,
     ) -> None:
+        observers = tuple(observers) if isinstance(observers, list) else observers
+        check_arguments(
+            {
+                "key": key,
+                "check": check,
+                "classify": classify,
+                "outage": outage,
+                "host": host,
+                "limits": limits,
+                "timeouts": timeouts,
+                "backoff": backoff,
+                "observers": observers,
+                "name": name,
+                "jitter": jitter,
+            }
+        )
         own_weight, own_check = known_of(provider)
         weight = own_weight if weight is None else weight
         weight = clean(weight) if callable(weight) else weight
@@ -313,6 +330,16 @@ class ResourcePool(Generic[C, R]):
             raise outcome
         finally:
             del outcome  # or the error would keep itself alive through this frame
+
+    @property
+    def limits(self) -> PoolLimits:
+        """What the pool may hold, as it was made."""
+        return self._limits
+
+    @property
+    def timeouts(self) -> PoolTimeouts:
+        """How long the pool waits for others, as it was made."""
+        return self._timeouts
 
     def key_of(self, context: C) -> Hashable:
         """Return the part of a context that names its resources: what ``key=`` says, or the whole context."""

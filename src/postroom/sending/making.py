@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
@@ -10,13 +9,14 @@ from typing import Any, Final, cast
 import msgspec
 
 from postroom.errors import ConfigurationError, InvalidRequest
+from postroom.log_fields import Log, Step
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.payloads import AttributeResolver, context_from_attributes
 from postroom.payloads.encoding import Encode
 from postroom.payloads.signing import SIGNATURE
 from postroom.sending.batches import MAX_ATTRIBUTES, MAX_BYTES, size_of, size_of_attributes
 
-_log = logging.getLogger("postroom.sending")
+_log = Log("postroom.sending", Step.SEND)
 
 AttributeInput = str | int | float | bool | bytes | MessageAttribute
 """The value of an attribute: text, a number, true or false, bytes, or the attribute itself."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 import msgspec
 
 from postroom.errors import ConfigurationError, QueueNotFound, TransportError
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message, OutgoingMessage
 from postroom.options import MAX_BATCH, MAX_WAIT
 from postroom.sending.posting import SendRetry, post
@@ -17,7 +17,7 @@ from postroom.sending.sender import default_client
 from postroom.settlement import letters
 from postroom.transports.protocol import Client, Queue, VisibilityChange
 
-_log = logging.getLogger("postroom.sending")
+_log = Log("postroom.sending", Step.SEND)
 
 Target = str | Callable[[Message], str | None]
 """A queue by name, URL or ARN; or a function that names one for each message, and None for what is to stay."""
@@ -303,7 +303,7 @@ class _Relay:
                 await asyncio.sleep(pause)
         if left:
             text = "%d messages of queue %s were relayed and could not be deleted: they will be relayed again"
-            _log.warning(text, len(left), self._source.info.name)
+            _log.warning(text, len(left), self._source.info.name, extra=about(queue=self._source.info.name))
 
     async def _give_back(self, receipt_handles: Sequence[str]) -> None:
         changes = [VisibilityChange(handle, 0) for handle in receipt_handles]
@@ -319,7 +319,8 @@ class _Relay:
     def _leave(self, message: Message, reason: str) -> None:
         if message.id not in self._left:
             text = "Message %s was not relayed and stays in queue %s: %s"
-            _log.warning(text, message.id, self._source.info.name, reason)
+            named = about(queue=self._source.info.name, message_id=message.id)
+            _log.warning(text, message.id, self._source.info.name, reason, extra=named)
         self._left[message.id] = message.receipt_handle
 
 

@@ -9,6 +9,7 @@ from math import ceil
 from types import TracebackType
 from typing import Self
 
+from postroom.checking import check_kind
 from postroom.errors import (
     AccessDenied,
     ClosedError,
@@ -65,6 +66,7 @@ class MemoryClient:
     """
 
     def __init__(self, broker: LocalBroker) -> None:
+        check_kind("MemoryClient(broker)", broker, LocalBroker, "MemoryClient(LocalBroker())")
         self._broker = broker
         self._entered = 0
         self._was_entered = False
@@ -123,6 +125,9 @@ class MemoryClient:
 
 class MemoryQueue:
     """One queue of a :class:`MemoryClient`. Usable until that client is closed."""
+
+    cancellable_after = 0.0
+    """A receive that is cancelled while it waits takes nothing."""
 
     def __init__(self, client: MemoryClient, queue: LocalQueue) -> None:
         self._client = client

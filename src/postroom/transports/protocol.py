@@ -99,7 +99,8 @@ class Queue(Protocol):
 
         Message attributes and system attributes are all asked for. ``attempt_id`` is FIFO's
         ReceiveRequestAttemptId. Cancelling it may strand messages that SQS already handed out until their
-        visibility timeout: finish a poll rather than cancel it.
+        visibility timeout: finish a poll rather than cancel it. A queue where that cannot happen once a receive has
+        been out for some seconds may say so by an attribute ``cancellable_after``; then a stop waits no longer.
         """
         ...
 

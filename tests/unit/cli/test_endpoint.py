@@ -2,7 +2,8 @@
 
 import pytest
 
-from postroom.cli.endpoint import is_loopback, use_endpoint
+from postroom.cli.endpoint import use_endpoint
+from postroom.transports.aws.addresses import is_loopback
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_work_that_was_cancelled_is_told_by_the_exit_code() -> None:
 
 
 def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
-    """By queue, with counts."""
+    """The step, the handlers, and the seconds that are left."""
     caplog.set_level(logging.INFO, "postroom")
 
     async def scenario(world: World) -> ExitCode:
@@ -293,8 +293,9 @@ def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.Log
         return await serve(orders)
 
     assert in_world(scenario) is ExitCode.CLEAN
-    said = [text for text in caplog.messages if text.startswith("Still stopping after")]
-    assert said == [f"Still stopping after {n} s (orders: 1 handlers run, 1 messages are held)" for n in (5, 10)]
+    said = [text for text in caplog.messages if text.startswith(("Stopping", "Still stopping"))]
+    still = "Still stopping orders after {} s: handlers finish, {} s left; 1 handlers"
+    assert said == ["Stopping orders: waiting up to 30 s for 1 handlers", still.format(5, 25), still.format(10, 20)]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -422,3 +422,12 @@ class TestRename:
         """The library's own ``rename=`` needs nothing from us."""
         struct = msgspec.defstruct("Renamed", [("order_id", str)], rename="camel")
         assert decode(struct, '{"orderId": "o"}') == struct("o")
+
+
+@pytest.mark.parametrize("kind", [object, dict[str, int], Any])
+def test_a_byte_order_mark_is_skipped(kind: Any) -> None:
+    """.NET writes one first; it carries no meaning."""
+    assert decoder_for(kind)(message('\ufeff{"n": 7}')) == {"n": 7}
+    assert decoder_for(str)(message("\ufeffx")) == "\ufeffx", "text is the body as it is"
+    with pytest.raises(DecodeError, match="the body is empty"):
+        decoder_for(kind)(message("\ufeff"))

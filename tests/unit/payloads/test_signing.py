@@ -278,3 +278,80 @@ def test_a_lifetime_that_cannot_be_is_refused(lifetime: float) -> None:
     """A signature that is born expired helps nobody."""
     with pytest.raises(ConfigurationError, match="takes seconds"):
         make(outgoing(), KEYS, lifetime=lifetime)
+
+
+SYSTEM = {
+    "MessageGroupId": "tenant-b",
+    "MessageDeduplicationId": "tenant-b",
+    "AWSTraceHeader": "tenant-b",
+    "SenderId": "AIDAEXAMPLE",
+    "ApproximateReceiveCount": "1",
+}
+
+
+def everything(message: Message) -> Message:
+    """Resolve to all that is seen."""
+    return message
+
+
+def test_the_resolver_sees_nothing_that_is_not_signed() -> None:
+    """No system attribute, no receipt handle: a message that is sent again may have any."""
+    sent = received(make(outgoing(), KEYS))
+    forged = msgspec.structs.replace(sent, system_attributes=SYSTEM, receipt_handle="r-1", queue="orders")
+    seen = check(everything, KEYS)(forged)
+    assert seen == Message(
+        id="m-1",
+        body=sent.body,
+        message_attributes={"tenantId": text("tenant-a"), "region": text("eu-west-1")},
+        queue="orders",
+    )
+    assert seen.group_id is None
+
+
+def in_group(sent: OutgoingMessage, group: str | None) -> Message:
+    """Make what the consumer receives in a group."""
+    system = {**SYSTEM, "MessageGroupId": group} if group is not None else {}
+    return msgspec.structs.replace(received(sent), system_attributes=system)
+
+
+@pytest.mark.parametrize("group", ["tenant-a", None])
+def test_the_group_can_be_signed(group: str | None) -> None:
+    """Then the resolver sees it, and another group, or none, is refused."""
+    sent = make(outgoing(group_id=group), KEYS, group=True)
+    resolve = check(everything, KEYS, group=True)
+    assert resolve(in_group(sent, group)).system_attributes == ({} if group is None else {"MessageGroupId": group})
+    for other in {"tenant-a", "tenant-b", "", None} - {group}:
+        refuse(resolve, in_group(sent, other), "does not fit")
+
+
+def test_both_ends_must_say_that_the_group_is_signed() -> None:
+    """A signature without it is none with it, and the other way round."""
+    message = outgoing(group_id="tenant-a")
+    refuse(check(everything, KEYS, group=True), in_group(make(message, KEYS), "tenant-a"), "does not fit")
+    refuse(check(everything, KEYS), in_group(make(message, KEYS, group=True), "tenant-a"), "does not fit")
+
+
+def test_the_group_alone_can_be_what_is_signed() -> None:
+    """Where it is the tenant."""
+    sent = make(outgoing(group_id="tenant-a"), KEYS, group=True, attributes=())
+
+    def group_of(message: Message) -> str | None:
+        return message.group_id
+
+    resolve = signed(group_of, keys=KEYS, queue="orders", group=True, clock=lambda: NOW)
+    assert resolve(in_group(sent, "tenant-a")) == "tenant-a"
+    with pytest.raises(ConfigurationError, match="signing takes the names"):
+        make(outgoing(), KEYS, attributes=())
+
+
+def test_the_group_is_signed_as_the_document_says() -> None:
+    """Worked out again, part by part."""
+    mac = hmac.new(NEW, digestmod=hashlib.sha256)
+    body = hashlib.sha256(b'{"amount": 1}').digest()
+    terms = [b"postroom signed context v1", b"2026-11", b"orders", b"1800000060", body]
+    region = [b"region", b"text", b"String", b"eu-west-1"]
+    tenant = [b"tenantId", b"text", b"String", b"tenant-a"]
+    for part in [*terms, *region, *tenant, b"MessageGroupId", b"group", b"g-1"]:
+        mac.update(len(part).to_bytes(8, "big") + part)
+    sent = make(outgoing(group_id="g-1"), KEYS, group=True, lifetime=60)
+    assert sent.message_attributes[SIGNATURE].string_value == f"v1:2026-11:1800000060:{mac.hexdigest()}"

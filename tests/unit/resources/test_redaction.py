@@ -5,6 +5,7 @@ import io
 import logging
 import logging.handlers
 import queue
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -120,6 +121,14 @@ def test_an_error_is_one_line_with_its_sqlstate() -> None:
     wrapped = DBAPIError("INSERT INTO t VALUES (:name)", {"name": SECRET}, DriverError("refused"))
     assert "[28P01]" in describe(wrapped)
     assert SECRET not in describe(wrapped)
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "token" * 2_000, "a=" * 20_000, "'" * 20_000])
+def test_a_long_text_is_described_in_little_time(text: str) -> None:
+    """One word of Base64 in an error must not block the event loop, and with it all heartbeats."""
+    began = time.process_time()
+    describe(ValueError(text))
+    assert time.process_time() - began < 2.0  # a tenth of a second, and room for slow machines
 
 
 def test_errors_that_cannot_be_shown_are_named() -> None:
@@ -331,3 +340,18 @@ def test_a_record_may_be_sent_elsewhere() -> None:
     assert SECRET not in text
     assert text.count("in raise_plain") == 2
     assert text.count("Failed for acme") == 2
+
+
+@pytest.mark.parametrize("part", ["x", "token", "a-b.c", "token='\\n", "https:", "token ", "\\"])
+def test_large_texts_are_looked_through_in_no_time(part: str) -> None:
+    """A handler fails with a large body in a variable and in its error: the event loop is not blocked for seconds."""
+
+    def handle(body: str) -> None:
+        raise ValueError(body)
+
+    large = part * (100_000 // len(part))
+    began = time.process_time()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is the body
+        handle(large)
+    describe_at_length(caught.value)
+    assert time.process_time() - began < 2.0

@@ -15,8 +15,9 @@ from postroom.cli import CommandError
 from postroom.cli.demo.application import example
 from postroom.cli.demo.databases import Databases, postgres_databases, sqlite_databases
 from postroom.cli.demo.story import FAILING, NOBODYS, REASON, SERVED, Finding, Order, rows_of
-from postroom.cli.endpoint import endpoint_option, is_loopback
+from postroom.cli.endpoint import endpoint_option
 from postroom.cli.logs import log_to_stderr
+from postroom.transports.aws.addresses import is_loopback
 from postroom.types import ExitCode, Settlement
 
 if TYPE_CHECKING:

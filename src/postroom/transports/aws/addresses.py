@@ -4,6 +4,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-q
 https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
 """
 
+import ipaddress
 import itertools
 import re
 from dataclasses import dataclass
@@ -99,6 +100,15 @@ def region_of_url(url: str) -> str | None:
         return _FIRST_REGION
     path = parts.path.split("/")
     return path[2] if len(path) > 3 and path[1] == "queue" and _REGION.fullmatch(path[2]) else None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _partition_of(region: str | None) -> str:

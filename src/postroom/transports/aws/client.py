@@ -5,7 +5,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from postroom.errors import ClosedError, NotOpenError
+from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.transports.aws.settings import ClientSettings
 from postroom.transports.aws.statistics import ClientStatistics
 
@@ -58,6 +58,11 @@ class AwsClient:
         max_attempts: int = 3,
         hot_path: bool = True,
     ) -> None:
+        if region is not None and not isinstance(region, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f'AwsClient(region=...) takes a name, such as "eu-west-1"; got {region!r}')
+        if endpoint_url is not None and not str(endpoint_url).startswith(("http://", "https://")):
+            text = "AwsClient(endpoint_url=...) begins with http:// or https://"
+            raise ConfigurationError(f'{text}: write "http://localhost:9324", or leave it out for AWS')
         self._settings = ClientSettings(
             region=region,
             endpoint_url=endpoint_url,

@@ -1,0 +1,51 @@
+"""From ``module:consumer`` to consumers."""
+
+import sys
+from importlib import import_module
+from typing import Any, cast
+
+from postroom.consumer.consumer import Consumer
+from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
+
+_log = Log("postroom.cli", Step.START)
+
+
+class WrongName(ConfigurationError):
+    """It names no consumer. The text says what to write."""
+
+
+def load_consumers(name: str) -> list[Consumer[Any, Any]]:
+    """Import the consumers that ``module:attribute`` names: one, a list of them, or a function that makes them.
+
+    Raises:
+        WrongName: there is no such module or attribute, or it is something else. What the module itself raises when it
+            is imported comes through.
+    """
+    found = _find(name)
+    if callable(found) and not isinstance(found, Consumer):
+        found = found()
+    several: list[Any] = list(cast("list[Any]", found)) if isinstance(found, list | tuple) else [found]
+    for consumer in several:
+        if not isinstance(consumer, Consumer):
+            kind = type(consumer).__name__
+            raise WrongName(f"{name!r} is a {kind}, not a Consumer, a list of them or a function that makes them")
+    _log.debug("Loaded %s", name)
+    return several
+
+
+def _find(name: str) -> Any:
+    module, colon, path = name.partition(":")
+    if not colon or not module or not path:
+        raise WrongName(f"{name!r} is not MODULE:CONSUMER, such as shop.orders:orders")
+    try:
+        found: Any = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not, and its traceback says where
+        raise WrongName(f"there is no module {module!r} in {sys.path[0]}; say --directory") from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            raise WrongName(f"{module!r} has no {path!r}")
+        found = getattr(found, attribute)
+    return found

@@ -1,0 +1,83 @@
+"""Says what a stop waits for: which step, how many handlers of which tenants, how many seconds are left."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from postroom.consumer.job import Job
+from postroom.display import display_key
+from postroom.log_fields import Log, Step, about
+
+_log = Log("postroom.consumer", Step.STOP)
+
+_EVERY: Final = 5.0
+"""Seconds between two log lines of one stop."""
+_NAMED: Final = 5
+"""Tenants that a line names."""
+
+
+class StopDiary:
+    """What a stop is doing now. Its lines come when handlers have to be waited for, and every five seconds after that.
+
+    Args:
+        name: the queue.
+        jobs: the messages that are not done.
+        loop: of the consumer.
+    """
+
+    def __init__(self, name: str, jobs: Callable[[], Iterable[Job]], loop: asyncio.AbstractEventLoop) -> None:
+        self._name = name
+        self._about = about(queue=name, step=Step.STOP)
+        self._jobs = jobs
+        self._loop = loop
+        self._began = 0.0
+        self._step = ""
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Note that the stop begins."""
+        self._began = self._loop.time()
+        self._timer = self._loop.call_later(_EVERY, self._remind)
+
+    def enter(self, step: str, seconds: float) -> None:
+        """Note that a step begins, and how long it may take."""
+        self._step = step
+        self._until = self._loop.time() + seconds
+
+    def waits_for_handlers(self, seconds: float) -> None:
+        """Say which handlers the stop waits for."""
+        self.enter("handlers finish", seconds)
+        _log.info(
+            "Stopping %s: waiting up to %g s for %s", self._name, seconds, said_of(self._jobs()), extra=self._about
+        )
+
+    def end(self) -> float:
+        """Note that the stop is over. Returns how many seconds it took."""
+        if self._timer is not None:
+            self._timer.cancel()
+        return self._loop.time() - self._began
+
+    def _remind(self) -> None:
+        now = self._loop.time()
+        text = "Still stopping %s after %.0f s: %s, %.0f s left; %s"
+        left = max(0.0, self._until - now)
+        _log.info(text, self._name, now - self._began, self._step, left, said_of(self._jobs()), extra=self._about)
+        self._timer = self._loop.call_later(_EVERY, self._remind)
+
+
+def said_of(jobs: Iterable[Job]) -> str:
+    """Return how many handlers run, of which tenants, and how many messages wait: ``3 handlers (acme 2, beta 1)``."""
+    started, waiting = Counter[str](), 0
+    for job in jobs:
+        if job.started:
+            started["" if job.tenant is None else display_key(job.tenant)] += 1
+        else:
+            waiting += 1
+    if not started and not waiting:
+        return "no handler runs"
+    names = ", ".join(f"{name} {count}" for name, count in started.most_common(_NAMED) if name)
+    more = f" and {len(started) - _NAMED} more tenants" if len(started) > _NAMED else ""
+    said = f"{started.total()} handlers" + (f" ({names}{more})" if names else "")
+    return f"{said} and {waiting} messages that wait for a slot" if waiting else said

@@ -1,0 +1,342 @@
+"""Bodies that are too large for SQS: stored in S3, with a pointer in the message.
+
+The format is that of the libraries ``amazon-sqs-extended-client`` for Java and for Python: what they send is read, and
+what is sent here is read by them.
+"""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Collection
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+from uuid import uuid4
+
+import msgspec
+
+from postroom.errors import (
+    AccessDenied,
+    ConfigurationError,
+    DecodeError,
+    InvalidRequest,
+    NotOpenError,
+    Retry,
+    ServiceUnavailable,
+    TransportError,
+)
+from postroom.log_fields import Log, Step, about
+from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.options import check_count, check_seconds
+from postroom.payloads.contents import MOST, Contents
+from postroom.types import Settlement
+
+_log = Log("postroom.claim_check", Step.PAYLOAD)
+
+THRESHOLD: Final = 262_144
+"""Bytes of body and attributes above which a body goes to S3: the 256 KiB of ``amazon-sqs-extended-client``.
+
+SQS itself takes 1 MiB (quotas-messages.html), for a message and for a whole batch.
+"""
+_LARGEST: Final = 1_048_576
+_CLASS: Final = "software.amazon.payloadoffloading.PayloadS3Pointer"
+_CLASSES: Final = (_CLASS, "com.amazon.sqs.javamessaging.MessageS3Pointer")
+_SIZE: Final = "ExtendedPayloadSize"
+_SIZES: Final = (_SIZE, "SQSLargePayloadSize")
+_MOST_ATTRIBUTES: Final = 10
+_GONE: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
+_DENIED: Final = frozenset({"AccessDenied", "403"})
+_CONNECTIONS: Final = 64
+_QUIET: Final = 10.0
+"""Seconds between two log lines about S3 that cannot be reached."""
+_SEAL: Final = re.compile(r".*\.sha256-([0-9a-f]{64})")
+# A bucket's name: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; or an access point.
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:aws[\w-]*:s3:[\w:/.-]+")
+
+
+class _Place(msgspec.Struct):
+    bucket: str = msgspec.field(name="s3BucketName")
+    key: str = msgspec.field(name="s3Key")
+
+
+class _Object(NamedTuple):
+    """Where a body is."""
+
+    bucket: str
+    key: str
+
+
+class ClaimCheck(Contents):
+    """Fetches bodies from S3 as a step of ``Consumer(unwrap=...)``, and stores those that are sent.
+
+    ::
+
+        bodies = ClaimCheck("amzn-s3-demo-bucket")
+        orders = Consumer("orders", context=Tenant, unwrap=bodies)
+
+        async with bodies:
+            await queue.send([await bodies.offload(message)])
+
+    A message without a pointer is taken as it is. Which bucket a pointer names is the sender's word, so only the
+    buckets that are named here are asked. A body is fetched in its message's slot, after the context is known and
+    before the tenant's resources are leased. While S3 cannot be reached, messages go back with the consumer's backoff
+    and count no failed attempt; an object that is gone is a ``DecodeError``.
+
+    Entered by several consumers and senders, it shares one S3 client; the last exit closes it. It belongs to the event
+    loop that entered it. Sign a message after it was offloaded: the signature then covers the pointer, with the hash
+    of the body in its key, and a body that does not fit is refused.
+
+    Args:
+        bucket: where bodies are stored; None for a consumer that only reads.
+        buckets: from where bodies are fetched, beside ``bucket``.
+        threshold: bytes of body and attributes above which a body goes to S3, up to 1,048,576, which SQS takes.
+        always: whether every body goes to S3.
+        prefix: how the keys of stored bodies begin, such as ``"orders/"``.
+        most: bytes that a body may have that is fetched.
+        delete: whether a body is deleted once SQS has confirmed that its message is. A duplicate of the message that
+            comes later finds nothing then. A lifecycle rule of the bucket is the safer way.
+        timeout: seconds that one call to S3 may take.
+        region, endpoint_url: of S3; None for what the environment says.
+        session: an ``aiobotocore.session.AioSession`` of your own.
+
+    Raises:
+        ConfigurationError: no bucket is named, or an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        bucket: str | None = None,
+        *,
+        buckets: Collection[str] = (),
+        threshold: int = THRESHOLD,
+        always: bool = False,
+        prefix: str = "",
+        most: int = MOST,
+        delete: bool = False,
+        timeout: float = 10.0,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        session: Any = None,
+    ) -> None:
+        self._bucket = bucket
+        self._allowed = _checked_buckets(bucket, buckets)
+        check_count("ClaimCheck", "threshold", threshold, least=0, most=_LARGEST, limit="SQS takes 1 MiB")
+        check_count("ClaimCheck", "most", most)
+        check_seconds("ClaimCheck", "timeout", timeout, least=0.001)
+        self._threshold = -1 if always else threshold
+        self._prefix = prefix
+        self._most = most
+        self._delete = delete
+        self._timeout = timeout
+        self._where = {"region_name": region, "endpoint_url": endpoint_url}
+        self._session = session
+        self._s3: Any = None
+        self._opened = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._users = 0
+        self._fetched: dict[str, _Object] = {}
+        self._deleting: set[asyncio.Task[None]] = set()
+        self._said = -_QUIET
+
+    async def __aenter__(self) -> Self:
+        """Open the S3 client, unless it is open."""
+        async with self._opening:
+            if self._s3 is None:
+                self._s3 = await self._opened.enter_async_context(self._client())
+            self._users += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for deletes that are under way, and close the client, if this is the last exit."""
+        async with self._opening:
+            self._users -= 1
+            if self._users:
+                return
+            if self._deleting:
+                await asyncio.wait(self._deleting, timeout=self._timeout)
+            self._s3 = None
+            await self._opened.aclose()
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def __call__(self, message: Message, /) -> Message:
+        """Return the message with its body from S3; the message itself where the body is no pointer.
+
+        Raises:
+            DecodeError: the pointer is malformed or names a bucket that is not allowed; the object is gone, too large,
+                no text, or not what was stored.
+            Retry: S3 cannot be reached now, or refuses for now.
+        """
+        found = self._pointer(message)
+        if found is None:
+            return message
+        body = await self._get(found, message)
+        if self._delete:
+            self._fetched[message.id] = found
+        attributes = {name: value for name, value in message.message_attributes.items() if name not in _SIZES}
+        return msgspec.structs.replace(message, body=body, message_attributes=attributes)
+
+    def settled(self, message: Message, settlement: Settlement, /) -> None:
+        """Delete the body of a message that is deleted, where that is asked for."""
+        found = self._fetched.pop(message.id, None)
+        if found is not None and settlement is Settlement.ACKED:
+            task = asyncio.get_running_loop().create_task(self._remove(found), name="postroom-claim-check-delete")
+            self._deleting.add(task)
+            task.add_done_callback(self._deleting.discard)
+
+    def _pointer(self, message: Message) -> _Object | None:
+        marked = any(name in message.message_attributes for name in _SIZES)
+        if not marked and not message.body.startswith(tuple(f'["{name}"' for name in _CLASSES)):
+            return None
+        problem = "it is none"
+        try:
+            kind, place = msgspec.json.decode(message.body, type=tuple[str, _Place])
+        except (msgspec.DecodeError, UnicodeEncodeError):
+            kind, place = "", None
+        if place is not None and kind in _CLASSES:
+            if place.bucket in self._allowed:
+                return _Object(place.bucket, place.key)
+            problem = "it names a bucket that ClaimCheck(buckets=...) does not"
+        raise DecodeError(f"the body is no pointer into S3 that can be followed: {problem}", message_id=message.id)
+
+    async def _get(self, found: _Object, message: Message) -> str:
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._opened_s3().get_object(Bucket=found.bucket, Key=found.key)
+                async with answer["Body"] as stream:
+                    size = int(answer["ContentLength"])
+                    body = b"" if size > self._most else await stream.read()
+        except NotOpenError:
+            raise
+        except Exception as error:
+            code = _code(error)
+            if code not in _GONE:
+                self._say(message, error, code)
+                raise Retry(f"S3 does not give the body ({code})") from error
+            text = "the body is gone from S3: it was deleted, or its bucket was"
+            raise DecodeError(text, message_id=message.id) from error
+        return self._checked(found, body, size, message)
+
+    def _checked(self, found: _Object, body: bytes, size: int, message: Message) -> str:
+        seal = _SEAL.fullmatch(found.key)
+        if size > self._most:
+            text = f"the body in S3 has {size:,} bytes, more than ClaimCheck(most={self._most})"
+        elif seal is not None and hashlib.sha256(body).hexdigest() != seal[1]:
+            text = "the body in S3 is not the one that was sent"
+        else:
+            try:
+                return body.decode()
+            except UnicodeDecodeError as error:
+                text = f"the body in S3 is no UTF-8 text (byte {error.start})"
+        raise DecodeError(text, message_id=message.id)
+
+    def _say(self, message: Message, error: Exception, code: str) -> None:
+        """Log that S3 is not there, now and then: it concerns every message with a pointer."""
+        now = time.monotonic()
+        if now - self._said >= _QUIET:
+            self._said = now
+            text = "S3 did not give the body of message %s (%s: %s); such messages are retried with backoff"
+            _log.warning(text, message.id, type(error).__name__, code, extra=about(message_id=message.id))
+
+    async def _remove(self, found: _Object) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._opened_s3().delete_object(Bucket=found.bucket, Key=found.key)
+        except Exception as error:
+            text = "The body %s of a deleted message stays in bucket %s: %s (%s)"
+            _log.warning(text, found.key, found.bucket, type(error).__name__, _code(error))
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    async def offload(self, message: OutgoingMessage) -> OutgoingMessage:
+        """Return the message to send: with a pointer where its body is large, and else the message itself.
+
+        Raises:
+            ConfigurationError: no ``bucket`` is named to store it in.
+            InvalidRequest: the message has ten attributes, and the pointer needs one.
+            TransportError: S3 refused the body, or could not be reached. Nothing was sent.
+            NotOpenError: it is not open.
+        """
+        if _size(message) <= self._threshold:
+            return message
+        if self._bucket is None:
+            raise ConfigurationError("ClaimCheck(bucket) must name the bucket that large bodies are stored in")
+        kept = {name: value for name, value in message.message_attributes.items() if name not in _SIZES}
+        if len(kept) >= _MOST_ATTRIBUTES:
+            text = f"the message has {len(kept)} attributes and its body goes to S3, which needs one of the ten"
+            raise InvalidRequest(text, operation="SendMessage")
+        body = message.body.encode()
+        key = f"{self._prefix}{uuid4()}.sha256-{hashlib.sha256(body).hexdigest()}"
+        await self._put(key, body)
+        pointer = [_CLASS, {"s3BucketName": self._bucket, "s3Key": key}]
+        size = MessageAttribute(data_type="Number", string_value=str(len(body)))
+        return msgspec.structs.replace(
+            message, body=msgspec.json.encode(pointer).decode(), message_attributes={**kept, _SIZE: size}
+        )
+
+    async def _put(self, key: str, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._opened_s3().put_object(Bucket=self._bucket, Key=key, Body=body)
+        except NotOpenError:
+            raise
+        except Exception as error:
+            code = _code(error)
+            gone_or_denied: type[TransportError] = InvalidRequest if code in _GONE else ServiceUnavailable
+            kind = AccessDenied if code in _DENIED else gone_or_denied
+            text = f"the body could not be stored in bucket {self._bucket} ({code}); the message was not sent"
+            raise kind(text, operation="PutObject", code=code) from error
+
+    # -- S3 -------------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Any:
+        from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
+        from aiobotocore.session import AioSession  # noqa: PLC0415
+
+        session: Any = AioSession() if self._session is None else self._session
+        # A server of your own has no host name for each bucket.
+        s3 = {"addressing_style": "auto" if self._where["endpoint_url"] is None else "path"}
+        config = AioConfig(s3=s3, max_pool_connections=_CONNECTIONS, connect_timeout=self._timeout)
+        return session.create_client("s3", config=config, **self._where)
+
+    def _opened_s3(self) -> Any:
+        if self._s3 is None:
+            text = "this ClaimCheck is not open: write `async with claim_check:`, or pass it to Consumer(unwrap=...)"
+            raise NotOpenError(text)
+        return self._s3
+
+    def __repr__(self) -> str:
+        return f"ClaimCheck({self._bucket!r}, buckets={sorted(self._allowed)!r})"
+
+
+def _checked_buckets(bucket: str | None, buckets: Collection[str]) -> frozenset[str]:
+    if isinstance(buckets, str):
+        raise ConfigurationError(f"ClaimCheck(buckets=...) takes a list of names: write buckets=[{buckets!r}]")
+    named = [*buckets, *([] if bucket is None else [bucket])]
+    if not named:
+        raise ConfigurationError(
+            "ClaimCheck() must name the buckets that bodies may come from: a message's pointer alone decides nothing"
+        )
+    for name in named:
+        if _BUCKET.fullmatch(str(name)) is None:
+            raise ConfigurationError(f"ClaimCheck(bucket): {name!r} is no name of a bucket")
+    return frozenset(named)
+
+
+def _size(message: OutgoingMessage) -> int:
+    """Return what SQS counts: the body, and names, types and values of the attributes."""
+    size = len(message.body.encode())
+    for name, value in message.message_attributes.items():
+        size += len(name.encode()) + len(value.data_type.encode())
+        size += len((value.string_value or "").encode()) + len(value.binary_value or b"")
+    return size
+
+
+def _code(error: Exception) -> str:
+    """Return S3's error code, or what went wrong on the way to it."""
+    answer: Any = getattr(error, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return str(code) if code else type(error).__name__  # pyright: ignore[reportUnknownArgumentType]

@@ -1,0 +1,23 @@
+"""Django: a management command that runs consumers, and tenants' databases for ``def`` handlers.
+
+Add ``"postroom.integrations.django"`` to ``INSTALLED_APPS``, and run
+``python manage.py run_postroom shop.tasks:orders``.
+"""
+
+from postroom.integrations.django.databases import (
+    NoTenantDatabase,
+    TenantAlias,
+    TenantRouter,
+    closing_connections,
+    tenant_databases,
+    using_tenant,
+)
+
+__all__ = [
+    "NoTenantDatabase",
+    "TenantAlias",
+    "TenantRouter",
+    "closing_connections",
+    "tenant_databases",
+    "using_tenant",
+]

@@ -1,0 +1,180 @@
+"""A tenant's database as an alias of ``django.db.connections``, known for as long as it is leased.
+
+Django's connections belong to a thread, so handlers are plain ``def`` functions. What a handler opened is closed in its
+own thread when it returns: no connection, transaction or ``SET`` of one tenant meets the next.
+"""
+
+import asyncio
+import functools
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar, Final, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS
+from django.db import connections as django_connections
+
+from postroom.consumer import MessageContext
+from postroom.consumer.callables import is_async
+from postroom.datasources import Provider
+from postroom.datasources.registry import answered
+from postroom.errors import ConfigurationError
+from postroom.types import C
+
+P = TypeVar("P")
+
+connections: Any = django_connections  # Django has no types
+_numbers: Final = itertools.count(1)
+_alias: ContextVar["TenantAlias | None"] = ContextVar("postroom_django_alias", default=None)
+
+
+class NoTenantDatabase(ConfigurationError):
+    """A model of a tenant was used where no tenant's database is in use. Nothing was read or written."""
+
+
+class TenantAlias(str):
+    """The alias of one tenant's database, for ``using=``: a text that only :func:`tenant_databases` makes."""
+
+    __slots__ = ()
+
+
+def tenant_databases(
+    locate: Callable[[C], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None], *, connections_each: int = 8
+) -> Provider[C, TenantAlias]:
+    """Return a provider of tenants' databases for a consumer's ``resources=``.
+
+    ::
+
+        orders = Consumer("orders", context=Tenant, resources=tenant_databases(lambda tenant: DATABASES_OF[tenant.id]))
+
+    The alias is registered when the first lease opens it, and one connection is tried: a database that cannot be
+    reached is an outage, and no attempt of a message. It is removed when the pool closes it; a pool of Django's own
+    (``OPTIONS: {"pool": ...}``) is closed with it.
+
+    Args:
+        locate: the registry: a context to an entry as in the setting ``DATABASES``, sync or async. None, or a
+            ``LookupError``: there is no such tenant.
+        connections_each: connections that one tenant may have open, for the pool's budget: as many as
+            ``Concurrency(per_tenant=)``, or the ``max_size`` of Django's pool.
+    """
+
+    @asynccontextmanager
+    async def enter(context: C) -> AsyncGenerator[TenantAlias]:
+        entry: Mapping[str, Any] = await answered(locate, context)
+        alias = TenantAlias(f"tenant-{next(_numbers)}")
+        _register(alias, entry)
+        try:
+            await asyncio.to_thread(_try_out, alias)
+            yield alias
+        finally:
+            await asyncio.to_thread(_remove, alias)
+
+    return Provider(enter, weight=connections_each)
+
+
+@contextmanager
+def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
+    """Make a tenant's database that of :class:`TenantRouter`, and close this thread's connection to it at the end."""
+    token = _alias.set(alias)
+    try:
+        yield alias
+    finally:
+        _alias.reset(token)
+        _close(alias)
+
+
+def closing_connections(
+    handler: Callable[[P, MessageContext[C, TenantAlias]], None],
+) -> Callable[[P, MessageContext[C, TenantAlias]], None]:
+    """Wrap a ``def`` handler: its tenant's database is the router's, and its connections are closed when it returns.
+
+    ::
+
+        @orders.handler
+        @closing_connections
+        def handle(order: Order, ctx: MessageContext[Tenant, TenantAlias]) -> None: ...
+
+    Connections to other databases of the thread are kept or closed as Django does between two requests
+    (``CONN_MAX_AGE``).
+
+    Raises:
+        ConfigurationError: the handler is ``async def``: Django's connections belong to threads.
+    """
+    if is_async(handler):
+        name = getattr(handler, "__qualname__", repr(handler))
+        text = f"@closing_connections takes a plain `def` handler, since Django's connections belong to threads: {name}"
+        raise ConfigurationError(text)
+
+    @functools.wraps(handler)
+    def handle(payload: P, ctx: MessageContext[C, TenantAlias]) -> None:
+        _close_old()
+        try:
+            with using_tenant(ctx.resources):
+                handler(payload, ctx)
+        finally:
+            _close_old()
+
+    return handle
+
+
+class TenantRouter:
+    """A database router that sends the models of some applications to the tenant whose message is handled.
+
+    Name a subclass in ``DATABASE_ROUTERS``. It fails closed: outside of a handler and of :func:`using_tenant` a model
+    of a tenant raises :class:`NoTenantDatabase`, unless the query says ``using=``.
+    """
+
+    tenant_apps: ClassVar[frozenset[str]] = frozenset()
+    """The labels of the applications with tenants' models."""
+
+    def db_for_read(self, model: Any, **_: Any) -> str | None:
+        """Return the alias of the current tenant for its models; None for all others."""
+        return self._chosen(model)
+
+    def db_for_write(self, model: Any, **_: Any) -> str | None:
+        """Return the alias of the current tenant for its models; None for all others."""
+        return self._chosen(model)
+
+    def _chosen(self, model: Any) -> str | None:
+        if model._meta.app_label not in self.tenant_apps:  # noqa: SLF001 - Django's documented name
+            return None
+        alias = _alias.get()
+        if alias is None:
+            name = model._meta.label  # noqa: SLF001
+            text = f"{name} is a model of a tenant, and no tenant's database is in use here"
+            raise NoTenantDatabase(f"{text}: wrap the handler in @closing_connections, or use `with using_tenant(...)`")
+        return alias
+
+
+def _register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
+    # Django completes all entries once, before the first connection: so this one is completed like them.
+    complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: dict(entry)})
+    connections.settings[alias] = complete[alias]
+
+
+def _try_out(alias: TenantAlias) -> None:
+    try:
+        connections[alias].ensure_connection()
+    finally:
+        _close(alias)
+
+
+def _remove(alias: TenantAlias) -> None:
+    connection = connections[alias]
+    if hasattr(connection, "close_pool"):
+        connection.close_pool()
+    _close(alias)
+    connections.settings.pop(alias, None)
+
+
+def _close(alias: TenantAlias) -> None:
+    """Close and forget this thread's connection to an alias; else each thread would keep an object per tenant."""
+    if alias in (each.alias for each in connections.all(initialized_only=True)):
+        connections[alias].close()
+        del connections[alias]
+
+
+def _close_old() -> None:
+    for connection in connections.all(initialized_only=True):
+        connection.close_if_unusable_or_obsolete()

@@ -1,0 +1,249 @@
+"""Django: tenants' databases for ``def`` handlers on a real PostgreSQL, and the command that runs consumers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from postroom import Concurrency, ConfigurationError, Consumer, MessageContext, ResourceOpenError, ResourcePool
+from postroom.local import LocalBroker
+from postroom.local.shapes import AttributeValue, Send
+from postroom.local.threaded import ThreadedServer
+from postroom.testing.postgres import PostgresServer
+from postroom.transports.memory import MemoryClient
+
+django = pytest.importorskip("django")
+
+from django.conf import settings  # noqa: E402
+
+if not settings.configured:
+    settings.configure(DATABASES={}, INSTALLED_APPS=["postroom.integrations.django"], USE_TZ=True)
+    django.setup()
+
+from django.core.management import CommandError, call_command  # noqa: E402
+from django.db import connections  # noqa: E402
+
+from postroom.integrations.django import (  # noqa: E402
+    NoTenantDatabase,
+    TenantAlias,
+    TenantRouter,
+    closing_connections,
+    tenant_databases,
+    using_tenant,
+)
+
+pytestmark = pytest.mark.postgres
+
+
+def entry(server: PostgresServer, database: str, **options: Any) -> dict[str, Any]:
+    """Return what the setting DATABASES would have for a database."""
+    url = urlsplit(server.dsn(database))
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": database,
+        "USER": url.username,
+        "PASSWORD": url.password or "",
+        "HOST": url.hostname,
+        "PORT": url.port,
+        "OPTIONS": options,
+    }
+
+
+def drop(server: PostgresServer, database: str) -> None:
+    """Drop a database. The server refuses it while a connection is open, after it has waited for some seconds."""
+    server.execute(f'DROP DATABASE "{database}"')
+
+
+def ask(alias: str, sql: str) -> Any:
+    """Return the only value of a query."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": {"min_size": 1, "max_size": 2}}])
+async def test_an_alias_is_known_for_as_long_as_it_is_open(
+    postgres_server: PostgresServer, database: str, options: dict[str, Any]
+) -> None:
+    """It is registered by the first lease, and gone with its connections, and a pool of Django's own, at the close."""
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return entry(postgres_server, database, **options)
+
+    pool: ResourcePool[str, TenantAlias] = tenant_databases(locate).pool()
+    async with pool, pool.lease("acme") as alias:
+        assert alias in connections.settings
+
+        def query() -> str:
+            with using_tenant(alias):
+                return str(ask(alias, "select current_database()"))
+
+        assert await asyncio.to_thread(query) == database
+    assert alias not in connections.settings
+    drop(postgres_server, database)
+
+
+async def test_a_tenant_that_cannot_be_reached_is_an_outage_of_its_pool(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    """One connection is tried at the open, so no attempt of a message is spent; an unknown tenant is unknown."""
+    registry = {"acme": {**entry(postgres_server, database), "PORT": 9}}
+    async with tenant_databases(registry.get).pool() as pool:
+        for tenant, permanent in (("acme", False), ("nosuch", True)):
+            with pytest.raises(ResourceOpenError) as refused:
+                await pool.acquire(tenant)
+            assert refused.value.permanent is permanent
+    assert not [alias for alias in connections.settings if alias.startswith("tenant-")]
+
+
+class Router(TenantRouter):
+    """A router of one application."""
+
+    tenant_apps = frozenset({"shop"})
+
+
+class Model:
+    """What a router looks at of a model."""
+
+    class _meta:  # noqa: N801 - Django's name
+        app_label = "shop"
+        label = "shop.Order"
+
+
+class Shared:
+    """A model of another application."""
+
+    class _meta:  # noqa: N801
+        app_label = "auth"
+        label = "auth.User"
+
+
+def test_the_router_fails_closed_without_a_tenant() -> None:
+    """A model of a tenant is never read from the database of another one, nor from the default one."""
+    router = Router()
+    with pytest.raises(NoTenantDatabase, match=r"shop\.Order"):
+        router.db_for_read(Model)
+    assert router.db_for_write(Shared) is None
+    with using_tenant(TenantAlias("tenant-x")):
+        assert router.db_for_read(Model) == "tenant-x"
+    with pytest.raises(NoTenantDatabase):
+        router.db_for_write(Model)
+
+
+def test_async_handlers_are_refused() -> None:
+    """Django's connections belong to threads."""
+    with pytest.raises(ConfigurationError, match="plain `def` handler"):
+
+        @closing_connections  # type: ignore[arg-type]
+        async def handle(payload: int, ctx: MessageContext[str, TenantAlias]) -> None: ...
+
+
+async def test_handlers_of_two_tenants_in_the_same_threads_never_meet(postgres_server: PostgresServer) -> None:
+    """Each sees its own database, and nothing of what another left in the session; no connection stays open."""
+    names = {"acme": "django-acme", "beta": "django-beta"}
+    for name in names.values():
+        postgres_server.create_database(name)
+    seen: asyncio.Queue[tuple[str, str, str, int]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    async with LocalBroker() as broker:
+        broker.create_queue("orders")
+
+        def locate(tenant: str) -> dict[str, Any]:
+            return entry(postgres_server, names[tenant])
+
+        orders: Consumer[str, TenantAlias] = Consumer(
+            "orders",
+            context=lambda message: message.attributes["tenantId"],
+            resources=tenant_databases(locate),
+            client=MemoryClient(broker),
+            concurrency=Concurrency(total=2, threads=2),
+        )
+        router = Router()
+
+        @orders.handler
+        @closing_connections
+        def handle(number: int, ctx: MessageContext[str, TenantAlias]) -> None:
+            alias = router.db_for_read(Model)
+            assert alias == ctx.resources
+            left = ask(alias, "select current_setting('shop.tenant', true)")
+            ask(alias, f"select set_config('shop.tenant', '{ctx.context}', false)")
+            found = ctx.context, str(ask(alias, "select current_database()")), left or "", threading.get_ident()
+            loop.call_soon_threadsafe(seen.put_nowait, found)
+
+        async with orders:
+            for number in range(20):
+                tenant = "acme" if number % 2 else "beta"
+                attributes = {"tenantId": AttributeValue(data_type="String", string_value=tenant)}
+                broker.send("orders", Send(message_body=str(number), message_attributes=attributes))
+            results = [await seen.get() for _ in range(20)]
+    assert {(tenant, database) for tenant, database, _, _ in results} == set(names.items())
+    assert {left for _, _, left, _ in results} == {""}
+    assert len({thread for *_, thread in results}) <= 2
+    for name in names.values():
+        drop(postgres_server, name)
+
+
+SETTINGS = """
+SECRET_KEY = "x"
+DATABASES = {}
+INSTALLED_APPS = ["postroom.integrations.django"]
+POSTROOM_CONSUMERS = ["shop_tasks:orders"]
+"""
+TASKS = """
+from django.conf import settings
+from postroom import Consumer, MessageContext
+
+orders = Consumer("orders")
+
+@orders.handler
+def handle(number: int, ctx: MessageContext) -> None:
+    print("handled", number, settings.SECRET_KEY, flush=True)
+"""
+
+
+def test_the_command_runs_consumers_until_a_signal(tmp_path: Path) -> None:
+    """Those of the setting, with Django set up; SIGTERM drains, exit code 0."""
+    (tmp_path / "shop_settings.py").write_text(textwrap.dedent(SETTINGS))
+    (tmp_path / "shop_tasks.py").write_text(textwrap.dedent(TASKS))
+    keys = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "l", "AWS_SECRET_ACCESS_KEY": "l"}
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", "5"))
+        own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment = {
+            **own, **keys, "AWS_ENDPOINT_URL_SQS": server.endpoint_url, "DJANGO_SETTINGS_MODULE": "shop_settings",
+            "PYTHONPATH": str(tmp_path),
+        }  # fmt: skip
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "django", "run_postroom"],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        with worker:
+            assert worker.stdout is not None
+            seen = ""
+            while "handled 5 x" not in seen:
+                line = worker.stdout.readline()
+                assert line, seen
+                seen += line
+            worker.send_signal(signal.SIGTERM)
+            seen += worker.stdout.read()
+            assert worker.wait(30) == 0, seen
+        assert server.counts("orders") == (0, 0, 0)
+    assert "Stopped consuming" in seen
+
+
+def test_the_command_says_what_to_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither arguments nor the setting: an error with both remedies."""
+    with pytest.raises(CommandError, match="POSTROOM_CONSUMERS"):
+        call_command("run_postroom")
+    with pytest.raises(CommandError, match="not MODULE:CONSUMER"):
+        call_command("run_postroom", "shop")
+    assert not capsys.readouterr().out

@@ -1,0 +1,358 @@
+"""``Consumer(unwrap=...)``: messages come out of what they travel in, once, before context and payload are read."""
+
+import asyncio
+import base64
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+
+from postroom import (
+    ConfigurationError,
+    Consumer,
+    ContextError,
+    DecodeError,
+    Drop,
+    Message,
+    MessageContext,
+    PayloadError,
+    Retry,
+    Settlement,
+    attribute,
+)
+from postroom.message import MessageAttribute, OutgoingMessage
+from postroom.payloads import (
+    Contents,
+    GzipBody,
+    KeyRing,
+    S3Event,
+    SnsEnvelope,
+    sign,
+    signed,
+    unwrap_cloudevents,
+    unwrap_eventbridge,
+    unwrap_s3,
+    unwrap_sns,
+)
+from postroom.testing import Delivered, deliver, run_virtual
+from support.envelopes import CLOUD_EVENT, S3_TEST, S3_THROUGH_EVENTBRIDGE, TOPIC, s3, sns
+from support.world import World, in_world
+
+Ctx = MessageContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """The context of the tests."""
+
+    tenant_id: str
+
+
+@dataclass
+class Order:
+    """The payload of the tests."""
+
+    order_id: str
+
+
+class Seen:
+    """A consumer, and what its handler was given."""
+
+    def __init__(self, unwrap: Any, payload: Any = Order, **options: Any) -> None:
+        self.payloads: list[Any] = []
+        self.contexts: list[Ctx] = []
+        self.consumer: Consumer[Any, Any] = Consumer(
+            "orders", **{"context": Tenant, "payload": payload, "unwrap": unwrap, **options}
+        )
+
+        @self.consumer.handler
+        async def handle(payload: Any, ctx: Ctx) -> None:
+            self.payloads.append(payload)
+            self.contexts.append(ctx)
+
+    def of(self, body: Any, **attributes: str) -> Delivered:
+        """Deliver a message."""
+        return run_virtual(deliver(self.consumer, body, attributes=attributes))
+
+
+def test_context_and_payload_are_read_from_inside() -> None:
+    """The handler still sees the message as it was received."""
+    seen = Seen(unwrap_sns)
+    found = seen.of(sns({"order_id": "1"}, tenantId="acme"), tenantId="outer")
+    assert (found.settlement, seen.payloads) == (Settlement.ACKED, [Order("1")])
+    assert seen.contexts[0].context == Tenant("acme")
+    assert seen.contexts[0].message.attributes["tenantId"] == "outer"
+    assert json.loads(seen.contexts[0].message.body)["TopicArn"] == TOPIC
+
+
+def test_raw_and_wrapped_messages_share_a_queue() -> None:
+    """And a context may ask for the topic."""
+    seen = Seen([SnsEnvelope(raw=True)])
+    assert seen.of(sns({"order_id": "1"}, tenantId="acme")).error is None
+    assert seen.of({"order_id": "2"}, tenantId="acme").error is None
+    assert seen.payloads == [Order("1"), Order("2")]
+
+    @dataclass(frozen=True)
+    class ByTopic:
+        topic: Annotated[str, attribute("sns.TopicArn", choices=[TOPIC])]
+
+    by_topic = Seen([SnsEnvelope(raw=True)], context=ByTopic)
+    assert by_topic.of(sns({"order_id": "1"})).context == ByTopic(TOPIC)
+    assert isinstance(by_topic.of({"order_id": "1"}, **{"sns.TopicArn": TOPIC}).error, ContextError)
+
+
+def test_envelopes_nest_and_contents_stand_behind_them() -> None:
+    """A packed event that came through a topic."""
+    packed = base64.b64encode(gzip.compress(b'{"order_id": "1"}')).decode()
+    event = {**CLOUD_EVENT, "datacontenttype": "text/plain", "data": packed, "tenantId": "acme"}
+    seen = Seen([unwrap_sns, unwrap_cloudevents, GzipBody()])
+    assert seen.of(sns(event)).error is None
+    assert seen.payloads == [Order("1")]
+
+
+def test_contents_before_an_envelope_are_unpacked_with_it() -> None:
+    """The context stands inside."""
+    packed = base64.b64encode(gzip.compress(json.dumps(sns({"order_id": "1"}, tenantId="acme")).encode())).decode()
+    seen = Seen([GzipBody(), unwrap_sns])
+    assert seen.of(packed).context == Tenant("acme")
+
+
+class Counting:
+    """A step that counts its calls, and may return something large."""
+
+    def __init__(self, change: Callable[[Message], Any]) -> None:
+        self.calls = 0
+        self.change = change
+
+    def __call__(self, message: Message, /) -> Any:
+        """Count, and change the message."""
+        self.calls += 1
+        return self.change(message)
+
+
+def test_each_step_is_run_once() -> None:
+    """Unless what it returns is so large that it is not kept while the message waits."""
+    once = Counting(unwrap_sns)
+    assert Seen(once).of(sns({"order_id": "1"}, tenantId="acme")).error is None
+    assert once.calls == 1
+    large = Counting(lambda message: msgspec.structs.replace(message, body='"' + "x" * 1000 + '"'))
+    assert Seen(large, object).of("x", tenantId="acme").error is None
+    assert large.calls == 2
+
+
+def test_the_context_does_not_wait_for_contents() -> None:
+    """A message of an unknown tenant is never unpacked."""
+
+    class Never(Contents):
+        def __call__(self, message: Message, /) -> Message:
+            raise AssertionError("unpacked")
+
+    found = Seen([Never()]).of("x")
+    assert isinstance(found.error, ContextError)
+
+
+def test_async_contents_are_awaited() -> None:
+    """An ``async def`` function is one, too; neither runs before the slot is granted."""
+
+    async def fetch(message: Message) -> Message:
+        return msgspec.structs.replace(message, body='{"order_id": "fetched"}')
+
+    seen = Seen([unwrap_sns, fetch])
+    assert seen.of(sns("pointer", tenantId="acme")).error is None
+    assert seen.payloads == [Order("fetched")]
+
+
+def test_without_a_context_envelopes_are_unwrapped_for_the_payload() -> None:
+    """Nothing else asks for them."""
+    seen = Seen([unwrap_sns], context=None)
+    assert run_virtual(deliver(seen.consumer, sns({"order_id": "1"}))).error is None
+    assert seen.payloads == [Order("1")]
+
+
+def test_a_deliverys_context_replaces_the_one_inside() -> None:
+    """``deliver(context=...)`` cannot write into an envelope."""
+    seen = Seen([SnsEnvelope(raw=True)])
+    found = run_virtual(deliver(seen.consumer, Order("1"), context=Tenant("acme")))
+    assert (found.context, seen.payloads) == (Tenant("acme"), [Order("1")])
+
+
+def test_the_test_event_of_s3_is_dropped() -> None:
+    """With and without a context; a real event is handled by the tenant that its bucket says."""
+    of_bucket = lambda message: message.attributes["bucket"]  # noqa: E731
+    for context in (of_bucket, None):
+        seen = Seen(unwrap_s3, S3Event, context=context)
+        dropped = seen.of(S3_TEST)
+        assert (dropped.settlement, dropped.handled) == (Settlement.ACKED, False)
+        assert seen.of(s3("a+b")).error is None
+        assert seen.payloads[0].records[0].key == "a b"
+
+
+def test_a_resolver_may_drop_a_message() -> None:
+    """What it raises is obeyed as in a handler."""
+
+    def resolve(message: Message) -> str:
+        raise Drop("nothing for us")
+
+    assert Seen(None, object, context=resolve).of("x").settlement is Settlement.ACKED
+
+
+def test_a_message_that_is_not_in_its_envelope_fails_with_the_step() -> None:
+    """As a failed context where there is one, else as a payload that cannot be decoded."""
+    found = Seen(unwrap_sns).of({"order_id": "1"}, tenantId="acme")
+    assert isinstance(found.error, ContextError)
+    assert "not an SNS notification" in str(found.error)
+    assert found.settlement is Settlement.RETRIED
+    without = Seen(unwrap_sns, context=None)
+    assert isinstance(run_virtual(deliver(without.consumer, "{}")).error, PayloadError)
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (lambda message: None, "returned NoneType instead of a Message"),
+        (lambda message: message.no_such, r"could not be unwrapped \(AttributeError\)"),
+    ],
+)
+def test_a_step_that_is_wrong_fails_its_message(step: Any, text: str) -> None:
+    """Nothing else."""
+    found = Seen(step, context=None)
+    result = run_virtual(deliver(found.consumer, "x"))
+    assert isinstance(result.error, DecodeError)
+    with pytest.raises(DecodeError, match=text):
+        raise result.error
+
+
+def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
+    """``Retry`` of a step gives the message back, and the handler is called with the next receive."""
+
+    class Later(Contents):
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def __call__(self, message: Message, /) -> Message:
+            self.asked += 1
+            if self.asked == 1:
+                raise Retry("not there yet", delay=2)
+            return message
+
+    async def scenario(world: World) -> list[int]:
+        world.create(dead_letters="dead", receives=5)
+        attempts: list[int] = []
+        orders: Consumer[Any, Any] = Consumer("orders", context=Tenant, unwrap=Later(), client=world.client)
+
+        @orders.handler
+        async def handle(body: str, ctx: Ctx) -> None:
+            attempts.append(ctx.attempt)
+            assert ctx.message.receive_count == 2
+
+        world.send("x", tenant="acme")
+        async with orders:
+            await asyncio.sleep(10)
+        return attempts
+
+    assert in_world(scenario) == [2]
+
+
+def test_steps_are_opened_and_told_what_became_of_messages() -> None:
+    """A step that is a context manager lives as long as the consumer runs."""
+    diary: list[str] = []
+
+    class Store(Contents):
+        async def __aenter__(self) -> None:
+            diary.append("open")
+
+        async def __aexit__(self, *error: object) -> None:
+            diary.append("close")
+
+        def __call__(self, message: Message, /) -> Message:
+            diary.append("unpack")
+            return message
+
+        def settled(self, message: Message, settlement: Settlement, /) -> None:
+            diary.append(f"{settlement} {message.body}")
+
+    assert Seen(Store(), str).of("x", tenantId="acme").error is None
+    assert diary == ["open", "unpack", "acked x", "close"]
+
+
+def test_a_signature_covers_the_packed_body() -> None:
+    """What is signed is what lies in the queue: it is checked before anything is unpacked."""
+    keys = KeyRing({"k": b"2" * 32})
+    body = base64.b64encode(gzip.compress(b'{"order_id": "1"}')).decode()
+    plain = OutgoingMessage(body=body, message_attributes={"tenant_id": MessageAttribute(string_value="acme")})
+    resolver = signed(
+        lambda message: message.attributes["tenant_id"], keys=keys, queue="orders", attributes=["tenant_id"]
+    )
+    seen = Seen(GzipBody(), context=resolver)
+    message = sign(plain, keys=keys, queue="orders", attributes=["tenant_id"])
+    assert run_virtual(deliver(seen.consumer, message)).context == "acme"
+    forged = msgspec.structs.replace(message, body=base64.b64encode(gzip.compress(b'{"order_id": "2"}')).decode())
+    assert isinstance(run_virtual(deliver(seen.consumer, forged)).error, ContextError)
+
+
+def test_an_event_of_s3_through_eventbridge_has_a_tenant_by_its_key() -> None:
+    """A resolver function reads what the envelope left."""
+    seen = Seen(unwrap_eventbridge, dict, context=lambda message: message.attributes["account"])
+    assert seen.of(S3_THROUGH_EVENTBRIDGE).context == "111122223333"
+    assert seen.payloads[0]["object"]["key"] == "acme/a b+c.txt"
+
+
+@pytest.mark.parametrize(
+    ("unwrap", "text"),
+    [
+        ("sns", r"takes a function \(Message\) -> Message, such as unwrap_sns, or a list of them; got 'sns'"),
+        (5, "or a list of them; got 5"),
+        ([5], r"takes a function \(Message\) -> Message; got int"),
+        (GzipBody, r"GzipBody is a class: pass an instance, GzipBody\(\)"),
+        (lambda: None, r"cannot be called as \(Message\) -> Message"),
+    ],
+)
+def test_what_cannot_unwrap_is_refused(unwrap: Any, text: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(ConfigurationError, match=text):
+        Consumer("orders", unwrap=unwrap)
+
+
+def test_async_steps_in_front_of_an_envelope_are_refused() -> None:
+    """The context is read when the message comes."""
+
+    async def fetch(message: Message) -> Message:
+        return message
+
+    with pytest.raises(ConfigurationError, match="is async, so it must stand behind the envelopes"):
+        Consumer("orders", unwrap=[fetch, unwrap_sns])
+
+
+def test_a_step_that_does_not_open_is_a_failed_start() -> None:
+    """What was opened before is closed again."""
+
+    class Broken(Contents):
+        async def __aenter__(self) -> None:
+            raise OSError("no store")
+
+        async def __aexit__(self, *error: object) -> None: ...
+
+        def __call__(self, message: Message, /) -> Message:
+            return message
+
+    with pytest.raises(OSError, match="no store"):
+        Seen(Broken()).of("x", tenantId="acme")
+
+
+def test_a_provider_is_asked_after_the_contents_are_there() -> None:
+    """A body that cannot be unpacked opens no database."""
+    opened: list[str] = []
+
+    @asynccontextmanager
+    async def database(tenant: Tenant) -> AsyncIterator[str]:
+        opened.append(tenant.tenant_id)
+        yield "db"
+
+    seen = Seen(GzipBody(), resources=database)
+    assert isinstance(seen.of("not packed", tenantId="acme").error, DecodeError)
+    assert opened == []
