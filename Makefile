@@ -21,7 +21,7 @@ $(STAMP): $(UV) pyproject.toml uv.lock
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --python $(PYTHON)
 	@touch $@
 
-demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", ARGS="--database postgres"
+demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", "--database postgres", "--noisy"
 	$(RUN)postroom demo $(ARGS)
 
 test: $(STAMP)  ## run the test suite

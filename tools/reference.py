@@ -48,6 +48,8 @@ MODULES = {
     "datasources": ("Datasources", "postroom.datasources"),
     "transports": ("Transports", "postroom.transports"),
     "local": ("Local SQS", "postroom.local"),
+    "console": ("Console", "postroom.console"),
+    "dead-letters": ("Dead letters", "postroom.dead_letters"),
     "health": ("Health over HTTP", "postroom.integrations.health"),
     "asgi": ("Health as an ASGI application", "postroom.integrations.asgi"),
     "logs": ("Logs", "postroom.integrations.logs"),

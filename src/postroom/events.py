@@ -114,6 +114,50 @@ class MessageSettled(Event, frozen=True):
     settlement: Settlement
     delay: float = 0.0
     """Seconds until it is visible again, where it is."""
+    tenant: Hashable = None
+    """The tenant, by its key in the pool; None before its context was resolved."""
+
+
+class TenantUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tenant cost in a time, in one consumer."""
+
+    tenant: str
+    """Its name, as the log shows it."""
+    handler_seconds: float = 0.0
+    """Seconds that its handlers ran."""
+    lease_seconds: float = 0.0
+    """Those of them with its resources leased, times the weight of these: connection seconds. 0 without resources."""
+    messages: int = 0
+    """Messages that were acknowledged."""
+    failed: int = 0
+    """Handlers that raised."""
+    receives: int = 0
+    """Receives of its messages, those without an attempt included: what SQS charges, in batches of up to ten."""
+    dead_letters: int = 0
+    """Messages that were sent to the dead-letter queue."""
+
+
+class UsageReport(Event, frozen=True):
+    """What each tenant cost since the last report."""
+
+    queue: str
+    began: float
+    """When the time began that it covers, in seconds since the epoch."""
+    seconds: float
+    tenants: tuple[TenantUsage, ...]
+    """The most expensive first; those beyond the limit together, as the last one."""
+
+
+class OperatorAction(Event, frozen=True):
+    """An operator decided something about a tenant, on the console's page or by its HTTP API."""
+
+    queue: str
+    tenant: Hashable
+    action: str
+    operator: str
+    reason: str
+    details: str = ""
+    """What was chosen, such as ``concurrency=2``."""
 
 
 class ResourceOpened(Event, frozen=True):
@@ -161,14 +205,30 @@ class FleetReachable(Event, frozen=True):
 Observer = Callable[[Event], None]
 
 
-class Observers(tuple[Observer, ...]):
-    """A fixed set of observers, told one event at a time. False when there are none."""
+class Observers(list[Observer]):
+    """Observers, told one event at a time. False when there are none."""
 
     __slots__ = ()
 
+    def add(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more observer. Returns what ends that; calling it twice does nothing more."""
+        told = [observer]
+
+        def tell(event: Event) -> None:  # one of its own for each call: the same function may come twice, and go once
+            for each in tuple(told):
+                each(event)
+
+        def leave() -> None:
+            if told:
+                told.clear()
+                self.remove(tell)
+
+        self.append(tell)
+        return leave
+
     def tell(self, event: Event) -> None:
         """Tell every observer. What one raises is logged; the others are told all the same."""
-        for observer in self:
+        for observer in tuple(self):
             try:
                 observer(event)
             except Exception:

@@ -27,5 +27,7 @@ def test_the_state_sends_what_the_consumer_reads() -> None:
     body = json.dumps({name.removesuffix(".$"): "x" for name in sent["MessageBody"]})
     message = Message(id="1", body=body, message_attributes=attributes)
     assert token_of(None, context(message=message)) == "x"
-    assert names["invoices"].settings.resolver(message) == names["Tenant"]("x")
+    resolver = names["invoices"].settings.resolver
+    assert resolver is not None
+    assert resolver(message) == names["Tenant"]("x")
     assert decoder_for(names["Invoice"])(message) == names["Invoice"]("x")

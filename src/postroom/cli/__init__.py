@@ -1,4 +1,4 @@
-"""The command line: ``postroom run | check | health | demo | local | send``.
+"""The command line: ``postroom run``, ``demo``, ``local``, ``send``, and what operators need.
 
 Exit codes: 0 clean, 1 something failed, 2 something to change (usage, configuration, a queue that does not exist), 3
 work was cancelled. Every option can be given as an environment variable; ``--help`` names it.
@@ -15,11 +15,16 @@ from postroom.types import ExitCode
 
 _COMMANDS = {
     "check": "look at consumers before they ship: code, queue, permissions, databases, stop",
+    "completion": "print what makes a shell complete this command",
+    "dead-letters": "list, show, redrive or purge dead letters, by tenant",
     "demo": "run the multi-tenant datasource example end to end, on this machine",
     "health": "ask a running process whether it is healthy",
     "local": "run Amazon SQS on this machine, for development and tests",
     "run": "run consumers until a signal says stop",
+    "peek": "look at messages of a queue without taking them away",
     "send": "send messages to a queue",
+    "status": "show what a running consumer's tenants do, as a live table",
+    "tenants": "pause, resume, limit, drain or divert a tenant of a running consumer",
 }
 _TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 
@@ -50,7 +55,8 @@ class _Commands(click.Group):
         """Import one command."""
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"postroom.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"postroom.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,38 @@ if TYPE_CHECKING:
               help="Serve /livez, /readyz and /healthz there; else nowhere. 0: any free port.")  # fmt: skip
 @click.option("--health-host", metavar="ADDRESS", envvar="POSTROOM_HEALTH_HOST", show_envvar=True,
               help="The address to serve them at; else all of this machine.")  # fmt: skip
+@click.option(
+    "--console",
+    "console_at",
+    metavar="[HOST:]PORT",
+    envvar="POSTROOM_CONSOLE",
+    show_envvar=True,
+    help="Serve the operator's page there, such as 127.0.0.1:8081. This machine only, without HOST.",
+)
+@click.option(
+    "--console-token",
+    envvar="POSTROOM_CONSOLE_TOKEN",
+    show_envvar=True,
+    help="Who has this token may act on tenants; without it the page is read-only. Better by environment.",
+)
+@click.option(
+    "--console-host",
+    "console_hosts",
+    multiple=True,
+    envvar="POSTROOM_CONSOLE_HOST",
+    show_envvar=True,
+    help="Another name by which browsers may reach the page, repeatable; .NAME allows all under it.",
+)
+@click.option(
+    "--usage",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="POSTROOM_USAGE",
+    show_envvar=True,
+    metavar="FILE",
+    help="Append what each tenant costs to this CSV file, once a minute.",
+)
+@click.option("--reload", "reloads", is_flag=True, envvar="POSTROOM_RELOAD", show_envvar=True,
+              help="Start again when a Python file under --directory changes. For development.")  # fmt: skip
 @endpoint_option
 def run(
     *,
@@ -42,6 +76,11 @@ def run(
     wait: float | None,
     health_port: int | None,
     health_host: str | None,
+    console_at: str | None,
+    console_token: str | None,
+    console_hosts: tuple[str, ...],
+    usage: Path | None,
+    reloads: bool,
     endpoint_url: str | None,
 ) -> None:
     """Run consumers until SIGINT or SIGTERM; then drain. A second signal cancels what runs.
@@ -56,12 +95,46 @@ def run(
     from postroom.consumer.runner import run_to_exit
     from postroom.integrations.health import HealthServer
 
+    if reloads:
+        from postroom.cli.reloading import run_reloading
+
+        sys.exit(run_reloading(directory))
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
     loaded = [consumer for name in consumers for consumer in load(name)]
     _set_up_logs(log_level, log_format)
-    beside = None if health_port is None else HealthServer(*loaded, port=health_port, host=health_host)
-    sys.exit(int(run_to_exit(loaded, wait=wait, beside=beside)))
+    beside: list[AbstractAsyncContextManager[object]] = []
+    if health_port is not None:
+        beside.append(HealthServer(*loaded, port=health_port, host=health_host))
+    if console_at is not None:
+        beside.append(_console(loaded, console_at, console_token, console_hosts))
+    if usage is not None:
+        from postroom.console import UsageMeter
+
+        beside.append(UsageMeter(*loaded, path=usage))
+    sys.exit(int(run_to_exit(loaded, wait=wait, beside=_together(beside) if beside else None)))
+
+
+def _console(
+    consumers: "list[Consumer[Any, Any]]", at: str, token: str | None, hosts: tuple[str, ...]
+) -> AbstractAsyncContextManager[object]:
+    from postroom.console import ConsoleServer, allow_token
+
+    host, colon, port = at.rpartition(":")
+    if not port.isdecimal() or (colon and not host):
+        raise CommandError(f"--console takes PORT or HOST:PORT, such as 127.0.0.1:8081; got {at!r}")
+    allow = None if token is None else allow_token(token)
+    host = host.strip("[]") or "127.0.0.1"
+    return ConsoleServer(*consumers, port=int(port), host=host, allow=allow, allow_hosts=hosts)
+
+
+@asynccontextmanager
+async def _together(parts: Sequence[AbstractAsyncContextManager[object]]) -> AsyncGenerator[None, None]:
+    """Enter several things in order."""
+    async with AsyncExitStack() as stack:
+        for part in parts:
+            await stack.enter_async_context(part)
+        yield
 
 
 def _set_up_logs(level: str, form: str) -> None:

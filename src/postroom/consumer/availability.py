@@ -340,6 +340,12 @@ class Availability:
         enough = known.failures >= options.breaker_after and len(known.messages) >= options.messages
         return self._trip(job, known, options, now) if probe or enough else None
 
+    def retry_now(self, tenant: Hashable, now: float) -> None:
+        """End the pause of a tenant's breaker: its next message is the probe."""
+        breaker = self._open.get(tenant)
+        if breaker is not None and breaker.until is not None:
+            breaker.until = min(breaker.until, now)
+
     def probe_ended(self, job: Job) -> bool:
         """Note the end of a message. Returns whether it was a probe that told nothing: another one may be tried."""
         if not job.probe:

@@ -24,13 +24,13 @@ from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Step, Unwrapping
 from postroom.errors import ConfigurationError, NotOpenError
-from postroom.events import Observer, Observers
+from postroom.events import Event, Observer, Observers
 from postroom.fleet import Fleet
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
-from postroom.transports.protocol import Client
+from postroom.transports.protocol import Client, Queue
 from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
@@ -149,6 +149,16 @@ class Consumer(Generic[C, R]):
     def queue(self) -> str:
         """The queue, as it was named."""
         return self._settings.queue
+
+    @property
+    def resolver(self) -> Callable[[Message], C | Awaitable[C]] | None:
+        """What makes a context of a message; None without ``context=``."""
+        return self._settings.resolver
+
+    @property
+    def opened_queue(self) -> Queue | None:
+        """The queue as the transport opened it, in this run or the last one; None before the first start."""
+        return None if self._last_run is None else self._last_run.queue
 
     @property
     def settings(self) -> Settings[C, R]:
@@ -362,6 +372,19 @@ class Consumer(Generic[C, R]):
             self._early_stop = _Stop(reason, now or (self._early_stop is not None and self._early_stop.now))
             if self._start is not None:
                 self._start.give_up()
+
+    def tell(self, event: Event) -> None:
+        """Tell the observers of an event: what a tool beside the consumer has to say."""
+        self._settings.observers.tell(event)
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more observer of events, from now on. Returns a function that ends that.
+
+        Call both in the event loop. Unlike ``observers=`` it may come and go while the consumer runs; it is
+        told nothing of the pool.
+        """
+        check_sync("Consumer.subscribe(...)", "(event)", observer)
+        return self._settings.observers.add(observer)
 
     def twin(self, settings: Settings[C, R]) -> Self:
         """Return a consumer with the same handler and other settings, which has not run yet. For the testing kit.

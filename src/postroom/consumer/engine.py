@@ -12,6 +12,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.options import MAX_BATCH
 from postroom.resources import display_key
 from postroom.scheduling import Scheduler, State
+from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, VisibilityChange
 from postroom.types import Settlement
@@ -185,10 +186,10 @@ class Engine:
         if not await self.reject(job, reason):
             job.source.settler.give_back(job, Settlement.RETRIED, delay=delay)
 
-    async def reject(self, job: Job, reason: str) -> bool:
-        """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
+    async def reject(self, job: Job, reason: str, *, to: DeadLetters | None = None) -> bool:
+        """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
         try:
-            return await job.source.settler.reject(job, reason)
+            return await job.source.settler.reject(job, reason, to=to)
         except Exception as error:  # whatever a transport raises: the message comes back
             text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
             extra = about(job, step=Step.DEAD_LETTER)
@@ -235,6 +236,12 @@ class Engine:
                 job.turn.set_result(False)
         self.dispatch()
         self.make_room()
+
+    def retry_now(self, tenant: Hashable) -> None:
+        """End a tenant's pause after failures: one of its messages tries at once."""
+        self.core.availability.retry_now(tenant, self._time())
+        self.core.scheduler.wake(tenant)
+        self.dispatch()
 
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""

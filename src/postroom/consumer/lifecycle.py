@@ -10,6 +10,7 @@ from postroom.consumer.availability import Availability
 from postroom.consumer.core import Core
 from postroom.consumer.crew import join
 from postroom.consumer.demand import AdaptivePolicy
+from postroom.consumer.diversions import Diversions
 from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.grouping import Grouping
@@ -153,6 +154,7 @@ class Run(Generic[C, R]):
                 observers=settings.observers,
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
+        source.diversions = Diversions(client.queue, tasks=self.tasks)
         source.settler = Settler(
             queue,
             Visibility() if callable(settings.visibility) else settings.visibility,
@@ -194,7 +196,7 @@ class Run(Generic[C, R]):
         self._opened = opened
         if self.pool is not None:
             opened.callback(self.pool.subscribe(self.engine.observe))
-        self._tenants.attach(self.engine)
+        self._tenants.attach(self.engine, self.pool)
         self.engine.begin()
         if self.member is not None:
             self.member.begin()
@@ -314,6 +316,7 @@ class Run(Generic[C, R]):
             slots=self.scheduler.total,
             running=gauges.running,
             waiting=gauges.waiting,
+            oldest_wait=self._oldest_wait(now),
             suspended=gauges.suspended,
             held=settler.held,
             held_bytes=settler.bytes,

@@ -58,6 +58,14 @@ class _Quarantined(Reject):
     """The message's tenant is in quarantine. Where there is no dead-letter queue it stays in its own."""
 
 
+class _Diverted(Exception):
+    """The message's tenant is diverted: the message goes to another queue, whose name is the argument."""
+
+    def __init__(self, queue: str, reason: str) -> None:
+        super().__init__(f"diverted to {queue}: {reason}")
+        self.queue = queue
+
+
 class _NotNow(Exception):
     """The message cannot run after all, through no fault of its own: a stop, or a decision about its tenant."""
 
@@ -177,6 +185,8 @@ class Pipeline:
     def _refuse_if_quarantined(self, job: Job) -> None:
         if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
+        if (diverted := self._tenants.diverted(job.tenant)) is not None:
+            raise _Diverted(*diverted)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:
         if not self._source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
@@ -258,6 +268,8 @@ class Pipeline:
         match error:
             case Retry() | Reject() | Drop():
                 await self._obey(job, error)
+            case _Diverted():
+                await self._divert(job, error)
             case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
                 await self._obey(job, instruction)  # of the resolver, or of an envelope
             case _NotNow():
@@ -373,6 +385,14 @@ class Pipeline:
             self._retry(job, instruction)  # and nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)
+
+    async def _divert(self, job: Job, diverted: _Diverted) -> None:
+        """Move the message to the queue that its tenant is diverted to; where that fails it comes back."""
+        if await self._engine.reject(job, str(diverted), to=self._source.diversions.to(diverted.queue)):
+            self._give_group_back(job)
+        else:
+            self._source.attempts.spent(job)  # its handler was not called: it is no attempt
+            self._retry(job, diverted)
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:

@@ -4,6 +4,7 @@ from typing import Any
 
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.crowd import Crowd
+from postroom.consumer.diversions import Diversions
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
@@ -35,6 +36,8 @@ class Source:
         self.fifo = queue.info.fifo
         self.attempts = Attempts(facts)
         self.crowd = Crowd()
+        self.diversions: Diversions
+        """Set once, by what opens the source."""
         self.settler: Settler[Job]
         """Set once, by what opens the source: the settler tells the core what becomes of each message."""
         self._own_visibility = callable(settings.visibility)

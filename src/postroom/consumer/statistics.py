@@ -43,6 +43,9 @@ class ConsumerStatistics:
     """Handlers that run now: slots in use."""
     waiting: int = 0
     """Messages that wait for a slot."""
+    oldest_wait: float = 0.0
+    """Seconds since the receive of the message here that has waited longest for its handler; 0.0 when none waits.
+    Messages of tenants that cannot run are left out: more consumers would not help them."""
     suspended: int = 0
     """Messages that wait, without a slot, for their tenant's resources."""
     held: int = 0

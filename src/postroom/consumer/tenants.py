@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -11,7 +11,11 @@ from postroom.errors import ConfigurationError
 from postroom.fleet import TenantSlots
 from postroom.fleet.decisions import Verdict
 from postroom.fleet.member import Member, Pending
+from postroom.log_fields import Log, Step, about
+from postroom.resources import ResourcePool, display_key
 from postroom.scheduling import LaneStatistics, Pace, Scheduler
+
+_log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
@@ -28,6 +32,8 @@ class TenantState(StrEnum):
     """Nothing of it starts: its messages wait, here and deferred in the queue."""
     QUARANTINED = "quarantined"
     """Its messages go to the dead-letter queue, with the reason."""
+    DIVERTED = "diverted"
+    """Its messages go to another queue, with the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +43,15 @@ class TenantStatus:
     key: Hashable
     state: TenantState = TenantState.ACTIVE
     reason: str | None = None
-    """Why it is unavailable, paused, limited or in quarantine."""
+    """Why it is unavailable, or why it was paused, limited, put in quarantine or diverted."""
     since: float | None = None
     """For how many seconds it has been unavailable."""
     concurrency: int | None = None
     """Its own limit of running handlers, if it has one."""
     rate: float | None = None
     """Its own limit of handler starts per second, if it has one."""
+    diverted_to: str | None = None
+    """The queue that its messages go to, if it is diverted."""
     running: int = 0
     waiting: int = 0
     suspended: int = 0
@@ -66,19 +74,23 @@ class Controlled(Protocol):
         """Carry out what was decided about a tenant: start, call back, give up resources."""
         ...
 
+    def retry_now(self, tenant: Hashable) -> None:
+        """End a tenant's pause after failures."""
+        ...
+
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""
         ...
 
 
 class Tenants:
-    """Pause, limit or quarantine one tenant. Reached as ``consumer.tenants``.
+    """Pause, limit, divert or quarantine one tenant. Reached as ``consumer.tenants``.
 
     A tenant is named by its context, or by its key where the pool has ``key=``. Decisions hold in this process only;
     they outlive a restart of the consumer, but not the process. With ``Consumer(fleet=...)`` they hold in all replicas
-    within a tick, and outlive every process; limits are then those of the whole fleet. Everything but :meth:`drain` may
-    be called from any thread, such as that of a web route, and takes effect at once in the loop's own thread, with the
-    next turn of the loop from another.
+    within a tick, and outlive every process; limits are then those of the whole fleet. Everything but the coroutines
+    may be called from any thread, such as that of a web route, and takes effect at once in the loop's own thread, with
+    the next turn of the loop from another. A ``reason=`` is logged, and shown where the tenant is.
     """
 
     def __init__(self, *, shared: bool = False) -> None:
@@ -88,6 +100,7 @@ class Tenants:
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
+        self._pool: ResourcePool[Any, Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._shared = shared
@@ -104,11 +117,13 @@ class Tenants:
         What waits here stays ours; of what still comes, a few messages wait here and the rest is deferred, as far as
         the attempts that each message was promised allow.
         """
-        self._decide(key, reason, state=TenantState.PAUSED)
+        _tell(key, "paused", reason)
+        self._decide(key, reason, state=TenantState.PAUSED, diverted_to=None)
 
     def resume(self, key: Hashable, *, reason: str | None = None) -> None:
-        """End a pause or a quarantine. Limits stay."""
-        self._decide(key, reason, state=TenantState.ACTIVE)
+        """End a pause, a quarantine or a diversion. Limits stay."""
+        _tell(key, "resumed", reason)
+        self._decide(key, None, state=TenantState.ACTIVE, diverted_to=None)
 
     def quarantine(self, key: Hashable, *, reason: str = _QUARANTINE) -> None:
         """Send a tenant's messages to the dead-letter queue with a reason, until it is resumed.
@@ -116,7 +131,25 @@ class Tenants:
         They can be redriven from there. Without a dead-letter queue they go back, and come again after the backoff; no
         attempt is counted.
         """
-        self._decide(key, reason, state=TenantState.QUARANTINED)
+        _tell(key, "put in quarantine", reason)
+        self._decide(key, reason, state=TenantState.QUARANTINED, diverted_to=None)
+
+    def divert(self, key: Hashable, *, queue: str, reason: str = "tenant diverted") -> None:
+        """Send a tenant's messages, those that wait and those that come, to another queue until it is resumed.
+
+        They go as they are, with ``postroom.reason`` and what else a dead letter carries, and are deleted here once
+        the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. Where the
+        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted.
+
+        Raises:
+            ConfigurationError: no queue is named.
+        """
+        if not queue or not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from outside
+            raise ConfigurationError(f"divert(queue=...) takes the name, URL or ARN of a queue; got {queue!r}")
+        if self._shared:
+            raise ConfigurationError("divert() holds in one process only; with Consumer(fleet=...) use pause()")
+        _tell(key, f"diverted to {queue}", reason)
+        self._decide(key, reason, state=TenantState.DIVERTED, diverted_to=queue)
 
     def limit(
         self,
@@ -140,11 +173,30 @@ class Tenants:
             if value is not _KEEP and value is not None and not _is_above_0(value):
                 text = f"limit({name}=...) takes a number above 0, or None for no limit; got {value!r}. See pause()"
                 raise ConfigurationError(text)
-        chosen = {"concurrency": concurrency, "rate": rate}
-        self._decide(key, reason, **{name: value for name, value in chosen.items() if value is not _KEEP})
+        chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
+        chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
+        _tell(key, f"limited to {chosen}", reason)
+        self._decide(key, reason, **chosen)
+
+    def retry_now(self, key: Hashable, *, reason: str | None = None) -> None:
+        """End a tenant's wait after failures: one of its messages tries at once, and its end decides as ever.
+
+        It forgets what the pool remembers of the tenant's failed opens. An outage of the tenant's host is not its own:
+        that one is tried again when the host's pause is over.
+        """
+        _tell(key, "tried again at once", reason)
+        self._in_loop(self._retry_now, key)
+
+    async def invalidate(self, key: Hashable, *, reason: str | None = None) -> None:
+        """Stop leasing what is open for a tenant: its next message opens it again.
+
+        What is leased closes behind its last lease. Without ``resources=`` it does nothing.
+        """
+        _tell(key, "stripped of its open resources", reason)
+        await self._invalidate(key)
 
     async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
-        """Pause a tenant and return when none of its handlers runs here: its database may be moved then.
+        """Pause a tenant and return when none of its handlers runs: its database may be moved then.
 
         With a fleet the pause holds everywhere within a tick, but the wait is for this replica's handlers only.
 
@@ -180,6 +232,14 @@ class Tenants:
         return iter([self[key] for key in dict.fromkeys([*here, *list(self._rules)])])
 
     # -- what the consumer asks ---------------------------------------------------------------------------------
+
+    def ruled_keys(self) -> list[Hashable]:
+        """Return the tenants that something was decided about."""
+        return list(self._rules)
+
+    def is_ruled(self, key: Hashable) -> bool:
+        """Whether anything was decided about a tenant."""
+        return key in self._rules
 
     def is_paused(self, key: Hashable) -> bool:
         """Whether a tenant is paused."""
@@ -230,8 +290,21 @@ class Tenants:
             elif self._loop is not None:  # in the middle of the scheduler's own work: its rules hold, the rest soon
                 self._loop.call_soon(self._carry_out, key)
 
-    def attach(self, consumer: Controlled) -> None:
+    def diverted(self, key: Hashable) -> tuple[str, str] | None:
+        """Return the queue that a tenant's messages go to, and why; None if it is not diverted."""
+        rule = self._rules.get(key) if self._rules else None
+        if rule is None or rule.diverted_to is None:
+            return None
+        return rule.diverted_to, rule.reason or "tenant diverted"
+
+    @property
+    def consumer(self) -> Controlled | None:
+        """What carries decisions out; None before the first start."""
+        return self._consumer
+
+    def attach(self, consumer: Controlled, pool: ResourcePool[Any, Any] | None = None) -> None:
         """Begin to carry decisions out: the consumer starts, in this thread and loop."""
+        self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._consumer = consumer
@@ -240,27 +313,23 @@ class Tenants:
             self._carry_out(key)
 
     def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
+        _check_reason(reason)
         try:
             hash(key)
         except TypeError:
             text = "a tenant is named by its context, or the pool's key for it, one at a time"
             raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
-        _check_reason(reason)
         with self._lock:  # two threads may each change another part of one rule
             if self._shared:
                 for part, value in changes.items():
+                    if part == "diverted_to":  # not with a fleet
+                        continue
                     self.pending[key, part] = (None if value is TenantState.ACTIVE else value, reason)
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
             if reason is not None or "state" in changes:
                 rule = replace(rule, reason=reason)
             self._keep(key, rule)
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            return
-        if threading.get_ident() == self._thread:
-            self._decided(key)
-        else:
-            loop.call_soon_threadsafe(self._decided, key)
+        self._in_loop(self._decided, key)
 
     def _decided(self, key: Hashable) -> None:
         self._carry_out(key)
@@ -281,6 +350,27 @@ class Tenants:
                 chosen: Any = TenantState(value or TenantState.ACTIVE) if part == "state" else value
                 rule = replace(rule, **{part: chosen}, reason=rule.reason if reason is None else reason)
         return rule
+
+    def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        if threading.get_ident() == self._thread:
+            work(key)
+        else:
+            loop.call_soon_threadsafe(work, key)
+
+    def _retry_now(self, key: Hashable) -> None:
+        consumer, pool = self._consumer, self._pool
+        if consumer is None:
+            return
+        if pool is not None:
+            pool.forget_failures(lambda context: bool(pool.key_of(context) == key))
+        consumer.retry_now(key)
+
+    async def _invalidate(self, key: Hashable) -> None:
+        if (pool := self._pool) is not None:
+            await pool.invalidate_where(lambda context: bool(pool.key_of(context) == key))
 
     def _carry_out(self, key: Hashable) -> None:
         if self._consumer is None:
@@ -317,6 +407,17 @@ class Tenants:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
 
 
+def _check_reason(reason: object) -> None:
+    if reason is not None and not isinstance(reason, str):
+        text = f"reason= takes a text for those who ask later why, or None; got {reason!r}"
+        raise ConfigurationError(text)
+
+
+def _tell(key: Hashable, what: str, reason: str | None) -> None:
+    if reason is not None:
+        _log.warning("Tenant %s is %s by an operator: %s", display_key(key), what, reason, extra=about(tenant=key))
+
+
 def _is_above_0(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
@@ -328,9 +429,3 @@ def _rule_of(key: Hashable, ruling: Verdict | None) -> TenantStatus:
     known = {TenantState.PAUSED.value, TenantState.QUARANTINED.value}
     state = TenantState(ruling.state) if ruling.state in known else TenantState.ACTIVE
     return TenantStatus(key=key, state=state, reason=ruling.reason, concurrency=ruling.concurrency, rate=ruling.rate)
-
-
-def _check_reason(reason: object) -> None:
-    if reason is not None and not isinstance(reason, str):
-        text = f"reason= takes a text for those who ask later why, or None; got {reason!r}"
-        raise ConfigurationError(text)

@@ -207,7 +207,7 @@ class TaskTokens:
                     "No heartbeat for the task of message %s: %s; the next one is sent",
                     ctx.message.id,
                     error,
-                    extra=about(tenant=ctx.tenant, message_id=ctx.message.id, attempt=ctx.attempt),
+                    extra=_about(ctx),
                 )
         limit.reschedule(asyncio.get_running_loop().time())
 
@@ -233,7 +233,7 @@ class TaskTokens:
                 text,
                 ctx.message.id,
                 unreachable,
-                extra=about(tenant=ctx.tenant, message_id=ctx.message.id, attempt=ctx.attempt),
+                extra=_about(ctx),
             )
 
     async def _call(self, operation: str, task: _Task, ctx: MessageContext[Any, Any], **arguments: str) -> None:
@@ -254,7 +254,7 @@ class TaskTokens:
                 "The task of message %s waits no more (%s)",
                 ctx.message.id,
                 code,
-                extra=about(tenant=ctx.tenant, message_id=ctx.message.id, attempt=ctx.attempt),
+                extra=_about(ctx),
             )
 
     def _made(self) -> Any:

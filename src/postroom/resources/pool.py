@@ -356,6 +356,22 @@ class ResourcePool(Generic[C, R]):
         except Exception:  # key= failed, or its answer cannot be hashed: acquire() says so
             return False
 
+    def keys(self) -> list[Hashable]:
+        """Return the keys of everything that is open, opening or closing, and of remembered failures."""
+        known = [entry.context for entry in self._core.table.entries]
+        known += [context for _, context in self._core.cooling.contexts()]
+        return list(dict.fromkeys(map(self.key_of, known)))
+
+    def weight_of(self, key: Hashable) -> int | None:
+        """Return the weight of a key's resource; None where nothing is open that may be leased."""
+        entry = self._ready.get(self._identify(key))
+        return None if entry is None else entry.weight
+
+    def leases_of(self, key: Hashable) -> int | None:
+        """Return how many leases of a key's resource are out; None where nothing is open that may be leased."""
+        entry = self._ready.get(self._identify(key))
+        return None if entry is None else entry.leases
+
     def retry_after(self, context: C) -> float:
         """Return the seconds for which a context, or its host, is left alone after failures; 0.0 if it is not.
 
@@ -400,6 +416,17 @@ class ResourcePool(Generic[C, R]):
         known = [(entry.identity, entry.context) for entry in self._core.table.entries]
         known += self._core.cooling.contexts()
         self._invalidate([identity for identity, context in known if predicate(context)])
+
+    def forget_failures(self, predicate: Callable[[C], bool]) -> None:
+        """Forget the failed opens of every context that the predicate accepts: the next lease tries at once.
+
+        What is open stays, and so does the pause of a host.
+        """
+        if self._engine is not None:
+            for identity, context in self._core.cooling.contexts():
+                if predicate(context):
+                    self._core.cooling.forget(identity)
+            self._engine.act()
 
     def _invalidate(self, identities: list[Identity]) -> None:
         if self._engine is not None:

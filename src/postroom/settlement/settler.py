@@ -246,16 +246,22 @@ class Settler(Generic[D]):
             delivery.lost = True
             self._end(delivery, Settlement.LOST)
 
-    async def reject(self, delivery: D, reason: str) -> bool:
+    async def reject(self, delivery: D, reason: str, *, to: DeadLetters | None = None) -> bool:
         """Send the message to the dead-letter queue and then delete it. Returns False where there is none.
+
+        Args:
+            delivery: the message.
+            reason: why.
+            to: another queue than the dead-letter queue.
 
         Raises:
             PostroomError: the dead-letter queue could not be opened, or did not take it. Nothing was decided then.
         """
-        if not self._dead_letters.exists:
+        target = self._dead_letters if to is None else to
+        if not target.exists:
             self._nowhere.add("they count as failed", delivery.message.id)
             return False
-        await self._dead_letters.deliver(delivery, reason, source=self._queue.info, sent=self._rejected)
+        await target.deliver(delivery, reason, source=self._queue.info, sent=self._rejected)
         return True
 
     async def drain(self) -> None:
@@ -467,7 +473,7 @@ class Settler(Generic[D]):
         self._drop(delivery)
         self._counts[settlement] += 1
         if self._observers:
-            self._observers.tell(MessageSettled(delivery.message, settlement, delay))
+            self._observers.tell(MessageSettled(delivery.message, settlement, delay, delivery.tenant))
         if not delivery.told:
             delivery.told = True
             self._listener.settled(delivery, settlement, delay)

@@ -25,7 +25,7 @@ from postroom.message import Message
 from postroom.options import MAX_BATCH, Concurrency, Shutdown, Visibility
 from postroom.scheduling import Scheduler, State
 from postroom.transports.protocol import Queue
-from postroom.types import UNRESOLVED, AckMode, Settlement
+from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 from simulation.core.outside import HIDDEN, Letter, ModelFacts, ModelPool, ModelQueue, Violation
 from simulation.core.plan import Plan
 
@@ -109,6 +109,8 @@ class Process:
             resources=None,
             cleanup=None,
             payload=None,
+            unwrap=None,
+            invalid=OnInvalid.FAIL,
             ack=plan.ack,
             concurrency=Concurrency(),
             polling=plan.polling,

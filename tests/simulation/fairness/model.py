@@ -157,7 +157,7 @@ class Plain(Scheduler[Job]):
     @property
     def size(self) -> int:
         """Jobs that are here."""
-        return self.waiting + self._total - self._free
+        return self.waiting + self.total - self._free
 
     def add(self, ticket: Job) -> None:
         """Take a job in."""

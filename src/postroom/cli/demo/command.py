@@ -47,9 +47,48 @@ LONGEST_DELAY: Final = 10
               help="Port of the local SQS. By default 4566 with --keep, otherwise a free one.")  # fmt: skip
 @click.option("--queue", envvar="POSTROOM_DEMO_QUEUE", show_envvar=True, metavar="NAME",
               help="Consume an existing queue (a name, URL or ARN) instead; nothing is sent to it.")  # fmt: skip
+@click.option(
+    "--noisy",
+    "is_noisy",
+    is_flag=True,
+    envvar="POSTROOM_DEMO_NOISY",
+    show_envvar=True,
+    help="Another story: one of six tenants floods, one loses its PostgreSQL; rows are counted at the end.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=10),
+    default=60.0,
+    show_default=True,
+    envvar="POSTROOM_DEMO_SECONDS",
+    show_envvar=True,
+    help="How long messages are sent, with --noisy.",
+)
+@click.option(
+    "--flood",
+    type=click.IntRange(min=0),
+    default=6_000,
+    show_default=True,
+    envvar="POSTROOM_DEMO_FLOOD",
+    show_envvar=True,
+    help="Messages of the flood, with --noisy.",
+)
+@click.option("--console-port", type=click.IntRange(0, 65535), default=8081, show_default=True,
+              envvar="POSTROOM_DEMO_CONSOLE_PORT", show_envvar=True,
+              help="Port of the page, with --noisy; 0 takes a free one.")  # fmt: skip
 @endpoint_option
 def demo(
-    *, database: str | None, dsn: str | None, keep: bool, port: int | None, endpoint_url: str | None, queue: str | None
+    *,
+    database: str | None,
+    dsn: str | None,
+    keep: bool,
+    port: int | None,
+    endpoint_url: str | None,
+    queue: str | None,
+    is_noisy: bool,
+    seconds: float,
+    flood: int,
+    console_port: int,
 ) -> None:
     """Run the multi-tenant datasource example end to end, on this machine.
 
@@ -57,6 +96,13 @@ def demo(
     and reads back what came of them. Exit code 0 only if that is right. With --queue or --endpoint-url it consumes an
     existing queue until SIGINT or SIGTERM instead.
     """
+    if is_noisy:
+        from postroom.cli.demo.noisy import noisy
+
+        if database is not None or dsn is not None or keep or queue is not None or endpoint_url is not None:
+            raise click.UsageError("--noisy starts everything itself; leave the other options out")
+        log_to_stderr("CRITICAL")  # the view tells of the outage; a traceback would tear it up
+        sys.exit(int(asyncio.run(noisy(seconds=seconds, flood=flood, port=console_port))))
     if dsn is not None and database == "sqlite":
         raise click.UsageError("--dsn goes with --database postgres")
     log_to_stderr("DEBUG", stream=sys.stdout)

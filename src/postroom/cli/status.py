@@ -1,0 +1,76 @@
+"""``postroom status``: the console's page as a table in a terminal, looked at again and again."""
+
+import json
+import shutil
+import sys
+import time
+from typing import Any, Final
+
+import click
+
+from postroom.cli.desk import Console, console_options
+from postroom.cli.tables import table
+from postroom.cli.tenant_rows import HEAD, cells
+
+_COLOURS: Final = {"unavailable": "red", "paused": "yellow", "quarantined": "yellow", "diverted": "yellow",
+                   "limited": "yellow"}  # fmt: skip
+
+
+@click.command()
+@console_options
+@click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.2), envvar="POSTROOM_EVERY",
+              show_envvar=True, metavar="SECONDS", help="Seconds between two looks.")  # fmt: skip
+@click.option("--once", is_flag=True, envvar="POSTROOM_ONCE", show_envvar=True,
+              help="Look once; so it does, too, where the output is no terminal.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, envvar="POSTROOM_JSON", show_envvar=True,
+              help="Look once, and print everything as JSON.")  # fmt: skip
+@click.option("--search", default="", envvar="POSTROOM_SEARCH", show_envvar=True, help="Only names with this text.")
+def status(
+    *,
+    url: str,
+    token: str | None,
+    operator: str | None,
+    every: float,
+    once: bool,
+    as_json: bool,
+    search: str,
+) -> None:
+    """Show what the tenants of a running consumer do, the one that waits longest first. Ctrl-C ends it."""
+    console = Console(url, token, operator)
+    if as_json:
+        click.echo(json.dumps(console.state(top=10_000, search=search)))
+        return
+    live = sys.stdout.isatty() and not once
+    while True:
+        size = shutil.get_terminal_size()
+        said = console.state(top=max(5, size.lines - 4) if live else 50, search=search)
+        text = render(said, now=time.time(), width=size.columns if sys.stdout.isatty() else None)
+        if not live:
+            click.echo(text)
+            return
+        click.echo(f"\033[H\033[2J{text}", nl=False)
+        time.sleep(every)
+
+
+def render(said: dict[str, Any], *, now: float, width: int | None = None) -> str:
+    """Return one look as text: a line per consumer, then the tenants. With a width, lines are cut and coloured."""
+    head = [_strip(strip) for strip in said["strips"]]
+    lines = table(HEAD, (cells(row, now) for row in said["rows"])).splitlines()
+    more = said["total"] - len(said["rows"])
+    tail = [f"and {more} more"] if more > 0 else []
+    if width is None:
+        return "\n".join([*head, *lines, *tail])
+    states = ["", *(cells(row, now)[1] for row in said["rows"])]
+    shown = [click.style(line[:width], fg=_COLOURS.get(state)) for line, state in zip(lines, states, strict=True)]
+    return "\n".join([*(click.style(line[:width], bold=True) for line in head), *shown, *tail])
+
+
+def _strip(strip: dict[str, Any]) -> str:
+    if not strip["running"]:
+        return f"{strip['queue']}: not running"
+    flight = "" if strip["in_flight"] is None else f", {strip['in_flight']} of {strip['in_flight_limit']} in flight"
+    pool = "" if strip["pool"] is None else f", pool {strip['pool'][0]} of {strip['pool'][1]}"
+    return (
+        f"{strip['queue']}: {strip['busy']} of {strip['slots']} slots, {strip['waiting']} waiting, "
+        f"{strip['away']} parked{flight}{pool}, {strip['receives']} receives (${strip['dollars']})"
+    )

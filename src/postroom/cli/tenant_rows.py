@@ -1,0 +1,37 @@
+"""A tenant as a row of text, as ``status`` and ``tenants list`` show it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from postroom.cli.tables import age
+
+HEAD: Final = (
+    "tenant", "state", "oldest", "run", "wait", "held", "parked", "rate/s", "p50", "p99", "share", "dead", "reason",
+)  # fmt: skip
+
+
+def cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    """Return the texts of one row."""
+    wait = row.get("w")
+    running = str(row.get("run", 0))
+    state = row.get("s", "active")
+    return (
+        row["n"],
+        "limited" if state == "active" and row.get("rl") else state,
+        "-" if wait is None else age(wait, now),
+        f"{running}/{row['cap']}" if row.get("cap") else running,
+        *(str(row.get(name, 0)) for name in ("wait", "held", "away")),
+        f"{row.get('rate', 0.0):.1f}",
+        seconds(row.get("p50")),
+        seconds(row.get("p99")),
+        f"{row.get('share', 0.0) * 100:.0f} %",
+        str(row.get("dead", 0)),
+        row.get("why") or row.get("err") or "",
+    )
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration: ``40 ms``, ``2.3 s``."""
+    if value is None:
+        return "-"
+    return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"

@@ -1,0 +1,132 @@
+"""What an operator can do with a tenant, checked and carried out."""
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final
+
+import msgspec
+
+from postroom.console.desk import Desk
+from postroom.consumer import Consumer
+from postroom.errors import ConfigurationError
+from postroom.events import OperatorAction
+
+_LONGEST: Final = 500
+
+
+class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One action, as it comes by HTTP. What an action does not use is left out."""
+
+    action: str
+    tenant: str
+    reason: str
+    queue: str | None = None
+    """Only in the consumer of this queue; by default in every one that knows the tenant."""
+    concurrency: int | None = None
+    """``limit``: running handlers; 0 ends the limit."""
+    rate: float | None = None
+    """``limit``: starts per second; 0 ends the limit."""
+    to: str | None = None
+    """``divert``: the queue."""
+    timeout: float = 30.0
+    """``drain``: seconds, at most 600."""
+
+
+class Done(msgspec.Struct):
+    """What was done."""
+
+    action: str
+    tenant: str
+    queues: list[str]
+    details: str = ""
+
+
+async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
+    """Carry out an action in every consumer that knows the tenant, and tell the observers of each.
+
+    Raises:
+        ConfigurationError: no such action, no reason, no such tenant, or a value that cannot be.
+        TimeoutError: ``drain``: handlers still run; the tenant stays paused.
+    """
+    work = ACTIONS.get(order.action)
+    if work is None:
+        raise ConfigurationError(f"no action {order.action!r}; there are {', '.join(ACTIONS)}")
+    reason = " ".join(order.reason.split())[:_LONGEST]
+    if not reason:
+        raise ConfigurationError("an action needs a reason: it is logged, and told to observers")
+    details = _details(order)
+    queues: list[str] = []
+    for consumer, key in desk.find(order.tenant, order.queue):
+        event = OperatorAction(consumer.queue, key, order.action, operator, reason, details)
+        consumer.tell(event)  # before it is carried out: a drain that takes long, or fails, was ordered all the same
+        await work(consumer, key, order, f"{reason} ({operator})")
+        queues.append(consumer.queue)
+    return Done(order.action, order.tenant, queues, details)
+
+
+def _details(order: Order) -> str:
+    """Return what was chosen, after a check that the action can be carried out."""
+    if order.action == "limit":
+        if order.concurrency is None and order.rate is None:
+            raise ConfigurationError("limit needs concurrency or rate; 0 ends a limit")
+        if (order.concurrency or 0) < 0 or (order.rate or 0.0) < 0:
+            raise ConfigurationError("limit takes numbers from 0 on; 0 ends a limit")
+        chosen = {"concurrency": order.concurrency, "rate": order.rate}
+        return ", ".join(f"{name}={value:g}" for name, value in chosen.items() if value is not None)
+    if order.action == "divert":
+        if not order.to:
+            raise ConfigurationError("divert needs the queue that the messages go to")
+        return f"to {order.to}"
+    if order.action == "drain" and not 0 < order.timeout <= 600:
+        raise ConfigurationError("drain takes a timeout above 0, and at most 600 seconds")
+    return ""
+
+
+async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    consumer.tenants.pause(key, reason=reason)
+
+
+async def _resume(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    consumer.tenants.resume(key, reason=reason)
+
+
+async def _limit(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
+    limits: dict[str, Any] = {}
+    if order.concurrency is not None:
+        limits["concurrency"] = order.concurrency or None
+    if order.rate is not None:
+        limits["rate"] = order.rate or None
+    consumer.tenants.limit(key, **limits, reason=reason)
+
+
+async def _quarantine(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    consumer.tenants.quarantine(key, reason=reason)
+
+
+async def _divert(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
+    consumer.tenants.divert(key, queue=order.to or "", reason=reason)
+
+
+async def _drain(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
+    await consumer.tenants.drain(key, timeout=order.timeout, reason=reason)
+
+
+async def _invalidate(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    await consumer.tenants.invalidate(key, reason=reason)
+
+
+async def _retry(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    consumer.tenants.retry_now(key, reason=reason)
+
+
+Work = Callable[[Consumer[Any, Any], Hashable, Order, str], Awaitable[None]]
+ACTIONS: Final[dict[str, Work]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "limit": _limit,
+    "quarantine": _quarantine,
+    "drain": _drain,
+    "divert": _divert,
+    "invalidate": _invalidate,
+    "retry": _retry,
+}
+"""Every action by its name."""

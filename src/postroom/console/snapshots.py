@@ -1,0 +1,183 @@
+"""One look at consumers: the figures above, and the rows, the tenant that waits longest first."""
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Final
+
+from postroom.console.collecting import Collector, Row, Tally
+from postroom.consumer import TenantState
+from postroom.consumer.facts import LIMIT
+from postroom.consumer.tenants import Controlled
+from postroom.scheduling.tickets import Lane
+from postroom.types import Settlement
+
+RECEIVE_PRICE: Final = 0.40 / 1_000_000
+"""Dollars of one request (SQS pricing, us-east-1, standard queues, after the first million of a month)."""
+_SHORT: Final = 1.0
+"""Seconds of waiting that count as none in the order of rows: a calm page does not flicker."""
+_LONGEST: Final = 200
+_WHOSE: Final = re.compile(r"^the resources of .{1,300}?: (?=could|cannot|were|are|is|it|host)")
+_NEXT_TRY: Final = re.compile(r"; next try in [0-9.]+ s$")
+
+Place = tuple[int, float, str]
+
+
+class Snapshot:
+    """The tenants of several consumers at one moment. Rows are made when they are asked for, each once.
+
+    Args:
+        collectors: one per consumer.
+        wall: the time in seconds since the epoch.
+        loop: the event loop's time at the same moment.
+    """
+
+    def __init__(self, collectors: Sequence[Collector], *, wall: float, loop: float) -> None:
+        self._collectors = collectors
+        self._wall = wall
+        self._loop = loop
+        self._lanes: list[Mapping[Hashable, Lane[Any]]] = []
+        self._totals: list[float] = []
+        self._rows: dict[tuple[int, Hashable], Row] = {}
+        self.order: list[tuple[Place, int, Hashable]] = []
+        """Every tenant, the most urgent first."""
+        for number, collector in enumerate(collectors):
+            self._look_at(number, collector)
+        self.order.sort(key=lambda item: item[0])
+
+    def rows(self, *, top: int, search: str = "") -> list[Row]:
+        """Return the first rows; with ``search``, those of them with this text in their name."""
+        if not search:
+            return [self._row(number, key) for _, number, key in self.order[:top]]
+        wanted = search.lower()
+        found = [item for item in self.order if wanted in item[0][2].lower()]
+        return [self._row(number, key) for _, number, key in found[:top]]
+
+    def _look_at(self, number: int, collector: Collector) -> None:
+        consumer = collector.consumer
+        control = consumer.tenants.consumer if consumer.running else None
+        lanes = {} if control is None else {lane.tenant: lane for lane in control.scheduler.lanes()}
+        self._lanes.append(lanes)
+        for tally in collector.tallies.values():
+            tally.fade(self._loop)
+        self._totals.append(sum(tally.seconds for tally in collector.tallies.values()))
+        keys = dict.fromkeys([*lanes, *collector.tallies, *collector.away, *consumer.tenants.ruled_keys()])
+        for key in keys:
+            lane = lanes.get(key)
+            oldest = None if lane is None else _oldest(lane)
+            self.order.append((self._place(collector, key, lane, oldest), number, key))
+
+    def _place(self, collector: Collector, key: Hashable, lane: Lane[Any] | None, oldest: float | None) -> Place:
+        """Return where a tenant stands: by the wait of its oldest message, then what an operator decided, by name."""
+        name = collector.name_of(key)
+        waited = 0.0 if oldest is None else self._wall - oldest
+        if waited >= _SHORT:
+            return 0, -waited, name
+        noticed = collector.consumer.tenants.is_ruled(key) or (lane is not None and lane.blocked)
+        return (1 if noticed else 2), 0.0, name
+
+    def _row(self, number: int, key: Hashable) -> Row:
+        row = self._rows.get((number, key))
+        if row is None:
+            row = self._rows[number, key] = self._make(number, key)
+        return row
+
+    def _make(self, number: int, key: Hashable) -> Row:
+        collector = self._collectors[number]
+        consumer = collector.consumer
+        status = consumer.tenants[key]
+        row = Row(q=number, n=collector.name_of(key), s=str(status.state), why=_short(status.reason or ""))
+        row.rl = status.rate
+        row.cap = status.concurrency or 0
+        row.away = collector.away.get(key, 0)
+        if status.since is not None:
+            row.since = round(self._wall - status.since)
+        lane = self._lanes[number].get(key)
+        if lane is not None:
+            self._add_lane(row, lane)
+        if (tally := collector.tallies.get(key)) is not None:
+            _add_tally(row, tally, self._totals[number])
+        if consumer.pool is not None:
+            row.pool = consumer.pool.leases_of(key)
+        if status.state is TenantState.DIVERTED:
+            row.why = f"to {status.diverted_to}: {row.why}"
+        return row
+
+    def _add_lane(self, row: Row, lane: Lane[Any]) -> None:
+        oldest = _oldest(lane)
+        row.w = None if oldest is None or self._wall - oldest < _SHORT else round(oldest)
+        row.run = lane.running
+        row.cap = lane.cap
+        if lane.blocked:
+            row.held = len(lane.waiting) + lane.suspended
+        else:
+            row.wait = len(lane.waiting)
+        if lane.asleep_until is not None and lane.asleep_until > self._loop:
+            row.next = round(self._wall + lane.asleep_until - self._loop)
+
+
+def strip(collector: Collector, said: Mapping[str, str]) -> dict[str, Any]:
+    """Return the figures of one consumer that are not a tenant's. ``said`` is what SQS says of the queue."""
+    consumer = collector.consumer
+    shown: dict[str, Any] = {"queue": _name_of(consumer.queue), "running": consumer.running}
+    if not consumer.running:
+        return shown
+    now = consumer.statistics()
+    control = consumer.tenants.consumer
+    pool = now.pool
+    return {
+        **shown,
+        "slots": _slots(control),
+        "busy": now.running,
+        "waiting": now.waiting,
+        "suspended": now.suspended,
+        "held": now.held,
+        "away": now.away,
+        "tenants": now.tenants,
+        "visible": _number(said.get("ApproximateNumberOfMessages")),
+        "in_flight": _number(said.get("ApproximateNumberOfMessagesNotVisible")),
+        "in_flight_limit": LIMIT,
+        "scouting": now.scouting_stopped,
+        "scouting_receives": now.scouting_receives,
+        "receives": now.receives,
+        "dollars": round(now.receives * RECEIVE_PRICE, 4),
+        "succeeded": now.succeeded,
+        "failed": sum(now.failed.values()),
+        "dead": now.settled.get(Settlement.REJECTED, 0),
+        "lag": round(now.loop_lag, 3),
+        "poll_age": None if now.last_poll_age is None else round(now.last_poll_age),
+        "pool": None if pool is None else [pool.weight, pool.budget, pool.live, pool.opening, pool.cooling],
+    }
+
+
+def _add_tally(row: Row, tally: Tally, total: float) -> None:
+    row.rate = round(tally.rate, 1)
+    row.share = round(tally.seconds / total, 3) if total > 0 else 0.0
+    if (percentiles := tally.percentiles()) is not None:
+        row.p50, row.p99 = (float(f"{value:.3g}") for value in percentiles)
+    row.err, row.fail, row.dead = tally.error, tally.failed, tally.dead
+
+
+def _short(reason: str) -> str:
+    """Return why a tenant cannot run, without its name and its next try: the row has both."""
+    return _NEXT_TRY.sub("", _WHOSE.sub("", reason))[:_LONGEST]
+
+
+def _oldest(lane: Lane[Any]) -> float | None:
+    """Return when the first message in a lane was sent."""
+    if not lane.waiting:
+        return None
+    sent: float | None = lane.waiting[0].message.sent_at
+    return sent
+
+
+def _slots(control: Controlled | None) -> int:
+    return 0 if control is None else control.scheduler.total
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _name_of(queue: str) -> str:
+    """Return the name alone: a URL or an ARN contains an account id."""
+    return queue.rpartition("/")[2].rpartition(":")[2]

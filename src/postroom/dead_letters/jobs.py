@@ -1,0 +1,227 @@
+"""Sends dead letters home, or deletes them: chosen ones only, at a limited rate, and never losing one.
+
+A letter is sent home first, and deleted after SQS has taken it. A process that is killed in between leaves it in both
+queues; the next run with the same journal deletes it without sending it again. Killed between SQS's answer and the
+journal, at most one batch of ten is sent twice.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from inspect import isawaitable
+from typing import Any
+
+from postroom.dead_letters.destinations import Destination, Destinations
+from postroom.dead_letters.journal import Journal
+from postroom.dead_letters.outcome import Outcome, Progress
+from postroom.dead_letters.reading import DeadLetter, TenantOf, read
+from postroom.dead_letters.selecting import LetterFilter
+from postroom.dead_letters.walking import Walk, delete, patiently, tens
+from postroom.message import Message
+from postroom.options import MAX_BATCH
+from postroom.settlement.batcher import MAX_BYTES
+from postroom.transports.protocol import EntryFailure, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A dead-letter queue, and how it is looked at."""
+
+    queue: Queue
+    tenant_of: TenantOf
+    hold: float
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def read(self, messages: Sequence[Message]) -> list[DeadLetter]:
+        """Read letters, their tenants included."""
+        return [read(message, await self._tenant(message)) for message in messages]
+
+    async def _tenant(self, message: Message) -> str | None:
+        tenant = self.tenant_of(message)
+        return await tenant if isawaitable(tenant) else tenant
+
+
+class Job:
+    """One redrive or purge."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        outcome: Outcome,
+        where: LetterFilter,
+        *,
+        rate: float,
+        journal: Journal | None,
+        progress: Progress | None,
+        homes: Destinations | None,
+    ) -> None:
+        self.outcome = outcome
+        self.where = where
+        self._scene = scene
+        self._queue = scene.queue
+        self._journal = journal
+        self._progress = progress
+        self._homes = homes
+        self._walk = Walk(self._queue, hold=scene.hold)
+        self._pace = _Pace(rate)
+        self._sent_before = set[str]() if journal is None else journal.already_sent(self._queue.info.arn)
+        self._sent_now: set[str] = set()
+        self._stuck: set[str] = set()
+
+    async def run(self) -> Outcome:
+        """Walk through the queue, and act on what is meant."""
+        try:
+            async with aclosing(self._walk.batches()) as batches:
+                async for messages in batches:
+                    await self._take(messages)
+                    self.outcome.cut = self._walk.cut
+                    if self._progress is not None:
+                        self._progress(self.outcome)
+                    if self._scene.stop.is_set():
+                        self.outcome.stopped = True
+                        break
+            self.outcome.cut = self._walk.cut
+        finally:
+            await self._walk.release()
+        return self.outcome
+
+    async def note(self, event: str, *, letters: Sequence[str] = (), **more: Any) -> None:
+        """Write to the journal, if there is one."""
+        if self._journal is not None:
+            await self._journal.write(event, queue=self._queue.info.arn, letters=letters, **more)
+
+    async def _take(self, messages: Sequence[Message]) -> None:
+        outcome = self.outcome
+        outcome.seen += len(messages)
+        left = await self._finish(messages)
+        now = time.time()
+        meant = [letter for letter in await self._scene.read(left) if self._is_meant(letter, now)]
+        for letter in meant:
+            outcome.matched += 1
+            outcome.tenants[letter.tenant or ""] += 1
+            outcome.reasons[letter.reason] += 1
+        if self._homes is not None:
+            for destination, batch in (await self._by_home(meant)).items():
+                await self._send_home(destination, batch)
+        elif outcome.dry_run:
+            outcome.done += len(meant)
+        elif meant:
+            await self._pace.wait(len(meant))
+            outcome.done += await self._delete([letter.id for letter in meant])
+
+    def _is_meant(self, letter: DeadLetter, now: float) -> bool:
+        """Whether to act on a letter: not on one that this very run sent home and that has failed again since."""
+        return self.where.matches(letter, now=now) and letter.message_id not in self._sent_now
+
+    async def _finish(self, messages: Sequence[Message]) -> list[Message]:
+        """Delete what an earlier run had sent home, and return the rest."""
+        sent = [message.id for message in messages if message.id in self._sent_before]
+        if sent and not self.outcome.dry_run:
+            self.outcome.finished += await self._delete(sent)
+        return [message for message in messages if message.id not in self._sent_before]
+
+    async def _by_home(self, letters: Sequence[DeadLetter]) -> dict[Destination, list[DeadLetter]]:
+        assert self._homes is not None  # noqa: S101 - asked only by a redrive
+        homes: dict[Destination, list[DeadLetter]] = {}
+        for letter in letters:
+            home = await self._homes.of(letter)
+            if isinstance(home, str):
+                self.outcome.kept[home] += 1
+            else:
+                homes.setdefault(home, []).append(letter)
+        return homes
+
+    async def _send_home(self, home: Destination, letters: Sequence[DeadLetter]) -> None:
+        if self.outcome.dry_run:
+            self.outcome.done += len(letters)
+            return
+        for batch in _batches(letters, fifo=home.fifo):
+            ready = [each for each in batch if self._may_go(each, fifo=home.fifo)]
+            if ready:
+                await self._pace.wait(len(ready))
+                await _to_the_end(self._move(home, ready))
+
+    def _may_go(self, letter: DeadLetter, *, fifo: bool) -> bool:
+        """Whether a letter is still ours, and on a FIFO queue no earlier one of its group stayed behind."""
+        if not self._walk.owns(letter.id):
+            self.outcome.kept["it was visible again before its turn came; run it again"] += 1
+            return False
+        if fifo and letter.group_id in self._stuck:
+            self.outcome.kept["an earlier letter of its message group was refused"] += 1
+            return False
+        return True
+
+    async def _move(self, home: Destination, letters: Sequence[DeadLetter]) -> None:
+        outgoing = [letter.going_home(fifo=home.fifo) for letter in letters]
+        results = await patiently(home.queue.send, outgoing)
+        taken: dict[str, str] = {}
+        for letter, result in zip(letters, results, strict=True):
+            if isinstance(result, EntryFailure):
+                self.outcome.kept[f"queue {home.name} refused it: {result.code}"] += 1
+                self._stuck.add(letter.group_id or "")
+            else:
+                taken[letter.id] = result.message_id
+        self._sent_now.update(taken.values())
+        self._sent_before.update(taken)  # a standard queue may hand a letter out once more, even when it is deleted
+        await self.note("sent", letters=list(taken), message_ids=list(taken.values()), to=home.arn)
+        self.outcome.done += len(taken)
+        await self._delete(list(taken))
+
+    async def _delete(self, ids: Sequence[str]) -> int:
+        """Delete letters, note it, and return how many are gone."""
+        gone = 0
+        for batch in tens(ids):
+            failures = await delete(self._queue, [self._walk.handle(each) for each in batch])
+            refused = {failure.index: failure.code for failure in failures}
+            deleted = [each for index, each in enumerate(batch) if index not in refused]
+            for each in deleted:
+                self._walk.forget(each)
+            for code in refused.values():
+                self.outcome.kept[f"it could not be deleted: {code}"] += 1
+            await self.note("deleted", letters=deleted)
+            gone += len(deleted)
+        return gone
+
+
+class _Pace:
+    """So many letters per second, at most."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._next = 0.0
+
+    async def wait(self, count: int) -> None:
+        """Return when so many more may go."""
+        now = asyncio.get_running_loop().time()
+        if self._next > now:
+            await asyncio.sleep(self._next - now)
+        self._next = max(self._next, now) + count / self._rate
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run some work to its end, also when the caller is cancelled: sending and deleting stay together."""
+    task = asyncio.create_task(work, name="postroom-dead-letters-move")
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _batches(letters: Sequence[DeadLetter], *, fifo: bool) -> list[list[DeadLetter]]:
+    """Cut letters into calls: of up to 1 MiB, and to a FIFO queue with each message group once.
+
+    An entry that is refused would otherwise be overtaken by a later one of its group in the same call.
+    """
+    batches: list[list[DeadLetter]] = []
+    size = 0
+    for letter in letters:
+        crowded = not batches or len(batches[-1]) == MAX_BATCH or size + letter.size > MAX_BYTES
+        if crowded or (fifo and any(other.group_id == letter.group_id for other in batches[-1])):
+            batches.append([])
+            size = 0
+        batches[-1].append(letter)
+        size += letter.size
+    return batches

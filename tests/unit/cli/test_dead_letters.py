@@ -1,0 +1,120 @@
+"""``postroom dead-letters`` and ``peek``, against a local SQS over HTTP."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from postroom.cli import main
+from postroom.local.shapes import AttributeValue, Send
+from postroom.local.threaded import ThreadedServer
+
+
+class Desk:
+    """A queue of which some messages became dead letters, and the command line."""
+
+    def __init__(self, server: ThreadedServer, directory: Path) -> None:
+        self.server = server
+        self.journal = directory / "journal.jsonl"
+        server.create_queue("dead")
+        arn = server.call(lambda broker: broker.attributes("dead")["QueueArn"])
+        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "1"})
+        server.create_queue("orders", {"RedrivePolicy": policy, "VisibilityTimeout": "0"})
+
+        def send(letter: Send) -> None:
+            server.call(lambda broker: broker.send("orders", letter))
+
+        for number in range(5):
+            tenant = "acme" if number < 3 else "beta"
+            named = {"tenantId": AttributeValue(string_value=tenant, data_type="String")}
+            send(Send(message_body=f"secret-{number}", message_group_id=tenant, message_attributes=named))
+        while server.counts("orders") != (0, 0, 0):
+            self.run("peek", "orders")
+
+    def run(self, *words: str) -> Result:
+        """Run a command."""
+        return CliRunner().invoke(main, [*words, "--endpoint-url", self.server.endpoint_url])
+
+    def letters(self, command: str, *words: str) -> Result:
+        """Run one of ``dead-letters``."""
+        more = ["--journal", str(self.journal)] if command in {"redrive", "purge"} else []
+        return self.run("dead-letters", command, "dead", *words, *more)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """Five dead letters of two tenants."""
+    for name in ("AWS_ENDPOINT_URL_SQS", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")  # the command sets them: this undoes it
+        monkeypatch.delenv(name)
+    with ThreadedServer() as server:
+        yield Desk(server, tmp_path)
+
+
+def test_letters_are_listed_shown_redriven_and_purged_by_tenant(desk: Desk) -> None:
+    """Dry run first; acting needs a reason; bodies are shown only when asked for."""
+    listed = desk.letters("list")
+    assert listed.exit_code == 0, listed.output
+    assert listed.output.splitlines()[1].split() == ["3", "acme", "received", "too", "often"]
+    assert "secret" not in listed.output
+
+    letter = listed.output.splitlines()[-1].split()[0]
+    shown = desk.run("dead-letters", "show", "dead", letter, "--tenant-from", "attribute:tenantId")
+    assert "received too often" in shown.output
+    assert "secret" not in shown.output
+    assert "secret" in desk.run("dead-letters", "show", "dead", letter, "--body").output
+
+    dry = desk.letters("redrive", "--tenant", "acme")
+    assert "Dry run: 3 of 5 letters would be sent home" in dry.output
+    assert not desk.journal.exists()
+    refused = desk.letters("redrive", "--tenant", "acme", "--yes")
+    assert refused.exit_code == 2
+    assert "--yes needs --reason" in refused.output
+    assert desk.server.counts("dead") == (5, 0, 0)
+
+    done = desk.letters("redrive", "--tenant", "acme", "--yes", "--reason", "fixed")
+    assert done.exit_code == 0, done.output
+    assert "3 of 3 letters were sent home" in done.output
+    assert desk.server.counts("orders") == (3, 0, 0)
+    assert json.loads(desk.journal.read_text().splitlines()[-1])["reason"] == "fixed"
+
+    gone = desk.letters("purge", "--tenant", "beta", "--yes", "--reason", "tenant has left")
+    assert "2 of 2 letters were deleted" in gone.output
+    assert "No letters." in desk.letters("list").output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["list", "orders"], 2, "Name the dead-letter queue, not its source"),
+        (["list", "nothing"], 2, "nothing"),
+        (["list", "dead", "--older-than", "soon"], 2, "is not a duration"),
+        (["list", "dead", "--tenant-from", "name"], 2, "takes group, attribute:NAME or MODULE:CONSUMER"),
+        (["show", "dead", "no-such-id"], 1, "no letter 'no-such-id'"),
+        (["redrive", "dead", "--to", "dead"], 2, "is the dead-letter queue itself"),
+    ],
+)
+def test_a_wrong_word_says_what_to_write(desk: Desk, words: list[str], code: int, text: str) -> None:
+    """One line, and the exit code of something to change."""
+    result = desk.run("dead-letters", *words)
+    assert (result.exit_code, text in result.output) == (code, True), result.output
+
+
+def test_letters_that_stay_are_counted_by_why_and_the_exit_code_says_so(desk: Desk) -> None:
+    """A letter that was sent by hand tells no source."""
+    desk.server.call(lambda broker: broker.send("dead", Send(message_body="x", message_group_id="odd")))
+    result = desk.letters("redrive", "--tenant", "odd", "--yes", "--reason", "try")
+    assert result.exit_code == 1
+    assert "1 stayed: it does not tell which queue it came from; name one with to=" in result.output
+
+
+def test_peek_leaves_messages_where_they_are(desk: Desk) -> None:
+    """With one receive more, which it says in its help."""
+    first = desk.run("peek", "dead", "--count", "3")
+    assert len(first.output.splitlines()) == 4, first.output
+    assert "secret" not in first.output
+    assert desk.server.counts("dead") == (5, 0, 0)
+    assert "secret-" in desk.run("peek", "dead", "--body").output
+    assert "No visible messages." in desk.run("peek", "orders").output

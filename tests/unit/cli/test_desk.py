@@ -1,0 +1,122 @@
+"""``status``, ``tenants``, ``run --reload`` and completion."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from postroom import Consumer, TenantState
+from postroom.cli import main
+from postroom.cli.reloading import _changed, _snapshot
+from postroom.cli.status import render
+from postroom.console import ConsoleServer, allow_token
+
+TOKEN = "correct horse battery"
+
+
+async def invoke(server: ConsoleServer, *words: str, token: str | None = TOKEN) -> Result:
+    """Run a command in a thread, as the console lives in this one."""
+    more = ["--url", server.url, *(["--token", token] if token else []), "--operator", "ann"]
+    return await asyncio.to_thread(CliRunner().invoke, main, [*words, *more])
+
+
+async def test_tenants_are_listed_and_acted_on_from_a_shell() -> None:
+    """With the reason and the operator's name; without the token only a look is allowed."""
+    consumer: Consumer[str, None] = Consumer("orders", context=lambda message: message.attributes["tenantId"])
+    consumer.tenants.limit("acme", rate=5)
+    async with ConsoleServer(consumer, port=0, allow=allow_token(TOKEN)) as server:
+        paused = await invoke(server, "tenants", "pause", "acme", "--reason", "too many")
+        assert paused.output == "pause: acme in orders\n", paused.output
+        assert consumer.tenants["acme"].state is TenantState.PAUSED
+        assert consumer.tenants["acme"].reason == "too many (ann)"
+        listed = await invoke(server, "tenants", "list")
+        assert listed.output.splitlines()[1].split()[:2] == ["acme", "paused"]
+        status = await invoke(server, "status")
+        assert status.output.splitlines()[0] == "orders: not running"
+        assert '"n": "acme"' in (await invoke(server, "status", "--json")).output
+        refused = await invoke(server, "tenants", "resume", "acme", "--reason", "over", token=None)
+        assert (refused.exit_code, "you may look, and not act" in refused.output) == (2, True)
+        unknown = await invoke(server, "tenants", "limit", "acme", "--reason", "x")
+        assert "limit needs concurrency or rate" in unknown.output
+        no_reason = await invoke(server, "tenants", "resume", "acme")
+        assert "Missing option '--reason'" in no_reason.output
+    gone = await invoke(server, "status")
+    assert gone.exit_code == 1
+    assert "no console answers at" in gone.output
+
+
+def test_lines_are_cut_and_coloured_only_for_a_terminal() -> None:
+    """Elsewhere the text is plain, and whole."""
+    row = {"q": 0, "n": "acme", "s": "unavailable", "why": "x" * 50, "w": 0}
+    said: dict[str, Any] = {"strips": [{"queue": "orders", "running": False}], "rows": [row], "total": 3}
+    plain = render(said, now=7200.0)
+    assert "\033" not in plain
+    assert "2 h" in plain
+    assert plain.splitlines()[-1] == "and 2 more"
+    cut = render(said, now=7200.0, width=20)
+    assert "\033[31m" in cut
+    assert "x" not in cut.splitlines()[2]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_each_shell(shell: str) -> None:
+    """A script that names this command."""
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_POSTROOM_COMPLETE" in result.output
+
+
+def test_a_changed_added_or_removed_file_is_noticed(tmp_path: Path) -> None:
+    """Python files only, and none of an environment."""
+    module = tmp_path / "a.py"
+    module.write_text("1")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "b.py").write_text("1")
+    before = _snapshot(tmp_path)
+    assert list(before) == [str(module)]
+    assert _changed(before, _snapshot(tmp_path)) is None
+    os.utime(module, (1, 1))
+    assert _changed(before, _snapshot(tmp_path)) == str(module)
+    module.unlink()
+    assert _changed(before, _snapshot(tmp_path)) == str(module)
+
+
+async def test_run_starts_again_when_a_file_changes(tmp_path: Path) -> None:
+    """And ends with the exit code of what it ran when it is told to stop."""
+    module = tmp_path / "shop.py"
+    module.write_text("raise SystemExit('first')\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "postroom", "run", "shop:orders", "--reload", "--directory", str(tmp_path),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"first" not in (line := await process.stderr.readline()):
+                assert line
+            module.write_text("raise SystemExit('second version')\n")
+            while b"has changed; starting again" not in (line := await process.stderr.readline()):
+                assert line
+            while b"second" not in (line := await process.stderr.readline()):
+                assert line
+            process.terminate()
+            assert await process.wait() in {1, 143}  # 143: the child was told so in the middle of its own end
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("at", ["here", "127.0.0.1:", ":8081"])
+def test_a_console_address_that_is_none_is_refused(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to write."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / f"shop{abs(hash(at))}.py").write_text("from postroom import Consumer\norders = Consumer('orders')\n")
+    name = f"shop{abs(hash(at))}:orders"
+    result = CliRunner().invoke(main, ["run", name, "--directory", str(tmp_path), "--console", at])
+    assert result.exit_code == 2
+    assert "--console takes PORT or HOST:PORT" in result.output

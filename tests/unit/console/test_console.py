@@ -1,0 +1,542 @@
+"""The console without a browser: what it shows, who may act, and that it costs nothing while no one looks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from postroom import Concurrency, Consumer, Faults, MessageContext, TenantState
+from postroom.console import ConsoleRequest, ConsoleServer, allow_token, console
+from postroom.console.app import _Console
+from postroom.console.desk import Desk
+from postroom.errors import ConfigurationError
+from postroom.events import Event, OperatorAction
+from postroom.message import Message
+from support.world import Order, World, in_world
+
+
+def tenant_of(message: Message) -> str:
+    """Return whose a message is."""
+    return message.attributes["tenantId"]
+
+
+class Office:
+    """A consumer, its console, and a client for that."""
+
+    def __init__(self, world: World, *, allow: Any = None, seconds: float = 1.0) -> None:
+        self.world = world
+        self.events: list[Event] = []
+        self.down: set[str] = set()
+        self.consumer: Consumer[str, str] = Consumer(
+            "orders",
+            context=tenant_of,
+            resources=self.database,
+            client=world.client,
+            concurrency=Concurrency(total=4, per_tenant=2),
+            faults=Faults(breaker_after=3, messages=3),
+            observers=[self.events.append],
+        )
+        self.seconds = seconds
+
+        @self.consumer.handler
+        async def handle(order: Order, ctx: MessageContext[str, str]) -> None:
+            await asyncio.sleep(order.seconds)
+            if order.order_id.startswith("bad"):
+                raise ValueError(order.order_id)
+
+        self.app = console(self.consumer, allow=allow)
+        assert isinstance(self.app, _Console)
+        self.desk: Desk = self.app.desk
+        began = 1_800_000_000 - asyncio.get_running_loop().time()
+        self.desk.wall = lambda: began + asyncio.get_running_loop().time()
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://desk.test/")
+
+    @asynccontextmanager
+    async def database(self, tenant: str) -> AsyncIterator[str]:
+        """Open a tenant's database, unless it is down."""
+        if tenant in self.down:
+            raise ConnectionRefusedError("connection refused")
+        yield tenant
+
+    async def act(self, action: str, tenant: str = "acme", *, reason: str = "load", **more: Any) -> httpx.Response:
+        """Send an action as the page does."""
+        headers = {"X-Postroom-Token": self.desk.token, **more.pop("headers", {})}
+        order = {"action": action, "tenant": tenant, "reason": reason, **more}
+        return await self.http.post("actions", json=order, headers=headers)
+
+    async def look(self, **asked: Any) -> dict[str, Any]:
+        """Return the rows by name, of one look."""
+        said = (await self.http.get("state", params=asked)).json()
+        return {row["n"]: row for row in said["rows"]}
+
+
+def ann(_: ConsoleRequest) -> str:
+    """Let everyone act, as Ann."""
+    return "ann"
+
+
+@asynccontextmanager
+async def office(world: World, **options: Any) -> AsyncIterator[Office]:
+    """Run a consumer with a console."""
+    async with AsyncExitStack() as stack:
+        world.create(dead_letters="dead", receives=20)
+        made = Office(world, **options)
+        await stack.enter_async_context(made.consumer)
+        await stack.enter_async_context(made.http)
+        yield made
+
+
+@contextmanager
+def watching(desk: Desk) -> Any:
+    """Look at the page for the time of the block."""
+    with desk.looking():
+        yield
+
+
+def test_the_tenant_that_waits_longest_comes_first() -> None:
+    """With what runs, what waits, and how long its handlers take."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            with watching(made.desk):
+                world.send_orders(*map(str, range(8)), tenant="acme", seconds=2)
+                await asyncio.sleep(1)
+                world.send_orders(*map(str, range(6)), tenant="zeta", seconds=2)
+                world.send_orders(*map(str, range(8, 20)), tenant="acme", seconds=2)
+                await asyncio.sleep(6)
+                rows = await made.look()
+            assert list(rows) == ["acme", "zeta"]
+            assert rows["acme"]["w"] is not None
+            zeta = rows["zeta"]
+            assert (zeta["run"], zeta["cap"]) == (2, 2)
+            assert zeta["p50"] == pytest.approx(2.0, abs=0.1)
+            assert 0 < zeta["share"] < 1
+
+    in_world(scenario)
+
+
+def test_an_outage_is_shown_with_its_cause_and_its_next_try() -> None:
+    """And nothing of a password, as nowhere."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.down.add("acme")
+            with watching(made.desk):
+                world.send_orders("1", "2", tenant="acme")
+                await asyncio.sleep(5)
+                row = (await made.look())["acme"]
+            assert row["s"] == "unavailable"
+            assert "connection refused" in row["why"]
+            assert "next try" not in row["why"]
+            assert row["held"] == 2
+            assert row["next"] > row["since"]
+
+    in_world(scenario)
+
+
+def test_failures_and_dead_letters_are_counted_by_tenant() -> None:
+    """With the type of the last error, and no text of it."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            with watching(made.desk):
+                world.send_orders("bad-1", tenant="acme")
+                made.consumer.tenants.quarantine("other")
+                world.send_orders("1", tenant="other")
+                await asyncio.sleep(2)
+                rows = await made.look()
+            assert rows["acme"]["err"] == "ValueError"
+            assert rows["acme"]["fail"] >= 1
+            assert rows["other"]["dead"] == 1
+            assert "bad-1" not in str(rows)
+
+    in_world(scenario)
+
+
+def test_figures_are_gathered_only_while_someone_looks() -> None:
+    """Without a viewer no event is made, no task runs, and nothing is remembered."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            observers = made.consumer._settings.observers
+            plain = len(list(observers))
+            looks = made.desk.watch(top=10)
+            first = msgspec.json.decode(await anext(looks))
+            assert first["order"] == []
+            assert len(list(observers)) == plain + 1
+            world.send_orders("1", tenant="acme")
+            second = msgspec.json.decode(await anext(looks))
+            assert [row["n"] for row in second["rows"]] == ["acme"]
+            await looks.aclose()
+            assert made.desk.viewers == 0
+            assert len(list(observers)) == plain
+            assert not made.desk._collectors[0].tallies
+            await asyncio.sleep(1)
+            assert not [task for task in asyncio.all_tasks() if "console" in task.get_name()]
+
+    in_world(scenario)
+
+
+def test_only_what_has_changed_is_sent() -> None:
+    """A second look at tenants that do nothing has no rows."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            for tenant in ("a", "b"):
+                made.consumer.tenants.pause(tenant, reason="x")
+            looks = made.desk.watch(top=10)
+            assert len(msgspec.json.decode(await anext(looks))["rows"]) == 2
+            again = msgspec.json.decode(await anext(looks))
+            assert again["rows"] == []
+            assert "order" not in again
+            made.consumer.tenants.resume("b")
+            assert msgspec.json.decode(await anext(looks))["order"] == ["0:a"]
+            await looks.aclose()
+
+    in_world(scenario)
+
+
+def test_a_viewer_that_goes_ends_its_stream() -> None:
+    """The figures are forgotten with the last one."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            gone = asyncio.Event()
+            parts: list[bytes] = []
+
+            async def receive() -> dict[str, Any]:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(event: Any) -> None:
+                parts.append(event.get("body", b""))
+
+            scope = {"type": "http", "method": "GET", "path": "/desk/events", "headers": [], "query_string": b"top=5"}
+            stream = asyncio.ensure_future(made.app(scope, receive, send))
+            await asyncio.sleep(2.5)
+            assert made.desk.viewers == 1
+            gone.set()
+            await asyncio.sleep(1.5)
+            assert stream.done()
+            assert made.desk.viewers == 0
+            assert parts[1].startswith(b'data: {"t":')
+
+    in_world(scenario)
+
+
+def test_tenants_are_found_by_a_part_of_their_name() -> None:
+    """Only so many are shown; the rest is counted."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            for number in range(30):
+                made.consumer.tenants.pause(f"tenant-{number}", reason="x")
+            assert len(await made.look(top=7)) == 7
+            assert set(await made.look(search="T-2")) == {f"tenant-{n}" for n in (2, *range(20, 30))}
+            assert (await made.http.get("state", params={"top": "x"})).status_code == 400
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(
+    ("action", "more", "state"),
+    [
+        ("pause", {}, TenantState.PAUSED),
+        ("quarantine", {}, TenantState.QUARANTINED),
+        ("divert", {"to": "other"}, TenantState.DIVERTED),
+        ("limit", {"concurrency": 1, "rate": 2.5}, TenantState.ACTIVE),
+        ("drain", {"timeout": 5}, TenantState.PAUSED),
+        ("invalidate", {}, TenantState.ACTIVE),
+        ("retry", {}, TenantState.ACTIVE),
+    ],
+)
+def test_an_action_takes_effect_is_an_event_and_a_log_line(
+    action: str, more: dict[str, Any], state: TenantState, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each with the operator's name and the reason."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(1)
+            made.consumer.tenants.pause("acme")
+            made.consumer.tenants.resume("acme")
+            with watching(made.desk):
+                made.desk._collectors[0]._tally("acme", 0.0)
+                answer = await made.act(action, **more)
+            assert answer.status_code == 200, answer.text
+            assert made.consumer.tenants["acme"].state is state
+            [event] = [event for event in made.events if isinstance(event, OperatorAction)]
+            assert (event.tenant, event.action, event.operator, event.reason) == ("acme", action, "ann", "load")
+            assert "load (ann)" in caplog.text
+            assert (await made.act("resume")).status_code == 200
+            assert made.consumer.tenants["acme"].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
+def test_a_limit_is_shown_with_its_reason_and_ended_by_zero() -> None:
+    """A limit of nothing is none."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            made.consumer.tenants.pause("acme")
+            assert (await made.act("limit", concurrency=1, rate=2)).status_code == 200
+            made.consumer.tenants.resume("acme")
+            assert (await made.act("limit", concurrency=1, rate=2)).status_code == 200
+            row = (await made.look())["acme"]
+            assert (row["rl"], row["why"]) == (2, "load (ann)")
+            assert (await made.act("limit", concurrency=0, rate=0)).status_code == 200
+            assert "acme" not in await made.look()
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(
+    ("order", "text"),
+    [
+        ({"action": "explode", "tenant": "acme", "reason": "x"}, "there are pause, resume"),
+        ({"action": "pause", "tenant": "acme", "reason": "  "}, "needs a reason"),
+        ({"action": "pause", "tenant": "nobody", "reason": "x", "queue": "other"}, "no consumer of queue 'other'"),
+        ({"action": "limit", "tenant": "acme", "reason": "x"}, "limit needs concurrency or rate"),
+        ({"action": "limit", "tenant": "acme", "reason": "x", "rate": -1}, "from 0 on"),
+        ({"action": "divert", "tenant": "acme", "reason": "x"}, "divert needs the queue"),
+        ({"action": "drain", "tenant": "acme", "reason": "x", "timeout": 0}, "timeout above 0"),
+        ({"action": "pause", "tenant": "acme"}, "missing required field `reason`"),
+        ({"action": "pause", "tenant": "acme", "reason": "x", "who": "me"}, "unknown field"),
+        ([], "not an action"),
+    ],
+)
+def test_a_wrong_action_is_refused_with_what_to_write(order: Any, text: str) -> None:
+    """And nothing is done."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            made.consumer.tenants.limit("acme", rate=1)
+            answer = await made.http.post("actions", json=order, headers={"X-Postroom-Token": made.desk.token})
+            assert answer.status_code == 400
+            assert text in answer.json()["error"]
+            assert not [event for event in made.events if isinstance(event, OperatorAction)]
+
+    in_world(scenario)
+
+
+def test_a_drain_that_takes_too_long_leaves_the_tenant_paused() -> None:
+    """And says so."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            world.send_orders("1", tenant="acme", seconds=60)
+            await asyncio.sleep(1)
+            answer = await made.act("drain", timeout=2)
+            assert (answer.status_code, answer.json()["error"]) == (504, "handlers of it still run; it stays paused")
+            assert made.consumer.tenants["acme"].state is TenantState.PAUSED
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"X-Postroom-Token": "wrong"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Origin": "http://desk.test", "Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_a_page_of_another_site_cannot_act(headers: dict[str, str], status: int) -> None:
+    """Origin, what browsers say of the site, the token, and a content type that no form can send."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            made.consumer.tenants.limit("acme", rate=1)
+            answer = await made.act("pause", headers=headers)
+            assert answer.status_code == status
+            paused = made.consumer.tenants["acme"].state is TenantState.PAUSED
+            assert paused is (status == 200)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("allow", [None, lambda _: None, lambda _: ""])
+def test_without_a_name_for_the_operator_it_is_read_only(allow: Any) -> None:
+    """The page says who it takes the viewer for."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=allow) as made:
+            made.consumer.tenants.limit("acme", rate=1)
+            assert (await made.http.get("me")).json()["operator"] is None
+            assert (await made.act("pause")).status_code == 403
+            assert made.consumer.tenants["acme"].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
+def test_allow_may_be_async_and_reads_what_a_middleware_left() -> None:
+    """The scope is the framework's own."""
+
+    async def by_session(request: ConsoleRequest) -> str | None:
+        await asyncio.sleep(0)
+        return request.headers.get("x-user")
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=by_session) as made:
+            said = (await made.http.get("me", headers={"X-User": " Bob\n Smith "[:4]})).json()
+            assert said["operator"] == "Bob"
+
+    in_world(scenario)
+
+
+def test_a_token_names_the_operator() -> None:
+    """Another token does not; a short one is refused."""
+    allow = allow_token("correct horse battery")
+    good = {"authorization": "Bearer correct horse battery"}
+    assert allow(ConsoleRequest(good, None, {})) == "operator"
+    assert allow(ConsoleRequest({**good, "x-postroom-operator": "ann"}, None, {})) == "ann"
+    assert allow(ConsoleRequest({"authorization": "Bearer x"}, None, {})) is None
+    assert allow(ConsoleRequest({}, None, {})) is None
+    with pytest.raises(ConfigurationError, match="at least 12 characters"):
+        allow_token("short")
+
+
+def test_the_page_runs_no_script_but_its_own() -> None:
+    """Its policy allows one script and one style by their hashes, and requests to its own server only."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            answer = await made.http.get("")
+            policy = answer.headers["content-security-policy"]
+            assert answer.status_code == 200
+            assert "unsafe" not in policy
+            assert policy.startswith("default-src 'none'; script-src 'sha256-")
+            assert "frame-ancestors 'none'" in policy
+            assert "://" not in answer.text.replace("http://www.w3.org", "")
+            assert " style=" not in answer.text
+            assert " onclick" not in answer.text
+            assert (await made.http.get("nothing")).status_code == 404
+            assert (await made.http.put("actions")).status_code == 405
+            assert (await made.http.head("")).content == b""
+
+    in_world(scenario)
+
+
+def test_a_mount_without_its_last_slash_is_sent_there() -> None:
+    """The paths of the page are relative to it."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            mounted = httpx.ASGITransport(made.app, root_path="/desk")
+            async with httpx.AsyncClient(transport=mounted, base_url="http://desk.test") as client:
+                answer = await client.get("/desk")
+                assert (answer.status_code, answer.headers["location"]) == (307, "desk/")
+                assert (await client.get("/desk/")).status_code == 200
+
+    in_world(scenario)
+
+
+def test_it_tells_of_a_consumer_that_does_not_run() -> None:
+    """Before the start, and after the stop."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        made = Office(world)
+        said = (await made.http.get("state")).json()
+        assert said["strips"] == [{"queue": "orders", "running": False}]
+        await made.http.aclose()
+
+    in_world(scenario)
+
+
+def test_a_diverted_tenants_messages_go_to_the_other_queue() -> None:
+    """As they are, with the reason; the others' are handled."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            world.broker.create_queue("aside")
+            made.consumer.tenants.divert("acme", queue="aside", reason="half a million of them")
+            world.send_orders("1", "2", "3", tenant="acme")
+            world.send_orders("4", tenant="b")
+            await asyncio.sleep(3)
+            assert world.counts() == (0, 0)
+            assert world.counts("aside") == (3, 0)
+            opened = await world.client.queue("aside")
+            [message, *_] = await opened.receive(limit=1, wait=0, visibility=30)
+            assert message.attributes["postroom.reason"] == "diverted to aside: half a million of them"
+            assert message.attributes["tenantId"] == "acme"
+            assert made.consumer.statistics().succeeded == 1
+
+    in_world(scenario)
+
+
+def test_messages_stay_where_the_other_queue_does_not_exist() -> None:
+    """No attempt is counted, and nothing is lost."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.consumer.tenants.divert("acme", queue="nowhere")
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(3)
+            assert sum(world.counts()) == 1
+            made.consumer.tenants.resume("acme")
+            await asyncio.sleep(60)
+            assert world.counts() == (0, 0)
+            assert world.counts("dead") == (0, 0)
+
+    in_world(scenario)
+
+
+def test_retry_now_ends_the_wait_after_an_outage() -> None:
+    """The next try would have been up to half a minute away."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.down.add("acme")
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(60)
+            made.down.clear()
+            made.consumer.tenants.retry_now("acme", reason="it is back")
+            await asyncio.sleep(0.5)
+            assert made.consumer.statistics().succeeded == 1
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (console, "at least one consumer"),
+        (lambda: console([]), "takes consumers, one argument each"),  # type: ignore[arg-type]
+        (lambda: console(Consumer("q"), allow="ann"), "takes a function of a request"),  # type: ignore[arg-type]
+        (lambda: ConsoleServer(Consumer("q"), port=70_000), "from 0 to 65535"),
+        (lambda: Consumer("q").tenants.divert("a", queue=""), "name, URL or ARN"),
+    ],
+)
+def test_a_wrong_argument_says_what_to_write(make: Any, text: str) -> None:
+    """Before anything listens."""
+    with pytest.raises(ConfigurationError, match=text):
+        make()
+
+
+async def test_the_server_serves_the_page_and_a_stream_and_refuses_strange_hosts() -> None:
+    """A name that a stranger could point to this machine is none of its own."""
+    consumer: Consumer[None, None] = Consumer("orders")
+    async with ConsoleServer(consumer, port=0) as server, httpx.AsyncClient(base_url=server.url) as client:
+        assert (await client.get("")).text.startswith("<!doctype html>")
+        assert (await client.get("", headers={"Host": "evil.example"})).status_code == 403
+        async with client.stream("GET", "events") as stream:
+            assert stream.headers["content-type"] == "text/event-stream"
+            async for line in stream.aiter_lines():
+                assert line.startswith('data: {"t":')
+                break
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"nonsense\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(ConfigurationError, match="cannot listen"):
+            await ConsoleServer(consumer, port=server.port).__aenter__()
