@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site fmt clean
+.PHONY: help demo test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", "--database postg
 
 test: $(STAMP)  ## run the test suite
 	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
+
+long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
+	$(RUN)pytest -m long $(ARGS)
 
 check: $(STAMP)  ## lint, types, layers
 	$(RUN)ruff check .
@@ -60,16 +63,16 @@ replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
-	POSTROOM_KILLS=50 $(RUN)pytest -s tests/integration/faults/test_crashes.py tests/integration/faults/test_outbox_crashes.py
+	POSTROOM_KILLS=50 $(RUN)pytest -m "long or not long" -s tests/integration/faults/test_crashes.py tests/integration/faults/test_outbox_crashes.py
 
 outages: $(STAMP)  ## 100 databases, every adapter, outages of each kind: what is lost, and when it goes on (ten minutes)
-	POSTROOM_OUTAGES=20 $(RUN)pytest -s tests/integration/faults/test_outages.py
+	POSTROOM_OUTAGES=20 $(RUN)pytest -m "long or not long" -s tests/integration/faults/test_outages.py
 
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
-	POSTROOM_MINUTES=10 $(RUN)pytest -s tests/integration/faults/test_endurance.py
+	POSTROOM_MINUTES=10 $(RUN)pytest -m "long or not long" -s tests/integration/faults/test_endurance.py
 
 fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store, counted by databases; then the costs
-	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -s tests/integration/fleet
+	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -m "long or not long" -s tests/integration/fleet
 	$(RUN)python -m benchmarks.fleet
 
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found

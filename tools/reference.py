@@ -49,6 +49,7 @@ MODULES = {
     "transports": ("Transports", "postroom.transports"),
     "local": ("Local SQS", "postroom.local"),
     "console": ("Console", "postroom.console"),
+    "fleet": ("Fleet", "postroom.fleet"),
     "dead-letters": ("Dead letters", "postroom.dead_letters"),
     "health": ("Health over HTTP", "postroom.integrations.health"),
     "asgi": ("Health as an ASGI application", "postroom.integrations.asgi"),
@@ -79,7 +80,7 @@ def names_of(module: str) -> list[str]:
 def described() -> set[str]:
     """Return the names of the package itself that a page describes."""
     told = {name for _, module, names in TOPICS.values() if module == "postroom" for name in names.split()}
-    return told | set(names_of("postroom.errors")) | set(names_of("postroom.sending"))
+    return told | {name for _, module in MODULES.values() for name in names_of(module)} | set(names_of("postroom.sending"))
 
 
 def page(title: str, module: str, names: list[str]) -> str:

@@ -17,6 +17,7 @@ EXAMPLE = ROOT / "examples" / "fastapi_app"
 TEXT = (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.postgres
 @pytest.mark.timeout(300)  # three processes that import everything: 10 s of CPU, on whatever is left of the machine
 def test_sigterm_under_load_loses_nothing(postgres_server: PostgresServer) -> None:

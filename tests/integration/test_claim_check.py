@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +14,6 @@ import msgspec
 import pytest
 import sqs_extended_client  # noqa: F401 - it changes boto3's clients
 from aiobotocore.session import AioSession
-from moto.server import ThreadedMotoServer
 
 from postroom import (
     AccessDenied,
@@ -56,12 +57,20 @@ class Tenant:
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    """A server that behaves as S3, for all tests."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """A server that behaves as S3, in a process of its own: moto changes botocore where it is imported."""
+    program = (
+        "from moto.server import ThreadedMotoServer\n"
+        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
+        "server.start()\n"
+        "print(server.get_host_and_port()[1], flush=True)\n"
+        "input()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
 
 
 @pytest.fixture

@@ -367,6 +367,15 @@ class Core:
         freed = [self.away.over(obstacle) for obstacle in over]
         return bool(woken) or any(freed)
 
+    def room_for_recalls(self) -> int:
+        """Return how many messages may be called back now.
+
+        What waits for its tenant's resources, or to go on after an outage, has the room first. What is paused has none.
+        """
+        capacity = self.capacity()
+        first = self.scheduler.blocked if self.waking else self.scheduler.statistics().suspended
+        return capacity - max(self.taken(capacity), first)
+
     def wake_some(self) -> None:
         """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
         while self.waking:

@@ -267,8 +267,7 @@ class Engine:
             self.dispatch(now)
         if core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):
             return
-        capacity = core.capacity()
-        room = capacity - max(core.taken(capacity), core.scheduler.blocked)
+        room = core.room_for_recalls()
         if room > 0:
             self.recall(room)
         self._recalling = self.tasks.call_later(max(_SETTLED, self._policy.round_trip), self._recall_if_dry)

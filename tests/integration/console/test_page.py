@@ -129,6 +129,7 @@ async def test_it_says_that_the_connection_is_lost_and_comes_back(tmp_path: Path
         await page.until("$('link').textContent === 'live' && $('link').className === ''")
 
 
+@pytest.mark.long
 async def test_ten_thousand_tenants_stay_fluid_and_fit_a_phone(tmp_path: Path) -> None:
     """Only what is in sight is in the document; scrolling through all of them drops hardly a frame."""
     async with site(tmp_path) as made:

@@ -55,7 +55,7 @@ def _on(server: PostgresServer, name: str, driver: str) -> Iterator[Storage]:
 
 
 DRIVERS = ["asyncpg", "psycopg", "sqlalchemy", "sqlalchemy-session", "psycopg-sync", "sqlalchemy-sync"]
-IN_THE_SUITE = ["plain", "sqlite", "asyncpg", "sqlalchemy-sync"]
+IN_THE_SUITE = ["asyncpg"]
 """The others take as long and show the same: they are tried when kills are asked for."""
 
 

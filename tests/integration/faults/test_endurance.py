@@ -27,7 +27,7 @@ CONNECTIONS = 2
 BUDGET = 16
 """Connections: for eight tenants of twelve."""
 _BACKLOG = 1_000
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120 + 2 * SECONDS)]
+pytestmark = [pytest.mark.long, pytest.mark.postgres, pytest.mark.timeout(120 + 2 * SECONDS)]
 
 
 @dataclass

@@ -20,7 +20,7 @@ TENANTS = 100 if LONG else 12
 TRIED = ["own provider", "asyncpg", "ORM session", "psycopg in threads"]
 IN_THE_SUITE = ["53300", "killed backends"]
 """What the suite tries. test_real_faults has some of the others."""
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(900 if LONG else 120)]
+pytestmark = [pytest.mark.long, pytest.mark.postgres, pytest.mark.timeout(900 if LONG else 120)]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from postroom.transports.memory import MemoryClient
 KILLS = int(os.environ.get("POSTROOM_KILLS", "1"))
 WORKER = Path(__file__).parents[1] / "outbox_worker.py"
 STORAGES = ["sqlite", "asyncpg", "psycopg", "sqlalchemy"] if KILLS > 2 else ["sqlite", "asyncpg"]
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120 + 30 * KILLS)]
+pytestmark = [pytest.mark.long, pytest.mark.postgres, pytest.mark.timeout(120 + 30 * KILLS)]
 _names = itertools.count(1)
 
 

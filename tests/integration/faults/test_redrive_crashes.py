@@ -19,7 +19,7 @@ from postroom.local.shapes import Send
 
 KILLS = int(os.environ.get("POSTROOM_KILLS", "1"))
 LETTERS = 60 + 45 * KILLS
-pytestmark = pytest.mark.timeout(120 + 10 * KILLS)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120 + 10 * KILLS)]
 
 
 @pytest.fixture

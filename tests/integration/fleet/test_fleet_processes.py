@@ -38,7 +38,7 @@ CREATE TABLE runs (
     started timestamptz DEFAULT clock_timestamp(), ended timestamptz
 )
 """
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120 + 120 * ROUNDS)]
+pytestmark = [pytest.mark.long, pytest.mark.postgres, pytest.mark.timeout(120 + 120 * ROUNDS)]
 
 
 @pytest.fixture

@@ -925,8 +925,7 @@ class World:
             self.dispatch()
         if self.scheduler.ready >= MAX_BATCH or not core.away.recallable(self.now):
             return
-        capacity = core.capacity()
-        room = capacity - max(core.taken(capacity), self.scheduler.blocked)
+        room = core.room_for_recalls()
         if room > 0:
             self.recall(room)
         self._recalling = True
