@@ -45,12 +45,7 @@ def test_what_was_found_is_told_with_the_command_that_replays_it(
     """And the exit code says that there was something."""
     state = tmp_path / "state.json"
     state.write_text('{"consumer": {"done": 10, "seconds": 1.0, "failures": [[7, "S1 at 3.000: twice"]]}}')
-    assert (
-        soak.main(
-            ["--consumer", "10", "--core", "0", "--pool", "0", "--contexts", "0", "--jobs", "1", "--state", str(state)]
-        )
-        == 1
-    )
+    assert soak.main(["--kinds", "consumer", "--consumer", "10", "--jobs", "1", "--state", str(state)]) == 1
     assert "make replay KIND=consumer SEED=7" in capsys.readouterr().out
 
 

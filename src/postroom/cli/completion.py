@@ -9,7 +9,7 @@ from postroom.cli import CommandError, main
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), envvar="POSTROOM_SHELL")
 def completion(*, shell: str) -> None:
-    """Print the completion script for SHELL.
+    """Print the completion script for SHELL (or POSTROOM_SHELL).
 
     bash: eval "$(postroom completion bash)" in ~/.bashrc; zsh: the same with zsh in ~/.zshrc; fish: postroom
     completion fish > ~/.config/fish/completions/postroom.fish

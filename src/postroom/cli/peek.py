@@ -25,7 +25,7 @@ _VISIBILITY = 30.0
 @click.option("--region", envvar="AWS_DEFAULT_REGION", show_envvar=True, help="The region of the queue.")
 @endpoint_option
 def peek(*, queue: str, count: int, body: bool, region: str | None, endpoint_url: str | None) -> None:
-    """Show messages of QUEUE without taking them away.
+    """Show messages of QUEUE (or POSTROOM_QUEUE) without taking them away.
 
     SQS shows a message only to who receives it: each one that is shown has one receive more, of those after which it
     becomes a dead letter. They are visible again as soon as they were shown; on a FIFO queue their groups wait for it.

@@ -1,7 +1,6 @@
 """A small HTTP/1.1 server for one ASGI application, in the consumers' own event loop: ``postroom run --console``."""
 
 import asyncio
-import logging
 import secrets
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -14,8 +13,9 @@ from postroom.console.app import Allow, AsgiApp, ConsoleRequest, console
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
 from postroom.local.hosts import HostPolicy
+from postroom.log_fields import Log, Step
 
-_log = logging.getLogger("postroom.console")
+_log = Log("postroom.console", Step.HEALTH)
 
 _PATIENCE: Final = 10.0
 """Seconds that a request may take to arrive."""

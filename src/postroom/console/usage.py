@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
@@ -13,10 +12,11 @@ from typing import Any, Final, Self
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
 from postroom.events import Event, HandlerFinished, MessageSettled, TenantUsage, UsageReport
+from postroom.log_fields import Log, Step
 from postroom.resources import display_key
 from postroom.types import Settlement
 
-_log = logging.getLogger("postroom.console")
+_log = Log("postroom.console", Step.OBSERVER)
 
 OTHERS: Final = "(others)"
 """The name under which tenants beyond the limit are summed up."""

@@ -148,6 +148,7 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
             self.max_size,
             SAID_AFTER,
             limit,
+            extra={"tenant": self._who},
         )
 
 

@@ -1,7 +1,6 @@
 """The letters of one dead-letter queue: look at them, send them home, delete them."""
 
 import getpass
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -15,9 +14,10 @@ from postroom.dead_letters.reading import DeadLetter, TenantOf, tenant_by_group
 from postroom.dead_letters.selecting import LetterFilter
 from postroom.dead_letters.walking import HOLD, Walk, patiently
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step, about
 from postroom.transports.protocol import Client, Queue
 
-_log = logging.getLogger("postroom.dead_letters")
+_log = Log("postroom.dead_letters", Step.DEAD_LETTER)
 
 RATE: Final = 100.0
 """Letters per second by default: SQS's own redrive runs at up to 500 (StartMessageMoveTask)."""
@@ -154,7 +154,15 @@ class DeadLetterQueue:
             return await job.run()
         who = operator or getpass.getuser()
         name, meant = self._queue.info.name, job.where.described()
-        _log.info("%s of dead letters in %s by %s (%s): %s", outcome.action.title(), name, who, reason, meant)
+        _log.info(
+            "%s of dead letters in %s by %s (%s): %s",
+            outcome.action.title(),
+            name,
+            who,
+            reason,
+            meant,
+            extra=about(queue=name),
+        )
         record: dict[str, Any] = {
             "action": outcome.action,
             "operator": who,
@@ -170,7 +178,9 @@ class DeadLetterQueue:
             text = "%s of dead letters in %s %s: %d of %d done, %d kept"
             how = "stopped" if outcome.stopped else "ended"
             left = sum(outcome.kept.values())
-            _log.info(text, outcome.action.title(), name, how, outcome.done, outcome.matched, left)
+            _log.info(
+                text, outcome.action.title(), name, how, outcome.done, outcome.matched, left, extra=about(queue=name)
+            )
         return outcome
 
 

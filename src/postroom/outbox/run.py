@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, Final, Generic
 
 from postroom.errors import ConfigurationError, ResourceOpenError
-from postroom.log_fields import Log, Step
+from postroom.log_fields import Log, Step, about
 from postroom.outbox.rounds import Pauses, Rounds
 from postroom.redaction import log_error
 from postroom.resources import ResourcePool, display_key
@@ -125,7 +125,9 @@ class Run(Generic[C]):
             try:
                 more = await self.look(context)
                 if self._pauses.succeeded(context):
-                    _log.info("The outbox of tenant %s can be read again", display_key(context))
+                    _log.info(
+                        "The outbox of tenant %s can be read again", display_key(context), extra=about(tenant=context)
+                    )
             except ConfigurationError as error:
                 self._die(error)
             except Exception as error:
@@ -140,7 +142,15 @@ class Run(Generic[C]):
         seconds, first = self._pauses.failed(context)
         cause = error.__cause__ if isinstance(error, ResourceOpenError) and error.__cause__ is not None else error
         text = "The outbox of tenant %s could not be relayed; the next try is in %.0f s"
-        log_error(_log, logging.ERROR if first else logging.DEBUG, text, display_key(context), seconds, error=cause)
+        log_error(
+            _log,
+            logging.ERROR if first else logging.DEBUG,
+            text,
+            display_key(context),
+            seconds,
+            error=cause,
+            extra=about(tenant=context),
+        )
 
     def _die(self, error: BaseException) -> None:
         self.fatal = self.fatal or error

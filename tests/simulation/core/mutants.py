@@ -171,7 +171,7 @@ def remembers_what_is_gone(patch: Patch) -> None:
 # -- availability -----------------------------------------------------------------------------------------------
 
 
-@mutant(158)
+@mutant(159)
 def lets_two_probes_run(patch: Patch) -> None:
     """A breaker that is half open lets everything through."""
     wait = Availability.wait
@@ -312,7 +312,7 @@ def leaves_what_was_lost(patch: Patch) -> None:
     patch.setattr(Core, "lost", lambda self, job, now: None)
 
 
-@mutant(15)
+@mutant(13)
 def sheds_whatever_is_away(patch: Patch) -> None:
     """Room is made beyond what may be away, and while the queue is full."""
     patch.setattr(Core, "_may_be_shed", lambda self, job: job.task is None and job.source.attempts.may_defer(job))
@@ -345,7 +345,7 @@ def loses_track_of_what_is_away(patch: Patch) -> None:
     patch.setattr(Away, "over", over)
 
 
-@mutant(15)
+@mutant(12)
 def never_tidies(patch: Patch) -> None:
     """What has reappeared stays in the book."""
     patch.setattr(Away, "_drop_past", lambda self, absent, now: None)

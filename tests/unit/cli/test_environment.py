@@ -35,5 +35,5 @@ def test_one_variable_means_one_thing() -> None:
         for parameter in command.params:
             assert parameter.name is not None
             meanings.setdefault(parameter.envvar, set()).add(parameter.name)
-    shared = {"POSTROOM_HEALTH_PORT"}  # where run serves is where health asks
+    shared = {"POSTROOM_HEALTH_PORT", "POSTROOM_CONSOLE_TOKEN"}  # where run serves is where others ask
     assert {name for name, options in meanings.items() if len(options) > 1} <= shared

@@ -89,10 +89,9 @@ async def test_botocore_is_set_up_for_long_polls(sqs: FakeSqs) -> None:
 
 
 async def test_an_endpoint_that_is_no_url_is_a_configuration_error() -> None:
-    """It is told when the client opens, in botocore's words and ours."""
-    with pytest.raises(ConfigurationError, match="Invalid endpoint: nonsense"):
-        async with AwsClient(endpoint_url="nonsense"):
-            pass
+    """It is told when the client is made, with what to write."""
+    with pytest.raises(ConfigurationError, match="begins with http:// or https://"):
+        AwsClient(endpoint_url="nonsense")
 
 
 async def test_a_profile_that_does_not_exist_is_a_configuration_error() -> None:

@@ -98,6 +98,12 @@ GAUGES: Final = {
     "outages": Instrument("postroom.outages", "{outage}", "Tenants and hosts with resources that cannot be used"),
     "breakers": Instrument("postroom.breakers", "{tenant}", "Tenants paused because all of their handlers fail"),
     "oldest_wait": Instrument("postroom.message.wait.oldest", "s", "Longest present wait of a message for its handler"),
+    "oldest_wait_within_share": Instrument(
+        "postroom.message.wait.oldest_within_share",
+        "s",
+        "Longest wait of tenants that have less than their share",
+    ),
+    "utilisation": Instrument("postroom.slots.utilisation", "1", "The part of the slots in use"),
     "last_poll_age": Instrument("postroom.poll.age", "s", "Since SQS last answered a receive"),
 }
 """By the field of ``ConsumerStatistics``."""
