@@ -80,7 +80,8 @@ def names_of(module: str) -> list[str]:
 def described() -> set[str]:
     """Return the names of the package itself that a page describes."""
     told = {name for _, module, names in TOPICS.values() if module == "postroom" for name in names.split()}
-    return told | {name for _, module in MODULES.values() for name in names_of(module)} | set(names_of("postroom.sending"))
+    modules = ["postroom.sending", *(module for _, module in MODULES.values())]
+    return told | {name for module in modules for name in names_of(module)}
 
 
 def page(title: str, module: str, names: list[str]) -> str:

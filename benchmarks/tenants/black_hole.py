@@ -2,8 +2,8 @@
 
     python benchmarks/tenants/black_hole.py --seeds 20
 
-*opens hang*: it is unreachable from the start. *goes dark*: after 5 s nothing of it is answered any more, handlers that
-run included; they end by ``handler_timeout`` (2 s). Ratios are of the others' 99th percentile to that of the run in
+*opens hang*: it is unreachable from the start. *goes dark*: after 5 s nothing of it is answered, handlers that run
+included; they end by ``handler_timeout`` (2 s). Ratios are of the others' 99th percentile to that of the run in
 which the tenant is well, and of the run without it. Slots are looked at whenever one is granted.
 """
 

@@ -35,7 +35,7 @@ from postroom.transports import EntryFailure, Queue
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose order it is. It comes with the request, and travels as a message attribute."""
+    """The tenant of an order. It comes with the request, and travels as a message attribute."""
 
     tenant_id: str
 

@@ -1,7 +1,7 @@
 """postroom: consume Amazon SQS in multi-tenant systems.
 
-For each message it resolves a typed context (whose message is this?), leases that context's typed resources (their
-real database), decodes and validates the payload, calls the handler, and settles the message.
+For each message it resolves a typed context (which tenant's message is this?), leases that context's typed resources
+(their real database), decodes and validates the payload, calls the handler, and settles the message.
 
 A name is imported when it is first used, so that the import of the package costs next to nothing.
 """
@@ -186,7 +186,7 @@ _HOMES: Final = {
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
-if not TYPE_CHECKING:  # to whom it would say that every name exists
+if not TYPE_CHECKING:  # type checkers would be told that every name exists
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:

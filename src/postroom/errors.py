@@ -1,7 +1,5 @@
 """Every error that postroom raises.
 
-::
-
     PostroomError
     ├─ ConfigurationError (ValueError)   an option or a combination of options cannot work
     ├─ MessageError                      one message could not be handled; says which step failed
@@ -91,7 +89,7 @@ class ResourceError(MessageError):
     def __init__(self, text: str, *, context: Any, message_id: str | None = None) -> None:
         super().__init__(text, message_id=message_id)
         self.context = context
-        """The context whose resources were asked for."""
+        """The context that resources were asked for."""
 
 
 class ResourceOpenError(ResourceError):

@@ -1,7 +1,7 @@
 """What observers are told.
 
 An observer is any callable that takes one event. It is called synchronously, in the event loop, and must be quick;
-what it raises is logged and goes no further. No event is made when nobody observes. No event carries a payload.
+what it raises is logged and goes no further. No event is made without observers. No event carries a payload.
 """
 
 from collections.abc import Callable, Hashable
@@ -37,7 +37,7 @@ class ConsumerStopping(Event, frozen=True):
 
 
 class ConsumerStopped(Event, frozen=True):
-    """The consumer stopped: nothing of it runs any more."""
+    """The consumer stopped: nothing of it runs any longer."""
 
     queue: str
     reason: StopReason

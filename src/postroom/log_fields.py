@@ -115,7 +115,7 @@ class Log(_Adapter):
         extra: Mapping[str, object] | None = None,
         **kwargs: object,
     ) -> None:
-        """Log a line. ``extra`` is what :func:`about` returns."""
+        """Log a line. ``extra`` is what ``about`` returns."""
         del stack_info, kwargs
         if not self.logger.isEnabledFor(level):
             return

@@ -30,7 +30,7 @@ class MessageAttribute(msgspec.Struct, frozen=True, gc=False):
 class Attributes(Mapping[str, str]):
     """The String and Number attributes of a message as a read-only mapping of text.
 
-    ``attributes["tenantId"]`` raises :class:`~postroom.errors.MissingAttribute` with a text that can be shown as it
+    ``attributes["tenantId"]`` raises ``MissingAttribute`` with a text that can be shown as it
     is, when the attribute is missing, empty or Binary. Binary values are in ``Message.message_attributes``.
     """
 

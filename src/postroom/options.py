@@ -107,7 +107,7 @@ class Concurrency:
             twelfth of ``total``.
         threads: threads for plain ``def`` handlers; a free one is needed for each that runs.
         handler_timeout: seconds that one handler may hold its slot; then it is cancelled and has failed with
-            ``HandlerTimeout``. None for no limit; or a function of the :class:`Call`. A thread cannot be cancelled: a
+            ``HandlerTimeout``. None for no limit; or a function of the ``Call``. A thread cannot be cancelled: a
             plain ``def`` handler that runs longer keeps its slot and its message until it returns.
         resolver_timeout: seconds that an async ``context=`` function may take for one message; then the message has
             failed. Waiting for it takes no slot, and after a moment no other message's room.
@@ -155,7 +155,7 @@ class Polling:
         scout: whether to look for quiet tenants' messages while a noisy tenant has filled the buffer. What else comes
             of noisy tenants is parked: made invisible for a while, which costs the first receive of that message, and
             never one that its promised attempts need. True: only with proof of a noisy and a quiet tenant, and on
-            queues whose messages have a ``MessageGroupId``. "always": whenever there is no room. False: never.
+            queues of messages with a ``MessageGroupId``. "always": whenever there is no room. False: never.
         lane: messages of one tenant that wait here while it is paused or cannot run; the rest is deferred by
             visibility, as far as the promised attempts allow, and else held here as well.
         memory: bytes of message bodies held at once; receiving pauses above that.
@@ -449,7 +449,7 @@ class PoolTimeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenBackoff:
-    """How long a context whose resources failed to open is left alone.
+    """How long a context is left alone after its resources failed to open.
 
     Args:
         base: seconds after the first failure of an outage; doubles with each further one, with full jitter.

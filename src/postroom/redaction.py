@@ -78,7 +78,7 @@ def describe_at_length(error: BaseException, secrets: Iterable[str] = ()) -> str
     known = {*secrets, *secrets_of(error)}
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception:  # an exception whose attributes raise cannot be formatted; its name still can
+    except Exception:  # an exception with attributes that raise cannot be formatted; its name still can
         text = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
     return redact(text, known).rstrip("\n")
 
@@ -107,7 +107,7 @@ def log_traceback(
     extra: Mapping[str, object] | None = None,
     stacklevel: int = 3,
 ) -> None:
-    """Log a line with a traceback that :func:`describe_at_length` made.
+    """Log a line with a traceback that ``describe_at_length`` made.
 
     The record carries a stand-in instead of the exception: a formatter, or a handler that sends exceptions elsewhere,
     finds neither the original's text nor the local variables of its frames.

@@ -61,7 +61,7 @@ class Tasks:
         return len(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Start a task. It ends itself, or with :meth:`close`."""
+        """Start a task. It ends itself, or with ``close``."""
         task = self.loop.create_task(work, name=name, context=self._home.copy())
         self._tasks.add(task)
         task.add_done_callback(self._ended, context=self._home)

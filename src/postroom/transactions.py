@@ -64,7 +64,7 @@ class SyncTransactional(Protocol[SyncTx_co]):
         """Return a context manager of a transaction that holds the row of ``key``, and then the handler's work.
 
         It is entered and left in the handler's thread, and blocks that thread. What it promises,
-        and what it raises, is the same as for :meth:`Transactional.transaction_for`.
+        and what it raises, is the same as for ``Transactional.transaction_for``.
         """
         ...
 

@@ -6,7 +6,7 @@ from typing import Final
 from typing_extensions import TypeVar
 
 C = TypeVar("C", default=None)
-"""A context: whose message is this?"""
+"""A context: which tenant's message is this?"""
 R = TypeVar("R", default=None)
 """The resources of one context."""
 P = TypeVar("P")
@@ -18,7 +18,7 @@ R_co = TypeVar("R_co", covariant=True, default=None)
 class AckMode(StrEnum):
     """When a consumer acknowledges (deletes) a message.
 
-    A message whose tenant's resources cannot be opened *for now* was not handled at all: it is deferred in
+    A message that found its tenant's resources not to be opened *for now* was not handled at all: it is deferred in
     every mode, never acknowledged.
     """
 
@@ -90,7 +90,7 @@ class ExitCode(IntEnum):
 
 
 class Unresolved:
-    """The tenant of messages whose context could not be resolved. Their lane costs the other tenants nothing."""
+    """The tenant of messages without a resolvable context. Their lane costs the other tenants nothing."""
 
     def __repr__(self) -> str:
         return "<unresolved>"

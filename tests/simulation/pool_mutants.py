@@ -162,7 +162,7 @@ def remembers_every_failure(patch: Patch) -> None:
 
 @mutant
 def forgets_demands_badly(patch: Patch) -> None:
-    """I10: a key that nobody waits for any more keeps its place in the line."""
+    """I10: a key that nobody waits for any longer keeps its place in the line."""
 
     def leave(self: Core, waiter: Waiter, now: float) -> None:
         demand, waiter.demand = waiter.demand, None

@@ -1,4 +1,4 @@
-"""A bounded slice of the pool's fault schedules. A soak runner takes many more."""
+"""A bounded slice of the pool's fault schedules. A soak runner takes many longer."""
 
 import pytest
 

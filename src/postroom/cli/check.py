@@ -40,7 +40,7 @@ _INDENT: Final = 24
               help="What one database server takes of them; else that of --attribute's tenant is asked.")  # fmt: skip
 @click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
               envvar="POSTROOM_CHECK_ATTRIBUTES", show_envvar=True,
-              help="An attribute of a message whose tenant's resources are opened, repeatable: tenantId=a")  # fmt: skip
+              help="Open the resources of a message with this attribute, repeatable: tenantId=a")  # fmt: skip
 @click.option("--body", default="{}", envvar="POSTROOM_CHECK_BODY", show_envvar=True,
               help="The body of that message, for a context that comes from the body.")  # fmt: skip
 @click.option("--offline", is_flag=True, envvar="POSTROOM_CHECK_OFFLINE", show_envvar=True,

@@ -60,8 +60,6 @@ class _Refused(Exception):
 def console(*consumers: Consumer[Any, Any], allow: Allow | None = None) -> AsgiApp:
     """Return an ASGI application that shows what the tenants of consumers do, and lets an operator act on one.
 
-    ::
-
         app.mount("/postroom", console(orders, allow=operator_of))  # Starlette, FastAPI
 
     It neither starts nor stops the consumers, and has to run in their event loop. Figures are gathered while a page is

@@ -68,7 +68,7 @@ class Tally:
 
 
 class Collector:
-    """Listens to a consumer from :meth:`start` to :meth:`stop`. Costs nothing at other times.
+    """Listens to a consumer from ``start`` to ``stop``. Costs nothing at other times.
 
     Args:
         consumer: the consumer.

@@ -50,8 +50,6 @@ def allow_token(token: str) -> Allow:
 class ConsoleServer:
     """Serves the console while its block is entered.
 
-    ::
-
         run(orders, beside=ConsoleServer(orders, port=8081))
 
     Where a web framework serves HTTP anyway, mount ``console(...)`` there instead.
@@ -60,7 +58,7 @@ class ConsoleServer:
         consumers: what is shown.
         port: where it listens; 0 for a free port, which ``port`` then says.
         host: the address to listen at. This machine only, unless you say otherwise: it has no TLS.
-        allow: names the operator of a request, see ``console``; :func:`allow_token` is one.
+        allow: names the operator of a request, see ``console``; ``allow_token`` is one.
         allow_hosts: more names by which browsers may reach it, beside addresses and private names.
 
     Raises:

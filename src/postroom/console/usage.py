@@ -57,8 +57,6 @@ class _Sum:
 class UsageMeter:
     """Counts what each tenant costs while its block is entered.
 
-    ::
-
         run(orders, beside=UsageMeter(orders, path="usage.csv"))
 
     Every ``every`` seconds, and at the end, the observers of each consumer get a ``UsageReport``. It has to be entered

@@ -134,7 +134,7 @@ class _Breaker(msgspec.Struct):
     until: float | None = None
     """Not None: the breaker is open until then, and half open after it."""
     probe: Job | None = None
-    """Half open: the message whose end decides."""
+    """Half open: the message that decides by its end."""
     cause: str = ""
 
     @property
@@ -159,7 +159,7 @@ class Availability:
         self._open: dict[Hashable, _Breaker] = {}
         self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
-        self._trying: dict[Hashable, Job] = {}  # host: the message whose open shows whether it is back
+        self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
 
     @property
     def troubled(self) -> bool:

@@ -14,7 +14,7 @@ _GENERATOR = "it is a generator function, which would never run: remove the `yie
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Return whether calling it makes a coroutine: a coroutine function, or an object whose ``__call__`` is one.
+    """Return whether calling it makes a coroutine: a coroutine function, or an object with such a ``__call__``.
 
     What is wrapped in a ``functools.partial``, a ``staticmethod`` or a bound method counts as what is wrapped.
     """

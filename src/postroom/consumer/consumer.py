@@ -45,7 +45,7 @@ class Consumer(Generic[C, R]):
 
     Args:
         queue: name, URL or ARN.
-        context: whose message it is: a function ``(Message) -> context``, sync or async, or a class (a frozen
+        context: the tenant of a message: a function ``(Message) -> context``, sync or async, or a class (a frozen
             dataclass, Struct or NamedTuple) that is filled from the message attributes by name. The context is the
             key of the resources, so it is hashable. None: handlers get ``ctx.context = None``.
         resources: what is leased for a context: an async context manager function ``(context) -> resources``, or an
@@ -167,7 +167,7 @@ class Consumer(Generic[C, R]):
 
     @property
     def handles(self) -> Callable[..., Any] | None:
-        """The function that :meth:`handler` registered; None before."""
+        """The function that ``handler`` registered; None before."""
         return self._handler
 
     @property
@@ -198,7 +198,7 @@ class Consumer(Generic[C, R]):
 
         It is called as ``handler(payload, ctx)``. An ``async def`` runs in the event loop; a plain ``def`` in a
         thread, of which there are ``Concurrency.threads``, and what it returns is awaited in the event loop if it can
-        be. An object with ``__call__`` is as good as a function. A :class:`~postroom.Router` is a handler for several
+        be. An object with ``__call__`` is as good as a function. A ``Router`` is a handler for several
         kinds of messages.
 
         Raises:
@@ -220,8 +220,6 @@ class Consumer(Generic[C, R]):
         Callable[[list[P], BatchContext[C, R]], Awaitable[None]],
     ]:
         """Register a handler for several messages of one tenant at a time. Use it as a decorator.
-
-        ::
 
             @orders.batch_handler(size=50, wait=0.5)
             async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None: ...
@@ -317,7 +315,7 @@ class Consumer(Generic[C, R]):
     async def end(self) -> BaseException | None:
         """Stop in order, as ``async with`` does at its end, but return what ended the consumer and do not raise it.
 
-        None when it was stopped by :meth:`stop`, or by the end of the block.
+        None when it was stopped by ``stop``, or by the end of the block.
         """
         run = self._opened()
         stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
@@ -336,7 +334,7 @@ class Consumer(Generic[C, R]):
         return run.fatal
 
     async def run(self) -> None:
-        """Start, consume until :meth:`stop` is called, and stop in order.
+        """Start, consume until ``stop`` is called, and stop in order.
 
         A stop that is asked for while it starts ends the start.
         """
@@ -352,11 +350,11 @@ class Consumer(Generic[C, R]):
         await self.__aexit__(None, None, None)
 
     async def wait_for_stop(self) -> None:
-        """Return when :meth:`stop` was called, or when something ended the consumer."""
+        """Return when ``stop`` was called, or when something ended the consumer."""
         await self._opened().stop_requested()
 
     def stop(self, *, now: bool = False, reason: StopReason = StopReason.REQUESTED) -> None:
-        """Ask for a stop; :meth:`run` and ``async with`` then carry it out. Safe to call again, and from a handler.
+        """Ask for a stop; ``run`` and ``async with`` then carry it out. Safe to call again, and from a handler.
 
         Args:
             now: cancel running handlers without waiting for them to finish.

@@ -55,11 +55,11 @@ class Settles(Protocol):
 
 
 class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
-    """Whose message it is, and what was leased for it. Frozen; every message has its own.
+    """The tenant of a message, and what was leased for it. Frozen; every message has its own.
 
     ``MessageContext`` is covariant: a handler may ask for a Protocol that the resources fulfil.
 
-    :meth:`ack`, :meth:`retry` and :meth:`extend` are awaited in an ``async def`` handler. In a plain ``def`` handler,
+    ``ack``, ``retry`` and ``extend`` are awaited in an ``async def`` handler. In a plain ``def`` handler,
     which runs in a thread, they are just called: they return when SQS has confirmed it, and raise when it has not.
     """
 
@@ -95,7 +95,7 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         Args:
             delay: seconds from 0 to 43,200, rounded up to whole ones; None for the consumer's backoff.
 
-        Raises: as :meth:`ack`.
+        Raises: as ``ack``.
         """
         return self._confirmed("retry", lambda: self._settles.give_back(delay))
 
@@ -108,7 +108,7 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         Args:
             seconds: more than 0, at most 43,200; SQS ends it 12 hours after the receive in any case.
 
-        Raises: as :meth:`ack`.
+        Raises: as ``ack``.
         """
         if not _is_number(seconds) or not 0 < seconds <= MAX_VISIBILITY:
             text = f"ctx.extend(seconds) takes more than 0 and at most {MAX_VISIBILITY:,} s; got {seconds!r}"
@@ -132,8 +132,6 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
 
     def transaction(self, *, key: str | None = None) -> Any:
         """Work in a transaction of the tenant's database that begins with this message's row in its inbox.
-
-        ::
 
             async with ctx.transaction() as tx:  # in a plain def handler: with ctx.transaction() as tx:
                 await tx.execute("INSERT INTO orders VALUES ($1)", order.order_id)

@@ -1,7 +1,7 @@
 """What becomes of each message: decided here, synchronously, and carried out by the engine.
 
 Pure: no await, no clock, no I/O. Every method takes the time, changes the state at once and completely, and leaves in
-``actions`` what is to be done. A message is a :class:`~postroom.consumer.job.Job` with one state::
+``actions`` what is to be done. A message is a ``Job`` with one state:
 
     NEW ──arrive──▶ WAITING ──next──▶ RUNNING ──finish──▶ DONE
                      ▲  ▲  ▲             │  │
@@ -9,7 +9,7 @@ Pure: no await, no clock, no I/O. Every method takes the time, changes the state
                      │  └──resume── SUSPENDED ◀──suspend    (they are being opened: no slot is held)
                      └──refused─────────┘
 
-What may be spent of a message's receives is in ``attempts``, who may run in ``availability``, whose turn it is in the
+What may be spent of a message's receives is in ``attempts``, who may run in ``availability``, who is next in the
 scheduler, and how much to ask for in the receive policy.
 """
 
@@ -45,7 +45,7 @@ _SURPLUS: Final = (1.0, 5.0)
 
 
 _TURN: Final = 5.0
-"""Seconds after which a tenant whose host is back goes on, even if its turn has not come."""
+"""Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
 
 class GiveBack(msgspec.Struct, frozen=True):
@@ -100,9 +100,9 @@ class Core:
         self.deferred = 0
         """Messages deferred so far."""
         self.resolving = 0
-        """Messages whose resolver has not answered for a moment only: they take room."""
+        """Messages that have waited for their resolver for a moment only: they take room."""
         self.unresolved = 0
-        """Messages whose resolver has kept them waiting for longer: they take none."""
+        """Messages that have waited for their resolver for longer: they take none."""
         self.held_bytes = 0
         self.most_bytes = polling.memory
         """Bytes of bodies that may be held; from then on nothing is received."""
@@ -155,9 +155,9 @@ class Core:
     # -- arrival ------------------------------------------------------------------------------------------------
 
     def arrive(self, job: Job, now: float, capacity: int | None = None) -> bool:
-        """Take a message in whose tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
+        """Take a message in when its tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
 
-        ``capacity`` is :meth:`capacity` at this moment, for a caller that has several messages of it.
+        ``capacity`` is ``capacity`` at this moment, for a caller that has several messages of it.
         """
         source, scheduler = job.source, self.scheduler
         if source.fifo:
@@ -220,7 +220,7 @@ class Core:
         return obstacle is not None and self._defer(job, obstacle, now)
 
     def _is_one_too_many(self, job: Job, now: float) -> bool:
-        """Defer a message whose tenant's resources are not open, when as many as may wait for theirs do so."""
+        """Defer a message when its tenant's resources are not open, and as many as may wait for theirs do so."""
         if job.source.fifo or self.availability.is_open(job):
             return False
         return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now)
@@ -286,7 +286,7 @@ class Core:
         self.availability.slept(job, wait)
 
     def suspend(self, job: Job, now: float) -> None:
-        """Take the slot back of a message whose tenant's resources have to be opened."""
+        """Take the slot back of a message while its tenant's resources are opened."""
         self.scheduler.suspend(job, now=now, seconds=now - job.since)
 
     def leased(self, job: Job) -> None:
@@ -328,7 +328,7 @@ class Core:
             self.scheduler.put_back(job, seconds=now - job.since if job.state is State.RUNNING else None)
 
     def finish(self, job: Job, now: float) -> None:
-        """Strike a message off whose end was decided."""
+        """Strike a message off once its end was decided."""
         if job.probe or job.leads:
             self.probe_ended(job)
         self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
@@ -377,7 +377,7 @@ class Core:
         return capacity - max(self.taken(capacity), first)
 
     def wake_some(self) -> None:
-        """Let tenants go on whose host is back, as far as there is room: all at once would close the receive path."""
+        """Let the tenants of a host that is back go on as far as there is room: all at once would stop the receives."""
         while self.waking:
             opening = self.scheduler.statistics().suspended  # each has more of its tenant behind it
             if self.taken(self.capacity()) + 2 * opening >= self.slots:
@@ -392,7 +392,7 @@ class Core:
         return [job for job in self.scheduler.waiting_of(tenant) if job.lease is not None]
 
     def settled(self, job: Job, settlement: Settlement, delay: float, now: float) -> None:
-        """Note that SQS confirmed what was decided, or that the message is not ours any more."""
+        """Note that SQS confirmed what was decided, or that the message is not ours any longer."""
         attempts = job.source.attempts
         if job.renewal is not None:
             attempts.ended(job)
@@ -404,7 +404,7 @@ class Core:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
 
     def lost(self, job: Job, now: float) -> None:
-        """Strike off a message that is not ours any more and has no task.
+        """Strike off a message that is not ours any longer and has no task.
 
         One behind another of its message group stays there until that is done: the engine finds it lost.
         """

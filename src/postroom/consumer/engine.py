@@ -20,7 +20,7 @@ from postroom.types import Settlement
 _log = Log("postroom.consumer", Step.SETTLE)
 
 _SWEEP: Final = 5.0
-"""Seconds between two looks at messages whose retention period may end here."""
+"""Seconds between two looks for messages that may reach the end of their retention period here."""
 _SETTLED: Final = 0.02
 """Seconds between two rounds of calling messages back."""
 
@@ -199,7 +199,7 @@ class Engine:
     # -- what the settler tells ---------------------------------------------------------------------------------
 
     def lost(self, delivery: Job) -> None:
-        """Cancel the handler of a message that is not ours any more. Its acknowledgement is suppressed already."""
+        """Cancel the handler of a message that is not ours any longer. Its acknowledgement is suppressed already."""
         if delivery.task is not None:
             delivery.cancel(Cancellation.LOST)
         self.core.lost(delivery, self._time())
@@ -283,7 +283,7 @@ class Engine:
     # -- in passing ---------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Look now and then for messages whose retention period ends here."""
+        """Look now and then for messages that reach the end of their retention period here."""
         self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether MessageGroupId and context agree about whose a message is."""
+"""Whether MessageGroupId and context agree about the tenant of a message."""
 
 from collections.abc import Callable, Hashable
 from typing import Final
@@ -8,7 +8,7 @@ from postroom.log_fields import Log, Step, about
 _log = Log("postroom.consumer", Step.CONTEXT)
 
 REMEMBER: Final = 10_000
-"""Message groups remembered at the most; then all are forgotten."""
+"""Message groups remembered at most; then all are forgotten."""
 _SILENCE: Final = 60.0
 _NEW: Final = object()
 
@@ -20,7 +20,7 @@ class Grouping:
     are one tenant to the queue, where a quiet one waits behind a noisy one; and a tenant of many groups is many small
     ones to it, none of them noisy. Where a pool has ``key=``, several contexts may be one tenant here and still have
     groups of their own. A mismatch is counted and logged, at most once per minute; it fails no message. To refuse such
-    messages there is :func:`~postroom.payloads.cross_check_group`.
+    messages there is ``cross_check_group``.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues-detailed.html
     """

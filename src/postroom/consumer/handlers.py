@@ -34,7 +34,7 @@ def build_handle(
 ) -> Handle:
     """Compose handler, time limit and middleware, outermost first, once for all messages.
 
-    ``threads`` are given for a plain ``def`` handler, and only for one; see :func:`is_async`.
+    ``threads`` are given for a plain ``def`` handler, and only for one; see ``is_async``.
     """
     if (router := router_of(handler)) is not None:
         return _routed(router, middleware, timeout, threads)

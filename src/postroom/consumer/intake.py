@@ -1,4 +1,4 @@
-"""From a receive to the core: whose messages are these?"""
+"""From a receive to the core: which tenants' messages are these?"""
 
 import asyncio
 import inspect
@@ -18,11 +18,11 @@ from postroom.scheduling import State
 from postroom.types import UNRESOLVED, Settlement
 
 _SLOW: Final = 0.25
-"""Seconds after which a message whose resolver has not answered takes no room of others."""
+"""Seconds after which a message that still waits for its resolver takes no room of others."""
 
 
 class _Batch:
-    """Messages of one group whose async resolvers run, one after the other; the next one last."""
+    """Messages of one group that async resolvers work on, one after the other; the next one last."""
 
     __slots__ = ("group", "task", "waiting")
 
@@ -35,7 +35,7 @@ class _Batch:
 class Intake:
     """Takes received messages in: holds them, resolves their contexts, and hands them to the core.
 
-    After :meth:`close`, messages that still arrive are given back at once.
+    After ``close``, messages that still arrive are given back at once.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Intake:
             self._withdraw(batch)
 
     async def close(self) -> None:
-        """Give back everything whose context is not known yet, and what still arrives."""
+        """Give back everything that has no context yet, and what still arrives."""
         resolving = [batch.task for batch in self._batches if batch.task is not None]
         for batch in tuple(self._batches):
             self._withdraw(batch)
@@ -134,7 +134,7 @@ class Intake:
     def _resolve_later(self, waiting: list[tuple[Job, Awaitable[Any]]]) -> None:
         self._core.resolving += len(waiting)
         group = waiting[0][0].message.group_id if self._source.fifo else None
-        if (earlier := self._resolves(group)) is not None:  # of another receive, whose message came back meanwhile
+        if (earlier := self._resolves(group)) is not None:  # of another receive: its message came back meanwhile
             earlier.waiting[:0] = waiting[::-1]
             return
         batch = _Batch(group, waiting[::-1])
@@ -143,7 +143,7 @@ class Intake:
         batch.task.add_done_callback(lambda _task: self._batches.pop(batch, None))
 
     def _resolves(self, group: str | None) -> _Batch | None:
-        """Return the batch of a message group whose resolver runs."""
+        """Return the batch of a message group that is being resolved."""
         if group is None:
             return None
         return next((batch for batch in self._batches if batch.group == group and batch.waiting), None)
@@ -239,7 +239,7 @@ class Intake:
         return self._core.arrive(job, now, capacity)
 
     def _tenant_of(self, job: Job, found: Any) -> Hashable:
-        """Return whose lane a context belongs to. Raises ``ContextError``, also one that was found in its place."""
+        """Return the tenant of a context. Raises ``ContextError``, also one that was found in its place."""
         if isinstance(found, ContextError):
             raise found
         if self._resolver is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Cancellation(Enum):
     """Why a handler is cancelled. Shown as the message of its ``CancelledError``."""
 
-    LOST = "the message is not ours any more: its visibility timeout is over"
+    LOST = "the message is not ours any longer: its visibility timeout is over"
     STOPPING = "the consumer stops and its drain time is over"
 
 

@@ -110,7 +110,7 @@ def _clean(chooses: Any) -> Any:
 
 
 class Run(Generic[C, R]):
-    """Everything that lives from a consumer's start to its stop. Made by :func:`start`."""
+    """Everything that lives from a consumer's start to its stop. Made by ``start``."""
 
     def __init__(
         self,
@@ -263,7 +263,7 @@ class Run(Generic[C, R]):
         await self._stop_requested.wait()
 
     async def stop(self) -> None:
-        """Stop in eight steps, each with a budget of its own; see :class:`~postroom.options.Shutdown`.
+        """Stop in eight steps, each with a budget of its own; see ``Shutdown``.
 
         1. Stop asking for messages. An outstanding long poll may end; what it brings is given back at once.
         2. Messages that have not started go back with visibility 0, unless that would make dead letters of them.
@@ -343,7 +343,7 @@ class Run(Generic[C, R]):
         return since_received if age is None else max(age, since_received)
 
     def _oldest_wait(self, now: float) -> float:
-        """Return for how long the message has waited that was received first of those whose tenant can run."""
+        """Return for how long the message has waited that was received first of tenants that can run."""
         blocked = self.scheduler.is_blocked
         held = list(self.source.settler.deliveries.values())
         return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)

@@ -15,7 +15,7 @@ class Overtaking:
 
     A noisy tenant's message that comes after a quiet one, though it was sent before it, was overtaken: the queue knows
     that tenant. Messages of all other tenants are handed out in the order in which they were sent, so a quiet message
-    lies about as long as they do: :attr:`depth`. All times compared are the queue's own, so no clock of ours matters
+    lies about as long as they do: ``depth``. All times compared are the queue's own, so no clock of ours matters
     and no delay on the way; only first receives count, because a message that came back has lost its place.
     """
 

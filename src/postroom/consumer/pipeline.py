@@ -1,4 +1,4 @@
-"""The path of one message. To know the library, read :meth:`Pipeline.process`."""
+"""The path of one message. To know the library, read ``Pipeline.process``."""
 
 import asyncio
 import inspect
@@ -59,7 +59,7 @@ class _Quarantined(Reject):
 
 
 class _Diverted(Exception):
-    """The message's tenant is diverted: the message goes to another queue, whose name is the argument."""
+    """The message's tenant is diverted: the message goes to another queue, named by the argument."""
 
     def __init__(self, queue: str, reason: str) -> None:
         super().__init__(f"diverted to {queue}: {reason}")
@@ -107,7 +107,7 @@ class Pipeline:
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
         self.succeeded = 0
         self.duplicates = 0
-        """Messages whose handlers found them handled before."""
+        """Messages that their handlers found handled before."""
         self.failed: Counter[str] = Counter()
         """Failures by the name of their error's type."""
 
@@ -253,7 +253,7 @@ class Pipeline:
             self._return(job)
 
     async def _did_fail(self, job: Job, error: BaseException) -> None:
-        """Decide what becomes of a message whose handling raised. It may be cancelled in ``on_error``."""
+        """Decide what becomes of a message after its handling raised. It may be cancelled in ``on_error``."""
         try:
             await self._decide(job, error)
         except asyncio.CancelledError:

@@ -77,8 +77,6 @@ class Routed(msgspec.Struct, frozen=True):
 class Router(Generic[C, R]):
     """Chooses a handler by the kind of each message. Register it as a consumer's handler.
 
-    ::
-
         router: Router[Tenant, Database] = Router(by_attribute("kind"), unknown="reject")
 
         @router.handler("order.created")
@@ -158,7 +156,7 @@ class Router(Generic[C, R]):
     ) -> Callable[[P, MessageContext[C, R]], Outcome]:
         """Register the handler of every kind that has none; then there are no unknown kinds. Use it as a decorator.
 
-        Raises: as :meth:`handler`.
+        Raises: as ``handler``.
         """
         self._refuse_if_started()
         if self._kind_of is None:

@@ -38,11 +38,11 @@ def run(
 
     The first signal drains and says what it waits for; the second cancels handlers at once. A signal during the start
     ends the start. When one consumer stops, for whatever reason, all do. What is loaded when they run is frozen
-    (``gc.freeze``), see :func:`serve`.
+    (``gc.freeze``), see ``serve``.
 
     Args:
         consumers: what to run.
-        wait: how many seconds a start waits for a queue that cannot be reached yet, see :func:`serve`.
+        wait: how many seconds a start waits for a queue that cannot be reached yet, see ``serve``.
         beside: what is entered before the consumers start and left after they stopped, such as a ``HealthServer``.
 
     Raises:
@@ -82,7 +82,7 @@ def run_to_exit(
 
 
 async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: float | None = None) -> ExitCode:
-    """Do what :func:`run` does inside a running event loop, and return the exit code.
+    """Do what ``run`` does inside a running event loop, and return the exit code.
 
     Signal handlers are installed in the main thread only, and removed at the end. If the caller is cancelled, the
     consumers drain; cancelled once more, their handlers are cancelled; then the cancellation goes on.

@@ -44,7 +44,7 @@ _LEARN: Final = 0.01
 class Scouting:
     """Keeps receives outstanding when the buffer is full, so that quiet tenants need not wait behind noisy ones.
 
-    It needs proof that there is a quiet tenant to find (:class:`~postroom.consumer.crowd.Crowd`), message groups, and
+    It needs proof that there is a quiet tenant to find (``Crowd``), message groups, and
     budget: each message that it parks costs a receive of that message, and a request for about ten of them.
 
     Two gears. *Scouting*: SQS's fair queues hand out quiet tenants' messages first, so a few small receives find
@@ -54,7 +54,7 @@ class Scouting:
 
     A crowd begins with skimming. From time to time skimming stops briefly, as an experiment: noisy messages pile up,
     and either quiet ones overtake them, which is for the queue to do, or skimming goes on. What tells the one from the
-    other is in :class:`~postroom.consumer.overtaking.Overtaking`. When quiet messages that usually come stay away, what
+    other is in ``Overtaking``. When quiet messages that usually come stay away, what
     was known about the queue's order is forgotten.
 
     Scouts go slower when no quiet message has come for long, by a thousandth of that time, up to 0.25 s.
@@ -132,7 +132,7 @@ class Scouting:
         return 0.0
 
     def found_quiet(self, message: Message, now: float) -> None:
-        """Note that a message came whose tenant has not had its part."""
+        """Note that a message came of a tenant that has not had its part."""
         self._interval += 0.1 * (min(1.0, max(0.01, now - self._quiet_at)) - self._interval)
         self._missing = _MISSING
         self._quiet_at = now
@@ -149,7 +149,7 @@ class Scouting:
             self._tried_at = -_AFTER
 
     def found_noisy(self, tenant: Hashable, message: Message) -> None:
-        """Note that a message came whose tenant has its part. The last one of a receive tells enough."""
+        """Note that a message came of a tenant that has its part. The last one of a receive tells enough."""
         self._quiet_part -= _LEARN * self._quiet_part
         self._noisy = tenant, message
 

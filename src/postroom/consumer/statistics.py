@@ -24,7 +24,7 @@ class ConsumerStatistics:
     succeeded: int = 0
     """Handlers that returned."""
     duplicates: int = 0
-    """Messages whose handlers found, in the inbox, that they were handled before."""
+    """Messages that their handlers found, in the inbox, to be handled before."""
     failed: Mapping[str, int]
     """Failed messages by the name of the error's type, such as ``ContextError``."""
     settled: Mapping[Settlement, int]

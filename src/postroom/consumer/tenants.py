@@ -164,7 +164,7 @@ class Tenants:
         With a fleet both are those of all replicas together.
 
         Raises:
-            ConfigurationError: a limit that is not above 0; use :meth:`pause` for none at all.
+            ConfigurationError: a limit that is not above 0; use ``pause`` for none at all.
         """
         if concurrency is _KEEP and rate is _KEEP:
             text = "limit() needs a limit: write limit(tenant, concurrency=2) or limit(tenant, rate=10)"

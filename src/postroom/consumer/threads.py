@@ -165,8 +165,8 @@ class Threads:
     """Where plain ``def`` handlers run. Made and used in one event loop.
 
     A thread cannot be cancelled. So a cancelled call is waited for until its thread returns, because it still uses the
-    resources of its message, and how it ended counts. When the time for cancelled handlers is over, :meth:`quiet` or
-    :meth:`give_up` ends these waits; a thread that hangs then hangs alone.
+    resources of its message, and how it ended counts. When the time for cancelled handlers is over, ``quiet`` or
+    ``give_up`` ends these waits; a thread that hangs then hangs alone.
 
     Args:
         limit: how many threads there may be.

@@ -22,7 +22,7 @@ class Unwrapping:
     """Takes messages out of what they travel in. Each step is run once for a message, unless that takes memory.
 
     Envelopes are plain functions and run when a message is received, because they tell the tenant. Contents
-    (:class:`~postroom.payloads.Contents` and ``async def`` functions) are unpacked right before the payload is
+    (``Contents`` and ``async def`` functions) are unpacked right before the payload is
     decoded, in the message's slot. Contents in front of an envelope are unpacked with it.
 
     Raises:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AsyncpgDatabase(PostgresDatabase["PoolConnectionProxy[asyncpg.Record]"]):
-    """An ``asyncpg.Pool`` with an inbox in its database. :func:`asyncpg_inbox` provides it.
+    """An ``asyncpg.Pool`` with an inbox in its database. ``asyncpg_inbox`` provides it.
 
     Args:
         pool: asyncpg's own pool.

@@ -99,7 +99,7 @@ class PostgresDatabase(ABC, Generic[Tx]):
         """Yield what runs statements, whatever the driver, in a transaction in the tenant's scope.
 
         Raises:
-            TransactionRolledBack: as :meth:`transaction`.
+            TransactionRolledBack: as ``transaction``.
         """
         async with self._begin() as work:
             await self._enter_scope(work)
@@ -112,7 +112,7 @@ class PostgresDatabase(ABC, Generic[Tx]):
         """Yield what the driver works with, in a transaction that begins with the row of ``key`` in the inbox.
 
         While another transaction has written the same row and is not at its end, PostgreSQL's
-        unique index makes this one wait. A commit whose answer is lost with its connection raises;
+        unique index makes this one wait. A commit that loses its answer with its connection raises;
         whether it was done, the next receive of the message finds out.
 
         Raises:

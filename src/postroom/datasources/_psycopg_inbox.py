@@ -33,10 +33,10 @@ P = TypeVar("P", bound=HasConnections, default="AsyncConnectionPool[Connection]"
 
 
 class PsycopgDatabase(PostgresDatabase[Connection], Generic[P]):
-    """Connections of psycopg with an inbox in their database. :func:`psycopg_inbox` provides it.
+    """Connections of psycopg with an inbox in their database. ``psycopg_inbox`` provides it.
 
     Args:
-        pool: a ``psycopg_pool.AsyncConnectionPool``, or :class:`PsycopgConnections`.
+        pool: a ``psycopg_pool.AsyncConnectionPool``, or ``PsycopgConnections``.
         inbox: the table: ``postgres_inbox()``.
         wait: seconds that a duplicate waits for the transaction of the first.
         scope: the tenant's part of a database that tenants share.

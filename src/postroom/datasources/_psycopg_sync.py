@@ -45,7 +45,7 @@ def psycopg_sync_pool(
 ) -> Provider[C, SyncPool]:
     """Provide a ``psycopg_pool.ConnectionPool`` per context, for plain ``def`` handlers.
 
-    It is opened and closed as :func:`psycopg_pool` is, and has two threads of its own. A connection
+    It is opened and closed as ``psycopg_pool`` is, and has two threads of its own. A connection
     that waits for a server which is gone without a word fails after about a minute: a thread cannot
     be cancelled. ``keepalives_*`` and ``tcp_user_timeout`` in the DSN or in ``options`` say
     otherwise.
@@ -167,7 +167,7 @@ def _ask(pool: SyncPool) -> None:
 
 
 class PsycopgSyncDatabase(SyncDatabase[SyncConnection]):
-    """A ``ConnectionPool`` of psycopg with an inbox in its database. :func:`psycopg_sync_inbox` provides it.
+    """A ``ConnectionPool`` of psycopg with an inbox in its database. ``psycopg_sync_inbox`` provides it.
 
     Args:
         pool: psycopg's own pool.

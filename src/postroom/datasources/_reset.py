@@ -11,7 +11,7 @@ RESET: Final = (
     "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
     "DISCARD SEQUENCES; DISCARD TEMP; SELECT name FROM pg_prepared_statements WHERE from_sql"
 )
-"""Its last result lists the statements of SQL's own PREPARE, which are rare: :data:`DEALLOCATE` is for them.
+"""Its last result lists the statements of SQL's own PREPARE, which are rare: ``DEALLOCATE`` is for them.
 
 ``RESET SESSION AUTHORIZATION`` comes first: only the user who logged in may reset everything else.
 """

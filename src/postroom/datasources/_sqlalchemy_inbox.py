@@ -24,7 +24,7 @@ Begin = Callable[[AsyncEngine], AbstractAsyncContextManager[Work[Tx]]]
 
 
 class SqlalchemyDatabase(PostgresDatabase[Tx], Generic[Tx]):
-    """An ``AsyncEngine`` with an inbox in its database. :func:`sqlalchemy_inbox` provides it."""
+    """An ``AsyncEngine`` with an inbox in its database. ``sqlalchemy_inbox`` provides it."""
 
     def __init__(
         self, engine: AsyncEngine, inbox: Inbox, begin: Begin[Tx], *, wait: float = 60.0, scope: Scope | None = None

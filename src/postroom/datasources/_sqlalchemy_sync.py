@@ -172,7 +172,7 @@ async def _check(engine: Engine) -> bool:
 
 
 class SqlalchemySyncDatabase(SyncDatabase[Tx], Generic[Tx]):
-    """An ``Engine`` with an inbox in its database. :func:`sqlalchemy_sync_inbox` provides it."""
+    """An ``Engine`` with an inbox in its database. ``sqlalchemy_sync_inbox`` provides it."""
 
     def __init__(
         self, engine: Engine, inbox: Inbox, begin: BeginSync[Tx], *, wait: float = 60.0, scope: Scope | None = None

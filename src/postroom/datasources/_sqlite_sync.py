@@ -13,7 +13,7 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class _Waited:
-    """A unit of work whose caller is a thread and not a task."""
+    """A unit of work for a caller that is a thread and not a task."""
 
     def _future(self) -> asyncio.Future[Any]:
         return cast("asyncio.Future[Any]", Future())

@@ -133,7 +133,7 @@ class SyncDatabase(Generic[Tx]):
         """Return a context manager of a transaction that begins with the row of ``key`` in the inbox.
 
         While another transaction has written the same row and is not at its end, PostgreSQL's
-        unique index makes this one wait. A commit whose answer is lost with its connection raises;
+        unique index makes this one wait. A commit that loses its answer with its connection raises;
         whether it was done, the next receive of the message finds out.
 
         Raises:

@@ -34,7 +34,7 @@ class Waiting:
         """Mark the time in which one caller asks for a connection.
 
         Args:
-            full: whether all connections are in use. A caller for whom a connection is being made
+            full: whether all connections are in use. A caller that a connection is being made for
                 waits, too, but that is another matter.
         """
         timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full)

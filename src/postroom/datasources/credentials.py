@@ -1,7 +1,5 @@
 """Passwords of a ``DataSource`` that expire or rotate: RDS IAM tokens and AWS Secrets Manager.
 
-::
-
     token = rds_iam_token("acme.c1x.eu-west-1.rds.amazonaws.com", user="app")
     DataSource("postgresql://app@acme.c1x.eu-west-1.rds.amazonaws.com/acme?sslmode=require", password=token)
 

@@ -1,7 +1,7 @@
 """The inbox: a table in each tenant's own database, with a row for each message that was handled.
 
 A message's row and its effects are written in one transaction, so that neither is there without the
-other. How a handler works in one: :meth:`postroom.MessageContext.transaction`.
+other. How a handler works in one: ``postroom.MessageContext.transaction``.
 """
 
 import re
@@ -87,7 +87,7 @@ SQLITE_INBOX: Final = Inbox(
         "WHERE handled_at <= datetime('now', ?) ORDER BY handled_at LIMIT ?)"
     ),
 )
-"""The inbox of a SQLite file. :class:`SqliteDatabase` creates it when it is first needed."""
+"""The inbox of a SQLite file. ``SqliteDatabase`` creates it when it is first needed."""
 
 
 def check_age(older_than: float) -> None:

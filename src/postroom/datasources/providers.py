@@ -51,8 +51,6 @@ class Provider(Generic[C, R]):
     def map(self, function: Callable[[R], M], /) -> "Provider[C, M]":
         """Return a provider of ``function(resource)``, with this one's weight and check.
 
-        ::
-
             sessions = sqlalchemy_engine(registry).map(async_sessionmaker)  # handlers get an async_sessionmaker
 
         The resource stays open for as long as what was made of it is in use. What has no

@@ -1,7 +1,7 @@
 """psycopg 3: a ``psycopg_pool`` per context, or connections as they are needed. ``pip install 'postroom[psycopg]'``.
 
 psycopg_pool runs its own tasks in every pool: four by default, 40,000 with 10,000 tenants.
-:func:`psycopg_pool` makes it two. :func:`psycopg_connections` has none and pays some milliseconds
+``psycopg_pool`` makes it two. ``psycopg_connections`` has none and pays some milliseconds
 for each connection that it makes instead: for very many tenants with little to do.
 """
 
@@ -294,9 +294,9 @@ def psycopg_connections(
     canary: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Provider[C, PsycopgConnections]:
-    """Provide :class:`PsycopgConnections` per context: no pool, no task, no idle connection.
+    """Provide ``PsycopgConnections`` per context: no pool, no task, no idle connection.
 
-    The arguments and errors are those of :func:`psycopg_pool`. One connection is made and closed at
+    The arguments and errors are those of ``psycopg_pool``. One connection is made and closed at
     opening, to prove that it can be.
     """
     check_locate("psycopg_connections", locate)

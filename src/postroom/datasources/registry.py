@@ -54,7 +54,7 @@ class Registry(Generic[C]):
     """The tenants that exist, as a function from context to data source.
 
     The mapping is read at every call and not copied: what you add to it exists from then on. A
-    context that it does not contain raises :class:`UnknownTenant`.
+    context that it does not contain raises ``UnknownTenant``.
 
     Args:
         sources: context to DSN or ``DataSource``.
@@ -83,7 +83,7 @@ def check_locate(what: str, locate: object) -> None:
 
 
 async def located(locate: Locate[C], context: C) -> DataSource:
-    """Ask the registry where the data of ``context`` is. Raises as :func:`answered`."""
+    """Ask the registry where the data of ``context`` is. Raises as ``answered``."""
     found: str | DataSource = await answered(locate, context)
     return found if isinstance(found, DataSource) else DataSource(found)
 

@@ -38,7 +38,7 @@ PathOf = Callable[[C], str | os.PathLike[str] | None]
 
 
 class SqliteDatabase:
-    """One SQLite file, open in a thread of its own. Open it with :meth:`open` or let :func:`sqlite_database` do it.
+    """One SQLite file, open in a thread of its own. Open it with ``open`` or let ``sqlite_database`` do it.
 
     Units of work run one after the other, each in a transaction of its own; writing ones take the
     file's write lock first (``BEGIN IMMEDIATE``), so that none fails half-way because another
@@ -68,7 +68,7 @@ class SqliteDatabase:
         synchronous: str = "FULL",
         busy_timeout: float = 5.0,
     ) -> Self:
-        """Open a file. The options are those of :func:`sqlite_database`. Close it with :meth:`aclose`.
+        """Open a file. The options are those of ``sqlite_database``. Close it with ``aclose``.
 
         Raises:
             UnknownTenant: the file does not exist in its directory, and ``create`` is False.
@@ -105,7 +105,7 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
                 unit ran. It was rolled back.
-            PostroomError: the caller is inside of :meth:`transaction_for` of this database, whose
+            PostroomError: the caller is inside of ``transaction_for`` of this database;
                 thread it holds.
         """
         self._check_usable()
@@ -152,7 +152,7 @@ class SqliteDatabase:
 
     @contextmanager
     def sync_transaction_for(self, key: MessageKey, /) -> Generator[SqliteSyncTransaction]:
-        """Hold one transaction open from a thread: :meth:`transaction_for` for plain ``def`` handlers.
+        """Hold one transaction open from a thread: ``transaction_for`` for plain ``def`` handlers.
 
         It blocks the thread, and raises the same errors. A thread cannot be cancelled; when the
         database is closed meanwhile, the present step is interrupted and the transaction rolled
@@ -300,7 +300,7 @@ def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_ti
 
 
 class SqliteTransaction:
-    """A transaction of a :class:`SqliteDatabase` that is held open: its units of work are steps of one whole."""
+    """A transaction of a ``SqliteDatabase`` that is held open: its units of work are steps of one whole."""
 
     def __init__(self, held: Held) -> None:
         self._held = held
@@ -368,7 +368,7 @@ def sqlite_database(
     busy_timeout: float = 5.0,
     close_timeout: float = 5.0,
 ) -> Provider[C, SqliteDatabase]:
-    """Provide one SQLite file per context, in write-ahead mode, as a :class:`SqliteDatabase`.
+    """Provide one SQLite file per context, in write-ahead mode, as a ``SqliteDatabase``.
 
     A missing file is an unknown tenant (``LookupError``, permanent) unless ``create``; a missing
     directory is not: the storage may be away. Weight 1: one connection, one thread, both gone when
@@ -376,7 +376,7 @@ def sqlite_database(
 
     Args:
         path_of: context to path; ``LookupError`` or None where there is no such tenant. See
-            :func:`tenant_file`.
+            ``tenant_file``.
         create: make missing files. Then any context that ``path_of`` accepts becomes a tenant.
         schema: SQL to run whenever a file is opened: ``CREATE TABLE IF NOT EXISTS ...``.
         synchronous: SQLite's setting. ``FULL`` keeps every commit over a power failure; ``NORMAL``

@@ -55,7 +55,7 @@ async def open_dead_letters(
 
 
 class DeadLetterQueue:
-    """The letters of one dead-letter queue. Made by :func:`open_dead_letters`.
+    """The letters of one dead-letter queue. Made by ``open_dead_letters``.
 
     While a call runs, the letters that it has seen are invisible to others; at its end they are visible again.
     """
@@ -139,7 +139,7 @@ class DeadLetterQueue:
         journal: Journal | None = None,
         progress: Progress | None = None,
     ) -> Outcome:
-        """Delete letters for good. Arguments and errors are those of :meth:`redrive`."""
+        """Delete letters for good. Arguments and errors are those of ``redrive``."""
         _check("purge", dry_run=dry_run, rate=rate, reason=reason)
         job = Job(
             self._scene, Outcome("purge", dry_run), where, rate=rate, journal=journal, progress=progress, homes=None

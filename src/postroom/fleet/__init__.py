@@ -1,7 +1,5 @@
 """One fleet: limits, pauses and outages that hold over all replicas which consume a queue.
 
-::
-
     fleet = Fleet("valkey://cache:6379", per_tenant=20)
     orders = Consumer("orders", context=Tenant, fleet=fleet)
 

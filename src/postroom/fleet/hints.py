@@ -16,7 +16,7 @@ _MOST: Final = 60.0
 _CAUSE: Final = 200
 """Letters of a cause that are told."""
 _REMEMBER: Final = 1_000
-"""Hosts for which somebody here waits, or that are to be reported."""
+"""Hosts that messages here wait for, or that are to be reported."""
 
 
 class Hints:

@@ -1,7 +1,7 @@
 """What one replica holds of its fleet: what to ask for, and what is granted. Pure.
 
 No await, no clock, no I/O: every method takes the time of the replica's own monotonic clock. The scheduler asks
-:meth:`Ledger.allowed` with every decision about a tenant, and never waits.
+``Ledger.allowed`` with every decision about a tenant, and never waits.
 
 A replica starts a handler only under a slot that is unexpired by its own clock: counted from before the request left,
 less a margin for clocks that do not run alike. While a request is out it starts nothing beyond what it said that it
@@ -79,7 +79,7 @@ class Entry:
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """A request that is out, and whose tenants it is about."""
+    """A request that is out, and the tenants that it is about."""
 
     request: Request
     at: float

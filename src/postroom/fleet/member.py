@@ -1,6 +1,6 @@
 """A consumer's membership in its fleet: the one task that talks to the store, a tick at a time.
 
-Nothing here is awaited by a message. The scheduler asks what :meth:`Member.bound` returned, synchronously; this task
+Nothing here is awaited by a message. The scheduler asks what ``Member.bound`` returned, synchronously; this task
 keeps the answer current.
 """
 

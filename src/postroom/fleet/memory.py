@@ -171,7 +171,7 @@ class Store:
         """Let one replica try a host."""
         fleet, now = self._fleet(name), self.clock()
         until, owner = fleet.probes.get(host, (0.0, ""))
-        if until > now and owner != replica:  # a failed try is nobody's: every replica waits for a while
+        if until > now and owner != replica:  # a failed try belongs to no replica: every one waits for a while
             return False
         fleet.probes[host] = (now + seconds, replica)
         return True

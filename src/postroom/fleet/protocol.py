@@ -1,6 +1,6 @@
 """What a replica says to the shared state, and hears: one exchange for all tenants that have work there.
 
-Names of tenants are texts here, made by :mod:`postroom.fleet.names`. All times are durations: the shared state counts
+Names of tenants are texts here, made by ``postroom.fleet.names``. All times are durations: the shared state counts
 by its own clock, a replica by its own.
 """
 
@@ -21,7 +21,7 @@ class Ask(msgspec.Struct, frozen=True):
     need: int
     """Messages that could run here now, as far as this replica's own limits allow."""
     want: int
-    """Slots that it would like to have for what may come; granted only from what nobody needs."""
+    """Slots that it would like to have for what may come; granted only from what no replica needs."""
     rate: float = 0.0
     """Starts per second over the whole fleet; 0.0 for no such limit."""
     tokens: int = 0
@@ -81,7 +81,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Decisions(msgspec.Struct, frozen=True):
-    """What operators decided, with its version. The texts are :mod:`postroom.fleet.decisions`'s."""
+    """What operators decided, with its version. The texts are ``postroom.fleet.decisions``'s."""
 
     version: int
     fields: Mapping[str, str]

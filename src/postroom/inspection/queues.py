@@ -58,8 +58,10 @@ async def _dead_letters(client: Client, info: QueueInfo, found: Found) -> list[F
     except AccessDenied as problem:
         return [warning("dead letters", str(problem), "see the policy below: rejected messages are sent there")]
     except PostroomError as problem:
-        advice = f"create {arn}, or correct the RedrivePolicy: SQS drops nothing, and messages come back for ever"
-        return [error("dead letters", str(problem), advice.replace(" for ever", " again and again"))]
+        advice = (
+            f"create {arn}, or correct the RedrivePolicy: SQS drops nothing, and messages come back again and again"
+        )
+        return [error("dead letters", str(problem), advice)]
     return list(_judged(info, target.info))
 
 

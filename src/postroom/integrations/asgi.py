@@ -17,8 +17,6 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 def health_app(*consumers: Checked, details: bool = True) -> AsgiApp:
     """Return an ASGI application with ``/livez``, ``/readyz`` and ``/healthz``, each 200 or 503 with JSON.
 
-    ::
-
         app.mount("/postroom", health_app(orders))  # Starlette, FastAPI
 
     The last segment of the path counts, so it works under every prefix. It asks the consumers at each request and

@@ -70,8 +70,6 @@ class _Object(NamedTuple):
 class ClaimCheck(Contents):
     """Fetches bodies from S3 as a step of ``Consumer(unwrap=...)``, and stores those that are sent.
 
-    ::
-
         bodies = ClaimCheck("amzn-s3-demo-bucket")
         orders = Consumer("orders", context=Tenant, unwrap=bodies)
 

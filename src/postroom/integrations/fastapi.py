@@ -19,8 +19,6 @@ def leased(
 ) -> Callable[..., AsyncGenerator[R]]:
     """Return a dependency that leases the resources of a request's tenant.
 
-    ::
-
         Database = Annotated[asyncpg.Pool, Depends(leased(databases, tenant_of), scope="function")]
 
         @app.get("/orders")

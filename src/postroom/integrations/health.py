@@ -95,8 +95,6 @@ def _described(health: Health) -> dict[str, Any]:
 class HealthServer:
     """Serves ``/livez``, ``/readyz`` and ``/healthz`` while its block is entered: ``postroom run --health-port``.
 
-    ::
-
         run(orders, beside=HealthServer(orders, port=8080))
 
     One small HTTP/1.1 server in the consumers' own event loop, so a loop that is blocked does not answer. Where a web

@@ -1,6 +1,6 @@
 """Litestar: pools and consumers live as long as the application, and requests lease the same pool.
 
-The web server owns the signals, as with :mod:`postroom.integrations.starlette`.
+The web server owns the signals, as with ``postroom.integrations.starlette``.
 """
 
 import inspect
@@ -29,12 +29,10 @@ def lifespan(*parts: Part) -> Callable[[Litestar], AbstractAsyncContextManager[N
 def lifespan(*parts: Any) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     """Return a lifespan that starts pools and consumers with the application and stops them with it.
 
-    ::
-
         app = Litestar(route_handlers=[...], lifespan=[lifespan(databases, orders)])
 
     Args:
-        parts: as those of :func:`postroom.integrations.starlette.lifespan`. What a function returns by name is in
+        parts: as those of ``postroom.integrations.starlette.lifespan``. What a function returns by name is in
             ``app.state``.
 
     Raises:
@@ -58,8 +56,6 @@ def leased(
     timeout: float | None = None,
 ) -> Callable[..., AsyncGenerator[Any]]:
     """Return a dependency that leases the resources of a request's tenant.
-
-    ::
 
         @get("/orders", dependencies={"database": Provide(leased(databases, tenant_of))})
         async def orders(database: NamedDependency[asyncpg.Pool]) -> list[Order]: ...

@@ -1,7 +1,5 @@
 """Logs for machines: one JSON object per line, and the fields of the message that is handled on every line.
 
-::
-
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     handler.addFilter(MessageFields())

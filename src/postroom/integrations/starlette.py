@@ -24,8 +24,6 @@ def lifespan(*parts: Part) -> Callable[[Any], AbstractAsyncContextManager[dict[s
 def lifespan(*parts: Any) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
     """Return a lifespan that starts pools and consumers with the application and stops them with it.
 
-    ::
-
         app = FastAPI(lifespan=lifespan(databases, orders))
 
     Args:

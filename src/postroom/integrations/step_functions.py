@@ -55,7 +55,7 @@ def set_task_output(output: object) -> None:
         output: whatever can be written as JSON, at most 262,144 bytes. Without a call it is ``{}``.
 
     Raises:
-        ConfigurationError: it is called outside of a handler behind :class:`TaskTokens`, or for a message without a
+        ConfigurationError: it is called outside of a handler behind ``TaskTokens``, or for a message without a
             token.
     """
     task = _current.get()
@@ -73,8 +73,6 @@ def _about(ctx: MessageContext[Any, Any]) -> dict[str, object]:
 
 class TaskTokens:
     """Reports to Step Functions what becomes of the task that a message carries the token of.
-
-    ::
 
         orders = Consumer("orders", context=Tenant, middleware=[TaskTokens(heartbeat=30, attempts=5)])
 

@@ -1,7 +1,7 @@
 """The broker: every SQS action as a synchronous method over plain state. No I/O, no event loop, no threads.
 
 Time comes from the clock that the broker is given; whatever time alone changes (a delay ends, a visibility timeout
-ends, a message expires, a move task goes on) happens when the broker is next called. :meth:`Broker.next_event` says
+ends, a message expires, a move task goes on) happens when the broker is next called. ``Broker.next_event`` says
 when that is worth while for a caller that waits.
 """
 
@@ -63,7 +63,7 @@ PURGE_PAUSE = 60.0
 class Broker:
     """SQS as a state machine.
 
-    Every method raises :class:`~postroom.local.errors.BrokerError` with SQS's own code when SQS would refuse.
+    Every method raises ``BrokerError`` with SQS's own code when SQS would refuse.
 
     Args:
         clock: returns the time in seconds since the epoch; must not go back.
@@ -276,10 +276,10 @@ class Broker:
         return queue.settings.wait if request.wait_time_seconds is None else request.wait_time_seconds
 
     def wait(self, queue: LocalQueue, request: Receive, deliver: Callable[[list[Received]], None]) -> Waiter:
-        """Let a long poll wait, after :meth:`receive` found nothing for it.
+        """Let a long poll wait, after ``receive`` found nothing for it.
 
         ``deliver`` is called at most once, from within the call that makes a message available, with what the poll
-        got. A waiting poll never times out by itself: its caller calls :meth:`cancel`. Of several polls only the
+        got. A waiting poll never times out by itself: its caller calls ``cancel``. Of several polls only the
         one that waited longest is served with one message.
         """
 

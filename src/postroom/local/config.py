@@ -1,17 +1,15 @@
 """``queues.toml``: which queues ``postroom local`` makes when it starts.
 
-::
+[queues.orders-dlq]
 
-    [queues.orders-dlq]
+[queues.orders]
+VisibilityTimeout = 60              # any attribute of SQS, by its own name
+dead_letter = "orders-dlq"          # short for RedrivePolicy
+max_receive_count = 5
+tags = { team = "billing" }
 
-    [queues.orders]
-    VisibilityTimeout = 60              # any attribute of SQS, by its own name
-    dead_letter = "orders-dlq"          # short for RedrivePolicy
-    max_receive_count = 5
-    tags = { team = "billing" }
-
-    [queues."payments.fifo"]            # the suffix makes it a FIFO queue
-    ContentBasedDeduplication = true
+[queues."payments.fifo"]            # the suffix makes it a FIFO queue
+ContentBasedDeduplication = true
 """
 
 import tomllib

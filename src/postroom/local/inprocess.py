@@ -73,8 +73,6 @@ class Poll:
 class LocalBroker:
     """SQS in this process, for the time of an ``async with``.
 
-    ::
-
         async with LocalBroker() as broker:
             broker.create_queue("orders", {"VisibilityTimeout": "30"})
             broker.send("orders", "hello")
@@ -84,10 +82,10 @@ class LocalBroker:
     persistent log. What was in the broker is gone then, unless ``persist`` names a file. It belongs to the event
     loop that entered it; its time is that loop's time, so that it runs in virtual time as well.
 
-    Refusals are :class:`~postroom.local.errors.BrokerError`, with SQS's codes.
+    Refusals are ``BrokerError``, with SQS's codes.
 
     Args:
-        options: how it behaves, as :class:`~postroom.local.options.BrokerOptions`; as SQS by default.
+        options: how it behaves, as ``BrokerOptions``; as SQS by default.
         changes: single options by keyword, such as ``seed=1`` or ``persist="queues.log"``.
     """
 

@@ -20,7 +20,7 @@ _QUEUE_GONE = "AWS.SimpleQueueService.NonExistentQueue"
 
 
 class Mover:
-    """The move tasks of a broker. The broker calls :meth:`step` before it asks anything, and serves who waits."""
+    """The move tasks of a broker. The broker calls ``step`` before it asks anything, and serves who waits."""
 
     def __init__(self, delivery: Delivery, ids: Ids) -> None:
         self._delivery = delivery

@@ -1,7 +1,7 @@
 """One queue: its messages, their states, and when the next of them changes state by itself.
 
 Nothing here looks at a clock or answers a client: every method is told what time it is. What a receive may take is
-decided by the order (:mod:`~postroom.local.fair`, :mod:`~postroom.local.fifo`).
+decided by the order (``fair``, ``fifo``).
 """
 
 from collections import deque

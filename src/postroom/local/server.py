@@ -21,8 +21,6 @@ _GRACE = 2.0
 class LocalServer:
     """SQS over HTTP on this machine, for the time of an ``async with``.
 
-    ::
-
         async with LocalServer() as server:
             client = boto3.client("sqs", **server.client_options)
 
@@ -35,7 +33,7 @@ class LocalServer:
         port: the port; 0 takes a free one.
         access: is called with one line of the request log per request.
         allow_hosts: more names by which clients may reach it, beside addresses, loopback names, this machine's name
-            and names that are private by their form; see :class:`~postroom.local.hosts.HostPolicy`.
+            and names that are private by their form; see ``HostPolicy``.
     """
 
     def __init__(

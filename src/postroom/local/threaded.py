@@ -17,8 +17,6 @@ T = TypeVar("T")
 class ThreadedServer:
     """SQS over HTTP on this machine, for the time of a ``with``.
 
-    ::
-
         with ThreadedServer() as server:
             client = boto3.client("sqs", **server.client_options)
             url = server.create_queue("orders")

@@ -1,6 +1,6 @@
 """The outbox: messages that are written in a database's own transaction, and sent after its commit.
 
-``await outbox.add(tx, invoices, message)`` in the transaction of a handler or of a request; an :class:`OutboxRelay`
+``await outbox.add(tx, invoices, message)`` in the transaction of a handler or of a request; an ``OutboxRelay``
 sends what was committed.
 """
 

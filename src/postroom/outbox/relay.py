@@ -38,8 +38,6 @@ class OutboxStatistics:
 class OutboxRelay(Generic[C]):
     """Sends what was committed to the tenants' outboxes, and removes it. Run as many replicas as you like.
 
-    ::
-
         relay = OutboxRelay(databases, tenants=registry_ids, outbox=outbox, senders=[invoices])
         async with relay:
             await relay.wait_for_stop()
@@ -54,7 +52,7 @@ class OutboxRelay(Generic[C]):
         tenants: the contexts of the outboxes that are looked at, or a function that returns them, sync or async.
         outbox: the table: ``postgres_outbox()`` or ``SQLITE_OUTBOX``.
         senders: what sends to queues that need a signature or a transformation. Any other queue gets a plain sender.
-        interval: seconds between two looks at outboxes that were empty. :meth:`wake` looks at once.
+        interval: seconds between two looks at outboxes that were empty. ``wake`` looks at once.
         parallel: tenants that are looked at at once. At most 4 MiB of messages are in memory for each.
         client: where the queues are; by default the one AWS client of the event loop.
 
@@ -143,12 +141,12 @@ class OutboxRelay(Generic[C]):
             self._run.wake(context)
 
     def stop(self) -> None:
-        """Ask for a stop: :meth:`wait_for_stop` returns."""
+        """Ask for a stop: ``wait_for_stop`` returns."""
         if self._run is not None:
             self._run.stopping.set()
 
     async def wait_for_stop(self) -> None:
-        """Return when :meth:`stop` was called, or when the relay cannot go on; leaving the block then says why."""
+        """Return when ``stop`` was called, or when the relay cannot go on; leaving the block then says why."""
         await self._opened().stopping.wait()
 
     def statistics(self) -> OutboxStatistics:

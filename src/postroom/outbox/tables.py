@@ -38,7 +38,7 @@ _POSTGRES: Final = "postgres"
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """One outbox table. Made by :func:`postgres_outbox`; ``SQLITE_OUTBOX`` is that of a SQLite file."""
+    """One outbox table. Made by ``postgres_outbox``; ``SQLITE_OUTBOX`` is that of a SQLite file."""
 
     table: str
     schema: str = field(repr=False)
@@ -47,8 +47,6 @@ class Outbox:
 
     async def add(self, tx: "Transaction", to: "Sender[Any] | str", *messages: OutgoingMessage) -> None:
         """Write messages into the outbox, in a transaction that is open. They are sent after its commit, or never.
-
-        ::
 
             async with ctx.transaction() as tx:
                 await tx.execute("INSERT INTO invoices VALUES ($1)", invoice.id)
@@ -59,7 +57,7 @@ class Outbox:
                 ``AsyncSession`` of SQLAlchemy, a ``SqliteTransaction``. Its transaction may be anyone's: a handler's
                 ``ctx.transaction()``, or that of a web request.
             to: the sender of the queue, or the queue's name, URL or ARN.
-            messages: what :meth:`Sender.message` made. On FIFO queues each gets a deduplication id here, which it
+            messages: what ``Sender.message`` made. On FIFO queues each gets a deduplication id here, which it
                 keeps however often it is sent.
 
         Raises:
@@ -71,7 +69,7 @@ class Outbox:
             await _insert(tx, self, rows)
 
     def insert(self, connection: sqlite3.Connection, to: "Sender[Any] | str", *messages: OutgoingMessage) -> None:
-        """Do what :meth:`add` does in a unit of work of a ``SqliteDatabase``, which is a plain function.
+        """Do what ``add`` does in a unit of work of a ``SqliteDatabase``, which is a plain function.
 
         Raises:
             ConfigurationError: there is no transaction, or this is no outbox of SQLite.

@@ -1,6 +1,6 @@
 """A context straight from the message attributes: ``context=Tenant``.
 
-Message attributes are input from whoever may call SendMessage. So every value is checked before it becomes part of
+Message attributes are input from everyone who may call SendMessage. So every value is checked before it becomes part of
 a context: an id has to look like one, a number is a whole number in its one canonical spelling, an enumeration has
 the value. Nothing is guessed, and no value is quoted in an error.
 """
@@ -55,7 +55,7 @@ def attribute(
 ) -> Any:
     r"""Say which message attribute a field of a context comes from, and what it may contain.
 
-    Write it in the annotation, which type checkers read exactly and Structs and NamedTuples understand as well::
+    Write it in the annotation, which type checkers read exactly and Structs and NamedTuples understand as well:
 
         @dataclass(frozen=True)
         class Tenant:
@@ -140,7 +140,7 @@ _ABSENT: Final = frozenset({_IS_MISSING, _IS_EMPTY, _IS_BINARY})
 
 
 class AttributeResolver(Generic[T_co]):
-    """Makes a context of a message's attributes. Built by :func:`context_from_attributes`.
+    """Makes a context of a message's attributes. Built by ``context_from_attributes``.
 
     The contexts made last are kept: equal attributes give the same instance, without another look at each of them.
     Not so for a class that does something when it is made: that is done for every message.

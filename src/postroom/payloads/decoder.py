@@ -20,8 +20,8 @@ Unwrap = Callable[[Message], Message]
 class Decoder(ABC):
     """Turns a message into the payload that a handler asks for.
 
-    Call it with a :class:`~postroom.message.Message`. It returns the payload, or raises
-    :class:`~postroom.errors.DecodeError` or :class:`~postroom.errors.ValidationError` with the message's id, and
+    Call it with a ``Message``. It returns the payload, or raises
+    ``DecodeError`` or ``ValidationError`` with the message's id, and
     never quotes the body. It keeps no state between messages and may be called from several threads.
 
     Derive from it for a format of your own (Avro, Protobuf): an instance is accepted wherever a payload type is.

@@ -34,7 +34,7 @@ def decoder_for(payload_type: Any, *, rename: Rename | None = None, unwrap: Unwr
     dataclass, msgspec Struct, TypedDict, NamedTuple, and     decoded and validated by msgspec, strictly: ``"5"`` is
     unions and containers of them                             no ``int``. Numbers become ``Decimal`` exactly
     anything that mentions pydantic                           decoded and validated by pydantic, as the model says
-    a :class:`Decoder`                                        whatever it returns
+    a ``Decoder``                                        whatever it returns
     ========================================================  ====================================================
 
     Args:

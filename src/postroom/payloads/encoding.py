@@ -1,4 +1,4 @@
-"""From a payload to the body that carries it: the other direction of :func:`~postroom.payloads.decoder_for`."""
+"""From a payload to the body that carries it: the other direction of ``decoder_for``."""
 
 import dataclasses
 import sys

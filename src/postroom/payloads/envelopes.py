@@ -99,20 +99,20 @@ def unwrap_sns(message: Message, /) -> Message:
 
     Raises:
         PayloadError: the body is not an SNS notification. With raw message delivery there is no envelope: see
-            :class:`SnsEnvelope`.
+            ``SnsEnvelope``.
     """
     return _sns_inner(message, _opened(message, _sns, _SNS_EXPECTED), {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnsEnvelope:
-    """Takes messages out of SNS's JSON as :func:`unwrap_sns` does, checks the topic, and lets raw ones pass.
+    """Takes messages out of SNS's JSON as ``unwrap_sns`` does, checks the topic, and lets raw ones pass.
 
     What SNS says of a notification becomes String attributes: ``sns.TopicArn``, ``sns.MessageId`` and, where there is
     one, ``sns.Subject``. Attributes of those names that a sender wrote are dropped.
 
     Args:
-        topics: the ARNs of the topics whose notifications are accepted; None for any. A sender with SendMessage can
+        topics: the ARNs of the topics to accept notifications of; None for any. A sender with SendMessage can
             write any ARN, so this finds mistakes; the queue's policy (``aws:SourceArn``) keeps strangers out.
         raw: whether a message that is no notification is taken as it is: one that was sent to the queue itself, or by
             a subscription with raw message delivery. It has no ``sns.TopicArn``, so ``topics`` does not apply to it.

@@ -16,17 +16,17 @@ T = TypeVar("T")
 def cross_check_group(
     resolver: Callable[[Message], T | Awaitable[T]], *, tenant: Callable[[T], str]
 ) -> Callable[[Message], T | Awaitable[T]]:
-    """Wrap a context resolver so that a message whose MessageGroupId is not its tenant is refused.
+    """Wrap a context resolver so that a message is refused if its MessageGroupId is not its tenant.
 
     On a FIFO queue, or a standard queue used as a fair queue, senders put the tenant into MessageGroupId. A message
-    whose attributes say something else was put together wrongly, or to deceive. A message without a group is refused
-    as well: a check that can be left out is none.
+    with attributes that say something else was put together wrongly, or to deceive. A message without a group is
+    refused as well: a check that can be left out is none.
 
     Args:
         resolver: sync or async.
         tenant: what the message group of a context is, such as ``lambda context: context.tenant_id``.
 
-    The wrapped resolver raises :class:`~postroom.errors.ContextError`.
+    The wrapped resolver raises ``ContextError``.
     """
     check_function("cross_check_group(resolver)", "(Message) -> context", resolver)
     check_function("cross_check_group(tenant=...)", "(context) -> message group", tenant)

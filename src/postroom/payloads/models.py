@@ -13,7 +13,7 @@ from postroom.payloads import problems
 from postroom.payloads.decoder import JsonDecoder
 from postroom.payloads.problems import Problem
 
-# The codes whose texts consist of the type's words (https://docs.pydantic.dev/latest/errors/validation_errors/).
+# The codes with texts that consist of the type's words (https://docs.pydantic.dev/latest/errors/validation_errors/).
 # All others, a validator's own ValueError above all, may quote the input: of them only the code is told.
 # fmt: off
 _SAFE: Final = frozenset(

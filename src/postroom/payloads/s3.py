@@ -73,12 +73,10 @@ class S3Record(msgspec.Struct, frozen=True, rename="camel"):
 class S3Event(msgspec.Struct, frozen=True):
     """A notification of S3, as a payload type: one event or more, or none for ``s3:TestEvent``.
 
-    ::
-
-        @uploads.handler
-        async def index(event: S3Event, ctx: MessageContext[Tenant, Index]) -> None:
-            for record in event.records:
-                await ctx.resources.add(record.bucket, record.key)
+    @uploads.handler
+    async def index(event: S3Event, ctx: MessageContext[Tenant, Index]) -> None:
+        for record in event.records:
+            await ctx.resources.add(record.bucket, record.key)
     """
 
     records: tuple[S3Record, ...] = msgspec.field(name="Records", default=())
@@ -128,7 +126,7 @@ _SAID: Final[dict[str, Callable[[S3Record], str]]] = {
 def unwrap_s3(message: Message, /) -> Message:
     """Read what an S3 notification says, so that its tenant can be told by bucket or key.
 
-    The body stays: :class:`S3Event` is the payload type for it. ``bucket``, ``key`` (decoded), ``eventName``,
+    The body stays: ``S3Event`` is the payload type for it. ``bucket``, ``key`` (decoded), ``eventName``,
     ``eventTime`` and ``awsRegion`` become String attributes, each where all records of the notification agree.
 
     Raises:

@@ -1,8 +1,8 @@
 """Signed contexts: proof that a tenant's name was written by who holds the key, for this body, queue and time.
 
-Whoever may call SendMessage on a queue may write any tenant into the attributes. Where several senders share a queue
-and may speak for some tenants only, let a trusted one sign. The signature is the message attribute
-``postroom.signature``::
+Everyone who may call SendMessage on a queue may write any tenant into the attributes. Where several senders share a
+queue and may speak for some tenants only, let a trusted one sign. The signature is the message attribute
+``postroom.signature``:
 
     v1:<key id>:<expiry, seconds since the epoch>:<HMAC-SHA256, 64 lower-case hexadecimal digits>
 
@@ -126,7 +126,7 @@ def sign(
 
     Args:
         message: with its attributes complete; one that is named but absent is signed as absent.
-        keys: whose current key signs.
+        keys: the current one signs.
         queue: the name of the queue that it goes to.
         attributes: the names of the attributes that make the context; the consumer must name the same ones.
         group: whether the message group is signed as well; the consumer must say the same.
@@ -189,7 +189,7 @@ def signed(
 
 
 class SignedContext(Generic[T_co]):
-    """A context resolver behind a signature check. Built by :func:`signed`."""
+    """A context resolver behind a signature check. Built by ``signed``."""
 
     __slots__ = ("_clock", "_group", "_keys", "_leeway", "_queue", "_resolver", "names")
 

@@ -1,10 +1,8 @@
 """Resources per context: opened once, leased to many, closed once. Knows nothing of queues.
 
-::
-
-    async with ResourcePool(database) as databases:
-        async with databases.lease(tenant) as db:
-            await db.execute("...")
+async with ResourcePool(database) as databases:
+    async with databases.lease(tenant) as db:
+        await db.execute("...")
 """
 
 from postroom.display import display_key

@@ -41,7 +41,7 @@ class Record(msgspec.Struct):
 
 
 class Cooling:
-    """The negative entries: keys whose open failed. They hold no budget and no resource.
+    """The negative entries: keys that failed to open. They hold no budget and no resource.
 
     One probe at a time needs no flag here: the pool opens at most once per key at any instant (I1).
     """
@@ -143,7 +143,7 @@ class Host(msgspec.Struct):
     failed: set[Identity] = msgspec.field(default_factory=set[Identity])
     """Keys that failed since the last success. One tenant that fails often counts once."""
     doubted: set[Identity] = msgspec.field(default_factory=set[Identity])
-    """Keys whose use timed out since the last success."""
+    """Keys with a use that timed out since the last success."""
     running: int = 0
     window: int = TRIP_AFTER
     """Opens at once. Small until the host has proved itself, so that a dead one is found out cheaply."""
@@ -187,7 +187,7 @@ class Hosts:
         return 0.0 if host is None else max(0.0, host.until - now)
 
     def room(self, name: Hashable, now: float) -> int:
-        """Return how many more opens may start on this host now. Half open: one probe, and only one."""
+        """Return how many longer opens may start on this host now. Half open: one probe, and only one."""
         host = self._hosts.get(name)
         if host is None:
             return TRIP_AFTER
@@ -242,7 +242,7 @@ class Hosts:
         host.window = TRIP_AFTER
         if not host.until:
             host.down_since = now
-        # In proportion to how long it has been down: a probe costs one open for all of its keys, and nobody should
+        # In proportion to how long it has been down: a probe costs one open for all of its keys, and no caller should
         # wait much longer than the trouble lasted.
         longest = max(2 * self._backoff.base, PROBE_PART * (now - host.down_since))
         ceiling = min(self._backoff.cap, longest)

@@ -4,8 +4,8 @@ Every method takes the time, changes the state at once and completely, and leave
 ``ResourcePool`` does it. Here is where the invariants of docs/design.md are kept:
 
 * I1 a key has one demand, and a demand opens one entry;
-* I2 only an entry without leases moves to CLOSING, but for :meth:`Core.force` and a cancelled owner;
-* I3 the budget is taken when an entry is made and given back in :meth:`Core.ended`; so is a host's, in ``gates``;
+* I2 only an entry without leases moves to CLOSING, but for ``Core.force`` and a cancelled owner;
+* I3 the budget is taken when an entry is made and given back in ``Core.ended``; so is a host's, in ``gates``;
 * I9 who is served next is decided in ``plan``, and nowhere else.
 """
 
@@ -120,7 +120,7 @@ class Core:
             self._serve(now)
 
     def unused(self, entry: Entry, now: float) -> None:
-        """Decide what becomes of an entry whose last lease came back, or whose check is over."""
+        """Decide what becomes of an entry when its last lease came back, or its check is over."""
         if entry.state is _READY:
             entry.checked_at = entry.idle_since = now
             self.table.idle[entry] = None
@@ -401,7 +401,7 @@ class Core:
         self._unpark(demand.host, now)  # it may have been the one that the others of its host wait for
 
     def _ask_again(self, identity: Identity, now: float) -> None:
-        """Put a demand whose entry was taken away back to the front of the line; drop it if no call waits."""
+        """Put a demand back that its entry was taken from, to the front of the line; drop it if no call waits."""
         demand = self.demands.get(identity)
         if demand is None:
             return
@@ -521,7 +521,7 @@ class Core:
         evictions = self.counters.evictions
         evictions[reason] = evictions.get(reason, 0) + 1
 
-    # -- the inside: whose turn it is ---------------------------------------------------------------------------
+    # -- the inside: who is next ----------------------------------------------------------------------------
 
     def _serve(self, now: float) -> None:
         """Carry out the next step for those who wait, until only events help."""

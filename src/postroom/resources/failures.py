@@ -44,7 +44,7 @@ class OpenFailure(StrEnum):
 def classify_open(error: BaseException) -> OpenFailure:
     """Return what a provider's exception means, unless the pool was given its own ``classify=``.
 
-    Only :class:`postroom.UnknownTenant` says that there is no such tenant, also when another exception was raised
+    Only ``postroom.UnknownTenant`` says that there is no such tenant, also when another exception was raised
     ``from`` it, or when every member of an exception group says so. Everything else is an outage: a bare ``KeyError``
     may be a missing environment variable, a wrong password may be a rotation under way.
     """
@@ -69,7 +69,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_suspect(error: BaseException) -> bool:
-    """Return whether a resource whose use raised ``error`` should be replaced.
+    """Return whether a resource should be replaced after its use raised ``error``.
 
     True for SQLSTATE class 08 (connection exceptions), 28 (credentials refused), 57P0x (shut down, crashed, starting
     up), 25006 (read-only after a failover) and for ``ConnectionError``; also when one of them was wrapped by another

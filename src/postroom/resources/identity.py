@@ -34,7 +34,7 @@ Reader = Callable[[Any], Iterable[object]]
 class Identifier:
     """Turns keys into identities. Knows types and combinations of field types by a tag, so that a hit stays quick.
 
-    What is known is never forgotten, because identities are made of it; what does not fit any more goes the slow way.
+    What is known is never forgotten, because identities are made of it; what does not fit any longer goes the slow way.
     """
 
     __slots__ = ("_types",)

@@ -43,7 +43,7 @@ class LeaseHome(Protocol):
 
 
 class Lease(Generic[R_co]):
-    """The resources of one context, until :meth:`release`.
+    """The resources of one context, until ``release``.
 
     Also a context manager, sync and async, that gives the resources and releases them at the end; an exception that
     passes through is reported. A lease that is forgotten warns and gives itself back when it is collected.
@@ -76,7 +76,7 @@ class Lease(Generic[R_co]):
     def report(self, error: BaseException) -> bool:
         """Tell the pool what the use of the resources raised; release it as usual afterwards.
 
-        Returns True when the error is an outage (:func:`postroom.is_outage`, or what the pool's ``outage=`` says): what
+        Returns True when the error is an outage (``postroom.is_outage``, or what the pool's ``outage=`` says): what
         used the resources is not to blame. A connection exception, refused credentials, a server that was shut down
         or became read-only make the resources *suspect*: they are leased no more and close behind their last lease,
         and the next lease opens new ones, which are checked first. Another outage, such as too many connections,

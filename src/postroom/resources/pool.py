@@ -44,8 +44,6 @@ _DEBUG: Final = logging.DEBUG
 class ResourcePool(Generic[C, R]):
     """A pool of resources, one per context: opened on the first lease, shared by all, closed when idle or old.
 
-    ::
-
         async with ResourcePool(database) as databases:
             async with databases.lease(tenant) as db:
                 await db.execute("...")
@@ -64,12 +62,12 @@ class ResourcePool(Generic[C, R]):
         check: the health check; unhealthy when it raises or returns False. None for the provider's own (its attribute
             ``check``), if it has one.
         classify: whether a failed open is an outage or says that there is no such tenant; None for
-            :func:`classify_open`.
-        outage: which other errors of a use of the resources are outages; asked where :func:`is_outage` says no.
+            ``classify_open``.
+        outage: which other errors of a use of the resources are outages; asked where ``is_outage`` says no.
         host: which server a context's resources live on. With it, one dead server is found out once, not once
             per context, and ``PoolLimits(per_host=)`` bounds what is open there; None for no such grouping.
         limits, timeouts, backoff: how much, how long, how often.
-        observers: told of ``ResourceOpened``, ``ResourceOpenFailed`` and ``ResourceClosed``; see :meth:`subscribe`.
+        observers: told of ``ResourceOpened``, ``ResourceOpenFailed`` and ``ResourceClosed``; see ``subscribe``.
         name: in logs, errors and task names.
         jitter: the source of randomness; seed it for reproducible ages and pauses.
 
@@ -200,7 +198,7 @@ class ResourcePool(Generic[C, R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the pool, as :meth:`aclose` with its default grace, if this is the last exit."""
+        """Close the pool, as ``aclose`` with its default grace, if this is the last exit."""
         if self._entrances.leave():
             await self.aclose()
 
@@ -262,12 +260,10 @@ class ResourcePool(Generic[C, R]):
     def lease(self, context: C, *, timeout: float | None = None) -> LeaseScope[R]:
         """Lease a context's resources for the length of an ``async with``.
 
-        ::
-
             async with databases.lease(tenant) as db: ...
 
-        Entering raises as :meth:`acquire` does. An exception that leaves the block is reported to the pool
-        (:meth:`Lease.report`) and goes on.
+        Entering raises as ``acquire`` does. An exception that leaves the block is reported to the pool
+        (``Lease.report``) and goes on.
         """
         return LeaseScope(self, context, timeout)
 
@@ -275,7 +271,7 @@ class ResourcePool(Generic[C, R]):
         """Lease a context's resources if that needs no waiting; else return None.
 
         None means: not open, or being replaced, or idle for so long that it has to be checked first;
-        :meth:`acquire` does what is needed. The caller releases the lease.
+        ``acquire`` does what is needed. The caller releases the lease.
 
         Raises:
             ClosedError, NotOpenError: the pool was closed, or not opened yet.
@@ -307,7 +303,7 @@ class ResourcePool(Generic[C, R]):
         However many calls wait for one key, it is opened once. Cancelling a call leaves the others alone.
 
         Args:
-            context: whose resources.
+            context: the owner of the resources.
             timeout: seconds that this call may take; None for ``PoolTimeouts.lease``.
 
         Raises:
@@ -387,7 +383,7 @@ class ResourcePool(Generic[C, R]):
     def troubled(self) -> bool:
         """Whether any context or host is left alone now, or has failed since its last success.
 
-        While it is False, :meth:`retry_after` is 0.0 for every context. It costs next to nothing.
+        While it is False, ``retry_after`` is 0.0 for every context. It costs next to nothing.
         """
         return bool(self._cooling_keys or self._troubled_hosts)
 
@@ -408,7 +404,7 @@ class ResourcePool(Generic[C, R]):
         self._invalidate([self._tickets.identity(context)])
 
     async def invalidate_where(self, predicate: Callable[[C], bool]) -> None:
-        """Do as :meth:`invalidate` for every context that the predicate accepts.
+        """Do as ``invalidate`` for every context that the predicate accepts.
 
         It is asked about each entry and each remembered failure. What it raises comes through; nothing was
         invalidated then.

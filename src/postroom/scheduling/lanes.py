@@ -1,10 +1,10 @@
 """Who runs next: per-tenant lanes, served in proportion to the handler seconds that they use.
 
 Pure and synchronous: no await, no I/O, no clock. The consumer tells what arrived, what ended and what time it is; the
-scheduler answers whose turn it is. A lane exists only while it has work, so that memory is bounded by what is here,
+scheduler answers who is next. A lane exists only while it has work, so that memory is bounded by what is here,
 not by every tenant ever seen, and a tenant that returns has neither credit nor debt.
 
-A ticket's life::
+A ticket's life:
 
     add ──▶ WAITING ──grant──▶ RUNNING ──finish──▶ DONE
               ▲ ▲                │ │
@@ -22,7 +22,7 @@ count until they end.) Three rules more:
   It is void when one tenant has long been alone here.
 * **Newcomers first.** The first ticket of a tenant that had nothing here goes before those of tenants in line, but
   after ``total`` such grants in a row (16 at least) one of the others has its turn.
-* **Caps** hold one tenant back, never a slot: :meth:`Scheduler.grant` returns None only when no slot is free or no
+* **Caps** hold one tenant back, never a slot: ``Scheduler.grant`` returns None only when no slot is free or no
   lane may use one.
 """
 
@@ -53,7 +53,7 @@ QUANTUM: Final = 0.01
 FIRST_ESTIMATE: Final = 0.02
 """Seconds that a handler is expected to take while none has ended yet."""
 ALONE: Final = 10_000
-"""Grants to one and the same tenant, with no other here, after which nothing is reserved any more."""
+"""Grants to one and the same tenant, with no other here, after which nothing is reserved any longer."""
 _PATIENCE = 16
 _LEARN = 0.2
 _LEARN_TYPICAL = 0.05
@@ -72,7 +72,7 @@ class Scheduler(Generic[T]):
         weights: which tenants get more or less than others in proportion; 1.0 unless said otherwise.
         reserved: slots that tenants over their share leave free for the others.
         bound: what else bounds the slots of one tenant, and may say 0; asked with every decision about it. When it says
-            more than before, :meth:`look_again` has to be called.
+            more than before, ``look_again`` has to be called.
         quantum: handler seconds of one round.
     """
 
@@ -234,7 +234,7 @@ class Scheduler(Generic[T]):
             self._line_up(ticket)
 
     def grant(self, now: float = 0.0) -> T | None:
-        """Give a slot to whose turn it is at the time ``now``, or return None."""
+        """Give a slot to the next at the time ``now``, or return None."""
         if self.running >= self.total:
             return None
         if self._asleep.beds:
@@ -419,10 +419,10 @@ class Scheduler(Generic[T]):
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
         return self._asleep.next() if self._asleep.beds else None
 
-    # -- whose turn it is ---------------------------------------------------------------------------------------
+    # -- who is next -------------------------------------------------------------------------------------------
 
     def _next(self) -> Lane[T] | None:
-        """Take the lane whose turn it is out of its line; it may turn out that it cannot use a slot any more."""
+        """Take the next lane out of its line; it may turn out that it cannot use a slot any longer."""
         fresh = self._fresh
         if fresh and self._streak < self._patience and (lane := self._next_fresh()) is not None:
             return lane

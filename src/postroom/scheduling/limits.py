@@ -11,7 +11,7 @@ PerTenant = Mapping[Any, N] | Callable[[Any], N | None]
 class Chosen:
     """A number per tenant: a default, and who has another one.
 
-    A mapping is asked anew whenever it matters, so that changing it takes effect at once. A function may return None
+    A mapping is asked again whenever it matters, so that changing it takes effect at once. A function may return None
     for the default.
     """
 

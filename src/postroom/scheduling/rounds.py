@@ -59,6 +59,6 @@ class Rounds(Generic[T]):
         return None
 
     def take(self, lane: Lane[T]) -> None:
-        """Remove the lane that :meth:`first` found."""
+        """Remove the lane that ``first`` found."""
         self._lines[lane.round].popleft()
         lane.place = Place.NOWHERE

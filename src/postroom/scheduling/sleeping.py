@@ -40,7 +40,7 @@ class Sleepers(Generic[T]):
         heappush(self.beds, (until, next(self._tie), lane))
 
     def due(self, now: float) -> list[Lane[T]]:
-        """Take out the lanes whose time has come."""
+        """Take out the lanes that are due."""
         due: list[Lane[T]] = []
         while self.beds and self.beds[0][0] <= now:
             until, _, lane = heappop(self.beds)

@@ -40,7 +40,7 @@ def outgoing(
     delay: int | None = None,
     deduplication_id: str | None = None,
 ) -> OutgoingMessage:
-    """Make a message of a payload and its context, written by the context's own class; see :meth:`Sender.message`.
+    """Make a message of a payload and its context, written by the context's own class; see ``Sender.message``.
 
     Raises:
         ConfigurationError: SQS would not take it, or no consumer would read it back. The text says what to write.
@@ -61,7 +61,7 @@ def outgoing(
 
 
 async def send(queue: Queue, payload: Any, context: Any = None, **options: Any) -> str:
-    """Send one message to an open queue, and return its id. Options are those of :func:`outgoing`.
+    """Send one message to an open queue, and return its id. Options are those of ``outgoing``.
 
     Raises:
         SendFailed: SQS did not take it, or did not answer.

@@ -71,7 +71,7 @@ async def post(queue: Queue, messages: Sequence[OutgoingMessage], retry: SendRet
 
 
 class _Posting:
-    """One call of :func:`post`."""
+    """One call of ``post``."""
 
     def __init__(self, queue: Queue, messages: Sequence[OutgoingMessage], retry: SendRetry) -> None:
         self._queue = queue

@@ -121,7 +121,7 @@ async def redrive(
         wait: seconds without a message after which the queue counts as empty, 1 to 20.
         client: where the queues are; by default the one AWS client of the event loop.
 
-    Raises: as :func:`relay`.
+    Raises: as ``relay``.
     """
     if select is not None and not callable(select):
         raise ConfigurationError(f"redrive(select=...) takes a function (Message) -> bool; got {select!r}")
@@ -139,7 +139,7 @@ def home_of(message: Message) -> str | None:
     """Return the ARN of the queue that a dead letter came from; None if it does not say.
 
     SQS says it of what it moved itself (``DeadLetterQueueSourceArn``), the attribute ``postroom.queue`` of what a
-    consumer rejected. The attribute is input from anyone who may send to the dead-letter queue: :func:`redrive` checks
+    consumer rejected. The attribute is input from anyone who may send to the dead-letter queue: ``redrive`` checks
     that the queue is one of its sources.
     """
     found = message.message_attributes.get(letters.QUEUE)

@@ -53,8 +53,6 @@ class Signing:
 class Sender(Generic[C]):
     """Sends messages to one queue as a consumer wants to read them.
 
-    ::
-
         async with Sender("orders", context=Tenant) as sender:
             await sender.send(Order("1"), context=Tenant("acme"))
 
@@ -137,7 +135,7 @@ class Sender(Generic[C]):
         delay: int | None = None,
         deduplication_id: str | None = None,
     ) -> OutgoingMessage:
-        """Make a message without sending it: for :meth:`send_messages`, or for an outbox. It needs no open sender.
+        """Make a message without sending it: for ``send_messages``, or for an outbox. It needs no open sender.
 
         It is signed when it is sent, so that its signature does not expire in an outbox.
 
@@ -187,12 +185,12 @@ class Sender(Generic[C]):
         delay: int | None = None,
         deduplication_id: str | None = None,
     ) -> str:
-        """Send one message, and return its id when SQS has taken it. Arguments as in :meth:`message`.
+        """Send one message, and return its id when SQS has taken it. Arguments as in ``message``.
 
         Raises:
             SendFailed: SQS did not take it, or did not answer.
             InvalidRequest: it is too large for the queue.
-            ConfigurationError, ContextError: as in :meth:`message`.
+            ConfigurationError, ContextError: as in ``message``.
         """
         message = self.message(
             payload,
@@ -215,7 +213,7 @@ class Sender(Generic[C]):
     ) -> list[str]:
         """Send messages of one context, in batches of ten and 1 MiB, and return their ids, in order.
 
-        Nothing is sent if one of them cannot be made. Arguments and errors are those of :meth:`send`; ``SendFailed``
+        Nothing is sent if one of them cannot be made. Arguments and errors are those of ``send``; ``SendFailed``
         names each message that was not sent, by its place. On a FIFO queue a batch has one message of each group, and
         nothing is sent after a message of its group that was not.
         """
@@ -228,9 +226,9 @@ class Sender(Generic[C]):
         return await self.send_messages(made)
 
     async def send_messages(self, messages: Iterable[OutgoingMessage]) -> list[str]:
-        """Send messages that :meth:`message` made, of any contexts, and return their ids, in order.
+        """Send messages that ``message`` made, of any contexts, and return their ids, in order.
 
-        Raises: as :meth:`send_many`.
+        Raises: as ``send_many``.
         """
         queue = self._opened()
         outcome = await post(queue, [await self._ready(message, queue.info) for message in messages], self._retry)

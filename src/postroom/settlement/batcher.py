@@ -36,7 +36,7 @@ HURRIED: Final = Pauses(first=0.2, cap=1.0)
 DENIED_AT_STOP: Final = Pauses(first=1.6, cap=1.6)
 """Between two calls that are denied, in a stop."""
 PATIENCE: Final = 300.0
-"""Seconds for which a call that is denied is tried again: nobody renews credentials for longer."""
+"""Seconds for which a call that is denied is tried again: renewing credentials takes no longer."""
 MAX_BYTES: Final = 1_048_576
 """The largest message, and the largest sum of a batch (quotas-messages.html)."""
 ANSWER: Final = 60.0
@@ -56,7 +56,7 @@ class Fate(Enum):
 
     SEND = "send"
     WAIT = "wait"
-    """It may not be sent before :meth:`Batcher.resume`."""
+    """It may not be sent before ``Batcher.resume``."""
     OVER = "over"
     """It has ended already: it is dropped."""
 
@@ -81,7 +81,7 @@ class Batcher(Generic[E]):
     """Sends entries in batches of ten, by size or after a short interval.
 
     An entry that SQS refuses as the sender's fault, and every entry of a call that SQS will refuse again, ends at
-    once. The rest is tried again until :meth:`Work.fate` says that it is over: what is to be done while a message is
+    once. The rest is tried again until ``Work.fate`` says that it is over: what is to be done while a message is
     ours is worth trying as long as it is. A call that is denied is tried for ``PATIENCE`` seconds, in a stop once:
     credentials may be about to be renewed. However much waits, the calls that fail follow one backoff.
 
@@ -190,14 +190,14 @@ class Batcher(Generic[E]):
             self._pump()
 
     def forget(self, entry: E) -> None:
-        """Drop an entry that has ended: it is not sent any more, and not reported."""
+        """Drop an entry that has ended: it is not sent any longer, and not reported."""
         if self._open.pop(entry, None) is None:
             return
         self._aside.pop(entry, None)
         self._tell_idle()
 
     def hasten(self) -> None:
-        """Let nothing wait from now on, until :meth:`relax`: a stop has little time."""
+        """Let nothing wait from now on, until ``relax``: a stop has little time."""
         self._draining += 1
         self._gate.hurry(self._time())
         for timer in tuple(self._resting):
@@ -206,7 +206,7 @@ class Batcher(Generic[E]):
         self.flush()
 
     def relax(self) -> None:
-        """End what :meth:`hasten` began."""
+        """End what ``hasten`` began."""
         self._draining -= 1
 
     async def idle(self) -> None:
@@ -225,7 +225,7 @@ class Batcher(Generic[E]):
             self.relax()
 
     async def cancel(self, grace: float = 1.0) -> list[E]:
-        """Send nothing any more, give calls up that are not answered, and return the entries that have not ended.
+        """Send nothing any longer, give calls up that are not answered, and return the entries that have not ended.
 
         It returns within ``grace`` seconds, also where a transport does not let itself be cancelled.
         """
@@ -235,14 +235,14 @@ class Batcher(Generic[E]):
         return self.give_up()
 
     def give_up(self) -> list[E]:
-        """Send nothing any more, and return the entries that have not ended: their calls are not listened to."""
+        """Send nothing any longer, and return the entries that have not ended: their calls are not listened to."""
         self.close()
         left, self._open = list(self._open), {}
         self._tell_idle()
         return left
 
     def close(self) -> None:
-        """Send nothing any more, and give calls up that are not answered."""
+        """Send nothing any longer, and give calls up that are not answered."""
         self.closed = True
         self._stop_lingering()
         if self._gate_timer is not None:

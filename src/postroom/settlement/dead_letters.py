@@ -41,7 +41,7 @@ class _Posting(msgspec.Struct, eq=False):
     source: QueueInfo
     size: int
     until: float
-    """The loop time at which it is not tried any more."""
+    """The loop time at which it is not tried any longer."""
     waiter: asyncio.Future[None]
     sent: Callable[[Delivery], None]
 
@@ -88,7 +88,7 @@ class DeadLetters:
             delivery: the message.
             reason: why.
             source: the queue that it came from.
-            sent: called when it was taken, also when the caller does not wait any more.
+            sent: called when it was taken, also when the caller does not wait any longer.
 
         Raises:
             PostroomError: the queue could not be opened, or did not take it.
@@ -170,7 +170,7 @@ class DeadLetters:
         async with self._opening:
             redrive = self._redrive.redrive
             if redrive is None:
-                raise QueueNotFound("there is no dead-letter queue any more")
+                raise QueueNotFound("there is no dead-letter queue any longer")
             if self._queue is None or self._arn != redrive.dead_letter_queue:
                 self._queue = await self._open_queue(redrive.dead_letter_queue)
                 self._arn = redrive.dead_letter_queue
@@ -178,7 +178,7 @@ class DeadLetters:
 
 
 def _too_late(delivery: Delivery) -> OwnershipLost:
-    text = f"message {delivery.message.id} is not ours any more: its visibility timeout is over"
+    text = f"message {delivery.message.id} is not ours any longer: its visibility timeout is over"
     return OwnershipLost(text, message_id=delivery.message.id)
 
 

@@ -49,7 +49,7 @@ class Gate:
         return self.is_open or self._permits > 0 or now >= self._until
 
     def take(self, now: float) -> None:
-        """Note that a call goes, which :meth:`admits` has allowed."""
+        """Note that a call goes, which ``admits`` has allowed."""
         if self.is_open:
             return
         if self._permits > 0:

@@ -30,11 +30,11 @@ class Holder(Protocol):
     """What the heartbeat tells of the deliveries that it watches."""
 
     def expired(self, delivery: Delivery, cause: str) -> None:
-        """Learn that a message is not ours any more, and why."""
+        """Learn that a message is not ours any longer, and why."""
         ...
 
     def quiet(self, delivery: Delivery) -> None:
-        """Learn that an extension is not on its way any more: what may not overtake it can go."""
+        """Learn that an extension is not on its way any longer: what may not overtake it can go."""
         ...
 
 
@@ -43,7 +43,7 @@ class Heartbeat:
 
     A delivery is covered from receive until SQS has confirmed what became of it: while it waits for a slot, while its
     handler runs, and while its acknowledgement is on its way or is tried again. Extensions go out when half of the
-    timeout is over. One whose deadline passes without a confirmed extension is lost. That is a matter of the clock
+    timeout is over. One that passes its deadline without a confirmed extension is lost. That is a matter of the clock
     alone: a call that hangs keeps no deadline from being seen, and an answer that comes later changes nothing.
 
     While extensions fail, one batch at a time is tried, however many wait; then all go again.
@@ -125,13 +125,13 @@ class Heartbeat:
             self._looks.put([delivery], self._due(delivery, self._time()))
 
     def uncover(self, delivery: Delivery) -> None:
-        """Do not extend it any more; its deadline is watched all the same."""
+        """Do not extend it any longer; its deadline is watched all the same."""
         delivery.covered = False
         if self._asked and self._asked.pop(delivery, None) is not None:
             self._extensions.forget(delivery)
 
     def release(self, delivery: Delivery) -> None:
-        """Neither extend it nor watch its deadline any more."""
+        """Neither extend it nor watch its deadline any longer."""
         if delivery.covered:
             self.uncover(delivery)
         self._watched.pop(delivery, None)
@@ -145,7 +145,7 @@ class Heartbeat:
             self.close()
 
     def close(self) -> None:
-        """Extend nothing and watch nothing any more."""
+        """Extend nothing and watch nothing any longer."""
         self._looks.close()
         self._extensions.close()
         self._watched.clear()

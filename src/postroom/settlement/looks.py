@@ -47,7 +47,7 @@ class Looks:
             self._set_timer()
 
     def drop(self, delivery: Delivery) -> None:
-        """Do not look at it any more."""
+        """Do not look at it any longer."""
         group = delivery.due_with
         if group is None:
             return
@@ -62,7 +62,7 @@ class Looks:
                 self._empty = 0
 
     def close(self) -> None:
-        """Look at nothing any more."""
+        """Look at nothing any longer."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

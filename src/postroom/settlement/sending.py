@@ -63,7 +63,7 @@ class Deletes:
         """Note how a delete ended."""
         renewed = entry.sent_handle != entry.delivery.receipt_handle and entry.sent_handle
         if renewed and not entry.over and (error is None or isinstance(error, InvalidReceiptHandle)):
-            # It was received again while the delete was on its way: only the newest handle surely deletes it.
+            # It was received again while the delete was on its way: only the newest handle is certain to delete it.
             self._desk.delete_again(entry)
         else:
             self._desk.ended(entry, error)

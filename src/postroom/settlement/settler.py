@@ -99,7 +99,7 @@ class Settler(Generic[D]):
         self._kind = kind
         self._held: dict[str, D] = {}
         self.deliveries: Mapping[str, D] = MappingProxyType(self._held)
-        """What is ours, by message id, that whose acknowledgement is on its way included."""
+        """What is ours, by message id, until its acknowledgement is confirmed."""
         self.bytes = 0
         """The sum of the lengths of the bodies of what is held."""
         self.heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
@@ -117,7 +117,7 @@ class Settler(Generic[D]):
 
     @property
     def held(self) -> int:
-        """Deliveries that are ours now, those whose acknowledgement is on its way included."""
+        """Deliveries that are ours now, until their acknowledgement is confirmed."""
         return len(self._held)
 
     @property
@@ -202,7 +202,7 @@ class Settler(Generic[D]):
     async def give_back_now(self, delivery: D, settlement: Settlement, *, delay: float) -> None:
         """Make the message visible again after ``delay`` seconds, and return when SQS has confirmed it.
 
-        Raises: as :meth:`ack_now`.
+        Raises: as ``ack_now``.
         """
         self._claim(delivery, settlement)
         self.heartbeat.uncover(delivery)
@@ -214,7 +214,7 @@ class Settler(Generic[D]):
         What the heartbeat has promised is not shortened by it. Without heartbeat, and for a message that was left,
         it is: then the given time counts.
 
-        Raises: as :meth:`ack_now`; ``ConfigurationError`` when SQS does not allow so many seconds.
+        Raises: as ``ack_now``; ``ConfigurationError`` when SQS does not allow so many seconds.
         """
         if not 0 < seconds <= MAX_VISIBILITY:
             raise ConfigurationError(f"a message is extended by more than 0 and at most 43,200 s; got {seconds!r}")
@@ -241,7 +241,7 @@ class Settler(Generic[D]):
             self._end(delivery, Settlement.LEFT)
 
     def lose(self, delivery: D) -> None:
-        """Let go of a message that is not ours any more. Does nothing when it is settled or lost already."""
+        """Let go of a message that is not ours any longer. Does nothing when it is settled or lost already."""
         if delivery.settlement is None and not delivery.lost:
             delivery.lost = True
             self._end(delivery, Settlement.LOST)
@@ -357,7 +357,7 @@ class Settler(Generic[D]):
         delivery = decision.delivery
         self._stretching.pop(delivery, None)
         if isinstance(error, InvalidReceiptHandle) and decision.sent_handle == delivery.receipt_handle:
-            self._lose(delivery, "SQS does not know its receipt handle any more")
+            self._lose(delivery, "SQS does not know its receipt handle any longer")
             error = _ownership_lost(delivery.message)
         if error is None and (delivery.lost or delivery.deadline <= self._time()):
             self._lapse(delivery)
@@ -445,7 +445,7 @@ class Settler(Generic[D]):
         decision = delivery.decision
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
             text = (
-                "Message %s of tenant %s was handled, but its acknowledgement is suppressed: it is not ours any more "
+                "Message %s of tenant %s was handled, but its acknowledgement is suppressed: it is not ours any longer "
                 "after %.1f s (%s). It will be handled again"
             )
         elif delivery.settlement is None:
@@ -510,7 +510,7 @@ def _settled_already(delivery: Delivery) -> PostroomError:
 
 def _ownership_lost(message: Message) -> OwnershipLost:
     text = (
-        f"message {message.id} is not ours any more: its visibility timeout passed without a confirmed extension, "
+        f"message {message.id} is not ours any longer: its visibility timeout passed without a confirmed extension, "
         "so another consumer may have it. Use a longer Visibility(timeout=...), or settle sooner in MANUAL mode"
     )
     return OwnershipLost(text, message_id=message.id)

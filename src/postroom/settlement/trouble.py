@@ -91,7 +91,7 @@ class Refusals:
             self._timer = self._tasks.call_later(_COLLECT, self._tell)
 
     def flush(self) -> None:
-        """Tell now of what was collected, and set no timer any more."""
+        """Tell now of what was collected, and set no timer any longer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

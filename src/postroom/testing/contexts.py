@@ -39,7 +39,7 @@ class _Recorder(msgspec.Struct, eq=False):
 
 
 class RecordedContext(MessageContext[C_co, R_co], frozen=True):
-    """A ``MessageContext`` that no consumer stands behind. Made by :func:`context`.
+    """A ``MessageContext`` that no consumer stands behind. Made by ``context``.
 
     What the handler asks for is noted here. In an ``async def`` handler it is noted when it is awaited, so that a
     forgotten ``await`` shows; in a plain ``def`` handler, which is called without an event loop or in a thread, at
@@ -113,8 +113,6 @@ def context(
     attempt: int = 1,
 ) -> RecordedContext[Any, Any]:
     """Make a ``MessageContext`` for a test that calls a handler directly.
-
-    ::
 
         ctx = context(Tenant("acme"), FakeDatabase())
         await record(OrderCreated("order-1"), ctx)

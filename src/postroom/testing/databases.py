@@ -1,14 +1,12 @@
 """Simulated tenant databases: durable tables behind connections that fail as real ones do.
 
-::
-
     databases = SimulatedDatabases(Random(7))
     databases.create("acme")
     pool = ResourcePool(lambda tenant: databases.connect(tenant.tenant_id))
     databases.trouble("acme", Trouble.BLACK_HOLE)
 
 A commit takes effect at one instant; before it nothing is there, after it everything, whatever the caller was told.
-Under :func:`~postroom.testing.loop.run_virtual` the time that it takes is free.
+Under ``run_virtual`` the time that it takes is free.
 """
 
 import asyncio
@@ -59,7 +57,7 @@ class Row:
 
 
 class SimulatedConnection:
-    """A connection to one tenant's database. Made by :meth:`SimulatedDatabases.connect`."""
+    """A connection to one tenant's database. Made by ``SimulatedDatabases.connect``."""
 
     def __init__(self, databases: "SimulatedDatabases", tenant: str, owner: Hashable) -> None:
         self._databases = databases
@@ -176,7 +174,7 @@ class SimulatedDatabases:
 
         Raises:
             UnknownDatabase, WrongPassword, ConnectionRefusedError, ConnectionDropped; or what
-                :meth:`misconfigure` was given.
+                ``misconfigure`` was given.
         """
         server = self._server(tenant)
         if server.refusal is not None:
@@ -195,7 +193,7 @@ class SimulatedDatabases:
             server.connections.pop(connection, None)
 
     async def commit(self, connection: SimulatedConnection, transaction: SimulatedTransaction) -> None:
-        """Commit what a transaction wrote; :meth:`SimulatedConnection.transaction` calls it."""
+        """Commit what a transaction wrote; ``SimulatedConnection.transaction`` calls it."""
         server = self._server(connection.tenant)
         drops = server.trouble is Trouble.DROPPING and self._rng.random() < 0.5
         answer_lost = drops and self._rng.random() < 0.5

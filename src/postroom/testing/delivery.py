@@ -32,7 +32,7 @@ _DEAD_LETTERS: Final = "dead-letters"
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What became of a message. Made by :func:`deliver`."""
+    """What became of a message. Made by ``deliver``."""
 
     settlement: Settlement
     """What was done with it. ``RETURNED``: it still waited, for its tenant's resources or for a paused tenant."""
@@ -65,8 +65,6 @@ async def deliver(
     timeout: float = 60.0,
 ) -> Delivered:
     """Send one message to a consumer in this process, wait until it is settled, and return what became of it.
-
-    ::
 
         def test_an_order_is_recorded() -> None:
             database = FakeDatabase()

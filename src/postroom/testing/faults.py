@@ -1,12 +1,10 @@
 """A client that misbehaves as SQS and networks do, reproducibly: for tests of what survives it.
 
-::
-
     async with LocalBroker(seed=1) as broker, MemoryClient(broker) as client:
         faulty = FaultyClient(client, Random(7), Faults(throttled=0.1, duplicated=0.05))
         async with Consumer("orders", context=Tenant, client=faulty) as orders: ...
 
-Under :func:`~postroom.testing.loop.run_virtual` its latencies cost nothing.
+Under ``run_virtual`` its latencies cost nothing.
 """
 
 import asyncio
@@ -103,7 +101,7 @@ class FaultyClient:
 
 
 class FaultyQueue:
-    """One queue of a :class:`FaultyClient`."""
+    """One queue of a ``FaultyClient``."""
 
     def __init__(self, client: FaultyClient, inner: Queue) -> None:
         self._client = client

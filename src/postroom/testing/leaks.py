@@ -22,8 +22,6 @@ async def assert_no_leaks(
 ) -> AsyncGenerator[None]:
     """Fail if the block leaves tasks, threads, leases or running consumers behind.
 
-    ::
-
         async with assert_no_leaks(databases):
             await deliver(orders, OrderCreated("order-1"), context=Tenant("acme"))
 

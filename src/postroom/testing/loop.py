@@ -1,7 +1,5 @@
 """A deterministic event loop in virtual time: an hour of timeouts runs in milliseconds, and replays from a seed.
 
-::
-
     async def main() -> float:
         await asyncio.sleep(3600)
         return asyncio.get_running_loop().time()

@@ -54,9 +54,7 @@ def _transport_error(error: BrokerError, operation: str) -> TransportError:
 
 
 class MemoryClient:
-    """A client of a :class:`~postroom.local.LocalBroker` in this process.
-
-    ::
+    """A client of a ``LocalBroker`` in this process.
 
         async with LocalBroker() as broker, MemoryClient(broker) as client:
             queue = await client.queue("orders")
@@ -124,7 +122,7 @@ class MemoryClient:
 
 
 class MemoryQueue:
-    """One queue of a :class:`MemoryClient`. Usable until that client is closed."""
+    """One queue of a ``MemoryClient``. Usable until that client is closed."""
 
     cancellable_after = 0.0
     """A receive that is cancelled while it waits takes nothing."""

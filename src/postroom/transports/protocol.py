@@ -1,6 +1,6 @@
 """What postroom asks of a queue: one small protocol, so that everything above it runs on AWS and in memory alike.
 
-Errors: every method raises only :class:`~postroom.errors.TransportError` (and ``ClosedError`` / ``NotOpenError``;
+Errors: every method raises only ``TransportError`` (and ``ClosedError`` / ``NotOpenError``;
 opening a queue also ``ConfigurationError``). When the client is closed, calls that are out end with ``ClosedError``.
 Batches are positional: an entry is named by its place in the call, never by a message id, because a standard queue
 may hand out one message id twice.
@@ -85,7 +85,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Queue(Protocol):
-    """One queue. Made by :meth:`Client.queue`; usable until that client is closed."""
+    """One queue. Made by ``Client.queue``; usable until that client is closed."""
 
     @property
     def info(self) -> QueueInfo:

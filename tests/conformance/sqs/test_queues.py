@@ -132,7 +132,7 @@ def test_suffix_counts_towards_the_name(sqs: Any, make_queue: MakeQueue) -> None
 
 @page("API_DeleteQueue")
 def test_deleted_queue_is_gone(either_sqs: Any, make_queue: MakeQueue) -> None:
-    """A deleted queue does not exist any more, by name or by URL."""
+    """A deleted queue does not exist any longer, by name or by URL."""
     url = make_queue()
     either_sqs.delete_queue(QueueUrl=url)
 

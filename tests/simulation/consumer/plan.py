@@ -84,7 +84,7 @@ class Broken:
     start: float
     end: float
     suspect: bool
-    """Whether it fails with a ConnectionError, so that the resource is not trusted any more."""
+    """Whether it fails with a ConnectionError, so that the resource is not trusted any longer."""
 
 
 class OpenError(StrEnum):

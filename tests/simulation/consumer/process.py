@@ -126,7 +126,7 @@ class Process:
         self._most_tasks = max(MOST_TASKS, 2 * len(self.tasks))
 
     async def crash(self) -> None:
-        """Die: everything is cancelled, nothing gets out any more, the servers see the connections end."""
+        """Die: everything is cancelled, nothing gets out any longer, the servers see the connections end."""
         self.history.note(self.name, "crashes")
         self.gate.alive = False
         self.shared.databases.drop(lambda connection: connection.owner is self)

@@ -293,7 +293,7 @@ def test_a_body_that_is_kept_after_its_end_is_found() -> None:
 
 
 def test_a_body_that_was_let_go_is_not_found() -> None:
-    """Nothing but the watcher knew it any more."""
+    """Nothing but the watcher knew it any longer."""
     bodies = Bodies(lambda _handle: 0.0)
     bodies.marked([_message(str(number)) for number in range(5)])
     assert bodies.judge(100.0) is None

@@ -19,7 +19,7 @@ CALLS_PER_MESSAGE = 0.2
 START = 10
 """Such receives that are not counted: of the start, and of the end."""
 TIME_TO_REJECT = 5.0
-"""Seconds before a message expires in which it cannot be expected any more that it is rejected for that."""
+"""Seconds before a message expires in which it cannot be expected any longer that it is rejected for that."""
 
 
 class Verdicts:

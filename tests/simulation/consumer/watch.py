@@ -20,7 +20,7 @@ from simulation.consumer.attempts import Ledger
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import Plan
 
-LOST = "the message is not ours any more: its visibility timeout is over"
+LOST = "the message is not ours any longer: its visibility timeout is over"
 STOPPING = "the consumer stops and its drain time is over"
 ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
 """How often one entry is sent; None where it is sent until the deadline of its delivery."""
@@ -387,7 +387,7 @@ class Watch:
 
 
 class WatchedClient:
-    """The client of one process. Once the process is dead, nothing gets out of it any more."""
+    """The client of one process. Once the process is dead, nothing gets out of it any longer."""
 
     def __init__(self, inner: FaultyClient, watch: Watch, gate: "Gate") -> None:
         self._inner = inner

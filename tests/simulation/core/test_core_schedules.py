@@ -1,4 +1,4 @@
-"""A bounded slice of the core's schedules. A soak runner takes many more."""
+"""A bounded slice of the core's schedules. A soak runner takes many longer."""
 
 import pytest
 

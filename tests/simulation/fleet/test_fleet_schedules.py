@@ -1,4 +1,4 @@
-"""A bounded slice of the fleet's schedules, and the planted defects. A soak runner takes many more."""
+"""A bounded slice of the fleet's schedules, and the planted defects. A soak runner takes many longer."""
 
 import pytest
 

@@ -53,7 +53,7 @@ def run_crowd(
     exponent: float = 1.1,
     traced: bool = False,
 ) -> Crowd:
-    """Run a crowd of tenants over few pools, wait until nothing is in use any more, and look what is left."""
+    """Run a crowd of tenants over few pools, wait until nothing is in use any longer, and look what is left."""
     names = tuple(Tenant(f"tenant-{number}", "host") for number in range(tenants))
     weights = tuple(accumulate((number + 1) ** -exponent for number in range(tenants)))
     plan = Plan(

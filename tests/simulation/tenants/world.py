@@ -34,7 +34,7 @@ class Trouble(Enum):
     REFUSING = "refusing"
     """New connections are refused, those that exist are broken."""
     HANGING = "hanging"
-    """Nothing is answered any more: opens and statements go nowhere."""
+    """Nothing is answered any longer: opens and statements go nowhere."""
     OPENS_HANG = "opens hang"
     """New connections are not answered; those that exist go on."""
 
@@ -132,7 +132,7 @@ class Servers:
                 await asyncio.sleep(pause)
                 pause *= 2
             if not opening:
-                raise ConnectionResetError  # a host that was down does not know the connection any more
+                raise ConnectionResetError  # a host that was down does not know the connection any longer
 
     def _trouble(self, tenant: Tenant) -> Trouble | None:
         return self.trouble.get(tenant.name) or self.trouble.get(tenant.host)

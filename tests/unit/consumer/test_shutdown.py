@@ -245,7 +245,7 @@ def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> No
 
 
 def test_step_5_returning_and_calling_back_share_their_time() -> None:
-    """SQS answers no change any more: neither what is returned nor what is parked holds a stop up beyond flush."""
+    """SQS answers no change any longer: neither what is returned nor what is parked holds a stop up beyond flush."""
 
     async def scenario(world: World) -> tuple[int, float]:
         world.create()

@@ -118,7 +118,7 @@ def test_noisy_until_the_backlog_is_drained(bench: Bench) -> None:
     for _ in range(100):
         bench.take(queue)
     bench.delete(queue, *held)
-    assert noisy(queue, bench.now) == ["t"]  # not by its shares any more
+    assert noisy(queue, bench.now) == ["t"]  # not by its shares any longer
     bench.send(queue, "quiet", group="quiet")
     assert bench.bodies(queue, 1) == ["quiet"]
     bench.wait(301)

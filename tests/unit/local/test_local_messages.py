@@ -169,7 +169,7 @@ def test_twelve_hours_in_all(bench: Bench) -> None:
 
 
 def test_given_back_is_not_in_flight(bench: Bench) -> None:
-    """A timeout of 0 gives the message back at once; its handle then changes nothing any more."""
+    """A timeout of 0 gives the message back at once; its handle then changes nothing any longer."""
     queue = bench.queue()
     bench.send(queue, "a")
     [message] = bench.take(queue)

@@ -226,7 +226,7 @@ def test_large_task_goes_in_chunks(bench: Bench) -> None:
 
 
 def test_cancel(bench: Bench) -> None:
-    """A cancelled task moves nothing any more; what was moved stays; it cannot be cancelled twice."""
+    """A cancelled task moves nothing any longer; what was moved stays; it cannot be cancelled twice."""
     source, dead = bench.pair()
     kill(bench, source, *map(str, range(5)))
     handle = bench.broker.start_move(dead.arn, None, 1)

@@ -136,7 +136,7 @@ async def test_unknown_queue() -> None:
 
 @virtual
 async def test_deleted_queue() -> None:
-    """A queue that is deleted under its user is not found any more, whatever is asked of it."""
+    """A queue that is deleted under its user is not found any longer, whatever is asked of it."""
     async with opened() as (broker, queue):
         broker.delete_queue("orders")
         for call in (

@@ -257,7 +257,7 @@ def test_a_redrive_policy_may_come_and_go() -> None:
 
 
 def test_a_queue_that_was_made_again_is_opened_again() -> None:
-    """The one that is kept does not exist any more."""
+    """The one that is kept does not exist any longer."""
     letters = Letters()
     letters.errors = [QueueNotFound("gone")]
     made = reject(message(1), "why", letters)

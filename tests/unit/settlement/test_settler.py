@@ -528,7 +528,7 @@ def test_after_a_suspension_nothing_is_started() -> None:
 
 
 def test_a_left_message_is_not_acknowledged_after_a_suspension() -> None:
-    """It is not held any more, and its deadline counts all the same."""
+    """It is not held any longer, and its deadline counts all the same."""
 
     async def test(made: Desk) -> None:
         [delivery] = made.take(message(1))
@@ -728,7 +728,7 @@ def test_an_extension_on_request_keeps_a_message_that_was_left() -> None:
 
 
 def test_an_extension_on_request_says_when_the_message_is_lost() -> None:
-    """SQS does not know the receipt handle any more; and one whose time is over asks for nothing."""
+    """SQS does not know the receipt handle any longer; and one whose time is over asks for nothing."""
 
     async def test(made: Desk) -> None:
         async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:

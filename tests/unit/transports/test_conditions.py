@@ -229,7 +229,7 @@ async def test_instrumented_clients_keep_it_off(
 
 
 async def test_an_inside_of_botocore_that_changed_keeps_it_off() -> None:
-    """Where handlers cannot be listed any more, there may be some."""
+    """Where handlers cannot be listed any longer, there may be some."""
     session, fake = _fake_client(AioConfig())
     assert list(objections(session, fake, verify=None)) == []
     fake.meta.events = object()

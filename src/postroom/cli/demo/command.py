@@ -235,7 +235,7 @@ async def _play(stage: _Stage) -> None:
                 await _send(stage.queue, order)
             await _until(lambda: {"ContextError", "ResourceOpenError"} <= stage.orders.statistics().failed.keys())
             while not sum(counts(await stage.dead_letters.attributes())):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)  # the queue is asked, nobody tells
+                await asyncio.sleep(0.05)  # the queue tells only when it is asked
     except TimeoutError:
         click.echo(f"Not everything was tried within {PATIENCE:g} s", err=True)
 
@@ -252,7 +252,7 @@ def _acknowledged(orders: "Consumer[Any, Any]", number: int) -> bool:
 
 
 async def _until(happened: Callable[[], bool]) -> None:
-    while not happened():  # noqa: ASYNC110 - the consumer is asked, nobody tells
+    while not happened():  # noqa: ASYNC110 - the consumer tells only when it is asked
         await asyncio.sleep(0.01)
 
 

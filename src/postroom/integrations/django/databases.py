@@ -34,7 +34,7 @@ class NoTenantDatabase(ConfigurationError):
 
 
 class TenantAlias(str):
-    """The alias of one tenant's database, for ``using=``: a text that only :func:`tenant_databases` makes."""
+    """The alias of one tenant's database, for ``using=``: a text that only ``tenant_databases`` makes."""
 
     __slots__ = ()
 
@@ -43,8 +43,6 @@ def tenant_databases(
     locate: Callable[[C], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None], *, connections_each: int = 8
 ) -> Provider[C, TenantAlias]:
     """Return a provider of tenants' databases for a consumer's ``resources=``.
-
-    ::
 
         orders = Consumer("orders", context=Tenant, resources=tenant_databases(lambda tenant: DATABASES_OF[tenant.id]))
 
@@ -75,7 +73,7 @@ def tenant_databases(
 
 @contextmanager
 def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
-    """Make a tenant's database that of :class:`TenantRouter`, and close this thread's connection to it at the end."""
+    """Make a tenant's database that of ``TenantRouter``, and close this thread's connection to it at the end."""
     token = _alias.set(alias)
     try:
         yield alias
@@ -88,8 +86,6 @@ def closing_connections(
     handler: Callable[[P, MessageContext[C, TenantAlias]], None],
 ) -> Callable[[P, MessageContext[C, TenantAlias]], None]:
     """Wrap a ``def`` handler: its tenant's database is the router's, and its connections are closed when it returns.
-
-    ::
 
         @orders.handler
         @closing_connections
@@ -119,10 +115,10 @@ def closing_connections(
 
 
 class TenantRouter:
-    """A database router that sends the models of some applications to the tenant whose message is handled.
+    """A database router that sends the models of some applications to the tenant of the message that is handled.
 
-    Name a subclass in ``DATABASE_ROUTERS``. It fails closed: outside of a handler and of :func:`using_tenant` a model
-    of a tenant raises :class:`NoTenantDatabase`, unless the query says ``using=``.
+    Name a subclass in ``DATABASE_ROUTERS``. It fails closed: outside of a handler and of ``using_tenant`` a model
+    of a tenant raises ``NoTenantDatabase``, unless the query says ``using=``.
     """
 
     tenant_apps: ClassVar[frozenset[str]] = frozenset()

@@ -1,7 +1,5 @@
 """OpenTelemetry: traces and metrics of consumers, with ``opentelemetry-api`` alone (``pip install postroom[otel]``).
 
-::
-
     telemetry = Telemetry()
     orders = Consumer("orders", context=Tenant, observers=[telemetry])
 
@@ -107,8 +105,6 @@ class Telemetry:
     @contextmanager
     def sending(self, queue: str, *, count: int = 1) -> Generator[None]:
         """Send messages within this block: it is a span, which their trace context refers to, and is counted.
-
-        ::
 
             with telemetry.sending("orders"):
                 await sender.send(order, context=tenant)  # a Sender(..., trace=inject)

@@ -208,7 +208,7 @@ def _most_polls(connections: int) -> int:
 
 
 def default_tls() -> ssl.SSLContext:
-    """Return a TLS context that trusts those whom botocore trusts."""
+    """Return a TLS context that trusts the authorities that botocore trusts."""
     from botocore import httpsession  # noqa: PLC0415 - loaded with the client, not before
 
     context = ssl.create_default_context(cafile=cast("Any", httpsession).get_cert_path(verify=True))

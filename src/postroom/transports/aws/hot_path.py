@@ -1,7 +1,7 @@
 """The short way to SQS, for the three calls that a consumer makes for every message.
 
 It makes one attempt, signed with botocore's credentials and sent to botocore's endpoint. Anything but a clean answer
-is a *miss*, and the caller makes the call by the ordinary client, whose retries, error classes and clock-skew advice
+is a *miss*, and the caller makes the call by the ordinary client. Its retries, error classes and clock-skew advice
 apply. So nothing is decided here that botocore decides otherwise; see docs/transports.md.
 """
 
@@ -45,7 +45,7 @@ class HotPath:
         endpoint: where to, and what to sign for.
         credentials: the credentials of the botocore session; asked at every call, so that their refresh stays
             botocore's.
-        pool: the connections; closed by :meth:`aclose`.
+        pool: the connections; closed by ``aclose``.
         breaker: when to leave it alone.
     """
 

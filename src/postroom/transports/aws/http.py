@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class HttpConnection(asyncio.BufferedProtocol):
-    """One connection, for one request at a time. Created by :class:`HttpPool`.
+    """One connection, for one request at a time. Created by ``HttpPool``.
 
     It reads into a buffer of its own: asyncio would otherwise make one of 256 KiB for every read, twice with TLS.
     """
