@@ -20,6 +20,7 @@ def test_a_black_holed_tenant_with_half_of_the_traffic_costs_nothing() -> None:
     assert found.handled == 1.0
 
 
+@pytest.mark.long
 def test_a_tenant_that_goes_dark_in_its_handlers_has_its_slots_until_they_time_out() -> None:
     """What already runs cannot be taken back; then its breaker opens, and the others are as quick as before."""
     found = black_hole(1, seconds=12.0, trouble=Trouble.HANGING, begin=4.0)
@@ -58,6 +59,7 @@ def test_a_host_that_goes_silent_has_slots_only_until_its_first_handlers_time_ou
     assert (found.dead_letters, found.handled) == (0, 1.0)
 
 
+@pytest.mark.long
 def test_two_thousand_tenants_of_a_dead_host_are_back_within_two_seconds() -> None:
     """As many as the promise says, with less traffic than the benchmark has."""
     found = dead_host(1, tenants=2_000, rate=120.0, before=6.0, after=7.0)
@@ -67,6 +69,7 @@ def test_two_thousand_tenants_of_a_dead_host_are_back_within_two_seconds() -> No
     assert found.handled == 1.0
 
 
+@pytest.mark.long
 def test_a_crowd_over_few_pools_keeps_the_budget_and_opens_no_more_than_an_lru_cache_would() -> None:
     """10,000 tenants, 200 pools of two connections; when all is idle, nothing is left of any of them."""
     many = run_crowd(seconds=10.0)

@@ -54,6 +54,7 @@ def test_it_takes_none_of_the_other_storys_options() -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.long
 def test_the_whole_of_it_loses_nothing() -> None:
     """A flood, a PostgreSQL that is killed and comes back, and the rows counted at the end."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "POSTROOM_"))}
