@@ -30,12 +30,13 @@ test: $(STAMP)  ## run the test suite
 long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
 	$(RUN)pytest -m long $(ARGS)
 
-check: $(STAMP)  ## lint, types, layers
+check: $(STAMP)  ## lint, types, layers, retired words
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 	$(RUN)pyright
 	$(RUN)lint-imports
+	$(RUN)python tools/language.py --check
 
 bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python benchmarks/pipeline.py
