@@ -427,12 +427,12 @@ class Run(Generic[C, R]):
         poll that is alive brings it back here, and it is given back once more.
         """
         polls = [poll for poll in self._polls if not poll.done()]
-        if polls:
+        cancellable_after = getattr(self.queue, "cancellable_after", math.inf)
+        if polls and cancellable_after > 0.0:
             brought = self._intake.received
             gave_back = self._gave_back()
             if self._was_idle and not gave_back:  # a poll that has been out for long waits for an empty queue
-                cancellable = self._poller.last_asked_at + getattr(self.queue, "cancellable_after", math.inf)
-                deadline = min(deadline, cancellable)
+                deadline = min(deadline, self._poller.last_asked_at + cancellable_after)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back else 0.0))
             if self._intake.received != brought:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,9 @@ def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path, definitio
         server.call(lambda broker: broker.send("orders", '{"n": 7}'))
         worker = _start(tmp_path, "shop_exits:orders", "--endpoint-url", server.endpoint_url)
         output, _ = worker.communicate(timeout=30)
+        pause = threading.Event()
+        while server.counts("orders") == (0, 1, 0):  # it comes back after its backoff
+            pause.wait(0.05)
         assert server.counts("orders") == (1, 0, 0)
     assert worker.returncode == 7
     assert "sys.exit(7)" in output

@@ -228,7 +228,7 @@ class Metrics:
         return callback
 
     def _gauging(self, field: str) -> "_Callback":
-        worst = field in {"oldest_wait", "oldest_wait_within_share", "utilisation", "last_poll_age"}
+        worst = field in {"oldest_wait", "oldest_wait_within_share", "last_poll_age"}
 
         def callback(_options: CallbackOptions) -> Iterator[Observation]:
             for queue in list(self._queues.values()):

@@ -103,7 +103,6 @@ GAUGES: Final = {
         "s",
         "Longest wait of tenants that have less than their share",
     ),
-    "utilisation": Instrument("postroom.slots.utilisation", "1", "The part of the slots in use"),
     "last_poll_age": Instrument("postroom.poll.age", "s", "Since SQS last answered a receive"),
 }
 """By the field of ``ConsumerStatistics``."""
