@@ -428,13 +428,13 @@ class Run(Generic[C, R]):
         """
         polls = [poll for poll in self._polls if not poll.done()]
         cancellable_after = getattr(self.queue, "cancellable_after", math.inf)
-        if polls and cancellable_after > 0.0:
+        if polls:
             brought = self._intake.received
             gave_back = self._gave_back()
-            if self._was_idle and not gave_back:  # a poll that has been out for long waits for an empty queue
+            if not cancellable_after or (self._was_idle and not gave_back):  # it waits for an empty queue
                 deadline = min(deadline, self._poller.last_asked_at + cancellable_after)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back else 0.0))
+            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back and cancellable_after else 0.0))
             if self._intake.received != brought:
                 text = "Polls brought %d messages during the stop"
                 _log.debug(text, self._intake.received - brought, extra=self._about_queue())
