@@ -3,15 +3,14 @@
 import asyncio
 import secrets
 from collections.abc import MutableMapping
-from contextlib import suppress
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import unquote
 
 from postroom.console.app import Allow, AsgiApp, ConsoleRequest, console
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.integrations.listening import Listener, check_port
 from postroom.local.hosts import HostPolicy
 from postroom.log_fields import Log, Step
 
@@ -47,7 +46,7 @@ def allow_token(token: str) -> Allow:
     return allow
 
 
-class ConsoleServer:
+class ConsoleServer(Listener):
     """Serves the console while its block is entered.
 
         run(orders, beside=ConsoleServer(orders, port=8081))
@@ -73,64 +72,33 @@ class ConsoleServer:
         allow: Allow | None = None,
         allow_hosts: tuple[str, ...] = (),
     ) -> None:
-        given: Any = port
-        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= 65_535:
-            raise ConfigurationError(f"ConsoleServer(port=...) takes a number from 0 to 65535; got {given!r}")
-        self.port: int = given
-        """Where it listens."""
+        port = check_port("ConsoleServer", port)
+        super().__init__("the console", host, port, most=_MOST, longest_head=_LONGEST_HEAD, grace=_CLOSE)
+        self._address = host
         self._app: AsgiApp = console(*consumers, allow=allow)
-        self._host = host
         self._hosts = HostPolicy(allow_hosts)
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Task[Any]] = set()
 
     @property
     def url(self) -> str:
         """The address of the page."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = f"[{self._address}]" if ":" in self._address else self._address
         return f"http://{host}:{self.port}/"
 
     async def __aenter__(self) -> Self:
         """Begin to listen."""
-        try:
-            self._server = await asyncio.start_server(self._serve, self._host, self.port, limit=_LONGEST_HEAD)
-        except OSError as error:
-            text = f"the console cannot listen at {self._host}:{self.port}: {error.strerror or error}"
-            raise ConfigurationError(text) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.listen()
         _log.info("Console at %s", self.url)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Listen no more, and close what is open."""
-        assert self._server is not None  # noqa: S101 - it was entered
-        self._server.close()
-        for connection in tuple(self._open):
-            connection.cancel()
-        if self._open:
-            await asyncio.wait(tuple(self._open), timeout=_CLOSE)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request, and close."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._open.add(task)
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request with the page, or with what the page asks for."""
         try:
-            if len(self._open) <= _MOST:
-                await self._answer(reader, writer)
-                await writer.drain()
-        except (TimeoutError, OSError, EOFError, ValueError):  # what came is no request, or the client is gone
-            writer.transport.abort()
-        except asyncio.CancelledError:  # of the stop: asyncio would log it as an error
-            writer.transport.abort()
+            await self._answer(reader, writer)
+            await writer.drain()
+        except (TimeoutError, OSError, EOFError, ValueError):
+            raise
         except Exception:
             _log.exception("The console failed on a request")
-        finally:
-            self._open.discard(task)
-            with suppress(OSError):
-                writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = _Exchange(reader, writer)

@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 
 from postroom.consumer import Health
 from postroom.errors import ConfigurationError
+from postroom.integrations.listening import Listener, check_port
 from postroom.log_fields import Log, Step
 
 __all__ = ["Checked", "HealthServer"]
@@ -92,7 +91,7 @@ def _described(health: Health) -> dict[str, Any]:
     }
 
 
-class HealthServer:
+class HealthServer(Listener):
     """Serves ``/livez``, ``/readyz`` and ``/healthz`` while its block is entered: ``postroom run --health-port``.
 
         run(orders, beside=HealthServer(orders, port=8080))
@@ -112,59 +111,22 @@ class HealthServer:
 
     def __init__(self, *consumers: Checked, port: int, host: str | None = None, details: bool = True) -> None:
         check_consumers(consumers, "HealthServer(...)")
-        given: Any = port
-        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= 65_535:
-            raise ConfigurationError(f"HealthServer(port=...) takes a number from 0 to 65535; got {given!r}")
+        port = check_port("HealthServer", port)
+        super().__init__("the health server", host, port, most=_MOST, longest_head=_LONGEST_HEAD, grace=_PATIENCE)
         self._consumers = consumers
         self._details = details
-        self._host = host
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Task[Any]] = set()
-        self.port: int = given
-        """Where it listens."""
 
     async def __aenter__(self) -> Self:
         """Begin to listen."""
-        try:
-            self._server = await asyncio.start_server(self._serve, self._host, self.port, limit=_LONGEST_HEAD)
-        except OSError as error:
-            where = f"{self._host or '*'}:{self.port}"
-            raise ConfigurationError(
-                f"the health server cannot listen at {where}: {error.strerror or error}"
-            ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.listen()
         _log.info("Health at http://%s:%d/readyz", self._host or "localhost", self.port)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Listen no more, and close what is open."""
-        assert self._server is not None  # noqa: S101 - it was entered
-        self._server.close()
-        for connection in tuple(self._open):
-            connection.cancel()
-        if self._open:
-            await asyncio.wait(tuple(self._open), timeout=_PATIENCE)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request, and close: probes open a connection each."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._open.add(task)
-        try:
-            if len(self._open) <= _MOST:
-                async with asyncio.timeout(_PATIENCE):
-                    writer.write(await self._answered(reader))
-                    await writer.drain()
-        except (TimeoutError, OSError, EOFError, ValueError):  # what came is no request, or the client is gone
-            writer.transport.abort()
-        except asyncio.CancelledError:  # of the stop: asyncio would log it as an error
-            writer.transport.abort()
-        finally:
-            self._open.discard(task)
-            with suppress(OSError):
-                writer.close()
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one probe: each opens a connection."""
+        async with asyncio.timeout(_PATIENCE):
+            writer.write(await self._answered(reader))
+            await writer.drain()
 
     async def _answered(self, reader: asyncio.StreamReader) -> bytes:
         try:

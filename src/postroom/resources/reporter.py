@@ -63,7 +63,7 @@ class Reporter:
 
     def _exhausted(self, told: news.Exhausted) -> None:
         holders = ", ".join(f"{display_key(key)} ({weight}, {leases} leased)" for key, weight, leases in told.holders)
-        whose = self._name if told.host is None else f"host {display_key(told.host)}"
+        subject = self._name if told.host is None else f"host {display_key(told.host)}"
         option = "budget" if told.host is None else "per_host"
         log.warning(
             "No budget for key: %s, waiting for %.3g s: it needs %d, and %d of %d of %s are in use, most of it by %s. "
@@ -73,7 +73,7 @@ class Reporter:
             told.weight,
             told.used,
             told.limit,
-            whose,
+            subject,
             holders,
             option,
             extra=about(tenant=told.key),
