@@ -29,6 +29,9 @@ from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
 
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_RUNNING, _ACKED = State.RUNNING, Settlement.ACKED
+
 PATIENCE: Final = 0.25
 """Seconds that a tenant's resources may take to open before its messages have to make room for others."""
 MOST_BLOCKED: Final = 10_000
@@ -331,7 +334,7 @@ class Core:
         """Strike a message off once its end was decided."""
         if job.probe or job.leads:
             self.probe_ended(job)
-        self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
+        self.scheduler.finish(job, seconds=now - job.since if job.state is _RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
         """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""
@@ -396,9 +399,10 @@ class Core:
         attempts = job.source.attempts
         if job.renewal is not None:
             attempts.ended(job)
-        if settlement is Settlement.ACKED or settlement is Settlement.REJECTED:
+        if settlement is _ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
-        elif settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
+            return
+        if settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)

@@ -14,7 +14,6 @@ from postroom.errors import ContextError, PostroomError
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool
-from postroom.scheduling import State
 from postroom.types import UNRESOLVED, Settlement
 
 _SLOW: Final = 0.25
@@ -224,7 +223,6 @@ class Intake:
         if job.lost or job.settlement is not None:
             return False
         message = job.message
-        job.state = State.NEW
         if self._source.fifo:
             job.group = message.group_id
         try:

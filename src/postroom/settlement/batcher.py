@@ -61,6 +61,10 @@ class Fate(Enum):
     """It has ended already: it is dropped."""
 
 
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_SEND = Fate.SEND
+
+
 class Work(Protocol[E_contra]):
     """What a batcher does its sending for."""
 
@@ -303,7 +307,7 @@ class Batcher(Generic[E]):
             if entry not in self._open:
                 continue
             decided = fate(entry, now)
-            if decided is Fate.SEND:
+            if decided is _SEND:
                 batch.append(entry)
             elif decided is Fate.WAIT:
                 self._aside[entry] = None
