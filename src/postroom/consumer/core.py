@@ -51,6 +51,15 @@ _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
 
+class Scene(msgspec.Struct, frozen=True):
+    """What messages find that arrive at one moment."""
+
+    capacity: int
+    """How many messages to hold at once."""
+    calm: bool
+    """Whether no tenant is kept from running, and nothing was decided about any."""
+
+
 class GiveBack(msgspec.Struct, frozen=True):
     """Make a message visible again, after a delay."""
 
@@ -157,31 +166,43 @@ class Core:
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
-    def arrive(self, job: Job, now: float, capacity: int | None = None) -> bool:
+    def scene(self) -> Scene:
+        """Return what messages find that arrive now."""
+        held_up = self.scheduler.blocked_lanes or self.availability.troubled or self._tenants.ruled
+        return Scene(self.policy.capacity(self), not held_up)
+
+    def arrive(self, job: Job, now: float, scene: Scene | None = None) -> bool:
         """Take a message in when its tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
 
-        ``capacity`` is ``capacity`` at this moment, for a caller that has several messages of it.
+        ``scene`` is that of this moment, for a caller that has several messages of it.
         """
-        source, scheduler = job.source, self.scheduler
+        source = job.source
         if source.fifo:
             self.fifo = True
         if self.closing:
             self._arrive_late(job)
             return False
-        stuck = scheduler.blocked
-        blocked = stuck > 0 and scheduler.is_blocked(job.tenant)
-        if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
+        if scene is None:
+            scene = self.scene()
+        blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
+        if not scene.calm and self._goes_away(job, now, blocked=blocked):
             return False
-        if stuck >= MOST_BLOCKED and self._is_one_too_many(job, now):
-            return False
-        if blocked and source.facts.seconds_left(job) < 1.0 and self._expire(job):
-            self.give_group_back(job)
-            return False
-        if source.resolves and job.problem is None and self._is_surplus(job, now, capacity):
+        if source.resolves and job.problem is None and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
-        scheduler.add(job)
+        self.scheduler.add(job)
         return not blocked
+
+    def _goes_away(self, job: Job, now: float, *, blocked: bool) -> bool:
+        """Defer or reject an arriving message that could only wait here, for an obstacle to be over."""
+        if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
+            return True
+        if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
+            return True
+        if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+            self.give_group_back(job)
+            return True
+        return False
 
     def keeps(self, job: Job) -> bool:
         """Whether a message may still be started: always, but for a stop, which keeps only what cannot go back."""
@@ -194,10 +215,8 @@ class Core:
         else:
             self.give_back(job, Settlement.RETURNED)
 
-    def _is_surplus(self, job: Job, now: float, capacity: int | None) -> bool:
+    def _is_surplus(self, job: Job, now: float, capacity: int) -> bool:
         scheduler, policy = self.scheduler, self.policy
-        if capacity is None:
-            capacity = policy.capacity(self)
         standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):

@@ -139,8 +139,6 @@ class Pipeline:
             await self._did_fail(job, error)
         else:
             self._did_succeed(job)
-        finally:
-            self._engine.ended(job)
 
     async def _run_with(self, job: Job, lease: Lease[Any]) -> None:
         """Run the handler with its tenant's resources, and give them back."""
