@@ -2,9 +2,18 @@
 
 import time
 from time import monotonic
+from typing import NamedTuple
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 """It counts while the machine is suspended; only Linux has it."""
+
+
+class Moment(NamedTuple):
+    """A time of the loop, and what its clock did not count until then."""
+
+    time: float
+    slept: float
+    """Seconds that the machine was suspended in all."""
 
 
 def machine_slept() -> float:
