@@ -4,6 +4,16 @@ from postroom.settlement.backoff import backoff, exponential
 from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.heartbeat import Heartbeat
-from postroom.settlement.settler import Listener, Settler
+from postroom.settlement.settler import Listener, Settler, Tally
 
-__all__ = ["DeadLetters", "Delivery", "HasRedrive", "Heartbeat", "Listener", "Settler", "backoff", "exponential"]
+__all__ = [
+    "DeadLetters",
+    "Delivery",
+    "HasRedrive",
+    "Heartbeat",
+    "Listener",
+    "Settler",
+    "Tally",
+    "backoff",
+    "exponential",
+]
