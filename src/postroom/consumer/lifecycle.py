@@ -171,11 +171,11 @@ class Run(Generic[C, R]):
             threads=self._threads,
         )
         self.pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
+        self.watch = LoopWatch(self.tasks, self._running_names)
         self._client = client
         self._inlets: list[Inlet] = []
         self._poller = self._polls_of(where, policy)
         self.engine.connect(self.pipeline, self, self._poller, policy)
-        self.watch = LoopWatch(self.tasks, self._running_names)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()
@@ -199,14 +199,14 @@ class Run(Generic[C, R]):
             polling, looks = settings.polling, queues.watched
             return Rotation(self._rota, policy, self.engine, polling=polling, looks=looks, observers=observers)
         inlet = Inlet(settings, cast("Queue", where), self.engine, self.pool, client=self._client, tally=self.tally)
-        inlet.receiver = poller = Poller(inlet.source, self.core, policy, inlet.intake, self.tasks)
+        inlet.receiver = poller = Poller(inlet.source, self.core, policy, inlet.intake, self.tasks, watch=self.watch)
         self._inlets.append(inlet)
         return poller
 
     def _inlet_of(self, queue: Queue) -> Inlet:
         """Make what one of several queues needs."""
         inlet = Inlet(self.settings, queue, self.engine, self.pool, client=self._client, tally=self.tally, alone=False)
-        inlet.receiver = Receiver(inlet.source, self.tasks)
+        inlet.receiver = Receiver(inlet.source, self.tasks, watch=self.watch)
         _say_what_may_surprise(self.settings, inlet)
         return inlet
 

@@ -8,12 +8,14 @@ from typing import Protocol
 
 from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Pause, ReceivePolicy
+from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
+from postroom.settlement import Moment
 from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.RECEIVE)
@@ -22,17 +24,21 @@ _log = Log("postroom.consumer", Step.RECEIVE)
 class Admits(Protocol):
     """Where received messages go."""
 
-    def admit(self, messages: Sequence[Message]) -> int:
-        """Take the messages of one receive in. Returns how many of them lack nothing but a slot."""
+    def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
+        """Take the messages of one receive in. Returns how many of them lack nothing but a slot.
+
+        ``arrived`` is the earliest moment at which SQS can have handed them out.
+        """
         ...
 
 
 class Receiver:
     """Sends receives to one queue, and keeps what became of them."""
 
-    def __init__(self, source: Source, tasks: Tasks) -> None:
+    def __init__(self, source: Source, tasks: Tasks, *, watch: LoopWatch) -> None:
         self._source = source
         self._tasks = tasks
+        self._watch = watch
         self._polling = source.settings.polling
         self._observers = source.settings.observers
         visibility = source.settings.visibility
@@ -59,6 +65,18 @@ class Receiver:
     def last_asked_at(self) -> float:
         """When the latest receive that is out was sent; far in the past when none is out."""
         return max(self._out.values(), default=-math.inf)
+
+    def moment(self) -> Moment:
+        """Return the time at which a receive is sent."""
+        return self._source.settler.heartbeat.moment()
+
+    def arrived(self, asked: Moment) -> Moment:
+        """Return the earliest moment at which SQS can have handed out what is read now.
+
+        The answer to a long poll may have waited in a socket while the process was frozen or the loop blocked, and
+        its visibility timeout began to run before that.
+        """
+        return Moment(max(asked.time, self._watch.unread_since()), asked.slept)
 
     async def receive(self, limit: int, wait: float, number: int) -> list[Message]:
         """Send a receive of poller ``number``. Raises what the transport raises."""
@@ -97,8 +115,10 @@ class Receiver:
 class Poller(Receiver):
     """Keeps receives outstanding as the policy says. Every ``run`` is one poller."""
 
-    def __init__(self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks) -> None:
-        super().__init__(source, tasks)
+    def __init__(
+        self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks, *, watch: LoopWatch
+    ) -> None:
+        super().__init__(source, tasks, watch=watch)
         self._core = core
         self._policy = policy
         self._admits = admits
@@ -131,7 +151,8 @@ class Poller(Receiver):
             if isinstance(step, Pause):
                 await self._woken(step.seconds)
                 continue
-            began = time()
+            asked = self.moment()
+            began = asked.time
             self._policy.asked(step)
             try:
                 messages = await self.receive(step.limit, self._polling.wait, number)
@@ -145,7 +166,7 @@ class Poller(Receiver):
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
-            runnable = self._admits.admit(messages) if messages else 0
+            runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
             if self._observers:

@@ -10,6 +10,7 @@ from postroom.consumer.rota import Look, Rota, Station
 from postroom.events import Observers, PollFinished
 from postroom.message import Message
 from postroom.options import Polling
+from postroom.settlement import Moment
 
 
 class Rotation:
@@ -86,23 +87,23 @@ class Rotation:
 
     async def _take_turn(self, station: Station[Inlet], ask: Ask, number: int) -> None:
         time, inlet = self._tasks.time, station.inlet
-        began = time()
+        asked = inlet.receiver.moment()
         self._policy.asked(ask)
         try:
             messages = await inlet.receiver.receive(ask.limit, 0.0, number)
         except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
             self._policy.failed(ask)
-            inlet.receiver.failed(error, self._rota.failed(station, time()), began)
+            inlet.receiver.failed(error, self._rota.failed(station, time()), asked.time)
             self._idle.wake_one()
             return
         except BaseException:
             self._policy.failed(ask)
             raise
         count = len(messages)
-        runnable = self._admit(inlet, messages, began)
+        runnable = self._admit(inlet, messages, asked)
         del messages  # their bodies must not stay in memory until the next receive ends
         now = time()
-        self._policy.answered(Answer(ask, count, runnable, now - began), now)
+        self._policy.answered(Answer(ask, count, runnable, now - asked.time), now)
         self._rota.answered(station, count, ask.limit, now, scouting=ask.scouting)
         self._turns.wake()
         if not station.expected:
@@ -125,26 +126,26 @@ class Rotation:
 
     async def _look(self, look: Look[Inlet], limit: int, number: int) -> None:
         time, inlet = self._tasks.time, look.station.inlet
-        began = time()
+        asked = inlet.receiver.moment()
         try:
             messages = await inlet.receiver.receive(limit, look.wait, number)
         except Exception as error:  # whatever a transport raises: a failed receive, not the end of all looks
-            inlet.receiver.failed(error, self._rota.failed(look, time()), began)
+            inlet.receiver.failed(error, self._rota.failed(look, time()), asked.time)
             return
         count = len(messages)
-        self._admit(inlet, messages, began)
+        self._admit(inlet, messages, asked)
         del messages
         now = time()
         self._policy.looked(limit, count, now)
         roomy = self._policy.is_roomy(self._core)
-        self._rota.looked(look, count, limit, now, seconds=now - began, roomy=roomy)
+        self._rota.looked(look, count, limit, now, seconds=now - asked.time, roomy=roomy)
         if look.station.expected:
             self._turns.wake()
 
-    def _admit(self, inlet: Inlet, messages: list[Message], began: float) -> int:
-        runnable = inlet.intake.admit(messages) if messages else 0
+    def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> int:
+        runnable = inlet.intake.admit(messages, inlet.receiver.arrived(asked)) if messages else 0
         if self._observers:
-            self._observers.tell(PollFinished(inlet.name, len(messages), self._tasks.time() - began))
+            self._observers.tell(PollFinished(inlet.name, len(messages), self._tasks.time() - asked.time))
         return runnable
 
 

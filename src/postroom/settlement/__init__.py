@@ -5,6 +5,7 @@ from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.settler import Listener, Settler, Tally
+from postroom.settlement.sleep import Moment
 
 __all__ = [
     "DeadLetters",
@@ -12,6 +13,7 @@ __all__ = [
     "HasRedrive",
     "Heartbeat",
     "Listener",
+    "Moment",
     "Settler",
     "Tally",
     "backoff",
