@@ -38,8 +38,8 @@ class Queues:
     Args:
         which: names, URLs or ARNs; a mapping of them to weights; or a function without arguments, sync or async, that
             returns one of these. It is asked at the start and every ``every`` seconds. A queue that is new is opened;
-            one that is gone is asked for nothing more, what is here of it is handled, and then it is closed. A
-            function may return none at all.
+            one that is gone is asked for nothing more; what is here of it is handled, with what a receive that is out
+            may still bring, and then it is closed. A function may return none at all.
         name: what the consumer is called, in logs, metrics and health; by default by its queues, or its function.
         every: seconds between two questions to the function.
         watched: receives that may wait at idle queues.
