@@ -279,13 +279,6 @@ class Counting(Wrapped):
         super().__init__(client)
         self.receives = self.out = self.most = 0
 
-    async def __aenter__(self) -> "Counting":
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._client.__aexit__(*error)
-
     async def queue(self, name: str) -> Any:
         """Open a queue."""
         opened: Any = await self._client.queue(name)
@@ -430,13 +423,6 @@ class Breaking(Wrapped):
         super().__init__(client)
         self._names = broken
         self.broken = False
-
-    async def __aenter__(self) -> "Breaking":
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._client.__aexit__(*error)
 
     async def queue(self, name: str) -> Any:
         """Open a queue."""
