@@ -184,7 +184,7 @@ def _reader(settings: Settings[Any, Any]) -> AttributeResolver[Any] | None:
 
 def _queue_of(settings: Settings[Any, Any], named: str | None) -> str:
     given: object = named
-    if given is not None and not (isinstance(given, str) and given.strip()):
+    if given is not None and not (isinstance(given, str) and given.strip()):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"deliver(queue=...) takes the name of a queue; got {given!r}")
     if named is not None or settings.queues is None:
         return settings.queue if named is None else named
