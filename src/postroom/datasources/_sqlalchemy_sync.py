@@ -105,7 +105,8 @@ class _Watch:
         self._engine = engine
         self._timeout = connect_timeout
         self._lock = threading.Lock()
-        self._in_use = 0
+        self._in_use: set[Any] = set()
+        """Records: SQLAlchemy checks in also what it could not connect, and so never checked out."""
         self._none = threading.Event()
         self._none.set()
         event.listen(engine, "do_connect", self._do_connect)
@@ -123,14 +124,14 @@ class _Watch:
 
         return self._connections.connect(make)
 
-    def _checkout(self, *_: Any) -> None:
+    def _checkout(self, _connection: Any, record: Any, _proxy: Any) -> None:
         with self._lock:
-            self._in_use += 1
+            self._in_use.add(record)
             self._none.clear()
 
-    def _checkin(self, *_: Any) -> None:
+    def _checkin(self, _connection: Any, record: Any) -> None:
         with self._lock:
-            self._in_use -= 1
+            self._in_use.discard(record)
             if not self._in_use:
                 self._none.set()
 

@@ -90,24 +90,27 @@ def sqlalchemy_engine(
 
 
 class _Uses:
-    """Counts the connections of an engine that are in use; one that is being made is not."""
+    """The connections of an engine that are in use; one that is being made is not.
+
+    By their records and not counted: SQLAlchemy checks in also what it could not connect, and so never checked out.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._count = 0
+        self._records: set[Any] = set()
         self.none = asyncio.Event()
         self.none.set()
 
     def is_full(self) -> bool:
-        return self._count >= self.most
+        return len(self._records) >= self.most
 
-    def begin(self) -> None:
-        self._count += 1
+    def begin(self, record: Any) -> None:
+        self._records.add(record)
         self.none.clear()
 
-    def end(self) -> None:
-        self._count -= 1
-        if not self._count:
+    def end(self, record: Any) -> None:
+        self._records.discard(record)
+        if not self._records:
             self.none.set()
 
 
@@ -187,11 +190,11 @@ class _Watch:
     def _after_connect(self, connection: Any, _record: Any) -> None:
         self._live.add(connection)
 
-    def _checkout(self, _connection: Any, _record: Any, _proxy: Any) -> None:
-        self._uses.begin()
+    def _checkout(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        self._uses.begin(record)
 
-    def _checkin(self, _connection: Any, _record: Any) -> None:
-        self._uses.end()
+    def _checkin(self, _connection: Any, record: Any) -> None:
+        self._uses.end(record)
 
     def _forget(self, connection: Any, *_: Any) -> None:
         self._live.discard(connection)

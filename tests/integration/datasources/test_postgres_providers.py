@@ -110,6 +110,9 @@ DRIVERS = [
 ]
 
 
+_TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
+
+
 @pytest.fixture(params=DRIVERS, ids=lambda driver: driver.name)
 def driver(request: pytest.FixtureRequest) -> Driver:
     """One driver after the other."""
@@ -351,6 +354,30 @@ class TestClosing:
         leaving.set()
         with pytest.raises(BROKEN):
             await asyncio.wait_for(holder, 5)
+
+    async def test_connections_that_could_not_be_made_do_not_hold_up_the_close(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """They were never in use, so there is nothing to wait for."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 60.0}
+        broken = False
+
+        async def password() -> str:
+            if broken:
+                raise OSError("the secret store is down")
+            return tenant.server.password
+
+        source = DataSource(tenant.dsn, password=password)
+        async with asyncio.timeout(30):
+            async with driver.provider(source, max_size=1, acquire_timeout=0.2, **options)("a") as resource:
+                broken = True
+                tenant.server.execute(_TERMINATE.format(tenant.name))
+                tenant.wait_for_backends(0)
+                assert await _value_after_a_break(driver, resource) is None
+                broken = False
+                while await _value_after_a_break(driver, resource) is None:
+                    pass  # psycopg's pool lets more and more time pass between two attempts
+        tenant.wait_for_backends(0)
 
     async def test_a_query_that_runs_at_close_fails_for_its_caller(
         self, driver: Driver, tenant: TenantDatabase
