@@ -104,7 +104,7 @@ def _now(_: Any) -> Any:
 
 def _ack_first(run_handler: Any) -> Any:
     async def mutant(self: Any, job: Job, *, resources: Any) -> None:
-        self._source.settler.ack(job)
+        job.source.settler.ack(job)
         await asyncio.sleep(0.15)
         await run_handler(self, job, resources=resources)
 
@@ -277,7 +277,7 @@ def _waits_as_failure(_wait: Any) -> Any:
 
 def _acks_failures(_settle: Any) -> Any:
     def mutant(self: Any, job: Job, _error: Any) -> None:
-        self._source.settler.ack(job)
+        job.source.settler.ack(job)
 
     return mutant
 
@@ -291,7 +291,7 @@ def _fails_duplicates(_was_handled: Any) -> Any:
 
 def _blames_outages(wait: Any) -> Any:
     async def mutant(self: Any, job: Job, error: BaseException) -> None:
-        self._source.attempts.failed(job)
+        job.source.attempts.failed(job)
         await wait(self, job, error)
 
     return mutant
