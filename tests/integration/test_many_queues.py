@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from postroom import AwsClient, Concurrency, Consumer, MessageContext, Queues, attribute
+from postroom import AwsClient, Concurrency, Consumer, MessageContext, Queues
 from postroom.local import LocalBroker, LocalServer
 from postroom.message import MessageAttribute, OutgoingMessage
 from support.aws import isolate_aws
@@ -27,7 +27,10 @@ async def test_thirty_queues_of_which_some_come_later_are_emptied_by_one_consume
         running = most = 0
         queues = Queues(lambda: list(listed), every=1, watched=8, rest=2)
         consumer: Consumer[Any, Any] = Consumer(
-            queues=queues, context=attribute("tenant"), client=client, concurrency=Concurrency(total=5)
+            queues=queues,
+            context=lambda message: message.attributes["tenant"],
+            client=client,
+            concurrency=Concurrency(total=5),
         )
 
         @consumer.handler

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -128,8 +129,8 @@ def _never_again(self: Rota[str], station: Station[str], until: float) -> None:
         _rests(self, station, until)
 
 
-_rests = Rota._rests  # pyright: ignore[reportPrivateUsage]
-_brought = Rota._brought  # pyright: ignore[reportPrivateUsage]
+_rests: Any = Rota._rests  # pyright: ignore[reportPrivateUsage]
+_brought: Any = Rota._brought  # pyright: ignore[reportPrivateUsage]
 
 
 def _brings_credit(self: Rota[str], station: Station[str], count: int, limit: int, now: float, *, roomy: bool) -> None:
