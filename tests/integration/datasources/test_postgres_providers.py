@@ -258,6 +258,21 @@ class TestCauses:
             async with driver.connect(resource) as alone:
                 assert await alone.value("SELECT 1") == 1
 
+    async def test_on_a_full_server_callers_wait_for_the_connections_that_there_are(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """As if the pool had no more than these; nothing fails because other programs hold the rest."""
+        role = f"app{secrets.token_hex(4)}"
+        tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 1")
+        source = DataSource(tenant.dsn.replace(f"postroom:{tenant.server.password}", f"{role}:p"))
+
+        async def use(resource: object) -> object:
+            async with driver.connect(resource) as connection:
+                return await connection.value("SELECT 1 FROM pg_sleep(0.01)")
+
+        async with driver.provider(source, max_size=3, acquire_timeout=60.0)("a") as resource:
+            assert await asyncio.gather(*(use(resource) for _ in range(6))) == [1] * 6
+
     async def test_waiting_for_a_connection_is_bounded_and_told(
         self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
