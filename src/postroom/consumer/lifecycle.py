@@ -164,6 +164,10 @@ class Run(Generic[C, R]):
                 observers=settings.observers,
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
+        self.watch = LoopWatch(self.tasks, self._running_names)
+        self._client = client
+        self._inlets: list[Inlet] = []
+        self._poller = self._polls_of(where, policy)
         handle = build_handle(
             handler,
             middleware=settings.middleware,
@@ -171,10 +175,6 @@ class Run(Generic[C, R]):
             threads=self._threads,
         )
         self.pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
-        self.watch = LoopWatch(self.tasks, self._running_names)
-        self._client = client
-        self._inlets: list[Inlet] = []
-        self._poller = self._polls_of(where, policy)
         self.engine.connect(self.pipeline, self, self._poller, policy)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
@@ -418,7 +418,10 @@ class Run(Generic[C, R]):
         """Send what was decided, and call back what is away."""
         while rejecting := [task for task in self.engine.rejecting if not task.done()]:
             await asyncio.wait(rejecting)
-        await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
+        if len(self.inlets) == 1:
+            await self.inlets[0].settler.drain()
+        else:  # together: a queue that does not answer must not take the time of the others
+            await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
         self.core.away.all_over()
         if recalls := self.engine.recall(len(self.core.away)):
             await asyncio.wait(recalls)
