@@ -434,8 +434,8 @@ class Core:
         if job.state is State.WAITING and job.task is None and job.lane is not None:
             self.give_group_back(job)
             self.finish(job, now)
-        elif job.state is State.NEW and job.source.fifo and job.message.group_id is not None:
-            self.actions.append(ReturnGroup(job.message.group_id))  # it is being resolved, and so is what follows it
+        elif job.state is State.NEW and job.source.fifo and (group := job.source.group_of(job.message)) is not None:
+            self.actions.append(ReturnGroup(group))  # it is being resolved, and so is what follows it
 
     # -- giving back --------------------------------------------------------------------------------------------
 

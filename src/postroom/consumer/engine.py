@@ -229,7 +229,7 @@ class Engine:
         """Note what became of a message."""
         core = self.core
         core.settled(delivery, settlement, delay, self._time())
-        before, core.held_bytes = core.held_bytes, delivery.source.settler.bytes
+        before, core.held_bytes = core.held_bytes, delivery.source.tally.bytes
         if before >= core.most_bytes > core.held_bytes:
             self._poll.wake()
         if settlement is _DEFERRED and not core.closing:

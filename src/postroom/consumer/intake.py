@@ -69,7 +69,7 @@ class Intake:
         if len(core.away):
             for message in messages:
                 core.away.came_back(message.id)
-        core.held_bytes = source.settler.bytes
+        core.held_bytes = source.tally.bytes
         now = self._time()
         runnable = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
@@ -82,7 +82,7 @@ class Intake:
                 core.give_back(job, Settlement.RETURNED)
                 continue
             found = self._resolve(job)
-            group = job.message.group_id if source.fifo else None
+            group = source.group_of(job.message) if source.fifo else None
             if type(found) is not self._plain and self._is_awaitable(found):
                 # Messages of one group stay in order; all others are resolved side by side.
                 later.setdefault(group or job, []).append((job, cast("Awaitable[Any]", found)))
@@ -133,7 +133,7 @@ class Intake:
 
     def _resolve_later(self, waiting: list[tuple[Job, Awaitable[Any]]]) -> None:
         self._core.resolving += len(waiting)
-        group = waiting[0][0].message.group_id if self._source.fifo else None
+        group = self._source.group_of(waiting[0][0].message) if self._source.fifo else None
         if (earlier := self._resolves(group)) is not None:  # of another receive: its message came back meanwhile
             earlier.waiting[:0] = waiting[::-1]
             return
@@ -225,7 +225,7 @@ class Intake:
             return False
         message = job.message
         if self._source.fifo:
-            job.group = message.group_id
+            job.group = self._source.group_of(message)
         try:
             job.tenant = self._tenant_of(job, found)
         except ContextError as error:
