@@ -153,9 +153,9 @@ def _judge_use(world: World) -> None:
             could = min(world.cap, steady)
             needed[tenant] += could
             used[tenant] += min(could, sum(replica.running_of(tenant) for replica in world.replicas))
-    for tenant, need in needed.items():
-        if need >= _ENOUGH and used[tenant] < 0.6 * need:
-            text = f"F4: {used[tenant]} slots of {tenant} were used, {need} could have been, at {world.now:.3f}"
+    for tenant, could in needed.items():
+        if could >= _ENOUGH and used[tenant] < 0.6 * could:
+            text = f"F4: {used[tenant]} slots of {tenant} were used, {could} could have been, at {world.now:.3f}"
             raise Violation(text)
 
 
