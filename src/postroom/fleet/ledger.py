@@ -397,7 +397,7 @@ class Ledger:
         return self._entries.get(tenant)
 
     def starved(self, now: float) -> list[Hashable]:
-        """Return the tenants that may start nothing here until another replica, or what runs here, gives a slot back."""
+        """Return the tenants that may start nothing here until a slot is given back, here or elsewhere."""
         return [tenant for tenant, entry in self._entries.items() if not entry.limit and now < entry.expires < _NEVER]
 
     def entries(self) -> Mapping[Hashable, Entry]:

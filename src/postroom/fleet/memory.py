@@ -124,7 +124,7 @@ class Store:
 
     @staticmethod
     def _share(request: Request, ask: Ask, others: Mapping[str, _Slots], mine: _Slots | None, now: float) -> Share:
-        """Return a replica's share. A turn lasts for the period in which it began; then the longest wait comes first."""
+        """Return a replica's share. A turn lasts for the period in which it began; then the longest wait is first."""
         me = request.replica
         claims = {replica: Claim(other.need, other.want, other.granted) for replica, other in others.items()}
         claims[me] = Claim(ask.need, max(ask.need, ask.want), ask.hold)
