@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from postroom.consumer.availability import Availability, PoolView
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
+from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Cancellation, Job
@@ -128,8 +129,9 @@ class Process:
             total=plan.total, per_tenant=plan.per_tenant, caps=plan.caps, reserved=plan.reserved
         )
         scout = plan.polling.scout
-        self.scouting = Scouting(self.source.crowd, world.now, when=scout)
-        self.policy = WatchedPolicy(plan.polling, self.scouting, self.source.crowd)
+        crowd = Crowd()
+        self.scouting = Scouting(crowd, world.now, when=scout)
+        self.policy = WatchedPolicy(plan.polling, self.scouting, crowd)
         self.policy.arrivals = self.arrivals = deque[tuple[float, Hashable, bool]]()
         pool = cast("PoolView", world.pool) if plan.with_pool else None
         self.availability = Availability(pool, Random(rng.random()))
