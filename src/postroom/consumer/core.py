@@ -249,7 +249,7 @@ class Core:
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
-        if self._tenants.is_paused(tenant):
+        if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
             return Obstacle(ObstacleKind.DECISION, tenant)
         wait = self.availability.wait(job, now)
         if wait is not None:

@@ -27,6 +27,7 @@ _RESTLESS: Final = 4
 """A tick is so much shorter while slots are on their way from one replica to another."""
 _LINGER: Final = 2
 """Ticks for which an idle tenant's slots stay here while no other replica needs them."""
+_NEVER: Final = float("inf")
 _PATIENCE: Final = 3
 """An exchange that has had no answer for this part of a lease is given up."""
 
@@ -171,10 +172,10 @@ class Ledger:
         """Set what holds without the store: its fallback, and everything for a tenant that has no limit or no name."""
         self._set_fallback(tenant, entry)
         if self._is_on_its_own(tenant, entry):
-            entry.limit, entry.expires = self._part_of(tenant), float("inf")
+            entry.limit, entry.expires = self._part_of(tenant), _NEVER
             entry.granted = entry.share = 0
             entry.contended = False
-        elif entry.expires == float("inf"):
+        elif entry.expires == _NEVER:
             entry.limit, entry.expires = 0, float("-inf")
 
     def _is_on_its_own(self, tenant: Hashable, entry: Entry) -> bool:
@@ -394,6 +395,10 @@ class Ledger:
     def entry(self, tenant: Hashable) -> Entry | None:
         """Return what is known of a tenant that has work here."""
         return self._entries.get(tenant)
+
+    def starved(self, now: float) -> list[Hashable]:
+        """Return the tenants that may start nothing here until a slot is given back, here or elsewhere."""
+        return [tenant for tenant, entry in self._entries.items() if not entry.limit and now < entry.expires < _NEVER]
 
     def entries(self) -> Mapping[Hashable, Entry]:
         """Return every tenant that has work here, or had it a moment ago."""

@@ -33,7 +33,7 @@ from typing import Final, Generic
 from typing_extensions import TypeVar
 
 from postroom.scheduling.groups import Groups
-from postroom.scheduling.limits import Chosen, PerTenant, Within
+from postroom.scheduling.limits import Chosen, PerTenant
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
@@ -128,14 +128,16 @@ class Scheduler(Generic[T]):
         """Slots."""
         self._per_tenant = per_tenant
         self._own_caps = Chosen(per_tenant, caps)
-        self._caps = self._own_caps if bound is None else Within(self._own_caps, bound)
+        self._bound = bound
         self._weights = Chosen(1.0, weights)
-        self._varies = self._caps.varies or self._weights.varies
+        self._chooses = self._own_caps.varies
+        self._weighs = self._weights.varies
+        self._varies = self._chooses or self._weighs or bound is not None
         self._reserved = min(reserved, total - 1)
         self._patience = max(total, _PATIENCE)
         for lane in self._lanes.values():
             own = None if lane.control is None else lane.control.cap
-            lane.cap = own or int(self._caps(lane.tenant))
+            lane.cap = own or self._cap_of(lane.tenant)
             lane.weight = self._weights(lane.tenant)
             self._offer(lane)
 
@@ -187,6 +189,10 @@ class Scheduler(Generic[T]):
     def own_cap(self, tenant: Hashable) -> int:
         """Return how many slots one tenant may have here, whatever else bounds them."""
         return min(self.total, int(self._own_caps(tenant)))
+
+    def _cap_of(self, tenant: Hashable) -> int:
+        cap, bound = int(self._own_caps(tenant)), None if self._bound is None else self._bound(tenant)
+        return cap if bound is None else min(cap, bound)
 
     def look_again(self, tenant: Hashable) -> None:
         """Let a tenant stand in line that may have more slots than before."""
@@ -395,7 +401,7 @@ class Scheduler(Generic[T]):
         was_blocked = lane.blocked
         lane.paused = paused
         lane.control = control
-        lane.cap = cap or int(self._caps(tenant))
+        lane.cap = cap or self._cap_of(tenant)
         if lane.asleep_until is not None:  # its pace may have changed; who may run when is asked again at its turn
             lane.asleep, lane.asleep_until = False, None
         self._note_blocked(lane, was_blocked=was_blocked, now=now)
@@ -412,6 +418,19 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(tenant)
         if lane is not None and lane.asleep_until is not None and lane.asleep_until < until:
             self._asleep.put(lane, until)
+
+    def withhold(self, tenant: Hashable, *, withheld: bool, now: float = 0.0) -> None:
+        """Count what waits of a tenant among what cannot run, while ``bound`` leaves it nothing."""
+        lane = self._lanes.get(tenant)
+        if lane is not None and lane.withheld is not withheld:
+            was_blocked = lane.blocked
+            lane.withheld = withheld
+            self._note_blocked(lane, was_blocked=was_blocked, now=now if withheld else lane.blocked_since)
+            self._offer(lane)
+
+    def is_withheld(self, tenant: Hashable) -> bool:
+        """Whether ``bound`` leaves a tenant nothing for now, as ``withhold`` was told."""
+        return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
@@ -486,9 +505,13 @@ class Scheduler(Generic[T]):
         if not lane.waiting or (self._blocked and lane.blocked):
             return False
         if self._varies:
-            own = None if lane.control is None else lane.control.cap
-            lane.cap = own or int(self._caps(lane.tenant))
-            lane.weight = self._weights(lane.tenant)
+            tenant = lane.tenant
+            cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
+            if self._bound is not None and (bound := self._bound(tenant)) is not None and bound < cap:
+                cap = bound
+            lane.cap = cap if lane.control is None else lane.control.cap or cap
+            if self._weighs:
+                lane.weight = self._weights(tenant)
         return lane.running < lane.cap
 
     def _line(self, lane: Lane[T]) -> None:
@@ -529,7 +552,7 @@ class Scheduler(Generic[T]):
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
         cap, weight = self._per_tenant, 1.0
         if self._varies:
-            cap, weight = int(self._caps(tenant)), self._weights(tenant)
+            cap, weight = self._cap_of(tenant), self._weights(tenant)
         lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:

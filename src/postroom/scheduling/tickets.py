@@ -66,6 +66,7 @@ class Lane(Generic[T]):
         "tenant",
         "waiting",
         "weight",
+        "withheld",
     )
 
     def __init__(self, tenant: Hashable, *, cap: int, weight: float, served: float, estimate: float) -> None:
@@ -89,12 +90,14 @@ class Lane(Generic[T]):
         """Whether it is granted nothing until it is woken, or until ``asleep_until``."""
         self.asleep_until: float | None = None
         self.paused = False
+        self.withheld = False
+        """Whether what bounds the slots of one tenant leaves it none for now."""
         self.control: Control | None = None
 
     @property
     def blocked(self) -> bool:
-        """Whether it is granted nothing, however many slots are free: suspended, paused or asleep."""
-        return self.suspended > 0 or self.paused or self.asleep
+        """Whether it is granted nothing, however many slots are free: suspended, paused, asleep or withheld."""
+        return self.suspended > 0 or self.paused or self.asleep or self.withheld
 
     @property
     def size(self) -> int:
