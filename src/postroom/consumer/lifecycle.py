@@ -127,11 +127,12 @@ class Run(Generic[C, R]):
         self.settings = settings
         self.queue = queue
         self.pool = pool
-        self.tasks = Tasks(self.end)
+        self.tasks: Tasks = Tasks(self.end)
         self._tenants = tenants
         self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
         self._facts = QueueFacts(queue, self.tasks)
-        self.source = source = Source(settings, queue, self._facts)
+        source = Source(settings, queue, self._facts)
+        self.source: Source = source
         rng = Random()  # noqa: S311 - jitter, not secrecy
         self.member: Member | None = None
         self.scheduler: Scheduler[Job] = Scheduler(**self._scheduler_limits(settings.concurrency))
@@ -140,8 +141,8 @@ class Run(Generic[C, R]):
         self._policy = AdaptivePolicy(settings.polling, self._scouting, source.crowd)
         hints = None if settings.fleet is None else Hints(settings.fleet.lease)
         availability = Availability(pool, rng, hints)
-        self.core = Core(self.scheduler, availability, tenants, self._policy, polling=settings.polling, rng=rng)
-        self.engine = Engine(self.core, self.tasks)
+        self.core: Core = Core(self.scheduler, availability, tenants, self._policy, polling=settings.polling, rng=rng)
+        self.engine: Engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
         if settings.fleet is not None and hints is not None:
             self.member = join(
@@ -187,7 +188,7 @@ class Run(Generic[C, R]):
         self._hurry = asyncio.Event()
         self._cancelled = 0
         self._was_idle = False
-        self.reason = StopReason.REQUESTED
+        self.reason: StopReason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
 

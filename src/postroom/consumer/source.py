@@ -31,11 +31,11 @@ class Source:
         self._visibility = _clean(settings.visibility)
         self.queue = queue
         self.facts = facts
-        self.name = queue.info.name
-        self.resolves = settings.resolver is not None
-        self.fifo = queue.info.fifo
-        self.attempts = Attempts(facts)
-        self.crowd = Crowd()
+        self.name: str = queue.info.name
+        self.resolves: bool = settings.resolver is not None
+        self.fifo: bool = queue.info.fifo
+        self.attempts: Attempts = Attempts(facts)
+        self.crowd: Crowd = Crowd()
         self.diversions: Diversions
         """Set once, by what opens the source."""
         self.settler: Settler[Job]

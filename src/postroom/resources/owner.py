@@ -31,7 +31,7 @@ class Alarm:
         self._task = task
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
-        self.rang = 0
+        self.rang: int = 0
 
     def set(self, seconds: float, tell: Callable[[], None] | None = None) -> None:
         """Ring after ``seconds``; call ``tell`` first, the first time."""

@@ -50,7 +50,7 @@ class Within(Chosen):
 
     def __init__(self, numbers: Chosen, bound: Callable[[Any], int | None]) -> None:
         super().__init__(0, None)
-        self.numbers = numbers
+        self.numbers: Chosen = numbers
         self._bound = bound
         self._number = None if numbers.varies else numbers(None)
 

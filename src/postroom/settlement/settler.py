@@ -100,9 +100,9 @@ class Settler(Generic[D]):
         self._held: dict[str, D] = {}
         self.deliveries: Mapping[str, D] = MappingProxyType(self._held)
         """What is ours, by message id, until its acknowledgement is confirmed."""
-        self.bytes = 0
+        self.bytes: int = 0
         """The sum of the lengths of the bodies of what is held."""
-        self.heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
+        self.heartbeat: Heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
         name = queue.info.name
         self._deletes = self._batcher("delete", Deletes(self, queue), f"Deleting messages of {name}", rng)
         doing = f"Changing the visibility of messages of {name}"
