@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site fmt clean
+.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -104,6 +104,9 @@ site: $(STAMP)  ## build the documentation site into build/site, every link chec
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
 	$(RUN)zensical build --strict
+
+package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
+	$(RUN)python tools/package.py $(ARGS)
 
 fmt: $(STAMP)  ## format and fix what can be fixed
 	$(RUN)ruff format .
