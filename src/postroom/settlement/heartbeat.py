@@ -136,7 +136,8 @@ class Heartbeat:
 
     def release(self, delivery: Delivery) -> None:
         """Neither extend it nor watch its deadline any longer."""
-        if delivery.covered:
+        delivery.covered = False
+        if self._asked:
             self.uncover(delivery)
         self._watched.pop(delivery, None)
         self._looks.drop(delivery)

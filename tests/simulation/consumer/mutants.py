@@ -375,10 +375,11 @@ def _sleeps_for_long(sleep: Any) -> Any:
 
 
 def _inherits(_spawn: Any) -> Any:
-    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str) -> Any:
+    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str, *, watched: bool = True) -> Any:
         task = self.loop.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        if watched:
+            self.watch(task)
         return task
 
     return mutant
