@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site fmt clean
+.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,15 @@ $(STAMP): $(UV) pyproject.toml uv.lock
 
 demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", "--database postgres", "--noisy"
 	$(RUN)postroom demo $(ARGS)
+
+example: $(STAMP)  ## run an example; NAME=fifo, or another directory of examples/
+	@case "$(NAME)" in \
+		"") echo "name one: make example NAME=fifo"; ls -d examples/*/ | cut -d/ -f2; exit 2 ;; \
+		multi_tenant_datasource) $(RUN)postroom demo ;; \
+		fastapi_app) $(RUN)python -m examples.fastapi_app ;; \
+		testing) $(RUN)pytest examples/testing ;; \
+		*) $(RUN)python -m examples.$(NAME).main ;; \
+	esac
 
 test: $(STAMP)  ## run the test suite
 	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
@@ -96,6 +105,9 @@ site: $(STAMP)  ## build the documentation site into build/site, every link chec
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
 	$(RUN)zensical build --strict
+
+package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
+	$(RUN)python tools/package.py $(ARGS)
 
 fmt: $(STAMP)  ## format and fix what can be fixed
 	$(RUN)ruff format .

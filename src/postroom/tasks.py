@@ -49,8 +49,8 @@ class Tasks:
     """
 
     def __init__(self, on_fatal: Callable[[BaseException], None]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.time = clock_of(self.loop)
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.time: Callable[[], float] = clock_of(self.loop)
         """Tells the loop's time."""
         self._home = contextvars.copy_context()
         self._on_fatal = on_fatal

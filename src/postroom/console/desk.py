@@ -35,8 +35,8 @@ class Desk:
 
     def __init__(self, consumers: Sequence[Consumer[Any, Any]], *, wall: Callable[[], float] = time.time) -> None:
         self.wall = wall
-        self.consumers = tuple(consumers)
-        self.token = secrets.token_urlsafe(16)
+        self.consumers: tuple[Consumer[Any, Any], ...] = tuple(consumers)
+        self.token: str = secrets.token_urlsafe(16)
         """What a request that changes something has to repeat: pages of other sites cannot read it."""
         self._collectors = [Collector(consumer) for consumer in consumers]
         self._acted: list[dict[Hashable, None]] = [{} for _ in consumers]

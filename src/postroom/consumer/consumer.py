@@ -142,7 +142,7 @@ class Consumer(Generic[C, R]):
             client=_checked_client(client),
             fleet=_checked_fleet(fleet, context),
         )
-        self.tenants = Tenants(shared=fleet is not None)
+        self.tenants: Tenants = Tenants(shared=fleet is not None)
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None

@@ -102,21 +102,21 @@ class Core:
         self.scheduler = scheduler
         self.availability = availability
         self.policy = policy
-        self.away = Away()
+        self.away: Away = Away()
         self.actions: list[Action] = []
-        self.closing = False
-        self.draining = True
+        self.closing: bool = False
+        self.draining: bool = True
         """Whether a stop still starts what has no receive to spare."""
-        self.parked = 0
+        self.parked: int = 0
         """Messages parked so far."""
-        self.deferred = 0
+        self.deferred: int = 0
         """Messages deferred so far."""
         self.resolving = 0
         """Messages that have waited for their resolver for a moment only: they take room."""
         self.unresolved = 0
         """Messages that have waited for their resolver for longer: they take none."""
         self.held_bytes = 0
-        self.most_bytes = polling.memory
+        self.most_bytes: int = polling.memory
         """Bytes of bodies that may be held; from then on nothing is received."""
         self._tenants = tenants
         self._polling = polling
@@ -124,7 +124,7 @@ class Core:
         self._returned: set[str] = set()
         self.waking: deque[Hashable] = deque()
         """Tenants that wait only for room to go on, after an outage of their host."""
-        self.fifo = False
+        self.fifo: bool = False
         """Whether messages come from a FIFO queue."""
 
     # -- what a receive policy sees -----------------------------------------------------------------------------

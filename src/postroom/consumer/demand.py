@@ -1,5 +1,6 @@
 """How many messages to ask the queue for, and when: one replaceable policy."""
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -144,9 +145,9 @@ class AdaptivePolicy:
         self._next_at = 0.0
         self._pace = 0.0
         self._warned = False
-        self.handled = scouting.handled
-        self.parked = scouting.parked
-        self.round_trip = 0.0
+        self.handled: Callable[[], None] = scouting.handled
+        self.parked: Callable[[], None] = scouting.parked
+        self.round_trip: float = 0.0
         """Seconds that a receive takes, as a recent average of those that need not wait for messages."""
 
     def capacity(self, floor: Floor) -> int:

@@ -59,7 +59,7 @@ class Intake:
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
         self._time = engine.tasks.time
-        self.received = 0
+        self.received: int = 0
 
     def admit(self, messages: Sequence[Any], arrived: Moment) -> int:
         """Take the messages of one receive in. Returns how many of them lack nothing but a slot, as far as known."""

@@ -136,7 +136,7 @@ class Run(Generic[C, R]):
         self.name = settings.queue if isinstance(where, Roster) else where.info.name
         """What the run is called in logs and events: its queue, or the title of its queues."""
         self.pool = pool
-        self.tasks = Tasks(self.end)
+        self.tasks: Tasks = Tasks(self.end)
         self._tenants = tenants
         self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
         self.tally = Tally()
@@ -186,7 +186,7 @@ class Run(Generic[C, R]):
         self.cancelled = 0
         """Handlers that had to be cancelled."""
         self._was_idle = False
-        self.reason = StopReason.REQUESTED
+        self.reason: StopReason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
 

@@ -105,8 +105,8 @@ class Pipeline:
         self._observers: Observers = settings.observers
         self._time = engine.tasks.time
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
-        self.succeeded = 0
-        self.duplicates = 0
+        self.succeeded: int = 0
+        self.duplicates: int = 0
         """Messages that their handlers found handled before."""
         self.failed: Counter[str] = Counter()
         """Failures by the name of their error's type."""

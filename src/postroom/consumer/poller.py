@@ -49,12 +49,12 @@ class Receiver:
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failing_since: float | None = None
         """The loop time from which on every receive has failed; None while they are answered."""
-        self.failing_with = ""
+        self.failing_with: str = ""
         """The type of the last failure's error."""
         self._out: dict[int, float] = {}
         """When the receives that are out were sent, by poller."""
-        self.failures = 0
-        self.receives = 0
+        self.failures: int = 0
+        self.receives: int = 0
 
     @property
     def asked_at(self) -> float | None:

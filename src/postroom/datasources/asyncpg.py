@@ -19,8 +19,8 @@ from postroom.types import C
 try:
     import asyncpg
     from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
-except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
-    raise ModuleNotFoundError("asyncpg is missing: pip install 'postroom[asyncpg]'", name="asyncpg") from error
+except ModuleNotFoundError as _error:  # pragma: no cover - the test environment has it
+    raise ModuleNotFoundError("asyncpg is missing: pip install 'postroom[asyncpg]'", name="asyncpg") from _error
 
 if TYPE_CHECKING:
     _PoolBase = asyncpg.Pool[asyncpg.Record]

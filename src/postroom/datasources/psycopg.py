@@ -33,8 +33,8 @@ try:
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow, tuple_row
-except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
-    raise ModuleNotFoundError("psycopg is missing: pip install 'postroom[psycopg]'", name="psycopg") from error
+except ModuleNotFoundError as _error:  # pragma: no cover - the test environment has it
+    raise ModuleNotFoundError("psycopg is missing: pip install 'postroom[psycopg]'", name="psycopg") from _error
 
 _numbers = itertools.count(1)
 _log = Log("postroom.datasources", Step.RESOURCES)

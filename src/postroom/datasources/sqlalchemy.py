@@ -24,8 +24,10 @@ try:
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
     from sqlalchemy.util import await_only
-except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
-    raise ModuleNotFoundError("SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy") from error
+except ModuleNotFoundError as _error:  # pragma: no cover - the test environment has it
+    raise ModuleNotFoundError(
+        "SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy"
+    ) from _error
 
 _log = Log("postroom.datasources", Step.RESOURCES)
 

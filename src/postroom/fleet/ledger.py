@@ -60,23 +60,23 @@ class Entry:
     )
 
     def __init__(self, name: str | None) -> None:
-        self.name = name
+        self.name: str | None = name
         """None where it has no name that other replicas would know."""
-        self.granted = 0
-        self.share = 0
-        self.limit = 0
+        self.granted: int = 0
+        self.share: int = 0
+        self.limit: int = 0
         """Handlers that may run until ``expires``: never more than granted, and no more than the share."""
-        self.expires = float("-inf")
+        self.expires: float = float("-inf")
         self.fallback: int | None = 0
         """Handlers that may run when the store is gone; None for any number."""
-        self.promised = UNLIMITED
+        self.promised: int = UNLIMITED
         """Handlers that may run while a request is out that said so."""
-        self.contended = False
-        self.asked = False
-        self.idle = 0
+        self.contended: bool = False
+        self.asked: bool = False
+        self.idle: int = 0
         """Ticks without work."""
-        self.tokens = 0
-        self.tokens_until = float("-inf")
+        self.tokens: int = 0
+        self.tokens_until: float = float("-inf")
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -101,14 +101,14 @@ class Ledger:
     def __init__(self, fleet: Fleet, replica: str, now: float, on_newcomer: Callable[[Hashable], object]) -> None:
         self.fleet = fleet
         self.replica = replica
-        self.replicas = 0
+        self.replicas: int = 0
         """Replicas that the store last counted; 0 before it was ever reached."""
-        self.epoch = ""
+        self.epoch: str = ""
         self.sent: Sent | None = None
-        self.overruns = 0
+        self.overruns: int = 0
         """Handlers so far that went on after their slots were lost."""
-        self.exchanges = 0
-        self.failures = 0
+        self.exchanges: int = 0
+        self.failures: int = 0
         """Exchanges that failed in a row."""
         self._entries: dict[Hashable, Entry] = {}
         self._newcomers: dict[Hashable, None] = {}

@@ -80,14 +80,14 @@ class Member:
         self, fleet: Fleet, name: str, tasks: Tasks, crew: Crew, *, hints: Hints, observers: Observers, pending: Pending
     ) -> None:
         self.fleet = fleet
-        self.name = fleet.name or name
+        self.name: str = fleet.name or name
         self.pending = pending
         self._state = fleet.state
         self._tasks = tasks
         self._crew = crew
         self._observers = observers
         self._time = tasks.loop.time
-        self.ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
+        self.ledger: Ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
         self.hints = hints
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})

@@ -53,7 +53,7 @@ class Store:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.fleets: dict[str, _Fleet] = {}
-        self.run = 1
+        self.run: int = 1
         """Counts the starts of this store: one that starts again may have lost its last writes."""
 
     def flush(self) -> None:
@@ -223,7 +223,7 @@ class MemoryState:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.store = Store(clock)
+        self.store: Store = Store(clock)
 
     async def exchange(self, fleet: str, request: Request) -> Answer:
         """See ``SharedState``."""

@@ -101,7 +101,7 @@ class Scheduler(Generic[T]):
         self._groups: Groups[T] = Groups()
         self._blocked: dict[Lane[T], None] = {}
         self._controls: dict[Hashable, Control] = {}
-        self.running = 0
+        self.running: int = 0
         """Slots in use."""
         self._waiting = 0
         self._suspended = 0
@@ -110,7 +110,7 @@ class Scheduler(Generic[T]):
         self._streak = 0
         self._alone = 0
         self._met = False
-        self.typical = FIRST_ESTIMATE
+        self.typical: float = FIRST_ESTIMATE
         """Handler seconds that a message takes, as a recent average over all tenants."""
 
     def adjust(

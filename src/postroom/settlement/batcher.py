@@ -72,7 +72,7 @@ class Work(Protocol[E_contra]):
         """Send one batch and return the entries that were refused, by their place."""
         ...
 
-    def fate(self, entry: E_contra, now: float) -> Fate:
+    def fate(self, entry: E_contra, now: float, /) -> Fate:
         """Return what to do with an entry that is about to be sent at a time of the loop."""
         ...
 
@@ -154,7 +154,7 @@ class Batcher(Generic[E]):
         """What the last call that failed ended with."""
         self._draining = 0
         self._idle: list[asyncio.Future[None]] = []
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def pending(self) -> int:

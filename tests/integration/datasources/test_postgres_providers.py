@@ -197,7 +197,7 @@ class TestCanary:
             await _open(driver.provider(DataSource(tenant.dsn, user="somebody")))
 
     async def test_it_can_be_kept_silent(self, driver: Driver, tenant: TenantDatabase) -> None:
-        """For poolers whose names for databases are their own."""
+        """For poolers with names of their own for databases."""
         await _open(driver.provider(DataSource(tenant.dsn, database="an alias"), canary=False))
 
 

@@ -168,7 +168,7 @@ class World:
         self.tenants = Tenants()
         self.total, self.per_tenant = plan.total, plan.per_tenant
         self.broken: dict[int, float] = {}
-        """Tenants whose handlers all fail, and until when."""
+        """Tenants with handlers that all fail, and until when."""
         self.settling_fails_until = 0.0
         self.rejecting_fails = False
         self.policy_known_at = 0.0
@@ -205,7 +205,7 @@ class World:
         self._examined = 0
         self._poke = False
         self.waiting_for_messages: dict[int, None] = {}
-        """Pollers whose receives have found nothing so far."""
+        """Pollers with receives that have found nothing so far."""
         self.arrivals = process.arrivals
         tenants: Any = self.tenants
         tenants._consumer = self
