@@ -35,6 +35,8 @@ namespace_packages = true
 [tool.pyright]
 typeCheckingMode = "strict"
 include = ["examples"]
+venvPath = "."
+venv = ".venv"
 """
 
 

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -247,7 +248,7 @@ def show_log(here: Site) -> None:
     """Print what the consumer logged, its tracebacks cut."""
     print("The log:", flush=True)
     for line in here.log.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line) if line.startswith("{") else {}
+        record: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
         if record.get("logger") == "postroom.consumer" or record.get("level") == "ERROR":
             shown = {name: text[:60] + "..." if name == "exception" else text for name, text in record.items()}
             print(" ", json.dumps(shown), flush=True)

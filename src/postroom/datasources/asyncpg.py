@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from postroom.datasources._asyncpg_growth import Growth
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, Names, require_names, verify
 from postroom.datasources._passwords import connected
@@ -100,7 +101,10 @@ def asyncpg_pool(
             async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
                 return await asyncpg.connect(*arguments, **(keywords | password))
 
-            return await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
+            with pool.growth.trying():
+                return await attempts.make(
+                    lambda: connected(source, once), lambda connection: _greet(connection, names)
+                )
 
         pool = _Pool(
             source.dsn,
@@ -159,10 +163,12 @@ class _Acquiring(_AcquiringBase):
         with pool.waiting.one(pool.is_full):
             try:
                 async with limit:
-                    return await acquire()
+                    return await pool.growth.patiently(acquire)
             except TimeoutError:
                 if limit.expired() and pool.is_full():
                     raise pool.waiting.timed_out() from None
+                if limit.expired() and pool.growth.refusal is not None:
+                    raise pool.growth.refusal from None
                 raise
 
 
@@ -190,6 +196,7 @@ class _Pool(_PoolBase):
         self.waiting = waiting
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
+        self.growth = Growth(self)
 
     def is_full(self) -> bool:
         """Return whether all connections exist and are in use."""
@@ -199,7 +206,20 @@ class _Pool(_PoolBase):
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
 
     async def release(self, connection: "PoolConnectionProxy[asyncpg.Record]", *, timeout: float | None = None) -> None:
-        await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
+        try:
+            await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
+        finally:
+            self.growth.returned()
+
+    def prefer_connected(self) -> None:
+        """Let the next ``acquire()`` take a connection that exists: asyncpg takes what was returned last."""
+        pool: Any = self  # the stubs do not name it: a LifoQueue, which serves from its end
+        pool._queue._queue.sort(key=_is_connected)  # noqa: SLF001 - asyncpg has no public way
+
+
+def _is_connected(holder: Any) -> bool:
+    connected: bool = holder.is_connected()
+    return connected
 
 
 _DEFAULTS: Final[dict[str, Any]] = {
