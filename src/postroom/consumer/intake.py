@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Awaitable, Hashable, Sequence
 from typing import Any, Final, cast
 
-from postroom.consumer.core import Core
+from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
@@ -14,7 +14,7 @@ from postroom.errors import ContextError, PostroomError
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool
-from postroom.scheduling import State
+from postroom.settlement import Moment
 from postroom.types import UNRESOLVED, Settlement
 
 _SLOW: Final = 0.25
@@ -61,11 +61,11 @@ class Intake:
         self._time = engine.tasks.time
         self.received = 0
 
-    def admit(self, messages: Sequence[Any]) -> int:
+    def admit(self, messages: Sequence[Any], arrived: Moment) -> int:
         """Take the messages of one receive in. Returns how many of them lack nothing but a slot, as far as known."""
         self.received += len(messages)
         source, core = self._source, self._core
-        jobs = source.settler.take(messages)
+        jobs = source.settler.take(messages, arrived)
         if len(core.away):
             for message in messages:
                 core.away.came_back(message.id)
@@ -74,7 +74,7 @@ class Intake:
         runnable = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
         source.facts.received(jobs, now)
-        capacity = core.capacity()
+        scene = core.scene()
         for job in jobs:
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
@@ -89,7 +89,7 @@ class Intake:
             elif group is not None and (group in later or self._resolves(group)):
                 later.setdefault(group, []).append((job, _known(found)))
             else:
-                runnable += self._enter(job, found, now, capacity)
+                runnable += self._enter(job, found, now, scene)
         for batch in later.values():
             self._resolve_later(batch)
         self._engine.dispatch(now)
@@ -220,11 +220,10 @@ class Intake:
 
     # -- to the core --------------------------------------------------------------------------------------------
 
-    def _enter(self, job: Job, found: Any, now: float, capacity: int | None = None) -> bool:
+    def _enter(self, job: Job, found: Any, now: float, scene: Scene | None = None) -> bool:
         if job.lost or job.settlement is not None:
             return False
         message = job.message
-        job.state = State.NEW
         if self._source.fifo:
             job.group = message.group_id
         try:
@@ -236,7 +235,7 @@ class Intake:
             if message.group_id is not None and self._grouping is not None:
                 self._grouping.check(message.group_id, job.tenant, found)
         self._source.resolved(job)
-        return self._core.arrive(job, now, capacity)
+        return self._core.arrive(job, now, scene)
 
     def _tenant_of(self, job: Job, found: Any) -> Hashable:
         """Return the tenant of a context. Raises ``ContextError``, also one that was found in its place."""

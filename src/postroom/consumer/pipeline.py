@@ -101,6 +101,7 @@ class Pipeline:
         self._handle = handle
         self._unwrap = source.settings.unwrap
         self._ack_mode = source.settings.ack
+        self._acks = source.settings.ack is not AckMode.MANUAL
         self._on_error: OnError | None = source.settings.on_error
         self._observers: Observers = source.settings.observers
         self._time = engine.tasks.time
@@ -138,8 +139,6 @@ class Pipeline:
             await self._did_fail(job, error)
         else:
             self._did_succeed(job)
-        finally:
-            self._engine.ended(job)
 
     async def _run_with(self, job: Job, lease: Lease[Any]) -> None:
         """Run the handler with its tenant's resources, and give them back."""
@@ -226,10 +225,10 @@ class Pipeline:
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
         self._core.succeeded(job, self._time())
-        if self._ack_mode is AckMode.MANUAL:
-            self._leave(job)
-        else:
+        if self._acks:
             self._ack(job)
+        else:
+            self._leave(job)
 
     def _was_handled_before(self, job: Job) -> None:
         """Acknowledge a duplicate, in every mode: its work is done, and no other consumer will say so."""

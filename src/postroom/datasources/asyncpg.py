@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from postroom.datasources._asyncpg_growth import Growth
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, Names, require_names, verify
 from postroom.datasources._passwords import connected
@@ -67,7 +66,8 @@ def asyncpg_pool(
         idle: seconds after which an unused connection is closed, down to none.
         connect_timeout: seconds for one connection to be made, the canary included.
         acquire_timeout: seconds after which ``acquire()`` raises ``TimeoutError``, where the call
-            names none itself. None waits without a limit. A wait of 3 s is logged, once.
+            names none itself. None waits without a limit. A wait of 3 s is logged, once. While the
+            server is full (53300), callers wait for one of the connections that the pool has.
         close_timeout: seconds that held connections may take at close.
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
@@ -101,10 +101,7 @@ def asyncpg_pool(
             async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
                 return await asyncpg.connect(*arguments, **(keywords | password))
 
-            with pool.growth.trying():
-                return await attempts.make(
-                    lambda: connected(source, once), lambda connection: _greet(connection, names)
-                )
+            return await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
 
         pool = _Pool(
             source.dsn,
@@ -160,15 +157,23 @@ class _Acquiring(_AcquiringBase):
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
         limit = asyncio.timeout(self._limit)
+        refusal: Exception | None = None
         with pool.waiting.one(pool.is_full):
             try:
                 async with limit:
-                    return await pool.growth.patiently(acquire)
+                    while True:
+                        try:
+                            return await acquire()
+                        except asyncpg.TooManyConnectionsError as error:
+                            if not pool.waiting.is_full(error, pool.get_size()):
+                                raise
+                            refusal = error
+                        await pool.waiting.until_freed()
             except TimeoutError:
+                if limit.expired() and refusal is not None:
+                    raise refusal from None
                 if limit.expired() and pool.is_full():
                     raise pool.waiting.timed_out() from None
-                if limit.expired() and pool.growth.refusal is not None:
-                    raise pool.growth.refusal from None
                 raise
 
 
@@ -196,7 +201,6 @@ class _Pool(_PoolBase):
         self.waiting = waiting
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
-        self.growth = Growth(self)
 
     def is_full(self) -> bool:
         """Return whether all connections exist and are in use."""
@@ -209,17 +213,7 @@ class _Pool(_PoolBase):
         try:
             await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
         finally:
-            self.growth.returned()
-
-    def prefer_connected(self) -> None:
-        """Let the next ``acquire()`` take a connection that exists: asyncpg takes what was returned last."""
-        pool: Any = self  # the stubs do not name it: a LifoQueue, which serves from its end
-        pool._queue._queue.sort(key=_is_connected)  # noqa: SLF001 - asyncpg has no public way
-
-
-def _is_connected(holder: Any) -> bool:
-    connected: bool = holder.is_connected()
-    return connected
+            self.waiting.freed()
 
 
 _DEFAULTS: Final[dict[str, Any]] = {

@@ -11,7 +11,7 @@ from postroom.settlement.batcher import Batcher, Fate, named
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.gate import Pauses
 from postroom.settlement.looks import Looks
-from postroom.settlement.sleep import machine_slept
+from postroom.settlement.sleep import Moment, machine_slept
 from postroom.settlement.trouble import Trouble, describe
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
@@ -104,6 +104,10 @@ class Heartbeat:
             self._set_right()
         return self._time()
 
+    def moment(self) -> Moment:
+        """Return the loop's time, and how long the machine has slept until now."""
+        return Moment(self.now(), self.slept)
+
     def cover(self, deliveries: Sequence[Delivery]) -> None:
         """Start to cover deliveries of one receive, which share their deadline."""
         for delivery in deliveries:
@@ -132,7 +136,8 @@ class Heartbeat:
 
     def release(self, delivery: Delivery) -> None:
         """Neither extend it nor watch its deadline any longer."""
-        if delivery.covered:
+        delivery.covered = False
+        if self._asked:
             self.uncover(delivery)
         self._watched.pop(delivery, None)
         self._looks.drop(delivery)
