@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site package fmt clean
+.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the se
 fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store, counted by databases; then the costs
 	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -m "long or not long" -s tests/integration/fleet
 	$(RUN)python -m benchmarks.fleet
+
+service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13: types, SIGTERM, traces, checks (five minutes)
+	$(RUN)python tools/service.py $(ARGS)
 
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants

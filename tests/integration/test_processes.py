@@ -59,9 +59,9 @@ class Site:
         path = self.directory / "diary"
         return path.read_text().splitlines() if path.exists() else []
 
-    async def diary_has(self, count: int, word: str) -> None:
+    async def diary_has(self, count: int, word: str, *, seconds: float = 40.0) -> None:
         """Wait until the diary has so many lines that begin with a word."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(seconds):
             while sum(line.startswith(word) for line in self.diary()) < count:
                 await asyncio.sleep(0.02)
 
