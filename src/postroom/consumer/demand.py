@@ -120,6 +120,10 @@ class ReceivePolicy(Protocol):
         """Whether pollers that pause should look again, because messages come."""
         ...
 
+    def is_quiet(self, floor: Floor) -> bool:
+        """Whether no poller but number 0 would ask now. Asked for every message that ends, to wake no other."""
+        ...
+
     def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
         """Return whether an arriving message makes room for others, given its tenant's standing.
 
@@ -175,7 +179,7 @@ class AdaptivePolicy:
         capacity = self.capacity(floor)
         taken = floor.taken(capacity)
         room = capacity - taken - self._asked_for
-        if room >= polling.batch or (room > 0 and self._asked_for == 0 and floor.waiting == 0):
+        if self._has_room(room, floor):
             if number == 0 or self._busy or (self._sparse and number < SPARSE and not polling.gather):
                 wait = self._next_at - now
                 return Pause(wait) if wait > 0 else Ask(min(room, polling.batch))
@@ -214,6 +218,20 @@ class AdaptivePolicy:
     def wants_company(self) -> bool:
         """Whether pollers that pause should look again, because messages come."""
         return self._busy or self._sparse
+
+    def is_quiet(self, floor: Floor) -> bool:
+        """Whether no poller but number 0 would ask now: one long poll is enough, and there is room for what it brings.
+
+        Without room the others are asked as well, since scouting is a matter of each poller.
+        """
+        return not (self._busy or self._sparse) and not floor.is_full and self._has_room(self._room(floor), floor)
+
+    def _room(self, floor: Floor) -> int:
+        capacity = self.capacity(floor)
+        return capacity - floor.taken(capacity) - self._asked_for
+
+    def _has_room(self, room: int, floor: Floor) -> bool:
+        return room >= self._polling.batch or (room > 0 and self._asked_for == 0 and floor.waiting == 0)
 
     def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
         """Return whether an arriving message makes room for others.

@@ -123,16 +123,21 @@ class Poller(Receiver):
         self._policy = policy
         self._admits = admits
         self._stopping = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        """What the pollers wait for that found nothing to ask for, by number."""
         self._paused: set[asyncio.Future[None]] = set()
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
-        if self._waiters:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        if not self._waiters:
+            return
+        if len(self._waiters) > 1 and not self._stopping and self._policy.is_quiet(self._core):
+            waiters = [] if (first := self._waiters.pop(0, None)) is None else [first]
+        else:
+            waiters, self._waiters = list(self._waiters.values()), {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def stop(self) -> None:
         """Start no further receive. Those that are outstanding go on: their messages must not be stranded."""
@@ -149,7 +154,7 @@ class Poller(Receiver):
         while not self._stopping:
             step = self._policy.next(number, self._core, time())
             if isinstance(step, Pause):
-                await self._woken(step.seconds)
+                await self._woken(number, step.seconds)
                 continue
             asked = self.moment()
             began = asked.time
@@ -175,19 +180,18 @@ class Poller(Receiver):
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
 
-    async def _woken(self, seconds: float | None) -> None:
-        waiter = self._tasks.loop.create_future()
-        self._waiters.append(waiter)
-        timer = None if seconds is None else self._tasks.call_later(seconds, self._wake_one, waiter)
+    async def _woken(self, number: int, seconds: float | None) -> None:
+        self._waiters[number] = waiter = self._tasks.loop.create_future()
+        timer = None if seconds is None else self._tasks.call_later(seconds, self._wake_one, number)
         try:
             await waiter
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _wake_one(self, waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():
-            self._waiters.remove(waiter)
+    def _wake_one(self, number: int) -> None:
+        waiter = self._waiters.pop(number, None)
+        if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     async def _back_off(self, pause: float) -> None:

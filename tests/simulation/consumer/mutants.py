@@ -495,7 +495,7 @@ MUTANTS = (
     ),
     Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 197, "poison"),
     Mutant("defers with the last receive", _says(Attempts, "may_defer", answer=True), 30, "expense"),
-    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 143, "liveness"),
+    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
     Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0, "control"),
     # -- attempts
     Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 88, "attempts"),

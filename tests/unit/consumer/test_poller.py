@@ -80,7 +80,7 @@ class Pollers:
         now = asyncio.get_running_loop().time()
         self._tasks = Tasks(lambda _error: None)
         crowd = Crowd()
-        policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
+        self.policy = policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
         settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
         source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=_Clock())
         floor: Any = Floor()
@@ -202,3 +202,26 @@ def test_an_answer_counts_from_when_it_may_have_arrived(
             return pollers.arrived
 
     assert run_virtual(main()) == Moment(arrived, 7.0)
+
+
+def test_a_message_that_ends_on_a_quiet_queue_wakes_one_poller() -> None:
+    """The others would find nothing to ask for, and each look costs as much as a message."""
+
+    async def main() -> tuple[int, int]:
+        async with Pollers() as pollers:
+            await pollers.answer(0)  # nothing comes: from now on one long poll is enough
+            looks: list[int] = []
+            policy: Any = pollers.policy
+            look = policy.next
+            policy.next = lambda number, *rest: (looks.append(number), look(number, *rest))[1]
+            pollers.poller.wake()
+            await settle()
+            quiet = len(looks)
+            policy._busy = True
+            pollers.poller.wake()
+            await settle()
+            return quiet, len(looks) - quiet
+
+    quiet, busy = run_virtual(main())
+    assert quiet <= 1
+    assert busy >= POLLERS - 1
