@@ -213,7 +213,12 @@ def test_a_message_that_ends_on_a_quiet_queue_wakes_one_poller() -> None:
             looks: list[int] = []
             policy: Any = pollers.policy
             look = policy.next
-            policy.next = lambda number, *rest: (looks.append(number), look(number, *rest))[1]
+
+            def next_step(number: int, *rest: Any) -> Any:
+                looks.append(number)
+                return look(number, *rest)
+
+            policy.next = next_step
             pollers.poller.wake()
             await settle()
             quiet = len(looks)
