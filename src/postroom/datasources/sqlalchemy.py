@@ -244,7 +244,10 @@ async def _reset_session(connection: Any) -> None:
         from postroom.datasources.psycopg import reset_session  # noqa: PLC0415 - only where psycopg is in use
 
         await reset_session(connection)
-    elif await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
+        return
+    if connection.is_in_transaction():  # begun by SQL, of which neither SQLAlchemy nor its dialect knows
+        await connection.execute("ROLLBACK")
+    if await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
         await connection.execute(DEALLOCATE)
 
 
