@@ -12,7 +12,7 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, check_locate, located
+from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
@@ -70,6 +70,12 @@ def sqlalchemy_engine(
     """
     check_locate("sqlalchemy_engine", locate)
     check_count("sqlalchemy_engine", "max_size", max_size)
+    check_times(
+        "sqlalchemy_engine",
+        connect_timeout=connect_timeout,
+        acquire_timeout=acquire_timeout,
+        close_timeout=close_timeout,
+    )
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
