@@ -8,7 +8,7 @@ ARGS ?=
 KIND ?= consumer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long check bench fairness tenants soak replay crashes outages endurance fleet mutants fuzz conformance docs site fmt clean
+.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,15 @@ $(STAMP): $(UV) pyproject.toml uv.lock
 demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", "--database postgres", "--noisy"
 	$(RUN)postroom demo $(ARGS)
 
+example: $(STAMP)  ## run an example; NAME=fifo, or another directory of examples/
+	@case "$(NAME)" in \
+		"") echo "name one: make example NAME=fifo"; ls -d examples/*/ | cut -d/ -f2; exit 2 ;; \
+		multi_tenant_datasource) $(RUN)postroom demo ;; \
+		fastapi_app) $(RUN)python -m examples.fastapi_app ;; \
+		testing) $(RUN)pytest examples/testing ;; \
+		*) $(RUN)python -m examples.$(NAME).main ;; \
+	esac
+
 test: $(STAMP)  ## run the test suite
 	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
 
@@ -37,6 +46,7 @@ check: $(STAMP)  ## lint, types, layers, retired words
 	$(RUN)pyright
 	$(RUN)lint-imports
 	$(RUN)python tools/language.py --check
+	$(RUN)pytest -q -m typing tests/typing
 
 bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python benchmarks/pipeline.py
@@ -76,6 +86,9 @@ fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store,
 	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -m "long or not long" -s tests/integration/fleet
 	$(RUN)python -m benchmarks.fleet
 
+service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13: types, SIGTERM, traces, checks (five minutes)
+	$(RUN)python tools/service.py $(ARGS)
+
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
@@ -95,6 +108,9 @@ site: $(STAMP)  ## build the documentation site into build/site, every link chec
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
 	$(RUN)zensical build --strict
+
+package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
+	$(RUN)python tools/package.py $(ARGS)
 
 fmt: $(STAMP)  ## format and fix what can be fixed
 	$(RUN)ruff format .

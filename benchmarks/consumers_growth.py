@@ -51,7 +51,7 @@ def grow(title: str, cases: dict[int, tuple[int, int]], options: argparse.Namesp
 
 
 async def in_flight(count: int) -> int:
-    """Return the bytes that so many messages take whose handlers run, the messages themselves not counted."""
+    """Return the bytes that so many messages take with handlers that run, the messages themselves not counted."""
     queue = PreparedQueue(count, 1)
     begun, go = 0, asyncio.Event()
     all_begun = asyncio.Event()

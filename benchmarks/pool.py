@@ -40,7 +40,7 @@ async def database(_context: object) -> AsyncIterator[object]:
 
 
 async def hit(make: Callable[[int], Hashable], *, held: bool = False) -> float:
-    """Return the microseconds of CPU of try_lease + release, contexts made anew as messages make them."""
+    """Return the microseconds of CPU of try_lease + release, with a new context each time, as messages make them."""
     async with ResourcePool[Any, object](database, limits=PoolLimits(budget=TENANTS)) as pool:
         for number in range(TENANTS):
             async with pool.lease(make(number)):

@@ -88,7 +88,7 @@ def _compact(value: object) -> bytes:
 
 
 def template(*, enveloped: bool) -> bytes:
-    """Return the answer to a receive whose messages get their identity from a number put at ``PLACE``."""
+    """Return the answer to a receive with messages that get their identity from a number put at ``PLACE``."""
     source = random.Random(7)
     messages = [message(number, source) for number in range(MESSAGES)]
     for number, one in enumerate(messages):

@@ -18,8 +18,8 @@ from postroom.cli import main as command_line
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
 _CONSUMER = (
-    "Consumer MessageContext BatchContext Router by_attribute by_field UnknownKind Call CallNext Middleware "
-    "ConsumerStatistics Health Phase Failure current_message run serve "
+    "Consumer Queues MessageContext BatchContext Router by_attribute by_field UnknownKind Call CallNext Middleware "
+    "ConsumerStatistics QueueStatistics Health Phase Failure current_message run serve "
     "AckMode OnInvalid ExitCode Settlement StopReason Retry Reject Drop AlreadyHandled"
 )
 TOPICS: dict[str, tuple[str, str, str]] = {

@@ -27,7 +27,7 @@ class Worker:
         self._work = Work(told.messages, self.finished.set)
 
     def loop(self) -> None:
-        """Consume until everything is acknowledged, or for ever."""
+        """Consume until everything is acknowledged, or forever."""
         while not self.finished.is_set():
             answer = self._sqs.receive_message(
                 QueueUrl=self._queue_url,

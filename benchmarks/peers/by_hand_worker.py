@@ -33,7 +33,7 @@ class Loop:
         self._running: set[asyncio.Task[None]] = set()
 
     async def receive(self) -> None:
-        """Receive for ever, and start a task for each message as soon as there is a slot."""
+        """Receive forever, and start a task for each message as soon as there is a slot."""
         while True:
             answer = await self._sqs.receive_message(
                 QueueUrl=self._queue_url,
@@ -59,7 +59,7 @@ class Loop:
             self._slots.release()
 
     async def acknowledge(self) -> None:
-        """Delete for ever what was handled, ten at a time or after a moment."""
+        """Delete forever what was handled, ten at a time or after a moment."""
         while True:
             handles = [await self._acks.get()]
             with contextlib.suppress(TimeoutError):
@@ -76,7 +76,7 @@ class Loop:
 
 
 async def main(told: Arguments) -> None:
-    """Consume until everything is acknowledged, or for ever."""
+    """Consume until everything is acknowledged, or forever."""
     finished = asyncio.Event()
     config = AioConfig(max_pool_connections=32, read_timeout=30)
     async with get_session().create_client("sqs", endpoint_url=told.url, config=config) as sqs:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ARGUMENTS = "BENCHMARK_WORKER"
-"""The environment variable with the arguments, for workers that somebody else's command line starts."""
+"""The environment variable with the arguments, for workers that another program's command line starts."""
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def body() -> str:
 
 @contextlib.asynccontextmanager
 async def open_queue(endpoint: str) -> AsyncIterator[Queue]:
-    """Make the queue anew and open it."""
+    """Make the queue again and open it."""
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     sqs = boto3.client("sqs", endpoint_url=endpoint, **keys)
     sqs.create_queue(QueueName="orders", Attributes={"VisibilityTimeout": "60"})

@@ -3,5 +3,6 @@
 from examples.fastapi_app.main import Settings, make_consumer
 
 from postroom import AwsClient
+from postroom.integrations.otel import Telemetry
 
-orders = make_consumer(Settings.from_environment(), AwsClient())
+orders = make_consumer(Settings.from_environment(), AwsClient(), Telemetry())

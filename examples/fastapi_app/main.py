@@ -6,31 +6,30 @@
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import asyncpg
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel, Field
 
 from postroom import (
     AwsClient,
     Concurrency,
     Consumer,
-    MessageAttribute,
     MessageContext,
-    OutgoingMessage,
     Polling,
     PoolLimits,
     PoolTimeouts,
+    Reject,
     RetryPolicy,
+    Sender,
+    SendFailed,
 )
 from postroom.datasources import AsyncpgDatabase, Registry, asyncpg_inbox, asyncpg_pool
 from postroom.integrations.asgi import health_app
 from postroom.integrations.fastapi import leased, lifespan
-from postroom.transports import EntryFailure, Queue
+from postroom.integrations.otel import Telemetry, inject
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def tenant_of(x_tenant: Annotated[str, Header()]) -> Tenant:
     return Tenant(x_tenant)
 
 
-def make_consumer(settings: Settings, client: AwsClient) -> Consumer[Tenant, AsyncpgDatabase]:
+def make_consumer(settings: Settings, client: AwsClient, telemetry: Telemetry) -> Consumer[Tenant, AsyncpgDatabase]:
     """Make the consumer and the pool that it shares with the requests. Nothing is opened here."""
     databases = asyncpg_inbox(asyncpg_pool(Registry(settings.databases), max_size=4), create=True).pool(
         limits=PoolLimits(budget=20), timeouts=PoolTimeouts(lease=15, close=4), name="orders"
@@ -85,12 +84,16 @@ def make_consumer(settings: Settings, client: AwsClient) -> Consumer[Tenant, Asy
         concurrency=Concurrency(total=16, per_tenant=4, handler_timeout=10),
         polling=Polling(wait=settings.poll),
         retry=RetryPolicy(attempts=5),
+        observers=[telemetry],
     )
 
     @orders.handler
     async def handle(order: Order, ctx: MessageContext[Tenant, AsyncpgDatabase]) -> None:
         async with ctx.transaction() as tx:  # the order and the message's row in the inbox, or neither
-            await tx.execute("INSERT INTO orders (order_id) VALUES ($1)", order.order_id)
+            try:
+                await tx.execute("INSERT INTO orders (order_id) VALUES ($1)", order.order_id)
+            except asyncpg.DataError as error:  # no retry will make it fit
+                raise Reject("the database cannot store this order") from error
             await tx.execute("SELECT pg_sleep($1)", order.seconds)
 
     return orders
@@ -101,31 +104,23 @@ def create_app() -> FastAPI:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings.from_environment()
     client = AwsClient()
-    orders = make_consumer(settings, client)
+    telemetry = Telemetry()  # without OpenTelemetry's SDK it does nothing; observed.py sets that up
+    sender = Sender(settings.queue, context=Tenant, trace=inject, client=client)
+    orders = make_consumer(settings, client, telemetry)
     databases = orders.pool
     assert databases is not None  # noqa: S101 - it was passed
 
-    @asynccontextmanager
-    async def outbox() -> AsyncGenerator[Queue]:
-        async with client:
-            app.state.queue = await client.queue(settings.queue)
-            yield app.state.queue
-
-    app = FastAPI(title="orders", lifespan=lifespan(databases, outbox(), orders))
+    app = FastAPI(title="orders", lifespan=lifespan(client, databases, sender, orders))
     app.mount("/postroom", health_app(orders))
     database_of_request = Depends(leased(databases, tenant_of), scope="function")
 
     @app.post("/orders", status_code=202)
-    async def place(order: Order, tenant: Annotated[Tenant, Depends(tenant_of)], request: Request) -> dict[str, str]:
-        message = OutgoingMessage(
-            body=order.model_dump_json(),
-            message_attributes={"tenantId": MessageAttribute("String", string_value=tenant.tenant_id)},
-            group_id=tenant.tenant_id,
-        )
-        [result] = await request.app.state.queue.send([message])
-        if isinstance(result, EntryFailure):
-            raise HTTPException(503, f"the order was not taken: {result.code}")
-        return {"message_id": result.message_id}
+    async def place(order: Order, tenant: Annotated[Tenant, Depends(tenant_of)]) -> dict[str, str]:
+        try:
+            with telemetry.sending(settings.queue):
+                return {"message_id": await sender.send(order, context=tenant)}
+        except SendFailed as error:
+            raise HTTPException(503, "the order was not taken") from error
 
     @app.get("/orders")
     async def show(database: Annotated[AsyncpgDatabase, database_of_request]) -> list[str]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from postroom.datasources import SqliteDatabase, UnknownTenant, asyncpg_pool, sqlite_database
+from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database
 
 from .tenant_context import TenantContext
 from .tenant_resources import TenantDataSource, TenantResources
@@ -102,6 +102,8 @@ class TenantDataSourceManager:
             async with self._sqlite(tenant) as database:
                 yield SqliteDataSource(database_name(tenant), database)
         else:
+            from postroom.datasources import asyncpg_pool  # noqa: PLC0415 - SQLite does not need asyncpg installed
+
             async with asyncpg_pool(self._dsn, max_size=CONNECTIONS)(tenant) as pool:
                 await pool.execute(SCHEMA)
                 yield PostgresDataSource(database_name(tenant), pool)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         MessageContext,
         Middleware,
         Phase,
+        Queues,
+        QueueStatistics,
         Router,
         Tenants,
         TenantState,
@@ -129,6 +131,8 @@ __all__ = [
     "PoolTimeouts",
     "PostroomError",
     "QueueNotFound",
+    "QueueStatistics",
+    "Queues",
     "Reject",
     "ResourceError",
     "ResourceOpenError",
@@ -169,8 +173,9 @@ __all__ = [
 
 _HOMES: Final = {
     "consumer": (
-        "BatchContext CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Router "
-        "Tenants TenantState TenantStatus UnknownKind by_attribute by_field current_message run serve"
+        "BatchContext CallNext Consumer ConsumerStatistics Failure Health MessageContext Middleware Phase Queues "
+        "QueueStatistics Router Tenants TenantState TenantStatus UnknownKind by_attribute by_field current_message run "
+        "serve"
     ),
     "fleet": "Fleet",
     "message": "Message MessageAttribute OutgoingMessage",

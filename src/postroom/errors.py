@@ -137,7 +137,7 @@ class OwnershipLost(MessageError):
 class TransportError(PostroomError):
     """SQS refused a request, or could not be reached."""
 
-    retryable = False
+    retryable: bool = False
     """Whether the same request may succeed later. An error may say so against the habit of its class: access that is
     denied because a token expired, or because of the clock, comes back; a missing permission does not."""
 
@@ -207,9 +207,9 @@ class SendFailed(TransportError):
     def __init__(self, text: str, *, unsent: Sequence[Unsent], message_ids: Sequence[str | None]) -> None:
         code = unsent[0].code if unsent else ""
         super().__init__(text, operation="SendMessageBatch", code=code, retryable=all(e.retryable for e in unsent))
-        self.unsent = tuple(unsent)
+        self.unsent: tuple[Unsent, ...] = tuple(unsent)
         """What was not sent, in the order of the call."""
-        self.message_ids = tuple(message_ids)
+        self.message_ids: tuple[str | None, ...] = tuple(message_ids)
         """The id of each message of the call, by its place; None for those that were not sent."""
 
 
@@ -262,7 +262,7 @@ class Reject(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = str(reason)
+        self.reason: str = str(reason)
 
 
 class Drop(Exception):
@@ -273,7 +273,7 @@ class Drop(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = str(reason)
+        self.reason: str = str(reason)
 
 
 class AlreadyHandled(BaseException):

@@ -66,8 +66,8 @@ class Tasks:
     """
 
     def __init__(self, on_fatal: Callable[[BaseException], None]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.time = clock_of(self.loop)
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.time: Callable[[], float] = clock_of(self.loop)
         """Tells the loop's time."""
         self._home = contextvars.copy_context()
         self._on_fatal = on_fatal
@@ -77,12 +77,25 @@ class Tasks:
         """Count the tasks that have not ended."""
         return len(self._tasks)
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Start a task. It ends itself, or with ``close``."""
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str, *, watched: bool = True) -> asyncio.Task[Any]:
+        """Start a task. It ends itself, or with ``close``.
+
+        One that is not ``watched`` calls ``ended`` itself as its last step, and ``watch`` when an error leaves it: for
+        work that is done for each message, where a callback of each task would cost as much as starting it.
+        """
         task = self.loop.create_task(work, name=name, context=self._home.copy())
         self._tasks.add(task)
-        task.add_done_callback(self._ended, context=self._home)
+        if watched:
+            self.watch(task)
         return task
+
+    def watch(self, task: asyncio.Task[Any]) -> None:
+        """See to it that an error which leaves a task is noticed."""
+        task.add_done_callback(self._done, context=self._home)
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        """Note that a task is at its end."""
+        self._tasks.discard(task)
 
     def call_soon(self, function: Callable[..., object], *arguments: Any) -> asyncio.Handle:
         """Call a function in the next turn of the loop."""
@@ -124,7 +137,7 @@ class Tasks:
             _log.critical("A timer of postroom failed", exc_info=error)
             self._on_fatal(error)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return

@@ -14,7 +14,7 @@ _CAUSE: Final = "\nThe above exception was the direct cause of the following exc
 _CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 _MOST_FRAMES: Final = 100
-"""Frames of an error that is formatted here: longer ones are recursions, whose repeated lines are to be folded."""
+"""Frames of an error that is formatted here. Longer ones are recursions: their repeated lines are to be folded."""
 _MOST_KNOWN: Final = 1_000
 """Lines that are remembered."""
 

@@ -27,7 +27,7 @@ WAY = 0.005
 
 
 class CountedQueue:
-    """A queue at the end of a wire, whose requests are counted."""
+    """A queue at the end of a wire, with requests that are counted."""
 
     def __init__(self, inner: Queue, requests: Counter[str]) -> None:
         self._inner = inner

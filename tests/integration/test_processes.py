@@ -59,9 +59,9 @@ class Site:
         path = self.directory / "diary"
         return path.read_text().splitlines() if path.exists() else []
 
-    async def diary_has(self, count: int, word: str) -> None:
+    async def diary_has(self, count: int, word: str, *, seconds: float = 40.0) -> None:
         """Wait until the diary has so many lines that begin with a word."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(seconds):
             while sum(line.startswith(word) for line in self.diary()) < count:
                 await asyncio.sleep(0.02)
 
@@ -159,7 +159,7 @@ async def test_a_handler_of_three_visibility_timeouts_runs_once(site: Site) -> N
 
 
 async def test_alike_contexts_get_different_databases_on_the_wire(site: Site) -> None:
-    """Tenants whose names would collide when joined with their messages' other parts stay apart."""
+    """Tenants with names that would collide when joined with their messages' other parts stay apart."""
     pairs: dict[str, Any] = {"a:b": "first", "a": "second", "a.b": "third", "A": "fourth"}
     for tenant, order in pairs.items():
         site.send(order, tenant=tenant)

@@ -19,7 +19,7 @@ ANYTHING = r"(?s).+"
 
 @dataclass(frozen=True)
 class Tenant:
-    """A context whose texts may be anything printable."""
+    """A context with texts that may be anything printable."""
 
     tenant: Annotated[str, attribute(pattern=ANYTHING)]
     region: Annotated[str, attribute(pattern=ANYTHING)]
@@ -48,7 +48,7 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Mixed:
-    """A context with fields whose values Python holds to be equal across types."""
+    """A context with fields with values that Python holds to be equal across types."""
 
     number: int
     truth: bool

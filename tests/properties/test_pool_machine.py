@@ -19,7 +19,7 @@ TENANTS = ["a", "b", "c", 1, True, 1.0, ("a", "b"), "a:b"]
 
 @dataclass(eq=False)
 class Held:
-    """A lease that somebody has."""
+    """A lease that is out."""
 
     entry: Entry
     key: Any
@@ -128,7 +128,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=leases, number=st.integers(0, len(TENANTS) - 1))
     def ask(self, number: int) -> Any:
-        """Somebody wants a lease."""
+        """A caller wants a lease."""
         key = TENANTS[number]
         ticket = Ticket(
             identity=self.identify(key),
@@ -203,7 +203,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=leases, number=st.integers(0, 20))
     def kill_owner(self, number: int) -> Any:
-        """Somebody cancels an owner task from outside."""
+        """A caller cancels an owner task from outside."""
         entry = self.pick({"open"}, number)
         if entry is None:
             return multiple()
@@ -213,7 +213,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=leases, held=leases, number=st.integers(0, 2))
     def report(self, held: Held, number: int) -> Any:
-        """Somebody reports, while holding its lease."""
+        """A caller reports, while holding its lease."""
         if held.entry.leases and number == 0:
             self.core.suspect(held.entry, self.now)
             assert self.core.table.ready.get(held.entry.identity) is not held.entry
@@ -232,7 +232,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=leases, number=st.integers(0, 20))
     def release(self, number: int) -> Any:
-        """Somebody gives a lease back."""
+        """A caller gives a lease back."""
         held = [entry for entry in self.core.table.entries if entry.leases]
         if held:
             entry = held[number % len(held)]
@@ -253,7 +253,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=leases, numbers=st.lists(st.integers(0, len(TENANTS) - 1), max_size=4))
     def invalidate(self, numbers: list[int]) -> Any:
-        """Somebody invalidates some tenants."""
+        """A caller invalidates some tenants."""
         identities = [self.identify(TENANTS[number]) for number in numbers]
         before = [entry for entry in self.core.table.entries if entry.identity in identities]
         self.core.invalidate(identities, self.now)

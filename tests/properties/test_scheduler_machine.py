@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the scheduler keeps its caps, its counts, its groups, and loses nobody."""
+"""Whatever happens in whatever order, the scheduler keeps its caps, its counts, its groups, and loses no message."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

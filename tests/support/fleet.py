@@ -70,7 +70,7 @@ class Diary:
 def replica(
     world: World, diary: Diary, fleet: Fleet, name: str = "one", *, queue: str = "orders", **options: Any
 ) -> Consumer[Tenant]:
-    """Make a consumer whose handlers take the seconds of their order, and write a diary."""
+    """Make a consumer with handlers that take the seconds of their order, and write a diary."""
     options.setdefault("concurrency", Concurrency(total=16, per_tenant=8))
     options.setdefault("polling", Polling(wait=1.0, scout=False))
     orders: Consumer[Tenant] = Consumer(queue, context=Tenant, client=world.client, fleet=fleet, **options)

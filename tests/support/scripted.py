@@ -1,4 +1,4 @@
-"""A queue whose answers a test scripts: for unit tests of what stands between the consumer and SQS."""
+"""A queue with answers that a test scripts: for unit tests of what stands between the consumer and SQS."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -54,7 +54,7 @@ class Adapter(ABC):
         return self.column("id", "orders")
 
     def keys(self, table: str = "postroom_inbox") -> list[str]:
-        """Return the ids of the messages whose rows are committed."""
+        """Return the ids of the messages with rows that are committed."""
         return self.column("message_id", table)
 
 

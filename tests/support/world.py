@@ -116,7 +116,7 @@ class World:
         return self.broker.send(queue, request).message_id
 
     def send_orders(self, *order_ids: str, tenant: str = "a", seconds: float = 0.0, group: str | None = None) -> None:
-        """Send orders of a tenant whose handlers take some seconds."""
+        """Send orders of a tenant with handlers that take some seconds."""
         for order_id in order_ids:
             self.send({"order_id": order_id, "seconds": seconds}, tenant=tenant, group=group)
 

@@ -45,7 +45,7 @@ def test_an_attribute_that_is_not_text_says_so(attribute: MessageAttribute | Non
 
 
 def test_the_body_is_not_in_the_repr() -> None:
-    """A log line with a message in it shows nobody's data."""
+    """A log line with a message in it shows no tenant's data."""
     assert "secret" not in repr(message())
 
 

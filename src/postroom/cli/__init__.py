@@ -6,7 +6,7 @@ work was cancelled. Every option can be given as an environment variable; ``--he
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -32,13 +32,13 @@ _TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 class CommandError(click.ClickException):
     """A command cannot do its work as it was asked to. The text says what to change."""
 
-    exit_code = int(ExitCode.CONFIGURATION)
+    exit_code: ClassVar[int] = int(ExitCode.CONFIGURATION)
 
 
 class CommandFailed(click.ClickException):
     """A command did not do its work. The text says what failed."""
 
-    exit_code = int(ExitCode.FATAL)
+    exit_code: ClassVar[int] = int(ExitCode.FATAL)
 
 
 class _Commands(click.Group):

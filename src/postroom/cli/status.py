@@ -70,7 +70,9 @@ def _strip(strip: dict[str, Any]) -> str:
         return f"{strip['queue']}: not running"
     flight = "" if strip["in_flight"] is None else f", {strip['in_flight']} of {strip['in_flight_limit']} in flight"
     pool = "" if strip["pool"] is None else f", pool {strip['pool'][0]} of {strip['pool'][1]}"
+    unreachable = f", not reachable: {'; '.join(strip['unreachable'])}" if strip.get("unreachable") else ""
     return (
         f"{strip['queue']}: {strip['busy']} of {strip['slots']} slots, {strip['waiting']} waiting, "
         f"{strip['away']} parked{flight}{pool}, {strip['receives']} receives (${strip['dollars']})"
+        f"{unreachable}"
     )

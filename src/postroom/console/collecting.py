@@ -30,14 +30,14 @@ class Tally:
 
     def __init__(self, now: float) -> None:
         self._at = now
-        self.rate = 0.0
+        self.rate: float = 0.0
         """Handlers that ended per second, lately."""
-        self.seconds = 0.0
+        self.seconds: float = 0.0
         """Handler seconds per second, lately."""
         self.times: deque[float] = deque(maxlen=_SAMPLES)
-        self.error = ""
-        self.failed = 0
-        self.dead = 0
+        self.error: str = ""
+        self.failed: int = 0
+        self.dead: int = 0
         self.shown: tuple[float, float] | None = None
         """The percentiles, until another handler ends."""
 

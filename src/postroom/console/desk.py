@@ -19,6 +19,8 @@ EVERY: Final = 1.0
 """Seconds between two looks."""
 _ASK_QUEUE: Final = 10.0
 """Seconds between two GetQueueAttributes requests, while a page is open: about $0.0001 an hour."""
+_MOST_QUEUES: Final = 8
+"""Queues of one consumer that are asked: with more, the page leaves out how much is in them."""
 _REMEMBER: Final = 1_000
 MOST_ROWS: Final = 10_000
 
@@ -33,8 +35,8 @@ class Desk:
 
     def __init__(self, consumers: Sequence[Consumer[Any, Any]], *, wall: Callable[[], float] = time.time) -> None:
         self.wall = wall
-        self.consumers = tuple(consumers)
-        self.token = secrets.token_urlsafe(16)
+        self.consumers: tuple[Consumer[Any, Any], ...] = tuple(consumers)
+        self.token: str = secrets.token_urlsafe(16)
         """What a request that changes something has to repeat: pages of other sites cannot read it."""
         self._collectors = [Collector(consumer) for consumer in consumers]
         self._acted: list[dict[Hashable, None]] = [{} for _ in consumers]
@@ -152,14 +154,21 @@ class Desk:
     async def _ask_queues(self) -> None:
         try:
             for number, consumer in enumerate(self.consumers):
-                queue = consumer.opened_queue
-                if queue is None or not consumer.running:
+                queues = consumer.opened_queues
+                if not 0 < len(queues) <= _MOST_QUEUES or not consumer.running:
                     continue
                 with suppress(Exception):  # whatever a transport raises: the page shows what was said last
                     async with asyncio.timeout(_ASK_QUEUE):
-                        self._said[number] = await queue.attributes()
+                        said = await asyncio.gather(*(queue.attributes() for queue in queues))
+                        self._said[number] = said[0] if len(said) == 1 else _together(said)
         finally:
             self._asking = None
+
+
+def _together(said: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
+    """Return how many messages several queues have."""
+    counts = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+    return {count: str(sum(int(each.get(count, "0")) for each in said)) for count in counts}
 
 
 def _matches(queue: str, name: str) -> bool:

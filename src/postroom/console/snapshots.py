@@ -126,6 +126,8 @@ def strip(collector: Collector, said: Mapping[str, str]) -> dict[str, Any]:
     pool = now.pool
     return {
         **shown,
+        "queues": len(now.queues),
+        "unreachable": list(consumer.health().unreachable),
         "slots": _slots(control),
         "busy": now.running,
         "waiting": now.waiting,

@@ -4,10 +4,11 @@ from postroom.consumer.batching import BatchContext
 from postroom.consumer.consumer import Consumer
 from postroom.consumer.context import MessageContext, current_message
 from postroom.consumer.health import Health, Phase
+from postroom.consumer.queues import Queues
 from postroom.consumer.routing import Router, UnknownKind, by_attribute, by_field
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
-from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
 from postroom.consumer.tenants import Tenants, TenantState, TenantStatus
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "MessageContext",
     "Middleware",
     "Phase",
+    "QueueStatistics",
+    "Queues",
     "Router",
     "TenantState",
     "TenantStatus",

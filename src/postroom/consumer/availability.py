@@ -7,7 +7,7 @@ fail: that is the breaker here.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -102,8 +102,9 @@ class PoolView(Protocol):
 class HostHints(Protocol):
     """What other replicas have found out about hosts."""
 
-    def __len__(self) -> int:
-        """Count the hosts that are said to be down."""
+    @property
+    def known(self) -> Mapping[str, float]:
+        """Hosts that are said to be down: one object, which changes."""
         ...
 
     def is_down(self, host: Hashable) -> bool:
@@ -154,6 +155,7 @@ class Availability:
     def __init__(self, pool: PoolView | None, rng: Random, hints: HostHints | None = None) -> None:
         self._pool = pool
         self._hints = hints
+        self._hinted_hosts: Mapping[str, float] = {} if hints is None else hints.known
         self._rng = rng
         self._breakers: OrderedDict[Hashable, _Breaker] = OrderedDict()
         self._open: dict[Hashable, _Breaker] = {}
@@ -164,7 +166,7 @@ class Availability:
     @property
     def troubled(self) -> bool:
         """Whether any tenant may have to wait: asked before every start, so it has to be cheap."""
-        return bool(self._open) or (self._pool is not None and self._pool.troubled) or bool(self._hints)
+        return bool(self._open) or (self._pool is not None and self._pool.troubled) or bool(self._hinted_hosts)
 
     def wait(self, job: Job, now: float) -> Wait | None:
         """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
@@ -177,8 +179,8 @@ class Availability:
                 return Wait(obstacle, None)
         if self._pool is None or job.problem is not None or job.lease is not None:
             return None
-        hinted = self._hinted(job, now) if self._hints else None
-        if hinted is not None or not (self._pool.troubled or self._hints):
+        hinted = self._hinted(job, now) if self._hinted_hosts else None
+        if hinted is not None or not (self._pool.troubled or self._hinted_hosts):
             return hinted
         pause = self._pool.retry_after(job.context)
         return Wait(self._obstacle_of(job), now + pause) if pause > 0 else self._tried_by_another(job, now)
@@ -218,7 +220,7 @@ class Availability:
 
     def must_open(self, job: Job) -> bool:
         """Whether a message that may run has to open its tenant's resources while the pool is troubled."""
-        return self._pool is not None and (self._pool.troubled or bool(self._hints)) and not self.is_open(job)
+        return self._pool is not None and (self._pool.troubled or bool(self._hinted_hosts)) and not self.is_open(job)
 
     def is_open(self, job: Job) -> bool:
         """Whether a message would find its tenant's resources open."""

@@ -29,7 +29,7 @@ class BatchContext(Generic[C_co, R_co]):
 
     def __init__(self, items: Sequence[MessageContext[C_co, R_co]]) -> None:
         first = items[0]
-        self.items = tuple(items)
+        self.items: tuple[MessageContext[C_co, R_co], ...] = tuple(items)
         """The context of each message, by its place: ``batch.items[0].message``, ``.attempt``, ``.ack()``."""
         self.context: C_co = first.context
         """What the resolver made of each of the messages; None when the consumer has no ``context=``."""

@@ -18,6 +18,7 @@ from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, 
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.health import Health, Phase, unstarted
+from postroom.consumer.queues import Listing, Queues, as_queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
@@ -39,12 +40,15 @@ _UNSET: Any = object()
 
 
 class Consumer(Generic[C, R]):
-    """Consumes one queue: resolves each message's context, leases its resources, calls the handler, settles it.
+    """Consumes a queue: resolves each message's context, leases its resources, calls the handler, settles it.
 
     (In the terms of other frameworks: the listener container.)
 
     Args:
         queue: name, URL or ARN.
+        queues: several queues in its place, which share slots, resources and tenants: a list, a mapping of queues to
+            weights, a function that lists them as they are now, or ``Queues(...)``, which says more. ``ctx.queue``
+            tells the handler where a message came from. FIFO and standard queues may be mixed.
         context: the tenant of a message: a function ``(Message) -> context``, sync or async, or a class (a frozen
             dataclass, Struct or NamedTuple) that is filled from the message attributes by name. The context is the
             key of the resources, so it is hashable. None: handlers get ``ctx.context = None``.
@@ -84,8 +88,9 @@ class Consumer(Generic[C, R]):
 
     def __init__(
         self,
-        queue: str,
+        queue: str | UnsetType = UNSET,
         *,
+        queues: Queues | Listing | Callable[[], Listing | Awaitable[Listing]] | None = None,
         context: Callable[[Message], C | Awaitable[C]] | type[C] | None = None,
         resources: Callable[[C], AbstractAsyncContextManager[R]]
         | Callable[[C], Awaitable[R]]
@@ -110,13 +115,14 @@ class Consumer(Generic[C, R]):
     ) -> None:
         middleware = listed("Consumer(middleware=...)", "middleware=[layer]", middleware)
         observers = listed("Consumer(observers=...)", "observers=[observer]", observers)
-        _check_queue(queue)
+        several = _checked_queues(queue, queues, fleet)
         _check_resources(context, resources, cleanup)
         _check_functions(on_error, middleware, observers)
         unwrapping = None if unwrap is None else Unwrapping(unwrap)
         observers = observers if unwrapping is None else (*observers, *unwrapping.observers)
         self._settings: Settings[C, R] = Settings(
-            queue=queue,
+            queue=several.title if several is not None else cast("str", queue),
+            queues=several,
             resolver=_resolver(context),
             resources=resources,
             cleanup=cleanup,
@@ -136,7 +142,7 @@ class Consumer(Generic[C, R]):
             client=check_client("Consumer", client),
             fleet=_checked_fleet(fleet, context),
         )
-        self.tenants = Tenants(shared=fleet is not None)
+        self.tenants: Tenants = Tenants(shared=fleet is not None)
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None
@@ -147,7 +153,7 @@ class Consumer(Generic[C, R]):
 
     @property
     def queue(self) -> str:
-        """The queue, as it was named."""
+        """The queue, as it was named; of several, what they are called together."""
         return self._settings.queue
 
     @property
@@ -157,8 +163,24 @@ class Consumer(Generic[C, R]):
 
     @property
     def opened_queue(self) -> Queue | None:
-        """The queue as the transport opened it, in this run or the last one; None before the first start."""
-        return None if self._last_run is None else self._last_run.queue
+        """The queue as the transport opened it, in this run or the last one; None before the first start.
+
+        Of several it is the first; ``opened_queues`` has all.
+        """
+        return next(iter(self.opened_queues), None)
+
+    @property
+    def opened_queues(self) -> tuple[Queue, ...]:
+        """The queues as the transport opened them, in this run or the last one: those that it consumes now."""
+        return () if self._last_run is None else self._last_run.queues
+
+    async def list_queues(self) -> tuple[str, ...]:
+        """Return the names of its queues: the one that it was given, or those that are listed now.
+
+        Raises what the function raises that lists them, or ``ConfigurationError`` for what it returns.
+        """
+        queues = self._settings.queues
+        return (self.queue,) if queues is None else tuple(await queues.ask())
 
     @property
     def settings(self) -> Settings[C, R]:
@@ -508,10 +530,25 @@ def _resolver(
     return context
 
 
-def _check_queue(queue: object) -> None:
-    if not isinstance(queue, str) or not queue.strip():
-        text = f"Consumer(queue) takes the name, URL or ARN of a queue; got {queue!r}"
+def _checked_queues(queue: object, queues: object, fleet: object) -> Queues | None:
+    """Return several queues, or None for the one that is named."""
+    if queues is None:
+        if not isinstance(queue, str) or not queue.strip():
+            text = f"Consumer(queue) takes the name, URL or ARN of a queue; got {queue!r}"
+            if queue is UNSET:
+                text = 'Consumer() needs a queue: write Consumer("orders"), or Consumer(queues=["orders", "invoices"])'
+            elif isinstance(queue, Iterable) and not isinstance(queue, str):
+                text = f"{text}; several go into Consumer(queues=...)"
+            raise ConfigurationError(text)
+        return None
+    if queue is not UNSET:
+        text = f"Consumer({queue!r}, queues=...) names queues in two places: put all of them into queues="
         raise ConfigurationError(text)
+    several = as_queues(queues)
+    if isinstance(fleet, Fleet) and fleet.name is None:
+        text = "a fleet over several queues needs a name of its own, which a change of the list leaves alone"
+        raise ConfigurationError(f'{text}: write Fleet(..., name="sales")')
+    return several
 
 
 def _checked_fleet(fleet: object, context: object) -> Fleet | None:

@@ -78,6 +78,11 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
     postroom spent otherwise are not counted; ``message.receive_count`` counts all."""
     _settles: Settles
 
+    @property
+    def queue(self) -> str:
+        """The name of the queue that the message came from: where it is acknowledged, too."""
+        return self.message.queue
+
     def ack(self) -> Confirmation:
         """Delete the message now, and return when SQS has confirmed it.
 

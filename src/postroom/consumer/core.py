@@ -29,6 +29,9 @@ from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
 
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_RUNNING, _ACKED = State.RUNNING, Settlement.ACKED
+
 PATIENCE: Final = 0.25
 """Seconds that a tenant's resources may take to open before its messages have to make room for others."""
 MOST_BLOCKED: Final = 10_000
@@ -46,6 +49,15 @@ _SURPLUS: Final = (1.0, 5.0)
 
 _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
+
+
+class Scene(msgspec.Struct, frozen=True):
+    """What messages find that arrive at one moment."""
+
+    capacity: int
+    """How many messages to hold at once."""
+    calm: bool
+    """Whether no tenant is kept from running, and nothing was decided about any."""
 
 
 class GiveBack(msgspec.Struct, frozen=True):
@@ -90,21 +102,21 @@ class Core:
         self.scheduler = scheduler
         self.availability = availability
         self.policy = policy
-        self.away = Away()
+        self.away: Away = Away()
         self.actions: list[Action] = []
-        self.closing = False
-        self.draining = True
+        self.closing: bool = False
+        self.draining: bool = True
         """Whether a stop still starts what has no receive to spare."""
-        self.parked = 0
+        self.parked: int = 0
         """Messages parked so far."""
-        self.deferred = 0
+        self.deferred: int = 0
         """Messages deferred so far."""
         self.resolving = 0
         """Messages that have waited for their resolver for a moment only: they take room."""
         self.unresolved = 0
         """Messages that have waited for their resolver for longer: they take none."""
         self.held_bytes = 0
-        self.most_bytes = polling.memory
+        self.most_bytes: int = polling.memory
         """Bytes of bodies that may be held; from then on nothing is received."""
         self._tenants = tenants
         self._polling = polling
@@ -112,7 +124,7 @@ class Core:
         self._returned: set[str] = set()
         self.waking: deque[Hashable] = deque()
         """Tenants that wait only for room to go on, after an outage of their host."""
-        self.fifo = False
+        self.fifo: bool = False
         """Whether messages come from a FIFO queue."""
 
     # -- what a receive policy sees -----------------------------------------------------------------------------
@@ -154,31 +166,43 @@ class Core:
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
-    def arrive(self, job: Job, now: float, capacity: int | None = None) -> bool:
+    def scene(self) -> Scene:
+        """Return what messages find that arrive now."""
+        held_up = self.scheduler.blocked_lanes or self.availability.troubled or self._tenants.ruled
+        return Scene(self.policy.capacity(self), not held_up)
+
+    def arrive(self, job: Job, now: float, scene: Scene | None = None) -> bool:
         """Take a message in when its tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
 
-        ``capacity`` is ``capacity`` at this moment, for a caller that has several messages of it.
+        ``scene`` is that of this moment, for a caller that has several messages of it.
         """
-        source, scheduler = job.source, self.scheduler
+        source = job.source
         if source.fifo:
             self.fifo = True
         if self.closing:
             self._arrive_late(job)
             return False
-        stuck = scheduler.blocked
-        blocked = stuck > 0 and scheduler.is_blocked(job.tenant)
-        if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
+        if scene is None:
+            scene = self.scene()
+        blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
+        if not scene.calm and self._goes_away(job, now, blocked=blocked):
             return False
-        if stuck >= MOST_BLOCKED and self._is_one_too_many(job, now):
-            return False
-        if blocked and source.facts.seconds_left(job) < 1.0 and self._expire(job):
-            self.give_group_back(job)
-            return False
-        if source.resolves and job.problem is None and self._is_surplus(job, now, capacity):
+        if source.resolves and job.problem is None and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
-        scheduler.add(job)
+        self.scheduler.add(job)
         return not blocked
+
+    def _goes_away(self, job: Job, now: float, *, blocked: bool) -> bool:
+        """Defer or reject an arriving message that could only wait here, for an obstacle to be over."""
+        if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
+            return True
+        if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
+            return True
+        if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+            self.give_group_back(job)
+            return True
+        return False
 
     def keeps(self, job: Job) -> bool:
         """Whether a message may still be started: always, but for a stop, which keeps only what cannot go back."""
@@ -191,10 +215,8 @@ class Core:
         else:
             self.give_back(job, Settlement.RETURNED)
 
-    def _is_surplus(self, job: Job, now: float, capacity: int | None) -> bool:
+    def _is_surplus(self, job: Job, now: float, capacity: int) -> bool:
         scheduler, policy = self.scheduler, self.policy
-        if capacity is None:
-            capacity = policy.capacity(self)
         standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
@@ -227,7 +249,7 @@ class Core:
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
-        if self._tenants.is_paused(tenant):
+        if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
             return Obstacle(ObstacleKind.DECISION, tenant)
         wait = self.availability.wait(job, now)
         if wait is not None:
@@ -331,7 +353,7 @@ class Core:
         """Strike a message off once its end was decided."""
         if job.probe or job.leads:
             self.probe_ended(job)
-        self.scheduler.finish(job, seconds=now - job.since if job.state is State.RUNNING else None)
+        self.scheduler.finish(job, seconds=now - job.since if job.state is _RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
         """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""
@@ -396,9 +418,10 @@ class Core:
         attempts = job.source.attempts
         if job.renewal is not None:
             attempts.ended(job)
-        if settlement is Settlement.ACKED or settlement is Settlement.REJECTED:
+        if settlement is _ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
-        elif settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
+            return
+        if settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
@@ -411,8 +434,8 @@ class Core:
         if job.state is State.WAITING and job.task is None and job.lane is not None:
             self.give_group_back(job)
             self.finish(job, now)
-        elif job.state is State.NEW and job.source.fifo and job.message.group_id is not None:
-            self.actions.append(ReturnGroup(job.message.group_id))  # it is being resolved, and so is what follows it
+        elif job.state is State.NEW and job.source.fifo and (group := job.source.group_of(job.message)) is not None:
+            self.actions.append(ReturnGroup(group))  # it is being resolved, and so is what follows it
 
     # -- giving back --------------------------------------------------------------------------------------------
 

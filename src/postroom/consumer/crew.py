@@ -22,6 +22,7 @@ class Crew:
         self._tenants = tenants
         self._engine = engine
         self._metered: dict[Hashable, None] = {}
+        self._starved: dict[Hashable, None] = {}
         self.member: Member
         """Set once, when both are made."""
 
@@ -38,7 +39,12 @@ class Crew:
         waiting = figures.waiting + figures.suspended
         if waiting and self._tenants.is_paused(tenant):
             waiting = 0
-        elif waiting > 1 and self._scheduler.is_blocked(tenant) and self.member.ledger.rate_of(tenant) is None:
+        elif (
+            waiting > 1
+            and tenant not in self._starved
+            and self._scheduler.is_blocked(tenant)
+            and self.member.ledger.rate_of(tenant) is None
+        ):
             waiting = max(1, figures.suspended)
         return Demand(figures.running, waiting, self._scheduler.own_cap(tenant))
 
@@ -50,6 +56,17 @@ class Crew:
             self._scheduler.look_again(tenant)
         self._engine.dispatch()
         self._engine.make_room()
+
+    def starve(self, tenants: Iterable[Hashable], now: float) -> None:
+        """Let messages of tenants without a slot here make room for those of others; of all others no longer."""
+        before, self._starved = self._starved, dict.fromkeys(tenants)
+        for tenant in before:
+            if tenant not in self._starved:
+                self._scheduler.withhold(tenant, withheld=False)
+                if not self._tenants.is_paused(tenant):
+                    self._engine.core.decided(tenant, paused=False)  # what made room may come back
+        for tenant in self._starved:
+            self._scheduler.withhold(tenant, withheld=True, now=now)
 
     def meter(self, tenant: Hashable) -> None:
         """Have a tenant's starts metered, before any of it can start."""

@@ -1,5 +1,6 @@
 """How many messages to ask the queue for, and when: one replaceable policy."""
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -144,9 +145,9 @@ class AdaptivePolicy:
         self._next_at = 0.0
         self._pace = 0.0
         self._warned = False
-        self.handled = scouting.handled
-        self.parked = scouting.parked
-        self.round_trip = 0.0
+        self.handled: Callable[[], None] = scouting.handled
+        self.parked: Callable[[], None] = scouting.parked
+        self.round_trip: float = 0.0
         """Seconds that a receive takes, as a recent average of those that need not wait for messages."""
 
     def capacity(self, floor: Floor) -> int:
@@ -246,3 +247,32 @@ class AdaptivePolicy:
             self._warned = True
             text = "Receives are answered at once with nothing, although Polling(wait=%g); receiving every %g s now"
             _log.warning(text, polling.wait, self._pace)
+
+
+class SharedPolicy(AdaptivePolicy):
+    """For several queues that share one consumer: how much is asked for in all. Which of them is asked, a rota says.
+
+    What a queue that is only looked at may bring has no room set aside for it: it would be taken from the others for
+    as long as a long poll lasts. So while there is no room, a look asks for little.
+    """
+
+    def look(self, floor: Floor) -> int:
+        """Return how many messages a look at an idle queue asks for; 0: none is looked at now."""
+        capacity = self.capacity(floor)
+        taken = floor.taken(capacity)
+        if floor.is_full or taken >= 2 * capacity:
+            return 0
+        batch = self._polling.batch
+        return batch if capacity - taken - self._asked_for >= batch else min(BATCH, batch)
+
+    def is_roomy(self, floor: Floor) -> bool:
+        """Whether there is room for another batch."""
+        capacity = self.capacity(floor)
+        return capacity - floor.taken(capacity) - self._asked_for >= self._polling.batch
+
+    def looked(self, limit: int, count: int, now: float) -> None:
+        """Note what a look brought."""
+        self._scouting.received(now, emptied=count < limit)
+
+    def _pace_next(self, answer: Answer, now: float) -> None:
+        """Leave the pace to the rota: it is each queue's own."""

@@ -19,6 +19,9 @@ from postroom.types import Settlement
 
 _log = Log("postroom.consumer", Step.SETTLE)
 
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_DEFERRED = Settlement.DEFERRED
+
 _SWEEP: Final = 5.0
 """Seconds between two looks for messages that may reach the end of their retention period here."""
 _SETTLED: Final = 0.02
@@ -105,7 +108,8 @@ class Engine:
                 core.finish(job, now)
             elif job.task is None:
                 self.jobs[job] = None
-                job.task = self.tasks.spawn(self._processor.process(job), f"postroom-message-{job.message.id}")
+                name = f"postroom-message-{job.message.id}"
+                job.task = self.tasks.spawn(self._process(job), name, watched=False)
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
                 self.tasks.call_soon(self.dispatch)
@@ -116,10 +120,26 @@ class Engine:
         if wake is not None and wake > now:  # one that is due waits for a slot: the end of a message dispatches again
             self._dispatch_at(wake)
 
+    async def _process(self, job: Job) -> None:
+        """Have a message handled, in its own task. An error that leaves it is a defect, and ends the consumer."""
+        try:
+            try:
+                await self._processor.process(job)
+            finally:
+                self.ended(job)
+        except GeneratorExit:
+            raise  # the loop is gone
+        except BaseException:
+            if (task := asyncio.current_task()) is not None:
+                self.tasks.watch(task)
+            raise
+
     def ended(self, job: Job) -> None:
-        """Note that the task of a message ends. It stays if it was put back in its lane."""
+        """Note that the task of a message ends. The message stays if it was put back in its lane."""
         now = self._time()
         self.jobs.pop(job, None)
+        if job.task is not None:
+            self.tasks.ended(job.task)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         job.turn = None
         if job.settlement is None and not job.lost and job.state is State.WAITING:
@@ -209,10 +229,10 @@ class Engine:
         """Note what became of a message."""
         core = self.core
         core.settled(delivery, settlement, delay, self._time())
-        before, core.held_bytes = core.held_bytes, delivery.source.settler.bytes
+        before, core.held_bytes = core.held_bytes, delivery.source.tally.bytes
         if before >= core.most_bytes > core.held_bytes:
             self._poll.wake()
-        if settlement is Settlement.DEFERRED and not core.closing:
+        if settlement is _DEFERRED and not core.closing:
             self.recall_soon()  # its obstacle may be over by now
 
     # -- what others tell ---------------------------------------------------------------------------------------

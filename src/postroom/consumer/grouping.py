@@ -30,7 +30,7 @@ class Grouping:
         self._tenants: dict[str, Hashable] = {}
         self._groups: dict[Hashable, str] = {}
         self._silent_until = 0.0
-        self.mismatches = 0
+        self.mismatches: int = 0
         """How often a message came in a group of another tenant, or a tenant came with one more group."""
 
     def check(self, group: str, tenant: Hashable, context: Hashable) -> None:

@@ -1,6 +1,6 @@
 """Whether a consumer is alive and receives, judged by how fresh its last signs of life are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -10,6 +10,7 @@ SLACK: Final = 10.0
 BLOCKED: Final = 30.0
 """Seconds without a sign of life of the event loop after which a consumer counts as dead: the default visibility
 timeout, after which its messages are no longer its own."""
+_NOT_SENT: Final = "its first receive was not sent yet"
 
 
 class Phase(StrEnum):
@@ -51,6 +52,9 @@ class Health:
     """Why it is not live or not ready. Empty when it is both."""
     last_poll_age: float | None = None
     """Seconds since SQS last answered a receive; None before the first answer."""
+    unreachable: tuple[str, ...] = ()
+    """Of a consumer of several queues: those that cannot be opened or received from, each with the reason. It is ready
+    as long as one of them answers, or none is listed."""
 
 
 class Polls(Protocol):
@@ -76,8 +80,9 @@ def unstarted(queue: str, phase: Phase) -> Health:
 def examine(
     queue: str,
     phase: Phase,
-    polls: Polls,
+    polls: Mapping[str, Polls],
     *,
+    refused: Mapping[str, str],
     wait: float,
     now: float,
     blocked: float,
@@ -88,16 +93,32 @@ def examine(
     Args:
         queue: its queue.
         phase: how far it is.
-        polls: what the poller says.
+        polls: what was received from its queue, or from each of several.
+        refused: queues that could not be opened, each with the type of the error.
         wait: seconds of a long poll.
         now: the loop time.
         blocked: seconds for which the event loop has given no sign of life.
         dead: why it will never receive again, if that is so.
     """
     deadly = tuple(_deadly(blocked, dead))
-    silent = tuple(_not_receiving(phase, polls, limit=2 * wait + SLACK, now=now))
+    limit = 2 * wait + SLACK
+    found = {name: tuple(_not_receiving(each, limit=limit, now=now)) for name, each in polls.items()}
+    silent: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
+    if phase is not Phase.RUNNING:
+        silent = (f"it is {phase}",)
+    elif len(found) == 1 and not refused:
+        [silent] = found.values()
+    else:  # one that was not asked yet waits for its turn, among others
+        asked = {name: why for name, why in found.items() if polls[name].started_at is not None}
+        refusals = [f"{name} cannot be opened ({error})" for name, error in refused.items()]
+        unreachable = (*(f"{name}: {', '.join(why)}" for name, why in asked.items() if why), *refusals)
+        if unreachable and all(asked.values()):
+            silent = unreachable
+        elif found and not asked:
+            silent = (_NOT_SENT,)
     ready = not deadly and not silent
-    last = polls.last_success
+    last = max((each.last_success for each in polls.values() if each.last_success is not None), default=None)
     return Health(
         queue=queue,
         phase=phase,
@@ -106,6 +127,7 @@ def examine(
         started=ready or last is not None,
         reasons=deadly + silent,
         last_poll_age=None if last is None else now - last,
+        unreachable=unreachable,
     )
 
 
@@ -116,12 +138,9 @@ def _deadly(blocked: float, dead: str | None) -> Iterator[str]:
         yield f"its event loop has been blocked for {blocked:.0f} s"
 
 
-def _not_receiving(phase: Phase, polls: Polls, *, limit: float, now: float) -> Iterator[str]:
-    if phase is not Phase.RUNNING:
-        yield f"it is {phase}"
-        return
+def _not_receiving(polls: Polls, *, limit: float, now: float) -> Iterator[str]:
     if polls.started_at is None:
-        yield "its first receive was not sent yet"
+        yield _NOT_SENT
     failing, asked = polls.failing_since, polls.asked_at
     if failing is not None and (polls.last_success is None or now - failing > limit):
         yield f"receives have failed for {now - failing:.0f} s ({polls.failing_with})"

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Awaitable, Hashable, Sequence
 from typing import Any, Final, cast
 
-from postroom.consumer.core import Core
+from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
@@ -14,7 +14,6 @@ from postroom.errors import ContextError, PostroomError
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool
-from postroom.scheduling import State
 from postroom.settlement import Moment
 from postroom.tasks import ends_the_program
 from postroom.types import UNRESOLVED, Settlement
@@ -61,7 +60,7 @@ class Intake:
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
         self._time = engine.tasks.time
-        self.received = 0
+        self.received: int = 0
 
     def admit(self, messages: Sequence[Any], arrived: Moment) -> int:
         """Take the messages of one receive in. Returns how many of them lack nothing but a slot, as far as known."""
@@ -71,12 +70,12 @@ class Intake:
         if len(core.away):
             for message in messages:
                 core.away.came_back(message.id)
-        core.held_bytes = source.settler.bytes
+        core.held_bytes = source.tally.bytes
         now = self._time()
         runnable = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
         source.facts.received(jobs, now)
-        capacity = core.capacity()
+        scene = core.scene()
         for job in jobs:
             if self._observers:
                 self._observers.tell(MessageReceived(job.message))
@@ -84,14 +83,14 @@ class Intake:
                 core.give_back(job, Settlement.RETURNED)
                 continue
             found = self._resolve(job)
-            group = job.message.group_id if source.fifo else None
+            group = source.group_of(job.message) if source.fifo else None
             if type(found) is not self._plain and self._is_awaitable(found):
                 # Messages of one group stay in order; all others are resolved side by side.
                 later.setdefault(group or job, []).append((job, cast("Awaitable[Any]", found)))
             elif group is not None and (group in later or self._resolves(group)):
                 later.setdefault(group, []).append((job, _known(found)))
             else:
-                runnable += self._enter(job, found, now, capacity)
+                runnable += self._enter(job, found, now, scene)
         for batch in later.values():
             self._resolve_later(batch)
         self._engine.dispatch(now)
@@ -137,7 +136,7 @@ class Intake:
 
     def _resolve_later(self, waiting: list[tuple[Job, Awaitable[Any]]]) -> None:
         self._core.resolving += len(waiting)
-        group = waiting[0][0].message.group_id if self._source.fifo else None
+        group = self._source.group_of(waiting[0][0].message) if self._source.fifo else None
         if (earlier := self._resolves(group)) is not None:  # of another receive: its message came back meanwhile
             earlier.waiting[:0] = waiting[::-1]
             return
@@ -224,13 +223,12 @@ class Intake:
 
     # -- to the core --------------------------------------------------------------------------------------------
 
-    def _enter(self, job: Job, found: Any, now: float, capacity: int | None = None) -> bool:
+    def _enter(self, job: Job, found: Any, now: float, scene: Scene | None = None) -> bool:
         if job.lost or job.settlement is not None:
             return False
         message = job.message
-        job.state = State.NEW
         if self._source.fifo:
-            job.group = message.group_id
+            job.group = self._source.group_of(message)
         try:
             job.tenant = self._tenant_of(job, found)
         except ContextError as error:
@@ -240,7 +238,7 @@ class Intake:
             if message.group_id is not None and self._grouping is not None:
                 self._grouping.check(message.group_id, job.tenant, found)
         self._source.resolved(job)
-        return self._core.arrive(job, now, capacity)
+        return self._core.arrive(job, now, scene)
 
     def _tenant_of(self, job: Job, found: Any) -> Hashable:
         """Return the tenant of a context. Raises ``ContextError``, also one that was found in its place."""

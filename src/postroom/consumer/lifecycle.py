@@ -9,22 +9,23 @@ from typing import Any, Generic, cast
 from postroom.consumer.availability import Availability
 from postroom.consumer.core import Core
 from postroom.consumer.crew import join
-from postroom.consumer.demand import AdaptivePolicy
-from postroom.consumer.diversions import Diversions
+from postroom.consumer.crowd import Crowd
+from postroom.consumer.demand import AdaptivePolicy, SharedPolicy
 from postroom.consumer.engine import Engine
-from postroom.consumer.facts import QueueFacts
-from postroom.consumer.grouping import Grouping
 from postroom.consumer.handlers import build_handle, needs_threads
 from postroom.consumer.health import Health, Phase, examine
-from postroom.consumer.intake import Intake, UnwrappingIntake
+from postroom.consumer.inlet import Inlet
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.pipeline import Pipeline
-from postroom.consumer.poller import Poller
+from postroom.consumer.poller import Poller, Receiver
+from postroom.consumer.roster import Roster
+from postroom.consumer.rota import Rota
+from postroom.consumer.rotation import Rotation
 from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
-from postroom.consumer.source import Source
-from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.snapshot import snapshot_of
+from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
 from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
@@ -32,11 +33,11 @@ from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
 from postroom.log_fields import Log, Step, about
-from postroom.options import Concurrency, PoolTimeouts, Visibility
+from postroom.options import Concurrency, PoolTimeouts
 from postroom.payloads import Decoder
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
-from postroom.settlement import DeadLetters, Settler
+from postroom.settlement import Tally
 from postroom.tasks import Tasks, clean
 from postroom.transports import default_client
 from postroom.transports.protocol import Client, Queue
@@ -46,6 +47,7 @@ _log = Log("postroom.consumer", Step.STOP)
 
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
+_NOTHING = QueueStatistics(settled={})
 _QUIET = 0.25
 """Seconds that a poll may still take after everything was given back: what it brings by then is given back, too."""
 
@@ -61,9 +63,14 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
                 await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
-        queue = await client.queue(settings.queue)
+        where: Queue | Roster
+        if settings.queues is None:
+            where = await client.queue(settings.queue)
+        else:
+            where = Roster(settings.queues, client)
+            await where.open()
         pool = await _open_pool(settings, opening)
-        run = Run(settings, handler, decode, tenants, client=client, queue=queue, pool=pool)
+        run = Run(settings, handler, decode, tenants, client=client, where=where, pool=pool)
         if run.member is not None:
             opening.push_async_callback(run.member.close)
             await run.member.open()
@@ -120,33 +127,36 @@ class Run(Generic[C, R]):
         tenants: Tenants,
         *,
         client: Client,
-        queue: Queue,
+        where: Queue | Roster,
         pool: ResourcePool[C, R] | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.settings = settings
-        self.queue = queue
+        self._roster = where if isinstance(where, Roster) else None
+        self.name = settings.queue if isinstance(where, Roster) else where.info.name
+        """What the run is called in logs and events: its queue, or the title of its queues."""
         self.pool = pool
-        self.tasks = Tasks(self.end)
+        self.tasks: Tasks = Tasks(self.end)
         self._tenants = tenants
         self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
-        self._facts = QueueFacts(queue, self.tasks)
-        self.source = source = Source(settings, queue, self._facts)
+        self.tally = Tally()
         rng = Random()  # noqa: S311 - jitter, not secrecy
         self.member: Member | None = None
         self.scheduler: Scheduler[Job] = Scheduler(**self._scheduler_limits(settings.concurrency))
-        scout = settings.polling.scout if settings.resolver is not None and not source.fifo else False
-        self._scouting = Scouting(source.crowd, self._loop.time(), when=scout)
-        self._policy = AdaptivePolicy(settings.polling, self._scouting, source.crowd)
+        crowd = Crowd()
+        fifo = not isinstance(where, Roster) and where.info.fifo
+        scout = settings.polling.scout if settings.resolver is not None and not fifo else False
+        self.scouting = Scouting(crowd, self._loop.time(), when=scout)
+        policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
         hints = None if settings.fleet is None else Hints(settings.fleet.lease)
         availability = Availability(pool, rng, hints)
-        self.core = Core(self.scheduler, availability, tenants, self._policy, polling=settings.polling, rng=rng)
+        self.core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
         self.engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
         if settings.fleet is not None and hints is not None:
             self.member = join(
                 settings.fleet,
-                queue.info.name,
+                self.name,
                 self.scheduler,
                 tenants,
                 self.engine,
@@ -154,42 +164,66 @@ class Run(Generic[C, R]):
                 observers=settings.observers,
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
-        source.diversions = Diversions(client.queue, tasks=self.tasks)
-        source.settler = Settler(
-            queue,
-            Visibility() if callable(settings.visibility) else settings.visibility,
-            tasks=self.tasks,
-            listener=self.engine,
-            dead_letters=DeadLetters(self._facts, client.queue, tasks=self.tasks),
-            observers=settings.observers,
-            kind=cast("type[Job]", source),
-        )
+        self.watch = LoopWatch(self.tasks, self._running_names)
+        self._client = client
+        self._inlets: list[Inlet] = []
+        self._poller = self._polls_of(where, policy)
         handle = build_handle(
             handler,
             middleware=settings.middleware,
             timeout=settings.concurrency.handler_timeout,
             threads=self._threads,
         )
-        self._pipeline = Pipeline(source, self.engine, pool, tenants, decode=decode, handle=handle)
-        # On a FIFO queue the group is the unit of order, not a tenant.
-        fair = settings.resolver is not None and not source.fifo
-        self._grouping = Grouping(clock=self._loop.time) if fair else None
-        intake = Intake if settings.unwrap is None else UnwrappingIntake
-        self._intake = intake(source, self.core, self.engine, pool, self._grouping)
-        self._watch = LoopWatch(self.tasks, self._running_names)
-        self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks, watch=self._watch)
-        self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
-        self._diary = StopDiary(queue.info.name, lambda: self.engine.jobs, self._loop)
+        self.pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
+        self.engine.connect(self.pipeline, self, self._poller, policy)
+        self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()
-        self._heartbeat: asyncio.Task[None] | None = None
+        self._keeps_up: asyncio.Task[None] | None = None
+        """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._cancelled = 0
+        self.cancelled = 0
+        """Handlers that had to be cancelled."""
         self._was_idle = False
-        self.reason = StopReason.REQUESTED
+        self.reason: StopReason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
+
+    def _polls_of(self, where: Queue | Roster, policy: AdaptivePolicy) -> Poller | Rotation:
+        """Make what receives from the queue, or from several."""
+        settings = self.settings
+        if isinstance(policy, SharedPolicy) and settings.queues is not None:
+            queues, observers = settings.queues, settings.observers
+            self._rota = Rota[Inlet](settings.polling, watched=queues.watched, rest=queues.rest)
+            polling, looks = settings.polling, queues.watched
+            return Rotation(self._rota, policy, self.engine, polling=polling, looks=looks, observers=observers)
+        inlet = Inlet(settings, cast("Queue", where), self.engine, self.pool, client=self._client, tally=self.tally)
+        inlet.receiver = poller = Poller(inlet.source, self.core, policy, inlet.intake, self.tasks, watch=self.watch)
+        self._inlets.append(inlet)
+        return poller
+
+    def _inlet_of(self, queue: Queue) -> Inlet:
+        """Make what one of several queues needs."""
+        inlet = Inlet(self.settings, queue, self.engine, self.pool, client=self._client, tally=self.tally, alone=False)
+        inlet.receiver = Receiver(inlet.source, self.tasks, watch=self.watch)
+        _say_what_may_surprise(self.settings, inlet)
+        return inlet
+
+    @property
+    def inlets(self) -> list[Inlet]:
+        """The queues that are consumed now, and those that something is still here of."""
+        return self._inlets if self._roster is None else self._roster.inlets
+
+    @property
+    def past(self) -> QueueStatistics:
+        """What was counted for queues that are closed."""
+        return _NOTHING if self._roster is None else self._roster.past
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        """The queues that are open."""
+        return tuple(inlet.queue for inlet in self.inlets)
 
     def begin(self, opened: AsyncExitStack) -> None:
         """Start to poll. What was opened is closed by the stop."""
@@ -200,14 +234,28 @@ class Run(Generic[C, R]):
         self.engine.begin()
         if self.member is not None:
             self.member.begin()
-        self._watch.start()
-        self._heartbeat = self.tasks.spawn(self.source.settler.heartbeat.run(), "postroom-heartbeat")
-        for number in range(self.settings.polling.pollers):
-            self._polls.add(self.tasks.spawn(self._poller.run(number), f"postroom-poller-{number}"))
-        _log.info("Consuming %s", self.queue.info.url, extra=about(queue=self.queue.info.name, step=Step.START))
-        self._say_what_may_surprise()
+        self.watch.start()
+        if self._roster is not None and isinstance(self._poller, Rotation):
+            self._roster.begin(self._inlet_of, self._rota, self._poller, self.tasks)
+            self._polls.update(self._poller.begin())
+            self._keeps_up = self.tasks.spawn(self._roster.run(), "postroom-queues")
+            text, count = "Consuming %d queues: %s", len(self.inlets)
+            _log.info(text, count, self.name, extra=about(queue=self.name, step=Step.START))
+        else:
+            [inlet] = self._inlets
+            inlet.begin()
+            poller = cast("Poller", self._poller)
+            for number in range(self.settings.polling.pollers):
+                self._polls.add(self.tasks.spawn(poller.run(number), f"postroom-poller-{number}"))
+            _log.info("Consuming %s", inlet.queue.info.url, extra=about(queue=self.name, step=Step.START))
+            _say_what_may_surprise(self.settings, inlet)
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStarted(self.queue.info.name, self.statistics))
+            self.settings.observers.tell(ConsumerStarted(self.name, self.statistics))
+
+    def withdraw(self, group: str) -> None:
+        """Give back, in order, what is still being resolved of a message group."""
+        for inlet in self.inlets:
+            inlet.intake.withdraw(group)
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
@@ -225,11 +273,13 @@ class Run(Generic[C, R]):
             self.reason = reason
             self._stop_requested.set()
             self._poller.stop()
+            if self._keeps_up is not None:
+                self._keeps_up.cancel()
 
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or a handler asked for the end of the process."""
         if self.fatal is None:
-            self.fatal, name = error, self.queue.info.name
+            self.fatal, name = error, self.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 text = "A handler raised %r; the consumer of %s stops"
                 _log.warning(text, error, name, extra=about(queue=name, step=Step.HANDLER))
@@ -239,13 +289,15 @@ class Run(Generic[C, R]):
 
     def health(self, *, stopped: bool) -> Health:
         """Return how the run is, or how it was when it ended."""
+        phase = Phase.STOPPED if stopped else Phase.STOPPING if self._stop_requested.is_set() else Phase.RUNNING
         return examine(
             self.settings.queue,
-            Phase.STOPPED if stopped else Phase.STOPPING if self._stop_requested.is_set() else Phase.RUNNING,
-            self._poller,
+            phase,
+            {inlet.name: inlet.receiver for inlet in self.inlets},
+            refused={} if self._roster is None else self._roster.refused,
             wait=self.settings.polling.wait,
             now=self._loop.time(),
-            blocked=0.0 if stopped else self._watch.silence(),
+            blocked=0.0 if stopped else self.watch.silence(),
             dead=self._dead(),
         )
 
@@ -255,7 +307,8 @@ class Run(Generic[C, R]):
             return f"it was ended by {type(self.fatal).__name__}"
         if self._stop_requested.is_set():
             return None
-        ended = [task for task in (self._heartbeat, *self._polls) if task is not None and task.done()]
+        tasks = (*(inlet.heartbeat for inlet in self.inlets), self._keeps_up, *self._polls)
+        ended = [task for task in tasks if task is not None and task.done()]
         return f"its task {ended[0].get_name()} ended" if ended else None  # cancelled by others: nothing else says so
 
     async def stop_requested(self) -> None:
@@ -278,7 +331,7 @@ class Run(Generic[C, R]):
         self._diary.begin()
         self._was_idle = not self.engine.jobs
         if self.settings.observers:
-            self.settings.observers.tell(ConsumerStopping(self.queue.info.name, self.reason))
+            self.settings.observers.tell(ConsumerStopping(self.name, self.reason))
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
         await self._return_unstarted()  # 2
         await self._drain_handlers()  # 3
@@ -289,64 +342,13 @@ class Run(Generic[C, R]):
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
-            self.settings.observers.tell(
-                ConsumerStopped(self.queue.info.name, self.reason, self._cancelled, self.statistics)
-            )
-        text = "Stopped consuming %s after %.1f s"
-        _log.info(text, self.queue.info.url, self._diary.end(), extra=self._about_queue())
+            self.settings.observers.tell(ConsumerStopped(self.name, self.reason, self.cancelled, self.statistics))
+        text, what = "Stopped consuming %s after %.1f s", self.name if self._roster else self._inlets[0].queue.info.url
+        _log.info(text, what, self._diary.end(), extra=self._about_queue())
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
-        gauges = self.scheduler.statistics()
-        now = self._loop.time()
-        last = self._poller.last_success
-        settler = self.source.settler
-        return ConsumerStatistics(
-            received=self._intake.received,
-            receives=self._poller.receives,
-            scouting_receives=self._scouting.receives,
-            succeeded=self._pipeline.succeeded,
-            duplicates=self._pipeline.duplicates,
-            failed=dict(self._pipeline.failed),
-            settled=settler.counts(),
-            settlement_failures=settler.failures,
-            extensions=settler.heartbeat.extended,
-            poll_failures=self._poller.failures,
-            cancelled=self._cancelled,
-            slots=self.scheduler.total,
-            running=gauges.running,
-            waiting=gauges.waiting,
-            oldest_wait=self._oldest_wait(now),
-            suspended=gauges.suspended,
-            held=settler.held,
-            held_bytes=settler.bytes,
-            tenants=gauges.tenants,
-            parked=self.core.parked,
-            deferred=self.core.deferred,
-            away=len(self.core.away),
-            scouting_stopped=self._scouting_stopped(now),
-            outages=self.core.availability.outages,
-            breakers=self.core.availability.breakers,
-            group_mismatches=0 if self._grouping is None else self._grouping.mismatches,
-            last_poll_age=None if last is None else now - last,
-            loop_lag=self._watch.max_lag,
-            pool=None if self.pool is None else self.pool.statistics(),
-            utilisation=gauges.running / self.scheduler.total,
-            oldest_wait_within_share=max(map(self._wait_of, self.scheduler.heads_within_share()), default=0.0),
-            fleet=None if self.member is None else self.member.statistics(),
-        )
-
-    def _wait_of(self, job: Job) -> float:
-        """Return for how long a message has waited: since it was sent, if it was not tried before."""
-        since_received = self._loop.time() - job.received_at
-        age = self._facts.age(job) if job.receives == 1 else None
-        return since_received if age is None else max(age, since_received)
-
-    def _oldest_wait(self, now: float) -> float:
-        """Return for how long the message has waited that was received first of tenants that can run."""
-        blocked = self.scheduler.is_blocked
-        held = list(self.source.settler.deliveries.values())
-        return now - min((job.received_at for job in held if not job.started and not blocked(job.tenant)), default=now)
+        return snapshot_of(self, self._loop.time())
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
@@ -356,7 +358,8 @@ class Run(Generic[C, R]):
         for job in tuple(self.engine.jobs):
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
-        await self._intake.close()
+        for inlet in self.inlets:
+            await inlet.intake.close()
         self.engine.dispatch()
 
     async def _drain_handlers(self) -> None:
@@ -379,7 +382,7 @@ class Run(Generic[C, R]):
         self.engine.act()
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
-            self._cancelled += sum(job.started for job in jobs)
+            self.cancelled += sum(job.started for job in jobs)
             text = "Cancelling %d handlers: their time to finish is over"
             _log.warning(text, len(jobs), extra=self._about_queue())
         for job in jobs:
@@ -391,7 +394,7 @@ class Run(Generic[C, R]):
         for job in tuple(self.engine.jobs):
             text = "The handler of message %s did not end when it was cancelled"
             _log.error(text, job.message.id, extra=about(job))
-            self.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
+            job.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
@@ -400,22 +403,25 @@ class Run(Generic[C, R]):
         try:
             async with asyncio.timeout_at(deadline):
                 seen = None
-                while seen != self._intake.received:  # what one poll brought and was given back, another may bring
-                    seen = self._intake.received
+                while seen != self._received:  # what one poll brought and was given back, another may bring
+                    seen = self._received
                     await self._settle_everything()
                     await self._finish_polls(min(polls_end, deadline))
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
         await self._end_polls()
-        await self.source.settler.abandon()
+        for inlet in self.inlets:
+            await inlet.settler.abandon()
 
     async def _settle_everything(self) -> None:
         """Send what was decided, and call back what is away."""
-        settler = self.source.settler
         while rejecting := [task for task in self.engine.rejecting if not task.done()]:
             await asyncio.wait(rejecting)
-        await settler.drain()
+        if len(self.inlets) == 1:
+            await self.inlets[0].settler.drain()
+        else:  # together: a queue that does not answer must not take the time of the others
+            await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
         self.core.away.all_over()
         if recalls := self.engine.recall(len(self.core.away)):
             await asyncio.wait(recalls)
@@ -427,24 +433,30 @@ class Run(Generic[C, R]):
         poll that is alive brings it back here, and it is given back once more.
         """
         polls = [poll for poll in self._polls if not poll.done()]
-        cancellable_after = getattr(self.queue, "cancellable_after", math.inf)
+        cancellable = (getattr(queue, "cancellable_after", math.inf) for queue in self.queues)
+        cancellable_after = max(cancellable, default=0.0)
         if polls:
-            brought = self._intake.received
+            brought = self._received
             gave_back = self._gave_back()
             if not cancellable_after or (self._was_idle and not gave_back):  # it waits for an empty queue
-                deadline = min(deadline, self._poller.last_asked_at + cancellable_after)
+                last_asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
+                deadline = min(deadline, last_asked_at + cancellable_after)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
             await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back and cancellable_after else 0.0))
-            if self._intake.received != brought:
+            if self._received != brought:
                 text = "Polls brought %d messages during the stop"
-                _log.debug(text, self._intake.received - brought, extra=self._about_queue())
+                _log.debug(text, self._received - brought, extra=self._about_queue())
 
     def _about_queue(self) -> dict[str, object]:
-        return about(queue=self.queue.info.name)
+        return about(queue=self.name)
+
+    @property
+    def _received(self) -> int:
+        return sum(inlet.intake.received for inlet in self.inlets)
 
     def _gave_back(self) -> bool:
-        counts = self.source.settler.counts()
-        return any(counts.get(settlement) for settlement in (Settlement.RETURNED, Settlement.DEFERRED))
+        counts = [inlet.settler.counts() for inlet in self.inlets]
+        return any(each.get(settlement) for each in counts for settlement in (Settlement.RETURNED, Settlement.DEFERRED))
 
     async def _end_polls(self) -> None:
         polls = [poll for poll in self._polls if not poll.done()]
@@ -454,7 +466,7 @@ class Run(Generic[C, R]):
             await asyncio.wait(polls)
 
     async def _end_heartbeat(self) -> None:
-        self._watch.close()
+        self.watch.close()
         self.engine.close()
         await self.tasks.close(grace=_GRACE)
 
@@ -468,21 +480,16 @@ class Run(Generic[C, R]):
                 await self._opened.aclose()
         except TimeoutError:
             text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
-            _log.error(text, self.queue.info.name, close, extra=self._about_queue())
+            _log.error(text, self.name, close, extra=self._about_queue())
         except Exception:
             text = "Closing what was opened for %s failed; the stop goes on"
-            _log.exception(text, self.queue.info.name, extra=self._about_queue())
+            _log.exception(text, self.name, extra=self._about_queue())
 
     # -- small print --------------------------------------------------------------------------------------------
 
     def _scheduler_limits(self, concurrency: Concurrency) -> dict[str, Any]:
         limits = _limits(self.settings, concurrency, threaded=self._threads is not None)
         return limits if self.member is None else {**limits, "bound": self.member.bound()}
-
-    def _scouting_stopped(self, now: float) -> str | None:
-        if self.source.fifo:
-            return "a FIFO queue hands out the next message of a group only when the last one is done"
-        return self._scouting.stopped_because(now) or self._facts.refusal()
 
     def _tasks(self) -> set[asyncio.Task[None]]:
         return {job.task for job in self.engine.jobs if job.task is not None}
@@ -501,21 +508,22 @@ class Run(Generic[C, R]):
     def _running_names(self) -> list[str]:
         return [job.task.get_name() for job in self.engine.jobs if job.started and job.task is not None]
 
-    def _say_what_may_surprise(self) -> None:
-        """Say once, at start, what the queue's attributes keep the consumer from promising."""
-        facts, name = self._facts, self.queue.info.name
-        extra = about(queue=name, step=Step.START)
-        most = facts.max_receives
-        wanted = None if callable(self.settings.retry) else self.settings.retry.attempts
-        if not facts.known:
-            text = "The attributes of queue %s may not be read: its redrive policy and retention are not known"
-            _log.warning(text, name, extra=extra)
-        elif most is None:
-            text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires"
-            _log.warning(text, name, extra=extra)
-        elif wanted is not None and wanted > most:
-            text = "RetryPolicy(attempts=%d) cannot be kept: maxReceiveCount of queue %s is %d"
-            _log.warning(text, wanted, name, most, extra=extra)
-        elif most < 2:
-            text = "maxReceiveCount of queue %s is %d: a message is a dead letter when its consumer crashes once"
-            _log.warning(text, name, most, extra=extra)
+
+def _say_what_may_surprise(settings: Settings[Any, Any], inlet: Inlet) -> None:
+    """Say once, at start, what the queue's attributes keep the consumer from promising."""
+    facts, name = inlet.facts, inlet.name
+    extra = about(queue=name, step=Step.START)
+    most = facts.max_receives
+    wanted = None if callable(settings.retry) else settings.retry.attempts
+    if not facts.known:
+        text = "The attributes of queue %s may not be read: its redrive policy and retention are not known"
+        _log.warning(text, name, extra=extra)
+    elif most is None:
+        text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires"
+        _log.warning(text, name, extra=extra)
+    elif wanted is not None and wanted > most:
+        text = "RetryPolicy(attempts=%d) cannot be kept: maxReceiveCount of queue %s is %d"
+        _log.warning(text, wanted, name, most, extra=extra)
+    elif most < 2:
+        text = "maxReceiveCount of queue %s is %d: a message is a dead letter when its consumer crashes once"
+        _log.warning(text, name, most, extra=extra)

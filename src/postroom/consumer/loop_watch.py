@@ -48,7 +48,7 @@ class LoopWatch:
         self._loop = tasks.loop
         self.running = running
         self._watched: _WatchedLoop | None = None
-        self.max_lag = 0.0
+        self.max_lag: float = 0.0
         """The longest that the loop did not run, in seconds; 0.0 where it was never late."""
 
     def start(self) -> None:

@@ -20,7 +20,7 @@ class Overtaking:
     """
 
     def __init__(self) -> None:
-        self.depth = 0.0
+        self.depth: float = 0.0
         """Seconds that a quiet message now has to lie in the queue behind noisy ones."""
         self._sent = self._received = self._until = 0.0  # of the quiet message sent last
         self._known: dict[Hashable, float] = {}  # tenant: until when its last overtaking counts

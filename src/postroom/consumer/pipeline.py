@@ -15,8 +15,7 @@ from postroom.consumer.core import Core
 from postroom.consumer.core import Reject as RejectAction
 from postroom.consumer.engine import Engine
 from postroom.consumer.job import Job
-from postroom.consumer.settings import Failure, Handle, OnError
-from postroom.consumer.source import Source
+from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.tenants import Tenants
 from postroom.errors import (
     AlreadyHandled,
@@ -75,7 +74,7 @@ class Pipeline:
     """Decode, lease, handle, settle: for each message that has a slot, in a task of its own.
 
     Args:
-        source: the queue that the messages come from.
+        settings: what the consumer was configured with.
         engine: frees slots and carries out what the core decides.
         pool: where resources are leased; None when the consumer has none.
         tenants: what was decided about single tenants.
@@ -85,7 +84,7 @@ class Pipeline:
 
     def __init__(
         self,
-        source: Source,
+        settings: Settings[Any, Any],
         engine: Engine,
         pool: ResourcePool[Any, Any] | None,
         tenants: Tenants,
@@ -93,21 +92,22 @@ class Pipeline:
         decode: Decode,
         handle: Handle,
     ) -> None:
-        self._source = source
         self._engine = engine
         self._core: Core = engine.core
         self._pool = pool
         self._tenants = tenants
         self._decode = decode
         self._handle = handle
-        self._unwrap = source.settings.unwrap
-        self._ack_mode = source.settings.ack
-        self._on_error: OnError | None = source.settings.on_error
-        self._observers: Observers = source.settings.observers
+        self._unwrap = settings.unwrap
+        self._ack_mode = settings.ack
+        self._acks = settings.ack is not AckMode.MANUAL
+        self._invalid = settings.invalid
+        self._on_error: OnError | None = settings.on_error
+        self._observers: Observers = settings.observers
         self._time = engine.tasks.time
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
-        self.succeeded = 0
-        self.duplicates = 0
+        self.succeeded: int = 0
+        self.duplicates: int = 0
         """Messages that their handlers found handled before."""
         self.failed: Counter[str] = Counter()
         """Failures by the name of their error's type."""
@@ -139,8 +139,6 @@ class Pipeline:
             await self._did_fail(job, error)
         else:
             self._did_succeed(job)
-        finally:
-            self._engine.ended(job)
 
     async def _run_with(self, job: Job, lease: Lease[Any]) -> None:
         """Run the handler with its tenant's resources, and give them back."""
@@ -162,7 +160,7 @@ class Pipeline:
         self._core.suspend(job, began)
         self._engine.blocked()
         self._engine.dispatch()
-        left = self._source.facts.seconds_left(job)
+        left = job.source.facts.seconds_left(job)
         lease = await pool.acquire(job.context, **({"timeout": max(left, 0.1)} if left < _SHORT else {}))
         try:
             self._engine.available(job.tenant)
@@ -190,13 +188,13 @@ class Pipeline:
             raise _Diverted(*diverted)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:
-        if not self._source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
+        if not job.source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
             text = f"message {job.message.id} was lost while it waited for its turn"
             raise OwnershipLost(text, message_id=job.message.id)
         if self._core.closing and not self._core.keeps(job):
             raise _NotNow
         job.started = job.tried = True
-        settling = _Settling(self._source, job, self._engine.tasks.loop)
+        settling = _Settling(job, self._engine.tasks.loop)
         ctx = MessageContext(job.message, job.context, resources, job.tenant, job.attempt, settling)
         enter_message(ctx)
         try:
@@ -227,10 +225,10 @@ class Pipeline:
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
         self._core.succeeded(job, self._time())
-        if self._ack_mode is AckMode.MANUAL:
-            self._leave(job)
-        else:
+        if self._acks:
             self._ack(job)
+        else:
+            self._leave(job)
 
     def _was_handled_before(self, job: Job) -> None:
         """Acknowledge a duplicate, in every mode: its work is done, and no other consumer will say so."""
@@ -240,7 +238,7 @@ class Pipeline:
 
     def _ack(self, job: Job) -> None:
         if job.settlement is None:
-            self._source.settler.ack(job)
+            job.source.settler.ack(job)
         elif job.settlement is not Settlement.ACKED:
             self._give_group_back(job)
 
@@ -277,7 +275,7 @@ class Pipeline:
                 self._core.put_back(job, self._time())
                 self._engine.act()
             case OwnershipLost():
-                self._source.settler.lose(job)  # ctx.ack() may know it before the heartbeat does
+                job.source.settler.lose(job)  # ctx.ack() may know it before the heartbeat does
                 await self._report(job, error)
                 self._give_group_back(job)
             case ConfigurationError() if not job.started and self._pool is not None and job.decoded:
@@ -304,16 +302,16 @@ class Pipeline:
 
     async def _blame(self, job: Job, error: BaseException) -> None:
         """Count a failed attempt, tell ``on_error``, and do what it says or the retry policy."""
-        attempts = self._source.attempts
+        attempts = job.source.attempts
         attempts.failed(job)
         instruction = await self._report(job, error)
         if instruction is None and isinstance(error, PayloadError) and not job.started:
-            instruction = _for_invalid(error, self._source.settings.invalid)
-        if job.started and self._source.resolves and not self._core.closing:
+            instruction = _for_invalid(error, self._invalid)
+        if job.started and job.source.resolves and not self._core.closing:
             self._core.failed(job, error, self._time())
             self._engine.dispatch()  # its lane may sleep from now on: a timer has to wake it
             if instruction is None and self._ack_mode is AckMode.ON_SUCCESS:
-                poison = attempts.poison(job, self._source.faults_of(job))
+                poison = attempts.poison(job, job.source.faults_of(job))
                 instruction = None if poison is None else Reject(poison)
         if instruction is not None:
             await self._obey(job, instruction)
@@ -359,17 +357,17 @@ class Pipeline:
             case Drop():
                 text = "Message %s of tenant %s is dropped (attempt %d): %s"
                 _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, instruction, extra=about(job))
-                self._source.settler.ack(job)
+                job.source.settler.ack(job)
             case Reject():
                 await self._obey_reject(job, instruction)
             case Retry():
                 if job.started or job.problem is not None:
-                    self._source.attempts.failed(job)
+                    job.source.attempts.failed(job)
                 self._retry(job, instruction, delay=instruction.delay)
 
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
         """Make the message a dead letter; without a dead-letter queue it has failed."""
-        if self._source.facts.redrive is not None or not self._source.facts.known:
+        if job.source.facts.redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
                 self._core.actions.append(RejectAction(job, instruction.reason, self._backoff(job, instruction)))
                 self._engine.act()
@@ -380,25 +378,25 @@ class Pipeline:
             return
         text = "Message %s of tenant %s was rejected (%s), but queue %s has no dead-letter queue"
         tenant = display_key(job.tenant)
-        _log.warning(text, job.message.id, tenant, instruction.reason, self._source.name, extra=about(job))
+        _log.warning(text, job.message.id, tenant, instruction.reason, job.source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
-            self._source.attempts.spent(job)  # its handler was not called: it is no attempt,
+            job.source.attempts.spent(job)  # its handler was not called: it is no attempt,
             self._retry(job, instruction)  # and nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)
 
     async def _divert(self, job: Job, diverted: _Diverted) -> None:
         """Move the message to the queue that its tenant is diverted to; where that fails it comes back."""
-        if await self._engine.reject(job, str(diverted), to=self._source.diversions.to(diverted.queue)):
+        if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
             self._give_group_back(job)
         else:
-            self._source.attempts.spent(job)  # its handler was not called: it is no attempt
+            job.source.attempts.spent(job)  # its handler was not called: it is no attempt
             self._retry(job, diverted)
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:
             case AckMode.ALWAYS:
-                self._source.settler.ack(job)
+                job.source.settler.ack(job)
             case AckMode.MANUAL:
                 self._leave(job)
             case AckMode.ON_SUCCESS:
@@ -415,7 +413,7 @@ class Pipeline:
         self._engine.act()
 
     def _backoff(self, job: Job, error: BaseException) -> float:
-        delay = backoff(self._source.retry_of(job), job.message, error, job.attempt, self._rng)
+        delay = backoff(job.source.retry_of(job), job.message, error, job.attempt, self._rng)
         if self._pool is not None and self._pool.troubled and job.problem is None:
             delay = max(delay, self._pool.retry_after(job.context))
         return delay
@@ -429,7 +427,7 @@ class Pipeline:
         self._engine.act()
 
     def _leave(self, job: Job) -> None:
-        self._source.settler.leave(job)
+        job.source.settler.leave(job)
         if job.settlement is not Settlement.ACKED:
             self._give_group_back(job)
 
@@ -441,31 +439,30 @@ class Pipeline:
 class _Settling(msgspec.Struct, eq=False):
     """What stands behind ``ctx.ack()``, ``ctx.retry()`` and ``ctx.extend()`` of one message."""
 
-    _source: Source
     _job: Job
     loop: asyncio.AbstractEventLoop
     transactions: int = 0
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
-        await self._source.settler.ack_now(self._job)
+        await self._job.source.settler.ack_now(self._job)
 
     async def give_back(self, delay: float | None) -> None:
         """Leave the message in the queue and return when that is confirmed."""
         job = self._job
         if delay is None:
-            delay = exponential(self._source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
-        attempts = self._source.attempts
+            delay = exponential(job.source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
+        attempts = job.source.attempts
         attempts.failed(job)
-        if attempts.is_over(job) and self._source.facts.redrive is not None:
+        if attempts.is_over(job) and job.source.facts.redrive is not None:
             reason = f"{attempts.known(job)} failed attempts, the last one with ctx.retry()"
-            await self._source.settler.reject(job, reason)
+            await job.source.settler.reject(job, reason)
         else:
-            await self._source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
+            await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
-        await self._source.settler.extend_now(self._job, seconds)
+        await self._job.source.settler.extend_now(self._job, seconds)
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from postroom.consumer.core import Core
-from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
+from postroom.consumer.demand import Answer, Pause, ReceivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, ServiceUnavailable, TransportError
@@ -32,37 +32,29 @@ class Admits(Protocol):
         ...
 
 
-class Poller:
-    """Keeps receives outstanding as the policy says. Every ``run`` is one poller."""
+class Receiver:
+    """Sends receives to one queue, and keeps what became of them."""
 
-    def __init__(
-        self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks, *, watch: LoopWatch
-    ) -> None:
+    def __init__(self, source: Source, tasks: Tasks, *, watch: LoopWatch) -> None:
         self._source = source
-        self._core = core
-        self._policy = policy
-        self._admits = admits
         self._tasks = tasks
         self._watch = watch
         self._polling = source.settings.polling
         self._observers = source.settings.observers
         visibility = source.settings.visibility
         self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
-        self._stopping = False
-        self._waiters: list[asyncio.Future[None]] = []
-        self._paused: set[asyncio.Future[None]] = set()
         self.started_at: float | None = None
         """The loop time at which the first receive was sent."""
         self.last_success: float | None = None
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failing_since: float | None = None
         """The loop time from which on every receive has failed; None while they are answered."""
-        self.failing_with = ""
+        self.failing_with: str = ""
         """The type of the last failure's error."""
         self._out: dict[int, float] = {}
         """When the receives that are out were sent, by poller."""
-        self.failures = 0
-        self.receives = 0
+        self.failures: int = 0
+        self.receives: int = 0
 
     @property
     def asked_at(self) -> float | None:
@@ -73,6 +65,71 @@ class Poller:
     def last_asked_at(self) -> float:
         """When the latest receive that is out was sent; far in the past when none is out."""
         return max(self._out.values(), default=-math.inf)
+
+    def moment(self) -> Moment:
+        """Return the time at which a receive is sent."""
+        return self._source.settler.heartbeat.moment()
+
+    def arrived(self, asked: Moment) -> Moment:
+        """Return the earliest moment at which SQS can have handed out what is read now.
+
+        The answer to a long poll may have waited in a socket while the process was frozen or the loop blocked, and
+        its visibility timeout began to run before that.
+        """
+        return Moment(max(asked.time, self._watch.unread_since()), asked.slept)
+
+    async def receive(self, limit: int, wait: float, number: int) -> list[Message]:
+        """Send a receive of poller ``number``. Raises what the transport raises."""
+        now = self._tasks.time()
+        if self.started_at is None:
+            self.started_at = now
+        self.receives += 1
+        self._out[number] = now
+        try:
+            messages = await self._source.queue.receive(limit=limit, wait=wait, visibility=self._timeout)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            # A transport's own cancellation is its failure. It would end the poller, and nothing would tell of it.
+            raise ServiceUnavailable("the transport cancelled the receive by itself") from error
+        finally:
+            del self._out[number]
+        self.last_success = self._tasks.time()
+        if self.failing_since is not None:
+            self.failing_since = None
+            text, name = "Receiving from %s works again after %d failures", self._source.name
+            _log.info(text, name, self.failures, extra=about(queue=name))
+        return messages
+
+    def failed(self, error: Exception, pause: float, began: float) -> None:
+        """Note that a receive failed, and log it. The next one follows after ``pause`` seconds."""
+        self.failures += 1
+        if isinstance(error, TransportError) and error.code == "OverLimit":
+            self._source.facts.over_limit()
+        level = logging.ERROR if self.failing_since is None else logging.INFO
+        if self.failing_since is None:
+            self.failing_since = began
+        self.failing_with = type(error).__name__
+        what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
+        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
+        _log.log(level, text, name, pause, what, extra=about(queue=name))
+        if self._observers:
+            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
+
+
+class Poller(Receiver):
+    """Keeps receives outstanding as the policy says. Every ``run`` is one poller."""
+
+    def __init__(
+        self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks, *, watch: LoopWatch
+    ) -> None:
+        super().__init__(source, tasks, watch=watch)
+        self._core = core
+        self._policy = policy
+        self._admits = admits
+        self._stopping = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._paused: set[asyncio.Future[None]] = set()
 
     def wake(self) -> None:
         """Look again whether there is room: a message ended, or the queue turned busy."""
@@ -99,16 +156,22 @@ class Poller:
             if isinstance(step, Pause):
                 await self._woken(step.seconds)
                 continue
-            asked = self._source.settler.heartbeat.moment()
+            asked = self.moment()
             began = asked.time
+            self._policy.asked(step)
             try:
-                messages = await self._receive(step, number)
+                messages = await self.receive(step.limit, self._polling.wait, number)
             except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
-                await self._back_off(error, pause, began)
+                self._policy.failed(step)
+                self.failed(error, pause, began)
+                await self._back_off(pause)
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
+            except BaseException:
+                self._policy.failed(step)
+                raise
             pause = self._polling.backoff
-            runnable = self._admits.admit(messages, self._arrived(asked)) if messages else 0
+            runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
             if self._observers:
@@ -116,14 +179,6 @@ class Poller:
             del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
-
-    def _arrived(self, asked: Moment) -> Moment:
-        """Return the earliest moment at which SQS can have handed out what is read now.
-
-        The answer to a long poll may have waited in a socket while the process was frozen or the loop blocked, and
-        its visibility timeout began to run before that.
-        """
-        return Moment(max(asked.time, self._watch.unread_since()), asked.slept)
 
     async def _woken(self, seconds: float | None) -> None:
         waiter = self._tasks.loop.create_future()
@@ -140,45 +195,7 @@ class Poller:
             self._waiters.remove(waiter)
             waiter.set_result(None)
 
-    async def _receive(self, ask: Ask, number: int) -> list[Message]:
-        now = self._tasks.time()
-        if self.started_at is None:
-            self.started_at = now
-        self.receives += 1
-        self._out[number] = now
-        self._policy.asked(ask)
-        try:
-            messages = await self._source.queue.receive(
-                limit=ask.limit, wait=self._polling.wait, visibility=self._timeout
-            )
-        except BaseException as error:
-            self._policy.failed(ask)
-            if isinstance(error, asyncio.CancelledError) and not is_cancelled():
-                # A transport's own cancellation is its failure. It would end the poller, and nothing would tell of it.
-                raise ServiceUnavailable("the transport cancelled the receive by itself") from error
-            raise
-        finally:
-            del self._out[number]
-        self.last_success = self._tasks.time()
-        if self.failing_since is not None:
-            self.failing_since = None
-            text, name = "Receiving from %s works again after %d failures", self._source.name
-            _log.info(text, name, self.failures, extra=about(queue=name))
-        return messages
-
-    async def _back_off(self, error: Exception, pause: float, began: float) -> None:
-        self.failures += 1
-        if isinstance(error, TransportError) and error.code == "OverLimit":
-            self._source.facts.over_limit()
-        level = logging.ERROR if self.failing_since is None else logging.INFO
-        if self.failing_since is None:
-            self.failing_since = began
-        self.failing_with = type(error).__name__
-        what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
-        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
-        _log.log(level, text, name, pause, what, extra=about(queue=name))
-        if self._observers:
-            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
+    async def _back_off(self, pause: float) -> None:
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:

@@ -166,7 +166,7 @@ class _Process:
         elif self._starts:
             _log.info("%s: the start is given up (%s)", number.name, self._what_runs())
         else:
-            _log.info("%s: draining (%s); once more to cancel what runs", number.name, self._what_runs())
+            _log.info("%s: draining (%s); send it again to cancel running handlers", number.name, self._what_runs())
         self.stop(now=again, reason=StopReason.SIGNAL)
 
     async def _life(self, consumer: Consumer[Any, Any]) -> None:

@@ -78,7 +78,7 @@ class Scouting:
         self._late = _LATE
         self._noisy: tuple[Hashable, Message] | None = None
         self._budget = float(BUDGET)
-        self.receives = 0
+        self.receives: int = 0
         """Scouting receives so far."""
 
     def is_skimming(self, now: float) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Generic
 from msgspec import UnsetType
 
 from postroom.consumer.context import MessageContext
+from postroom.consumer.queues import Queues
 from postroom.consumer.unwrapping import Unwrapping
 from postroom.events import Observers
 from postroom.fleet import Fleet
@@ -48,6 +49,7 @@ class Settings(Generic[C, R]):
     """The arguments of a consumer, checked."""
 
     queue: str
+    """The queue as it was named, or the title of several."""
     resolver: Callable[[Message], C | Awaitable[C]] | None
     resources: Provider[C, R] | ResourcePool[C, R] | None
     cleanup: Callable[[R], Awaitable[object]] | UnsetType | None
@@ -66,3 +68,5 @@ class Settings(Generic[C, R]):
     observers: Observers
     client: Client | None
     fleet: Fleet | None = None
+    queues: Queues | None = None
+    """Several queues; None where ``queue`` is the only one."""

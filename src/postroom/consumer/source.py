@@ -3,14 +3,13 @@
 from typing import Any
 
 from postroom.consumer.attempts import Attempts
-from postroom.consumer.crowd import Crowd
 from postroom.consumer.diversions import Diversions
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility, chosen
-from postroom.settlement import Settler
+from postroom.settlement import Settler, Tally
 from postroom.tasks import clean
 from postroom.transports.protocol import Queue
 
@@ -22,9 +21,24 @@ class Source:
     """A queue and what was configured for its messages.
 
     Several sources can share one core, and so slots and tenants. It makes the jobs of its messages for the settler.
+
+    Args:
+        settings: what the consumer was configured with.
+        queue: the queue.
+        facts: what the queue says of itself.
+        tally: counts the bytes that are held, of all sources that share one memory.
+        alone: whether it is the only source of its core: then its message groups need no other name.
     """
 
-    def __init__(self, settings: Settings[Any, Any], queue: Queue, facts: QueueFacts) -> None:
+    def __init__(
+        self,
+        settings: Settings[Any, Any],
+        queue: Queue,
+        facts: QueueFacts,
+        *,
+        tally: Tally | None = None,
+        alone: bool = True,
+    ) -> None:
         self.settings = settings
         self._retry = _clean(settings.retry)
         self._faults = _clean(settings.faults)
@@ -35,7 +49,8 @@ class Source:
         self.resolves = settings.resolver is not None
         self.fifo = queue.info.fifo
         self.attempts = Attempts(facts)
-        self.crowd = Crowd()
+        self.tally = Tally() if tally is None else tally
+        self._alone = alone
         self.diversions: Diversions
         """Set once, by what opens the source."""
         self.settler: Settler[Job]
@@ -52,6 +67,11 @@ class Source:
             receives=message.receive_count,
             source=self,
         )
+
+    def group_of(self, message: Message) -> str | None:
+        """Return what a message's group is called here: two FIFO queues may each have a group of one name."""
+        group = message.group_id
+        return group if self._alone or group is None else f"{self.name} {group}"
 
     def retry_of(self, job: Job) -> RetryPolicy:
         """Return the retry policy for a message."""

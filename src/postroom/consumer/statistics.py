@@ -1,11 +1,51 @@
 """A snapshot of one consumer."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from postroom.fleet import FleetStatistics
 from postroom.resources import PoolStatistics
 from postroom.types import Settlement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatistics:
+    """What a consumer did with the messages of one of its queues, and what it holds of them, at one moment."""
+
+    received: int = 0
+    """Messages received, repeated receives included."""
+    receives: int = 0
+    """ReceiveMessage requests."""
+    poll_failures: int = 0
+    """Receives that failed."""
+    settled: Mapping[Settlement, int]
+    """Messages by what became of them."""
+    settlement_failures: int = 0
+    """Deletes and visibility changes that were given up."""
+    extensions: int = 0
+    """Visibility timeouts that the heartbeat extended."""
+    held: int = 0
+    """Messages that the consumer owns now."""
+    group_mismatches: int = 0
+    """How often MessageGroupId and context disagreed about a message's tenant."""
+    last_poll_age: float | None = None
+    """Seconds since SQS last answered a receive of this queue; None before the first answer."""
+
+    def plus(self, other: "QueueStatistics") -> "QueueStatistics":
+        """Return both counted together; the later answer counts."""
+        ages = [age for age in (self.last_poll_age, other.last_poll_age) if age is not None]
+        return QueueStatistics(
+            received=self.received + other.received,
+            receives=self.receives + other.receives,
+            poll_failures=self.poll_failures + other.poll_failures,
+            settled=Counter(self.settled) + Counter(other.settled),
+            settlement_failures=self.settlement_failures + other.settlement_failures,
+            extensions=self.extensions + other.extensions,
+            held=self.held + other.held,
+            group_mismatches=self.group_mismatches + other.group_mismatches,
+            last_poll_age=min(ages, default=None),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,5 +121,7 @@ class ConsumerStatistics:
     """Seconds for which the first waiting message of a tenant waits that has less than its share: since it was sent,
     if this is its first receive, else since it was received. With ``utilisation``, the signal to scale on: the backlog
     of a noisy tenant does not move it."""
+    queues: Mapping[str, QueueStatistics] = field(default_factory=dict[str, QueueStatistics])
+    """The figures of each queue by its name. Those of queues that were closed count only in the sums."""
     fleet: FleetStatistics | None = None
     """What this replica has of its fleet; None without ``fleet=``."""

@@ -95,7 +95,7 @@ class Tenants:
 
     def __init__(self, *, shared: bool = False) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
-        self.ruled = False
+        self.ruled: bool = False
         """Whether anything was decided about any tenant, or every tenant has a rate."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()

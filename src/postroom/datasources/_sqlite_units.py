@@ -37,7 +37,7 @@ class Unit(Generic[T]):
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._committing = False
-        self.abandoned = False
+        self.abandoned: bool = False
 
     def _future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
@@ -129,7 +129,7 @@ class Held(Unit[None]):
         self._steps: SimpleQueue[Step[Any] | None] = SimpleQueue()
         self._step: Step[Any] | None = None
         self._gate = threading.Lock()
-        self.over = False
+        self.over: bool = False
         """Whether it takes no more steps."""
 
     async def begun(self) -> None:

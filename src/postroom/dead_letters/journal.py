@@ -32,7 +32,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._file: FileIO | None = None
         self._sent: dict[str, set[str]] = {}
 

@@ -44,9 +44,9 @@ class Walk:
         self._wait = wait
         self._time = asyncio.get_running_loop().time
         self._held: dict[str, tuple[float, str]] = {}  # id: deadline and receipt handle, the oldest first
-        self.seen = 0
+        self.seen: int = 0
         """Letters brought so far."""
-        self.cut = False
+        self.cut: bool = False
         """Whether it ended because too many letters are held: there may be more."""
 
     async def batches(self) -> AsyncGenerator[list[Message], None]:

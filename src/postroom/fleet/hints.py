@@ -28,25 +28,26 @@ class Hints:
 
     def __init__(self, lease: float) -> None:
         self.turn = lease
-        self._down: dict[str, float] = {}
+        self.known: dict[str, float] = {}
+        """Hosts that a replica has said are down, each with the time until which that holds. It stays one object."""
         self._mine: dict[str, float] = {}
         self._wanted: dict[str, None] = {}
         self._reports: dict[str, tuple[str | None, float]] = {}
 
     def __len__(self) -> int:
         """Count the hosts that a replica has said are down."""
-        return len(self._down)
+        return len(self.known)
 
     def is_down(self, host: Hashable) -> bool:
         """Whether a replica has said that a host is down."""
-        return bool(self._down) and _named(host) in self._down
+        return bool(self.known) and _named(host) in self.known
 
     def wait(self, host: Hashable, now: float) -> float | None:
         """Return until when a try of a host should wait for another replica's; None where it need not."""
-        if not self._down:
+        if not self.known:
             return None
         name = _named(host)
-        until = None if name is None else self._down.get(name)
+        until = None if name is None else self.known.get(name)
         if name is None or until is None or until <= now or self._mine.get(name, 0.0) > now:
             return None
         if len(self._wanted) < _REMEMBER:
@@ -63,8 +64,8 @@ class Hints:
     def found_up(self, host: Hashable) -> None:
         """Note that a host was reached: those that wait for it are told with the next exchange."""
         name = _named(host)
-        if name is not None and (name in self._down or name in self._reports):
-            self._down.pop(name, None)
+        if name is not None and (name in self.known or name in self._reports):
+            self.known.pop(name, None)
             self._mine.pop(name, None)
             self._reports[name] = (None, _LEAST)
 
@@ -75,7 +76,7 @@ class Hints:
 
     def claims(self) -> list[str]:
         """Return the hosts of which this replica would be the one to try."""
-        wanted, self._wanted = [host for host in self._wanted if host in self._down], {}
+        wanted, self._wanted = [host for host in self._wanted if host in self.known], {}
         return wanted
 
     def claimed(self, host: str, now: float) -> None:
@@ -84,8 +85,9 @@ class Hints:
 
     def learn(self, hints: Iterable[Hint], now: float) -> None:
         """Take over what the store knows."""
-        self._down = {hint.host: now + hint.seconds for hint in hints if hint.host not in self._reports}
-        self._mine = {host: until for host, until in self._mine.items() if host in self._down and until > now}
+        self.known.clear()
+        self.known.update({hint.host: now + hint.seconds for hint in hints if hint.host not in self._reports})
+        self._mine = {host: until for host, until in self._mine.items() if host in self.known and until > now}
 
 
 def _named(host: Hashable) -> str | None:

@@ -27,6 +27,7 @@ _RESTLESS: Final = 4
 """A tick is so much shorter while slots are on their way from one replica to another."""
 _LINGER: Final = 2
 """Ticks for which an idle tenant's slots stay here while no other replica needs them."""
+_NEVER: Final = float("inf")
 _PATIENCE: Final = 3
 """An exchange that has had no answer for this part of a lease is given up."""
 
@@ -59,23 +60,23 @@ class Entry:
     )
 
     def __init__(self, name: str | None) -> None:
-        self.name = name
+        self.name: str | None = name
         """None where it has no name that other replicas would know."""
-        self.granted = 0
-        self.share = 0
-        self.limit = 0
+        self.granted: int = 0
+        self.share: int = 0
+        self.limit: int = 0
         """Handlers that may run until ``expires``: never more than granted, and no more than the share."""
-        self.expires = float("-inf")
+        self.expires: float = float("-inf")
         self.fallback: int | None = 0
         """Handlers that may run when the store is gone; None for any number."""
-        self.promised = UNLIMITED
+        self.promised: int = UNLIMITED
         """Handlers that may run while a request is out that said so."""
-        self.contended = False
-        self.asked = False
-        self.idle = 0
+        self.contended: bool = False
+        self.asked: bool = False
+        self.idle: int = 0
         """Ticks without work."""
-        self.tokens = 0
-        self.tokens_until = float("-inf")
+        self.tokens: int = 0
+        self.tokens_until: float = float("-inf")
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -100,14 +101,14 @@ class Ledger:
     def __init__(self, fleet: Fleet, replica: str, now: float, on_newcomer: Callable[[Hashable], object]) -> None:
         self.fleet = fleet
         self.replica = replica
-        self.replicas = 0
+        self.replicas: int = 0
         """Replicas that the store last counted; 0 before it was ever reached."""
-        self.epoch = ""
+        self.epoch: str = ""
         self.sent: Sent | None = None
-        self.overruns = 0
+        self.overruns: int = 0
         """Handlers so far that went on after their slots were lost."""
-        self.exchanges = 0
-        self.failures = 0
+        self.exchanges: int = 0
+        self.failures: int = 0
         """Exchanges that failed in a row."""
         self._entries: dict[Hashable, Entry] = {}
         self._newcomers: dict[Hashable, None] = {}
@@ -171,10 +172,10 @@ class Ledger:
         """Set what holds without the store: its fallback, and everything for a tenant that has no limit or no name."""
         self._set_fallback(tenant, entry)
         if self._is_on_its_own(tenant, entry):
-            entry.limit, entry.expires = self._part_of(tenant), float("inf")
+            entry.limit, entry.expires = self._part_of(tenant), _NEVER
             entry.granted = entry.share = 0
             entry.contended = False
-        elif entry.expires == float("inf"):
+        elif entry.expires == _NEVER:
             entry.limit, entry.expires = 0, float("-inf")
 
     def _is_on_its_own(self, tenant: Hashable, entry: Entry) -> bool:
@@ -394,6 +395,10 @@ class Ledger:
     def entry(self, tenant: Hashable) -> Entry | None:
         """Return what is known of a tenant that has work here."""
         return self._entries.get(tenant)
+
+    def starved(self, now: float) -> list[Hashable]:
+        """Return the tenants that may start nothing here until a slot is given back, here or elsewhere."""
+        return [tenant for tenant, entry in self._entries.items() if not entry.limit and now < entry.expires < _NEVER]
 
     def entries(self) -> Mapping[Hashable, Entry]:
         """Return every tenant that has work here, or had it a moment ago."""

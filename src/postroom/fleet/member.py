@@ -6,6 +6,7 @@ keeps the answer current.
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
@@ -49,6 +50,10 @@ class Crew(Protocol):
         """Look again whether messages of some tenants may start."""
         ...
 
+    def starve(self, tenants: Iterable[Hashable], now: float) -> None:
+        """Let messages of tenants without a slot here make room for those of others; of all others no longer."""
+        ...
+
     def meter(self, tenant: Hashable) -> None:
         """Have a tenant's starts metered, before any of it can start."""
         ...
@@ -75,14 +80,14 @@ class Member:
         self, fleet: Fleet, name: str, tasks: Tasks, crew: Crew, *, hints: Hints, observers: Observers, pending: Pending
     ) -> None:
         self.fleet = fleet
-        self.name = fleet.name or name
+        self.name: str = fleet.name or name
         self.pending = pending
         self._state = fleet.state
         self._tasks = tasks
         self._crew = crew
         self._observers = observers
         self._time = tasks.loop.time
-        self.ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
+        self.ledger: Ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
         self.hints = hints
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})
@@ -177,6 +182,7 @@ class Member:
             _log.warning("Fleet %s: the store answers again%s; %d replicas", self.name, gone, answer.replicas)
             if self._observers:
                 self._observers.tell(FleetReachable(self.name, answer.replicas))
+        self._crew.starve(self.ledger.starved(now), now)
         if offered:
             self._crew.offer(offered)
 
@@ -197,6 +203,7 @@ class Member:
         gone = self.ledger.is_gone(now)
         if gone and not self._was_gone:
             self._was_gone = True
+            self._crew.starve((), now)
             self._crew.offer(list(self.ledger.entries()))
 
     # -- what the scheduler asks --------------------------------------------------------------------------------
@@ -206,10 +213,10 @@ class Member:
 
         It is asked several times per message, so the usual case is written out here.
         """
-        known, time, otherwise = self.ledger.entries(), self._time, self.ledger.allowed
+        known, now_of, otherwise = self.ledger.entries(), _clock_of(self._tasks.loop), self.ledger.allowed
 
         def allowed(tenant: Hashable) -> int | None:
-            entry, now = known.get(tenant), time()
+            entry, now = known.get(tenant), now_of()
             if entry is None or now >= entry.expires:
                 return otherwise(tenant, now)
             entry.idle = 0  # it is asked about what has work
@@ -366,6 +373,12 @@ class _FleetPace(Pace):
             replicas = max(1, ledger.replicas) if ledger.fleet.fallback == "share" else 1
             return super().take(now / replicas) * replicas  # its own time goes so much slower
         return ledger.fleet.tick
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return what tells the time of a loop: for asyncio's own the function that its method calls."""
+    is_plain = type(loop).time is asyncio.BaseEventLoop.time
+    return time.monotonic if is_plain else loop.time
 
 
 def _shown(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from postroom.fleet.protocol import Answer, Ask, Decisions, Grant, Hint, Request
-from postroom.fleet.shares import share_of
+from postroom.fleet.shares import Claim, Share, share_of
 
 _MANY = 10_000
 """Tenants with a rate after which those are forgotten that have not used any of it for long."""
@@ -24,6 +24,9 @@ class _Slots(msgspec.Struct):
     want: int
     expires: float
     sequence: int
+    since: float
+    """When it began to wait for its turn, or when its last turn began."""
+    had_turn: bool = False
 
 
 class _Fleet(msgspec.Struct):
@@ -50,7 +53,7 @@ class Store:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.fleets: dict[str, _Fleet] = {}
-        self.run = 1
+        self.run: int = 1
         """Counts the starts of this store: one that starts again may have lost its last writes."""
 
     def flush(self) -> None:
@@ -101,21 +104,39 @@ class Store:
         others = {replica: other for replica, other in slots.items() if replica != me}
         room = ask.cap - sum(other.granted for other in others.values())
         keep = max(0, min(ask.hold, max(0 if mine is None else mine.granted, room)))
-        demands = {replica: (other.need, other.want) for replica, other in others.items()}
-        demands[me] = (ask.need, max(ask.need, ask.want))
-        share = share_of(me, demands, ask.cap, int(now // request.lease))
+        share, hope, is_turn = self._share(request, ask, others, mine, now)
         granted = keep
         if share > keep and now >= fleet.quiet_until:
             granted = min(share, max(keep, room))
         if granted or ask.need:
-            slots[me] = _Slots(granted, ask.need, ask.want, now + request.lease, request.sequence)
+            since, had_turn = (now, False) if mine is None else (mine.since, mine.had_turn)
+            if is_turn and granted >= share and not (had_turn and _is_same_period(since, now, request.lease)):
+                since, had_turn = now, True
+            expires = now + request.lease
+            slots[me] = _Slots(granted, ask.need, ask.want, expires, request.sequence, since, had_turn)
         else:
             slots.pop(me, None)
         if not slots:
             del fleet.slots[ask.tenant]
         tokens = self._take(fleet, request, ask, 1 + sum(other.need > 0 for other in others.values()), now)
         contended = any(other.need > other.granted for other in others.values())
-        return Grant(granted, share, contended, tokens)
+        return Grant(granted, hope, contended, tokens)
+
+    @staticmethod
+    def _share(request: Request, ask: Ask, others: Mapping[str, _Slots], mine: _Slots | None, now: float) -> Share:
+        """Return a replica's share. A turn lasts for the period in which it began; then the longest wait is first."""
+        me = request.replica
+        claims = {replica: Claim(other.need, other.want, other.granted) for replica, other in others.items()}
+        claims[me] = Claim(ask.need, max(ask.need, ask.want), ask.hold)
+
+        def place(replica: str) -> tuple[bool, float, str]:
+            slots = mine if replica == me else others[replica]
+            if slots is None:
+                return (True, now, replica)
+            has_turn = slots.had_turn and _is_same_period(slots.since, now, request.lease)
+            return (not has_turn, slots.since, replica)
+
+        return share_of(me, {replica: claims[replica] for replica in sorted(claims, key=place)}, ask.cap)
 
     @staticmethod
     def _take(fleet: _Fleet, request: Request, ask: Ask, hungry: int, now: float) -> int:
@@ -189,6 +210,11 @@ class Store:
         return self.fleets.setdefault(name, _Fleet())
 
 
+def _is_same_period(first: float, second: float, lease: float) -> bool:
+    """Whether two times are in the same of the periods, each as long as a lease, after which turns end."""
+    return first // lease == second // lease
+
+
 class MemoryState:
     """A shared state in this process. Pass one and the same to every ``Fleet`` that should meet there.
 
@@ -197,7 +223,7 @@ class MemoryState:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.store = Store(clock)
+        self.store: Store = Store(clock)
 
     async def exchange(self, fleet: str, request: Request) -> Answer:
         """See ``SharedState``."""

@@ -7,7 +7,8 @@ local epoch_key, members_key, decisions_key, hints_key = KEYS[1], KEYS[2], KEYS[
 local me, sequence, known_there, lease, tick, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]),
   tonumber(ARGV[5]), ARGV[6] == '1'
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local exact = time[1] * 1000 + time[2] / 1000
+local now = math.floor(exact)
 local period = math.floor(now / lease)
 
 -- The memory may be lost, wholly (a flush) or in its last writes (a restart, a fail-over).
@@ -43,28 +44,30 @@ for i = 1, #hints, 2 do
   end
 end
 
-local function filled(mine, demands, names, cap)
-  local sorted = {}
+-- What a replica may be granted, what it gets as handlers of others end, and whether a slot of a remainder is in it.
+local function filled(demands, held, before, cap)
+  local sorted, mine = {}, demands[1]
   for i = 1, #demands do sorted[i] = demands[i] end
   table.sort(sorted)
   local left, rest = cap, #sorted
   for i = 1, #sorted do
     local level = math.floor(left / rest)
     if sorted[i] > level then
-      if mine <= level then return mine end
-      local remainder, hungry, place = left - level * rest, 0, 0
-      for j = 1, #demands do
+      if mine <= level then return mine, mine, false end
+      local remainder, front, behind = left - level * rest, 0, 0
+      for j = 2, #demands do
         if demands[j] > level then
-          hungry = hungry + 1
-          if names[j] < me then place = place + 1 end
+          local over = (held[j] or level) - level
+          if before[j] then front = front + math.max(1, over) else behind = behind + math.max(0, over) end
         end
       end
-      if (place - period * remainder) % hungry < remainder then return level + 1 end
-      return level
+      if front + behind < remainder then return level + 1, level + 1, true end
+      if (held[1] or level) <= level and front < remainder then return level, level + 1, false end
+      return level, level, false
     end
     left = left - sorted[i]; rest = rest - 1
   end
-  return mine
+  return mine, mine, false
 end
 
 for i = 0, (#ARGV - 6) / 6 - 1 do
@@ -72,18 +75,19 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
   local cap, hold, need = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local want, rate, tokens = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   if want < need then want = need end
-  local names, needs, spares = {me}, {need}, {want - need}
-  local needed, used, mine, last, contended, hungry = need, 0, 0, -1, 0, 1
+  local names, needs, spares, held, turns, sinces = {me}, {need}, {want - need}, {hold}, {false}, {exact}
+  local needed, used, mine, last, contended, hungry, had = need, 0, 0, -1, 0, 1, 0
   local all = redis.call('HGETALL', slots_key)
   for j = 1, #all, 2 do
-    local g, n, w, e, s = struct.unpack('<I4I4I4dd', all[j + 1])
+    local g, n, w, t, e, s, since = struct.unpack('<I4I4I4I4ddd', all[j + 1])
+    local has = t == 1 and math.floor(since / lease) == period
     if e <= now then
       redis.call('HDEL', slots_key, all[j])
     elseif all[j] == me then
-      mine, last = g, s
+      mine, last, had, turns[1], sinces[1] = g, s, t, has, since
     else
       local k = #names + 1
-      names[k], needs[k], spares[k] = all[j], n, w - n
+      names[k], needs[k], spares[k], held[k], turns[k], sinces[k] = all[j], n, w - n, g, has, since
       needed, used = needed + n, used + g
       if n > g then contended = 1 end
       if n > 0 then hungry = hungry + 1 end
@@ -94,13 +98,23 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
   else
     local room = cap - used
     local keep = math.max(0, math.min(hold, math.max(mine, room)))
-    local share
-    if needed > cap then share = filled(need, needs, names, cap)
-    else share = need + filled(want - need, spares, names, math.floor((cap - needed) / 2)) end
+    local before, share, hope, turn = {}, need, need, false
+    for k = 2, #names do
+      if turns[k] ~= turns[1] then before[k] = turns[k]
+      elseif sinces[k] ~= sinces[1] then before[k] = sinces[k] < sinces[1]
+      else before[k] = names[k] < me end
+    end
+    if needed > cap then
+      share, hope, turn = filled(needs, held, before, cap)
+    else
+      share = need + filled(spares, {}, before, math.floor((cap - needed) / 2)); hope = share
+    end
     local granted = keep
     if share > keep and now >= quiet then granted = math.min(share, math.max(keep, room)) end
     if granted > 0 or need > 0 then
-      redis.call('HSET', slots_key, me, struct.pack('<I4I4I4dd', granted, need, want, now + lease, sequence))
+      if turn and granted >= share and not turns[1] then had, sinces[1] = 1, exact end
+      redis.call('HSET', slots_key, me,
+        struct.pack('<I4I4I4I4ddd', granted, need, want, had, now + lease, sequence, sinces[1]))
       redis.call('PEXPIRE', slots_key, lease)
     elseif last >= 0 then
       redis.call('HDEL', slots_key, me)
@@ -116,7 +130,7 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
         redis.call('SET', rate_key, string.format('%.3f', tat), 'PX', math.ceil(tat - now) + 1)
       end
     end
-    out[#out + 1] = granted; out[#out + 1] = share; out[#out + 1] = contended; out[#out + 1] = taken
+    out[#out + 1] = granted; out[#out + 1] = hope; out[#out + 1] = contended; out[#out + 1] = taken
   end
 end
 return out
@@ -129,7 +143,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local all, slots, replicas = redis.call('HVALS', KEYS[1]), 0, 0
 for i = 1, #all do
-  local granted, _, _, till = struct.unpack('<I4I4I4dd', all[i])
+  local granted, _, _, _, till = struct.unpack('<I4I4I4I4dd', all[i])
   if till > now and granted > 0 then slots = slots + granted; replicas = replicas + 1 end
 end
 return {slots, replicas}

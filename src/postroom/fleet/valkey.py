@@ -45,7 +45,7 @@ class ValkeyState:
         else:
             _check_client(store)
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}  # noqa: S324 - EVALSHA
-        self.calls = 0
+        self.calls: int = 0
         """Commands sent so far."""
 
     def __repr__(self) -> str:

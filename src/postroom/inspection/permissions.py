@@ -1,9 +1,10 @@
 """Which permissions a consumer needs, as a policy of IAM, and which of them can be seen to be there."""
 
+import json
+from collections import Counter
 from collections.abc import Awaitable, Iterator, Mapping
 from typing import Any, Final
 
-from postroom.consumer import Consumer
 from postroom.errors import AccessDenied, PostroomError
 from postroom.inspection.findings import Finding, error, ok, unknown
 from postroom.inspection.queues import Found
@@ -14,13 +15,33 @@ _NO_HANDLE: Final = "postroom-check"
 """No receipt handle: SQS looks at the permission first, and then refuses it. No message is touched."""
 
 
-def least_policy(consumer: Consumer[Any, Any], found: Found) -> dict[str, Any]:
+def least_policy(*queues: Found) -> dict[str, Any]:
     """Return the least policy with which a consumer does all that it is configured to do, without a warning.
 
     What a queue's URL says needs no ``sqs:GetQueueUrl``. ``sqs:GetQueueAttributes`` could be missing, at the price
     that docs/deployment.md names. Permissions of your own code are not in it.
     """
-    statements = [_consume(consumer, found)]
+    merged: dict[str, dict[str, Any]] = {}
+    for found in queues:
+        for statement in _statements(found):
+            kind = json.dumps({key: value for key, value in statement.items() if key != "Resource"}, sort_keys=True)
+            resources = merged.setdefault(kind, {**statement, "Resource": []})["Resource"]
+            if statement["Resource"] not in resources:
+                resources.append(statement["Resource"])
+    statements: list[dict[str, Any]] = []
+    seen: Counter[str] = Counter()
+    for statement in merged.values():
+        sid, resources = statement["Sid"], statement["Resource"]
+        seen[sid] += 1
+        unique = sid if seen[sid] == 1 else f"{sid}{seen[sid]}"
+        only = resources[0] if len(resources) == 1 else resources
+        statements.append({**statement, "Sid": unique, "Resource": only})
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _statements(found: Found) -> list[dict[str, Any]]:
+    """Return what one queue needs."""
+    statements = [_consume(found)]
     info = None if found.queue is None else found.queue.info
     if info is not None and info.redrive is not None:
         statements.append(
@@ -32,12 +53,12 @@ def least_policy(consumer: Consumer[Any, Any], found: Found) -> dict[str, Any]:
             }
         )
     statements += _keys(info, None if found.dead_letters is None else found.dead_letters.info)
-    return {"Version": "2012-10-17", "Statement": statements}
+    return statements
 
 
-def _consume(consumer: Consumer[Any, Any], found: Found) -> dict[str, Any]:
+def _consume(found: Found) -> dict[str, Any]:
     actions = ["sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"]
-    address = address_of(consumer.queue)
+    address = address_of(found.name)
     if address.url is None:
         actions.insert(3, "sqs:GetQueueUrl")
     known = "" if found.queue is None else found.queue.info.arn

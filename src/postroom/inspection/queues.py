@@ -17,8 +17,10 @@ _DAY = 86_400
 
 @dataclass(slots=True)
 class Found:
-    """The queues of a consumer, as far as they could be opened."""
+    """One queue of a consumer and its dead-letter queue, as far as they could be opened."""
 
+    name: str
+    """The queue, as the consumer names it."""
     queue: Queue | None = None
     dead_letters: Queue | None = None
 
@@ -26,7 +28,7 @@ class Found:
 async def look_at_queues(consumer: Consumer[Any, Any], client: Client, found: Found) -> list[Finding]:
     """Open the queue and its dead-letter queue, and return what they say. What was opened is left in ``found``."""
     try:
-        found.queue = queue = await client.queue(consumer.queue)
+        found.queue = queue = await client.queue(found.name)
     except PostroomError as problem:
         return [_not_opened("queue", problem)]
     findings = [ok("queue", f"{queue.info.url} exists")]

@@ -88,6 +88,7 @@ def _described(health: Health) -> dict[str, Any]:
         "started": health.started,
         "reasons": health.reasons,
         "last_poll_age": None if age is None else round(age, 1),
+        **({"unreachable": health.unreachable} if health.unreachable else {}),
     }
 
 

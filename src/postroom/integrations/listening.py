@@ -28,7 +28,7 @@ class Listener(ABC):
     """
 
     def __init__(self, what: str, host: str | None, port: int, *, most: int, longest_head: int, grace: float) -> None:
-        self.port = port
+        self.port: int = port
         self._what = what
         self._host = host
         self._most = most

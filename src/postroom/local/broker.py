@@ -81,13 +81,13 @@ class Broker:
         journal: Journal | None = None,
     ) -> None:
         self._clock = clock
-        self.options = options or BrokerOptions()
-        self.ids = Ids(rng or Random(self.options.seed))  # noqa: S311 - ids, not secrets
-        self.registry = Registry(self.options, self.ids)
-        self.delivery = Delivery(self.registry)
+        self.options: BrokerOptions = options or BrokerOptions()
+        self.ids: Ids = Ids(rng or Random(self.options.seed))  # noqa: S311 - ids, not secrets
+        self.registry: Registry = Registry(self.options, self.ids)
+        self.delivery: Delivery = Delivery(self.registry)
         if journal is not None:
             self.delivery.journal = journal
-        self.mover = Mover(self.delivery, self.ids)
+        self.mover: Mover = Mover(self.delivery, self.ids)
         self.on_waiting: Callable[[LocalQueue], None] | None = None
         """Called after anything that may change when a queue with waiting long polls has its next event."""
 

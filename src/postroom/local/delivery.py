@@ -29,7 +29,7 @@ class Delivery:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.journal = Journal()
+        self.journal: Journal = Journal()
         self.reached: list[LocalQueue] = []
         """The queues that got messages from other queues since the broker last looked."""
 

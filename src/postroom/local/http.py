@@ -57,6 +57,8 @@ class HttpError(Exception):
 
 
 class _Head(NamedTuple):
+    """The head of a request, as far as it is used."""
+
     method: str
     target: str
     headers: dict[bytes, bytes]

@@ -9,8 +9,8 @@ class Ids:
     __slots__ = ("rng", "seq")
 
     def __init__(self, rng: Random) -> None:
-        self.rng = rng
-        self.seq = 0
+        self.rng: Random = rng
+        self.seq: int = 0
         """The sequence of the latest message."""
 
     def unique(self) -> str:

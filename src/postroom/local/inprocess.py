@@ -90,7 +90,7 @@ class LocalBroker:
     """
 
     def __init__(self, options: BrokerOptions | None = None, **changes: Unpack[Changes]) -> None:
-        self.options = with_changes(options, **changes)
+        self.options: BrokerOptions = with_changes(options, **changes)
         self.polls: set[Poll] = set()
         """The long polls that wait."""
         self._rng = Random(self.options.seed)  # noqa: S311 - ids, not secrets; one for all times that it is entered

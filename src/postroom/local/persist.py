@@ -277,7 +277,7 @@ class Log(Journal):
         self._buffer = bytearray()
         self._file = _open_locked(path)
         try:
-            self.now = now
+            self.now: float = now
             self._size = self._restore()
         except BaseException:
             os.close(self._file)

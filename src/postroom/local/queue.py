@@ -60,9 +60,9 @@ class Waiter:
     __slots__ = ("deliver", "request", "waits")
 
     def __init__(self, request: Receive, deliver: Callable[[list[Stored]], None]) -> None:
-        self.request = request
-        self.deliver = deliver
-        self.waits = True
+        self.request: Receive = request
+        self.deliver: Callable[[list[Stored]], None] = deliver
+        self.waits: bool = True
 
 
 class _Settings:
@@ -82,15 +82,15 @@ class _Settings:
 
     def __init__(self, attributes: Mapping[str, str]) -> None:
         values = {**DEFAULTS, **attributes}
-        self.visibility = int(values["VisibilityTimeout"])
-        self.delay = int(values["DelaySeconds"])
-        self.wait = int(values["ReceiveMessageWaitTimeSeconds"])
-        self.retention = int(values["MessageRetentionPeriod"])
-        self.max_bytes = int(values["MaximumMessageSize"])
-        self.content_based = values.get("ContentBasedDeduplication") == "true"
-        self.deduplicates_by_group = values.get("DeduplicationScope") == "messageGroup"
+        self.visibility: int = int(values["VisibilityTimeout"])
+        self.delay: int = int(values["DelaySeconds"])
+        self.wait: int = int(values["ReceiveMessageWaitTimeSeconds"])
+        self.retention: int = int(values["MessageRetentionPeriod"])
+        self.max_bytes: int = int(values["MaximumMessageSize"])
+        self.content_based: bool = values.get("ContentBasedDeduplication") == "true"
+        self.deduplicates_by_group: bool = values.get("DeduplicationScope") == "messageGroup"
         self.redrive: Redrive | None = parse_redrive(values["RedrivePolicy"]) if "RedrivePolicy" in values else None
-        self.redrive_allow = (
+        self.redrive_allow: RedriveAllow = (
             parse_redrive_allow(values["RedriveAllowPolicy"]) if "RedriveAllowPolicy" in values else RedriveAllow()
         )
 
@@ -104,21 +104,24 @@ class LocalQueue:
         self.name = name
         self.scope = scope
         self.uid = uid
-        self.arn = f"arn:aws:sqs:{scope.region}:{scope.account}:{name}"
-        self.fifo = name.endswith(".fifo")
-        self.created_at = self.modified_at = now
+        self.arn: str = f"arn:aws:sqs:{scope.region}:{scope.account}:{name}"
+        self.fifo: bool = name.endswith(".fifo")
+        self.created_at: float = now
+        self.modified_at: float = now
         self.purged_at: float | None = None
         self.deleted = False
         self.attributes: dict[str, str] = dict(attributes)
-        self.settings = _Settings(attributes)
+        self.settings: _Settings = _Settings(attributes)
         self._by_group = [(now, self.settings.deduplicates_by_group)]  # since when each deduplication scope holds
         self.tags: dict[str, str] = {}
         self.messages: dict[int, Stored] = {}
-        self.available = self.delayed = self.in_flight = 0
+        self.available: int = 0
+        self.delayed: int = 0
+        self.in_flight: int = 0
         self.order: Order = FifoOrder() if self.fifo else FairOrder(fair, now)
-        self.handles = Handles(uid)
-        self.deduplication = Deduplication()
-        self.attempts = Attempts()
+        self.handles: Handles = Handles(uid)
+        self.deduplication: Deduplication = Deduplication()
+        self.attempts: Attempts = Attempts()
         self.waiters: deque[Waiter] = deque()
         self._due: list[tuple[float, int, Stored]] = []  # delays and visibility timeouts; stale entries are skipped
         self._kept: list[tuple[float, int, Stored]] = []  # by when retention started
@@ -267,7 +270,9 @@ class LocalQueue:
                 self.order.left(message, now, was_in_flight=True)
             message.state = State.GONE
         self.messages.clear()
-        self.available = self.delayed = self.in_flight = 0
+        self.available = 0
+        self.delayed = 0
+        self.in_flight = 0
         self.order.clear()
         self.attempts.clear()
         self.deduplication.clear()

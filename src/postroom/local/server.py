@@ -45,7 +45,7 @@ class LocalServer:
         access: Callable[[Access], None] | None = None,
         allow_hosts: Sequence[str] = (),
     ) -> None:
-        self.broker = broker or LocalBroker()
+        self.broker: LocalBroker = broker or LocalBroker()
         self._hosts = (host,) if isinstance(host, str) else tuple(host)
         self._port = port
         self._access = access

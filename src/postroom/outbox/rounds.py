@@ -76,7 +76,7 @@ class Queues:
         self._client = client
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
-        self.pauses = Pauses()
+        self.pauses: Pauses = Pauses()
 
     async def __aenter__(self) -> Self:
         return self

@@ -53,7 +53,7 @@ class Run(Generic[C]):
         self._pauses = Pauses()
         self._feed_now = asyncio.Event()
         self._closing = False
-        self.stopping = asyncio.Event()
+        self.stopping: asyncio.Event = asyncio.Event()
         """Set when the relay is to end."""
         self.fatal: BaseException | None = None
         """What ended it."""

@@ -154,7 +154,7 @@ class AttributeResolver(Generic[T_co]):
         self._unwrap = unwrap
         self._known: dict[tuple[str | None, ...], T_co] | None = {} if _is_plain(cls) else None
         self._sources = [(field.attribute, field.alternative) for field in fields]
-        self.names = tuple(name for field in fields for name in field.attributes)
+        self.names: tuple[str, ...] = tuple(name for field in fields for name in field.attributes)
         """The names of the attributes that are looked at."""
 
     @property

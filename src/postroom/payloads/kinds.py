@@ -15,7 +15,7 @@ class FieldReader:
 
     def __init__(self, name: str) -> None:
         fields: list[Any] = [("kind", Any, msgspec.field(default=None, name=name))]
-        self.name = name
+        self.name: str = name
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Kind", fields)).decode
 
     def __call__(self, message: Message, /) -> str | None:

@@ -210,7 +210,7 @@ class SignedContext(Generic[T_co]):
         self._group = group
         self._leeway = leeway
         self._clock = clock
-        self.names = names
+        self.names: tuple[str, ...] = names
         """The names of the attributes that the signature covers."""
 
     def __call__(self, message: Message, /) -> T_co:

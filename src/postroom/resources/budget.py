@@ -7,8 +7,8 @@ class Budget:
     __slots__ = ("limit", "used")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
+        self.limit: int = limit
+        self.used: int = 0
 
     @property
     def free(self) -> int:

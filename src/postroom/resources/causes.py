@@ -29,7 +29,7 @@ class Cause:
     __slots__ = ("_context", "_text", "error", "unhealthy")
 
     def __init__(self, error: BaseException, context: Any) -> None:
-        self.unhealthy = isinstance(error, Unhealthy)
+        self.unhealthy: bool = isinstance(error, Unhealthy)
         self.error: BaseException = (error.__cause__ or error) if self.unhealthy else error
         """What the provider raised, or the health check."""
         self._context = context

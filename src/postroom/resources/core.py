@@ -52,16 +52,16 @@ class Core:
         self.name = name
         self.checks = checks
         """Whether the pool has a health check."""
-        self.counters = Counters()
-        self.table = Table()
-        self.budget = Budget(limits.budget)
-        self.cooling = Cooling(backoff, limits.remember, jitter)
-        self.hosts = Hosts(backoff, limits.remember, jitter, probe_deadline)
-        self.gates = Gates(enabled=limits.per_host is not None)
-        self.line = Line()
+        self.counters: Counters = Counters()
+        self.table: Table = Table()
+        self.budget: Budget = Budget(limits.budget)
+        self.cooling: Cooling = Cooling(backoff, limits.remember, jitter)
+        self.hosts: Hosts = Hosts(backoff, limits.remember, jitter, probe_deadline)
+        self.gates: Gates = Gates(enabled=limits.per_host is not None)
+        self.line: Line = Line()
         self.demands: dict[Identity, Demand] = {}
         self.actions: list[Action] = []
-        self.shut_down = False
+        self.shut_down: bool = False
         self._jitter = jitter
         self._wake_at: float | None = None
         self._told_of_waiting: float | None = None

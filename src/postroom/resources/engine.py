@@ -37,8 +37,8 @@ class Engine:
         observers: Subscribers,
         name: str,
     ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.empty = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.empty: asyncio.Event = asyncio.Event()
         """Set once the pool is shut and no task of it is left."""
         self._time = clock_of(self.loop)
         self._core = core

@@ -56,34 +56,34 @@ class Entry:
     )  # fmt: skip
 
     def __init__(self, demand: "Demand", now: float) -> None:
-        self.identity = demand.identity
-        self.key = demand.key
-        self.context = demand.context
-        self.host = demand.host
-        self.host_limit = demand.host_limit
-        self.weight = demand.weight
-        self.admitted = False
+        self.identity: Identity = demand.identity
+        self.key: Hashable = demand.key
+        self.context: Any = demand.context
+        self.host: Hashable = demand.host
+        self.host_limit: int | None = demand.host_limit
+        self.weight: int = demand.weight
+        self.admitted: bool = False
         """It holds budget of its host."""
-        self.troubled = demand.troubled
-        self.state = State.OPENING
+        self.troubled: bool = demand.troubled
+        self.state: State = State.OPENING
         self.reason: Reason | None = None
         self.resource: Any = None
         self.stamp: Identity | None = None
         """The context that the resource belongs to: set with the resource, compared when it is handed out (I5)."""
-        self.opened = False
-        self.verify = False
-        self.probe = False
-        self.leases = 0
-        self.pinned = False
+        self.opened: bool = False
+        self.verify: bool = False
+        self.probe: bool = False
+        self.leases: int = 0
+        self.pinned: bool = False
         """A health check uses it."""
-        self.started_at = now
-        self.since = now
+        self.started_at: float = now
+        self.since: float = now
         """When it last became ready: the longest tenure gives way first."""
-        self.idle_since = now
-        self.checked_at = now
-        self.doubtful = False
+        self.idle_since: float = now
+        self.checked_at: float = now
+        self.doubtful: bool = False
         """A use of it, or several of its host, timed out: check it before the next lease."""
-        self.expires_at = math.inf
+        self.expires_at: float = math.inf
         self.close_error: BaseException | None = None
         self.task: Any = None
         self.stop: Any = None
@@ -113,8 +113,8 @@ class Waiter:
     __slots__ = ("context", "demand", "future")
 
     def __init__(self, context: Any, future: Any) -> None:
-        self.context = context
-        self.future = future
+        self.context: Any = context
+        self.future: Any = future
         self.demand: Demand | None = None
 
 
@@ -127,23 +127,23 @@ class Demand:
     )  # fmt: skip
 
     def __init__(self, ticket: "Ticket", now: float) -> None:
-        self.identity = ticket.identity
-        self.key = ticket.key
-        self.context = ticket.context
-        self.weight = ticket.weight
-        self.host = ticket.host
-        self.host_limit = ticket.host_limit
-        self.admitted = False
+        self.identity: Identity = ticket.identity
+        self.key: Hashable = ticket.key
+        self.context: Any = ticket.context
+        self.weight: int = ticket.weight
+        self.host: Hashable = ticket.host
+        self.host_limit: int | None = ticket.host_limit
+        self.admitted: bool = False
         """It has taken its weight of the host's budget, and opens nothing yet."""
-        self.since = now
+        self.since: float = now
         self.waiters: dict[Waiter, None] = {}
-        self.stage = Stage.QUEUED
-        self.replaces = False
+        self.stage: Stage = Stage.QUEUED
+        self.replaces: bool = False
         """No lease waits: it makes the successor of a busy entry that is too old."""
-        self.troubled = False
+        self.troubled: bool = False
         """Its last open failed: it may not take all the openings."""
-        self.overtaken = 0
-        self.sequence = 0
+        self.overtaken: int = 0
+        self.sequence: int = 0
 
 
 class Ticket(msgspec.Struct, frozen=True):
@@ -172,9 +172,9 @@ class Table:
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.returning: dict[Entry, float] = {}
         """Budget on its way back: entries while their provider is being left, and since when."""
-        self.draining_weight = 0
+        self.draining_weight: int = 0
         """Budget that comes back behind the last lease: revivable entries."""
-        self.troubled_opens = 0
+        self.troubled_opens: int = 0
 
     @property
     def opens(self) -> int:

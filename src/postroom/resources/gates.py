@@ -19,7 +19,7 @@ class Gate:
     def __init__(self) -> None:
         self.limit: int | None = None
         """As it was said last; None for no limit."""
-        self.used = 0
+        self.used: int = 0
         self.waiting: OrderedDict[Demand, None] = OrderedDict()
         self.entries: dict[Entry, None] = {}
 

@@ -31,7 +31,7 @@ class Alarm:
         self._task = task
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
-        self.rang = 0
+        self.rang: int = 0
 
     def set(self, seconds: float, tell: Callable[[], None] | None = None) -> None:
         """Ring after ``seconds``; call ``tell`` first, the first time."""
@@ -85,19 +85,20 @@ async def own(
         manager = opener(entry.context)
         async with manager as resource:
             alarm.clear()
+            # False: while the provider opened, the pool was closed, the entry was invalidated, or time ran out.
             if reports.opened(entry, resource):
                 await _keep(entry, check, reports, alarm, timeouts)
             else:
                 await _absorb_cancellation()
-            alarm.set(timeouts.close)
-    except BaseException as error:
+            alarm.set(timeouts.close)  # set inside the block: leaving it is the provider's cleanup
+    except BaseException as error:  # the provider is user code, and a cancellation may be the alarm's
         if not entry.opened:
             reports.open_failed(entry, error)
         else:
             entry.close_error = TimeoutError(_late("close", timeouts.close)) if alarm.rang else error
             await _finish_generator(manager)
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise
+            raise  # these end the process or the coroutine: they are not about this resource
     finally:
         alarm.clear()
 
@@ -129,6 +130,7 @@ async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: floa
         if inspect.isawaitable(verdict):
             verdict = await verdict
     except asyncio.CancelledError as error:
+        # Whether the alarm rang tells our own timeout from a check that cancelled itself.
         return TimeoutError(_late("answer its health check", seconds)) if alarm.rang else error
     except Exception as error:
         return error
@@ -140,7 +142,7 @@ async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: floa
 async def _absorb_cancellation() -> None:
     """Take the cancellation that a provider caused for itself, before it can hit the provider's cleanup."""
     try:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a cancellation that was asked for arrives at the next await
     except asyncio.CancelledError:
         return
 

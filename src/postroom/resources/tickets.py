@@ -28,7 +28,7 @@ class Tickets:
         self._host = host
         self._budget = budget
         self._per_host = per_host
-        self.identify = Identifier()
+        self.identify: Identifier = Identifier()
         if per_host is not None and host is None:
             raise ConfigurationError("PoolLimits(per_host=...) needs ResourcePool(host=...), which names the hosts")
         if not callable(weight):

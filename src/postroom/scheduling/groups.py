@@ -28,7 +28,7 @@ class Groups(Generic[T]):
 
     def __init__(self) -> None:
         self._groups: dict[str, _Group[T]] = {}
-        self.behind = 0
+        self.behind: int = 0
         """Tickets that wait behind the heads of their groups."""
 
     def __len__(self) -> int:

@@ -33,7 +33,7 @@ from typing import Final, Generic
 from typing_extensions import TypeVar
 
 from postroom.scheduling.groups import Groups
-from postroom.scheduling.limits import Chosen, PerTenant, Within
+from postroom.scheduling.limits import Chosen, PerTenant
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
@@ -47,6 +47,10 @@ from postroom.scheduling.tickets import (
     Ticket,
     lane_of,
 )
+
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_WAITING, _RUNNING, _DONE = State.WAITING, State.RUNNING, State.DONE
+_NOWHERE, _FRESH, _IN_LINE = Place.NOWHERE, Place.FRESH, Place.IN_LINE
 
 QUANTUM: Final = 0.01
 """Handler seconds of one round. Small, because a round that is skipped costs nothing here."""
@@ -97,7 +101,7 @@ class Scheduler(Generic[T]):
         self._groups: Groups[T] = Groups()
         self._blocked: dict[Lane[T], None] = {}
         self._controls: dict[Hashable, Control] = {}
-        self.running = 0
+        self.running: int = 0
         """Slots in use."""
         self._waiting = 0
         self._suspended = 0
@@ -106,7 +110,7 @@ class Scheduler(Generic[T]):
         self._streak = 0
         self._alone = 0
         self._met = False
-        self.typical = FIRST_ESTIMATE
+        self.typical: float = FIRST_ESTIMATE
         """Handler seconds that a message takes, as a recent average over all tenants."""
 
     def adjust(
@@ -124,14 +128,16 @@ class Scheduler(Generic[T]):
         """Slots."""
         self._per_tenant = per_tenant
         self._own_caps = Chosen(per_tenant, caps)
-        self._caps = self._own_caps if bound is None else Within(self._own_caps, bound)
+        self._bound = bound
         self._weights = Chosen(1.0, weights)
-        self._varies = self._caps.varies or self._weights.varies
+        self._chooses = self._own_caps.varies
+        self._weighs = self._weights.varies
+        self._varies = self._chooses or self._weighs or bound is not None
         self._reserved = min(reserved, total - 1)
         self._patience = max(total, _PATIENCE)
         for lane in self._lanes.values():
             own = None if lane.control is None else lane.control.cap
-            lane.cap = own or int(self._caps(lane.tenant))
+            lane.cap = own or self._cap_of(lane.tenant)
             lane.weight = self._weights(lane.tenant)
             self._offer(lane)
 
@@ -184,6 +190,10 @@ class Scheduler(Generic[T]):
         """Return how many slots one tenant may have here, whatever else bounds them."""
         return min(self.total, int(self._own_caps(tenant)))
 
+    def _cap_of(self, tenant: Hashable) -> int:
+        cap, bound = int(self._own_caps(tenant)), None if self._bound is None else self._bound(tenant)
+        return cap if bound is None else min(cap, bound)
+
     def look_again(self, tenant: Hashable) -> None:
         """Let a tenant stand in line that may have more slots than before."""
         if (lane := self._lanes.get(tenant)) is not None:
@@ -228,7 +238,7 @@ class Scheduler(Generic[T]):
 
     def add(self, ticket: T) -> None:
         """Take a ticket in. It waits for its turn, and behind every earlier ticket of its message group."""
-        ticket.state = State.WAITING
+        ticket.state = _WAITING
         self._waiting += 1
         if ticket.group is None or self._groups.enter(ticket.group, ticket):
             self._line_up(ticket)
@@ -255,15 +265,15 @@ class Scheduler(Generic[T]):
 
         ``seconds`` is how long it held its slot; None leaves it at the estimate.
         """
-        if ticket.state is State.DONE:
+        if ticket.state is _DONE:
             return
         if ticket.lane is None and ticket.group is not None:  # it was lost while it waited behind its group's head
             self._groups.leave(ticket)
             self._waiting -= 1
-            ticket.state = State.DONE
+            ticket.state = _DONE
             return
         lane = ticket.lane or lane_of(ticket)
-        if ticket.state is State.RUNNING:
+        if ticket.state is _RUNNING:
             lane.running -= 1
             self.running -= 1
             if seconds is not None:
@@ -276,7 +286,7 @@ class Scheduler(Generic[T]):
             lane.waiting.remove(ticket)
             self._waiting -= 1
             self._behind_blocked -= lane.blocked
-        ticket.state = State.DONE
+        ticket.state = _DONE
         if ticket.group is not None and (head := self._groups.next(ticket.group)) is not None:
             self._line_up(head)
         if lane.waiting:
@@ -391,7 +401,7 @@ class Scheduler(Generic[T]):
         was_blocked = lane.blocked
         lane.paused = paused
         lane.control = control
-        lane.cap = cap or int(self._caps(tenant))
+        lane.cap = cap or self._cap_of(tenant)
         if lane.asleep_until is not None:  # its pace may have changed; who may run when is asked again at its turn
             lane.asleep, lane.asleep_until = False, None
         self._note_blocked(lane, was_blocked=was_blocked, now=now)
@@ -408,6 +418,19 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(tenant)
         if lane is not None and lane.asleep_until is not None and lane.asleep_until < until:
             self._asleep.put(lane, until)
+
+    def withhold(self, tenant: Hashable, *, withheld: bool, now: float = 0.0) -> None:
+        """Count what waits of a tenant among what cannot run, while ``bound`` leaves it nothing."""
+        lane = self._lanes.get(tenant)
+        if lane is not None and lane.withheld is not withheld:
+            was_blocked = lane.blocked
+            lane.withheld = withheld
+            self._note_blocked(lane, was_blocked=was_blocked, now=now if withheld else lane.blocked_since)
+            self._offer(lane)
+
+    def is_withheld(self, tenant: Hashable) -> bool:
+        """Whether ``bound`` leaves a tenant nothing for now, as ``withhold`` was told."""
+        return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
@@ -432,8 +455,8 @@ class Scheduler(Generic[T]):
     def _next_fresh(self) -> Lane[T] | None:
         while self._fresh:
             lane = self._fresh.popleft()
-            if lane.place is Place.FRESH:
-                lane.place = Place.NOWHERE
+            if lane.place is _FRESH:
+                lane.place = _NOWHERE
                 self._streak += 1
                 return lane
         return None
@@ -459,7 +482,7 @@ class Scheduler(Generic[T]):
 
     def _run(self, lane: Lane[T]) -> T:
         ticket = lane.waiting.popleft()
-        ticket.state = State.RUNNING
+        ticket.state = _RUNNING
         ticket.charge = lane.estimate
         lane.served += ticket.charge / lane.weight
         lane.running += 1
@@ -482,9 +505,13 @@ class Scheduler(Generic[T]):
         if not lane.waiting or (self._blocked and lane.blocked):
             return False
         if self._varies:
-            own = None if lane.control is None else lane.control.cap
-            lane.cap = own or int(self._caps(lane.tenant))
-            lane.weight = self._weights(lane.tenant)
+            tenant = lane.tenant
+            cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
+            if self._bound is not None and (bound := self._bound(tenant)) is not None and bound < cap:
+                cap = bound
+            lane.cap = cap if lane.control is None else lane.control.cap or cap
+            if self._weighs:
+                lane.weight = self._weights(tenant)
         return lane.running < lane.cap
 
     def _line(self, lane: Lane[T]) -> None:
@@ -495,8 +522,8 @@ class Scheduler(Generic[T]):
     def _offer(self, lane: Lane[T]) -> None:
         """Let a lane that could use a slot stand in line; one that stands too far back moves up."""
         place, number = lane.place, int(lane.served / self._quantum)
-        in_line = place is Place.IN_LINE
-        if place is Place.FRESH or (in_line and not lane.over and number >= lane.round) or not self._may_run(lane):
+        in_line = place is _IN_LINE
+        if place is _FRESH or (in_line and not lane.over and number >= lane.round) or not self._may_run(lane):
             return
         if not in_line:
             # Turns that a lane could not use are not saved up.
@@ -513,19 +540,19 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(ticket.tenant)
         if lane is None:
             lane = self._lanes[ticket.tenant] = self._new_lane(ticket.tenant)
-            lane.place = Place.FRESH
+            lane.place = _FRESH
             self._fresh.append(lane)
         ticket.lane = lane
         lane.waiting.append(ticket)
         if self._blocked and lane.blocked:
             self._behind_blocked += 1
-        elif lane.place is Place.NOWHERE:
+        elif lane.place is _NOWHERE:
             self._offer(lane)
 
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
         cap, weight = self._per_tenant, 1.0
         if self._varies:
-            cap, weight = int(self._caps(tenant)), self._weights(tenant)
+            cap, weight = self._cap_of(tenant), self._weights(tenant)
         lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:
@@ -544,7 +571,7 @@ class Scheduler(Generic[T]):
         ticket.charge = 0.0
 
     def _wait_first(self, ticket: T, lane: Lane[T]) -> None:
-        ticket.state = State.WAITING
+        ticket.state = _WAITING
         self._waiting += 1
         lane.waiting.appendleft(ticket)
         self._behind_blocked += lane.blocked
@@ -583,7 +610,7 @@ class Scheduler(Generic[T]):
         """Strike off a ticket that was taken out of its lane, and what waits behind it in its group, after it."""
         into.append(ticket)
         into.extend(self.withdraw_group(ticket))
-        ticket.state = State.DONE
+        ticket.state = _DONE
         self._waiting -= 1
         self._behind_blocked -= lane.blocked
         if ticket.group is not None:

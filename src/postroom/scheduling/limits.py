@@ -40,31 +40,3 @@ class Chosen:
                 raise
             return self._default
         return self._default if chosen is None or not chosen > 0 else chosen
-
-
-class Within(Chosen):
-    """Numbers per tenant that something else bounds, down to none at all, and may bound otherwise at any time.
-
-    Args:
-        numbers: what a tenant may have otherwise.
-        bound: asked with every decision; None for no bound.
-    """
-
-    __slots__ = ("_bound", "_number", "numbers")
-
-    def __init__(self, numbers: Chosen, bound: Callable[[Any], int | None]) -> None:
-        super().__init__(0, None)
-        self.numbers = numbers
-        self._bound = bound
-        self._number = None if numbers.varies else numbers(None)
-
-    @property
-    def varies(self) -> bool:
-        """Whether any tenant may have another number than before."""
-        return True
-
-    def __call__(self, tenant: Hashable) -> float:
-        """Return a tenant's number."""
-        number = self.numbers(tenant) if self._number is None else self._number
-        bound = self._bound(tenant)
-        return number if bound is None or number < bound else bound

@@ -66,35 +66,38 @@ class Lane(Generic[T]):
         "tenant",
         "waiting",
         "weight",
+        "withheld",
     )
 
     def __init__(self, tenant: Hashable, *, cap: int, weight: float, served: float, estimate: float) -> None:
-        self.tenant = tenant
+        self.tenant: Hashable = tenant
         self.waiting: deque[T] = deque()
-        self.running = 0
-        self.suspended = 0
-        self.blocked_since = 0.0
-        self.cap = cap
-        self.weight = weight
-        self.served = served
+        self.running: int = 0
+        self.suspended: int = 0
+        self.blocked_since: float = 0.0
+        self.cap: int = cap
+        self.weight: float = weight
+        self.served: float = served
         """Handler seconds charged so far, divided by the weight: the tenant's place in virtual time."""
-        self.estimate = estimate
+        self.estimate: float = estimate
         """What the next handler call will probably take, in seconds."""
-        self.place = Place.NOWHERE
-        self.round = 0
+        self.place: Place = Place.NOWHERE
+        self.round: int = 0
         """The round that it stands in line for, while it stands in one."""
-        self.over = False
+        self.over: bool = False
         """Whether it stands in line with those that are over their share."""
-        self.asleep = False
+        self.asleep: bool = False
         """Whether it is granted nothing until it is woken, or until ``asleep_until``."""
         self.asleep_until: float | None = None
         self.paused = False
+        self.withheld = False
+        """Whether what bounds the slots of one tenant leaves it none for now."""
         self.control: Control | None = None
 
     @property
     def blocked(self) -> bool:
-        """Whether it is granted nothing, however many slots are free: suspended, paused or asleep."""
-        return self.suspended > 0 or self.paused or self.asleep
+        """Whether it is granted nothing, however many slots are free: suspended, paused, asleep or withheld."""
+        return self.suspended > 0 or self.paused or self.asleep or self.withheld
 
     @property
     def size(self) -> int:
@@ -108,7 +111,7 @@ class Pace:
     __slots__ = ("_at", "_burst", "_tokens", "rate")
 
     def __init__(self, rate: float, *, burst: float | None = None) -> None:
-        self.rate = rate
+        self.rate: float = rate
         self._burst = max(1.0, rate if burst is None else burst)
         self._tokens = self._burst
         self._at: float | None = None

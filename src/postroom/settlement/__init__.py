@@ -4,7 +4,7 @@ from postroom.settlement.backoff import backoff, exponential
 from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.heartbeat import Heartbeat
-from postroom.settlement.settler import Listener, Settler
+from postroom.settlement.settler import Listener, Settler, Tally
 from postroom.settlement.sleep import Moment
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Listener",
     "Moment",
     "Settler",
+    "Tally",
     "backoff",
     "exponential",
 ]

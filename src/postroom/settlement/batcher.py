@@ -61,6 +61,10 @@ class Fate(Enum):
     """It has ended already: it is dropped."""
 
 
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_SEND = Fate.SEND
+
+
 class Work(Protocol[E_contra]):
     """What a batcher does its sending for."""
 
@@ -68,7 +72,7 @@ class Work(Protocol[E_contra]):
         """Send one batch and return the entries that were refused, by their place."""
         ...
 
-    def fate(self, entry: E_contra, now: float) -> Fate:
+    def fate(self, entry: E_contra, now: float, /) -> Fate:
         """Return what to do with an entry that is about to be sent at a time of the loop."""
         ...
 
@@ -140,14 +144,17 @@ class Batcher(Generic[E]):
         self._linger_timer: asyncio.Handle | None = None
         self._gate_timer: asyncio.TimerHandle | None = None
         self._calls: dict[asyncio.Task[None], float] = {}
-        """The calls that are not answered, and when they left."""
+        """The calls that are not answered, and when they left, in that order."""
+        self._late: set[asyncio.Task[None]] = set()
+        """Calls that were cancelled because their answer took too long."""
+        self._lateness: asyncio.TimerHandle | None = None
         self._refused_in_a_row = 0
         self._denied_since: float | None = None
         self.last_error: PostroomError | None = None
         """What the last call that failed ended with."""
         self._draining = 0
         self._idle: list[asyncio.Future[None]] = []
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def pending(self) -> int:
@@ -247,6 +254,8 @@ class Batcher(Generic[E]):
         self._stop_lingering()
         if self._gate_timer is not None:
             self._gate_timer.cancel()
+        if self._lateness is not None:
+            self._lateness.cancel()
         for timer in self._resting:
             timer.cancel()
         for call in tuple(self._calls):
@@ -280,6 +289,20 @@ class Batcher(Generic[E]):
                 self._gate.take(now)
                 call = self._tasks.spawn(self._call(batch), f"postroom-{self._name}-batch")
                 self._calls[call] = now
+                if self._lateness is None:  # one timer for all of them: nearly every call is answered in time
+                    self._lateness = self._tasks.call_at(now + ANSWER, self._look_for_late_ones)
+
+    def _look_for_late_ones(self) -> None:
+        """Give calls up that are not answered within ``ANSWER`` seconds."""
+        self._lateness = None
+        now = self._time()
+        for call, left in tuple(self._calls.items()):
+            if left + ANSWER > now:
+                self._lateness = self._tasks.call_at(left + ANSWER, self._look_for_late_ones)
+                return
+            if call not in self._late:
+                self._late.add(call)
+                call.cancel()
 
     def _closed_until(self, now: float) -> float:
         """Return when the next call may leave: now, or later."""
@@ -303,7 +326,7 @@ class Batcher(Generic[E]):
             if entry not in self._open:
                 continue
             decided = fate(entry, now)
-            if decided is Fate.SEND:
+            if decided is _SEND:
                 batch.append(entry)
             elif decided is Fate.WAIT:
                 self._aside[entry] = None
@@ -323,13 +346,13 @@ class Batcher(Generic[E]):
     async def _call(self, batch: list[E]) -> None:
         sent_at, task = self._time(), asyncio.current_task()
         try:
-            async with asyncio.timeout(ANSWER):
-                failures = await self._work.send(batch)
+            failures = await self._work.send(batch)
         except asyncio.CancelledError:
-            if self.closed or (task is not None and task.cancelling()):
+            late = task in self._late
+            if self.closed or (task is not None and task.cancelling() > late):
                 raise
             # A transport's own cancellation is its failure, and not ours to obey.
-            self._call_failed(batch, named(asyncio.CancelledError()), sent_at)
+            self._call_failed(batch, named(TimeoutError() if late else asyncio.CancelledError()), sent_at)
         except Exception as error:
             self._call_failed(batch, named(error), sent_at)
         else:
@@ -337,6 +360,7 @@ class Batcher(Generic[E]):
         finally:
             if task is not None:
                 self._calls.pop(task, None)
+                self._late.discard(task)
         self._pump()
 
     def _call_failed(self, batch: list[E], error: PostroomError, sent_at: float) -> None:

@@ -62,7 +62,7 @@ class DeadLetters:
         self._opening = asyncio.Lock()
         self._queue: Queue | None = None
         self._arn = ""
-        self.letters = Batcher[_Posting](
+        self.letters: Batcher[_Posting] = Batcher[_Posting](
             "dead-letter",
             self,
             tasks=tasks,

@@ -35,7 +35,7 @@ class Delivery(Ticket, eq=False, kw_only=True):
     """Whether the heartbeat extends it."""
     beating: bool = False
     """Whether an extension of it is on its way to SQS."""
-    due_with: "list[Delivery] | None" = None
+    due_with: "dict[Delivery, None] | None" = None
     """The deliveries that the heartbeat looks at next together with this one, itself included."""
     lost: bool = False
     """Whether the deadline passed: whatever is done with the message now is not ours to do."""

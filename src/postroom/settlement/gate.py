@@ -37,7 +37,7 @@ class Gate:
         self._closed_at = 0.0
         self._until = 0.0
         self._permits = 0
-        self.is_open = True
+        self.is_open: bool = True
 
     @property
     def opens_at(self) -> float:

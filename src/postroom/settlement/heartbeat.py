@@ -72,7 +72,7 @@ class Heartbeat:
         self._holder = holder
         self._time = tasks.time
         self._read_slept = slept
-        self.slept = slept()
+        self.slept: float = slept()
         """Seconds that the machine was suspended in all, when that was looked at last."""
         self._watched: dict[Delivery, None] = {}
         self._asked: dict[Delivery, str] = {}
@@ -93,7 +93,7 @@ class Heartbeat:
             at_once=_AT_ONCE,
             rng=rng,
         )
-        self.extended = 0
+        self.extended: int = 0
         """Extensions that SQS confirmed."""
 
     def now(self) -> float:
@@ -136,7 +136,8 @@ class Heartbeat:
 
     def release(self, delivery: Delivery) -> None:
         """Neither extend it nor watch its deadline any longer."""
-        if delivery.covered:
+        delivery.covered = False
+        if self._asked:
             self.uncover(delivery)
         self._watched.pop(delivery, None)
         self._looks.drop(delivery)

@@ -27,7 +27,7 @@ class Looks:
         self._look = look
         self._tasks = tasks
         self._every = every
-        self._heap: list[tuple[float, int, list[Delivery]]] = []
+        self._heap: list[tuple[float, int, dict[Delivery, None]]] = []
         self._tie = itertools.count()
         self._empty = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -37,7 +37,7 @@ class Looks:
     def put(self, deliveries: Sequence[Delivery], at: float) -> None:
         """Look at these at a time of the loop, and no more when it was planned before."""
         for start in range(0, len(deliveries), MAX_BATCH):
-            group = list(deliveries[start : start + MAX_BATCH])
+            group = dict.fromkeys(deliveries[start : start + MAX_BATCH])
             for delivery in group:
                 if delivery.due_with is not None:
                     self.drop(delivery)
@@ -52,7 +52,7 @@ class Looks:
         if group is None:
             return
         delivery.due_with = None
-        group.remove(delivery)
+        del group[delivery]
         if not group:
             self._empty += 1
             if self._empty > len(self._heap) // 2 + _SPARE:

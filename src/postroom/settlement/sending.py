@@ -1,6 +1,6 @@
 """How decisions are sent to SQS, ten per call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from postroom.errors import InvalidReceiptHandle, PostroomError
@@ -46,7 +46,7 @@ class Deletes:
     def __init__(self, desk: Desk, queue: Queue) -> None:
         self._desk = desk
         self._queue = queue
-        self.fate = desk.fate
+        self.fate: Callable[[Decision, float], Fate] = desk.fate
 
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
         """Delete up to ten messages."""

@@ -29,6 +29,9 @@ from postroom.types import Settlement
 
 _log = Log("postroom.settlement", Step.SETTLE)
 
+# Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
+_ACKED, _SEND = Settlement.ACKED, Fate.SEND
+
 LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
 
@@ -58,6 +61,16 @@ class Listener(Protocol[D_contra]):
         ...
 
 
+class Tally:
+    """How much settlers hold that share one memory."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """The sum of the lengths of the bodies of what is held."""
+
+
 class Settler(Generic[D]):
     """Holds deliveries from receive to settle, and settles each at most once.
 
@@ -72,6 +85,7 @@ class Settler(Generic[D]):
         dead_letters: where rejected messages go.
         observers: told of every settlement.
         kind: the class of deliveries to make.
+        tally: where the bytes of held bodies are counted; None for one of its own.
         slept: returns the seconds that the machine was suspended in all.
         rng: for the jitter of pauses.
     """
@@ -86,6 +100,7 @@ class Settler(Generic[D]):
         dead_letters: DeadLetters,
         observers: Observers,
         kind: type[D] = Delivery,  # type: ignore[assignment]
+        tally: Tally | None = None,
         slept: Callable[[], float] = machine_slept,
         rng: Random | None = None,
     ) -> None:
@@ -100,8 +115,8 @@ class Settler(Generic[D]):
         self._held: dict[str, D] = {}
         self.deliveries: Mapping[str, D] = MappingProxyType(self._held)
         """What is ours, by message id, until its acknowledgement is confirmed."""
-        self.bytes = 0
-        """The sum of the lengths of the bodies of what is held."""
+        self.tally = Tally() if tally is None else tally
+        """How much is held, by settlers with the same tally together."""
         self.heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
         name = queue.info.name
         self._deletes = self._batcher("delete", Deletes(self, queue), f"Deleting messages of {name}", rng)
@@ -119,6 +134,11 @@ class Settler(Generic[D]):
     def held(self) -> int:
         """Deliveries that are ours now, until their acknowledgement is confirmed."""
         return len(self._held)
+
+    @property
+    def bytes(self) -> int:
+        """The sum of the lengths of the bodies of what is held, by settlers with the same tally together."""
+        return self.tally.bytes
 
     @property
     def unconfirmed(self) -> int:
@@ -164,7 +184,7 @@ class Settler(Generic[D]):
                 self._supersede(known)
             delivery = self._kind.of(message, received_at=received_at, visibility=timeout)
             self._held[message.id] = delivery
-            self.bytes += len(message.body)
+            self.tally.bytes += len(message.body)
             fresh.append(delivery)
         if fresh:
             self.heartbeat.cover(fresh)
@@ -184,7 +204,7 @@ class Settler(Generic[D]):
         if delivery.lost:
             self._suppressed(delivery)
         elif delivery.settlement is None:
-            delivery.settlement = Settlement.ACKED
+            delivery.settlement = _ACKED
             delivery.decision = decision = Decision(delivery)
             self._deletes.add(decision)
 
@@ -334,7 +354,7 @@ class Settler(Generic[D]):
         elif entry.extends and delivery.settlement not in {None, Settlement.LEFT}:
             error = _settled_already(delivery)
         if error is None:
-            return Fate.SEND
+            return _SEND
         if entry.extends:
             self._stretching.pop(delivery, None)
         entry.answer(error)
@@ -403,7 +423,7 @@ class Settler(Generic[D]):
             self.heartbeat.watch(delivery)
             if delivery.message.id not in self._held:
                 self._held[delivery.message.id] = delivery
-                self.bytes += len(delivery.message.body)
+                self.tally.bytes += len(delivery.message.body)
         delivery.settlement = settlement
 
     async def _wait_for(self, batcher: Batcher[Decision], decision: Decision) -> None:
@@ -491,7 +511,7 @@ class Settler(Generic[D]):
         message = delivery.message
         if self._held.get(message.id) is delivery:
             del self._held[message.id]
-            self.bytes -= len(message.body)
+            self.tally.bytes -= len(message.body)
 
     def _let_go_of_all(self) -> None:
         self._deletes.close()

@@ -28,6 +28,8 @@ _LOOK: Final = 0.02
 _QUIET: Final = 3
 """Looks in a row at which nothing did, after which it counts as waiting."""
 _DEAD_LETTERS: Final = "dead-letters"
+_ANY_QUEUE: Final = "queue"
+"""The queue of a message to a consumer that asks a function for its queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ async def deliver(
     receives: int = 1,
     max_receives: int | None = 10,
     timeout: float = 60.0,
+    queue: str | None = None,
 ) -> Delivered:
     """Send one message to a consumer in this process, wait until it is settled, and return what became of it.
 
@@ -90,18 +93,20 @@ async def deliver(
         receives: how often it has been received, this time included.
         max_receives: ``maxReceiveCount`` of the queue, which has a dead-letter queue; None for one without.
         timeout: seconds that it may take.
+        queue: the name of the queue that it comes from: ``ctx.queue``. By default the consumer's, or the first one
+            of a list.
 
     Raises:
         ConfigurationError: an argument cannot work; the text says what to write.
         TimeoutError: it was not settled in time.
     """
     _check(consumer, receives, max_receives)
-    settings = consumer.settings
+    settings = dataclasses.replace(consumer.settings, queue=_queue_of(consumer.settings, queue), queues=None)
     message = _outgoing(settings, payload, context, attributes, group)
-    async with _queues(settings, max_receives) as (client, queue, dead_letters):
-        await _send(queue, message, receives)
+    async with _queues(settings, max_receives) as (client, opened, dead_letters):
+        await _send(opened, message, receives)
         watch = _Watch()
-        moved = dataclasses.replace(settings, client=client, queue=queue.info.name)
+        moved = dataclasses.replace(settings, client=client, queue=opened.info.name)
         async with consumer.twin(_watched(moved, watch, context, resources)) as running:
             await watch.end(running, timeout)
         return watch.result(await dead_letters.receive(limit=1, wait=0, visibility=0))
@@ -175,6 +180,16 @@ def _reader(settings: Settings[Any, Any]) -> AttributeResolver[Any] | None:
         return None
     resolver = cast("AttributeResolver[Any]", resolver)
     return None if resolver.unwraps or settings.unwrap is not None else resolver
+
+
+def _queue_of(settings: Settings[Any, Any], named: str | None) -> str:
+    given: object = named
+    if given is not None and not (isinstance(given, str) and given.strip()):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"deliver(queue=...) takes the name of a queue; got {given!r}")
+    if named is not None or settings.queues is None:
+        return settings.queue if named is None else named
+    listed = settings.queues.which
+    return _ANY_QUEUE if callable(listed) else next(iter(listed))
 
 
 def _is_fifo(queue: str) -> bool:

@@ -109,7 +109,7 @@ class PostgresServer:
         directory: Path | None = None,
         timeout: float = 30.0,
     ) -> None:
-        self.password = secrets.token_urlsafe(16)
+        self.password: str = secrets.token_urlsafe(16)
         self._given_binaries = binaries
         self._settings = {**_SETTINGS, **(settings or {})}
         self._parent = directory

@@ -66,7 +66,7 @@ class ValkeyServer:
     """
 
     def __init__(self, *, program: Path | None = None, durable: bool = False, timeout: float = 10.0) -> None:
-        self.password = secrets.token_urlsafe(16)
+        self.password: str = secrets.token_urlsafe(16)
         self._program = program
         self._durable = durable
         self._timeout = timeout

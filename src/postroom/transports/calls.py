@@ -24,7 +24,7 @@ class Calls:
     def __init__(self, client: str) -> None:
         self._client = client
         self._out: set[asyncio.Task[Any]] = set()
-        self.closed = False
+        self.closed: bool = False
 
     async def make(self, what: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a call and return its result.

@@ -124,7 +124,7 @@ class MemoryClient:
 class MemoryQueue:
     """One queue of a ``MemoryClient``. Usable until that client is closed."""
 
-    cancellable_after = 0.0
+    cancellable_after: float = 0.0
     """A receive that is cancelled while it waits takes nothing."""
 
     def __init__(self, client: MemoryClient, queue: LocalQueue) -> None:

@@ -78,7 +78,7 @@ def test_time_of_a_standard_dead_letter(sqs: Any, make_queue: MakeQueue) -> None
 
 
 def fifo_pair(sqs: Any, make_queue: MakeQueue) -> tuple[str, str]:
-    """Create a FIFO queue whose messages die at the second receive, and its dead-letter queue."""
+    """Create a FIFO queue with messages that die at the second receive, and its dead-letter queue."""
     dead = make_queue(fifo=True)
     policy = redrive(arn(sqs, dead))
     return dead, make_queue(fifo=True, ContentBasedDeduplication="true", VisibilityTimeout=1, RedrivePolicy=policy)

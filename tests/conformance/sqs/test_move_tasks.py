@@ -44,7 +44,7 @@ def pair(sqs: Any, make_queue: MakeQueue) -> Pair:
 
 
 def make_source(sqs: Any, make_queue: MakeQueue, dead: str) -> str:
-    """Create a queue whose messages die at the second receive."""
+    """Create a queue with messages that die at the second receive."""
     policy = json.dumps({"deadLetterTargetArn": arn(sqs, dead), "maxReceiveCount": 1})
     return make_queue(VisibilityTimeout=0, RedrivePolicy=policy)
 

@@ -137,7 +137,7 @@ class QueueTransportSuite:
         assert not caught.value.retryable
 
     async def test_a_client_is_entered_any_number_of_times(self, backend: Backend) -> None:
-        """Each user enters and leaves; the last exit closes, and the client may be entered anew."""
+        """Each user enters and leaves; the last exit closes, and the client may be entered again."""
         await backend.create_queue("shared", {})
         client = backend.client()
         with pytest.raises(NotOpenError, match="async with"):
@@ -155,7 +155,7 @@ class QueueTransportSuite:
             assert len(await take(await client.queue("shared"), 1)) == 1
 
     async def test_users_that_enter_at_once_share_the_client(self, backend: Backend) -> None:
-        """Whoever comes while it opens waits for it; whoever leaves first takes nothing from the others."""
+        """A caller that comes while it opens waits for it; whoever leaves first takes nothing from the others."""
         await backend.create_queue("shared", {})
         client = backend.client()
 

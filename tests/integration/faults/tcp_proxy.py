@@ -96,7 +96,7 @@ class TcpProxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
             if self.mode is Mode.BLACK_HOLE:
-                continue  # swallowed: a connection that loses bytes is half open for ever
+                continue  # swallowed: a connection that loses bytes is half open forever
             if self.latency:
                 await asyncio.sleep(self.latency)
             writer.write(data)

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.long, pytest.mark.postgres, pytest.mark.timeout(900 if
 
 @pytest.fixture(scope="module")
 def databases() -> Iterator[Databases]:
-    """A server of its own, whose users and settings the outages change."""
+    """A server of its own, for outages that change its users and settings."""
     with PostgresServer() as server:
         made = Databases(server, TENANTS)
         made.make()

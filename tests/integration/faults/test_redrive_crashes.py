@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(120 + 10 * KILLS)]
 
 @pytest.fixture
 async def site() -> AsyncIterator[tuple[LocalBroker, str]]:
-    """A queue whose messages of two tenants have all become dead letters."""
+    """A queue where all messages of two tenants have become dead letters."""
     async with LocalBroker() as broker, LocalServer(broker) as server:
         arn = broker.create_queue("dead").arn
         policy = msgspec.json.encode({"deadLetterTargetArn": arn, "maxReceiveCount": "1"}).decode()

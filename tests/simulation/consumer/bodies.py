@@ -23,7 +23,7 @@ class Bodies:
 
     Args:
         ended_at: receipt handle to when its end was confirmed; None while the message is held.
-        answers: messages of the pollers' last answers, at the most: a variable keeps these until the next answer.
+        answers: messages of the pollers' last answers, at most: a variable keeps these until the next answer.
         most_bytes: what may be held at once; None while there is no option that says it.
     """
 
@@ -37,7 +37,7 @@ class Bodies:
         self._told = False
 
     def marked(self, messages: Iterable[Message]) -> list[Message]:
-        """Return messages whose bodies can be found."""
+        """Return messages with bodies that can be found."""
         marked: list[Message] = []
         for message in messages:
             found = Found(**msgspec.structs.asdict(message))

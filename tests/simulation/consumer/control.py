@@ -1,4 +1,4 @@
-"""What somebody decided about tenants of one process, and whether the consumer obeys."""
+"""What an operator decided about tenants of one process, and whether the consumer obeys."""
 
 import asyncio
 from dataclasses import dataclass

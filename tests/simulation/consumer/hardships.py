@@ -139,7 +139,7 @@ def _small_receives(plan: Plan, rng: Random) -> Plan:
 
 
 def _decisions_in_an_outage(plan: Plan, rng: Random) -> Plan:
-    """A host is down; somebody decides about one of its tenants meanwhile, and takes it back later, or never."""
+    """A host is down; an operator decides about one of its tenants meanwhile, and takes it back later, or never."""
     start = rng.uniform(0, 6)
     outage = _event(rng, plan, "host trouble", at=start, seconds=rng.uniform(8, 22), trouble=rng.choice(_REFUSING))
     decisions = [

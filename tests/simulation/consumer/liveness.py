@@ -14,7 +14,7 @@ _STEP = 3.0
 def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     """Return the seconds within which a healthy consumer settles the messages that are left.
 
-    It is what one message after another takes at the most, each try behind the longest pause of everything that may be
+    It is what one message after another takes at most, each try behind the longest pause of everything that may be
     in its way, after what was under way before it healed is over. Generous, but no more than linear in the tries.
     """
     options = plan.options
@@ -38,7 +38,7 @@ def left_over(plan: Plan) -> float:
 
 
 def _tries(plan: Plan, order: OrderPlan) -> int:
-    """Return how many tries of a message go wrong, at the most."""
+    """Return how many tries of a message go wrong, at most."""
     if order.kind in ENDLESS:
         most = max([plan.max_receives or 0, *(each.max_receives or 0 for each in plan.redrives)])
         return most or 20

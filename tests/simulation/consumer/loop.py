@@ -98,7 +98,7 @@ class SimulationLoop(VirtualLoop):
 
 
 class Broker(LocalBroker):
-    """A broker whose timers belong to no process: they go on when the one that polls is frozen."""
+    """A broker with timers that belong to no process: they go on when the one that polls is frozen."""
 
     def __init__(self, *, seed: int) -> None:
         super().__init__(seed=seed, epoch=EPOCH)

@@ -104,7 +104,7 @@ def _now(_: Any) -> Any:
 
 def _ack_first(run_handler: Any) -> Any:
     async def mutant(self: Any, job: Job, *, resources: Any) -> None:
-        self._source.settler.ack(job)
+        job.source.settler.ack(job)
         await asyncio.sleep(0.15)
         await run_handler(self, job, resources=resources)
 
@@ -277,7 +277,7 @@ def _waits_as_failure(_wait: Any) -> Any:
 
 def _acks_failures(_settle: Any) -> Any:
     def mutant(self: Any, job: Job, _error: Any) -> None:
-        self._source.settler.ack(job)
+        job.source.settler.ack(job)
 
     return mutant
 
@@ -291,7 +291,7 @@ def _fails_duplicates(_was_handled: Any) -> Any:
 
 def _blames_outages(wait: Any) -> Any:
     async def mutant(self: Any, job: Job, error: BaseException) -> None:
-        self._source.attempts.failed(job)
+        job.source.attempts.failed(job)
         await wait(self, job, error)
 
     return mutant
@@ -375,10 +375,11 @@ def _sleeps_for_long(sleep: Any) -> Any:
 
 
 def _inherits(_spawn: Any) -> Any:
-    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str) -> Any:
+    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str, *, watched: bool = True) -> Any:
         task = self.loop.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        if watched:
+            self.watch(task)
         return task
 
     return mutant
@@ -410,8 +411,8 @@ def _run_as_it_is(_run: Any) -> Any:
 
 
 def _quiet_after_a_receive(receive: Any) -> Any:
-    async def mutant(self: Any, ask: Any) -> Any:
-        found = await receive(self, ask)
+    async def mutant(self: Any, *asked: Any) -> Any:
+        found = await receive(self, *asked)
         self.wake = partial(_wakes_from_now_on, self)
         return found
 
@@ -475,7 +476,7 @@ MUTANTS = (
     Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 8, "S4"),
     Mutant("grants one slot too many", _swap(Scheduler, "adjust", _one_more), 6, "slots"),
-    Mutant("wakes no poller after a receive", _swap(Poller, "_receive", _quiet_after_a_receive), 18, "liveness"),
+    Mutant("wakes no poller after a receive", _swap(Poller, "receive", _quiet_after_a_receive), 18, "liveness"),
     Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
     Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
     Mutant("does not flush", _does_nothing_later(Settler, "drain"), 62, "S7"),
@@ -545,7 +546,7 @@ MUTANTS = (
     Mutant("remembers an error with its frames", _swap(batcher, "_without_frames", _as_it_is), 5093, "bytes"),
     # -- owner
     Mutant("starts what it lost", _says(Settler, "ours", answer=True), 41, "owner"),
-    Mutant("counts what it reads late from when it reads it", _swap(Poller, "_arrived", _now), 41, "owner"),
+    Mutant("counts what it reads late from when it reads it", _swap(Poller, "arrived", _now), 41, "owner"),
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
     Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss

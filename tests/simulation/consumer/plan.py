@@ -73,7 +73,7 @@ class Event:
     trouble: Trouble
     grace: float
     control: str
-    """What somebody decides about the tenant, where that is what happens."""
+    """What an operator decides about the tenant, where that is what happens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +360,7 @@ def _options(rng: Random, visibility: int) -> dict[str, Any]:
 
 
 def make_shutdown(**stages: float) -> Shutdown:
-    """Return a shutdown whose stages take what they say, also where they have to fit into a total."""
+    """Return a shutdown with stages that take what they say, also where they have to fit into a total."""
     total = {"within": sum(stages.values()) + 1.0} if "within" in Shutdown.__dataclass_fields__ else {}
     return Shutdown(**stages, **total)
 

@@ -70,7 +70,7 @@ class Process:
         self.tasks: list[asyncio.Task[Any]] = []
         self._most_tasks = MOST_TASKS
         self.told: set[str] = set()
-        """Receipt handles whose handlers were cancelled."""
+        """Receipt handles with handlers that were cancelled."""
         self.frozen = 0.0
         """Seconds for which the process was frozen."""
         self.stillness = (0.0, 0.0)
@@ -84,7 +84,7 @@ class Process:
         self.pressed = False
         """Whether it is cancelled more than once, which ends its handlers at once."""
         self.stubborn = False
-        """Whether a handler went on although it was cancelled: a stop does not wait for that for ever."""
+        """Whether a handler went on although it was cancelled: a stop does not wait for that forever."""
         self.disturbed = False
         """Whether its calls may have failed: what it could not send, it cannot be blamed for."""
         self.pool: ResourcePool[Tenant, TenantDatabase] | None = None
@@ -115,7 +115,7 @@ class Process:
                 await self.consumer.run()
 
     def decide(self, what: str, tenant: str) -> None:
-        """Carry out what somebody decides about a tenant."""
+        """Carry out what an operator decides about a tenant."""
         self.within(self.decisions.decide, what, tenant, Tenant(tenant))
 
     def add_task(self, task: asyncio.Task[Any]) -> None:

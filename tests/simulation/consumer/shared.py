@@ -72,7 +72,7 @@ class Shared:
         """Order to message id."""
         self.sent_at: dict[str, float] = {}
         self.troubled: set[str] = set()
-        """Tenants whose databases are in trouble, or of which somebody decided something."""
+        """Tenants with databases that are in trouble, or of which an operator decided something."""
         self.gaps: list[tuple[float, float]] = []
         """Times in which nothing ran: the event loop was blocked."""
 

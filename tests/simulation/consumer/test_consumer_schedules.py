@@ -75,7 +75,7 @@ def test_no_two_contexts_share_a_key(seed: int) -> None:
 
 
 def test_a_message_that_is_parked_does_not_find_out_whether_an_outage_is_over() -> None:
-    """Seed 63012: it had been chosen to, was surplus, and everything of its tenant was put off for ever."""
+    """Seed 63012: it had been chosen to, was surplus, and everything of its tenant was deferred forever."""
     assert run_consumer_schedule(63_012).violations == ()
 
 

@@ -40,7 +40,7 @@ def test_a_message_is_promised_attempts(most: int, promised: int | None, attempt
 
 
 def _ledger(most: int | None, *ends: str, promised: int | None = None) -> Ledger:
-    """Return the ledger of one message ``m`` whose receives ended as the words say."""
+    """Return the ledger of one message ``m`` with receives that ended as the words say."""
     ledger = Ledger(Policies(most), promised)
     for number, end in enumerate(ends, start=1):
         ledger.received(str(number), "m", "p", number, 10.0 * number)
@@ -251,7 +251,7 @@ def test_the_bound_grows_with_the_tries_and_with_the_pauses() -> None:
 
 
 def _stuck(plan: Plan) -> Plan:
-    """Return a plan whose handlers need more time than they are given."""
+    """Return a plan with handlers that need more time than they are given."""
     concurrency = replace(plan.options["concurrency"], handler_timeout=1.5)
     order = replace(plan.orders[0], kind=Kind.WELL, seconds=0.0, attempts=0)
     return replace(

@@ -28,7 +28,7 @@ PACE = 0.1
 """Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
 SMALL = 100
-"""Bytes of a body that is no longer than it needs to be, at the most."""
+"""Bytes of a body that is no longer than it needs to be, at most."""
 PUT_OFF = frozenset({"deferred", "parked"})
 """Settlements of messages that were not tried."""
 
@@ -131,7 +131,7 @@ class Watch:
         self.receives = 0
         """Receives that brought something."""
         self.deferred = 0
-        """Messages that were put off, whether for an outage or for want of room."""
+        """Messages that were deferred, whether for an outage or for want of room."""
         self.history = history
         self.name = name
         self.ack = plan.ack
@@ -297,7 +297,7 @@ class Watch:
                     self.ledger.excuses(change.receipt_handle, why)
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:
-        """Judge a recall: only what was put off before, and only to be seen at once."""
+        """Judge a recall: only what was deferred before, and only to be seen at once."""
         self.history.note(self.name, "recall", *(self._short(each.receipt_handle) for each in changes))
         for change in changes:
             receipt = self.receipts[change.receipt_handle]

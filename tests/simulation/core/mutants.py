@@ -234,7 +234,7 @@ def probes_with_whatever_comes_next(patch: Patch) -> None:
 
 @mutant(9)
 def sleeps_without_an_end(patch: Patch) -> None:
-    """A tenant whose resources were refused sleeps until it is woken."""
+    """A tenant with resources that were refused sleeps until it is woken."""
     refused = Availability.refused
 
     def endless(self: Availability, job: Job, error: BaseException, now: float) -> Any:

@@ -275,6 +275,8 @@ class Schedule:
             self.until(world.now + 45.0)
             if not world.jobs and not world.rejecting:
                 break
+        if any(not job.told and job.settlement is not None for job in world.held.values()):
+            self.until(world.now + 6.0)  # SQS refused what was decided, which is tried again every five seconds
         world.close()
         world.nothing_is_left("stop")
         held = [job for job in world.held.values() if not job.told]

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from postroom.consumer.availability import Availability, PoolView
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
+from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Cancellation, Job
@@ -128,8 +129,9 @@ class Process:
             total=plan.total, per_tenant=plan.per_tenant, caps=plan.caps, reserved=plan.reserved
         )
         scout = plan.polling.scout
-        self.scouting = Scouting(self.source.crowd, world.now, when=scout)
-        self.policy = WatchedPolicy(plan.polling, self.scouting, self.source.crowd)
+        crowd = Crowd()
+        self.scouting = Scouting(crowd, world.now, when=scout)
+        self.policy = WatchedPolicy(plan.polling, self.scouting, crowd)
         self.policy.arrivals = self.arrivals = deque[tuple[float, Hashable, bool]]()
         pool = cast("PoolView", world.pool) if plan.with_pool else None
         self.availability = Availability(pool, Random(rng.random()))
@@ -166,7 +168,7 @@ class World:
         self.tenants = Tenants()
         self.total, self.per_tenant = plan.total, plan.per_tenant
         self.broken: dict[int, float] = {}
-        """Tenants whose handlers all fail, and until when."""
+        """Tenants with handlers that all fail, and until when."""
         self.settling_fails_until = 0.0
         self.rejecting_fails = False
         self.policy_known_at = 0.0
@@ -203,7 +205,7 @@ class World:
         self._examined = 0
         self._poke = False
         self.waiting_for_messages: dict[int, None] = {}
-        """Pollers whose receives have found nothing so far."""
+        """Pollers with receives that have found nothing so far."""
         self.arrivals = process.arrivals
         tenants: Any = self.tenants
         tenants._consumer = self

@@ -121,7 +121,7 @@ class FarQueue:
 
 
 class FarClient:
-    """A client whose queues are at the end of a network."""
+    """A client with queues that are at the end of a network."""
 
     def __init__(self, client: MemoryClient, round_trip: float) -> None:
         self._client = client

@@ -14,9 +14,9 @@ import msgspec
 
 from postroom.fleet import ledger as ledger_module
 from postroom.fleet import memory as memory_module
-from postroom.fleet import shares as shares_module
 from postroom.fleet.ledger import Ledger
 from postroom.fleet.memory import Store
+from postroom.fleet.shares import Share, share_of
 from simulation.fleet.schedules import fleet_violations
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
@@ -128,13 +128,29 @@ def idle_slots_are_kept() -> contextlib.AbstractContextManager[object]:
 
 def the_first_takes_all() -> contextlib.AbstractContextManager[object]:
     """F4, F5: a share is whatever one wants."""
-    return patch.object(memory_module, "share_of", lambda me, demands, cap, period: min(cap, demands[me][1]))
+    return patch.object(memory_module, "share_of", lambda me, line, cap: Share(*[min(cap, line[me].want)] * 2))
 
 
 def nothing_rotates() -> contextlib.AbstractContextManager[object]:
     """F5: a remainder stays with the first by name."""
-    original = shares_module.share_of
-    return patch.object(memory_module, "share_of", lambda me, demands, cap, _period: original(me, demands, cap, 0))
+    return patch.object(memory_module, "share_of", lambda me, line, cap: share_of(me, dict(sorted(line.items())), cap))
+
+
+def turns_go_by_the_clock() -> contextlib.AbstractContextManager[object]:
+    """F5: a remainder moves on with each lease, and passes by a replica while handlers of another still run."""
+
+    def make(original: Any) -> Any:
+        def share(request: Any, ask: Any, others: Any, mine: Any, now: float) -> Share:
+            names = sorted({request.replica, *others})
+            first = int(now // request.lease) * max(1, ask.cap % len(names)) % len(names)
+            line = names[first:] + names[:first]
+            with patch.object(memory_module, "sorted", lambda *_args, **_named: line, create=True):
+                found: Share = original(request, ask, others, mine, now)
+            return found
+
+        return staticmethod(share)
+
+    return _replaced(Store, "_share", make)
 
 
 def every_message_asks() -> contextlib.AbstractContextManager[object]:
@@ -208,6 +224,7 @@ MUTANTS: dict[str, tuple[Mutant, str, range]] = {
     "idle slots are kept": (idle_slots_are_kept, "F", range(60)),
     "the first takes all": (the_first_takes_all, "F", range(60)),
     "nothing rotates": (nothing_rotates, "F5", range(60)),
+    "turns go by the clock": (turns_go_by_the_clock, "F5", range(400)),
     "every message asks": (every_message_asks, "F6", range(10)),
     "a lost lease is not noticed": (a_lost_lease_is_not_noticed, "F", range(100)),
     "the fallback is not divided": (the_fallback_is_not_divided, "F8", range(100)),

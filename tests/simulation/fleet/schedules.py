@@ -1,11 +1,18 @@
 """One seeded schedule of a fleet: hardships first, then calm, in which everything has to come right again."""
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from random import Random
 
-from postroom.fleet.shares import share_of
-from simulation.fleet.world import Plan, Replica, Violation, World
+from simulation.fleet.world import LONGEST, Plan, Replica, Violation, World
+
+_LOOKS = 8
+"""Looks per tick at what is in use."""
+_HANDS = 2.5
+"""Ticks that a slot may take to change hands."""
+_ENOUGH = 150
+"""Slots that were needed, over all looks, for a judgement."""
 
 
 @dataclass(frozen=True)
@@ -109,49 +116,49 @@ def _calm(world: World) -> None:
     world.run(world.now + 4.2 * plan.lease + 4 * plan.tick + 12 * plan.handler)
     if any(other.stopping for other in world.replicas) or plan.rate is not None:
         return
+    _judge_turns(world)
+    _judge_use(world)
+
+
+def _judge_turns(world: World) -> None:
+    """F5: each replica with work has a slot in the time of one turn for each: a lease, and what runs at its end."""
+    plan = world.plan
+    tenants = [f"t{number}" for number in range(plan.tenants)]
+    hungry = [(replica, tenant) for replica in world.replicas for tenant in tenants if replica.waiting[tenant]]
     world.had.clear()
+    turns = math.ceil(len(world.replicas) / world.cap)
+    world.run(world.now + turns * (plan.lease + LONGEST * plan.handler + 2 * plan.tick))
+    for replica, tenant in hungry:
+        if replica.name not in world.had[tenant]:
+            text = f"F5: {replica.name} never had a slot of {tenant}, at {world.now:.3f}"
+            raise Violation(text)
+
+
+def _judge_use(world: World) -> None:
+    """F3, F4: what is free, and needed for longer than a slot takes to change hands, is in use."""
+    plan = world.plan
+    looks = math.ceil(4 * plan.lease / (plan.tick / _LOOKS))
+    lately = int(_HANDS * _LOOKS)
+    needs: dict[tuple[str, str], deque[int]] = defaultdict(lambda: deque(maxlen=lately))
     used: Counter[str] = Counter()
     needed: Counter[str] = Counter()
-    looks = 40
-    turns = max(1, -(-max(1, len(world.replicas)) // world.cap)) + 1
     for _ in range(looks):
-        world.run(world.now + turns * plan.lease / looks)
-        for number in range(plan.tenants):
-            tenant = f"t{number}"
-            used[tenant] += sum(replica.running_of(tenant) for replica in world.replicas)
-            needed[tenant] += min(world.cap, sum(_need(replica, tenant) for replica in world.replicas))
-    _judge_use(world, used, needed)
-    _judge_turns(world)
+        world.run(world.now + plan.tick / _LOOKS)
+        for tenant in (f"t{number}" for number in range(plan.tenants)):
+            steady = 0
+            for replica in world.replicas:
+                need = needs[replica.name, tenant]
+                need.append(_need(replica, tenant))
+                steady += min(need) if len(need) == lately else 0
+            could = min(world.cap, steady)
+            needed[tenant] += could
+            used[tenant] += min(could, sum(replica.running_of(tenant) for replica in world.replicas))
+    for tenant, could in needed.items():
+        if could >= _ENOUGH and used[tenant] < 0.6 * could:
+            text = f"F4: {used[tenant]} slots of {tenant} were used, {could} could have been, at {world.now:.3f}"
+            raise Violation(text)
 
 
 def _need(replica: Replica, tenant: str) -> int:
     demand = replica.demand(tenant)
     return min(demand.running + demand.waiting, demand.local)
-
-
-def _judge_use(world: World, used: Counter[str], needed: Counter[str]) -> None:
-    """F3, F4: what is free and needed is in use, most of the time: a slot that changes hands takes up to two ticks."""
-    slow = world.plan.handler < world.plan.tick
-    for tenant, need in needed.items():
-        least = 0.35 if slow else 0.6
-        if need > 60 and used[tenant] < least * need:
-            text = f"F4: {used[tenant]} slots of {tenant} were used, {need} could have been, at {world.now:.3f}"
-            raise Violation(text)
-
-
-def _judge_turns(world: World) -> None:
-    """F5: each replica that has work for a tenant all the time has had a slot for it."""
-    for number in range(world.plan.tenants):
-        tenant = f"t{number}"
-        for replica in world.replicas:
-            hungry = replica.waiting[tenant] >= 25 and replica.clock() - replica.ledger.gone_at < 0
-            if hungry and replica.name not in world.had[tenant]:
-                text = f"F5: {replica.name} never had a slot of {tenant}, at {world.now:.3f}"
-                raise Violation(text)
-
-
-def fair(world: World, tenant: str) -> dict[str, int]:
-    """Return the max-min shares of a tenant's slots, for whoever reads a history."""
-    demands = {replica.name: (_need(replica, tenant), world.plan.local) for replica in world.replicas}
-    period = int(world.store.clock() // world.plan.lease)
-    return {name: share_of(name, demands, world.cap, period) for name in demands}

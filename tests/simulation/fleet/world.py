@@ -20,6 +20,8 @@ from postroom.fleet.ledger import Demand, Ledger, Sent
 from postroom.fleet.memory import Store
 
 NAME = "orders"
+LONGEST = 1.5
+"""How much longer a handler may run than it does on average."""
 
 
 class Violation(AssertionError):
@@ -248,7 +250,7 @@ class World:
 
     def _start(self, replica: Replica, tenant: str, running: int) -> None:
         replica.waiting[tenant] -= 1
-        handler = Handler(tenant, self.now + self.rng.uniform(0.5, 1.5) * self.plan.handler)
+        handler = Handler(tenant, self.now + self.rng.uniform(0.5, LONGEST) * self.plan.handler)
         replica.running.append(handler)
         self.starts += 1
         self.had[tenant].add(replica.name)

@@ -96,7 +96,7 @@ class DeadHost:
     """Many tenants on a host that dies, beside others on a host that lives."""
 
     failed_before_trip: int
-    """Tenants whose opens had failed when all the others were told."""
+    """Tenants with opens that had failed when all the others were told."""
     failed_opens: int
     """Those, what was under way then, and probes."""
     most_opening: int

@@ -94,7 +94,7 @@ class Servers:
         self.most_opening: Counter[str] = Counter()
         """Opens at once, by host, since the counter was last cleared."""
         self.failed_before_trip: dict[str, int] = {}
-        """By host: tenants whose opens had failed when it was first left alone."""
+        """By host: tenants with opens that had failed when it was first left alone."""
         self.pool: ResourcePool[Tenant, Connection] | None = None
         self.present = 0
         self.most_present = 0

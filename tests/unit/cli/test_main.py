@@ -23,7 +23,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 @pytest.mark.parametrize("module", ["postroom", "postroom.cli"])
 def test_it_runs_as_a_module(module: str) -> None:
-    """For environments whose scripts are not on the path."""
+    """For environments with scripts that are not on the path."""
     done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
     assert "postroom" in done.stdout
 

@@ -18,7 +18,7 @@ ERROR = ValueError("boom")
 
 
 class Watch:
-    """An availability whose jobs are remembered by number."""
+    """An availability with jobs that are remembered by number."""
 
     def __init__(self, **options: Any) -> None:
         self.options = Faults(**options)
@@ -201,7 +201,7 @@ def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receiv
 
 @pytest.mark.parametrize("how", ["suspect resource", "asks for a retry", "bad body", "resource is down"])
 def test_a_probe_that_tells_nothing_leaves_its_tenant_to_the_next_one(how: str) -> None:
-    """Its resource has to be opened anew, or it ends neither well nor badly: the tenant is never left asleep."""
+    """Its resource has to be opened again, or it ends neither well nor badly: the tenant is never left asleep."""
 
     async def scenario(world: World) -> set[str]:
         world.create()

@@ -15,7 +15,7 @@ LIMIT = 600
 
 
 def noisy_consumer(world: World, *, wait: float) -> Consumer[Tenant]:
-    """Make a consumer whose handlers take so long that it can only park what it finds."""
+    """Make a consumer with handlers that take so long that it can only park what it finds."""
     orders: Consumer[Tenant] = Consumer(
         "orders",
         context=Tenant,

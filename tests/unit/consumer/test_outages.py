@@ -115,7 +115,7 @@ def test_tenants_that_are_open_go_on_while_no_other_of_their_host_can_be_opened(
 
 
 def test_a_stop_during_an_outage_leaves_everything_visible_at_once() -> None:
-    """What was put off has not started either."""
+    """What was deferred has not started either."""
 
     async def scenario(world: World) -> tuple[int, int]:
         world.create()

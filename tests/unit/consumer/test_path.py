@@ -460,7 +460,7 @@ def test_arguments_that_cannot_work_are_refused_at_once(arguments: dict[str, Any
 
 
 def test_a_pool_that_was_not_entered_is_opened_and_closed_by_its_consumers() -> None:
-    """Whoever uses a pool enters it; the last one out closes it."""
+    """A caller that uses a pool enters it; the last one out closes it."""
 
     async def scenario(world: World) -> list[str]:
         world.create()

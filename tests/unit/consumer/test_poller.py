@@ -25,7 +25,7 @@ BATCH = 10
 
 
 class HandAnswered(ScriptedQueue):
-    """A queue whose receives wait until the test answers them."""
+    """A queue with receives that wait until the test answers them."""
 
     def __init__(self) -> None:
         super().__init__()

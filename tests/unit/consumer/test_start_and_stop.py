@@ -7,6 +7,8 @@ from typing import Any, Self
 import pytest
 
 from postroom import Concurrency, ConfigurationError, Consumer, MessageContext, QueueNotFound, Shutdown, StopReason
+from postroom.consumer.core import Core
+from postroom.consumer.pipeline import Pipeline
 from postroom.transports.memory import MemoryClient
 from support.world import Order, World, in_world
 
@@ -409,3 +411,31 @@ def test_concurrency_is_adjusted_while_it_runs_and_for_the_next_run() -> None:
         return told
 
     assert in_world(scenario) == [Concurrency(total=5), Concurrency(total=7)]
+
+
+@pytest.mark.parametrize("where", [(Pipeline, "_did_succeed"), (Core, "finish")])
+def test_a_defect_that_leaves_the_task_of_a_message_ends_the_consumer(
+    where: tuple[type[Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one in what follows its handling: it is raised where the consumer was started, and no message hangs."""
+    planned = iter([ZeroDivisionError()])
+    kind, name = where
+    proper = getattr(kind, name)
+
+    def fails_once(*arguments: Any, **options: Any) -> Any:
+        if (error := next(planned, None)) is not None:
+            raise error
+        return proper(*arguments, **options)
+
+    monkeypatch.setattr(kind, name, fails_once)
+
+    async def scenario(world: World) -> float:
+        world.create()
+        orders = consumer(world.client)
+        world.send_orders("1", seconds=1)
+        with pytest.raises(ZeroDivisionError):
+            async with orders:
+                await orders.wait_for_stop()
+        return asyncio.get_running_loop().time()
+
+    assert in_world(scenario) < 60

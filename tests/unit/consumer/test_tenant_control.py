@@ -81,7 +81,7 @@ def test_other_decisions_do_not_fill_the_bucket_up() -> None:
 
 
 def test_a_noisy_tenant_with_a_rate_takes_no_room_from_others() -> None:
-    """Its backlog waits or is put off; another tenant's messages are handled as they come."""
+    """Its backlog waits or is deferred; another tenant's messages are handled as they come."""
 
     async def scenario(world: World) -> float:
         world.create()
@@ -231,7 +231,7 @@ def test_an_outage_dead_letters_nothing(most: int) -> None:
 
 @pytest.mark.parametrize("most", range(1, 21))
 def test_a_message_of_a_broken_tenant_is_dead_lettered_only_for_its_own_failures(most: int) -> None:
-    """What waits for the breaker has been put off at most as often as leaves three real attempts."""
+    """What waits for the breaker has been deferred at most as often as leaves three real attempts."""
 
     async def scenario(world: World) -> tuple[Counter[str], int]:
         world.create(dead_letters="dead", receives=most)

@@ -136,7 +136,7 @@ def test_a_duplicate_is_told_to_observers_and_is_no_failure() -> None:
 
 
 def test_a_broad_except_lets_it_pass() -> None:
-    """It is not an ``Exception``: a duplicate does not become a failure for ever."""
+    """It is not an ``Exception``: a duplicate does not become a failure forever."""
 
     async def careful(order: Order, ctx: Ctx) -> None:
         try:

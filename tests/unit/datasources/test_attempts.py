@@ -11,7 +11,7 @@ from postroom.testing.loop import run_virtual
 
 
 class Wire:
-    """A driver whose connections are strings."""
+    """A driver with connections that are strings."""
 
     def __init__(self, takes: float = 1.0) -> None:
         self.takes = takes

@@ -1,8 +1,10 @@
 """Several consumers of one queue as one fleet: limits, decisions, and a store that is lost."""
 
 import asyncio
+import itertools
 import logging
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -343,3 +345,34 @@ def test_the_signal_to_scale_on_ignores_a_noisy_tenant() -> None:
             assert said.oldest_wait_within_share > 5
 
     in_world(scenario)
+
+
+def test_a_tenant_without_a_slot_here_makes_room_for_others() -> None:
+    """A replica without a slot for a noisy tenant defers its messages, which come back once it has one: none waits."""
+
+    async def scenario(world: World) -> tuple[Diary, float, int]:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        fleet = Fleet(state, per_tenant=1, lease=6.0)
+        options: dict[str, Any] = {"polling": Polling(wait=1.0, scout=False, prefetch=10, lane=2)}
+        world.send_orders(*map(str, range(90)), tenant="noisy", seconds=0.5)
+        async with replica(world, diary, fleet, "one", **options) as one:
+            await asyncio.sleep(2)
+            async with replica(world, diary, fleet, "two", **options) as two:
+                await asyncio.sleep(3)
+                sent = asyncio.get_running_loop().time()
+                world.send_orders(*map(str, range(6)), tenant="quiet", seconds=0.0)
+                await asyncio.sleep(70)
+                deferred = one.statistics().deferred + two.statistics().deferred
+        assert world.counts() == (0, 0)
+        return diary, sent, deferred
+
+    diary, sent, deferred = in_world(scenario)
+    quiet = [at - sent for at, _, tenant in diary.starts if tenant == "quiet"]
+    assert len(quiet) == 6
+    assert max(quiet) < 2.0
+    assert deferred > 0
+    assert diary.most["noisy"] == 1
+    assert {who for _, who, tenant in diary.starts if tenant == "noisy"} == {"one", "two"}
+    noisy = [at for at, _, tenant in diary.starts if tenant == "noisy"]
+    assert max(after - before for before, after in itertools.pairwise(noisy)) < 2.0  # the slot is not idle for long

@@ -408,3 +408,39 @@ async def test_every_route_of_a_router_is_looked_at() -> None:
     async def store(orders: list[Order], batch: BatchContext[str, Any]) -> None: ...
 
     assert [level for level, _ in of((await offline(batched)).findings, "context")] == ["error"]
+
+
+async def test_every_queue_of_several_is_looked_at_and_the_policy_has_all_of_them() -> None:
+    """What has to change names its queue; one that is missing does not hide the others."""
+    async with LocalBroker() as broker:
+        dead = broker.create_queue("dead", {"MessageRetentionPeriod": "1209600"})
+        policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": "8"})
+        broker.create_queue("good", {"RedrivePolicy": policy})
+        broker.create_queue("bare")
+        made: Consumer[Any, Any] = Consumer(queues=["good", "bare", "missing"], client=MemoryClient(broker))
+
+        @made.handler
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+
+        report = await inspect_consumer(made)
+    assert report.failed
+    assert [level for level, text in of(report.findings, "queue") if "missing" in text] == ["error"]
+    assert any("bare" in text and level == "warning" for level, text in of(report.findings, "dead letters"))
+    assert of(report.findings, "queue")[-1] == ("ok", "nothing has to change for 1 of 3 queues")
+    consume = report.policy["Statement"][0]
+    assert [arn.rpartition(":")[2] for arn in consume["Resource"]] == ["good", "bare", "missing"]
+    assert len({statement["Sid"] for statement in report.policy["Statement"]}) == len(report.policy["Statement"])
+
+
+async def test_a_list_of_queues_that_cannot_be_had_is_a_finding() -> None:
+    """The function that lists them raises."""
+
+    def listed() -> list[str]:
+        raise OSError("no registry")
+
+    made: Consumer[Any, Any] = Consumer(queues=listed)
+
+    @made.handler
+    async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+
+    assert of((await offline(made)).findings, "queues") == [("error", "they cannot be listed: OSError: no registry")]

@@ -17,6 +17,7 @@ from postroom import (
     Faults,
     MessageContext,
     PoolStatistics,
+    Queues,
     ResourcePool,
     RetryPolicy,
     Shutdown,
@@ -142,11 +143,47 @@ def test_names_of_the_conventions_are_those_that_opentelemetry_publishes() -> No
 
 def test_every_field_of_the_statistics_has_an_instrument_or_a_reason() -> None:
     """What is added to them is not forgotten here."""
-    told = {*names.COUNTERS, *names.GAUGES, "received", "settled", "failed", "waiting", "suspended", "pool"}
+    told = {*names.COUNTERS, *names.GAUGES, "received", "settled", "failed", "waiting", "suspended", "pool", "queues"}
     untold = {"scouting_stopped", "loop_lag", "fleet", "utilisation"}  # a text, a histogram, events, a quotient
     assert set(ConsumerStatistics.__dataclass_fields__) == told | untold
     pool = {*names.POOL_COUNTERS, *names.POOL_GAUGES}
     assert pool < set(PoolStatistics.__dataclass_fields__)
+
+
+def test_each_of_several_queues_is_counted_by_its_own_name(recorded: Recorded) -> None:
+    """Receives, settlements and runs name their queue, also when it is listed no longer; slots name the consumer."""
+
+    async def scenario(world: World) -> None:
+        listed = ["orders", "invoices"]
+        for number, name in enumerate(listed, 1):
+            world.create(name)
+            for _ in range(number):
+                world.send({"order_id": name}, queue=name)
+        queues = Queues(lambda: list(listed), name="sales", every=5)
+        sales: Consumer[Any, Any] = Consumer(queues=queues, client=world.client, observers=[recorded.telemetry()])
+
+        @sales.handler
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+
+        def counted(name: str, queue: str, **labels: str) -> Any:
+            return recorded.value(name, messaging__destination__name=queue, **labels)
+
+        async with sales:
+            await asyncio.sleep(1)
+            recorded.metrics()
+            listed.remove("invoices")
+            await asyncio.sleep(60)
+            recorded.metrics()
+            assert set(sales.statistics().queues) == {"orders"}
+            assert counted("postroom.slots.limit", "sales") == Concurrency().total
+            assert counted("postroom.handlers.succeeded", "sales") == 3
+        for number, name in enumerate(("orders", "invoices"), 1):
+            assert counted("messaging.client.consumed.messages", name) == number
+            assert counted("postroom.settlements", name, postroom__settlement="acked") == number
+            assert counted("postroom.receives", name) > 0
+            assert counted("messaging.process.duration", name)[0] == number
+
+    in_world(scenario)
 
 
 def test_a_bad_day_is_counted_at_every_step(recorded: Recorded) -> None:

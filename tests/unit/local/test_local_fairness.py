@@ -1,4 +1,4 @@
-"""Fair queues: a standard queue whose messages have a MessageGroupId delivers quiet tenants first."""
+"""Fair queues: a standard queue with messages that have a MessageGroupId delivers quiet tenants first."""
 
 import pytest
 

@@ -90,7 +90,7 @@ def test_a_delay_keeps_the_order(bench: Bench) -> None:
 
 
 def test_a_new_delay_leaves_received_messages_alone(bench: Bench) -> None:
-    """What was received once is not delayed anew."""
+    """What was received once is not delayed again."""
     queue = bench.queue("q.fifo", VisibilityTimeout="1")
     bench.send(queue, "a", group="g")
     bench.take(queue)
@@ -199,7 +199,7 @@ def attempt(name: str, visibility: int | None = None) -> Receive:
 
 
 def test_attempt_repeated(bench: Bench) -> None:
-    """The same attempt id returns the same messages and handles, uncounted, and starts their timeout anew."""
+    """The same attempt id returns the same messages and handles, uncounted, and starts their timeout again."""
     queue = bench.queue("q.fifo", VisibilityTimeout="30")
     bench.send(queue, "a", "b", "c", group="g")
     first = bench.broker.receive(queue, attempt("1"))

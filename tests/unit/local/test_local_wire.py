@@ -115,7 +115,7 @@ def test_typed_errors(sqs: Any, name: str, call: Callable[[Any, str], object]) -
 
 
 def test_regions_and_accounts_by_signature(sqs_server: ThreadedServer) -> None:
-    """The region of the signature, and a twelve-digit access key as the account, choose whose queues are meant."""
+    """The region of the signature, and a twelve-digit access key as the account, choose the owner of the queues."""
     here = connect(sqs_server)
     there = connect(sqs_server, region_name="eu-west-1")
     theirs = connect(sqs_server, aws_access_key_id="111122223333")

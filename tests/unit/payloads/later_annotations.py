@@ -1,4 +1,4 @@
-"""Handlers in a module whose annotations are text, as ``from __future__ import annotations`` makes them."""
+"""Handlers in a module with annotations that are text, as ``from __future__ import annotations`` makes them."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_leases_get_their_grace_and_no_more() -> None:
 
 
 def test_without_a_grace_the_close_timeout_is_it() -> None:
-    """Leaving ``async with`` never waits for ever, even for a lease that its own block still holds."""
+    """Leaving ``async with`` never waits forever, even for a lease that its own block still holds."""
     databases = Databases(close_seconds=0.0)
 
     async def main() -> None:

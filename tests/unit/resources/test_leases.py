@@ -144,7 +144,7 @@ def test_releasing_twice_releases_once() -> None:
 
 
 def test_a_forgotten_lease_warns_and_gives_itself_back() -> None:
-    """What is never released is noticed, and does not hold its resource for ever."""
+    """What is never released is noticed, and does not hold its resource forever."""
     databases = Databases()
 
     async def forget(pool: ResourcePool[Tenant, Database]) -> None:
@@ -291,7 +291,7 @@ async def _nothing() -> str:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_key_whose_hash_changes_harms_nobody_else(seed: int) -> None:
-    """A context class that is changed while it is in use is a bug of its owner: it opens anew, and nothing is left."""
+    """A context class that is changed while it is in use is a bug of its owner: it opens again, and nothing is left."""
 
     class Careless:
         def __init__(self, name: str) -> None:

@@ -238,7 +238,7 @@ def test_a_replacement_that_fails_leaves_the_old_one_in_service() -> None:
 
 
 def test_invalidate_hides_what_exists() -> None:
-    """The next lease opens anew; the leases out keep theirs until they are released."""
+    """The next lease opens again; the leases out keep theirs until they are released."""
     databases = Databases()
 
     async def main() -> None:

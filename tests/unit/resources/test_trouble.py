@@ -372,7 +372,7 @@ def test_a_resource_that_was_idle_for_long_is_checked_first() -> None:
 
 @pytest.mark.parametrize("how", ["false", "raises", "hangs", "cancelled"])
 def test_an_unhealthy_resource_is_replaced_unnoticed(how: str) -> None:
-    """Whoever asked gets a new one, which was checked before it was handed out."""
+    """A caller that asked gets a new one, which was checked before it was handed out."""
     databases = Databases()
 
     async def check(database: Database) -> bool | None:

@@ -80,7 +80,7 @@ def test_a_message_group_has_one_in_flight_and_keeps_its_order() -> None:
 
 
 def test_a_group_goes_on_with_another_tenant() -> None:
-    """A group whose messages belong to two tenants is still served one at a time."""
+    """A group with messages that belong to two tenants is still served one at a time."""
     made = Scheduler[Work](total=10, per_tenant=10)
     first, second = work("a1", group="g"), work("b1", group="g")
     made.add(first)

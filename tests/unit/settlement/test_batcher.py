@@ -16,7 +16,7 @@ from postroom.errors import (
     ServiceUnavailable,
     Throttled,
 )
-from postroom.settlement.batcher import PATIENCE, Batcher, Fate
+from postroom.settlement.batcher import ANSWER, PATIENCE, Batcher, Fate
 from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
@@ -308,6 +308,43 @@ def test_a_call_that_hangs_does_not_keep_others_from_leaving() -> None:
         return recorder
 
     assert len(run_virtual(main()).ended) == 30
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool) -> None:
+    """Each by its own time. Its entries are sent again; one that does not let itself be cancelled is cancelled once."""
+
+    async def main() -> tuple[Recorder, list[float]]:
+        recorder = Recorder()
+        started: list[float] = []
+        cancelled: list[float] = []
+        time = asyncio.get_running_loop().time
+
+        async def send(entries: Sequence[int]) -> list[EntryFailure]:
+            started.append(time())
+            hangs = len(started) <= 2
+            while hangs and time() < 300:
+                try:
+                    await asyncio.sleep(300)
+                except asyncio.CancelledError:
+                    cancelled.append(time())
+                    if obeys:
+                        raise
+            return []
+
+        recorder.send = send  # type: ignore[method-assign]
+        recorder.batcher.add(1, urgent=True)
+        await asyncio.sleep(10)
+        recorder.batcher.add(2, urgent=True)
+        await asyncio.sleep(190)
+        assert cancelled == [ANSWER, 10 + ANSWER]
+        await recorder.batcher.cancel()
+        await asyncio.sleep(400)
+        return recorder, started
+
+    recorder, started = run_virtual(main())
+    assert [entry for entry, error in recorder.ended if error is None] == ([1, 2] if obeys else [])
+    assert [round(at) for at in started] == ([0, 10, 60, 70] if obeys else [0, 10])
 
 
 def test_an_entry_that_has_to_wait_leaves_when_it_is_told_to() -> None:

@@ -240,7 +240,7 @@ def test_large_letters_share_a_call_only_as_far_as_sqs_allows() -> None:
 
 
 def test_a_redrive_policy_may_come_and_go() -> None:
-    """It is asked for with each message; another queue is opened anew."""
+    """It is asked for with each message; another queue is opened again."""
 
     async def test(made: Desk) -> None:
         one, two, three = made.settler.take([message(n) for n in range(3)])

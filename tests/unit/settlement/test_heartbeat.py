@@ -143,7 +143,7 @@ def test_a_refused_message_is_lost() -> None:
 
 
 def test_a_passing_failure_is_tried_again_before_the_deadline() -> None:
-    """One failed call loses nobody."""
+    """One failed call loses no message."""
 
     async def main() -> Covered:
         queue = ScriptedQueue()

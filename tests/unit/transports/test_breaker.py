@@ -27,7 +27,7 @@ def test_one_throttle_pauses() -> None:
 
 
 def test_after_a_pause_one_call_probes() -> None:
-    """Until the probe has told, nobody else takes the path; its success opens it to all."""
+    """Until the probe has told, no other request takes the path; its success opens it to all."""
     breaker = Breaker(misses=1, pause=5)
     breaker.miss(0)
     assert breaker.allows(5)

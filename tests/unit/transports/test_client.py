@@ -306,7 +306,7 @@ async def test_use_before_opening_shows_the_line_to_write() -> None:
 
 @pytest.fixture
 def slow_session(monkeypatch: pytest.MonkeyPatch) -> AioSession:
-    """Give a session whose credentials come over the network, so that opening a client takes a while."""
+    """Give a session with credentials that come over the network, so that opening a client takes a while."""
     session = AioSession()
     find = session.get_credentials
 
@@ -449,7 +449,7 @@ def test_another_loop_has_another_default_client() -> None:
 
 
 async def test_the_default_client_survives_its_closing(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs) -> None:
-    """A consumer that runs again after a stop opens it anew."""
+    """A consumer that runs again after a stop opens it again."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", sqs.url)
     client = default_client()
     for _ in range(2):

@@ -536,7 +536,7 @@ async def test_long_polls_never_starve_the_rest(sqs: FakeSqs, *, hot: bool) -> N
 
 @pytest.mark.parametrize("hot", [True, False])
 async def test_calls_under_way_fail_when_the_client_closes(sqs: FakeSqs, *, hot: bool) -> None:
-    """Whoever still waits for an answer is told at once that the client was closed, without all the retries."""
+    """A caller that still waits for an answer is told at once that the client was closed, without all the retries."""
     sqs.scripts["ReceiveMessage"] = holds
     async with sqs.client(hot_path=hot, max_attempts=10) as client:
         queue = await client.queue("orders")

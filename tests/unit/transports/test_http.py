@@ -155,7 +155,7 @@ async def test_what_is_no_whole_answer_is_none(answer: bytes) -> None:
 
 
 async def test_an_answer_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sends more than any SQS can is not listened to any longer."""
+    """A caller that sends more than any SQS can is not listened to any longer."""
     monkeypatch.setattr(http, "MAX_ANSWER", 100_000)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -265,7 +265,7 @@ async def test_a_used_connection_that_breaks_without_a_byte_is_stale() -> None:
 
 
 async def test_a_used_connection_that_breaks_within_an_answer_is_not_stale() -> None:
-    """Whoever began to answer was there: that is a failure of the path."""
+    """A caller that began to answer was there: that is a failure of the path."""
     async with Server(answering(OK, OK[:-1])) as server, pool_to(server.port) as pool:
         await pool.exchange(REQUEST)
         with pytest.raises(NoAnswer) as caught:

@@ -156,7 +156,7 @@ async def test_closing_ends_what_is_out_and_what_waits(sqs: FakeSqs, operation: 
 
 @pytest.mark.parametrize("operation", ["GetQueueUrl", "GetQueueAttributes"])
 async def test_opening_a_queue_ends_with_its_client(sqs: FakeSqs, operation: str) -> None:
-    """And it can be cancelled: an endpoint that accepts and never answers holds nobody back."""
+    """And it can be cancelled: an endpoint that accepts and never answers holds back no caller."""
     sqs.scripts[operation] = holds
     async with sqs.client(max_attempts=10) as client:
         first = asyncio.create_task(client.queue("orders"), name="first")

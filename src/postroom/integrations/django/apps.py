@@ -8,4 +8,4 @@ class PostroomConfig(AppConfig):
 
     name = "postroom.integrations.django"
     label = "postroom"
-    verbose_name = "postroom"
+    verbose_name: str = "postroom"

@@ -35,6 +35,16 @@ _ATTEMPT_BOUNDS: Final = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 Labels = dict[str, str]
 Statistics = Callable[[], ConsumerStatistics]
+_Key = tuple[str, str, str]
+"""What is counted: the field, a label's value, and the queue where a consumer has several."""
+_OF_EACH_QUEUE: Final = (
+    "received",
+    "receives",
+    "poll_failures",
+    "extensions",
+    "settlement_failures",
+    "group_mismatches",
+)
 
 
 class _Queue:
@@ -45,8 +55,10 @@ class _Queue:
         self.process: Labels = {**self.labels, names.OPERATION_NAME: names.PROCESS}
         self.receive: Labels = {**self.labels, names.OPERATION_NAME: names.RECEIVE, names.OPERATION_TYPE: names.RECEIVE}
         self._run: list[Statistics] = []
-        self._past: Counter[tuple[str, str]] = Counter()
-        self._seen: list[ConsumerStatistics] = []
+        self._past: Counter[_Key] = Counter()
+        self._several: dict[tuple[Statistics, str], Counter[_Key]] = {}
+        """Of each queue of a consumer that has several: what was counted last, also if the queue is closed by now."""
+        self._seen: dict[Statistics, ConsumerStatistics] = {}
         self._seen_at = 0.0
         self._lock = threading.Lock()
 
@@ -61,24 +73,43 @@ class _Queue:
         with self._lock:
             if statistics in self._run:
                 self._run = [each for each in self._run if each != statistics]
-                self._past.update(_counts(statistics()))
+                self._past.update(self._counts(statistics, statistics()))
+                for key in [key for key in self._several if key[0] == statistics]:
+                    del self._several[key]
                 self._seen_at = 0.0
 
     def now(self) -> list[ConsumerStatistics]:
         """Return the statistics of the consumers that run. Called in whatever thread collects."""
         with self._lock:
             if time.monotonic() - self._seen_at > _FRESH:
-                self._seen = [found for each in self._run if (found := _asked(each)) is not None]
+                self._seen = {each: found for each in self._run if (found := _asked(each)) is not None}
                 self._seen_at = time.monotonic()
-            return self._seen
+            return list(self._seen.values())
 
-    def total(self) -> Counter[tuple[str, str]]:
+    def total(self) -> Counter["_Key"]:
         """Return what all runs have counted."""
-        seen = self.now()
-        total = Counter(self._past)
-        for each in seen:
-            total.update(_counts(each))
-        return total
+        self.now()
+        with self._lock:
+            total = Counter(self._past)
+            for run, each in self._seen.items():
+                total.update(self._counts(run, each))
+            return total
+
+    def _counts(self, run: Statistics, now: ConsumerStatistics) -> Counter["_Key"]:
+        """Return what one run has counted: where it has several queues, the figures of each by its own name."""
+        counts = _counts(now)
+        if not now.queues or set(now.queues) == {self.labels[names.DESTINATION]}:
+            return counts
+        for name, figures in now.queues.items():
+            own = Counter({(field, "", name): getattr(figures, field) for field in _OF_EACH_QUEUE})
+            own.update({("settled", each.value, name): figures.settled.get(each, 0) for each in Settlement})
+            self._several[run, name] = own
+        for key in [key for key in counts if key[0] in _OF_EACH_QUEUE or key[0] == "settled"]:
+            del counts[key]
+        for (of_run, _), own in self._several.items():
+            if of_run == run:
+                counts.update(own)
+        return counts
 
 
 def _asked(statistics: Statistics) -> ConsumerStatistics | None:
@@ -90,11 +121,11 @@ def _asked(statistics: Statistics) -> ConsumerStatistics | None:
     return None
 
 
-def _counts(now: ConsumerStatistics) -> Counter[tuple[str, str]]:
-    counts = Counter({(field, ""): getattr(now, field) for field in ("received", *names.COUNTERS)})
+def _counts(now: ConsumerStatistics) -> Counter[_Key]:
+    counts = Counter({(field, "", ""): getattr(now, field) for field in ("received", *names.COUNTERS)})
     # Each from 0 on: the increase from nothing to 1 is seen by no query.
-    counts.update({("settled", settlement.value): now.settled.get(settlement, 0) for settlement in Settlement})
-    counts.update({("failed", kind): count for kind, count in now.failed.items()})
+    counts.update({("settled", settlement.value, ""): now.settled.get(settlement, 0) for settlement in Settlement})
+    counts.update({("failed", kind, ""): count for kind, count in now.failed.items()})
     return counts
 
 
@@ -221,9 +252,10 @@ class Metrics:
     def _counting(self, field: str, label: str | None = None) -> "_Callback":
         def callback(_options: CallbackOptions) -> Iterator[Observation]:
             for queue in list(self._queues.values()):
-                for (name, value), count in queue.total().items():
+                for (name, value, own), count in queue.total().items():
                     if name == field:
-                        yield Observation(count, queue.labels if label is None else {**queue.labels, label: value})
+                        labels = {**queue.labels, names.DESTINATION: own} if own else queue.labels
+                        yield Observation(count, labels if label is None else {**labels, label: value})
 
         return callback
 

@@ -143,7 +143,7 @@ class Connection:
 
     async def aclose(self) -> None:
         """Close everything. Calls that are out end at once, and later ones too, with ``ClosedError``."""
-        self._calls.end()
+        self._calls.end()  # first: a call that begins while the rest closes must not open a connection
         hot_path, self._hot_path = self._hot_path, None
         try:
             if hot_path is not None:
@@ -173,10 +173,10 @@ class Connection:
     ) -> T:
         if decode is not None and self._hot_path is not None:
             result = await self._hot_path.call(request.operation, request.parameters, decode)
-            if result is not None:
+            if result is not None:  # None is a miss: botocore retries it, and translates its errors
                 return result
         if request.operation == "ReceiveMessage":
-            async with self._polls:
+            async with self._polls:  # long polls last 20 s: without a bound they would take every connection
                 return await self._ordinary(request, read)
         return await self._ordinary(request, read)
 

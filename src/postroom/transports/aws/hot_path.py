@@ -71,9 +71,9 @@ class HotPath:
         self._clock = _OWN_CLOCK
         self._frozen: Credentials | None = None
         self._signer: Signer
-        self.hits = 0
+        self.hits: int = 0
         """Calls that it answered."""
-        self.misses = 0
+        self.misses: int = 0
         """Calls that it tried and left to the ordinary client."""
 
     @property

@@ -70,7 +70,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._parts: list[bytes] = []
         self._size = 0
         self._used = False
-        self.idle_since = 0.0
+        self.idle_since: float = 0.0
 
     @property
     def usable(self) -> bool:

@@ -56,7 +56,7 @@ def _objections(settings: ClientSettings, session: Any, sqs: Any, credentials: A
     return found
 
 
-def session_of(settings: ClientSettings) -> AioSession:
+def session_of(settings: ClientSettings) -> Any:  # an AioSession, which has no types
     """Return the botocore session to use.
 
     Raises:

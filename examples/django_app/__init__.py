@@ -1,0 +1,1 @@
+"""Django with a database per tenant, and a management command that consumes."""

@@ -1,0 +1,1 @@
+"""The migrations, the same for every tenant."""

@@ -1,0 +1,1 @@
+"""A database per tenant with SQLAlchemy's ORM, and effects exactly once."""

@@ -1,0 +1,171 @@
+"""The queues that a consumer has at present: opened when they are listed, closed when they are listed no longer."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from postroom.consumer.inlet import Inlet
+from postroom.consumer.queues import Queues
+from postroom.consumer.rota import Rota, Station
+from postroom.consumer.rotation import Rotation
+from postroom.consumer.statistics import QueueStatistics
+from postroom.errors import ConfigurationError, PostroomError
+from postroom.log_fields import Log, Step, about
+from postroom.tasks import Tasks
+from postroom.transports.protocol import Client, Queue
+
+_log = Log("postroom.consumer", Step.START)
+
+_AT_ONCE: Final = 16
+"""Queues that are opened at once: each costs two requests."""
+_PATIENCE: Final = 30.0
+"""Seconds that the function which lists the queues may take."""
+_LEAVING: Final = 1.0
+"""Seconds between two looks at a queue that was removed, until nothing of it is here."""
+
+MakeInlet = Callable[[Queue], Inlet]
+
+
+class Roster:
+    """Opens the listed queues, and keeps up with the list.
+
+    One that cannot be opened ends the start where the list is fixed: its name is probably wrong. Where a function
+    lists them, the others are consumed all the same, and it is tried again whenever the function is asked.
+    """
+
+    def __init__(self, queues: Queues, client: Client) -> None:
+        self._queues = queues
+        self._client = client
+        self._weights: dict[str, float] = {}
+        self._opened: dict[str, Queue] = {}
+        self._stations: dict[str, Station[Inlet]] = {}
+        self._leaving: dict[str, Station[Inlet]] = {}
+        self._made = 0
+        self._make: MakeInlet
+        self._rota: Rota[Inlet]
+        self._rotation: Rotation
+        self._tasks: Tasks
+        self._trouble = ""
+        self.refused: dict[str, str] = {}
+        """Queues that are listed and could not be opened, each with the type of the error."""
+        self.past = QueueStatistics(settled={})
+        """What was counted for queues that are closed."""
+
+    @property
+    def inlets(self) -> list[Inlet]:
+        """The queues that something may be here of, those that leave included."""
+        return [station.inlet for station in (*self._stations.values(), *self._leaving.values())]
+
+    async def open(self) -> None:
+        """Open the queues for the first time.
+
+        Raises:
+            ConfigurationError: two names are those of one queue, or the function returned something else than names.
+            PostroomError: a queue of a fixed list cannot be opened. What the function raises comes through.
+        """
+        self._weights = dict(await self._queues.ask())
+        errors = await self._open(self._weights)
+        if errors and not self._queues.changes:
+            raise next(iter(errors.values()))
+
+    def begin(self, make: MakeInlet, rota: Rota[Inlet], rotation: Rotation, tasks: Tasks) -> None:
+        """Take in what was opened."""
+        self._make, self._rota, self._rotation, self._tasks = make, rota, rotation, tasks
+        self._take_in()
+
+    async def run(self) -> None:
+        """Keep up with the list, until cancelled."""
+        time = self._tasks.time
+        due = time() + self._queues.every
+        while True:
+            left = max(0.0, due - time())
+            await asyncio.sleep(min(left, _LEAVING) if self._leaving else left)
+            await self._close_those_that_left()
+            if time() >= due:
+                if self._queues.changes:
+                    await self._ask_again()
+                due = time() + self._queues.every
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _ask_again(self) -> None:
+        """Ask which queues there are. While that fails, those that are known stay."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                weights = await self._queues.ask()
+        except Exception as error:  # whatever the function raises
+            if (trouble := type(error).__name__) != self._trouble:
+                self._trouble = trouble
+                text = "The queues of %s could not be listed; those that are known stay: %s"
+                said = error if isinstance(error, PostroomError) else trouble
+                _log.error(text, self._queues.title, said, extra=about(queue=self._queues.title))
+            return
+        self._trouble = ""
+        for name in [name for name in self._weights if name not in weights]:
+            self._remove(name)
+        self._weights = dict(weights)
+        for name, station in self._stations.items():
+            station.weight = weights.get(name, station.weight)
+        await self._open({name: weight for name, weight in weights.items() if name not in self._stations})
+        self._take_in()
+
+    async def _open(self, names: Mapping[str, float]) -> dict[str, Exception]:
+        """Open queues side by side. Returns what was raised for those that could not be."""
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def opened(name: str) -> Queue | Exception:
+            async with room:
+                try:
+                    return await self._client.queue(name)
+                except Exception as error:  # whatever a transport raises
+                    return error
+
+        new = [name for name in names if name not in self._leaving]
+        errors: dict[str, Exception] = {}
+        known = {queue.info.url: name for name, queue in self._opened.items()}
+        for name, found in zip(new, await asyncio.gather(*map(opened, new)), strict=True):
+            if isinstance(found, Exception):
+                errors[name] = found
+            elif (other := known.setdefault(found.info.url, name)) != name:
+                errors[name] = ConfigurationError(f"queues= names one queue twice: {other!r} and {name!r}")
+            else:
+                self._opened[name] = found
+        for name, error in errors.items():
+            if self.refused.get(name) != type(error).__name__ and self._queues.changes:
+                text = "Queue %s could not be opened, it is tried again in %g s; the others are consumed: %s"
+                _log.error(text, name, self._queues.every, error, extra=about(queue=name))
+        self.refused = {name: type(error).__name__ for name, error in errors.items()}
+        return errors
+
+    def _take_in(self) -> None:
+        now = self._tasks.time()
+        for name in [name for name in self._weights if name not in self._stations]:
+            if (station := self._leaving.pop(name, None)) is None:
+                if name not in self._opened:
+                    continue
+                self._made += 1
+                inlet = self._make(self._opened[name])
+                inlet.begin(self._made)
+                station = Station(inlet, fifo=inlet.source.fifo)
+            station.weight = self._weights[name]
+            self._stations[name] = station
+            self._rota.add(station, now)
+        self._rotation.changed()
+
+    def _remove(self, name: str) -> None:
+        station = self._stations.pop(name, None)
+        if station is None:
+            return
+        self._leaving[name] = station
+        self._rota.remove(station)
+        queue, text = station.inlet.name, "Queue %s is listed no longer: what is here of it is handled, then it closes"
+        _log.info(text, queue, extra=about(queue=queue))
+
+    async def _close_those_that_left(self) -> None:
+        for name, station in list(self._leaving.items()):
+            inlet = station.inlet
+            if inlet.is_empty:
+                self.past = self.past.plus(inlet.statistics(self._tasks.time()))
+                del self._leaving[name], self._opened[name]
+                await inlet.close()
+                _log.info("Queue %s is closed", inlet.name, extra=about(queue=inlet.name))

@@ -1,0 +1,185 @@
+"""Keeps receives outstanding at several queues, as a rota says."""
+
+import asyncio
+from collections.abc import Iterable
+
+from postroom.consumer.demand import Answer, Ask, Pause, SharedPolicy
+from postroom.consumer.engine import Engine
+from postroom.consumer.inlet import Inlet
+from postroom.consumer.rota import Look, Rota, Station
+from postroom.events import Observers, PollFinished
+from postroom.message import Message
+from postroom.options import Polling
+from postroom.settlement import Moment
+
+
+class Rotation:
+    """Receives from several queues. Those with messages take turns for the room; at the others one look is out.
+
+    Args:
+        rota: says which queue is next.
+        policy: says how much is asked for in all.
+        engine: of the consumer.
+        polling: how messages are asked for.
+        looks: looks that may be outstanding.
+        observers: told of every receive.
+    """
+
+    def __init__(
+        self,
+        rota: Rota[Inlet],
+        policy: SharedPolicy,
+        engine: Engine,
+        *,
+        polling: Polling,
+        looks: int,
+        observers: Observers,
+    ) -> None:
+        self._rota = rota
+        self._policy = policy
+        self._core = engine.core
+        self._tasks = engine.tasks
+        self._polling = polling
+        self._looks = looks
+        self._observers = observers
+        self._stopping = False
+        self._turns = _Waiters(self._tasks.loop)
+        self._idle = _Waiters(self._tasks.loop)
+
+    def begin(self) -> Iterable[asyncio.Task[None]]:
+        """Start to receive. Returns the tasks that do so."""
+        turns = self._polling.pollers
+        for number in range(turns):
+            yield self._tasks.spawn(self._take_turns(number), f"postroom-poller-{number}")
+        for number in range(turns, turns + self._looks):
+            yield self._tasks.spawn(self._look_around(number), f"postroom-look-{number - turns}")
+
+    def wake(self) -> None:
+        """Look again whether there is room, and which queue is next."""
+        self._turns.wake()
+        if self._idle.stuck:
+            self._idle.wake()
+
+    def changed(self) -> None:
+        """Look again which queues there are."""
+        self._idle.wake_one()
+
+    def stop(self) -> None:
+        """Start no further receive. Those that are outstanding go on: their messages must not be stranded."""
+        self._stopping = True
+        self._turns.wake()
+        self._idle.wake()
+
+    # -- turns --------------------------------------------------------------------------------------------------
+
+    async def _take_turns(self, number: int) -> None:
+        while not self._stopping:
+            if not self._rota.expecting:
+                await self._turns.wait(None)
+                continue
+            step = self._policy.next(0, self._core, self._tasks.time())
+            if isinstance(step, Pause):
+                await self._turns.wait(step.seconds)
+            elif (station := self._rota.turn(step.limit, scouting=step.scouting)) is None:
+                await self._turns.wait(None)
+            else:
+                await self._take_turn(station, step, number)
+
+    async def _take_turn(self, station: Station[Inlet], ask: Ask, number: int) -> None:
+        time, inlet = self._tasks.time, station.inlet
+        asked = inlet.receiver.moment()
+        self._policy.asked(ask)
+        try:
+            messages = await inlet.receiver.receive(ask.limit, 0.0, number)
+        except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
+            self._policy.failed(ask)
+            inlet.receiver.failed(error, self._rota.failed(station, time()), asked.time)
+            self._idle.wake_one()
+            return
+        except BaseException:
+            self._policy.failed(ask)
+            raise
+        count = len(messages)
+        runnable = self._admit(inlet, messages, asked)
+        del messages  # their bodies must not stay in memory until the next receive ends
+        now = time()
+        self._policy.answered(Answer(ask, count, runnable, now - asked.time), now)
+        self._rota.answered(station, count, ask.limit, now, scouting=ask.scouting)
+        self._turns.wake()
+        if not station.expected:
+            self._idle.wake_one()
+
+    # -- looks --------------------------------------------------------------------------------------------------
+
+    async def _look_around(self, number: int) -> None:
+        while not self._stopping:
+            limit = self._policy.look(self._core)
+            if not limit:
+                await self._idle.wait(None, stuck=True)
+                continue
+            look = self._rota.look(self._tasks.time())
+            if isinstance(look, Pause):
+                await self._idle.wait(look.seconds)
+            else:
+                self._idle.wake_one()  # one of those that wait must know when the next look is due
+                await self._look(look, limit, number)
+
+    async def _look(self, look: Look[Inlet], limit: int, number: int) -> None:
+        time, inlet = self._tasks.time, look.station.inlet
+        asked = inlet.receiver.moment()
+        try:
+            messages = await inlet.receiver.receive(limit, look.wait, number)
+        except Exception as error:  # whatever a transport raises: a failed receive, not the end of all looks
+            inlet.receiver.failed(error, self._rota.failed(look, time()), asked.time)
+            return
+        count = len(messages)
+        self._admit(inlet, messages, asked)
+        del messages
+        now = time()
+        self._policy.looked(limit, count, now)
+        roomy = self._policy.is_roomy(self._core)
+        self._rota.looked(look, count, limit, now, seconds=now - asked.time, roomy=roomy)
+        if look.station.expected:
+            self._turns.wake()
+
+    def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> int:
+        runnable = inlet.intake.admit(messages, inlet.receiver.arrived(asked)) if messages else 0
+        if self._observers:
+            self._observers.tell(PollFinished(inlet.name, len(messages), self._tasks.time() - asked.time))
+        return runnable
+
+
+class _Waiters:
+    """Tasks that wait for something to change, or for a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self.stuck = False
+        """Whether one of them waits for room."""
+
+    async def wait(self, seconds: float | None, *, stuck: bool = False) -> None:
+        """Wait to be woken, or for some seconds."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiting[waiter] = None
+        self.stuck = self.stuck or stuck
+        try:
+            await asyncio.wait([waiter], timeout=seconds)
+        finally:
+            self._waiting.pop(waiter, None)
+
+    def wake_one(self) -> None:
+        """Let one of them look again."""
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def wake(self) -> None:
+        """Let all of them look again."""
+        self.stuck = False
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)

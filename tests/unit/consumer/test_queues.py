@@ -1,0 +1,714 @@
+"""One consumer over several queues: slots, tenants and resources are shared, and each message is settled in its own."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from postroom.consumer import Consumer, MessageContext, Queues
+from postroom.errors import ConfigurationError, QueueNotFound
+from postroom.events import ConsumerStarted, Event, PollFailed, PollFinished
+from postroom.fleet import Fleet
+from postroom.message import Message
+from postroom.options import Concurrency, Polling, RetryPolicy, Shutdown
+from postroom.resources import ResourcePool
+from postroom.transports.memory import MemoryClient
+from postroom.types import Settlement, StopReason
+from support.world import Databases, Order, Tenant, World, in_world
+
+Handle = Callable[[Order, MessageContext[Any, Any]], Awaitable[None]]
+
+
+def consumer_of(world: World, queues: Any, handle: Handle, **more: Any) -> Consumer[Any, Any]:
+    """Return a consumer of several queues whose tenants are in the messages' attributes."""
+    consumer = Consumer(queues=queues, context=Tenant, client=world.client, **more)
+    consumer.handler(handle)
+    return consumer
+
+
+class Diary:
+    """A handler that takes as long as its order says, and notes what it handled."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.running = self.most = 0
+
+    async def __call__(self, order: Order, ctx: MessageContext[Any, Any]) -> None:
+        """Handle an order."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(order.seconds)
+        finally:
+            self.running -= 1
+        self.done.append((ctx.queue, order.order_id))
+
+    def by_queue(self) -> Counter[str]:
+        """Count what was handled of each queue."""
+        return Counter(queue for queue, _ in self.done)
+
+    async def has(self, count: int, *, within: float = 600.0) -> None:
+        """Wait until so many were handled."""
+        async with asyncio.timeout(within):
+            while len(self.done) < count:
+                await asyncio.sleep(0.05)
+
+
+def send(world: World, queue: str, count: int, *, tenant: str = "a", seconds: float = 0.0, **more: Any) -> None:
+    """Send orders to a queue."""
+    for number in range(count):
+        world.send({"order_id": f"{queue}-{number}", "seconds": seconds}, tenant=tenant, queue=queue, **more)
+
+
+def test_messages_of_every_queue_are_handled_and_deleted_from_their_own() -> None:
+    """Two queues, two tenants: all of both is handled, `ctx.queue` says whose, and both queues are empty."""
+
+    async def scenario(world: World) -> tuple[Counter[str], list[tuple[int, int]], dict[str, int], int]:
+        for name in ("orders", "invoices"):
+            world.create(name)
+            send(world, name, 25, tenant=name)
+        diary = Diary()
+        async with consumer_of(world, ["orders", "invoices"], diary) as consumer:
+            await diary.has(50)
+            await asyncio.sleep(1)
+            now = consumer.statistics()
+            acked = {name: each.settled.get(Settlement.ACKED, 0) for name, each in now.queues.items()}
+            return diary.by_queue(), [world.counts(name) for name in ("orders", "invoices")], acked, now.received
+
+    handled, left, acked, received = in_world(scenario)
+    assert handled == {"orders": 25, "invoices": 25}
+    assert left == [(0, 0), (0, 0)]
+    assert acked == {"orders": 25, "invoices": 25}
+    assert received == 50
+
+
+def test_slots_and_limits_of_a_tenant_are_shared_by_all_queues() -> None:
+    """Never more handlers run than there are slots in all, nor more of one tenant than it may have, over all queues."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        for name in ("a", "b", "c"):
+            world.create(name)
+            send(world, name, 20, tenant="acme", seconds=0.5)
+        one = Diary()
+        async with consumer_of(world, ["a", "b", "c"], one, concurrency=Concurrency(total=6, per_tenant=2)):
+            await one.has(60)
+        for name in ("a", "b", "c"):
+            send(world, name, 20, tenant=name, seconds=0.5)
+        several = Diary()
+        async with consumer_of(world, ["a", "b", "c"], several, concurrency=Concurrency(total=6, per_tenant=6)):
+            await several.has(60)
+        return one.most, several.most
+
+    assert in_world(scenario) == (2, 6)
+
+
+def test_a_tenants_pause_holds_in_every_queue_and_its_resources_are_opened_once() -> None:
+    """`consumer.tenants` decides for all queues, and the pool is one."""
+
+    async def scenario(world: World) -> tuple[Counter[str], int, Counter[str], list[str]]:
+        databases, diary = Databases(), Diary()
+        for name in ("orders", "invoices"):
+            world.create(name)
+        pool: ResourcePool[Any, Any] = ResourcePool(databases)
+        consumer = consumer_of(world, ["orders", "invoices"], diary, resources=pool)
+        consumer.tenants.pause(Tenant("acme"))
+        async with consumer:
+            for name in ("orders", "invoices"):
+                send(world, name, 5, tenant="acme")
+                send(world, name, 5, tenant="beta")
+            await diary.has(10)
+            await asyncio.sleep(5)
+            before, waiting = diary.by_queue(), consumer.tenants[Tenant("acme")].waiting
+            consumer.tenants.resume(Tenant("acme"))
+            await diary.has(20)
+            return before, waiting, diary.by_queue(), databases.diary[:2]
+
+    before, waiting, after, opened = in_world(scenario)
+    assert before == {"orders": 5, "invoices": 5}
+    assert waiting == 10
+    assert after == {"orders": 10, "invoices": 10}
+    assert sorted(opened) == ["open acme", "open beta"]
+
+
+def shares(world: World, queues: Any, seconds: float = 60.0) -> Any:
+    """Handle backlogs for some time, with few slots, and return what was handled of each queue."""
+
+    async def run() -> Counter[str]:
+        diary = Diary()
+        concurrency = Concurrency(total=4, per_tenant=4)
+        async with consumer_of(world, queues, diary, concurrency=concurrency, shutdown=Shutdown(drain=0)):
+            await asyncio.sleep(seconds)
+            return diary.by_queue()
+
+    return run()
+
+
+@pytest.mark.parametrize("weight", [1, 3, 9])
+def test_queues_with_backlogs_share_by_weight(weight: int) -> None:
+    """A queue of weight 3 has three messages handled for each one of weight 1, and the other never starves."""
+
+    async def scenario(world: World) -> Counter[str]:
+        for name in ("heavy", "light"):
+            world.create(name)
+            send(world, name, 3_000, tenant=name, seconds=0.1)
+        found: Counter[str] = await shares(world, {"heavy": weight, "light": 1})
+        return found
+
+    found = in_world(scenario)
+    assert found.total() > 2_000
+    assert found["heavy"] / found["light"] == pytest.approx(weight, rel=0.1)
+
+
+def test_a_quiet_queue_does_not_wait_behind_another_queues_backlog() -> None:
+    """With every slot taken and a backlog in one queue, a message for another one starts within a second or so."""
+
+    async def scenario(world: World) -> list[float]:
+        for name in ("busy", "quiet"):
+            world.create(name)
+        send(world, "busy", 2_000, tenant="noisy", seconds=0.5)
+        diary, waits = Diary(), list[float]()
+        async with consumer_of(world, ["busy", "quiet"], diary, shutdown=Shutdown(drain=0)):
+            for number in range(10):
+                await asyncio.sleep(3)
+                send(world, "quiet", 1, tenant=f"quiet-{number}")
+                began = asyncio.get_running_loop().time()
+                while diary.by_queue()["quiet"] <= number:
+                    await asyncio.sleep(0.01)
+                waits.append(asyncio.get_running_loop().time() - began)
+        return waits
+
+    assert max(in_world(scenario)) < 1.0
+
+
+def test_an_idle_queue_has_one_long_poll_and_a_message_there_is_received_at_once() -> None:
+    """A few idle queues cost one request each in 20 s, and wait for nothing."""
+
+    async def scenario(world: World) -> tuple[dict[str, int], float]:
+        names = ["a", "b", "c"]
+        for name in names:
+            world.create(name)
+        diary = Diary()
+        async with consumer_of(world, names, diary) as consumer:
+            await asyncio.sleep(2_000)
+            receives = {name: each.receives for name, each in consumer.statistics().queues.items()}
+            began = asyncio.get_running_loop().time()
+            send(world, "b", 1)
+            await diary.has(1)
+            return receives, asyncio.get_running_loop().time() - began
+
+    receives, waited = in_world(scenario)
+    assert all(95 <= count <= 105 for count in receives.values()), receives
+    assert waited <= 0.1
+
+
+def test_many_idle_queues_are_looked_at_ever_more_rarely_and_never_forgotten() -> None:
+    """300 queues: few receives are out at once, each queue is looked at once in `rest` seconds, and not less often."""
+
+    async def scenario(world: World) -> tuple[int, float, list[float], int]:
+        names = [f"q{number}" for number in range(300)]
+        for name in names:
+            world.create(name)
+        client = Counting(world.client)
+        diary, waits = Diary(), list[float]()
+        queues = Queues(names, rest=30.0, watched=12)
+        consumer = Consumer(queues=queues, context=Tenant, client=client)
+        consumer.handler(diary)
+        async with consumer:
+            await asyncio.sleep(300)
+            before = client.receives
+            await asyncio.sleep(600)
+            per_queue = (client.receives - before) / 300
+            for number in range(20):
+                send(world, names[number * 7], 1)
+                began = asyncio.get_running_loop().time()
+                await diary.has(number + 1)
+                waits.append(asyncio.get_running_loop().time() - began)
+        return client.most, per_queue, waits, len(diary.done)
+
+    most, per_queue, waits, handled = in_world(scenario)
+    assert most <= 12 + Polling().pollers
+    assert 18 <= per_queue <= 21, "once in 30 s and one second"
+    assert max(waits) <= 32.0
+    assert handled == 20
+
+
+def test_a_queue_that_was_busy_is_looked_at_soon_again() -> None:
+    """Among many queues, one that has just had messages is asked after 1, 2, 4 ... s, not after a whole rest."""
+
+    async def scenario(world: World) -> float:
+        names = [f"q{number}" for number in range(40)]
+        for name in names:
+            world.create(name)
+        diary = Diary()
+        async with consumer_of(world, Queues(names, watched=4), diary):
+            await asyncio.sleep(300)
+            send(world, "q7", 30)
+            await diary.has(30)
+            await asyncio.sleep(1)
+            send(world, "q7", 1)
+            began = asyncio.get_running_loop().time()
+            await diary.has(31)
+            return asyncio.get_running_loop().time() - began
+
+    assert in_world(scenario) <= 4.0
+
+
+class Wrapped:
+    """A client around another one."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        self._client = client
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, traceback)
+
+
+class Counting(Wrapped):
+    """A client that counts the receives of its queues, and those that are out at once."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        super().__init__(client)
+        self.receives = self.out = self.most = 0
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        opened: Any = await self._client.queue(name)
+        receive = opened.receive
+
+        async def counted(**asked: Any) -> Sequence[Message]:
+            self.receives += 1
+            self.out += 1
+            self.most = max(self.most, self.out)
+            try:
+                found: Sequence[Message] = await receive(**asked)
+                return found
+            finally:
+                self.out -= 1
+
+        opened.receive = counted
+        return opened
+
+
+def test_queues_come_and_go_as_the_function_lists_them() -> None:
+    """A new queue is consumed from the next question on; one that is gone is drained and asked for nothing more."""
+
+    async def scenario(world: World) -> tuple[list[tuple[str, str]], set[str], tuple[int, int], int]:
+        for name in ("a", "b"):
+            world.create(name)
+        listed = {"a": 1.0}
+        diary = Diary()
+
+        async def tenants_queues() -> dict[str, float]:
+            return dict(listed)
+
+        async with consumer_of(world, Queues(tenants_queues, every=10), diary) as consumer:
+            send(world, "a", 1)
+            await diary.has(1)
+            listed["b"] = 2.0
+            send(world, "b", 2, seconds=30.0)
+            await asyncio.sleep(11)
+            del listed["b"]
+            await asyncio.sleep(32)  # b is listed no longer, and its last look has ended
+            world.send({"order_id": "late"}, queue="b")
+            await diary.has(3)
+            await asyncio.sleep(30)
+            names = set(consumer.statistics().queues)
+            return diary.done, names, world.counts("b"), consumer.statistics().received
+
+    done, names, left, received = in_world(scenario)
+    assert sorted(done) == [("a", "a-0"), ("b", "b-0"), ("b", "b-1")]
+    assert names == {"a"}
+    assert left == (1, 0), "what ran of it was deleted; what came later stays in it"
+    assert received == 3, "what was counted for a closed queue stays in the sums"
+
+
+def test_a_queue_that_is_listed_again_goes_on() -> None:
+    """A queue that is listed again, while something of it still runs or after it was closed, is consumed again."""
+
+    async def scenario(world: World) -> Counter[str]:
+        world.create("a")
+        world.create("b")
+        listed = ["a", "b"]
+        diary = Diary()
+        async with consumer_of(world, Queues(lambda: list(listed), every=5), diary):
+            for pause in (6.0, 60.0):
+                send(world, "b", 1, seconds=20.0)
+                await asyncio.sleep(1)
+                listed.remove("b")
+                await asyncio.sleep(pause)
+                listed.append("b")
+                await asyncio.sleep(6)
+            send(world, "b", 1)
+            await diary.has(3)
+            return diary.by_queue()
+
+    assert in_world(scenario) == {"b": 3}
+
+
+def test_a_function_that_fails_or_returns_nonsense_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The queues that are known stay, the cause is logged once, and the next answer counts again."""
+
+    async def scenario(world: World) -> Counter[str]:
+        for name in ("a", "b"):
+            world.create(name)
+        answers: list[Any] = [["a"], OSError("registry is down"), OSError("registry is down"), "a", ["a", "b"]]
+
+        def listed() -> Any:
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        diary = Diary()
+        async with consumer_of(world, Queues(listed, every=5), diary):
+            await asyncio.sleep(18)
+            send(world, "a", 1)
+            send(world, "b", 1)
+            await diary.has(2)
+            return diary.by_queue()
+
+    assert in_world(scenario) == {"a": 1, "b": 1}
+    said = [record.getMessage() for record in caplog.records if "could not be listed" in record.getMessage()]
+    assert len(said) == 2
+    assert "OSError" in said[0]
+    assert "takes a list of names" in said[1]
+
+
+def test_one_broken_queue_stops_neither_the_others_nor_the_consumer() -> None:
+    """Receives of one queue fail: the others flow, health stays ready and names it, and events name it."""
+
+    async def scenario(world: World) -> tuple[Any, Any, Counter[str], set[str]]:
+        for name in ("good", "bad"):
+            world.create(name)
+        diary, told = Diary(), list[Event]()
+        client = Breaking(world.client, "bad")
+        consumer = Consumer(
+            queues=["good", "bad"], context=Tenant, client=client, observers=[told.append], polling=Polling(wait=1)
+        )
+        consumer.handler(diary)
+        async with consumer:
+            client.broken = True
+            send(world, "good", 5)
+            send(world, "bad", 5)
+            await asyncio.sleep(60)
+            sick, during = consumer.health(), diary.by_queue()
+            client.broken = False
+            await diary.has(10)
+            return sick, consumer.health(), during, {event.queue for event in told if isinstance(event, PollFailed)}
+
+    sick, well, during, failed = in_world(scenario)
+    assert sick.live
+    assert sick.ready
+    assert sick.reasons == ()
+    assert len(sick.unreachable) == 1
+    assert sick.unreachable[0].startswith("bad: receives have failed for")
+    assert well.unreachable == ()
+    assert during == {"good": 5}
+    assert failed == {"bad"}
+
+
+class Breaking(Wrapped):
+    """A client of which queues can be broken."""
+
+    def __init__(self, client: MemoryClient, *broken: str) -> None:
+        super().__init__(client)
+        self._names = broken
+        self.broken = False
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        opened: Any = await self._client.queue(name)
+        receive = opened.receive
+
+        async def received(**asked: Any) -> Any:
+            if self.broken and name in self._names:
+                raise OSError("no route to host")
+            return await receive(**asked)
+
+        opened.receive = received
+        return opened
+
+
+def test_all_queues_broken_is_not_ready() -> None:
+    """Where no queue answers, the consumer is not ready, and every queue is named."""
+
+    async def scenario(world: World) -> Any:
+        for name in ("a", "b"):
+            world.create(name)
+        client = Breaking(world.client, "a", "b")
+        consumer = Consumer(queues=["a", "b"], context=Tenant, client=client, polling=Polling(wait=1))
+        consumer.handler(Diary())
+        async with consumer:
+            await asyncio.sleep(5)
+            client.broken = True
+            await asyncio.sleep(120)
+            return consumer.health()
+
+    health = in_world(scenario)
+    assert not health.ready
+    assert health.live
+    assert [reason.partition(":")[0] for reason in health.reasons] == ["a", "b"]
+
+
+def test_a_fixed_list_with_an_unknown_queue_does_not_start() -> None:
+    """A wrong name in a list is found at the start, as for one queue; nothing is left open."""
+
+    async def scenario(world: World) -> bool:
+        world.create("orders")
+        consumer = consumer_of(world, ["orders", "typo"], Diary())
+        with pytest.raises(QueueNotFound, match="typo"):
+            await consumer.__aenter__()
+        return consumer.running
+
+    assert in_world(scenario) is False
+
+
+def test_a_listed_queue_that_does_not_exist_yet_is_opened_later() -> None:
+    """Where a function lists them, the others are consumed, health names it, and it is opened when it is there."""
+
+    async def scenario(world: World) -> tuple[tuple[str, ...], Counter[str], tuple[str, ...]]:
+        world.create("a")
+        diary = Diary()
+        async with consumer_of(world, Queues(lambda: ["a", "later"], every=5), diary) as consumer:
+            send(world, "a", 1)
+            await diary.has(1)
+            missing = consumer.health().unreachable
+            world.create("later")
+            send(world, "later", 1)
+            await diary.has(2)
+            return missing, diary.by_queue(), consumer.health().unreachable
+
+    missing, handled, after = in_world(scenario)
+    assert missing == ("later cannot be opened (QueueNotFound)",)
+    assert handled == {"a": 1, "later": 1}
+    assert after == ()
+
+
+def test_no_queue_at_all_is_healthy_and_waits() -> None:
+    """A function may list none: the consumer is ready, costs nothing, and takes the first one in."""
+
+    async def scenario(world: World) -> tuple[bool, Counter[str]]:
+        world.create("first")
+        listed: list[str] = []
+        diary = Diary()
+        async with consumer_of(world, Queues(lambda: listed, every=5), diary) as consumer:
+            await asyncio.sleep(20)
+            ready = consumer.health().ready
+            listed.append("first")
+            send(world, "first", 1)
+            await diary.has(1)
+            return ready, diary.by_queue()
+
+    assert in_world(scenario) == (True, {"first": 1})
+
+
+def test_a_stop_drains_every_queue_and_gives_back_what_has_not_started() -> None:
+    """What runs finishes and is deleted; what waits or still comes is visible again in its own queue."""
+
+    async def scenario(world: World) -> tuple[list[tuple[int, int]], int]:
+        names = ("a", "b", "c")
+        for name in names:
+            world.create(name)
+            send(world, name, 40, tenant=name, seconds=5.0)
+        diary = Diary()
+        async with consumer_of(world, list(names), diary, concurrency=Concurrency(total=6)):
+            await asyncio.sleep(2)
+            assert diary.running == 6
+        return [world.counts(name) for name in names], len(diary.done)
+
+    left, done = in_world(scenario)
+    assert done == 6
+    assert all(in_flight == 0 for _, in_flight in left)
+    assert sum(visible for visible, _ in left) == 120 - 6
+
+
+def test_a_consumer_of_several_queues_can_be_started_again() -> None:
+    """A second run has its queues, and counts from zero."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        for name in ("a", "b"):
+            world.create(name)
+        diary = Diary()
+        consumer = consumer_of(world, ["a", "b"], diary)
+        for name in ("a", "b"):
+            send(world, name, 1)
+            async with consumer:
+                await diary.has(1 if name == "a" else 2)
+        return len(diary.done), consumer.statistics().received
+
+    assert in_world(scenario) == (2, 1)
+
+
+def test_retries_dead_letters_and_ctx_go_to_the_messages_own_queue() -> None:
+    """A failed message comes back in its queue, and goes to that queue's dead-letter queue; ctx.ack() deletes there."""
+
+    async def scenario(world: World) -> tuple[list[tuple[int, int]], Counter[tuple[str, int]]]:
+        for name in ("a", "b"):
+            world.create(name, dead_letters=f"{name}-dead", receives=5)
+            send(world, name, 1)
+        seen: Counter[tuple[str, int]] = Counter()
+
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
+            seen[ctx.queue, ctx.attempt] += 1
+            if ctx.queue == "a":
+                raise ValueError(order.order_id)
+            await ctx.ack()
+
+        async with consumer_of(world, ["a", "b"], handle, retry=RetryPolicy(attempts=2)):
+            await asyncio.sleep(60)
+        return [world.counts(name) for name in ("a", "b", "a-dead", "b-dead")], seen
+
+    counts, seen = in_world(scenario)
+    assert counts == [(0, 0), (0, 0), (1, 0), (0, 0)]
+    assert seen == {("a", 1): 1, ("a", 2): 1, ("b", 1): 1}
+
+
+def test_fifo_and_standard_queues_may_be_mixed_and_groups_of_one_name_are_apart() -> None:
+    """Two FIFO queues have a group of one name: each is in order, neither waits for the other, a standard queue too."""
+
+    async def scenario(world: World) -> dict[str, list[str]]:
+        for name in ("one.fifo", "two.fifo"):
+            world.create(name, FifoQueue="true", ContentBasedDeduplication="true")
+        world.create("plain")
+        diary = Diary()
+        for name in ("one.fifo", "two.fifo", "plain"):
+            send(world, name, 6, seconds=1.0, group="g")
+        began = asyncio.get_running_loop().time()
+        async with consumer_of(world, ["one.fifo", "two.fifo", "plain"], diary):
+            await diary.has(18)
+            took = asyncio.get_running_loop().time() - began
+        assert took < 9.0, "the groups ran side by side"
+        return {name: [order for queue, order in diary.done if queue == name] for name in ("one.fifo", "two.fifo")}
+
+    for name, orders in in_world(scenario).items():
+        assert orders == [f"{name}-{number}" for number in range(6)]
+
+
+def test_memory_is_one_limit_for_all_queues() -> None:
+    """Bodies of all queues count together against `Polling(memory=)`, and what is let go frees it."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        for name in ("a", "b"):
+            world.create(name)
+        gate = asyncio.Event()
+
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
+            await gate.wait()
+
+        body = {"order_id": "x" * 200_000}
+        for name in ("a", "b"):
+            for _ in range(10):
+                world.send(body, queue=name)
+        polling = Polling(memory=1024 * 1024, batch=1)
+        async with consumer_of(world, ["a", "b"], handle, polling=polling, concurrency=Concurrency(total=50)) as orders:
+            await asyncio.sleep(30)
+            most = orders.statistics().held_bytes
+            gate.set()
+            await asyncio.sleep(60)
+            return most, orders.statistics().settled.get(Settlement.ACKED, 0)
+
+    most, acked = in_world(scenario)
+    assert 1024 * 1024 <= most <= 1024 * 1024 + 24 * 201_000
+    assert most < 20 * 200_000
+    assert acked == 20
+
+
+def test_events_say_which_queue_and_the_consumer_has_a_title() -> None:
+    """A receive's event names its queue; the consumer's own events and its repr have the title."""
+
+    async def scenario(world: World) -> tuple[str, set[str], str]:
+        for name in ("a", "b"):
+            world.create(name)
+            send(world, name, 1)
+        told = list[Event]()
+        consumer = consumer_of(world, Queues(["a", "b"], name="sales"), Diary(), observers=[told.append])
+        async with consumer:
+            await asyncio.sleep(25)
+        started = next(event.queue for event in told if isinstance(event, ConsumerStarted))
+        return started, {event.queue for event in told if isinstance(event, PollFinished)}, repr(consumer)
+
+    assert in_world(scenario) == ("sales", {"a", "b"}, "<Consumer of 'sales', not running>")
+
+
+def test_a_stop_during_an_endless_listing_ends() -> None:
+    """The function that lists the queues hangs: the consumer stops all the same."""
+
+    async def scenario(world: World) -> float:
+        world.create("a")
+        asked = list[None]()
+
+        async def listed() -> list[str]:
+            asked.append(None)
+            if len(asked) > 1:
+                await asyncio.Event().wait()
+            return ["a"]
+
+        async with consumer_of(world, Queues(listed, every=5), Diary()) as consumer:
+            await asyncio.sleep(6)
+            consumer.stop(reason=StopReason.REQUESTED)
+            began = asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() - began
+
+    assert in_world(scenario) < 5.0
+
+
+_WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "write Consumer"),
+    ({"queue": ["a"]}, "Consumer(queues=...)"),
+    ({"queue": "a", "queues": ["b"]}, "two places"),
+    ({"queues": "orders"}, "takes a list"),
+    ({"queues": []}, "names no queue"),
+    ({"queues": {}}, "names no queue"),
+    ({"queues": ["a", "a"]}, "twice"),
+    ({"queues": ["a", 3]}, "by name, URL or ARN"),
+    ({"queues": {"a": 0}}, "above 0"),
+    ({"queues": {"a": True}}, "above 0"),
+    ({"queues": str.upper}, "() -> names"),
+    ({"queues": 7}, "takes a list"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), _WRONG)
+def test_a_wrong_list_says_what_to_write(arguments: dict[str, Any], says: str) -> None:
+    """Every list that cannot work is refused when the consumer is made."""
+    with pytest.raises(ConfigurationError) as refused:
+        Consumer(**arguments)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"every": 0}, {"rest": "60"}, {"watched": 0}, {"watched": 1.5}, {"name": ""}, {"every": float("nan")}]
+)
+def test_wrong_options_of_queues_are_refused(options: dict[str, Any]) -> None:
+    """Each option says what it takes."""
+    with pytest.raises(ConfigurationError, match=rf"Queues\({next(iter(options))}|{next(iter(options))}="):
+        Queues(["a"], **options)
+
+
+def test_a_fleet_over_several_queues_needs_a_name() -> None:
+    """The default would change with the list, and the replicas of two deployments would not meet."""
+    with pytest.raises(ConfigurationError, match=r"Fleet\(\.\.\., name="):
+        Consumer(queues=["a", "b"], context=Tenant, fleet=Fleet("valkey://cache:6379", per_tenant=2))
+    Consumer(queues=["a", "b"], context=Tenant, fleet=Fleet("valkey://cache:6379", per_tenant=2, name="sales"))
+
+
+def test_two_names_of_one_queue_are_refused() -> None:
+    """A name and the URL of the same queue would consume it twice."""
+
+    async def scenario(world: World) -> None:
+        world.create("a")
+        async with world.client as client:
+            url = (await client.queue("a")).info.url
+        with pytest.raises(ConfigurationError, match="twice"):
+            await consumer_of(world, ["a", url], Diary()).__aenter__()
+
+    in_world(scenario)
