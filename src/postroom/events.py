@@ -11,6 +11,7 @@ import msgspec
 
 from postroom.log_fields import Log, Step
 from postroom.message import Message
+from postroom.tasks import ends_the_program
 from postroom.types import Settlement, StopReason
 
 _log = Log("postroom", Step.OBSERVER)
@@ -231,5 +232,7 @@ class Observers(list[Observer]):
         for observer in tuple(self):
             try:
                 observer(event)
-            except Exception:
+            except BaseException as error:
+                if ends_the_program(error):
+                    raise
                 _log.exception("Observer %r failed on %s", observer, type(event).__name__)

@@ -15,6 +15,7 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
+from postroom.tasks import ends_the_program
 
 _log = Log("postroom", Step.POLICY)
 
@@ -52,7 +53,9 @@ def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], defau
         return cast("T", policy)
     try:
         value = policy(call)
-    except Exception:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         text = "A policy function failed for message %s of tenant %s"
         _log.exception(text, call.message.id, display_key(call.tenant), extra=about(call))
         return default

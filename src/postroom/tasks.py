@@ -29,6 +29,23 @@ def clean(function: F) -> F:
     return cast("F", in_home)
 
 
+def ends_the_program(error: BaseException) -> bool:
+    """Whether an error asks for the end of the process, also one in a group.
+
+    Any other error of a function that the user passed is that function's failure, whatever it is derived from: a
+    ``CancelledError`` of a plain function would otherwise end the task that calls it, and tell nothing of it.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(ends_the_program, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, SystemExit | KeyboardInterrupt)
+
+
+def is_cancelled() -> bool:
+    """Return whether the current task was cancelled, as opposed to code that raised CancelledError."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return what tells a loop's time. asyncio's own loops tell the monotonic clock's, which costs less to ask."""
     return monotonic if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time else loop.time

@@ -31,7 +31,7 @@ from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
-from postroom.transports.protocol import Client, Queue
+from postroom.transports.protocol import Client, Queue, check_client
 from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
@@ -139,7 +139,7 @@ class Consumer(Generic[C, R]):
             on_error=on_error,
             middleware=middleware,
             observers=Observers(observers),
-            client=_checked_client(client),
+            client=check_client("Consumer", client),
             fleet=_checked_fleet(fleet, context),
         )
         self.tenants: Tenants = Tenants(shared=fleet is not None)
@@ -586,14 +586,6 @@ def _check_context(context: object) -> None:
         text = f"Consumer(context=...) takes a function (Message) -> context, or a class; got an instance of {name}"
         raise ConfigurationError(f"{text}: to fill {name} from the message attributes, pass the class, context={name}")
     check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
-
-
-def _checked_client(client: Any) -> Client | None:
-    fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))
-    if not fits or isinstance(client, type):
-        text = "Consumer(client=...) takes a client: write client=AwsClient(region=..., endpoint_url=...)"
-        raise ConfigurationError(f"{text} or client=MemoryClient(broker); got {shown(client)}")
-    return cast("Client | None", client)
 
 
 def _like(ack: object) -> AckMode:

@@ -15,6 +15,7 @@ from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool
 from postroom.settlement import Moment
+from postroom.tasks import ends_the_program
 from postroom.types import UNRESOLVED, Settlement
 
 _SLOW: Final = 0.25
@@ -119,7 +120,9 @@ class Intake:
             if self._clean:
                 return self._resolver(job.message)
             return self._engine.tasks.run_clean(self._resolver, job.message)
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             return _context_error(job, error)
 
     def _is_awaitable(self, found: Any) -> bool:
@@ -254,7 +257,9 @@ class Intake:
             kind = type(found).__name__
             text = f"the context, a {kind}, is not hashable; use a frozen dataclass, a NamedTuple or a tuple"
             raise ContextError(text, message_id=job.message.id) from error
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             text = f"the pool's key= failed on the context: {type(error).__name__}"
             raise ContextError(text, message_id=job.message.id) from error
         return tenant
@@ -270,7 +275,9 @@ class UnwrappingIntake(Intake):
         try:
             inner = self._engine.tasks.run_clean(unwrapping.envelope, job)
             return resolver(inner) if self._clean else self._engine.tasks.run_clean(resolver, inner)
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             return _context_error(job, error)
 
 

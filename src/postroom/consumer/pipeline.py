@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -37,6 +37,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
+from postroom.tasks import ends_the_program, is_cancelled
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -132,9 +133,9 @@ class Pipeline:
             await self._was_cancelled(job, error)
         except AlreadyHandled:
             self._was_handled_before(job)
-        except GeneratorExit:
-            raise  # the loop is gone
         except BaseException as error:
+            if isinstance(error, GeneratorExit) and not _is_task(job.task):
+                raise  # the loop is gone, and this coroutine is closed: it may await nothing
             await self._did_fail(job, error)
         else:
             self._did_succeed(job)
@@ -243,7 +244,7 @@ class Pipeline:
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
-        if job.cancellation is None and not _is_cancelled():
+        if job.cancellation is None and not is_cancelled():
             failure = MessageError("the handler raised CancelledError of its own", message_id=job.message.id)
             failure.__cause__ = error
             await self._did_fail(job, failure)
@@ -255,11 +256,11 @@ class Pipeline:
         try:
             await self._decide(job, error)
         except asyncio.CancelledError:
-            if job.cancellation is None and not _is_cancelled():
+            if job.cancellation is None and not is_cancelled():
                 self._settle_failure(job, error)  # on_error raised it
             else:
                 self._return(job)
-        if _ends_the_program(error):
+        if ends_the_program(error):
             self._engine.end(error)
 
     async def _decide(self, job: Job, error: BaseException) -> None:
@@ -345,7 +346,7 @@ class Pipeline:
             text = "on_error failed for message %s of tenant %s; the message is treated as failed"
             extra = about(job, step=Step.ON_ERROR)
             log_error(_log, logging.ERROR, text, job.message.id, display_key(job.tenant), error=raised, extra=extra)
-            if _ends_the_program(raised):
+            if ends_the_program(raised):
                 self._engine.end(raised)
         return None
 
@@ -475,23 +476,17 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
             return None
 
 
-def _is_cancelled() -> bool:
-    """Return whether the current task was cancelled, as opposed to code that raised CancelledError."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _is_task(task: asyncio.Task[None] | None) -> bool:
+    """Return whether this code runs as that task, as opposed to being closed from outside."""
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:
+        return False
 
 
 def _is_of_resources(error: BaseException) -> bool:
     """Whether an outage that a handler met is its tenant's resources': a bare OSError may come from any other call."""
     return sqlstate_of(error) is not None or not isinstance(error, OSError)
-
-
-def _ends_the_program(error: BaseException) -> bool:
-    """Whether an error asks for the end of the process, also one in a group."""
-    if isinstance(error, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return any(map(_ends_the_program, members))
-    return isinstance(error, SystemExit | KeyboardInterrupt)
 
 
 def _log_failure(job: Job, error: BaseException, level: int) -> None:

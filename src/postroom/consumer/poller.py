@@ -10,13 +10,13 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Pause, ReceivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
-from postroom.errors import PostroomError, TransportError
+from postroom.errors import PostroomError, ServiceUnavailable, TransportError
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.settlement import Moment
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, is_cancelled
 
 _log = Log("postroom.consumer", Step.RECEIVE)
 
@@ -87,6 +87,11 @@ class Receiver:
         self._out[number] = now
         try:
             messages = await self._source.queue.receive(limit=limit, wait=wait, visibility=self._timeout)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            # A transport's own cancellation is its failure. It would end the poller, and nothing would tell of it.
+            raise ServiceUnavailable("the transport cancelled the receive by itself") from error
         finally:
             del self._out[number]
         self.last_success = self._tasks.time()

@@ -8,6 +8,7 @@ from typing import Any, Final, Generic
 
 from typing_extensions import TypeVar
 
+from postroom.checking import check_kind
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, Inbox, check_age
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import answered
@@ -228,7 +229,12 @@ def add_inbox(
     prepare: Callable[[D], Awaitable[None]],
     scope: ScopeOf[C] | None,
 ) -> Provider[C, D]:
-    """Return a provider of what ``database`` makes of the resources of another, with its weight and its check."""
+    """Return a provider of what ``database`` makes of the resources of another, with its weight and its check.
+
+    Raises:
+        ConfigurationError: ``provider`` is none.
+    """
+    check_kind("an inbox's first argument", provider, Provider, "asyncpg_inbox(asyncpg_pool(registry))")
     check = provider.check
 
     @asynccontextmanager

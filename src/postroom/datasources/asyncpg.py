@@ -11,7 +11,7 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import Locate, check_locate, located
+from postroom.datasources.registry import Locate, check_locate, check_times, located
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
 from postroom.types import C
@@ -88,6 +88,9 @@ def asyncpg_pool(
     """
     check_locate("asyncpg_pool", locate)
     check_count("asyncpg_pool", "max_size", max_size)
+    check_times("asyncpg_pool", idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
+    if acquire_timeout is not None:
+        check_times("asyncpg_pool", acquire_timeout=acquire_timeout)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
 

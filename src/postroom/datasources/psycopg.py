@@ -21,7 +21,7 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, check_locate, located
+from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
@@ -168,6 +168,13 @@ def psycopg_pool(
     """
     check_locate("psycopg_pool", locate)
     check_count("psycopg_pool", "max_size", max_size)
+    check_times(
+        "psycopg_pool",
+        idle=idle,
+        connect_timeout=connect_timeout,
+        acquire_timeout=acquire_timeout,
+        close_timeout=close_timeout,
+    )
 
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
@@ -326,6 +333,7 @@ def psycopg_connections(
     """
     check_locate("psycopg_connections", locate)
     check_count("psycopg_connections", "max_size", max_size)
+    check_times("psycopg_connections", connect_timeout=connect_timeout, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[PsycopgConnections, None]:

@@ -10,6 +10,7 @@ from typing_extensions import TypeVar
 
 from postroom.checking import check_function, check_kind
 from postroom.errors import ConfigurationError, UnknownTenant
+from postroom.options import check_seconds
 from postroom.types import C
 
 T = TypeVar("T", default=Any)
@@ -74,6 +75,12 @@ class Registry(Generic[C]):
 
     def __repr__(self) -> str:
         return f"Registry(<{len(self._sources)} tenants>)"
+
+
+def check_times(owner: str, **seconds: object) -> None:
+    """Refuse times that are no seconds, in words that name the argument. Raises ``ConfigurationError``."""
+    for name, value in seconds.items():
+        check_seconds(owner, name, value)
 
 
 def check_locate(what: str, locate: object) -> None:

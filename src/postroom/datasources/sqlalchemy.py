@@ -12,7 +12,7 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, check_locate, located
+from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
@@ -73,6 +73,12 @@ def sqlalchemy_engine(
     """
     check_locate("sqlalchemy_engine", locate)
     check_count("sqlalchemy_engine", "max_size", max_size)
+    check_times(
+        "sqlalchemy_engine",
+        connect_timeout=connect_timeout,
+        acquire_timeout=acquire_timeout,
+        close_timeout=close_timeout,
+    )
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
@@ -262,7 +268,10 @@ async def _reset_session(connection: Any) -> None:
         from postroom.datasources.psycopg import reset_session  # noqa: PLC0415 - only where psycopg is in use
 
         await reset_session(connection)
-    elif await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
+        return
+    if connection.is_in_transaction():  # begun by SQL, of which neither SQLAlchemy nor its dialect knows
+        await connection.execute("ROLLBACK")
+    if await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
         await connection.execute(DEALLOCATE)
 
 

@@ -35,7 +35,7 @@ from postroom.resources.reporter import log
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.subscribers import Subscribers
 from postroom.resources.tickets import Tickets
-from postroom.tasks import clean
+from postroom.tasks import clean, ends_the_program
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG
@@ -282,7 +282,9 @@ class ResourcePool(Generic[C, R]):
             raise self._unusable()
         try:
             entry = self._ready.get(self._identify(context if self._key is None else self._key(context)))
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             raise self._tickets.no_key(context, error) from error
         if entry is None:
             return None
@@ -349,7 +351,9 @@ class ResourcePool(Generic[C, R]):
         """Whether something is open that may be leased: no opening needs to be waited for. Raises nothing."""
         try:
             return self._identify(self.key_of(context)) in self._ready
-        except Exception:  # key= failed, or its answer cannot be hashed: acquire() says so
+        except BaseException as error:  # key= failed, or its answer cannot be hashed: acquire() says so
+            if ends_the_program(error):
+                raise
             return False
 
     def keys(self) -> list[Hashable]:

@@ -8,6 +8,7 @@ from postroom.log_fields import Log, Step
 from postroom.resources.causes import NotAProvider, Unhealthy
 from postroom.resources.failures import OpenFailure, classify_open, is_outage
 from postroom.resources.providers import Opener
+from postroom.tasks import ends_the_program
 
 _log = Log("postroom.pool", Step.POLICY)
 
@@ -29,7 +30,9 @@ class Provision:
             return False
         try:
             return (self.classify or classify_open)(error) is OpenFailure.UNKNOWN_TENANT
-        except Exception:
+        except BaseException as raised:
+            if ends_the_program(raised):
+                raise
             _log.exception("classify= failed; the failure counts as an outage")
             return False
 
@@ -37,6 +40,8 @@ class Provision:
         """Return whether what a use of resources raised says that their server cannot be used for now."""
         try:
             return is_outage(error) or (self.outage is not None and bool(self.outage(error)))
-        except Exception:
+        except BaseException as raised:
+            if ends_the_program(raised):
+                raise
             _log.exception("outage= failed; the failure counts as the message's own")
             return False

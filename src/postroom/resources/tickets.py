@@ -8,6 +8,7 @@ from postroom.errors import ConfigurationError, ResourceError
 from postroom.redaction import describe
 from postroom.resources.entries import Ticket
 from postroom.resources.identity import Identifier, Identity
+from postroom.tasks import ends_the_program
 
 
 class Tickets:
@@ -49,7 +50,9 @@ class Tickets:
             limit = self._limit_of(host)
             if limit is not None:
                 _check_fits(weight, limit)
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}"
             raise ResourceError(text, context=context) from error
         return Ticket(identity, key, context, weight, host, limit)
@@ -69,7 +72,10 @@ class Tickets:
         """Return the host of a context; None also where ``host=`` fails."""
         try:
             return self.host(context)
-        except Exception:  # acquire() says what is wrong; a question about one context must not end its caller
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
+            # acquire() says what is wrong; a question about one context must not end its caller
             return None
 
     def host(self, context: Any) -> Hashable | None:
@@ -92,7 +98,7 @@ class Tickets:
         checked: int | None = limit
         return checked
 
-    def no_key(self, context: Any, error: Exception) -> ResourceError:
+    def no_key(self, context: Any, error: BaseException) -> ResourceError:
         """Make the error for a context without a usable key."""
         if self._key is None and isinstance(error, TypeError):
             text = f"a {type(context).__name__} cannot be hashed: make the context a frozen dataclass, or pass key="
@@ -105,7 +111,9 @@ class Tickets:
             key: Hashable = context if self._key is None else self._key(context)
             identity = self.identify(key)
             hash(identity)
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             raise self.no_key(context, error) from error
         return identity, key
 

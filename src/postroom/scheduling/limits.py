@@ -3,6 +3,8 @@
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar, cast
 
+from postroom.tasks import ends_the_program
+
 N = TypeVar("N", int, float)
 
 PerTenant = Mapping[Any, N] | Callable[[Any], N | None]
@@ -33,6 +35,8 @@ class Chosen:
             return self._default
         try:
             chosen = self._of(tenant)
-        except Exception:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             return self._default
         return self._default if chosen is None or not chosen > 0 else chosen

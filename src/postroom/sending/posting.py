@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from postroom.errors import ConfigurationError, InvalidRequest, PostroomError, SendFailed, TransportError, Unsent
 from postroom.message import OutgoingMessage
 from postroom.sending.batches import Numbered, Waiting
+from postroom.settlement.batcher import ANSWER
 from postroom.transports.protocol import EntryFailure, Queue, SendResult
 
 _JITTER: Final = Random()  # noqa: S311 - spreads calls, keeps no secret
@@ -112,7 +113,11 @@ class _Posting:
 
     async def _results(self, batch: Sequence[Numbered]) -> Sequence[SendResult | EntryFailure]:
         try:
-            return await self._queue.send([message for _, message in batch])
+            async with asyncio.timeout(ANSWER):
+                return await self._queue.send([message for _, message in batch])
+        except TimeoutError:
+            text = f"no answer within {ANSWER:g} s; SQS may have taken it"
+            return [EntryFailure(0, "TimeoutError", text)] * len(batch)
         except InvalidRequest as error:
             if len(batch) > 1:  # SQS refuses whole calls for one bad entry: each is asked alone which one it is
                 return [(await self._results([each]))[0] for each in batch]

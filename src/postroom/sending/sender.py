@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, cast
 
 import msgspec
 
+from postroom.checking import check_kind
 from postroom.errors import ConfigurationError, ContextError, InvalidRequest, NotOpenError, PostroomError, Unsent
 from postroom.message import OutgoingMessage
 from postroom.payloads import KeyRing, sign
@@ -27,7 +28,7 @@ from postroom.sending.making import (
     make,
 )
 from postroom.sending.posting import Outcome, SendRetry, post
-from postroom.transports.protocol import Client, Queue, QueueInfo
+from postroom.transports.protocol import Client, Queue, QueueInfo, check_client
 from postroom.types import C
 
 Transform = Callable[[OutgoingMessage], OutgoingMessage | Awaitable[OutgoingMessage]]
@@ -97,6 +98,8 @@ class Sender(Generic[C]):
         retry: SendRetry = SendRetry(),  # noqa: B008 - frozen
         client: Client | None = None,
     ) -> None:
+        check_kind("Sender(retry=...)", retry, SendRetry, "SendRetry(attempts=3)")
+        check_client("Sender", client)
         _check_arguments(queue, context=context, group=group, encode=encode, trace=trace, transform=transform)
         if encode is not None and (payload is not None or rename is not None):
             raise ConfigurationError("Sender(encode=...) writes the whole body: leave out payload= and rename=")

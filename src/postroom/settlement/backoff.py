@@ -7,6 +7,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, RetryPolicy
 from postroom.settlement.delivery import Delivery
+from postroom.tasks import ends_the_program
 
 _log = Log("postroom.settlement", Step.POLICY)
 
@@ -31,7 +32,9 @@ def backoff(policy: RetryPolicy, failed: Delivery | Message, error: BaseExceptio
     if policy.delay is not None:
         try:
             delay = float(policy.delay(message, error))
-        except Exception:
+        except BaseException as raised:
+            if ends_the_program(raised):
+                raise
             text = "RetryPolicy.delay failed for message %s; the default backoff applies"
             _log.exception(text, message.id, extra=_about(failed, attempt))
         else:

@@ -9,10 +9,12 @@ may hand out one message id twice.
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import msgspec
 
+from postroom.checking import shown
+from postroom.errors import ConfigurationError
 from postroom.message import Message, OutgoingMessage
 
 
@@ -141,3 +143,12 @@ class Client(Protocol):
     async def queue(self, name: str) -> Queue:
         """Open a queue by name, URL or ARN. Raises ``QueueNotFound`` with what to check."""
         ...
+
+
+def check_client(owner: str, client: Any) -> Client | None:
+    """Refuse what is no client, and return what is one. Raises ``ConfigurationError`` with what to write."""
+    fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))
+    if not fits or isinstance(client, type):
+        text = f"{owner}(client=...) takes a client: write client=AwsClient(region=..., endpoint_url=...)"
+        raise ConfigurationError(f"{text} or client=MemoryClient(broker); got {shown(client)}")
+    return cast("Client | None", client)

@@ -345,6 +345,20 @@ class TestReturning:
                 assert await connection.value("SELECT count(*) FROM orders") == 0
 
 
+    async def test_a_transaction_that_sql_began_is_rolled_back(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """SQLAlchemy knows nothing of it; its next user would work in it, and nothing would be committed."""
+        if not driver.name.startswith("SQLAlchemy"):
+            pytest.skip("the driver's own pool knows its transactions")
+        tenant.server.execute("CREATE TABLE orders (id int)", database=tenant.name)
+        async with driver.provider(tenant, max_size=1)("a") as resource:
+            async with resource.connect() as plain:
+                connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.exec_driver_sql("BEGIN")
+                await connection.exec_driver_sql("INSERT INTO orders VALUES (1)")
+            async with driver.connect(resource) as connection:
+                assert await connection.value("SELECT count(*) FROM orders") == 0
+
+
 class TestClosing:
     """Closing: bounded, complete, and final."""
 

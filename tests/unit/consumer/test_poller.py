@@ -162,6 +162,18 @@ def receives(seconds: float, *, takes: float, **polling: Any) -> int:
     return run_virtual(main())
 
 
+def test_a_receive_that_its_transport_cancels_is_a_failed_receive() -> None:
+    """The poller goes on after a pause, and counts it; otherwise it would end, and nothing would tell of it."""
+
+    async def main() -> tuple[int, int]:
+        async with Pollers() as pollers:
+            pollers.queue.waiting.pop(0).cancel()
+            await asyncio.sleep(5)
+            return pollers.poller.failures, len(pollers.queue.waiting)
+
+    assert run_virtual(main()) == (1, 1)
+
+
 @pytest.mark.parametrize("wait", [0, 1, 20])
 def test_receives_that_are_answered_at_once_with_nothing_are_paced(wait: float) -> None:
     """A proxy that does not wait, or ``Polling(wait=0)``, must not make a hot loop."""

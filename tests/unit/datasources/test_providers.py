@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import postroom.datasources
 from postroom.datasources import Provider
 from postroom.datasources._waiting import Waiting
 from postroom.errors import ConfigurationError
@@ -171,3 +172,27 @@ class TestWaiting:
 
         run_virtual(main())
         assert not caplog.messages
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), "5", b"", object()])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (postroom.datasources.asyncpg_pool, "idle"),
+        (postroom.datasources.asyncpg_pool, "acquire_timeout"),
+        (postroom.datasources.psycopg_pool, "connect_timeout"),
+        (postroom.datasources.psycopg_connections, "acquire_timeout"),
+        (postroom.datasources.sqlalchemy_engine, "close_timeout"),
+    ],
+)
+def test_a_time_that_is_none_is_refused_where_it_is_written(make: Any, name: str, wrong: object) -> None:
+    """Not found out by each tenant's opening."""
+    with pytest.raises(ConfigurationError, match=rf"{name}=\.\.\.\) takes seconds"):
+        make(lambda _tenant: "postgresql://h/db", **{name: wrong})
+
+
+@pytest.mark.parametrize("add", ["asyncpg_inbox", "psycopg_inbox", "sqlalchemy_inbox", "psycopg_sync_inbox"])
+def test_an_inbox_is_added_to_a_provider(add: str) -> None:
+    """What says where the databases are is the inner function's."""
+    with pytest.raises(ConfigurationError, match="takes Provider: write"):
+        getattr(postroom.datasources, add)(lambda _tenant: "postgresql://h/db")

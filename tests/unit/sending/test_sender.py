@@ -1,5 +1,6 @@
 """A sender: what it writes, what it refuses, and what it says when not everything was sent."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,12 @@ from postroom import (
     Throttled,
     attribute,
 )
+from postroom.local import LocalBroker
 from postroom.payloads import KeyRing, context_from_attributes, decoder_for, signed
 from postroom.payloads.encoding import encode_payload, encoder_for
 from postroom.sending import AttributeInput
+from postroom.testing.loop import run_virtual
+from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
 from support.world import Order, Tenant, World, in_world
 
@@ -525,3 +529,36 @@ def test_a_queue_with_a_smaller_limit_is_respected() -> None:
     with pytest.raises(InvalidRequest, match="takes 1,024"):
         _sent(queue, ("x" * 1025, "1"))
     assert queue.calls == []
+
+
+def test_a_send_that_is_never_answered_ends_all_the_same() -> None:
+    """A transport that hangs does not hold its caller for longer than a minute."""
+
+    class Silent:
+        def __init__(self, queue: Queue) -> None:
+            self.info = queue.info
+
+        async def send(self, _messages: Sequence[OutgoingMessage]) -> None:
+            await asyncio.Event().wait()
+
+    class Client(MemoryClient):
+        async def queue(self, name: str) -> Any:
+            return Silent(await super().queue(name))
+
+    async def main() -> float:
+        began = asyncio.get_running_loop().time()
+        async with LocalBroker() as broker:
+            broker.create_queue("orders")
+            async with Sender[Any]("orders", client=Client(broker)) as sender:
+                with pytest.raises(SendFailed, match="no answer within 60 s"):
+                    await sender.send("x")
+                return asyncio.get_running_loop().time() - began
+
+    assert run_virtual(main()) <= 60.1
+
+
+@pytest.mark.parametrize("wrong", [{"retry": 3}, {"client": "aws"}, {"client": MemoryClient}])
+def test_a_sender_refuses_what_is_no_retry_and_no_client(wrong: dict[str, Any]) -> None:
+    """The text says what to write."""
+    with pytest.raises(ConfigurationError, match=r"Sender\("):
+        Sender("orders", **wrong)

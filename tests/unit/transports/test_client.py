@@ -43,6 +43,11 @@ def test_importing_the_transport_imports_nothing_of_aws() -> None:
     [
         ({"connections": 0}, "whole number from 1"),
         ({"max_attempts": 0}, "counts the first attempt too"),
+        ({"connections": "many"}, "whole number from 1"),
+        ({"max_attempts": [3]}, "counts the first attempt too"),
+        ({"connect_timeout": -1}, "takes seconds, at least 0"),
+        ({"connect_timeout": "5"}, "takes seconds, at least 0"),
+        ({"read_timeout": "30"}, "above 20 s"),
         ({"read_timeout": 20}, "above 20 s, the longest long poll"),
         ({"read_timeout": float("nan")}, "above 20 s"),
         ({"profile": "x", "session": object()}, "no effect on a session"),

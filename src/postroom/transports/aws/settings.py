@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from postroom.errors import ConfigurationError
-from postroom.options import MAX_WAIT
+from postroom.options import MAX_WAIT, check_count, check_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +25,9 @@ class ClientSettings:
     hot_path: bool
 
     def __post_init__(self) -> None:
-        if self.connections < 1:
-            raise ConfigurationError(f"AwsClient(connections=...) takes a whole number from 1; got {self.connections}")
-        if self.max_attempts < 1:
-            raise ConfigurationError(
-                f"AwsClient(max_attempts=...) counts the first attempt too, so at least 1; got {self.max_attempts}"
-            )
+        check_count("AwsClient", "connections", self.connections)
+        check_count("AwsClient", "max_attempts", self.max_attempts, limit="it counts the first attempt too")
+        check_seconds("AwsClient", "connect_timeout", self.connect_timeout)
         if self.session is not None and self.profile is not None:
             raise ConfigurationError("AwsClient(profile=...) has no effect on a session: make the session with it")
         if self.endpoint_url is not None and urlsplit(self.endpoint_url).username is not None:
@@ -38,10 +35,10 @@ class ClientSettings:
         check_read_timeout(self.read_timeout)
 
 
-def check_read_timeout(seconds: float) -> None:
+def check_read_timeout(seconds: object) -> None:
     """Raise ``ConfigurationError`` for a read timeout that a long poll would run into."""
-    if not seconds > MAX_WAIT:
+    if not isinstance(seconds, int | float) or not seconds > MAX_WAIT:
         raise ConfigurationError(
             f"AwsClient(read_timeout=...) must be above {MAX_WAIT} s, the longest long poll "
-            f"(sqs-short-and-long-polling.html): a poll that times out here strands its messages; got {seconds:g}"
+            f"(sqs-short-and-long-polling.html): a poll that times out here strands its messages; got {seconds!r}"
         )

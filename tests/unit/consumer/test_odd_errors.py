@@ -1,0 +1,171 @@
+"""An error that is no ``Exception`` is a failure of its message like any other, wherever the user's code raises it."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from postroom import Consumer, Failure, Message, MessageContext, RetryPolicy, Visibility
+from postroom.events import Event, HandlerStarted
+from postroom.options import Call
+from support.world import Tenant, World, in_world
+
+
+class Exit(BaseException):
+    """What a library ends its own loop with."""
+
+
+ODD: list[type[BaseException]] = [Exit, GeneratorExit, asyncio.CancelledError, StopAsyncIteration]
+
+
+class Site:
+    """Raises an error for one tenant, wherever it is built in."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+        self.raised = 0
+        self.observers = [self._observe]
+
+    def visit(self, tenant: str) -> None:
+        """Raise, if it is that tenant's."""
+        if tenant == "bad":
+            self.raised += 1
+            raise self._error
+
+    def context(self, message: Message) -> Tenant:
+        """Fail as ``context=``."""
+        self.visit(message.attributes["tenantId"])
+        return Tenant(message.attributes["tenantId"])
+
+    def unwrap(self, message: Message) -> Message:
+        """Fail as ``unwrap=``."""
+        self.visit(message.attributes["tenantId"])
+        return message
+
+    def visibility(self, call: Call) -> Visibility:
+        """Fail as ``visibility=``."""
+        self.visit(call.tenant.tenant_id)
+        return Visibility()
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, HandlerStarted):
+            self.visit(event.tenant.tenant_id)
+
+    def retry(self, call: Call) -> RetryPolicy:
+        """Fail as ``retry=``."""
+        self.visit(call.tenant.tenant_id)
+        return RetryPolicy(base=0.5)
+
+    @asynccontextmanager
+    async def resources(self, tenant: Tenant) -> AsyncGenerator[str]:
+        """Fail as ``resources=``."""
+        self.visit(tenant.tenant_id)
+        yield tenant.tenant_id
+
+
+def others_after(error: type[BaseException], place: str, *, fails: bool = False) -> tuple[Site, int, int]:
+    """Let something of a consumer raise for one tenant. Return it, the other tenant's messages done, and what is left.
+
+    ``fails``: the handler fails for that tenant as well.
+    """
+
+    async def scenario(world: World) -> tuple[Site, int, int]:
+        world.create()
+        site, done = Site(error), 0
+        options: dict[str, Any] = {"context": Tenant, place: getattr(site, place)}
+        orders = Consumer("orders", client=world.client, **options)
+
+        @orders.handler
+        async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None:
+            nonlocal done
+            if ctx.context.tenant_id == "good":
+                done += 1
+            elif fails:
+                raise ValueError
+
+        async with orders:
+            world.send_orders("1", tenant="bad")
+            await asyncio.sleep(2)
+            world.send_orders("2", "3", "4", tenant="good")
+            await asyncio.sleep(2)
+        return site, done, sum(world.counts())
+
+    return in_world(scenario)
+
+
+@pytest.mark.parametrize("error", ODD)
+@pytest.mark.parametrize("place", ["context", "unwrap", "resources"])
+def test_what_fails_before_the_handler_fails_one_message(place: str, error: type[BaseException]) -> None:
+    """The other tenants' messages are handled, and that one is kept, and not called again in a hot loop."""
+    site, done, left = others_after(error, place)
+    assert done == 3
+    assert left == 1
+    assert 0 < site.raised < 20
+
+
+@pytest.mark.parametrize("error", ODD)
+def test_a_policy_that_fails_lets_the_default_hold(error: type[BaseException]) -> None:
+    """Its message is handled all the same, and so are the others'."""
+    site, done, left = others_after(error, "visibility")
+    assert (done, left) == (3, 0)
+    assert site.raised > 0
+
+
+@pytest.mark.parametrize("error", ODD)
+def test_a_retry_policy_that_fails_lets_the_default_hold(error: type[BaseException]) -> None:
+    """The failed message comes back after the default backoff; the consumer goes on."""
+    site, done, left = others_after(error, "retry", fails=True)
+    assert (done, left) == (3, 1)
+    assert site.raised > 1, "it came back"
+
+
+@pytest.mark.parametrize("error", ODD)
+def test_an_observer_that_fails_fails_no_message(error: type[BaseException]) -> None:
+    """Observers only watch."""
+    site, done, left = others_after(error, "observers")
+    assert (done, left) == (3, 0)
+    assert site.raised == 1
+
+
+@pytest.mark.parametrize("error", ODD)
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+def test_what_a_handler_raises_is_its_messages_failure(error: type[BaseException], *, plain: bool) -> None:
+    """It is told to ``on_error``, the consumer goes on, and the message comes back after the backoff."""
+
+    async def scenario(world: World) -> tuple[int, int, int]:
+        world.create()
+        site = Site(error)
+        told: list[Failure] = []
+        orders = Consumer("orders", context=Tenant, client=world.client, on_error=told.append)
+        if plain:
+
+            @orders.handler
+            def work(_body: dict[str, Any], ctx: MessageContext[Tenant, None]) -> None:
+                site.visit(ctx.context.tenant_id)
+
+        else:
+
+            @orders.handler
+            async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, None]) -> None:
+                site.visit(ctx.context.tenant_id)
+
+        async with orders:
+            world.send_orders("1", tenant="bad")
+            await asyncio.sleep(2)
+            world.send_orders("2", tenant="good")
+            await asyncio.sleep(1)
+        return site.raised, len(told), sum(world.counts())
+
+    raised, told, left = in_world(scenario)
+    assert 1 < raised < 20
+    assert told == raised
+    assert left == 1
+
+
+@pytest.mark.parametrize("place", ["context", "unwrap", "visibility", "observers"])
+def test_sys_exit_ends_the_consumer_from_everywhere(place: str) -> None:
+    """It asks for the end of the process, and is no failure of a message."""
+    with pytest.raises(SystemExit):
+        others_after(SystemExit, place)
