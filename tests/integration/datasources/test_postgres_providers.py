@@ -344,7 +344,6 @@ class TestReturning:
             async with driver.connect(resource) as connection:
                 assert await connection.value("SELECT count(*) FROM orders") == 0
 
-
     async def test_a_transaction_that_sql_began_is_rolled_back(self, driver: Driver, tenant: TenantDatabase) -> None:
         """SQLAlchemy knows nothing of it; its next user would work in it, and nothing would be committed."""
         if not driver.name.startswith("SQLAlchemy"):
