@@ -7,7 +7,7 @@ from typing import Any, Final
 from postroom.console.collecting import Collector, Row, Tally
 from postroom.consumer import TenantState
 from postroom.consumer.facts import LIMIT
-from postroom.consumer.tenants import Controlled
+from postroom.consumer.statuses import Controlled
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
 
