@@ -13,6 +13,7 @@ from postroom.console.collecting import Collector, Row
 from postroom.console.snapshots import Snapshot, strip
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.payloads.attributes import AttributeResolver
 from postroom.resources import display_key
 
 EVERY: Final = 1.0
@@ -126,8 +127,8 @@ class Desk:
             keys = [key for key in known if display_key(key) == name]
             if len(keys) > 1:
                 raise ConfigurationError(f"{len(keys)} tenants of {consumer.queue!r} are called {name!r}")
-            if not keys and known and all(isinstance(key, str) for key in known):
-                keys = [name]  # not seen yet: the name is the key, where tenants are named by text
+            if not keys and (key := _key_named(consumer, name, known)) is not None:
+                keys = [key]
             for key in keys:
                 found.append((consumer, key))
                 self._remember(consumer, key)
@@ -135,6 +136,12 @@ class Desk:
             text = f"no tenant {name!r} is known here: name it as the page and the log do, while its messages are here"
             raise ConfigurationError(text)
         return found
+
+    def know(self, tenant: Hashable) -> None:
+        """Take a key for one of every consumer that is shown, although it has nothing here. A text is no key yet."""
+        if not isinstance(tenant, str):
+            for consumer in self.consumers:
+                self._remember(consumer, tenant)
 
     def _remember(self, consumer: Consumer[Any, Any], key: Hashable) -> None:
         """Keep a tenant in mind that an operator acted on: it can be found again when it has nothing here."""
@@ -160,6 +167,16 @@ class Desk:
                         self._said[number] = await queue.attributes()
         finally:
             self._asking = None
+
+
+def _key_named(consumer: Consumer[Any, Any], name: str, known: Sequence[Hashable]) -> Hashable | None:
+    """Return the key of a tenant that has not been seen yet, if its name tells: it may come in the next moment."""
+    resolver = consumer.resolver
+    if isinstance(resolver, AttributeResolver):
+        context = resolver.named(name)
+        pool = consumer.pool
+        return context if context is None or pool is None else pool.key_of(context)
+    return name if known and all(isinstance(key, str) for key in known) else None
 
 
 def _matches(queue: str, name: str) -> bool:

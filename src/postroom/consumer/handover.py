@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
+from postroom.consumer.facts import QueueFacts
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import Event, HandlerFinished, HandlerStarted, Observers
@@ -66,10 +67,18 @@ class Handover:
         self._pool: ResourcePool[Any, Any] | None = None
         self._observers = Observers()
         self._member: Member | None = None
+        self._facts: QueueFacts | None = None
         self._contexts: dict[Hashable, Any] = {}
 
-    def attach(self, consumer: Controlled, pool: ResourcePool[Any, Any] | None, observers: Observers) -> None:
+    def attach(
+        self,
+        consumer: Controlled,
+        pool: ResourcePool[Any, Any] | None,
+        observers: Observers,
+        facts: QueueFacts | None = None,
+    ) -> None:
         """Work on this consumer from now on."""
+        self._facts = facts
         self._consumer = consumer
         self._pool = pool
         self._observers = observers
@@ -77,6 +86,15 @@ class Handover:
     def join(self, member: Member) -> None:
         """Work on the whole fleet from now on."""
         self._member = member
+
+    def require_dead_letters(self, key: Hashable) -> None:
+        """Refuse to end a tenant whose messages have nowhere to go. Raises ``ConfigurationError``."""
+        if self._facts is not None and self._facts.known and self._facts.redrive is None:
+            text = (
+                f"the queue has no dead-letter queue, so messages of {display_key(key)} would come again and again: "
+                "give it a redrive policy, or divert the tenant to a queue of your choice"
+            )
+            raise ConfigurationError(text)
 
     # -- everywhere -------------------------------------------------------------------------------------------------
 
@@ -176,7 +194,7 @@ class Handover:
 
     # -- a probe ----------------------------------------------------------------------------------------------------
 
-    async def probe(self, key: Hashable, timeout: float) -> Probe:
+    async def probe(self, key: Hashable, timeout: float, *, message: bool = True) -> Probe:
         """Open a paused tenant's resources, and let one of its messages run if one waits here."""
         if self._rules[key].state is not TenantState.PAUSED:
             text = f"probe() tries a paused tenant, and {display_key(key)} is not paused here: pause or drain it first"
@@ -185,7 +203,7 @@ class Handover:
             return Probe(ProbeOutcome.FAILED, "the consumer does not run")
         if (error := await self._open(key, timeout)) is not None:
             return Probe(ProbeOutcome.FAILED, error)
-        if not self._consumer.scheduler.figures(key).waiting:
+        if not message or not self._consumer.scheduler.figures(key).waiting:
             return Probe(ProbeOutcome.OPENED)
         return await self._run_one(key, timeout)
 

@@ -196,7 +196,7 @@ class Run(Generic[C, R]):
         self._opened = opened
         if self.pool is not None:
             opened.callback(self.pool.subscribe(self.engine.observe))
-        self._tenants.attach(self.engine, self.pool, self.settings.observers)
+        self._tenants.attach(self.engine, self.pool, self.settings.observers, self._facts)
         self.engine.begin()
         if self.member is not None:
             self.member.begin()

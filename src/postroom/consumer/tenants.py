@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from postroom.consumer.facts import QueueFacts
 from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.errors import ConfigurationError
@@ -20,6 +21,7 @@ _log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
+_SENT_AWAY = frozenset({TenantState.QUARANTINED, TenantState.DIVERTED})
 
 
 class Tenants:
@@ -175,15 +177,47 @@ class Tenants:
         self.pause(key, reason=reason)
         await self.handover.everywhere("drain", key, timeout)
 
-    async def probe(self, key: Hashable, *, timeout: float = 30.0) -> Probe:
+    async def offboard(self, key: Hashable, *, reason: str, timeout: float | None = None) -> None:
+        """End a tenant: drain and close it, and send its messages to the dead-letter queue from then on.
+
+        They carry ``tenant offboarded: REASON`` in ``postroom.reason``. ``resume`` takes the tenant back, and
+        ``postroom dead-letters redrive`` its messages. When it is cancelled before the end, the tenant is resumed.
+
+        Raises:
+            ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason.
+            TimeoutError: handlers still run after ``timeout`` seconds, or a replica has not confirmed. Its messages go
+                to the dead-letter queue all the same.
+        """
+        given: object = reason
+        if not isinstance(given, str) or not given.strip():
+            raise ConfigurationError(f"offboard(reason=...) takes a text: its dead letters carry it; got {given!r}")
+        self.handover.require_dead_letters(key)
+        text = f"tenant offboarded: {reason}"
+        try:
+            await self.drain(key, timeout=timeout, reason=text)
+            await self.close(key, timeout=timeout)
+            if self[key].state is not TenantState.PAUSED:
+                raise ConfigurationError(f"{display_key(key)} was not offboarded: it was resumed meanwhile")
+        except ConfigurationError:
+            raise
+        except asyncio.CancelledError:
+            self.resume(key, reason="its offboarding was called off")
+            raise
+        except BaseException:
+            self.quarantine(key, reason=text)
+            raise
+        self.quarantine(key, reason=text)
+
+    async def probe(self, key: Hashable, *, timeout: float = 30.0, message: bool = True) -> Probe:
         """Try a paused tenant in this process: open its resources, then let one of its messages run, if one waits here.
 
-        It stays paused: the pause holds again from the moment in which the message's handler starts.
+        Without ``message`` it only opens them. It stays paused: the pause holds again from the moment in which the
+        message's handler starts.
 
         Raises:
             ConfigurationError: the tenant is not paused here.
         """
-        return await self.handover.probe(key, timeout)
+        return await self.handover.probe(key, timeout, message=message)
 
     # -- a look -------------------------------------------------------------------------------------------------
 
@@ -222,6 +256,11 @@ class Tenants:
         """Whether a tenant is paused."""
         rule = self._rules.get(key) if self._rules else None
         return rule is not None and rule.state is TenantState.PAUSED and key not in self._probing
+
+    def is_sent_away(self, key: Hashable) -> bool:
+        """Whether a tenant's messages go to another queue: it is in quarantine, or diverted."""
+        rule = self._rules.get(key) if self._rules else None
+        return rule is not None and rule.state in _SENT_AWAY
 
     def rate_of(self, key: Hashable) -> float | None:
         """Return how many of a tenant's handlers may start per second; None without such a limit."""
@@ -287,10 +326,14 @@ class Tenants:
             self._carry_out(key)
 
     def attach(
-        self, consumer: Controlled, pool: ResourcePool[Any, Any] | None = None, observers: Observers | None = None
+        self,
+        consumer: Controlled,
+        pool: ResourcePool[Any, Any] | None = None,
+        observers: Observers | None = None,
+        facts: QueueFacts | None = None,
     ) -> None:
         """Begin to carry decisions out: the consumer starts, in this thread and loop."""
-        self.handover.attach(consumer, pool, Observers() if observers is None else observers)
+        self.handover.attach(consumer, pool, Observers() if observers is None else observers, facts)
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
