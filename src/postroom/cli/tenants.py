@@ -137,7 +137,7 @@ def retry(**options: Any) -> None:
 @click.option("--no-back", is_flag=True, envvar="POSTROOM_NO_BACK", show_envvar=True,
               help="There is no way back: what fails after the switch leaves the tenant paused.")  # fmt: skip
 @click.option("--to", metavar="PLACE", envvar="POSTROOM_TO", show_envvar=True,
-              help="Where the data has to be afterwards, such as db-2:5432/acme; else elsewhere.")  # fmt: skip
+              help="Where the data has to be afterwards, such as db-2:5432/acme. To go on after a kill.")  # fmt: skip
 @click.option("--drain", default=60.0, show_default=True, type=_SECONDS, envvar="POSTROOM_DRAIN", show_envvar=True,
               help="Seconds for running handlers to end.")  # fmt: skip
 @click.option("--probe", default=30.0, show_default=True, type=_SECONDS, envvar="POSTROOM_PROBE", show_envvar=True,

@@ -7,6 +7,7 @@ import msgspec
 
 from postroom.console.desk import Desk
 from postroom.consumer import Consumer, TenantState
+from postroom.consumer.handover import ProbeOutcome
 from postroom.errors import ConfigurationError
 from postroom.events import OperatorAction
 
@@ -29,7 +30,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rate: float | None = None
     """``limit``: starts per second; 0 ends the limit."""
     to: str | None = None
-    """``divert``: the queue."""
+    """``divert``: the queue. ``pause`` with ``unless_decided``: where the tenant's data has to be after its move."""
     timeout: float = 30.0
     """``drain``, ``close``, ``places``, ``probe``, ``offboard``: seconds, at most 600."""
     unless_decided: bool = False
@@ -47,8 +48,8 @@ class Done(msgspec.Struct):
     tenant: str
     queues: list[str]
     details: str = ""
-    results: dict[str, str] = {}
-    """What ``places`` and ``probe`` found, by queue."""
+    results: list[tuple[str, str]] = []
+    """What ``places`` and ``probe`` found, each with its queue."""
 
 
 async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
@@ -67,14 +68,20 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
         raise ConfigurationError("an action needs a reason: it is logged, and told to observers")
     details = _details(order)
     queues: list[str] = []
-    results: dict[str, str] = {}
-    for consumer, key in desk.find(order.tenant, order.queue):
+    results: list[tuple[str, str]] = []
+    found_in = desk.find(order.tenant, order.queue)
+    if order.unless_decided:
+        for consumer, key in found_in:
+            _check_undecided(consumer, key, order)
+    for consumer, key in found_in:
         event = OperatorAction(consumer.queue, key, order.action, operator, reason, details)
         consumer.tell(event)  # before it is carried out: a drain that takes long, or fails, was ordered all the same
         found = await work(consumer, key, order, f"{reason} ({operator})")
         if found is not None:
-            results[consumer.queue] = found
+            results.append((consumer.queue, found))
         queues.append(consumer.queue)
+        if order.action == "probe" and found == ProbeOutcome.HANDLED:
+            break  # one message is enough, whatever else consumes the same queue here
     return Done(order.action, order.tenant, queues, details, results)
 
 
@@ -96,12 +103,19 @@ def _details(order: Order) -> str:
     return ""
 
 
-async def _pause(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
+def _check_undecided(consumer: Consumer[Any, Any], key: Hashable, order: Order) -> None:
+    """Refuse a tenant about which an operator has decided something, unless an earlier move did."""
     status = consumer.tenants[key]
     free = status.state in {TenantState.ACTIVE, TenantState.UNAVAILABLE}
     moved = status.state is TenantState.PAUSED and (status.reason or "").startswith(BEING_MOVED)
-    if order.unless_decided and not free and not moved:
+    if not free and not moved:
         raise ConfigurationError(f"{order.tenant} is {status.state} ({status.reason}): resume it first")
+    if moved and order.to is None:
+        text = "an earlier move did not end, and may have switched it: say where its data has to be (to=, --to)"
+        raise ConfigurationError(f"{order.tenant} is paused ({status.reason}): {text}, or resume it")
+
+
+async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
     consumer.tenants.pause(key, reason=reason)
 
 

@@ -39,6 +39,7 @@ class Desk:
         """What a request that changes something has to repeat: pages of other sites cannot read it."""
         self._collectors = [Collector(consumer) for consumer in consumers]
         self._acted: list[dict[Hashable, None]] = [{} for _ in consumers]
+        self._assumed: str | None = None
         self._viewers = 0
         self._snapshot: Snapshot | None = None
         self._strips: list[dict[str, Any]] = []
@@ -127,7 +128,7 @@ class Desk:
             keys = [key for key in known if display_key(key) == name]
             if len(keys) > 1:
                 raise ConfigurationError(f"{len(keys)} tenants of {consumer.queue!r} are called {name!r}")
-            if not keys and (key := _key_named(consumer, name, known)) is not None:
+            if not keys and (key := _key_named(consumer, name, known) or self._assumed) is not None:
                 keys = [key]
             for key in keys:
                 found.append((consumer, key))
@@ -138,8 +139,9 @@ class Desk:
         return found
 
     def know(self, tenant: Hashable) -> None:
-        """Take a key for one of every consumer that is shown, although it has nothing here. A text is no key yet."""
-        if not isinstance(tenant, str):
+        """Take a key for one of every consumer that is shown, although it has nothing here. A text may be a name."""
+        self._assumed = tenant if isinstance(tenant, str) else None
+        if self._assumed is None:
             for consumer in self.consumers:
                 self._remember(consumer, tenant)
 

@@ -17,11 +17,11 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from postroom.checking import check_function
 from postroom.console.actions import BEING_MOVED, Done, Order, carry_out
 from postroom.console.desk import Desk
 from postroom.console.remote import RemoteConsole
 from postroom.consumer import Consumer
+from postroom.consumer.callables import check_callable
 from postroom.consumer.handover import ProbeOutcome
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, PostroomError
@@ -107,7 +107,8 @@ async def move_tenant(
         reason: why; it is logged, and shown where the tenant is.
         operator: who; by default the user of this process.
         to: where the registries have to say that the data is afterwards, such as ``db-2:5432/acme``. Without it, any
-            other place than before.
+            other place than before. A move that goes on with one that was killed needs it, and does not switch again
+            where the registries say so already.
         drain: seconds for its running handlers to end, in each of drain and close.
         probe: seconds for the new database to open, and again for one message to be handled.
         timeout: seconds from the pause to the end of the probe; then it goes back.
@@ -120,7 +121,7 @@ async def move_tenant(
     """
     for name, each in (("switch", switch), ("back", back)):
         if each is not None:
-            check_function(f"move_tenant({name}=...)", "()", each)
+            check_callable(f"move_tenant({name}=...)", "()", each, 0)
     for name, seconds, most in (("drain", drain, 600), ("probe", probe, 600), ("timeout", timeout, 86_400)):
         if isinstance(seconds, bool) or not 0 < seconds <= most:
             raise ConfigurationError(f"move_tenant({name}=...) takes seconds above 0, at most {most}; got {seconds!r}")
@@ -297,9 +298,12 @@ class _Move:
         self._enter(MoveStep.CLOSE)
         self._before = ", ".join(await self._places())
         await crowd.all("close", patience=drain, timeout=drain)
-        self._enter(MoveStep.SWITCH, f"from {self._before}" if self._before else "")
-        self._switched = True
-        await _call(self._switch)
+        if self._to is not None and self._before == self._to:  # by an earlier move, which did not end
+            self._enter(MoveStep.SWITCH, f"not needed: its registry says {self._to} already")
+        else:
+            self._enter(MoveStep.SWITCH, f"from {self._before}" if self._before else "")
+            self._switched = True
+            await _call(self._switch)
         self._enter(MoveStep.VERIFY)
         await self._verify()
         self._enter(MoveStep.PROBE, self._after)
@@ -309,17 +313,17 @@ class _Move:
     async def _pause(self, site: _Site) -> None:
         self._paused.append(site)
         try:
-            done = await self._crowd.one(site, "pause", unless_decided=True)
+            done = await self._crowd.one(site, "pause", unless_decided=True, to=self._to)
         except ConfigurationError:  # refused: what an operator decided stays
             self._paused.remove(site)
             raise
         self._queues += [(site, queue) for queue in done.queues]
 
-    async def _places(self) -> list[str]:
+    async def _places(self, expect: str | None = "paused") -> list[str]:
         """Return where the registries say that the data is. A process that forgot the pause is found out."""
         drain = self._limits.drain
-        done = await self._crowd.all("places", patience=drain, timeout=drain, expect="paused")
-        found = (place for each in done for text in each.results.values() for place in text.split(", "))
+        done = await self._crowd.all("places", patience=drain, timeout=drain, expect=expect)
+        found = (place for each in done for _, text in each.results for place in text.split(", "))
         return sorted({place for place in found if place})
 
     async def _verify(self) -> None:
@@ -349,9 +353,9 @@ class _Move:
         """Have one message handled, if one waits there. From its success on there is no way back."""
         self._uncertain = True
         done = await self._crowd.one(site, "probe", queue=queue, **common)
-        self._uncertain = any(found.startswith(ProbeOutcome.RUNNING) for found in done.results.values())
+        self._uncertain = any(found.startswith(ProbeOutcome.RUNNING) for _, found in done.results)
         _check_probe(done)
-        if ProbeOutcome.HANDLED in done.results.values():
+        if any(found == ProbeOutcome.HANDLED for _, found in done.results):
             self._probe = str(ProbeOutcome.HANDLED)
             self._committed = True
 
@@ -417,7 +421,7 @@ class _Move:
             async with asyncio.timeout(self._limits.timeout):
                 await _call(self._way_back)
                 await self._crowd.all("close", patience=drain, timeout=drain)
-                found = ", ".join(await self._places())
+                found = ", ".join(await self._places(expect=None))
         except Exception as failed:
             return f"the way back failed ({_said(failed)})"
         return None if found == self._before else f"its registries say {found} after the way back"
@@ -455,7 +459,7 @@ async def _call(function: Switch) -> None:
 
 
 def _check_probe(done: Done) -> None:
-    for queue, found in done.results.items():
+    for queue, found in done.results:
         if found.startswith((ProbeOutcome.RUNNING, ProbeOutcome.FAILED)):
             raise PostroomError(f"{queue}: {found}")
 
