@@ -182,6 +182,7 @@ async def test_a_tenant_moves_between_two_servers_under_load(
         assert sum((await made.rows("old")).values()) < made.sent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["drain", "switch", "probe"])
 async def test_an_interrupted_move_leaves_no_order_behind(
     step: str, postgres_server: PostgresServer, second_server: PostgresServer, database: str, tmp_path: Path
