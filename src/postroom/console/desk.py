@@ -21,6 +21,10 @@ EVERY: Final = 1.0
 _ASK_QUEUE: Final = 10.0
 """Seconds between two GetQueueAttributes requests, while a page is open: about $0.0001 an hour."""
 _REMEMBER: Final = 1_000
+_URGENT: Final = 100
+"""Tenants that each look makes rows of: what a page has in sight before it is scrolled, and more."""
+_CALM: Final = 10
+"""Looks of which each one makes a row of a tenant behind those."""
 MOST_ROWS: Final = 10_000
 
 
@@ -89,19 +93,33 @@ class Desk:
         return self._snapshot, self._strips
 
     async def watch(self, *, top: int, search: str = "") -> AsyncGenerator[bytes, None]:
-        """Yield one JSON text a second: what has changed since the last one; everything, the first time."""
+        """Yield one JSON text a second: what has changed since the last one; everything, the first time.
+
+        The first hundred tenants are looked at each second. Those behind them wait for nothing and nothing was decided
+        about them, or a hundred others wait longer: each of them is looked at every ten seconds.
+        """
         sent: dict[str, Row] = {}
         order: list[str] | None = None
+        turn = 0
         with self.looking():
             while True:
                 began = asyncio.get_running_loop().time()
                 snapshot, strips = self.look()
-                rows = {f"{row.q}:{row.n}": row for row in snapshot.rows(top=top, search=search)}
                 said: dict[str, Any] = {"t": self.wall(), "total": len(snapshot.order), "strips": strips}
-                said["rows"] = [row for name, row in rows.items() if sent.get(name) != row]
-                if (now_in_order := list(rows)) != order:
+                before, sent, changed = sent, {}, []
+                for at, (place, number, key) in enumerate(snapshot.first(top=top, search=search)):
+                    name = f"{number}:{place[2]}"
+                    row = before.get(name)
+                    if row is None or at < _URGENT or hash(name) % _CALM == turn:
+                        now = snapshot.row(number, key)
+                        if now != row:
+                            changed.append(now)
+                        row = now
+                    sent[name] = row
+                said["rows"] = changed
+                if (now_in_order := list(sent)) != order:
                     order = said["order"] = now_in_order
-                sent = rows
+                turn = (turn + 1) % _CALM
                 yield msgspec.json.encode(said)
                 await asyncio.sleep(max(0.05, began + EVERY - asyncio.get_running_loop().time()))
 
