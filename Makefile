@@ -37,6 +37,7 @@ check: $(STAMP)  ## lint, types, layers, retired words
 	$(RUN)pyright
 	$(RUN)lint-imports
 	$(RUN)python tools/language.py --check
+	$(RUN)pytest -q -m typing tests/typing
 
 bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python benchmarks/pipeline.py

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from urllib.parse import unquote
 
 from postroom.log_fields import Log, Step
+from postroom.tracebacks import HEAD, chain_of, frames_of, text_of
 
 HIDDEN: Final = "***"
 _LONGEST_LINE: Final = 600
@@ -55,10 +56,15 @@ class Redacted(Exception):
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return a text without passwords: in URLs, in ``key=value`` pairs, in headers; and without the known secrets."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+    text = _without(text, secrets)
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<head>{HIDDEN}", text)
+    return text
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
     return text
 
 
@@ -77,10 +83,18 @@ def describe_at_length(error: BaseException, secrets: Iterable[str] = ()) -> str
     """Return the formatted traceback of an error, with causes, notes and the members of groups, without secrets."""
     known = {*secrets, *secrets_of(error)}
     try:
-        text = "".join(traceback.format_exception(error))
+        chain = chain_of(error)
+        if chain is None:  # only the standard library formats it well, at ten times the cost
+            return redact("".join(traceback.format_exception(error)), known).rstrip("\n")
+        parts = [f"{link}{_frames_of(each)}{redact(text_of(each), known)}" for link, each in chain]
+        return _without("".join(parts), known).rstrip("\n")
     except Exception:  # an exception with attributes that raise cannot be formatted; its name still can
         text = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
-    return redact(text, known).rstrip("\n")
+        return redact(text, known).rstrip("\n")
+
+
+def _frames_of(error: BaseException) -> str:
+    return "" if error.__traceback__ is None else f"{HEAD}{''.join(frames_of(error.__traceback__, redact))}"
 
 
 def log_error(

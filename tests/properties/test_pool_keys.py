@@ -33,7 +33,7 @@ fields = st.recursive(leaves, lambda inner: st.tuples(inner) | st.tuples(inner, 
 contexts = st.one_of(leaves, st.builds(Tenant, fields, fields), st.tuples(fields, fields))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(contexts, min_size=60, max_size=150))
 def test_keys_are_the_same_exactly_when_contexts_are(made: list[Any]) -> None:
     """A hundred contexts at a time, all pairs of them: half a million pairs, no collision and no split."""

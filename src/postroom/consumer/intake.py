@@ -15,6 +15,7 @@ from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool
 from postroom.scheduling import State
+from postroom.settlement import Moment
 from postroom.types import UNRESOLVED, Settlement
 
 _SLOW: Final = 0.25
@@ -61,11 +62,11 @@ class Intake:
         self._time = engine.tasks.time
         self.received = 0
 
-    def admit(self, messages: Sequence[Any]) -> int:
+    def admit(self, messages: Sequence[Any], arrived: Moment) -> int:
         """Take the messages of one receive in. Returns how many of them lack nothing but a slot, as far as known."""
         self.received += len(messages)
         source, core = self._source, self._core
-        jobs = source.settler.take(messages)
+        jobs = source.settler.take(messages, arrived)
         if len(core.away):
             for message in messages:
                 core.away.came_back(message.id)

@@ -176,9 +176,9 @@ class Run(Generic[C, R]):
         self._grouping = Grouping(clock=self._loop.time) if fair else None
         intake = Intake if settings.unwrap is None else UnwrappingIntake
         self._intake = intake(source, self.core, self.engine, pool, self._grouping)
-        self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks)
-        self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
         self._watch = LoopWatch(self.tasks, self._running_names)
+        self._poller = Poller(source, self.core, self._policy, self._intake, self.tasks, watch=self._watch)
+        self.engine.connect(self._pipeline, self._intake, self._poller, self._policy)
         self._diary = StopDiary(queue.info.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()

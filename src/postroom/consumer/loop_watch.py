@@ -22,6 +22,8 @@ TICK: Final = 0.5
 """Seconds between two signs of life of the loop, and between two looks at them."""
 LATE: Final = 1.0
 """Seconds by which a sign of life is late when the loop counts as blocked."""
+SLACK: Final = 0.25
+"""Seconds by which signs of life may be late before what is read counts as having waited to be read."""
 CONFIRM: Final = 0.05
 """Seconds that a loop which is late is given, before a task is blamed for it."""
 QUIET: Final = 60.0
@@ -64,6 +66,16 @@ class LoopWatch:
             return 0.0
         return watched.silence(time.monotonic())
 
+    def unread_since(self) -> float:
+        """Return the earliest loop time at which what is read now can have arrived.
+
+        That is now, unless the loop stood still: what had arrived before the sign of life before the last one had
+        been read by the last one.
+        """
+        now = self._loop.time()
+        watched = self._watched
+        return now if watched is None else now - watched.stood_still(time.monotonic())
+
     def close(self) -> None:
         """Watch no more. The last watch of the process ends the thread."""
         if self._watched is not None:
@@ -87,6 +99,8 @@ class _WatchedLoop:
         self.watches: list[LoopWatch] = []
         self.thread_id = threading.get_ident()
         self._due = time.monotonic() + TICK
+        self._before = self._due - TICK
+        """When the sign of life before the last one was given."""
         self._block: _Block | None = None
         self._told: dict[str, tuple[float, int]] = {}
         self._timer = self._next_tick()
@@ -98,6 +112,11 @@ class _WatchedLoop:
     def silence(self, now: float) -> float:
         """Return for how many seconds a sign of life has been due."""
         return max(0.0, now - self._due)
+
+    def stood_still(self, now: float) -> float:
+        """Return the seconds since the sign of life before the last one; 0.0 while the signs come in time."""
+        since = now - self._before
+        return since if since > 2 * TICK + SLACK else 0.0
 
     def look(self, now: float) -> None:
         """Look whether the loop is late. Called in the watching thread."""
@@ -132,6 +151,7 @@ class _WatchedLoop:
     def _tick(self) -> None:
         now = time.monotonic()
         lag = now - self._due
+        self._before = self._due - TICK
         self._due = now + TICK
         block, self._block = self._block, None
         if lag > LATE:

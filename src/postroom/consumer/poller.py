@@ -8,12 +8,14 @@ from typing import Protocol
 
 from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Ask, Pause, ReceivePolicy
+from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
 from postroom.errors import PostroomError, TransportError
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
+from postroom.settlement import Moment
 from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.RECEIVE)
@@ -22,20 +24,26 @@ _log = Log("postroom.consumer", Step.RECEIVE)
 class Admits(Protocol):
     """Where received messages go."""
 
-    def admit(self, messages: Sequence[Message]) -> int:
-        """Take the messages of one receive in. Returns how many of them lack nothing but a slot."""
+    def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
+        """Take the messages of one receive in. Returns how many of them lack nothing but a slot.
+
+        ``arrived`` is the earliest moment at which SQS can have handed them out.
+        """
         ...
 
 
 class Poller:
     """Keeps receives outstanding as the policy says. Every ``run`` is one poller."""
 
-    def __init__(self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks) -> None:
+    def __init__(
+        self, source: Source, core: Core, policy: ReceivePolicy, admits: Admits, tasks: Tasks, *, watch: LoopWatch
+    ) -> None:
         self._source = source
         self._core = core
         self._policy = policy
         self._admits = admits
         self._tasks = tasks
+        self._watch = watch
         self._polling = source.settings.polling
         self._observers = source.settings.observers
         visibility = source.settings.visibility
@@ -91,7 +99,8 @@ class Poller:
             if isinstance(step, Pause):
                 await self._woken(step.seconds)
                 continue
-            began = time()
+            asked = self._source.settler.heartbeat.moment()
+            began = asked.time
             try:
                 messages = await self._receive(step, number)
             except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
@@ -99,7 +108,7 @@ class Poller:
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
             pause = self._polling.backoff
-            runnable = self._admits.admit(messages) if messages else 0
+            runnable = self._admits.admit(messages, self._arrived(asked)) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
             if self._observers:
@@ -107,6 +116,14 @@ class Poller:
             del messages  # their bodies must not stay in memory until the next receive ends
             if not step.scouting or self._policy.wants_company():
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
+
+    def _arrived(self, asked: Moment) -> Moment:
+        """Return the earliest moment at which SQS can have handed out what is read now.
+
+        The answer to a long poll may have waited in a socket while the process was frozen or the loop blocked, and
+        its visibility timeout began to run before that.
+        """
+        return Moment(max(asked.time, self._watch.unread_since()), asked.slept)
 
     async def _woken(self, seconds: float | None) -> None:
         waiter = self._tasks.loop.create_future()

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, overload
@@ -10,6 +11,7 @@ from typing import Any, Generic, overload
 from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
@@ -23,6 +25,7 @@ from postroom.datasources._sync_connections import (
     reset_sync_session,
 )
 from postroom.datasources._sync_inbox import SyncDatabase
+from postroom.datasources._waiting import Waiting
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Locate, located
@@ -82,9 +85,11 @@ def sqlalchemy_sync_engine(
     async def enter(context: C) -> AsyncGenerator[Engine, None]:
         source = await located(locate, context)
         url = _url(source.dsn)
+        uses = _Uses()
         size = {"pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
-        engine = create_engine(url, **{**size, **(options or {})})
-        watch = _Watch(engine, source, url, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        keywords = {"poolclass": _pool_class(uses, acquire_timeout), **size, **(options or {})}
+        engine = create_engine(url, **keywords)
+        watch = _Watch(engine, source, url, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
             await in_time(connect_timeout, lambda: _ask(engine))
             yield engine
@@ -94,24 +99,86 @@ def sqlalchemy_sync_engine(
     return Provider(enter, weight=max_size, check=_check, place=places(locate))
 
 
+class _Uses:
+    """The connections of an engine, and which of them are in use by threads.
+
+    By their records and not counted: SQLAlchemy checks in also what it could not connect, and so never checked out.
+    """
+
+    def __init__(self) -> None:
+        self._records: set[Any] = set()
+        self._changed = threading.Condition()
+        self.open: set[Any] = set()
+
+    def opened(self, connection: Any, _record: Any) -> None:
+        self.open.add(connection)
+
+    def closed(self, connection: Any, *_: Any) -> None:
+        self.open.discard(connection)
+
+    def begin(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        with self._changed:
+            self._records.add(record)
+
+    def end(self, _connection: Any, record: Any) -> None:
+        with self._changed:
+            self._records.discard(record)
+            self._changed.notify_all()
+
+    def until_freed(self) -> None:
+        """Wait until a connection comes free, or for a second: a full server may have room again then."""
+        with self._changed:
+            self._changed.wait(1.0)
+
+    def none(self, timeout: float) -> bool:
+        """Wait until none is in use. Returns whether that is so in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._records, timeout)
+
+
+def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
+    class Patient(QueuePool):
+        """SQLAlchemy's pool, which waits for one of its own connections where the server has no room for more."""
+
+        def _do_get(self) -> Any:  # the hook that every kind of pool fills in
+            until = time.monotonic() + acquire_timeout
+            while True:
+                try:
+                    return super()._do_get()
+                except Exception as error:
+                    if not Waiting.is_full(error, len(uses.open)) or time.monotonic() >= until:
+                        raise
+                uses.until_freed()
+
+    return Patient
+
+
 class _Watch:
     """Everything that is to happen at the connections of one engine, as listeners of its pool."""
 
     def __init__(
-        self, engine: Engine, source: DataSource, url: URL, *, connect_timeout: float, canary: bool, reset: bool
+        self,
+        engine: Engine,
+        source: DataSource,
+        url: URL,
+        uses: _Uses,
+        *,
+        connect_timeout: float,
+        canary: bool,
+        reset: bool,
     ) -> None:
         plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
         in_libpqs_words = DataSource(plain, database=source.database, user=source.user, password=source.password)
         self._connections = SyncConnections(in_libpqs_words, connect_timeout=connect_timeout, canary=canary, options={})
         self._engine = engine
         self._timeout = connect_timeout
-        self._lock = threading.Lock()
-        self._in_use = 0
-        self._none = threading.Event()
-        self._none.set()
+        self._uses = uses
         event.listen(engine, "do_connect", self._do_connect)
-        event.listen(engine, "checkout", self._checkout)
-        event.listen(engine, "checkin", self._checkin)
+        event.listen(engine, "connect", uses.opened)
+        event.listen(engine, "close", uses.closed)
+        event.listen(engine, "close_detached", uses.closed)
+        event.listen(engine, "checkout", uses.begin)
+        event.listen(engine, "checkin", uses.end)
         if reset:
             event.listen(engine, "reset", self._reset)
 
@@ -124,24 +191,13 @@ class _Watch:
 
         return self._connections.connect(make)
 
-    def _checkout(self, *_: Any) -> None:
-        with self._lock:
-            self._in_use += 1
-            self._none.clear()
-
-    def _checkin(self, *_: Any) -> None:
-        with self._lock:
-            self._in_use -= 1
-            if not self._in_use:
-                self._none.set()
-
     def _reset(self, connection: Any, _record: Any, state: Any) -> None:
         if not state.terminate_only:
             reset_sync_session(connection)
 
     async def close(self, timeout: float) -> None:
         try:
-            if await asyncio.to_thread(self._none.wait, timeout):
+            if await asyncio.to_thread(self._uses.none, timeout):
                 await asyncio.to_thread(self._engine.dispose)
         finally:
             await self._connections.end()

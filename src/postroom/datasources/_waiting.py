@@ -7,9 +7,15 @@ from typing import Final
 
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import sqlstate_of
 
 SAID_AFTER: Final = 3.0
 """Seconds that a handler waits for a connection before the log says so."""
+_AGAIN: Final = 1.0
+"""Seconds between two attempts to connect to a server that is full, while none of the tenant's connections comes free.
+"""
+_FULL: Final = "53300"
+"""PostgreSQL's SQLSTATE too_many_connections."""
 _log = Log("postroom.datasources", Step.RESOURCES)
 
 
@@ -28,6 +34,26 @@ class Waiting:
         self._timeout = timeout
         self._waiting = 0
         self._told = False
+        self._refused: list[asyncio.Future[None]] = []
+        """Those that the server had no connection for."""
+
+    def freed(self) -> None:
+        """Note that a connection came free, or was closed: one caller that was refused may try again."""
+        while self._refused:
+            caller = self._refused.pop(0)
+            if not caller.done():
+                caller.set_result(None)
+                return
+
+    async def until_freed(self) -> None:
+        """Wait for one of the tenant's own connections, or a while: a full server may have room again then."""
+        caller = asyncio.get_running_loop().create_future()
+        self._refused.append(caller)
+        try:  # the more of them wait, the more rarely each tries: the server has enough to do
+            await asyncio.wait([caller], timeout=_AGAIN * len(self._refused))
+        finally:
+            if caller in self._refused:
+                self._refused.remove(caller)
 
     @contextmanager
     def one(self, full: Callable[[], bool]) -> Generator[None]:
@@ -53,6 +79,15 @@ class Waiting:
             f"no connection of tenant {self._who} came free within {self._timeout:g} s: all {self._max_size} are in "
             "use; a handler that takes a second connection while it holds one needs a larger max_size="
         )
+
+    @staticmethod
+    def is_full(error: BaseException, held: int) -> bool:
+        """Return whether the server has no room for one more connection, while the tenant holds some.
+
+        Then it is as if the tenant's pool had no more than these: a caller waits for one, as for any pool that is in
+        use. A tenant without a connection is told at once: that is an outage.
+        """
+        return held > 0 and sqlstate_of(error) == _FULL
 
     def _warn(self, full: Callable[[], bool]) -> None:
         if self._told or not full():

@@ -67,7 +67,8 @@ def asyncpg_pool(
         idle: seconds after which an unused connection is closed, down to none.
         connect_timeout: seconds for one connection to be made, the canary included.
         acquire_timeout: seconds after which ``acquire()`` raises ``TimeoutError``, where the call
-            names none itself. None waits without a limit. A wait of 3 s is logged, once.
+            names none itself. None waits without a limit. A wait of 3 s is logged, once. While the
+            server is full (53300), callers wait for one of the connections that the pool has.
         close_timeout: seconds that held connections may take at close.
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
@@ -157,11 +158,21 @@ class _Acquiring(_AcquiringBase):
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
         limit = asyncio.timeout(self._limit)
+        refusal: Exception | None = None
         with pool.waiting.one(pool.is_full):
             try:
                 async with limit:
-                    return await acquire()
+                    while True:
+                        try:
+                            return await acquire()
+                        except asyncpg.TooManyConnectionsError as error:
+                            if not pool.waiting.is_full(error, pool.get_size()):
+                                raise
+                            refusal = error
+                        await pool.waiting.until_freed()
             except TimeoutError:
+                if limit.expired() and refusal is not None:
+                    raise refusal from None
                 if limit.expired() and pool.is_full():
                     raise pool.waiting.timed_out() from None
                 raise
@@ -200,7 +211,10 @@ class _Pool(_PoolBase):
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
 
     async def release(self, connection: "PoolConnectionProxy[asyncpg.Record]", *, timeout: float | None = None) -> None:
-        await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
+        try:
+            await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
+        finally:
+            self.waiting.freed()
 
 
 _DEFAULTS: Final[dict[str, Any]] = {

@@ -252,6 +252,10 @@ class _Sessions:
             setattr(connection, name, self._flags[name])
 
 
+_NOTICES: Final = 1.0
+"""Seconds within which a server has noticed that a connection was closed."""
+
+
 class PsycopgConnections:
     """Connections of one context, made when they are asked for and closed after use; at most ``max_size`` at once."""
 
@@ -260,6 +264,8 @@ class PsycopgConnections:
         self._places = places
         self._waiting = waiting
         self._limit = limit
+        self._used = 0
+        self._closed_at = asyncio.get_running_loop().time()  # the one that was made at opening
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection, None]:
@@ -272,10 +278,16 @@ class PsycopgConnections:
         """
         await self._take_place()
         try:
-            async with await self._connections.connect() as connection:
-                yield connection
+            async with await self._connect() as connection:
+                self._used += 1
+                try:
+                    yield connection
+                finally:
+                    self._used -= 1
+                    self._closed_at = asyncio.get_running_loop().time()
         finally:
             self._places.release()
+            self._waiting.freed()
 
     async def _take_place(self) -> None:
         with self._waiting.one(self._places.locked):
@@ -284,6 +296,19 @@ class PsycopgConnections:
                     await self._places.acquire()
             except TimeoutError:
                 raise self._waiting.timed_out() from None
+
+    async def _connect(self) -> Connection:
+        """Connect; where the server has no room for one more, wait for one of ours to be closed."""
+        time = asyncio.get_running_loop().time
+        until = time() + self._limit
+        while True:
+            try:
+                return await self._connections.connect()
+            except psycopg.Error as error:
+                just_closed = time() - self._closed_at < _NOTICES  # the server may still count it
+                if not self._waiting.is_full(error, self._used + just_closed) or time() >= until:
+                    raise
+            await self._waiting.until_freed()
 
 
 def psycopg_connections(

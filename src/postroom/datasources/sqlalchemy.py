@@ -24,6 +24,7 @@ try:
     from sqlalchemy.exc import ArgumentError
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
+    from sqlalchemy.util import await_only
 except ModuleNotFoundError as error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy") from error
 
@@ -75,8 +76,9 @@ def sqlalchemy_engine(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
-        uses = _Uses(max_size)
-        keywords = {**_pool_options(uses, Waiting(context, max_size, acquire_timeout)), **(options or {})}
+        waiting = Waiting(context, max_size, acquire_timeout)
+        uses = _Uses(max_size, waiting)
+        keywords = {**_pool_options(uses, waiting, acquire_timeout), **(options or {})}
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
         watch = _Watch(engine, source, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
@@ -91,34 +93,49 @@ def sqlalchemy_engine(
 
 
 class _Uses:
-    """Counts the connections of an engine that are in use; one that is being made is not."""
+    """The connections of an engine that are in use; one that is being made is not.
 
-    def __init__(self, most: int) -> None:
+    By their records and not counted: SQLAlchemy checks in also what it could not connect, and so never checked out.
+    """
+
+    def __init__(self, most: int, waiting: Waiting) -> None:
         self.most = most
-        self._count = 0
+        self._waiting = waiting
+        self._records: set[Any] = set()
+        self.open: set[Any] = set()
+        """Connections of the engine, whether they are in use or not."""
         self.none = asyncio.Event()
         self.none.set()
 
     def is_full(self) -> bool:
-        return self._count >= self.most
+        return len(self._records) >= self.most
 
-    def begin(self) -> None:
-        self._count += 1
+    def begin(self, record: Any) -> None:
+        self._records.add(record)
         self.none.clear()
 
-    def end(self) -> None:
-        self._count -= 1
-        if not self._count:
+    def end(self, record: Any) -> None:
+        self._records.discard(record)
+        self._waiting.freed()  # it wakes in the next turn of the loop: then the connection is back
+        if not self._records:
             self.none.set()
 
 
-def _pool_options(uses: _Uses, waiting: Waiting) -> dict[str, Any]:
+def _pool_options(uses: _Uses, waiting: Waiting, acquire_timeout: float) -> dict[str, Any]:
     class Watched(AsyncAdaptedQueuePool):
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
+            time = asyncio.get_running_loop().time
+            until = time() + acquire_timeout
             with waiting.one(uses.is_full):
-                return super()._do_get()
+                while True:
+                    try:
+                        return super()._do_get()
+                    except Exception as error:
+                        if not waiting.is_full(error, len(uses.open)) or time() >= until:
+                            raise
+                    await_only(waiting.until_freed())
 
     return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
@@ -150,7 +167,6 @@ class _Watch:
         self._engine = engine
         self._source = source
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
-        self._live: set[Any] = set()
         self._uses = uses
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
@@ -186,16 +202,16 @@ class _Watch:
             verify(self._names, row[0], row[1])
 
     def _after_connect(self, connection: Any, _record: Any) -> None:
-        self._live.add(connection)
+        self._uses.open.add(connection)
 
-    def _checkout(self, _connection: Any, _record: Any, _proxy: Any) -> None:
-        self._uses.begin()
+    def _checkout(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        self._uses.begin(record)
 
-    def _checkin(self, _connection: Any, _record: Any) -> None:
-        self._uses.end()
+    def _checkin(self, _connection: Any, record: Any) -> None:
+        self._uses.end(record)
 
     def _forget(self, connection: Any, *_: Any) -> None:
-        self._live.discard(connection)
+        self._uses.open.discard(connection)
 
     def _reset(self, connection: Any, _record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
@@ -211,7 +227,7 @@ class _Watch:
                     await self._uses.none.wait()
                     await self._engine.dispose()
         finally:
-            held, self._live = self._live, set()
+            held, self._uses.open = self._uses.open, set()
             for connection in held:
                 await _end(connection.driver_connection)
             if held:

@@ -5,5 +5,16 @@ from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.settler import Listener, Settler
+from postroom.settlement.sleep import Moment
 
-__all__ = ["DeadLetters", "Delivery", "HasRedrive", "Heartbeat", "Listener", "Settler", "backoff", "exponential"]
+__all__ = [
+    "DeadLetters",
+    "Delivery",
+    "HasRedrive",
+    "Heartbeat",
+    "Listener",
+    "Moment",
+    "Settler",
+    "backoff",
+    "exponential",
+]

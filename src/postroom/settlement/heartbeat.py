@@ -11,7 +11,7 @@ from postroom.settlement.batcher import Batcher, Fate, named
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.gate import Pauses
 from postroom.settlement.looks import Looks
-from postroom.settlement.sleep import machine_slept
+from postroom.settlement.sleep import Moment, machine_slept
 from postroom.settlement.trouble import Trouble, describe
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
@@ -103,6 +103,10 @@ class Heartbeat:
             self.slept = slept
             self._set_right()
         return self._time()
+
+    def moment(self) -> Moment:
+        """Return the loop's time, and how long the machine has slept until now."""
+        return Moment(self.now(), self.slept)
 
     def cover(self, deliveries: Sequence[Delivery]) -> None:
         """Start to cover deliveries of one receive, which share their deadline."""

@@ -21,7 +21,7 @@ from postroom.settlement.dead_letters import DeadLetters
 from postroom.settlement.delivery import Decision, Delivery
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.sending import Changes, Deletes
-from postroom.settlement.sleep import machine_slept
+from postroom.settlement.sleep import Moment, machine_slept
 from postroom.settlement.trouble import Refusals, Trouble
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue
@@ -139,22 +139,30 @@ class Settler(Generic[D]):
         """Return how many messages ended in each way."""
         return dict(self._counts)
 
-    def take(self, messages: Sequence[Message]) -> list[D]:
-        """Hold the messages of one receive. A message that is held already is renewed instead of returned again."""
-        now = self.heartbeat.now()
+    def take(self, messages: Sequence[Message], arrived: Moment | None = None) -> list[D]:
+        """Hold the messages of one receive. A message that is held already is renewed instead of returned again.
+
+        Args:
+            messages: what one receive brought.
+            arrived: the earliest moment at which SQS can have handed them out; None for now.
+        """
+        received_at = self.heartbeat.now()
+        if arrived is not None:
+            # The loop's clock stood still while the machine slept; that of SQS did not.
+            received_at = arrived.time - (self.heartbeat.slept - arrived.slept)
         timeout = self._visibility.timeout
         fresh: list[D] = []
         for message in messages:
             known = self._held.get(message.id)
             if known is not None:
                 if known.may_be_renewed:
-                    known.renew(message, received_at=now, visibility=timeout)
+                    known.renew(message, received_at=received_at, visibility=timeout)
                     self.heartbeat.moved(known)
                     continue
                 if message.receive_count < known.receives:
                     continue  # its answer was overtaken by that of a newer receive, which has been decided
                 self._supersede(known)
-            delivery = self._kind.of(message, received_at=now, visibility=timeout)
+            delivery = self._kind.of(message, received_at=received_at, visibility=timeout)
             self._held[message.id] = delivery
             self.bytes += len(message.body)
             fresh.append(delivery)

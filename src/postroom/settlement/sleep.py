@@ -2,11 +2,20 @@
 
 import time
 from time import monotonic
+from typing import NamedTuple
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 """It counts while the machine is suspended; only Linux has it."""
 _QUICK = 0.005
 """Seconds within which the clocks are read together; a process that was frozen in between reads them once more."""
+
+
+class Moment(NamedTuple):
+    """A time of the loop, and what its clock did not count until then."""
+
+    time: float
+    slept: float
+    """Seconds that the machine was suspended in all."""
 
 
 def machine_slept() -> float:

@@ -110,6 +110,9 @@ DRIVERS = [
 ]
 
 
+_TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
+
+
 @pytest.fixture(params=DRIVERS, ids=lambda driver: driver.name)
 def driver(request: pytest.FixtureRequest) -> Driver:
     """One driver after the other."""
@@ -255,6 +258,21 @@ class TestCauses:
             async with driver.connect(resource) as alone:
                 assert await alone.value("SELECT 1") == 1
 
+    async def test_on_a_full_server_callers_wait_for_the_connections_that_there_are(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """As if the pool had no more than these; nothing fails because other programs hold the rest."""
+        role = f"app{secrets.token_hex(4)}"
+        tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 1")
+        source = DataSource(tenant.dsn.replace(f"postroom:{tenant.server.password}", f"{role}:p"))
+
+        async def use(resource: object) -> object:
+            async with driver.connect(resource) as connection:
+                return await connection.value("SELECT 1 FROM pg_sleep(0.01)")
+
+        async with driver.provider(source, max_size=3, acquire_timeout=60.0)("a") as resource:
+            assert await asyncio.gather(*(use(resource) for _ in range(6))) == [1] * 6
+
     async def test_waiting_for_a_connection_is_bounded_and_told(
         self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -351,6 +369,30 @@ class TestClosing:
         leaving.set()
         with pytest.raises(BROKEN):
             await asyncio.wait_for(holder, 5)
+
+    async def test_connections_that_could_not_be_made_do_not_hold_up_the_close(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """They were never in use, so there is nothing to wait for."""
+        options = {} if driver.name == "psycopg connections" else {"close_timeout": 60.0}
+        broken = False
+
+        async def password() -> str:
+            if broken:
+                raise OSError("the secret store is down")
+            return tenant.server.password
+
+        source = DataSource(tenant.dsn, password=password)
+        async with asyncio.timeout(30):
+            async with driver.provider(source, max_size=1, acquire_timeout=0.2, **options)("a") as resource:
+                broken = True
+                tenant.server.execute(_TERMINATE.format(tenant.name))
+                tenant.wait_for_backends(0)
+                assert await _value_after_a_break(driver, resource) is None
+                broken = False
+                while await _value_after_a_break(driver, resource) is None:
+                    pass  # psycopg's pool lets more and more time pass between two attempts
+        tenant.wait_for_backends(0)
 
     async def test_a_query_that_runs_at_close_fails_for_its_caller(
         self, driver: Driver, tenant: TenantDatabase

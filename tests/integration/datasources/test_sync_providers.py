@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import psycopg
@@ -104,6 +105,46 @@ async def test_a_rotated_password_is_asked_for_in_the_event_loop(provide: Provid
 
         await asyncio.to_thread(two)
     assert (answers, forgotten) == ([], ["of yesterday"])
+
+
+async def test_on_a_full_server_threads_wait_for_the_connections_that_there_are(
+    provide: Provide, tenant: TenantDatabase
+) -> None:
+    """As if the pool had no more than these; nothing fails because other programs hold the rest."""
+    role = f"app{secrets.token_hex(4)}"
+    tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 1")
+    registry = Registry({"a": tenant.dsn.replace(f"postroom:{tenant.server.password}", f"{role}:p")})
+    async with provide(registry, max_size=3, acquire_timeout=60.0)("a") as resource:
+        asked = (asyncio.to_thread(_ask, resource, "SELECT 1 FROM pg_sleep(0.01)") for _ in range(6))
+        assert await asyncio.gather(*asked) == [1] * 6
+
+
+async def test_connections_that_could_not_be_made_do_not_hold_up_the_close(
+    provide: Provide, tenant: TenantDatabase
+) -> None:
+    """They were never in use, so there is nothing to wait for."""
+    broken = False
+
+    def password() -> str:
+        if broken:
+            raise OSError("the secret store is down")
+        return tenant.server.password
+
+    registry = Registry({"a": DataSource(tenant.dsn, password=password)})
+    async with asyncio.timeout(30):
+        async with provide(registry, max_size=1, acquire_timeout=0.2, close_timeout=60.0)("a") as resource:
+            broken = True
+            sql = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{tenant.name}'"
+            tenant.server.execute(sql)
+            for _ in range(3):
+                with pytest.raises((psycopg.Error, sqlalchemy.exc.SQLAlchemyError, OSError)):
+                    await asyncio.to_thread(_ask, resource, "SELECT 1")
+            broken = False
+            answer = None
+            while answer is None:  # psycopg's pool lets more and more time pass between two attempts
+                with suppress(psycopg.Error):
+                    answer = await asyncio.to_thread(_ask, resource, "SELECT 1")
+    tenant.wait_for_backends(0)
 
 
 async def test_waiting_ends_in_time(provide: Provide, tenant: TenantDatabase) -> None:

@@ -162,6 +162,7 @@ class Backends:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.postgres
 async def test_postgres_killed_reset_and_swallowed_keeps_ledger_and_budget(
     site: Site, postgres_server: PostgresServer

@@ -111,6 +111,7 @@ class Happenings:
         self._world.facts["frozen"] += 1
         self._world.loop.freeze(process)
         await asyncio.sleep(seconds)
+        process.stillness = (self._now() - seconds, self._now())
         self._world.loop.thaw(process)
         self.history.note(process.name, "thaws")
 

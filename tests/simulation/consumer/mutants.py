@@ -94,6 +94,11 @@ async def _nothing_later(*_args: Any, **_options: Any) -> None:
     """Do nothing, when awaited."""
 
 
+def _now(_: Any) -> Any:
+    """Take the time at which an answer is read for the time at which it came."""
+    return lambda poller, asked: asked._replace(time=poller._tasks.time())
+
+
 # -- handlers and their resources --------------------------------------------------------------------------------------
 
 
@@ -540,6 +545,7 @@ MUTANTS = (
     Mutant("remembers an error with its frames", _swap(batcher, "_without_frames", _as_it_is), 5093, "bytes"),
     # -- owner
     Mutant("starts what it lost", _says(Settler, "ours", answer=True), 41, "owner"),
+    Mutant("counts what it reads late from when it reads it", _swap(Poller, "_arrived", _now), 41, "owner"),
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
     Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss

@@ -9,6 +9,7 @@ from typing import Any
 
 from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry, current_message
 from postroom.consumer import CallNext, Failure
+from postroom.consumer.loop_watch import TICK
 from postroom.datasources import UnknownTenant
 from postroom.errors import (
     ConfigurationError,
@@ -58,6 +59,7 @@ class Process:
         self.licence = Licence(self)
         self.watch.excuse = self.licence.excuse
         self.blame = Blame(shared.plan.options["faults"])
+        self.watch.handed_out_at = self._handed_out_at
         self.watch.patience = lambda: 6.0 if self.disturbed else 1.0
         self.watch.on_offered = self.licence.breaks_groups
         self.watch.may_be_rejected = self.licence.may_be_rejected
@@ -71,6 +73,8 @@ class Process:
         """Receipt handles whose handlers were cancelled."""
         self.frozen = 0.0
         """Seconds for which the process was frozen."""
+        self.stillness = (0.0, 0.0)
+        """From when until when it was frozen last."""
         self.opened = self.closed = self.weight = 0
         self.handlers: dict[str, Order] = {}
         """Receipt handle to the order whose handler runs."""
@@ -119,6 +123,17 @@ class Process:
         self.tasks.append(task)
         if len(self.tasks) > self._most_tasks:
             self.forget_tasks()
+
+    def unread_since(self) -> float:
+        """Return when what it reads now may have arrived, as its loop watch would find out by signs of life."""
+        since, until = self.stillness
+        now = self._now()
+        return since if since < until and now - until <= 2 * TICK else now
+
+    def _handed_out_at(self, message_id: str) -> float | None:
+        """Return when the queue handed out a message that waited to be read, while nothing here ran."""
+        since = self.unread_since()
+        return None if since == self._now() else max(since, self.shared.handed_out_at(message_id))
 
     def forget_tasks(self) -> None:
         """Forget tasks that have ended: each keeps its context variables alive, and what these point to."""

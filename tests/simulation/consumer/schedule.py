@@ -21,6 +21,7 @@ from unittest.mock import patch
 import msgspec
 
 import postroom.resources.pool
+from postroom.consumer.loop_watch import LoopWatch
 from postroom.local.messages import State, Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.shapes import AttributeValue, Send
@@ -69,6 +70,7 @@ class Simulation:
             self.databases.create(tenant)
         self.shared = Shared(plan, history, self.databases)
         self.shared.in_queue = self._in_queue
+        self.shared.handed_out_at = self._handed_out_at
         self.queue, self.dead_letters = self._create_queues()
         self.stored: dict[str, Stored] = {}
         self.processes: list[Process] = []
@@ -254,6 +256,10 @@ class Simulation:
         message = self.stored.get(key)
         return message is not None and message.state is not State.GONE
 
+    def _handed_out_at(self, message_id: str) -> float:
+        latest = max(each.received_at for each in self.stored.values() if each.id == message_id)
+        return latest - EPOCH
+
     def _create_queues(self) -> tuple[LocalQueue, LocalQueue | None]:
         suffix = ".fifo" if self.plan.fifo else ""
         attributes = {"VisibilityTimeout": "30"}
@@ -368,7 +374,11 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             facts.update(simulation.facts)
 
     wall = SimpleNamespace(time=lambda: EPOCH + loop.time())  # the consumer's clock on the wall is right
-    with _deterministic(seed, logs=plan.logs), mock.patch("postroom.consumer.facts.time", wall):
+    with (
+        _deterministic(seed, logs=plan.logs),
+        mock.patch("postroom.consumer.facts.time", wall),
+        mock.patch.object(LoopWatch, "unread_since", _unread_since),
+    ):
         try:
             loop.run_until_complete(loop.create_task(main(), name="simulation"))
         except Deadlock as error:
@@ -383,6 +393,12 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             if owner is None or owner.gate.alive:
                 history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
     return Outcome(seed, tuple(history.violations), history, plan, facts)
+
+
+def _unread_since(_watch: LoopWatch) -> float:
+    """Return what a process's watch would: in virtual time it gives no signs of life by itself."""
+    process = current_process.get()
+    return asyncio.get_running_loop().time() if process is None else process.unread_since()
 
 
 def _close(loop: SimulationLoop) -> None:

@@ -62,6 +62,8 @@ class Shared:
         self.secrets = dict.fromkeys(plan.tenants, 0)
         """What the secret store says; it learns of a rotation a little later."""
         self.in_queue: Callable[[str], bool] = lambda _key: True
+        self.handed_out_at: Callable[[str], float] = lambda _message_id: 0.0
+        """Message id to the time of its latest receive, as the queue knows it."""
         self.policies = Policies(plan.max_receives, readable=not plan.blind)
         self.ledger = Ledger(self.policies, plan.promised if knows_attempts() else None)
         self.tenants: dict[str, str] = {}

@@ -118,6 +118,8 @@ class Watch:
         memory: int | None = getattr(polling, "memory", None)
         most_bytes = None if memory is None else memory + (answers + FEW) * (plan.body_bytes + SMALL)
         self.bodies = Bodies(self._ended_at, answers=answers, most_bytes=most_bytes)
+        self.handed_out_at: Callable[[str], float | None] = lambda _message_id: None
+        """When SQS handed out what a process that stood still reads late; None for what it reads in time."""
         self.on_offered: Callable[[Iterable[str | None]], None] = lambda _groups: None
         """Told the groups of messages that are sent to the dead-letter queue."""
         self.offering: set[str] = set()
@@ -178,7 +180,8 @@ class Watch:
             self.ledger.received(
                 message.receipt_handle, message.id, self.name, message.receive_count, now, overlaps=overlaps
             )
-            self.receipts[message.receipt_handle] = Receipt(message, now, visibility)
+            served = self.handed_out_at(message.id)
+            self.receipts[message.receipt_handle] = Receipt(message, now if served is None else served, visibility)
             self.ended_at.pop(message.id, None)
             self.latest[message.id] = message.receipt_handle
             known = self.newest.get(message.id)

@@ -22,12 +22,18 @@ def pooled(case: Case) -> Outcome:
     return first
 
 
+LONG = [(2.0, 10), (10.0, 1)]
+"""Lags with numbers of noisy tenants that take long to simulate."""
+
+
 def solo(case: Case) -> float:
     """Return the 99th percentile of the same quiet messages without noise."""
     return pooled(replace(case, noisy=0)).percentile(0.99)
 
 
-@pytest.mark.parametrize("noisy", [1, 3, 10])
+@pytest.mark.parametrize(
+    "noisy", [pytest.param(1, marks=pytest.mark.long), 3, pytest.param(10, marks=pytest.mark.long)]
+)
 def test_quiet_tenants_see_what_they_see_alone(noisy: int) -> None:
     """Noisy ones get most of the handler seconds; a few messages are too few to tell a tenth exactly."""
     case = replace(SLOW, noisy=noisy)
@@ -59,8 +65,9 @@ def test_without_scouts_quiet_messages_wait_behind_noisy_ones(policy: str) -> No
     assert simulate(case).percentile(0.99) >= 3 * simulate(replace(case, noisy=0)).percentile(0.99)
 
 
-@pytest.mark.parametrize("noisy", [1, 10])
-@pytest.mark.parametrize("lag", [2.0, 10.0])
+@pytest.mark.parametrize(
+    ("lag", "noisy"), [(2.0, 1), (10.0, 10), *(pytest.param(*each, marks=pytest.mark.long) for each in LONG)]
+)
 def test_a_queue_that_learns_late_who_is_noisy_costs_little(noisy: int, lag: float) -> None:
     """The noise begins when it has just looked; only messages sent from then on count."""
     case = replace(LATE, noisy=noisy, lag=lag, noise_from=lag + 2.7)
@@ -69,6 +76,7 @@ def test_a_queue_that_learns_late_who_is_noisy_costs_little(noisy: int, lag: flo
     assert len(outcome.latencies) >= 0.97 * outcome.quiet_sent
 
 
+@pytest.mark.long
 def test_a_queue_that_knows_is_not_skimmed() -> None:
     """Once it is seen that it puts quiet tenants first, only scouts go on: much less is parked than arrives."""
     case = replace(SLOW, noise_rate=1500.0)

@@ -30,7 +30,11 @@ def test_a_tenant_that_goes_dark_in_its_handlers_has_its_slots_until_they_time_o
 
 @pytest.mark.parametrize(
     ("trouble", "max_receives"),
-    [(Trouble.REFUSING, 3), (Trouble.REFUSING, 5), (Trouble.OPENS_HANG, 5)],
+    [
+        (Trouble.REFUSING, 3),
+        pytest.param(Trouble.REFUSING, 5, marks=pytest.mark.long),
+        pytest.param(Trouble.OPENS_HANG, 5, marks=pytest.mark.long),
+    ],
 )
 def test_a_dead_host_is_found_out_once_and_costs_others_nothing_and_comes_back_at_once(
     trouble: Trouble, max_receives: int | None
@@ -49,6 +53,7 @@ def test_a_dead_host_is_found_out_once_and_costs_others_nothing_and_comes_back_a
         assert found.caught_up_after <= 5.0
 
 
+@pytest.mark.long
 def test_a_host_that_goes_silent_has_slots_only_until_its_first_handlers_time_out() -> None:
     """With a health check and a timeout for handlers: what is open there is checked, without a slot, before its use."""
     found = dead_host(

@@ -24,6 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(loop_watch, "TICK", 0.01)
     monkeypatch.setattr(loop_watch, "LATE", LATE)
     monkeypatch.setattr(loop_watch, "CONFIRM", 0.01)
+    monkeypatch.setattr(loop_watch, "SLACK", 0.01)
     yield
     assert watching() == []
 
@@ -218,6 +219,31 @@ def test_a_watch_that_was_not_closed_does_not_keep_the_next_loop_from_being_watc
     asyncio.run(forgotten())
     asyncio.run(proper())
     assert watching() == []
+
+
+async def test_what_is_read_after_a_block_may_have_arrived_when_it_began(log: Seen) -> None:
+    """Before the loop gives its next sign of life, and just after it."""
+    watched = watch()
+    watched.start()
+    try:
+        await ticks(watched)
+        began = asyncio.get_running_loop().time()
+        await blocked_until_noticed(log)
+        assert watched.unread_since() <= began
+        await ticks(watched)
+        assert watched.unread_since() <= began
+    finally:
+        watched.close()
+
+
+async def test_while_the_loop_runs_what_is_read_has_just_arrived() -> None:
+    """Signs of life come every half a second; a quarter of one late is nothing to speak of."""
+    inner = loop_watch._WatchedLoop(asyncio.get_running_loop())
+    now = inner._due - loop_watch.TICK
+    assert inner.stood_still(now) == 0.0
+    assert inner.stood_still(now + loop_watch.TICK) == 0.0
+    assert inner.stood_still(now + loop_watch.TICK * 2 + loop_watch.SLACK + 0.001) > loop_watch.TICK * 2
+    inner.end()
 
 
 def test_in_virtual_time_nothing_is_watched() -> None:

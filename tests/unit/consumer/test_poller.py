@@ -9,11 +9,13 @@ import pytest
 
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import SPARSE, AdaptivePolicy
+from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.poller import Poller
 from postroom.consumer.scouting import Scouting
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Polling, Visibility
+from postroom.settlement import Moment
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual, settle
 from support.scripted import ScriptedQueue, message
@@ -54,6 +56,18 @@ class Floor:
         return 0
 
 
+class _Clock:
+    """A settler that knows the time, and that the machine has slept."""
+
+    def __init__(self) -> None:
+        self.heartbeat = self
+        self.slept = 7.0
+
+    def moment(self) -> Moment:
+        """Return the time."""
+        return Moment(asyncio.get_running_loop().time(), self.slept)
+
+
 class Pollers:
     """Pollers with room for everything; ``stuck`` of each receive's messages are of tenants that are down."""
 
@@ -68,9 +82,10 @@ class Pollers:
         crowd = Crowd()
         policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
         settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
-        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders")
+        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=_Clock())
         floor: Any = Floor()
-        self.poller = Poller(source, floor, policy, self, self._tasks)
+        self.watch = LoopWatch(self._tasks, list)
+        self.poller = Poller(source, floor, policy, self, self._tasks, watch=self.watch)
         for number in range(POLLERS):
             self._tasks.spawn(self.poller.run(number), f"poller-{number}")
         await settle()
@@ -82,8 +97,9 @@ class Pollers:
             each.set_result([])
         await self._tasks.close(grace=1.0)
 
-    def admit(self, messages: Sequence[Message]) -> int:
+    def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
         """Take messages in."""
+        self.arrived = arrived
         return max(0, len(messages) - self.stuck)
 
     async def answer(self, brought: int, *, stuck: int = 0) -> int:
@@ -169,3 +185,20 @@ def test_messages_can_be_let_gather() -> None:
             return pollers.poller.receives
 
     assert 90 <= run_virtual(main()) <= 105
+
+
+@pytest.mark.parametrize(("unread_since", "arrived"), [(20.0, 20.0), (12.0, 12.0), (-5.0, 3.0)])
+def test_an_answer_counts_from_when_it_may_have_arrived(
+    unread_since: float, arrived: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from when it was read, where the loop stood still meanwhile; and never from before it was asked for."""
+
+    async def main() -> Moment:
+        await asyncio.sleep(3)
+        async with Pollers() as pollers:
+            await asyncio.sleep(17)
+            monkeypatch.setattr(pollers.watch, "unread_since", lambda: unread_since)
+            await pollers.answer(1)
+            return pollers.arrived
+
+    assert run_virtual(main()) == Moment(arrived, 7.0)

@@ -23,7 +23,7 @@ from postroom.errors import (
 from postroom.events import Event, MessageSettled, Observers
 from postroom.message import Message
 from postroom.options import Visibility
-from postroom.settlement import DeadLetters, Delivery, Settler
+from postroom.settlement import DeadLetters, Delivery, Moment, Settler
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, Queue, RedrivePolicy, VisibilityChange
@@ -523,6 +523,31 @@ def test_after_a_suspension_nothing_is_started() -> None:
         assert not made.settler.ours(delivery)
         [later] = made.take(message(2))
         assert made.settler.ours(later)
+
+    assert [delivery.message.id for delivery in scenario(test).losses] == ["m1"]
+
+
+def test_a_message_is_ours_from_when_it_may_have_arrived() -> None:
+    """The process was frozen while the answer waited: it is read 25 s later, and 6 s later its time is over."""
+
+    async def test(made: Desk) -> None:
+        await asyncio.sleep(25)
+        [delivery] = made.settler.take([message(1)], Moment(0.0, 0.0))
+        assert delivery.deadline == 30.0
+        await asyncio.sleep(6)
+        assert not made.settler.ours(delivery)
+
+    assert [delivery.message.id for delivery in scenario(test, heartbeat=False).losses] == ["m1"]
+
+
+def test_what_was_handed_out_before_the_machine_slept_is_not_started() -> None:
+    """The clock of the loop stood still meanwhile."""
+
+    async def test(made: Desk) -> None:
+        asked = made.settler.heartbeat.moment()
+        made.slept = 31.0
+        [delivery] = made.settler.take([message(1)], asked)
+        assert not made.settler.ours(delivery)
 
     assert [delivery.message.id for delivery in scenario(test).losses] == ["m1"]
 

@@ -1,0 +1,70 @@
+"""Tracebacks as ``traceback.format_exception`` writes them, for errors that come a hundred times a second.
+
+A failing tenant's messages fail at the same lines again and again. Formatting a line parses it, to mark its part that
+failed; here that is done once for each line.
+"""
+
+import traceback
+from collections.abc import Callable, Iterator
+from types import CodeType, TracebackType
+from typing import Final
+
+HEAD: Final = "Traceback (most recent call last):\n"
+_CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
+_CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+_MOST_FRAMES: Final = 100
+"""Frames of an error that is formatted here: longer ones are recursions, whose repeated lines are to be folded."""
+_MOST_KNOWN: Final = 1_000
+"""Lines that are remembered."""
+
+_known: dict[tuple[int, int], tuple[CodeType, str]] = {}
+"""The text of a line by its code, as its identity, and the instruction. It keeps the code, or that could be reused."""
+
+
+def chain_of(error: BaseException) -> list[tuple[str, BaseException]] | None:
+    """Return an error and what it was caused by, the first cause first, each with the line that leads to it.
+
+    Returns None where there is more to say: groups, syntax errors, names that a suggestion is made for, recursions.
+    """
+    chain: list[tuple[str, BaseException]] = []
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        if isinstance(each, BaseExceptionGroup | SyntaxError | NameError | ImportError) or _is_long(each):
+            return None
+        seen.add(id(each))
+        cause = each.__cause__
+        inner = each.__context__ if cause is None and not each.__suppress_context__ else cause
+        known = inner is None or id(inner) in seen
+        chain.append(("" if known else _CONTEXT if cause is None else _CAUSE, each))
+        each = inner
+    return chain[::-1]
+
+
+def frames_of(trace: TracebackType, tidy: Callable[[str], str]) -> Iterator[str]:
+    """Yield the text of each frame. ``tidy`` is applied to every text, once."""
+    each: TracebackType | None = trace
+    while each is not None:
+        code = each.tb_frame.f_code
+        found = _known.get(key := (id(code), each.tb_lasti))
+        if found is None:
+            if len(_known) >= _MOST_KNOWN:
+                _known.clear()
+            found = _known[key] = (code, tidy("".join(traceback.format_tb(each, limit=1))))
+        yield found[1]
+        each = each.tb_next
+
+
+def text_of(error: BaseException) -> str:
+    """Return type, text and notes of an error."""
+    return "".join(traceback.format_exception_only(error))
+
+
+def _is_long(error: BaseException) -> bool:
+    trace = error.__traceback__
+    for _ in range(_MOST_FRAMES):
+        if trace is None:
+            return False
+        trace = trace.tb_next
+    return trace is not None
