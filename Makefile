@@ -57,6 +57,7 @@ bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python -m benchmarks.consumers $(ARGS)
 	$(RUN)python -m benchmarks.consumers_growth
 	$(RUN)python -m benchmarks.behaviour
+	$(RUN)python -m benchmarks.console
 
 fairness: $(STAMP)  ## simulate noisy tenants, 20 seeds, half an hour; ARGS="--quick", ARGS="--write docs"
 	$(RUN)python benchmarks/fairness.py $(ARGS)

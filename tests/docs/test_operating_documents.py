@@ -18,7 +18,7 @@ def blocks(name: str, kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["console.md", "dead-letter-tools.md", "operating-tenants.md"])
+@pytest.mark.parametrize("name", ["console.md", "dead-letter-tools.md", "moving-a-tenant.md", "operating-tenants.md"])
 def test_the_code_runs_and_prints_what_the_document_says(name: str, tmp_path: Path) -> None:
     """All blocks of a document, one after the other."""
     code = "\n".join(blocks(name, "python"))
@@ -40,9 +40,11 @@ def test_every_command_of_the_documents_exists() -> None:
 
     from postroom.cli import main
 
-    for name in ("console.md", "dead-letter-tools.md"):
+    for name in ("console.md", "dead-letter-tools.md", "moving-a-tenant.md", "operating-tenants.md"):
         for line in (line for block in blocks(name, "console") for line in block.splitlines()):
-            if (found := re.match(r"\$ postroom ([a-z-]+)(?: (list|redrive|pause|limit|resume))?", line)) is not None:
+            if (
+                found := re.match(r"\$ postroom ([a-z-]+)(?: (list|redrive|pause|limit|resume|move|offboard))?", line)
+            ) is not None:
                 said = CliRunner().invoke(main, [*filter(None, found.groups()), "--help"])
                 assert said.exit_code == 0, line
                 for option in re.findall(r" (--[a-z-]+)", line):

@@ -76,4 +76,4 @@ async def test_dead_letters_go_home_by_the_pages_code(
     sqs_server.create_queue("orders-dead")
     page = names("dead-letters")
     await page["main"]()
-    assert "0 sent home, 0 left" in capsys.readouterr().out
+    assert "0 of 0 letters were sent home" in capsys.readouterr().out

@@ -24,7 +24,7 @@ _COMMANDS = {
     "peek": "look at messages of a queue without taking them away",
     "send": "send messages to a queue",
     "status": "show what a running consumer's tenants do, as a live table",
-    "tenants": "pause, resume, limit, drain or divert a tenant of a running consumer",
+    "tenants": "pause, resume, limit, drain, divert, move or offboard a tenant",
 }
 _TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 
@@ -52,7 +52,8 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
+        """Import one command. ``tenant move acme`` reads better than ``tenants move acme``, so both work."""
+        cmd_name = "tenants" if cmd_name == "tenant" else cmd_name
         if cmd_name not in _COMMANDS:
             return None
         name = cmd_name.replace("-", "_")

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from postroom.cli.desk import Console, console_options
+from postroom.cli.desk import console_options
 from postroom.cli.tables import table
 from postroom.cli.tenant_rows import HEAD, cells
 
@@ -36,7 +36,9 @@ def status(
     search: str,
 ) -> None:
     """Show what the tenants of a running consumer do, the one that waits longest first. Ctrl-C ends it."""
-    console = Console(url, token, operator)
+    from postroom.console import RemoteConsole
+
+    console = RemoteConsole(url, token=token, operator=operator)
     if as_json:
         click.echo(json.dumps(console.state(top=10_000, search=search)))
         return

@@ -1,16 +1,27 @@
 """``postroom tenants list | pause | resume | limit | drain | ...``: what the console's page can do, from a shell."""
 
+import asyncio
+import os
+import shlex
+import signal
+import sys
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from postroom.cli.desk import Console, console_options
+from postroom.cli import CommandError, CommandFailed
+from postroom.cli.desk import console_options, consoles_options
 from postroom.cli.tables import table
 from postroom.cli.tenant_rows import HEAD, cells
 
+if TYPE_CHECKING:
+    from postroom.console import MoveStep, RemoteConsole
+
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+_SECONDS: Final = click.FloatRange(min=0, min_open=True, max=600)
 
 
 @click.group()
@@ -29,7 +40,9 @@ def tenants() -> None:
 @click.option("--search", default="", envvar="POSTROOM_SEARCH", show_envvar=True, help="Only names with this text.")
 def list_tenants(*, url: str, token: str | None, operator: str | None, top: int, search: str) -> None:
     """List tenants by the wait of their oldest message, the longest first."""
-    said = Console(url, token, operator).state(top=top, search=search)
+    from postroom.console import RemoteConsole
+
+    said = RemoteConsole(url, token=token, operator=operator).state(top=top, search=search)
     now = time.time()
     click.echo(table(HEAD, (cells(row, now) for row in said["rows"])))
     if len(said["rows"]) < said["total"]:
@@ -44,7 +57,7 @@ def _action(function: F) -> F:
                      help="Why: it is logged, and told to observers."),
         click.option("--queue", envvar="POSTROOM_QUEUE", show_envvar=True,
                      help="Only in the consumer of this queue; else in every one that knows the tenant."),
-        console_options,
+        consoles_options,
     )):  # fmt: skip
         function = option(function)
     return function
@@ -113,9 +126,150 @@ def retry(**options: Any) -> None:
     _act("retry", options)
 
 
+@tenants.command()
+@click.argument("tenant")
+@click.option("--reason", required=True, envvar="POSTROOM_REASON", show_envvar=True,
+              help="Why: it is logged, and shown while the tenant is paused.")  # fmt: skip
+@click.option("--switch", required=True, metavar="COMMAND", envvar="POSTROOM_SWITCH", show_envvar=True,
+              help="Makes the registry point to the new database. No shell; has POSTROOM_TENANT.")  # fmt: skip
+@click.option("--back", metavar="COMMAND", envvar="POSTROOM_BACK", show_envvar=True,
+              help="Makes it point to the old one again, also after a switch that failed half-way.")  # fmt: skip
+@click.option("--no-back", is_flag=True, envvar="POSTROOM_NO_BACK", show_envvar=True,
+              help="There is no way back: what fails after the switch leaves the tenant paused.")  # fmt: skip
+@click.option("--to", metavar="PLACE", envvar="POSTROOM_TO", show_envvar=True,
+              help="Where the data has to be afterwards, such as db-2:5432/acme. To go on after a kill.")  # fmt: skip
+@click.option("--drain", default=60.0, show_default=True, type=_SECONDS, envvar="POSTROOM_DRAIN", show_envvar=True,
+              help="Seconds for running handlers to end.")  # fmt: skip
+@click.option("--probe", default=30.0, show_default=True, type=_SECONDS, envvar="POSTROOM_PROBE", show_envvar=True,
+              help="Seconds for the new database to open, and again to handle one message.")  # fmt: skip
+@click.option("--timeout", default=600.0, show_default=True, envvar="POSTROOM_TIMEOUT", show_envvar=True,
+              type=click.FloatRange(min=0, min_open=True, max=86_400),
+              help="Seconds from the pause to the end of the probe; then it goes back.")  # fmt: skip
+@consoles_options
+def move(
+    *, tenant: str, reason: str, switch: str, back: str | None, no_back: bool, urls: tuple[str, ...],
+    token: str | None, operator: str | None, **limits: Any,
+) -> None:  # fmt: skip
+    """Move TENANT to another database while messages flow.
+
+    Pause and drain it everywhere, close what is open, run --switch, look that every registry says so, have one message
+    handled by the new database, resume. What fails or takes too long goes back, and so does Ctrl-C. Without a fleet
+    name the console of every process that consumes for the tenant.
+
+    Exit codes: 0 moved, 1 not moved (the last line says where the tenant is), 2 something to change, 3 interrupted.
+    """
+    if (back is None) != no_back:
+        text = "--back COMMAND says how the registry points to the old database again; or say --no-back"
+        raise click.UsageError(text if back is None else "--back and --no-back exclude each other")
+    from postroom.console import move_tenant
+
+    def tell(step: "MoveStep", text: str) -> None:
+        click.echo(f"{time.strftime('%H:%M:%S')}  {step:<7} {text}".rstrip(), err=True)
+
+    work = move_tenant(
+        tenant, *_consoles(urls, token, operator), switch=_command("switch", switch, tenant),
+        back=None if back is None else _command("back", back, tenant), reason=reason, operator=operator,
+        progress=tell, **limits,
+    )  # fmt: skip
+    moved = _in_loop(work, "it goes back first; once more to end at once, which may leave the tenant paused")
+    where = f" from {moved.before} to {moved.after}" if moved.after else ""
+    click.echo(f"{tenant} was moved{where}; it was paused for {moved.seconds:.1f} s, the probe: {moved.probe}")
+
+
+@tenants.command()
+@click.argument("tenant")
+@click.option("--reason", required=True, envvar="POSTROOM_REASON", show_envvar=True,
+              help="Why: each of its dead letters carries it.")  # fmt: skip
+@click.option("--drain", default=60.0, show_default=True, envvar="POSTROOM_DRAIN", show_envvar=True,
+              type=click.FloatRange(min=0, min_open=True, max=300),
+              help="Seconds for running handlers to end.")  # fmt: skip
+@consoles_options
+def offboard(
+    *, tenant: str, reason: str, drain: float, urls: tuple[str, ...], token: str | None, operator: str | None
+) -> None:
+    """End TENANT: drain it, close what is open, and send its messages to the dead-letter queue with the reason.
+
+    `postroom tenants resume` takes it back. The decision is the process's: it ends with it, unless there is a fleet.
+    """
+    from postroom.console import offboard_tenant
+
+    work = offboard_tenant(
+        tenant, *_consoles(urls, token, operator), reason=reason, operator=operator, drain=drain
+    )  # fmt: skip
+    queues = _in_loop(work, "it is resumed first; once more to end at once")
+    click.echo(f"{tenant} is offboarded in {', '.join(dict.fromkeys(queues))}: its messages become dead letters")
+
+
+def _consoles(urls: tuple[str, ...], token: str | None, operator: str | None) -> "list[RemoteConsole]":
+    from postroom.console import RemoteConsole
+
+    return [RemoteConsole(url, token=token, operator=operator) for url in dict.fromkeys(urls)]
+
+
 def _act(action: str, options: dict[str, Any]) -> None:
-    console = Console(options.pop("url"), options.pop("token"), options.pop("operator"))
+    consoles = _consoles(options.pop("urls"), options.pop("token"), options.pop("operator"))
     order = {"action": action, **{name: value for name, value in options.items() if value is not None}}
-    done = console.act(order, patience=options.get("timeout", 0.0) + 10.0)
-    details = f" ({done['details']})" if done.get("details") else ""
-    click.echo(f"{action}: {done['tenant']}{details} in {', '.join(done['queues'])}")
+    for console in consoles:
+        done = console.act(order, patience=options.get("timeout", 0.0) + 10.0)
+        details = f" ({done['details']})" if done.get("details") else ""
+        where = f" at {console.url}" if len(consoles) > 1 else ""
+        click.echo(f"{action}: {done['tenant']}{details} in {', '.join(done['queues'])}{where}")
+
+
+def _command(option: str, text: str, tenant: str) -> Callable[[], Awaitable[None]]:
+    """Return what runs a command of the user's. It is stopped when the move is cancelled."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise CommandError(f"--{option} {text!r} cannot be read: {error}") from error
+    if not words:
+        raise CommandError(f"--{option} takes a command, such as './repoint.sh acme db-2'; got {text!r}")
+
+    async def run() -> None:
+        environment = {**os.environ, "POSTROOM_TENANT": tenant}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr.fileno(),
+                start_new_session=True,  # Ctrl-C reaches this program alone, which then ends the command
+            )  # fmt: skip
+        except OSError as error:
+            raise CommandFailed(f"--{option}: {words[0]} cannot be run: {error.strerror}") from error
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    await asyncio.wait_for(process.wait(), 10)
+                except TimeoutError:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    await process.wait()
+        if code:
+            raise CommandFailed(f"--{option}: {words[0]} ended with exit code {code}")
+
+    return run
+
+
+def _in_loop(work: Coroutine[Any, Any, T], once_more: str) -> T:
+    """Run some work. The first SIGINT or SIGTERM cancels it, and it undoes what it did; the second ends the program."""
+
+    async def main() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+        def interrupt() -> None:
+            click.echo(f"interrupted: {once_more}", err=True)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        return await task
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        sys.exit(3)
+    except TimeoutError as error:
+        raise CommandFailed(str(error)) from error

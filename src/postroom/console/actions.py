@@ -6,11 +6,15 @@ from typing import Any, Final
 import msgspec
 
 from postroom.console.desk import Desk
-from postroom.consumer import Consumer
+from postroom.consumer import Consumer, TenantState
+from postroom.consumer.handover import ProbeOutcome
 from postroom.errors import ConfigurationError
 from postroom.events import OperatorAction
 
 _LONGEST: Final = 500
+BEING_MOVED: Final = "being moved: "
+"""How the reason of a pause begins that a move made: a later move of the tenant takes it over."""
+_TAKES_TIME: Final = frozenset({"drain", "close", "places", "probe", "offboard"})
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -26,9 +30,15 @@ class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rate: float | None = None
     """``limit``: starts per second; 0 ends the limit."""
     to: str | None = None
-    """``divert``: the queue."""
+    """``divert``: the queue. ``pause`` with ``unless_decided``: where the tenant's data has to be after its move."""
     timeout: float = 30.0
-    """``drain``: seconds, at most 600."""
+    """``drain``, ``close``, ``places``, ``probe``, ``offboard``: seconds, at most 600."""
+    unless_decided: bool = False
+    """``pause``: refuse a tenant about which an operator has decided something, unless it is being moved."""
+    expect: str | None = None
+    """``places``, ``probe``: refuse a tenant that is in another state, such as ``paused``."""
+    message: bool = True
+    """``probe``: let a message run, too."""
 
 
 class Done(msgspec.Struct):
@@ -38,6 +48,8 @@ class Done(msgspec.Struct):
     tenant: str
     queues: list[str]
     details: str = ""
+    results: list[tuple[str, str]] = []
+    """What ``places`` and ``probe`` found, each with its queue."""
 
 
 async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
@@ -45,7 +57,8 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
 
     Raises:
         ConfigurationError: no such action, no reason, no such tenant, or a value that cannot be.
-        TimeoutError: ``drain``: handlers still run; the tenant stays paused.
+        TimeoutError: something was not done in time. After ``drain`` and ``close`` the tenant stays as it was.
+        Exception: ``places``: whatever a registry raises.
     """
     work = ACTIONS.get(order.action)
     if work is None:
@@ -55,12 +68,21 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
         raise ConfigurationError("an action needs a reason: it is logged, and told to observers")
     details = _details(order)
     queues: list[str] = []
-    for consumer, key in desk.find(order.tenant, order.queue):
+    results: list[tuple[str, str]] = []
+    found_in = desk.find(order.tenant, order.queue)
+    if order.unless_decided:
+        for consumer, key in found_in:
+            _check_undecided(consumer, key, order)
+    for consumer, key in found_in:
         event = OperatorAction(consumer.queue, key, order.action, operator, reason, details)
         consumer.tell(event)  # before it is carried out: a drain that takes long, or fails, was ordered all the same
-        await work(consumer, key, order, f"{reason} ({operator})")
+        found = await work(consumer, key, order, f"{reason} ({operator})")
+        if found is not None:
+            results.append((consumer.queue, found))
         queues.append(consumer.queue)
-    return Done(order.action, order.tenant, queues, details)
+        if order.action == "probe" and found == ProbeOutcome.HANDLED:
+            break  # one message is enough, whatever else consumes the same queue here
+    return Done(order.action, order.tenant, queues, details, results)
 
 
 def _details(order: Order) -> str:
@@ -76,9 +98,21 @@ def _details(order: Order) -> str:
         if not order.to:
             raise ConfigurationError("divert needs the queue that the messages go to")
         return f"to {order.to}"
-    if order.action == "drain" and not 0 < order.timeout <= 600:
-        raise ConfigurationError("drain takes a timeout above 0, and at most 600 seconds")
+    if order.action in _TAKES_TIME and not 0 < order.timeout <= 600:
+        raise ConfigurationError(f"{order.action} takes a timeout above 0, and at most 600 seconds")
     return ""
+
+
+def _check_undecided(consumer: Consumer[Any, Any], key: Hashable, order: Order) -> None:
+    """Refuse a tenant about which an operator has decided something, unless an earlier move did."""
+    status = consumer.tenants[key]
+    free = status.state in {TenantState.ACTIVE, TenantState.UNAVAILABLE}
+    moved = status.state is TenantState.PAUSED and (status.reason or "").startswith(BEING_MOVED)
+    if not free and not moved:
+        raise ConfigurationError(f"{order.tenant} is {status.state} ({status.reason}): resume it first")
+    if moved and order.to is None:
+        text = "an earlier move did not end, and may have switched it: say where its data has to be (to=, --to)"
+        raise ConfigurationError(f"{order.tenant} is paused ({status.reason}): {text}, or resume it")
 
 
 async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
@@ -107,18 +141,48 @@ async def _divert(consumer: Consumer[Any, Any], key: Hashable, order: Order, rea
 
 
 async def _drain(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
-    await consumer.tenants.drain(key, timeout=order.timeout, reason=reason)
+    try:
+        await consumer.tenants.drain(key, timeout=order.timeout, reason=reason)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; it stays paused") from None
 
 
 async def _invalidate(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
     await consumer.tenants.invalidate(key, reason=reason)
 
 
+async def _close(consumer: Consumer[Any, Any], key: Hashable, order: Order, _reason: str) -> None:
+    await consumer.tenants.close(key, timeout=order.timeout)
+
+
+def _check_state(consumer: Consumer[Any, Any], key: Hashable, order: Order) -> None:
+    """Refuse a tenant in another state than its mover takes for granted."""
+    status = consumer.tenants[key]
+    if order.expect is not None and status.state != order.expect:
+        text = f"{order.tenant} is {status.state} in {consumer.queue}, and not {order.expect}: "
+        raise ConfigurationError(f"{text}its process was started again, or another operator has acted meanwhile")
+
+
+async def _places(consumer: Consumer[Any, Any], key: Hashable, order: Order, _reason: str) -> str:
+    _check_state(consumer, key, order)
+    return ", ".join(await consumer.tenants.places(key, timeout=order.timeout))
+
+
+async def _probe(consumer: Consumer[Any, Any], key: Hashable, order: Order, _reason: str) -> str:
+    _check_state(consumer, key, order)
+    probe = await consumer.tenants.probe(key, timeout=order.timeout, message=order.message)
+    return probe.outcome if probe.error is None else f"{probe.outcome}: {probe.error}"
+
+
+async def _offboard(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
+    await consumer.tenants.offboard(key, timeout=order.timeout, reason=reason)
+
+
 async def _retry(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
     consumer.tenants.retry_now(key, reason=reason)
 
 
-Work = Callable[[Consumer[Any, Any], Hashable, Order, str], Awaitable[None]]
+Work = Callable[[Consumer[Any, Any], Hashable, Order, str], Awaitable[str | None]]
 ACTIONS: Final[dict[str, Work]] = {
     "pause": _pause,
     "resume": _resume,
@@ -128,5 +192,9 @@ ACTIONS: Final[dict[str, Work]] = {
     "divert": _divert,
     "invalidate": _invalidate,
     "retry": _retry,
+    "offboard": _offboard,
+    "close": _close,
+    "places": _places,
+    "probe": _probe,
 }
 """Every action by its name."""

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -13,6 +13,7 @@ from postroom.console.collecting import Collector, Row
 from postroom.console.snapshots import Snapshot, strip
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.payloads.attributes import AttributeResolver
 from postroom.resources import display_key
 
 EVERY: Final = 1.0
@@ -22,6 +23,10 @@ _ASK_QUEUE: Final = 10.0
 _MOST_QUEUES: Final = 8
 """Queues of one consumer that are asked: with more, the page leaves out how much is in them."""
 _REMEMBER: Final = 1_000
+_URGENT: Final = 100
+"""Tenants that each look makes rows of: what a page has in sight before it is scrolled, and more."""
+_CALM: Final = 10
+"""Looks of which each one makes a row of a tenant behind those."""
 MOST_ROWS: Final = 10_000
 
 
@@ -40,6 +45,7 @@ class Desk:
         """What a request that changes something has to repeat: pages of other sites cannot read it."""
         self._collectors = [Collector(consumer) for consumer in consumers]
         self._acted: list[dict[Hashable, None]] = [{} for _ in consumers]
+        self._assumed: str | None = None
         self._viewers = 0
         self._snapshot: Snapshot | None = None
         self._strips: list[dict[str, Any]] = []
@@ -89,19 +95,34 @@ class Desk:
         return self._snapshot, self._strips
 
     async def watch(self, *, top: int, search: str = "") -> AsyncGenerator[bytes, None]:
-        """Yield one JSON text a second: what has changed since the last one; everything, the first time."""
+        """Yield one JSON text a second: what has changed since the last one; everything, the first time.
+
+        The first hundred tenants are looked at each second. Those behind them wait for nothing and nothing was decided
+        about them, or a hundred others wait longer: each of them is looked at every ten seconds.
+        """
         sent: dict[str, Row] = {}
         order: list[str] | None = None
+        turn = 0
         with self.looking():
             while True:
                 began = asyncio.get_running_loop().time()
                 snapshot, strips = self.look()
-                rows = {f"{row.q}:{row.n}": row for row in snapshot.rows(top=top, search=search)}
                 said: dict[str, Any] = {"t": self.wall(), "total": len(snapshot.order), "strips": strips}
-                said["rows"] = [row for name, row in rows.items() if sent.get(name) != row]
-                if (now_in_order := list(rows)) != order:
+                before, sent = sent, {}
+                changed: list[Any] = []
+                for at, (place, number, key) in enumerate(snapshot.first(top=top, search=search)):
+                    name = f"{number}:{place[2]}"
+                    row = before.get(name)
+                    if row is None or at < _URGENT or hash(name) % _CALM == turn:
+                        now = snapshot.row(number, key)
+                        if now != row:
+                            changed.append(now)
+                        row = now
+                    sent[name] = row
+                said["rows"] = changed
+                if (now_in_order := list(sent)) != order:
                     order = said["order"] = now_in_order
-                sent = rows
+                turn = (turn + 1) % _CALM
                 yield msgspec.json.encode(said)
                 await asyncio.sleep(max(0.05, began + EVERY - asyncio.get_running_loop().time()))
 
@@ -128,8 +149,10 @@ class Desk:
             keys = [key for key in known if display_key(key) == name]
             if len(keys) > 1:
                 raise ConfigurationError(f"{len(keys)} tenants of {consumer.queue!r} are called {name!r}")
-            if not keys and known and all(isinstance(key, str) for key in known):
-                keys = [name]  # not seen yet: the name is the key, where tenants are named by text
+            if not keys:
+                key = _key_named(consumer, name, known)
+                key = self._assumed if key is None else key
+                keys = [] if key is None else [key]
             for key in keys:
                 found.append((consumer, key))
                 self._remember(consumer, key)
@@ -137,6 +160,13 @@ class Desk:
             text = f"no tenant {name!r} is known here: name it as the page and the log do, while its messages are here"
             raise ConfigurationError(text)
         return found
+
+    def know(self, tenant: Hashable) -> None:
+        """Take a key for one of every consumer that is shown, although it has nothing here. A text may be a name."""
+        self._assumed = tenant if isinstance(tenant, str) else None
+        if self._assumed is None:
+            for consumer in self.consumers:
+                self._remember(consumer, tenant)
 
     def _remember(self, consumer: Consumer[Any, Any], key: Hashable) -> None:
         """Keep a tenant in mind that an operator acted on: it can be found again when it has nothing here."""
@@ -169,6 +199,16 @@ def _together(said: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
     """Return how many messages several queues have."""
     counts = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
     return {count: str(sum(int(each.get(count, "0")) for each in said)) for count in counts}
+
+
+def _key_named(consumer: Consumer[Any, Any], name: str, known: Sequence[Hashable]) -> Hashable | None:
+    """Return the key of a tenant that has not been seen yet, if its name tells: it may come in the next moment."""
+    resolver = consumer.resolver
+    if isinstance(resolver, AttributeResolver):
+        context = cast("AttributeResolver[Hashable]", resolver).named(name)
+        pool = consumer.pool
+        return context if context is None or pool is None else pool.key_of(context)
+    return name if known and all(isinstance(key, str) for key in known) else None
 
 
 def _matches(queue: str, name: str) -> bool:

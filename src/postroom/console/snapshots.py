@@ -7,7 +7,7 @@ from typing import Any, Final
 from postroom.console.collecting import Collector, Row, Tally
 from postroom.consumer import TenantState
 from postroom.consumer.facts import LIMIT
-from postroom.consumer.tenants import Controlled
+from postroom.consumer.statuses import Controlled
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
 
@@ -46,11 +46,14 @@ class Snapshot:
 
     def rows(self, *, top: int, search: str = "") -> list[Row]:
         """Return the first rows; with ``search``, those of them with this text in their name."""
+        return [self.row(number, key) for _, number, key in self.first(top=top, search=search)]
+
+    def first(self, *, top: int, search: str = "") -> list[tuple[Place, int, Hashable]]:
+        """Return the first tenants; with ``search``, those of them with this text in their name."""
         if not search:
-            return [self._row(number, key) for _, number, key in self.order[:top]]
+            return self.order[:top]
         wanted = search.lower()
-        found = [item for item in self.order if wanted in item[0][2].lower()]
-        return [self._row(number, key) for _, number, key in found[:top]]
+        return [item for item in self.order if wanted in item[0][2].lower()][:top]
 
     def _look_at(self, number: int, collector: Collector) -> None:
         consumer = collector.consumer
@@ -75,7 +78,8 @@ class Snapshot:
         noticed = collector.consumer.tenants.is_ruled(key) or (lane is not None and lane.blocked)
         return (1 if noticed else 2), 0.0, name
 
-    def _row(self, number: int, key: Hashable) -> Row:
+    def row(self, number: int, key: Hashable) -> Row:
+        """Return the row of a tenant of one consumer."""
         row = self._rows.get((number, key))
         if row is None:
             row = self._rows[number, key] = self._make(number, key)

@@ -9,7 +9,8 @@ from postroom.consumer.routing import Router, UnknownKind, by_attribute, by_fiel
 from postroom.consumer.runner import run, serve
 from postroom.consumer.settings import CallNext, Failure, Middleware
 from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
-from postroom.consumer.tenants import Tenants, TenantState, TenantStatus
+from postroom.consumer.statuses import TenantState, TenantStatus
+from postroom.consumer.tenants import Tenants
 
 __all__ = [
     "BatchContext",

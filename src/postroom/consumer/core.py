@@ -249,6 +249,8 @@ class Core:
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
+        if self._tenants.is_sent_away(tenant):
+            return None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
             return Obstacle(ObstacleKind.DECISION, tenant)
         wait = self.availability.wait(job, now)
@@ -283,6 +285,8 @@ class Core:
             self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
     def _may_run(self, job: Job, now: float) -> bool:
+        if self._tenants.ruled and self._tenants.is_sent_away(job.tenant):
+            return True  # to another queue, which takes none of its tenant's resources: an outage is no obstacle
         wait = self.availability.wait(job, now)
         if wait is None and self.availability.is_half_open(job):
             best = max((other.attempt for other in self.scheduler.waiting_of(job.tenant)), default=0)

@@ -78,6 +78,10 @@ class Crew:
         """Take over what was decided in the fleet."""
         self._tenants.overrule(rulings, complete=complete)
 
+    async def carry_out(self, what: str, name: str) -> str | None:
+        """Carry out what another replica ordered for a tenant."""
+        return await self._tenants.handover.carry_out(what, name)
+
 
 def join(
     fleet: Fleet,

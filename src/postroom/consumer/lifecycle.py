@@ -230,7 +230,9 @@ class Run(Generic[C, R]):
         self._opened = opened
         if self.pool is not None:
             opened.callback(self.pool.subscribe(self.engine.observe))
-        self._tenants.attach(self.engine, self.pool)
+        self._tenants.attach(
+            self.engine, self.pool, self.settings.observers, lambda: (inlet.facts for inlet in self.inlets)
+        )
         self.engine.begin()
         if self.member is not None:
             self.member.begin()

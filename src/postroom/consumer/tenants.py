@@ -2,85 +2,26 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
+from postroom.consumer.facts import QueueFacts
+from postroom.consumer.handover import Handover, Probe
+from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.errors import ConfigurationError
-from postroom.fleet import TenantSlots
+from postroom.events import Observers
 from postroom.fleet.decisions import Verdict
 from postroom.fleet.member import Member, Pending
 from postroom.log_fields import Log, Step, about
 from postroom.resources import ResourcePool, display_key
-from postroom.scheduling import LaneStatistics, Pace, Scheduler
+from postroom.scheduling import LaneStatistics, Pace
 
 _log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
-_POLL = 0.05
-
-
-class TenantState(StrEnum):
-    """What was decided about a tenant, or what became of it."""
-
-    ACTIVE = "active"
-    UNAVAILABLE = "unavailable"
-    """Its resources cannot be opened, or its handlers fail: its messages wait. ``reason`` has the cause."""
-    PAUSED = "paused"
-    """Nothing of it starts: its messages wait, here and deferred in the queue."""
-    QUARANTINED = "quarantined"
-    """Its messages go to the dead-letter queue, with the reason."""
-    DIVERTED = "diverted"
-    """Its messages go to another queue, with the reason."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TenantStatus:
-    """One tenant: what was decided about it, and what it has here now."""
-
-    key: Hashable
-    state: TenantState = TenantState.ACTIVE
-    reason: str | None = None
-    """Why it is unavailable, or why it was paused, limited, put in quarantine or diverted."""
-    since: float | None = None
-    """For how many seconds it has been unavailable."""
-    concurrency: int | None = None
-    """Its own limit of running handlers, if it has one."""
-    rate: float | None = None
-    """Its own limit of handler starts per second, if it has one."""
-    diverted_to: str | None = None
-    """The queue that its messages go to, if it is diverted."""
-    running: int = 0
-    waiting: int = 0
-    suspended: int = 0
-    """Messages that wait, without a slot, for its resources."""
-    handler_seconds: float = 0.0
-    """What one of its messages takes, as a recent average."""
-    fleet: TenantSlots | None = None
-    """What this replica has of its limits over the fleet; None without ``fleet=``, or while the consumer is stopped."""
-
-
-class Controlled(Protocol):
-    """The consumer, as far as decisions about its tenants go."""
-
-    @property
-    def scheduler(self) -> Scheduler[Any]:
-        """Where tenants have their lanes."""
-        ...
-
-    def decided(self, tenant: Hashable, *, paused: bool) -> None:
-        """Carry out what was decided about a tenant: start, call back, give up resources."""
-        ...
-
-    def retry_now(self, tenant: Hashable) -> None:
-        """End a tenant's pause after failures."""
-        ...
-
-    def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
-        """Return why a tenant cannot run, and for how many seconds, if it cannot."""
-        ...
+_SENT_AWAY = frozenset({TenantState.QUARANTINED, TenantState.DIVERTED})
 
 
 class Tenants:
@@ -106,6 +47,9 @@ class Tenants:
         self._shared = shared
         self._member: Member | None = None
         self._rated = False
+        self._probing: set[Hashable] = set()
+        self.handover = Handover(self)
+        """What a tenant goes through when its database is moved. For the fleet and the tools that move tenants."""
         self.pending: Pending = {}
         """Decisions that the fleet does not have yet."""
 
@@ -187,26 +131,94 @@ class Tenants:
         _tell(key, "tried again at once", reason)
         self._in_loop(self._retry_now, key)
 
-    async def invalidate(self, key: Hashable, *, reason: str | None = None) -> None:
-        """Stop leasing what is open for a tenant: its next message opens it again.
+    async def invalidate(self, key: Hashable, *, reason: str | None = None, timeout: float | None = None) -> None:
+        """Stop leasing what is open for a tenant: its next message opens it again. With a fleet, in every replica.
 
         What is leased closes behind its last lease. Without ``resources=`` it does nothing.
+
+        Raises:
+            TimeoutError: not every replica of the fleet has confirmed it within ``timeout`` seconds.
         """
         _tell(key, "stripped of its open resources", reason)
-        await self._invalidate(key)
+        await self.handover.everywhere("invalidate", key, timeout)
+
+    async def close(self, key: Hashable, *, timeout: float | None = None) -> None:
+        """Do as ``invalidate``, and return when nothing of the tenant is open: here, and in every replica of a fleet.
+
+        For a tenant that was drained; another one's resources are opened again by its next message.
+
+        Raises:
+            TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
+        """
+        await self.handover.everywhere("close", key, timeout)
+
+    async def places(self, key: Hashable, *, timeout: float | None = None) -> list[str]:
+        """Return where a tenant's data is, by the registry of this process and of every replica of a fleet.
+
+        Such as ``["db-1:5432/acme"]``; more than one if the registries do not agree. Empty where no provider can
+        tell (``Provider.place``).
+
+        Raises:
+            TimeoutError: a replica of the fleet has not answered within ``timeout`` seconds.
+            Exception: whatever the registry raises, such as ``UnknownTenant``.
+        """
+        return await self.handover.everywhere("place", key, timeout)
 
     async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
         """Pause a tenant and return when none of its handlers runs: its database may be moved then.
 
-        With a fleet the pause holds everywhere within a tick, but the wait is for this replica's handlers only.
+        With a fleet it returns when every replica has confirmed that. One that the store counts as dead, or that was
+        cut off from the store for a lease, is not waited for.
 
         Raises:
-            TimeoutError: some still run after ``timeout`` seconds; the tenant stays paused.
+            TimeoutError: some still run after ``timeout`` seconds, or a replica has not confirmed; the tenant stays
+                paused.
         """
         self.pause(key, reason=reason)
-        async with asyncio.timeout(timeout):
-            while self._is_busy(key):  # noqa: ASYNC110
-                await asyncio.sleep(_POLL)
+        await self.handover.everywhere("drain", key, timeout)
+
+    async def offboard(self, key: Hashable, *, reason: str, timeout: float | None = None) -> None:
+        """End a tenant: drain and close it, and send its messages to the dead-letter queue from then on.
+
+        They carry ``tenant offboarded: REASON`` in ``postroom.reason``. ``resume`` takes the tenant back, and
+        ``postroom dead-letters redrive`` its messages. When it is cancelled before the end, the tenant is resumed.
+
+        Raises:
+            ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason.
+            TimeoutError: handlers still run after ``timeout`` seconds, or a replica has not confirmed. Its messages go
+                to the dead-letter queue all the same, unless it was resumed meanwhile.
+        """
+        given: Any = reason
+        if not isinstance(given, str) or not given.strip():
+            raise ConfigurationError(f"offboard(reason=...) takes a text: its dead letters carry it; got {given!r}")
+        self.handover.require_dead_letters(key)
+        text = f"tenant offboarded: {reason}"
+        try:
+            await self.drain(key, timeout=timeout, reason=text)
+            await self.close(key, timeout=timeout)
+            if self[key].state is not TenantState.PAUSED:
+                raise ConfigurationError(f"{display_key(key)} was not offboarded: it was resumed meanwhile")
+        except ConfigurationError:
+            raise
+        except asyncio.CancelledError:
+            self.resume(key, reason="its offboarding was called off")
+            raise
+        except BaseException:
+            if self[key].state is TenantState.PAUSED:  # else it was resumed meanwhile, which calls it off
+                self.quarantine(key, reason=text)
+            raise
+        self.quarantine(key, reason=text)
+
+    async def probe(self, key: Hashable, *, timeout: float = 30.0, message: bool = True) -> Probe:
+        """Try a paused tenant in this process: open its resources, then let one of its messages run, if one waits here.
+
+        Without ``message`` it only opens them. It stays paused: the pause holds again from the moment in which the
+        message's handler starts.
+
+        Raises:
+            ConfigurationError: the tenant is not paused here.
+        """
+        return await self.handover.probe(key, timeout, message=message)
 
     # -- a look -------------------------------------------------------------------------------------------------
 
@@ -244,7 +256,12 @@ class Tenants:
     def is_paused(self, key: Hashable) -> bool:
         """Whether a tenant is paused."""
         rule = self._rules.get(key) if self._rules else None
-        return rule is not None and rule.state is TenantState.PAUSED
+        return rule is not None and rule.state is TenantState.PAUSED and key not in self._probing
+
+    def is_sent_away(self, key: Hashable) -> bool:
+        """Whether a tenant's messages go to another queue: it is in quarantine, or diverted."""
+        rule = self._rules.get(key) if self._rules else None
+        return rule is not None and rule.state in _SENT_AWAY
 
     def rate_of(self, key: Hashable) -> float | None:
         """Return how many of a tenant's handlers may start per second; None without such a limit."""
@@ -262,6 +279,7 @@ class Tenants:
         """Share decisions with a fleet, from before the consumer starts."""
         self._member = member
         self._rated = member.fleet.rate is not None
+        self.handover.join(member)
         self.ruled = bool(self._rules) or self._rated
 
     def meter(self, key: Hashable) -> None:
@@ -302,8 +320,21 @@ class Tenants:
         """What carries decisions out; None before the first start."""
         return self._consumer
 
-    def attach(self, consumer: Controlled, pool: ResourcePool[Any, Any] | None = None) -> None:
+    def let_one_run(self, key: Hashable, *, on: bool) -> None:
+        """Let messages of a paused tenant start here, one at a time, or no more. Only a probe does so."""
+        if on != (key in self._probing):
+            (self._probing.add if on else self._probing.discard)(key)
+            self._carry_out(key)
+
+    def attach(
+        self,
+        consumer: Controlled,
+        pool: ResourcePool[Any, Any] | None = None,
+        observers: Observers | None = None,
+        facts: Callable[[], Iterable[QueueFacts]] = tuple,
+    ) -> None:
         """Begin to carry decisions out: the consumer starts, in this thread and loop."""
+        self.handover.attach(consumer, pool, Observers() if observers is None else observers, facts)
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -368,19 +399,17 @@ class Tenants:
             pool.forget_failures(lambda context: bool(pool.key_of(context) == key))
         consumer.retry_now(key)
 
-    async def _invalidate(self, key: Hashable) -> None:
-        if (pool := self._pool) is not None:
-            await pool.invalidate_where(lambda context: bool(pool.key_of(context) == key))
-
     def _carry_out(self, key: Hashable) -> None:
         if self._consumer is None:
             return
         rule = self._rules.get(key) or TenantStatus(key=key)
-        paused = rule.state is TenantState.PAUSED
+        paused = rule.state is TenantState.PAUSED and key not in self._probing
         cap = rule.concurrency
         if self._member is not None:
             self._member.ledger.decide(key, concurrency=cap, rate=rule.rate)
             cap = None
+        if key in self._probing:
+            cap = 1
         pace = self._pace(key, rule.rate)
         self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap)
         self._consumer.decided(key, paused=paused)
@@ -397,11 +426,6 @@ class Tenants:
         if pace is None or pace.rate != rate:
             pace = self._paces[key] = Pace(rate) if member is None else member.pace_of(key, rate)
         return pace
-
-    def _is_busy(self, key: Hashable) -> bool:
-        """Whether anything of a tenant runs, or is about to get its resources."""
-        figures = self._figures(key)
-        return figures.running > 0 or figures.suspended > 0
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)

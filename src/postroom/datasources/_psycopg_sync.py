@@ -11,6 +11,7 @@ import psycopg_pool as pools
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
 from postroom.datasources._psycopg_inbox import with_places
 from postroom.datasources._sync_connections import SyncConnection, SyncConnections, SyncSessions
@@ -106,7 +107,7 @@ def psycopg_sync_pool(
         finally:
             await connections.end()
 
-    return Provider(enter, weight=max_size, check=_check_pool)
+    return Provider(enter, weight=max_size, check=_check_pool, place=places(locate))
 
 
 class _Pool(pools.ConnectionPool[SyncConnection]):

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
 
+from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
 from postroom.datasources._sync_connections import (
     PATIENCE,
@@ -95,7 +96,7 @@ def sqlalchemy_sync_engine(
         finally:
             await watch.close(close_timeout)
 
-    return Provider(enter, weight=max_size, check=_check)
+    return Provider(enter, weight=max_size, check=_check, place=places(locate))
 
 
 class _Uses:

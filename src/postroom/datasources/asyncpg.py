@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, Names, require_names, verify
 from postroom.datasources._passwords import connected
+from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
@@ -130,7 +131,7 @@ def asyncpg_pool(
             finally:
                 await _close(pool, close_timeout)
 
-    return Provider(enter, weight=max_size, check=_check)
+    return Provider(enter, weight=max_size, check=_check, place=places(locate))
 
 
 class _Acquiring(_AcquiringBase):

@@ -29,6 +29,9 @@ class Provider(Generic[C, R]):
     """What one resource costs in the pool's budget: the connections that it may hold."""
     check: Callable[[R], Awaitable[bool]] | None = field(default=None, repr=False)
     """The health check for the pool: returns True, or raises what is wrong."""
+    place: Callable[[C], Awaitable[str]] | None = field(default=None, repr=False)
+    """Tells where the resources of a context are, such as ``db-1:5432/acme``, without a password: how a move of a
+    tenant is verified."""
 
     def __call__(self, context: C) -> AbstractAsyncContextManager[R]:
         """Return what opens and closes the resources of ``context``."""
@@ -49,7 +52,7 @@ class Provider(Generic[C, R]):
         return ResourcePool(self, **options)
 
     def map(self, function: Callable[[R], M], /) -> "Provider[C, M]":
-        """Return a provider of ``function(resource)``, with this one's weight and check.
+        """Return a provider of ``function(resource)``, with this one's weight, check and place.
 
             sessions = sqlalchemy_engine(registry).map(async_sessionmaker)  # handlers get an async_sessionmaker
 
@@ -82,7 +85,7 @@ class _Mapping(Generic[C, R, M]):
 
     def provider(self) -> Provider[C, M]:
         check = None if self._inner.check is None else self._check
-        return Provider(self._enter, weight=self._inner.weight, check=check)
+        return Provider(self._enter, weight=self._inner.weight, check=check, place=self._inner.place)
 
     @asynccontextmanager
     async def _enter(self, context: C) -> AsyncGenerator[M]:

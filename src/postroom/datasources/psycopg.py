@@ -18,6 +18,7 @@ from weakref import WeakSet
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
+from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
@@ -206,7 +207,7 @@ def psycopg_pool(
         finally:
             await connections.end()
 
-    return Provider(enter, weight=max_size, check=_check_pool)
+    return Provider(enter, weight=max_size, check=_check_pool, place=places(locate))
 
 
 class _Pool(pools.AsyncConnectionPool[Connection]):
@@ -346,7 +347,7 @@ def psycopg_connections(
         finally:
             await connections.end()
 
-    return Provider(enter, weight=max_size, check=_check_connections)
+    return Provider(enter, weight=max_size, check=_check_connections, place=places(locate))
 
 
 async def _check_pool(pool: "pools.AsyncConnectionPool[Connection]") -> bool:

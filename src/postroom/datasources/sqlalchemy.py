@@ -9,6 +9,7 @@ from typing import Any
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
+from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting
 from postroom.datasources.providers import Provider
@@ -96,7 +97,7 @@ def sqlalchemy_engine(
         finally:
             await watch.close(close_timeout)
 
-    return Provider(enter, weight=max_size, check=_check)
+    return Provider(enter, weight=max_size, check=_check, place=places(locate))
 
 
 class _Uses:

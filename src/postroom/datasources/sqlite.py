@@ -403,7 +403,10 @@ def sqlite_database(
         finally:
             await database.aclose(timeout=close_timeout)
 
-    return Provider(enter, weight=1, check=SqliteDatabase.check)
+    async def place(context: C) -> str:
+        return str(await answered(path_of, context))
+
+    return Provider(enter, weight=1, check=SqliteDatabase.check, place=place)
 
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")

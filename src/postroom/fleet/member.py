@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from postroom.errors import PostroomError
+from postroom.display import display_key
+from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
 from postroom.fleet.hints import Hints
 from postroom.fleet.ledger import Demand, Ledger, Sent
 from postroom.fleet.names import Unnamable, name_of, shown
 from postroom.fleet.options import Fleet
+from postroom.fleet.orders import Orders, Report
 from postroom.fleet.protocol import Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.log_fields import Log, Step, about
@@ -62,6 +64,10 @@ class Crew(Protocol):
         """Take over what was decided in the fleet; ``complete`` says that nothing else is."""
         ...
 
+    async def carry_out(self, what: str, name: str) -> str | None:
+        """Carry out what another replica ordered for the tenant of this name."""
+        ...
+
 
 class Member:
     """One replica of a fleet, from the consumer's start to its stop.
@@ -89,6 +95,7 @@ class Member:
         self._time = tasks.loop.time
         self.ledger: Ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
         self.hints = hints
+        self._orders = Orders(self.name, self.ledger.replica, self._state, crew, tasks)
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})
         self._rulings: dict[str, Verdict] = {}
@@ -254,6 +261,20 @@ class Member:
         if self.pending:
             self._tasks.spawn(self._publish_now(), "postroom-fleet-decision")
 
+    async def everywhere(self, what: str, tenant: Hashable, waiting: Callable[[int, int], None]) -> list[Report]:
+        """Have every replica carry out an order for a tenant, and return what they say. The caller sets the limit.
+
+        Raises:
+            ConfigurationError: the tenant cannot be named alike in every replica.
+        """
+        try:
+            name = name_of(tenant)
+        except Unnamable as error:
+            text = f"tenant {display_key(tenant)} cannot be named alike in every replica of the fleet: {error}"
+            raise ConfigurationError(text) from error
+        said = await self._orders.everywhere(what, name, publish=self._publish, waiting=waiting)
+        return list(said.values())
+
     async def _publish_now(self) -> None:
         try:
             async with asyncio.timeout(self.ledger.patience):
@@ -293,6 +314,7 @@ class Member:
         self._met_rulings = {tenant: ruling for tenant, ruling in found.items() if not isinstance(tenant, str)}
         rulings: dict[Hashable, Verdict] = {key: ruling for key, ruling in named.items() if key is not None}
         self._crew.overrule(rulings | found, complete=True)
+        self._orders.learn(self._known.fields)
 
     @staticmethod
     def _key_of(name: str) -> str | None:

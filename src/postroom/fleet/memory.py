@@ -5,7 +5,7 @@ The same rules as the script that Valkey runs, in Python, over a clock that is p
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -197,6 +197,11 @@ class Store:
         fleet.probes[host] = (now + seconds, replica)
         return True
 
+    def replicas(self, name: str) -> list[str]:
+        """Return the replicas that are alive."""
+        now = self.clock()
+        return [replica for replica, until in self._fleet(name).members.items() if until > now]
+
     def usage(self, name: str) -> dict[str, tuple[int, int]]:
         """Return the slots in use, and the replicas that hold them, by tenant."""
         now = self.clock()
@@ -248,6 +253,10 @@ class MemoryState:
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """See ``SharedState``."""
         return self.store.claim_probe(fleet, host, replica, seconds)
+
+    async def replicas(self, fleet: str) -> Collection[str]:
+        """See ``SharedState``."""
+        return self.store.replicas(fleet)
 
     async def usage(self, fleet: str) -> Mapping[str, tuple[int, int]]:
         """See ``SharedState``."""

@@ -4,7 +4,7 @@ Names of tenants are texts here, made by ``postroom.fleet.names``. All times are
 by its own clock, a replica by its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -122,6 +122,10 @@ class SharedState(Protocol):
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """Return whether this replica is the one that tries a host now: one in the fleet, for some seconds."""
+        ...
+
+    async def replicas(self, fleet: str) -> Collection[str]:
+        """Return the names of the replicas that are alive: those that last exchanged less than a lease ago."""
         ...
 
     async def usage(self, fleet: str) -> Mapping[str, tuple[int, int]]:

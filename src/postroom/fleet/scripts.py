@@ -138,6 +138,13 @@ return out
 """Keys: epoch, members, decisions, hints, then slots and rate of each tenant. Arguments: replica, sequence, epoch,
 lease and tick in milliseconds, whether it leaves; then cap, hold, need, want, rate and tokens of each tenant."""
 
+MEMBERS: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%d', now), '+inf')
+"""
+"""Keys: members. Returns those that are alive."""
+
 USAGE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

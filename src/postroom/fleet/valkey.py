@@ -4,14 +4,14 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
 
 from postroom.errors import ConfigurationError
 from postroom.fleet.protocol import Answer, Decisions, Grant, Hint, Request
-from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, REPORT, RESTORE, USAGE
+from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, MEMBERS, REPORT, RESTORE, USAGE
 
 _BATCH: Final = 250
 """Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
@@ -108,6 +108,10 @@ class ValkeyState:
         said = await self._run(CLAIM, [f"{_tag(fleet)}:probe:{host}"], [replica, _milliseconds(seconds)])
         return int(said) == 1
 
+    async def replicas(self, fleet: str) -> Collection[str]:
+        """Return the names of the replicas that are alive."""
+        return [_text(each) for each in await self._run(MEMBERS, [f"{_tag(fleet)}:members"], [])]
+
     async def usage(self, fleet: str) -> Mapping[str, tuple[int, int]]:
         """Return the slots in use, and the replicas that hold them, by tenant. It scans: for operators only."""
         prefix = f"{_tag(fleet)}:slots:"
@@ -145,7 +149,7 @@ class ValkeyState:
         return await self._client.execute_command(*arguments)
 
 
-_SCRIPTS: Final = (EXCHANGE, DECIDE, RESTORE, REPORT, CLAIM, USAGE)
+_SCRIPTS: Final = (EXCHANGE, DECIDE, RESTORE, REPORT, CLAIM, MEMBERS, USAGE)
 
 
 def _connect(url: str) -> CommandClient:

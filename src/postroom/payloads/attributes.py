@@ -19,6 +19,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from postroom.checking import check_function
+from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute
 from postroom.payloads.decoder import Unwrap
@@ -161,6 +162,21 @@ class AttributeResolver(Generic[T_co]):
     def context_type(self) -> type[T_co]:
         """The class that it fills."""
         return self._cls
+
+    def named(self, name: str) -> T_co | None:
+        """Return the context that logs show by this name, if the name tells it: its fields, joined by ``:``."""
+        texts = name.split(":")
+        required = sum(field.required for field in self._fields)
+        if not required <= len(texts) <= len(self._fields):
+            return None
+        values = zip(self._fields, texts, strict=False)
+        attributes = {field.attribute: MessageAttribute(string_value=text) for field, text in values}
+        values_read = self._read(attributes)
+        try:
+            made = None if values_read is None else self._cls(**values_read)
+        except Exception:  # whatever a class of the user's raises
+            return None
+        return made if made is not None and display_key(made) == name else None
 
     def __call__(self, message: Message, /) -> T_co:
         """Return the context of a message.

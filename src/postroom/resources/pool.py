@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Generic, Self
+from typing import Any, Final, Generic, Self, cast
 
 from msgspec import UNSET, UnsetType
 
@@ -28,7 +28,7 @@ from postroom.resources.failures import OpenFailure
 from postroom.resources.identity import Identity
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
-from postroom.resources.providers import Opener, known_of
+from postroom.resources.providers import Opener, known_of, place_of
 from postroom.resources.provision import Provision
 from postroom.resources.refusals import Exhausted, Refusal, TooLate
 from postroom.resources.reporter import log
@@ -135,6 +135,7 @@ class ResourcePool(Generic[C, R]):
         self._entrances = Entrances()
         # What the hit path looks at, one step away.
         self._running: Engine | None = None
+        self._place = place_of(provider)
         self._key = key
         self._identify = self._tickets.identify
         self._clear()
@@ -361,6 +362,18 @@ class ResourcePool(Generic[C, R]):
         known = [entry.context for entry in self._core.table.entries]
         known += [context for _, context in self._core.cooling.contexts()]
         return list(dict.fromkeys(map(self.key_of, known)))
+
+    def context_of(self, key: Hashable) -> C | None:
+        """Return a context that has the resources of a key; None with ``key=``, where nothing of the key is known."""
+        if self._key is None:
+            return cast("C", key)
+        known = [entry.context for entry in self._core.table.entries]
+        known += [context for _, context in self._core.cooling.contexts()]
+        return next((context for context in known if self.key_of(context) == key), None)
+
+    async def place_of(self, context: C) -> str | None:
+        """Return where a context's resources are, as the provider's ``place`` says; None where it does not tell."""
+        return None if self._place is None else await self._place(context)
 
     def weight_of(self, key: Hashable) -> int | None:
         """Return the weight of a key's resource; None where nothing is open that may be leased."""

@@ -99,6 +99,19 @@ def known_of(provider: Any) -> tuple[int | Callable[[Any], int] | None, Callable
     return cast("Any", weight), cast("Any", check) if callable(check) else None
 
 
+def place_of(provider: Any) -> Callable[[Any], Awaitable[str]] | None:
+    """Return what tells where a provider's resources are: its attribute ``place``, if that is a coroutine function."""
+    for _ in range(_DEEPEST):
+        if provider is None or inspect.isclass(provider):
+            return None
+        place = getattr(provider, "place", None)
+        if inspect.iscoroutinefunction(place):
+            return cast("Callable[[Any], Awaitable[str]]", place)
+        inner = provider.func if isinstance(provider, functools.partial) else getattr(provider, "__wrapped__", None)
+        provider = cast("Any", inner)
+    return None
+
+
 def connections_of(resource: object) -> int:
     """Return how many connections a resource may hold, if it looks like a pool of them; 1 for any other.
 

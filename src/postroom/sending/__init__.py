@@ -7,7 +7,7 @@ from postroom.message import OutgoingMessage
 from postroom.payloads.encoding import encode_payload
 from postroom.sending.making import AttributeInput, ContextWriter, Inject, check_attributes, make
 from postroom.sending.posting import SendRetry, post
-from postroom.sending.relaying import Relayed, home_of, redrive, relay, without_story
+from postroom.sending.relaying import Relayed, relay
 from postroom.sending.sender import Sender, Signing, Transform
 from postroom.transports.protocol import Queue
 
@@ -19,12 +19,9 @@ __all__ = [
     "Sender",
     "Signing",
     "Transform",
-    "home_of",
     "outgoing",
-    "redrive",
     "relay",
     "send",
-    "without_story",
 ]
 
 

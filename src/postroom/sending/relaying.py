@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from postroom.errors import ConfigurationError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message, OutgoingMessage
 from postroom.options import MAX_BATCH, MAX_WAIT
 from postroom.sending.posting import SendRetry, post
 from postroom.sending.sender import default_client
-from postroom.settlement import letters
 from postroom.transports.protocol import Client, Queue, VisibilityChange
 
 _log = Log("postroom.sending", Step.SEND)
@@ -31,17 +28,6 @@ _PAUSES: Final = (0.2, 1.0, 3.0, 5.0)
 """Seconds between the tries of a receive, and of a delete."""
 _MOST_TARGETS: Final = 100
 """Queues that are kept open at once."""
-_STORY: Final = frozenset(
-    {
-        letters.REASON,
-        letters.MESSAGE_ID,
-        letters.QUEUE,
-        letters.ATTEMPTS,
-        letters.SENT,
-        letters.FIRST_RECEIVED,
-        letters.RECEIVES,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,60 +84,6 @@ async def relay(
         return await work.run(parallel)
 
 
-async def redrive(
-    dead_letters: str,
-    *,
-    select: Callable[[Message], bool] | None = None,
-    limit: int | None = None,
-    parallel: int = 4,
-    wait: float = 1.0,
-    client: Client | None = None,
-) -> Relayed:
-    """Send dead letters back to the queues that they came from, and return how many there were.
-
-    It works for both kinds, in one queue: those that SQS moved, and those that a consumer rejected. What the rejection
-    added to the attributes is taken off, so their attempts begin again. A dead letter goes only to a queue that
-    names this dead-letter queue in its redrive policy: the attribute that says where it came from is input.
-
-    Args:
-        dead_letters: the dead-letter queue: name, URL or ARN.
-        select: says of each message whether it goes back; None: all do.
-        limit: the most that is sent.
-        parallel: receives at once.
-        wait: seconds without a message after which the queue counts as empty, 1 to 20.
-        client: where the queues are; by default the one AWS client of the event loop.
-
-    Raises: as ``relay``.
-    """
-    if select is not None and not callable(select):
-        raise ConfigurationError(f"redrive(select=...) takes a function (Message) -> bool; got {select!r}")
-    _check_bounds(limit, parallel, wait)
-
-    def chosen(message: Message, copy: OutgoingMessage) -> OutgoingMessage | None:
-        return without_story(copy) if select is None or select(message) else None
-
-    async with client or default_client() as opened:
-        work = _Relay(opened, await opened.queue(dead_letters), home_of, chosen, limit=limit, wait=wait, home=True)
-        return await work.run(parallel)
-
-
-def home_of(message: Message) -> str | None:
-    """Return the ARN of the queue that a dead letter came from; None if it does not say.
-
-    SQS says it of what it moved itself (``DeadLetterQueueSourceArn``), the attribute ``postroom.queue`` of what a
-    consumer rejected. The attribute is input from anyone who may send to the dead-letter queue: ``redrive`` checks
-    that the queue is one of its sources.
-    """
-    found = message.message_attributes.get(letters.QUEUE)
-    return message.system_attributes.get("DeadLetterQueueSourceArn") or (None if found is None else found.string_value)
-
-
-def without_story(message: OutgoingMessage) -> OutgoingMessage:
-    """Return a message without the attributes that its rejection added."""
-    kept = {name: value for name, value in message.message_attributes.items() if name not in _STORY}
-    return msgspec.structs.replace(message, message_attributes=kept)
-
-
 def copy_of(message: Message, *, fifo: bool) -> OutgoingMessage:
     """Return what is sent to have a message in another queue as it is."""
     return OutgoingMessage(
@@ -175,7 +107,6 @@ class _Relay:
         *,
         limit: int | None,
         wait: float,
-        home: bool = False,
     ) -> None:
         self._client = client
         self._source = source
@@ -183,7 +114,6 @@ class _Relay:
         self._change = change
         self._room = limit
         self._wait = wait
-        self._home = home
         self._targets: dict[str, Queue] = {}
         self._left: dict[str, str] = {}  # SQS bounds it: these are in flight, 120,000 at most
         self._sent = 0
@@ -262,16 +192,8 @@ class _Relay:
             queue = await self.open(name)
         except QueueNotFound as error:
             return str(error)
-        if self._home and (reason := self._not_home(queue)) is not None:
-            return reason
         changed = self._change(message, copy_of(message, fifo=queue.info.fifo))
         return "it is to stay" if changed is None else (name, changed)
-
-    def _not_home(self, queue: Queue) -> str | None:
-        redrive_policy = queue.info.redrive
-        if redrive_policy is not None and redrive_policy.dead_letter_queue == self._source.info.arn:
-            return None
-        return f"queue {queue.info.name!r} does not name this queue as its dead-letter queue"
 
     async def _send(self, target: Queue, pairs: Sequence[tuple[Message, OutgoingMessage]]) -> int:
         outcome = await post(target, [outgoing for _, outgoing in pairs], _RETRY)

@@ -13,7 +13,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool, RetryPolicy, Shutdown
-from postroom.consumer.tenants import Tenants, TenantState
+from postroom.consumer.statuses import TenantState
+from postroom.consumer.tenants import Tenants
 from postroom.local import LocalBroker
 from postroom.options import Faults, OpenBackoff
 from support.world import Database, Databases, Order, Tenant, World, in_world

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from postroom import ConfigurationError, Consumer, MessageContext, Polling
-from postroom.consumer.tenants import TenantState
+from postroom.consumer.statuses import TenantState
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 A, B = Tenant("a"), Tenant("b")

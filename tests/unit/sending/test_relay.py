@@ -10,18 +10,15 @@ import pytest
 
 from postroom import (
     ConfigurationError,
-    Consumer,
     Message,
     MessageAttribute,
-    MessageContext,
     OutgoingMessage,
     QueueNotFound,
-    Reject,
     TransportError,
 )
-from postroom.sending import Relayed, home_of, redrive, relay
+from postroom.sending import Relayed, relay
 from postroom.testing.faults import Faults, FaultyClient
-from support.world import Tenant, World, in_world
+from support.world import World, in_world
 
 
 async def _all(world: World, queue: str) -> list[Message]:
@@ -183,65 +180,3 @@ def test_wrong_arguments_are_refused() -> None:
         assert world.counts("here") == (1, 0)
 
     in_world(scenario)
-
-
-def test_dead_letters_of_both_kinds_go_home() -> None:
-    """Rejected ones without what the rejection added, those that SQS moved, and each to its own queue."""
-
-    async def scenario(world: World) -> None:
-        world.create("orders", dead_letters="dead", receives=1)
-        world.create("returns", dead_letters="dead", receives=1)
-        world.send({}, queue="orders", tenant="rejected")
-        world.send({}, queue="returns", tenant="moved")
-        orders = Consumer("orders", context=Tenant, client=world.client)
-
-        @orders.handler
-        async def refuse(_: dict[str, str], ctx: MessageContext[Tenant]) -> None:
-            orders.stop()
-            raise Reject("no good")
-
-        await orders.run()
-        async with world.client:
-            queue = await world.client.queue("returns")
-            await queue.receive(limit=1, wait=0, visibility=0)
-            await queue.receive(limit=1, wait=0, visibility=0)
-        assert world.counts("dead") == (2, 0)
-        assert await redrive("dead", client=world.client) == Relayed(2, 0)
-        [back], [moved] = await _all(world, "orders"), await _all(world, "returns")
-        assert set(back.message_attributes) == set(moved.message_attributes) == {"tenantId", "region"}
-        assert (back.attributes["tenantId"], moved.attributes["tenantId"]) == ("rejected", "moved")
-
-    in_world(scenario)
-
-
-def test_a_dead_letter_goes_to_no_queue_that_is_not_its_source(caplog: pytest.LogCaptureFixture) -> None:
-    """The attribute is input. What says nothing, or names a queue that is gone, stays; the others go."""
-
-    async def scenario(world: World) -> tuple[Relayed, tuple[int, int]]:
-        world.create("orders", dead_letters="dead")
-        world.create("payroll")
-        arn = world.broker.queue("payroll").arn
-        world.send("forged", queue="dead", **{"postroom.queue": arn})
-        world.send("gone", queue="dead", **{"postroom.queue": arn.replace("payroll", "gone")})
-        world.send("silent", queue="dead")
-        world.send("good", queue="dead", **{"postroom.queue": world.broker.queue("orders").arn})
-        world.send("other", queue="dead", **{"postroom.queue": world.broker.queue("orders").arn})
-        done = await redrive("dead", select=lambda message: message.body != "other", client=world.client)
-        assert [message.body for message in await _all(world, "orders")] == ["good"]
-        assert world.counts("payroll") == (0, 0)
-        return done, world.counts("dead")
-
-    assert in_world(scenario) == (Relayed(1, 4), (4, 0))
-    for reason in ("does not name this queue", "does not exist", "does not say where it goes", "it is to stay"):
-        assert reason in caplog.text
-
-
-def test_what_sqs_says_of_a_dead_letters_home_comes_first() -> None:
-    """The attribute is anyone's."""
-    attributes = {"postroom.queue": MessageAttribute(string_value="arn:attribute")}
-    said = Message(
-        id="1", body="", message_attributes=attributes, system_attributes={"DeadLetterQueueSourceArn": "arn:sqs"}
-    )
-    assert home_of(said) == "arn:sqs"
-    assert home_of(Message(id="1", body="", message_attributes=attributes)) == "arn:attribute"
-    assert home_of(Message(id="1", body="")) is None

@@ -1,0 +1,256 @@
+"""What a tenant goes through when its database is moved: drained, closed, found again, tried with one message.
+
+The work of one consumer, and, with a fleet, of every replica: ``Tenants`` is what users call.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from postroom.consumer.facts import QueueFacts
+from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
+from postroom.errors import ConfigurationError, PostroomError
+from postroom.events import Event, HandlerFinished, HandlerStarted, Observers
+from postroom.fleet.member import Member
+from postroom.fleet.names import Unnamable, name_of, shown
+from postroom.redaction import describe
+from postroom.resources import ResourcePool, display_key
+
+_POLL: Final = 0.05
+"""Seconds between two looks whether a tenant is quiet."""
+_MOST: Final = 1_000
+"""Tenants that are kept in mind, with their contexts, between their close and the next open."""
+
+
+class ProbeOutcome(StrEnum):
+    """How a probe ended."""
+
+    HANDLED = "handled"
+    """One message was handled, by the handler and with the tenant's resources."""
+    OPENED = "opened"
+    """The tenant's resources could be opened. No message of it waited here."""
+    FAILED = "failed"
+    """Its resources could not be opened, or the message's handler failed."""
+    RUNNING = "running"
+    """The message's handler still ran at the end of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a probe of a paused tenant told."""
+
+    outcome: ProbeOutcome
+    error: str | None = None
+    """Why it failed, without secrets."""
+
+
+class Ruled(Protocol):
+    """The decisions about tenants, as far as a probe needs them."""
+
+    def __getitem__(self, key: Hashable) -> TenantStatus:
+        """Return what is known of a tenant."""
+        ...
+
+    def let_one_run(self, key: Hashable, *, on: bool) -> None:
+        """Let messages of a paused tenant start, one at a time, or no more."""
+        ...
+
+
+class Handover:
+    """Works on one tenant at a time, here and in the fleet. ``attach`` connects it with a running consumer."""
+
+    def __init__(self, rules: Ruled) -> None:
+        self._rules = rules
+        self._consumer: Controlled | None = None
+        self._pool: ResourcePool[Any, Any] | None = None
+        self._observers = Observers()
+        self._member: Member | None = None
+        self._facts: Callable[[], Iterable[QueueFacts]] = tuple
+        """Returns what is known of each queue of the consumer."""
+        self._contexts: dict[Hashable, Any] = {}
+
+    def attach(
+        self,
+        consumer: Controlled,
+        pool: ResourcePool[Any, Any] | None,
+        observers: Observers,
+        facts: Callable[[], Iterable[QueueFacts]] = tuple,
+    ) -> None:
+        """Work on this consumer from now on."""
+        self._facts = facts
+        self._consumer = consumer
+        self._pool = pool
+        self._observers = observers
+
+    def join(self, member: Member) -> None:
+        """Work on the whole fleet from now on."""
+        self._member = member
+
+    def require_dead_letters(self, key: Hashable) -> None:
+        """Refuse to end a tenant when its messages have nowhere to go. Raises ``ConfigurationError``."""
+        if any(facts.known and facts.redrive is None for facts in self._facts()):
+            text = (
+                f"the queue has no dead-letter queue, so messages of {display_key(key)} would come again and again: "
+                "give it a redrive policy, or divert the tenant to a queue of your choice"
+            )
+            raise ConfigurationError(text)
+
+    # -- everywhere -------------------------------------------------------------------------------------------------
+
+    async def everywhere(self, what: str, key: Hashable, timeout: float | None) -> list[str]:
+        """Do some work for a tenant here and in every replica, and return what was said.
+
+        Raises:
+            TimeoutError: it took longer. The text says what is missing.
+            PostroomError: a replica could not do it.
+        """
+        missing = f"handlers of tenant {display_key(key)} still run here"
+
+        def waiting(left: int, live: int) -> None:
+            nonlocal missing
+            missing = f"{left} of {live} replicas have not confirmed it"
+
+        try:
+            async with asyncio.timeout(timeout):
+                own = await self.work(what, [key])
+                if self._member is None:
+                    return [own] if own is not None else []
+                missing = "the store of the fleet cannot be reached"
+                reports = await self._member.everywhere(what, key, waiting)
+        except TimeoutError:
+            raise TimeoutError(f"not done after {timeout:g} s: {missing}") from None
+        failed = [report.error for report in reports if report.error is not None]
+        if failed:
+            raise PostroomError(f"{len(failed)} of {len(reports)} replicas could not {what} the tenant: {failed[0]}")
+        return sorted({report.said for report in reports if report.said is not None})
+
+    async def carry_out(self, what: str, name: str) -> str | None:
+        """Do what another replica ordered for the tenant of this name."""
+        return await self.work(what, self._keys_of(name))
+
+    def _keys_of(self, name: str) -> list[Hashable]:
+        tenants = [] if self._consumer is None else list(self._consumer.scheduler.tenants())
+        known: list[Hashable] = [*tenants, *self._contexts, *([] if self._pool is None else self._pool.keys())]
+        found = [key for key in dict.fromkeys(known) if _is_named(key, name)]
+        return found or ([shown(name)] if name.startswith("t:") else [])
+
+    # -- here -------------------------------------------------------------------------------------------------------
+
+    async def work(self, what: str, keys: Iterable[Hashable]) -> str | None:
+        """Do some work for tenants in this process."""
+        said: str | None = None
+        for key in keys:
+            match what:
+                case "drain":
+                    await self._drain(key)
+                case "invalidate":
+                    await self._invalidate(key)
+                case "close":
+                    await self._close(key)
+                case "place":
+                    said = await self._place(key) or said
+                case _:
+                    raise ConfigurationError(f"this version does not know how to {what} a tenant")
+        return said
+
+    async def _drain(self, key: Hashable) -> None:
+        while self._is_busy(key):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL)
+
+    async def _invalidate(self, key: Hashable) -> None:
+        if (pool := self._pool) is not None:
+            self._remember(key, pool)
+            await pool.invalidate_where(lambda context: bool(pool.key_of(context) == key))
+
+    async def _close(self, key: Hashable) -> None:
+        await self._invalidate(key)
+        while self._pool is not None and key in self._pool.keys():  # noqa: ASYNC110, SIM118 - it is no mapping
+            await asyncio.sleep(_POLL)
+
+    async def _place(self, key: Hashable) -> str | None:
+        pool = self._pool
+        if pool is None or (context := self._context_of(key, pool)) is None:
+            return None
+        return await pool.place_of(context)
+
+    def _remember(self, key: Hashable, pool: ResourcePool[Any, Any]) -> None:
+        context = pool.context_of(key)
+        if context is not None:
+            self._contexts[key] = context
+            if len(self._contexts) > _MOST:
+                del self._contexts[next(iter(self._contexts))]
+
+    def _context_of(self, key: Hashable, pool: ResourcePool[Any, Any]) -> Any:
+        known = pool.context_of(key)
+        return self._contexts.get(key) if known is None else known
+
+    def _is_busy(self, key: Hashable) -> bool:
+        """Whether anything of a tenant runs, or is about to get its resources."""
+        if self._consumer is None:
+            return False
+        figures = self._consumer.scheduler.figures(key)
+        return figures.running > 0 or figures.suspended > 0
+
+    # -- a probe ----------------------------------------------------------------------------------------------------
+
+    async def probe(self, key: Hashable, timeout: float, *, message: bool = True) -> Probe:
+        """Open a paused tenant's resources, and let one of its messages run if one waits here."""
+        if self._rules[key].state is not TenantState.PAUSED:
+            text = f"probe() tries a paused tenant, and {display_key(key)} is not paused here: pause or drain it first"
+            raise ConfigurationError(text)
+        if self._consumer is None:
+            return Probe(ProbeOutcome.FAILED, "the consumer does not run")
+        if (error := await self._open(key, timeout)) is not None:
+            return Probe(ProbeOutcome.FAILED, error)
+        if not message or not self._consumer.scheduler.figures(key).waiting:
+            return Probe(ProbeOutcome.OPENED)
+        return await self._run_one(key, timeout)
+
+    async def _open(self, key: Hashable, timeout: float) -> str | None:
+        """Open a tenant's resources and release them. Returns what went wrong."""
+        pool = self._pool
+        if pool is None or (context := self._context_of(key, pool)) is None:
+            return None
+        try:
+            (await pool.acquire(context, timeout=timeout)).release()
+        except Exception as error:  # whatever a provider raises: it is the answer
+            return describe(error)
+        return None
+
+    async def _run_one(self, key: Hashable, timeout: float) -> Probe:
+        """Let one message run: the tenant is paused again in the very moment in which its handler starts."""
+        started, ended = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, HandlerStarted) and event.tenant == key:
+                started.set()
+                self._rules.let_one_run(key, on=False)
+            elif isinstance(event, HandlerFinished) and event.tenant == key and started.is_set() and not ended.done():
+                ended.set_result(event.error)
+
+        leave = self._observers.add(tell)
+        try:
+            self._rules.let_one_run(key, on=True)
+            error = await _in_time(ended, timeout)
+        except TimeoutError:
+            if started.is_set():
+                return Probe(ProbeOutcome.RUNNING, f"its handler still runs after {timeout:g} s")
+            return Probe(ProbeOutcome.FAILED, f"none of its messages could start within {timeout:g} s")
+        finally:
+            leave()
+            self._rules.let_one_run(key, on=False)
+        return Probe(ProbeOutcome.HANDLED) if error is None else Probe(ProbeOutcome.FAILED, describe(error))
+
+
+async def _in_time(ended: Awaitable[BaseException | None], timeout: float) -> BaseException | None:
+    async with asyncio.timeout(timeout):
+        return await ended
+
+
+def _is_named(key: Hashable, name: str) -> bool:
+    try:
+        return name_of(key) == name
+    except Unnamable:
+        return False

@@ -1,0 +1,40 @@
+"""Where a tenant's data is, as people are told: host, port and database, and never a user or a password."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from postroom.datasources._canary import expected
+from postroom.datasources.registry import Locate, located
+from postroom.types import C
+
+_URL: Final = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
+_PAIR: Final = re.compile(r"(?:^|\s)(host|hostaddr|port)\s*=\s*('[^']*'|\S+)")
+
+
+def places(locate: Locate[C]) -> Callable[[C], Awaitable[str]]:
+    """Return a function that asks the registry where a tenant's data is, and names the place: ``db-1:5432/acme``.
+
+    It raises as the registry does.
+    """
+
+    async def place(context: C) -> str:
+        source = await located(locate, context)
+        return f"{_server(source.dsn)}/{expected(source).database or '?'}"
+
+    return place
+
+
+def _server(dsn: str) -> str:
+    if not _URL.match(dsn):
+        pairs = {name: value.strip("'") for name, value in _PAIR.findall(dsn)}
+        return _joined(pairs.get("host") or pairs.get("hostaddr"), pairs.get("port"))
+    url = urlsplit(dsn)
+    query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+    host = unquote(url.netloc.rpartition("@")[2])
+    return _joined(query.get("host"), query.get("port")) if not host or "host" in query else host
+
+
+def _joined(host: str | None, port: str | None) -> str:
+    return ":".join(part for part in (host or "localhost", port) if part)
