@@ -263,7 +263,9 @@ class _Move:
     async def run(self) -> Moved:
         """Go through the steps; go back if one fails."""
         tenant, crowd = self._crowd.tenant, self._crowd
-        _log.warning("Tenant %s is being moved by %s: %s", tenant, crowd.operator, crowd.reason, extra=about())
+        _log.warning(
+            "Tenant %s is being moved by %s: %s", tenant, crowd.operator, crowd.reason, extra=about(tenant=crowd.tenant)
+        )
         self._began = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.timeout):
@@ -366,12 +368,13 @@ class _Move:
         seconds = time.monotonic() - self._began
         if left:
             text = f"tenant {self._crowd.tenant} was moved, and is still PAUSED in {', '.join(left)}: resume it there"
-            _log.error("Tenant %s was moved, and is still paused in %s", self._crowd.tenant, ", ".join(left))
+            line = "Tenant %s was moved, and is still paused in %s"
+            _log.error(line, self._crowd.tenant, ", ".join(left), extra=about(tenant=self._crowd.tenant))
             self._tell(text)
             raise MoveFailed(text, step=MoveStep.RESUME, left_paused=left)
         places = f" from {self._before} to {self._after}" if self._after else ""
         text = "Tenant %s was moved%s; it was paused for %.1f s"
-        _log.warning(text, self._crowd.tenant, places, seconds)
+        _log.warning(text, self._crowd.tenant, places, seconds, extra=about(tenant=self._crowd.tenant))
         self._tell(f"moved{places}; it was paused for {seconds:.1f} s")
 
     async def _resume_all(self) -> list[str]:
@@ -399,11 +402,13 @@ class _Move:
                 f"tenant {tenant} was not moved ({step}: {why}). {stays}it is still PAUSED in {', '.join(left)}. "
                 f"See where its data is, then `postroom tenants resume {tenant}`"
             )
-            _log.error("Tenant %s was not moved (%s: %s) and stays paused in %s", tenant, step, why, ", ".join(left))
+            line = "Tenant %s was not moved (%s: %s) and stays paused in %s"
+            _log.error(line, tenant, step, why, ", ".join(left), extra=about(tenant=tenant))
         else:
             on = f" on {self._before}" if self._before else ""
             text = f"tenant {tenant} was not moved ({step}: {why}). It runs as before{on}"
-            _log.warning("Tenant %s was not moved (%s: %s); it runs as before%s", tenant, step, why, on)
+            line = "Tenant %s was not moved (%s: %s); it runs as before%s"
+            _log.warning(line, tenant, step, why, on, extra=about(tenant=tenant))
         self._tell(text)
         if isinstance(error, Exception):
             raise MoveFailed(text, step=step, left_paused=left) from error

@@ -202,13 +202,13 @@ def opens_a_breaker_that_holds_nothing(patch: Patch) -> None:
     patch.setattr(Availability, "is_half_open", lambda self, job: False)
 
 
-@mutant(1)
+@mutant(12)
 def never_ends_a_probe(patch: Patch) -> None:
     """A probe that told nothing goes on to keep the others waiting."""
     patch.setattr(Core, "probe_ended", lambda self, job: None)
 
 
-@mutant(1)
+@mutant(13)
 def asks_no_pool(patch: Patch) -> None:
     """What the pool leaves alone gets slots all the same."""
     patch.setattr(Availability, "troubled", property(lambda self: bool(self._open)))

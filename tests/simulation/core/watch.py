@@ -206,6 +206,8 @@ class Watch(World):
         self.require(not self.tenants.is_paused(tenant), "control", f"tenant {tenant} is paused, and got a slot")
         figures, cap = self.scheduler.figures(tenant), self._cap_of(tenant)
         self.require(figures.running <= cap, "slots", f"{figures.running} of tenant {tenant} run, of {cap}")
+        if self.tenants.is_sent_away(tenant):
+            return  # it is sent to another queue, and needs neither the tenant's resources nor its handler
         breaker = availability._open.get(tenant)
         if breaker is not None:
             self.require(job.probe, "breaker", f"tenant {tenant} is broken, and a message that is no probe got a slot")
