@@ -148,7 +148,7 @@ class Run(Generic[C, R]):
         scout = settings.polling.scout if settings.resolver is not None and not fifo else False
         self.scouting = Scouting(crowd, self._loop.time(), when=scout)
         policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
-        hints = None if settings.fleet is None else Hints(settings.fleet.lease)
+        hints = None if settings.fleet is None else Hints(settings.fleet.lease, rng)
         availability = Availability(pool, rng, hints)
         self.core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
         self.engine = Engine(self.core, self.tasks)

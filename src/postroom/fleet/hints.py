@@ -1,12 +1,15 @@
 """Outages that one replica found, as hints to the others: a hint may delay a try, it never fails a message.
 
 While a hint lasts, one replica of the fleet at a time tries the host; the others wait for what it finds out. A hint
-that is not repeated runs out, and then every replica tries for itself.
+that is not repeated runs out. Turns go on for one to two more leases then, another time in each replica, so that not
+all of them try at once; after that each tries for itself.
 """
 
 from collections.abc import Hashable, Iterable
+from random import Random
 from typing import Final
 
+from postroom.fleet.ledger import MARGIN
 from postroom.fleet.names import Unnamable, name_of
 from postroom.fleet.protocol import Hint
 
@@ -24,12 +27,16 @@ class Hints:
 
     Args:
         lease: seconds for which a replica that may try a host has to find out how it is.
+        rng: says how much longer than others this replica waits when a hint has run out.
     """
 
-    def __init__(self, lease: float) -> None:
+    def __init__(self, lease: float, rng: Random) -> None:
         self.turn = lease
+        self._patience = lease * (1 + rng.random())
         self.known: dict[str, float] = {}
-        """Hosts that a replica has said are down, each with the time until which that holds. It stays one object."""
+        """Hosts that a replica has said are down, each with the time until which a try here waits for its turn.
+        It stays one object."""
+        self._ends: dict[str, float] = {}
         self._mine: dict[str, float] = {}
         self._wanted: dict[str, None] = {}
         self._reports: dict[str, tuple[str | None, float]] = {}
@@ -79,14 +86,25 @@ class Hints:
         wanted, self._wanted = [host for host in self._wanted if host in self.known], {}
         return wanted
 
-    def claimed(self, host: str, now: float) -> None:
-        """Note that this replica may try a host."""
-        self._mine[host] = now + self.turn
+    def claimed(self, host: str, asked: float) -> None:
+        """Note that this replica may try a host: from before the request left, less the margin of a lease.
 
-    def learn(self, hints: Iterable[Hint], now: float) -> None:
-        """Take over what the store knows."""
+        The store counts the turn from when the request came, so it has not given it to another one by then.
+        """
+        self._mine[host] = asked + self.turn * (1 - MARGIN)
+
+    def learn(self, hints: Iterable[Hint], asked: float, now: float) -> None:
+        """Take over what the store said to a request that left at ``asked``.
+
+        A hint that is missing before its end was taken back: the host is up. One that has run out says nothing, and
+        a replica that wants to try the host still asks for a turn, for a while.
+        """
+        ran_out = {host: end for host, end in self._ends.items() if end <= now < end + self._patience}
+        told = {hint.host: asked + hint.seconds * (1 - MARGIN) for hint in hints}
+        ends = {host: end for host, end in (ran_out | told).items() if host not in self._reports}
+        self._ends = {host: end for host, end in ends.items() if host in told or host in self.known}
         self.known.clear()
-        self.known.update({hint.host: now + hint.seconds for hint in hints if hint.host not in self._reports})
+        self.known.update({host: end + self._patience for host, end in self._ends.items()})
         self._mine = {host: until for host, until in self._mine.items() if host in self.known and until > now}
 
 

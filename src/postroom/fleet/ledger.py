@@ -19,7 +19,7 @@ from postroom.fleet.protocol import Answer, Ask, Grant, Request
 
 UNLIMITED: Final = 1_000_000
 """The cap of a tenant that has none."""
-_MARGIN: Final = 0.05
+MARGIN: Final = 0.05
 """The part of a lease that is not used: clocks may differ by so much in speed."""
 _GAP: Final = 20
 """Exchanges between two ticks, at most: new tenants that come within one twentieth of a tick go together."""
@@ -116,7 +116,7 @@ class Ledger:
         self._limits: dict[Hashable, int] = {}
         self._rates: dict[Hashable, float] = {}
         self._sequence = 0
-        self._length = fleet.lease * (1 - _MARGIN)
+        self._length = fleet.lease * (1 - MARGIN)
         self._contact = now
         self._last = float("-inf")
         self._last_full = float("-inf")

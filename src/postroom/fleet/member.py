@@ -183,7 +183,7 @@ class Member:
         offered = self.ledger.answered(sent, answer, now)
         self._seconds, self._reached = now - sent.at, sent.at
         self._was_gone = False
-        self.hints.learn(answer.hints, now)
+        self.hints.learn(answer.hints, sent.at, now)
         if was_failing:
             gone = "" if lost_for is None else f" after {lost_for:.1f} s"
             _log.warning("Fleet %s: the store answers again%s; %d replicas", self.name, gone, answer.replicas)
@@ -336,8 +336,9 @@ class Member:
         for host, (cause, seconds) in self.hints.reports():
             await self._state.report(self.name, host, cause, seconds)
         for host in self.hints.claims():
+            asked = self._time()
             if await self._state.claim_probe(self.name, host, self.ledger.replica, self.hints.turn):
-                self.hints.claimed(host, self._time())
+                self.hints.claimed(host, asked)
 
     # -- a look -----------------------------------------------------------------------------------------------------
 

@@ -211,7 +211,7 @@ def starts_are_saved_up() -> contextlib.AbstractContextManager[object]:
 
 def no_margin() -> contextlib.AbstractContextManager[object]:
     """F2: clocks that do not run alike are not thought of."""
-    return patch.object(ledger_module, "_MARGIN", -0.02)
+    return patch.object(ledger_module, "MARGIN", -0.02)
 
 
 MUTANTS: dict[str, tuple[Mutant, str, range]] = {

@@ -1,0 +1,124 @@
+"""Turns at a host that is down: one replica at a time, by every clock."""
+
+import contextlib
+from collections.abc import Callable
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from postroom.fleet import hints as hints_module
+from postroom.fleet.hints import Hints
+from postroom.fleet.memory import Store
+from postroom.fleet.protocol import Hint
+
+LEASE, TICK, WAY = 6.0, 1.0, 0.4
+HOST = "t:db1"
+Defect = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+class Replicas:
+    """Some replicas that want to try one host at every moment, a store, and a way between them that takes time."""
+
+    def __init__(self, count: int) -> None:
+        self.now = 0.0
+        self.store = Store(lambda: self.now)
+        self.hints = [Hints(LEASE, Random(number)) for number in range(count)]
+        self.most_at_once = 0
+        self.first_try: dict[int, float] = {}
+
+    def exchange(self, number: int) -> None:
+        """Ask for the hints and for a turn; both ways take time."""
+        hints, asked = self.hints[number], self.now
+        self.now += WAY
+        known = self.store.fleets["orders"].hints.items()
+        said = [Hint(host, until - self.now, cause) for host, (until, cause) in known if until > self.now]
+        mine = [host for host in hints.claims() if self.store.claim_probe("orders", host, f"r{number}", LEASE)]
+        self.now += WAY
+        for host in mine:
+            hints.claimed(host, asked)
+        hints.learn(said, asked, self.now)
+
+    def look(self) -> None:
+        """Note which of them would try the host now."""
+        free = [number for number, hints in enumerate(self.hints) if hints.wait("db1", self.now) is None]
+        self.most_at_once = max(self.most_at_once, len(free))
+        for number in free:
+            self.first_try.setdefault(number, self.now)
+
+
+def turns(*, store_goes: bool) -> Replicas:
+    """Report a host as down and let five replicas ask for turns, of which none finds out anything."""
+    replicas = Replicas(5)
+    replicas.store.report("orders", HOST, "refused", 8.0)
+    for number in range(5):
+        replicas.exchange(number)
+    until = 40.0 if store_goes else 9.0
+    while replicas.now < until:
+        replicas.look()
+        if not store_goes:
+            for number in range(5):
+                replicas.exchange(number)
+                replicas.look()
+        else:
+            replicas.now += 0.05
+    return replicas
+
+
+def violations() -> list[str]:
+    """Return the ways in which turns were not kept."""
+    found: list[str] = []
+    if turns(store_goes=False).most_at_once > 1:
+        found.append("two replicas had the turn at once")
+    first = sorted(turns(store_goes=True).first_try.values())
+    if first[0] < 8.0 or first[-1] > 8.0 + 2 * LEASE + 5 or first[-1] - first[0] < 0.3 * LEASE:
+        found.append(f"the replicas came back at {first}")
+    return found
+
+
+def test_one_replica_at_a_time_has_the_turn() -> None:
+    """F12: no two have it at once, also after the hint ran out; without the store they come back one by one."""
+    assert violations() == []
+
+
+def a_hint_ends_for_all() -> contextlib.AbstractContextManager[object]:
+    """When a hint has run out, every replica tries."""
+    original = Hints.__init__
+
+    def init(self: Any, lease: float, rng: Random) -> None:
+        original(self, lease, rng)
+        self._patience = 0.0
+
+    return patch.object(Hints, "__init__", init)
+
+
+def all_are_as_patient() -> contextlib.AbstractContextManager[object]:
+    """When the store is gone, the replicas come back in the same moment."""
+    return patch.object(hints_module.Random, "random", lambda _self: 0.5)
+
+
+@pytest.mark.parametrize("defect", [a_hint_ends_for_all, all_are_as_patient])
+def test_a_planted_defect_is_found(defect: Defect) -> None:
+    """F12: hints that end for all at once do not go unseen."""
+    with defect():
+        assert violations()
+
+
+def test_a_host_that_is_back_is_tried_at_once() -> None:
+    """A hint that is missing before its end was taken back: nothing waits for it any longer."""
+    hints = Hints(LEASE, Random(1))
+    hints.learn([Hint(HOST, 8.0, "refused")], 0.0, 0.1)
+    assert hints.wait("db1", 1.0) is not None
+    hints.learn([], 1.0, 1.1)
+    assert hints.wait("db1", 1.1) is None
+    assert len(hints) == 0
+
+
+def test_a_turn_counts_from_before_the_request_left() -> None:
+    """F12: whenever the answer comes, the turn is over a margin before the store may give it to another replica."""
+    hints = Hints(LEASE, Random(1))
+    hints.learn([Hint(HOST, 20.0, "refused")], 0.0, 0.1)
+    hints.claimed(HOST, 1.0)
+    assert hints.wait("db1", 1.0 + 0.94 * LEASE) is None
+    assert hints.wait("db1", 1.0 + 0.95 * LEASE) is not None
