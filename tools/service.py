@@ -58,7 +58,7 @@ def interpreter(version: str) -> str:
 def call(*command: str | Path, where: Path = ROOT) -> None:
     """Run a command, and end with its exit code if that is not 0. The checkout is not on its path."""
     clean = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
-    done = subprocess.run([str(part) for part in command], cwd=where, env=clean, check=False)  # noqa: S603 - our own
+    done = subprocess.run([str(part) for part in command], cwd=where, env=clean, check=False)
     if done.returncode:
         print(f"exit code {done.returncode} of", *command, flush=True)
         raise SystemExit(done.returncode)
