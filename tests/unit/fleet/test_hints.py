@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import pytest
 
-from postroom.fleet import hints as hints_module
 from postroom.fleet.hints import Hints
 from postroom.fleet.memory import Store
 from postroom.fleet.protocol import Hint
@@ -95,7 +94,7 @@ def a_hint_ends_for_all() -> contextlib.AbstractContextManager[object]:
 
 def all_are_as_patient() -> contextlib.AbstractContextManager[object]:
     """When the store is gone, the replicas come back in the same moment."""
-    return patch.object(hints_module.Random, "random", lambda _self: 0.5)
+    return patch.object(Random, "random", lambda _self: 0.5)
 
 
 @pytest.mark.parametrize("defect", [a_hint_ends_for_all, all_are_as_patient])
