@@ -34,7 +34,7 @@ example: $(STAMP)  ## run an example; NAME=fifo, or another directory of example
 	esac
 
 test: $(STAMP)  ## run the test suite
-	$(RUN)pytest -n 4 --dist loadgroup $(ARGS)
+	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
 
 long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
 	$(RUN)pytest -m long $(ARGS)

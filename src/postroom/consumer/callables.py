@@ -36,7 +36,8 @@ def check_handler(function: object) -> None:
         raise ConfigurationError(text)
     _refuse_generators(f"handler {name}", function)
     hint = _method_hint(function, name)
-    _check_binds(f"handler {name}", "(payload, ctx)", function, 2, hint=hint, remedy=f"; write `{name}(payload, ctx)`")
+    remedy = f"; write `def {name.rpartition('.')[2]}(payload, ctx)`"
+    _check_binds(f"handler {name}", "(payload, ctx)", function, 2, hint=hint, remedy=remedy)
     _refuse_swapped(function, name)
 
 

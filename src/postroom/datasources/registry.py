@@ -1,6 +1,5 @@
 """Who is a tenant, and where its data is: the registry decides, a message never does."""
 
-import reprlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
@@ -9,6 +8,7 @@ from typing import Any, Generic, cast
 from typing_extensions import TypeVar
 
 from postroom.checking import check_function, check_kind
+from postroom.display import display_key
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.options import check_seconds
 from postroom.types import C
@@ -121,5 +121,4 @@ async def ask(password: Password) -> str:
 
 
 def _unknown(context: object) -> UnknownTenant:
-    # The context came with a message, and its sender chooses its length.
-    return UnknownTenant(f"the registry has no data source for {reprlib.repr(context)}")
+    return UnknownTenant(f"the registry has no data source for '{display_key(context)}'")

@@ -43,7 +43,7 @@ def test_a_long_invented_tenant_does_not_fill_the_log() -> None:
     """The sender chooses the id; the error shortens it and escapes what is not printable."""
     with pytest.raises(UnknownTenant) as unknown:
         Registry[str]({})("x\n" * 100_000)
-    assert len(str(unknown.value)) < 120
+    assert len(str(unknown.value)) < 300
     assert "\n" not in str(unknown.value)
 
 
@@ -82,7 +82,7 @@ async def test_none_and_a_lookup_error_mean_that_there_is_no_such_tenant() -> No
     """A dict's own methods are registries, and the registry's words stay the cause."""
     empty: dict[Tenant, str] = {}
     for registry in (empty.get, empty.__getitem__, _raises(IndexError("row 7")), _raises_later(KeyError("row 7"))):
-        with pytest.raises(UnknownTenant, match="no data source for Tenant") as unknown:
+        with pytest.raises(UnknownTenant, match="no data source for 'a'") as unknown:
             await located(registry, Tenant("a"))
         assert isinstance(unknown.value.__cause__, LookupError | None)
     assert repr(unknown.value.__cause__) == "KeyError('row 7')"
