@@ -127,7 +127,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: handle(swapped), "write `swapped(order, ctx)`"),
     (lambda: handle(swapped_text), "write `swapped_text(order, ctx)`"),
     (lambda: handle(Service().swapped), "write `Service.swapped(order, ctx)`"),
-    (lambda: handle(alone), "too many positional arguments; write `alone(payload, ctx)`"),
+    (lambda: handle(alone), "too many positional arguments; write `def alone(payload, ctx)`"),
     (lambda: handle(lambda payload, ctx: None, payload=Order("1")), "a payload type is a class: write payload=Order"),
     (lambda: consumer(ack="sometimes"), "write ack=AckMode.ON_SUCCESS, or one of on_success, always, manual"),
     (lambda: consumer(ack="alway"), "write ack=AckMode.ALWAYS"),
