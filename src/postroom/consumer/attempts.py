@@ -47,6 +47,7 @@ class Attempts:
 
     def number(self, job: Job) -> int:
         """Return which attempt at a message the next one is, the first one being 1."""
+        # The usual case, for every message: SQS's count is the number of the attempt.
         if not self._failed and not self._spent:
             return job.receives
         known = self._failed.get(job.message.id, 0)
@@ -151,6 +152,8 @@ class Attempts:
 
 
 def _add(counts: OrderedDict[str, int], message_id: str) -> None:
+    # Taken out first: an assignment alone would leave the key at its old place, to be forgotten
+    # early.
     counts[message_id] = counts.pop(message_id, 0) + 1
     if len(counts) > REMEMBER:
         counts.popitem(last=False)

@@ -137,6 +137,8 @@ class Poller(Receiver):
         if not self._waiters:
             return
         if len(self._waiters) > 1 and not self._stopping and self._policy.is_quiet(self._core):
+            # Poller 0 alone asks an idle queue: each of the others would wake up only to wait
+            # again.
             waiters = [] if (first := self._waiters.pop(0, None)) is None else [first]
         else:
             waiters, self._waiters = list(self._waiters.values()), {}
@@ -163,6 +165,8 @@ class Poller(Receiver):
                 continue
             asked = self.moment()
             began = asked.time
+            # Before the await: the other pollers decide meanwhile, and must see that this room is
+            # taken.
             self._policy.asked(step)
             try:
                 messages = await self.receive(step.limit, self._polling.wait, number)
@@ -173,6 +177,7 @@ class Poller(Receiver):
                 pause = min(pause * 2, self._polling.max_backoff)
                 continue
             except BaseException:
+                # The room that it asked for is free again, whatever ended the receive.
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
@@ -200,6 +205,7 @@ class Poller(Receiver):
             waiter.set_result(None)
 
     async def _back_off(self, pause: float) -> None:
+        # A future and not a sleep: a stop ends the pause at once.
         ended = self._tasks.loop.create_future()
         self._paused.add(ended)
         try:

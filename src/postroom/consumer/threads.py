@@ -125,6 +125,8 @@ class _Daemons(Executor):
                 if self._threads > self._limit:
                     self._threads -= 1
                     return
+                # Otherwise this thread takes work that is queued already. `submit` has not counted
+                # on an idle thread for that.
                 if self._work.empty():
                     self._idle += 1
 

@@ -83,6 +83,8 @@ class Causes:
         self._recent.append(cause)
         if len(self._recent) > MOST_TRACEBACKS:
             oldest = self._recent.popleft()
+            # One exception may be the cause of several failures: the newest of them still needs its
+            # frames.
             if all(oldest.error is not other.error for other in self._recent):
                 oldest.forget_traceback()
         return cause

@@ -61,6 +61,8 @@ class Engine:
         """Do what the core decided. Calls from within leave it to the outermost."""
         if self._acting:
             return
+        # Not re-entrant: an action may resume code that reports to the pool again. What that
+        # decides is done after the present batch, so that actions keep their order.
         self._acting = True
         try:
             while self._core.actions:
@@ -107,6 +109,7 @@ class Engine:
             case actions.CallOff(entry):
                 entry.task.cancel("postroom: called off")
             case actions.Close(entry):
+                # An owner that was cancelled from outside has cancelled the future that it awaited.
                 if not entry.stop.done():
                     entry.stop.set_result(None)
             case actions.Check(entry):
@@ -125,9 +128,12 @@ class Engine:
                 self._report.tell(told)
 
     def _open(self, entry: Entry) -> None:
+        # Before the task, which awaits it.
         entry.stop = self.loop.create_future()
         owner = own(entry, self._provision.opener, self._provision.check, self, self._timeouts)
         entry.task = self.spawn(owner, f"owner of {display_key(entry.key)}")
+        # Callbacks run in the order in which they were added. When `_task_done` asks whether the
+        # pool is empty, this entry is still in the table; `_owner_done` asks again without it.
         entry.task.add_done_callback(partial(self._owner_done, entry), context=self._home)
 
     def _start_check(self, entry: Entry) -> None:
@@ -255,6 +261,8 @@ class Engine:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         del self._tasks[task]
         if not task.cancelled() and task.exception() is not None:
+            # Reading the exception also keeps asyncio from logging it by itself when the task is
+            # collected, with secrets in its text.
             error = task.exception() or asyncio.CancelledError()
             log_error(log, logging.ERROR, "%s: task %s died", self._name, task.get_name(), error=error)
         self.note_if_empty()

@@ -68,6 +68,8 @@ class Lease(Generic[R_co]):
         """Give the lease back. A second call does nothing."""
         entry = self._entry
         if entry is not None:
+            # Before the pool is told: whatever that does, a second release finds nothing to give
+            # back.
             self._entry = None
             entry.leases -= 1
             if not entry.leases:
@@ -90,6 +92,8 @@ class Lease(Generic[R_co]):
         entry = self._entry
         if entry is None:
             return False
+        # First: such an error is an outage as well, but the resource itself is broken, and kept
+        # open it would fail the next lease, too.
         if is_suspect(error):
             self._home.distrust(entry, error)
             return True
@@ -106,6 +110,7 @@ class Lease(Generic[R_co]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
+            # Before the release, after which the entry may be closed or serve another lease.
             self.report(error)
         self.release()
 
@@ -144,6 +149,7 @@ class LeaseScope(Generic[R_co]):
         if self._lease is not None:
             raise RuntimeError("this lease() is in use: call pool.lease() again for each `async with`")
         context, timeout = self._arguments
+        # Without a coroutine first: nearly every lease finds its resource open.
         lease: Lease[R_co] = self._pool.try_lease(context) or await self._pool.acquire(context, timeout=timeout)
         self._lease = lease
         return lease.resource

@@ -49,6 +49,8 @@ class Alarm:
         self.rang += 1
         if tell is not None:
             tell()
+        # More than once, unlike `asyncio.timeout`: some drivers catch the cancellation while they
+        # clean up, and then go on as if nothing had been asked of them.
         self._task.cancel("postroom: timed out")
         again = self.rang < MOST_RINGS
         self._handle = self._loop.call_later(seconds, self._ring, seconds, None) if again else None
@@ -80,6 +82,8 @@ async def own(
     """Enter the provider, keep it open until ``entry.stop`` is set, leave it. Raises nothing of the provider's."""
     alarm = Alarm()
     manager: AbstractAsyncContextManager[Any] | None = None
+    # The alarm itself reports the failure: a provider that swallows its cancellation must not keep
+    # callers from their answer.
     alarm.set(timeouts.open, lambda: reports.open_failed(entry, TimeoutError(_late("open", timeouts.open))))
     try:
         manager = opener(entry.context)

@@ -217,6 +217,8 @@ class ResourcePool(Generic[C, R]):
             grace: seconds for leases to be given back; None for ``PoolTimeouts.close``.
         """
         self._closed = True
+        # Before anything is awaited: the hit path looks only here, and must lease nothing from now
+        # on.
         self._running = None
         engine = self._engine
         if engine is None:
@@ -227,6 +229,8 @@ class ResourcePool(Generic[C, R]):
             self._closer = engine.start_close(self._close(engine))
         closer = self._closer
         self._hasten(engine, self._timeouts.close if grace is None else max(0.0, grace))
+        # Shielded: all callers wait for one close, and a caller that is cancelled must not end it
+        # for the others.
         await asyncio.shield(closer)
 
     async def _close(self, engine: Engine) -> None:
@@ -247,6 +251,7 @@ class ResourcePool(Generic[C, R]):
     def _end_grace(self, engine: Engine) -> None:
         self._core.force(engine.loop.time())
         engine.act()
+        # As long as an owner task's alarm can ring. What is left then ignores its cancellation.
         longest = max(self._timeouts.open, self._timeouts.close, self._timeouts.check)
         self._grace = engine.call_later((MOST_RINGS + 1) * longest, engine.give_up)
 
@@ -293,6 +298,7 @@ class ResourcePool(Generic[C, R]):
             if self._check is not None and self._core.needs_check(entry, engine.loop.time()):
                 return None
             del self._idle[entry]
+        # The same as `Core._grant`, written out here because it runs for every message.
         entry.leases += 1
         self._counters.hits += 1
         if log.isEnabledFor(_DEBUG):
@@ -475,9 +481,14 @@ class ResourcePool(Generic[C, R]):
         self._core.ask(self._tickets.ticket(context), waiter, engine.loop.time())
         engine.act()
         timer = None
+        # Asked first, even without time to wait: so a key that is left alone is refused with its
+        # cause, and not with a timeout.
         if seconds <= 0:
             self._expire(waiter, engine)
         elif seconds < math.inf and not waiter.future.done():
+            # A timer and not `asyncio.timeout`: grant and expiry both answer through the waiter's
+            # future, so that only the first of them counts when both fall into one turn of the
+            # loop.
             timer = engine.call_later(seconds, self._expire, waiter, engine)
         try:
             outcome: Lease[R] | PostroomError = await waiter.future
@@ -501,6 +512,7 @@ class ResourcePool(Generic[C, R]):
     def _expire(self, waiter: Waiter, engine: Engine) -> None:
         if waiter.future.done() or waiter.demand is None:
             return
+        # Before `leave`, which may drop the demand that the text is about.
         refusal = self._why_late(waiter.demand)
         if isinstance(refusal, Exhausted):
             self._core.note_waiting(waiter.demand, engine.loop.time())

@@ -178,8 +178,12 @@ class Batcher(Generic[E]):
             self.flush()
         elif urgent or self._draining:
             self._stop_lingering()
+            # Not in this very call: what else is decided in this turn of the loop shares the
+            # request.
             self._linger_timer = self._tasks.call_soon(self.flush)
         elif self._linger_timer is None:
+            # Timed from the first entry: restarted by every entry, a steady trickle would postpone
+            # it without end.
             self._linger_timer = self._tasks.call_later(self._linger, self.flush)
 
     def flush(self) -> None:
@@ -219,6 +223,8 @@ class Batcher(Generic[E]):
     async def idle(self) -> None:
         """Return when every entry has ended, retries included."""
         while self._open:
+            # In a loop: `Work.done` of the last entry may have added another before this coroutine
+            # runs again.
             idle = self._tasks.loop.create_future()
             self._idle.append(idle)
             await idle
@@ -320,9 +326,13 @@ class Batcher(Generic[E]):
         while ready and len(batch) < MAX_BATCH:
             if size is not None:
                 room -= size(ready[0])
+                # A single entry leaves whatever its size: SQS refuses it by name, and the others
+                # are not held up.
                 if batch and room < 0:
                     break
             entry = ready.popleft()
+            # It was forgotten while it waited. Taking it out of the middle of a deque then would
+            # cost a search.
             if entry not in self._open:
                 continue
             decided = fate(entry, now)
@@ -348,6 +358,8 @@ class Batcher(Generic[E]):
         try:
             failures = await self._work.send(batch)
         except asyncio.CancelledError:
+            # `cancelling()` counts requests. One of them is ours if the answer was late; any other
+            # means it.
             late = task in self._late
             if self.closed or (task is not None and task.cancelling() > late):
                 raise
@@ -420,12 +432,16 @@ class Batcher(Generic[E]):
             self._again(again)
             return
         if not all_of_them:
+            # Some entries passed: the queue works, and only these wait.
             self._gate.succeeded()
+        # 2 ** 8 times the first pause is beyond every cap: a bound for the exponent, not for the
+        # tries.
         tries = min(max(self._open.get(entry, 0) for entry in again), 8)
         for entry in again:
             if entry in self._open:
                 self._open[entry] += 1
         pauses = HURRIED if self._draining else self._pauses
+        # With jitter: replicas that were refused in one instant must not return in one instant.
         pause = min(pauses.cap, pauses.first * 2.0**tries) * (1.0 - 0.3 * self._rng.random())
         timer = self._tasks.call_later(pause, lambda: self._wake_resting(timer))
         self._resting[timer] = again
@@ -436,6 +452,7 @@ class Batcher(Generic[E]):
 
     def _again(self, entries: Sequence[E]) -> None:
         if not self.closed:
+            # To the front and in their old order: their deadlines are the nearest.
             self._ready.extendleft(entry for entry in reversed(entries) if entry in self._open)
 
     def _end_all(self, entries: Sequence[E], error: PostroomError) -> None:

@@ -100,6 +100,8 @@ class DeadLetters:
         waiter = self._future()
         until = min(delivery.deadline, now + _LONGEST)
         self.letters.add(_Posting(delivery, reason, source, size, until, waiter, sent))
+        # Not shielded: a caller that is cancelled cancels the waiter, and `fate` sees by it that
+        # the letter must not leave.
         await waiter
 
     async def abandon(self) -> None:
@@ -160,6 +162,8 @@ class DeadLetters:
     def done(self, entry: _Posting, error: PostroomError | None) -> None:
         """Learn how a letter ended."""
         if error is None:
+            # Before the answer, and for every letter: the message is deleted even if its caller is
+            # gone.
             entry.sent(entry.delivery)
         elif isinstance(error, InvalidRequest):
             text = f"the dead-letter queue refused message {entry.delivery.message.id}: {error.code or error}"
@@ -167,6 +171,7 @@ class DeadLetters:
         self._answer(entry, error)
 
     async def _opened(self) -> Queue:
+        # Several batches may find at once that the queue is not open.
         async with self._opening:
             redrive = self._redrive.redrive
             if redrive is None:

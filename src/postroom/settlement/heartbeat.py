@@ -157,6 +157,7 @@ class Heartbeat:
         self._asked.clear()
 
     def _set_right(self) -> None:
+        # A copy, here and in the next line: what is over is released while it is looked at.
         for delivery in tuple(self._watched):
             delivery.account_for_sleep(self.slept)
         self._look(list(self._watched))
@@ -178,6 +179,8 @@ class Heartbeat:
             if at <= now:
                 self._asked[delivery] = ""
                 self._extensions.add(delivery)
+                # The next look is at the deadline: it must be seen although no answer has come by
+                # then.
                 at = delivery.deadline
             later.setdefault(at, []).append(delivery)
         for at, group in later.items():
@@ -223,11 +226,15 @@ class Heartbeat:
         try:
             failures = await self._queue.change_visibility(changes)
         except BaseException as error:
+            # Also after a cancellation: a change of visibility may wait for this extension to be
+            # over.
             trouble = f"its last extension failed ({describe(named(error))})"
             for delivery in entries:
                 delivery.trouble = trouble
             self._landed(entries)
             raise
+        # The machine may have slept during the call: old deadlines are set right before new ones
+        # are compared with them.
         self.now()
         for delivery in entries:
             delivery.beating = False

@@ -28,6 +28,7 @@ class Looks:
         self._tasks = tasks
         self._every = every
         self._heap: list[tuple[float, int, dict[Delivery, None]]] = []
+        # Between equal times heapq would compare the groups, and dictionaries have no order.
         self._tie = itertools.count()
         self._empty = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -77,12 +78,15 @@ class Looks:
             self._timer.cancel()
             self._timer = None
         if self._heap and not self._closed:
+            # Never later than a second from now: the loop's clock may stand still while the machine
+            # sleeps, and only a look at the other clock shows it.
             self._rings_at = min(self._heap[0][0], self._tasks.time() + self._every)
             self._timer = self._tasks.call_at(self._rings_at, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         now = self._tasks.time()
+        # Collected before anything is looked at: `look` puts deliveries back into this heap.
         due: list[Delivery] = []
         heap = self._heap
         while heap and (heap[0][0] <= now or not heap[0][2]):
@@ -92,5 +96,6 @@ class Looks:
         for delivery in due:
             delivery.due_with = None
         self._look(due)
+        # `look` may have set an earlier timer through `put`.
         if self._timer is None:
             self._set_timer()

@@ -51,6 +51,8 @@ class Deletes:
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
         """Delete up to ten messages."""
         for entry in entries:
+            # Noted before the call: the message may be received again while it is out, and `done`
+            # compares.
             entry.sent_handle = entry.delivery.receipt_handle
             entry.on_its_way = True
         try:
@@ -90,6 +92,8 @@ class Changes:
             entry.on_its_way = not entry.extends
             entry.delivery.beating = entry.extends
         changes = [VisibilityChange(entry.sent_handle, whole_seconds(entry.delay)) for entry in entries]
+        # All of them until an answer says otherwise: after an error none of the new deadlines is
+        # certain.
         refused = frozenset[int](range(len(entries)))
         try:
             failures = await self._queue.change_visibility(changes)

@@ -175,6 +175,8 @@ class Settler(Generic[D]):
         for message in messages:
             known = self._held.get(message.id)
             if known is not None:
+                # A standard queue delivers at least once: the newest receipt handle is the only one
+                # that is certain to delete the message.
                 if known.may_be_renewed:
                     known.renew(message, received_at=received_at, visibility=timeout)
                     self.heartbeat.moved(known)
@@ -195,6 +197,8 @@ class Settler(Generic[D]):
         if delivery.lost or delivery.settlement is not None:
             return False
         now = self.heartbeat.now()  # first: it may bring the deadline forward
+        # Here in `ours`, and again in `fate`: each is the last look before something that cannot be
+        # undone.
         if delivery.deadline <= now:
             self._lapse(delivery)
         return not delivery.lost
@@ -223,6 +227,8 @@ class Settler(Generic[D]):
         """Make the message visible again after ``delay`` seconds. Does nothing when it is settled or lost already."""
         if delivery.settlement is None and not delivery.lost:
             delivery.settlement = settlement
+            # Before the change leaves: an extension sent after it would overwrite its delay and
+            # hide the message again.
             self.heartbeat.uncover(delivery)
             delivery.decision = decision = Decision(delivery, delay)
             self._changes.add(decision)
@@ -248,6 +254,9 @@ class Settler(Generic[D]):
             raise ConfigurationError(f"a message is extended by more than 0 and at most 43,200 s; got {seconds!r}")
         while True:
             self._check_open(delivery)
+            # One request at a time for each delivery: SQS may apply two that are out in either
+            # order. `wait` and not `await`: the earlier caller's error or cancellation is not this
+            # caller's.
             earlier = self._stretching.get(delivery)
             if earlier is None or earlier.waiter is None or earlier.waiter.done():
                 break
@@ -299,6 +308,8 @@ class Settler(Generic[D]):
             batcher.hasten()
         try:
             # Together: deletes that are not answered must not keep what is given back from leaving.
+            # In rounds: a letter that the dead-letter queue has taken leads to a delete, which is
+            # then pending.
             while any(batcher.pending for batcher in batchers):
                 for batcher in batchers:
                     batcher.flush()
@@ -312,6 +323,8 @@ class Settler(Generic[D]):
 
         Calls that wait for an answer raise. It returns within seconds, whatever a transport does.
         """
+        # First: handlers run on during the awaits below, and their calls must raise, not wait for
+        # an answer.
         self._closed = True
         try:
             await self._dead_letters.abandon()
@@ -384,6 +397,7 @@ class Settler(Generic[D]):
         """Note how the request for more time of one delivery ended."""
         delivery = decision.delivery
         self._stretching.pop(delivery, None)
+        # A refusal of an older handle says nothing: the message was received again meanwhile.
         if isinstance(error, InvalidReceiptHandle) and decision.sent_handle == delivery.receipt_handle:
             self._lose(delivery, "SQS does not know its receipt handle any longer")
             error = _ownership_lost(delivery.message)
@@ -420,6 +434,8 @@ class Settler(Generic[D]):
     def _claim(self, delivery: D, settlement: Settlement) -> None:
         self._check_open(delivery)
         if delivery.settlement is Settlement.LEFT:
+            # It was let go of when it was left. Until SQS answers it is held again, so that a stop
+            # answers this caller.
             self.heartbeat.watch(delivery)
             if delivery.message.id not in self._held:
                 self._held[delivery.message.id] = delivery
@@ -509,6 +525,7 @@ class Settler(Generic[D]):
     def _drop(self, delivery: Delivery) -> None:
         self.heartbeat.release(delivery)
         message = delivery.message
+        # A newer delivery of the same message may be held under this id.
         if self._held.get(message.id) is delivery:
             del self._held[message.id]
             self.tally.bytes -= len(message.body)
@@ -516,6 +533,7 @@ class Settler(Generic[D]):
     def _let_go_of_all(self) -> None:
         self._deletes.close()
         self._changes.close()
+        # Tuples, here and below: an answer and `_end` take entries out of these mappings.
         for stretch in tuple(self._stretching.values()):
             stretch.answer(ClosedError(_STOPPED.format(stretch.delivery.message.id)))
         self._stretching.clear()
