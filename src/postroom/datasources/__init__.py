@@ -3,18 +3,18 @@
 ==========================  ==========================================  ===============================
 provider                    what a handler gets                         install
 ==========================  ==========================================  ===============================
-``sqlite_database``         ``SqliteDatabase``, one file           nothing: it is in Python
+``sqlite_database``         ``SqliteDatabase``, one file                nothing: it is in Python
 ``asyncpg_pool``            ``asyncpg.Pool``                            ``postroom[asyncpg]``
-``asyncpg_inbox``           ``AsyncpgDatabase``, with an inbox     ``postroom[asyncpg]``
+``asyncpg_inbox``           ``AsyncpgDatabase``, with an inbox          ``postroom[asyncpg]``
 ``psycopg_pool``            ``psycopg_pool.AsyncConnectionPool``        ``postroom[psycopg]``
-``psycopg_connections``     ``PsycopgConnections``, without tasks  ``postroom[psycopg]``
-``psycopg_inbox``           ``PsycopgDatabase``, with an inbox     ``postroom[psycopg]``
+``psycopg_connections``     ``PsycopgConnections``, without tasks       ``postroom[psycopg]``
+``psycopg_inbox``           ``PsycopgDatabase``, with an inbox          ``postroom[psycopg]``
 ``sqlalchemy_engine``       ``sqlalchemy.ext.asyncio.AsyncEngine``      ``postroom[sqlalchemy,asyncpg]``
-``sqlalchemy_inbox``        ``SqlalchemyDatabase``, with an inbox  ``postroom[sqlalchemy,asyncpg]``
+``sqlalchemy_inbox``        ``SqlalchemyDatabase``, with an inbox       ``postroom[sqlalchemy,asyncpg]``
 ``psycopg_sync_pool``       ``psycopg_pool.ConnectionPool``             ``postroom[psycopg]``
-``psycopg_sync_inbox``      ``PsycopgSyncDatabase``                ``postroom[psycopg]``
+``psycopg_sync_inbox``      ``PsycopgSyncDatabase``                     ``postroom[psycopg]``
 ``sqlalchemy_sync_engine``  ``sqlalchemy.Engine``                       ``postroom[sqlalchemy,psycopg]``
-``sqlalchemy_sync_inbox``   ``SqlalchemySyncDatabase``             ``postroom[sqlalchemy,psycopg]``
+``sqlalchemy_sync_inbox``   ``SqlalchemySyncDatabase``                  ``postroom[sqlalchemy,psycopg]``
 ==========================  ==========================================  ===============================
 
 Those with ``sync`` in their names are for plain ``def`` handlers, the others for ``async def`` ones,

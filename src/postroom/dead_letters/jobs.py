@@ -193,7 +193,7 @@ class _Pace:
         self._next = 0.0
 
     async def wait(self, count: int) -> None:
-        """Return when so many longer may go."""
+        """Return when so many more may go."""
         now = asyncio.get_running_loop().time()
         if self._next > now:
             await asyncio.sleep(self._next - now)

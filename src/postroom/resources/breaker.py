@@ -187,7 +187,7 @@ class Hosts:
         return 0.0 if host is None else max(0.0, host.until - now)
 
     def room(self, name: Hashable, now: float) -> int:
-        """Return how many longer opens may start on this host now. Half open: one probe, and only one."""
+        """Return how many more opens may start on this host now. Half open: one probe, and only one."""
         host = self._hosts.get(name)
         if host is None:
             return TRIP_AFTER

@@ -98,7 +98,7 @@ class View(msgspec.Struct, frozen=True):
 
     @property
     def openings(self) -> int:
-        """How many longer providers may be entered at once."""
+        """How many more providers may be entered at once."""
         return self.max_opens - self.table.opens
 
 

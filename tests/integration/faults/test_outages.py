@@ -33,7 +33,7 @@ def databases() -> Iterator[Databases]:
 
 
 async def test_no_adapter_has_more_connections_than_its_budget(databases: Databases) -> None:
-    """As the server counts them, with many longer tenants than fit into the budget; and none is left at the end."""
+    """As the server counts them, with many more tenants than fit into the budget; and none is left at the end."""
     counts = await spend(databases, ways=WAYS, rounds=1, budget=12 if LONG else 4)
     print("\n| adapter | orders | missing | budget | most backends | at exit |\n|---|---|---|---|---|---|")
     for count in counts:
