@@ -21,7 +21,7 @@ from postroom.console.actions import BEING_MOVED, Done, Order, carry_out
 from postroom.console.desk import Desk
 from postroom.console.remote import RemoteConsole
 from postroom.consumer import Consumer
-from postroom.consumer.callables import check_callable
+from postroom.consumer.callables import check_callable, is_async
 from postroom.consumer.handover import ProbeOutcome
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, PostroomError
@@ -455,7 +455,7 @@ async def _each(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 async def _call(function: Switch) -> None:
     """Call what the user gave: in a thread where it is a plain function, which may block."""
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+    if is_async(function):
         made: Any = function()
     else:
         made = await _to_the_end(asyncio.to_thread(function))  # it cannot be interrupted, so its end is waited for

@@ -14,7 +14,7 @@ from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import Event, HandlerFinished, HandlerStarted, Observers
 from postroom.fleet.member import Member
-from postroom.fleet.names import Unnamable, name_of, shown
+from postroom.fleet.names import name_or_none, shown
 from postroom.redaction import describe
 from postroom.resources import ResourcePool, display_key
 
@@ -133,7 +133,7 @@ class Handover:
     def _keys_of(self, name: str) -> list[Hashable]:
         tenants = [] if self._consumer is None else list(self._consumer.scheduler.tenants())
         known: list[Hashable] = [*tenants, *self._contexts, *([] if self._pool is None else self._pool.keys())]
-        found = [key for key in dict.fromkeys(known) if _is_named(key, name)]
+        found = [key for key in dict.fromkeys(known) if name_or_none(key) == name]
         return found or ([shown(name)] if name.startswith("t:") else [])
 
     # -- here -------------------------------------------------------------------------------------------------------
@@ -247,10 +247,3 @@ class Handover:
 async def _in_time(ended: Awaitable[BaseException | None], timeout: float) -> BaseException | None:
     async with asyncio.timeout(timeout):
         return await ended
-
-
-def _is_named(key: Hashable, name: str) -> bool:
-    try:
-        return name_of(key) == name
-    except Unnamable:
-        return False

@@ -22,7 +22,7 @@ from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, located
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.display import display_key
-from postroom.log_fields import Log, Step
+from postroom.log_fields import Log, Step, about
 from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
@@ -149,7 +149,7 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
             self.max_size,
             SAID_AFTER,
             limit,
-            extra={"tenant": self._who},
+            extra=about(tenant=self._who),
         )
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, overload
@@ -25,7 +24,7 @@ from postroom.datasources._sync_connections import (
     reset_sync_session,
 )
 from postroom.datasources._sync_inbox import SyncDatabase
-from postroom.datasources._waiting import Waiting
+from postroom.datasources._waiting import make_do
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Locate, located
@@ -141,14 +140,7 @@ def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
         """SQLAlchemy's pool, which waits for one of its own connections where the server has no room for more."""
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            until = time.monotonic() + acquire_timeout
-            while True:
-                try:
-                    return super()._do_get()
-                except Exception as error:
-                    if not Waiting.is_full(error, len(uses.open)) or time.monotonic() >= until:
-                        raise
-                uses.until_freed()
+            return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
 
     return Patient
 

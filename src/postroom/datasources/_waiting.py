@@ -1,14 +1,16 @@
 """Tells when all connections of a tenant are in use and handlers wait for one."""
 
 import asyncio
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import sqlstate_of
 
+T = TypeVar("T")
 SAID_AFTER: Final = 3.0
 """Seconds that a handler waits for a connection before the log says so."""
 _AGAIN: Final = 1.0
@@ -17,6 +19,34 @@ _AGAIN: Final = 1.0
 _FULL: Final = "53300"
 """PostgreSQL's SQLSTATE too_many_connections."""
 _log = Log("postroom.datasources", Step.RESOURCES)
+
+
+def is_out_of_room(error: BaseException, held: int) -> bool:
+    """Return whether the server has no room for one more connection, while the tenant holds some.
+
+    Then it is as if the tenant's pool had no more than these: a caller waits for one, as for any pool that is in use.
+    A tenant without a connection is told at once: that is an outage.
+    """
+    return held > 0 and sqlstate_of(error) == _FULL
+
+
+def make_do(connect: Callable[[], T], *, held: Collection[object], wait: Callable[[], object], limit: float) -> T:
+    """Connect, and while the server has no room for one more connection, wait for one of those that are held.
+
+    Args:
+        connect: takes a connection of the pool, or makes one.
+        held: the connections that there are.
+        wait: returns when one came free, or after a while.
+        limit: seconds after which what the server says is raised.
+    """
+    until = time.monotonic() + limit
+    while True:
+        try:
+            return connect()
+        except Exception as error:
+            if not is_out_of_room(error, len(held)) or time.monotonic() >= until:
+                raise
+        wait()
 
 
 class Waiting:
@@ -79,15 +109,6 @@ class Waiting:
             f"no connection of tenant {self._who} came free within {self._timeout:g} s: all {self._max_size} are in "
             "use; a handler that takes a second connection while it holds one needs a larger max_size="
         )
-
-    @staticmethod
-    def is_full(error: BaseException, held: int) -> bool:
-        """Return whether the server has no room for one more connection, while the tenant holds some.
-
-        Then it is as if the tenant's pool had no more than these: a caller waits for one, as for any pool that is in
-        use. A tenant without a connection is told at once: that is an outage.
-        """
-        return held > 0 and sqlstate_of(error) == _FULL
 
     def _warn(self, full: Callable[[], bool]) -> None:
         if self._told or not full():

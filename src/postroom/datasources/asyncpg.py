@@ -10,7 +10,7 @@ from postroom.datasources._canary import CANARY, Names, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
-from postroom.datasources._waiting import Waiting
+from postroom.datasources._waiting import Waiting, is_out_of_room
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, check_locate, check_times, located
 from postroom.log_fields import Log, Step
@@ -169,7 +169,7 @@ class _Acquiring(_AcquiringBase):
                         try:
                             return await acquire()
                         except asyncpg.TooManyConnectionsError as error:
-                            if not pool.waiting.is_full(error, pool.get_size()):
+                            if not is_out_of_room(error, pool.get_size()):
                                 raise
                             refusal = error
                         await pool.waiting.until_freed()

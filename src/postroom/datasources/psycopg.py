@@ -20,7 +20,7 @@ from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
-from postroom.datasources._waiting import Waiting
+from postroom.datasources._waiting import Waiting, is_out_of_room
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
 from postroom.errors import ConfigurationError
@@ -313,7 +313,7 @@ class PsycopgConnections:
                 return await self._connections.connect()
             except psycopg.Error as error:
                 just_closed = time() - self._closed_at < _NOTICES  # the server may still count it
-                if not self._waiting.is_full(error, self._used + just_closed) or time() >= until:
+                if not is_out_of_room(error, self._used + just_closed) or time() >= until:
                     raise
             await self._waiting.until_freed()
 

@@ -11,7 +11,7 @@ from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
-from postroom.datasources._waiting import Waiting
+from postroom.datasources._waiting import Waiting, make_do
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
 from postroom.errors import ConfigurationError
@@ -134,16 +134,13 @@ def _pool_options(uses: _Uses, waiting: Waiting, acquire_timeout: float) -> dict
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            time = asyncio.get_running_loop().time
-            until = time() + acquire_timeout
             with waiting.one(uses.is_full):
-                while True:
-                    try:
-                        return super()._do_get()
-                    except Exception as error:
-                        if not waiting.is_full(error, len(uses.open)) or time() >= until:
-                            raise
-                    await_only(waiting.until_freed())
+                return make_do(
+                    super()._do_get,
+                    held=uses.open,
+                    wait=lambda: await_only(waiting.until_freed()),
+                    limit=acquire_timeout,
+                )
 
     return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 

@@ -10,7 +10,7 @@ from random import Random
 from typing import Final
 
 from postroom.fleet.ledger import MARGIN
-from postroom.fleet.names import Unnamable, name_of
+from postroom.fleet.names import name_or_none
 from postroom.fleet.protocol import Hint
 
 _LEAST: Final = 2.0
@@ -47,13 +47,13 @@ class Hints:
 
     def is_down(self, host: Hashable) -> bool:
         """Whether a replica has said that a host is down."""
-        return bool(self.known) and _named(host) in self.known
+        return bool(self.known) and name_or_none(host) in self.known
 
     def wait(self, host: Hashable, now: float) -> float | None:
         """Return until when a try of a host should wait for another replica's; None where it need not."""
         if not self.known:
             return None
-        name = _named(host)
+        name = name_or_none(host)
         until = None if name is None else self.known.get(name)
         if name is None or until is None or until <= now or self._mine.get(name, 0.0) > now:
             return None
@@ -63,14 +63,14 @@ class Hints:
 
     def found_down(self, host: Hashable, cause: str, pause: float) -> None:
         """Note that a host was found to be down here: the others are told with the next exchange."""
-        name = _named(host)
+        name = name_or_none(host)
         if name is not None and len(self._reports) < _REMEMBER:
             self._mine.pop(name, None)
             self._reports[name] = (cause[:_CAUSE], min(_MOST, max(_LEAST, 2 * pause)))
 
     def found_up(self, host: Hashable) -> None:
         """Note that a host was reached: those that wait for it are told with the next exchange."""
-        name = _named(host)
+        name = name_or_none(host)
         if name is not None and (name in self.known or name in self._reports):
             self.known.pop(name, None)
             self._mine.pop(name, None)
@@ -106,10 +106,3 @@ class Hints:
         self.known.clear()
         self.known.update({host: end + self._patience for host, end in self._ends.items()})
         self._mine = {host: until for host, until in self._mine.items() if host in self.known and until > now}
-
-
-def _named(host: Hashable) -> str | None:
-    try:
-        return name_of(host)
-    except Unnamable:
-        return None

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from postroom.fleet.names import Unnamable, name_of
+from postroom.fleet.names import name_or_none
 from postroom.fleet.options import Fleet
 from postroom.fleet.protocol import Answer, Ask, Grant, Request
 
@@ -158,11 +158,7 @@ class Ledger:
         return True
 
     def _meet(self, tenant: Hashable) -> Entry:
-        try:
-            name = name_of(tenant)
-        except Unnamable:
-            name = None
-        entry = self._entries[tenant] = Entry(name)
+        entry = self._entries[tenant] = Entry(name_or_none(tenant))
         self._set_limits(tenant, entry)
         self._newcomers[tenant] = None
         self._on_newcomer(tenant)

@@ -6,7 +6,6 @@ keeps the answer current.
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
@@ -16,7 +15,7 @@ from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
 from postroom.fleet.hints import Hints
 from postroom.fleet.ledger import Demand, Ledger, Sent
-from postroom.fleet.names import Unnamable, name_of, shown
+from postroom.fleet.names import Unnamable, name_of, name_or_none, shown
 from postroom.fleet.options import Fleet
 from postroom.fleet.orders import Orders, Report
 from postroom.fleet.protocol import Answer, Decisions
@@ -92,7 +91,7 @@ class Member:
         self._tasks = tasks
         self._crew = crew
         self._observers = observers
-        self._time = tasks.loop.time
+        self._time = tasks.time
         self.ledger: Ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
         self.hints = hints
         self._orders = Orders(self.name, self.ledger.replica, self._state, crew, tasks)
@@ -220,7 +219,7 @@ class Member:
 
         It is asked several times per message, so the usual case is written out here.
         """
-        known, now_of, otherwise = self.ledger.entries(), _clock_of(self._tasks.loop), self.ledger.allowed
+        known, now_of, otherwise = self.ledger.entries(), self._time, self.ledger.allowed
 
         def allowed(tenant: Hashable) -> int | None:
             entry, now = known.get(tenant), now_of()
@@ -287,10 +286,8 @@ class Member:
         sending = dict(self.pending)
         changes: dict[str, str | None] = {}
         for (tenant, part), (value, reason) in sending.items():
-            try:
-                changes[field_of(part, name_of(tenant))] = written(value, reason)
-            except Unnamable:
-                continue
+            if (name := name_or_none(tenant)) is not None:
+                changes[field_of(part, name)] = written(value, reason)
         if changes:
             await self._state.decide(self.name, changes)
         for key, decision in sending.items():
@@ -325,10 +322,8 @@ class Member:
         """Return what was decided about a tenant, which need not have been seen here."""
         if not self._rulings:
             return None
-        try:
-            return self._rulings.get(name_of(tenant))
-        except Unnamable:
-            return None
+        name = name_or_none(tenant)
+        return None if name is None else self._rulings.get(name)
 
     # -- outages ------------------------------------------------------------------------------------------------------
 
@@ -396,12 +391,6 @@ class _FleetPace(Pace):
             replicas = max(1, ledger.replicas) if ledger.fleet.fallback == "share" else 1
             return super().take(now / replicas) * replicas  # its own time goes so much slower
         return ledger.fleet.tick
-
-
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return what tells the time of a loop: for asyncio's own the function that its method calls."""
-    is_plain = type(loop).time is asyncio.BaseEventLoop.time
-    return time.monotonic if is_plain else loop.time
 
 
 def _shown(error: BaseException) -> str:

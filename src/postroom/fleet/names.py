@@ -33,6 +33,14 @@ def name_of(tenant: Hashable) -> str:
     return f"h:{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=20).hexdigest()}"
 
 
+def name_or_none(tenant: Hashable) -> str | None:
+    """Return a tenant's name; None where it has no text that every replica would make alike."""
+    try:
+        return name_of(tenant)
+    except Unnamable:
+        return None
+
+
 def shown(name: str) -> str:
     """Return a name as it is shown to people, without its kind."""
     return name.partition(":")[2]

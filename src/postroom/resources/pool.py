@@ -365,17 +365,17 @@ class ResourcePool(Generic[C, R]):
 
     def keys(self) -> list[Hashable]:
         """Return the keys of everything that is open, opening or closing, and of remembered failures."""
-        known = [entry.context for entry in self._core.table.entries]
-        known += [context for _, context in self._core.cooling.contexts()]
-        return list(dict.fromkeys(map(self.key_of, known)))
+        return list(dict.fromkeys(map(self.key_of, self._contexts())))
 
     def context_of(self, key: Hashable) -> C | None:
         """Return a context that has the resources of a key; None with ``key=``, where nothing of the key is known."""
         if self._key is None:
             return cast("C", key)
+        return next((context for context in self._contexts() if self.key_of(context) == key), None)
+
+    def _contexts(self) -> list[C]:
         known = [entry.context for entry in self._core.table.entries]
-        known += [context for _, context in self._core.cooling.contexts()]
-        return next((context for context in known if self.key_of(context) == key), None)
+        return known + [context for _, context in self._core.cooling.contexts()]
 
     async def place_of(self, context: C) -> str | None:
         """Return where a context's resources are, as the provider's ``place`` says; None where it does not tell."""
