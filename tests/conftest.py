@@ -11,8 +11,9 @@ def loggers_as_they_were() -> Iterator[None]:
     """Start each test with loggers that are heard, and undo what it does to them."""
     logging.disable(logging.NOTSET)
     root, ours = logging.getLogger(), logging.getLogger("postroom")
-    levels, handlers = (root.level, ours.level), list(root.handlers)
+    levels, handlers, kind = (root.level, ours.level), list(root.handlers), logging.getLoggerClass()
     yield
+    logging.setLoggerClass(kind)
     logging.disable(logging.NOTSET)
     root.setLevel(levels[0])
     ours.setLevel(levels[1])

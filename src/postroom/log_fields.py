@@ -6,6 +6,7 @@ application's.
 """
 
 import logging
+import sys
 from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,6 +20,8 @@ else:
     _Adapter = logging.LoggerAdapter
 
 FIELDS: Final = ("queue", "tenant", "message_id", "attempt", "step")
+_LOGGING: Final = frozenset({"logging", "postroom.log_fields", "postroom.redaction"})
+"""The modules that a line passes through on its way: a record names the first line outside of them."""
 
 
 class Step(StrEnum):
@@ -110,20 +113,18 @@ class Log(_Adapter):
         msg: object,
         *args: object,
         exc_info: Any = None,
-        stack_info: bool = False,
-        stacklevel: int = 1,
         extra: Mapping[str, object] | None = None,
         **kwargs: object,
     ) -> None:
         """Log a line. ``extra`` is what ``about`` returns."""
-        del stack_info, kwargs
+        del kwargs
         if not self.logger.isEnabledFor(level):
             return
         if isinstance(exc_info, BaseException):
             exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
         elif exc_info:
-            exc_info = _current_error()
-        self.emit(level, str(msg), args, extra, exc_info=exc_info or None, stacklevel=stacklevel + 2)
+            exc_info = sys.exc_info()
+        self.emit(level, str(msg), args, extra, exc_info=exc_info or None)
 
     def emit(
         self,
@@ -134,15 +135,18 @@ class Log(_Adapter):
         *,
         exc_info: Any = None,
         exc_text: str | None = None,
-        stacklevel: int = 2,
     ) -> None:
         """Make a record with its fields, and hand it to the logger's handlers.
 
         Not by ``extra`` of the logger itself: that raises for a name which the application's record factory has set.
         """
         logger = self.logger
-        path, line, function, _ = logger.findCaller(stacklevel=stacklevel)
-        record = logger.makeRecord(logger.name, level, path, line, text, args, exc_info, function)
+        caller = sys._getframe()  # noqa: SLF001 - as logging does
+        # Not by findCaller: a logger class of the application, such as structlog's, counts the frames in its own way.
+        while caller.f_back is not None and caller.f_globals.get("__name__") in _LOGGING:
+            caller = caller.f_back
+        path, function = caller.f_code.co_filename, caller.f_code.co_name
+        record = logger.makeRecord(logger.name, level, path, caller.f_lineno, text, args, exc_info, function)
         known = record.__dict__
         for name, value in self._defaults.items():
             if name not in known:
@@ -150,9 +154,3 @@ class Log(_Adapter):
         if exc_text is not None:
             record.exc_text = exc_text
         logger.handle(record)
-
-
-def _current_error() -> Any:
-    import sys  # noqa: PLC0415 - where there is an error only
-
-    return sys.exc_info()

@@ -109,7 +109,7 @@ def log_error(
     """Log a line with the traceback of ``error``, without the secrets in it."""
     if log.isEnabledFor(level):
         shown = describe_at_length(error, secrets)
-        log_traceback(log, level, text, *arguments, shown=shown, extra=extra, stacklevel=4)
+        log_traceback(log, level, text, *arguments, shown=shown, extra=extra)
 
 
 def log_traceback(
@@ -119,7 +119,6 @@ def log_traceback(
     *arguments: object,
     shown: str,
     extra: Mapping[str, object] | None = None,
-    stacklevel: int = 3,
 ) -> None:
     """Log a line with a traceback that ``describe_at_length`` made.
 
@@ -130,7 +129,7 @@ def log_traceback(
         exc_info = (Redacted, Redacted(shown), None)
         log = log if isinstance(log, Log) else Log(log, Step.LOOP)
         # Formatters print exc_text instead of formatting the stand-in.
-        log.emit(level, text, arguments, extra, exc_info=exc_info, exc_text=shown, stacklevel=stacklevel)
+        log.emit(level, text, arguments, extra, exc_info=exc_info, exc_text=shown)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

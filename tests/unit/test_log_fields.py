@@ -138,9 +138,21 @@ def test_the_story_of_a_bad_day_can_be_queried_by_field(caplog: pytest.LogCaptur
             assert fields["queue"] == "orders"
 
 
-def test_a_record_points_at_the_line_that_logged_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Not at the helper that gave it its fields, by whichever method."""
-    log = Log("postroom.test", Step.LOOP)
+class _CountsInItsOwnWay(logging.Logger):
+    """As structlog's logger does it, which its ``LoggerFactory`` makes the class of every later logger."""
+
+    def findCaller(self, stack_info: bool = False, stacklevel: int = 1) -> tuple[str, int, str, str | None]:  # noqa: N802
+        return super().findCaller(stack_info, stacklevel + 3)
+
+
+@pytest.mark.parametrize("kind", [logging.Logger, _CountsInItsOwnWay])
+def test_a_record_points_at_the_line_that_logged_it(
+    caplog: pytest.LogCaptureFixture, kind: type[logging.Logger]
+) -> None:
+    """Not at the helper that gave it its fields, by whichever method and with whatever class of loggers."""
+    logger = kind("postroom.test")
+    logger.addHandler(caplog.handler)
+    log = Log(logger, Step.LOOP)
     caplog.set_level(logging.DEBUG)
     log.warning("1")
     log.log(logging.INFO, "2")
