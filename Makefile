@@ -6,6 +6,8 @@ STAMP := .uv/installed
 RUN := $(VENV)/bin/
 ARGS ?=
 KIND ?= consumer
+# Compiled modules are kept: without them every process of the tests compiles the libraries again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
@@ -34,7 +36,7 @@ example: $(STAMP)  ## run an example; NAME=fifo, or another directory of example
 	esac
 
 test: $(STAMP)  ## run the test suite
-	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
+	$(RUN)pytest -n 4 --dist loadgroup $(ARGS)
 
 long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
 	$(RUN)pytest -m long $(ARGS)
