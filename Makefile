@@ -6,6 +6,8 @@ STAMP := .uv/installed
 RUN := $(VENV)/bin/
 ARGS ?=
 KIND ?= consumer
+# As pip does: a company's proxy often has a certificate that only the system knows.
+export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
