@@ -110,7 +110,7 @@ docs: $(STAMP)  ## run the documents' code and check their links
 site: $(STAMP)  ## build the documentation site into build/site, every link checked
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
-	$(RUN)zensical build --strict
+	$(RUN)python tools/site.py
 
 package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
 	$(RUN)python tools/package.py $(ARGS)
