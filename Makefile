@@ -8,6 +8,8 @@ ARGS ?=
 KIND ?= consumer
 # Compiled modules are kept: without them every process of the tests compiles the libraries again.
 export PYTHONDONTWRITEBYTECODE :=
+# As pip does: a company's proxy often has a certificate that only the system knows.
+export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
@@ -110,7 +112,7 @@ docs: $(STAMP)  ## run the documents' code and check their links
 site: $(STAMP)  ## build the documentation site into build/site, every link checked
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
-	$(RUN)zensical build --strict
+	$(RUN)python tools/site.py
 
 package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
 	$(RUN)python tools/package.py $(ARGS)

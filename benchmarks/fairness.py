@@ -35,7 +35,7 @@ TARGETS = {0.0: 1.10, 2.0: 1.5, 10.0: 3.0}
 HANDLERS = {0.02: 4000.0, 0.5: 1000.0}
 """Nominal handler seconds of noisy tenants, and the messages per second that they send per consumer."""
 FIRST = 21
-"""The first seed that is reported. Nobody looked at them while the consumer's constants were chosen."""
+"""The first seed that is reported. No one looked at them while the consumer's constants were chosen."""
 FEW = 3
 """Seeds of the comparisons with other policies and of the noise that begins with the consumer."""
 
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="report what was measured by then")
     parser.add_argument("--quick", action="store_true", help="one consumer and three seeds")
     parser.add_argument("--keep", type=Path, help="a file of what is measured: what it has is not measured again")
-    parser.add_argument("--write", type=Path, help="the folder of fairness.md, whose tables are replaced")
+    parser.add_argument("--write", type=Path, help="the folder of fairness.md; its tables are replaced")
     arguments = parser.parse_args()
     seeds = min(arguments.seeds, FEW) if arguments.quick else arguments.seeds
     wanted = cases(seeds, consumers=(1,) if arguments.quick else (1, 4))

@@ -95,6 +95,8 @@ class UsageMeter:
         """Begin to count."""
         if self._path is not None:
             try:
+                # Tried at once: a path that cannot be written must stop the start, and not be
+                # missed at the end of the month.
                 await asyncio.to_thread(_append, self._path, [])
             except OSError as error:
                 text = f"the usage file {self._path} cannot be written: {error.strerror}. Name another one"
@@ -113,6 +115,7 @@ class UsageMeter:
         with suppress(asyncio.CancelledError):
             await self._task
         for count in self._counts:
+            # Before the last report, so that no event comes between the sum and the end.
             count.stop()
         await self._report()
 
@@ -155,6 +158,7 @@ class _Count:
     def take(self) -> UsageReport | None:
         """Make the report, tell the observers, and begin again. None where nothing happened."""
         now = time.time(), asyncio.get_running_loop().time()
+        # Both clocks: the wall clock says when, and may be set; the loop's says how long.
         began, self._began = self._began, now
         sums, self._sums = self._sums, {}
         if not sums:
@@ -186,6 +190,7 @@ class _Count:
         known = self._sums.get(tenant)
         if known is not None:
             return known
+        # Bounded: a key that is different in every message would fill the memory.
         if len(self._sums) >= self._most:
             self._rest = True
             return self._others
@@ -196,6 +201,7 @@ class _Count:
 def _append(path: Path, reports: Sequence[UsageReport]) -> None:
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
+        # A new file, or one that was rotated away meanwhile.
         if not file.tell():
             writer.writerow(_COLUMNS)
         for report in reports:

@@ -87,6 +87,7 @@ class _Batch:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
+        # The copy is that of the first message; logs of the handler must not name it alone.
         self._context.run(forget_message)
 
     def begin(self, name: str) -> None:
@@ -107,6 +108,7 @@ class _Batch:
                 continue  # its resources must not be given back while the handler runs
 
     async def _run(self) -> None:
+        # As it is now: those who leave later have had their part in this call all the same.
         members = list(self.members)
         batch = BatchContext([member.ctx for member in members])
         error: BaseException | None = None
@@ -149,6 +151,8 @@ class BatchHandler:
 
     async def __call__(self, payload: Any, ctx: MessageContext[Any, Any]) -> None:
         """Join a batch, and end as the message's part of it ends."""
+        # By the resources, too: after a replacement the same tenant has others, and a batch has one
+        # set.
         key = (ctx.tenant, ctx.context, id(ctx.resources))
         batch = self._collecting.get(key)
         if batch is None:
@@ -170,10 +174,13 @@ class BatchHandler:
 
     def _begin(self, key: Any, batch: _Batch) -> None:
         self._forget(key, batch)
+        # All may have been cancelled while it collected, and the timer may ring after it became
+        # full.
         if batch.members and batch.task is None:
             batch.begin(self._name)
 
     def _forget(self, key: Any, batch: _Batch) -> None:
+        # A newer batch of the same tenant may collect under this key by now.
         if self._collecting.get(key) is batch:
             del self._collecting[key]
         if batch.timer is not None:

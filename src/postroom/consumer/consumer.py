@@ -340,6 +340,8 @@ class Consumer(Generic[C, R]):
         None when it was stopped by ``stop``, or by the end of the block.
         """
         run = self._opened()
+        # In a task of its own: a caller that is cancelled must not leave messages and pools
+        # half-way.
         stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
         cancelled: asyncio.CancelledError | None = None
         while not stopping.done():
@@ -348,6 +350,7 @@ class Consumer(Generic[C, R]):
             except asyncio.CancelledError as cancellation:
                 cancelled = cancellation
                 run.request_stop(StopReason.REQUESTED, now=True)
+        # Only now: `health` and `statistics` tell of a run that stops until it has stopped.
         self._run = None
         if cancelled is not None:
             raise cancelled
@@ -388,6 +391,7 @@ class Consumer(Generic[C, R]):
         """
         if self._run is not None:
             self._run.request_stop(reason, now=now)
+        # After a run there is nothing to stop, and remembering it would end the next start.
         elif self._start is not None or self._last_run is None:
             self._early_stop = _Stop(reason, now or (self._early_stop is not None and self._early_stop.now))
             if self._start is not None:
@@ -436,9 +440,11 @@ class Consumer(Generic[C, R]):
             text = f"the consumer of {self.queue!r} is {'running' if self._run is not None else 'starting'} already"
             raise ConfigurationError(text)
         if (router := router_of(self._handler)) is not None:
+            # A handler that is registered later would be missing in the decoder of this run.
             router.start()
         self._start = start
         try:
+            # Before `async with start`: then nothing is opened that has to be closed again.
             if self._early_stop is not None:
                 start.give_up()
             async with start:
@@ -446,6 +452,7 @@ class Consumer(Generic[C, R]):
                 self._run = self._last_run = run
         finally:
             self._start = None
+            # Taken here, however the start ended: the next start must not be stopped by it.
             early, self._early_stop = self._early_stop, None
         if early is not None and self._run is not None:
             self._run.request_stop(early.reason, now=early.now)
@@ -501,6 +508,8 @@ class _Start:
 
     async def __aenter__(self) -> None:
         if self._task is not None:
+            # What others had asked for before this start is theirs, and must survive `uncancel`
+            # below.
             self._before = self._task.cancelling()
             self._under_way = True
             if self._asked:

@@ -174,15 +174,18 @@ class AdaptivePolicy:
         handled = slots * self.round_trip / max(floor.typical, 0.001)
         most = 10 * slots + polling.batch if polling.prefetch is None else polling.prefetch
         batches = 4 if floor.fifo else 1
+        # Bounded: one measured round trip that hung for seconds must not fetch the whole queue.
         return min(most, batches * polling.batch + int(2 * handled))
 
     def next(self, number: int, floor: Floor, now: float) -> Ask | Pause:
         """Return what poller ``number`` does now."""
+        # Before any room is counted: bodies, not messages, are what fills a machine's memory.
         if floor.is_full:
             return Pause()
         polling = self._polling
         capacity = self.capacity(floor)
         taken = floor.taken(capacity)
+        # What was asked for counts as taken. Otherwise every poller would fill the same room.
         room = capacity - taken - self._asked_for
         if self._has_room(room, floor):
             if number == 0 or self._busy or (self._sparse and number < SPARSE and not polling.gather):
@@ -193,6 +196,7 @@ class AdaptivePolicy:
             return Pause()
         seconds = self._scouting.pause(number, now, pollers=polling.pollers, round_trip=self.round_trip)
         if seconds == 0.0:
+            # A scout takes few: each message that it finds and cannot keep costs a receive.
             skims = self._scouting.is_skimming(now)
             return Ask(polling.batch if skims else min(BATCH, polling.batch), scouting=True)
         return Pause(seconds)
@@ -211,6 +215,8 @@ class AdaptivePolicy:
         """Note what a receive brought."""
         ask = answer.ask
         if answer.count == ask.limit:  # it did not have to wait for any
+            # A fifth: it follows a change within about five receives, and one slow answer moves it
+            # little.
             self.round_trip += 0.2 * (answer.seconds - self.round_trip)
         if not ask.scouting:
             self._asked_for -= ask.limit
@@ -259,11 +265,15 @@ class AdaptivePolicy:
         polling = self._polling
         if answer.count:
             self._pace = 0.0
+            # Counted from the start of the receive: the time that it took has gathered messages,
+            # too.
             self._next_at = now - answer.seconds + polling.gather if answer.count < answer.ask.limit else now
             return
         if answer.seconds >= _AT_ONCE * polling.wait and polling.wait > 0:
             self._pace = 0.0
             return
+        # Some servers ignore WaitTimeSeconds. Without a pace that would be a busy loop, billed per
+        # request.
         self._pace = min(_LONGEST_PACE, 2 * self._pace or _FIRST_PACE)
         self._next_at = now + self._pace
         if self._pace == _LONGEST_PACE and polling.wait >= 1 and not self._warned:

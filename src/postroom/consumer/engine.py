@@ -96,19 +96,24 @@ class Engine:
 
     def dispatch(self, now: float | None = None) -> None:
         """Give every free slot away. ``now`` is for a caller that knows the time already."""
+        # Locals: this loop runs for every message.
         core, scheduler = self.core, self.core.scheduler
         if now is None:
             now = self._time()
         while scheduler.running < scheduler.total and (job := core.next(now)) is not None:
             if job.turn is not None:
+                # A withdrawal may have come in the same turn of the loop, and answered first.
                 if not job.turn.done():
                     job.turn.set_result(True)
+            # It was lost while it waited: no task is needed to find that out.
             elif job.lost:
                 core.give_group_back(job)
                 core.finish(job, now)
             elif job.task is None:
                 self.jobs[job] = None
                 name = f"postroom-message-{job.message.id}"
+                # Not watched: `_process` tells of defects itself, and a done callback for every
+                # message costs.
                 job.task = self.tasks.spawn(self._process(job), name, watched=False)
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
@@ -142,6 +147,8 @@ class Engine:
             self.tasks.ended(job.task)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         job.turn = None
+        # It was put back in its lane while its task ended: the message is not over, only its task
+        # is.
         if job.settlement is None and not job.lost and job.state is State.WAITING:
             job.running = False
         else:
@@ -152,6 +159,8 @@ class Engine:
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
         core = self.core
+        # During a stop nothing is called back: it would come to another consumer a little later
+        # anyway.
         if (core.away.known or core.waking) and not core.closing:
             self.recall_soon()
         self._poll.wake()
@@ -188,6 +197,7 @@ class Engine:
         core = self.core
         try:
             while core.actions:
+                # Taken out before they are done: carrying one out may decide more.
                 batch, core.actions = core.actions, []
                 for action in batch:
                     match action:
@@ -222,6 +232,7 @@ class Engine:
         """Cancel the handler of a message that is not ours any longer. Its acknowledgement is suppressed already."""
         if delivery.task is not None:
             delivery.cancel(Cancellation.LOST)
+        # After the cancellation: what follows in its group is given back while its handler ends.
         self.core.lost(delivery, self._time())
         self.act()
 
@@ -230,6 +241,8 @@ class Engine:
         core = self.core
         core.settled(delivery, settlement, delay, self._time())
         before, core.held_bytes = core.held_bytes, delivery.source.tally.bytes
+        # Only when the bound is crossed: a wake for every settlement would cost more than the
+        # receives.
         if before >= core.most_bytes > core.held_bytes:
             self._poll.wake()
         if settlement is _DEFERRED and not core.closing:
@@ -252,6 +265,7 @@ class Engine:
     def decided(self, tenant: Hashable, *, paused: bool) -> None:
         """Carry out what was decided about a tenant."""
         for job in self.core.decided(tenant, paused=paused):
+            # It waits with a lease in hand; its tenant's database may be moved only without it.
             if job.turn is not None and not job.turn.done():
                 job.turn.set_result(False)
         self.dispatch()
@@ -285,11 +299,13 @@ class Engine:
         if core.waking:
             core.wake_some()
             self.dispatch(now)
+        # While there is work, what is away is not missed; called back, it would only fill the room.
         if core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):
             return
         room = core.room_for_recalls()
         if room > 0:
             self.recall(room)
+        # Not before what was called back can have arrived: until then the room looks free.
         self._recalling = self.tasks.call_later(max(_SETTLED, self._policy.round_trip), self._recall_if_dry)
 
     def recall(self, count: int) -> list[asyncio.Task[None]]:

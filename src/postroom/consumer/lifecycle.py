@@ -59,6 +59,7 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
     """
     async with AsyncExitStack() as opening:
         client = default_client() if settings.client is None else settings.client
+        # First, and so closed last: everything below may talk to SQS until its own end.
         await opening.enter_async_context(client)
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
@@ -72,8 +73,10 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, where=where, pool=pool)
         if run.member is not None:
+            # Before `open`: if that fails half-way, the fleet may already count this replica.
             opening.push_async_callback(run.member.close)
             await run.member.open()
+        # From here on the run closes what was opened; an error before this line closes it here.
         run.begin(opening.pop_all())
     return run
 
@@ -88,6 +91,7 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
         for observer in settings.observers:
             opening.callback(pool.subscribe(observer))
         return pool
+    # `Shutdown(close=0)` is allowed, but a pool's timeout must be positive.
     timeouts = PoolTimeouts(close=max(settings.shutdown.close, 0.001))
     pool = ResourcePool(
         resources,
@@ -100,8 +104,10 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
 
 
 def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded: bool) -> dict[str, Any]:
+    # Without a thread a handler would hold its slot and its lease, and only wait.
     total = min(concurrency.total, concurrency.threads) if threaded else concurrency.total
     if settings.resolver is None:  # one tenant: there are no shares
+        # `per_tenant` would only idle slots: there is no other tenant to keep them for.
         return {"total": total, "per_tenant": total}
     return {
         "total": total,
@@ -145,6 +151,9 @@ class Run(Generic[C, R]):
         self.scheduler: Scheduler[Job] = Scheduler(**self._scheduler_limits(settings.concurrency))
         crowd = Crowd()
         fifo = not isinstance(where, Roster) and where.info.fifo
+        # Scouting looks for the messages of quiet tenants behind noisy ones. With one tenant there
+        # are none, and a FIFO queue hides what follows in a group, so that parking would break its
+        # order.
         scout = settings.polling.scout if settings.resolver is not None and not fifo else False
         self.scouting = Scouting(crowd, self._loop.time(), when=scout)
         policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
@@ -262,6 +271,7 @@ class Run(Generic[C, R]):
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
         if self._threads is not None:
+            # Before the slots: a handler that gets a new slot must find its thread.
             self._threads.resize(concurrency.threads)
         self.scheduler.adjust(**self._scheduler_limits(concurrency))
         self.engine.dispatch()
@@ -276,10 +286,12 @@ class Run(Generic[C, R]):
             self._stop_requested.set()
             self._poller.stop()
             if self._keeps_up is not None:
+                # A queue that is found now must not join a run that stops.
                 self._keeps_up.cancel()
 
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or a handler asked for the end of the process."""
+        # The first error is the cause; what dies after it mostly died of it.
         if self.fatal is None:
             self.fatal, name = error, self.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -334,11 +346,14 @@ class Run(Generic[C, R]):
         self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.name, self.reason))
+        # The budget of the polls runs beside the steps below, not before them.
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
         await self._return_unstarted()  # 2
         await self._drain_handlers()  # 3
         await self._cancel_handlers()  # 4
         if self.member is not None:
+            # Before the flush: slots of the fleet are for handlers, and no further handler starts
+            # here. Other replicas can have them.
             await self.member.close()
         await self._flush(polls_end)  # 5, and 1: polls end last, because they may bring back what was given back
         await self._end_heartbeat()  # 6
@@ -358,9 +373,13 @@ class Run(Generic[C, R]):
         self.core.close()
         self.engine.close()
         for job in tuple(self.engine.jobs):
+            # Also those that wait with their resources in hand: they hold leases that the pool's
+            # close needs.
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
         for inlet in self.inlets:
+            # After `core.close`: what is still being resolved must find the core closing, and go
+            # back.
             await inlet.intake.close()
         self.engine.dispatch()
 
@@ -376,6 +395,7 @@ class Run(Generic[C, R]):
         finally:
             drained.cancel()
             hurry.cancel()
+            # Waited for, because a task that is cancelled here would otherwise outlive the step.
             await asyncio.wait({drained, hurry})
 
     async def _cancel_handlers(self) -> None:
@@ -396,6 +416,8 @@ class Run(Generic[C, R]):
         for job in tuple(self.engine.jobs):
             text = "The handler of message %s did not end when it was cancelled"
             _log.error(text, job.message.id, extra=about(job))
+            # The handler may still run, but its message must not be lost with it: another consumer
+            # gets it.
             job.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
             job.cancel(Cancellation.STOPPING)  # a second time
 
@@ -412,18 +434,23 @@ class Run(Generic[C, R]):
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
+        # Outside the timeout: however the flush ended, no poll may bring messages to settlers that
+        # are about to let go.
         await self._end_polls()
         for inlet in self.inlets:
             await inlet.settler.abandon()
 
     async def _settle_everything(self) -> None:
         """Send what was decided, and call back what is away."""
+        # First: each of them ends in a delete or a change of visibility, which the settlers drain.
         while rejecting := [task for task in self.engine.rejecting if not task.done()]:
             await asyncio.wait(rejecting)
         if len(self.inlets) == 1:
             await self.inlets[0].settler.drain()
         else:  # together: a queue that does not answer must not take the time of the others
             await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
+        # After the drain, and not before: what was deferred a moment ago must be hidden before it
+        # can be called back.
         self.core.away.all_over()
         if recalls := self.engine.recall(len(self.core.away)):
             await asyncio.wait(recalls)
@@ -440,6 +467,7 @@ class Run(Generic[C, R]):
         if polls:
             brought = self._received
             gave_back = self._gave_back()
+            # Nothing was given back that SQS might serve to this poll. It may be dropped early.
             if not cancellable_after or (self._was_idle and not gave_back):  # it waits for an empty queue
                 last_asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
                 deadline = min(deadline, last_asked_at + cancellable_after)
@@ -470,6 +498,7 @@ class Run(Generic[C, R]):
     async def _end_heartbeat(self) -> None:
         self.watch.close()
         self.engine.close()
+        # Not before the flush: a message must stay ours until SQS has confirmed its delete.
         await self.tasks.close(grace=_GRACE)
 
     async def _close_what_was_opened(self) -> None:
@@ -479,6 +508,7 @@ class Run(Generic[C, R]):
             self._threads.close()
         try:
             async with asyncio.timeout(close + _GRACE):  # a pool that was passed has a longer limit of its own
+                # In reverse: pools close before the client that their messages came from.
                 await self._opened.aclose()
         except TimeoutError:
             text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
@@ -501,6 +531,7 @@ class Run(Generic[C, R]):
 
     async def _all_ended(self) -> None:
         while self._unfinished():
+            # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks()
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))
 

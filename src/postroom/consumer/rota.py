@@ -127,6 +127,7 @@ class Rota(Generic[I]):
         """
         best: Station[I] | None = None
         for station in self._expecting:
+            # A second receive at a queue that is nearly empty would bring the same nothing twice.
             may = (station.full or not station.out) and not (scouting and station.fifo)
             if may and (best is None or station.served < best.served):
                 best = station
@@ -134,6 +135,8 @@ class Rota(Generic[I]):
             best.out += 1
             if not scouting:
                 self._served = best.served
+                # Charged in advance, for the full limit: until the answer comes, the others have
+                # their turns.
                 best.served += limit / best.weight
         return best
 
@@ -142,6 +145,7 @@ class Rota(Generic[I]):
         station.out -= 1
         station.backoff = 0.0
         if not scouting:
+            # What it was charged for and did not bring is given back.
             station.served -= (limit - count) / station.weight
         self._brought(station, count, limit, now, roomy=False)
 
@@ -152,6 +156,7 @@ class Rota(Generic[I]):
         idle = self._idle
         while idle:
             due, _, station = idle[0]
+            # Entries are not taken out of the middle of the heap; the stale ones are skipped here.
             if station.due != due:
                 heapq.heappop(idle)  # it was removed, or turned out to have messages
             elif due > now:
@@ -221,6 +226,8 @@ class Rota(Generic[I]):
             station.due = None
             if not station.expected:
                 station.expected = True
+                # Turns are not saved up while a queue is idle: it would keep all others from theirs
+                # afterwards.
                 station.served = max(station.served, self._served)
                 self._expecting[station] = None
         else:
@@ -234,4 +241,5 @@ class Rota(Generic[I]):
             return
         station.due = until
         self._entered += 1
+        # The number decides between equal times: stations have no order, and the oldest goes first.
         heapq.heappush(self._idle, (until, self._entered, station))

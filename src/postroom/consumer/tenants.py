@@ -191,10 +191,12 @@ class Tenants:
         given: Any = reason
         if not isinstance(given, str) or not given.strip():
             raise ConfigurationError(f"offboard(reason=...) takes a text: its dead letters carry it; got {given!r}")
+        # Before anything is decided: without one, a quarantine would only send its messages around.
         self.handover.require_dead_letters(key)
         text = f"tenant offboarded: {reason}"
         try:
             await self.drain(key, timeout=timeout, reason=text)
+            # Drained first: a close waits for leases, and new handlers would go on taking some.
             await self.close(key, timeout=timeout)
             if self[key].state is not TenantState.PAUSED:
                 raise ConfigurationError(f"{display_key(key)} was not offboarded: it was resumed meanwhile")
@@ -226,6 +228,7 @@ class Tenants:
         """Return what is known of a tenant. An unknown one is active and has nothing here."""
         rule = self._rules.get(key) or _rule_of(key, None if self._member is None else self._member.ruling_of(key))
         figures = self._figures(key)
+        # A decision counts for more than an outage: an operator must see the own pause.
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
@@ -240,6 +243,7 @@ class Tenants:
 
     def __iter__(self) -> Iterator[TenantStatus]:
         """List the tenants that have something here now, and those that something was decided about."""
+        # A copy, here and of the rules: other threads may look while the loop changes them.
         here = [] if self._consumer is None else self._consumer.scheduler.tenants()
         return iter([self[key] for key in dict.fromkeys([*here, *list(self._rules)])])
 
@@ -303,6 +307,8 @@ class Tenants:
                     self._keep(key, rule)
                     changed.append(key)
         for key in changed:
+            # Only a complete answer proves that a rule is gone; a partial one does not mention the
+            # others.
             if complete:
                 self._carry_out(key)
             elif self._loop is not None:  # in the middle of the scheduler's own work: its rules hold, the rest soon
@@ -337,6 +343,8 @@ class Tenants:
         self.handover.attach(consumer, pool, Observers() if observers is None else observers, facts)
         self._pool = pool
         self._loop = asyncio.get_running_loop()
+        # Before `_consumer`: another thread that sees the consumer must find the thread and the
+        # loop.
         self._thread = threading.get_ident()
         self._consumer = consumer
         self._paces.clear()  # their times were those of another loop
@@ -360,6 +368,7 @@ class Tenants:
             if reason is not None or "state" in changes:
                 rule = replace(rule, reason=reason)
             self._keep(key, rule)
+        # Outside the lock: the scheduler may start messages here, which ask for the rules again.
         self._in_loop(self._decided, key)
 
     def _decided(self, key: Hashable) -> None:
@@ -368,6 +377,7 @@ class Tenants:
             self._member.decided()
 
     def _keep(self, key: Hashable, rule: TenantStatus) -> None:
+        # A rule that says nothing is dropped: `ruled` costs every message a look while any is left.
         if replace(rule, reason=None) == TenantStatus(key=key):
             self._rules.pop(key, None)
         else:
@@ -384,6 +394,7 @@ class Tenants:
 
     def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:
         loop = self._loop
+        # The rule is kept all the same; `attach` carries it out at the next start.
         if loop is None or loop.is_closed():
             return
         if threading.get_ident() == self._thread:
@@ -406,11 +417,14 @@ class Tenants:
         paused = rule.state is TenantState.PAUSED and key not in self._probing
         cap = rule.concurrency
         if self._member is not None:
+            # In a fleet the ledger bounds the lane: a cap here would hold in each replica, and so
+            # many times over.
             self._member.ledger.decide(key, concurrency=cap, rate=rule.rate)
             cap = None
         if key in self._probing:
             cap = 1
         pace = self._pace(key, rule.rate)
+        # First the scheduler, then the messages: one that is woken must already find the new rule.
         self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap)
         self._consumer.decided(key, paused=paused)
 

@@ -111,11 +111,13 @@ def asyncpg_pool(
             source.dsn,
             min_size=0,
             max_size=max_size,
+            # Down to none: an idle tenant must not hold a process of the server.
             max_inactive_connection_lifetime=idle,
             connect=connect,
             init=init,
             waiting=Waiting(context, max_size, acquire_timeout),
             acquire_timeout=acquire_timeout,
+            # A reset that hangs, as on a dead host, would otherwise hold its place in the pool.
             release_timeout=connect_timeout,
             **keywords,
         )
@@ -127,6 +129,7 @@ def asyncpg_pool(
             yield pool
         finally:
             try:
+                # First: an attempt that ends later would add a connection to a pool that is closed.
                 await attempts.close()
             finally:
                 await _close(pool, close_timeout)
@@ -171,9 +174,12 @@ class _Acquiring(_AcquiringBase):
                         except asyncpg.TooManyConnectionsError as error:
                             if not is_out_of_room(error, pool.get_size()):
                                 raise
+                            # Kept: if no place becomes free in time, this is the reason, and not
+                            # the lateness.
                             refusal = error
                         await pool.waiting.until_freed()
             except TimeoutError:
+                # Only for our own limit: a TimeoutError of the driver passes as it is.
                 if limit.expired() and refusal is not None:
                     raise refusal from None
                 if limit.expired() and pool.is_full():
@@ -234,6 +240,8 @@ def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
     """Return what a returned connection goes through: our reset, and then the user's own."""
 
     async def reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        # A second round trip only where something was prepared: most handlers prepare nothing by
+        # name.
         if everything and await connection.execute(RESET) != _NONE_PREPARED:
             await connection.execute(DEALLOCATE)
         if then is not None:

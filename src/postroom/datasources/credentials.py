@@ -94,6 +94,8 @@ class CachedPassword:
 
     def forget(self, password: str, /) -> None:
         """Fetch it again at the next call, if ``password``, which a server has refused, is still the present one."""
+        # Only that one: many connections are refused at once, and the first has fetched a new one
+        # by now.
         if self._value is not None and self._value.password == password:
             self._value = None
 

@@ -64,6 +64,7 @@ class _Connections:
         self._names = require_names(source, options) if canary else None
         self._options = options
         self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close)
+        # Weak: connections that the user's code dropped must not be kept open by this list.
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []
         self.refusal: Exception | None = None
@@ -183,15 +184,20 @@ def psycopg_pool(
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
         sessions = _Sessions(configure)
         try:
+            # Before the pool: its own workers would retry a wrong password in the background until
+            # the time-out.
             await connections.first()
             pool = _Pool(
                 source.dsn,
                 connection_class=connections.kind(),
+                # None is kept when idle: thousands of tenants would each hold a server process.
                 min_size=0,
                 max_size=max_size,
                 max_idle=idle,
                 timeout=acquire_timeout,
                 reconnect_timeout=connect_timeout,
+                # Three by default: for few connections one is enough, and each is a task per
+                # tenant.
                 num_workers=1,
                 name=f"postroom-{next(_numbers)}",
                 open=False,
@@ -294,6 +300,7 @@ class PsycopgConnections:
                     self._closed_at = asyncio.get_running_loop().time()
         finally:
             self._places.release()
+            # After the release: what it wakes must find the place free.
             self._waiting.freed()
 
     async def _take_place(self) -> None:
@@ -342,6 +349,8 @@ def psycopg_connections(
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
         waiting = Waiting(context, max_size, acquire_timeout)
         try:
+            # A tenant with a wrong password has to fail at opening, where the pool's backoff is,
+            # and not in its handlers.
             await (await connections.connect()).close()
             yield PsycopgConnections(connections, asyncio.Semaphore(max_size), waiting, acquire_timeout)
         finally:
@@ -369,6 +378,7 @@ async def _check_connections(connections: PsycopgConnections) -> bool:
 async def reset_session(connection: Connection) -> None:
     """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
+    # Autocommit cannot be changed inside of a transaction.
     if connection.info.transaction_status != TransactionStatus.IDLE:
         await connection.rollback()
     await connection.set_autocommit(True)  # one round trip instead of three: no BEGIN, no COMMIT

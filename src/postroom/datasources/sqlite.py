@@ -94,8 +94,8 @@ class SqliteDatabase:
 
         It is committed when ``work`` returns and rolled back when it raises. Return data, not a
         cursor: the connection stays in its thread. When the caller is cancelled, a unit that waits
-            does not start, and one that
-        runs is interrupted and rolled back, unless its commit has begun.
+        does not start, and one that runs is interrupted and rolled back, unless its commit has
+        begun.
 
         Args:
             work: a plain function.
@@ -105,11 +105,12 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
                 unit ran. It was rolled back.
-            PostroomError: the caller is inside of ``transaction_for`` of this database;
-                thread it holds.
+            PostroomError: the caller is inside of ``transaction_for`` of this database, which holds
+                its thread: use ``tx.run`` there.
         """
         self._check_usable()
         job = Unit(self.path.name, work, write=write)
+        # No lock here: in the loop's thread nothing comes between the check and this line.
         self._jobs.put(job)
         try:
             return await job.result
@@ -133,7 +134,7 @@ class SqliteDatabase:
                 transaction itself.
             PostroomError: the caller is inside of another transaction of this database.
             sqlite3.OperationalError: a writer in another process kept the lock for longer than
-            ``busy_timeout``.
+                ``busy_timeout``.
         """
         self._check_usable()
         held = Held(self.path.name, partial(_claim, key=key))

@@ -123,6 +123,7 @@ class Member:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        # A store that does not answer would only delay the stop.
         if self.ledger.exchanges and not self.ledger.failures:
             sent = self.ledger.leave(self._time())
             try:
@@ -131,6 +132,8 @@ class Member:
             except Exception as error:  # whatever a client raises: slots run out by themselves
                 _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
         try:
+            # Also after a failure: a connection that stays open keeps its socket until the process
+            # ends.
             await self._state.aclose()
         except Exception as error:
             _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
@@ -148,10 +151,12 @@ class Member:
 
     async def _sleep(self) -> None:
         """Sleep until the next exchange is due, or something makes it more urgent."""
+        # Before the look at what is due: a wake that comes after it must not be lost.
         self._wake.clear()
         now = self._time()
         until = self.ledger.due(now)
         if not self._was_gone and self.ledger.failures:
+            # The fallback begins at that moment, and no answer will wake this task for it.
             until = min(until, self.ledger.gone_at)
         if until <= now:
             await asyncio.sleep(0)
@@ -168,6 +173,8 @@ class Member:
         try:
             async with asyncio.timeout(patience):
                 answer = await self._state.exchange(self.name, sent.request)
+                # Within the same limit: a store that answers one call and hangs in the next is lost
+                # as well.
                 await self._settle_decisions(answer)
                 await self._settle_hints()
         except Exception as error:  # whatever a client raises
@@ -179,6 +186,7 @@ class Member:
         now = self._time()
         lost_for = None if not self.ledger.failures or self._reached is None else now - self._reached
         was_failing = bool(self.ledger.failures)
+        # Before the log and the events: what observers see must be the new state.
         offered = self.ledger.answered(sent, answer, now)
         self._seconds, self._reached = now - sent.at, sent.at
         self._was_gone = False
@@ -188,6 +196,7 @@ class Member:
             _log.warning("Fleet %s: the store answers again%s; %d replicas", self.name, gone, answer.replicas)
             if self._observers:
                 self._observers.tell(FleetReachable(self.name, answer.replicas))
+        # Before the offer: the messages of starved tenants make room for those that may start.
         self._crew.starve(self.ledger.starved(now), now)
         if offered:
             self._crew.offer(offered)
@@ -196,6 +205,7 @@ class Member:
         first = not self.ledger.failures
         self.ledger.failed(sent)
         self._failed += 1
+        # Told once: an outage of the store is one event, however many exchanges fail in it.
         if not first:
             return
         left = max(0.0, self.ledger.gone_at - self._time())
@@ -283,6 +293,7 @@ class Member:
             _log.warning(text, self.name, _shown(error))
 
     async def _publish(self) -> None:
+        # A copy: another thread may decide while this one is being sent.
         sending = dict(self.pending)
         changes: dict[str, str | None] = {}
         for (tenant, part), (value, reason) in sending.items():
@@ -291,6 +302,7 @@ class Member:
         if changes:
             await self._state.decide(self.name, changes)
         for key, decision in sending.items():
+            # Unless it was decided again meanwhile; then the newer decision is still to be sent.
             if self.pending.get(key) is decision:
                 del self.pending[key]
 
@@ -302,6 +314,8 @@ class Member:
             return
         if self.pending:
             await self._publish()
+        # After the publish: read before it, the own decision would be overruled by the old state
+        # for one tick.
         self._known = await self._state.decisions(self.name)
         self._rulings = verdicts(self._known.fields)
         named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
@@ -332,6 +346,8 @@ class Member:
             await self._state.report(self.name, host, cause, seconds)
         for host in self.hints.claims():
             asked = self._time()
+            # One replica tries the host for all: a server that comes back must not meet every
+            # replica at once.
             if await self._state.claim_probe(self.name, host, self.ledger.replica, self.hints.turn):
                 self.hints.claimed(host, asked)
 

@@ -80,10 +80,14 @@ class Store:
         """Notice that the memory was lost, wholly or in part. Then nothing new is granted for a lease."""
         known = fleet.epoch if fleet.epoch_expires > now else ""
         if not known or not known.startswith(f"{self.run}:"):
+            # A first start has nothing to wait for. After a loss, leases are out there that nothing
+            # here knows of.
             fleet.quiet_until = now + request.lease if known or request.epoch else 0.0
             fleet.epoch, fleet.born = f"{self.run}:{now:.3f}", now
         elif request.epoch and request.epoch != known and now - fleet.born < request.lease:
             fleet.quiet_until = max(fleet.quiet_until, fleet.born + request.lease)
+        # Long beyond any lease: an epoch that ended is a loss of memory, and costs a lease without
+        # grants.
         fleet.epoch_expires = now + 10 * request.lease
 
     @staticmethod
@@ -99,10 +103,14 @@ class Store:
         for replica in [replica for replica, other in slots.items() if other.expires <= now]:
             del slots[replica]
         mine = slots.get(me)
+        # A request that was delayed, or sent twice: applying it would take back what a later one
+        # has set.
         if mine is not None and request.sequence <= mine.sequence:
             return Grant(mine.granted, mine.granted)
         others = {replica: other for replica, other in slots.items() if replica != me}
         room = ask.cap - sum(other.granted for other in others.values())
+        # What runs is kept even beyond the cap, as after a cap was lowered: handlers are not
+        # cancelled for it.
         keep = max(0, min(ask.hold, max(0 if mine is None else mine.granted, room)))
         share, hope, is_turn = self._share(request, ask, others, mine, now)
         granted = keep
@@ -147,6 +155,7 @@ class Store:
         tat = max(fleet.tats.get(ask.tenant, now), now)
         there = math.floor((now + max(interval, 2 * request.tick) - tat) / interval + 1e-6)
         taken = max(0, min(ask.tokens, there, math.ceil(there / hungry)))
+        # Not at every call: going through all of them takes time in proportion.
         if len(fleet.tats) > _MANY:
             fleet.tats = {tenant: until for tenant, until in fleet.tats.items() if until > now}
         if taken:
@@ -173,6 +182,7 @@ class Store:
         """Write down again what is not known here."""
         fleet = self._fleet(name)
         if fleet.version < decisions.version:
+            # What was decided here since the loss is newer than what the replica remembers.
             fleet.decided = {**decisions.fields, **fleet.decided}
             fleet.version = decisions.version + 1
         return fleet.version
@@ -186,6 +196,7 @@ class Store:
         else:
             now = self.clock()
             fleet.hints[host] = (now + seconds, cause)
+            # Half of it: by then one replica may try, before the hint lapses and all of them would.
             fleet.probes[host] = (now + seconds / 2, "")
 
     def claim_probe(self, name: str, host: str, replica: str, seconds: float) -> bool:

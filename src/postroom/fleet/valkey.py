@@ -44,6 +44,7 @@ class ValkeyState:
             _check_url(store)
         else:
             _check_client(store)
+        # By digest: the text of the script would travel with every exchange.
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}  # noqa: S324 - EVALSHA
         self.calls: int = 0
         """Commands sent so far."""
@@ -54,6 +55,7 @@ class ValkeyState:
     async def exchange(self, fleet: str, request: Request) -> Answer:
         """Renew, return and grant slots. Many tenants take several calls, of which each is one step."""
         asks = request.asks
+        # Also without tenants: it counts this replica as alive.
         answer = await self._exchange(fleet, request, 0)
         grants = list(answer.grants)
         for start in range(_BATCH, len(asks), _BATCH):
@@ -138,6 +140,7 @@ class ValkeyState:
         try:
             return await self._command("EVALSHA", self._digests[script], len(keys), *keys, *arguments)
         except Exception as error:  # two libraries, two classes: the server has not seen the script yet
+            # By name, because neither library may be imported for the other's class.
             if type(error).__name__ != "NoScriptError":
                 raise
             return await self._command("EVAL", script, len(keys), *keys, *arguments)
@@ -179,6 +182,7 @@ def _check_client(client: object) -> None:
 
 
 def _tag(fleet: str) -> str:
+    # The braces are the hash tag: a script may touch keys of one slot of a cluster only.
     return f"postroom:{{{fleet}}}"
 
 

@@ -95,6 +95,7 @@ class OutboxRelay(Generic[C]):
             raise ConfigurationError("this OutboxRelay is open already")
         async with AsyncExitStack() as stack:
             for sender in self._known.values():
+                # First, and so closed last: the rounds that finish at the end still send.
                 await stack.enter_async_context(sender)
             pool = await stack.enter_async_context(self._pool)
             client = await stack.enter_async_context(self._client or default_client())

@@ -93,12 +93,14 @@ class KeyRing:
         return f"KeyRing({sorted(self._keys)!r}, current={self._current!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
+        # As a multiprocessing start or a cache would do without a word.
         raise TypeError("a KeyRing is not pickled: it would write the keys down")
 
     def mac(self, key_id: str, parts: Collection[bytes]) -> str:
         """Return the HMAC of length-prefixed parts in hexadecimal. KeyError: the ring has no such key."""
         mac = hmac.new(self._keys[key_id], digestmod=hashlib.sha256)
         for part in parts:
+            # With the length: "ab" and "c" must not be signed like "a" and "bc".
             mac.update(len(part).to_bytes(8, "big"))
             mac.update(part)
         return mac.hexdigest()
@@ -175,6 +177,8 @@ def signed(
     """
     _check_terms("signed", keys, queue)
     if isinstance(resolver, type):
+        # A class would be called with the message as its first field, and the mistake would show
+        # late.
         name = resolver.__name__
         raise ConfigurationError(f"signed(resolver): write signed(context_from_attributes({name}), ...) for a class")
     check_function("signed(resolver)", "(Message) -> context", resolver)
@@ -247,6 +251,7 @@ class SignedContext(Generic[T_co]):
             raise ContextError(
                 "the message is signed with a key that this consumer does not have", message_id=message.id
             )
+        # In constant time: how long a comparison takes would tell how much of a guess was right.
         if not hmac.compare_digest(mac, self._expected(message, key_id, expires)):
             text = "the signature does not fit the message: attributes, body, queue or expiry are not what was signed"
             raise ContextError(text, message_id=message.id)
@@ -281,6 +286,7 @@ def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ..
 
 
 def _covered(message: Message | OutgoingMessage, names: tuple[str, ...], *, group: bool) -> Iterator[bytes]:
+    # The digest, and not the body: the HMAC would otherwise need up to 1 MiB in one piece.
     yield hashlib.sha256(message.body.encode()).digest()
     for name in names:
         yield name.encode()

@@ -40,7 +40,7 @@ async def test_small_needs_are_met_in_full(shared: Shared) -> None:
 
 
 async def test_needs_come_before_wants(shared: Shared) -> None:
-    """F4: slots for what may come are half of what nobody needs: the other half is there for who comes next."""
+    """F4: a replica without work gets half of the free slots: the other half is there for the next one."""
     idle = await shared.ask("a", cap=8, need=1, want=8)
     assert idle.slots == 4
     assert (await shared.ask("b", cap=8, need=7, want=8)).slots == 4
@@ -57,7 +57,7 @@ async def test_a_crashed_replica_returns_its_slots(shared: Shared) -> None:
 
 
 async def test_what_is_given_back_is_free_at_once(shared: Shared) -> None:
-    """F3: a replica that leaves, or whose tenant is idle, returns everything at once."""
+    """F3: a replica that leaves, or has an idle tenant, returns everything at once."""
     await shared.ask("a", cap=4, need=4)
     await shared.ask("a", cap=4, need=0, leaving=True)
     assert (await shared.ask("b", cap=4, need=4)).slots == 4

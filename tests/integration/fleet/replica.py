@@ -15,7 +15,7 @@ NAME = os.environ["NAME"]
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose message it is."""
+    """The tenant of a message."""
 
     tenant_id: str
 

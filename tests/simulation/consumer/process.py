@@ -77,7 +77,7 @@ class Process:
         """From when until when it was frozen last."""
         self.opened = self.closed = self.weight = 0
         self.handlers: dict[str, Order] = {}
-        """Receipt handle to the order whose handler runs."""
+        """Receipt handle to the order with a running handler."""
         self.reporting = 0
         self.stopping_since: float | None = None
         self.cancelled = self.hurried = False
@@ -467,7 +467,7 @@ class Process:
                 if not self.gate.alive:
                     raise
                 self.stubborn = True
-                self.told.update(self.handlers)  # whose handler this is, nothing here says
+                self.told.update(self.handlers)  # nothing here says which message this handler is for
 
     def _judge_cancellation(self, ctx: Ctx, error: asyncio.CancelledError) -> None:
         """I6: who is cancelled has to be told why, and it has to be true."""
@@ -485,6 +485,6 @@ class Process:
             drain = 0.0 if self.hurried else self.shared.plan.options["shutdown"].drain
             now = asyncio.get_running_loop().time()
             if self.stopping_since is None or now < self.stopping_since + drain - 0.001:
-                self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]}, whose time is not over")
+                self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} before its time is over")
         elif limit is None:
             self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} for no reason")

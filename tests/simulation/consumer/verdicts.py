@@ -157,7 +157,7 @@ class Verdicts:
         calls = sum(process.watch.receives for process in self._world.processes)
         deferred = sum(process.watch.deferred for process in self._world.processes)
         if deferred:
-            self.history.broken("expense", f"{deferred} messages of equal tenants were put off, of {handled}")
+            self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
         if calls > CALLS_PER_MESSAGE * handled + START:
             self.history.broken("expense", f"{calls} receives for {handled} messages of equal tenants")
 

@@ -63,6 +63,8 @@ def tenant_databases(
         alias = TenantAlias(f"tenant-{next(_numbers)}")
         _register(alias, entry)
         try:
+            # Django connects at the first query: without a try, an outage would be the handler's
+            # error, and cost an attempt.
             await asyncio.to_thread(_try_out, alias)
             yield alias
         finally:
@@ -78,6 +80,7 @@ def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
     try:
         yield alias
     finally:
+        # Before the close: what runs during it must not find a database that is about to go.
         _alias.reset(token)
         _close(alias)
 
@@ -158,6 +161,7 @@ def _try_out(alias: TenantAlias) -> None:
 
 def _remove(alias: TenantAlias) -> None:
     connection = connections[alias]
+    # The pool belongs to the process and not to the thread: closing this connection leaves it open.
     if hasattr(connection, "close_pool"):
         connection.close_pool()
     _close(alias)

@@ -91,6 +91,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._size = 0
         late = f"no whole answer within {timeout:g} s"
         timer = loop.call_later(timeout, self._fail, late, context=self._context)
+        # After the timer: a peer that never reads must not hold this call without a limit.
         self._transport.write(request)
         try:
             return await waiter
@@ -123,6 +124,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
         self._size += nbytes
+        # Before the parser: it would keep all of it.
         if self._size > MAX_ANSWER:
             self._fail(f"an answer of more than {MAX_ANSWER} bytes")
             return
