@@ -95,7 +95,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._schedule(when, callback, args, context)
 
     def _schedule(
-        self, when: float, callback: Callable[[Unpack[Ts]], object], args: tuple[Unpack[Ts]], context: Context | None
+        self, when: float, callback: Callable[[Unpack[Ts]], object], args: tuple[*Ts], context: Context | None
     ) -> asyncio.TimerHandle:
         if self.is_closed():
             raise RuntimeError("Event loop is closed")

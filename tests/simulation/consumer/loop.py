@@ -5,7 +5,7 @@ import contextvars
 import itertools
 from collections.abc import Callable, Coroutine, Generator
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from postroom.local import LocalBroker
 from postroom.testing.loop import VirtualLoop
@@ -91,10 +91,10 @@ class SimulationLoop(VirtualLoop):
         coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
         **options: Any,
     ) -> asyncio.Task[Any]:
-        assert type(coroutine) is not GeneratorType
+        assert not isinstance(coroutine, GeneratorType)  # the abstract class is asked slowly
         context = options.get("context")
         owner = current_process.get() if context is None else context.get(current_process)
-        task = _Task(next(self._numbers), owner, coroutine, loop=loop, **options)
+        task = _Task(next(self._numbers), owner, cast("Coroutine[Any, Any, Any]", coroutine), loop=loop, **options)
         if owner is not None:
             owner.add_task(task)
             if not owner.gate.alive:

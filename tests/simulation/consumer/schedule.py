@@ -39,6 +39,7 @@ from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
 from simulation.consumer.verdicts import Verdicts
 from simulation.consumer.watch import History
+from simulation.garbage import one_collection
 
 FACTS = (
     *("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions", "duplicates"),
@@ -365,7 +366,7 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
     if change is not None:
         plan = change(plan)
     history = History()
-    with _deterministic(seed, logs=plan.logs), _one_collection():
+    with _deterministic(seed, logs=plan.logs), one_collection():
         facts, unhandled = _run(plan, history)
         # What nothing refers to any longer may still hold an exception that was never looked at.
         gc.collect(1)
@@ -374,18 +375,6 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             if owner is None or owner.gate.alive:
                 history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
     return Outcome(seed, tuple(history.violations), history, plan, facts)
-
-
-@contextlib.contextmanager
-def _one_collection() -> Iterator[None]:
-    """Let the garbage collector run once, at the end: what it finds does not depend on what ran before."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, Any]]]:
