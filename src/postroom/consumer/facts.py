@@ -101,11 +101,16 @@ class QueueFacts:
 
     def refusal(self) -> str | None:
         """Return why nothing may be made invisible now; None while it may."""
+        if self._in_flight >= ENOUGH and self._clock() >= self._rest_until:
+            self._look_soon()
+        return self.why_full()
+
+    def why_full(self) -> str | None:
+        """Return what ``refusal`` does, and ask the queue nothing: any thread may read statistics."""
         if self._clock() < self._rest_until:
             return f"the queue refused a receive: the limit is {LIMIT:,} messages in flight"
         if self._in_flight < ENOUGH:
             return None
-        self._look_soon()
         return f"{self._in_flight:,} messages are in flight in the queue, of {LIMIT:,} allowed"
 
     def hid(self) -> None:

@@ -124,6 +124,11 @@ class Process:
         if len(self.tasks) > self._most_tasks:
             self.forget_tasks()
 
+    def slots_in_use(self) -> int:
+        """Return ``statistics().running`` of the consumer, without a snapshot of everything else."""
+        run = self.consumer._last_run
+        return 0 if run is None else run.scheduler.running
+
     def unread_since(self) -> float:
         """Return when what it reads now may have arrived, as its loop watch would find out by signs of life."""
         since, until = self.stillness

@@ -6,6 +6,7 @@ same history, line by line.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 import warnings
@@ -38,6 +39,7 @@ from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
 from simulation.consumer.verdicts import Verdicts
 from simulation.consumer.watch import History
+from simulation.garbage import one_collection
 
 FACTS = (
     *("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions", "duplicates"),
@@ -281,7 +283,7 @@ def _idle_slots(process: Process) -> int:
     if not process.consumer.running:
         return 0
     working = len(process.handlers) + process.reporting + len(process.watch.offering)
-    return max(0, process.consumer.statistics().running - working)
+    return max(0, process.slots_in_use() - working)
 
 
 def _disturbs(faults: Faults) -> bool:
@@ -364,18 +366,30 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
     if change is not None:
         plan = change(plan)
     history = History()
-    loop = SimulationLoop(seed=seed)
+    with _deterministic(seed, logs=plan.logs), one_collection():
+        facts, unhandled = _run(plan, history)
+        # What nothing refers to any longer may still hold an exception that was never looked at.
+        gc.collect(1)
+        for context in unhandled:
+            owner = getattr(context.get("task") or context.get("future"), "owner", None)
+            if owner is None or owner.gate.alive:
+                history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
+    return Outcome(seed, tuple(history.violations), history, plan, facts)
+
+
+def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Return the facts, and what was raised where no one could catch it."""
+    loop = SimulationLoop(seed=plan.seed)
     facts: dict[str, int] = {}
 
     async def main() -> None:
-        async with Broker(seed=seed) as broker:
+        async with Broker(seed=plan.seed) as broker:
             simulation = Simulation(plan, history, broker)
             await simulation.run()
             facts.update(simulation.facts)
 
     wall = SimpleNamespace(time=lambda: EPOCH + loop.time())  # the consumer's clock on the wall is right
     with (
-        _deterministic(seed, logs=plan.logs),
         mock.patch("postroom.consumer.facts.time", wall),
         mock.patch.object(LoopWatch, "unread_since", _unread_since),
     ):
@@ -388,11 +402,7 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             history.lines.append((loop.time(), "harness", (repr(error),)))
         finally:
             _close(loop)
-        for context in loop.unhandled:
-            owner = getattr(context.get("task") or context.get("future"), "owner", None)
-            if owner is None or owner.gate.alive:
-                history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
-    return Outcome(seed, tuple(history.violations), history, plan, facts)
+    return facts, loop.unhandled
 
 
 def _unread_since(_watch: LoopWatch) -> float:
