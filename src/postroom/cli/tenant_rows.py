@@ -17,7 +17,7 @@ def cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
     state = row.get("s", "active")
     return (
         row["n"],
-        "limited" if state == "active" and row.get("rl") else state,
+        "limited" if state == "active" and (row.get("rl") or row.get("cl")) else state,
         "-" if wait is None else age(wait, now),
         f"{running}/{row['cap']}" if row.get("cap") else running,
         *(str(row.get(name, 0)) for name in ("wait", "held", "away")),

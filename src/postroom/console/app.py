@@ -140,12 +140,9 @@ class _Console:
         await _answer(send, 200, b"text/html; charset=utf-8", body, more)
 
     async def _state(self, scope: Scope, send: Send) -> None:
-        """Send one look, as JSON. The first one after a pause has no rates yet."""
+        """Send one look, as JSON."""
         top, search = _view(scope)
-        with self.desk.looking():
-            snapshot, strips = self.desk.look()
-            said = {"strips": strips, "total": len(snapshot.order), "rows": snapshot.rows(top=top, search=search)}
-            await _answer(send, 200, _JSON, msgspec.json.encode(said))
+        await _answer(send, 200, _JSON, msgspec.json.encode(self.desk.glance(top=top, search=search)))
 
     async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a look each second until the viewer is gone."""

@@ -52,11 +52,15 @@ class Tally:
 
     def handled(self, seconds: float, now: float) -> None:
         """Note the end of a handler."""
+        self.add(seconds, now)
+        self.times.append(seconds)
+        self.shown = None
+
+    def add(self, seconds: float, now: float) -> None:
+        """Count the end of a handler, and keep nothing else of it."""
         self.fade(now)
         self.rate += 1.0 / _WINDOW
         self.seconds += seconds / _WINDOW
-        self.times.append(seconds)
-        self.shown = None
 
     def percentiles(self) -> tuple[float, float] | None:
         """Return p50 and p99 of the latest handlers; None before the first one."""
@@ -77,6 +81,12 @@ class Collector:
     def __init__(self, consumer: Consumer[Any, Any]) -> None:
         self.consumer = consumer
         self.tallies: OrderedDict[Hashable, Tally] = OrderedDict()
+        self.total = Tally(0.0)
+        """Handlers of all tenants together."""
+        self.heard: set[Hashable] = set()
+        """The tenants of whose messages something was heard since the last look."""
+        self.began = 0.0
+        """The loop time since when it listens."""
         self.away: dict[Hashable, int] = {}
         """Messages of each tenant that were parked or deferred, and are invisible now, as far as it was seen."""
         self._clock: Callable[[], float] = time.monotonic
@@ -102,7 +112,13 @@ class Collector:
         """Begin to listen."""
         if self._leave is None:
             self._clock = asyncio.get_running_loop().time
+            self.began = self._clock()
+            self.total = Tally(self.began)
             self._leave = self.consumer.subscribe(self._tell)
+
+    def seen(self) -> float:
+        """Return which part of its average a tenant's rate can have by now: it has not listened for long."""
+        return 1.0 - math.exp(-max(1.0, self._clock() - self.began) / _WINDOW)
 
     def stop(self) -> None:
         """Listen no longer, and forget everything."""
@@ -111,6 +127,7 @@ class Collector:
             self._leave = None
         self._names.clear()
         self.tallies.clear()
+        self.heard.clear()
         self.away.clear()
         self._absent.clear()
 
@@ -125,6 +142,7 @@ class Collector:
             case HandlerFinished(tenant=tenant, seconds=seconds):
                 now = self._clock()
                 self._tally(tenant, now).handled(seconds, now)
+                self.total.add(seconds, now)
             case MessageReceived(message=message):
                 if self._absent:
                     self._came_back(message.id)
@@ -146,6 +164,7 @@ class Collector:
         return context if pool is None else pool.key_of(context)
 
     def _tally(self, tenant: Hashable, now: float) -> Tally:
+        self.heard.add(tenant)
         tally = self.tallies.get(tenant)
         if tally is None:
             if len(self.tallies) >= REMEMBER:
@@ -178,6 +197,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     cap: int = 0
     rl: float | None = None
     """Its own limit of starts per second."""
+    cl: int | None = None
+    """Its own limit of running handlers."""
     wait: int = 0
     held: int = 0
     away: int = 0

@@ -119,7 +119,7 @@ class Tenants:
                 raise ConfigurationError(text)
         chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
         chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
-        _tell(key, f"limited to {chosen}", reason)
+        _tell(key, _limited(chosen), reason)
         self._decide(key, reason, **chosen)
 
     def retry_now(self, key: Hashable, *, reason: str | None = None) -> None:
@@ -248,6 +248,10 @@ class Tenants:
     def ruled_keys(self) -> list[Hashable]:
         """Return the tenants that something was decided about."""
         return list(self._rules)
+
+    def rules(self) -> dict[Hashable, TenantStatus]:
+        """Return what was decided, by tenant: a copy. A tenant of which that has changed has another object there."""
+        return self._rules.copy()
 
     def is_ruled(self, key: Hashable) -> bool:
         """Whether anything was decided about a tenant."""
@@ -440,6 +444,13 @@ def _check_reason(reason: object) -> None:
 def _tell(key: Hashable, what: str, reason: str | None) -> None:
     if reason is not None:
         _log.warning("Tenant %s is %s by an operator: %s", display_key(key), what, reason, extra=about(tenant=key))
+
+
+def _limited(chosen: Mapping[str, float | None]) -> str:
+    """Return limits as the log says them: ``limited to rate 20``."""
+    limits = " and ".join(f"{name} {value:g}" for name, value in chosen.items() if value is not None)
+    ended = " and ".join(name for name, value in chosen.items() if value is None)
+    return ", ".join([f"limited to {limits}"] * bool(limits) + [f"without a limit of {ended}"] * bool(ended))
 
 
 def _is_above_0(value: object) -> bool:
