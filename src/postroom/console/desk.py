@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from typing import Any, Final, cast
 
 import msgspec
@@ -34,6 +35,7 @@ _BEHIND: Final = 20
 _LINGER: Final = 15.0
 """Seconds for which figures are gathered after a single look: one who looks again meanwhile finds rates."""
 MOST_ROWS: Final = 10_000
+_SUGGESTED: Final = 3
 
 
 class Desk:
@@ -166,8 +168,25 @@ class Desk:
                 self._remember(consumer, key)
         if not found:
             text = f"no tenant {name!r} is known here: name it as the page and the log do, while its messages are here"
-            raise ConfigurationError(text)
+            raise ConfigurationError(f"{text}{self._like(name, chosen)}")
         return found
+
+    def unseen(self, name: str, queue: str | None) -> str:
+        """Return a remark about a tenant that no consumer knows, with the names that are near; else nothing.
+
+        Where names are keys it is acted on all the same: its first message may come in the next moment.
+        """
+        chosen = [each for each in self.consumers if queue is None or _matches(each.queue, queue)]
+        if any(display_key(key) == name for consumer in chosen for key in self.keys(consumer)):
+            return ""
+        return f"nothing of it is here yet{self._like(name, chosen)}"
+
+    def _like(self, name: str, consumers: Sequence[Consumer[Any, Any]]) -> str:
+        """Return a suggestion: tenants with names that are near to it, if there are any."""
+        known = {display_key(key) for consumer in consumers for key in self.keys(consumer)}
+        near = sorted(each for each in known if name.lower() in each.lower())
+        near = near[:_SUGGESTED] or get_close_matches(name, known, _SUGGESTED)
+        return f". Is it {' or '.join(map(repr, near))}?" if near else ""
 
     def know(self, tenant: Hashable) -> None:
         """Take a key for one of every consumer that is shown, although it has nothing here. A text may be a name."""

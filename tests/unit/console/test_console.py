@@ -261,6 +261,7 @@ def test_an_action_takes_effect_is_an_event_and_a_log_line(
 
     async def scenario(world: World) -> None:
         async with office(world, allow=ann) as made:
+            world.create("other")
             world.send_orders("1", tenant="acme")
             await asyncio.sleep(1)
             made.consumer.tenants.pause("acme")
@@ -490,6 +491,20 @@ def test_messages_stay_where_the_other_queue_does_not_exist() -> None:
             await asyncio.sleep(60)
             assert world.counts() == (0, 0)
             assert world.counts("dead") == (0, 0)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(("to", "text"), [("nowhere", "nowhere"), ("orders", "divert needs another queue")])
+def test_a_diversion_to_no_queue_or_to_its_own_is_refused(to: str, text: str) -> None:
+    """The operator learns of it at once; the tenant's messages would stay, or go round in a circle."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            made.consumer.tenants.limit("acme", rate=5)
+            answer = await made.act("divert", to=to)
+            assert (answer.status_code, text in answer.json()["error"]) == (400, True), answer.text
+            assert made.consumer.tenants["acme"].state is TenantState.ACTIVE
 
     in_world(scenario)
 
