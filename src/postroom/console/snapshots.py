@@ -49,14 +49,9 @@ class Snapshot:
     def _make(self, number: int, key: Hashable) -> Row:
         collector = self._collectors[number]
         consumer = collector.consumer
-        status = consumer.tenants[key]
-        row = Row(q=number, n=collector.name_of(key), s=str(status.state), why=_short(status.reason or ""))
-        row.rl = status.rate
-        row.cl = status.concurrency
-        row.cap = status.concurrency or 0
+        row = Row(q=number, n=collector.name_of(key))
+        self._add_state(row, consumer, key)
         row.away = collector.away.get(key, 0)
-        if status.since is not None:
-            row.since = round(self._wall - status.since)
         lane = self._lanes[number].get(key)
         if lane is not None:
             self._add_lane(row, lane)
@@ -65,9 +60,21 @@ class Snapshot:
             _add_tally(row, tally, collector)
         if consumer.pool is not None:
             row.pool = consumer.pool.leases_of(key)
-        if status.state is TenantState.DIVERTED:
-            row.why = f"to {status.diverted_to}: {row.why}"
         return row
+
+    def _add_state(self, row: Row, consumer: Consumer[Any, Any], key: Hashable) -> None:
+        """Add what was decided, or why it cannot run: from its parts, as a ``TenantStatus`` for each row costs more."""
+        state, why = TenantState.ACTIVE, ""
+        if (rule := consumer.tenants.rule_of(key)) is not None:
+            state, why = rule.state, rule.reason or ""
+            row.rl, row.cl, row.cap = rule.rate, rule.concurrency, rule.concurrency or 0
+        control = consumer.tenants.consumer
+        if state is TenantState.ACTIVE and control is not None and (trouble := control.unavailable(key)) is not None:
+            state, why = TenantState.UNAVAILABLE, trouble[0]
+            row.since = round(self._wall - trouble[1])
+        row.s, row.why = str(state), _short(why) if why else ""
+        if rule is not None and state is TenantState.DIVERTED:
+            row.why = f"to {rule.diverted_to}: {row.why}"
 
     def _add_lane(self, row: Row, lane: Lane[Any]) -> None:
         oldest = oldest_of(lane)

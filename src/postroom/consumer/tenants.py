@@ -253,6 +253,12 @@ class Tenants:
         """Return what was decided, by tenant: a copy. A tenant of which that has changed has another object there."""
         return self._rules.copy()
 
+    def rule_of(self, key: Hashable) -> TenantStatus | None:
+        """Return what was decided about a tenant, here or in its fleet, without figures; None: nothing."""
+        rule = self._rules.get(key)
+        ruling = None if rule is not None or self._member is None else self._member.ruling_of(key)
+        return rule if ruling is None else _rule_of(key, ruling)
+
     def is_ruled(self, key: Hashable) -> bool:
         """Whether anything was decided about a tenant."""
         return key in self._rules
