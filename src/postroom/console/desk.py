@@ -30,7 +30,7 @@ _URGENT: Final = 100
 and more."""
 _IDLE: Final = 25
 """Rows of the others among these that each look makes: all of them within four seconds."""
-_BEHIND: Final = 20
+_BEHIND: Final = 30
 """Looks of which each one makes the row of a tenant behind those."""
 _LINGER: Final = 15.0
 """Seconds for which figures are gathered after a single look: one who looks again meanwhile finds rates."""
@@ -125,7 +125,7 @@ class Desk:
         """Yield one JSON text a second: what has changed since the last one; everything, the first time.
 
         Of the first hundred tenants a row is made as soon as something of theirs is here or was decided, of idle ones
-        every four seconds. Those behind them wait for nothing, or a hundred others wait longer: every twenty seconds.
+        every four seconds. Those behind them wait for nothing, or a hundred others wait longer: every half a minute.
         """
         view = _View(top, search)
         with self.looking():
@@ -246,13 +246,15 @@ class _View:
         shown = [*front, *behind]
         known = self._rows
         changed: list[Row] = []
-        for entry in self._due(shown, ranking):
+        ids = [entry.id for entry in front]
+        moved = ids != self._front or ranking.version != self._version
+        for entry in self._due(shown, ranking, moved=moved):
             row = snapshot.row(entry.number, entry.key)
             if row != known.get(entry.id):
                 known[entry.id] = row
                 changed.append(row)
         said["rows"] = changed
-        if (ids := [entry.id for entry in front]) != self._front:
+        if ids != self._front:
             self._front = said["front"] = ids
         if ranking.version != self._version:
             self._version = ranking.version
@@ -262,8 +264,8 @@ class _View:
         self._look = ranking.look
         return said
 
-    def _due(self, shown: list[Entry], ranking: Ranking) -> list[Entry]:
-        """Return the tenants of which a row is made in this look, each once."""
+    def _due(self, shown: list[Entry], ranking: Ranking, *, moved: bool) -> list[Entry]:
+        """Return the tenants of which a row is made in this look. Where the order has moved, some may be new."""
         first, rest, known = shown[:_URGENT], shown[_URGENT:], self._rows
         every = -(-len(first) // _IDLE) or 1
         idle, turn = self._turn % every, self._turn % _BEHIND
@@ -273,7 +275,9 @@ class _View:
             for place, entry in enumerate(first)
             if place % every == idle or entry.id not in known or touched.get(entry.id, -1) > last
         ]
-        due += (entry for place, entry in enumerate(rest) if place % _BEHIND == turn or entry.id not in known)
+        due += rest[turn::_BEHIND]
+        if moved:
+            due += (entry for entry in rest if entry.id not in known)
         return due
 
 

@@ -46,6 +46,7 @@ class Ranking:
         self.touched: dict[str, int] = {}
         """By id the last look at which something of a tenant was here, was decided, or happened."""
         self._known: list[dict[Hashable, Entry]] = [{} for _ in collectors]
+        self._revisions = [-1 for _ in collectors]
         self._rules: list[dict[Hashable, TenantStatus]] = [{} for _ in collectors]
         self._troubled: list[list[Hashable]] = [[] for _ in collectors]
         self._tallied: list[int] = [0 for _ in collectors]
@@ -70,9 +71,10 @@ class Ranking:
     def _notice(self, number: int, collector: Collector, lanes: Lanes, changed: list[tuple[int, Hashable]]) -> bool:
         """Find what was decided since the last look. Returns whether the order has to be made again."""
         known, tenants = self._known[number], collector.consumer.tenants
-        rules, before = tenants.rules(), self._rules[number]
         stale = False
-        if rules != before:
+        if tenants.revision != self._revisions[number]:
+            rules, before = tenants.rules(), self._rules[number]
+            self._revisions[number] = tenants.revision
             stale = True
             changed += ((number, key) for key, rule in rules.items() if before.get(key) is not rule)
             changed += ((number, key) for key in before.keys() - rules.keys())

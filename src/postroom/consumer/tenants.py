@@ -36,6 +36,8 @@ class Tenants:
 
     def __init__(self, *, shared: bool = False) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
+        self.revision: int = 0
+        """Changes with every decision."""
         self.ruled: bool = False
         """Whether anything was decided about any tenant, or every tenant has a rate."""
         self._paces: dict[Hashable, Pace] = {}
@@ -378,6 +380,7 @@ class Tenants:
             self._member.decided()
 
     def _keep(self, key: Hashable, rule: TenantStatus) -> None:
+        self.revision += 1
         if replace(rule, reason=None) == TenantStatus(key=key):
             self._rules.pop(key, None)
         else:

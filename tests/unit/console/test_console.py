@@ -560,7 +560,7 @@ async def test_the_server_serves_the_page_and_a_stream_and_refuses_strange_hosts
             await ConsoleServer(consumer, port=server.port).__aenter__()
 
 
-def test_idle_tenants_far_behind_are_looked_at_every_twenty_seconds() -> None:
+def test_idle_tenants_far_behind_are_looked_at_every_half_a_minute() -> None:
     """A viewer of many tenants costs little: what has changed among the first hundred is sent at once."""
 
     async def scenario(world: World) -> None:
@@ -572,10 +572,10 @@ def test_idle_tenants_far_behind_are_looked_at_every_twenty_seconds() -> None:
             assert len(said["rows"]) == len(said["order"]) == 300
             for number in range(300):
                 made.consumer.tenants.limit(f"t{number:03}", rate=50)
-            seen = [{row["n"] for row in msgspec.json.decode(await anext(looks))["rows"]} for _ in range(20)]
+            seen = [{row["n"] for row in msgspec.json.decode(await anext(looks))["rows"]} for _ in range(30)]
             await looks.aclose()
             assert {f"t{number:03}" for number in range(100)} <= seen[0]
-            assert len(seen[0]) == 110
+            assert len(seen[0]) == 107
             assert len(set[str]().union(*seen)) == sum(map(len, seen)) == 300
 
     in_world(scenario)
