@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from postroom.console.collecting import Collector
-from postroom.consumer import TenantStatus
+from postroom.consumer import TenantState, TenantStatus
 from postroom.scheduling.tickets import Lane
 
 SHORT: Final = 1.0
@@ -37,7 +37,8 @@ class Ranking:
     def __init__(self, collectors: Sequence[Collector]) -> None:
         self._collectors = collectors
         self.everyone: list[Entry] = []
-        """All tenants: first those that something was decided about or that are unavailable; then by name."""
+        """All tenants: first those that are unavailable, paused or sent away; then those of which messages were seen;
+        then those with a limit or open resources only. By name."""
         self.version: int = 0
         """Changes whenever ``everyone`` does."""
         self.front: list[Entry] = []
@@ -93,18 +94,20 @@ class Ranking:
         ranked: list[tuple[int, str, Entry]] = []
         for number, collector in enumerate(self._collectors):
             pool = collector.consumer.pool
-            rules, troubled = self._rules[number], self._troubled[number]
-            first = dict.fromkeys([*rules, *troubled])
+            rules = self._rules[number]
+            stopped = (key for key, rule in rules.items() if rule.state is not TenantState.ACTIVE)
+            first = dict.fromkeys([*stopped, *self._troubled[number]])
+            seen = dict.fromkeys([*lanes[number], *collector.tallies, *collector.away])
             opened = [] if pool is None else pool.keys()
             known = self._known[number]
             self._known[number] = found = {}
-            for key in dict.fromkeys([*first, *lanes[number], *collector.tallies, *collector.away, *opened]):
+            for key in dict.fromkeys([*first, *seen, *rules, *opened]):
                 entry = known.get(key)
                 if entry is None:
                     name = collector.name_of(key)
                     entry = Entry(f"{number}:{name}", name, number, key)
                 found[key] = entry
-                ranked.append((0 if key in first else 1, entry.name, entry))
+                ranked.append((0 if key in first else 1 if key in seen else 2, entry.name, entry))
         ranked.sort(key=_place)
         everyone = [entry for _, _, entry in ranked]
         if everyone != self.everyone:

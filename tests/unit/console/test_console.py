@@ -688,3 +688,38 @@ def test_a_tenant_with_a_limit_of_running_handlers_is_limited() -> None:
             assert (await made.look())["acme"]["cl"] == 1
 
     in_world(scenario)
+
+
+def test_a_new_viewer_of_many_tenants_gets_their_rows_a_thousand_at_a_time() -> None:
+    """All at once would block the event loop of the consumers; the order is there from the beginning."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            for number in range(2_600):
+                made.consumer.tenants.limit(f"t{number:04}", rate=100)
+            began = asyncio.get_running_loop().time()
+            looks = made.desk.watch(top=5_000)
+            said = [msgspec.json.decode(await anext(looks)) for _ in range(3)]
+            await looks.aclose()
+            assert len(said[0]["order"]) == 2_600
+            rows = [{row["n"] for row in each["rows"]} for each in said]
+            assert len(set[str]().union(*rows)) == 2_600
+            assert max(map(len, rows)) <= 1_200
+            assert asyncio.get_running_loop().time() - began < 0.5
+
+    in_world(scenario)
+
+
+def test_tenants_that_are_stopped_come_first_and_those_with_traffic_before_idle_ones() -> None:
+    """A thousand tenants with a limit do not hide the one that has messages."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.consumer.tenants.limit("a-limited", rate=100)
+            made.consumer.tenants.pause("z-paused", reason="x")
+            with watching(made.desk):
+                world.send_orders("1", tenant="busy")
+                await asyncio.sleep(1)
+                assert list(await made.look()) == ["z-paused", "busy", "a-limited"]
+
+    in_world(scenario)
