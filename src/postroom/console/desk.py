@@ -155,7 +155,7 @@ class Desk:
         Raises:
             ConfigurationError: no consumer knows it, or one knows several of this name.
         """
-        chosen = [each for each in self.consumers if queue is None or _matches(each.queue, queue)]
+        chosen = [each for each in self.consumers if queue is None or _matches(each, queue)]
         if not chosen:
             raise ConfigurationError(f"no consumer of queue {queue!r} is shown here")
         found: list[tuple[Consumer[Any, Any], Hashable]] = []
@@ -181,7 +181,7 @@ class Desk:
 
         Where names are keys it is acted on all the same: its first message may come in the next moment.
         """
-        chosen = [each for each in self.consumers if queue is None or _matches(each.queue, queue)]
+        chosen = [each for each in self.consumers if queue is None or _matches(each, queue)]
         if any(display_key(key) == name for consumer in chosen for key in self.keys(consumer)):
             return ""
         return f"nothing of it is here yet{self._like(name, chosen)}"
@@ -306,5 +306,7 @@ def _key_named(consumer: Consumer[Any, Any], name: str, known: Sequence[Hashable
     return name if known and all(isinstance(key, str) for key in known) else None
 
 
-def _matches(queue: str, name: str) -> bool:
-    return queue == name or queue.rpartition("/")[2].rpartition(":")[2] == name
+def _matches(consumer: Consumer[Any, Any], name: str) -> bool:
+    """Whether a consumer is called so, or consumes a queue that is."""
+    named = {consumer.queue, consumer.queue.rpartition("/")[2].rpartition(":")[2]}
+    return name in named or any(name in (each.info.name, each.info.url) for each in consumer.opened_queues)

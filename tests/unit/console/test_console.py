@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from postroom import Concurrency, Consumer, Faults, MessageContext, ResourcePool, TenantState
+from postroom.cli.status import render
 from postroom.console import ConsoleRequest, ConsoleServer, allow_token, console
 from postroom.console.app import _Console
 from postroom.console.desk import Desk
@@ -721,5 +722,70 @@ def test_tenants_that_are_stopped_come_first_and_those_with_traffic_before_idle_
                 world.send_orders("1", tenant="busy")
                 await asyncio.sleep(1)
                 assert list(await made.look()) == ["z-paused", "busy", "a-limited"]
+
+    in_world(scenario)
+
+
+def test_a_consumer_of_several_queues_is_one_line_with_the_figures_of_all() -> None:
+    """A tenant has one row, whatever queues its messages are in; an action holds in all, by the name of any of them."""
+
+    async def scenario(world: World) -> None:
+        for name in ("orders", "invoices"):
+            world.create(name)
+        consumer = Consumer(
+            queues=["orders", "invoices"],
+            context=tenant_of,
+            client=world.client,
+            concurrency=Concurrency(total=4, per_tenant=3),
+        )
+
+        @consumer.handler
+        async def handle(order: Order, ctx: MessageContext[str, None]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        desk = Desk([consumer])
+        async with consumer:
+            for queue in ("orders", "invoices"):
+                for number in range(4):
+                    world.send({"order_id": str(number), "seconds": 30}, tenant="acme", queue=queue)
+            await asyncio.sleep(5)
+            said = desk.glance(top=10)
+            await asyncio.sleep(1)
+            said = desk.glance(top=10)
+            [row], [strip] = said["rows"], said["strips"]
+            assert (row.n, row.run, row.cap, row.wait + row.away) == ("acme", 3, 3, 5)
+            assert (strip["queue"], strip["queues"], strip["busy"], strip["slots"]) == ("orders, invoices", 2, 3, 4)
+            assert strip["visible"] + strip["in_flight"] == 8
+            assert strip["unreachable"] == []
+            assert desk.find("acme", "invoices") == desk.find("acme", None) == [(consumer, "acme")]
+            with pytest.raises(ConfigurationError, match="no consumer of queue 'nope'"):
+                desk.find("acme", "nope")
+            consumer.tenants.pause("acme", reason="x")
+            await asyncio.sleep(60)
+            [row] = desk.glance(top=10)["rows"]
+            assert (row.s, row.run) == ("paused", 0)
+
+    in_world(scenario)
+
+
+def test_queues_that_cannot_be_reached_are_named_above_the_rows() -> None:
+    """The others are consumed all the same."""
+
+    async def scenario(world: World) -> None:
+        world.create("orders")
+        consumer = Consumer(queues=lambda: ["orders", "missing"], context=tenant_of, client=world.client)
+
+        @consumer.handler
+        async def handle(order: Order, ctx: MessageContext[str, None]) -> None: ...
+
+        desk = Desk([consumer])
+        async with consumer:
+            await asyncio.sleep(1)
+            [strip] = desk.glance(top=10)["strips"]
+            assert strip["queues"] == 1
+            [why] = strip["unreachable"]
+            assert "missing" in why
+            text = render({"strips": [strip], "rows": [], "total": 0}, now=0.0)
+            assert "not reachable: missing" in text
 
     in_world(scenario)
