@@ -75,7 +75,7 @@ tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5 --kinds core"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
 
-replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, core, pool or fleet
+replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, queues, core, pool or fleet
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
@@ -96,6 +96,7 @@ service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13
 
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.consumer.many_queues
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
 

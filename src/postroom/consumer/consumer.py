@@ -174,6 +174,11 @@ class Consumer(Generic[C, R]):
         """The queues as the transport opened them, in this run or the last one: those that it consumes now."""
         return () if self._last_run is None else self._last_run.queues
 
+    @property
+    def opened_client(self) -> Client | None:
+        """The client that it receives with; None while it is stopped."""
+        return None if self._run is None else self._run.client
+
     async def list_queues(self) -> tuple[str, ...]:
         """Return the names of its queues: the one that it was given, or those that are listed now.
 

@@ -282,6 +282,10 @@ class Engine:
         outage = self.core.availability.outage(tenant)
         return None if outage is None else (outage.cause, self._time() - outage.since)
 
+    def troubled_tenants(self) -> list[Hashable]:
+        """Return the tenants with an outage of their own, whether or not they have messages here."""
+        return self.core.availability.troubled_tenants()
+
     # -- calling back -------------------------------------------------------------------------------------------
 
     def recall_soon(self) -> None:

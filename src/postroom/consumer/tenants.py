@@ -36,6 +36,8 @@ class Tenants:
 
     def __init__(self, *, shared: bool = False) -> None:
         self._rules: dict[Hashable, TenantStatus] = {}
+        self.revision: int = 0
+        """Changes with every decision."""
         self.ruled: bool = False
         """Whether anything was decided about any tenant, or every tenant has a rate."""
         self._paces: dict[Hashable, Pace] = {}
@@ -119,7 +121,7 @@ class Tenants:
                 raise ConfigurationError(text)
         chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
         chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
-        _tell(key, f"limited to {chosen}", reason)
+        _tell(key, _limited(chosen), reason)
         self._decide(key, reason, **chosen)
 
     def retry_now(self, key: Hashable, *, reason: str | None = None) -> None:
@@ -253,6 +255,16 @@ class Tenants:
         """Return the tenants that something was decided about."""
         return list(self._rules)
 
+    def rules(self) -> dict[Hashable, TenantStatus]:
+        """Return what was decided, by tenant: a copy. A tenant of which that has changed has another object there."""
+        return self._rules.copy()
+
+    def rule_of(self, key: Hashable) -> TenantStatus | None:
+        """Return what was decided about a tenant, here or in its fleet, without figures; None: nothing."""
+        rule = self._rules.get(key)
+        ruling = None if rule is not None or self._member is None else self._member.ruling_of(key)
+        return rule if ruling is None else _rule_of(key, ruling)
+
     def is_ruled(self, key: Hashable) -> bool:
         """Whether anything was decided about a tenant."""
         return key in self._rules
@@ -377,6 +389,7 @@ class Tenants:
             self._member.decided()
 
     def _keep(self, key: Hashable, rule: TenantStatus) -> None:
+        self.revision += 1
         # A rule that says nothing is dropped: `ruled` costs every message a look while any is left.
         if replace(rule, reason=None) == TenantStatus(key=key):
             self._rules.pop(key, None)
@@ -454,6 +467,13 @@ def _check_reason(reason: object) -> None:
 def _tell(key: Hashable, what: str, reason: str | None) -> None:
     if reason is not None:
         _log.warning("Tenant %s is %s by an operator: %s", display_key(key), what, reason, extra=about(tenant=key))
+
+
+def _limited(chosen: Mapping[str, float | None]) -> str:
+    """Return limits as the log says them: ``limited to rate 20``."""
+    limits = " and ".join(f"{name} {value:g}" for name, value in chosen.items() if value is not None)
+    ended = " and ".join(name for name, value in chosen.items() if value is None)
+    return ", ".join([f"limited to {limits}"] * bool(limits) + [f"without a limit of {ended}"] * bool(ended))
 
 
 def _is_above_0(value: object) -> bool:
