@@ -425,8 +425,9 @@ class Run(Generic[C, R]):
         else:  # together: a queue that does not answer must not take the time of the others
             await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
         self.core.away.all_over()
-        if recalls := self.engine.recall(len(self.core.away)):
-            await asyncio.wait(recalls)
+        self.engine.recall(len(self.core.away))
+        while recalls := self.engine.recalls.out:  # also those that were out when the stop began
+            await asyncio.wait(tuple(recalls))
 
     async def _finish_polls(self, deadline: float) -> None:
         """Wait for outstanding polls until the deadline, or a moment where there may be something for them to bring.
