@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Self, cast, overload
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
-from postroom.checking import is_error_class, listed, shown
+from postroom.checking import check_queue, is_error_class, listed, shown
 from postroom.consumer import lifecycle
 from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
@@ -554,6 +554,7 @@ def _checked_queues(queue: object, queues: object, fleet: object) -> Queues | No
             elif isinstance(queue, Iterable) and not isinstance(queue, str):
                 text = f"{text}; several go into Consumer(queues=...)"
             raise ConfigurationError(text)
+        check_queue("Consumer(queue)", queue)
         return None
     if queue is not UNSET:
         text = f"Consumer({queue!r}, queues=...) names queues in two places: put all of them into queues="

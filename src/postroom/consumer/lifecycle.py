@@ -452,8 +452,9 @@ class Run(Generic[C, R]):
         # After the drain, and not before: what was deferred a moment ago must be hidden before it
         # can be called back.
         self.core.away.all_over()
-        if recalls := self.engine.recall(len(self.core.away)):
-            await asyncio.wait(recalls)
+        self.engine.recall(len(self.core.away))
+        while recalls := self.engine.recalls.out:  # also those that were out when the stop began
+            await asyncio.wait(tuple(recalls))
 
     async def _finish_polls(self, deadline: float) -> None:
         """Wait for outstanding polls until the deadline, or a moment where there may be something for them to bring.

@@ -23,7 +23,7 @@ from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe
 from postroom.scheduling import Pace
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.fleet", Step.FLEET)
 
@@ -129,13 +129,17 @@ class Member:
             try:
                 async with asyncio.timeout(_CLOSING):
                     await self._state.exchange(self.name, sent.request)
-            except Exception as error:  # whatever a client raises: slots run out by themselves
+            except BaseException as error:  # whatever a client raises: slots run out by themselves
+                if has_to_leave(error, asyncio.current_task()):
+                    raise
                 _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
         try:
             # Also after a failure: a connection that stays open keeps its socket until the process
             # ends.
             await self._state.aclose()
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
 
     async def _run(self) -> None:
@@ -177,7 +181,9 @@ class Member:
                 # as well.
                 await self._settle_decisions(answer)
                 await self._settle_hints()
-        except Exception as error:  # whatever a client raises
+        except BaseException as error:  # whatever a client raises
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             self._lost(sent, error)
             return
         self._heard(sent, answer)
@@ -201,7 +207,7 @@ class Member:
         if offered:
             self._crew.offer(offered)
 
-    def _lost(self, sent: Sent, error: Exception) -> None:
+    def _lost(self, sent: Sent, error: BaseException) -> None:
         first = not self.ledger.failures
         self.ledger.failed(sent)
         self._failed += 1
@@ -288,7 +294,9 @@ class Member:
         try:
             async with asyncio.timeout(self.ledger.patience):
                 await self._publish()
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             text = "Fleet %s: a decision holds in this replica only until the store can be reached: %s"
             _log.warning(text, self.name, _shown(error))
 
