@@ -12,6 +12,7 @@ import msgspec
 from postroom.fleet.protocol import Answer, Ask, Decisions, Grant, Hint, Request
 from postroom.fleet.shares import Claim, Share, share_of
 
+_TRIED = "a replica tries it"
 _MANY = 10_000
 """Tenants with a rate after which those are forgotten that have not used any of it for long."""
 
@@ -84,7 +85,7 @@ class Store:
             fleet.epoch, fleet.born = f"{self.run}:{now:.3f}", now
         elif request.epoch and request.epoch != known and now - fleet.born < request.lease:
             fleet.quiet_until = max(fleet.quiet_until, fleet.born + request.lease)
-        fleet.epoch_expires = now + 10 * request.lease
+        fleet.epoch_expires = max(fleet.epoch_expires, now + 10 * request.lease)
 
     @staticmethod
     def _count_members(fleet: _Fleet, request: Request, now: float) -> None:
@@ -195,6 +196,8 @@ class Store:
         if until > now and owner != replica:  # a failed try belongs to no replica: every one waits for a while
             return False
         fleet.probes[host] = (now + seconds, replica)
+        ends, cause = fleet.hints.get(host, (0.0, _TRIED))
+        fleet.hints[host] = (max(ends, now + seconds), cause)
         return True
 
     def replicas(self, name: str) -> list[str]:

@@ -189,7 +189,9 @@ class Site:
         """Keep work in the queue for every tenant."""
         there = int(self.broker.attributes("orders")["ApproximateNumberOfMessages"])
         least, most = self.plan.seconds
-        for _ in range(min(20, (self.plan.backlog - there) // self.plan.tenants)):  # others have to have their turn, too
+        for _ in range(
+            min(20, (self.plan.backlog - there) // self.plan.tenants)
+        ):  # others have to have their turn, too
             for tenant in self.plan.names:
                 self.sent[tenant] += 1
                 order = {"order_id": self.sent[tenant], "seconds": self._rng.uniform(least, most)}

@@ -94,7 +94,9 @@ async def piece(
             except TimeoutError:
                 wrong.append(f"{name}: everything did not flow again in time (seed {seed})")
             text = f"  {name:13} {time.monotonic() - since:5.1f} s, {judge.starts - before:6,} starts"
-            print(f"{text}, {len(judge.over) - over} that were not allowed", *judge.over[over:], sep="\n    ", flush=True)
+            print(
+                f"{text}, {len(judge.over) - over} that were not allowed", *judge.over[over:], sep="\n    ", flush=True
+            )
         wrong += await _end(here, judge)
     return judge, times, wrong
 
