@@ -21,6 +21,7 @@ _log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
+_DECIDED = (TenantState.PAUSED, TenantState.QUARANTINED, TenantState.DIVERTED)
 _SENT_AWAY = frozenset({TenantState.QUARANTINED, TenantState.DIVERTED})
 
 
@@ -447,14 +448,17 @@ def _is_above_0(value: object) -> bool:
 
 
 def _rule_of(key: Hashable, ruling: Verdict | None) -> TenantStatus:
-    """Return what was decided in the fleet. A state that a later version may have written is none."""
+    """Return what was decided in the fleet.
+
+    A state that a later version may have written is none, and neither is a diversion without its queue.
+    """
     if ruling is None:
         return TenantStatus(key=key)
-    queue = ruling.diverted_to if ruling.state == TenantState.DIVERTED else None
-    known = {TenantState.PAUSED, TenantState.QUARANTINED, *((TenantState.DIVERTED,) if queue else ())}
+    state = next((state for state in _DECIDED if state == ruling.state), TenantState.ACTIVE)
+    queue = ruling.diverted_to if state is TenantState.DIVERTED else None
     return TenantStatus(
         key=key,
-        state=TenantState(ruling.state) if ruling.state in known else TenantState.ACTIVE,
+        state=TenantState.ACTIVE if state is TenantState.DIVERTED and not queue else state,
         reason=ruling.reason,
         diverted_to=queue,
         concurrency=ruling.concurrency,

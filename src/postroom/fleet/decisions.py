@@ -1,7 +1,7 @@
 """Operators' decisions as they are written down: one field for each part, so that two of them do not undo each other.
 
-A field is ``state t:acme``, ``diverted_to t:acme``, ``concurrency t:acme`` or ``rate t:acme``; its value is JSON with what
-was decided and why. What belongs together, as a diversion and its queue, is written in one call.
+A field is ``state t:acme``, ``diverted_to t:acme``, ``concurrency t:acme`` or ``rate t:acme``; its value is JSON with
+what was decided and why. What belongs together, as a diversion and its queue, is written in one call.
 """
 
 from collections.abc import Mapping

@@ -44,8 +44,8 @@ class Plan:
     replicas: int = 8
     tenants: int = 6
     cap: int = 4
-    lease: float = 5.0
-    tick: float = 0.5
+    lease: float = 3.0
+    tick: float = 0.25
     fallback: str = "share"
     seconds: tuple[float, float] = (0.02, 0.12)
     """How long handlers take, at least and at most."""
@@ -56,6 +56,15 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """The tenants."""
         return tuple(f"tenant-{number}" for number in range(self.tenants))
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a site uses and does not own."""
+
+    server: PostgresServer
+    store: ValkeyServer
+    logs: Path
 
 
 @dataclass
@@ -72,22 +81,20 @@ class Life:
 class Site:
     """The queue, the databases, the store, and the replicas."""
 
-    def __init__(
-        self, plan: Plan, broker: LocalBroker, endpoint: str, server: PostgresServer, store: ValkeyServer, logs: Path
-    ) -> None:
+    def __init__(self, plan: Plan, where: Where, broker: LocalBroker, endpoint: str) -> None:
         self.plan = plan
         self.broker = broker
-        self.store = store
+        self.store = where.store
         self.lives: dict[str, Life] = {}
         self.sent: Counter[str] = Counter()
         self.databases: dict[str, asyncpg.Connection[Any]] = {}
         self.reports: list[dict[str, Any]] = []
         self._rng = Random(7)
-        self._server = server
-        self._logs = logs
+        self._server = where.server
+        self._logs = where.logs
         self._stack = AsyncExitStack()
         self._environment = {
-            **os.environ, **_CREDENTIALS, "ENDPOINT": endpoint, "DSN": server.dsn("fleet"), "CAP": str(plan.cap),
+            **os.environ, **_CREDENTIALS, "ENDPOINT": endpoint, "DSN": where.server.dsn("fleet"), "CAP": str(plan.cap),
             "LEASE": str(plan.lease), "TICK": str(plan.tick), "FALLBACK": plan.fallback,
         }  # fmt: skip
 
@@ -240,6 +247,11 @@ class Site:
         text = "SELECT EXISTS (SELECT FROM runs WHERE replica = $1 AND ended IS NULL)"
         return [tenant for tenant, database in self.databases.items() if await database.fetchval(text, name)]
 
+    async def until_consuming(self, name: str) -> None:
+        """Let time pass until a replica says that it consumes."""
+        while "Consuming" not in self.lives[name].log.read_text():
+            await self.pass_time(0.1)
+
     async def until_all_work(self) -> None:
         """Let time pass until every replica that lives has run something."""
         missing = set(self.alive)
@@ -252,27 +264,27 @@ class Site:
     async def not_done(self) -> int:
         """Return how many orders no handler has ended."""
         text = "SELECT count(DISTINCT order_id) FROM runs WHERE ended IS NOT NULL"
-        done = [await database.fetchval(text) for database in self.databases.values()]
+        done: list[int] = [await database.fetchval(text) for database in self.databases.values()]
         return sum(self.sent.values()) - sum(done)
 
 
 @asynccontextmanager
-async def site(plan: Plan, server: PostgresServer, store: ValkeyServer, logs: Path) -> AsyncIterator[Site]:
+async def site(plan: Plan, where: Where) -> AsyncIterator[Site]:
     """Run everything, with the replicas of the plan, until all of them work."""
     for tenant in plan.names:
-        server.create_database(f"fleet-{tenant}", schema=_SCHEMA)
+        where.server.create_database(f"fleet-{tenant}", schema=_SCHEMA)
     async with LocalBroker() as broker, LocalServer(broker) as sqs:
         dead = broker.create_queue("orders-dead")
         redrive = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": _RECEIVES})
         broker.create_queue("orders", {"RedrivePolicy": redrive})
-        here = Site(plan, broker, sqs.endpoint_url, server, store, logs)
+        here = Site(plan, where, broker, sqs.endpoint_url)
         await here.connect()
         try:
             for _ in range(plan.replicas):
-                await here.start()
-                await here.until_all_work()
+                await here.until_consuming(await here.start())
+            await here.until_all_work()
             yield here
         finally:
             await here.close()
             for tenant in plan.names:
-                server.drop_database(f"fleet-{tenant}")
+                where.server.drop_database(f"fleet-{tenant}")

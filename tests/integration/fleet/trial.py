@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python -m integration.fleet.trial [--minutes 3] [--scenes kill,freeze] [--tally FILE] [--seed 1]
 
-With ``--tally`` it adds to what earlier pieces counted, and goes on with the next seed; ``--starts 100000`` repeats
-pieces until so many starts were judged. It ends with 1 if anything was not as promised.
+With ``--tally`` it adds to what earlier pieces counted, and goes on with the scenes that they had no time for;
+``--starts 100000`` repeats pieces until so many starts were judged. It ends with 1 if anything was not as promised.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import msgspec
 
 from integration.fleet.judge import Judge
 from integration.fleet.scenes import SCENES, Times
-from integration.fleet.site import Plan, Site, site
+from integration.fleet.site import Plan, Site, Where, site
 from postroom.testing.postgres import PostgresServer
 from postroom.testing.valkey import ValkeyServer
 
@@ -39,6 +39,8 @@ class Tally(msgspec.Struct):
     excess: Counter[str] = msgspec.field(default_factory=Counter[str])
     most: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     seconds: dict[str, list[float]] = msgspec.field(default_factory=dict[str, list[float]])
+    todo: list[str] = msgspec.field(default_factory=list[str])
+    """Scenes that come next."""
     told: Counter[str] = msgspec.field(default_factory=Counter[str])
     """What the replicas that were stopped said that they did."""
 
@@ -62,8 +64,7 @@ class Tally(msgspec.Struct):
     def lines(self) -> list[str]:
         """Return everything as text."""
         lines = [
-            f"{self.starts:,} starts over {self.processes} processes in {self.pieces} pieces; "
-            f"{len(self.over)} that were not allowed",
+            f"{self.starts:,} starts, {self.processes} processes, {self.pieces} pieces; {len(self.over)} not allowed",
             *(f"  the most of one tenant {kind}: {most}" for kind, most in sorted(self.most.items())),
             *(f"  above the cap, {why}: {count}" for why, count in sorted(self.excess.items())),
             "  replicas that were stopped: " + ", ".join(f"{what} {count:,}" for what, count in self.told.items()),
@@ -75,30 +76,28 @@ class Tally(msgspec.Struct):
         return lines + [f"  NOT AS PROMISED: {text}" for text in (*self.over, *self.wrong)]
 
 
-async def piece(
-    plan: Plan, scenes: Sequence[str], seed: int, minutes: float, where: tuple[PostgresServer, ValkeyServer, Path]
-) -> tuple[Judge, Times, list[str]]:
-    """Run one piece: scene after scene, as long as there is time, each at least once."""
-    rng, times, wrong = Random(seed), Times(), list[str]()
-    began, end = time.time(), time.monotonic() + minutes * 60
-    async with site(plan, *where) as here:
+async def piece(plan: Plan, where: Where, tally: Tally, options: argparse.Namespace) -> None:
+    """Run one piece: scene after scene, as long as there is time."""
+    seed = options.seed + tally.pieces
+    rng, times, wrong, began = Random(seed), Times(), list[str](), time.monotonic()
+    async with site(plan, where) as here:
         judge = Judge(here)
-        print(f"  {plan.replicas} replicas work, {time.time() - began:.1f} s", flush=True)
-        todo = list(scenes)
-        rng.shuffle(todo)
-        while todo or time.monotonic() < end:
-            name = todo.pop() if todo else rng.choice(list(scenes))
+        await judge.look()
+        print(f"{plan.replicas} replicas work: {time.monotonic() - began:.1f} s, {judge.starts:,} starts", flush=True)
+        while time.monotonic() < began + options.minutes * 60:
+            if not tally.todo:
+                tally.todo = options.scenes.split(",")
+                rng.shuffle(tally.todo)
+            name = tally.todo.pop()
             since, before, over = time.monotonic(), judge.starts, len(judge.over)
             try:
                 await SCENES[name](here, judge, rng, times)
             except TimeoutError:
                 wrong.append(f"{name}: everything did not flow again in time (seed {seed})")
             text = f"  {name:13} {time.monotonic() - since:5.1f} s, {judge.starts - before:6,} starts"
-            print(
-                f"{text}, {len(judge.over) - over} that were not allowed", *judge.over[over:], sep="\n    ", flush=True
-            )
+            print(f"{text}, {len(judge.over) - over} not allowed", flush=True)
         wrong += await _end(here, judge)
-    return judge, times, wrong
+    tally.add(judge, times, wrong)
 
 
 async def _end(here: Site, judge: Judge) -> list[str]:
@@ -131,11 +130,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--tenants", type=int, default=6)
     parser.add_argument("--cap", type=int, default=4)
-    parser.add_argument("--lease", type=float, default=5.0)
-    parser.add_argument("--tick", type=float, default=0.5)
+    parser.add_argument("--lease", type=float, default=3.0)
+    parser.add_argument("--tick", type=float, default=0.25)
     parser.add_argument("--fallback", choices=["share", "stop"], default="share")
     parser.add_argument("--scenes", default=_USUAL, help="of " + ", ".join(SCENES))
-    parser.add_argument("--minutes", type=float, default=2.0, help="of one piece; each scene runs at least once")
+    parser.add_argument("--minutes", type=float, default=2.0, help="after which a piece begins no further scene")
     parser.add_argument("--starts", type=int, default=0, help="run pieces until so many starts were judged")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tally", type=Path, help="a file with what earlier pieces counted")
@@ -148,15 +147,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         replicas=options.replicas, tenants=options.tenants, cap=options.cap, lease=options.lease, tick=options.tick,
         fallback=options.fallback,
     )  # fmt: skip
-    first = True
+    before = tally.pieces
     with tempfile.TemporaryDirectory() as scratch, PostgresServer(settings={"max_connections": "500"}) as server:
         logs = options.logs or Path(scratch)
-        while first or tally.starts < options.starts:
-            first = False
+        while tally.pieces == before or tally.starts < options.starts:
             with ValkeyServer() as store:
-                seed = options.seed + tally.pieces
-                work = piece(plan, options.scenes.split(","), seed, options.minutes, (server, store, logs))
-                tally.add(*asyncio.run(work))
+                asyncio.run(piece(plan, Where(server, store, logs), tally, options))
             if options.tally is not None:
                 options.tally.write_bytes(msgspec.json.encode(tally))
             print("\n".join(tally.lines()), flush=True)

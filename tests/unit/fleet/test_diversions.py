@@ -6,6 +6,7 @@ import pytest
 
 from postroom import Consumer, Fleet, TenantState
 from postroom.fleet.decisions import Verdict, verdicts
+from postroom.types import Settlement
 from support.fleet import Diary, FaultyState, replica
 from support.world import Tenant, World, in_world
 
@@ -135,7 +136,7 @@ def test_a_consumer_of_the_other_queue_handles_what_arrives_there() -> None:
             await asyncio.sleep(10)
             assert world.counts() == world.counts("aside") == (0, 0)
             assert len(diary.by("two")) == 10
-            assert two.statistics().settled.get("rejected", 0) == 0
+            assert two.statistics().settled.get(Settlement.REJECTED, 0) == 0
 
     in_world(scenario)
 
