@@ -294,7 +294,7 @@ class Availability:
             text = "%s is unavailable; its messages wait (first: %s): %s"
             _log.warning(text, what, job.message.id, error, extra=about(job))
         if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
-            self._hints.found_down(obstacle.name, _shown(error), pause)
+            self._hints.found_down(obstacle.name, _shown(error), pause, now)
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)

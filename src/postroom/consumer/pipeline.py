@@ -193,7 +193,8 @@ class Pipeline:
     def _refuse_if_quarantined(self, job: Job) -> None:
         if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
-        if (diverted := self._tenants.diverted(job.tenant)) is not None:
+        diverted = self._tenants.diverted(job.tenant)
+        if diverted is not None and not job.source.is_called(diverted[0]):  # there it is where it was sent to
             raise _Diverted(*diverted)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:

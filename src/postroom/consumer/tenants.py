@@ -11,7 +11,7 @@ from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.errors import ConfigurationError
 from postroom.events import Observers
-from postroom.fleet.decisions import Verdict
+from postroom.fleet.decisions import PARTS, Verdict
 from postroom.fleet.member import Member, Pending
 from postroom.log_fields import Log, Step, about
 from postroom.resources import ResourcePool, display_key
@@ -21,6 +21,7 @@ _log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
+_DECIDED = (TenantState.PAUSED, TenantState.QUARANTINED, TenantState.DIVERTED)
 _SENT_AWAY = frozenset({TenantState.QUARANTINED, TenantState.DIVERTED})
 
 
@@ -85,15 +86,17 @@ class Tenants:
 
         They go as they are, with ``postroom.reason`` and what else a dead letter carries, and are deleted here once
         the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. Where the
-        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted.
+        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted. A consumer
+        of the other queue handles them, also one for which the same decision holds.
+
+        With a fleet every replica looks the queue up itself: use its URL or ARN where they work in several accounts
+        or regions.
 
         Raises:
             ConfigurationError: no queue is named.
         """
         if not queue or not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from outside
             raise ConfigurationError(f"divert(queue=...) takes the name, URL or ARN of a queue; got {queue!r}")
-        if self._shared:
-            raise ConfigurationError("divert() holds in one process only; with Consumer(fleet=...) use pause()")
         _tell(key, f"diverted to {queue}", reason)
         self._decide(key, reason, state=TenantState.DIVERTED, diverted_to=queue)
 
@@ -373,8 +376,6 @@ class Tenants:
         with self._lock:  # two threads may each change another part of one rule
             if self._shared:
                 for part, value in changes.items():
-                    if part == "diverted_to":  # not with a fleet
-                        continue
                     self.pending[key, part] = (None if value is TenantState.ACTIVE else value, reason)
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
             if reason is not None or "state" in changes:
@@ -398,7 +399,7 @@ class Tenants:
         self.ruled = bool(self._rules) or self._rated
 
     def _with_pending(self, key: Hashable, rule: TenantStatus) -> TenantStatus:
-        for part in ("state", "concurrency", "rate"):
+        for part in PARTS:
             if (key, part) in self.pending:
                 value, reason = self.pending[key, part]
                 chosen: Any = TenantState(value or TenantState.ACTIVE) if part == "state" else value
@@ -481,9 +482,19 @@ def _is_above_0(value: object) -> bool:
 
 
 def _rule_of(key: Hashable, ruling: Verdict | None) -> TenantStatus:
-    """Return what was decided in the fleet. A state that a later version may have written is none."""
+    """Return what was decided in the fleet.
+
+    A state that a later version may have written is none, and neither is a diversion without its queue.
+    """
     if ruling is None:
         return TenantStatus(key=key)
-    known = {TenantState.PAUSED.value, TenantState.QUARANTINED.value}
-    state = TenantState(ruling.state) if ruling.state in known else TenantState.ACTIVE
-    return TenantStatus(key=key, state=state, reason=ruling.reason, concurrency=ruling.concurrency, rate=ruling.rate)
+    state = next((state for state in _DECIDED if state == ruling.state), TenantState.ACTIVE)
+    queue = ruling.diverted_to if state is TenantState.DIVERTED else None
+    return TenantStatus(
+        key=key,
+        state=TenantState.ACTIVE if state is TenantState.DIVERTED and not queue else state,
+        reason=ruling.reason,
+        diverted_to=queue,
+        concurrency=ruling.concurrency,
+        rate=ruling.rate,
+    )

@@ -13,7 +13,7 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
-from postroom.fleet.hints import Hints
+from postroom.fleet.hints import MOST, Hints
 from postroom.fleet.ledger import Demand, Ledger, Sent
 from postroom.fleet.names import Unnamable, name_of, name_or_none, shown
 from postroom.fleet.options import Fleet
@@ -350,8 +350,9 @@ class Member:
     # -- outages ------------------------------------------------------------------------------------------------------
 
     async def _settle_hints(self) -> None:
-        for host, (cause, seconds) in self.hints.reports():
-            await self._state.report(self.name, host, cause, seconds)
+        for host, report in self.hints.reports(now := self._time()):
+            await self._state.report(self.name, host, report.cause, min(MOST, report.until - now))
+            self.hints.told(host, report)
         for host in self.hints.claims():
             asked = self._time()
             # One replica tries the host for all: a server that comes back must not meet every

@@ -12,6 +12,7 @@ import msgspec
 from postroom.fleet.protocol import Answer, Ask, Decisions, Grant, Hint, Request
 from postroom.fleet.shares import Claim, Share, share_of
 
+_TRIED = "a replica tries it"
 _MANY = 10_000
 """Tenants with a rate after which those are forgotten that have not used any of it for long."""
 
@@ -88,7 +89,7 @@ class Store:
             fleet.quiet_until = max(fleet.quiet_until, fleet.born + request.lease)
         # Long beyond any lease: an epoch that ended is a loss of memory, and costs a lease without
         # grants.
-        fleet.epoch_expires = now + 10 * request.lease
+        fleet.epoch_expires = max(fleet.epoch_expires, now + 10 * request.lease)
 
     @staticmethod
     def _count_members(fleet: _Fleet, request: Request, now: float) -> None:
@@ -206,6 +207,8 @@ class Store:
         if until > now and owner != replica:  # a failed try belongs to no replica: every one waits for a while
             return False
         fleet.probes[host] = (now + seconds, replica)
+        ends, cause = fleet.hints.get(host, (0.0, _TRIED))
+        fleet.hints[host] = (max(ends, now + seconds), cause)
         return True
 
     def replicas(self, name: str) -> list[str]:

@@ -107,7 +107,8 @@ class ValkeyState:
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """Return whether this replica is the one that tries a host."""
-        said = await self._run(CLAIM, [f"{_tag(fleet)}:probe:{host}"], [replica, _milliseconds(seconds)])
+        keys = [f"{_tag(fleet)}:hints", f"{_tag(fleet)}:probe:{host}"]
+        said = await self._run(CLAIM, keys, [host, replica, _milliseconds(seconds)])
         return int(said) == 1
 
     async def replicas(self, fleet: str) -> Collection[str]:
