@@ -4,13 +4,13 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
 
 from postroom.errors import ConfigurationError
-from postroom.fleet.protocol import Answer, Decisions, Grant, Hint, Request
+from postroom.fleet.protocol import REMEMBERED, Answer, Decisions, Grant, Hint, Request
 from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, MEMBERS, REPORT, RESTORE, USAGE
 
 _BATCH: Final = 250
@@ -79,23 +79,24 @@ class ValkeyState:
 
     async def decide(self, fleet: str, changes: Mapping[str, str | None]) -> int:
         """Write decisions down."""
-        arguments: list[str | int] = []
+        arguments: list[str | int] = [_milliseconds(REMEMBERED)]
         for field, value in changes.items():
             arguments += (field, int(value is not None), value or "")
-        return int(await self._run(DECIDE, [f"{_tag(fleet)}:decisions"], arguments))
+        return int(await self._run(DECIDE, _decision_keys(fleet, changes), arguments))
 
     async def decisions(self, fleet: str) -> Decisions:
         """Return all decisions."""
         said = _pairs(await self._command("HGETALL", f"{_tag(fleet)}:decisions"))
         version = int(said.pop("#", "0"))
-        return Decisions(version, said)
+        stamps = {field[1:]: int(said.pop(field)) for field in list(said) if field.startswith("@")}
+        return Decisions(version, said, stamps)
 
     async def restore(self, fleet: str, decisions: Decisions) -> int:
         """Write down again what a server without its memory does not know."""
         arguments: list[str | int] = [decisions.version]
         for field, value in decisions.fields.items():
-            arguments += (field, value)
-        return int(await self._run(RESTORE, [f"{_tag(fleet)}:decisions"], arguments))
+            arguments += (field, value, decisions.stamps.get(field, 0))
+        return int(await self._run(RESTORE, _decision_keys(fleet, decisions.fields), arguments))
 
     async def report(self, fleet: str, host: str, cause: str | None, seconds: float) -> None:
         """Say that a host is down or back."""
@@ -180,6 +181,11 @@ def _check_client(client: object) -> None:
 
 def _tag(fleet: str) -> str:
     return f"postroom:{{{fleet}}}"
+
+
+def _decision_keys(fleet: str, fields: Iterable[str]) -> list[str]:
+    tag = _tag(fleet)
+    return [f"{tag}:decisions", *(f"{tag}:undone:{field}" for field in fields)]
 
 
 def _literal(text: str) -> str:
