@@ -4,10 +4,13 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 """
 
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
+
+import msgspec
 
 from postroom.errors import ConfigurationError
 from postroom.fleet.protocol import REMEMBERED, Answer, Decisions, Grant, Hint, Request
@@ -24,6 +27,22 @@ class CommandClient(Protocol):
     def execute_command(self, *arguments: Any) -> Awaitable[Any]:
         """Send one command and return the answer."""
         ...
+
+
+class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server says of itself. None for what it does not say."""
+
+    version: tuple[int, ...] | None = None
+    limit: int = 0
+    """Bytes that it may use (``maxmemory``); 0 for no limit."""
+    policy: str | None = None
+    """What it does when they are full (``maxmemory-policy``)."""
+    persistent: bool = False
+    """Whether it writes every change to disk (``appendonly``)."""
+    offset: float | None = None
+    """Seconds by which its clock is ahead of this machine's, give or take half of ``seconds``."""
+    seconds: float = 0.0
+    """Seconds that an answer took."""
 
 
 class ValkeyState:
@@ -128,6 +147,24 @@ class ValkeyState:
             if cursor == "0":
                 return found
 
+    async def look(self) -> StoreInfo:
+        """Return what the server says of itself. Of a cluster, whose servers each say something else, only times."""
+        await self._command("TIME")  # connects
+        began, wall = time.monotonic(), time.time()
+        answer = await self._command("TIME")
+        seconds = time.monotonic() - began
+        at = _seconds_of(answer)
+        said = _lines(await self._command("INFO"))
+        version = said.get("valkey_version") or said.get("redis_version")
+        return StoreInfo(
+            version=None if version is None else tuple(int(part) for part in version.split(".") if part.isdigit()),
+            limit=int(said.get("maxmemory", "0")),
+            policy=said.get("maxmemory_policy"),
+            persistent=said.get("aof_enabled") == "1",
+            offset=None if at is None else at - wall - seconds / 2,
+            seconds=seconds,
+        )
+
     async def aclose(self) -> None:
         """Close the connections, if the client was made here. It can be used again afterwards."""
         client: Any = self._client
@@ -209,6 +246,22 @@ def _pairs(answer: Any) -> dict[str, str]:
         return {_text(key): _text(value) for key, value in known.items()}
     flat = [_text(value) for value in answer]
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _seconds_of(answer: Any) -> float | None:
+    """Return a time, of which clients make a pair of numbers or of texts."""
+    try:
+        return int(answer[0]) + int(answer[1]) / 1e6
+    except (LookupError, TypeError, ValueError):
+        return None  # of a cluster: one for each server
+
+
+def _lines(answer: Any) -> dict[str, str]:
+    """Return what a server says of itself, of which clients make a dict or a text."""
+    if isinstance(answer, Mapping):
+        return {str(key): _text(value) for key, value in cast("Mapping[Any, Any]", answer).items()}
+    parts = (line.partition(":") for line in _text(answer).splitlines())
+    return {name: value for name, colon, value in parts if colon}
 
 
 def _answer(said: Any) -> Answer:
