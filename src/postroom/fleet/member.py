@@ -18,7 +18,7 @@ from postroom.fleet.ledger import Demand, Ledger, Sent
 from postroom.fleet.names import Unnamable, name_of, name_or_none, shown
 from postroom.fleet.options import Fleet
 from postroom.fleet.orders import Orders, Report
-from postroom.fleet.protocol import Answer, Decisions
+from postroom.fleet.protocol import REMEMBERED, Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe
@@ -97,6 +97,7 @@ class Member:
         self._orders = Orders(self.name, self.ledger.replica, self._state, crew, tasks)
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})
+        self._read_in, self._read_at = "", 0.0
         self._rulings: dict[str, Verdict] = {}
         self._met_rulings: dict[Hashable, Verdict] = {}
         self._unnamed: set[type] = set()
@@ -316,15 +317,18 @@ class Member:
 
     async def _settle_decisions(self, answer: Answer) -> None:
         """Write down what is decided here, and learn what was decided elsewhere."""
-        if answer.version < self._known.version:  # the store has lost its memory
-            await self._state.restore(self.name, self._known)
-        elif answer.version == self._known.version and not self.pending:
+        known, sent_at = self._known, self._time()
+        if known.version and self._may_have_forgotten(answer):
+            await self._state.restore(self.name, known)
+        elif answer.version == known.version and not self.pending:
+            self._read_in, self._read_at = answer.epoch, sent_at
             return
         if self.pending:
             await self._publish()
         # After the publish: read before it, the own decision would be overruled by the old state
         # for one tick.
         self._known = await self._state.decisions(self.name)
+        self._read_in, self._read_at = answer.epoch, sent_at
         self._rulings = verdicts(self._known.fields)
         named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
         met = {tenant: entry.name for tenant, entry in self.ledger.entries().items()}
@@ -334,6 +338,12 @@ class Member:
         rulings: dict[Hashable, Verdict] = {key: ruling for key, ruling in named.items() if key is not None}
         self._crew.overrule(rulings | found, complete=True)
         self._orders.learn(self._known.fields)
+
+    def _may_have_forgotten(self, answer: Answer) -> bool:
+        """Whether the store may have lost decisions that are known here, wholly or in part."""
+        if answer.version < self._known.version:
+            return True
+        return answer.epoch != self._read_in and self._time() - self._read_at < REMEMBERED / 2
 
     @staticmethod
     def _key_of(name: str) -> str | None:

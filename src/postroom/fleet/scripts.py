@@ -163,22 +163,55 @@ return {slots, replicas}
 """Keys: the slots of one tenant."""
 
 DECIDE: Final = """
-for i = 1, #ARGV, 3 do
-  if ARGV[i + 1] == '1' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
-  else redis.call('HDEL', KEYS[1], ARGV[i]) end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local version = string.format('%.0f', math.max(tonumber(redis.call('HGET', KEYS[1], '#') or 0) + 1, now))
+for i = 2, #KEYS do
+  local field, value = ARGV[3 * i - 4], ARGV[3 * i - 2]
+  if ARGV[3 * i - 3] == '1' then
+    redis.call('HSET', KEYS[1], field, value, '@' .. field, version)
+    redis.call('DEL', KEYS[i])
+  else
+    redis.call('HDEL', KEYS[1], field, '@' .. field)
+    redis.call('SET', KEYS[i], version, 'PX', ARGV[1])
+  end
 end
-return redis.call('HINCRBY', KEYS[1], '#', 1)
+redis.call('HSET', KEYS[1], '#', version)
+return version
 """
-"""Arguments: field, whether it is set, value; three for each decision."""
+"""Keys: decisions, then where it is remembered that each is taken back. Arguments: for how many milliseconds; then
+field, whether it is set, and value of each."""
 
 RESTORE: Final = """
-local version = tonumber(redis.call('HGET', KEYS[1], '#') or 0)
-if version >= tonumber(ARGV[1]) then return version end
-for i = 2, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], '#', ARGV[1] + 1)
-return ARGV[1] + 1
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local known, version = tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], '#') or 0)
+local changed, named, stored = version < known, {}, {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if string.sub(all[i], 1, 1) == '@' then stored[string.sub(all[i], 2)] = tonumber(all[i + 1]) end
+end
+for i = 2, #KEYS do
+  local field, stamp = ARGV[3 * i - 4], tonumber(ARGV[3 * i - 2])
+  named[field] = true
+  if stamp > (stored[field] or -1) and tonumber(redis.call('GET', KEYS[i]) or -1) < stamp then
+    redis.call('HSET', KEYS[1], field, ARGV[3 * i - 3], '@' .. field, ARGV[3 * i - 2])
+    changed = true
+  end
+end
+for field, stamp in pairs(stored) do
+  if stamp <= known and not named[field] then
+    redis.call('HDEL', KEYS[1], field, '@' .. field)
+    changed = true
+  end
+end
+if changed then
+  version = math.max(version + 1, known + 1, now)
+  redis.call('HSET', KEYS[1], '#', string.format('%.0f', version))
+end
+return string.format('%.0f', version)
 """
-"""Arguments: the version that was known, then field and value of each decision."""
+"""Keys: as of ``DECIDE``. Arguments: the version that was known, then field, value and version of each decision."""
 
 REPORT: Final = """
 if ARGV[2] == '' then

@@ -142,21 +142,41 @@ async def test_a_decision_moves_the_version(shared: Shared) -> None:
     """F11: every decision is a new version, and one that is taken back is gone."""
     state, name = shared.state, shared.name
     assert await state.decisions(name) == Decisions(0, {})
-    assert await state.decide(name, {"state t:acme": "x", "rate t:acme": "y"}) == 1
-    assert await state.decide(name, {"state t:acme": None}) == 2
-    assert await state.decisions(name) == Decisions(2, {"rate t:acme": "y"})
+    first = await state.decide(name, {"state t:acme": "x", "rate t:acme": "y"})
+    second = await state.decide(name, {"state t:acme": None})
+    assert 0 < first < second
+    assert await state.decisions(name) == Decisions(second, {"rate t:acme": "y"}, {"rate t:acme": first})
     request = Request("a", 1, "", LEASE, 0.1, ())
-    assert (await state.exchange(name, request)).version == 2
+    assert (await state.exchange(name, request)).version == second
 
 
-async def test_decisions_are_restored_after_a_loss_but_not_over_later_ones(shared: Shared) -> None:
+async def test_of_two_decisions_the_later_one_is_restored(shared: Shared) -> None:
     """F11: a replica that remembers writes decisions down again; what was decided since stays."""
     state, name = shared.state, shared.name
-    await state.decide(name, {"state t:acme": "new"})
-    assert await state.restore(name, Decisions(7, {"state t:acme": "old", "state t:other": "old"})) == 8
-    assert (await state.decisions(name)).fields == {"state t:acme": "new", "state t:other": "old"}
-    assert await state.restore(name, Decisions(7, {"state t:third": "old"})) == 8
-    assert "state t:third" not in (await state.decisions(name)).fields
+    now = await state.decide(name, {"state t:acme": "new", "state t:early": "early"})
+    fields = {"state t:acme": "old", "state t:lost": "old", "state t:early": "late"}
+    stamps = {"state t:acme": now - 9, "state t:lost": now - 9, "state t:early": now + 1}
+    version = await state.restore(name, Decisions(now + 1, fields, stamps))
+    known = await state.decisions(name)
+    assert known.version == version > now + 1
+    assert known.fields == {"state t:acme": "new", "state t:lost": "old", "state t:early": "late"}
+    assert known.stamps == {"state t:acme": now, "state t:lost": now - 9, "state t:early": now + 1}
+    assert await state.restore(name, Decisions(now, known.fields, known.stamps)) == version
+
+
+async def test_what_was_taken_back_is_not_restored(shared: Shared) -> None:
+    """F11: neither by a replica that does not know that it was, nor by a server that remembers an earlier state."""
+    state, name = shared.state, shared.name
+    decided = await state.decide(name, {"state t:acme": "x"})
+    stale = await state.decisions(name)
+    undone = await state.decide(name, {"state t:acme": None})
+    assert await state.restore(name, stale) == undone
+    assert (await state.decisions(name)).fields == {}
+    await state.decide(name, {"state t:other": "y"})
+    remembered = await state.decisions(name)
+    later = Decisions(remembered.version + 5, {}, {})  # known to a replica that saw both taken back
+    assert await state.restore(name, later) > later.version > decided
+    assert (await state.decisions(name)).fields == {}
 
 
 async def test_decisions_outlive_leases(shared: Shared) -> None:
