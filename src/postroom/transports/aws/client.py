@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self, TYPE_CHECKING, cast
 
 from postroom.checking import check_flag, check_text, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
@@ -66,8 +66,7 @@ class AwsClient:
             check_text("AwsClient(region=...)", region, 'region="eu-west-1"')
         if profile is not None:
             check_text("AwsClient(profile=...)", profile, 'profile="dev"')
-        given: object = verify
-        if given is not None and not isinstance(given, (bool, str)):
+        if verify is not None and not isinstance(cast("object", verify), bool | str):
             text = "AwsClient(verify=...) takes True, False or the path of a file with certificates"
             raise ConfigurationError(f"{text}; got {shown(verify)}")
         _check_sdk("config", config, "merge", "aiobotocore.config.AioConfig(...)")
