@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from types import TracebackType
-from typing import Any, Final, Self, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from postroom.checking import check_flag, check_text, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
