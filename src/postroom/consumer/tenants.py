@@ -48,7 +48,7 @@ class Tenants:
         self._member: Member | None = None
         self._rated = False
         self._probing: set[Hashable] = set()
-        self.handover = Handover(self)
+        self.handover: Handover = Handover(self)
         """What a tenant goes through when its database is moved. For the fleet and the tools that move tenants."""
         self.pending: Pending = {}
         """Decisions that the fleet does not have yet."""
