@@ -6,6 +6,8 @@ STAMP := .uv/installed
 RUN := $(VENV)/bin/
 ARGS ?=
 KIND ?= consumer
+# Compiled modules are kept: without them every process of the tests compiles the libraries again.
+export PYTHONDONTWRITEBYTECODE :=
 # As pip does: a company's proxy often has a certificate that only the system knows.
 export UV_SYSTEM_CERTS ?= true
 
@@ -36,7 +38,7 @@ example: $(STAMP)  ## run an example; NAME=fifo, or another directory of example
 	esac
 
 test: $(STAMP)  ## run the test suite
-	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
+	$(RUN)pytest -n 4 --dist loadgroup $(ARGS)
 
 long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
 	$(RUN)pytest -m long $(ARGS)
@@ -73,7 +75,7 @@ tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5 --kinds core"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
 
-replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, core, pool or fleet
+replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, queues, core, pool or fleet
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
@@ -94,6 +96,7 @@ service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13
 
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.consumer.many_queues
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
 

@@ -264,7 +264,11 @@ class _Move:
         """Go through the steps; go back if one fails."""
         tenant, crowd = self._crowd.tenant, self._crowd
         _log.warning(
-            "Tenant %s is being moved by %s: %s", tenant, crowd.operator, crowd.reason, extra=about(tenant=crowd.tenant)
+            "Tenant %s is moved by %s: %s",
+            tenant,
+            crowd.operator,
+            crowd.reason.removeprefix(BEING_MOVED),
+            extra=about(tenant=crowd.tenant),
         )
         self._began = time.monotonic()
         try:
@@ -407,9 +411,9 @@ class _Move:
         # databases.
         left = await self._resume_all() if cause is None else [site.name for site in self._paused]
         if cause is not None or left:
-            stays = f"{cause}: " if cause is not None else ""
+            stays = f"{cause[0].upper()}{cause[1:]}: it" if cause is not None else "It"
             text = (
-                f"tenant {tenant} was not moved ({step}: {why}). {stays}it is still PAUSED in {', '.join(left)}. "
+                f"tenant {tenant} was not moved ({step}: {why}). {stays} is still PAUSED in {', '.join(left)}. "
                 f"See where its data is, then `postroom tenants resume {tenant}`"
             )
             line = "Tenant %s was not moved (%s: %s) and stays paused in %s"
@@ -430,7 +434,7 @@ class _Move:
         if self._uncertain:
             return "one message may have been handled by the new database"
         if self._way_back is None:
-            return "there is no back=, so where its registry points now is not known"
+            return "there is no way back, so where its registry points now is not known"
         drain = self._limits.drain
         try:
             async with asyncio.timeout(self._limits.timeout):

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from postroom.checking import check_path
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
 from postroom.events import Event, HandlerFinished, MessageSettled, TenantUsage, UsageReport
 from postroom.log_fields import Log, Step
+from postroom.options import check_count, check_seconds
 from postroom.resources import display_key
 from postroom.types import Settlement
 
@@ -82,10 +84,10 @@ class UsageMeter:
     ) -> None:
         if not consumers:
             raise ConfigurationError("UsageMeter(...) takes at least one consumer, one argument each; got none")
-        if isinstance(every, bool) or not every > 0:
-            raise ConfigurationError(f"UsageMeter(every=...) takes seconds, above 0; got {every!r}")
-        if isinstance(most, bool) or most < 1:
-            raise ConfigurationError(f"UsageMeter(most=...) takes a number of tenants, at least 1; got {most!r}")
+        check_seconds("UsageMeter", "every", every, least=0.001)
+        check_count("UsageMeter", "most", most)
+        if path is not None:
+            check_path("UsageMeter(path=...)", path, 'path="usage.jsonl"')
         self._counts = [_Count(consumer, most) for consumer in consumers]
         self._every = every
         self._path = None if path is None else Path(path)

@@ -235,11 +235,20 @@ class Availability:
         self._open[job.tenant].probe = job
 
     def outage(self, tenant: Hashable) -> Outage | None:
-        """Return why a tenant cannot run, if it cannot."""
+        """Return why a tenant cannot run, if it cannot: its own outage, or that of the host that it waits for."""
         breaker = self._open.get(tenant)
         if breaker is not None:
             return Outage(breaker.since, breaker.cause)
-        return self._outages.get(Obstacle(ObstacleKind.TENANT, tenant))
+        outage = self._outages.get(Obstacle(ObstacleKind.TENANT, tenant))
+        for host in self._asleep if outage is None else ():
+            down = self._outages.get(Obstacle(ObstacleKind.HOST, host))
+            if down is not None and tenant in self._asleep[host]:
+                return Outage(down.since, f"host {display_key(host)} is down: {down.cause}")
+        return outage
+
+    def troubled_tenants(self) -> list[Hashable]:
+        """Return the tenants that cannot run because of an outage of their own, whether or not they have messages."""
+        return [*self._open, *(each.name for each in self._outages if each.kind is ObstacleKind.TENANT)]
 
     def delay(self, obstacle: Obstacle, now: float) -> float:
         """Return for how many seconds to defer a message because of an obstacle."""
@@ -285,7 +294,7 @@ class Availability:
             text = "%s is unavailable; its messages wait (first: %s): %s"
             _log.warning(text, what, job.message.id, error, extra=about(job))
         if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
-            self._hints.found_down(obstacle.name, _shown(error), pause)
+            self._hints.found_down(obstacle.name, _shown(error), pause, now)
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)

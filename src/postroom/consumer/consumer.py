@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Self, cast, overload
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
-from postroom.checking import is_error_class, listed, shown
+from postroom.checking import check_queue, is_error_class, listed, shown
 from postroom.consumer import lifecycle
 from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
@@ -173,6 +173,11 @@ class Consumer(Generic[C, R]):
     def opened_queues(self) -> tuple[Queue, ...]:
         """The queues as the transport opened them, in this run or the last one: those that it consumes now."""
         return () if self._last_run is None else self._last_run.queues
+
+    @property
+    def opened_client(self) -> Client | None:
+        """The client that it receives with; None while it is stopped."""
+        return None if self._run is None else self._run.client
 
     async def list_queues(self) -> tuple[str, ...]:
         """Return the names of its queues: the one that it was given, or those that are listed now.
@@ -549,6 +554,7 @@ def _checked_queues(queue: object, queues: object, fleet: object) -> Queues | No
             elif isinstance(queue, Iterable) and not isinstance(queue, str):
                 text = f"{text}; several go into Consumer(queues=...)"
             raise ConfigurationError(text)
+        check_queue("Consumer(queue)", queue)
         return None
     if queue is not UNSET:
         text = f"Consumer({queue!r}, queues=...) names queues in two places: put all of them into queues="

@@ -7,14 +7,14 @@ from typing import Any, Final, Protocol
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
+from postroom.consumer.recalls import Recalls
 from postroom.events import Event, ResourceOpened
 from postroom.log_fields import Log, Step, about
 from postroom.options import MAX_BATCH
 from postroom.resources import display_key
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
-from postroom.tasks import Tasks
-from postroom.transports.protocol import Queue, VisibilityChange
+from postroom.tasks import Tasks, has_to_leave
 from postroom.types import Settlement
 
 _log = Log("postroom.consumer", Step.SETTLE)
@@ -65,6 +65,8 @@ class Engine:
         """Messages that have a task."""
         self.rejecting: set[asyncio.Task[None]] = set()
         """Messages on their way to the dead-letter queue."""
+        self.recalls: Recalls = Recalls(tasks)
+        """Messages that are being made visible again."""
         self.on_end: Callable[[BaseException], None]
         self._processor: Processor
         self._resolving: Groups
@@ -220,7 +222,9 @@ class Engine:
         """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
         try:
             return await job.source.settler.reject(job, reason, to=to)
-        except Exception as error:  # whatever a transport raises: the message comes back
+        except BaseException as error:  # whatever a transport raises: the message comes back
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
             extra = about(job, step=Step.DEAD_LETTER)
             _log.error(text, job.message.id, display_key(job.tenant), reason, error, extra=extra)
@@ -282,6 +286,10 @@ class Engine:
         outage = self.core.availability.outage(tenant)
         return None if outage is None else (outage.cause, self._time() - outage.since)
 
+    def troubled_tenants(self) -> list[Hashable]:
+        """Return the tenants with an outage of their own, whether or not they have messages here."""
+        return self.core.availability.troubled_tenants()
+
     # -- calling back -------------------------------------------------------------------------------------------
 
     def recall_soon(self) -> None:
@@ -308,13 +316,9 @@ class Engine:
         # Not before what was called back can have arrived: until then the room looks free.
         self._recalling = self.tasks.call_later(max(_SETTLED, self._policy.round_trip), self._recall_if_dry)
 
-    def recall(self, count: int) -> list[asyncio.Task[None]]:
+    def recall(self, count: int) -> None:
         """Make messages visible again that were parked or deferred."""
-        return [
-            self.tasks.spawn(_show(queue, handles[start : start + MAX_BATCH]), "postroom-recall")
-            for queue, handles in self.core.away.take(count, self._time()).items()
-            for start in range(0, len(handles), MAX_BATCH)
-        ]
+        self.recalls.begin(self.core.away.take(count, self._time()))
 
     # -- in passing ---------------------------------------------------------------------------------------------
 
@@ -332,11 +336,4 @@ class Engine:
         for timer in (self._waking, self._recalling, self._sweeping):
             if timer is not None:
                 timer.cancel()
-
-
-async def _show(queue: Queue, handles: list[str]) -> None:
-    try:
-        await queue.change_visibility([VisibilityChange(handle, 0) for handle in handles])
-    except Exception as error:  # whatever a transport raises
-        text = "Calling back %d messages failed; they reappear after their visibility timeout: %s"
-        _log.warning(text, len(handles), error)
+        self.recalls.flush()

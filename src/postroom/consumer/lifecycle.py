@@ -174,7 +174,7 @@ class Run(Generic[C, R]):
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
         self.watch: LoopWatch = LoopWatch(self.tasks, self._running_names)
-        self._client = client
+        self.client = client
         self._inlets: list[Inlet] = []
         self._poller = self._polls_of(where, policy)
         handle = build_handle(
@@ -207,14 +207,14 @@ class Run(Generic[C, R]):
             self._rota = Rota[Inlet](settings.polling, watched=queues.watched, rest=queues.rest)
             polling, looks = settings.polling, queues.watched
             return Rotation(self._rota, policy, self.engine, polling=polling, looks=looks, observers=observers)
-        inlet = Inlet(settings, cast("Queue", where), self.engine, self.pool, client=self._client, tally=self.tally)
+        inlet = Inlet(settings, cast("Queue", where), self.engine, self.pool, client=self.client, tally=self.tally)
         inlet.receiver = poller = Poller(inlet.source, self.core, policy, inlet.intake, self.tasks, watch=self.watch)
         self._inlets.append(inlet)
         return poller
 
     def _inlet_of(self, queue: Queue) -> Inlet:
         """Make what one of several queues needs."""
-        inlet = Inlet(self.settings, queue, self.engine, self.pool, client=self._client, tally=self.tally, alone=False)
+        inlet = Inlet(self.settings, queue, self.engine, self.pool, client=self.client, tally=self.tally, alone=False)
         inlet.receiver = Receiver(inlet.source, self.tasks, watch=self.watch)
         _say_what_may_surprise(self.settings, inlet)
         return inlet
@@ -452,8 +452,9 @@ class Run(Generic[C, R]):
         # After the drain, and not before: what was deferred a moment ago must be hidden before it
         # can be called back.
         self.core.away.all_over()
-        if recalls := self.engine.recall(len(self.core.away)):
-            await asyncio.wait(recalls)
+        self.engine.recall(len(self.core.away))
+        while recalls := self.engine.recalls.out:  # also those that were out when the stop began
+            await asyncio.wait(tuple(recalls))
 
     async def _finish_polls(self, deadline: float) -> None:
         """Wait for outstanding polls until the deadline, or a moment where there may be something for them to bring.

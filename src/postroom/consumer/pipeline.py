@@ -37,7 +37,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.tasks import ends_the_program, is_cancelled
+from postroom.tasks import ends_the_program, is_cancelled, runs_as
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -138,7 +138,7 @@ class Pipeline:
         except AlreadyHandled:
             self._was_handled_before(job)
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and not _is_task(job.task):
+            if isinstance(error, GeneratorExit) and not runs_as(job.task):
                 raise  # the loop is gone, and this coroutine is closed: it may await nothing
             await self._did_fail(job, error)
         else:
@@ -193,7 +193,8 @@ class Pipeline:
     def _refuse_if_quarantined(self, job: Job) -> None:
         if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
-        if (diverted := self._tenants.diverted(job.tenant)) is not None:
+        diverted = self._tenants.diverted(job.tenant)
+        if diverted is not None and not job.source.is_called(diverted[0]):  # there it is where it was sent to
             raise _Diverted(*diverted)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:
@@ -498,14 +499,6 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
             return Reject(str(error))
         case OnInvalid.FAIL:
             return None
-
-
-def _is_task(task: asyncio.Task[None] | None) -> bool:
-    """Return whether this code runs as that task, as opposed to being closed from outside."""
-    try:
-        return task is not None and asyncio.current_task() is task
-    except RuntimeError:
-        return False
 
 
 def _is_of_resources(error: BaseException) -> bool:

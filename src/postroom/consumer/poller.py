@@ -16,7 +16,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.settlement import Moment
-from postroom.tasks import Tasks, is_cancelled
+from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.consumer", Step.RECEIVE)
 
@@ -80,7 +80,7 @@ class Receiver:
 
     async def receive(self, limit: int, wait: float, number: int) -> list[Message]:
         """Send a receive of poller ``number``. Raises what the transport raises."""
-        now = self._tasks.time()
+        now, task = self._tasks.time(), asyncio.current_task()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
@@ -88,11 +88,11 @@ class Receiver:
         self._out[number] = now
         try:
             messages = await self._source.queue.receive(limit=limit, wait=wait, visibility=self._timeout)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
+        except BaseException as error:
+            if isinstance(error, Exception) or has_to_leave(error, task):
                 raise
-            # A transport's own cancellation is its failure. It would end the poller, and nothing would tell of it.
-            raise ServiceUnavailable("the transport cancelled the receive by itself") from error
+            # Its cancellation, or what it derives from no Exception, is its failure, and not the poller's end.
+            raise ServiceUnavailable(f"the transport raised {type(error).__name__}") from error
         finally:
             del self._out[number]
         self.last_success = self._tasks.time()

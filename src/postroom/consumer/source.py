@@ -68,6 +68,11 @@ class Source:
             source=self,
         )
 
+    def is_called(self, queue: str) -> bool:
+        """Whether a name, a URL or an ARN is this queue's."""
+        info = self.queue.info
+        return queue in {info.name, info.url, info.arn}
+
     def group_of(self, message: Message) -> str | None:
         """Return what a message's group is called here: two FIFO queues may each have a group of one name."""
         group = message.group_id

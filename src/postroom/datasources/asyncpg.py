@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, Names, require_names, verify
 from postroom.datasources._passwords import connected
@@ -12,7 +13,7 @@ from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, is_out_of_room
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import Locate, check_locate, check_times, located
+from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
 from postroom.types import C
@@ -89,9 +90,12 @@ def asyncpg_pool(
     """
     check_locate("asyncpg_pool", locate)
     check_count("asyncpg_pool", "max_size", max_size)
+    check_switches("asyncpg_pool", canary=canary, reset=reset)
+    check_keywords("asyncpg_pool", options)
     check_times("asyncpg_pool", idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
     if acquire_timeout is not None:
         check_times("asyncpg_pool", acquire_timeout=acquire_timeout)
+    check_optional("asyncpg_pool(init=...)", "(connection)", init)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
 

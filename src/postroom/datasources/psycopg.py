@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from weakref import WeakSet
 
+from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
@@ -22,7 +23,15 @@ from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, is_out_of_room
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
+from postroom.datasources.registry import (
+    DataSource,
+    Locate,
+    check_keywords,
+    check_locate,
+    check_switches,
+    check_times,
+    located,
+)
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
@@ -170,6 +179,8 @@ def psycopg_pool(
     """
     check_locate("psycopg_pool", locate)
     check_count("psycopg_pool", "max_size", max_size)
+    check_switches("psycopg_pool", canary=canary, reset=reset)
+    check_keywords("psycopg_pool", options)
     check_times(
         "psycopg_pool",
         idle=idle,
@@ -177,6 +188,7 @@ def psycopg_pool(
         acquire_timeout=acquire_timeout,
         close_timeout=close_timeout,
     )
+    check_optional("psycopg_pool(configure=...)", "(connection)", configure)
 
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
@@ -341,6 +353,8 @@ def psycopg_connections(
     """
     check_locate("psycopg_connections", locate)
     check_count("psycopg_connections", "max_size", max_size)
+    check_switches("psycopg_connections", canary=canary)
+    check_keywords("psycopg_connections", options)
     check_times("psycopg_connections", connect_timeout=connect_timeout, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager

@@ -18,12 +18,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Self, TypeVar
 
-from postroom.checking import check_function
+from postroom.checking import check_function, check_kind
 from postroom.datasources._sqlite_sync import Parameters, SqliteSyncTransaction, SyncHeld
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import answered
+from postroom.datasources.registry import answered, check_switches, check_times
 from postroom.errors import AlreadyHandled, ConfigurationError, PostroomError, UnknownTenant
 from postroom.log_fields import Log
 from postroom.log_fields import Step as LogStep
@@ -387,8 +387,11 @@ def sqlite_database(
     """
     call = '(context) -> path, such as lambda tenant: tenant_file("/var/lib/orders", tenant.tenant_id)'
     check_function("sqlite_database(path_of)", call, path_of)
-    if synchronous.upper() not in {"OFF", "NORMAL", "FULL", "EXTRA"}:
+    if str(synchronous).upper() not in {"OFF", "NORMAL", "FULL", "EXTRA"}:
         raise ConfigurationError(f"synchronous= takes OFF, NORMAL, FULL or EXTRA; got {synchronous!r}")
+    check_switches("sqlite_database", create=create)
+    check_kind("sqlite_database(schema=...)", schema, str, 'schema="CREATE TABLE IF NOT EXISTS ..."')
+    check_times("sqlite_database", busy_timeout=busy_timeout, close_timeout=close_timeout)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SqliteDatabase, None]:

@@ -13,17 +13,17 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
-from postroom.fleet.hints import Hints
+from postroom.fleet.hints import MOST, Hints
 from postroom.fleet.ledger import Demand, Ledger, Sent
 from postroom.fleet.names import Unnamable, name_of, name_or_none, shown
 from postroom.fleet.options import Fleet
 from postroom.fleet.orders import Orders, Report
-from postroom.fleet.protocol import Answer, Decisions
+from postroom.fleet.protocol import REMEMBERED, Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe
 from postroom.scheduling import Pace
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.fleet", Step.FLEET)
 
@@ -97,6 +97,7 @@ class Member:
         self._orders = Orders(self.name, self.ledger.replica, self._state, crew, tasks)
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})
+        self._read_in, self._read_at = "", 0.0
         self._rulings: dict[str, Verdict] = {}
         self._met_rulings: dict[Hashable, Verdict] = {}
         self._unnamed: set[type] = set()
@@ -129,13 +130,17 @@ class Member:
             try:
                 async with asyncio.timeout(_CLOSING):
                     await self._state.exchange(self.name, sent.request)
-            except Exception as error:  # whatever a client raises: slots run out by themselves
+            except BaseException as error:  # whatever a client raises: slots run out by themselves
+                if has_to_leave(error, asyncio.current_task()):
+                    raise
                 _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
         try:
             # Also after a failure: a connection that stays open keeps its socket until the process
             # ends.
             await self._state.aclose()
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
 
     async def _run(self) -> None:
@@ -177,7 +182,9 @@ class Member:
                 # as well.
                 await self._settle_decisions(answer)
                 await self._settle_hints()
-        except Exception as error:  # whatever a client raises
+        except BaseException as error:  # whatever a client raises
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             self._lost(sent, error)
             return
         self._heard(sent, answer)
@@ -201,7 +208,7 @@ class Member:
         if offered:
             self._crew.offer(offered)
 
-    def _lost(self, sent: Sent, error: Exception) -> None:
+    def _lost(self, sent: Sent, error: BaseException) -> None:
         first = not self.ledger.failures
         self.ledger.failed(sent)
         self._failed += 1
@@ -288,7 +295,9 @@ class Member:
         try:
             async with asyncio.timeout(self.ledger.patience):
                 await self._publish()
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             text = "Fleet %s: a decision holds in this replica only until the store can be reached: %s"
             _log.warning(text, self.name, _shown(error))
 
@@ -308,15 +317,18 @@ class Member:
 
     async def _settle_decisions(self, answer: Answer) -> None:
         """Write down what is decided here, and learn what was decided elsewhere."""
-        if answer.version < self._known.version:  # the store has lost its memory
-            await self._state.restore(self.name, self._known)
-        elif answer.version == self._known.version and not self.pending:
+        known, sent_at = self._known, self._time()
+        if known.version and self._may_have_forgotten(answer):
+            await self._state.restore(self.name, known)
+        elif answer.version == known.version and not self.pending:
+            self._read_in, self._read_at = answer.epoch, sent_at
             return
         if self.pending:
             await self._publish()
         # After the publish: read before it, the own decision would be overruled by the old state
         # for one tick.
         self._known = await self._state.decisions(self.name)
+        self._read_in, self._read_at = answer.epoch, sent_at
         self._rulings = verdicts(self._known.fields)
         named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
         met = {tenant: entry.name for tenant, entry in self.ledger.entries().items()}
@@ -326,6 +338,12 @@ class Member:
         rulings: dict[Hashable, Verdict] = {key: ruling for key, ruling in named.items() if key is not None}
         self._crew.overrule(rulings | found, complete=True)
         self._orders.learn(self._known.fields)
+
+    def _may_have_forgotten(self, answer: Answer) -> bool:
+        """Whether the store may have lost decisions that are known here, wholly or in part."""
+        if answer.version < self._known.version:
+            return True
+        return answer.epoch != self._read_in and self._time() - self._read_at < REMEMBERED / 2
 
     @staticmethod
     def _key_of(name: str) -> str | None:
@@ -342,8 +360,9 @@ class Member:
     # -- outages ------------------------------------------------------------------------------------------------------
 
     async def _settle_hints(self) -> None:
-        for host, (cause, seconds) in self.hints.reports():
-            await self._state.report(self.name, host, cause, seconds)
+        for host, report in self.hints.reports(now := self._time()):
+            await self._state.report(self.name, host, report.cause, min(MOST, report.until - now))
+            self.hints.told(host, report)
         for host in self.hints.claims():
             asked = self._time()
             # One replica tries the host for all: a server that comes back must not meet every

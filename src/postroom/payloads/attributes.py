@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, NamedTuple
 import msgspec
 from typing_extensions import TypeVar
 
-from postroom.checking import check_function
+from postroom.checking import check_function, listed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute
@@ -78,8 +78,8 @@ def attribute(
     """
     if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f'attribute(name) takes text, such as attribute("tenantId"); got {name!r}')
-    if isinstance(choices, str):
-        raise ConfigurationError(f"attribute(choices=...) takes a list: write choices=[{choices!r}]")
+    if choices is not None:
+        choices = listed("attribute(choices=...)", f"choices=[{choices!r}]", choices)
     if pattern is not None and not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"attribute(pattern=...) takes a regular expression as text; got {pattern!r}")
     if name is not None and (len(name) > 256 or _NAME.fullmatch(name) is None):

@@ -11,12 +11,13 @@ rule only.
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from postroom.checking import check_flag
 from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import problems
@@ -125,9 +126,11 @@ class SnsEnvelope:
     raw: bool = False
 
     def __post_init__(self) -> None:
+        check_flag("SnsEnvelope(raw=...)", self.raw)
         if self.topics is None:
             return
-        wrong = [topic for topic in self.topics if not str(topic).startswith("arn:")]
+        several = isinstance(self.topics, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+        wrong = [topic for topic in self.topics if not str(topic).startswith("arn:")] if several else [self.topics]
         if isinstance(self.topics, str) or not self.topics or wrong:
             text = "SnsEnvelope(topics=...) takes ARNs, such as ['arn:aws:sns:eu-west-1:123456789012:orders']"
             raise ConfigurationError(f"{text}; got {self.topics!r}")

@@ -26,8 +26,8 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Final, Generic
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final, Generic
 
 import msgspec
 from typing_extensions import TypeVar
@@ -138,6 +138,7 @@ def sign(
     check_kind("sign(message)", message, OutgoingMessage, "OutgoingMessage(body=..., message_attributes=...)")
     _check_terms("sign", keys, queue)
     names = _checked_names(attributes, group=group)
+    check_function("sign(clock=...)", "() -> seconds since the epoch", clock, arguments=0)
     expires = _expiry(clock(), lifetime)
     if not 0 < len(expires) <= 12:
         raise ConfigurationError(f"sign(lifetime=...) takes seconds, more than 0; got {lifetime!r}")
@@ -189,6 +190,7 @@ def signed(
     if attributes is None:
         raise ConfigurationError("signed(attributes=...) must name the attributes that the resolver reads")
     names = _checked_names(attributes, group=group)
+    check_function("signed(clock=...)", "() -> seconds since the epoch", clock, arguments=0)
     return SignedContext(resolver, keys=keys, queue=queue, names=names, group=group, leeway=leeway, clock=clock)
 
 
@@ -267,8 +269,12 @@ class SignedContext(Generic[T_co]):
             return ""
 
 
+_ENDLESS: Final = 3e9
+"""A century in seconds."""
+
+
 def _expiry(now: float, lifetime: object) -> str:
-    return str(int(now + lifetime)) if isinstance(lifetime, int | float) and lifetime > 0 else ""
+    return str(int(now + lifetime)) if isinstance(lifetime, int | float) and 0 < lifetime < _ENDLESS else ""
 
 
 def _check_terms(what: str, keys: object, queue: object) -> None:
@@ -278,7 +284,8 @@ def _check_terms(what: str, keys: object, queue: object) -> None:
 
 
 def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ...]:
-    if isinstance(attributes, str) or not (attributes or group) or SIGNATURE in attributes:
+    names: Any = attributes
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable) or not (names or group) or SIGNATURE in names:
         raise ConfigurationError(
             f"signing takes the names of one or more attributes, such as ('tenantId', 'region'); got {attributes!r}"
         )

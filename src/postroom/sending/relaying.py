@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from postroom.checking import check_queue
 from postroom.errors import ConfigurationError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message, OutgoingMessage
@@ -71,9 +72,9 @@ async def relay(
         TransportError: the source cannot be read.
         ConfigurationError: an argument cannot work.
     """
-    if not callable(target) and not str(target or "").strip():
-        text = f"relay(target) takes the name, URL or ARN of a queue, or a function (Message); got {target!r}"
-        raise ConfigurationError(text)
+    check_queue("relay(source)", source)
+    if not callable(target):
+        check_queue("relay(target)", target)
     if change is not None and not callable(change):
         raise ConfigurationError(f"relay(change=...) takes a function (Message, OutgoingMessage); got {change!r}")
     _check_bounds(limit, parallel, wait)

@@ -92,7 +92,8 @@ class Happenings:
         assert dead is not None
         most = change.max_receives
         policy = "" if most is None else json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": most})
-        self._world.broker.set_attributes(self._world.queue, {"RedrivePolicy": policy})
+        for queue in self._world.queues:
+            self._world.broker.set_attributes(queue, {"RedrivePolicy": policy})
         self.shared.policies.change(self._now(), most)
 
     def _block(self, seconds: float) -> None:

@@ -114,7 +114,8 @@ class Watch:
         self.on_rejected = on_rejected
         self.ledger = ledger
         polling = plan.options["polling"]
-        answers = polling.batch * polling.pollers
+        watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
+        answers = polling.batch * polling.pollers + 10 * watched
         memory: int | None = getattr(polling, "memory", None)
         most_bytes = None if memory is None else memory + (answers + FEW) * (plan.body_bytes + SMALL)
         self.bodies = Bodies(self._ended_at, answers=answers, most_bytes=most_bytes)

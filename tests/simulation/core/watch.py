@@ -301,9 +301,10 @@ class Watch(World):
         said = core.resolving + core.unresolved
         if said != resolving:
             raise Violation(f"table: {said} are being resolved, not {resolving}")
-        away = core.away
-        listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
-        count = sum(away.known.get(absent.message_id) is absent for absent in listed)  # others came back
+        away, count = core.away, 0
+        if away._callable or away._behind:
+            listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
+            count = sum(away.known.get(absent.message_id) is absent for absent in listed)  # others came back
         # What leaves at the same time is counted when it is confirmed.
         if len(away) != count or count > MOST_AWAY + 60:
             raise Violation(f"memory: {len(away)} are away, or {count}")

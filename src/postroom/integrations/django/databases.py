@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Final, TypeVar
 from django.db import DEFAULT_DB_ALIAS
 from django.db import connections as django_connections
 
+from postroom.checking import check_function
 from postroom.consumer import MessageContext
 from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
 from postroom.datasources.registry import answered
 from postroom.errors import ConfigurationError
+from postroom.options import check_count
 from postroom.types import C
 
 P = TypeVar("P")
@@ -56,6 +58,8 @@ def tenant_databases(
         connections_each: connections that one tenant may have open, for the pool's budget: as many as
             ``Concurrency(per_tenant=)``, or the ``max_size`` of Django's pool.
     """
+    check_function("tenant_databases(locate)", "(context) -> an entry as in the setting DATABASES", locate)
+    check_count("tenant_databases", "connections_each", connections_each)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[TenantAlias]:

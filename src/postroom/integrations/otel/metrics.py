@@ -248,6 +248,10 @@ class Metrics:
             _counter(meter, instrument, self._pooling(field))
         for field, instrument in names.POOL_GAUGES.items():
             _gauge(meter, instrument, self._pooling(field))
+        for field, instrument in names.FLEET_COUNTERS.items():
+            _counter(meter, instrument, self._of_fleets(field))
+        for field, instrument in names.FLEET_GAUGES.items():
+            _gauge(meter, instrument, self._of_fleets(field))
         if self._busiest is not None:
             _counter(meter, names.TENANT_MESSAGES, self._of_tenants(lambda each: each.messages))
             _counter(meter, names.TENANT_FAILURES, self._of_tenants(lambda each: each.failures))
@@ -295,6 +299,21 @@ class Metrics:
                     found[pool.name] = max(found.get(pool.name, 0), getattr(pool, field))
             for name, value in found.items():
                 yield Observation(value, {names.POOL: name})
+
+        return callback
+
+    def _of_fleets(self, field: str) -> "_Callback":
+        is_a_sum = field in names.FLEET_COUNTERS or field in {"degraded", "slots", "starved"}
+
+        def callback(_options: CallbackOptions) -> Iterator[Observation]:
+            found: dict[str, float] = {}  # of several consumers of one fleet, each tells of the replicas
+            for queue in list(self._queues.values()):
+                for fleet in (each.fleet for each in queue.now() if each.fleet is not None):
+                    value, before = getattr(fleet, field), found.get(fleet.name, 0)
+                    if value is not None:
+                        found[fleet.name] = before + value if is_a_sum else max(before, value)
+            for name, value in found.items():
+                yield Observation(value, {names.FLEET: name})
 
         return callback
 
