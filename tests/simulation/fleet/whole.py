@@ -190,9 +190,9 @@ class Whole:
         found: set[str] = set()
         for process in self.replicas:
             member = process.member
-            if not process.alive or member is None or member._reached is None:  # noqa: SLF001 - what it knows
+            if not process.alive or member is None or member._reached is None:
                 continue
-            if member._reached > known.at and member._known.fields.get(field) == known.value:  # noqa: SLF001
+            if member._reached > known.at and member._known.fields.get(field) == known.value:
                 found.add(process.name)
         return found
 
@@ -257,7 +257,7 @@ class Whole:
         until, _cause = fleet.hints.get(name, (0.0, ""))
         if until <= self.store.clock() or process.link.heard.get(name, now) > now - _UNDER_WAY:
             return
-        if member._reached is None or member._reached < now - 2 * TICK:  # noqa: SLF001 - what it knows is old
+        if member._reached is None or member._reached < now - 2 * TICK:
             return
         self.facts["tries under a hint"] += 1
         if process.link.turns.get(name, -LEASE) <= now - LEASE:

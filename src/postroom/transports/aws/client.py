@@ -67,7 +67,7 @@ class AwsClient:
         if profile is not None:
             check_text("AwsClient(profile=...)", profile, 'profile="dev"')
         given: object = verify
-        if given is not None and not isinstance(given, bool | str):
+        if given is not None and not isinstance(given, (bool, str)):
             text = "AwsClient(verify=...) takes True, False or the path of a file with certificates"
             raise ConfigurationError(f"{text}; got {shown(verify)}")
         _check_sdk("config", config, "merge", "aiobotocore.config.AioConfig(...)")
