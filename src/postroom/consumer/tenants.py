@@ -233,7 +233,7 @@ class Tenants:
         """Return what is known of a tenant. An unknown one is active and has nothing here."""
         rule = self._rules.get(key) or _rule_of(key, None if self._member is None else self._member.ruling_of(key))
         figures = self._figures(key)
-        # A decision counts for more than an outage: an operator must see the own pause.
+        # A decision counts for more than an outage: an operator must see the pause that was asked for.
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
