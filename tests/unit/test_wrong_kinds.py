@@ -99,7 +99,7 @@ def located(tenant: Tenant) -> str:
 
 
 def resolved(message: Message) -> Tenant:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return Tenant(message.id)
 
 

@@ -74,7 +74,7 @@ class MoveFailed(PostroomError):
         super().__init__(text)
         self.step = step
         """The step that failed."""
-        self.left_paused = tuple(left_paused)
+        self.left_paused: tuple[str, ...] = tuple(left_paused)
         """Where the tenant is still paused; empty where it runs again, on the old database."""
 
 

@@ -12,7 +12,7 @@ SHORT: Final = 1.0
 _ALL_OVER: Final = 10.0
 """Seconds after which all tenants are put in order again, although nothing is known to have changed it."""
 _FORGET: Final = 100
-"""Looks after which a viewer has surely seen what was touched."""
+"""Looks after which a viewer has certainly seen what was touched."""
 
 Lanes = Mapping[Hashable, Lane[Any]]
 
@@ -42,7 +42,7 @@ class Ranking:
         self.version: int = 0
         """Changes whenever ``everyone`` does."""
         self.front: list[Entry] = []
-        """Those whose oldest message waits for longer than a second, the longest first; then others that cannot run."""
+        """Those with a message that waits for longer than a second, the longest first; then others that cannot run."""
         self.look: int = 0
         self.touched: dict[str, int] = {}
         """By id the last look at which something of a tenant was here, was decided, or happened."""
@@ -57,6 +57,7 @@ class Ranking:
     def update(self, lanes: Sequence[Lanes], *, wall: float, loop: float) -> None:
         """Take a look."""
         self.look += 1
+        # Also by time: a pool opens and closes resources without a word to this class.
         stale = self._made is None or loop - self._made >= _ALL_OVER
         changed: list[tuple[int, Hashable]] = []
         for number, collector in enumerate(self._collectors):
@@ -66,6 +67,7 @@ class Ranking:
             self._rank_all(lanes)
         for number, key in changed:
             self._touch(number, key)
+        # After the order was made: what is new has its entry only now.
         self._touch_events()
         self._rank_front(lanes, wall)
 
@@ -85,6 +87,8 @@ class Ranking:
         if troubled != self._troubled[number]:
             stale = True
             self._troubled[number] = troubled
+        # By the count: comparing the keys of 20,000 tenants at every look would cost more than the
+        # order.
         if len(collector.tallies) != self._tallied[number]:
             stale = True
             self._tallied[number] = len(collector.tallies)
@@ -110,13 +114,14 @@ class Ranking:
                 ranked.append((0 if key in first else 1 if key in seen else 2, entry.name, entry))
         ranked.sort(key=_place)
         everyone = [entry for _, _, entry in ranked]
+        # Compared, so that viewers with an unchanged order are not sent all names again.
         if everyone != self.everyone:
             self.everyone = everyone
             self.version += 1
         self.touched = {name: look for name, look in self.touched.items() if look > self.look - _FORGET}
 
     def _touch_events(self) -> None:
-        """Touch the tenants of whose messages something was heard since the last look."""
+        """Touch the tenants with messages that something was heard of since the last look."""
         for number, collector in enumerate(self._collectors):
             for key in collector.heard:
                 self._touch(number, key)
@@ -141,6 +146,8 @@ class Ranking:
                     waiting.append((0, -waited, entry.name, entry))
                 elif lane.blocked:
                     waiting.append((1, 0.0, entry.name, entry))
+        # Those of the last look, too: a tenant that has nothing any longer must be shown once
+        # without it.
         self.touched.update(dict.fromkeys(here | self._here, self.look))
         self._here = here
         waiting.sort(key=_wait)

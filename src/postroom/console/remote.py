@@ -67,7 +67,7 @@ class RemoteConsole:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigurationError(f"{url!r} is not a URL, such as http://127.0.0.1:8081/")
-        self.url = url if url.endswith("/") else f"{url}/"
+        self.url: str = url if url.endswith("/") else f"{url}/"
         self._headers = {"X-Postroom-Operator": operator or getpass.getuser()}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"

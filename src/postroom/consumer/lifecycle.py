@@ -139,13 +139,13 @@ class Run(Generic[C, R]):
         self._loop = asyncio.get_running_loop()
         self.settings = settings
         self._roster = where if isinstance(where, Roster) else None
-        self.name = settings.queue if isinstance(where, Roster) else where.info.name
+        self.name: str = settings.queue if isinstance(where, Roster) else where.info.name
         """What the run is called in logs and events: its queue, or the title of its queues."""
         self.pool = pool
         self.tasks: Tasks = Tasks(self.end)
         self._tenants = tenants
         self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         rng = Random()  # noqa: S311 - jitter, not secrecy
         self.member: Member | None = None
         self.scheduler: Scheduler[Job] = Scheduler(**self._scheduler_limits(settings.concurrency))
@@ -155,12 +155,12 @@ class Run(Generic[C, R]):
         # are none, and a FIFO queue hides what follows in a group, so that parking would break its
         # order.
         scout = settings.polling.scout if settings.resolver is not None and not fifo else False
-        self.scouting = Scouting(crowd, self._loop.time(), when=scout)
+        self.scouting: Scouting = Scouting(crowd, self._loop.time(), when=scout)
         policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
         hints = None if settings.fleet is None else Hints(settings.fleet.lease, rng)
         availability = Availability(pool, rng, hints)
-        self.core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
-        self.engine = Engine(self.core, self.tasks)
+        self.core: Core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
+        self.engine: Engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
         if settings.fleet is not None and hints is not None:
             self.member = join(
@@ -173,7 +173,7 @@ class Run(Generic[C, R]):
                 observers=settings.observers,
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
-        self.watch = LoopWatch(self.tasks, self._running_names)
+        self.watch: LoopWatch = LoopWatch(self.tasks, self._running_names)
         self.client = client
         self._inlets: list[Inlet] = []
         self._poller = self._polls_of(where, policy)
@@ -183,7 +183,7 @@ class Run(Generic[C, R]):
             timeout=settings.concurrency.handler_timeout,
             threads=self._threads,
         )
-        self.pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
+        self.pipeline: Pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
         self.engine.connect(self.pipeline, self, self._poller, policy)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
@@ -192,7 +192,7 @@ class Run(Generic[C, R]):
         """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
-        self.cancelled = 0
+        self.cancelled: int = 0
         """Handlers that had to be cancelled."""
         self._was_idle = False
         self.reason: StopReason = StopReason.REQUESTED

@@ -48,7 +48,7 @@ class Roster:
         self._trouble = ""
         self.refused: dict[str, str] = {}
         """Queues that are listed and could not be opened, each with the type of the error."""
-        self.past = QueueStatistics(settled={})
+        self.past: QueueStatistics = QueueStatistics(settled={})
         """What was counted for queues that are closed."""
 
     @property

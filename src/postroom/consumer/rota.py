@@ -32,27 +32,27 @@ class Station(Generic[I]):
     )  # fmt: skip
 
     def __init__(self, inlet: I, *, weight: float = 1.0, fifo: bool = False) -> None:
-        self.inlet = inlet
+        self.inlet: I = inlet
         """What the consumer keeps of the queue."""
-        self.weight = weight
-        self.fifo = fifo
-        self.served = 0.0
+        self.weight: float = weight
+        self.fifo: bool = fifo
+        self.served: float = 0.0
         """Messages received, divided by the weight: its place in virtual time."""
-        self.expected = False
+        self.expected: bool = False
         """Whether it has messages, as far as is known."""
-        self.full = False
+        self.full: bool = False
         """Whether the last answer was as large as it could be: then several receives at once bring more."""
-        self.out = 0
+        self.out: int = 0
         """Turns that are out."""
         self.look: Look[I] | None = None
         """The look that is out."""
         self.due: float | None = None
         """When it is looked at next; None while it is not idle, or is being looked at."""
-        self.rest = 0.0
+        self.rest: float = 0.0
         """Seconds between the last two looks that found nothing."""
-        self.backoff = 0.0
+        self.backoff: float = 0.0
         """Seconds between the last two receives that failed."""
-        self.gone = False
+        self.gone: bool = False
         """Whether it was removed."""
 
 

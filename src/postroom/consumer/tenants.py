@@ -51,7 +51,7 @@ class Tenants:
         self._member: Member | None = None
         self._rated = False
         self._probing: set[Hashable] = set()
-        self.handover = Handover(self)
+        self.handover: Handover = Handover(self)
         """What a tenant goes through when its database is moved. For the fleet and the tools that move tenants."""
         self.pending: Pending = {}
         """Decisions that the fleet does not have yet."""
@@ -233,7 +233,7 @@ class Tenants:
         """Return what is known of a tenant. An unknown one is active and has nothing here."""
         rule = self._rules.get(key) or _rule_of(key, None if self._member is None else self._member.ruling_of(key))
         figures = self._figures(key)
-        # A decision counts for more than an outage: an operator must see the own pause.
+        # A decision counts for more than an outage: an operator must see the pause that was asked for.
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])

@@ -151,7 +151,7 @@ class ValkeyState:
                 return found
 
     async def look(self) -> StoreInfo:
-        """Return what the server says of itself. Of a cluster, whose servers each say something else, only times."""
+        """Return what the server says of itself. Of a cluster only times: each of its servers says something else."""
         await self._command("TIME")  # connects
         began, wall = time.monotonic(), time.time()
         answer = await self._command("TIME")

@@ -89,8 +89,8 @@ class Lane(Generic[T]):
         self.asleep: bool = False
         """Whether it is granted nothing until it is woken, or until ``asleep_until``."""
         self.asleep_until: float | None = None
-        self.paused = False
-        self.withheld = False
+        self.paused: bool = False
+        self.withheld: bool = False
         """Whether what bounds the slots of one tenant leaves it none for now."""
         self.control: Control | None = None
 

@@ -78,7 +78,7 @@ async def test_a_store_that_lost_its_memory_knows_those_that_came_since(shared: 
 
 
 async def test_the_names_are_as_many_as_an_exchange_counts(shared: Shared) -> None:
-    """F8: what the fallback divides by, and whom an order waits for, are the same replicas; also with many at once."""
+    """F8: what the fallback divides by, and what an order waits for, are the same replicas; also with many at once."""
     await asyncio.gather(*(enter(shared, f"r{number:02}", lease=10.0) for number in range(40)))
     answer = await shared.state.exchange(shared.name, Request("r00", 9, "", 10.0, 0.1, ()))
     assert answer.replicas == len(await alive(shared)) == 40

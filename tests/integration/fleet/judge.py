@@ -1,7 +1,7 @@
 """Judges every start by what the tenant's database ran at that moment, as ``pg_stat_activity`` showed it.
 
-Replicas that hold slots never run more than the cap together. One whose slots have run out, because it did not reach
-the store for a lease, runs its part beside that, as the documentation says: it writes with each start how much that is.
+Replicas that hold slots never run more than the cap together. One that did not reach the store for a lease runs its
+part beside that, as the documentation says: it writes with each start how much that is.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Judge:
     excess: Counter[str] = field(default_factory=Counter)
     """Starts above the cap that the documentation allows, by why."""
     most: Counter[str] = field(default_factory=Counter)
-    """How many handlers a tenant ran at the most, with slots and in all."""
+    """The most handlers that a tenant ran, with slots and in all."""
     _cuts: list[list[float]] = field(default_factory=list)
     _last: Counter[str] = field(default_factory=Counter)
     _by_pid: dict[tuple[str, int], Run] = field(default_factory=dict)

@@ -225,6 +225,7 @@ class HttpPool:
         try:
             answer = await connection.exchange(request, timeout=self._timeout)
         except BaseException:
+            # Its answer may still come, and would be taken for that of the next request.
             connection.abort()
             raise
         connection.idle_since = asyncio.get_running_loop().time()
@@ -235,9 +236,11 @@ class HttpPool:
         """Close every connection at once; requests under way fail with ``NoAnswer``."""
         self._closed = True
         for dial in self._dials:
+            # First: a dial that ends during the rest would leave an open connection behind.
             dial.cancel()
         for connection in tuple(self._live):
             connection.abort()
+        # In a loop: a dial that ended meanwhile may have added one more.
         while self._live:
             self._gone.clear()
             await self._gone.wait()
