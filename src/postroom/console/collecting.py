@@ -86,7 +86,7 @@ class Collector:
         self.total = Tally(0.0)
         """Handlers of all tenants together."""
         self.heard: set[Hashable] = set()
-        """The tenants of whose messages something was heard since the last look."""
+        """The tenants with events since the last look."""
         self.began = 0.0
         """The loop time since when it listens."""
         self.away: dict[Hashable, int] = {}
