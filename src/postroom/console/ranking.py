@@ -12,7 +12,7 @@ SHORT: Final = 1.0
 _ALL_OVER: Final = 10.0
 """Seconds after which all tenants are put in order again, although nothing is known to have changed it."""
 _FORGET: Final = 100
-"""Looks after which a viewer has certainly seen what was touched."""
+"""Looks after which every viewer has seen what was touched."""
 
 Lanes = Mapping[Hashable, Lane[Any]]
 
@@ -42,7 +42,7 @@ class Ranking:
         self.version: int = 0
         """Changes whenever ``everyone`` does."""
         self.front: list[Entry] = []
-        """Those with a message that waits for longer than a second, the longest first; then others that cannot run."""
+        """Tenants with a message that waits for more than a second, the longest wait first; then others that are held."""
         self.look: int = 0
         self.touched: dict[str, int] = {}
         """By id the last look at which something of a tenant was here, was decided, or happened."""
@@ -121,7 +121,7 @@ class Ranking:
         self.touched = {name: look for name, look in self.touched.items() if look > self.look - _FORGET}
 
     def _touch_events(self) -> None:
-        """Touch the tenants with messages that something was heard of since the last look."""
+        """Touch the tenants with events since the last look."""
         for number, collector in enumerate(self._collectors):
             for key in collector.heard:
                 self._touch(number, key)
