@@ -66,7 +66,7 @@ class AwsClient:
             check_text("AwsClient(region=...)", region, 'region="eu-west-1"')
         if profile is not None:
             check_text("AwsClient(profile=...)", profile, 'profile="dev"')
-        given: object = verify
+        given: Any = verify
         if given is not None and not isinstance(given, bool | str):
             text = "AwsClient(verify=...) takes True, False or the path of a file with certificates"
             raise ConfigurationError(f"{text}; got {shown(verify)}")
