@@ -134,7 +134,8 @@ class BatchHandler:
     Args:
         function: called as ``function(payloads, batch)``.
         size: the most messages of a batch.
-        wait: seconds that the first message of a batch waits for others.
+        wait: seconds that the first message of a batch waits for others: less when the consumer stops, or its tenant
+            is paused.
     """
 
     def __init__(self, function: BatchFunction, *, size: int, wait: float) -> None:
@@ -142,6 +143,7 @@ class BatchHandler:
         self._size = size
         self._wait = wait
         self._collecting: dict[Any, _Batch] = {}
+        self._hurried = False
         self._name = f"postroom-batch-{name_of(function)}"
 
     @property
@@ -157,7 +159,8 @@ class BatchHandler:
         batch = self._collecting.get(key)
         if batch is None:
             batch = self._collecting[key] = _Batch(self._function)
-            batch.timer = asyncio.get_running_loop().call_later(self._wait, self._begin, key, batch)
+            wait = 0.0 if self._hurried else self._wait
+            batch.timer = asyncio.get_running_loop().call_later(wait, self._begin, key, batch)
         member = _Member(payload, ctx)
         batch.members.append(member)
         if len(batch.members) >= self._size:
@@ -171,6 +174,22 @@ class BatchHandler:
             raise
         if member.error is not None:
             raise member.error
+
+    def hurry(self) -> None:
+        """Hand over what is collected, and from now on let no message wait for others: the consumer stops."""
+        self._hurried = True
+        for key, batch in tuple(self._collecting.items()):
+            self._begin(key, batch)
+
+    def relax(self) -> None:
+        """End what ``hurry`` began: the consumer starts again."""
+        self._hurried = False
+
+    def hand_over(self, tenant: Any) -> None:
+        """Hand over what is collected of a tenant: nothing more of it starts."""
+        for key, batch in tuple(self._collecting.items()):
+            if key[0] == tenant:
+                self._begin(key, batch)
 
     def _begin(self, key: Any, batch: _Batch) -> None:
         self._forget(key, batch)

@@ -52,6 +52,14 @@ class Groups(Protocol):
         ...
 
 
+class Collector(Protocol):
+    """What collects messages of a tenant before they are handled together."""
+
+    def hand_over(self, tenant: Any) -> None:
+        """Let a tenant's messages wait for others no longer."""
+        ...
+
+
 class Engine:
     """Connects the core with tasks, timers and queues. Tells the settler's news to the core.
 
@@ -67,6 +75,7 @@ class Engine:
         """Messages on their way to the dead-letter queue."""
         self.recalls: Recalls = Recalls(tasks)
         """Messages that are being made visible again."""
+        self.collector: Collector | None = None
         self.on_end: Callable[[BaseException], None]
         self._processor: Processor
         self._resolving: Groups
@@ -272,6 +281,8 @@ class Engine:
             # It waits with a lease in hand; its tenant's database may be moved only without it.
             if job.turn is not None and not job.turn.done():
                 job.turn.set_result(False)
+        if paused and self.collector is not None:
+            self.collector.hand_over(tenant)
         self.dispatch()
         self.make_room()
 

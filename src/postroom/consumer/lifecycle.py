@@ -7,6 +7,7 @@ from random import Random
 from typing import Any, Generic, cast
 
 from postroom.consumer.availability import Availability
+from postroom.consumer.batching import BatchHandler
 from postroom.consumer.core import Core
 from postroom.consumer.crew import join
 from postroom.consumer.crowd import Crowd
@@ -173,6 +174,8 @@ class Run(Generic[C, R]):
                 observers=settings.observers,
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
+        self._batches = handler if isinstance(handler, BatchHandler) else None
+        self.engine.collector = self._batches
         self.watch: LoopWatch = LoopWatch(self.tasks, self._running_names)
         self.client = client
         self._inlets: list[Inlet] = []
@@ -243,6 +246,8 @@ class Run(Generic[C, R]):
             self.engine, self.pool, self.settings.observers, lambda: (inlet.facts for inlet in self.inlets)
         )
         self.engine.begin()
+        if self._batches is not None:
+            self._batches.relax()
         if self.member is not None:
             self.member.begin()
         self.watch.start()
@@ -381,6 +386,8 @@ class Run(Generic[C, R]):
             # After `core.close`: what is still being resolved must find the core closing, and go
             # back.
             await inlet.intake.close()
+        if self._batches is not None:
+            self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
 
     async def _drain_handlers(self) -> None:

@@ -320,7 +320,11 @@ class Sender(Generic[C]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the client, unless others use it. Sends that are under way end with ``SendFailed``."""
+        """Close the client, unless others use it.
+
+        Sends that are under way then end with ``SendFailed``. On a client that others keep open they go on, to their
+        answer. Wait for them inside the block where you want to know.
+        """
         self._users -= 1
         if not self._users:
             stack, self._stack, self._queue = self._stack, AsyncExitStack(), None
