@@ -115,7 +115,7 @@ class HostHints(Protocol):
         """Return until when a try of a host should wait for another replica's; None where it need not."""
         ...
 
-    def found_down(self, host: Hashable, cause: str, pause: float) -> None:
+    def found_down(self, host: Hashable, cause: str, pause: float, now: float) -> None:
         """Note that a host was found to be down here."""
         ...
 
