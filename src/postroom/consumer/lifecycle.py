@@ -529,7 +529,7 @@ class Run(Generic[C, R]):
 
     def _scheduler_limits(self, concurrency: Concurrency) -> dict[str, Any]:
         limits = _limits(self.settings, concurrency, threaded=self._threads is not None)
-        return limits if self.member is None else {**limits, "bound": self.member.bound()}
+        return limits if self.member is None else {**limits, "bounds": self.member.bounds}
 
     def _tasks(self) -> set[asyncio.Task[None]]:
         return {job.task for job in self.engine.jobs if job.task is not None}

@@ -16,6 +16,7 @@ import msgspec
 from postroom.fleet.names import name_or_none
 from postroom.fleet.options import Fleet
 from postroom.fleet.protocol import Answer, Ask, Grant, Request
+from postroom.scheduling import Bound
 
 UNLIMITED: Final = 1_000_000
 """The cap of a tenant that has none."""
@@ -28,6 +29,7 @@ _RESTLESS: Final = 4
 _LINGER: Final = 2
 """Ticks for which an idle tenant's slots stay here while no other replica needs them."""
 _NEVER: Final = float("inf")
+_PAST: Final = float("-inf")
 _PATIENCE: Final = 3
 """An exchange that has had no answer for this part of a lease is given up."""
 
@@ -41,17 +43,14 @@ class Demand(NamedTuple):
     """Handlers of it that this replica may run, whatever the fleet says."""
 
 
-class Entry:
-    """One tenant, as far as it has work here."""
+class Entry(Bound):
+    """One tenant, as far as it has work here. ``limit`` is never more than what is granted, nor than the share."""
 
     __slots__ = (
         "asked",
         "contended",
-        "expires",
         "fallback",
         "granted",
-        "idle",
-        "limit",
         "name",
         "promised",
         "share",
@@ -60,21 +59,17 @@ class Entry:
     )
 
     def __init__(self, name: str | None) -> None:
+        super().__init__()
         self.name: str | None = name
         """None where it has no name that other replicas would know."""
         self.granted: int = 0
         self.share: int = 0
-        self.limit: int = 0
-        """Handlers that may run until ``expires``: never more than granted, and no more than the share."""
-        self.expires: float = float("-inf")
         self.fallback: int | None = 0
         """Handlers that may run when the store is gone; None for any number."""
         self.promised: int = UNLIMITED
         """Handlers that may run while a request is out that said so."""
         self.contended: bool = False
         self.asked: bool = False
-        self.idle: int = 0
-        """Ticks without work."""
         self.tokens: int = 0
         self.tokens_until: float = float("-inf")
 
@@ -167,6 +162,10 @@ class Ledger:
         self._on_newcomer(tenant)
         return entry
 
+    def _drop(self, tenant: Hashable) -> None:
+        """Forget a tenant. Its lane may still have the entry: it looks again."""
+        self._entries.pop(tenant).expires = _PAST
+
     def _set_limits(self, tenant: Hashable, entry: Entry) -> None:
         """Set what holds without the store: its fallback, and everything for a tenant that has no limit or no name."""
         self._set_fallback(tenant, entry)
@@ -176,7 +175,7 @@ class Ledger:
             entry.contended = False
         # It has a limit from now on, and no slot under it.
         elif entry.expires == _NEVER:
-            entry.limit, entry.expires = 0, float("-inf")
+            entry.limit, entry.expires = 0, _PAST
 
     def _is_on_its_own(self, tenant: Hashable, entry: Entry) -> bool:
         return entry.name is None or (self.cap_of(tenant) is None and self.rate_of(tenant) is None)
@@ -272,7 +271,7 @@ class Ledger:
             # Forgotten only when the store has nothing of it either; otherwise it is given back
             # first.
             if entry.idle > _LINGER and (own or (self.is_gone(now) and now >= entry.expires)):
-                del self._entries[tenant]
+                self._drop(tenant)
             elif not own:
                 asks.append(self._ask_for(tenant, entry, has, now))
                 tenants.append(tenant)
@@ -382,7 +381,7 @@ class Ledger:
     def _granted(self, tenant: Hashable, ask: Ask, grant: Grant, sent_at: float, now: float) -> bool:
         entry = self._entries[tenant]
         if not ask.need and not grant.slots and tenant not in self._newcomers:
-            del self._entries[tenant]
+            self._drop(tenant)
             return True  # its lane may have come back meanwhile: then it is met again
         before = entry.limit if now < entry.expires else 0
         entry.granted, entry.share, entry.contended = grant.slots, grant.share, grant.contended

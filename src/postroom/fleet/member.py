@@ -1,7 +1,7 @@
 """A consumer's membership in its fleet: the one task that talks to the store, a tick at a time.
 
-Nothing here is awaited by a message. The scheduler asks what ``Member.bound`` returned, synchronously; this task
-keeps the answer current.
+Nothing here is awaited by a message. The scheduler looks at what ``Member.bounds`` returns, synchronously; this task
+keeps it current.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
 from postroom.fleet.hints import MOST, Hints
-from postroom.fleet.ledger import Demand, Ledger, Sent
+from postroom.fleet.ledger import Demand, Entry, Ledger, Sent
 from postroom.fleet.names import Unnamable, name_of, name_or_none, shown
 from postroom.fleet.options import Fleet
 from postroom.fleet.orders import Orders, Report
@@ -93,6 +93,8 @@ class Member:
         self._observers = observers
         self._time = tasks.time
         self.ledger: Ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
+        self.bounds: LedgerBounds = LedgerBounds(self.ledger, self._time)
+        """What the scheduler looks at."""
         self.hints = hints
         self._orders = Orders(self.name, self.ledger.replica, self._state, crew, tasks)
         self._wake = asyncio.Event()
@@ -230,22 +232,6 @@ class Member:
             self._crew.offer(list(self.ledger.entries()))
 
     # -- what the scheduler asks --------------------------------------------------------------------------------
-
-    def bound(self) -> Callable[[Hashable], int | None]:
-        """Return what tells how many handlers of a tenant may run here now; None for no bound.
-
-        It is asked several times per message, so the usual case is written out here.
-        """
-        known, now_of, otherwise = self.ledger.entries(), self._time, self.ledger.allowed
-
-        def allowed(tenant: Hashable) -> int | None:
-            entry, now = known.get(tenant), now_of()
-            if entry is None or now >= entry.expires:
-                return otherwise(tenant, now)
-            entry.idle = 0  # it is asked about what has work
-            return entry.limit
-
-        return allowed
 
     def pace_of(self, tenant: Hashable, rate: float) -> Pace:
         """Return what meters the starts of a tenant with a rate."""
@@ -405,6 +391,19 @@ class Member:
             return TenantSlots(cap=cap, rate=rate, slots=None if cap is None else 0, share=0, contended=False)
         slots = None if cap is None else entry.limit if now < entry.expires else 0
         return TenantSlots(cap=cap, rate=rate, slots=slots, share=entry.share, contended=entry.contended)
+
+
+class LedgerBounds:
+    """How many handlers of a tenant may run here now. The scheduler keeps what it found here with the tenant's lane."""
+
+    def __init__(self, ledger: Ledger, time: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self.time: Callable[[], float] = time
+
+    def look(self, tenant: Hashable) -> tuple[int | None, Entry]:
+        """Return how many may run, None for no bound; and what says so while it is valid."""
+        limit = self._ledger.allowed(tenant, self.time())
+        return limit, self._ledger.entries()[tenant]
 
 
 class _FleetPace(Pace):

@@ -37,6 +37,7 @@ from postroom.scheduling.limits import Chosen, PerTenant
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
+    Bounds,
     Control,
     Lane,
     LaneStatistics,
@@ -77,8 +78,8 @@ class Scheduler(Generic[T]):
             It is asked again with every decision about that tenant.
         weights: which tenants get more or less than others in proportion; 1.0 unless said otherwise.
         reserved: slots that tenants over their share leave free for the others.
-        bound: what else bounds the slots of one tenant, and may say 0; asked with every decision about it. When it says
-            more than before, ``look_again`` has to be called.
+        bounds: what else bounds the slots of one tenant, and may say 0; looked at with every decision about it. When it
+            says more than before, ``look_again`` has to be called.
         quantum: handler seconds of one round.
     """
 
@@ -90,12 +91,12 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
-        bound: Callable[[Hashable], int | None] | None = None,
+        bounds: Bounds | None = None,
         quantum: float = QUANTUM,
     ) -> None:
         self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
-        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bound=bound)
+        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bounds=bounds)
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
@@ -123,18 +124,18 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
-        bound: Callable[[Hashable], int | None] | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
         self.total = total
         """Slots."""
         self._per_tenant = per_tenant
         self._own_caps = Chosen(per_tenant, caps)
-        self._bound = bound
+        self._bounds = bounds
         self._weights = Chosen(1.0, weights)
         self._chooses = self._own_caps.varies
         self._weighs = self._weights.varies
-        self._varies = self._chooses or self._weighs or bound is not None
+        self._varies = self._chooses or self._weighs or bounds is not None
         # At least one slot is for any tenant: with all of them reserved, one over its share never
         # runs.
         self._reserved = min(reserved, total - 1)
@@ -142,6 +143,7 @@ class Scheduler(Generic[T]):
         for lane in self._lanes.values():
             own = None if lane.control is None else lane.control.cap
             # What an operator decided stays: `adjust` changes the defaults.
+            lane.bound = None
             lane.cap = own or self._cap_of(lane.tenant)
             lane.weight = self._weights(lane.tenant)
             self._offer(lane)
@@ -197,8 +199,8 @@ class Scheduler(Generic[T]):
         return min(self.total, int(self._own_caps(tenant)))
 
     def _cap_of(self, tenant: Hashable) -> int:
-        cap, bound = int(self._own_caps(tenant)), None if self._bound is None else self._bound(tenant)
-        return cap if bound is None else min(cap, bound)
+        cap, limit = int(self._own_caps(tenant)), None if self._bounds is None else self._bounds.look(tenant)[0]
+        return cap if limit is None else min(cap, limit)
 
     def look_again(self, tenant: Hashable) -> None:
         """Let a tenant stand in line that may have more slots than before."""
@@ -436,7 +438,7 @@ class Scheduler(Generic[T]):
             self._asleep.put(lane, until)
 
     def withhold(self, tenant: Hashable, *, withheld: bool, now: float = 0.0) -> None:
-        """Count what waits of a tenant among what cannot run, while ``bound`` leaves it nothing."""
+        """Count what waits of a tenant among what cannot run, while its bound leaves it nothing."""
         lane = self._lanes.get(tenant)
         if lane is not None and lane.withheld is not withheld:
             was_blocked = lane.blocked
@@ -445,7 +447,7 @@ class Scheduler(Generic[T]):
             self._offer(lane)
 
     def is_withheld(self, tenant: Hashable) -> bool:
-        """Whether ``bound`` leaves a tenant nothing for now, as ``withhold`` was told."""
+        """Whether its bound leaves a tenant nothing for now, as ``withhold`` was told."""
         return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
     def wake(self, tenant: Hashable) -> None:
@@ -530,8 +532,14 @@ class Scheduler(Generic[T]):
             tenant = lane.tenant
             # Asked again each time: the user's function may answer differently by now.
             cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
-            if self._bound is not None and (bound := self._bound(tenant)) is not None and bound < cap:
-                cap = bound
+            if (bounds := self._bounds) is not None:
+                limit: int | None
+                if (bound := lane.bound) is not None and bounds.time() < bound.expires:
+                    bound.idle, limit = 0, bound.limit
+                else:
+                    limit, lane.bound = bounds.look(tenant)
+                if limit is not None and limit < cap:
+                    cap = limit
             lane.cap = cap if lane.control is None else lane.control.cap or cap
             if self._weighs:
                 lane.weight = self._weights(tenant)

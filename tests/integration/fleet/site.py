@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 
-from integration.faults.tcp_proxy import Mode, TcpProxy
+from integration.faults.tcp_proxy import Mode
+from integration.fleet.network import Networks
 from postroom.local import LocalBroker, LocalServer
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.postgres import PostgresServer
@@ -49,8 +50,10 @@ class Plan:
     fallback: str = "share"
     seconds: tuple[float, float] = (0.02, 0.12)
     """How long handlers take, at least and at most."""
-    backlog: int = 600
-    """Messages that are kept in the queue."""
+    visible: int = 60
+    """Messages that are there to be received."""
+    backlog: int = 3_000
+    """Messages in the queue at most, those included that replicas hold or have deferred."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,7 +75,6 @@ class Life:
     """One process: when it died and when it was frozen, in seconds since 1970."""
 
     process: asyncio.subprocess.Process
-    network: TcpProxy
     log: Path
     died: float | None = None
     frozen: list[tuple[float, float]] = field(default_factory=list)
@@ -92,7 +94,10 @@ class Site:
         self._rng = Random(7)
         self._server = where.server
         self._logs = where.logs
-        self._stack = AsyncExitStack()
+        port = urlsplit(self.store.url).port
+        assert port is not None
+        self._port = port
+        self._networks = Networks(port)
         self._environment = {
             **os.environ, **_CREDENTIALS, "ENDPOINT": endpoint, "DSN": where.server.dsn("fleet"), "CAP": str(plan.cap),
             "LEASE": str(plan.lease), "TICK": str(plan.tick), "FALLBACK": plan.fallback,
@@ -100,6 +105,7 @@ class Site:
 
     async def connect(self) -> None:
         """Connect to the tenants' databases."""
+        self._networks.__enter__()
         for tenant in self.plan.names:
             self.databases[tenant] = await asyncpg.connect(self._server.dsn(f"fleet-{tenant}"))
 
@@ -112,7 +118,7 @@ class Site:
                 await life.process.wait()
         for database in self.databases.values():
             await database.close()
-        await self._stack.aclose()
+        self._networks.__exit__(None, None, None)
 
     # -- replicas ---------------------------------------------------------------------------------------------------
 
@@ -124,17 +130,14 @@ class Site:
     async def start(self) -> str:
         """Start a replica, with a network of its own to the store."""
         name = f"r{len(self.lives) + 1}"
-        url = urlsplit(self.store.url)
-        assert url.port is not None
-        network = await self._stack.enter_async_context(TcpProxy(url.port))
-        address = self.store.url.replace(f":{url.port}/", f":{network.port}/")
+        address = self.store.url.replace(f":{self._port}/", f":{await self._networks.open(name)}/")
         log = self._logs / f"{name}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, str(_REPLICA), env={**self._environment, "NAME": name, "STORE": address},
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
             )  # fmt: skip
-        self.lives[name] = Life(process, network, log)
+        self.lives[name] = Life(process, log)
         return name
 
     async def kill(self, name: str) -> float:
@@ -167,15 +170,11 @@ class Site:
 
     def cut(self, names: list[str], mode: Mode) -> None:
         """Cut replicas off from the store: connections are reset and refused, or swallow everything."""
-        for name in names:
-            self.lives[name].network.mode = mode
-            if mode is Mode.RESET:
-                self.lives[name].network.reset()
+        self._networks.set(names, mode)
 
     def heal(self, names: list[str]) -> None:
         """Let replicas reach the store again. Connections that swallowed something stay broken, as in a network."""
-        for name in names:
-            self.lives[name].network.mode = Mode.PASS
+        self._networks.set(names, Mode.PASS)
 
     async def stop(self) -> list[int]:
         """Stop all replicas; keep what they say that they did."""
@@ -194,7 +193,7 @@ class Site:
 
     def top_up(self) -> None:
         """Keep work in the queue for every tenant."""
-        there = int(self.broker.attributes("orders")["ApproximateNumberOfMessages"])
+        there = sum(self.counts("orders"))
         least, most = self.plan.seconds
         for _ in range(
             min(20, (self.plan.backlog - there) // self.plan.tenants)
@@ -216,7 +215,11 @@ class Site:
     async def until_empty(self, seconds: float) -> None:
         """Let the fleet work until every order is done. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
+            shown = 0.0
             while set(self.counts("orders")) != {0}:
+                if time.monotonic() > shown + 10.0:
+                    shown = time.monotonic()
+                    print("  still there: {} visible, {} not".format(*self.counts("orders")), flush=True)
                 await asyncio.sleep(0.1)
 
     def counts(self, queue: str) -> tuple[int, int]:

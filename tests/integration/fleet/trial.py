@@ -36,12 +36,12 @@ class Tally(msgspec.Struct):
     over: list[str] = msgspec.field(default_factory=list[str])
     wrong: list[str] = msgspec.field(default_factory=list[str])
     """Whatever else was not as promised."""
-    excess: Counter[str] = msgspec.field(default_factory=Counter[str])
+    excess: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     most: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     seconds: dict[str, list[float]] = msgspec.field(default_factory=dict[str, list[float]])
     todo: list[str] = msgspec.field(default_factory=list[str])
     """Scenes that come next."""
-    told: Counter[str] = msgspec.field(default_factory=Counter[str])
+    told: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """What the replicas that were stopped said that they did."""
 
     def add(self, judge: Judge, times: Times, wrong: list[str]) -> None:
@@ -51,15 +51,15 @@ class Tally(msgspec.Struct):
         self.processes += len(judge.site.lives)
         self.over += judge.over
         self.wrong += wrong
-        self.excess.update(judge.excess)
+        self.excess = dict(Counter(self.excess) + judge.excess)
         for kind, most in judge.most.items():
             self.most[kind] = max(most, self.most.get(kind, 0))
         for what, seconds in times.items():
             self.seconds.setdefault(what, []).extend(seconds)
         for report in judge.site.reports:
             for what in ("succeeded", "cancelled", "overruns", "exchanges", "failed_exchanges"):
-                self.told[what] += report[what]
-            self.told["failed"] += sum(report["failed"].values())
+                self.told[what] = self.told.get(what, 0) + report[what]
+            self.told["failed"] = self.told.get("failed", 0) + sum(report["failed"].values())
 
     def lines(self) -> list[str]:
         """Return everything as text."""
@@ -89,13 +89,14 @@ async def piece(plan: Plan, where: Where, tally: Tally, options: argparse.Namesp
                 tally.todo = options.scenes.split(",")
                 rng.shuffle(tally.todo)
             name = tally.todo.pop()
-            since, before, over = time.monotonic(), judge.starts, len(judge.over)
+            since, before, over, above = time.monotonic(), judge.starts, len(judge.over), judge.excess.total()
             try:
                 await SCENES[name](here, judge, rng, times)
             except TimeoutError:
                 wrong.append(f"{name}: everything did not flow again in time (seed {seed})")
             text = f"  {name:13} {time.monotonic() - since:5.1f} s, {judge.starts - before:6,} starts"
-            print(f"{text}, {len(judge.over) - over} not allowed", flush=True)
+            more = f"{judge.excess.total() - above:,} above the cap by the fallback"
+            print(f"{text}, {more}, {len(judge.over) - over} not allowed", flush=True)
         wrong += await _end(here, judge)
     tally.add(judge, times, wrong)
 
@@ -104,7 +105,7 @@ async def _end(here: Site, judge: Judge) -> list[str]:
     """Let everything that was sent be done, stop the replicas, and return what was not as promised."""
     wrong: list[str] = []
     try:
-        await here.until_empty(60.0)
+        await here.until_empty(90.0)
     except TimeoutError:
         wrong.append(f"{here.counts('orders')} messages were never done")
     await asyncio.sleep(0.6)
