@@ -47,7 +47,9 @@ def _limits(consumer: Consumer[Any, Any], fleet: Fleet, deployment: Deployment) 
         return
     if cap >= replicas * own:
         text = f"{replicas} x {own} handlers of one tenant never reach Fleet(per_tenant={cap})"
-        yield warning("fleet", text, f"lower per_tenant, raise Concurrency(per_tenant=), or say --replicas above {cap // own}")
+        yield warning(
+            "fleet", text, f"lower per_tenant, raise Concurrency(per_tenant=), or say --replicas above {cap // own}"
+        )
     elif cap < replicas:
         text = f"Fleet(per_tenant={cap}) is less than {replicas} replicas: a busy tenant's slots go round"
         yield warning("fleet", text, "it costs receives and deferred messages; run fewer replicas with more slots each")
@@ -105,7 +107,9 @@ def _server(fleet: Fleet, info: StoreInfo) -> Iterator[Finding]:
         text = f"an answer takes {info.seconds * 1e3:.0f} ms, of a tick of {fleet.tick:g} s"
         yield warning("fleet", text, "use a store that is nearer, or a longer tick")
     if info.offset is not None:
-        text = f"an answer takes {info.seconds * 1e3:.1f} ms; the store's clock is off by {info.offset:+.1f} s from here"
+        text = (
+            f"an answer takes {info.seconds * 1e3:.1f} ms; the store's clock is off by {info.offset:+.1f} s from here"
+        )
         if abs(info.offset) > _OFF:
             advice = "leases are durations and do not care; a step of its clock does: let it be kept by NTP, slewed"
             yield warning("fleet", text, advice)

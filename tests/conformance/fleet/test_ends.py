@@ -23,7 +23,7 @@ async def endless(server: ValkeyServer, name: str) -> list[str]:
     await state.report(name, "t:db1", "refused", 5.0)
     await state.claim_probe(name, "t:db2", "a", 5.0)
     await state.exchange(name, Request("a", 9, "", LEASE, 0.1, ()))
-    keys = [key.decode() for key in await state._command("KEYS", f"postroom:{{{name}}}:*")]  # noqa: SLF001 - a test
+    keys = [key.decode() for key in await state._command("KEYS", f"postroom:{{{name}}}:*")]
     await state.aclose()
     assert len(keys) >= 8
     return sorted(key for key in keys if not 0 < int(server.command("PTTL", key).lstrip(":")) <= LONGEST)
@@ -40,8 +40,7 @@ async def test_every_key_but_the_decisions_has_an_end(valkey9: ValkeyServer) -> 
         ("EXCHANGE", "redis.call('PEXPIRE', slots_key, lease)"),
         ("EXCHANGE", "redis.call('PEXPIRE', members_key, lease)"),
         ("EXCHANGE", "redis.call('PEXPIRE', epoch_key, 10 * lease)"),
-        ("REPORT", "if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then "
-                   "redis.call('PEXPIRE', KEYS[1], ARGV[3]) end"),
+        ("REPORT", "if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end"),
         ("DECIDE", ", 'PX', ARGV[1]"),
     ],
 )  # fmt: skip

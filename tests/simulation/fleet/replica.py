@@ -201,6 +201,7 @@ class Process:
         link: Link,
         client: MemoryClient,
         hosts: Sequence[Host],
+        *,
         on_start: Callable[["Process", str, int], object],
         seed: int,
     ) -> None:
@@ -246,7 +247,7 @@ class Process:
     @property
     def member(self) -> Member | None:
         """Its membership, while it runs."""
-        return self.consumer.tenants._member  # noqa: SLF001 - what the process knows of its fleet
+        return self.consumer.tenants._member
 
     def host_of(self, tenant: Tenant) -> Host:
         """Return where a tenant's database is."""

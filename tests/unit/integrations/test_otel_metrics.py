@@ -241,7 +241,9 @@ def test_a_bad_day_is_counted_at_every_step(recorded: Recorded) -> None:
             assert recorded.value("postroom.pool.open.failed", postroom__pool="orders") >= 1
             assert recorded.value("messaging.client.operation.duration", messaging__operation__name="receive")[0] >= 2
         produced = recorded.metrics().keys()
-        assert produced >= {each.name for each in names.INSTRUMENTS if not each.name.startswith(("postroom.tenant.", "postroom.fleet."))} - {
+        assert produced >= {
+            each.name for each in names.INSTRUMENTS if not each.name.startswith(("postroom.tenant.", "postroom.fleet."))
+        } - {
             "messaging.client.sent.messages",  # nothing was sent
             *(each.name for each in [*names.POOL_COUNTERS.values(), *names.POOL_GAUGES.values()]),  # it is closed
             *(each.name for each in names.GAUGES.values()),
