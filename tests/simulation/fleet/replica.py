@@ -201,6 +201,7 @@ class Process:
         link: Link,
         client: MemoryClient,
         hosts: Sequence[Host],
+        *,
         on_start: Callable[["Process", str, int], object],
         seed: int,
     ) -> None:

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, Final
 from unittest.mock import patch
 
-from postroom.fleet.decisions import verdicts
+from postroom.fleet.decisions import field_of, verdicts
 from postroom.fleet.memory import Store
 from postroom.fleet.names import name_of
 from simulation.fleet.replica import CAP, LEASE, TICK, Host, Link, Process, task_factory
@@ -61,6 +61,8 @@ class Whole:
         self.replicas: list[Process] = []
         self.ended: list[Process] = []
         self.decided: dict[str, _Known] = {}
+        self.wanted: dict[str, tuple[Process, float]] = {}
+        """By whom, and when, each of them was decided last."""
         self.lost_at = -100.0
         self.disturbed_at = 0.0
         self.turns: dict[str, tuple[Link, float]] = {}
@@ -86,7 +88,12 @@ class Whole:
         if self._count == 1:
             link.crash_at = self.crash_at
         process = Process(
-            f"p{self._count}", link, self.world.client, self.hosts, self._judge_start, self.rng.getrandbits(32)
+            f"p{self._count}",
+            link,
+            self.world.client,
+            self.hosts,
+            on_start=self._judge_start,
+            seed=self.rng.getrandbits(32),
         )
         process.start()
         self.replicas.append(process)
@@ -131,15 +138,19 @@ class Whole:
         if not replicas:
             return
         tenant = Tenant(self.rng.choice(TENANTS))
-        tenants = self.rng.choice(replicas).consumer.tenants
+        process = self.rng.choice(replicas)
+        tenants = process.consumer.tenants
         self.facts["decisions"] += 1
+        part = "state"
         match self.rng.randrange(6):
             case 0 | 1:
                 tenants.pause(tenant, reason="move")
             case 2 | 3 | 4:
                 tenants.resume(tenant)
             case _:
+                part = "concurrency"
                 tenants.limit(tenant, concurrency=self.rng.choice([1, 2, 3]))
+        self.wanted[field_of(part, name_of(tenant))] = (process, self.loop.time())
 
     async def _happen(self, kind: str) -> None:
         self.facts[kind] += 1
@@ -279,6 +290,10 @@ class Whole:
                 self.facts["decisions without a witness"] += 1
             elif fields.get(field) != known.value:
                 self.fail(f"F11: {field!r} is {fields.get(field)} in the store, it was decided as {known.value}")
+        for field, (process, at) in self.wanted.items():
+            written = self.decided.get(field)
+            if process in self.replicas and process.alive and (written is None or written.at < at):
+                self.fail(f"F11: {field!r} was decided by {process.name} and never written down")
         said = verdicts(fields)
         for process in self.alive():
             for tenant in map(Tenant, TENANTS):
@@ -342,7 +357,7 @@ def run_whole_schedule(seed: int, *, crash_at: int | None = None) -> Result:
     """Run one schedule with whole consumers; with ``crash_at`` the first replica dies at that await."""
 
     async def scenario(world: World) -> Result:
-        world.create(dead_letters="dead", receives=5)
+        world.create(dead_letters="dead", receives=12)
         whole = Whole(world, seed, crash_at)
         first = whole.replicas[0].link
         await whole.hardships()
