@@ -337,6 +337,11 @@ class ResourcePool(Generic[C, R]):
             del outcome  # or the error would keep itself alive through this frame
 
     @property
+    def weight(self) -> int | None:
+        """What one tenant's resources weigh; None where a function says that, tenant by tenant."""
+        return self._tickets.fixed_weight
+
+    @property
     def limits(self) -> PoolLimits:
         """What the pool may hold, as it was made."""
         return self._limits

@@ -36,6 +36,11 @@ class Tickets:
             if isinstance(per_host, int):
                 _check_fits(weight, per_host)
 
+    @property
+    def fixed_weight(self) -> int | None:
+        """What one tenant's resources weigh; None where that differs."""
+        return None if callable(self._weight) else self._weight
+
     def identity(self, context: Any) -> Identity:
         """Return the identity of a context's key. Raises ``ResourceError`` where there is none."""
         return self._identity_of(context)[0]

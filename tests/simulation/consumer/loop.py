@@ -1,4 +1,4 @@
-"""The virtual-time loop of a schedule: it replays exactly, knows whose tasks are whose, and can freeze a process."""
+"""The virtual-time loop of a schedule: it replays exactly, knows the process of each task, and can freeze a process."""
 
 import asyncio
 import contextvars

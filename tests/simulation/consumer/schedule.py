@@ -73,7 +73,7 @@ class Simulation:
         self.shared = Shared(plan, history, self.databases)
         self.shared.in_queue = self._in_queue
         self.shared.handed_out_at = self._handed_out_at
-        self.queue, self.dead_letters = self._create_queues()
+        self.queues, self.dead_letters = self._create_queues()
         self.stored: dict[str, Stored] = {}
         self.processes: list[Process] = []
         self.living: list[Process | None] = [None] * plan.processes
@@ -210,8 +210,9 @@ class Simulation:
     async def _produce(self) -> None:
         for order in self.plan.orders:
             await asyncio.sleep(max(0.0, order.at - self._now()))
-            self.broker.send(self.queue, _message(order, self.plan))
-            stored = self.stored[order.key] = self.queue.messages[self.broker.engine.ids.seq]
+            queue = self.queues[self.plan.queue_of(order)]
+            self.broker.send(queue, _message(order, self.plan))
+            stored = self.stored[order.key] = queue.messages[self.broker.engine.ids.seq]
             self.shared.tenants[stored.id] = "stranger" if order.kind is Kind.STRANGER else order.tenant
             self.shared.ids[order.key] = stored.id
             self.shared.sent_at[stored.id] = self._now()
@@ -273,7 +274,7 @@ class Simulation:
         latest = max(each.received_at for each in self.stored.values() if each.id == message_id)
         return latest - EPOCH
 
-    def _create_queues(self) -> tuple[LocalQueue, LocalQueue | None]:
+    def _create_queues(self) -> tuple[list[LocalQueue], LocalQueue | None]:
         suffix = ".fifo" if self.plan.fifo else ""
         attributes = {"VisibilityTimeout": "30"}
         if self.plan.fifo:
@@ -286,7 +287,7 @@ class Simulation:
         if self.plan.max_receives is not None and dead is not None:
             policy = {"deadLetterTargetArn": dead.arn, "maxReceiveCount": str(self.plan.max_receives)}
             attributes["RedrivePolicy"] = msgspec.json.encode(policy).decode()
-        return self.broker.create_queue(f"orders{suffix}", attributes), dead
+        return [self.broker.create_queue(name, attributes) for name in self.plan.queue_names()], dead
 
 
 def _idle_slots(process: Process) -> int:

@@ -941,11 +941,11 @@ class World:
 
     def recall(self, count: int) -> None:
         """Make messages visible again that were parked or deferred."""
-        for handles in self.core.away.take(count, self.now).values():
-            for handle in handles:
-                self.note("recalled", handle)
+        for messages in self.core.away.take(count, self.now).values():
+            for absent in messages:
+                self.note("recalled", absent.receipt_handle)
                 if not self.chance(0.05):
-                    self.queue.show(handle, self.now)
+                    self.queue.show(absent.receipt_handle, self.now)
         self.poke()
 
     # -- stopping -----------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ class TestScouting:
         assert skimmed <= 12
 
     def test_a_crowd_of_everybody_is_not_skimmed(self) -> None:
-        """Where a third of the messages is of tenants that have nothing here, nobody is noisy: it is all too much."""
+        """Where a third of the messages is of tenants that have nothing here, none is noisy: it is all too much."""
         look = Look()
         for _ in range(2_000):
             look.now += 0.001
