@@ -95,7 +95,7 @@ def by_depth(world: _World) -> int:
 
 
 def by_what_is_felt(world: _World) -> int:
-    """Ask for twice as many where the slots are full and a tenant within its share waits; for fewer where they are idle."""
+    """Ask for twice as many where slots are full and a tenant within its share waits; for fewer where they are idle."""
     said = [consumer.statistics() for consumer in world.replicas]
     busy = sum(each.utilisation for each in said) / len(said)
     waits = max(each.oldest_wait_within_share for each in said)
@@ -145,7 +145,7 @@ def _send(broker: LocalBroker, tenant: str, now: float) -> None:
 
 def autoscaling() -> None:
     """Print what each signal costs, and what quiet tenants wait."""
-    print("| scaled on | replica-hours | most replicas | quiet p50 | quiet p99 | longest | noisy messages handled |")
+    print("| scaled on | replica-hours | most replicas | quiet p50 | quiet p99 | longest | noisy messages |")
     print("|---|---|---|---|---|---|---|")
     policies = {
         "nothing: 2 replicas": not_at_all,
