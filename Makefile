@@ -8,6 +8,8 @@ ARGS ?=
 KIND ?= consumer
 # Compiled modules are kept: without them every process of the tests compiles the libraries again.
 export PYTHONDONTWRITEBYTECODE :=
+# As pip does: a company's proxy often has a certificate that only the system knows.
+export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
@@ -73,7 +75,7 @@ tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time
 soak: $(STAMP)  ## search schedules for broken promises, under an hour; ARGS="--minutes 5 --kinds core"
 	PYTHONPATH=tests $(RUN)python -m simulation.soak $(ARGS)
 
-replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, core, pool or fleet
+replay: $(STAMP)  ## run one seed again with its history; SEED=407 KIND=consumer, queues, core, pool or fleet
 	PYTHONPATH=tests $(RUN)python -m simulation.replay $(KIND) $(SEED)
 
 crashes: $(STAMP)  ## kill -9 a consumer fifty times per storage, with and without the inbox, then check the ledger
@@ -94,6 +96,7 @@ service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13
 
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.consumer.many_queues
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.whole_mutants
@@ -111,7 +114,7 @@ docs: $(STAMP)  ## run the documents' code and check their links
 site: $(STAMP)  ## build the documentation site into build/site, every link checked
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
-	$(RUN)zensical build --strict
+	$(RUN)python tools/site.py
 
 package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
 	$(RUN)python tools/package.py $(ARGS)

@@ -70,6 +70,18 @@ def running(words: str, where: Path, environment: dict[str, str]) -> Iterator[Ou
         output.close()
 
 
+def wait_until(words: str, part: str, where: Path, environment: dict[str, str]) -> None:
+    """Run a command until its output has some text: SQS moves a letter when it would be received once more."""
+    for _ in range(20):
+        said = subprocess.run(
+            [COMMANDS / "postroom", *shlex.split(words)[1:]],
+            cwd=where, env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        if part in said.stdout:
+            return
+    raise AssertionError(f"{part!r} never came: {said.stdout}{said.stderr}")
+
+
 def free_port() -> int:
     """Return a port that is free."""
     with socket.socket() as probe:
@@ -98,4 +110,7 @@ def test_a_first_message_of_ones_own(tmp_path: Path) -> None:
             consumer("acme: recorded 1")
             assert "amount" in consumer("acme")
             consumer("unknown")
+            consumer("attempt 3")
+            (look,) = command("postroom dead-letters")
+            wait_until(look, "acme    received too often", tmp_path, environment)
     assert list((tmp_path / "databases").glob("acme*.sqlite3"))

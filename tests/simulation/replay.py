@@ -8,10 +8,11 @@ from simulation.soak import runner
 def main(arguments: list[str]) -> int:
     """Replay a seed; 0 if nothing was broken."""
     kind, seed = arguments[0], int(arguments[1])
-    if kind == "consumer":
+    if kind in {"consumer", "queues"}:
+        from simulation.consumer.many_queues import run_many_queues_schedule
         from simulation.consumer.schedule import run_consumer_schedule
 
-        outcome = run_consumer_schedule(seed)
+        outcome = run_consumer_schedule(seed) if kind == "consumer" else run_many_queues_schedule(seed)
         print(outcome.history.text())
         print(outcome.plan)
         print("hardships:", ", ".join(outcome.plan.hardships) or "none")

@@ -19,7 +19,14 @@ from typing import Any
 
 CHUNK = 25
 """Seeds per unit of work."""
-_GOALS = {"consumer": 100_000, "core": 1_000_000, "pool": 1_000_000, "contexts": 1_000_000, "fleet": 400}
+_GOALS = {
+    "consumer": 100_000,
+    "queues": 20_000,
+    "core": 1_000_000,
+    "pool": 1_000_000,
+    "contexts": 1_000_000,
+    "fleet": 400,
+}
 _CONTEXTS_PER_SEED = 1_000
 Run = Callable[[int], tuple[str, ...]]
 
@@ -42,6 +49,10 @@ def runner(kind: str) -> Run | None:
         from simulation.consumer.schedule import run_consumer_schedule
 
         return lambda seed: run_consumer_schedule(seed).violations
+    if kind == "queues":
+        from simulation.consumer.many_queues import many_queues_violations
+
+        return many_queues_violations
     if kind == "contexts":
         from simulation.contexts import run_context_pairs
 

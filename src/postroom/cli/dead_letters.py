@@ -80,12 +80,12 @@ def dead_letters() -> None:
     """
 
 
-@dead_letters.command("list")
+@dead_letters.command("list", short_help="Count letters by tenant and reason.")
 @_common
 @click.option("--limit", default=_SHOWN, show_default=True, envvar="POSTROOM_LIMIT", show_envvar=True,
               type=click.IntRange(min=0), help="How many letters to show, beside the counts; 0 shows all.")  # fmt: skip
 def list_letters(*, queue: str, limit: int, **options: Any) -> None:
-    """Count the letters of QUEUE by tenant and reason, and show the first ones."""
+    """Count the letters of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE) by tenant and reason, and show the first ones."""
 
     async def work(letters: "DeadLetterQueue") -> None:
         shown: list[DeadLetter] = []
@@ -95,7 +95,11 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
             counts[pair] = counts.get(pair, 0) + 1
             if not limit or len(shown) < limit:
                 shown.append(letter)
-        _show_counts(counts)
+        if not counts:
+            click.echo("No letters.")
+            return
+        click.echo(_table_of(counts))
+        _hint(counts)
         if shown:
             click.echo()
             click.echo(table(("id", "tenant", "sent", "attempts", "redriven", "reason"), map(_row, shown)))
@@ -103,13 +107,13 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
     _in_loop(queue, options, work)
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Show one letter.")
 @_common
 @click.argument("letter_id", metavar="ID")
 @click.option("--body", is_flag=True, envvar="POSTROOM_SHOW_BODY", show_envvar=True,
               help="Print the body, too: it is the tenant's data.")  # fmt: skip
 def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
-    """Show one letter of QUEUE: why it is there, where it came from, its attributes."""
+    """Show one letter of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE): why it is there, where it came from, its attributes."""
 
     async def work(letters: "DeadLetterQueue") -> "DeadLetter | None":
         async with aclosing(letters.letters(_filter({**options, "ids": (letter_id,)}))) as found:
@@ -125,21 +129,24 @@ def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
         click.echo(letter.message.body)
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Send letters home.")
 @_common
 @_acting
 @click.option("--to", envvar="POSTROOM_TO", show_envvar=True,
               help="Another queue for all of them, instead of the one that each came from.")  # fmt: skip
 def redrive(*, queue: str, to: str | None, **options: Any) -> None:
-    """Send letters of QUEUE home, as they were first sent, with their attempts reset. Counts only, without --yes."""
+    """Send letters of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE) home, as they were first sent, with their attempts reset.
+
+    Counts only, without --yes.
+    """
     _act("redrive", queue, options, to=to)
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Delete letters for good.")
 @_common
 @_acting
 def purge(*, queue: str, **options: Any) -> None:
-    """Delete letters of QUEUE for good. Counts only, without --yes."""
+    """Delete letters of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE) for good. Counts only, without --yes."""
     _act("purge", queue, options)
 
 
@@ -168,8 +175,11 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
 
 def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
     verb = {"redrive": "sent home", "purge": "deleted"}[outcome.action]
-    if outcome.dry_run:
-        _show_counts({(tenant or "-", ""): count for tenant, count in outcome.tenants.items()})
+    if not outcome.matched and not outcome.finished:
+        click.echo(f"None of {outcome.seen} letters is one of these." if outcome.seen else "No letters.")
+    elif outcome.dry_run:
+        rows = sorted(outcome.tenants.items(), key=lambda item: -item[1])
+        click.echo(table(("letters", "tenant"), ((count, tenant or "-") for tenant, count in rows)))
         click.echo(
             f"Dry run: {outcome.done} of {outcome.seen} letters would be {verb}. Add --yes --reason TEXT to act."
         )
@@ -185,12 +195,15 @@ def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
         click.echo("It was stopped. Run it again to go on; nothing was lost.")
 
 
-def _show_counts(counts: dict[tuple[str, str], int]) -> None:
-    if not counts:
-        click.echo("No letters.")
-        return
+def _table_of(counts: dict[tuple[str, str], int]) -> str:
     rows = sorted(counts.items(), key=lambda item: -item[1])
-    click.echo(table(("letters", "tenant", "reason"), ((count, *pair) for pair, count in rows)))
+    return table(("letters", "tenant", "reason"), ((count, *pair) for pair, count in rows))
+
+
+def _hint(counts: dict[tuple[str, str], int]) -> None:
+    """Say how tenants are found where no letter has told its own."""
+    if all(tenant == "-" for tenant, _ in counts):
+        click.echo("No letter names its tenant there: try --tenant-from attribute:NAME or MODULE:CONSUMER.", err=True)
 
 
 def _row(letter: "DeadLetter") -> tuple[Any, ...]:

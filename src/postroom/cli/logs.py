@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Collection
 from typing import Final, TextIO
 
 import click
@@ -13,19 +14,29 @@ FORMATS: Final = ("text", "json")
 class _Formatter(logging.Formatter):
     """Time, level, logger, text; the level coloured where there is a terminal."""
 
-    def __init__(self, *, colour: bool) -> None:
+    def __init__(self, *, colour: bool, brief: Collection[str] = ()) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
         self._colour = colour
+        self._brief = brief
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one record as text."""
+        if record.name in self._brief and record.exc_info:
+            record = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
         text = super().format(record)
         colour = _COLOURS.get(record.levelname)
         return click.style(text, fg=colour) if colour and self._colour else text
 
 
-def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = None) -> None:
-    """Log from a level on, to stderr. Known libraries are heard from WARNING on."""
+def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = None, brief: Collection[str] = ()) -> None:
+    """Log from a level on, to stderr. Known libraries are heard from WARNING on.
+
+    Args:
+        level: the name of a level.
+        form: ``text`` or ``json``.
+        stream: where to, if not to stderr.
+        brief: loggers that get no traceback in the text: their lines name the cause.
+    """
     out: TextIO = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(out)
     if form == "json":
@@ -34,7 +45,7 @@ def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = Non
         handler.setFormatter(JsonFormatter())
         handler.addFilter(MessageFields())
     else:
-        handler.setFormatter(_Formatter(colour=out.isatty()))
+        handler.setFormatter(_Formatter(colour=out.isatty(), brief=brief))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

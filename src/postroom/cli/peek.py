@@ -31,9 +31,9 @@ def peek(*, queue: str, count: int, body: bool, region: str | None, endpoint_url
     becomes a dead letter. They are visible again as soon as they were shown; on a FIFO queue their groups wait for it.
     """
     use_endpoint(endpoint_url, region)
-    messages = asyncio.run(_peek(queue, count))
+    messages, hidden = asyncio.run(_peek(queue, count))
     if not messages:
-        click.echo("No visible messages.")
+        click.echo(f"No visible messages; {hidden} are in flight or delayed." if hidden else "No messages.")
         return
     now = time.time()
     rows = ((each.id, each.group_id or "-", age(each.sent_at, now), each.receive_count, len(each.body.encode()))
@@ -52,8 +52,8 @@ def _shown(message: "Message") -> Iterator[str]:
     yield message.body
 
 
-async def _peek(queue: str, count: int) -> "list[Message]":
-    """Receive up to so many messages, and make them visible again."""
+async def _peek(queue: str, count: int) -> "tuple[list[Message], int]":
+    """Receive up to so many messages, and make them visible again. Returns them, and how many are invisible."""
     from postroom.transports import AwsClient
     from postroom.transports.protocol import VisibilityChange
 
@@ -70,4 +70,5 @@ async def _peek(queue: str, count: int) -> "list[Message]":
             for at in range(0, len(found), 10):
                 changes = [VisibilityChange(each.receipt_handle, 0) for each in found[at : at + 10]]
                 await opened.change_visibility(changes)
-    return found
+        said = await opened.attributes()
+    return found, sum(int(said.get(f"ApproximateNumberOfMessages{kind}", "0")) for kind in ("NotVisible", "Delayed"))

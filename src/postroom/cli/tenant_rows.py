@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from postroom.cli.tables import age
+from postroom.cli.tables import age, table
 
 HEAD: Final = (
     "tenant", "state", "oldest", "run", "wait", "held", "parked", "rate/s", "p50", "p99", "share", "dead", "reason",
 )  # fmt: skip
+
+
+def tenants_table(said: Mapping[str, Any], now: float) -> str:
+    """Return the tenants of one look as a table."""
+    if not said["rows"]:
+        return "No tenant has this in its name." if said["total"] else "No tenant has anything here now."
+    return table(HEAD, (cells(row, now) for row in said["rows"]))
 
 
 def cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
@@ -17,7 +24,7 @@ def cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
     state = row.get("s", "active")
     return (
         row["n"],
-        "limited" if state == "active" and row.get("rl") else state,
+        "limited" if state == "active" and (row.get("rl") or row.get("cl")) else state,
         "-" if wait is None else age(wait, now),
         f"{running}/{row['cap']}" if row.get("cap") else running,
         *(str(row.get(name, 0)) for name in ("wait", "held", "away")),

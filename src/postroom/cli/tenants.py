@@ -1,8 +1,10 @@
 """``postroom tenants list | pause | resume | limit | drain | ...``: what the console's page can do, from a shell."""
 
 import asyncio
+import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -13,8 +15,7 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.desk import console_options, consoles_options
-from postroom.cli.tables import table
-from postroom.cli.tenant_rows import HEAD, cells
+from postroom.cli.tenant_rows import tenants_table
 
 if TYPE_CHECKING:
     from postroom.console import MoveStep, RemoteConsole
@@ -33,7 +34,7 @@ def tenants() -> None:
     """
 
 
-@tenants.command("list")
+@tenants.command("list", short_help="List tenants, the longest wait first.")
 @console_options
 @click.option("--top", default=50, show_default=True, type=click.IntRange(1, 10_000), envvar="POSTROOM_TOP",
               show_envvar=True, help="How many.")  # fmt: skip
@@ -44,8 +45,8 @@ def list_tenants(*, url: str, token: str | None, operator: str | None, top: int,
 
     said = RemoteConsole(url, token=token, operator=operator).state(top=top, search=search)
     now = time.time()
-    click.echo(table(HEAD, (cells(row, now) for row in said["rows"])))
-    if len(said["rows"]) < said["total"]:
+    click.echo(tenants_table(said, now))
+    if 0 < len(said["rows"]) < said["total"]:
         click.echo(f"{len(said['rows'])} of {said['total']} tenants")
 
 
@@ -63,21 +64,21 @@ def _action(function: F) -> F:
     return function
 
 
-@tenants.command()
+@tenants.command(short_help="Start no further message of a tenant.")
 @_action
 def pause(**options: Any) -> None:
     """Start no further message of TENANT; what runs goes on."""
     _act("pause", options)
 
 
-@tenants.command()
+@tenants.command(short_help="End a pause, a quarantine or a diversion.")
 @_action
 def resume(**options: Any) -> None:
     """End a pause, a quarantine or a diversion of TENANT. Limits stay."""
     _act("resume", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Limit a tenant's handlers.")
 @_action
 @click.option("--concurrency", type=click.IntRange(min=0), envvar="POSTROOM_CONCURRENCY", show_envvar=True,
               help="Handlers that may run at once; 0 ends the limit.")  # fmt: skip
@@ -88,14 +89,14 @@ def limit(**options: Any) -> None:
     _act("limit", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Send a tenant's messages to the dead-letter queue.")
 @_action
 def quarantine(**options: Any) -> None:
     """Send the messages of TENANT to the dead-letter queue, with the reason, until it is resumed."""
     _act("quarantine", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Pause a tenant, and wait for its handlers.")
 @_action
 @click.option("--timeout", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True, max=600),
               envvar="POSTROOM_TIMEOUT", show_envvar=True, help="Seconds to wait for running handlers.")  # fmt: skip
@@ -104,7 +105,7 @@ def drain(**options: Any) -> None:
     _act("drain", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Send a tenant's messages to another queue.")
 @_action
 @click.option("--to", required=True, envvar="POSTROOM_TO", show_envvar=True, help="Name, URL or ARN of a queue.")
 def divert(**options: Any) -> None:
@@ -112,21 +113,21 @@ def divert(**options: Any) -> None:
     _act("divert", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Close what is open for a tenant.")
 @_action
 def invalidate(**options: Any) -> None:
     """Close what is open for TENANT behind its last lease; the next message opens it again."""
     _act("invalidate", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Try a tenant at once that waits after failures.")
 @_action
 def retry(**options: Any) -> None:
     """Try TENANT at once, although it waits after failures."""
     _act("retry", options)
 
 
-@tenants.command()
+@tenants.command(short_help="Move a tenant to another database while messages flow.")
 @click.argument("tenant")
 @click.option("--reason", required=True, envvar="POSTROOM_REASON", show_envvar=True,
               help="Why: it is logged, and shown while the tenant is paused.")  # fmt: skip
@@ -161,9 +162,13 @@ def move(
     if (back is None) != no_back:
         text = "--back COMMAND says how the registry points to the old database again; or say --no-back"
         raise click.UsageError(text if back is None else "--back and --no-back exclude each other")
-    from postroom.console import move_tenant
+    from postroom.console import MoveFailed, move_tenant
+
+    last = ""
 
     def tell(step: "MoveStep", text: str) -> None:
+        nonlocal last
+        last = text
         click.echo(f"{time.strftime('%H:%M:%S')}  {step:<7} {text}".rstrip(), err=True)
 
     work = move_tenant(
@@ -171,12 +176,18 @@ def move(
         back=None if back is None else _command("back", back, tenant), reason=reason, operator=operator,
         progress=tell, **limits,
     )  # fmt: skip
-    moved = _in_loop(work, "it goes back first; once more to end at once, which may leave the tenant paused")
+    logging.getLogger("postroom").addHandler(logging.NullHandler())  # each of its lines is a step that is told
+    try:
+        moved = _in_loop(work, "it goes back first; once more to end at once, which may leave the tenant paused")
+    except MoveFailed as error:
+        if str(error) != last:
+            raise
+        sys.exit(1)  # the last line has said it
     where = f" from {moved.before} to {moved.after}" if moved.after else ""
     click.echo(f"{tenant} was moved{where}; it was paused for {moved.seconds:.1f} s, the probe: {moved.probe}")
 
 
-@tenants.command()
+@tenants.command(short_help="End a tenant: its messages become dead letters.")
 @click.argument("tenant")
 @click.option("--reason", required=True, envvar="POSTROOM_REASON", show_envvar=True,
               help="Why: each of its dead letters carries it.")  # fmt: skip
@@ -224,6 +235,8 @@ def _command(option: str, text: str, tenant: str) -> Callable[[], Awaitable[None
         raise CommandError(f"--{option} {text!r} cannot be read: {error}") from error
     if not words:
         raise CommandError(f"--{option} takes a command, such as './repoint.sh acme db-2'; got {text!r}")
+    if shutil.which(words[0]) is None:  # found out before the tenant is paused
+        raise CommandError(f"--{option}: there is no program {words[0]!r} here; give its path, such as ./repoint.sh")
 
     async def run() -> None:
         environment = {**os.environ, "POSTROOM_TENANT": tenant}

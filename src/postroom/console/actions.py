@@ -1,5 +1,6 @@
 """What an operator can do with a tenant, checked and carried out."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final
 
@@ -8,10 +9,12 @@ import msgspec
 from postroom.console.desk import Desk
 from postroom.consumer import Consumer, TenantState
 from postroom.consumer.handover import ProbeOutcome
-from postroom.errors import ConfigurationError
+from postroom.errors import ConfigurationError, QueueNotFound
 from postroom.events import OperatorAction
 
 _LONGEST: Final = 500
+_REACH: Final = 10.0
+"""Seconds to find the queue that messages are diverted to."""
 BEING_MOVED: Final = "being moved: "
 """How the reason of a pause begins that a move made: a later move of the tenant takes it over."""
 _TAKES_TIME: Final = frozenset({"drain", "close", "places", "probe", "offboard"})
@@ -63,13 +66,18 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
     work = ACTIONS.get(order.action)
     if work is None:
         raise ConfigurationError(f"no action {order.action!r}; there are {', '.join(ACTIONS)}")
+    # One line: a reason with line breaks could forge further lines of the log.
     reason = " ".join(order.reason.split())[:_LONGEST]
     if not reason:
         raise ConfigurationError("an action needs a reason: it is logged, and told to observers")
     details = _details(order)
     queues: list[str] = []
     results: list[tuple[str, str]] = []
+    remarks = [details] if details else []
+    if unseen := desk.unseen(order.tenant, order.queue):
+        remarks.append(unseen)
     found_in = desk.find(order.tenant, order.queue)
+    # For all consumers before any is changed: a refusal must leave nothing half done.
     if order.unless_decided:
         for consumer, key in found_in:
             _check_undecided(consumer, key, order)
@@ -82,7 +90,7 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
         queues.append(consumer.queue)
         if order.action == "probe" and found == ProbeOutcome.HANDLED:
             break  # one message is enough, whatever else consumes the same queue here
-    return Done(order.action, order.tenant, queues, details, results)
+    return Done(order.action, order.tenant, queues, "; ".join(remarks), results)
 
 
 def _details(order: Order) -> str:
@@ -120,6 +128,7 @@ async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, rea
 
 
 async def _resume(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    # Limits stay: ending a pause says nothing about them.
     consumer.tenants.resume(key, reason=reason)
 
 
@@ -137,7 +146,22 @@ async def _quarantine(consumer: Consumer[Any, Any], key: Hashable, _order: Order
 
 
 async def _divert(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:
+    await _check_destination(consumer, order.to or "")
     consumer.tenants.divert(key, queue=order.to or "", reason=reason)
+
+
+async def _check_destination(consumer: Consumer[Any, Any], queue: str) -> None:
+    """Refuse a queue that does not exist, and one that the consumer itself consumes: its messages would go round."""
+    client = consumer.opened_client
+    if client is None:
+        return
+    async with asyncio.timeout(_REACH):
+        try:
+            opened = await client.queue(queue)
+        except QueueNotFound as error:
+            raise ConfigurationError(str(error)) from error
+    if opened.info.url in {each.info.url for each in consumer.opened_queues}:
+        raise ConfigurationError(f"divert needs another queue: {queue} is the one that the messages come from")
 
 
 async def _drain(consumer: Consumer[Any, Any], key: Hashable, order: Order, reason: str) -> None:

@@ -29,6 +29,12 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _LONGEST_BODY: Final = 16_384
 _TOP: Final = 100
 _JSON: Final = b"application/json"
+_NOT_KNOWN: Final = (
+    "you may look, and not act: the console does not know you. From a shell, give its token by POSTROOM_CONSOLE_TOKEN"
+)
+_READ_ONLY: Final = (
+    "this console is read-only: it was made without allow=, or started without --console-token (POSTROOM_CONSOLE_TOKEN)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +146,9 @@ class _Console:
         await _answer(send, 200, b"text/html; charset=utf-8", body, more)
 
     async def _state(self, scope: Scope, send: Send) -> None:
-        """Send one look, as JSON. The first one after a pause has no rates yet."""
+        """Send one look, as JSON."""
         top, search = _view(scope)
-        with self.desk.looking():
-            snapshot, strips = self.desk.look()
-            said = {"strips": strips, "total": len(snapshot.order), "rows": snapshot.rows(top=top, search=search)}
-            await _answer(send, 200, _JSON, msgspec.json.encode(said))
+        await _answer(send, 200, _JSON, msgspec.json.encode(self.desk.glance(top=top, search=search)))
 
     async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a look each second until the viewer is gone."""
@@ -180,7 +183,7 @@ class _Console:
             raise _Refused(403, "the header X-Postroom-Token is missing, or of an earlier process; GET me tells it")
         operator = await self._operator(scope, headers)
         if operator is None:
-            raise _Refused(403, "you may look, and not act: allow= of the console does not know you")
+            raise _Refused(403, _NOT_KNOWN if self._allow is not None else _READ_ONLY)
         try:
             order = msgspec.json.decode(await _body(receive), type=Order)
             done = await carry_out(self.desk, order, operator=operator)

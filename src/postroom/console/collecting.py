@@ -5,7 +5,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -21,6 +21,8 @@ _WINDOW: Final = 10.0
 _SAMPLES: Final = 200
 """Handler durations of each tenant from which its percentiles are taken: the latest ones."""
 _MOST_AWAY: Final = 60_000
+_MOST_NOTED: Final = 10_000
+"""Handlers that have ended, and are not counted yet."""
 
 
 class Tally:
@@ -45,6 +47,7 @@ class Tally:
         """Let what was counted weigh less."""
         passed = now - self._at
         if passed > 0:
+            # Faded when it is touched, so that 20,000 idle tenants need no timer.
             factor = math.exp(-passed / _WINDOW)
             self.rate *= factor
             self.seconds *= factor
@@ -52,11 +55,15 @@ class Tally:
 
     def handled(self, seconds: float, now: float) -> None:
         """Note the end of a handler."""
+        self.add(seconds, now)
+        self.times.append(seconds)
+        self.shown = None
+
+    def add(self, seconds: float, now: float) -> None:
+        """Count the end of a handler, and keep nothing else of it."""
         self.fade(now)
         self.rate += 1.0 / _WINDOW
         self.seconds += seconds / _WINDOW
-        self.times.append(seconds)
-        self.shown = None
 
     def percentiles(self) -> tuple[float, float] | None:
         """Return p50 and p99 of the latest handlers; None before the first one."""
@@ -77,10 +84,18 @@ class Collector:
     def __init__(self, consumer: Consumer[Any, Any]) -> None:
         self.consumer = consumer
         self.tallies: OrderedDict[Hashable, Tally] = OrderedDict()
+        self.total = Tally(0.0)
+        """Handlers of all tenants together."""
+        self.heard: set[Hashable] = set()
+        """The tenants with messages that something was heard of since the last look."""
+        self.began = 0.0
+        """The loop time since when it listens."""
         self.away: dict[Hashable, int] = {}
         """Messages of each tenant that were parked or deferred, and are invisible now, as far as it was seen."""
         self._clock: Callable[[], float] = time.monotonic
         self._names: dict[Hashable, str] = {}
+        self._ended: list[tuple[Hashable, float]] = []
+        self._counted = 0.0
         self._absent: dict[str, tuple[Hashable, float]] = {}
         self._leave: Callable[[], None] | None = None
 
@@ -102,7 +117,13 @@ class Collector:
         """Begin to listen."""
         if self._leave is None:
             self._clock = asyncio.get_running_loop().time
+            self.began = self._counted = self._clock()
+            self.total = Tally(self.began)
             self._leave = self.consumer.subscribe(self._tell)
+
+    def seen(self) -> float:
+        """Return which part of its average a tenant's rate can have by now: it has not listened for long."""
+        return 1.0 - math.exp(-max(1.0, self._clock() - self.began) / _WINDOW)
 
     def stop(self) -> None:
         """Listen no longer, and forget everything."""
@@ -111,41 +132,61 @@ class Collector:
             self._leave = None
         self._names.clear()
         self.tallies.clear()
+        self._ended.clear()
+        self.heard.clear()
         self.away.clear()
         self._absent.clear()
 
     def tidy(self) -> None:
-        """Forget messages that were away and have reappeared by now."""
+        """Count the handlers that have ended, and forget messages that were away and have reappeared by now."""
         now = self._clock()
+        ended, self._ended = self._ended, []
+        middle = now - (now - self._counted) / 2  # when they have ended, on average
+        self._counted = now
+        for tenant, seconds in ended:
+            self._tally(tenant, middle).handled(seconds, middle)
+            self.total.add(seconds, middle)
         for message_id in [key for key, (_, until) in self._absent.items() if until <= now]:
             self._came_back(message_id)
 
     def _tell(self, event: Event) -> None:
-        match event:
-            case HandlerFinished(tenant=tenant, seconds=seconds):
-                now = self._clock()
-                self._tally(tenant, now).handled(seconds, now)
-            case MessageReceived(message=message):
-                if self._absent:
-                    self._came_back(message.id)
-            case MessageFailed(context=context, error=error) if context is not None:
-                tally = self._tally(self._key(context), self._clock())
-                tally.error = type(error).__name__
-                tally.failed += 1
-            case MessageSettled(settlement=Settlement.REJECTED, tenant=tenant):
-                self._tally(tenant, self._clock()).dead += 1
-            case MessageSettled(message=message, settlement=Settlement.DEFERRED, delay=delay, tenant=tenant):
-                if len(self._absent) < _MOST_AWAY:
-                    self._absent[message.id] = tenant, self._clock() + delay
-                    self.away[tenant] = self.away.get(tenant, 0) + 1
-            case _:
-                pass
+        """Hear an event. Most are of handlers that ended: they are only noted, and counted at the next look."""
+        kind = type(event)
+        if kind is HandlerFinished:
+            finished = cast("HandlerFinished", event)
+            self._ended.append((finished.tenant, finished.seconds))
+            if len(self._ended) >= _MOST_NOTED:
+                self.tidy()
+        elif kind is MessageReceived:
+            if self._absent:
+                self._came_back(cast("MessageReceived", event).message.id)
+        elif kind is MessageSettled:
+            settled = cast("MessageSettled", event)
+            if settled.settlement is not Settlement.ACKED:
+                self._settled(settled)
+        elif kind is MessageFailed:
+            self._failed(cast("MessageFailed", event))
+
+    def _settled(self, event: MessageSettled) -> None:
+        tenant = event.tenant
+        if event.settlement is Settlement.REJECTED:
+            self._tally(tenant, self._clock()).dead += 1
+        elif event.settlement is Settlement.DEFERRED and len(self._absent) < _MOST_AWAY:
+            self._absent[event.message.id] = tenant, self._clock() + event.delay
+            self.away[tenant] = self.away.get(tenant, 0) + 1
+
+    def _failed(self, event: MessageFailed) -> None:
+        if event.context is not None:
+            tally = self._tally(self._key(event.context), self._clock())
+            tally.error = type(event.error).__name__
+            tally.failed += 1
 
     def _key(self, context: Any) -> Hashable:
         pool = self.consumer.pool
         return context if pool is None else pool.key_of(context)
 
     def _tally(self, tenant: Hashable, now: float) -> Tally:
+        self.heard.add(tenant)
         tally = self.tallies.get(tenant)
         if tally is None:
             if len(self.tallies) >= REMEMBER:
@@ -178,6 +219,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     cap: int = 0
     rl: float | None = None
     """Its own limit of starts per second."""
+    cl: int | None = None
+    """Its own limit of running handlers."""
     wait: int = 0
     held: int = 0
     away: int = 0

@@ -5,11 +5,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from typing import Any, Final, cast
 
 import msgspec
 
 from postroom.console.collecting import Collector, Row
+from postroom.console.ranking import Entry, Ranking
 from postroom.console.snapshots import Snapshot, strip
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
@@ -24,10 +26,20 @@ _MOST_QUEUES: Final = 8
 """Queues of one consumer that are asked: with more, the page leaves out how much is in them."""
 _REMEMBER: Final = 1_000
 _URGENT: Final = 100
-"""Tenants that each look makes rows of: what a page has in sight before it is scrolled, and more."""
-_CALM: Final = 10
-"""Looks of which each one makes a row of a tenant behind those."""
+"""Tenants of which a row is made as soon as something has changed: what a page has in sight before it is scrolled,
+and more."""
+_IDLE: Final = 25
+"""Rows of the others among these that each look makes: all of them within four seconds."""
+_BEHIND: Final = 30
+"""Looks of which each one makes the row of a tenant behind those."""
+_AT_ONCE: Final = 1_000
+"""Rows that are sent at once to a new viewer; making one takes 20 microseconds of the consumers' event loop."""
+_SOON: Final = 0.1
+"""Seconds until the next thousand."""
+_LINGER: Final = 15.0
+"""Seconds for which figures are gathered after a single look: one who looks again meanwhile finds rates."""
 MOST_ROWS: Final = 10_000
+_SUGGESTED: Final = 3
 
 
 class Desk:
@@ -47,9 +59,11 @@ class Desk:
         self._acted: list[dict[Hashable, None]] = [{} for _ in consumers]
         self._assumed: str | None = None
         self._viewers = 0
+        self._lingering: asyncio.TimerHandle | None = None
+        self._ranking = Ranking(self._collectors)
         self._snapshot: Snapshot | None = None
         self._strips: list[dict[str, Any]] = []
-        self._made = 0.0
+        self._made = -EVERY
         self._said: list[Mapping[str, str]] = [{} for _ in consumers]
         self._asked = -_ASK_QUEUE
         self._asking: asyncio.Task[None] | None = None
@@ -60,9 +74,12 @@ class Desk:
         return self._viewers
 
     @contextmanager
-    def looking(self) -> Generator[None]:
-        """Gather figures for the time of the block."""
+    def looking(self, *, linger: float = 0.0) -> Generator[None]:
+        """Gather figures for the time of the block, and for so many seconds after it."""
         self._viewers += 1
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         for collector in self._collectors:
             collector.start()
         try:
@@ -70,14 +87,28 @@ class Desk:
         finally:
             self._viewers -= 1
             if not self._viewers:
-                self._end()
+                if linger:
+                    self._lingering = asyncio.get_running_loop().call_later(linger, self._end)
+                else:
+                    self._end()
+
+    def glance(self, *, top: int, search: str = "") -> dict[str, Any]:
+        """Return one look. The first one after a pause has no rates yet; one within a quarter of a minute has."""
+        with self.looking(linger=_LINGER):
+            self._made = -EVERY
+            snapshot, strips = self.look()
+            front, behind = self._ranking.first(top=top, search=search)
+            rows = [snapshot.row(entry.number, entry.key) for entry in (*front, *behind)]
+            return {"strips": strips, "total": len(self._ranking.everyone), "rows": rows}
 
     def _end(self) -> None:
+        self._lingering = None
         for collector in self._collectors:
             collector.stop()
+        self._ranking = Ranking(self._collectors)
         self._snapshot = None
         self._strips = []
-        self._made = 0.0
+        self._made = -EVERY
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
@@ -89,7 +120,7 @@ class Desk:
             self._ask(now)
             for collector in self._collectors:
                 collector.tidy()
-            self._snapshot = Snapshot(self._collectors, wall=self.wall(), loop=now)
+            self._snapshot = Snapshot(self._collectors, self._ranking, wall=self.wall(), loop=now)
             self._strips = [strip(*pair) for pair in zip(self._collectors, self._said, strict=True)]
             self._made = now
         return self._snapshot, self._strips
@@ -97,34 +128,18 @@ class Desk:
     async def watch(self, *, top: int, search: str = "") -> AsyncGenerator[bytes, None]:
         """Yield one JSON text a second: what has changed since the last one; everything, the first time.
 
-        The first hundred tenants are looked at each second. Those behind them wait for nothing and nothing was decided
-        about them, or a hundred others wait longer: each of them is looked at every ten seconds.
+        Of the first hundred tenants a row is made as soon as something of theirs is here or was decided, of idle ones
+        every four seconds. Those behind them wait for nothing, or a hundred others wait longer: every half a minute.
         """
-        sent: dict[str, Row] = {}
-        order: list[str] | None = None
-        turn = 0
+        view = _View(top, search)
         with self.looking():
             while True:
                 began = asyncio.get_running_loop().time()
                 snapshot, strips = self.look()
-                said: dict[str, Any] = {"t": self.wall(), "total": len(snapshot.order), "strips": strips}
-                before, sent = sent, {}
-                changed: list[Any] = []
-                for at, (place, number, key) in enumerate(snapshot.first(top=top, search=search)):
-                    name = f"{number}:{place[2]}"
-                    row = before.get(name)
-                    if row is None or at < _URGENT or hash(name) % _CALM == turn:
-                        now = snapshot.row(number, key)
-                        if now != row:
-                            changed.append(now)
-                        row = now
-                    sent[name] = row
-                said["rows"] = changed
-                if (now_in_order := list(sent)) != order:
-                    order = said["order"] = now_in_order
-                turn = (turn + 1) % _CALM
-                yield msgspec.json.encode(said)
-                await asyncio.sleep(max(0.05, began + EVERY - asyncio.get_running_loop().time()))
+                said = {"t": self.wall(), "total": len(self._ranking.everyone), "strips": strips}
+                yield msgspec.json.encode({**said, **view.changes(snapshot, self._ranking)})
+                pause = _SOON if view.unsent else EVERY
+                await asyncio.sleep(max(0.05, began + pause - asyncio.get_running_loop().time()))
 
     def keys(self, consumer: Consumer[Any, Any]) -> list[Hashable]:
         """Return every tenant of a consumer that is known here: by messages, resources, or an earlier action."""
@@ -140,7 +155,7 @@ class Desk:
         Raises:
             ConfigurationError: no consumer knows it, or one knows several of this name.
         """
-        chosen = [each for each in self.consumers if queue is None or _matches(each.queue, queue)]
+        chosen = [each for each in self.consumers if queue is None or _matches(each, queue)]
         if not chosen:
             raise ConfigurationError(f"no consumer of queue {queue!r} is shown here")
         found: list[tuple[Consumer[Any, Any], Hashable]] = []
@@ -158,8 +173,25 @@ class Desk:
                 self._remember(consumer, key)
         if not found:
             text = f"no tenant {name!r} is known here: name it as the page and the log do, while its messages are here"
-            raise ConfigurationError(text)
+            raise ConfigurationError(f"{text}{self._like(name, chosen)}")
         return found
+
+    def unseen(self, name: str, queue: str | None) -> str:
+        """Return a remark about a tenant that no consumer knows, with the names that are near; else nothing.
+
+        Where names are keys it is acted on all the same: its first message may come in the next moment.
+        """
+        chosen = [each for each in self.consumers if queue is None or _matches(each, queue)]
+        if any(display_key(key) == name for consumer in chosen for key in self.keys(consumer)):
+            return ""
+        return f"nothing of it is here yet{self._like(name, chosen)}"
+
+    def _like(self, name: str, consumers: Sequence[Consumer[Any, Any]]) -> str:
+        """Return a suggestion: tenants with names that are near to it, if there are any."""
+        known = {display_key(key) for consumer in consumers for key in self.keys(consumer)}
+        near = sorted(each for each in known if name.lower() in each.lower())
+        near = near[:_SUGGESTED] or get_close_matches(name, known, _SUGGESTED)
+        return f". Is it {' or '.join(map(repr, near))}?" if near else ""
 
     def know(self, tenant: Hashable) -> None:
         """Take a key for one of every consumer that is shown, although it has nothing here. A text may be a name."""
@@ -195,6 +227,69 @@ class Desk:
             self._asking = None
 
 
+class _View:
+    """What one viewer has been sent.
+
+    Args:
+        top: tenants that it shows.
+        search: a part of their names.
+    """
+
+    def __init__(self, top: int, search: str) -> None:
+        self._top = top
+        self._search = search
+        self._rows: dict[str, Row] = {}
+        self.unsent: int = 0
+        """Rows that it has not got yet."""
+        self._front: list[str] | None = None
+        self._version = -1
+        self._look = self._turn = -1
+
+    def changes(self, snapshot: Snapshot, ranking: Ranking) -> dict[str, Any]:
+        """Return the rows that have changed; ``front`` and ``order``, where they have: the ids in front, and of all."""
+        said: dict[str, Any] = {}
+        self._turn += 1
+        front, behind = ranking.first(top=self._top, search=self._search)
+        shown = [*front, *behind]
+        known = self._rows
+        changed: list[Row] = []
+        ids = [entry.id for entry in front]
+        moved = ids != self._front or ranking.version != self._version
+        for entry in self._due(shown, ranking, moved=moved):
+            row = snapshot.row(entry.number, entry.key)
+            if row != known.get(entry.id):
+                known[entry.id] = row
+                changed.append(row)
+        said["rows"] = changed
+        if ids != self._front:
+            self._front = said["front"] = ids
+        if ranking.version != self._version:
+            self._version = ranking.version
+            said["order"] = ranking.ids(top=self._top, search=self._search)
+            if len(known) > 2 * len(shown) + _REMEMBER:
+                self._rows = {entry.id: known[entry.id] for entry in shown}
+        self._look = ranking.look
+        return said
+
+    def _due(self, shown: list[Entry], ranking: Ranking, *, moved: bool) -> list[Entry]:
+        """Return the tenants of which a row is made in this look. Where the order has moved, some may be new."""
+        first, rest, known = shown[:_URGENT], shown[_URGENT:], self._rows
+        every = -(-len(first) // _IDLE) or 1
+        idle, turn = self._turn % every, self._turn % _BEHIND
+        touched, last = ranking.touched, self._look
+        due = [
+            entry
+            for place, entry in enumerate(first)
+            if place % every == idle or entry.id not in known or touched.get(entry.id, -1) > last
+        ]
+        due += rest[turn::_BEHIND]
+        if moved or self.unsent:
+            new = [entry for entry in rest if entry.id not in known]
+            due += new[:_AT_ONCE]
+            self.unsent = max(0, len(new) - _AT_ONCE)
+        return due
+
+
 def _together(said: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
     """Return how many messages several queues have."""
     counts = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
@@ -211,5 +306,7 @@ def _key_named(consumer: Consumer[Any, Any], name: str, known: Sequence[Hashable
     return name if known and all(isinstance(key, str) for key in known) else None
 
 
-def _matches(queue: str, name: str) -> bool:
-    return queue == name or queue.rpartition("/")[2].rpartition(":")[2] == name
+def _matches(consumer: Consumer[Any, Any], name: str) -> bool:
+    """Whether a consumer is called so, or consumes a queue that is."""
+    named = {consumer.queue, consumer.queue.rpartition("/")[2].rpartition(":")[2]}
+    return name in named or any(name in (each.info.name, each.info.url) for each in consumer.opened_queues)

@@ -1,11 +1,12 @@
-"""One look at consumers: the figures above, and the rows, the tenant that waits longest first."""
+"""One look at consumers: the figures above, and the row of each tenant."""
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
 from postroom.console.collecting import Collector, Row, Tally
-from postroom.consumer import TenantState
+from postroom.console.ranking import SHORT, Lanes, Ranking, oldest_of
+from postroom.consumer import Consumer, TenantState
 from postroom.consumer.facts import LIMIT
 from postroom.consumer.statuses import Controlled
 from postroom.scheduling.tickets import Lane
@@ -13,13 +14,9 @@ from postroom.types import Settlement
 
 RECEIVE_PRICE: Final = 0.40 / 1_000_000
 """Dollars of one request (SQS pricing, us-east-1, standard queues, after the first million of a month)."""
-_SHORT: Final = 1.0
-"""Seconds of waiting that count as none in the order of rows: a calm page does not flicker."""
 _LONGEST: Final = 200
-_WHOSE: Final = re.compile(r"^the resources of .{1,300}?: (?=could|cannot|were|are|is|it|host)")
+_WHOSE: Final = re.compile(r"(^|: )the resources of .{1,300}?: (?=could|cannot|were|are|is|it|host|their)")
 _NEXT_TRY: Final = re.compile(r"; next try in [0-9.]+ s$")
-
-Place = tuple[int, float, str]
 
 
 class Snapshot:
@@ -27,56 +24,20 @@ class Snapshot:
 
     Args:
         collectors: one per consumer.
+        ranking: their order, up to the last look.
         wall: the time in seconds since the epoch.
         loop: the event loop's time at the same moment.
     """
 
-    def __init__(self, collectors: Sequence[Collector], *, wall: float, loop: float) -> None:
+    def __init__(self, collectors: Sequence[Collector], ranking: Ranking, *, wall: float, loop: float) -> None:
         self._collectors = collectors
         self._wall = wall
         self._loop = loop
-        self._lanes: list[Mapping[Hashable, Lane[Any]]] = []
-        self._totals: list[float] = []
+        self._lanes: list[Lanes] = [_lanes(collector.consumer) for collector in collectors]
         self._rows: dict[tuple[int, Hashable], Row] = {}
-        self.order: list[tuple[Place, int, Hashable]] = []
-        """Every tenant, the most urgent first."""
-        for number, collector in enumerate(collectors):
-            self._look_at(number, collector)
-        self.order.sort(key=lambda item: item[0])
-
-    def rows(self, *, top: int, search: str = "") -> list[Row]:
-        """Return the first rows; with ``search``, those of them with this text in their name."""
-        return [self.row(number, key) for _, number, key in self.first(top=top, search=search)]
-
-    def first(self, *, top: int, search: str = "") -> list[tuple[Place, int, Hashable]]:
-        """Return the first tenants; with ``search``, those of them with this text in their name."""
-        if not search:
-            return self.order[:top]
-        wanted = search.lower()
-        return [item for item in self.order if wanted in item[0][2].lower()][:top]
-
-    def _look_at(self, number: int, collector: Collector) -> None:
-        consumer = collector.consumer
-        control = consumer.tenants.consumer if consumer.running else None
-        lanes = {} if control is None else {lane.tenant: lane for lane in control.scheduler.lanes()}
-        self._lanes.append(lanes)
-        for tally in collector.tallies.values():
-            tally.fade(self._loop)
-        self._totals.append(sum(tally.seconds for tally in collector.tallies.values()))
-        keys = dict.fromkeys([*lanes, *collector.tallies, *collector.away, *consumer.tenants.ruled_keys()])
-        for key in keys:
-            lane = lanes.get(key)
-            oldest = None if lane is None else _oldest(lane)
-            self.order.append((self._place(collector, key, lane, oldest), number, key))
-
-    def _place(self, collector: Collector, key: Hashable, lane: Lane[Any] | None, oldest: float | None) -> Place:
-        """Return where a tenant stands: by the wait of its oldest message, then what an operator decided, by name."""
-        name = collector.name_of(key)
-        waited = 0.0 if oldest is None else self._wall - oldest
-        if waited >= _SHORT:
-            return 0, -waited, name
-        noticed = collector.consumer.tenants.is_ruled(key) or (lane is not None and lane.blocked)
-        return (1 if noticed else 2), 0.0, name
+        for collector in collectors:
+            collector.total.fade(loop)
+        ranking.update(self._lanes, wall=wall, loop=loop)
 
     def row(self, number: int, key: Hashable) -> Row:
         """Return the row of a tenant of one consumer."""
@@ -88,27 +49,38 @@ class Snapshot:
     def _make(self, number: int, key: Hashable) -> Row:
         collector = self._collectors[number]
         consumer = collector.consumer
-        status = consumer.tenants[key]
-        row = Row(q=number, n=collector.name_of(key), s=str(status.state), why=_short(status.reason or ""))
-        row.rl = status.rate
-        row.cap = status.concurrency or 0
+        row = Row(q=number, n=collector.name_of(key))
+        self._add_state(row, consumer, key)
         row.away = collector.away.get(key, 0)
-        if status.since is not None:
-            row.since = round(self._wall - status.since)
         lane = self._lanes[number].get(key)
         if lane is not None:
             self._add_lane(row, lane)
         if (tally := collector.tallies.get(key)) is not None:
-            _add_tally(row, tally, self._totals[number])
+            tally.fade(self._loop)
+            _add_tally(row, tally, collector)
         if consumer.pool is not None:
             row.pool = consumer.pool.leases_of(key)
-        if status.state is TenantState.DIVERTED:
-            row.why = f"to {status.diverted_to}: {row.why}"
         return row
 
+    def _add_state(self, row: Row, consumer: Consumer[Any, Any], key: Hashable) -> None:
+        """Add what was decided, or why it cannot run: from its parts, as a ``TenantStatus`` for each row costs more."""
+        state, why = TenantState.ACTIVE, ""
+        if (rule := consumer.tenants.rule_of(key)) is not None:
+            state, why = rule.state, rule.reason or ""
+            row.rl, row.cl, row.cap = rule.rate, rule.concurrency, rule.concurrency or 0
+        control = consumer.tenants.consumer
+        # A decision counts for more than an outage: an operator must see the pause that was asked
+        # for.
+        if state is TenantState.ACTIVE and control is not None and (trouble := control.unavailable(key)) is not None:
+            state, why = TenantState.UNAVAILABLE, trouble[0]
+            row.since = round(self._wall - trouble[1])
+        row.s, row.why = str(state), _short(why) if why else ""
+        if rule is not None and state is TenantState.DIVERTED:
+            row.why = f"to {rule.diverted_to}: {row.why}"
+
     def _add_lane(self, row: Row, lane: Lane[Any]) -> None:
-        oldest = _oldest(lane)
-        row.w = None if oldest is None or self._wall - oldest < _SHORT else round(oldest)
+        oldest = oldest_of(lane)
+        row.w = None if oldest is None or self._wall - oldest < SHORT else round(oldest)
         row.run = lane.running
         row.cap = lane.cap
         if lane.blocked:
@@ -155,9 +127,10 @@ def strip(collector: Collector, said: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _add_tally(row: Row, tally: Tally, total: float) -> None:
-    row.rate = round(tally.rate, 1)
-    row.share = round(tally.seconds / total, 3) if total > 0 else 0.0
+def _add_tally(row: Row, tally: Tally, collector: Collector) -> None:
+    row.rate = round(tally.rate / collector.seen(), 1)
+    total = collector.total.seconds
+    row.share = round(min(1.0, tally.seconds / total), 3) if total > 0 else 0.0
     if (percentiles := tally.percentiles()) is not None:
         row.p50, row.p99 = (float(f"{value:.3g}") for value in percentiles)
     row.err, row.fail, row.dead = tally.error, tally.failed, tally.dead
@@ -165,15 +138,12 @@ def _add_tally(row: Row, tally: Tally, total: float) -> None:
 
 def _short(reason: str) -> str:
     """Return why a tenant cannot run, without its name and its next try: the row has both."""
-    return _NEXT_TRY.sub("", _WHOSE.sub("", reason))[:_LONGEST]
+    return _NEXT_TRY.sub("", _WHOSE.sub(r"\1", reason))[:_LONGEST]
 
 
-def _oldest(lane: Lane[Any]) -> float | None:
-    """Return when the first message in a lane was sent."""
-    if not lane.waiting:
-        return None
-    sent: float | None = lane.waiting[0].message.sent_at
-    return sent
+def _lanes(consumer: Consumer[Any, Any]) -> Lanes:
+    control = consumer.tenants.consumer if consumer.running else None
+    return {} if control is None else {lane.tenant: lane for lane in control.scheduler.lanes()}
 
 
 def _slots(control: Controlled | None) -> int:

@@ -68,3 +68,7 @@ class Controlled(Protocol):
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""
         ...
+
+    def troubled_tenants(self) -> list[Hashable]:
+        """Return the tenants with an outage of their own, whether or not they have messages here."""
+        ...

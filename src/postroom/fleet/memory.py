@@ -12,6 +12,7 @@ import msgspec
 from postroom.fleet.protocol import REMEMBERED, Answer, Ask, Decisions, Grant, Hint, Request
 from postroom.fleet.shares import Claim, Share, share_of
 
+_TRIED = "a replica tries it"
 _MANY = 10_000
 """Tenants with a rate after which those are forgotten that have not used any of it for long."""
 
@@ -83,11 +84,15 @@ class Store:
         """Notice that the memory was lost, wholly or in part. Then nothing new is granted for a lease."""
         known = fleet.epoch if fleet.epoch_expires > now else ""
         if not known or not known.startswith(f"{self.run}:"):
+            # A first start has nothing to wait for. After a loss, leases are out there that nothing
+            # here knows of.
             fleet.quiet_until = now + request.lease if known or request.epoch else 0.0
             fleet.epoch, fleet.born = f"{self.run}:{now:.3f}", now
         elif request.epoch and request.epoch != known and now - fleet.born < request.lease:
             fleet.quiet_until = max(fleet.quiet_until, fleet.born + request.lease)
-        fleet.epoch_expires = now + 10 * request.lease
+        # Long beyond any lease: an epoch that ended is a loss of memory, and costs a lease without
+        # grants.
+        fleet.epoch_expires = max(fleet.epoch_expires, now + 10 * request.lease)
 
     @staticmethod
     def _count_members(fleet: _Fleet, request: Request, now: float) -> None:
@@ -102,10 +107,14 @@ class Store:
         for replica in [replica for replica, other in slots.items() if other.expires <= now]:
             del slots[replica]
         mine = slots.get(me)
+        # A request that was delayed, or sent twice: applying it would take back what a later one
+        # has set.
         if mine is not None and request.sequence <= mine.sequence:
             return Grant(mine.granted, mine.granted)
         others = {replica: other for replica, other in slots.items() if replica != me}
         room = ask.cap - sum(other.granted for other in others.values())
+        # What runs is kept even beyond the cap, as after a cap was lowered: handlers are not
+        # cancelled for it.
         keep = max(0, min(ask.hold, max(0 if mine is None else mine.granted, room)))
         share, hope, is_turn = self._share(request, ask, others, mine, now)
         granted = keep
@@ -150,6 +159,7 @@ class Store:
         tat = max(fleet.tats.get(ask.tenant, now), now)
         there = math.floor((now + max(interval, 2 * request.tick) - tat) / interval + 1e-6)
         taken = max(0, min(ask.tokens, there, math.ceil(there / hungry)))
+        # Not at every call: going through all of them takes time in proportion.
         if len(fleet.tats) > _MANY:
             fleet.tats = {tenant: until for tenant, until in fleet.tats.items() if until > now}
         if taken:
@@ -201,6 +211,7 @@ class Store:
         else:
             now = self.clock()
             fleet.hints[host] = (now + seconds, cause)
+            # Half of it: by then one replica may try, before the hint lapses and all of them would.
             fleet.probes[host] = (now + seconds / 2, "")
 
     def claim_probe(self, name: str, host: str, replica: str, seconds: float) -> bool:
@@ -210,6 +221,8 @@ class Store:
         if until > now and owner != replica:  # a failed try belongs to no replica: every one waits for a while
             return False
         fleet.probes[host] = (now + seconds, replica)
+        ends, cause = fleet.hints.get(host, (0.0, _TRIED))
+        fleet.hints[host] = (max(ends, now + seconds), cause)
         return True
 
     def replicas(self, name: str) -> list[str]:

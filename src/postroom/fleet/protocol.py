@@ -133,7 +133,10 @@ class SharedState(Protocol):
         ...
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
-        """Return whether this replica is the one that tries a host now: one in the fleet, for some seconds."""
+        """Return whether this replica is the one that tries a host now: one in the fleet, for some seconds.
+
+        If it is, the hint that the host is down lasts for them, too.
+        """
         ...
 
     async def replicas(self, fleet: str) -> Collection[str]:

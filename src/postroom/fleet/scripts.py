@@ -11,6 +11,11 @@ local exact = time[1] * 1000 + time[2] / 1000
 local now = math.floor(exact)
 local period = math.floor(now / lease)
 
+-- Replicas may have different leases, as while a new version is rolled out: no key ends before what is in it.
+local function outlast(key, milliseconds)
+  if redis.call('PTTL', key) < milliseconds then redis.call('PEXPIRE', key, milliseconds) end
+end
+
 -- The memory may be lost, wholly (a flush) or in its last writes (a restart, a fail-over).
 local run = ''
 local told = redis.pcall('INFO', 'server')
@@ -26,11 +31,11 @@ elseif known_there ~= '' and known_there ~= epoch and now - born < lease and qui
   quiet = born + lease
   redis.call('HSET', epoch_key, 'quiet', quiet)
 end
-redis.call('PEXPIRE', epoch_key, 10 * lease)
+outlast(epoch_key, 10 * lease)
 
 redis.call('ZREMRANGEBYSCORE', members_key, '-inf', now)
 if leaving then redis.call('ZREM', members_key, me) else redis.call('ZADD', members_key, now + lease, me) end
-redis.call('PEXPIRE', members_key, lease)
+outlast(members_key, lease)
 local out = {epoch, tonumber(redis.call('HGET', decisions_key, '#') or 0), redis.call('ZCARD', members_key), 0}
 
 local hints = redis.call('HGETALL', hints_key)
@@ -115,7 +120,7 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
       if turn and granted >= share and not turns[1] then had, sinces[1] = 1, exact end
       redis.call('HSET', slots_key, me,
         struct.pack('<I4I4I4I4ddd', granted, need, want, had, now + lease, sequence, sinces[1]))
-      redis.call('PEXPIRE', slots_key, lease)
+      outlast(slots_key, lease)
     elseif last >= 0 then
       redis.call('HDEL', slots_key, me)
     end
@@ -223,9 +228,15 @@ return 1
 """Keys: hints, the host's probe. Arguments: host, cause (empty: it is back), milliseconds."""
 
 CLAIM: Final = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local owner = redis.call('GET', KEYS[2])
+if owner and owner ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+local time = redis.call('TIME')
+local till = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
+local ends, cause = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '^(%d+) (.*)$')
+redis.call('HSET', KEYS[1], ARGV[1],
+  string.format('%d', math.max(till, tonumber(ends or 0))) .. ' ' .. (cause or 'a replica tries it'))
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
-"""Arguments: replica, milliseconds."""
+"""Keys: hints, the host's probe. Arguments: host, replica, milliseconds."""

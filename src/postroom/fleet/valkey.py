@@ -63,6 +63,7 @@ class ValkeyState:
             _check_url(store)
         else:
             _check_client(store)
+        # By digest: the text of the script would travel with every exchange.
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}  # noqa: S324 - EVALSHA
         self.calls: int = 0
         """Commands sent so far."""
@@ -73,6 +74,7 @@ class ValkeyState:
     async def exchange(self, fleet: str, request: Request) -> Answer:
         """Renew, return and grant slots. Many tenants take several calls, of which each is one step."""
         asks = request.asks
+        # Also without tenants: it counts this replica as alive.
         answer = await self._exchange(fleet, request, 0)
         grants = list(answer.grants)
         for start in range(_BATCH, len(asks), _BATCH):
@@ -125,7 +127,8 @@ class ValkeyState:
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """Return whether this replica is the one that tries a host."""
-        said = await self._run(CLAIM, [f"{_tag(fleet)}:probe:{host}"], [replica, _milliseconds(seconds)])
+        keys = [f"{_tag(fleet)}:hints", f"{_tag(fleet)}:probe:{host}"]
+        said = await self._run(CLAIM, keys, [host, replica, _milliseconds(seconds)])
         return int(said) == 1
 
     async def replicas(self, fleet: str) -> Collection[str]:
@@ -148,7 +151,7 @@ class ValkeyState:
                 return found
 
     async def look(self) -> StoreInfo:
-        """Return what the server says of itself. Of a cluster, whose servers each say something else, only times."""
+        """Return what the server says of itself. Of a cluster only times: each of its servers says something else."""
         await self._command("TIME")  # connects
         began, wall = time.monotonic(), time.time()
         answer = await self._command("TIME")
@@ -176,6 +179,7 @@ class ValkeyState:
         try:
             return await self._command("EVALSHA", self._digests[script], len(keys), *keys, *arguments)
         except Exception as error:  # two libraries, two classes: the server has not seen the script yet
+            # By name, because neither library may be imported for the other's class.
             if type(error).__name__ != "NoScriptError":
                 raise
             return await self._command("EVAL", script, len(keys), *keys, *arguments)
@@ -217,6 +221,7 @@ def _check_client(client: object) -> None:
 
 
 def _tag(fleet: str) -> str:
+    # The braces are the hash tag: a script may touch keys of one slot of a cluster only.
     return f"postroom:{{{fleet}}}"
 
 

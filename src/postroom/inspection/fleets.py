@@ -15,7 +15,7 @@ from postroom.resources.providers import known_of
 _PATIENCE: Final = 5.0
 """Seconds that the store has to answer."""
 _OLDEST: Final = 6
-"""The first version of Redis whose scripts can tell the time and change something after that."""
+"""The first version of Redis with scripts that can tell the time and change something after that."""
 _OFF: Final = 5.0
 """Seconds by which the store's clock may be off before it is worth a word."""
 

@@ -1,4 +1,4 @@
-"""Whose client it is does not matter, as long as it is asyncio."""
+"""Any library's client will do, as long as it is asyncio."""
 
 import random
 import time

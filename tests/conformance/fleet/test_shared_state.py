@@ -40,7 +40,7 @@ async def test_small_needs_are_met_in_full(shared: Shared) -> None:
 
 
 async def test_needs_come_before_wants(shared: Shared) -> None:
-    """F4: slots for what may come are half of what nobody needs: the other half is there for who comes next."""
+    """F4: a replica without work gets half of the free slots: the other half is there for the next one."""
     idle = await shared.ask("a", cap=8, need=1, want=8)
     assert idle.slots == 4
     assert (await shared.ask("b", cap=8, need=7, want=8)).slots == 4
@@ -56,8 +56,17 @@ async def test_a_crashed_replica_returns_its_slots(shared: Shared) -> None:
     assert (await shared.ask("b", cap=4, need=4)).slots == 4
 
 
+async def test_slots_last_for_the_lease_of_who_holds_them(shared: Shared) -> None:
+    """F1: another replica with a shorter lease, as while a new version is rolled out, ends only its own."""
+    assert (await shared.ask("long", cap=4, need=3, lease=10 * LEASE)).slots == 3
+    assert (await shared.ask("short", cap=4, need=4)).slots == 1
+    await shared.sleep(LEASE + 0.05)
+    assert (await shared.ask("third", cap=4, need=4)).slots == 1
+    assert await shared.state.usage(shared.name) == {"t:acme": (4, 2)}
+
+
 async def test_what_is_given_back_is_free_at_once(shared: Shared) -> None:
-    """F3: a replica that leaves, or whose tenant is idle, returns everything at once."""
+    """F3: a replica that leaves, or has an idle tenant, returns everything at once."""
     await shared.ask("a", cap=4, need=4)
     await shared.ask("a", cap=4, need=0, leaving=True)
     assert (await shared.ask("b", cap=4, need=4)).slots == 4
@@ -203,6 +212,33 @@ async def test_one_replica_tries_a_host(shared: Shared) -> None:
     assert not await state.claim_probe(name, "t:db1", "b", 5.0)
     await state.report(name, "t:db1", None, 1.0)
     assert await state.claim_probe(name, "t:db1", "c", 5.0)
+
+
+async def test_who_tries_a_host_makes_its_hint_last(shared: Shared) -> None:
+    """F12: while a replica has the turn the others know, whether or not the hint ran out; what it says ends that."""
+    state, name, request = shared.state, shared.name, Request("a", 1, "", LEASE, 0.1, ())
+    await state.report(name, "t:db1", "refused", 0.4)
+    await shared.sleep(0.25)
+    assert await state.claim_probe(name, "t:db1", "a", 5.0)
+    await state.claim_probe(name, "t:db2", "a", 0.4)
+    hints = {hint.host: hint for hint in (await state.exchange(name, request)).hints}
+    assert hints["t:db1"].cause == "refused"
+    assert 4.0 < hints["t:db1"].seconds <= 5.0
+    assert 0.0 < hints["t:db2"].seconds <= 0.4
+    await shared.sleep(0.45)
+    assert [hint.host for hint in (await state.exchange(name, request)).hints] == ["t:db1"]
+    await state.report(name, "t:db1", None, 2.0)
+    assert (await state.exchange(name, request)).hints == ()
+
+
+async def test_a_turn_does_not_shorten_a_hint(shared: Shared) -> None:
+    """F12: a try that is over sooner says nothing of the host."""
+    state, name, request = shared.state, shared.name, Request("a", 1, "", LEASE, 0.1, ())
+    await state.report(name, "t:db1", "refused", 2.0)
+    await shared.sleep(1.05)
+    assert await state.claim_probe(name, "t:db1", "a", 0.2)
+    [hint] = (await state.exchange(name, request)).hints
+    assert 0.5 < hint.seconds <= 1.0
 
 
 async def test_replicas_are_counted_while_they_are_alive(shared: Shared) -> None:

@@ -44,7 +44,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def tenant_of(message: Message) -> str:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return message.attributes["tenantId"]
 
 

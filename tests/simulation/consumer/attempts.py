@@ -90,6 +90,8 @@ class Ledger:
 
     policies: Policies
     promised: int | None = None
+    forgetful: bool = False
+    """Whether a process may forget what it gave back untried: the queue was closed meanwhile, and opened again."""
     receives: dict[str, Receive] = field(default_factory=dict[str, Receive])
     """By receipt handle."""
     _of: defaultdict[str, list[Receive]] = field(default_factory=lambda: defaultdict[str, list[Receive]](list))
@@ -236,7 +238,8 @@ class Ledger:
         receive = self.receives[handle]
         least = 1 + self.failures(receive.message, receive.process)
         most = max(each.number for each in self.of(receive.message) if each.process == receive.process)
-        most -= self.took_back(receive.message, receive.process)
+        if not self.forgetful:
+            most -= self.took_back(receive.message, receive.process)
         if least <= attempt <= max(least, most):
             return None
         return f"{receive.message[:4]} is told attempt {attempt}: it is at least {least}, and at most {most}"

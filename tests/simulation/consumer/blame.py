@@ -1,6 +1,7 @@
 """What the consumer may do with a broken tenant and with a poison message, worked out independently of it."""
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from postroom import Faults
@@ -26,7 +27,8 @@ class _Tenant:
     """The shortest that the present pause may be."""
     probes: set[str] = field(default_factory=set[str])
     """Receipt handles of handlers that were started while the breaker was open, and run."""
-    successes: int = 0
+    successes: Counter[int] = field(default_factory=Counter[int])
+    """By queue."""
     failures: Counter[str] = field(default_factory=Counter[str])
     """Of single messages that have not succeeded since."""
     before: dict[str, int] = field(default_factory=dict[str, int])
@@ -36,11 +38,13 @@ class _Tenant:
 class Blame:
     """One process's record of handlers: who failed, how often, and what follows from it.
 
-    Each method returns what the consumer did wrong, or None.
+    Each method returns what the consumer did wrong, or None. Poison is judged beside the others of its own queue: of
+    several, each may be for a kind of message of its own.
     """
 
-    def __init__(self, options: Faults) -> None:
+    def __init__(self, options: Faults, queue_of: Callable[[str], int] = lambda _message: 0) -> None:
         self._options = options
+        self._queue_of = queue_of
         self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
         self._starts: dict[str, _Start] = {}
         self.poisonous: set[str] = set()
@@ -58,7 +62,7 @@ class Blame:
         if now < known.opened_at + known.pause - 1e-6:
             return f"starts a message of {tenant} while that is left alone, {now - known.opened_at:.3f} s after"
         if len(known.probes) > 1:
-            return f"tries {len(known.probes)} messages of {tenant} at once, whose breaker is open"
+            return f"tries {len(known.probes)} messages of {tenant} at once, although its breaker is open"
         return None
 
     def ended(self, handle: str) -> None:
@@ -72,7 +76,7 @@ class Blame:
         known.messages.clear()
         known.opened_at = None
         known.probes.clear()
-        known.successes += 1
+        known.successes[self._queue_of(message)] += 1
         known.failures.pop(message, None)
         known.before.pop(message, None)
 
@@ -106,7 +110,8 @@ class Blame:
     def _judge_message(self, known: _Tenant, message: str) -> None:
         options = self._options
         known.failures[message] += 1
-        others = known.successes - known.before.setdefault(message, known.successes)
+        successes = known.successes[self._queue_of(message)]
+        others = successes - known.before.setdefault(message, successes)
         if (
             options.poison_after is not None
             and known.failures[message] >= options.poison_after

@@ -92,7 +92,8 @@ class Happenings:
         assert dead is not None
         most = change.max_receives
         policy = "" if most is None else json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": most})
-        self._world.broker.set_attributes(self._world.queue, {"RedrivePolicy": policy})
+        for queue in self._world.queues:
+            self._world.broker.set_attributes(queue, {"RedrivePolicy": policy})
         self.shared.policies.change(self._now(), most)
 
     def _block(self, seconds: float) -> None:
@@ -116,7 +117,7 @@ class Happenings:
         self.history.note(process.name, "thaws")
 
     async def _stop_starting(self, event: Event) -> None:
-        """Start one more process whose queue opens slowly, or never, and stop or cancel it meanwhile."""
+        """Start one more process with a queue that opens slowly, or never, and stop or cancel it meanwhile."""
         process = self._world.make_process(f"s{len(self._world.processes)}", Faults(opening=event.seconds))
         process.start()
         assert process.main is not None

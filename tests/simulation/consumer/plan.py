@@ -49,7 +49,7 @@ ENDLESS = frozenset({Kind.POISON, Kind.REJECTS, Kind.MALFORMED, Kind.NOBODY, Kin
 
 @dataclass(frozen=True, slots=True)
 class OrderPlan:
-    """One message: when it is sent, whose it is, and how its handling goes."""
+    """One message: when it is sent, its tenant, and how its handling goes."""
 
     key: str
     tenant: str
@@ -181,12 +181,25 @@ class Plan:
     """Whether every log record is looked at."""
     chosen: bool = False
     """Whether the retry policy and what counts as broken are functions of the call."""
+    queues: int = 1
+    """How many queues each consumer consumes; see ``many_queues.py``."""
+    listed: bool = False
+    """Whether a function lists the queues, and one of them is missing from its list for a while."""
     equal: bool = False
     """Whether equal tenants have a backlog and nothing goes wrong: then receives are counted in sum."""
 
+    def queue_names(self) -> list[str]:
+        """Return the names of the queues, the first one as it is called where there is only one."""
+        suffix = ".fifo" if self.fifo else ""
+        return [f"orders{suffix}", *(f"orders-{number}{suffix}" for number in range(1, self.queues))]
+
+    def queue_of(self, order: OrderPlan) -> int:
+        """Return the place of an order's queue: a message group is in one of them, a tenant may be in all."""
+        return sum((order.group if self.fifo and order.group else order.key).encode()) % self.queues
+
 
 def host_of(tenant: str, hosts: int) -> int | None:
-    """Return the host of a tenant's database; None where nobody knows of hosts."""
+    """Return the host of a tenant's database; None where hosts are not known."""
     return sum(tenant.encode()) % hosts if hosts else None
 
 

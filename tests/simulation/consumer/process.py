@@ -7,7 +7,17 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
-from postroom import AckMode, AlreadyHandled, Consumer, MessageContext, Reject, ResourcePool, Retry, current_message
+from postroom import (
+    AckMode,
+    AlreadyHandled,
+    Consumer,
+    MessageContext,
+    Queues,
+    Reject,
+    ResourcePool,
+    Retry,
+    current_message,
+)
 from postroom.consumer import CallNext, Failure
 from postroom.consumer.loop_watch import TICK
 from postroom.datasources import UnknownTenant
@@ -58,7 +68,7 @@ class Process:
         self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update, shared.ledger)
         self.licence = Licence(self)
         self.watch.excuse = self.licence.excuse
-        self.blame = Blame(shared.plan.options["faults"])
+        self.blame = Blame(shared.plan.options["faults"], shared.queue_of)
         self.watch.handed_out_at = self._handed_out_at
         self.watch.patience = lambda: 6.0 if self.disturbed else 1.0
         self.watch.on_offered = self.licence.breaks_groups
@@ -77,7 +87,7 @@ class Process:
         """From when until when it was frozen last."""
         self.opened = self.closed = self.weight = 0
         self.handlers: dict[str, Order] = {}
-        """Receipt handle to the order whose handler runs."""
+        """Receipt handle to the order with a running handler."""
         self.reporting = 0
         self.stopping_since: float | None = None
         self.cancelled = self.hurried = False
@@ -123,6 +133,11 @@ class Process:
         self.tasks.append(task)
         if len(self.tasks) > self._most_tasks:
             self.forget_tasks()
+
+    def slots_in_use(self) -> int:
+        """Return ``statistics().running`` of the consumer, without a snapshot of everything else."""
+        run = self.consumer._last_run
+        return 0 if run is None else run.scheduler.running
 
     def unread_since(self) -> float:
         """Return when what it reads now may have arrived, as its loop watch would find out by signs of life."""
@@ -170,7 +185,7 @@ class Process:
                 name=self.name,
             )
         consumer: Consumer[Tenant, TenantDatabase] = Consumer(
-            "orders.fifo" if plan.fifo else "orders",
+            **self._place(),
             context=self._resolve_later if plan.slow_resolver else self._resolve_now,
             resources=self.pool or self.provide,
             ack=plan.ack,
@@ -182,6 +197,21 @@ class Process:
         )
         consumer.handler(self.handle)
         return consumer
+
+    def _place(self) -> dict[str, Any]:
+        """Return what the consumer consumes."""
+        names = self.shared.plan.queue_names()
+        return {"queue": names[0]} if len(names) == 1 else {"queues": self._queues(names)}
+
+    def _queues(self, names: list[str]) -> Queues:
+        """Return the list of queues, or a function that leaves one out between the 5th and the 12th second."""
+        if not self.shared.plan.listed:
+            return Queues(names)
+
+        def listed() -> list[str]:
+            return names[:-1] if 5.0 <= self._now() < 12.0 else names
+
+        return Queues(listed, name="orders", every=2.0)
 
     def _resolve_now(self, message: Message) -> Tenant:
         self.contexts.enters("the resolver", message.id)
@@ -467,7 +497,7 @@ class Process:
                 if not self.gate.alive:
                     raise
                 self.stubborn = True
-                self.told.update(self.handlers)  # whose handler this is, nothing here says
+                self.told.update(self.handlers)  # nothing here says which message this handler is for
 
     def _judge_cancellation(self, ctx: Ctx, error: asyncio.CancelledError) -> None:
         """I6: who is cancelled has to be told why, and it has to be true."""
@@ -485,6 +515,6 @@ class Process:
             drain = 0.0 if self.hurried else self.shared.plan.options["shutdown"].drain
             now = asyncio.get_running_loop().time()
             if self.stopping_since is None or now < self.stopping_since + drain - 0.001:
-                self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]}, whose time is not over")
+                self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} before its time is over")
         elif limit is None:
             self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} for no reason")

@@ -6,6 +6,7 @@ same history, line by line.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 import warnings
@@ -38,6 +39,7 @@ from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
 from simulation.consumer.verdicts import Verdicts
 from simulation.consumer.watch import History
+from simulation.garbage import one_collection
 
 FACTS = (
     *("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions", "duplicates"),
@@ -71,7 +73,7 @@ class Simulation:
         self.shared = Shared(plan, history, self.databases)
         self.shared.in_queue = self._in_queue
         self.shared.handed_out_at = self._handed_out_at
-        self.queue, self.dead_letters = self._create_queues()
+        self.queues, self.dead_letters = self._create_queues()
         self.stored: dict[str, Stored] = {}
         self.processes: list[Process] = []
         self.living: list[Process | None] = [None] * plan.processes
@@ -197,8 +199,9 @@ class Simulation:
     async def _produce(self) -> None:
         for order in self.plan.orders:
             await asyncio.sleep(max(0.0, order.at - self._now()))
-            self.broker.send(self.queue, _message(order, self.plan))
-            stored = self.stored[order.key] = self.queue.messages[self.broker.engine.ids.seq]
+            queue = self.queues[self.plan.queue_of(order)]
+            self.broker.send(queue, _message(order, self.plan))
+            stored = self.stored[order.key] = queue.messages[self.broker.engine.ids.seq]
             self.shared.tenants[stored.id] = "stranger" if order.kind is Kind.STRANGER else order.tenant
             self.shared.ids[order.key] = stored.id
             self.shared.sent_at[stored.id] = self._now()
@@ -260,7 +263,7 @@ class Simulation:
         latest = max(each.received_at for each in self.stored.values() if each.id == message_id)
         return latest - EPOCH
 
-    def _create_queues(self) -> tuple[LocalQueue, LocalQueue | None]:
+    def _create_queues(self) -> tuple[list[LocalQueue], LocalQueue | None]:
         suffix = ".fifo" if self.plan.fifo else ""
         attributes = {"VisibilityTimeout": "30"}
         if self.plan.fifo:
@@ -273,7 +276,7 @@ class Simulation:
         if self.plan.max_receives is not None and dead is not None:
             policy = {"deadLetterTargetArn": dead.arn, "maxReceiveCount": str(self.plan.max_receives)}
             attributes["RedrivePolicy"] = msgspec.json.encode(policy).decode()
-        return self.broker.create_queue(f"orders{suffix}", attributes), dead
+        return [self.broker.create_queue(name, attributes) for name in self.plan.queue_names()], dead
 
 
 def _idle_slots(process: Process) -> int:
@@ -281,7 +284,7 @@ def _idle_slots(process: Process) -> int:
     if not process.consumer.running:
         return 0
     working = len(process.handlers) + process.reporting + len(process.watch.offering)
-    return max(0, process.consumer.statistics().running - working)
+    return max(0, process.slots_in_use() - working)
 
 
 def _disturbs(faults: Faults) -> bool:
@@ -364,18 +367,30 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
     if change is not None:
         plan = change(plan)
     history = History()
-    loop = SimulationLoop(seed=seed)
+    with _deterministic(seed, logs=plan.logs), one_collection():
+        facts, unhandled = _run(plan, history)
+        # What nothing refers to any longer may still hold an exception that was never looked at.
+        gc.collect(1)
+        for context in unhandled:
+            owner = getattr(context.get("task") or context.get("future"), "owner", None)
+            if owner is None or owner.gate.alive:
+                history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
+    return Outcome(seed, tuple(history.violations), history, plan, facts)
+
+
+def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Return the facts, and what was raised where no one could catch it."""
+    loop = SimulationLoop(seed=plan.seed)
     facts: dict[str, int] = {}
 
     async def main() -> None:
-        async with Broker(seed=seed) as broker:
+        async with Broker(seed=plan.seed) as broker:
             simulation = Simulation(plan, history, broker)
             await simulation.run()
             facts.update(simulation.facts)
 
     wall = SimpleNamespace(time=lambda: EPOCH + loop.time())  # the consumer's clock on the wall is right
     with (
-        _deterministic(seed, logs=plan.logs),
         mock.patch("postroom.consumer.facts.time", wall),
         mock.patch.object(LoopWatch, "unread_since", _unread_since),
     ):
@@ -388,11 +403,7 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             history.lines.append((loop.time(), "harness", (repr(error),)))
         finally:
             _close(loop)
-        for context in loop.unhandled:
-            owner = getattr(context.get("task") or context.get("future"), "owner", None)
-            if owner is None or owner.gate.alive:
-                history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
-    return Outcome(seed, tuple(history.violations), history, plan, facts)
+    return facts, loop.unhandled
 
 
 def _unread_since(_watch: LoopWatch) -> float:

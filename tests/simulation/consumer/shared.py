@@ -65,7 +65,7 @@ class Shared:
         self.handed_out_at: Callable[[str], float] = lambda _message_id: 0.0
         """Message id to the time of its latest receive, as the queue knows it."""
         self.policies = Policies(plan.max_receives, readable=not plan.blind)
-        self.ledger = Ledger(self.policies, plan.promised if knows_attempts() else None)
+        self.ledger = Ledger(self.policies, plan.promised if knows_attempts() else None, forgetful=plan.listed)
         self.tenants: dict[str, str] = {}
         """Message id to tenant."""
         self.ids: dict[str, str] = {}
@@ -75,6 +75,13 @@ class Shared:
         """Tenants with databases that are in trouble, or of which an operator decided something."""
         self.gaps: list[tuple[float, float]] = []
         """Times in which nothing ran: the event loop was blocked."""
+
+    def queue_of(self, message_id: str) -> int:
+        """Return the place of a message's queue."""
+        if self.plan.queues == 1:
+            return 0
+        key = next(key for key, each in self.ids.items() if each == message_id)
+        return self.plan.queue_of(self.orders[key])
 
     def committed(self, key: str) -> bool:
         """Return whether an order is in its own tenant's database."""

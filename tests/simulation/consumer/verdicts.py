@@ -31,7 +31,7 @@ class Verdicts:
         self.plan = simulation.plan
         self.shared = simulation.shared
         self.databases = simulation.databases
-        self.queue = simulation.queue
+        self.queues = simulation.queues
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -70,8 +70,9 @@ class Verdicts:
 
     def _check_returned(self, process: Process, began: float) -> None:
         """S7: what was not started is visible again at once; nothing else of the process stays invisible unasked."""
-        for message in self.queue.messages.values():
-            handle = self.queue.handles.make(message)
+        everything = [(queue, message) for queue in self.queues for message in queue.messages.values()]
+        for queue, message in everything:
+            handle = queue.handles.make(message)
             receipt = process.watch.receipts.get(handle)
             if receipt is None or message.state is not State.IN_FLIGHT or not process.watch.owns(message.id):
                 continue
@@ -157,7 +158,7 @@ class Verdicts:
         calls = sum(process.watch.receives for process in self._world.processes)
         deferred = sum(process.watch.deferred for process in self._world.processes)
         if deferred:
-            self.history.broken("expense", f"{deferred} messages of equal tenants were put off, of {handled}")
+            self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
         if calls > CALLS_PER_MESSAGE * handled + START:
             self.history.broken("expense", f"{calls} receives for {handled} messages of equal tenants")
 

@@ -101,7 +101,7 @@ def every_replica_tries() -> Planted:
 
 
 def everyone_has_the_turn() -> Planted:
-    """F12: whoever asks may try."""
+    """F12: any replica that asks may try."""
     return patch.object(Store, "claim_probe", lambda *_arguments: True)
 
 

@@ -82,7 +82,8 @@ def test_letters_are_listed_shown_redriven_and_purged_by_tenant(desk: Desk) -> N
 
     gone = desk.letters("purge", "--tenant", "beta", "--yes", "--reason", "tenant has left")
     assert "2 of 2 letters were deleted" in gone.output
-    assert "No letters." in desk.letters("list").output
+    assert desk.letters("list").output == "No letters.\n"
+    assert desk.letters("redrive").output == "No letters.\n"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,22 @@ def test_letters_that_stay_are_counted_by_why_and_the_exit_code_says_so(desk: De
     assert "1 stayed: it does not tell which queue it came from; name one with to=" in result.output
 
 
+def test_where_no_letter_is_meant_no_action_is_advised(desk: Desk) -> None:
+    """A dry run that found nothing to do says so, and no more."""
+    result = desk.letters("purge", "--tenant", "gamma")
+    assert (result.exit_code, result.output) == (0, "None of 5 letters is one of these.\n")
+
+
+def test_where_no_letter_tells_its_tenant_the_list_says_how_it_is_found(desk: Desk) -> None:
+    """Senders that set no message group name the tenant in an attribute."""
+    desk.server.call(lambda broker: broker.purge("dead"))
+    named = {"tenantId": AttributeValue(string_value="acme", data_type="String")}
+    desk.server.call(lambda broker: broker.send("dead", Send(message_body="x", message_attributes=named)))
+    assert "try --tenant-from attribute:NAME" in desk.letters("list").stderr
+    found = desk.letters("list", "--tenant-from", "attribute:tenantId")
+    assert (found.stderr, found.stdout.splitlines()[1].split()[:2]) == ("", ["1", "acme"])
+
+
 def test_peek_leaves_messages_where_they_are(desk: Desk) -> None:
     """With one receive more, which it says in its help."""
     first = desk.run("peek", "dead", "--count", "3")
@@ -117,4 +134,10 @@ def test_peek_leaves_messages_where_they_are(desk: Desk) -> None:
     assert "secret" not in first.output
     assert desk.server.counts("dead") == (5, 0, 0)
     assert "secret-" in desk.run("peek", "dead", "--body").output
-    assert "No visible messages." in desk.run("peek", "orders").output
+    assert desk.run("peek", "orders").output == "No messages.\n"
+
+
+def test_peek_tells_of_messages_that_it_cannot_see(desk: Desk) -> None:
+    """A queue with everything in flight is not empty."""
+    desk.server.call(lambda broker: broker.send("orders", Send(message_body="x", delay_seconds=60)))
+    assert desk.run("peek", "orders").output == "No visible messages; 1 are in flight or delayed.\n"

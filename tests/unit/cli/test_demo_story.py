@@ -1,9 +1,11 @@
 """The demo's story: what is sent, as anybody would send it, and how what was read back is judged."""
 
 import json
+import logging
 import shlex
 import socket
 import sqlite3
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from postroom.cli.demo.databases import dead_port, read_file, with_database
 from postroom.cli.demo.story import FAILING, SERVED, Finding, Order, rows_of
+from postroom.cli.logs import _Formatter
 
 EVIL = Order("o'1", "c 2", Decimal("1.10"), "tenant 'x'", "$(id)")
 
@@ -41,7 +44,7 @@ def test_amounts_are_sent_digit_by_digit() -> None:
 
 
 def test_each_tenant_must_have_its_own_rows_only() -> None:
-    """And the one whose database is down none at all."""
+    """And the one with a database that is down none at all."""
     assert rows_of("tenant-a") == [
         ("order-001", "cust-123", Decimal("99.99")),
         ("order-003", "cust-789", Decimal("199.99")),
@@ -70,6 +73,21 @@ def test_a_file_is_read_without_being_made(tmp_path: Path) -> None:
     connection.commit()
     connection.close()
     assert read_file(tmp_path / "a") == [("order-001", "cust-123", Decimal("99.99"))]
+
+
+def test_an_outage_of_the_demo_is_one_line_with_its_cause() -> None:
+    """A traceback of thirty lines would hide what the demo shows; other loggers keep theirs."""
+    formatter = _Formatter(colour=False, brief=["postroom.pool"])
+    try:
+        raise OSError("unable to open database file")
+    except OSError:
+        found = sys.exc_info()
+    for name, lines in (("postroom.pool", 1), ("shop", 5)):
+        record = logging.LogRecord(name, logging.ERROR, "x.py", 1, "not available: %s", (found[1],), found)
+        text = formatter.format(record)
+        assert (text.count("\n") + 1 >= lines, "Traceback" in text) == (True, lines > 1)
+        assert "not available: unable to open database file" in text
+        assert record.exc_info is found  # other handlers get all of it
 
 
 def test_the_dead_port_refuses_and_cannot_be_taken() -> None:

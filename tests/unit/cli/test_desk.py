@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,7 +14,9 @@ from postroom import Consumer, TenantState
 from postroom.cli import main
 from postroom.cli.reloading import _changed, _snapshot
 from postroom.cli.status import render
-from postroom.console import ConsoleServer, allow_token
+from postroom.console import ConsoleError, ConsoleServer, RemoteConsole, allow_token
+from postroom.local.shapes import Send
+from postroom.local.threaded import ThreadedServer
 
 TOKEN = "correct horse battery"
 
@@ -40,6 +43,11 @@ async def test_tenants_are_listed_and_acted_on_from_a_shell() -> None:
         assert '"n": "acme"' in (await invoke(server, "status", "--json")).output
         refused = await invoke(server, "tenants", "resume", "acme", "--reason", "over", token=None)
         assert (refused.exit_code, "you may look, and not act" in refused.output) == (2, True)
+        assert "POSTROOM_CONSOLE_TOKEN" in refused.output
+        near = await invoke(server, "tenants", "resume", "acm", "--reason", "over")
+        assert near.output == "resume: acm (nothing of it is here yet. Is it 'acme'?) in orders\n"
+        searched = await invoke(server, "tenants", "list", "--search", "zeta")
+        assert searched.output == "No tenant has this in its name.\n"
         unknown = await invoke(server, "tenants", "limit", "acme", "--reason", "x")
         assert "limit needs concurrency or rate" in unknown.output
         no_reason = await invoke(server, "tenants", "resume", "acme")
@@ -47,6 +55,63 @@ async def test_tenants_are_listed_and_acted_on_from_a_shell() -> None:
     gone = await invoke(server, "status")
     assert gone.exit_code == 1
     assert "no console answers at" in gone.output
+
+
+async def test_a_console_without_tenants_and_without_a_token_says_so() -> None:
+    """A header alone would look like a failure."""
+    consumer: Consumer[str, None] = Consumer("orders", context=lambda message: message.attributes["tenantId"])
+    async with ConsoleServer(consumer, port=0) as server:
+        assert (await invoke(server, "tenants", "list")).output == "No tenant has anything here now.\n"
+        assert (await invoke(server, "status")).output == "orders: not running\nNo tenant has anything here now.\n"
+        refused = await invoke(server, "tenants", "pause", "acme", "--reason", "x")
+        assert (refused.exit_code, "this console is read-only" in refused.output) == (2, True)
+
+
+async def test_a_move_with_a_program_that_does_not_exist_pauses_nothing() -> None:
+    """It is found out before the first step."""
+    consumer: Consumer[str, None] = Consumer("orders", context=lambda message: message.attributes["tenantId"])
+    consumer.tenants.limit("acme", rate=5)
+    async with ConsoleServer(consumer, port=0, allow=allow_token(TOKEN)) as server:
+        words = ("tenants", "move", "acme", "--reason", "x", "--switch", "no-such-program db-2", "--no-back")
+        result = await invoke(server, *words)
+        assert (result.exit_code, "there is no program 'no-such-program'" in result.output) == (2, True)
+        assert consumer.tenants["acme"].state is TenantState.ACTIVE
+
+
+async def test_a_move_that_fails_says_it_once() -> None:
+    """Its last line is the error: not again as a log line, and not again as a message of the command."""
+    consumer: Consumer[str, None] = Consumer("orders", context=lambda message: message.attributes["tenantId"])
+    consumer.tenants.pause("acme", reason="broken")
+    async with ConsoleServer(consumer, port=0, allow=allow_token(TOKEN)) as server:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "postroom", "tenants", "move", "acme", "--reason", "x", "--switch", "true",
+            "--no-back", "--url", server.url, "--token", TOKEN,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await process.communicate()
+        assert process.returncode == 1
+        lines = said.decode().splitlines()
+        assert [line.split()[1] for line in lines] == ["pause", "back", "back"], lines
+        assert lines[-1].endswith("It runs as before")
+
+
+async def test_live_status_goes_on_when_its_console_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts again is gone for a moment; Ctrl-C ends the view without an error."""
+    said: dict[str, Any] = {"strips": [{"queue": "orders", "running": False}], "rows": [], "total": 0}
+    answers: list[Any] = [said, said, ConsoleError("no console answers"), said, KeyboardInterrupt()]
+
+    def state(_console: object, **_options: object) -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return cast("dict[str, Any]", answer)
+
+    monkeypatch.setattr(RemoteConsole, "state", state)
+    monkeypatch.setattr("postroom.cli.status._is_terminal", lambda: True)
+    result = CliRunner().invoke(main, ["status", "--every", "0.2"])
+    assert result.exit_code == 0, result.output
+    assert answers == []
+    assert "no console answers; trying again" in result.output
 
 
 def test_lines_are_cut_and_coloured_only_for_a_terminal() -> None:
@@ -109,6 +174,34 @@ async def test_run_starts_again_when_a_file_changes(tmp_path: Path) -> None:
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+async def test_a_signal_to_run_with_reload_drains_its_consumers_once(tmp_path: Path) -> None:
+    """A supervisor may send it to the whole process group, and the child must not take it as a second one."""
+    (tmp_path / "shop.py").write_text(
+        "import asyncio\nfrom postroom import Consumer\n\norders = Consumer('orders')\n\n"
+        "@orders.handler\nasync def handle(payload: dict, ctx: object) -> None:\n"
+        "    print('started', flush=True)\n    await asyncio.sleep(0.5)\n    print('ended', flush=True)\n"
+    )
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", Send(message_body="{}")))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "postroom", "run", "shop:orders", "--reload", "--directory", str(tmp_path),
+            "--endpoint-url", server.endpoint_url, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
+            env={**os.environ, "AWS_DEFAULT_REGION": "us-east-1"},
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(60):
+                assert await process.stdout.readline() == b"started\n"
+                os.killpg(process.pid, signal.SIGINT)
+                rest, log = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+    assert (process.returncode, rest) == (0, b"ended\n"), log.decode()
 
 
 @pytest.mark.parametrize("at", ["here", "127.0.0.1:", ":8081"])

@@ -28,11 +28,22 @@ def test_waits_are_those_of_quiet_tenants_in_the_last_seconds() -> None:
     diary.waits.append((diary.now() - 60.0, 30.0))
     diary.send("tenant-f")
     order = diary.send("tenant-a")
-    diary.started("tenant-f", order["sent"] - 9.0)
-    diary.started("tenant-a", order["sent"] - 1.5)
+    diary.started("tenant-f", "tenant-f-0", order["sent"] - 9.0)
+    diary.started("tenant-a", order["id"], order["sent"] - 1.5)
     ours, ghost = diary.look()
     assert ours == pytest.approx(1.5, abs=0.2)
     assert ghost < 0.2
+
+
+def test_a_message_that_still_waits_counts_with_its_wait_so_far() -> None:
+    """On both lines: else the one behind a flood would look best while nothing of it starts at all."""
+    diary = Diary(ghost=FirstComeFirstServed(slots=1, seconds=60.0))
+    diary.send("tenant-f")
+    diary.send("tenant-a")
+    diary.began -= 7.0
+    ours, ghost = diary.look()
+    assert ours == pytest.approx(7.0, abs=0.2)
+    assert ghost == pytest.approx(7.0, abs=0.2)
 
 
 def test_the_picture_shows_both_lines_on_one_scale_and_an_outage_in_red() -> None:
@@ -42,7 +53,7 @@ def test_the_picture_shows_both_lines_on_one_scale_and_an_outage_in_red() -> Non
     text = picture(diary, rows, "it is killed", url="http://here/", width=10)
     assert "\033[31m  tenant-c" in text
     plain = click.unstyle(text)
-    assert re.search(r"postroom +  +100 ms", plain)
+    assert re.search(r"postroom +▁▁ +100 ms", plain)
     assert "█" in plain
     assert "1,200" in plain
 

@@ -9,7 +9,8 @@ import httpx
 import msgspec
 import pytest
 
-from postroom import Concurrency, Consumer, Faults, MessageContext, TenantState
+from postroom import Concurrency, Consumer, Faults, MessageContext, ResourcePool, TenantState
+from postroom.cli.status import render
 from postroom.console import ConsoleRequest, ConsoleServer, allow_token, console
 from postroom.console.app import _Console
 from postroom.console.desk import Desk
@@ -20,7 +21,7 @@ from support.world import Order, World, in_world
 
 
 def tenant_of(message: Message) -> str:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return message.attributes["tenantId"]
 
 
@@ -261,6 +262,7 @@ def test_an_action_takes_effect_is_an_event_and_a_log_line(
 
     async def scenario(world: World) -> None:
         async with office(world, allow=ann) as made:
+            world.create("other")
             world.send_orders("1", tenant="acme")
             await asyncio.sleep(1)
             made.consumer.tenants.pause("acme")
@@ -494,6 +496,20 @@ def test_messages_stay_where_the_other_queue_does_not_exist() -> None:
     in_world(scenario)
 
 
+@pytest.mark.parametrize(("to", "text"), [("nowhere", "nowhere"), ("orders", "divert needs another queue")])
+def test_a_diversion_to_no_queue_or_to_its_own_is_refused(to: str, text: str) -> None:
+    """The operator learns of it at once; the tenant's messages would stay, or go round in a circle."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            made.consumer.tenants.limit("acme", rate=5)
+            answer = await made.act("divert", to=to)
+            assert (answer.status_code, text in answer.json()["error"]) == (400, True), answer.text
+            assert made.consumer.tenants["acme"].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
 def test_retry_now_ends_the_wait_after_an_outage() -> None:
     """The next try would have been up to half a minute away."""
 
@@ -545,8 +561,8 @@ async def test_the_server_serves_the_page_and_a_stream_and_refuses_strange_hosts
             await ConsoleServer(consumer, port=server.port).__aenter__()
 
 
-def test_calm_tenants_far_behind_are_looked_at_every_ten_seconds() -> None:
-    """A viewer of many tenants costs little: the first hundred rows are made each second, of the others one in ten."""
+def test_idle_tenants_far_behind_are_looked_at_every_half_a_minute() -> None:
+    """A viewer of many tenants costs little: what has changed among the first hundred is sent at once."""
 
     async def scenario(world: World) -> None:
         async with office(world) as made:
@@ -557,10 +573,219 @@ def test_calm_tenants_far_behind_are_looked_at_every_ten_seconds() -> None:
             assert len(said["rows"]) == len(said["order"]) == 300
             for number in range(300):
                 made.consumer.tenants.limit(f"t{number:03}", rate=50)
-            seen = [{row["n"] for row in msgspec.json.decode(await anext(looks))["rows"]} for _ in range(10)]
+            seen = [{row["n"] for row in msgspec.json.decode(await anext(looks))["rows"]} for _ in range(30)]
             await looks.aclose()
             assert {f"t{number:03}" for number in range(100)} <= seen[0]
-            assert len(seen[0]) < 170
+            assert len(seen[0]) == 107
             assert len(set[str]().union(*seen)) == sum(map(len, seen)) == 300
+
+    in_world(scenario)
+
+
+def test_a_tenant_that_waits_comes_to_the_front_and_is_sent_at_once() -> None:
+    """However many others are shown; the order of all of them is not sent again for it."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            for number in range(300):
+                made.consumer.tenants.limit(f"t{number:03}", rate=100)
+            looks = made.desk.watch(top=1_000)
+            await anext(looks)
+            world.send_orders(*map(str, range(8)), tenant="t250", seconds=3)
+            said: dict[str, Any] = {}
+            while "front" not in said:
+                said = msgspec.json.decode(await anext(looks))
+                assert "order" not in said
+            assert said["front"] == ["0:t250"]
+            [row] = [row for row in said["rows"] if row["n"] == "t250"]
+            assert (row["run"], row["wait"]) == (2, 6)
+            for _ in range(14):
+                said |= msgspec.json.decode(await anext(looks))
+            assert said["front"] == []
+            await looks.aclose()
+
+    in_world(scenario)
+
+
+def test_every_tenant_of_a_host_that_is_down_is_unavailable_with_the_cause() -> None:
+    """Also those that have not tried it themselves; and they are active again with it."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=20)
+        down = True
+
+        @asynccontextmanager
+        async def database(tenant: str) -> AsyncIterator[str]:
+            if down:
+                raise ConnectionRefusedError("connection refused")
+            yield tenant
+
+        pool = ResourcePool(database, host=lambda _: "db-1")
+        consumer = Consumer("orders", context=tenant_of, resources=pool, client=world.client)
+
+        @consumer.handler
+        async def handle(order: Order, ctx: MessageContext[str, str]) -> None: ...
+
+        desk = Desk([consumer])
+        tenants = "abcdefghijkl"
+        async with pool, consumer:
+            for tenant in tenants:
+                world.send_orders("1", "2", tenant=tenant)
+            await asyncio.sleep(20)
+            rows = desk.glance(top=100)["rows"]
+            assert [row.n for row in rows if row.s == "unavailable"] == list(tenants)
+            assert all("ConnectionRefusedError" in row.why for row in rows)
+            assert rows[-1].why == "host db-1 is down: could not be opened (ConnectionRefusedError: connection refused)"
+            down = False
+            await asyncio.sleep(30)
+            assert [row.s for row in desk.glance(top=100)["rows"]] == ["active"] * 12
+
+    in_world(scenario)
+
+
+def test_a_tenant_with_an_outage_is_shown_although_nothing_of_it_is_here() -> None:
+    """Its few receives have sent its message back to the queue for some time."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.down.add("acme")
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(2)
+            world.broker.purge("orders")
+            await asyncio.sleep(600)
+            assert made.consumer.statistics().held == 0
+            assert (await made.look())["acme"]["s"] == "unavailable"
+
+    in_world(scenario)
+
+
+def test_one_who_looks_again_and_again_finds_rates() -> None:
+    """As ``postroom status`` does; a quarter of a minute after the last look nothing is gathered."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            plain = len(list(made.consumer.settings.observers))
+            await made.look()
+            for number in range(20):
+                world.send_orders(str(number), tenant="acme", seconds=0.1)
+                await asyncio.sleep(0.5)
+            row = (await made.look())["acme"]
+            assert row["rate"] == pytest.approx(2, abs=0.3)  # although it has listened for ten seconds only
+            assert row["p50"] == pytest.approx(0.1, abs=0.02)
+            assert made.desk.viewers == 0
+            await asyncio.sleep(15.1)
+            assert len(list(made.consumer.settings.observers)) == plain
+            assert "rate" not in (await made.look())["acme"]
+
+    in_world(scenario)
+
+
+def test_a_tenant_with_a_limit_of_running_handlers_is_limited() -> None:
+    """As one with a limit of starts is."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.consumer.tenants.limit("acme", concurrency=1)
+            assert (await made.look())["acme"]["cl"] == 1
+
+    in_world(scenario)
+
+
+def test_a_new_viewer_of_many_tenants_gets_their_rows_a_thousand_at_a_time() -> None:
+    """All at once would block the event loop of the consumers; the order is there from the beginning."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            for number in range(2_600):
+                made.consumer.tenants.limit(f"t{number:04}", rate=100)
+            began = asyncio.get_running_loop().time()
+            looks = made.desk.watch(top=5_000)
+            said = [msgspec.json.decode(await anext(looks)) for _ in range(3)]
+            await looks.aclose()
+            assert len(said[0]["order"]) == 2_600
+            rows = [{row["n"] for row in each["rows"]} for each in said]
+            assert len(set[str]().union(*rows)) == 2_600
+            assert max(map(len, rows)) <= 1_200
+            assert asyncio.get_running_loop().time() - began < 0.5
+
+    in_world(scenario)
+
+
+def test_tenants_that_are_stopped_come_first_and_those_with_traffic_before_idle_ones() -> None:
+    """A thousand tenants with a limit do not hide the one that has messages."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            made.consumer.tenants.limit("a-limited", rate=100)
+            made.consumer.tenants.pause("z-paused", reason="x")
+            with watching(made.desk):
+                world.send_orders("1", tenant="busy")
+                await asyncio.sleep(1)
+                assert list(await made.look()) == ["z-paused", "busy", "a-limited"]
+
+    in_world(scenario)
+
+
+def test_a_consumer_of_several_queues_is_one_line_with_the_figures_of_all() -> None:
+    """A tenant has one row, whatever queues its messages are in; an action holds in all, by the name of any of them."""
+
+    async def scenario(world: World) -> None:
+        for name in ("orders", "invoices"):
+            world.create(name)
+        consumer = Consumer(
+            queues=["orders", "invoices"],
+            context=tenant_of,
+            client=world.client,
+            concurrency=Concurrency(total=4, per_tenant=3),
+        )
+
+        @consumer.handler
+        async def handle(order: Order, ctx: MessageContext[str, None]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        desk = Desk([consumer])
+        async with consumer:
+            for queue in ("orders", "invoices"):
+                for number in range(4):
+                    world.send({"order_id": str(number), "seconds": 30}, tenant="acme", queue=queue)
+            await asyncio.sleep(5)
+            said = desk.glance(top=10)
+            await asyncio.sleep(1)
+            said = desk.glance(top=10)
+            [row], [strip] = said["rows"], said["strips"]
+            assert (row.n, row.run, row.cap, row.wait + row.away) == ("acme", 3, 3, 5)
+            assert (strip["queue"], strip["queues"], strip["busy"], strip["slots"]) == ("orders, invoices", 2, 3, 4)
+            assert strip["visible"] + strip["in_flight"] == 8
+            assert strip["unreachable"] == []
+            assert desk.find("acme", "invoices") == desk.find("acme", None) == [(consumer, "acme")]
+            with pytest.raises(ConfigurationError, match="no consumer of queue 'nope'"):
+                desk.find("acme", "nope")
+            consumer.tenants.pause("acme", reason="x")
+            await asyncio.sleep(60)
+            [row] = desk.glance(top=10)["rows"]
+            assert (row.s, row.run) == ("paused", 0)
+
+    in_world(scenario)
+
+
+def test_queues_that_cannot_be_reached_are_named_above_the_rows() -> None:
+    """The others are consumed all the same."""
+
+    async def scenario(world: World) -> None:
+        world.create("orders")
+        consumer = Consumer(queues=lambda: ["orders", "missing"], context=tenant_of, client=world.client)
+
+        @consumer.handler
+        async def handle(order: Order, ctx: MessageContext[str, None]) -> None: ...
+
+        desk = Desk([consumer])
+        async with consumer:
+            await asyncio.sleep(1)
+            [strip] = desk.glance(top=10)["strips"]
+            assert strip["queues"] == 1
+            [why] = strip["unreachable"]
+            assert "missing" in why
+            text = render({"strips": [strip], "rows": [], "total": 0}, now=0.0)
+            assert "not reachable: missing" in text
 
     in_world(scenario)

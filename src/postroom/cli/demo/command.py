@@ -105,7 +105,7 @@ def demo(
         sys.exit(int(asyncio.run(noisy(seconds=seconds, flood=flood, port=console_port))))
     if dsn is not None and database == "sqlite":
         raise click.UsageError("--dsn goes with --database postgres")
-    log_to_stderr("DEBUG", stream=sys.stdout)
+    log_to_stderr("DEBUG", stream=sys.stdout, brief=["postroom.pool"])  # one of its databases is down: no news
     site = sqlite_databases() if dsn is None and database != "postgres" else postgres_databases(dsn)
     if endpoint_url is not None or queue is not None:
         code = asyncio.run(_consume_elsewhere(site, queue or QUEUE, endpoint_url))

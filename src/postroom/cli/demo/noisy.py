@@ -81,6 +81,9 @@ class Diary:
     sent: dict[str, list[str]] = field(default_factory=lambda: defaultdict[str, list[str]](list))
     waits: deque[tuple[float, float]] = field(default_factory=deque[tuple[float, float]])
     ghost_waits: deque[tuple[float, float]] = field(default_factory=deque[tuple[float, float]])
+    waiting: dict[str, float] = field(default_factory=dict[str, float])
+    """When each message of quiet tenants was sent that no handler has started yet."""
+    done: dict[str, set[str]] = field(default_factory=lambda: defaultdict[str, set[str]](set))
     ghost: FirstComeFirstServed = field(default_factory=FirstComeFirstServed)
     lines: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     """The worst waits second by second: ours, and the ghost's."""
@@ -96,27 +99,33 @@ class Diary:
         self.sent[tenant].append(order)
         start = self.ghost.sent(now)
         if tenant in QUIET:
+            self.waiting[order] = now
             self.ghost_waits.append((start, start - now))
         return {"id": order, "sent": now}
 
-    def started(self, tenant: str, sent: float) -> None:
+    def started(self, tenant: str, order: str, sent: float) -> None:
         """Note that a handler starts."""
-        if tenant in QUIET:
+        if self.waiting.pop(order, None) is not None and tenant in QUIET:
             now = self.now()
             self.waits.append((now, now - sent))
 
     def look(self) -> tuple[float, float]:
-        """Return p99 of the waits of quiet tenants in the last seconds: ours, and the ghost's."""
+        """Return p99 of the waits of quiet tenants in the last seconds: ours, and the ghost's.
+
+        A message that still waits counts with its wait so far.
+        """
         now = self.now()
-        pair = _p99(self.waits, now), _p99(self.ghost_waits, now)
+        here = [now - sent for sent in self.waiting.values()]
+        there = [now - (start - wait) for start, wait in self.ghost_waits if start > now]
+        pair = _p99(self.waits, now, here), _p99(self.ghost_waits, now, there)
         self.lines.append(pair)
         return pair
 
 
-def _p99(waits: deque[tuple[float, float]], now: float) -> float:
+def _p99(waits: deque[tuple[float, float]], now: float, so_far: list[float]) -> float:
     while waits and waits[0][0] < now - _WINDOW:
         waits.popleft()
-    seen = sorted(wait for start, wait in waits if start <= now)
+    seen = sorted([*(wait for start, wait in waits if start <= now), *so_far])
     return seen[round((len(seen) - 1) * 0.99)] if seen else 0.0
 
 
@@ -213,10 +222,11 @@ def _consumer(dsns: Mapping[str, str], client: Any, diary: Diary) -> "Consumer[s
 
     @orders.handler
     async def handle(order: dict[str, Any], ctx: MessageContext[str, Any]) -> None:
-        diary.started(ctx.context, order["sent"])
+        diary.started(ctx.context, order["id"], order["sent"])
         await asyncio.sleep(SECONDS)
         insert = "INSERT INTO orders (id, tenant) VALUES ($1, $2) ON CONFLICT DO NOTHING"
         await ctx.resources.execute(insert, order["id"], ctx.context)
+        diary.done[ctx.context].add(order["id"])
 
     return orders
 
@@ -226,6 +236,7 @@ def _consumer(dsns: Mapping[str, str], client: Any, diary: Diary) -> "Consumer[s
 
 async def _play(stage: _Stage, *, seconds: float, flood: int) -> None:
     flow = asyncio.create_task(_flow(stage, seconds), name="postroom-demo-flow")
+    errands = [flow]
     try:
         await asyncio.sleep(seconds * _FLOOD_AT)
         stage.news = f"{FLOODS} floods: {flood:,} messages at once"
@@ -238,12 +249,22 @@ async def _play(stage: _Stage, *, seconds: float, flood: int) -> None:
         await asyncio.to_thread(stage.other.kill)
         await asyncio.sleep(seconds * (_RESTART_AT - _KILL_AT))
         await asyncio.to_thread(stage.other.restart)
-        stage.news, stage.down = f"the PostgreSQL of {BREAKS} is back", False
+        stage.news, stage.down = f"the PostgreSQL of {BREAKS} is back; the next try will find out", False
+        errands.append(asyncio.create_task(_recovery(stage), name="postroom-demo-recovery"))
         await flow
         stage.news = "nothing more is sent; the rest is worked off"
     finally:
-        flow.cancel()
-        await asyncio.wait([flow])
+        for errand in errands:
+            errand.cancel()
+        await asyncio.wait(errands)
+
+
+async def _recovery(stage: _Stage) -> None:
+    """Tell when the tenant runs again, and when what it held is done."""
+    began = stage.diary.now()
+    while stage.consumer.tenants[BREAKS].state != "active":  # noqa: ASYNC110 - the consumer tells when it is asked
+        await asyncio.sleep(0.2)
+    stage.news = f"{BREAKS} runs again, {stage.diary.now() - began:.1f} s after it came back; what it held drains"
 
 
 async def _flow(stage: _Stage, seconds: float) -> None:
@@ -298,12 +319,12 @@ async def _show(stage: _Stage) -> None:
 
 
 def _rows(stage: _Stage) -> list[tuple[str, str, int, int, int]]:
-    """Return each tenant's state, what runs, what waits here, and what was sent."""
+    """Return each tenant's state, what runs, what is not done yet, and what was sent."""
     rows: list[tuple[str, str, int, int, int]] = []
     for tenant in TENANTS:
         status = stage.consumer.tenants[tenant]
         sent = len(stage.diary.sent[tenant])
-        rows.append((tenant, str(status.state), status.running, status.waiting + status.suspended, sent))
+        rows.append((tenant, str(status.state), status.running, sent - len(stage.diary.done[tenant]), sent))
     return rows
 
 
@@ -320,16 +341,16 @@ def picture(diary: Diary, rows: list[tuple[str, str, int, int, int]], news: str,
         f"  postroom                 {_line([ours for ours, _ in lines], top, width)} {_shown(ours)}",
         f"  first come, first served {_line([ghost for _, ghost in lines], top, width)} {_shown(ghost)}",
         "",
-        f"  {'tenant':<10} {'state':<12} {'running':>8} {'waiting':>8} {'sent':>8}",
+        f"  {'tenant':<10} {'state':<12} {'running':>8} {'to do':>8} {'sent':>8}",
     ]
-    for tenant, state, running, waiting, sent in rows:
-        line = f"  {tenant:<10} {state:<12} {running:>8} {waiting:>8} {sent:>8,}"
+    for tenant, state, running, left, sent in rows:
+        line = f"  {tenant:<10} {state:<12} {running:>8} {left:>8,} {sent:>8,}"
         text.append(click.style(line, fg="red") if state == "unavailable" else line)
     return "\n".join([*text, ""])
 
 
 def _line(values: list[float], top: float, width: int) -> str:
-    return "".join(_BLOCKS[min(8, round(value / top * 8))] for value in values).ljust(width)
+    return "".join(_BLOCKS[max(value > 0, min(8, round(value / top * 8)))] for value in values).ljust(width)
 
 
 def _shown(seconds: float) -> str:
