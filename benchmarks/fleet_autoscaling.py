@@ -95,7 +95,7 @@ def by_depth(world: _World) -> int:
 
 
 def by_what_is_felt(world: _World) -> int:
-    """Ask for half as many more where slots are full and a tenant within its share waits; for fewer where they are idle."""
+    """Ask for half as many more where slots are full and a tenant within its share waits; for fewer if idle."""
     said = [consumer.statistics() for consumer in world.replicas]
     busy = sum(each.utilisation for each in said) / len(said)
     waits = max(each.oldest_wait_within_share for each in said)
