@@ -100,6 +100,7 @@ mutants: $(STAMP)  ## plant defects in the consumer and its core and see that ea
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.many_queues
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.fleet.whole_mutants
 
 fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes for each of five, two at a time
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz

@@ -95,12 +95,12 @@ def by_depth(world: _World) -> int:
 
 
 def by_what_is_felt(world: _World) -> int:
-    """Ask for twice as many where slots are full and a tenant within its share waits; for fewer where they are idle."""
+    """Ask for half as many more where slots are full and a tenant within its share waits; for fewer if idle."""
     said = [consumer.statistics() for consumer in world.replicas]
     busy = sum(each.utilisation for each in said) / len(said)
     waits = max(each.oldest_wait_within_share for each in said)
     if busy > 0.8 and waits > 1.0:
-        return 2 * len(said)
+        return len(said) + max(1, len(said) // 2)
     return len(said) - 1 if busy < 0.4 else len(said)
 
 
@@ -145,7 +145,7 @@ def _send(broker: LocalBroker, tenant: str, now: float) -> None:
 
 def autoscaling() -> None:
     """Print what each signal costs, and what quiet tenants wait."""
-    print("| scaled on | replica-hours | most replicas | quiet p50 | quiet p99 | longest | noisy messages handled |")
+    print("| scaled on | replica-hours | most replicas | quiet p50 | quiet p99 | longest | noisy messages |")
     print("|---|---|---|---|---|---|---|")
     policies = {
         "nothing: 2 replicas": not_at_all,

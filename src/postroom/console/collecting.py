@@ -221,6 +221,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     """Its own limit of starts per second."""
     cl: int | None = None
     """Its own limit of running handlers."""
+    fl: tuple[int, int] | None = None
+    """What it may run here of what it may run in the whole fleet, where that is limited."""
     wait: int = 0
     held: int = 0
     away: int = 0

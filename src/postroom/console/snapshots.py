@@ -60,6 +60,10 @@ class Snapshot:
             _add_tally(row, tally, collector)
         if consumer.pool is not None:
             row.pool = consumer.pool.leases_of(key)
+        if consumer.settings.fleet is not None:
+            slots = consumer.tenants[key].fleet
+            if slots is not None and slots.cap is not None:
+                row.fl = (slots.slots or 0, slots.cap)
         return row
 
     def _add_state(self, row: Row, consumer: Consumer[Any, Any], key: Hashable) -> None:
