@@ -87,8 +87,9 @@ outages: $(STAMP)  ## 100 databases, every adapter, outages of each kind: what i
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -m "long or not long" -s tests/integration/faults/test_endurance.py
 
-fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store, counted by databases; then the costs
-	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -m "long or not long" -s tests/integration/fleet
+fleet: $(STAMP)  ## eight real replicas, 100,000 starts judged by the databases; ARGS="--starts 0 --minutes 3 --tally FILE" for a piece
+	PYTHONPATH=tests $(RUN)python -m integration.fleet.trial --starts 100000 $(ARGS)
+	PYTHONPATH=tests $(RUN)python -m integration.fleet.trial --scenes gone --minutes 1.5 $(ARGS)
 	$(RUN)python -m benchmarks.fleet
 
 service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13: types, SIGTERM, traces, checks (five minutes)

@@ -30,6 +30,15 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
         return
 
 
+def check_plain(what: str, call: str, value: object, *, arguments: int = 1) -> None:
+    """Refuse what is no plain function: what an ``async def`` makes would not be awaited. As ``check_function``."""
+    check_function(what, call, value, arguments=arguments)
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None)):  # noqa: B004
+        raise ConfigurationError(
+            f"{what}: {shown(value)} is async: it is called, not awaited; write it as a plain `def`"
+        )
+
+
 def check_optional(what: str, call: str, value: object, *, arguments: int = 1) -> None:
     """Refuse what is neither None nor a function; as ``check_function``."""
     if value is not None:
@@ -42,7 +51,7 @@ def check_choice(what: str, call: str, value: object, *, arguments: int = 1) -> 
         return
     if not callable(value):
         raise ConfigurationError(f"{what} takes a mapping by tenant or a function of it; got {shown(value)}")
-    check_function(what, call, value, arguments=arguments)
+    check_plain(what, call, value, arguments=arguments)
 
 
 def check_flag(what: str, value: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
 import msgspec
 
-from postroom.checking import check_choice, check_flag, check_function, check_optional
+from postroom.checking import check_choice, check_flag, check_plain, shown
 from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step, about
@@ -62,8 +62,8 @@ def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], defau
         return default
     if isinstance(value, kind):
         return cast("T", value)
-    text = "A policy function returned %r for message %s; the default applies"
-    _log.error(text, value, call.message.id, extra=about(call))
+    text = "A policy function returned %s for message %s of tenant %s; the default applies"
+    _log.error(text, shown(value), call.message.id, display_key(call.tenant), extra=about(call))
     return default
 
 
@@ -136,7 +136,7 @@ class Concurrency:
             value = getattr(self, name)
             check_choice(f"Concurrency({name}=...)", "(tenant) -> number or None", value)
         if callable(self.handler_timeout):
-            check_function("Concurrency(handler_timeout=...)", "(Call) -> seconds or None", self.handler_timeout)
+            check_plain("Concurrency(handler_timeout=...)", "(Call) -> seconds or None", self.handler_timeout)
         elif self.handler_timeout is not None:
             check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
         check_seconds("Concurrency", "resolver_timeout", self.resolver_timeout, least=0.001)
@@ -263,7 +263,8 @@ class RetryPolicy:
             _is_number(self.jitter) and 0 <= self.jitter <= 1,
             f"RetryPolicy(jitter=...) takes a part from 0 to 1; got {self.jitter!r}",
         )
-        check_optional("RetryPolicy(delay=...)", "(message, error) -> seconds", self.delay, arguments=2)
+        if self.delay is not None:
+            check_plain("RetryPolicy(delay=...)", "(message, error) -> seconds", self.delay, arguments=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,7 +417,7 @@ class PoolLimits:
     def __post_init__(self) -> None:
         check_count("PoolLimits", "budget", self.budget)
         if callable(self.per_host):
-            check_function("PoolLimits(per_host=...)", "(host) -> number or None", self.per_host)
+            check_plain("PoolLimits(per_host=...)", "(host) -> number or None", self.per_host)
         elif self.per_host is not None and not isinstance(self.per_host, Mapping):
             limit = "or a mapping by host, or a function of it"
             check_count("PoolLimits", "per_host", self.per_host, most=self.budget, limit=limit)

@@ -251,10 +251,12 @@ class _View:
         self._turn += 1
         front, behind = ranking.first(top=self._top, search=self._search)
         shown = [*front, *behind]
-        known = self._rows
-        changed: list[Row] = []
         ids = [entry.id for entry in front]
         moved = ids != self._front or ranking.version != self._version
+        if moved:  # a page may have forgotten what it does not show: a tenant that comes back is sent again
+            self._rows = {entry.id: self._rows[entry.id] for entry in shown if entry.id in self._rows}
+        known = self._rows
+        changed: list[Row] = []
         for entry in self._due(shown, ranking, moved=moved):
             row = snapshot.row(entry.number, entry.key)
             if row != known.get(entry.id):
@@ -266,8 +268,6 @@ class _View:
         if ranking.version != self._version:
             self._version = ranking.version
             said["order"] = ranking.ids(top=self._top, search=self._search)
-            if len(known) > 2 * len(shown) + _REMEMBER:
-                self._rows = {entry.id: known[entry.id] for entry in shown}
         self._look = ranking.look
         return said
 

@@ -42,7 +42,7 @@ class Ranking:
         self.version: int = 0
         """Changes whenever ``everyone`` does."""
         self.front: list[Entry] = []
-        """Tenants with a message that waits for over a second, the longest wait first; then others that are held."""
+        """Tenants with a message that waits for more than a second, the longest wait first; then held ones."""
         self.look: int = 0
         self.touched: dict[str, int] = {}
         """By id the last look at which something of a tenant was here, was decided, or happened."""

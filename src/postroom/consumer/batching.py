@@ -175,6 +175,10 @@ class BatchHandler:
         if member.error is not None:
             raise member.error
 
+    def check_slots(self, concurrency: Concurrency, *, shared: bool) -> None:
+        """Refuse a ``Concurrency`` that is too small for the batches. Raises ``ConfigurationError``."""
+        check_batch(self._size, self._wait, concurrency, shared=shared)
+
     def hurry(self) -> None:
         """Hand over what is collected, and from now on let no message wait for others: the consumer stops."""
         self._hurried = True

@@ -305,9 +305,11 @@ class Consumer(Generic[C, R]):
         ended. A later start has the new numbers too.
 
         Raises:
-            ConfigurationError: it is not a ``Concurrency``.
+            ConfigurationError: it is not a ``Concurrency``, or leaves a batch handler too few slots for its size.
         """
         checked = _checked("concurrency", concurrency, Concurrency)
+        if isinstance(self._handler, BatchHandler):
+            self._handler.check_slots(checked, shared=self._settings.resolver is not None)
         if self._run is not None:
             self._run.adjust(checked)
         self._settings = dataclasses.replace(self._settings, concurrency=checked)

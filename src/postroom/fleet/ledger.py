@@ -17,6 +17,7 @@ from postroom.fleet.names import name_or_none
 from postroom.fleet.options import Fleet
 from postroom.fleet.protocol import Answer, Ask, Grant, Request
 from postroom.scheduling import Bound
+from postroom.tasks import ends_the_program
 
 UNLIMITED: Final = 1_000_000
 """The cap of a tenant that has none."""
@@ -191,7 +192,9 @@ class Ledger:
         if self._overrides is not None:
             try:
                 chosen = self._overrides(tenant)
-            except Exception:  # a choice that fails is the default, as with ``Concurrency(overrides=)``
+            except BaseException as error:  # a choice that fails is the default, as with ``Concurrency(overrides=)``
+                if ends_the_program(error):
+                    raise
                 chosen = None
         return chosen if isinstance(chosen, int) and chosen > 0 else self.fleet.per_tenant
 

@@ -115,7 +115,18 @@ async def test_it_loads_updates_acts_and_shows_errors(tmp_path: Path) -> None:
         await page.until("document.activeElement === $('search')")
         await page.press("z")
         await page.until(f"{names()} === 'zeta'")
-        # What the browser itself logs of the two refused requests is all that may be there.
+
+        await page.resize(390, 844, phone=True)
+        await page.js("$('search').value = ''; $('search').dispatchEvent(new Event('input'))")
+        await page.until("document.querySelector('.row.paused:not([hidden]) .err')?.checkVisibility()")
+        await page.press("Escape")
+        await page.js("document.querySelector('.row.paused').click(); $('reason').value = 'wrong on purpose'")
+        await page.js("$('to').value = 'nowhere'; document.querySelector('[data-action=divert]').click()")
+        await page.until("!$('error').hidden && $('error').textContent.includes('nowhere')")
+        box = await page.js("(({top, bottom}) => [top, bottom])($('error').getBoundingClientRect())")
+        assert 0 <= box[0] < box[1] <= 844  # in sight, without scrolling
+        assert await page.js("!document.querySelector('[data-action=divert]').disabled")
+        # What the browser itself logs of the refused requests is all that may be there.
         assert all("400" in problem for problem in page.problems), page.problems
 
 

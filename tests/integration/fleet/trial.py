@@ -77,17 +77,15 @@ class Tally(msgspec.Struct):
 
 
 async def piece(plan: Plan, where: Where, tally: Tally, options: argparse.Namespace) -> None:
-    """Run one piece: scene after scene, as long as there is time."""
-    seed = options.seed + tally.pieces
+    """Run one piece: scene after scene, as long as there is time; without minutes, what there is to do."""
+    names, seed = options.scenes.split(","), options.seed + tally.pieces
     rng, times, wrong, began = Random(seed), Times(), list[str](), time.monotonic()
     async with site(plan, where) as here:
         judge = Judge(here)
         await judge.look()
         print(f"{plan.replicas} replicas work: {time.monotonic() - began:.1f} s, {judge.starts:,} starts", flush=True)
-        while time.monotonic() < began + options.minutes * 60:
-            if not tally.todo:
-                tally.todo = options.scenes.split(",")
-                rng.shuffle(tally.todo)
+        while time.monotonic() < began + options.minutes * 60 or (tally.todo and not options.minutes):
+            tally.todo = tally.todo or rng.sample(names, len(names))
             name = tally.todo.pop()
             since, before, over, above = time.monotonic(), judge.starts, len(judge.over), judge.excess.total()
             try:

@@ -95,6 +95,8 @@ class Process:
         """Whether it is cancelled more than once, which ends its handlers at once."""
         self.stubborn = False
         """Whether a handler went on although it was cancelled: a stop does not wait for that forever."""
+        self.lingered = 0.0
+        """Seconds after its end for which its pool was closed behind such a handler."""
         self.disturbed = False
         """Whether its calls may have failed: what it could not send, it cannot be blamed for."""
         self.pool: ResourcePool[Tenant, TenantDatabase] | None = None

@@ -176,7 +176,18 @@ class Simulation:
         elif cancel is None and process.main.exception() is not None:
             self.history.broken("fatal", f"{process.name} ended with {process.main.exception()!r}")
         await self.loop.settled()
+        await self._let_the_pool_close(process)
         self.verdicts.check_stopped(process, began)
+
+    async def _let_the_pool_close(self, process: Process) -> None:
+        """Wait for a close that was cancelled: it goes on behind a handler that does not end, until its grace is over.
+
+        The pool says so of ``aclose``. Without such a handler nothing is leased, and all of it has to be closed now.
+        """
+        if process.pressed and process.stubborn and process.pool is not None and process.pool.statistics().leased:
+            process.lingered = self.plan.timeouts.close
+            await asyncio.sleep(process.lingered)
+            await self.loop.settled()
 
     async def _cancel(self, main: "asyncio.Task[None]", how: str) -> None:
         """Cancel a process's main task: once, some times, or as anyio does, until the scope is left."""

@@ -42,7 +42,7 @@ class Verdicts:
         self._check_statistics(process)
         options = self.plan.options["shutdown"]
         budget = options.poll + options.drain + options.cancel + options.flush + options.close + 0.5
-        took = self._now() - began - self.shared.blocked_since(began)
+        took = self._now() - began - process.lingered - self.shared.blocked_since(began)
         if took > budget + process.frozen:
             self.history.broken("stop", f"{process.name} took {took:.3f} s to stop, more than {budget:g}")
         if not process.disturbed:

@@ -62,7 +62,7 @@ class Whole:
         self.ended: list[Process] = []
         self.decided: dict[str, _Known] = {}
         self.wanted: dict[str, tuple[Process, float]] = {}
-        """By whom, and when, each of them was decided last."""
+        """By which replica, and when, each of them was decided last."""
         self.lost_at = -100.0
         self.disturbed_at = 0.0
         self.turns: dict[str, tuple[Link, float]] = {}

@@ -789,3 +789,23 @@ def test_queues_that_cannot_be_reached_are_named_above_the_rows() -> None:
             assert "not reachable: missing" in text
 
     in_world(scenario)
+
+
+def test_a_tenant_that_comes_back_into_view_is_sent_again() -> None:
+    """A page forgets what it does not show."""
+
+    async def scenario(world: World) -> None:
+        async with office(world) as made:
+            for name in ("b", "c"):
+                made.consumer.tenants.pause(name, reason="x")
+            looks = made.desk.watch(top=2)
+            await anext(looks)
+            made.consumer.tenants.pause("a", reason="x")
+            said = msgspec.json.decode(await anext(looks))
+            assert (said["order"], [row["n"] for row in said["rows"]]) == (["0:a", "0:b"], ["a"])
+            made.consumer.tenants.resume("a")
+            said = msgspec.json.decode(await anext(looks))
+            assert (said["order"], [row["n"] for row in said["rows"]]) == (["0:b", "0:c"], ["c"])
+            await looks.aclose()
+
+    in_world(scenario)

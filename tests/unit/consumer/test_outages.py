@@ -218,7 +218,7 @@ def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
             await asyncio.sleep(3)
             failed = scene.orders.statistics().failed
             world.broker.purge("orders")
-        return [name for name, _ in scene.done], failed["ResourceError"]
+        return [name for name, _ in scene.done], failed["ResourceOpenError"]
 
     done, failed = in_world(scenario)
     assert done == ["well-1"]
