@@ -6,6 +6,10 @@ STAMP := .uv/installed
 RUN := $(VENV)/bin/
 ARGS ?=
 KIND ?= consumer
+# Compiled modules are kept: without them every process of the tests compiles the libraries again.
+export PYTHONDONTWRITEBYTECODE :=
+# As pip does: a company's proxy often has a certificate that only the system knows.
+export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
@@ -34,7 +38,7 @@ example: $(STAMP)  ## run an example; NAME=fifo, or another directory of example
 	esac
 
 test: $(STAMP)  ## run the test suite
-	$(RUN)pytest -n 2 --dist loadgroup $(ARGS)
+	$(RUN)pytest -n 4 --dist loadgroup $(ARGS)
 
 long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
 	$(RUN)pytest -m long $(ARGS)
@@ -83,8 +87,9 @@ outages: $(STAMP)  ## 100 databases, every adapter, outages of each kind: what i
 endurance: $(STAMP)  ## ten minutes at full load: descriptors, memory and the server's own count stay flat
 	POSTROOM_MINUTES=10 $(RUN)pytest -m "long or not long" -s tests/integration/faults/test_endurance.py
 
-fleet: $(STAMP)  ## eight real replicas through kills, freezes and a lost store, counted by databases; then the costs
-	POSTROOM_FLEET_REPLICAS=8 POSTROOM_FLEET_ROUNDS=20 $(RUN)pytest -m "long or not long" -s tests/integration/fleet
+fleet: $(STAMP)  ## eight real replicas, 100,000 starts judged by the databases; ARGS="--starts 0 --minutes 3 --tally FILE" for a piece
+	PYTHONPATH=tests $(RUN)python -m integration.fleet.trial --starts 100000 $(ARGS)
+	PYTHONPATH=tests $(RUN)python -m integration.fleet.trial --scenes gone --minutes 1.5 $(ARGS)
 	$(RUN)python -m benchmarks.fleet
 
 service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13: types, SIGTERM, traces, checks (five minutes)
@@ -95,6 +100,7 @@ mutants: $(STAMP)  ## plant defects in the consumer and its core and see that ea
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.many_queues
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
+	PYTHONPATH=tests $(RUN)python -m simulation.fleet.whole_mutants
 
 fuzz: $(STAMP)  ## fuzz what reads other people's bytes, ten minutes for each of five, two at a time
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group fuzz
@@ -109,7 +115,7 @@ docs: $(STAMP)  ## run the documents' code and check their links
 site: $(STAMP)  ## build the documentation site into build/site, every link checked
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --frozen --quiet --inexact --group docs
 	$(RUN)python tools/reference.py
-	$(RUN)zensical build --strict
+	$(RUN)python tools/site.py
 
 package: $(STAMP)  ## build sdist and wheel, and check what a stranger gets; ARGS="--against v0.1.0"
 	$(RUN)python tools/package.py $(ARGS)

@@ -203,7 +203,7 @@ def observe(server: ThreadedServer, peer: Peer, scenario: str) -> str:
 def main() -> None:
     """Run every peer through every scenario; only the first is about speed, so the others run side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="consumers whose names begin so, separated by commas")
+    parser.add_argument("--only", default="", help="beginnings of the names of consumers, separated by commas")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     if shutil.which("kill") is None or os.name != "posix":

@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each consumer; medians are shown")
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer messages per run")
     parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--only", default="", help="consumers whose names begin so, separated by commas")
+    parser.add_argument("--only", default="", help="beginnings of the names of consumers, separated by commas")
     parser.add_argument("--transport", choices=("all", "plain", "tls", "emulator"), default="all")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="show the table after every round")

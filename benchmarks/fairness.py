@@ -16,8 +16,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from math import log10
 from pathlib import Path
 from random import Random
@@ -34,7 +35,7 @@ TARGETS = {0.0: 1.10, 2.0: 1.5, 10.0: 3.0}
 HANDLERS = {0.02: 4000.0, 0.5: 1000.0}
 """Nominal handler seconds of noisy tenants, and the messages per second that they send per consumer."""
 FIRST = 21
-"""The first seed that is reported. Nobody looked at them while the consumer's constants were chosen."""
+"""The first seed that is reported. No one looked at them while the consumer's constants were chosen."""
 FEW = 3
 """Seeds of the comparisons with other policies and of the noise that begins with the consumer."""
 
@@ -226,19 +227,25 @@ def kept(path: Path | None) -> list[Cell]:
 def run(todo: list[Case], *, jobs: int, minutes: float, keep: TextIO | None) -> Iterator[Cell]:
     """Measure the cases side by side for so long, and tell on stderr how far it is."""
     began = time.monotonic()
+    left = iter(todo)
+    done = 0
     with ProcessPoolExecutor(jobs) as pool:
-        futures = [pool.submit(measure, case) for case in todo] if minutes > 0 else []
-        for done, future in enumerate(as_completed(futures), 1):
-            if future.cancelled():
-                continue
-            if time.monotonic() - began > 60 * minutes:
-                pool.shutdown(wait=False, cancel_futures=True)
-            cell = future.result()
-            if keep is not None:
-                keep.write(json.dumps(asdict(cell)) + "\n")
-                keep.flush()
-            print(f"\r{done} of {len(todo)} cases, {time.monotonic() - began:.0f} s ", end="", file=sys.stderr)
-            yield cell
+        running: set[Future[Cell]] = set()
+        while True:
+            # Handed over as they are needed: a future that shutdown() cancels is never reported to who waits for it.
+            if time.monotonic() - began < 60 * minutes:
+                running |= {pool.submit(measure, case) for case in islice(left, jobs - len(running))}
+            if not running:
+                break
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                cell = future.result()
+                done += 1
+                if keep is not None:
+                    keep.write(json.dumps(asdict(cell)) + "\n")
+                    keep.flush()
+                print(f"\r{done} of {len(todo)} cases, {time.monotonic() - began:.0f} s ", end="", file=sys.stderr)
+                yield cell
     print(file=sys.stderr)
 
 
@@ -259,7 +266,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="report what was measured by then")
     parser.add_argument("--quick", action="store_true", help="one consumer and three seeds")
     parser.add_argument("--keep", type=Path, help="a file of what is measured: what it has is not measured again")
-    parser.add_argument("--write", type=Path, help="the folder of fairness.md, whose tables are replaced")
+    parser.add_argument("--write", type=Path, help="the folder of fairness.md; its tables are replaced")
     arguments = parser.parse_args()
     seeds = min(arguments.seeds, FEW) if arguments.quick else arguments.seeds
     wanted = cases(seeds, consumers=(1,) if arguments.quick else (1, 4))

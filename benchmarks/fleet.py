@@ -12,6 +12,8 @@ import statistics
 import time
 from collections import defaultdict
 
+from benchmarks.fleet_autoscaling import autoscaling
+from benchmarks.fleet_scale import scale
 from benchmarks.pipeline import Order, PreparedClient, PreparedQueue, Tenant, database
 
 from postroom import Concurrency, Consumer, Fleet, Message, MessageContext, Polling, PoolLimits, ResourcePool
@@ -172,7 +174,8 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=50_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 4, 16])
-    parser.add_argument("--only", choices=["cpu", "store", "waits"], default=None)
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each row of --only scale")
+    parser.add_argument("--only", choices=["cpu", "store", "waits", "scale", "autoscaling"], default=None)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     with ValkeyServer() as server:
@@ -183,8 +186,12 @@ def main() -> None:
             print("one exchange for all tenants of a replica:")
             for replicas, tenants in ((1, 100), (16, 100), (100, 100), (16, 1_000), (100, 1_000)):
                 asyncio.run(store_cost(server, replicas, tenants))
+        if options.only == "scale":
+            scale(server, [100], options.seconds)
     if options.only in {None, "waits"}:
         quiet_waits(options.replicas)
+    if options.only == "autoscaling":
+        autoscaling()
 
 
 if __name__ == "__main__":

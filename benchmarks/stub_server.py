@@ -5,8 +5,8 @@ It speaks the AWS JSON 1.0 protocol over HTTP/1.1, plain and TLS, and stores not
 * queue ``bench``: every receive answers ten messages at once, every batch succeeds
 * queue ``idle``: a receive is held for as long as it asks for and then finds nothing; batches succeed at once
 * queue ``run-NAME-NUMBER``: hands out so many messages (a multiple of ten), each with an id and a receipt handle of its
-  own, and is empty then; it counts calls, and times every message from the answer that brings it to its delete. One
-  whose visibility timeout is set to 0 comes once more; that is all it knows of visibility
+  own, and is empty then; it counts calls, and times every message from the answer that brings it to its delete. A
+  message comes once more when its visibility timeout is set to 0; that is all it knows of visibility
 * queue ``task-NAME-NUMBER``: the same, with bodies in the envelope of taskiq
 
 Run it (``python benchmarks/stub_server.py``) and it prints one line of JSON with its ports and its certificate; it
@@ -129,7 +129,7 @@ class Run:
         return self._answer.replace(PLACE, b"%012d" % number)
 
     def change_visibility(self, body: bytes) -> None:
-        """Let those messages be received once more whose visibility timeout becomes 0."""
+        """Let messages be received once more when their visibility timeout becomes 0."""
         messages: list[dict[str, Any]] = json.loads(self._answer.partition(b"\r\n\r\n")[2])["Messages"]
         again: list[dict[str, Any]] = []
         for entry in json.loads(body)["Entries"]:

@@ -17,7 +17,7 @@ from postroom import AwsClient, Concurrency, Consumer, MessageContext, Shutdown,
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose message it is: from the message attributes."""
+    """The tenant of a message: from the message attributes."""
 
     tenant_id: str
     region: str

@@ -1,9 +1,11 @@
 """Checks of arguments that every layer shares. Each refusal names the argument and says what to write."""
 
 import inspect
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
+from postroom.display import hide_passwords
 from postroom.errors import ConfigurationError
 
 
@@ -26,6 +28,72 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
         raise ConfigurationError(f"{what} cannot be called as {call}, by position: {error}") from None
     except ValueError:  # written in C: it shows no parameters
         return
+
+
+def check_plain(what: str, call: str, value: object, *, arguments: int = 1) -> None:
+    """Refuse what is no plain function: what an ``async def`` makes would not be awaited. As ``check_function``."""
+    check_function(what, call, value, arguments=arguments)
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None)):  # noqa: B004
+        raise ConfigurationError(
+            f"{what}: {shown(value)} is async: it is called, not awaited; write it as a plain `def`"
+        )
+
+
+def check_optional(what: str, call: str, value: object, *, arguments: int = 1) -> None:
+    """Refuse what is neither None nor a function; as ``check_function``."""
+    if value is not None:
+        check_function(what, call, value, arguments=arguments)
+
+
+def check_choice(what: str, call: str, value: object, *, arguments: int = 1) -> None:
+    """Refuse what is neither None nor a mapping nor a function; as ``check_function``."""
+    if value is None or isinstance(value, Mapping):
+        return
+    if not callable(value):
+        raise ConfigurationError(f"{what} takes a mapping by tenant or a function of it; got {shown(value)}")
+    check_plain(what, call, value, arguments=arguments)
+
+
+def check_flag(what: str, value: object) -> None:
+    """Refuse what is neither True nor False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{what} takes True or False; got {shown(value)}")
+
+
+def check_queue(what: str, name: object) -> None:
+    """Refuse what cannot be the name, URL or ARN of a queue; and a URL with a password, which logs would show."""
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError(f"{what} takes the name, URL or ARN of a queue; got {name!r}")
+    if hide_passwords(name) != name:
+        text = f"{what} takes a URL without user and password: SQS asks for credentials of AWS, which the client has"
+        raise ConfigurationError(f"{text}; got {name!r}")
+
+
+def check_path(what: str, value: object, example: str) -> None:
+    """Refuse what is no path of a file. ``example`` is what to write: ``Journal("redrive.jsonl")``."""
+    if not isinstance(value, str | os.PathLike) or not str(cast("object", value)):
+        raise ConfigurationError(f"{what} takes a file: write {example}; got {shown(cast('object', value))}")
+
+
+def check_number(what: str, value: object) -> None:
+    """Refuse what is no number, or none that can be compared."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124 - not a number
+        raise ConfigurationError(f"{what} takes a number; got {shown(value)}")
+
+
+def check_text(what: str, value: object, example: str) -> None:
+    """Refuse what is no text, or an empty one. ``example`` is what to write: ``"eu-west-1"``."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{what} takes a text: write {example}; got {shown(value) if value else repr(value)}")
+
+
+def check_options(what: str, value: object, example: str) -> None:
+    """Refuse what is neither None nor a mapping by name. ``example`` is what to write: ``options={"x": 1}``."""
+    if value is None:
+        return
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", value)):
+        return
+    raise ConfigurationError(f"{what} takes a mapping by name: write {example}; got {shown(cast('object', value))}")
 
 
 def check_kind(what: str, value: object, kind: type, example: str) -> None:

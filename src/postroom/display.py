@@ -5,6 +5,7 @@ import datetime as dt
 import decimal
 import enum
 import pathlib
+import re
 import unicodedata
 import uuid
 from typing import Any, Final, cast
@@ -14,7 +15,13 @@ _SHOWN_AS_TEXT: Final = (
     type(None),
 )  # fmt: skip
 _LONGEST: Final = 200
+_PASSWORD: Final = re.compile(r"(?<![\w+.-])([\w+.-]{1,40}://[^\s:/?#@]*:)[^\s/?#@]*(?=@)")
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text without the passwords of URLs in it."""
+    return _PASSWORD.sub(r"\g<1>***", text) if "://" in text else text
 
 
 def field_names(kind: type[Any]) -> tuple[str, ...]:

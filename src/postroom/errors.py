@@ -32,13 +32,21 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from postroom.display import hide_passwords
+
 
 class PostroomError(Exception):
     """The base of every error of postroom."""
 
 
 class ConfigurationError(PostroomError, ValueError):
-    """An option, or a combination of options, cannot work. The text says what to change."""
+    """An option, or a combination of options, cannot work. The text says what to change.
+
+    It quotes what was given; the password of a URL is left out.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(hide_passwords(each) if isinstance(each, str) else each for each in arguments))
 
 
 class MessageError(PostroomError):

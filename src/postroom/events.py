@@ -192,7 +192,7 @@ class FleetUnreachable(Event, frozen=True):
     """The store of a fleet cannot be reached. What is held lasts for ``seconds`` more, then the fallback applies."""
 
     fleet: str
-    error: Exception
+    error: BaseException
     seconds: float
 
 

@@ -5,6 +5,7 @@ formatters, filters and log stores. An attribute that the application's own reco
 application's.
 """
 
+import inspect
 import logging
 import sys
 from collections.abc import Hashable, Mapping
@@ -141,12 +142,8 @@ class Log(_Adapter):
         Not by ``extra`` of the logger itself: that raises for a name which the application's record factory has set.
         """
         logger = self.logger
-        caller = sys._getframe()  # noqa: SLF001 - as logging does
-        # Not by findCaller: a logger class of the application, such as structlog's, counts the frames in its own way.
-        while caller.f_back is not None and caller.f_globals.get("__name__") in _LOGGING:
-            caller = caller.f_back
-        path, function = caller.f_code.co_filename, caller.f_code.co_name
-        record = logger.makeRecord(logger.name, level, path, caller.f_lineno, text, args, exc_info, function)
+        path, line, function = _caller()
+        record = logger.makeRecord(logger.name, level, path, line, text, args, exc_info, function)
         known = record.__dict__
         for name, value in self._defaults.items():
             if name not in known:
@@ -154,3 +151,16 @@ class Log(_Adapter):
         if exc_text is not None:
             record.exc_text = exc_text
         logger.handle(record)
+
+
+def _caller() -> tuple[str, int, str]:
+    """Return the file, the line and the function that logs.
+
+    Not by ``findCaller``: a logger class of the application, such as structlog's, counts the frames in its own way.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") in _LOGGING:
+        frame = frame.f_back
+    if frame is None:
+        return "(unknown file)", 0, "(unknown function)"
+    return frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
 import msgspec
 
+from postroom.checking import check_choice, check_flag, check_plain, shown
 from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step, about
@@ -61,8 +62,8 @@ def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], defau
         return default
     if isinstance(value, kind):
         return cast("T", value)
-    text = "A policy function returned %r for message %s; the default applies"
-    _log.error(text, value, call.message.id, extra=about(call))
+    text = "A policy function returned %s for message %s of tenant %s; the default applies"
+    _log.error(text, shown(value), call.message.id, display_key(call.tenant), extra=about(call))
     return default
 
 
@@ -133,9 +134,10 @@ class Concurrency:
             check_count("Concurrency", "reserved", self.reserved, least=0, most=self.total - 1, limit="below total")
         for name in ("overrides", "weights"):
             value = getattr(self, name)
-            what = f"Concurrency({name}=...) takes a mapping by tenant or a function of it; got {value!r}"
-            _require(value is None or isinstance(value, Mapping) or callable(value), what)
-        if self.handler_timeout is not None and not callable(self.handler_timeout):
+            check_choice(f"Concurrency({name}=...)", "(tenant) -> number or None", value)
+        if callable(self.handler_timeout):
+            check_plain("Concurrency(handler_timeout=...)", "(Call) -> seconds or None", self.handler_timeout)
+        elif self.handler_timeout is not None:
             check_seconds("Concurrency", "handler_timeout", self.handler_timeout, least=0.001)
         check_seconds("Concurrency", "resolver_timeout", self.resolver_timeout, least=0.001)
 
@@ -189,7 +191,7 @@ class Polling:
         check_count("Polling", "lane", self.lane)
         check_count("Polling", "memory", self.memory, least=1024 * 1024, limit="a message has up to 1 MiB")
         what = f'Polling(scout=...) takes True, False or "always"; got {self.scout!r}'
-        _require(self.scout in {True, False, "always"}, what)
+        _require(isinstance(self.scout, bool) or self.scout == "always", what)
         check_seconds("Polling", "backoff", self.backoff, least=0.001)
         check_seconds("Polling", "max_backoff", self.max_backoff, least=self.backoff)
 
@@ -210,6 +212,7 @@ class Visibility:
     max_extension: float = MAX_VISIBILITY
 
     def __post_init__(self) -> None:
+        check_flag("Visibility(heartbeat=...)", self.heartbeat)
         limit = "SQS allows 0 s to 12 h, see sqs-visibility-timeout.html; a consumer needs at least 1 s"
         check_seconds("Visibility", "timeout", self.timeout, least=1, most=MAX_VISIBILITY, limit=limit)
         check_seconds(
@@ -260,10 +263,8 @@ class RetryPolicy:
             _is_number(self.jitter) and 0 <= self.jitter <= 1,
             f"RetryPolicy(jitter=...) takes a part from 0 to 1; got {self.jitter!r}",
         )
-        _require(
-            self.delay is None or callable(self.delay),
-            f"RetryPolicy(delay=...) takes a function (message, error) -> seconds; got {self.delay!r}",
-        )
+        if self.delay is not None:
+            check_plain("RetryPolicy(delay=...)", "(message, error) -> seconds", self.delay, arguments=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -415,7 +416,9 @@ class PoolLimits:
 
     def __post_init__(self) -> None:
         check_count("PoolLimits", "budget", self.budget)
-        if self.per_host is not None and not isinstance(self.per_host, Mapping) and not callable(self.per_host):
+        if callable(self.per_host):
+            check_plain("PoolLimits(per_host=...)", "(host) -> number or None", self.per_host)
+        elif self.per_host is not None and not isinstance(self.per_host, Mapping):
             limit = "or a mapping by host, or a function of it"
             check_count("PoolLimits", "per_host", self.per_host, most=self.budget, limit=limit)
         check_count("PoolLimits", "max_concurrent_opens", self.max_concurrent_opens)

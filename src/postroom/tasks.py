@@ -46,6 +46,27 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def has_to_leave(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Return whether an error of foreign code, such as a transport's, must leave the code that called it, too.
+
+    It must when it ends the program, when ``task``, which made the call, was cancelled, and when the coroutine is
+    closed because its loop is gone: then it may await nothing. Anything else is a failed call.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return task is None or task.cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        return not runs_as(task)
+    return ends_the_program(error)
+
+
+def runs_as(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether this code runs as that task, as opposed to being closed from outside."""
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:
+        return False
+
+
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return what tells a loop's time. asyncio's own loops tell the monotonic clock's, which costs less to ask."""
     return monotonic if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time else loop.time
@@ -133,13 +154,18 @@ class Tasks:
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
         try:
             function(*arguments)
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             _log.critical("A timer of postroom failed", exc_info=error)
             self._on_fatal(error)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        _log.critical("Task %s died", task.get_name(), exc_info=error)
-        self._on_fatal(error)
+        if task.cancelled():
+            if not task.cancelling():  # its own code raised it: nothing else would tell that the task is gone
+                _log.critical("Task %s ended by a CancelledError that its own code raised", task.get_name())
+                self._on_fatal(RuntimeError(f"task {task.get_name()} ended by a CancelledError of its own"))
+        elif (error := task.exception()) is not None:
+            _log.critical("Task %s died", task.get_name(), exc_info=error)
+            self._on_fatal(error)

@@ -42,6 +42,8 @@ def test_sigterm_under_load_loses_nothing(postgres_server: PostgresServer) -> No
     assert "dead letters: 0; lost or doubled: 0" in done.stdout
     waiting = int(re.findall(r"(\d+) visible", done.stdout)[0])
     assert waiting > 0, "it was not under load"
+    stranded = re.findall(r"(\d+) in flight", done.stdout)
+    assert set(stranded) == {"0"}, done.stdout  # what it held is visible again, and what it handled is deleted
 
 
 def test_the_check_of_the_readme_finds_nothing_to_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,11 @@ def blocks(name: str, kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["console.md", "dead-letter-tools.md", "moving-a-tenant.md", "operating-tenants.md"])
+COMMANDS = ("console.md", "dead-letter-tools.md", "moving-a-tenant.md", "operating-tenants.md")
+SETTLING = ("acknowledgement.md", "fifo.md", "shutdown.md", "upgrading.md")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *SETTLING])
 def test_the_code_runs_and_prints_what_the_document_says(name: str, tmp_path: Path) -> None:
     """All blocks of a document, one after the other."""
     code = "\n".join(blocks(name, "python"))
@@ -40,7 +44,7 @@ def test_every_command_of_the_documents_exists() -> None:
 
     from postroom.cli import main
 
-    for name in ("console.md", "dead-letter-tools.md", "moving-a-tenant.md", "operating-tenants.md"):
+    for name in COMMANDS:
         for line in (line for block in blocks(name, "console") for line in block.splitlines()):
             if (
                 found := re.match(r"\$ postroom ([a-z-]+)(?: (list|redrive|pause|limit|resume|move|offboard))?", line)

@@ -14,15 +14,20 @@ import postroom
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    """The program that writes the reference pages."""
-    spec = spec_from_file_location("reference", ROOT / "tools" / "reference.py")
+def tool(name: str) -> ModuleType:
+    """Return a program of tools/ as a module."""
+    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The program that writes the reference pages."""
+    return tool("reference")
 
 
 def pages_of(entry: object) -> set[str]:
@@ -55,3 +60,24 @@ def test_the_reference_is_of_today() -> None:
         [sys.executable, str(ROOT / "tools" / "reference.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert not done.returncode, done.stdout
+
+
+def test_a_file_that_a_page_links_to_is_brought_along(tmp_path: Path) -> None:
+    """A link out of docs/ leads to a copy within the site; one that leads nowhere is named."""
+    site = tmp_path / "site"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "Dockerfile").write_text("FROM scratch")
+    page, home = site / "deployment" / "index.html", site / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        '<a href="../../deploy/Dockerfile">it</a> <a href="../gone/#there">gone</a> <a href="https://a.b/">'
+    )
+    home.write_text('<a href="../deploy/Dockerfile">it</a> <a href="deployment/">there</a> <img src="no.svg">')
+    tools = tool("site")
+    for each in (page, home):
+        tools.bring(each, site, tmp_path)
+    assert '"../deploy/Dockerfile"' in page.read_text()
+    assert '"deploy/Dockerfile"' in home.read_text()
+    assert (site / "deploy" / "Dockerfile").read_text() == "FROM scratch"
+    assert tools.broken(site) == ["deployment/index.html: ../gone/", "index.html: no.svg"]

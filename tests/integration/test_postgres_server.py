@@ -109,7 +109,7 @@ class TestConnections:
 
 
 class TestPrivileges:
-    """Root is given up, and nobody's permissions are opened."""
+    """Root is given up, and no permissions are opened."""
 
     @as_root
     def test_the_server_of_root_runs_unprivileged_in_a_private_directory(self, own_server: PostgresServer) -> None:
@@ -212,7 +212,7 @@ class TestFaults:
 
     @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists the segments in a file")
     def test_a_kill_leaves_no_shared_memory(self) -> None:
-        """Neither a System V segment nor a file in /dev/shm: nobody would ever remove them."""
+        """Neither a System V segment nor a file in /dev/shm: nothing would ever remove them."""
         with PostgresServer() as server:
             assert server.execute("SHOW dynamic_shared_memory_type") == "mmap"
             segment = (server.directory / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
@@ -383,7 +383,7 @@ class TestStop:
 
 
 def _alive(process: psutil.Process) -> bool:
-    # Where nobody reaps orphans, a dead one stays as a zombie.
+    # Where no process reaps orphans, a dead one stays as a zombie.
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 

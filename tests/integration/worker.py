@@ -47,7 +47,7 @@ _orders = itertools.count()
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose message it is."""
+    """The tenant of a message."""
 
     tenant_id: str
 

@@ -208,7 +208,7 @@ class Model:
 def test_every_decision_is_sent_at_most_once_and_never_too_late(
     steps: list[tuple[str, object]], beats: bool, end: str, seed: int
 ) -> None:
-    """S1, S3 to S6, whatever SQS answers; whoever waits is answered, and each delivery is told of once."""
+    """S1, S3 to S6, whatever SQS answers; every caller that waits is answered, and each delivery is told of once."""
 
     async def main() -> None:
         model = Model(beats=beats)

@@ -120,7 +120,7 @@ class Model:
             self.heartbeat.moved(delivery)
 
     def check(self) -> None:
-        """S4: nobody believes to own a message longer than SQS says; nobody loses it twice."""
+        """S4: no consumer believes that it owns a message for longer than SQS says, or loses it twice."""
         for delivery in self.deliveries:
             if not delivery.lost:
                 # Sleep of less than a quarter of a second is not told from how exactly clocks are read.

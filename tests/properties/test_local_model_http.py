@@ -12,7 +12,7 @@ from properties.local_model import MAX_RECEIVES, RETENTION, VISIBILITY, QueueMac
 
 
 class StoppedClock(LocalBroker):
-    """A broker whose time passes only when the test says so."""
+    """A broker with a clock that moves only when the test says so."""
 
     moved = 0.0
 

@@ -115,12 +115,12 @@ class PoolMachine(RuleBasedStateMachine):
                 case actions.Tell(told):
                     self.told.append(told)
                 case actions.WakeAt(when):
-                    assert when > self.now, "a timer for the past would ring for ever"
+                    assert when > self.now, "a timer for the past would ring without end"
                     self.wake_at.append(when)
         return granted
 
     def pick(self, states: set[str], number: int) -> Entry | None:
-        """Return one of the entries whose task does one of these things."""
+        """Return an entry with a task that does one of these things."""
         entries = [entry for entry, state in self.tasks.items() if state in states]
         return entries[number % len(entries)] if entries else None
 
@@ -281,7 +281,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The pool closes."""
         self.core.shut(self.now)
         assert self.act() == []
-        assert not self.waiters, "whoever waited was told"
+        assert not self.waiters, "every waiter was told"
 
     @precondition(lambda self: self.core.shut_down)
     @rule()

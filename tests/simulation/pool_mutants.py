@@ -34,7 +34,7 @@ def mutant(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
 
 @mutant
 def evicts_what_is_in_use(patch: Patch) -> None:
-    """I2: the budget is taken from whoever has it."""
+    """I2: the budget is taken from a lease that is in use."""
 
     def evictable(self: Table) -> Iterator[Entry]:
         return iter(list(self.ready.values()))
@@ -72,7 +72,7 @@ def has_no_single_flight(patch: Patch) -> None:
 
 @mutant
 def lets_one_cancelled_waiter_fail_the_others(patch: Patch) -> None:
-    """I6: whoever waits for the same open is cancelled too."""
+    """I6: every waiter of the same open is cancelled too."""
     withdraw: Any = ResourcePool._withdraw
 
     def together(self: Any, waiter: Waiter, engine: Engine) -> None:
@@ -162,7 +162,7 @@ def remembers_every_failure(patch: Patch) -> None:
 
 @mutant
 def forgets_demands_badly(patch: Patch) -> None:
-    """I10: a key that nobody waits for any longer keeps its place in the line."""
+    """I10: a key without waiters keeps its place in the line."""
 
     def leave(self: Core, waiter: Waiter, now: float) -> None:
         demand, waiter.demand = waiter.demand, None
@@ -234,7 +234,7 @@ def loses_budget(patch: Patch) -> None:
 
 @mutant
 def ignores_deadlines(patch: Patch) -> None:
-    """I7: whoever waits, waits."""
+    """I7: waiters wait without a limit."""
     patch.setattr(ResourcePool, "_expire", lambda self, waiter, engine: None)
 
 
@@ -273,7 +273,7 @@ def opens_everything_at_once(patch: Patch) -> None:
 
 @mutant
 def forgets_to_wake_the_line(patch: Patch) -> None:
-    """I9: budget comes back and nobody is told."""
+    """I9: budget comes back and no waiter is told."""
 
     def silent(self: Core, entry: Entry, now: float, *, clean: bool) -> None:
         self.table.remove(entry)
@@ -406,7 +406,7 @@ def loses_the_budget_of_a_host(patch: Patch) -> None:
 
 @mutant
 def keeps_what_a_withdrawn_demand_took(patch: Patch) -> None:
-    """I3: who was let in by a host, and leaves before anything opens, takes its place along."""
+    """I3: a key that a host admitted, and that leaves before anything opens, takes its place along."""
     withdraw = Gates.withdraw
 
     def greedy(self: Gates, demand: Demand) -> None:

@@ -101,10 +101,12 @@ class _Schedule:
         self.at_the_end()
 
     def judge(self, users: list[asyncio.Task[None]], others: list[asyncio.Task[None]]) -> None:
-        """I6: nobody gets a CancelledError that was not theirs; and nobody else's error is lost."""
+        """I6: no task gets a CancelledError that was not its own; and no other error is lost."""
         for task in users:
             if task.cancelled():
-                self.world.require(task in self.cancelled, "I6", f"{task.get_name()} was cancelled by nobody")
+                self.world.require(
+                    task in self.cancelled, "I6", f"{task.get_name()} was cancelled, although no one asked for it"
+                )
         for task in [*users, *others]:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -263,7 +265,7 @@ class _Schedule:
         world.require(len(ready) == len(set(ready)), "I1", "two ready entries of one key")
 
     def watch_gates(self) -> None:
-        """I3, host by host: what is booked on a host is what is there, and who was let in to open."""
+        """I3, host by host: what is booked on a host is what is there, and what was admitted to open."""
         core, world = self.pool._core, self.world
         for host in {world.host_of(tenant) for tenant in self.plan.tenants} - {0}:
             gate = core.gates.find(host)
@@ -278,7 +280,7 @@ class _Schedule:
                 world.require(booked <= self.plan.per_host, "I3", f"{booked} of {self.plan.per_host} on host {host}")
 
     def watch_progress(self) -> None:
-        """I9: nobody waits for what is there."""
+        """I9: no lease waits for what is there."""
         core = self.pool._core
         if core.shut_down:
             return
@@ -300,7 +302,7 @@ class _Schedule:
         for demand in core.demands.values():
             if demand.stage is Stage.PARKED:
                 tried = core.hosts._hosts[demand.host].running > 0 or any(d.host == demand.host for d in core.line)
-                self.world.require(tried, "I9", f"{demand.key} waits for a host that nobody tries")
+                self.world.require(tried, "I9", f"{demand.key} waits for a host that no key tries")
 
     def watch_memory(self) -> None:
         """I10: nothing is remembered without bound, and no demand outlives its waiters."""
@@ -309,10 +311,10 @@ class _Schedule:
         bound = remember + self.plan.limits.max_concurrent_opens
         self.world.require(len(core.hosts) <= bound, "I10", f"{len(core.hosts)} hosts remembered")
         for demand in core.line:
-            self.world.require(bool(demand.waiters) or demand.replaces, "I10", f"nobody waits for {demand.key}")
+            self.world.require(bool(demand.waiters) or demand.replaces, "I10", f"no lease waits for {demand.key}")
 
     def watch_idle(self) -> None:
-        """What nobody uses is closed in time."""
+        """What is not in use is closed in time."""
         limits = self.plan.limits
         if limits.idle is None or self.pool._closed:
             return
@@ -339,15 +341,15 @@ class _Schedule:
 
 
 def _watch_line(pool: Pool, world: World) -> None:
-    """I9: whoever opens, nobody who waits longer and asks for no more is passed."""
+    """I9: an open passes no key that waits longer and asks for no more."""
     core = pool._core
     start = core._start
 
     def watched(demand: Demand, overtaken: Iterable[Demand], now: float) -> None:
         for other in core.line:
             passed = other.since < demand.since and other.weight <= demand.weight
-            # Who was let in late by a host has lost its place; who failed may use only half of the openings; whose
-            # turn was taken away is put to the front, with a number below zero.
+            # A key that its host admitted late has lost its place; one that failed may use only half of the
+            # openings; one that lost its turn is put to the front, with a number below zero.
             if passed and demand.sequence > 0 and (demand.troubled or not other.troubled) and demand.host is None:
                 world.require(False, "I9", f"{demand.key} passed {other.key}, who waited longer")
         start(demand, overtaken, now)

@@ -224,7 +224,7 @@ class World:
         self.require(self.weight <= limits.budget, "I3", f"{self.weight} of {limits.budget} in use")
         self.require(len(self.openings) <= limits.max_concurrent_opens, "I3", f"{len(self.openings)} opens at once")
         self.require(not self.closed, "I8", f"{tenant} is opened after the close")
-        if limits.remember > len(self.plan.tenants):  # a shorter memory may forget whom to leave alone
+        if limits.remember > len(self.plan.tenants):  # a shorter memory may forget which keys to leave alone
             alone = self.left_alone_until.get(tenant.number, 0.0)
             self.require(self.now() >= alone - EPSILON, "I9", f"{tenant} was to be left alone until {alone:.3f} s")
             self._watch_probe(opening)

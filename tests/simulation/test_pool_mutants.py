@@ -9,6 +9,8 @@ from simulation.pool_mutants import MUTANTS
 from simulation.pool_schedules import run_pool_schedule
 
 SEEDS = 2_000
+FOUND_LATE = {"admits_two_probes": 1_261}
+"""Wrong pools that many schedules do not notice, with the first one that does."""
 
 # Wrong pools leave things behind, and each says so in its own way.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -21,13 +23,13 @@ def _collect() -> Iterator[None]:
     gc.collect()
 
 
-def first_catch() -> int | None:
-    """Return the first seed that finds something."""
-    return next((seed for seed in range(SEEDS) if run_pool_schedule(seed).violation is not None), None)
+def first_catch(since: int) -> int | None:
+    """Return the first seed from one on that finds something."""
+    return next((seed for seed in range(since, SEEDS) if run_pool_schedule(seed).violation is not None), None)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_pool_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that breaks one promise does not survive the schedules."""
     MUTANTS[name](monkeypatch)
-    assert first_catch() is not None, f"{name} survived {SEEDS} schedules"
+    assert first_catch(FOUND_LATE.get(name, 0)) is not None, f"{name} survived {SEEDS} schedules"

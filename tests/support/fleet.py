@@ -18,6 +18,8 @@ class FaultyState(MemoryState):
         self.gone = False
         self.silent = False
         self.delay = 0.001
+        self.refused_reports = 0
+        """Reports that fail, from now on."""
         self.requests: list[tuple[float, Request]] = []
         self.probes: list[tuple[float, str]] = []
 
@@ -43,6 +45,14 @@ class FaultyState(MemoryState):
         """Read decisions, if the store can be reached."""
         await self._travel()
         return await super().decisions(fleet)
+
+    async def report(self, fleet: str, host: str, cause: str | None, seconds: float) -> None:
+        """Report, if the store can be reached."""
+        await self._travel()
+        if self.refused_reports:
+            self.refused_reports -= 1
+            raise ConnectionResetError("the connection was reset")
+        await super().report(fleet, host, cause, seconds)
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """Claim, if the store can be reached."""

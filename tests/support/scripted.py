@@ -88,7 +88,7 @@ class ScriptedQueue:
 
 
 def message(number: int | str, *, receive_count: int = 1, body: str = "{}", group: str | None = None) -> Message:
-    """Make a message whose id and receipt handle tell its number."""
+    """Make a message with its number in its id and receipt handle."""
     system = {"ApproximateReceiveCount": str(receive_count)}
     if group is not None:
         system["MessageGroupId"] = group

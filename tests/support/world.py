@@ -34,7 +34,7 @@ class Order:
 
 @dataclass
 class Database:
-    """A tenant's resource: knows whose it is, whether it is open, and what was written to it."""
+    """A tenant's resource: knows its tenant, whether it is open, and what was written to it."""
 
     tenant: Tenant
     open: bool = True

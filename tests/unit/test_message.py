@@ -99,6 +99,6 @@ def test_odd_system_attributes_are_read_as_far_as_they_make_sense(
 
 
 def test_a_message_is_frozen() -> None:
-    """Nobody changes what was received."""
+    """What was received cannot be changed."""
     with pytest.raises(AttributeError):
         message().body = "other"  # type: ignore[misc]  # that is the point

@@ -185,7 +185,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: asyncpg_pool(files, max_size=0), "asyncpg_pool(max_size=...) takes a whole number from 1 up; got 0"),
     (lambda: sqlite_database("/var/lib/orders"), "sqlite_database(path_of) takes a function"),  # type: ignore[arg-type]
     (lambda: sqlite_database(files, synchronous="fast"), "synchronous= takes OFF, NORMAL, FULL or EXTRA"),
-    (lambda: AwsClient(region=3), 'such as "eu-west-1"; got 3'),  # type: ignore[arg-type]
+    (lambda: AwsClient(region=3), 'write region="eu-west-1"; got 3'),  # type: ignore[arg-type]
     (lambda: AwsClient(endpoint_url="localhost:4566"), "begins with http:// or https://"),
     (lambda: MemoryClient("x"), "write MemoryClient(LocalBroker()); got str"),  # type: ignore[arg-type]
     (lambda: decoder_for(Order, unwrap=3), "decoder_for(unwrap=...) takes a function"),  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = Non
         level: the name of a level.
         form: ``text`` or ``json``.
         stream: where to, if not to stderr.
-        brief: loggers without tracebacks in the text, because their lines name the cause.
+        brief: loggers that get no traceback in the text: their lines name the cause.
     """
     out: TextIO = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(out)

@@ -18,15 +18,19 @@ def tenants_table(said: Mapping[str, Any], now: float) -> str:
 
 
 def cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    """Return the texts of one row."""
+    """Return the texts of one row. With a fleet, what runs is shown with the slots held here and the fleet's limit."""
     wait = row.get("w")
     running = str(row.get("run", 0))
     state = row.get("s", "active")
+    if (fleet := row.get("fl")) is not None:
+        running = f"{running}/{fleet[0]} of {fleet[1]}"
+    elif row.get("cap"):
+        running = f"{running}/{row['cap']}"
     return (
         row["n"],
         "limited" if state == "active" and (row.get("rl") or row.get("cl")) else state,
         "-" if wait is None else age(wait, now),
-        f"{running}/{row['cap']}" if row.get("cap") else running,
+        running,
         *(str(row.get(name, 0)) for name in ("wait", "held", "away")),
         f"{row.get('rate', 0.0):.1f}",
         seconds(row.get("p50")),

@@ -66,6 +66,7 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
     work = ACTIONS.get(order.action)
     if work is None:
         raise ConfigurationError(f"no action {order.action!r}; there are {', '.join(ACTIONS)}")
+    # One line: a reason with line breaks could forge further lines of the log.
     reason = " ".join(order.reason.split())[:_LONGEST]
     if not reason:
         raise ConfigurationError("an action needs a reason: it is logged, and told to observers")
@@ -76,6 +77,7 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
     if unseen := desk.unseen(order.tenant, order.queue):
         remarks.append(unseen)
     found_in = desk.find(order.tenant, order.queue)
+    # For all consumers before any is changed: a refusal must leave nothing half done.
     if order.unless_decided:
         for consumer, key in found_in:
             _check_undecided(consumer, key, order)
@@ -126,6 +128,7 @@ async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, rea
 
 
 async def _resume(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:
+    # Limits stay: ending a pause says nothing about them.
     consumer.tenants.resume(key, reason=reason)
 
 

@@ -47,6 +47,7 @@ class Tally:
         """Let what was counted weigh less."""
         passed = now - self._at
         if passed > 0:
+            # Faded when it is touched, so that 20,000 idle tenants need no timer.
             factor = math.exp(-passed / _WINDOW)
             self.rate *= factor
             self.seconds *= factor
@@ -86,7 +87,7 @@ class Collector:
         self.total = Tally(0.0)
         """Handlers of all tenants together."""
         self.heard: set[Hashable] = set()
-        """The tenants with events since the last look."""
+        """The tenants with messages that something was heard of since the last look."""
         self.began = 0.0
         """The loop time since when it listens."""
         self.away: dict[Hashable, int] = {}
@@ -220,6 +221,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     """Its own limit of starts per second."""
     cl: int | None = None
     """Its own limit of running handlers."""
+    fl: tuple[int, int] | None = None
+    """What it may run here of what it may run in the whole fleet, where that is limited."""
     wait: int = 0
     held: int = 0
     away: int = 0

@@ -74,7 +74,7 @@ class MoveFailed(PostroomError):
         super().__init__(text)
         self.step = step
         """The step that failed."""
-        self.left_paused = tuple(left_paused)
+        self.left_paused: tuple[str, ...] = tuple(left_paused)
         """Where the tenant is still paused; empty where it runs again, on the old database."""
 
 
@@ -300,14 +300,18 @@ class _Move:
         self._enter(MoveStep.PAUSE, f"{len(crowd.sites)} process{'es' if len(crowd.sites) > 1 else ''}")
         await _each(self._pause(site) for site in crowd.sites)
         self._enter(MoveStep.DRAIN, f"at most {drain:g} s")
+        # Before the close: what is leased cannot be closed.
         await crowd.all("drain", patience=drain, timeout=drain)
         self._enter(MoveStep.CLOSE)
+        # Read while everything still points to the old database: the way back is checked against
+        # it.
         self._before = ", ".join(await self._places())
         await crowd.all("close", patience=drain, timeout=drain)
         if self._to is not None and self._before == self._to:  # by an earlier move, which did not end
             self._enter(MoveStep.SWITCH, f"not needed: its registry says {self._to} already")
         else:
             self._enter(MoveStep.SWITCH, f"from {self._before}" if self._before else "")
+            # Before the call: a switch that fails half-way may have switched.
             self._switched = True
             await _call(self._switch)
         self._enter(MoveStep.VERIFY)
@@ -317,6 +321,7 @@ class _Move:
         self._committed = True
 
     async def _pause(self, site: _Site) -> None:
+        # Before the request: one that is answered late has paused the tenant all the same.
         self._paused.append(site)
         try:
             done = await self._crowd.one(site, "pause", unless_decided=True, to=self._to)
@@ -347,6 +352,8 @@ class _Move:
         """Open the new database in every process, then have one message handled, where one waits."""
         limit = self._limits.probe
         common: dict[str, Any] = {"patience": 2 * limit, "timeout": limit, "expect": "paused"}
+        # In every process before any message: a firewall that lets only some of them through shows
+        # here.
         for done in await self._crowd.all("probe", message=False, **common):
             _check_probe(done)
         self._probe = str(ProbeOutcome.OPENED)
@@ -357,6 +364,7 @@ class _Move:
 
     async def _try_one(self, site: _Site, queue: str, common: dict[str, Any]) -> None:
         """Have one message handled, if one waits there. From its success on there is no way back."""
+        # Before the request: if no answer comes, the message may have run.
         self._uncertain = True
         done = await self._crowd.one(site, "probe", queue=queue, **common)
         self._uncertain = any(found.startswith(ProbeOutcome.RUNNING) for _, found in done.results)
@@ -399,6 +407,8 @@ class _Move:
         why = _reason_of(error, self._limits.timeout)
         self._enter(MoveStep.BACK, f"{step}: {why}")
         cause = await self._undo()
+        # A tenant with an unknown place stays paused: its messages would go to one of two
+        # databases.
         left = await self._resume_all() if cause is None else [site.name for site in self._paused]
         if cause is not None or left:
             stays = f"{cause[0].upper()}{cause[1:]}: it" if cause is not None else "It"
@@ -429,6 +439,8 @@ class _Move:
         try:
             async with asyncio.timeout(self._limits.timeout):
                 await _call(self._way_back)
+                # After the registry is back: what the probe has opened still points to the new
+                # database.
                 await self._crowd.all("close", patience=drain, timeout=drain)
                 found = ", ".join(await self._places(expect=None))
         except Exception as failed:

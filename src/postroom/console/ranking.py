@@ -57,6 +57,7 @@ class Ranking:
     def update(self, lanes: Sequence[Lanes], *, wall: float, loop: float) -> None:
         """Take a look."""
         self.look += 1
+        # Also by time: a pool opens and closes resources without a word to this class.
         stale = self._made is None or loop - self._made >= _ALL_OVER
         changed: list[tuple[int, Hashable]] = []
         for number, collector in enumerate(self._collectors):
@@ -66,6 +67,7 @@ class Ranking:
             self._rank_all(lanes)
         for number, key in changed:
             self._touch(number, key)
+        # After the order was made: what is new has its entry only now.
         self._touch_events()
         self._rank_front(lanes, wall)
 
@@ -85,6 +87,8 @@ class Ranking:
         if troubled != self._troubled[number]:
             stale = True
             self._troubled[number] = troubled
+        # By the count: comparing the keys of 20,000 tenants at every look would cost more than the
+        # order.
         if len(collector.tallies) != self._tallied[number]:
             stale = True
             self._tallied[number] = len(collector.tallies)
@@ -110,6 +114,7 @@ class Ranking:
                 ranked.append((0 if key in first else 1 if key in seen else 2, entry.name, entry))
         ranked.sort(key=_place)
         everyone = [entry for _, _, entry in ranked]
+        # Compared, so that viewers with an unchanged order are not sent all names again.
         if everyone != self.everyone:
             self.everyone = everyone
             self.version += 1
@@ -141,6 +146,8 @@ class Ranking:
                     waiting.append((0, -waited, entry.name, entry))
                 elif lane.blocked:
                     waiting.append((1, 0.0, entry.name, entry))
+        # Those of the last look, too: a tenant that has nothing any longer must be shown once
+        # without it.
         self.touched.update(dict.fromkeys(here | self._here, self.look))
         self._here = here
         waiting.sort(key=_wait)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import urlencode, urlsplit
 
+from postroom.checking import check_text
 from postroom.errors import ConfigurationError, PostroomError
 
 _LONGEST: Final = 64 * 1024 * 1024
@@ -62,10 +63,11 @@ class RemoteConsole:
     """
 
     def __init__(self, url: str, *, token: str | None = None, operator: str | None = None) -> None:
+        check_text("RemoteConsole(url)", url, 'RemoteConsole("http://127.0.0.1:8081/")')
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigurationError(f"{url!r} is not a URL, such as http://127.0.0.1:8081/")
-        self.url = url if url.endswith("/") else f"{url}/"
+        self.url: str = url if url.endswith("/") else f"{url}/"
         self._headers = {"X-Postroom-Operator": operator or getpass.getuser()}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"

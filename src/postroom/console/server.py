@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import unquote
 
+from postroom.checking import check_text, listed
 from postroom.console.app import Allow, AsgiApp, ConsoleRequest, console
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
@@ -34,6 +35,7 @@ def allow_token(token: str) -> Allow:
     Raises:
         ConfigurationError: the token has fewer than 12 characters.
     """
+    check_text("allow_token(token)", token, "allow_token(os.environ['CONSOLE_TOKEN'])")
     if len(token) < 12:
         raise ConfigurationError("the console's token has at least 12 characters: who has it may stop a tenant's work")
 
@@ -76,7 +78,7 @@ class ConsoleServer(Listener):
         super().__init__("the console", host, port, most=_MOST, longest_head=_LONGEST_HEAD, grace=_CLOSE)
         self._address = host
         self._app: AsgiApp = console(*consumers, allow=allow)
-        self._hosts = HostPolicy(allow_hosts)
+        self._hosts = HostPolicy(listed("ConsoleServer(allow_hosts=...)", 'allow_hosts=["desk.example"]', allow_hosts))
 
     @property
     def url(self) -> str:

@@ -60,6 +60,10 @@ class Snapshot:
             _add_tally(row, tally, collector)
         if consumer.pool is not None:
             row.pool = consumer.pool.leases_of(key)
+        if consumer.settings.fleet is not None:
+            slots = consumer.tenants[key].fleet
+            if slots is not None and slots.cap is not None:
+                row.fl = (slots.slots or 0, slots.cap)
         return row
 
     def _add_state(self, row: Row, consumer: Consumer[Any, Any], key: Hashable) -> None:
@@ -69,6 +73,8 @@ class Snapshot:
             state, why = rule.state, rule.reason or ""
             row.rl, row.cl, row.cap = rule.rate, rule.concurrency, rule.concurrency or 0
         control = consumer.tenants.consumer
+        # A decision counts for more than an outage: an operator must see the pause that was asked
+        # for.
         if state is TenantState.ACTIVE and control is not None and (trouble := control.unavailable(key)) is not None:
             state, why = TenantState.UNAVAILABLE, trouble[0]
             row.since = round(self._wall - trouble[1])

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from postroom.checking import check_path
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
 from postroom.events import Event, HandlerFinished, MessageSettled, TenantUsage, UsageReport
 from postroom.log_fields import Log, Step
+from postroom.options import check_count, check_seconds
 from postroom.resources import display_key
 from postroom.types import Settlement
 
@@ -82,10 +84,10 @@ class UsageMeter:
     ) -> None:
         if not consumers:
             raise ConfigurationError("UsageMeter(...) takes at least one consumer, one argument each; got none")
-        if isinstance(every, bool) or not every > 0:
-            raise ConfigurationError(f"UsageMeter(every=...) takes seconds, above 0; got {every!r}")
-        if isinstance(most, bool) or most < 1:
-            raise ConfigurationError(f"UsageMeter(most=...) takes a number of tenants, at least 1; got {most!r}")
+        check_seconds("UsageMeter", "every", every, least=0.001)
+        check_count("UsageMeter", "most", most)
+        if path is not None:
+            check_path("UsageMeter(path=...)", path, 'path="usage.jsonl"')
         self._counts = [_Count(consumer, most) for consumer in consumers]
         self._every = every
         self._path = None if path is None else Path(path)
@@ -95,6 +97,8 @@ class UsageMeter:
         """Begin to count."""
         if self._path is not None:
             try:
+                # Tried at once: a path that cannot be written must stop the start, and not be
+                # missed at the end of the month.
                 await asyncio.to_thread(_append, self._path, [])
             except OSError as error:
                 text = f"the usage file {self._path} cannot be written: {error.strerror}. Name another one"
@@ -113,6 +117,7 @@ class UsageMeter:
         with suppress(asyncio.CancelledError):
             await self._task
         for count in self._counts:
+            # Before the last report, so that no event comes between the sum and the end.
             count.stop()
         await self._report()
 
@@ -155,6 +160,7 @@ class _Count:
     def take(self) -> UsageReport | None:
         """Make the report, tell the observers, and begin again. None where nothing happened."""
         now = time.time(), asyncio.get_running_loop().time()
+        # Both clocks: the wall clock says when, and may be set; the loop's says how long.
         began, self._began = self._began, now
         sums, self._sums = self._sums, {}
         if not sums:
@@ -186,6 +192,7 @@ class _Count:
         known = self._sums.get(tenant)
         if known is not None:
             return known
+        # Bounded: a key that is different in every message would fill the memory.
         if len(self._sums) >= self._most:
             self._rest = True
             return self._others
@@ -196,6 +203,7 @@ class _Count:
 def _append(path: Path, reports: Sequence[UsageReport]) -> None:
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
+        # A new file, or one that was rotated away meanwhile.
         if not file.tell():
             writer.writerow(_COLUMNS)
         for report in reports:

@@ -115,7 +115,7 @@ class HostHints(Protocol):
         """Return until when a try of a host should wait for another replica's; None where it need not."""
         ...
 
-    def found_down(self, host: Hashable, cause: str, pause: float) -> None:
+    def found_down(self, host: Hashable, cause: str, pause: float, now: float) -> None:
         """Note that a host was found to be down here."""
         ...
 
@@ -171,12 +171,14 @@ class Availability:
     def wait(self, job: Job, now: float) -> Wait | None:
         """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
         breaker = self._open.get(job.tenant) if self._open else None
+        # The probe itself passes, or it would wait for its own end.
         if breaker is not None and not job.probe:
             obstacle = Obstacle(ObstacleKind.TENANT, job.tenant)
             if breaker.until is not None and breaker.until > now:
                 return Wait(obstacle, breaker.until)
             if breaker.probed:
                 return Wait(obstacle, None)
+        # A message that has its lease, or needs none, is not concerned by what cannot be opened.
         if self._pool is None or job.problem is not None or job.lease is not None:
             return None
         hinted = self._hinted(job, now) if self._hinted_hosts else None
@@ -254,8 +256,11 @@ class Availability:
         breaker = self._open.get(obstacle.name) if obstacle.kind is ObstacleKind.TENANT else None
         began = now if outage is None else outage.since
         if breaker is not None:
+            # The longer it has lasted already, the longer it is likely to last: the earlier start
+            # counts.
             began = min(began, breaker.since)
         middle = max(_AWAY, min(_AWAY_LONGEST, (now - began) * _AWAY_PART))
+        # Spread widely: messages that were deferred together must not come back together.
         return middle * self._rng.uniform(0.5, 1.5)
 
     @property
@@ -282,13 +287,14 @@ class Availability:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
         job.outages += 1
         obstacle = self._obstacle_of(job, error)
+        # Logged for the first message alone: thousands may wait for the same host.
         if obstacle not in self._outages:
             _bound(self._outages)
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"
             _log.warning(text, what, job.message.id, error, extra=about(job))
         if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
-            self._hints.found_down(obstacle.name, _shown(error), pause)
+            self._hints.found_down(obstacle.name, _shown(error), pause, now)
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)
@@ -314,6 +320,8 @@ class Availability:
             text = "%s %s is available again after %.1f s"
             _log.info(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
         if host is not None and self._hints is not None:
+            # At every success, also where no outage was known here: another replica may have hinted
+            # at one.
             self._hints.found_up(host)
         if host is not None and host in self._asleep:
             woken.update(self._asleep.pop(host))
@@ -325,6 +333,7 @@ class Availability:
         """Note that a handler returned. Returns whether that closes its tenant's breaker."""
         if not self._breakers:
             return False
+        # One success ends the row of failures, so that the breaker sees rows and not rates.
         known = self._breakers.pop(job.tenant, None)
         if known is None or self._open.pop(job.tenant, None) is None:
             return False
@@ -340,9 +349,11 @@ class Availability:
         if known is None:
             self._forget_oldest()
             known = self._breakers[job.tenant] = _Breaker()
+        # The tenants that failed last are remembered longest.
         self._breakers.move_to_end(job.tenant)
         known.failures += 1
         known.cause = _shown(error)
+        # Bounded: it only has to tell whether enough different messages failed, not how many.
         if len(known.messages) < options.messages:
             known.messages.add(job.message.id)
         probe = known.probe is job and job.probe
@@ -355,6 +366,7 @@ class Availability:
         """End the pause of a tenant's breaker: its next message is the probe."""
         breaker = self._open.get(tenant)
         if breaker is not None and breaker.until is not None:
+            # A pause that is over already stays over.
             breaker.until = min(breaker.until, now)
 
     def probe_ended(self, job: Job) -> bool:
@@ -368,6 +380,7 @@ class Availability:
         return True  # also of a breaker that was forgotten: its tenant's lane sleeps until the end of the probe
 
     def _trip(self, job: Job, known: _Breaker, options: Faults, now: float) -> float:
+        # The exponent is bounded because 2.0 ** 1024 raises OverflowError.
         ceiling = min(options.cap, options.base * 2.0 ** min(known.trips, 60))
         pause = self._rng.uniform(ceiling / 2, ceiling)
         level = logging.INFO
@@ -375,6 +388,7 @@ class Availability:
             known.since, level = now, logging.WARNING
         known.trips += 1
         known.until = now + pause
+        # Half open again only after the pause, with a probe that is chosen then.
         known.probe, job.probe = None, False
         self._open[job.tenant] = known
         _log.log(

@@ -13,7 +13,7 @@ MOST_AWAY: Final = 60_000
 quotas-messages.html). ``QueueFacts`` looks at what others have in flight."""
 _REMEMBER: Final = 10_000
 """Obstacles that are over and may still have messages on their way out."""
-_SOON: Final = 1.0
+SOON: Final = 1.0
 """A message that reappears by itself so soon is not called back: another consumer may have it by then."""
 
 
@@ -90,15 +90,15 @@ class Away:
         self._drop_past(self._callable, now)
         return len(self._callable)
 
-    def take(self, count: int, now: float) -> dict[Queue, list[str]]:
-        """Take out messages to be called back, and return their receipt handles by queue."""
-        handles: dict[Queue, list[str]] = {}
+    def take(self, count: int, now: float) -> dict[Queue, list[Absent]]:
+        """Take out messages to be called back, and return them by queue."""
+        taken: dict[Queue, list[Absent]] = {}
         while self._callable and count > 0:
             absent = self._callable.popleft()
-            if self._forget(absent) and absent.until > now + _SOON:
-                handles.setdefault(absent.queue, []).append(absent.receipt_handle)
+            if self._forget(absent) and absent.until > now + SOON:
+                taken.setdefault(absent.queue, []).append(absent)
                 count -= 1
-        return handles
+        return taken
 
     def tidy(self, now: float) -> None:
         """Forget what has reappeared."""

@@ -87,6 +87,7 @@ class _Batch:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
+        # The copy is that of the first message; logs of the handler must not name it alone.
         self._context.run(forget_message)
 
     def begin(self, name: str) -> None:
@@ -107,6 +108,7 @@ class _Batch:
                 continue  # its resources must not be given back while the handler runs
 
     async def _run(self) -> None:
+        # As it is now: those who leave later have had their part in this call all the same.
         members = list(self.members)
         batch = BatchContext([member.ctx for member in members])
         error: BaseException | None = None
@@ -132,7 +134,8 @@ class BatchHandler:
     Args:
         function: called as ``function(payloads, batch)``.
         size: the most messages of a batch.
-        wait: seconds that the first message of a batch waits for others.
+        wait: seconds that the first message of a batch waits for others: less when the consumer stops, or its tenant
+            is paused.
     """
 
     def __init__(self, function: BatchFunction, *, size: int, wait: float) -> None:
@@ -140,6 +143,7 @@ class BatchHandler:
         self._size = size
         self._wait = wait
         self._collecting: dict[Any, _Batch] = {}
+        self._hurried = False
         self._name = f"postroom-batch-{name_of(function)}"
 
     @property
@@ -149,11 +153,14 @@ class BatchHandler:
 
     async def __call__(self, payload: Any, ctx: MessageContext[Any, Any]) -> None:
         """Join a batch, and end as the message's part of it ends."""
+        # By the resources, too: after a replacement the same tenant has others, and a batch has one
+        # set.
         key = (ctx.tenant, ctx.context, id(ctx.resources))
         batch = self._collecting.get(key)
         if batch is None:
             batch = self._collecting[key] = _Batch(self._function)
-            batch.timer = asyncio.get_running_loop().call_later(self._wait, self._begin, key, batch)
+            wait = 0.0 if self._hurried else self._wait
+            batch.timer = asyncio.get_running_loop().call_later(wait, self._begin, key, batch)
         member = _Member(payload, ctx)
         batch.members.append(member)
         if len(batch.members) >= self._size:
@@ -168,12 +175,35 @@ class BatchHandler:
         if member.error is not None:
             raise member.error
 
+    def check_slots(self, concurrency: Concurrency, *, shared: bool) -> None:
+        """Refuse a ``Concurrency`` that is too small for the batches. Raises ``ConfigurationError``."""
+        check_batch(self._size, self._wait, concurrency, shared=shared)
+
+    def hurry(self) -> None:
+        """Hand over what is collected, and from now on let no message wait for others: the consumer stops."""
+        self._hurried = True
+        for key, batch in tuple(self._collecting.items()):
+            self._begin(key, batch)
+
+    def relax(self) -> None:
+        """End what ``hurry`` began: the consumer starts again."""
+        self._hurried = False
+
+    def hand_over(self, tenant: Any) -> None:
+        """Hand over what is collected of a tenant: nothing more of it starts."""
+        for key, batch in tuple(self._collecting.items()):
+            if key[0] == tenant:
+                self._begin(key, batch)
+
     def _begin(self, key: Any, batch: _Batch) -> None:
         self._forget(key, batch)
+        # All may have been cancelled while it collected, and the timer may ring after it became
+        # full.
         if batch.members and batch.task is None:
             batch.begin(self._name)
 
     def _forget(self, key: Any, batch: _Batch) -> None:
+        # A newer batch of the same tenant may collect under this key by now.
         if self._collecting.get(key) is batch:
             del self._collecting[key]
         if batch.timer is not None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Self, cast, overload
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
-from postroom.checking import is_error_class, listed, shown
+from postroom.checking import check_queue, is_error_class, listed, shown
 from postroom.consumer import lifecycle
 from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
 from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
@@ -258,7 +258,8 @@ class Consumer(Generic[C, R]):
 
         Args:
             size: the most messages of a batch. Each takes a slot: ``Concurrency`` must have as many for one tenant.
-            wait: seconds that the first message waits for others; 0 takes what can run in the same moment.
+            wait: seconds that the first message waits for others; 0 takes what can run in the same moment. A stop, or
+                a pause of the tenant, hands over what there is.
 
         Raises:
             ConfigurationError: there is a handler already, the numbers cannot work, or the function is not ``async``,
@@ -304,9 +305,11 @@ class Consumer(Generic[C, R]):
         ended. A later start has the new numbers too.
 
         Raises:
-            ConfigurationError: it is not a ``Concurrency``.
+            ConfigurationError: it is not a ``Concurrency``, or leaves a batch handler too few slots for its size.
         """
         checked = _checked("concurrency", concurrency, Concurrency)
+        if isinstance(self._handler, BatchHandler):
+            self._handler.check_slots(checked, shared=self._settings.resolver is not None)
         if self._run is not None:
             self._run.adjust(checked)
         self._settings = dataclasses.replace(self._settings, concurrency=checked)
@@ -345,6 +348,8 @@ class Consumer(Generic[C, R]):
         None when it was stopped by ``stop``, or by the end of the block.
         """
         run = self._opened()
+        # In a task of its own: a caller that is cancelled must not leave messages and pools
+        # half-way.
         stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
         cancelled: asyncio.CancelledError | None = None
         while not stopping.done():
@@ -353,6 +358,7 @@ class Consumer(Generic[C, R]):
             except asyncio.CancelledError as cancellation:
                 cancelled = cancellation
                 run.request_stop(StopReason.REQUESTED, now=True)
+        # Only now: `health` and `statistics` tell of a run that stops until it has stopped.
         self._run = None
         if cancelled is not None:
             raise cancelled
@@ -393,6 +399,7 @@ class Consumer(Generic[C, R]):
         """
         if self._run is not None:
             self._run.request_stop(reason, now=now)
+        # After a run there is nothing to stop, and remembering it would end the next start.
         elif self._start is not None or self._last_run is None:
             self._early_stop = _Stop(reason, now or (self._early_stop is not None and self._early_stop.now))
             if self._start is not None:
@@ -441,9 +448,11 @@ class Consumer(Generic[C, R]):
             text = f"the consumer of {self.queue!r} is {'running' if self._run is not None else 'starting'} already"
             raise ConfigurationError(text)
         if (router := router_of(self._handler)) is not None:
+            # A handler that is registered later would be missing in the decoder of this run.
             router.start()
         self._start = start
         try:
+            # Before `async with start`: then nothing is opened that has to be closed again.
             if self._early_stop is not None:
                 start.give_up()
             async with start:
@@ -451,6 +460,7 @@ class Consumer(Generic[C, R]):
                 self._run = self._last_run = run
         finally:
             self._start = None
+            # Taken here, however the start ended: the next start must not be stopped by it.
             early, self._early_stop = self._early_stop, None
         if early is not None and self._run is not None:
             self._run.request_stop(early.reason, now=early.now)
@@ -506,6 +516,8 @@ class _Start:
 
     async def __aenter__(self) -> None:
         if self._task is not None:
+            # What others had asked for before this start is theirs, and must survive `uncancel`
+            # below.
             self._before = self._task.cancelling()
             self._under_way = True
             if self._asked:
@@ -545,6 +557,7 @@ def _checked_queues(queue: object, queues: object, fleet: object) -> Queues | No
             elif isinstance(queue, Iterable) and not isinstance(queue, str):
                 text = f"{text}; several go into Consumer(queues=...)"
             raise ConfigurationError(text)
+        check_queue("Consumer(queue)", queue)
         return None
     if queue is not UNSET:
         text = f"Consumer({queue!r}, queues=...) names queues in two places: put all of them into queues="

@@ -163,10 +163,13 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         return transaction
 
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
+        # One object for both kinds of handlers: a coroutine that a thread forgets to await would do
+        # nothing.
         return confirmed(self._settles.loop, work, f"ctx.{method}() for message {self.message.id}")
 
     async def _acknowledge(self) -> None:
         if self._settles.transactions:
+            # A delete before the commit loses the message if the commit fails.
             text = "ctx.ack() inside of ctx.transaction(): nothing is committed yet; acknowledge after the block"
             raise PostroomError(text)
         await self._settles.acknowledge()

@@ -182,11 +182,15 @@ class Core:
         if self.closing:
             self._arrive_late(job)
             return False
+        # One scene for a whole receive: on a busy queue its parts cost more than the rest of an
+        # arrival.
         if scene is None:
             scene = self.scene()
         blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
         if not scene.calm and self._goes_away(job, now, blocked=blocked):
             return False
+        # A message without a tenant takes no room for long: it runs at once, and fails with its
+        # reason.
         if source.resolves and job.problem is None and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
@@ -210,6 +214,7 @@ class Core:
 
     def _arrive_late(self, job: Job) -> None:
         """A message that arrives during a stop goes back, unless one more receive would make a dead letter of it."""
+        # A group of which something went back stays back as a whole, or its order is lost.
         if job.group not in self._returned and self.keeps(job):
             self.scheduler.add(job)
         else:
@@ -217,6 +222,7 @@ class Core:
 
     def _is_surplus(self, job: Job, now: float, capacity: int) -> bool:
         scheduler, policy = self.scheduler, self.policy
+        # The cheap question first, for every message: most are no surplus.
         standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
@@ -236,6 +242,7 @@ class Core:
             return False
         tenant = job.tenant
         waiting = self.scheduler.figures(tenant).waiting
+        # Some stay: when the obstacle is over, the tenant goes on at once, not after a receive.
         if waiting < self._lane_limit():
             return False
         obstacle = self._obstacle(job, now, waiting)
@@ -249,6 +256,7 @@ class Core:
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
+        # It goes to another queue and needs nothing of what its tenant lacks.
         if self._tenants.is_sent_away(tenant):
             return None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
@@ -263,6 +271,8 @@ class Core:
 
     def _lane_limit(self) -> int:
         lanes = self.scheduler.blocked_lanes
+        # The more tenants are blocked, the fewer messages of each: a region that fails must not
+        # fill the memory.
         return max(1, min(self._polling.lane, LANES // lanes)) if lanes else self._polling.lane
 
     # -- running ------------------------------------------------------------------------------------------------
@@ -281,6 +291,7 @@ class Core:
         """Call messages of a tenant back that has a rate, before its lane runs empty."""
         rate = self._tenants.rate_of(tenant)
         if rate is not None and len(self.away):
+            # For two seconds: a call back and the receive after it take less.
             missing = max(self._polling.lane, 2 * rate) - self.scheduler.figures(tenant).waiting
             self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
@@ -313,6 +324,7 @@ class Core:
 
     def suspend(self, job: Job, now: float) -> None:
         """Take the slot back of a message while its tenant's resources are opened."""
+        # The seconds so far count for its tenant: decoding took a slot.
         self.scheduler.suspend(job, now=now, seconds=now - job.since)
 
     def leased(self, job: Job) -> None:
@@ -332,11 +344,13 @@ class Core:
     def refused(self, job: Job, error: BaseException, now: float) -> None:
         """Note that a message could not have its tenant's resources: it waits in its lane, or is deferred."""
         wait = self.availability.refused(job, error, now)
+        # Before it is put back: its next turn must not be taken for a handler that met an outage.
         job.met_outage = job.started = False
         self.probe_ended(job)
         if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self._sleep(job, wait, now)
             return
+        # A FIFO message stays: deferred, it would keep its group away for the whole pause.
         full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
         if full and self._defer(job, wait.obstacle, now):
             self._sleep(job, wait, now)
@@ -374,6 +388,8 @@ class Core:
         if self.availability.succeeded(job, now):
             job.probe = False
             self.scheduler.wake(job.tenant)
+            # Only now, after the probe: called back before it, they would come into the next
+            # failure.
             self.away.over(Obstacle(ObstacleKind.TENANT, job.tenant))
 
     def failed(self, job: Job, error: BaseException, now: float) -> None:
@@ -385,6 +401,7 @@ class Core:
 
     def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> bool:
         """Note that a tenant's resources are open. Returns whether messages may be called back, or tenants go on."""
+        # The tenant itself goes on at once; the others of its host take turns, see `wake_some`.
         over, woken = self.availability.recovered(tenant, host, now)
         self.scheduler.wake(tenant)
         for other in woken:
@@ -425,6 +442,7 @@ class Core:
         if settlement is _ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
             return
+        # SQS has counted the receive, but no handler ran: it is no attempt.
         if settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:
@@ -461,6 +479,7 @@ class Core:
         if attempts.is_over(job) and job.source.facts.redrive is not None:
             self.actions.append(Reject(job, f"{attempts.known(job)} failed attempts, {cause}", delay))
         elif not tried and attempts.is_last(job):
+            # SQS would make a dead letter of it by itself, without a reason.
             self.actions.append(Reject(job, f"not tried: {error}", delay))
         elif attempts.is_cut_short(job):
             known = attempts.known(job)
@@ -473,6 +492,7 @@ class Core:
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
         if job.group is not None:
+            # Remembered for the stop: a poll that ends later may bring more of the group.
             if self.closing:
                 self._returned.add(job.group)
             for other in self.scheduler.withdraw_group(job):
@@ -499,6 +519,7 @@ class Core:
             return False
         if len(self.away) >= MOST_AWAY or facts.refusal() is not None:
             return False
+        # At least a second: each deferral costs a receive and a change of visibility.
         pause = max(self.availability.delay(obstacle, now), 1.0)
         left = facts.seconds_left(job)
         if left < 1.0:
@@ -506,6 +527,8 @@ class Core:
         self.deferred += 1
         facts.hid()
         job.away_from = obstacle
+        # Before it leaves: were the obstacle over in between, the message would sleep its whole
+        # pause.
         self.away.stands(obstacle)
         self.give_back(job, Settlement.DEFERRED, min(pause, left))
         return True
@@ -529,6 +552,7 @@ class Core:
     def relieve(self, now: float) -> None:
         """Defer what blocked tenants hold too much of, once there is no room for others."""
         capacity = self.capacity()
+        # While a whole batch fits, what waits does no harm here, and deferring costs requests.
         if capacity - self.scheduler.size >= self._polling.batch:
             return
         keep, blocked_before = self._lane_limit(), now - PATIENCE
@@ -536,6 +560,7 @@ class Core:
             wait = self.availability.wait(job, now)
             delay = self._rng.uniform(*_SURPLUS)
             if wait is not None and wait.until is not None:
+                # Not before its tenant may be tried: it would only be deferred again.
                 delay = max(delay, wait.until - now)
             self.deferred += 1
             job.source.facts.hid()
@@ -555,6 +580,7 @@ class Core:
 
     def sweep(self, now: float) -> None:
         """Reject what waits here and would be deleted before it can run."""
+        # In passing, since it takes time in proportion to what is away.
         self.away.tidy(now)
         for job in self.scheduler.waiting_tickets():
             if job.state is State.WAITING and job.task is None and self._expires(job):
@@ -570,6 +596,8 @@ class Core:
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""
         self.closing = True
+        # The exceptions are started during the drain: a receive that SQS has counted cannot be
+        # given back.
         for job in self.scheduler.withdraw_waiting(_is_short):
             self._return(job)
 

@@ -102,6 +102,10 @@ class Crowd:
         self._look(now)
         return self._suspected
 
+    def was_suspected(self, now: float) -> bool:
+        """Whether the last look saw that, not long ago. Looks at nothing and changes nothing: for statistics."""
+        return self._suspected and now < self._turn_at + WINDOW
+
     def is_noisy(self, tenant: Hashable) -> bool:
         """Whether a tenant is noisy."""
         count = self._counts.get(tenant)

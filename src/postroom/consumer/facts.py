@@ -8,7 +8,7 @@ from typing import Final
 from postroom.consumer.job import Job
 from postroom.errors import AccessDenied
 from postroom.log_fields import Log, Step, about
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue, RedrivePolicy
 
 _log = Log("postroom.consumer", Step.RECEIVE)
@@ -101,11 +101,16 @@ class QueueFacts:
 
     def refusal(self) -> str | None:
         """Return why nothing may be made invisible now; None while it may."""
+        if self._in_flight >= ENOUGH and self._clock() >= self._rest_until:
+            self._look_soon()
+        return self.why_full()
+
+    def why_full(self) -> str | None:
+        """Return what ``refusal`` does, and ask the queue nothing: any thread may read statistics."""
         if self._clock() < self._rest_until:
             return f"the queue refused a receive: the limit is {LIMIT:,} messages in flight"
         if self._in_flight < ENOUGH:
             return None
-        self._look_soon()
         return f"{self._in_flight:,} messages are in flight in the queue, of {LIMIT:,} allowed"
 
     def hid(self) -> None:
@@ -140,7 +145,9 @@ class QueueFacts:
             self._learn(dict(said))
         except AccessDenied:
             self.known, pause = False, _DENIED
-        except Exception:  # whatever a transport raises: the answer would have been approximate anyway
+        except BaseException as error:  # whatever a transport raises: the answer would have been approximate anyway
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             self._in_flight = 0  # what the queue said last may be long past; this consumer's own limits remain
         finally:
             self._next = self._clock() + pause

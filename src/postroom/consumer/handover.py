@@ -114,6 +114,7 @@ class Handover:
 
         try:
             async with asyncio.timeout(timeout):
+                # Here first: an error here spares the fleet the work.
                 own = await self.work(what, [key])
                 if self._member is None:
                     return [own] if own is not None else []
@@ -134,6 +135,8 @@ class Handover:
         tenants = [] if self._consumer is None else list(self._consumer.scheduler.tenants())
         known: list[Hashable] = [*tenants, *self._contexts, *([] if self._pool is None else self._pool.keys())]
         found = [key for key in dict.fromkeys(known) if name_or_none(key) == name]
+        # A tenant that has nothing here may still have resources open; a text names itself as the
+        # key.
         return found or ([shown(name)] if name.startswith("t:") else [])
 
     # -- here -------------------------------------------------------------------------------------------------------
@@ -156,11 +159,14 @@ class Handover:
         return said
 
     async def _drain(self, key: Hashable) -> None:
+        # A poll and not an event: a move is rare, and an event would cost something for every
+        # message.
         while self._is_busy(key):  # noqa: ASYNC110
             await asyncio.sleep(_POLL)
 
     async def _invalidate(self, key: Hashable) -> None:
         if (pool := self._pool) is not None:
+            # Before the invalidation, after which the pool may not know the context.
             self._remember(key, pool)
             await pool.invalidate_where(lambda context: bool(pool.key_of(context) == key))
 
@@ -180,6 +186,8 @@ class Handover:
         if context is not None:
             self._contexts[key] = context
             if len(self._contexts) > _MOST:
+                # The oldest: between a close and the next open there are minutes, not thousands of
+                # tenants.
                 del self._contexts[next(iter(self._contexts))]
 
     def _context_of(self, key: Hashable, pool: ResourcePool[Any, Any]) -> Any:
@@ -202,6 +210,7 @@ class Handover:
             raise ConfigurationError(text)
         if self._consumer is None:
             return Probe(ProbeOutcome.FAILED, "the consumer does not run")
+        # Before any message is risked: most failed moves show here, and cost no attempt.
         if (error := await self._open(key, timeout)) is not None:
             return Probe(ProbeOutcome.FAILED, error)
         if not message or not self._consumer.scheduler.figures(key).waiting:

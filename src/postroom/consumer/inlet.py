@@ -49,11 +49,12 @@ class Inlet:
         tasks = engine.tasks
         self._tasks = tasks
         self.queue = queue
-        self.name = queue.info.name
-        self.facts = QueueFacts(queue, tasks)
-        self.source = source = Source(settings, queue, self.facts, tally=tally, alone=alone)
+        self.name: str = queue.info.name
+        self.facts: QueueFacts = QueueFacts(queue, tasks)
+        self.source: Source = Source(settings, queue, self.facts, tally=tally, alone=alone)
+        source = self.source
         source.diversions = Diversions(client.queue, tasks=tasks)
-        source.settler = self.settler = Settler(
+        self.settler: Settler[Job] = Settler(
             queue,
             Visibility() if callable(settings.visibility) else settings.visibility,
             tasks=tasks,
@@ -63,11 +64,12 @@ class Inlet:
             kind=cast("type[Job]", source),
             tally=tally,
         )
+        source.settler = self.settler
         # On a FIFO queue the group is the unit of order, not a tenant.
         fair = settings.resolver is not None and not source.fifo
-        self.grouping = Grouping(clock=tasks.time) if fair else None
+        self.grouping: Grouping | None = Grouping(clock=tasks.time) if fair else None
         intake = Intake if settings.unwrap is None else UnwrappingIntake
-        self.intake = intake(source, engine.core, engine, pool, self.grouping)
+        self.intake: Intake = intake(source, engine.core, engine, pool, self.grouping)
         self.heartbeat: asyncio.Task[None] | None = None
 
     def begin(self, number: int | None = None) -> None:

@@ -67,9 +67,12 @@ class Intake:
         self.received += len(messages)
         source, core = self._source, self._core
         jobs = source.settler.take(messages, arrived)
+        # Before they are held: what came back is not away, or it would be called back under an old
+        # handle.
         if len(core.away):
             for message in messages:
                 core.away.came_back(message.id)
+        # Before the next receive is decided: the bound on memory is checked there.
         core.held_bytes = source.tally.bytes
         now = self._time()
         runnable = len(messages) - len(jobs)
@@ -94,6 +97,7 @@ class Intake:
         for batch in later.values():
             self._resolve_later(batch)
         self._engine.dispatch(now)
+        # After the dispatch: what could run has a slot by now and is not in the way.
         if core.scheduler.blocked:
             core.relieve(now)
             self._engine.act()
@@ -110,6 +114,7 @@ class Intake:
         for batch in tuple(self._batches):
             self._withdraw(batch)
         if resolving:
+            # They were cancelled; their `finally` must be over before the settlers drain.
             await asyncio.wait(resolving)
 
     def _resolve(self, job: Job) -> Any:
@@ -117,6 +122,8 @@ class Intake:
         if self._resolver is None:
             return None
         try:
+            # A plain attribute resolver runs no code of the user's that could see context
+            # variables: no copy of the context is needed.
             if self._clean:
                 return self._resolver(job.message)
             return self._engine.tasks.run_clean(self._resolver, job.message)
@@ -138,6 +145,7 @@ class Intake:
         self._core.resolving += len(waiting)
         group = self._source.group_of(waiting[0][0].message) if self._source.fifo else None
         if (earlier := self._resolves(group)) is not None:  # of another receive: its message came back meanwhile
+            # Behind those of the earlier receive, since the list is worked from its end.
             earlier.waiting[:0] = waiting[::-1]
             return
         batch = _Batch(group, waiting[::-1])
@@ -194,6 +202,7 @@ class Intake:
                 return await awaitable
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
+            # Ours: the batch was withdrawn. Without a request, the resolver raised it by itself.
             if task is not None and task.cancelling():
                 raise
             return _context_error(job, error)  # the resolver raised it
@@ -211,6 +220,7 @@ class Intake:
         for job, awaitable in reversed(batch.waiting):
             self._no_longer_resolves(job)
             if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+                # A coroutine that never ran would warn "was never awaited" when it is collected.
                 awaitable.close()
             if self._core.closing:
                 self._core.give_back(job, Settlement.RETURNED)
@@ -224,6 +234,7 @@ class Intake:
     # -- to the core --------------------------------------------------------------------------------------------
 
     def _enter(self, job: Job, found: Any, now: float, scene: Scene | None = None) -> bool:
+        # The resolver took longer than the visibility timeout, or a stop gave it back.
         if job.lost or job.settlement is not None:
             return False
         message = job.message
@@ -236,6 +247,8 @@ class Intake:
         else:
             job.context = found
             if message.group_id is not None and self._grouping is not None:
+                # Here, and not per queue: only now are both the sender's group and the tenant
+                # known.
                 self._grouping.check(message.group_id, job.tenant, found)
         self._source.resolved(job)
         return self._core.arrive(job, now, scene)

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any, Generic, cast
 
 from postroom.consumer.availability import Availability
+from postroom.consumer.batching import BatchHandler
 from postroom.consumer.core import Core
 from postroom.consumer.crew import join
 from postroom.consumer.crowd import Crowd
@@ -59,6 +60,7 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
     """
     async with AsyncExitStack() as opening:
         client = default_client() if settings.client is None else settings.client
+        # First, and so closed last: everything below may talk to SQS until its own end.
         await opening.enter_async_context(client)
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
@@ -72,8 +74,10 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, where=where, pool=pool)
         if run.member is not None:
+            # Before `open`: if that fails half-way, the fleet may already count this replica.
             opening.push_async_callback(run.member.close)
             await run.member.open()
+        # From here on the run closes what was opened; an error before this line closes it here.
         run.begin(opening.pop_all())
     return run
 
@@ -88,6 +92,7 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
         for observer in settings.observers:
             opening.callback(pool.subscribe(observer))
         return pool
+    # `Shutdown(close=0)` is allowed, but a pool's timeout must be positive.
     timeouts = PoolTimeouts(close=max(settings.shutdown.close, 0.001))
     pool = ResourcePool(
         resources,
@@ -100,8 +105,10 @@ async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> Resou
 
 
 def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded: bool) -> dict[str, Any]:
+    # Without a thread a handler would hold its slot and its lease, and only wait.
     total = min(concurrency.total, concurrency.threads) if threaded else concurrency.total
     if settings.resolver is None:  # one tenant: there are no shares
+        # `per_tenant` would only idle slots: there is no other tenant to keep them for.
         return {"total": total, "per_tenant": total}
     return {
         "total": total,
@@ -133,25 +140,28 @@ class Run(Generic[C, R]):
         self._loop = asyncio.get_running_loop()
         self.settings = settings
         self._roster = where if isinstance(where, Roster) else None
-        self.name = settings.queue if isinstance(where, Roster) else where.info.name
+        self.name: str = settings.queue if isinstance(where, Roster) else where.info.name
         """What the run is called in logs and events: its queue, or the title of its queues."""
         self.pool = pool
         self.tasks: Tasks = Tasks(self.end)
         self._tenants = tenants
         self._threads = Threads(settings.concurrency.threads) if needs_threads(handler) else None
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         rng = Random()  # noqa: S311 - jitter, not secrecy
         self.member: Member | None = None
         self.scheduler: Scheduler[Job] = Scheduler(**self._scheduler_limits(settings.concurrency))
         crowd = Crowd()
         fifo = not isinstance(where, Roster) and where.info.fifo
+        # Scouting looks for the messages of quiet tenants behind noisy ones. With one tenant there
+        # are none, and a FIFO queue hides what follows in a group, so that parking would break its
+        # order.
         scout = settings.polling.scout if settings.resolver is not None and not fifo else False
-        self.scouting = Scouting(crowd, self._loop.time(), when=scout)
+        self.scouting: Scouting = Scouting(crowd, self._loop.time(), when=scout)
         policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
         hints = None if settings.fleet is None else Hints(settings.fleet.lease, rng)
         availability = Availability(pool, rng, hints)
-        self.core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
-        self.engine = Engine(self.core, self.tasks)
+        self.core: Core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
+        self.engine: Engine = Engine(self.core, self.tasks)
         self.engine.on_end = self.end
         if settings.fleet is not None and hints is not None:
             self.member = join(
@@ -164,7 +174,9 @@ class Run(Generic[C, R]):
                 observers=settings.observers,
             )
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
-        self.watch = LoopWatch(self.tasks, self._running_names)
+        self._batches = handler if isinstance(handler, BatchHandler) else None
+        self.engine.collector = self._batches
+        self.watch: LoopWatch = LoopWatch(self.tasks, self._running_names)
         self.client = client
         self._inlets: list[Inlet] = []
         self._poller = self._polls_of(where, policy)
@@ -174,7 +186,7 @@ class Run(Generic[C, R]):
             timeout=settings.concurrency.handler_timeout,
             threads=self._threads,
         )
-        self.pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
+        self.pipeline: Pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
         self.engine.connect(self.pipeline, self, self._poller, policy)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
@@ -183,7 +195,7 @@ class Run(Generic[C, R]):
         """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
-        self.cancelled = 0
+        self.cancelled: int = 0
         """Handlers that had to be cancelled."""
         self._was_idle = False
         self.reason: StopReason = StopReason.REQUESTED
@@ -234,6 +246,8 @@ class Run(Generic[C, R]):
             self.engine, self.pool, self.settings.observers, lambda: (inlet.facts for inlet in self.inlets)
         )
         self.engine.begin()
+        if self._batches is not None:
+            self._batches.relax()
         if self.member is not None:
             self.member.begin()
         self.watch.start()
@@ -262,6 +276,7 @@ class Run(Generic[C, R]):
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
         if self._threads is not None:
+            # Before the slots: a handler that gets a new slot must find its thread.
             self._threads.resize(concurrency.threads)
         self.scheduler.adjust(**self._scheduler_limits(concurrency))
         self.engine.dispatch()
@@ -276,10 +291,12 @@ class Run(Generic[C, R]):
             self._stop_requested.set()
             self._poller.stop()
             if self._keeps_up is not None:
+                # A queue that is found now must not join a run that stops.
                 self._keeps_up.cancel()
 
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or a handler asked for the end of the process."""
+        # The first error is the cause; what dies after it mostly died of it.
         if self.fatal is None:
             self.fatal, name = error, self.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -334,11 +351,14 @@ class Run(Generic[C, R]):
         self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.name, self.reason))
+        # The budget of the polls runs beside the steps below, not before them.
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
         await self._return_unstarted()  # 2
         await self._drain_handlers()  # 3
         await self._cancel_handlers()  # 4
         if self.member is not None:
+            # Before the flush: slots of the fleet are for handlers, and no further handler starts
+            # here. Other replicas can have them.
             await self.member.close()
         await self._flush(polls_end)  # 5, and 1: polls end last, because they may bring back what was given back
         await self._end_heartbeat()  # 6
@@ -358,10 +378,16 @@ class Run(Generic[C, R]):
         self.core.close()
         self.engine.close()
         for job in tuple(self.engine.jobs):
+            # Also those that wait with their resources in hand: they hold leases that the pool's
+            # close needs.
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
         for inlet in self.inlets:
+            # After `core.close`: what is still being resolved must find the core closing, and go
+            # back.
             await inlet.intake.close()
+        if self._batches is not None:
+            self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
 
     async def _drain_handlers(self) -> None:
@@ -376,6 +402,7 @@ class Run(Generic[C, R]):
         finally:
             drained.cancel()
             hurry.cancel()
+            # Waited for, because a task that is cancelled here would otherwise outlive the step.
             await asyncio.wait({drained, hurry})
 
     async def _cancel_handlers(self) -> None:
@@ -396,6 +423,8 @@ class Run(Generic[C, R]):
         for job in tuple(self.engine.jobs):
             text = "The handler of message %s did not end when it was cancelled"
             _log.error(text, job.message.id, extra=about(job))
+            # The handler may still run, but its message must not be lost with it: another consumer
+            # gets it.
             job.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
             job.cancel(Cancellation.STOPPING)  # a second time
 
@@ -412,21 +441,27 @@ class Run(Generic[C, R]):
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
+        # Outside the timeout: however the flush ended, no poll may bring messages to settlers that
+        # are about to let go.
         await self._end_polls()
         for inlet in self.inlets:
             await inlet.settler.abandon()
 
     async def _settle_everything(self) -> None:
         """Send what was decided, and call back what is away."""
+        # First: each of them ends in a delete or a change of visibility, which the settlers drain.
         while rejecting := [task for task in self.engine.rejecting if not task.done()]:
             await asyncio.wait(rejecting)
         if len(self.inlets) == 1:
             await self.inlets[0].settler.drain()
         else:  # together: a queue that does not answer must not take the time of the others
             await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
+        # After the drain, and not before: what was deferred a moment ago must be hidden before it
+        # can be called back.
         self.core.away.all_over()
-        if recalls := self.engine.recall(len(self.core.away)):
-            await asyncio.wait(recalls)
+        self.engine.recall(len(self.core.away))
+        while recalls := self.engine.recalls.out:  # also those that were out when the stop began
+            await asyncio.wait(tuple(recalls))
 
     async def _finish_polls(self, deadline: float) -> None:
         """Wait for outstanding polls until the deadline, or a moment where there may be something for them to bring.
@@ -440,6 +475,7 @@ class Run(Generic[C, R]):
         if polls:
             brought = self._received
             gave_back = self._gave_back()
+            # Nothing was given back that SQS might serve to this poll. It may be dropped early.
             if not cancellable_after or (self._was_idle and not gave_back):  # it waits for an empty queue
                 last_asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
                 deadline = min(deadline, last_asked_at + cancellable_after)
@@ -470,6 +506,7 @@ class Run(Generic[C, R]):
     async def _end_heartbeat(self) -> None:
         self.watch.close()
         self.engine.close()
+        # Not before the flush: a message must stay ours until SQS has confirmed its delete.
         await self.tasks.close(grace=_GRACE)
 
     async def _close_what_was_opened(self) -> None:
@@ -479,6 +516,7 @@ class Run(Generic[C, R]):
             self._threads.close()
         try:
             async with asyncio.timeout(close + _GRACE):  # a pool that was passed has a longer limit of its own
+                # In reverse: pools close before the client that their messages came from.
                 await self._opened.aclose()
         except TimeoutError:
             text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
@@ -491,7 +529,7 @@ class Run(Generic[C, R]):
 
     def _scheduler_limits(self, concurrency: Concurrency) -> dict[str, Any]:
         limits = _limits(self.settings, concurrency, threaded=self._threads is not None)
-        return limits if self.member is None else {**limits, "bound": self.member.bound()}
+        return limits if self.member is None else {**limits, "bounds": self.member.bounds}
 
     def _tasks(self) -> set[asyncio.Task[None]]:
         return {job.task for job in self.engine.jobs if job.task is not None}
@@ -501,6 +539,7 @@ class Run(Generic[C, R]):
 
     async def _all_ended(self) -> None:
         while self._unfinished():
+            # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks()
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))
 

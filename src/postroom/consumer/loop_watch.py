@@ -53,6 +53,8 @@ class LoopWatch:
 
     def start(self) -> None:
         """Begin to watch."""
+        # Loops in virtual time have a clock of their own: compared with the real one it would
+        # always be late.
         if self._watched is None and abs(self._loop.time() - time.monotonic()) < LATE:
             self._watched = _thread.enter(self._loop, self)
 
@@ -125,15 +127,20 @@ class _WatchedLoop:
             return
         time.sleep(CONFIRM)  # a process that was stopped goes on: let the loop give its sign of life first
         frames = _frames(_innermost_frame(self.thread_id))
+        # Unchanged: the sign of life did not come while the stack was read, so the stack is the
+        # culprit's.
         if self._due == due and frames:
             self._began(now - due, frames, now)
 
     def _began(self, lag: float, frames: list[FrameType], now: float) -> None:
+        # The blocked loop cannot change it meanwhile, although this is another thread.
         task = asyncio.current_task(self.loop)
         name = "a callback" if task is None else task.get_name()
         place = _place(frames)
         quiet_until, unsaid = self._told.get(place, (0.0, 0))
         logged = now >= quiet_until
+        # By place and not by task: each message has a task of its own, and all block at the same
+        # line.
         self._told[place] = (now + QUIET, 0) if logged else (quiet_until, unsaid + 1)
         if logged:
             others = sum(other != name for watch in self.watches for other in watch.running())
@@ -146,6 +153,8 @@ class _WatchedLoop:
         self._block = _Block(name, place, logged)  # last: the loop may run again at any time
 
     def _next_tick(self) -> asyncio.TimerHandle:
+        # An empty context: the timer lives as long as the loop, and would keep alive what a request
+        # has set.
         return self.loop.call_later(TICK, self._tick, context=contextvars.Context())
 
     def _tick(self) -> None:
@@ -153,6 +162,7 @@ class _WatchedLoop:
         lag = now - self._due
         self._before = self._due - TICK
         self._due = now + TICK
+        # Taken out in one step: the thread may look at this very moment.
         block, self._block = self._block, None
         if lag > LATE:
             for watch in self.watches:
@@ -181,11 +191,13 @@ class _WatchingThread:
     def enter(self, loop: asyncio.AbstractEventLoop, watch: LoopWatch) -> _WatchedLoop:
         """Begin to watch a loop. Called in the loop."""
         with self._lock:
+            # A loop that was closed without `leave` would count as blocked for good.
             self._loops = [known for known in self._loops if not known.loop.is_closed()]
             watched = next((known for known in self._loops if known.loop is loop), None)
             if watched is None:
                 watched = _WatchedLoop(loop)
                 self._loops.append(watched)
+            # A list of its own each time: the thread may be going through the old one.
             watched.watches = [*watched.watches, watch]
             if self._stop is None:
                 self._stop = threading.Event()

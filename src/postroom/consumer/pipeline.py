@@ -37,7 +37,7 @@ from postroom.message import Message
 from postroom.redaction import log_error
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.tasks import ends_the_program, is_cancelled
+from postroom.tasks import ends_the_program, is_cancelled, runs_as
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -114,10 +114,13 @@ class Pipeline:
 
     async def process(self, job: Job) -> None:
         """Tell the story of one message, from its slot to its settlement."""
+        # From here on a withdrawal leaves the message to this task.
         job.running = True
         try:
             if job.problem is not None:
                 raise job.problem
+            # One flag, because a decision about a tenant is rare and this line runs for every
+            # message.
             if self._tenants.ruled:
                 self._refuse_if_quarantined(job)
             if not job.decoded:
@@ -127,6 +130,7 @@ class Pipeline:
             if self._pool is None:
                 await self._run_handler(job, resources=None)
             else:
+                # A hit takes no await, so that an open resource costs no turn of the loop.
                 lease = self._pool.try_lease(job.context) or await self._lease_without_slot(job, self._pool)
                 await self._run_with(job, lease)
         except asyncio.CancelledError as error:
@@ -134,7 +138,7 @@ class Pipeline:
         except AlreadyHandled:
             self._was_handled_before(job)
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and not _is_task(job.task):
+            if isinstance(error, GeneratorExit) and not runs_as(job.task):
                 raise  # the loop is gone, and this coroutine is closed: it may await nothing
             await self._did_fail(job, error)
         else:
@@ -143,6 +147,7 @@ class Pipeline:
     async def _run_with(self, job: Job, lease: Lease[Any]) -> None:
         """Run the handler with its tenant's resources, and give them back."""
         try:
+            # Before the handler runs: the others of its tenant need not wait for its end.
             if job.leads:
                 self._core.leased(job)
             await self._run_handler(job, resources=lease.resource)
@@ -158,11 +163,14 @@ class Pipeline:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
         began = self._time()
         self._core.suspend(job, began)
+        # Its tenant may hold what has to make room, now that its messages cannot run.
         self._engine.blocked()
         self._engine.dispatch()
+        # A message that SQS deletes soon must be rejected with its reason before that.
         left = job.source.facts.seconds_left(job)
         lease = await pool.acquire(job.context, **({"timeout": max(left, 0.1)} if left < _SHORT else {}))
         try:
+            # Before anything else: other messages of this tenant wait for exactly this open.
             self._engine.available(job.tenant)
             if self._tenants.is_paused(job.tenant):
                 raise _NotNow
@@ -170,6 +178,7 @@ class Pipeline:
             job.turn = self._engine.tasks.loop.create_future()
             self._core.resume(job)
             self._engine.dispatch()
+            # False: it was withdrawn in the meantime, by a stop or a decision.
             if not await job.turn:
                 raise _NotNow
             self._refuse_if_quarantined(job)  # decided while it waited
@@ -184,13 +193,15 @@ class Pipeline:
     def _refuse_if_quarantined(self, job: Job) -> None:
         if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
-        if (diverted := self._tenants.diverted(job.tenant)) is not None:
+        diverted = self._tenants.diverted(job.tenant)
+        if diverted is not None and not job.source.is_called(diverted[0]):  # there it is where it was sent to
             raise _Diverted(*diverted)
 
     async def _run_handler(self, job: Job, *, resources: Any) -> None:
         if not job.source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
             text = f"message {job.message.id} was lost while it waited for its turn"
             raise OwnershipLost(text, message_id=job.message.id)
+        # The stop may have begun while its payload was decoded or its resources opened.
         if self._core.closing and not self._core.keeps(job):
             raise _NotNow
         job.started = job.tried = True
@@ -201,6 +212,8 @@ class Pipeline:
             await (self._observed(job, ctx) if self._observers else self._handle(job.payload, ctx))
         except BaseExceptionGroup as group:  # of a handler with a TaskGroup
             duplicates, failures = group.split(AlreadyHandled)
+            # A `TaskGroup` wraps what its tasks raise. A duplicate among other errors is a failure
+            # all the same.
             if duplicates is None:
                 raise
             raise (failures or AlreadyHandled()) from None
@@ -239,6 +252,8 @@ class Pipeline:
     def _ack(self, job: Job) -> None:
         if job.settlement is None:
             job.source.settler.ack(job)
+        # The handler returned, but its message was given back or lost: what follows in its group
+        # must not overtake it.
         elif job.settlement is not Settlement.ACKED:
             self._give_group_back(job)
 
@@ -260,6 +275,7 @@ class Pipeline:
                 self._settle_failure(job, error)  # on_error raised it
             else:
                 self._return(job)
+        # Last: the message is decided before the consumer learns that it has to stop.
         if ends_the_program(error):
             self._engine.end(error)
 
@@ -269,6 +285,7 @@ class Pipeline:
                 await self._obey(job, error)
             case _Diverted():
                 await self._divert(job, error)
+            # Before the other cases of `ContextError`: it is an instruction in an error's clothes.
             case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
                 await self._obey(job, instruction)  # of the resolver, or of an envelope
             case _NotNow():
@@ -281,6 +298,7 @@ class Pipeline:
             case ConfigurationError() if not job.started and self._pool is not None and job.decoded:
                 self._core.put_back(job, self._time())
                 self._engine.end(error)  # what was passed as resources= cannot work for any tenant
+            # Nothing that the message did: it waits, and no attempt is counted.
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
                 await self._wait(job, error)
             case _ if job.met_outage:
@@ -291,11 +309,13 @@ class Pipeline:
     async def _wait(self, job: Job, error: BaseException) -> None:
         """Let a message wait that could not have its tenant's resources, unless ``on_error`` decides otherwise."""
         instruction = None
+        # Once for a message: it may meet the same outage every few seconds, for hours.
         if not job.reported:
             job.reported = True
             instruction = await self._report(job, error, quietly=True)
         if instruction is not None:
             await self._obey(job, instruction)
+        # `on_error` took time: the message may have been settled or lost meanwhile.
         elif job.settlement is None and not job.lost:
             self._core.refused(job, error, self._time())
             self._engine.act()
@@ -307,6 +327,7 @@ class Pipeline:
         instruction = await self._report(job, error)
         if instruction is None and isinstance(error, PayloadError) and not job.started:
             instruction = _for_invalid(error, self._invalid)
+        # During a stop handlers fail because of the stop: that says nothing about their tenant.
         if job.started and job.source.resolves and not self._core.closing:
             self._core.failed(job, error, self._time())
             self._engine.dispatch()  # its lane may sleep from now on: a timer has to wake it
@@ -336,6 +357,7 @@ class Pipeline:
             outcome = self._on_error(Failure(error, job.message, job.context, job.payload))
             if inspect.isawaitable(outcome):
                 await outcome
+        # The only errors of `on_error` that mean something; any other is its own defect.
         except (Retry, Reject, Drop) as instruction:
             return instruction
         except AlreadyHandled:
@@ -361,12 +383,14 @@ class Pipeline:
             case Reject():
                 await self._obey_reject(job, instruction)
             case Retry():
+                # Otherwise it asked for time before its handler ran: that spends no attempt.
                 if job.started or job.problem is not None:
                     job.source.attempts.failed(job)
                 self._retry(job, instruction, delay=instruction.delay)
 
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
         """Make the message a dead letter; without a dead-letter queue it has failed."""
+        # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
         if job.source.facts.redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
                 self._core.actions.append(RejectAction(job, instruction.reason, self._backoff(job, instruction)))
@@ -414,6 +438,7 @@ class Pipeline:
 
     def _backoff(self, job: Job, error: BaseException) -> float:
         delay = backoff(job.source.retry_of(job), job.message, error, job.attempt, self._rng)
+        # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled and job.problem is None:
             delay = max(delay, self._pool.retry_after(job.context))
         return delay
@@ -474,14 +499,6 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
             return Reject(str(error))
         case OnInvalid.FAIL:
             return None
-
-
-def _is_task(task: asyncio.Task[None] | None) -> bool:
-    """Return whether this code runs as that task, as opposed to being closed from outside."""
-    try:
-        return task is not None and asyncio.current_task() is task
-    except RuntimeError:
-        return False
 
 
 def _is_of_resources(error: BaseException) -> bool:

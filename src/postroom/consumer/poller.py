@@ -16,7 +16,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.settlement import Moment
-from postroom.tasks import Tasks, is_cancelled
+from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.consumer", Step.RECEIVE)
 
@@ -80,18 +80,19 @@ class Receiver:
 
     async def receive(self, limit: int, wait: float, number: int) -> list[Message]:
         """Send a receive of poller ``number``. Raises what the transport raises."""
-        now = self._tasks.time()
+        now, task = self._tasks.time(), asyncio.current_task()
         if self.started_at is None:
             self.started_at = now
         self.receives += 1
+        # Before the await: health asks how long the oldest receive has been out.
         self._out[number] = now
         try:
             messages = await self._source.queue.receive(limit=limit, wait=wait, visibility=self._timeout)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
+        except BaseException as error:
+            if isinstance(error, Exception) or has_to_leave(error, task):
                 raise
-            # A transport's own cancellation is its failure. It would end the poller, and nothing would tell of it.
-            raise ServiceUnavailable("the transport cancelled the receive by itself") from error
+            # Its cancellation, or what it derives from no Exception, is its failure, and not the poller's end.
+            raise ServiceUnavailable(f"the transport raised {type(error).__name__}") from error
         finally:
             del self._out[number]
         self.last_success = self._tasks.time()
@@ -105,7 +106,10 @@ class Receiver:
         """Note that a receive failed, and log it. The next one follows after ``pause`` seconds."""
         self.failures += 1
         if isinstance(error, TransportError) and error.code == "OverLimit":
+            # SQS gives no more because too much is in flight: nothing more may be hidden for some
+            # time.
             self._source.facts.over_limit()
+        # An error once: an outage of an hour is one thing that happened, and not a thousand.
         level = logging.ERROR if self.failing_since is None else logging.INFO
         if self.failing_since is None:
             self.failing_since = began
@@ -181,6 +185,7 @@ class Poller(Receiver):
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
+            # Before `answered`: what arrived must count as taken when the next receive is decided.
             runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
             now = time()
             self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
@@ -191,6 +196,7 @@ class Poller(Receiver):
                 self.wake()  # there is more room, or more to fetch: another poller may have waited for it
 
     async def _woken(self, number: int, seconds: float | None) -> None:
+        # One future for each poller: an event that all wait for would wake all of them each time.
         self._waiters[number] = waiter = self._tasks.loop.create_future()
         timer = None if seconds is None else self._tasks.call_later(seconds, self._wake_one, number)
         try:

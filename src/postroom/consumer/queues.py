@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, cast
 
-from postroom.checking import check_function, shown
+from postroom.checking import check_function, check_queue, shown
 from postroom.errors import ConfigurationError
 from postroom.options import check_count, check_seconds
 
@@ -120,6 +120,7 @@ def weights_of(listed: Any) -> dict[str, float]:
     for name, weight in pairs:
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"queues= names queues by name, URL or ARN; got {shown(name)} among them")
+        check_queue("queues=[...]", name)
         if name in weights:
             raise ConfigurationError(f"queues= names {name!r} twice; say a weight instead: queues={{{name!r}: 2}}")
         if not _is_number(weight) or not 0 < weight < math.inf:

@@ -9,9 +9,9 @@ from postroom.consumer.queues import Queues
 from postroom.consumer.rota import Rota, Station
 from postroom.consumer.rotation import Rotation
 from postroom.consumer.statistics import QueueStatistics
-from postroom.errors import ConfigurationError, PostroomError
+from postroom.errors import ConfigurationError, PostroomError, ServiceUnavailable
 from postroom.log_fields import Log, Step, about
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Client, Queue
 
 _log = Log("postroom.consumer", Step.START)
@@ -48,7 +48,7 @@ class Roster:
         self._trouble = ""
         self.refused: dict[str, str] = {}
         """Queues that are listed and could not be opened, each with the type of the error."""
-        self.past = QueueStatistics(settled={})
+        self.past: QueueStatistics = QueueStatistics(settled={})
         """What was counted for queues that are closed."""
 
     @property
@@ -93,7 +93,9 @@ class Roster:
         try:
             async with asyncio.timeout(_PATIENCE):
                 weights = await self._queues.ask()
-        except Exception as error:  # whatever the function raises
+        except BaseException as error:  # whatever the function raises
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             if (trouble := type(error).__name__) != self._trouble:
                 self._trouble = trouble
                 text = "The queues of %s could not be listed; those that are known stay: %s"
@@ -117,8 +119,12 @@ class Roster:
             async with room:
                 try:
                     return await self._client.queue(name)
-                except Exception as error:  # whatever a transport raises
-                    return error
+                except BaseException as error:  # whatever a transport raises
+                    if has_to_leave(error, asyncio.current_task()):
+                        raise
+                    if isinstance(error, Exception):
+                        return error
+                    return ServiceUnavailable(f"the transport raised {type(error).__name__}")
 
         new = [name for name in names if name not in self._leaving]
         errors: dict[str, Exception] = {}

@@ -32,27 +32,27 @@ class Station(Generic[I]):
     )  # fmt: skip
 
     def __init__(self, inlet: I, *, weight: float = 1.0, fifo: bool = False) -> None:
-        self.inlet = inlet
+        self.inlet: I = inlet
         """What the consumer keeps of the queue."""
-        self.weight = weight
-        self.fifo = fifo
-        self.served = 0.0
+        self.weight: float = weight
+        self.fifo: bool = fifo
+        self.served: float = 0.0
         """Messages received, divided by the weight: its place in virtual time."""
-        self.expected = False
+        self.expected: bool = False
         """Whether it has messages, as far as is known."""
-        self.full = False
+        self.full: bool = False
         """Whether the last answer was as large as it could be: then several receives at once bring more."""
-        self.out = 0
+        self.out: int = 0
         """Turns that are out."""
         self.look: Look[I] | None = None
         """The look that is out."""
         self.due: float | None = None
         """When it is looked at next; None while it is not idle, or is being looked at."""
-        self.rest = 0.0
+        self.rest: float = 0.0
         """Seconds between the last two looks that found nothing."""
-        self.backoff = 0.0
+        self.backoff: float = 0.0
         """Seconds between the last two receives that failed."""
-        self.gone = False
+        self.gone: bool = False
         """Whether it was removed."""
 
 
@@ -127,6 +127,7 @@ class Rota(Generic[I]):
         """
         best: Station[I] | None = None
         for station in self._expecting:
+            # A second receive at a queue that is nearly empty would bring the same nothing twice.
             may = (station.full or not station.out) and not (scouting and station.fifo)
             if may and (best is None or station.served < best.served):
                 best = station
@@ -134,6 +135,8 @@ class Rota(Generic[I]):
             best.out += 1
             if not scouting:
                 self._served = best.served
+                # Charged in advance, for the full limit: until the answer comes, the others have
+                # their turns.
                 best.served += limit / best.weight
         return best
 
@@ -142,6 +145,7 @@ class Rota(Generic[I]):
         station.out -= 1
         station.backoff = 0.0
         if not scouting:
+            # What it was charged for and did not bring is given back.
             station.served -= (limit - count) / station.weight
         self._brought(station, count, limit, now, roomy=False)
 
@@ -152,6 +156,7 @@ class Rota(Generic[I]):
         idle = self._idle
         while idle:
             due, _, station = idle[0]
+            # Entries are not taken out of the middle of the heap; the stale ones are skipped here.
             if station.due != due:
                 heapq.heappop(idle)  # it was removed, or turned out to have messages
             elif due > now:
@@ -221,6 +226,8 @@ class Rota(Generic[I]):
             station.due = None
             if not station.expected:
                 station.expected = True
+                # Turns are not saved up while a queue is idle: it would keep all others from theirs
+                # afterwards.
                 station.served = max(station.served, self._served)
                 self._expecting[station] = None
         else:
@@ -234,4 +241,5 @@ class Rota(Generic[I]):
             return
         station.due = until
         self._entered += 1
+        # The number decides between equal times: stations have no order, and the oldest goes first.
         heapq.heappush(self._idle, (until, self._entered, station))

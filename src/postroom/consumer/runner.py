@@ -50,6 +50,8 @@ def run(
             be cancelled, and with its own code when a handler called ``sys.exit``. A clean stop returns.
     """
     if not logging.getLogger().handlers:
+        # Only where the application has configured nothing: a worker that says nothing cannot be
+        # operated.
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     code = run_to_exit(consumers, wait=wait, beside=beside)
     if code is not ExitCode.CLEAN:
@@ -68,6 +70,8 @@ def run_to_exit(
     """
 
     async def main() -> ExitCode:
+        # Threads of the standard executor are joined at exit: one that hangs would keep the process
+        # alive until SIGKILL.
         asyncio.get_running_loop().set_default_executor(DaemonPool())
         async with AsyncExitStack() as stack:
             try:
@@ -170,16 +174,22 @@ class _Process:
         self.stop(now=again, reason=StopReason.SIGNAL)
 
     async def _life(self, consumer: Consumer[Any, Any]) -> None:
+        # Before the start, which would fail: a consumer that the application runs itself is not
+        # ours to stop.
         another_runs_it = consumer.running
         problem = await self._begin(consumer)
         if problem is None and consumer.running and not another_runs_it:
             self.started.append(consumer)
+            # Once all have started: what a start leaves behind is garbage, and must not be frozen.
             if self._freeze and all(each.running for each in self._consumers):
                 gc.freeze()
+            # A signal came during the last step of the start, where nothing could be given up any
+            # longer.
             if self._stopping.is_set():
                 consumer.stop(reason=self._reason)
             await captured(consumer.wait_for_stop)
             self.stop()
+            # After `stop`, so that the other consumers drain at the same time.
             problem = await _what_ended(consumer)
         if problem is not None and not isinstance(problem, asyncio.CancelledError):
             self.problems.append(problem)
@@ -245,12 +255,14 @@ class _Patience:
             return None
         if self._deadline is not None and now >= self._deadline:
             return None
+        # One line for each kind of trouble, and not one every five seconds.
         if (state := f"{type(problem).__name__} {problem.code}") != self._said:
             self._said = state
             limit = "until it answers" if self._deadline is None else f"for {self._deadline - now:.0f} s more"
             text = "Queue %s cannot be reached yet; the start tries again %s: %s"
             _log.warning(text, self._queue, limit, problem, extra=about(queue=_name(self._queue), step=Step.START))
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        # With jitter: after an outage all replicas start in the same second.
         pause *= self._rng.uniform(0.5, 1.0)
         return pause if self._deadline is None else min(pause, self._deadline - now)
 
@@ -277,6 +289,8 @@ async def _within(seconds: float, work: Awaitable[object]) -> None:
 
 def _verdict(started: Sequence[Consumer[Any, Any]], problems: Sequence[BaseException]) -> ExitCode:
     for problem in problems:
+        # First of all verdicts: a handler chose the exit code, and errors beside it are the
+        # consequence.
         if isinstance(problem, SystemExit):
             _log.critical("Stopped: a handler called sys.exit(%r)", problem.code)
             raise SystemExit(problem.code)

@@ -96,10 +96,17 @@ class Scouting:
 
     def stopped_because(self, now: float) -> str | None:
         """Return why there is no scouting, even if there were no room; None while there would be."""
+        return self._because(now, suspected=self._when is True and self._crowd.is_suspected(now))
+
+    def said(self, now: float) -> str | None:
+        """Return what ``stopped_because`` said last, without another look: statistics must not change decisions."""
+        return self._because(now, suspected=self._crowd.was_suspected(now))
+
+    def _because(self, now: float, *, suspected: bool) -> str | None:
         if not self._when:
             return "Polling(scout=False), or no contexts"
         if self._when != "always":
-            if not self._crowd.is_suspected(now):
+            if not suspected:
                 return "no noisy tenant beside a quiet one"
             if not self._crowd.is_grouped(now):
                 return "messages have no MessageGroupId, so the queue does not hand out quiet tenants' first"

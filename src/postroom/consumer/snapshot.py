@@ -73,5 +73,5 @@ def _scouting_stopped(run: "Run[Any, Any]", now: float) -> str | None:
     inlets: list[Inlet] = run.inlets
     if inlets and all(inlet.source.fifo for inlet in inlets):
         return "a FIFO queue hands out the next message of a group only when the last one is done"
-    refusals = (inlet.facts.refusal() for inlet in inlets)
-    return run.scouting.stopped_because(now) or next((said for said in refusals if said is not None), None)
+    refusals = (inlet.facts.why_full() for inlet in inlets)
+    return run.scouting.said(now) or next((said for said in refusals if said is not None), None)

@@ -45,11 +45,11 @@ class Source:
         self._visibility = _clean(settings.visibility)
         self.queue = queue
         self.facts = facts
-        self.name = queue.info.name
-        self.resolves = settings.resolver is not None
-        self.fifo = queue.info.fifo
-        self.attempts = Attempts(facts)
-        self.tally = Tally() if tally is None else tally
+        self.name: str = queue.info.name
+        self.resolves: bool = settings.resolver is not None
+        self.fifo: bool = queue.info.fifo
+        self.attempts: Attempts = Attempts(facts)
+        self.tally: Tally = Tally() if tally is None else tally
         self._alone = alone
         self.diversions: Diversions
         """Set once, by what opens the source."""
@@ -67,6 +67,11 @@ class Source:
             receives=message.receive_count,
             source=self,
         )
+
+    def is_called(self, queue: str) -> bool:
+        """Whether a name, a URL or an ARN is this queue's."""
+        info = self.queue.info
+        return queue in {info.name, info.url, info.arn}
 
     def group_of(self, message: Message) -> str | None:
         """Return what a message's group is called here: two FIFO queues may each have a group of one name."""

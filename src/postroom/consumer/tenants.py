@@ -11,7 +11,7 @@ from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.errors import ConfigurationError
 from postroom.events import Observers
-from postroom.fleet.decisions import Verdict
+from postroom.fleet.decisions import PARTS, Verdict
 from postroom.fleet.member import Member, Pending
 from postroom.log_fields import Log, Step, about
 from postroom.resources import ResourcePool, display_key
@@ -21,6 +21,7 @@ _log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
+_DECIDED = (TenantState.PAUSED, TenantState.QUARANTINED, TenantState.DIVERTED)
 _SENT_AWAY = frozenset({TenantState.QUARANTINED, TenantState.DIVERTED})
 
 
@@ -50,7 +51,7 @@ class Tenants:
         self._member: Member | None = None
         self._rated = False
         self._probing: set[Hashable] = set()
-        self.handover = Handover(self)
+        self.handover: Handover = Handover(self)
         """What a tenant goes through when its database is moved. For the fleet and the tools that move tenants."""
         self.pending: Pending = {}
         """Decisions that the fleet does not have yet."""
@@ -85,15 +86,17 @@ class Tenants:
 
         They go as they are, with ``postroom.reason`` and what else a dead letter carries, and are deleted here once
         the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. Where the
-        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted.
+        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted. A consumer
+        of the other queue handles them, also one for which the same decision holds.
+
+        With a fleet every replica looks the queue up itself: use its URL or ARN where they work in several accounts
+        or regions.
 
         Raises:
             ConfigurationError: no queue is named.
         """
         if not queue or not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from outside
             raise ConfigurationError(f"divert(queue=...) takes the name, URL or ARN of a queue; got {queue!r}")
-        if self._shared:
-            raise ConfigurationError("divert() holds in one process only; with Consumer(fleet=...) use pause()")
         _tell(key, f"diverted to {queue}", reason)
         self._decide(key, reason, state=TenantState.DIVERTED, diverted_to=queue)
 
@@ -193,10 +196,12 @@ class Tenants:
         given: Any = reason
         if not isinstance(given, str) or not given.strip():
             raise ConfigurationError(f"offboard(reason=...) takes a text: its dead letters carry it; got {given!r}")
+        # Before anything is decided: without one, a quarantine would only send its messages around.
         self.handover.require_dead_letters(key)
         text = f"tenant offboarded: {reason}"
         try:
             await self.drain(key, timeout=timeout, reason=text)
+            # Drained first: a close waits for leases, and new handlers would go on taking some.
             await self.close(key, timeout=timeout)
             if self[key].state is not TenantState.PAUSED:
                 raise ConfigurationError(f"{display_key(key)} was not offboarded: it was resumed meanwhile")
@@ -228,6 +233,7 @@ class Tenants:
         """Return what is known of a tenant. An unknown one is active and has nothing here."""
         rule = self._rules.get(key) or _rule_of(key, None if self._member is None else self._member.ruling_of(key))
         figures = self._figures(key)
+        # A decision counts for more than an outage: an operator must see the pause that was asked for.
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
@@ -242,6 +248,7 @@ class Tenants:
 
     def __iter__(self) -> Iterator[TenantStatus]:
         """List the tenants that have something here now, and those that something was decided about."""
+        # A copy, here and of the rules: other threads may look while the loop changes them.
         here = [] if self._consumer is None else self._consumer.scheduler.tenants()
         return iter([self[key] for key in dict.fromkeys([*here, *list(self._rules)])])
 
@@ -315,6 +322,8 @@ class Tenants:
                     self._keep(key, rule)
                     changed.append(key)
         for key in changed:
+            # Only a complete answer proves that a rule is gone; a partial one does not mention the
+            # others.
             if complete:
                 self._carry_out(key)
             elif self._loop is not None:  # in the middle of the scheduler's own work: its rules hold, the rest soon
@@ -349,6 +358,8 @@ class Tenants:
         self.handover.attach(consumer, pool, Observers() if observers is None else observers, facts)
         self._pool = pool
         self._loop = asyncio.get_running_loop()
+        # Before `_consumer`: another thread that sees the consumer must find the thread and the
+        # loop.
         self._thread = threading.get_ident()
         self._consumer = consumer
         self._paces.clear()  # their times were those of another loop
@@ -365,13 +376,12 @@ class Tenants:
         with self._lock:  # two threads may each change another part of one rule
             if self._shared:
                 for part, value in changes.items():
-                    if part == "diverted_to":  # not with a fleet
-                        continue
                     self.pending[key, part] = (None if value is TenantState.ACTIVE else value, reason)
             rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
             if reason is not None or "state" in changes:
                 rule = replace(rule, reason=reason)
             self._keep(key, rule)
+        # Outside the lock: the scheduler may start messages here, which ask for the rules again.
         self._in_loop(self._decided, key)
 
     def _decided(self, key: Hashable) -> None:
@@ -381,6 +391,7 @@ class Tenants:
 
     def _keep(self, key: Hashable, rule: TenantStatus) -> None:
         self.revision += 1
+        # A rule that says nothing is dropped: `ruled` costs every message a look while any is left.
         if replace(rule, reason=None) == TenantStatus(key=key):
             self._rules.pop(key, None)
         else:
@@ -388,7 +399,7 @@ class Tenants:
         self.ruled = bool(self._rules) or self._rated
 
     def _with_pending(self, key: Hashable, rule: TenantStatus) -> TenantStatus:
-        for part in ("state", "concurrency", "rate"):
+        for part in PARTS:
             if (key, part) in self.pending:
                 value, reason = self.pending[key, part]
                 chosen: Any = TenantState(value or TenantState.ACTIVE) if part == "state" else value
@@ -397,6 +408,7 @@ class Tenants:
 
     def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:
         loop = self._loop
+        # The rule is kept all the same; `attach` carries it out at the next start.
         if loop is None or loop.is_closed():
             return
         if threading.get_ident() == self._thread:
@@ -419,11 +431,14 @@ class Tenants:
         paused = rule.state is TenantState.PAUSED and key not in self._probing
         cap = rule.concurrency
         if self._member is not None:
+            # In a fleet the ledger bounds the lane: a cap here would hold in each replica, and so
+            # many times over.
             self._member.ledger.decide(key, concurrency=cap, rate=rule.rate)
             cap = None
         if key in self._probing:
             cap = 1
         pace = self._pace(key, rule.rate)
+        # First the scheduler, then the messages: one that is woken must already find the new rule.
         self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap)
         self._consumer.decided(key, paused=paused)
 
@@ -467,9 +482,19 @@ def _is_above_0(value: object) -> bool:
 
 
 def _rule_of(key: Hashable, ruling: Verdict | None) -> TenantStatus:
-    """Return what was decided in the fleet. A state that a later version may have written is none."""
+    """Return what was decided in the fleet.
+
+    A state that a later version may have written is none, and neither is a diversion without its queue.
+    """
     if ruling is None:
         return TenantStatus(key=key)
-    known = {TenantState.PAUSED.value, TenantState.QUARANTINED.value}
-    state = TenantState(ruling.state) if ruling.state in known else TenantState.ACTIVE
-    return TenantStatus(key=key, state=state, reason=ruling.reason, concurrency=ruling.concurrency, rate=ruling.rate)
+    state = next((state for state in _DECIDED if state == ruling.state), TenantState.ACTIVE)
+    queue = ruling.diverted_to if state is TenantState.DIVERTED else None
+    return TenantStatus(
+        key=key,
+        state=TenantState.ACTIVE if state is TenantState.DIVERTED and not queue else state,
+        reason=ruling.reason,
+        diverted_to=queue,
+        concurrency=ruling.concurrency,
+        rate=ruling.rate,
+    )

@@ -39,6 +39,7 @@ class _Call:
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
+        # Here, in the task of the message: the thread has no context of its own.
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._decided = False
@@ -58,6 +59,7 @@ class _Call:
 
     def _decide(self) -> bool:
         with self._lock:
+            # Under the lock, since the thread begins and the loop withdraws at the same time.
             first, self._decided = not self._decided, True
         return first
 
@@ -96,6 +98,7 @@ class _Daemons(Executor):
         """Change how many threads there may be. Threads that are too many end after their present call."""
         with self._lock:
             self._limit = limit
+            # Work that waits already gets its threads now; `submit` makes one only for new work.
             for _ in range(min(self._work.qsize(), limit - self._threads)):
                 self._add_thread()
 
@@ -104,6 +107,7 @@ class _Daemons(Executor):
         with self._lock:
             self._closed = True
             for _ in range(self._threads):
+                # One for each thread: each of them takes exactly one, and ends.
                 self._work.put(None)
 
     def _add_thread(self) -> None:
@@ -153,6 +157,7 @@ class DaemonPool(ThreadPoolExecutor):
 
 def _do(work: _Work) -> None:
     future, function, arguments = work
+    # It was cancelled while it waited for a thread: its message is settled, and must not run.
     if not future.set_running_or_notify_cancel():
         return
     try:
@@ -199,6 +204,8 @@ class Threads:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)  # it does not cancel them with us
             except asyncio.CancelledError as error:
                 cancelled = error
+                # Not begun: it can be cancelled like any coroutine. Once begun, its end has to be
+                # awaited.
                 if work.withdraw():
                     call.cancel()
                     raise

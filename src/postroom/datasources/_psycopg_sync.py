@@ -11,6 +11,7 @@ import psycopg_pool as pools
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from postroom.checking import check_optional
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
 from postroom.datasources._psycopg_inbox import with_places
@@ -19,10 +20,11 @@ from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import SAID_AFTER
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import Locate, located
+from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
+from postroom.options import check_count
 from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
@@ -76,6 +78,14 @@ def psycopg_sync_pool(
             compare.
         psycopg.OperationalError, TimeoutError: at opening: the first connection could not be made.
     """
+    owner = "psycopg_sync_pool"
+    check_locate(owner, locate)
+    check_count(owner, "max_size", max_size)
+    check_switches(owner, canary=canary, reset=reset)
+    check_keywords(owner, options)
+    check_optional(f"{owner}(configure=...)", "(connection)", configure)
+    check_times(owner, idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
+    check_times(owner, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SyncPool, None]:

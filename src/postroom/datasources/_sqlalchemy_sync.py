@@ -27,9 +27,18 @@ from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import make_do
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, located
+from postroom.datasources.registry import (
+    DataSource,
+    Locate,
+    check_keywords,
+    check_locate,
+    check_switches,
+    check_times,
+    located,
+)
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.errors import ConfigurationError
+from postroom.options import check_count
 from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
@@ -79,6 +88,12 @@ def sqlalchemy_sync_engine(
             database that the canary could compare.
         sqlalchemy.exc.DBAPIError, TimeoutError: at opening: the first connection could not be made.
     """
+    owner = "sqlalchemy_sync_engine"
+    check_locate(owner, locate)
+    check_count(owner, "max_size", max_size)
+    check_switches(owner, canary=canary, reset=reset)
+    check_keywords(owner, options)
+    check_times(owner, connect_timeout=connect_timeout, close_timeout=close_timeout, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[Engine, None]:

@@ -99,6 +99,8 @@ class SyncConnections:
         """
         with self._lock:
             self._go_on_unless_closed()
+            # Under the lock of `end`: it waits for this attempt, or this attempt finds the resource
+            # closed.
             self._under_way += 1
             self._none.clear()
         try:
@@ -117,6 +119,7 @@ class SyncConnections:
     def _make(self, **keywords: Any) -> SyncConnection:
         given = {**conninfo_to_dict(self._source.dsn), **self._options}
         patience = {name: value for name, value in PATIENCE.items() if name not in given}
+        # libpq takes whole seconds, and 0 would mean without a limit.
         timeout = {} if "connect_timeout" in given else {"connect_timeout": max(1, round(self._timeout))}
         return connect_sync(self._source.dsn, **{**patience, **timeout, **self._options, **keywords})
 
@@ -128,6 +131,7 @@ class SyncConnections:
         try:
             with self._lock:
                 self._go_on_unless_closed()
+                # Before the canary: a look that hangs must be ended by the close, too.
                 self._live.add(connection)
             self._greet(connection)
         except BaseException:
@@ -149,6 +153,7 @@ class SyncConnections:
     async def end(self) -> bool:
         """End what is still open or being opened. Returns whether anything was in use."""
         with self._lock:
+            # First: a thread that is connecting looks at it once more before it uses what it got.
             self._closed = True
             held = [connection for connection in self._live if not connection.closed]
         in_use = [connection for connection in held if connection not in self._ready]
@@ -197,6 +202,7 @@ class _FromThread:
         self._timeout = timeout
 
     def __call__(self) -> str:
+        # Bounded: a loop that has stopped would never answer, and the thread would hang for good.
         return asyncio.run_coroutine_threadsafe(ask(self._password), self._loop).result(self._timeout)
 
     def forget(self, password: str, /) -> None:

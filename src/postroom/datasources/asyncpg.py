@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, Names, require_names, verify
 from postroom.datasources._passwords import connected
@@ -12,7 +13,7 @@ from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, is_out_of_room
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import Locate, check_locate, check_times, located
+from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
 from postroom.types import C
@@ -89,9 +90,12 @@ def asyncpg_pool(
     """
     check_locate("asyncpg_pool", locate)
     check_count("asyncpg_pool", "max_size", max_size)
+    check_switches("asyncpg_pool", canary=canary, reset=reset)
+    check_keywords("asyncpg_pool", options)
     check_times("asyncpg_pool", idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
     if acquire_timeout is not None:
         check_times("asyncpg_pool", acquire_timeout=acquire_timeout)
+    check_optional("asyncpg_pool(init=...)", "(connection)", init)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
 
@@ -111,11 +115,13 @@ def asyncpg_pool(
             source.dsn,
             min_size=0,
             max_size=max_size,
+            # Down to none: an idle tenant must not hold a process of the server.
             max_inactive_connection_lifetime=idle,
             connect=connect,
             init=init,
             waiting=Waiting(context, max_size, acquire_timeout),
             acquire_timeout=acquire_timeout,
+            # A reset that hangs, as on a dead host, would otherwise hold its place in the pool.
             release_timeout=connect_timeout,
             **keywords,
         )
@@ -127,6 +133,7 @@ def asyncpg_pool(
             yield pool
         finally:
             try:
+                # First: an attempt that ends later would add a connection to a pool that is closed.
                 await attempts.close()
             finally:
                 await _close(pool, close_timeout)
@@ -171,9 +178,12 @@ class _Acquiring(_AcquiringBase):
                         except asyncpg.TooManyConnectionsError as error:
                             if not is_out_of_room(error, pool.get_size()):
                                 raise
+                            # Kept: if no place becomes free in time, this is the reason, and not
+                            # the lateness.
                             refusal = error
                         await pool.waiting.until_freed()
             except TimeoutError:
+                # Only for our own limit: a TimeoutError of the driver passes as it is.
                 if limit.expired() and refusal is not None:
                     raise refusal from None
                 if limit.expired() and pool.is_full():
@@ -234,6 +244,8 @@ def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
     """Return what a returned connection goes through: our reset, and then the user's own."""
 
     async def reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        # A second round trip only where something was prepared: most handlers prepare nothing by
+        # name.
         if everything and await connection.execute(RESET) != _NONE_PREPARED:
             await connection.execute(DEALLOCATE)
         if then is not None:

@@ -21,6 +21,7 @@ import msgspec
 
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.log_fields import Log, Step
+from postroom.options import check_seconds
 
 # They have no types of their own.
 _new_session: Any = aiobotocore.session.AioSession
@@ -58,7 +59,9 @@ class Freshness:
     expire: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.refresh <= self.expire:
+        check_seconds("Freshness", "refresh", self.refresh)
+        check_seconds("Freshness", "expire", self.expire)
+        if self.refresh > self.expire:
             raise ConfigurationError(f"a password is refreshed before it expires; got {self!r}")
 
 
@@ -94,6 +97,8 @@ class CachedPassword:
 
     def forget(self, password: str, /) -> None:
         """Fetch it again at the next call, if ``password``, which a server has refused, is still the present one."""
+        # Only that one: many connections are refused at once, and the first has fetched a new one
+        # by now.
         if self._value is not None and self._value.password == password:
             self._value = None
 
@@ -210,6 +215,7 @@ def secrets_manager(
         text = answer.get("SecretString")
         return _password_in(text, field, secret_id)
 
+    check_seconds("secrets_manager", "ttl", ttl)
     return CachedPassword(read, Freshness(ttl / 2, ttl), name=f"secret {secret_id}")
 
 

@@ -44,7 +44,7 @@ def postgres_inbox(table: str = DEFAULT_TABLE) -> Inbox:
     Raises:
         ConfigurationError: that is no name for a table.
     """
-    named = _TABLE.fullmatch(table)
+    named = _TABLE.fullmatch(str(table))
     if named is None:
         raise ConfigurationError(f"an inbox table has a plain lower-case name, or schema.name; got {table!r}")
     return Inbox(

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from weakref import WeakSet
 
+from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
@@ -22,7 +23,15 @@ from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, is_out_of_room
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
+from postroom.datasources.registry import (
+    DataSource,
+    Locate,
+    check_keywords,
+    check_locate,
+    check_switches,
+    check_times,
+    located,
+)
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
@@ -64,6 +73,7 @@ class _Connections:
         self._names = require_names(source, options) if canary else None
         self._options = options
         self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close)
+        # Weak: connections that the user's code dropped must not be kept open by this list.
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []
         self.refusal: Exception | None = None
@@ -169,6 +179,8 @@ def psycopg_pool(
     """
     check_locate("psycopg_pool", locate)
     check_count("psycopg_pool", "max_size", max_size)
+    check_switches("psycopg_pool", canary=canary, reset=reset)
+    check_keywords("psycopg_pool", options)
     check_times(
         "psycopg_pool",
         idle=idle,
@@ -176,6 +188,7 @@ def psycopg_pool(
         acquire_timeout=acquire_timeout,
         close_timeout=close_timeout,
     )
+    check_optional("psycopg_pool(configure=...)", "(connection)", configure)
 
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
@@ -183,15 +196,20 @@ def psycopg_pool(
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
         sessions = _Sessions(configure)
         try:
+            # Before the pool: its own workers would retry a wrong password in the background until
+            # the time-out.
             await connections.first()
             pool = _Pool(
                 source.dsn,
                 connection_class=connections.kind(),
+                # None is kept when idle: thousands of tenants would each hold a server process.
                 min_size=0,
                 max_size=max_size,
                 max_idle=idle,
                 timeout=acquire_timeout,
                 reconnect_timeout=connect_timeout,
+                # Three by default: for few connections one is enough, and each is a task per
+                # tenant.
                 num_workers=1,
                 name=f"postroom-{next(_numbers)}",
                 open=False,
@@ -294,6 +312,7 @@ class PsycopgConnections:
                     self._closed_at = asyncio.get_running_loop().time()
         finally:
             self._places.release()
+            # After the release: what it wakes must find the place free.
             self._waiting.freed()
 
     async def _take_place(self) -> None:
@@ -334,6 +353,8 @@ def psycopg_connections(
     """
     check_locate("psycopg_connections", locate)
     check_count("psycopg_connections", "max_size", max_size)
+    check_switches("psycopg_connections", canary=canary)
+    check_keywords("psycopg_connections", options)
     check_times("psycopg_connections", connect_timeout=connect_timeout, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager
@@ -342,6 +363,8 @@ def psycopg_connections(
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
         waiting = Waiting(context, max_size, acquire_timeout)
         try:
+            # A tenant with a wrong password has to fail at opening, where the pool's backoff is,
+            # and not in its handlers.
             await (await connections.connect()).close()
             yield PsycopgConnections(connections, asyncio.Semaphore(max_size), waiting, acquire_timeout)
         finally:
@@ -369,6 +392,7 @@ async def _check_connections(connections: PsycopgConnections) -> bool:
 async def reset_session(connection: Connection) -> None:
     """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
+    # Autocommit cannot be changed inside of a transaction.
     if connection.info.transaction_status != TransactionStatus.IDLE:
         await connection.rollback()
     await connection.set_autocommit(True)  # one round trip instead of three: no BEGIN, no COMMIT

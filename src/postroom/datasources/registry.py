@@ -7,7 +7,7 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from postroom.checking import check_function, check_kind
+from postroom.checking import check_flag, check_function, check_kind, check_options
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.options import check_seconds
@@ -81,6 +81,17 @@ def check_times(owner: str, **seconds: object) -> None:
     """Refuse times that are no seconds, in words that name the argument. Raises ``ConfigurationError``."""
     for name, value in seconds.items():
         check_seconds(owner, name, value)
+
+
+def check_switches(owner: str, **switches: object) -> None:
+    """Refuse switches that are neither True nor False. Raises ``ConfigurationError``."""
+    for name, value in switches.items():
+        check_flag(f"{owner}({name}=...)", value)
+
+
+def check_keywords(owner: str, options: object) -> None:
+    """Refuse options that are no mapping by name. Raises ``ConfigurationError``."""
+    check_options(f"{owner}(options=...)", options, 'options={"application_name": "orders"}')
 
 
 def check_locate(what: str, locate: object) -> None:

@@ -13,7 +13,15 @@ from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, make_do
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import DataSource, Locate, check_locate, check_times, located
+from postroom.datasources.registry import (
+    DataSource,
+    Locate,
+    check_keywords,
+    check_locate,
+    check_switches,
+    check_times,
+    located,
+)
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
@@ -74,6 +82,8 @@ def sqlalchemy_engine(
     """
     check_locate("sqlalchemy_engine", locate)
     check_count("sqlalchemy_engine", "max_size", max_size)
+    check_switches("sqlalchemy_engine", canary=canary, reset=reset)
+    check_keywords("sqlalchemy_engine", options)
     check_times(
         "sqlalchemy_engine",
         connect_timeout=connect_timeout,

@@ -18,12 +18,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Self, TypeVar
 
-from postroom.checking import check_function
+from postroom.checking import check_function, check_kind
 from postroom.datasources._sqlite_sync import Parameters, SqliteSyncTransaction, SyncHeld
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import answered
+from postroom.datasources.registry import answered, check_switches, check_times
 from postroom.errors import AlreadyHandled, ConfigurationError, PostroomError, UnknownTenant
 from postroom.log_fields import Log
 from postroom.log_fields import Step as LogStep
@@ -94,8 +94,8 @@ class SqliteDatabase:
 
         It is committed when ``work`` returns and rolled back when it raises. Return data, not a
         cursor: the connection stays in its thread. When the caller is cancelled, a unit that waits
-            does not start, and one that
-        runs is interrupted and rolled back, unless its commit has begun.
+        does not start, and one that runs is interrupted and rolled back, unless its commit has
+        begun.
 
         Args:
             work: a plain function.
@@ -105,11 +105,12 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
                 unit ran. It was rolled back.
-            PostroomError: the caller is inside of ``transaction_for`` of this database;
-                thread it holds.
+            PostroomError: the caller is inside of ``transaction_for`` of this database, which holds
+                its thread: use ``tx.run`` there.
         """
         self._check_usable()
         job = Unit(self.path.name, work, write=write)
+        # No lock here: in the loop's thread nothing comes between the check and this line.
         self._jobs.put(job)
         try:
             return await job.result
@@ -133,7 +134,7 @@ class SqliteDatabase:
                 transaction itself.
             PostroomError: the caller is inside of another transaction of this database.
             sqlite3.OperationalError: a writer in another process kept the lock for longer than
-            ``busy_timeout``.
+                ``busy_timeout``.
         """
         self._check_usable()
         held = Held(self.path.name, partial(_claim, key=key))
@@ -386,8 +387,11 @@ def sqlite_database(
     """
     call = '(context) -> path, such as lambda tenant: tenant_file("/var/lib/orders", tenant.tenant_id)'
     check_function("sqlite_database(path_of)", call, path_of)
-    if synchronous.upper() not in {"OFF", "NORMAL", "FULL", "EXTRA"}:
+    if str(synchronous).upper() not in {"OFF", "NORMAL", "FULL", "EXTRA"}:
         raise ConfigurationError(f"synchronous= takes OFF, NORMAL, FULL or EXTRA; got {synchronous!r}")
+    check_switches("sqlite_database", create=create)
+    check_kind("sqlite_database(schema=...)", schema, str, 'schema="CREATE TABLE IF NOT EXISTS ..."')
+    check_times("sqlite_database", busy_timeout=busy_timeout, close_timeout=close_timeout)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SqliteDatabase, None]:

@@ -95,6 +95,7 @@ class Job:
     async def _take(self, messages: Sequence[Message]) -> None:
         outcome = self.outcome
         outcome.seen += len(messages)
+        # First: what an earlier run has sent home must not be sent again.
         left = await self._finish(messages)
         now = time.time()
         meant = [letter for letter in await self._scene.read(left) if self._is_meant(letter, now)]
@@ -160,6 +161,7 @@ class Job:
         for letter, result in zip(letters, results, strict=True):
             if isinstance(result, EntryFailure):
                 self.outcome.kept[f"queue {home.name} refused it: {result.code}"] += 1
+                # What follows in its group would overtake it.
                 self._stuck.add(letter.group_id or "")
             else:
                 taken[letter.id] = result.message_id
@@ -197,6 +199,7 @@ class _Pace:
         now = asyncio.get_running_loop().time()
         if self._next > now:
             await asyncio.sleep(self._next - now)
+        # From now at the earliest: a pause in the work must not be made up for by a burst.
         self._next = max(self._next, now) + count / self._rate
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
+from postroom.checking import check_path
 from postroom.errors import ConfigurationError
 
 
@@ -32,6 +33,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | str) -> None:
+        check_path("Journal(path)", path, 'Journal("redrive.jsonl")')
         self.path: Path = Path(path)
         self._file: FileIO | None = None
         self._sent: dict[str, set[str]] = {}

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from postroom.checking import check_kind, check_text
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -114,8 +115,7 @@ def tenant_by_attribute(name: str) -> TenantOf:
     Raises:
         ConfigurationError: the name is empty.
     """
-    if not name:
-        raise ConfigurationError("tenant_by_attribute(name) takes the name of a message attribute, such as 'tenantId'")
+    check_text("tenant_by_attribute(name)", name, 'tenant_by_attribute("tenantId")')
 
     def tenant_of(message: Message) -> str | None:
         value = message.message_attributes.get(name)
@@ -132,6 +132,7 @@ def tenant_by_consumer(consumer: Consumer[Any, Any]) -> TenantOf:
     Raises:
         ConfigurationError: the consumer has no ``context=``.
     """
+    check_kind("tenant_by_consumer(consumer)", consumer, Consumer, "tenant_by_consumer(orders)")
     resolver = consumer.resolver
     if resolver is None:
         text = f"the consumer of {consumer.queue!r} has no context=, so its messages have no tenant"

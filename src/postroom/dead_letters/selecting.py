@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from postroom.checking import listed
 from postroom.dead_letters.reading import DeadLetter
 from postroom.errors import ConfigurationError
 
@@ -38,8 +39,8 @@ class LetterFilter:
             _check_text(name, getattr(self, name))
         for name in ("older_than", "newer_than"):
             _check_age(name, getattr(self, name))
-        if isinstance(self.ids, str):
-            raise ConfigurationError(f"LetterFilter(ids=...) takes a list of ids; got the text {self.ids!r}")
+        if any(not isinstance(each, str) for each in listed("LetterFilter(ids=...)", 'ids=["..."]', self.ids)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"LetterFilter(ids=...) takes a list of texts; got {self.ids!r}")
         if self.older_than is not None and self.newer_than is not None and self.older_than >= self.newer_than:
             text = f"no letter is older than {self.older_than:g} s and newer than {self.newer_than:g} s"
             raise ConfigurationError(text)

@@ -11,7 +11,7 @@ from postroom.fleet.memory import MemoryState
 from postroom.fleet.options import Fallback, Fleet
 from postroom.fleet.protocol import Answer, Ask, Decisions, Grant, Hint, Request, SharedState
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
-from postroom.fleet.valkey import ValkeyState
+from postroom.fleet.valkey import StoreInfo, ValkeyState
 
 __all__ = [
     "Answer",
@@ -25,6 +25,7 @@ __all__ = [
     "MemoryState",
     "Request",
     "SharedState",
+    "StoreInfo",
     "TenantSlots",
     "ValkeyState",
 ]

@@ -1,6 +1,7 @@
 """Operators' decisions as they are written down: one field for each part, so that two of them do not undo each other.
 
-A field is ``state t:acme``, ``concurrency t:acme`` or ``rate t:acme``; its value is JSON with what was decided and why.
+A field is ``state t:acme``, ``diverted_to t:acme``, ``concurrency t:acme`` or ``rate t:acme``; its value is JSON with
+what was decided and why. What belongs together, as a diversion and its queue, is written in one call.
 """
 
 from collections.abc import Mapping
@@ -8,13 +9,14 @@ from typing import Any, Final
 
 import msgspec
 
-PARTS: Final = ("state", "concurrency", "rate")
+PARTS: Final = ("state", "diverted_to", "concurrency", "rate")
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything that was decided about one tenant."""
 
     state: str | None = None
+    diverted_to: str | None = None
     concurrency: int | None = None
     rate: float | None = None
     reason: str | None = None

@@ -1,25 +1,34 @@
 """Outages that one replica found, as hints to the others: a hint may delay a try, it never fails a message.
 
-While a hint lasts, one replica of the fleet at a time tries the host; the others wait for what it finds out. A hint
-that is not repeated runs out. Turns go on for one to two more leases then, another time in each replica, so that not
-all of them try at once; after that each tries for itself.
+While a hint lasts, one replica of the fleet at a time tries the host; the others wait for what it finds out. Who gets
+a turn makes the hint last for it. A hint that is not repeated runs out. A try still asks for a turn for one to two more
+leases then, another time in each replica, so that not all of them try at once; after that each tries for itself.
 """
 
 from collections.abc import Hashable, Iterable
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from postroom.fleet.ledger import MARGIN
 from postroom.fleet.names import name_or_none
 from postroom.fleet.protocol import Hint
 
 _LEAST: Final = 2.0
-_MOST: Final = 60.0
+MOST: Final = 60.0
 """Seconds for which a hint lasts, at least and at most: twice the pause that the replica makes itself."""
 _CAUSE: Final = 200
 """Letters of a cause that are told."""
 _REMEMBER: Final = 1_000
 """Hosts that messages here wait for, or that are to be reported."""
+
+
+class Report(NamedTuple):
+    """What is to be told of a host."""
+
+    cause: str | None
+    """Why it is down; None: it is back."""
+    until: float
+    """Then it is worth nothing, if the store could not be told before."""
 
 
 class Hints:
@@ -39,7 +48,9 @@ class Hints:
         self._ends: dict[str, float] = {}
         self._mine: dict[str, float] = {}
         self._wanted: dict[str, None] = {}
-        self._reports: dict[str, tuple[str | None, float]] = {}
+        self._reports: dict[str, Report] = {}
+        self._told: set[str] = set()
+        """Hosts that were told about since the last request left: its answer does not know that yet."""
 
     def __len__(self) -> int:
         """Count the hosts that a replica has said are down."""
@@ -61,12 +72,12 @@ class Hints:
             self._wanted[name] = None
         return until
 
-    def found_down(self, host: Hashable, cause: str, pause: float) -> None:
+    def found_down(self, host: Hashable, cause: str, pause: float, now: float) -> None:
         """Note that a host was found to be down here: the others are told with the next exchange."""
         name = name_or_none(host)
-        if name is not None and len(self._reports) < _REMEMBER:
+        if name is not None and (name in self._reports or len(self._reports) < _REMEMBER):
             self._mine.pop(name, None)
-            self._reports[name] = (cause[:_CAUSE], min(_MOST, max(_LEAST, 2 * pause)))
+            self._reports[name] = Report(cause[:_CAUSE], now + min(MOST, max(_LEAST, 2 * pause)))
 
     def found_up(self, host: Hashable) -> None:
         """Note that a host was reached: those that wait for it are told with the next exchange."""
@@ -74,12 +85,19 @@ class Hints:
         if name is not None and (name in self.known or name in self._reports):
             self.known.pop(name, None)
             self._mine.pop(name, None)
-            self._reports[name] = (None, _LEAST)
+            self._reports[name] = Report(None, float("inf"))
 
-    def reports(self) -> list[tuple[str, tuple[str | None, float]]]:
-        """Return what is to be told, once."""
-        reports, self._reports = list(self._reports.items()), {}
-        return reports
+    def reports(self, now: float) -> list[tuple[str, Report]]:
+        """Return what is to be told of each host, until ``told`` says that the store knows it, or it is too late."""
+        self._told.clear()
+        self._reports = {host: report for host, report in self._reports.items() if report.until > now}
+        return list(self._reports.items())
+
+    def told(self, host: str, report: Report) -> None:
+        """Note that the store knows a report. What was found out meanwhile is still to be told."""
+        self._told.add(host)
+        if self._reports.get(host) is report:
+            del self._reports[host]
 
     def claims(self) -> list[str]:
         """Return the hosts of which this replica would be the one to try."""
@@ -101,7 +119,8 @@ class Hints:
         """
         ran_out = {host: end for host, end in self._ends.items() if end <= now < end + self._patience}
         told = {hint.host: asked + hint.seconds * (1 - MARGIN) for hint in hints}
-        ends = {host: end for host, end in (ran_out | told).items() if host not in self._reports}
+        later = self._told | self._reports.keys()
+        ends = {host: end for host, end in (ran_out | told).items() if host not in later}
         self._ends = {host: end for host, end in ends.items() if host in told or host in self.known}
         self.known.clear()
         self.known.update({host: end + self._patience for host, end in self._ends.items()})

@@ -16,6 +16,8 @@ import msgspec
 from postroom.fleet.names import name_or_none
 from postroom.fleet.options import Fleet
 from postroom.fleet.protocol import Answer, Ask, Grant, Request
+from postroom.scheduling import Bound
+from postroom.tasks import ends_the_program
 
 UNLIMITED: Final = 1_000_000
 """The cap of a tenant that has none."""
@@ -28,6 +30,7 @@ _RESTLESS: Final = 4
 _LINGER: Final = 2
 """Ticks for which an idle tenant's slots stay here while no other replica needs them."""
 _NEVER: Final = float("inf")
+_PAST: Final = float("-inf")
 _PATIENCE: Final = 3
 """An exchange that has had no answer for this part of a lease is given up."""
 
@@ -41,17 +44,14 @@ class Demand(NamedTuple):
     """Handlers of it that this replica may run, whatever the fleet says."""
 
 
-class Entry:
-    """One tenant, as far as it has work here."""
+class Entry(Bound):
+    """One tenant, as far as it has work here. ``limit`` is never more than what is granted, nor than the share."""
 
     __slots__ = (
         "asked",
         "contended",
-        "expires",
         "fallback",
         "granted",
-        "idle",
-        "limit",
         "name",
         "promised",
         "share",
@@ -60,21 +60,17 @@ class Entry:
     )
 
     def __init__(self, name: str | None) -> None:
+        super().__init__()
         self.name: str | None = name
         """None where it has no name that other replicas would know."""
         self.granted: int = 0
         self.share: int = 0
-        self.limit: int = 0
-        """Handlers that may run until ``expires``: never more than granted, and no more than the share."""
-        self.expires: float = float("-inf")
         self.fallback: int | None = 0
         """Handlers that may run when the store is gone; None for any number."""
         self.promised: int = UNLIMITED
         """Handlers that may run while a request is out that said so."""
         self.contended: bool = False
         self.asked: bool = False
-        self.idle: int = 0
-        """Ticks without work."""
         self.tokens: int = 0
         self.tokens_until: float = float("-inf")
 
@@ -131,12 +127,15 @@ class Ledger:
         """Return how many handlers of a tenant may run here now; None for as many as the replica's own limits allow."""
         entry = self._entries.get(tenant)
         if entry is None:
+            # Nothing is granted yet, but the tenant is asked for within a twentieth of a tick.
             entry = self._meet(tenant)
         entry.idle = 0  # it is asked about what has work
         if now < entry.expires:
             return entry.limit
         if not self.is_gone(now):
             return 0
+        # Only once every slot has run out: before that, another replica may hold what the fallback
+        # would use.
         fallback = entry.fallback
         return fallback if self.sent is None or fallback is None else min(fallback, entry.promised)
 
@@ -164,6 +163,10 @@ class Ledger:
         self._on_newcomer(tenant)
         return entry
 
+    def _drop(self, tenant: Hashable) -> None:
+        """Forget a tenant. Its lane may still have the entry: it looks again."""
+        self._entries.pop(tenant).expires = _PAST
+
     def _set_limits(self, tenant: Hashable, entry: Entry) -> None:
         """Set what holds without the store: its fallback, and everything for a tenant that has no limit or no name."""
         self._set_fallback(tenant, entry)
@@ -171,8 +174,9 @@ class Ledger:
             entry.limit, entry.expires = self._part_of(tenant), _NEVER
             entry.granted = entry.share = 0
             entry.contended = False
+        # It has a limit from now on, and no slot under it.
         elif entry.expires == _NEVER:
-            entry.limit, entry.expires = 0, float("-inf")
+            entry.limit, entry.expires = 0, _PAST
 
     def _is_on_its_own(self, tenant: Hashable, entry: Entry) -> bool:
         return entry.name is None or (self.cap_of(tenant) is None and self.rate_of(tenant) is None)
@@ -188,7 +192,9 @@ class Ledger:
         if self._overrides is not None:
             try:
                 chosen = self._overrides(tenant)
-            except Exception:  # a choice that fails is the default, as with ``Concurrency(overrides=)``
+            except BaseException as error:  # a choice that fails is the default, as with ``Concurrency(overrides=)``
+                if ends_the_program(error):
+                    raise
                 chosen = None
         return chosen if isinstance(chosen, int) and chosen > 0 else self.fleet.per_tenant
 
@@ -214,6 +220,8 @@ class Ledger:
         cap = self.cap_of(tenant)
         if cap is None:
             return UNLIMITED
+        # One, where the store was never reached: how many replicas there are is not known, and one
+        # each is the least that still works.
         return max(1, cap // self.replicas) if self.replicas else 1
 
     def _set_fallback(self, tenant: Hashable, entry: Entry) -> None:
@@ -226,9 +234,12 @@ class Ledger:
 
     def due(self, now: float) -> float:
         """Return when to exchange next, or to look whether there is something to say."""
+        # Doubles, but at least three tries fall into a lease: a short loss of the store must not
+        # end it.
         if self.failures:
             pause = min(self.fleet.tick * 2.0 ** min(self.failures - 1, 10), self.fleet.lease / 3)
             return self._last + pause
+        # Newcomers wait for it: each exchange costs the store a call, and tenants arrive in crowds.
         gap = self._last + self.fleet.tick / _GAP
         if self._newcomers:
             return max(now, gap)
@@ -260,8 +271,10 @@ class Ledger:
             self._set_limits(tenant, entry)
             entry.idle = 0 if has.running + has.waiting else entry.idle + full
             own = self._is_on_its_own(tenant, entry)
+            # Forgotten only when the store has nothing of it either; otherwise it is given back
+            # first.
             if entry.idle > _LINGER and (own or (self.is_gone(now) and now >= entry.expires)):
-                del self._entries[tenant]
+                self._drop(tenant)
             elif not own:
                 asks.append(self._ask_for(tenant, entry, has, now))
                 tenants.append(tenant)
@@ -274,6 +287,7 @@ class Ledger:
         """Make the last request: everything is given back."""
         asks: list[Ask] = []
         for entry in self._entries.values():
+            # First here: nothing may start under a slot that the last request gives away.
             entry.granted = entry.limit = 0
             if entry.name is not None and entry.asked:
                 asks.append(Ask(entry.name, 1, 0, 0, 0))
@@ -305,12 +319,15 @@ class Ledger:
         keeps = need > 0 or (entry.idle <= _LINGER and not entry.contended)
         want = min(local, cap) if keeps else 0
         valid = now < entry.expires
+        # Only while others need some: slots that idle here for a moment save an exchange when work
+        # comes.
         most = need if valid and entry.contended else want
         hold = max(running, min(self._usable(entry, running, local, now), most))
         if valid or not self.is_gone(now):  # what runs without a slot is no claim
             hold = min(hold, entry.granted if valid else 0)
         entry.promised = hold
         if not valid and entry.granted:
+            # They go on, since a handler is not cancelled for its slot; the operator sees how many.
             self.overruns += running
             entry.granted = 0
         elif valid:
@@ -351,6 +368,8 @@ class Ledger:
         self.failures = 0
         self.exchanges += 1
         was_gone = self.is_gone(now)
+        # From when it was sent: the lease began at the store after that, and before the answer
+        # came.
         self._contact = sent.at
         self.epoch = answer.epoch
         if answer.replicas != self.replicas:
@@ -365,14 +384,19 @@ class Ledger:
     def _granted(self, tenant: Hashable, ask: Ask, grant: Grant, sent_at: float, now: float) -> bool:
         entry = self._entries[tenant]
         if not ask.need and not grant.slots and tenant not in self._newcomers:
-            del self._entries[tenant]
+            self._drop(tenant)
             return True  # its lane may have come back meanwhile: then it is met again
         before = entry.limit if now < entry.expires else 0
         entry.granted, entry.share, entry.contended = grant.slots, grant.share, grant.contended
+        # More than the share is on its way to another replica: it is held until handlers end, and
+        # not used again.
         entry.limit = min(grant.slots, grant.share)
+        # By our clock from before the request left, so that it ends here before it ends at the
+        # store.
         entry.expires = sent_at + self._length
         if ask.tokens:
             entry.tokens = grant.tokens  # those that were not used lapse
+            # Two ticks, so that the next answer can come late without a pause in between.
             entry.tokens_until = sent_at + 2 * self.fleet.tick
         return entry.limit > before or grant.tokens > 0
 

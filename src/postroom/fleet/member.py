@@ -1,7 +1,7 @@
 """A consumer's membership in its fleet: the one task that talks to the store, a tick at a time.
 
-Nothing here is awaited by a message. The scheduler asks what ``Member.bound`` returned, synchronously; this task
-keeps the answer current.
+Nothing here is awaited by a message. The scheduler looks at what ``Member.bounds`` returns, synchronously; this task
+keeps it current.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
-from postroom.fleet.hints import Hints
-from postroom.fleet.ledger import Demand, Ledger, Sent
+from postroom.fleet.hints import MOST, Hints
+from postroom.fleet.ledger import Demand, Entry, Ledger, Sent
 from postroom.fleet.names import Unnamable, name_of, name_or_none, shown
 from postroom.fleet.options import Fleet
 from postroom.fleet.orders import Orders, Report
-from postroom.fleet.protocol import Answer, Decisions
+from postroom.fleet.protocol import REMEMBERED, Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe
 from postroom.scheduling import Pace
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.fleet", Step.FLEET)
 
@@ -93,10 +93,13 @@ class Member:
         self._observers = observers
         self._time = tasks.time
         self.ledger: Ledger = Ledger(fleet, secrets.token_hex(8), self._time(), self._met)
+        self.bounds: LedgerBounds = LedgerBounds(self.ledger, self._time)
+        """What the scheduler looks at."""
         self.hints = hints
         self._orders = Orders(self.name, self.ledger.replica, self._state, crew, tasks)
         self._wake = asyncio.Event()
         self._known = Decisions(0, {})
+        self._read_in, self._read_at = "", 0.0
         self._rulings: dict[str, Verdict] = {}
         self._met_rulings: dict[Hashable, Verdict] = {}
         self._unnamed: set[type] = set()
@@ -123,16 +126,23 @@ class Member:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        # A store that does not answer would only delay the stop.
         if self.ledger.exchanges and not self.ledger.failures:
             sent = self.ledger.leave(self._time())
             try:
                 async with asyncio.timeout(_CLOSING):
                     await self._state.exchange(self.name, sent.request)
-            except Exception as error:  # whatever a client raises: slots run out by themselves
+            except BaseException as error:  # whatever a client raises: slots run out by themselves
+                if has_to_leave(error, asyncio.current_task()):
+                    raise
                 _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
         try:
+            # Also after a failure: a connection that stays open keeps its socket until the process
+            # ends.
             await self._state.aclose()
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
 
     async def _run(self) -> None:
@@ -148,10 +158,12 @@ class Member:
 
     async def _sleep(self) -> None:
         """Sleep until the next exchange is due, or something makes it more urgent."""
+        # Before the look at what is due: a wake that comes after it must not be lost.
         self._wake.clear()
         now = self._time()
         until = self.ledger.due(now)
         if not self._was_gone and self.ledger.failures:
+            # The fallback begins at that moment, and no answer will wake this task for it.
             until = min(until, self.ledger.gone_at)
         if until <= now:
             await asyncio.sleep(0)
@@ -168,9 +180,13 @@ class Member:
         try:
             async with asyncio.timeout(patience):
                 answer = await self._state.exchange(self.name, sent.request)
+                # Within the same limit: a store that answers one call and hangs in the next is lost
+                # as well.
                 await self._settle_decisions(answer)
                 await self._settle_hints()
-        except Exception as error:  # whatever a client raises
+        except BaseException as error:  # whatever a client raises
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             self._lost(sent, error)
             return
         self._heard(sent, answer)
@@ -179,6 +195,7 @@ class Member:
         now = self._time()
         lost_for = None if not self.ledger.failures or self._reached is None else now - self._reached
         was_failing = bool(self.ledger.failures)
+        # Before the log and the events: what observers see must be the new state.
         offered = self.ledger.answered(sent, answer, now)
         self._seconds, self._reached = now - sent.at, sent.at
         self._was_gone = False
@@ -188,14 +205,16 @@ class Member:
             _log.warning("Fleet %s: the store answers again%s; %d replicas", self.name, gone, answer.replicas)
             if self._observers:
                 self._observers.tell(FleetReachable(self.name, answer.replicas))
+        # Before the offer: the messages of starved tenants make room for those that may start.
         self._crew.starve(self.ledger.starved(now), now)
         if offered:
             self._crew.offer(offered)
 
-    def _lost(self, sent: Sent, error: Exception) -> None:
+    def _lost(self, sent: Sent, error: BaseException) -> None:
         first = not self.ledger.failures
         self.ledger.failed(sent)
         self._failed += 1
+        # Told once: an outage of the store is one event, however many exchanges fail in it.
         if not first:
             return
         left = max(0.0, self.ledger.gone_at - self._time())
@@ -213,22 +232,6 @@ class Member:
             self._crew.offer(list(self.ledger.entries()))
 
     # -- what the scheduler asks --------------------------------------------------------------------------------
-
-    def bound(self) -> Callable[[Hashable], int | None]:
-        """Return what tells how many handlers of a tenant may run here now; None for no bound.
-
-        It is asked several times per message, so the usual case is written out here.
-        """
-        known, now_of, otherwise = self.ledger.entries(), self._time, self.ledger.allowed
-
-        def allowed(tenant: Hashable) -> int | None:
-            entry, now = known.get(tenant), now_of()
-            if entry is None or now >= entry.expires:
-                return otherwise(tenant, now)
-            entry.idle = 0  # it is asked about what has work
-            return entry.limit
-
-        return allowed
 
     def pace_of(self, tenant: Hashable, rate: float) -> Pace:
         """Return what meters the starts of a tenant with a rate."""
@@ -278,11 +281,14 @@ class Member:
         try:
             async with asyncio.timeout(self.ledger.patience):
                 await self._publish()
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, asyncio.current_task()):
+                raise
             text = "Fleet %s: a decision holds in this replica only until the store can be reached: %s"
             _log.warning(text, self.name, _shown(error))
 
     async def _publish(self) -> None:
+        # A copy: another thread may decide while this one is being sent.
         sending = dict(self.pending)
         changes: dict[str, str | None] = {}
         for (tenant, part), (value, reason) in sending.items():
@@ -291,18 +297,24 @@ class Member:
         if changes:
             await self._state.decide(self.name, changes)
         for key, decision in sending.items():
+            # Unless it was decided again meanwhile; then the newer decision is still to be sent.
             if self.pending.get(key) is decision:
                 del self.pending[key]
 
     async def _settle_decisions(self, answer: Answer) -> None:
         """Write down what is decided here, and learn what was decided elsewhere."""
-        if answer.version < self._known.version:  # the store has lost its memory
-            await self._state.restore(self.name, self._known)
-        elif answer.version == self._known.version and not self.pending:
+        known, sent_at = self._known, self._time()
+        if known.version and self._may_have_forgotten(answer):
+            await self._state.restore(self.name, known)
+        elif answer.version == known.version and not self.pending:
+            self._read_in, self._read_at = answer.epoch, sent_at
             return
         if self.pending:
             await self._publish()
+        # After the publish: read before it, the own decision would be overruled by the old state
+        # for one tick.
         self._known = await self._state.decisions(self.name)
+        self._read_in, self._read_at = answer.epoch, sent_at
         self._rulings = verdicts(self._known.fields)
         named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
         met = {tenant: entry.name for tenant, entry in self.ledger.entries().items()}
@@ -312,6 +324,12 @@ class Member:
         rulings: dict[Hashable, Verdict] = {key: ruling for key, ruling in named.items() if key is not None}
         self._crew.overrule(rulings | found, complete=True)
         self._orders.learn(self._known.fields)
+
+    def _may_have_forgotten(self, answer: Answer) -> bool:
+        """Whether the store may have lost decisions that are known here, wholly or in part."""
+        if answer.version < self._known.version:
+            return True
+        return answer.epoch != self._read_in and self._time() - self._read_at < REMEMBERED / 2
 
     @staticmethod
     def _key_of(name: str) -> str | None:
@@ -328,10 +346,13 @@ class Member:
     # -- outages ------------------------------------------------------------------------------------------------------
 
     async def _settle_hints(self) -> None:
-        for host, (cause, seconds) in self.hints.reports():
-            await self._state.report(self.name, host, cause, seconds)
+        for host, report in self.hints.reports(now := self._time()):
+            await self._state.report(self.name, host, report.cause, min(MOST, report.until - now))
+            self.hints.told(host, report)
         for host in self.hints.claims():
             asked = self._time()
+            # One replica tries the host for all: a server that comes back must not meet every
+            # replica at once.
             if await self._state.claim_probe(self.name, host, self.ledger.replica, self.hints.turn):
                 self.hints.claimed(host, asked)
 
@@ -370,6 +391,19 @@ class Member:
             return TenantSlots(cap=cap, rate=rate, slots=None if cap is None else 0, share=0, contended=False)
         slots = None if cap is None else entry.limit if now < entry.expires else 0
         return TenantSlots(cap=cap, rate=rate, slots=slots, share=entry.share, contended=entry.contended)
+
+
+class LedgerBounds:
+    """How many handlers of a tenant may run here now. The scheduler keeps what it found here with the tenant's lane."""
+
+    def __init__(self, ledger: Ledger, time: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self.time: Callable[[], float] = time
+
+    def look(self, tenant: Hashable) -> tuple[int | None, Entry]:
+        """Return how many may run, None for no bound; and what says so while it is valid."""
+        limit = self._ledger.allowed(tenant, self.time())
+        return limit, self._ledger.entries()[tenant]
 
 
 class _FleetPace(Pace):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from postroom.fleet.protocol import Answer, Ask, Decisions, Grant, Hint, Request
+from postroom.fleet.protocol import REMEMBERED, Answer, Ask, Decisions, Grant, Hint, Request
 from postroom.fleet.shares import Claim, Share, share_of
 
+_TRIED = "a replica tries it"
 _MANY = 10_000
 """Tenants with a rate after which those are forgotten that have not used any of it for long."""
 
@@ -43,6 +44,9 @@ class _Fleet(msgspec.Struct):
     """Theoretical arrival times: when a tenant with a rate has used up what it had."""
     version: int = 0
     decided: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    stamps: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    undone: dict[str, tuple[int, float]] = msgspec.field(default_factory=dict[str, tuple[int, float]])
+    """The version in which a decision was taken back, and until when that is remembered."""
     hints: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict[str, tuple[float, str]])
     probes: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict[str, tuple[float, str]])
 
@@ -80,11 +84,15 @@ class Store:
         """Notice that the memory was lost, wholly or in part. Then nothing new is granted for a lease."""
         known = fleet.epoch if fleet.epoch_expires > now else ""
         if not known or not known.startswith(f"{self.run}:"):
+            # A first start has nothing to wait for. After a loss, leases are out there that nothing
+            # here knows of.
             fleet.quiet_until = now + request.lease if known or request.epoch else 0.0
             fleet.epoch, fleet.born = f"{self.run}:{now:.3f}", now
         elif request.epoch and request.epoch != known and now - fleet.born < request.lease:
             fleet.quiet_until = max(fleet.quiet_until, fleet.born + request.lease)
-        fleet.epoch_expires = now + 10 * request.lease
+        # Long beyond any lease: an epoch that ended is a loss of memory, and costs a lease without
+        # grants.
+        fleet.epoch_expires = max(fleet.epoch_expires, now + 10 * request.lease)
 
     @staticmethod
     def _count_members(fleet: _Fleet, request: Request, now: float) -> None:
@@ -99,10 +107,14 @@ class Store:
         for replica in [replica for replica, other in slots.items() if other.expires <= now]:
             del slots[replica]
         mine = slots.get(me)
+        # A request that was delayed, or sent twice: applying it would take back what a later one
+        # has set.
         if mine is not None and request.sequence <= mine.sequence:
             return Grant(mine.granted, mine.granted)
         others = {replica: other for replica, other in slots.items() if replica != me}
         room = ask.cap - sum(other.granted for other in others.values())
+        # What runs is kept even beyond the cap, as after a cap was lowered: handlers are not
+        # cancelled for it.
         keep = max(0, min(ask.hold, max(0 if mine is None else mine.granted, room)))
         share, hope, is_turn = self._share(request, ask, others, mine, now)
         granted = keep
@@ -147,6 +159,7 @@ class Store:
         tat = max(fleet.tats.get(ask.tenant, now), now)
         there = math.floor((now + max(interval, 2 * request.tick) - tat) / interval + 1e-6)
         taken = max(0, min(ask.tokens, there, math.ceil(there / hungry)))
+        # Not at every call: going through all of them takes time in proportion.
         if len(fleet.tats) > _MANY:
             fleet.tats = {tenant: until for tenant, until in fleet.tats.items() if until > now}
         if taken:
@@ -155,26 +168,38 @@ class Store:
 
     def decide(self, name: str, changes: Mapping[str, str | None]) -> int:
         """Write decisions down."""
-        fleet = self._fleet(name)
+        fleet, now = self._fleet(name), self.clock()
+        fleet.version = max(fleet.version + 1, int(now * 1_000))
+        fleet.undone = {field: end for field, end in fleet.undone.items() if end[1] > now}
         for field, value in changes.items():
             if value is None:
                 fleet.decided.pop(field, None)
+                fleet.stamps.pop(field, None)
+                fleet.undone[field] = (fleet.version, now + REMEMBERED)
             else:
-                fleet.decided[field] = value
-        fleet.version += 1
+                fleet.decided[field], fleet.stamps[field] = value, fleet.version
+                fleet.undone.pop(field, None)
         return fleet.version
 
     def decisions(self, name: str) -> Decisions:
         """Return all decisions."""
         fleet = self._fleet(name)
-        return Decisions(fleet.version, dict(fleet.decided))
+        return Decisions(fleet.version, dict(fleet.decided), dict(fleet.stamps))
 
     def restore(self, name: str, decisions: Decisions) -> int:
-        """Write down again what is not known here."""
-        fleet = self._fleet(name)
-        if fleet.version < decisions.version:
-            fleet.decided = {**decisions.fields, **fleet.decided}
-            fleet.version = decisions.version + 1
+        """Write down again what is not known here, or known as it was before."""
+        fleet, now = self._fleet(name), self.clock()
+        before = dict(fleet.stamps)
+        for field in [field for field, stamp in before.items() if stamp <= decisions.version]:
+            if field not in decisions.fields:
+                del fleet.decided[field], fleet.stamps[field]
+        for field, value in decisions.fields.items():
+            stamp = decisions.stamps.get(field, 0)
+            undone, until = fleet.undone.get(field, (0, 0.0))
+            if stamp > fleet.stamps.get(field, -1) and not (until > now and undone >= stamp):
+                fleet.decided[field], fleet.stamps[field] = value, stamp
+        if fleet.stamps != before or fleet.version < decisions.version:
+            fleet.version = max(fleet.version + 1, decisions.version + 1, int(now * 1_000))
         return fleet.version
 
     def report(self, name: str, host: str, cause: str | None, seconds: float) -> None:
@@ -186,6 +211,7 @@ class Store:
         else:
             now = self.clock()
             fleet.hints[host] = (now + seconds, cause)
+            # Half of it: by then one replica may try, before the hint lapses and all of them would.
             fleet.probes[host] = (now + seconds / 2, "")
 
     def claim_probe(self, name: str, host: str, replica: str, seconds: float) -> bool:
@@ -195,6 +221,8 @@ class Store:
         if until > now and owner != replica:  # a failed try belongs to no replica: every one waits for a while
             return False
         fleet.probes[host] = (now + seconds, replica)
+        ends, cause = fleet.hints.get(host, (0.0, _TRIED))
+        fleet.hints[host] = (max(ends, now + seconds), cause)
         return True
 
     def replicas(self, name: str) -> list[str]:

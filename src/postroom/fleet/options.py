@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
+from postroom.checking import check_choice
 from postroom.errors import ConfigurationError
 from postroom.fleet.protocol import SharedState
 from postroom.fleet.valkey import CommandClient, ValkeyState
@@ -59,10 +60,7 @@ class Fleet:
         if self.rate is not None and not _is_between(self.rate, 1e-6, 1e9):
             text = f"Fleet(rate=...) takes starts per second above 0, or None for no limit; got {self.rate!r}"
             raise ConfigurationError(text)
-        overrides: object = self.overrides
-        if not (overrides is None or isinstance(overrides, Mapping) or callable(overrides)):
-            text = f"Fleet(overrides=...) takes a mapping by tenant or a function of it; got {overrides!r}"
-            raise ConfigurationError(text)
+        check_choice("Fleet(overrides=...)", "(tenant) -> number or None", self.overrides)
         name: object = self.name
         if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):  # pyright: ignore[reportUnnecessaryIsInstance]
             text = f"Fleet(name=...) takes a text without spaces and braces, such as 'orders'; got {name!r}"
@@ -73,7 +71,7 @@ class Fleet:
         if not _is_between(self.lease, 3 * self.tick, 86_400):
             text = f"Fleet(lease=...) takes seconds, at least 3 ticks ({3 * self.tick:g}); got {self.lease!r}"
             raise ConfigurationError(text)
-        if self.fallback not in {"share", "stop", "local"}:
+        if self.fallback not in ("share", "stop", "local"):
             text = f'Fleet(fallback=...) takes "share", "stop" or "local"; got {self.fallback!r}'
             raise ConfigurationError(text)
         object.__setattr__(self, "state", _state_of(self.store))

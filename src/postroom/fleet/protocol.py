@@ -80,11 +80,22 @@ class Answer(msgspec.Struct, frozen=True):
     hints: tuple[Hint, ...] = ()
 
 
+REMEMBERED = 3_600.0
+"""Seconds for which it is remembered that a decision was taken back. A replica that was away for half of that restores
+nothing that may have been taken back meanwhile."""
+
+
 class Decisions(msgspec.Struct, frozen=True):
-    """What operators decided, with its version. The texts are ``postroom.fleet.decisions``'s."""
+    """What operators decided, with its version. The texts are ``postroom.fleet.decisions``'s.
+
+    A version is the time of the change by the shared state's clock, in milliseconds, or the last version and 1 if that
+    is more. So versions from before and after a loss of memory can be compared.
+    """
 
     version: int
     fields: Mapping[str, str]
+    stamps: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
+    """The version in which each of them was decided."""
 
 
 class SharedState(Protocol):
@@ -109,7 +120,8 @@ class SharedState(Protocol):
     async def restore(self, fleet: str, decisions: Decisions) -> int:
         """Write down again what a shared state that lost its memory does not know. Returns the new version.
 
-        Decisions with a version as high, or made meanwhile, stay as they are.
+        Of each field the later decision stays, also where that was to take it back. ``decisions`` is complete: what
+        was decided before its version and is not in it was taken back.
         """
         ...
 
@@ -121,7 +133,10 @@ class SharedState(Protocol):
         ...
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
-        """Return whether this replica is the one that tries a host now: one in the fleet, for some seconds."""
+        """Return whether this replica is the one that tries a host now: one in the fleet, for some seconds.
+
+        If it is, the hint that the host is down lasts for them, too.
+        """
         ...
 
     async def replicas(self, fleet: str) -> Collection[str]:

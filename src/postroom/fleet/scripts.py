@@ -11,6 +11,11 @@ local exact = time[1] * 1000 + time[2] / 1000
 local now = math.floor(exact)
 local period = math.floor(now / lease)
 
+-- Replicas may have different leases, as while a new version is rolled out: no key ends before what is in it.
+local function outlast(key, milliseconds)
+  if redis.call('PTTL', key) < milliseconds then redis.call('PEXPIRE', key, milliseconds) end
+end
+
 -- The memory may be lost, wholly (a flush) or in its last writes (a restart, a fail-over).
 local run = ''
 local told = redis.pcall('INFO', 'server')
@@ -26,11 +31,11 @@ elseif known_there ~= '' and known_there ~= epoch and now - born < lease and qui
   quiet = born + lease
   redis.call('HSET', epoch_key, 'quiet', quiet)
 end
-redis.call('PEXPIRE', epoch_key, 10 * lease)
+outlast(epoch_key, 10 * lease)
 
 redis.call('ZREMRANGEBYSCORE', members_key, '-inf', now)
 if leaving then redis.call('ZREM', members_key, me) else redis.call('ZADD', members_key, now + lease, me) end
-redis.call('PEXPIRE', members_key, lease)
+outlast(members_key, lease)
 local out = {epoch, tonumber(redis.call('HGET', decisions_key, '#') or 0), redis.call('ZCARD', members_key), 0}
 
 local hints = redis.call('HGETALL', hints_key)
@@ -115,7 +120,7 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
       if turn and granted >= share and not turns[1] then had, sinces[1] = 1, exact end
       redis.call('HSET', slots_key, me,
         struct.pack('<I4I4I4I4ddd', granted, need, want, had, now + lease, sequence, sinces[1]))
-      redis.call('PEXPIRE', slots_key, lease)
+      outlast(slots_key, lease)
     elseif last >= 0 then
       redis.call('HDEL', slots_key, me)
     end
@@ -158,22 +163,55 @@ return {slots, replicas}
 """Keys: the slots of one tenant."""
 
 DECIDE: Final = """
-for i = 1, #ARGV, 3 do
-  if ARGV[i + 1] == '1' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
-  else redis.call('HDEL', KEYS[1], ARGV[i]) end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local version = string.format('%.0f', math.max(tonumber(redis.call('HGET', KEYS[1], '#') or 0) + 1, now))
+for i = 2, #KEYS do
+  local field, value = ARGV[3 * i - 4], ARGV[3 * i - 2]
+  if ARGV[3 * i - 3] == '1' then
+    redis.call('HSET', KEYS[1], field, value, '@' .. field, version)
+    redis.call('DEL', KEYS[i])
+  else
+    redis.call('HDEL', KEYS[1], field, '@' .. field)
+    redis.call('SET', KEYS[i], version, 'PX', ARGV[1])
+  end
 end
-return redis.call('HINCRBY', KEYS[1], '#', 1)
+redis.call('HSET', KEYS[1], '#', version)
+return version
 """
-"""Arguments: field, whether it is set, value; three for each decision."""
+"""Keys: decisions, then where it is remembered that each is taken back. Arguments: for how many milliseconds; then
+field, whether it is set, and value of each."""
 
 RESTORE: Final = """
-local version = tonumber(redis.call('HGET', KEYS[1], '#') or 0)
-if version >= tonumber(ARGV[1]) then return version end
-for i = 2, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], '#', ARGV[1] + 1)
-return ARGV[1] + 1
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local known, version = tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], '#') or 0)
+local changed, named, stored = version < known, {}, {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if string.sub(all[i], 1, 1) == '@' then stored[string.sub(all[i], 2)] = tonumber(all[i + 1]) end
+end
+for i = 2, #KEYS do
+  local field, stamp = ARGV[3 * i - 4], tonumber(ARGV[3 * i - 2])
+  named[field] = true
+  if stamp > (stored[field] or -1) and tonumber(redis.call('GET', KEYS[i]) or -1) < stamp then
+    redis.call('HSET', KEYS[1], field, ARGV[3 * i - 3], '@' .. field, ARGV[3 * i - 2])
+    changed = true
+  end
+end
+for field, stamp in pairs(stored) do
+  if stamp <= known and not named[field] then
+    redis.call('HDEL', KEYS[1], field, '@' .. field)
+    changed = true
+  end
+end
+if changed then
+  version = math.max(version + 1, known + 1, now)
+  redis.call('HSET', KEYS[1], '#', string.format('%.0f', version))
+end
+return string.format('%.0f', version)
 """
-"""Arguments: the version that was known, then field and value of each decision."""
+"""Keys: as of ``DECIDE``. Arguments: the version that was known, then field, value and version of each decision."""
 
 REPORT: Final = """
 if ARGV[2] == '' then
@@ -190,9 +228,15 @@ return 1
 """Keys: hints, the host's probe. Arguments: host, cause (empty: it is back), milliseconds."""
 
 CLAIM: Final = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local owner = redis.call('GET', KEYS[2])
+if owner and owner ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+local time = redis.call('TIME')
+local till = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
+local ends, cause = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '^(%d+) (.*)$')
+redis.call('HSET', KEYS[1], ARGV[1],
+  string.format('%d', math.max(till, tonumber(ends or 0))) .. ' ' .. (cause or 'a replica tries it'))
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
-"""Arguments: replica, milliseconds."""
+"""Keys: hints, the host's probe. Arguments: host, replica, milliseconds."""

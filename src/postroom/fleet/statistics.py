@@ -32,7 +32,7 @@ class FleetStatistics:
     last_exchange_seconds: float
     """Seconds that it took."""
     decisions: int
-    """Version of the operators' decisions."""
+    """Version of the operators' decisions: the time of the last one by the store's clock, in milliseconds."""
     hosts_down: int
     """Hosts that a replica has said are down."""
 

@@ -4,13 +4,16 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
 
+import msgspec
+
 from postroom.errors import ConfigurationError
-from postroom.fleet.protocol import Answer, Decisions, Grant, Hint, Request
+from postroom.fleet.protocol import REMEMBERED, Answer, Decisions, Grant, Hint, Request
 from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, MEMBERS, REPORT, RESTORE, USAGE
 
 _BATCH: Final = 250
@@ -24,6 +27,22 @@ class CommandClient(Protocol):
     def execute_command(self, *arguments: Any) -> Awaitable[Any]:
         """Send one command and return the answer."""
         ...
+
+
+class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server says of itself. None for what it does not say."""
+
+    version: tuple[int, ...] | None = None
+    limit: int = 0
+    """Bytes that it may use (``maxmemory``); 0 for no limit."""
+    policy: str | None = None
+    """What it does when they are full (``maxmemory-policy``)."""
+    persistent: bool = False
+    """Whether it writes every change to disk (``appendonly``)."""
+    offset: float | None = None
+    """Seconds by which its clock is ahead of this machine's, give or take half of ``seconds``."""
+    seconds: float = 0.0
+    """Seconds that an answer took."""
 
 
 class ValkeyState:
@@ -44,6 +63,7 @@ class ValkeyState:
             _check_url(store)
         else:
             _check_client(store)
+        # By digest: the text of the script would travel with every exchange.
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}  # noqa: S324 - EVALSHA
         self.calls: int = 0
         """Commands sent so far."""
@@ -54,6 +74,7 @@ class ValkeyState:
     async def exchange(self, fleet: str, request: Request) -> Answer:
         """Renew, return and grant slots. Many tenants take several calls, of which each is one step."""
         asks = request.asks
+        # Also without tenants: it counts this replica as alive.
         answer = await self._exchange(fleet, request, 0)
         grants = list(answer.grants)
         for start in range(_BATCH, len(asks), _BATCH):
@@ -79,23 +100,24 @@ class ValkeyState:
 
     async def decide(self, fleet: str, changes: Mapping[str, str | None]) -> int:
         """Write decisions down."""
-        arguments: list[str | int] = []
+        arguments: list[str | int] = [_milliseconds(REMEMBERED)]
         for field, value in changes.items():
             arguments += (field, int(value is not None), value or "")
-        return int(await self._run(DECIDE, [f"{_tag(fleet)}:decisions"], arguments))
+        return int(await self._run(DECIDE, _decision_keys(fleet, changes), arguments))
 
     async def decisions(self, fleet: str) -> Decisions:
         """Return all decisions."""
         said = _pairs(await self._command("HGETALL", f"{_tag(fleet)}:decisions"))
         version = int(said.pop("#", "0"))
-        return Decisions(version, said)
+        stamps = {field[1:]: int(said.pop(field)) for field in list(said) if field.startswith("@")}
+        return Decisions(version, said, stamps)
 
     async def restore(self, fleet: str, decisions: Decisions) -> int:
         """Write down again what a server without its memory does not know."""
         arguments: list[str | int] = [decisions.version]
         for field, value in decisions.fields.items():
-            arguments += (field, value)
-        return int(await self._run(RESTORE, [f"{_tag(fleet)}:decisions"], arguments))
+            arguments += (field, value, decisions.stamps.get(field, 0))
+        return int(await self._run(RESTORE, _decision_keys(fleet, decisions.fields), arguments))
 
     async def report(self, fleet: str, host: str, cause: str | None, seconds: float) -> None:
         """Say that a host is down or back."""
@@ -105,7 +127,8 @@ class ValkeyState:
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """Return whether this replica is the one that tries a host."""
-        said = await self._run(CLAIM, [f"{_tag(fleet)}:probe:{host}"], [replica, _milliseconds(seconds)])
+        keys = [f"{_tag(fleet)}:hints", f"{_tag(fleet)}:probe:{host}"]
+        said = await self._run(CLAIM, keys, [host, replica, _milliseconds(seconds)])
         return int(said) == 1
 
     async def replicas(self, fleet: str) -> Collection[str]:
@@ -127,6 +150,24 @@ class ValkeyState:
             if cursor == "0":
                 return found
 
+    async def look(self) -> StoreInfo:
+        """Return what the server says of itself. Of a cluster only times: each of its servers says something else."""
+        await self._command("TIME")  # connects
+        began, wall = time.monotonic(), time.time()
+        answer = await self._command("TIME")
+        seconds = time.monotonic() - began
+        at = _seconds_of(answer)
+        said = _lines(await self._command("INFO"))
+        version = said.get("valkey_version") or said.get("redis_version")
+        return StoreInfo(
+            version=None if version is None else tuple(int(part) for part in version.split(".") if part.isdigit()),
+            limit=int(said.get("maxmemory", "0")),
+            policy=said.get("maxmemory_policy"),
+            persistent=said.get("aof_enabled") == "1",
+            offset=None if at is None else at - wall - seconds / 2,
+            seconds=seconds,
+        )
+
     async def aclose(self) -> None:
         """Close the connections, if the client was made here. It can be used again afterwards."""
         client: Any = self._client
@@ -138,6 +179,7 @@ class ValkeyState:
         try:
             return await self._command("EVALSHA", self._digests[script], len(keys), *keys, *arguments)
         except Exception as error:  # two libraries, two classes: the server has not seen the script yet
+            # By name, because neither library may be imported for the other's class.
             if type(error).__name__ != "NoScriptError":
                 raise
             return await self._command("EVAL", script, len(keys), *keys, *arguments)
@@ -179,7 +221,13 @@ def _check_client(client: object) -> None:
 
 
 def _tag(fleet: str) -> str:
+    # The braces are the hash tag: a script may touch keys of one slot of a cluster only.
     return f"postroom:{{{fleet}}}"
+
+
+def _decision_keys(fleet: str, fields: Iterable[str]) -> list[str]:
+    tag = _tag(fleet)
+    return [f"{tag}:decisions", *(f"{tag}:undone:{field}" for field in fields)]
 
 
 def _literal(text: str) -> str:
@@ -203,6 +251,22 @@ def _pairs(answer: Any) -> dict[str, str]:
         return {_text(key): _text(value) for key, value in known.items()}
     flat = [_text(value) for value in answer]
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _seconds_of(answer: Any) -> float | None:
+    """Return a time, of which clients make a pair of numbers or of texts."""
+    try:
+        return int(answer[0]) + int(answer[1]) / 1e6
+    except (LookupError, TypeError, ValueError):
+        return None  # of a cluster: one for each server
+
+
+def _lines(answer: Any) -> dict[str, str]:
+    """Return what a server says of itself, of which clients make a dict or a text."""
+    if isinstance(answer, Mapping):
+        return {str(key): _text(value) for key, value in cast("Mapping[Any, Any]", answer).items()}
+    parts = (line.partition(":") for line in _text(answer).splitlines())
+    return {name: value for name, colon, value in parts if colon}
 
 
 def _answer(said: Any) -> Answer:

@@ -1,12 +1,12 @@
 """What an inspection is told, and what it says."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from postroom.errors import ConfigurationError
+from postroom.checking import check_kind, check_options
+from postroom.options import check_count, check_seconds
 
 DEFAULT_GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL where nothing else is said, on Kubernetes and on ECS.
@@ -65,11 +65,12 @@ class Deployment:
     body: str = "{}"
 
     def __post_init__(self) -> None:
-        if not (self.grace > 0 and math.isfinite(self.grace)):
-            raise ConfigurationError(f"Deployment(grace=...) takes seconds above 0; got {self.grace!r}")
-        for name, value in (("replicas", self.replicas), ("max_connections", self.max_connections)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"Deployment({name}=...) takes a whole number from 1; got {value!r}")
+        check_seconds("Deployment", "grace", self.grace, least=0.001, most=86_400)
+        check_count("Deployment", "replicas", self.replicas)
+        if self.max_connections is not None:
+            check_count("Deployment", "max_connections", self.max_connections)
+        check_options("Deployment(attributes=...)", self.attributes, 'attributes={"tenantId": "acme"}')
+        check_kind("Deployment(body=...)", self.body, str, "body='{}'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from postroom.errors import PostroomError
 from postroom.inspection.code import look_at_code
 from postroom.inspection.databases import look_at_databases
 from postroom.inspection.findings import Deployment, Finding, Level, Report, error, ok
+from postroom.inspection.fleets import look_at_fleet
 from postroom.inspection.permissions import least_policy, look_at_permissions
 from postroom.inspection.queues import Found, look_at_queues
 from postroom.transports import default_client
@@ -28,7 +29,8 @@ async def inspect_consumer(
     Args:
         consumer: what to look at.
         deployment: what the platform gives it; by default one replica with 30 s of grace.
-        offline: look at its arguments alone, and ask nothing of SQS or of a database.
+        offline: look at its arguments alone, and ask nothing of SQS, of a database or of a
+            fleet's store.
 
     Raises nothing for what is wrong with the consumer: that is a finding.
     """
@@ -48,6 +50,7 @@ async def inspect_consumer(
             text = f"SQS did not answer within {_PATIENCE:g} s"
             findings.append(error("queue", text, "check the network and the endpoint; --offline looks at the code"))
     findings += await look_at_databases(consumer, deployment, offline=offline)
+    findings += await look_at_fleet(consumer, deployment, offline=offline)
     return Report(consumer.queue, findings, least_policy(*queues))
 
 

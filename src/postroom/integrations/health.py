@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 
+from postroom.checking import listed
 from postroom.consumer import Health
 from postroom.errors import ConfigurationError
 from postroom.integrations.listening import Listener, check_port
@@ -43,7 +44,7 @@ def check_consumers(consumers: Sequence[Checked], what: str) -> None:
     """Raise ``ConfigurationError`` for what has no health."""
     if not consumers:
         raise ConfigurationError(f"{what} takes at least one consumer, one argument each; got none")
-    for each in consumers:
+    for each in listed(what, "consumers as arguments", consumers):
         found: Any = each
         if not callable(getattr(found, "health", None)) or isinstance(found, type):
             raise ConfigurationError(f"{what} takes consumers, one argument each; got {found!r}")

@@ -72,6 +72,7 @@ class JsonFormatter(logging.Formatter):
         }
         for name, value in vars(record).items():
             if name not in _STANDARD and value is not None and not name.startswith("_"):
+                # What a log call passes in `extra=` must not replace the time or the level.
                 line.setdefault(name, value)
         exception = record.exc_text
         if not exception and record.exc_info:

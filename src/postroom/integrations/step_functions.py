@@ -164,6 +164,7 @@ class TaskTokens:
             await self._succeeded(task, ctx)
             raise
         except Exception as error:
+            # Not before the last attempt: a task that has failed cannot succeed at a retry.
             if task.over is None and self._is_final(error, ctx):
                 await self._failed(task, error, ctx)
             raise
@@ -177,6 +178,7 @@ class TaskTokens:
         if self._heartbeat is None:
             yield
             return
+        # Before the handler: a task that is over already must not be worked on.
         await self._call("send_task_heartbeat", task, ctx)
         if task.over is not None:
             raise _dropped(task)
@@ -184,6 +186,7 @@ class TaskTokens:
         beats: asyncio.Task[None] | None = None
         try:
             async with limit:
+                # Inside of the limit, which it uses to end the handler.
                 beats = asyncio.create_task(self._beat(task, ctx, limit), name="postroom-task-heartbeat")
                 yield
         except TimeoutError as error:
@@ -207,6 +210,7 @@ class TaskTokens:
                     error,
                     extra=_about(ctx),
                 )
+        # A time that is past: the block is cancelled as by a timeout, and its clean-up runs.
         limit.reschedule(asyncio.get_running_loop().time())
 
     # -- how it ended ---------------------------------------------------------------------------------------------

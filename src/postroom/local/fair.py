@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import exp
 
+from postroom.checking import check_number
 from postroom.errors import ConfigurationError
 from postroom.local.messages import State, Stored
 
@@ -34,6 +35,8 @@ class FairPolicy:
     """Seconds between two looks at who is noisy; 0 looks at every receive. SQS's own lag is not documented."""
 
     def __post_init__(self) -> None:
+        for name in ("share", "minimum", "recent", "minimum_seconds", "lag"):
+            check_number(f"FairPolicy({name}=...)", getattr(self, name))
         if not 0 < self.share < 1:
             raise ConfigurationError(f"FairPolicy(share={self.share}): a part between 0 and 1, such as 0.10")
         if self.minimum < 1 or self.recent <= 0 or self.minimum_seconds < 0 or self.lag < 0:

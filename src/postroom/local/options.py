@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
+from postroom.checking import check_flag, check_kind, check_number, check_options, check_path
 from postroom.errors import ConfigurationError
 from postroom.local.attributes import DEFAULTS, validated
 from postroom.local.errors import BrokerError
@@ -49,6 +50,18 @@ class BrokerOptions:
     """A file that keeps everything; it survives a kill of the process."""
 
     def __post_init__(self) -> None:
+        check_kind("LocalBroker(scope=...)", self.scope, Scope, 'Scope("000000000000", "eu-west-1")')
+        check_kind("LocalBroker(fair=...)", self.fair, FairPolicy, "FairPolicy(share=0.1)")
+        check_flag("LocalBroker(old_handles_delete=...)", self.old_handles_delete)
+        example = 'queue_defaults={"VisibilityTimeout": "60"}'
+        check_kind("LocalBroker(queue_defaults=...)", self.queue_defaults, Mapping, example)
+        check_options("LocalBroker(queue_defaults=...)", self.queue_defaults, example)
+        for name in ("time_scale", "recreate_after"):
+            check_number(f"LocalBroker({name}=...)", getattr(self, name))
+        if self.epoch is not None:
+            check_number("LocalBroker(epoch=...)", self.epoch)
+        if self.persist is not None:
+            check_path("LocalBroker(persist=...)", self.persist, 'persist="sqs.jsonl"')
         if not self.time_scale > 0:
             raise ConfigurationError(f"LocalBroker(time_scale={self.time_scale}): must be above 0; 1 is real time")
         if not self.recreate_after >= 0:
@@ -80,4 +93,6 @@ def with_changes(options: BrokerOptions | None, **changes: Unpack[Changes]) -> B
     known = {each.name for each in fields(BrokerOptions)}
     if unknown := sorted(changes.keys() - known):
         raise TypeError(f"LocalBroker has no option {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    if options is not None:
+        check_kind("LocalBroker(options)", options, BrokerOptions, "LocalBroker(BrokerOptions(seed=1))")
     return replace(options or BrokerOptions(), **changes)

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from email.utils import formatdate
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
-from postroom.errors import ClosedError, NotOpenError
+from postroom.checking import check_kind, check_optional, listed, shown
+from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.local.front import Access, Front
 from postroom.local.hosts import HostPolicy
 from postroom.local.http import Connections, HttpConnection
 from postroom.local.inprocess import LocalBroker
 
 LOOPBACK = ("127.0.0.1", "::1")
+_LAST_PORT: Final = 65_535
 _GRACE = 2.0
 """Seconds for a client to take the rest of an answer when the server stops."""
 
@@ -45,6 +47,15 @@ class LocalServer:
         access: Callable[[Access], None] | None = None,
         allow_hosts: Sequence[str] = (),
     ) -> None:
+        if broker is not None:
+            check_kind("LocalServer(broker)", broker, LocalBroker, "LocalServer(LocalBroker(seed=1))")
+        given: Any = port
+        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= _LAST_PORT:
+            raise ConfigurationError(f"LocalServer(port=...) takes a port, or 0 for a free one; got {shown(port)}")
+        check_optional("LocalServer(access=...)", "(Access)", access)
+        if not isinstance(host, str):
+            listed("LocalServer(host=...)", 'host="127.0.0.1"', host)
+        listed("LocalServer(allow_hosts=...)", 'allow_hosts=["sqs.example"]', allow_hosts)
         self.broker: LocalBroker = broker or LocalBroker()
         self._hosts = (host,) if isinstance(host, str) else tuple(host)
         self._port = port

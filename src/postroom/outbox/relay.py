@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, cast
 
+from postroom.checking import listed
 from postroom.errors import ConfigurationError, NotOpenError
 from postroom.outbox.rounds import Counters, Queues, Rounds
 from postroom.outbox.run import Run
@@ -71,7 +72,7 @@ class OutboxRelay(Generic[C]):
         parallel: int = 4,
         client: Client | None = None,
     ) -> None:
-        senders = tuple(senders)
+        senders = listed("OutboxRelay(senders=...)", "senders=[invoices]", senders)
         _check(databases, tenants, outbox, senders, interval=interval, parallel=parallel)
         self._pool: ResourcePool[C, Any] = _pool_of(databases)
         self._tenants_of = tenants if callable(tenants) else tuple(tenants)
@@ -95,6 +96,7 @@ class OutboxRelay(Generic[C]):
             raise ConfigurationError("this OutboxRelay is open already")
         async with AsyncExitStack() as stack:
             for sender in self._known.values():
+                # First, and so closed last: the rounds that finish at the end still send.
                 await stack.enter_async_context(sender)
             pool = await stack.enter_async_context(self._pool)
             client = await stack.enter_async_context(self._client or default_client())

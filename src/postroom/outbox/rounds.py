@@ -137,6 +137,8 @@ class Rounds:
             ConfigurationError: these resources have no outbox that is known here.
             Exception: the driver's: the database failed. What was sent may be sent again.
         """
+        # Without the rows of queues that are paused: they would fill the round, and hold up all
+        # others.
         async with taken(database, self._outbox, self._queues.pauses.active()) as found:
             if not found.rows:
                 return False
@@ -149,6 +151,8 @@ class Rounds:
                         sent.append(number)
                     elif not unsent[index].retryable:
                         aside.append((number, unsent[index].reason[:1000]))
+            # In the transaction that took the rows: if it fails, they are sent again, and none is
+            # lost.
             if sent:
                 await found.remove(sent)
             if aside:

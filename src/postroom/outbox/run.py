@@ -68,6 +68,8 @@ class Run(Generic[C]):
         """Let rounds that are under way finish, and end all tasks."""
         self._closing = True
         for _ in self._workers:
+            # One for each worker, behind what is in line; `_closing` keeps that from being worked
+            # on.
             self._line.put_nowait(None)
         await asyncio.wait(self._workers, timeout=_GRACE)
         await self._tasks.close(grace=1.0)
@@ -85,6 +87,7 @@ class Run(Generic[C]):
                     if self._closing or not await self._rounds.once(database, display_key(context)):
                         return False
         finally:
+            # Another look may have taken it over: it must find this lock, and not a new one.
             if not lock.locked():
                 self._looks.pop(context, None)
         return True
@@ -98,6 +101,8 @@ class Run(Generic[C]):
 
     def _put(self, context: C) -> None:
         if context in self._busy:
+            # Noted and not put in line: two workers at one outbox would only wait for each other's
+            # rows.
             self._busy[context] = True
         elif context not in self._waiting and not self._closing and not self._pauses.is_active(context):
             self._waiting.add(context)
@@ -112,6 +117,7 @@ class Run(Generic[C]):
                 log_error(_log, logging.ERROR, "OutboxRelay(tenants=...) failed; asked again later", error=error)
             self._feed_now.clear()
             try:
+                # With jitter: all replicas look at the same databases.
                 async with asyncio.timeout(self._interval * (0.75 + _JITTER.random() / 2)):
                     await self._feed_now.wait()
             except TimeoutError:
@@ -120,6 +126,7 @@ class Run(Generic[C]):
     async def _work(self) -> None:
         while (context := await self._line.get()) is not None and not self._closing:
             self._waiting.discard(context)
+            # Before the look: a wake that comes during it asks for another one.
             self._busy[context] = False
             more = False
             try:

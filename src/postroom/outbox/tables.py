@@ -104,7 +104,7 @@ def postgres_outbox(table: str = DEFAULT_TABLE) -> Outbox:
     Raises:
         ConfigurationError: that is no name for a table.
     """
-    named = _TABLE.fullmatch(table)
+    named = _TABLE.fullmatch(str(table))
     if named is None:
         raise ConfigurationError(f"an outbox table has a plain lower-case name, or schema.name; got {table!r}")
     return Outbox(

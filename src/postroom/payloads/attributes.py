@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, NamedTuple
 import msgspec
 from typing_extensions import TypeVar
 
-from postroom.checking import check_function
+from postroom.checking import check_function, listed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute
@@ -78,8 +78,8 @@ def attribute(
     """
     if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f'attribute(name) takes text, such as attribute("tenantId"); got {name!r}')
-    if isinstance(choices, str):
-        raise ConfigurationError(f"attribute(choices=...) takes a list: write choices=[{choices!r}]")
+    if choices is not None:
+        choices = listed("attribute(choices=...)", f"choices=[{choices!r}]", choices)
     if pattern is not None and not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"attribute(pattern=...) takes a regular expression as text; got {pattern!r}")
     if name is not None and (len(name) > 256 or _NAME.fullmatch(name) is None):
@@ -127,6 +127,8 @@ class _Field(NamedTuple):
         if not found:
             return _IS_MISSING if self.required else None
         if len({attribute.string_value for attribute in found}) > 1:
+            # Two spellings that differ are refused: choosing one would let a sender pick the check
+            # that it passes.
             return "given twice, with different values"
         text = found[0].string_value
         if not text:
@@ -153,6 +155,8 @@ class AttributeResolver(Generic[T_co]):
         self._cls = cls
         self._fields = fields
         self._unwrap = unwrap
+        # One instance for equal attributes: hashing and comparing it again is cheap, for every
+        # lookup by tenant.
         self._known: dict[tuple[str | None, ...], T_co] | None = {} if _is_plain(cls) else None
         self._sources = [(field.attribute, field.alternative) for field in fields]
         self.names: tuple[str, ...] = tuple(name for field in fields for name in field.attributes)
@@ -176,6 +180,7 @@ class AttributeResolver(Generic[T_co]):
             made = None if values_read is None else self._cls(**values_read)
         except Exception:  # whatever a class of the user's raises
             return None
+        # Checked by the way back: a field with a ":" in it could be read in two ways.
         return made if made is not None and display_key(made) == name else None
 
     def __call__(self, message: Message, /) -> T_co:
@@ -197,6 +202,7 @@ class AttributeResolver(Generic[T_co]):
             raise self._problem(message)
         context = self._made(values, message)
         if known is not None and texts is not None:
+            # Bounded, because the values come from senders: each could be a new one.
             if len(known) >= _MOST_KNOWN:
                 del known[next(iter(known))]
             known[texts] = context
@@ -208,6 +214,7 @@ class AttributeResolver(Generic[T_co]):
         for attribute, alternative in self._sources:
             found = attributes.get(attribute)
             if alternative is not None and (other := attributes.get(alternative)) is not None:
+                # Both spellings are there: whether they agree is for the slow path to say.
                 if found is not None:
                     return None
                 found = other
@@ -251,6 +258,8 @@ class AttributeResolver(Generic[T_co]):
         values = ((field.attribute, getattr(context, field.name)) for field in self._fields)
         texts = {name: str(_spelt(value)) for name, each in values if (value := _plain_value(each)) is not None}
         made = {name: MessageAttribute(string_value=text) for name, text in texts.items()}
+        # Read back before it is sent: otherwise the consumer finds out, and the message is a dead
+        # letter.
         if self._fields_of(Message(id="", body="", message_attributes=made)) != context:
             text = (
                 f"this {self._cls.__name__} would be read back as another one from the attributes {sorted(texts)}: "
@@ -278,6 +287,7 @@ class AttributeResolver(Generic[T_co]):
     def _made(self, values: dict[str, Any], message: Message) -> T_co:
         try:
             context = self._cls(**values)
+            # A frozen class may hold a list in spite of its annotations.
             hash(context)  # it is the key of its tenant
         except Exception as error:
             text = f"{self._cls.__name__} refused the message attributes ({type(error).__name__})"
@@ -309,6 +319,7 @@ def _sentence(fields: list[_Field], problem: str) -> str:
 
 def _is_plain(cls: Any) -> bool:
     """Whether an instance depends on nothing but the arguments: no code of the user's runs when it is made."""
+    # It may look something up, or refuse: it has to run for every message.
     if hasattr(cls, "__post_init__"):
         return False
     if dataclasses.is_dataclass(cls):
@@ -423,6 +434,7 @@ def _check(hint: Any, note: _Note, where: str) -> _Check:
     if kind in _CHECKS:
         return _CHECKS[kind]
     if typing.get_origin(kind) is typing.Literal:
+        # By its spelling: attributes are texts, and `Literal[1]` is sent as "1".
         return _choice_check({_spelt(value): value for value in typing.get_args(kind)}, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _choice_check({_spelt(member.value): member for member in kind}, where)
@@ -449,6 +461,7 @@ def _text_check(note: _Note, where: str) -> _Check:
     matches = re.compile(note.pattern).fullmatch
 
     def fits(text: str) -> object:
+        # Whatever the pattern says: `.*` would let line breaks into logs and file names.
         return matches(text) if text.isprintable() else None
 
     return _Check(fits, f"not allowed (it must match {note.pattern} and be printable)")
@@ -471,6 +484,8 @@ def _spelt(value: object) -> Any:
 
 
 _CHECKS: Final[Mapping[Any, _Check]] = {
+    # One spelling for each number: "007" and "7" would be two senders' names for one tenant. 18
+    # digits fit into 64 bits.
     int: _Check(re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch, "not a whole number", int),
     bool: _Check({"true": 1, "false": 0}.get, "neither 'true' nor 'false'", "true".__eq__),
     uuid.UUID: _Check(

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from postroom.checking import check_flag
 from postroom.errors import DecodeError
 from postroom.message import Message
 from postroom.options import check_count
@@ -54,6 +55,9 @@ class Base64Body(Contents):
 
     raw: bool = False
 
+    def __post_init__(self) -> None:
+        check_flag("Base64Body(raw=...)", self.raw)
+
     def __call__(self, message: Message, /) -> Message:
         """Return the message with its body unpacked. Raises ``DecodeError``."""
         packed = _decoded(message.body)
@@ -81,6 +85,7 @@ class GzipBody(Contents):
 
     def __post_init__(self) -> None:
         check_count("GzipBody", "most", self.most)
+        check_flag("GzipBody(raw=...)", self.raw)
 
     def __call__(self, message: Message, /) -> Message:
         """Return the message with its body unpacked. Raises ``DecodeError``."""

@@ -11,12 +11,13 @@ rule only.
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from postroom.checking import check_flag
 from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import problems
@@ -125,9 +126,11 @@ class SnsEnvelope:
     raw: bool = False
 
     def __post_init__(self) -> None:
+        check_flag("SnsEnvelope(raw=...)", self.raw)
         if self.topics is None:
             return
-        wrong = [topic for topic in self.topics if not str(topic).startswith("arn:")]
+        several = isinstance(self.topics, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+        wrong = [topic for topic in self.topics if not str(topic).startswith("arn:")] if several else [self.topics]
         if isinstance(self.topics, str) or not self.topics or wrong:
             text = "SnsEnvelope(topics=...) takes ARNs, such as ['arn:aws:sns:eu-west-1:123456789012:orders']"
             raise ConfigurationError(f"{text}; got {self.topics!r}")
@@ -138,11 +141,15 @@ class SnsEnvelope:
         Raises:
             PayloadError: it is no notification and ``raw`` is False, or it is a notification of another topic.
         """
+        # A search in the text first: parsing every raw body only to refuse it would double the
+        # work.
         if self.raw and not _may_be_sns(message.body):
             return _without_ours(message)
         try:
             found: SnsNotification = _opened(message, _sns, _SNS_EXPECTED)
         except PayloadError:
+            # A notification that is broken must fail: taken as raw, it would pass without a check
+            # of its topic.
             if self.raw and not _says_notification(message):
                 return _without_ours(message)
             raise
@@ -187,6 +194,7 @@ def unwrap_ses(message: Message, /) -> Message:
         text = "the message is not a notification of Amazon SES: it has neither notificationType nor eventType"
         raise ValidationError(text, message_id=message.id)
     mail = notice.mail
+    # With several values, which of them names the tenant would be a guess.
     tags = {name: values[0] for name, values in mail.tags.items() if len(values) == 1}
     said = {"source": mail.source, "messageId": mail.message_id, "sendingAccountId": mail.sending_account_id}
     named = {**tags, **{name: value for name, value in said.items() if value is not None}, "type": kind}
@@ -227,6 +235,7 @@ def texts(values: Mapping[str, str]) -> dict[str, MessageAttribute]:
 def _sns_inner(message: Message, found: SnsNotification, said: Mapping[str, str]) -> Message:
     attributes = {name: _sns_attribute(value, message) for name, value in found.attributes.items()}
     if said:
+        # A publisher may write any attribute: these names are kept for what SNS itself says.
         attributes = {name: value for name, value in attributes.items() if not name.startswith(_OURS)} | texts(said)
     return msgspec.structs.replace(message, body=found.message, message_attributes=attributes)
 
@@ -315,6 +324,7 @@ def _data(event: Mapping[str, msgspec.Raw], message: Message) -> str:
     if "data" in event:
         kind = event.get("datacontenttype")
         data = bytes(event["data"]).decode()
+        # JSON stays as it was written: decoded and encoded again, its numbers could change.
         if kind is None or b"json" in bytes(kind) or not data.startswith('"'):
             return data
         return str(msgspec.json.decode(event["data"]))  # text of another kind stands in a JSON string

@@ -73,6 +73,8 @@ class _Renaming:
         if kind in self._open:
             raise _cannot(kind, "it contains itself")
         if kind not in self._forms:
+            # Before its fields: a class that contains itself would otherwise recurse without an
+            # end.
             self._open.add(kind)
             self._forms[kind] = self._wire(kind)
             self._open.discard(kind)

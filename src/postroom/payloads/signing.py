@@ -26,8 +26,8 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Final, Generic
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final, Generic
 
 import msgspec
 from typing_extensions import TypeVar
@@ -93,12 +93,14 @@ class KeyRing:
         return f"KeyRing({sorted(self._keys)!r}, current={self._current!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
+        # As a multiprocessing start or a cache would do without a word.
         raise TypeError("a KeyRing is not pickled: it would write the keys down")
 
     def mac(self, key_id: str, parts: Collection[bytes]) -> str:
         """Return the HMAC of length-prefixed parts in hexadecimal. KeyError: the ring has no such key."""
         mac = hmac.new(self._keys[key_id], digestmod=hashlib.sha256)
         for part in parts:
+            # With the length: "ab" and "c" must not be signed like "a" and "bc".
             mac.update(len(part).to_bytes(8, "big"))
             mac.update(part)
         return mac.hexdigest()
@@ -136,6 +138,7 @@ def sign(
     check_kind("sign(message)", message, OutgoingMessage, "OutgoingMessage(body=..., message_attributes=...)")
     _check_terms("sign", keys, queue)
     names = _checked_names(attributes, group=group)
+    check_function("sign(clock=...)", "() -> seconds since the epoch", clock, arguments=0)
     expires = _expiry(clock(), lifetime)
     if not 0 < len(expires) <= 12:
         raise ConfigurationError(f"sign(lifetime=...) takes seconds, more than 0; got {lifetime!r}")
@@ -175,6 +178,8 @@ def signed(
     """
     _check_terms("signed", keys, queue)
     if isinstance(resolver, type):
+        # A class would be called with the message as its first field, and the mistake would show
+        # late.
         name = resolver.__name__
         raise ConfigurationError(f"signed(resolver): write signed(context_from_attributes({name}), ...) for a class")
     check_function("signed(resolver)", "(Message) -> context", resolver)
@@ -185,6 +190,7 @@ def signed(
     if attributes is None:
         raise ConfigurationError("signed(attributes=...) must name the attributes that the resolver reads")
     names = _checked_names(attributes, group=group)
+    check_function("signed(clock=...)", "() -> seconds since the epoch", clock, arguments=0)
     return SignedContext(resolver, keys=keys, queue=queue, names=names, group=group, leeway=leeway, clock=clock)
 
 
@@ -247,6 +253,7 @@ class SignedContext(Generic[T_co]):
             raise ContextError(
                 "the message is signed with a key that this consumer does not have", message_id=message.id
             )
+        # In constant time: how long a comparison takes would tell how much of a guess was right.
         if not hmac.compare_digest(mac, self._expected(message, key_id, expires)):
             text = "the signature does not fit the message: attributes, body, queue or expiry are not what was signed"
             raise ContextError(text, message_id=message.id)
@@ -262,8 +269,12 @@ class SignedContext(Generic[T_co]):
             return ""
 
 
+_ENDLESS: Final = 3e9
+"""A century in seconds."""
+
+
 def _expiry(now: float, lifetime: object) -> str:
-    return str(int(now + lifetime)) if isinstance(lifetime, int | float) and lifetime > 0 else ""
+    return str(int(now + lifetime)) if isinstance(lifetime, int | float) and 0 < lifetime < _ENDLESS else ""
 
 
 def _check_terms(what: str, keys: object, queue: object) -> None:
@@ -273,7 +284,8 @@ def _check_terms(what: str, keys: object, queue: object) -> None:
 
 
 def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ...]:
-    if isinstance(attributes, str) or not (attributes or group) or SIGNATURE in attributes:
+    names: Any = attributes
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable) or not (names or group) or SIGNATURE in names:
         raise ConfigurationError(
             f"signing takes the names of one or more attributes, such as ('tenantId', 'region'); got {attributes!r}"
         )
@@ -281,6 +293,7 @@ def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ..
 
 
 def _covered(message: Message | OutgoingMessage, names: tuple[str, ...], *, group: bool) -> Iterator[bytes]:
+    # The digest, and not the body: the HMAC would otherwise need up to 1 MiB in one piece.
     yield hashlib.sha256(message.body.encode()).digest()
     for name in names:
         yield name.encode()

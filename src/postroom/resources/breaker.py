@@ -82,6 +82,8 @@ class Cooling:
     ) -> float:
         """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling."""
         record = self._remember_key(identity, context)
+        # `distrust` makes records that have no failure: their `since` is not the start of an
+        # outage.
         record.since = record.since if record.failures else now
         record.failures += 1
         record.permanent = permanent
@@ -95,6 +97,8 @@ class Cooling:
         """Note that the resource of a key broke: the next one is checked before it is handed out."""
         record = self._remember_key(identity, context)
         record.verify = True
+        # Not a pause. `purge` goes by `until`, and would drop a new record, where it is 0.0, at the
+        # next sweep.
         record.until = max(record.until, now)
 
     def excuse(self, identity: Identity, now: float) -> None:
@@ -109,6 +113,8 @@ class Cooling:
 
     def purge(self, now: float) -> None:
         """Drop records so old that a new failure should count as the first."""
+        # Twice the longest pause: a key that is tried again right after its pause must still find
+        # its record, or every failure counts as the first and the backoff never grows.
         horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
         for identity in [known for known, record in self.records.items() if record.until < horizon]:
             del self.records[identity]
@@ -118,6 +124,8 @@ class Cooling:
         return [(identity, record.context) for identity, record in self.records.items()]
 
     def _pause(self, failures: int) -> float:
+        # The exponent is bounded because 2.0 ** 1024 raises OverflowError, and a tenant that stays
+        # down gets there.
         ceiling = min(self._backoff.cap, self._backoff.base * 2.0 ** min(failures - 1, 64))
         return self._jitter.uniform(0.0, ceiling)
 
@@ -205,6 +213,7 @@ class Hosts:
         host.running += 1
         if not host.until:
             return False
+        # A time and not a flag: a probe that never reports back must not keep the host closed.
         host.probe_until = now + self._probe_deadline
         return True
 
@@ -213,6 +222,8 @@ class Hosts:
         host = self._ended(name, probe=probe)
         if host is None:
             return
+        # After an outage the window starts small again: how far it had grown before says nothing
+        # about a server that has just come back.
         host.window = (TRIP_AFTER if host.until else host.window) + 1
         host.failed.clear()
         host.doubted.clear()
@@ -235,6 +246,7 @@ class Hosts:
         host.failed.add(identity)
         host.cause = self._causes.keep(cause)
         self.troubled.add(name)
+        # A half-open breaker trips again on its single probe.
         if not host.until and len(host.failed) < TRIP_AFTER:
             return False
         host.failed.clear()
@@ -246,6 +258,7 @@ class Hosts:
         # wait much longer than the trouble lasted.
         longest = max(2 * self._backoff.base, PROBE_PART * (now - host.down_since))
         ceiling = min(self._backoff.cap, longest)
+        # Not full jitter, as for keys: a draw near 0 would probe a dead host again at once.
         host.until = now + self._jitter.uniform(ceiling / 2, ceiling)
         return True
 
@@ -299,6 +312,8 @@ class Hosts:
         if len(self._hosts) < self._remember:
             return
         for name, host in self._hosts.items():
+            # One with opens under way stays: their end would find a new record and count it below
+            # zero.
             if not host.running:
                 self._forget(name)
                 return

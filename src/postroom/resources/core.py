@@ -85,6 +85,8 @@ class Core:
 
     def needs_check(self, entry: Entry, now: float) -> bool:
         """Return whether a ready entry was idle for so long that a lease has to check it first."""
+        # A resource in use is tried by its users at this moment: their reports say more than a
+        # check.
         if not self.checks or entry.leases:
             return False
         return entry.doubtful or now - entry.checked_at > self.limits.check_after
@@ -94,6 +96,7 @@ class Core:
         entry = self.table.ready.get(ticket.identity)
         demand = self.demands.get(ticket.identity)
         if entry is not None and not self.needs_check(entry, now):
+            # Before any refusal: what is open may be leased although its replacement fails.
             self._grant(entry, waiter)
         elif demand is not None:
             self._join(demand, waiter)
@@ -115,6 +118,8 @@ class Core:
             return
         waiter.demand = None
         demand.waiters.pop(waiter, None)
+        # Only in line. An open under way goes on: cancelling it would throw away what the next
+        # lease of this key can use.
         if not demand.waiters and not demand.replaces and demand.stage in _IN_LINE:
             self._drop(demand, now)
             self._serve(now)
@@ -183,11 +188,14 @@ class Core:
         self._tell_recovery(entry, now)
         self.cooling.forget(entry.identity)
         self.hosts.succeeded(entry.host, probe=entry.probe)
+        # Make before break: the predecessor drains only now that its successor can be leased.
         for group in (self.table.ready, self.table.revivable):
             if predecessor := group.get(entry.identity):
                 self._retire(predecessor, Reason.AGE, now)
         entry.since = entry.checked_at = entry.idle_since = now
         if self.limits.max_age is not None:
+            # With jitter: after a deployment all tenants open in the same minute, and would
+            # otherwise all be replaced in the same minute, again and again.
             entry.expires_at = now + self.limits.max_age * self._jitter.uniform(0.9, 1.0)
         self.table.move(entry, State.READY, now)
         self._hand_out(entry, self.demands.pop(entry.identity, None))
@@ -203,11 +211,15 @@ class Core:
             return 0.0
         self.counters.open_failures += 1
         self.counters.permanent_failures += permanent
+        # Read before `failed` overwrites it: the log tells of a cause only where it differs from
+        # the last.
         before = self.cooling.find(entry.identity)
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
         pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=permanent, now=now)
         tripped = False
         if permanent or entry.opened:
+            # An unknown tenant, or an unhealthy resource: the server has answered, so this is no
+            # outage of it.
             self.hosts.undecided(entry.host, probe=entry.probe)
         else:
             tripped = self.hosts.failed(entry.host, entry.identity, cause, now, probe=entry.probe)
@@ -228,6 +240,8 @@ class Core:
     def ended(self, entry: Entry, now: float, *, clean: bool) -> None:
         """Note that an owner task is over: the resource is closed, its budget is free."""
         self.table.remove(entry)
+        # Only after the close (I3). Given back with the decision to close, a slow close would let
+        # more be open than the limit.
         self.budget.give_back(entry.weight)
         self.gates.ended(entry)
         if entry.opened:
@@ -250,6 +264,7 @@ class Core:
         entry.pinned = False
         self.counters.checks += 1
         if entry.state is not State.CHECKING:
+            # It was retired while it was checked; the check was the last use that kept it open.
             self.unused(entry, now)
             return
         if healthy:
@@ -288,6 +303,7 @@ class Core:
         self.cooling.purge(now)
         self.hosts.purge(now)
         idle = self.limits.idle
+        # Lists, here and below: closing an entry takes it out of what is iterated.
         for entry in [entry for entry in self.table.evictable() if idle is not None and now - entry.idle_since >= idle]:
             self._close(entry, Reason.IDLE, now)
         for entry in [entry for entry in self.table.ready.values() if entry.expires_at <= now]:
@@ -302,12 +318,14 @@ class Core:
 
     def wake(self, now: float) -> None:
         """Look again, as asked for by ``WakeAt``."""
+        # First: `_look_again` ignores a time that is not earlier than the one noted here.
         self._wake_at = None
         self.gates.stir_all()
         self._serve(now)
 
     def shut(self, now: float) -> None:
         """Close everything that is not in use, call off what is opening, turn away every waiter."""
+        # First: what follows frees budget, and `_serve` must not open anything with it.
         self.shut_down = True
         for demand in list(self.demands.values()):
             if demand.stage in _IN_LINE:
@@ -358,6 +376,8 @@ class Core:
             return None
         record = self.cooling.find(ticket.identity)
         host_down = self.hosts.remaining(ticket.host, now) > 0
+        # An unknown tenant is named as such even while its host is down. Any other failure of the
+        # key is the host's failure then.
         if record is not None and record.until > now and (record.permanent or not host_down):
             return StillCooling(ticket.key, record.failures, record.cause, record.permanent, self._pause(ticket, now))
         return self._host_down(ticket, self._pause(ticket, now)) if host_down else None
@@ -409,6 +429,7 @@ class Core:
         if refusal is not None:
             self._turn_away(demand, refusal)
         if demand.waiters:
+            # To the front: this key has already waited for its turn once.
             self._line_up(demand, front=True)
         else:
             del self.demands[identity]
@@ -457,6 +478,8 @@ class Core:
         """Return idle entries that would need a check on their next lease, before the next sweep."""
         if not self.checks or self.line:
             return []
+        # While keys wait for budget nothing is checked: an entry being checked cannot give way to
+        # them.
         horizon = now + self.limits.sweep - self.limits.check_after
         due = [entry for entry in self.table.evictable() if entry.doubtful or entry.checked_at <= horizon]
         room = self.limits.max_concurrent_opens - self.table.counts[State.CHECKING]
@@ -476,6 +499,8 @@ class Core:
         if entry.state is not State.DRAINING:
             return
         self.table.unrevive(entry)
+        # The first reason stays. Lack of budget is none of the entry's own, so any other one
+        # replaces it.
         entry.reason = reason if entry.reason in {None, Reason.CAPACITY} else entry.reason
         if not entry.busy:
             self._close(entry, reason, now)
@@ -511,6 +536,8 @@ class Core:
 
     def _succeed(self, entry: Entry, now: float) -> None:
         ticket = _ticket_of(entry)
+        # Both are open for a moment, each with its whole weight. Where that never fits, the
+        # successor would wait until the sweep gives up.
         if 2 * entry.weight > min(self.budget.limit, entry.host_limit or self.budget.limit):
             self._retire(entry, Reason.AGE, now)
         elif self._refusal(ticket, now) is None:
@@ -645,6 +672,8 @@ class Core:
             self._tell(news.HostFailed(entry.host, entry.key, cause, rest, host.trips, changed))
         if record is None:
             return
+        # One line for the host instead of one for each of its tenants, of which there may be
+        # thousands.
         of_host = host is not None and host.trips > 0 and not record.permanent
         loud = not record.told and not of_host
         changed = record.told and not cause.is_like(last)

@@ -321,7 +321,8 @@ class ResourcePool(Generic[C, R]):
                 ``retry_after`` says when the pool tries again; the provider's exception is the ``__cause__``.
             ResourceUnhealthyError: opened again after a failed health check, and unhealthy still.
             PoolExhaustedError: no budget came free before the deadline.
-            ResourceError: ``key=``, ``host=`` or ``weight=`` failed for this context, or said what cannot work.
+            ResourceError: ``key=`` failed for this context. ``host=``, ``weight=`` or ``PoolLimits(per_host=)`` that
+                failed, or said what cannot work, is an outage: a ``ResourceOpenError``.
             ConfigurationError: the provider is none: what it returns cannot be entered or awaited.
             ClosedError, NotOpenError: the pool was closed, also while this call waited; or not opened yet.
         """
@@ -335,6 +336,11 @@ class ResourcePool(Generic[C, R]):
             raise outcome
         finally:
             del outcome  # or the error would keep itself alive through this frame
+
+    @property
+    def weight(self) -> int | None:
+        """What one tenant's resources weigh; None where a function says that, tenant by tenant."""
+        return self._tickets.fixed_weight
 
     @property
     def limits(self) -> PoolLimits:

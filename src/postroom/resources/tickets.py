@@ -1,14 +1,17 @@
 """From a context to what the pool needs to know of it: its identity, its weight, its host."""
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from postroom.display import display_key
-from postroom.errors import ConfigurationError, ResourceError
+from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
 from postroom.redaction import describe
 from postroom.resources.entries import Ticket
 from postroom.resources.identity import Identifier, Identity
 from postroom.tasks import ends_the_program
+
+_PAUSE: Final = 2.0
+"""Seconds until a function of the user's that failed for a context is asked about it again."""
 
 
 class Tickets:
@@ -36,12 +39,22 @@ class Tickets:
             if isinstance(per_host, int):
                 _check_fits(weight, per_host)
 
+    @property
+    def fixed_weight(self) -> int | None:
+        """What one tenant's resources weigh; None where that differs."""
+        return None if callable(self._weight) else self._weight
+
     def identity(self, context: Any) -> Identity:
         """Return the identity of a context's key. Raises ``ResourceError`` where there is none."""
         return self._identity_of(context)[0]
 
     def ticket(self, context: Any) -> Ticket:
-        """Return everything that an open needs. Raises ``ResourceError``, with what a function raised as its cause."""
+        """Return everything that an open needs.
+
+        Raises:
+            ResourceOpenError: a function of the user's failed, or said what cannot work; what it raised is the cause.
+            ResourceError: there is no key.
+        """
         identity, key = self._identity_of(context)
         try:
             weight = self._weight(context) if callable(self._weight) else self._weight
@@ -53,8 +66,9 @@ class Tickets:
         except BaseException as error:
             if ends_the_program(error):
                 raise
+            # An outage, as what a provider raises: a deployment with a mistake must not use up its messages' attempts.
             text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}"
-            raise ResourceError(text, context=context) from error
+            raise ResourceOpenError(text, context=context, permanent=False, retry_after=_PAUSE) from error
         return Ticket(identity, key, context, weight, host, limit)
 
     def place(self, context: Any) -> Ticket | None:

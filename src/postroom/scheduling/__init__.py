@@ -2,6 +2,16 @@
 
 from postroom.scheduling.lanes import Scheduler
 from postroom.scheduling.limits import PerTenant
-from postroom.scheduling.tickets import LaneStatistics, Pace, SchedulerStatistics, State, Ticket
+from postroom.scheduling.tickets import Bound, Bounds, LaneStatistics, Pace, SchedulerStatistics, State, Ticket
 
-__all__ = ["LaneStatistics", "Pace", "PerTenant", "Scheduler", "SchedulerStatistics", "State", "Ticket"]
+__all__ = [
+    "Bound",
+    "Bounds",
+    "LaneStatistics",
+    "Pace",
+    "PerTenant",
+    "Scheduler",
+    "SchedulerStatistics",
+    "State",
+    "Ticket",
+]

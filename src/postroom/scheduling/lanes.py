@@ -37,6 +37,7 @@ from postroom.scheduling.limits import Chosen, PerTenant
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
+    Bounds,
     Control,
     Lane,
     LaneStatistics,
@@ -59,6 +60,8 @@ FIRST_ESTIMATE: Final = 0.02
 ALONE: Final = 10_000
 """Grants to one and the same tenant, with no other here, after which nothing is reserved any longer."""
 _PATIENCE = 16
+# Weights of the newest measurement in the two averages: a tenant's estimate follows within about
+# five messages, the one over all tenants within about twenty, so that no single tenant sets it.
 _LEARN = 0.2
 _LEARN_TYPICAL = 0.05
 
@@ -75,8 +78,8 @@ class Scheduler(Generic[T]):
             It is asked again with every decision about that tenant.
         weights: which tenants get more or less than others in proportion; 1.0 unless said otherwise.
         reserved: slots that tenants over their share leave free for the others.
-        bound: what else bounds the slots of one tenant, and may say 0; asked with every decision about it. When it says
-            more than before, ``look_again`` has to be called.
+        bounds: what else bounds the slots of one tenant, and may say 0; looked at with every decision about it. When it
+            says more than before, ``look_again`` has to be called.
         quantum: handler seconds of one round.
     """
 
@@ -88,12 +91,12 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
-        bound: Callable[[Hashable], int | None] | None = None,
+        bounds: Bounds | None = None,
         quantum: float = QUANTUM,
     ) -> None:
         self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
-        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bound=bound)
+        self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bounds=bounds)
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
@@ -121,22 +124,26 @@ class Scheduler(Generic[T]):
         caps: PerTenant[int] | None = None,
         weights: PerTenant[float] | None = None,
         reserved: int = 0,
-        bound: Callable[[Hashable], int | None] | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
         self.total = total
         """Slots."""
         self._per_tenant = per_tenant
-        self._own_caps = Chosen(per_tenant, caps)
-        self._bound = bound
-        self._weights = Chosen(1.0, weights)
+        self._own_caps = Chosen("overrides", per_tenant, caps)
+        self._bounds = bounds
+        self._weights = Chosen("weights", 1.0, weights)
         self._chooses = self._own_caps.varies
         self._weighs = self._weights.varies
-        self._varies = self._chooses or self._weighs or bound is not None
+        self._varies = self._chooses or self._weighs or bounds is not None
+        # At least one slot is for any tenant: with all of them reserved, one over its share never
+        # runs.
         self._reserved = min(reserved, total - 1)
         self._patience = max(total, _PATIENCE)
         for lane in self._lanes.values():
             own = None if lane.control is None else lane.control.cap
+            # What an operator decided stays: `adjust` changes the defaults.
+            lane.bound = None
             lane.cap = own or self._cap_of(lane.tenant)
             lane.weight = self._weights(lane.tenant)
             self._offer(lane)
@@ -184,6 +191,7 @@ class Scheduler(Generic[T]):
 
     def tenants(self) -> list[Hashable]:
         """Return the tenants that have something here. Safe to call from another thread."""
+        # One call in C: no other thread sees the dictionary change during it.
         return list(self._lanes)
 
     def own_cap(self, tenant: Hashable) -> int:
@@ -191,8 +199,8 @@ class Scheduler(Generic[T]):
         return min(self.total, int(self._own_caps(tenant)))
 
     def _cap_of(self, tenant: Hashable) -> int:
-        cap, bound = int(self._own_caps(tenant)), None if self._bound is None else self._bound(tenant)
-        return cap if bound is None else min(cap, bound)
+        cap, limit = int(self._own_caps(tenant)), None if self._bounds is None else self._bounds.look(tenant)[0]
+        return cap if limit is None else min(cap, limit)
 
     def look_again(self, tenant: Hashable) -> None:
         """Let a tenant stand in line that may have more slots than before."""
@@ -201,6 +209,7 @@ class Scheduler(Generic[T]):
 
     def heads_within_share(self) -> Iterator[T]:
         """Yield what waits first of each tenant that may have one more slot, and has less than its share."""
+        # A list: the caller may start or end something between two steps of this generator.
         for lane in list(self._lanes.values()):
             if self._may_run(lane) and not self._is_over(lane):
                 yield lane.waiting[0]
@@ -247,12 +256,14 @@ class Scheduler(Generic[T]):
         """Give a slot to the next at the time ``now``, or return None."""
         if self.running >= self.total:
             return None
+        # Before anyone is chosen: a tenant with a pause that is over has its turn in this very call.
         if self._asleep.beds:
             for woken in self._asleep.due(now):
                 self._wake(woken)
         while (lane := self._next()) is not None:
             if not self._may_run(lane):
                 continue
+            # Last of all conditions: a permission taken from the pace has to be used.
             pace = None if lane.control is None else lane.control.pace
             if pace is not None and (pause := pace.take(now)):
                 self._sleep(lane, now, now + pause)
@@ -287,6 +298,7 @@ class Scheduler(Generic[T]):
             self._waiting -= 1
             self._behind_blocked -= lane.blocked
         ticket.state = _DONE
+        # Before the lane is offered: the next of the group may be all that it has.
         if ticket.group is not None and (head := self._groups.next(ticket.group)) is not None:
             self._line_up(head)
         if lane.waiting:
@@ -300,6 +312,7 @@ class Scheduler(Generic[T]):
         ticket.state = State.SUSPENDED
         self._stop_running(ticket, lane, seconds or 0.0)
         was_blocked = lane.blocked
+        # It blocks the whole lane: the others of its tenant would wait for the same open.
         lane.suspended += 1
         self._suspended += 1
         self._note_blocked(lane, was_blocked=was_blocked, now=now)
@@ -325,6 +338,8 @@ class Scheduler(Generic[T]):
         if lane is None or len(lane.waiting) < 2:
             return
         best = max(range(len(lane.waiting)), key=lambda place: better(lane.waiting[place]))
+        # Order among messages of one tenant is not promised on a standard queue; a FIFO lane has
+        # heads only.
         if best:
             ticket = lane.waiting[best]
             del lane.waiting[best]
@@ -370,6 +385,8 @@ class Scheduler(Generic[T]):
         for ticket in self._groups.strike_off_all(keep):
             self._waiting -= 1
             withdrawn.append(ticket)
+        # Those behind go first from their groups; in the result they follow, so that each group
+        # keeps its order.
         heads: list[T] = []
         for lane in list(self._lanes.values()):
             for ticket in [ticket for ticket in lane.waiting if not keep(ticket)]:
@@ -401,6 +418,7 @@ class Scheduler(Generic[T]):
         was_blocked = lane.blocked
         lane.paused = paused
         lane.control = control
+        # At once: the lane may be in line already, and is not asked again before its turn.
         lane.cap = cap or self._cap_of(tenant)
         if lane.asleep_until is not None:  # its pace may have changed; who may run when is asked again at its turn
             lane.asleep, lane.asleep_until = False, None
@@ -420,7 +438,7 @@ class Scheduler(Generic[T]):
             self._asleep.put(lane, until)
 
     def withhold(self, tenant: Hashable, *, withheld: bool, now: float = 0.0) -> None:
-        """Count what waits of a tenant among what cannot run, while ``bound`` leaves it nothing."""
+        """Count what waits of a tenant among what cannot run, while its bound leaves it nothing."""
         lane = self._lanes.get(tenant)
         if lane is not None and lane.withheld is not withheld:
             was_blocked = lane.blocked
@@ -429,7 +447,7 @@ class Scheduler(Generic[T]):
             self._offer(lane)
 
     def is_withheld(self, tenant: Hashable) -> bool:
-        """Whether ``bound`` leaves a tenant nothing for now, as ``withhold`` was told."""
+        """Whether its bound leaves a tenant nothing for now, as ``withhold`` was told."""
         return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
     def wake(self, tenant: Hashable) -> None:
@@ -447,6 +465,7 @@ class Scheduler(Generic[T]):
     def _next(self) -> Lane[T] | None:
         """Take the next lane out of its line; it may turn out that it cannot use a slot any longer."""
         fresh = self._fresh
+        # Bounded: new tenants that come all the time must not keep the others from their turns.
         if fresh and self._streak < self._patience and (lane := self._next_fresh()) is not None:
             return lane
         self._streak = 0
@@ -462,6 +481,7 @@ class Scheduler(Generic[T]):
         return None
 
     def _next_in_line(self) -> Lane[T] | None:
+        # Alone for a long time, a tenant may use all: a reserve for others who never come is waste.
         free = self.total - self.running > (self._reserved if self._alone < ALONE else 0)
         within, over = self._within, self._over
         while True:
@@ -477,6 +497,8 @@ class Scheduler(Generic[T]):
             elif not free and self._is_over(lane):
                 over.put(lane, number)  # it had less when it lined up, or others have come since
             else:
+                # Never back: a lane that was idle enters at this round, and would overtake all
+                # others.
                 self._round = max(self._round, number)
                 return lane
 
@@ -484,6 +506,8 @@ class Scheduler(Generic[T]):
         ticket = lane.waiting.popleft()
         ticket.state = _RUNNING
         ticket.charge = lane.estimate
+        # Charged by estimate, before the end is known: otherwise one tenant with
+        # slow handlers would get all the slots.
         lane.served += ticket.charge / lane.weight
         lane.running += 1
         self.running += 1
@@ -506,9 +530,16 @@ class Scheduler(Generic[T]):
             return False
         if self._varies:
             tenant = lane.tenant
+            # Asked again each time: the user's function may answer differently by now.
             cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
-            if self._bound is not None and (bound := self._bound(tenant)) is not None and bound < cap:
-                cap = bound
+            if (bounds := self._bounds) is not None:
+                limit: int | None
+                if (bound := lane.bound) is not None and bounds.time() < bound.expires:
+                    bound.idle, limit = 0, bound.limit
+                else:
+                    limit, lane.bound = bounds.look(tenant)
+                if limit is not None and limit < cap:
+                    cap = limit
             lane.cap = cap if lane.control is None else lane.control.cap or cap
             if self._weighs:
                 lane.weight = self._weights(tenant)
@@ -553,6 +584,8 @@ class Scheduler(Generic[T]):
         cap, weight = self._per_tenant, 1.0
         if self._varies:
             cap, weight = self._cap_of(tenant), self._weights(tenant)
+        # From the present round: from 0 it would have all turns until it has caught up with the
+        # others.
         lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:
@@ -580,6 +613,8 @@ class Scheduler(Generic[T]):
     def _end_suspension(self, lane: Lane[T]) -> None:
         lane.suspended -= 1
         self._suspended -= 1
+        # If something else still blocks the lane, it has been blocked since the same time as
+        # before.
         self._note_blocked(lane, was_blocked=True, now=lane.blocked_since)
 
     def _sleep(self, lane: Lane[T], now: float, until: float | None) -> None:

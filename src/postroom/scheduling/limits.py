@@ -1,9 +1,16 @@
 """How much one tenant may have: caps and weights, the same for all or chosen per tenant, and live."""
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
+from postroom.checking import shown
+from postroom.log_fields import Log, Step
 from postroom.tasks import ends_the_program
+
+_log = Log("postroom.scheduling", Step.POLICY)
+
+_MOST: Final = 1e9
+"""More is no number of handlers, and no weight."""
 
 N = TypeVar("N", int, float)
 
@@ -17,9 +24,12 @@ class Chosen:
     for the default.
     """
 
-    __slots__ = ("_default", "_of")
+    __slots__ = ("_default", "_least", "_name", "_of", "_said")
 
-    def __init__(self, default: float, of: PerTenant[int] | PerTenant[float] | None) -> None:
+    def __init__(self, name: str, default: float, of: PerTenant[int] | PerTenant[float] | None) -> None:
+        self._name = name
+        self._least = 1 if name == "overrides" else 1e-9
+        self._said = False
         self._default = default
         self._of: Callable[[Any], float | None] | None
         self._of = cast("Mapping[Any, float]", of).get if isinstance(of, Mapping) else of
@@ -34,9 +44,22 @@ class Chosen:
         if self._of is None:
             return self._default
         try:
-            chosen = self._of(tenant)
+            chosen: Any = self._of(tenant)
         except BaseException as error:
             if ends_the_program(error):
                 raise
+            self._say("failed with %s", type(error).__name__)
             return self._default
-        return self._default if chosen is None or not chosen > 0 else chosen
+        if chosen is None:
+            return self._default
+        if isinstance(chosen, int | float) and self._least <= chosen < _MOST and chosen is not True:
+            return chosen
+        self._say("chose %s, which is no such number", shown(chosen))
+        return self._default
+
+    def _say(self, what: str, detail: str) -> None:
+        """Tell of it once: a tenant's number is asked for with each decision."""
+        if not self._said:
+            self._said = True
+            text = f"Concurrency(%s=...) {what}; %g applies where that happens (said once)"
+            _log.error(text, self._name, detail, self._default)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import msgspec
 from typing_extensions import TypeVar
@@ -53,6 +53,7 @@ class Lane(Generic[T]):
         "asleep",
         "asleep_until",
         "blocked_since",
+        "bound",
         "cap",
         "control",
         "estimate",
@@ -89,10 +90,11 @@ class Lane(Generic[T]):
         self.asleep: bool = False
         """Whether it is granted nothing until it is woken, or until ``asleep_until``."""
         self.asleep_until: float | None = None
-        self.paused = False
-        self.withheld = False
+        self.paused: bool = False
+        self.withheld: bool = False
         """Whether what bounds the slots of one tenant leaves it none for now."""
         self.control: Control | None = None
+        self.bound: Bound | None = None
 
     @property
     def blocked(self) -> bool:
@@ -126,6 +128,32 @@ class Pace:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self.rate
+
+
+class Bound:
+    """What else bounds the slots of one tenant, for a while. Its lane keeps it, so that no message looks it up."""
+
+    __slots__ = ("expires", "idle", "limit")
+
+    def __init__(self) -> None:
+        self.limit: int = 0
+        """Slots that it leaves the tenant, until ``expires``."""
+        self.expires: float = float("-inf")
+        """From then on it has to be looked for again. What drops it sets this to the past."""
+        self.idle: int = 0
+        """Set to 0 whenever it is asked about what has work."""
+
+
+class Bounds(Protocol):
+    """Where bounds are found."""
+
+    def time(self) -> float:
+        """Return the time by which they expire."""
+        ...
+
+    def look(self, tenant: Hashable) -> tuple[int | None, Bound]:
+        """Return how many slots a tenant may have now, None for no bound, and what says so until it expires."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

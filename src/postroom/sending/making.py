@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from postroom.checking import check_kind
 from postroom.errors import ConfigurationError, InvalidRequest
 from postroom.log_fields import Log, Step
 from postroom.message import MessageAttribute, OutgoingMessage
@@ -110,6 +111,8 @@ def make(
     """
     named = writer.attributes(context)
     made = {name: MessageAttribute(string_value=value) for name, value in named.items()}
+    if attributes is not None:
+        check_kind("attributes=", attributes, Mapping, 'attributes={"priority": "high"}')
     for name, value in (attributes or {}).items():
         attribute = to_attribute(name, value)
         if made.setdefault(name, attribute) != attribute:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from postroom.checking import check_queue
 from postroom.errors import ConfigurationError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message, OutgoingMessage
@@ -71,9 +72,9 @@ async def relay(
         TransportError: the source cannot be read.
         ConfigurationError: an argument cannot work.
     """
-    if not callable(target) and not str(target or "").strip():
-        text = f"relay(target) takes the name, URL or ARN of a queue, or a function (Message); got {target!r}"
-        raise ConfigurationError(text)
+    check_queue("relay(source)", source)
+    if not callable(target):
+        check_queue("relay(target)", target)
     if change is not None and not callable(change):
         raise ConfigurationError(f"relay(change=...) takes a function (Message, OutgoingMessage); got {change!r}")
     _check_bounds(limit, parallel, wait)
@@ -90,6 +91,7 @@ def copy_of(message: Message, *, fifo: bool) -> OutgoingMessage:
         body=message.body,
         message_attributes=message.message_attributes,
         group_id=message.group_id,
+        # The same at each try, so that SQS drops what was sent twice.
         deduplication_id=message.id if fifo else None,
         trace_header=message.trace_header,
     )
@@ -126,6 +128,7 @@ class _Relay:
                 for number in range(parallel):
                     group.create_task(self._work(), name=f"postroom-relay-{self._source.info.name}-{number}")
         finally:
+            # Also after an error: what is left would stay invisible for two minutes.
             await self._show_again()
         if self._failed is not None:
             raise self._failed
@@ -136,6 +139,8 @@ class _Relay:
         found = self._targets.get(name)
         if found is None:
             if len(self._targets) >= _MOST_TARGETS:
+                # A function may name a queue for each tenant: bounded, and a queue is opened again
+                # in one call.
                 del self._targets[next(iter(self._targets))]
             found = self._targets[name] = await self._client.queue(name)
         return found
@@ -197,6 +202,7 @@ class _Relay:
 
     async def _send(self, target: Queue, pairs: Sequence[tuple[Message, OutgoingMessage]]) -> int:
         outcome = await post(target, [outgoing for _, outgoing in pairs], _RETRY)
+        # Deleted before anything else is decided: from now on a crash would send these twice.
         sent = [message for index, (message, _) in enumerate(pairs) if index not in outcome.unsent]
         await self._delete(sent)
         back: list[Message] = []

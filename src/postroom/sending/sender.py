@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, cast
+from typing import Any, Final, Generic, Self, cast
 
 import msgspec
 
-from postroom.checking import check_kind
+from postroom.checking import check_flag, check_kind, check_optional, check_queue, listed, shown
 from postroom.errors import ConfigurationError, ContextError, InvalidRequest, NotOpenError, PostroomError, Unsent
 from postroom.message import OutgoingMessage
+from postroom.options import check_seconds
 from postroom.payloads import KeyRing, sign
 from postroom.payloads.encoding import Encode, encode_payload, encoder_for
 from postroom.payloads.renaming import Rename
@@ -35,6 +36,15 @@ Transform = Callable[[OutgoingMessage], OutgoingMessage | Awaitable[OutgoingMess
 """Changes a message before it is signed and sent: moves a large body elsewhere, puts it into an envelope."""
 
 
+_CALLS: Final = {
+    "group": "(context) -> message group",
+    "encode": "(payload) -> body",
+    "trace": "(carrier)",
+    "transform": "(OutgoingMessage) -> OutgoingMessage",
+}
+"""How the functions of a sender are called."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signing:
     """How a sender signs what it sends; the consumer's side is ``signed(...)``.
@@ -49,6 +59,12 @@ class Signing:
     keys: KeyRing
     attributes: Collection[str] | None = None
     lifetime: float = LIFETIME
+
+    def __post_init__(self) -> None:
+        check_kind("Signing(keys=...)", self.keys, KeyRing, 'keys=KeyRing({"2026-11": secret})')
+        if self.attributes is not None:
+            listed("Signing(attributes=...)", 'attributes=["tenantId"]', self.attributes)
+        check_seconds("Signing", "lifetime", self.lifetime, least=1, most=3e9, limit="a century")
 
 
 class Sender(Generic[C]):
@@ -100,6 +116,7 @@ class Sender(Generic[C]):
     ) -> None:
         check_kind("Sender(retry=...)", retry, SendRetry, "SendRetry(attempts=3)")
         check_client("Sender", client)
+        check_flag("Sender(fair=...)", fair)
         _check_arguments(queue, context=context, group=group, encode=encode, trace=trace, transform=transform)
         if encode is not None and (payload is not None or rename is not None):
             raise ConfigurationError("Sender(encode=...) writes the whole body: leave out payload= and rename=")
@@ -303,7 +320,11 @@ class Sender(Generic[C]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the client, unless others use it. Sends that are under way end with ``SendFailed``."""
+        """Close the client, unless others use it.
+
+        Sends that are under way then end with ``SendFailed``. On a client that others keep open they go on, to their
+        answer. Wait for them inside the block where you want to know.
+        """
         self._users -= 1
         if not self._users:
             stack, self._stack, self._queue = self._stack, AsyncExitStack(), None
@@ -343,12 +364,13 @@ def _limit(info: QueueInfo) -> int:
 
 
 def _check_arguments(queue: object, **functions: object) -> None:
-    if not isinstance(queue, str) or not queue.strip():
-        raise ConfigurationError(f"Sender(queue) takes the name, URL or ARN of a queue; got {queue!r}")
+    check_queue("Sender(queue)", queue)
     for name, function in functions.items():
         if function is not None and not callable(function):
             what = "a class, or a function (context) -> attributes" if name == "context" else "a function"
-            raise ConfigurationError(f"Sender({name}=...) takes {what}; got {function!r}")
+            raise ConfigurationError(f"Sender({name}=...) takes {what}; got {shown(function)}")
+        if name != "context":
+            check_optional(f"Sender({name}=...)", _CALLS[name], function)
 
 
 def _checked_signing(signing: object, writer: ContextWriter) -> Signing | None:

@@ -1,11 +1,13 @@
 """Settlement: what is held stays ours, and is let go exactly once."""
 
 from postroom.settlement.backoff import backoff, exponential
+from postroom.settlement.batcher import error_of
 from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.settler import Listener, Settler, Tally
 from postroom.settlement.sleep import Moment
+from postroom.settlement.trouble import Refusals, describe
 
 __all__ = [
     "DeadLetters",
@@ -14,8 +16,11 @@ __all__ = [
     "Heartbeat",
     "Listener",
     "Moment",
+    "Refusals",
     "Settler",
     "Tally",
     "backoff",
+    "describe",
+    "error_of",
     "exponential",
 ]

@@ -21,7 +21,7 @@ from postroom.errors import (
 from postroom.options import MAX_BATCH
 from postroom.settlement.gate import Gate, Pauses
 from postroom.settlement.trouble import Trouble
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import EntryFailure
 
 E = TypeVar("E")
@@ -365,7 +365,9 @@ class Batcher(Generic[E]):
                 raise
             # A transport's own cancellation is its failure, and not ours to obey.
             self._call_failed(batch, named(TimeoutError() if late else asyncio.CancelledError()), sent_at)
-        except Exception as error:
+        except BaseException as error:
+            if has_to_leave(error, task):
+                raise
             self._call_failed(batch, named(error), sent_at)
         else:
             self._answered(batch, failures, sent_at)

@@ -55,6 +55,8 @@ class Gate:
         if self._permits > 0:
             self._permits -= 1
         else:
+            # The next one goes after the pause, answered or not: a call that hangs must not keep
+            # the gate closed.
             self._until = now + (self._pause or _SHORTEST)
 
     def failed(self, pauses: Pauses, *, sent_at: float, now: float) -> None:
@@ -70,6 +72,7 @@ class Gate:
     def succeeded(self) -> None:
         """Note that a call went well."""
         if not self.is_open:
+            # A failure during the recovery must not cost the longest pause again.
             self._pause = None if self._pause is None else min(self._pause, 1.0)
             self._permits += 2
             self.is_open = self._permits >= self._OPEN_AT

@@ -67,7 +67,7 @@ class Tally:
     __slots__ = ("bytes",)
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.bytes: int = 0
         """The sum of the lengths of the bodies of what is held."""
 
 
@@ -115,9 +115,9 @@ class Settler(Generic[D]):
         self._held: dict[str, D] = {}
         self.deliveries: Mapping[str, D] = MappingProxyType(self._held)
         """What is ours, by message id, until its acknowledgement is confirmed."""
-        self.tally = Tally() if tally is None else tally
+        self.tally: Tally = Tally() if tally is None else tally
         """How much is held, by settlers with the same tally together."""
-        self.heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
+        self.heartbeat: Heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
         name = queue.info.name
         self._deletes = self._batcher("delete", Deletes(self, queue), f"Deleting messages of {name}", rng)
         doing = f"Changing the visibility of messages of {name}"

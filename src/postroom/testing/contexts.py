@@ -6,6 +6,7 @@ from typing import Any, overload
 
 import msgspec
 
+from postroom.checking import check_kind
 from postroom.consumer.confirmation import Confirmation
 from postroom.consumer.context import MessageContext
 from postroom.errors import ConfigurationError
@@ -130,6 +131,7 @@ def context(
         ConfigurationError: both ``message`` and ``attributes`` are given, or an attempt below 1.
     """
     check_count("context", "attempt", attempt)
+    check_kind("context(attributes=...)", attributes, Mapping, 'attributes={"tenantId": "acme"}')
     if message is not None and attributes:
         text = "context() takes message= or attributes=, not both: put the attributes into the message"
         raise ConfigurationError(text)

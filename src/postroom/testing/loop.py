@@ -86,12 +86,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run ``callback`` ``delay`` virtual seconds from now."""
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self._schedule(self._now + delay, callback, args, context)
 
     def call_at(
         self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run ``callback`` at the virtual time ``when``."""
+        return self._schedule(when, callback, args, context)
+
+    def _schedule(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], args: tuple[*Ts], context: Context | None
+    ) -> asyncio.TimerHandle:
         if self.is_closed():
             raise RuntimeError("Event loop is closed")
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -147,17 +152,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Run one turn: everything that is ready now. ``BaseEventLoop.run_forever`` calls this in a loop."""
         self._make_ready()
-        if self._random is not None and len(self._turn) > 1:
-            self._random.shuffle(self._turn)
-        for _ in range(len(self._turn)):  # what it adds belongs to the next turn
-            handle = self._turn.popleft()
+        turn = self._turn
+        count = len(turn)
+        if count > 1 and self._random is not None:
+            self._random.shuffle(turn)
+        for _ in range(count):  # what it adds belongs to the next turn
+            handle = turn.popleft()
             if not handle.cancelled():
                 handle._run()  # noqa: SLF001 - running handles is what a loop is for
 
     def _make_ready(self) -> None:
-        self._collect_due()
+        timers = self._timers
+        if timers and timers[0][0] <= self._now:
+            self._collect_due()
         if self._turn:
             return
+        self._drop_cancelled()
         if self._settling:
             settling, self._settling = self._settling, []
             for future in settling:
@@ -172,11 +182,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._collect_due()
 
     def _collect_due(self) -> None:
-        timers = self._timers
-        while timers and (timers[0][0] <= self._now or timers[0][2].cancelled()):
+        timers, now, turn = self._timers, self._now, self._turn
+        while timers and timers[0][0] <= now:
             handle = heapq.heappop(timers)[2]
             if not handle.cancelled():
-                self._turn.append(handle)
+                turn.append(handle)
+
+    def _drop_cancelled(self) -> None:
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
 
     def _describe_waiting(self) -> str:
         return "waiting: " + describe_tasks(asyncio.all_tasks(self))

@@ -80,6 +80,7 @@ class MemoryClient:
         if not self._entered:
             self._calls = Calls("MemoryClient")
         self._entered += 1
+        # So that a later call can say which it was: never opened, or closed already.
         self._was_entered = True
         return self
 

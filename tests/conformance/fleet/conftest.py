@@ -57,12 +57,13 @@ class Shared:
         rate: float = 0.0,
         tokens: int = 0,
         tick: float = 0.1,
+        lease: float = LEASE,
     ) -> Grant:
         """Exchange one ask of a replica."""
         sequence = self.sequences.get(replica, 0) + 1 if sequence is None else sequence
         self.sequences[replica] = max(sequence, self.sequences.get(replica, 0))
         ask = Ask(tenant, cap, hold, need, need if want is None else want, rate, tokens)
-        request = Request(replica, sequence, self.epochs.get(replica, ""), LEASE, tick, (ask,), leaving)
+        request = Request(replica, sequence, self.epochs.get(replica, ""), lease, tick, (ask,), leaving)
         answer = await self.state.exchange(self.name, request)
         self.epochs[replica] = answer.epoch
         return answer.grants[0]

@@ -1,4 +1,4 @@
-"""Whose client it is does not matter, as long as it is asyncio."""
+"""Any library's client will do, as long as it is asyncio."""
 
 import random
 import time
@@ -26,8 +26,8 @@ async def test_clients_of_both_libraries_say_the_same(
     request = Request("a", 1, "", 15.0, 1.0, (Ask("t:\u00e4 \u2603", 4, 0, 3, 3),))
     assert [grant.slots for grant in (await state.exchange(name, request)).grants] == [3]
     assert await state.usage(name) == {"t:\u00e4 \u2603": (3, 1)}
-    await state.decide(name, {"state t:acme": '{"value":"paused"}'})
-    assert await state.decisions(name) == Decisions(1, {"state t:acme": '{"value":"paused"}'})
+    now = await state.decide(name, {"state t:acme": '{"value":"paused"}'})
+    assert await state.decisions(name) == Decisions(now, {"state t:acme": '{"value":"paused"}'}, {"state t:acme": now})
     await state.report(name, "t:db 1", "refused by ümlaut", 5.0)
     hints = (await state.exchange(name, Request("a", 2, "", 15.0, 1.0, ()))).hints
     assert [(hint.host, hint.cause) for hint in hints] == [("t:db 1", "refused by ümlaut")]

@@ -40,7 +40,7 @@ async def test_small_needs_are_met_in_full(shared: Shared) -> None:
 
 
 async def test_needs_come_before_wants(shared: Shared) -> None:
-    """F4: slots for what may come are half of what nobody needs: the other half is there for who comes next."""
+    """F4: a replica without work gets half of the free slots: the other half is there for the next one."""
     idle = await shared.ask("a", cap=8, need=1, want=8)
     assert idle.slots == 4
     assert (await shared.ask("b", cap=8, need=7, want=8)).slots == 4
@@ -56,8 +56,17 @@ async def test_a_crashed_replica_returns_its_slots(shared: Shared) -> None:
     assert (await shared.ask("b", cap=4, need=4)).slots == 4
 
 
+async def test_slots_last_for_the_lease_of_who_holds_them(shared: Shared) -> None:
+    """F1: another replica with a shorter lease, as while a new version is rolled out, ends only its own."""
+    assert (await shared.ask("long", cap=4, need=3, lease=10 * LEASE)).slots == 3
+    assert (await shared.ask("short", cap=4, need=4)).slots == 1
+    await shared.sleep(LEASE + 0.05)
+    assert (await shared.ask("third", cap=4, need=4)).slots == 1
+    assert await shared.state.usage(shared.name) == {"t:acme": (4, 2)}
+
+
 async def test_what_is_given_back_is_free_at_once(shared: Shared) -> None:
-    """F3: a replica that leaves, or whose tenant is idle, returns everything at once."""
+    """F3: a replica that leaves, or has an idle tenant, returns everything at once."""
     await shared.ask("a", cap=4, need=4)
     await shared.ask("a", cap=4, need=0, leaving=True)
     assert (await shared.ask("b", cap=4, need=4)).slots == 4
@@ -133,21 +142,41 @@ async def test_a_decision_moves_the_version(shared: Shared) -> None:
     """F11: every decision is a new version, and one that is taken back is gone."""
     state, name = shared.state, shared.name
     assert await state.decisions(name) == Decisions(0, {})
-    assert await state.decide(name, {"state t:acme": "x", "rate t:acme": "y"}) == 1
-    assert await state.decide(name, {"state t:acme": None}) == 2
-    assert await state.decisions(name) == Decisions(2, {"rate t:acme": "y"})
+    first = await state.decide(name, {"state t:acme": "x", "rate t:acme": "y"})
+    second = await state.decide(name, {"state t:acme": None})
+    assert 0 < first < second
+    assert await state.decisions(name) == Decisions(second, {"rate t:acme": "y"}, {"rate t:acme": first})
     request = Request("a", 1, "", LEASE, 0.1, ())
-    assert (await state.exchange(name, request)).version == 2
+    assert (await state.exchange(name, request)).version == second
 
 
-async def test_decisions_are_restored_after_a_loss_but_not_over_later_ones(shared: Shared) -> None:
+async def test_of_two_decisions_the_later_one_is_restored(shared: Shared) -> None:
     """F11: a replica that remembers writes decisions down again; what was decided since stays."""
     state, name = shared.state, shared.name
-    await state.decide(name, {"state t:acme": "new"})
-    assert await state.restore(name, Decisions(7, {"state t:acme": "old", "state t:other": "old"})) == 8
-    assert (await state.decisions(name)).fields == {"state t:acme": "new", "state t:other": "old"}
-    assert await state.restore(name, Decisions(7, {"state t:third": "old"})) == 8
-    assert "state t:third" not in (await state.decisions(name)).fields
+    now = await state.decide(name, {"state t:acme": "new", "state t:early": "early"})
+    fields = {"state t:acme": "old", "state t:lost": "old", "state t:early": "late"}
+    stamps = {"state t:acme": now - 9, "state t:lost": now - 9, "state t:early": now + 1}
+    version = await state.restore(name, Decisions(now + 1, fields, stamps))
+    known = await state.decisions(name)
+    assert known.version == version > now + 1
+    assert known.fields == {"state t:acme": "new", "state t:lost": "old", "state t:early": "late"}
+    assert known.stamps == {"state t:acme": now, "state t:lost": now - 9, "state t:early": now + 1}
+    assert await state.restore(name, Decisions(now, known.fields, known.stamps)) == version
+
+
+async def test_what_was_taken_back_is_not_restored(shared: Shared) -> None:
+    """F11: neither by a replica that does not know that it was, nor by a server that remembers an earlier state."""
+    state, name = shared.state, shared.name
+    decided = await state.decide(name, {"state t:acme": "x"})
+    stale = await state.decisions(name)
+    undone = await state.decide(name, {"state t:acme": None})
+    assert await state.restore(name, stale) == undone
+    assert (await state.decisions(name)).fields == {}
+    await state.decide(name, {"state t:other": "y"})
+    remembered = await state.decisions(name)
+    later = Decisions(remembered.version + 5, {}, {})  # known to a replica that saw both taken back
+    assert await state.restore(name, later) > later.version > decided
+    assert (await state.decisions(name)).fields == {}
 
 
 async def test_decisions_outlive_leases(shared: Shared) -> None:
@@ -183,6 +212,33 @@ async def test_one_replica_tries_a_host(shared: Shared) -> None:
     assert not await state.claim_probe(name, "t:db1", "b", 5.0)
     await state.report(name, "t:db1", None, 1.0)
     assert await state.claim_probe(name, "t:db1", "c", 5.0)
+
+
+async def test_who_tries_a_host_makes_its_hint_last(shared: Shared) -> None:
+    """F12: while a replica has the turn the others know, whether or not the hint ran out; what it says ends that."""
+    state, name, request = shared.state, shared.name, Request("a", 1, "", LEASE, 0.1, ())
+    await state.report(name, "t:db1", "refused", 0.4)
+    await shared.sleep(0.25)
+    assert await state.claim_probe(name, "t:db1", "a", 5.0)
+    await state.claim_probe(name, "t:db2", "a", 0.4)
+    hints = {hint.host: hint for hint in (await state.exchange(name, request)).hints}
+    assert hints["t:db1"].cause == "refused"
+    assert 4.0 < hints["t:db1"].seconds <= 5.0
+    assert 0.0 < hints["t:db2"].seconds <= 0.4
+    await shared.sleep(0.45)
+    assert [hint.host for hint in (await state.exchange(name, request)).hints] == ["t:db1"]
+    await state.report(name, "t:db1", None, 2.0)
+    assert (await state.exchange(name, request)).hints == ()
+
+
+async def test_a_turn_does_not_shorten_a_hint(shared: Shared) -> None:
+    """F12: a try that is over sooner says nothing of the host."""
+    state, name, request = shared.state, shared.name, Request("a", 1, "", LEASE, 0.1, ())
+    await state.report(name, "t:db1", "refused", 2.0)
+    await shared.sleep(1.05)
+    assert await state.claim_probe(name, "t:db1", "a", 0.2)
+    [hint] = (await state.exchange(name, request)).hints
+    assert 0.5 < hint.seconds <= 1.0
 
 
 async def test_replicas_are_counted_while_they_are_alive(shared: Shared) -> None:

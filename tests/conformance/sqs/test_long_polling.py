@@ -170,7 +170,7 @@ def test_one_message_wakes_one(sqs: Any, queue: str) -> None:
 
 @page("API_ReceiveMessage")
 def test_many_waiters_share(sqs: Any, queue: str) -> None:
-    """Twenty who wait share twenty messages: nobody is forgotten and no message comes twice."""
+    """Twenty who wait share twenty messages: none is forgotten and no message comes twice."""
     with ThreadPoolExecutor(20) as pool:
         waiting = [pool.submit(receive, sqs, queue, 1, wait=5) for _ in range(20)]
         threading.Event().wait(0.3)

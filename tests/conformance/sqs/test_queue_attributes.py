@@ -282,7 +282,7 @@ def test_counts(either_sqs: Any, queue: str) -> None:
 
 @page("API_GetQueueAttributes")
 def test_counts_after_the_timeout(sqs: Any, make_queue: MakeQueue) -> None:
-    """A message whose visibility timeout passed counts as available again."""
+    """A message counts as available again once its visibility timeout has passed."""
     url = make_queue(VisibilityTimeout=1)
     sqs.send_message(QueueUrl=url, MessageBody="x")
     receive_one(sqs, url)

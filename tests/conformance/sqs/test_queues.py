@@ -65,7 +65,7 @@ def test_create_again_with_defaults_written_out(make_queue: MakeQueue) -> None:
 
 @page("API_CreateQueue")
 def test_create_again_with_other_attributes(either_sqs: Any, make_queue: MakeQueue) -> None:
-    """Creating a queue again with another value raises QueueNameExists, whose code is QueueAlreadyExists."""
+    """Creating a queue again with another value raises QueueNameExists with the code QueueAlreadyExists."""
     name = unique()
     make_queue(name=name, VisibilityTimeout=7)
     refusal = refused(either_sqs.create_queue, QueueName=name, Attributes={"VisibilityTimeout": "8"})
@@ -110,7 +110,7 @@ def test_names_are_case_sensitive(make_queue: MakeQueue) -> None:
 
 @page("quotas-fifo", recorded=True)
 def test_fifo_queue_needs_the_suffix(sqs: Any) -> None:
-    """A FIFO queue whose name does not end with .fifo is refused."""
+    """A FIFO queue with a name that does not end with .fifo is refused."""
     assert (
         refused(sqs.create_queue, QueueName=unique(), Attributes={"FifoQueue": "true"}).code == "InvalidParameterValue"
     )

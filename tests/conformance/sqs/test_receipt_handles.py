@@ -91,7 +91,7 @@ def test_delete_twice(either_sqs: Any, queue: str) -> None:
 
 @page("API_DeleteMessage", recorded=True)
 def test_expired_handle_on_a_standard_queue(sqs: Any, queue: str) -> None:
-    """After the timeout, if nobody else received the message, its handle still deletes it."""
+    """After the timeout, if no other consumer received the message, its handle still deletes it."""
     sqs.send_message(QueueUrl=queue, MessageBody="x")
     message = expired(sqs, queue)
     sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])

@@ -1,7 +1,7 @@
 """Recorded answers: what AWS was recorded to answer where its pages leave a detail open.
 
 Each check names the recording beside the page: a test of LocalStack's suite (``tests/aws/services/sqs``, marked as
-validated against AWS), whose snapshots are AWS's own answers; an issue of a repository in which an answer is quoted;
+validated against AWS), with AWS's own answers as snapshots; an issue of a repository in which an answer is quoted;
 or a client of AWS that rests on the behaviour.
 """
 
@@ -67,7 +67,7 @@ def test_visibility_by_an_earlier_handle(either_sqs: Any, queue: str) -> None:
 
 @page("sqs-visibility-timeout", recording="test_inflight_message_requeue")
 def test_order_after_a_visibility_timeout(sqs: Any, queue: str) -> None:
-    """A message whose visibility timeout ended comes before one that was sent while it was in flight."""
+    """A message comes, once its visibility timeout has ended, before one that was sent while it was in flight."""
     sqs.send_message(QueueUrl=queue, MessageBody="first")
     receive_one(sqs, queue, VisibilityTimeout=1)
     sqs.send_message(QueueUrl=queue, MessageBody="second")
@@ -189,7 +189,7 @@ def test_the_version_of_a_policy(sqs: Any, queue: str) -> None:
 
 
 def sends(sqs: Any, url: str, *groups: str) -> list[str]:
-    """Send one deduplication id in several groups; return the groups whose message came."""
+    """Send one deduplication id in several groups; return the groups of the messages that came."""
     for group in groups:
         sqs.send_message(QueueUrl=url, MessageBody=group, MessageGroupId=group, MessageDeduplicationId="same")
     return sorted(message["Body"] for message in receive(sqs, url, wait=0))

@@ -135,7 +135,7 @@ def test_change_of_a_deleted_message(sqs: Any, queue: str) -> None:
 
 @page("API_ChangeMessageVisibility", recorded=True)
 def test_change_after_the_timeout(sqs: Any, queue: str) -> None:
-    """On a standard queue the last handle still changes a message whose timeout passed."""
+    """On a standard queue the last handle still changes a message after its timeout has passed."""
     sqs.send_message(QueueUrl=queue, MessageBody="x")
     message = receive_one(sqs, queue, VisibilityTimeout=1)
     count = ["ApproximateNumberOfMessages"]

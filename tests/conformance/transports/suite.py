@@ -155,7 +155,7 @@ class QueueTransportSuite:
             assert len(await take(await client.queue("shared"), 1)) == 1
 
     async def test_users_that_enter_at_once_share_the_client(self, backend: Backend) -> None:
-        """A caller that comes while it opens waits for it; whoever leaves first takes nothing from the others."""
+        """A caller that comes while it opens waits for it; the one that leaves first takes nothing from the others."""
         await backend.create_queue("shared", {})
         client = backend.client()
 
@@ -466,7 +466,7 @@ class QueueTransportSuite:
         assert [message.body for message in await take(fifo, 1)] == ["2"]
 
     async def test_the_same_attempt_gets_the_same_messages(self, fifo: Queue) -> None:
-        """A receive whose answer was lost is repeated under its attempt id."""
+        """A receive with an answer that was lost is repeated under its attempt id."""
         await fifo.send([OutgoingMessage(body="1", group_id="g", deduplication_id="1")])
         first = await fifo.receive(limit=1, wait=1, visibility=30, attempt_id="attempt-1")
         again = await fifo.receive(limit=1, wait=1, visibility=30, attempt_id="attempt-1")

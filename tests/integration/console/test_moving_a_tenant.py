@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ import asyncpg
 import msgspec
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Polling, TenantState
+from postroom import Concurrency, Consumer, Fleet, MessageContext, Polling, TenantState
 from postroom.console import ConsoleServer, allow_token
 from postroom.datasources import asyncpg_pool
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.message import Message
 from postroom.testing.postgres import PostgresServer
+from postroom.testing.valkey import ValkeyServer
 from postroom.transports.memory import MemoryClient
+from support.valkey import valkey_server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
 
@@ -44,7 +46,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def tenant_of(message: Message) -> str:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return message.attributes["tenantId"]
 
 
@@ -55,11 +57,18 @@ def second_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture
+def store() -> Iterator[ValkeyServer]:
+    """Run a Valkey in which the replicas meet."""
+    yield from valkey_server()
+
+
 class Site:
     """Two processes' worth of consumers, each with its console, and a load that does not stop."""
 
-    def __init__(self, broker: LocalBroker, old: str, new: str, directory: Path) -> None:
+    def __init__(self, broker: LocalBroker, old: str, new: str, directory: Path, store: ValkeyServer | None) -> None:
         self.broker = broker
+        self.store = store
         self.dsns = {"old": old, "new": new}
         self.registry = directory / "registry"
         self.registry.write_text(old)
@@ -81,6 +90,7 @@ class Site:
             client=MemoryClient(self.broker),
             concurrency=Concurrency(total=8, per_tenant=4),
             polling=Polling(wait=1.0, scout=False),
+            fleet=None if self.store is None else Fleet(self.store.url, per_tenant=6, lease=3.0, tick=0.25),
         )
 
         @orders.handler
@@ -103,13 +113,16 @@ class Site:
         self.broker.send("orders", Send(message_body=body, message_attributes=named))
         self.sent += 1
 
-    async def move(self, target: str, *, stop: str | None = None, by: int = signal.SIGINT) -> tuple[int, str]:
-        """Run the command; at a step, send it a signal. Returns its exit code and what it said."""
+    async def move(
+        self, target: str, *, stop: str | None = None, by: int | Callable[[], None] = signal.SIGINT, drain: float = 60
+    ) -> tuple[int, str]:
+        """Run the command; at a step, send it a signal, or call a function. Returns its exit code and what it said."""
         command = f"{sys.executable} {self.script} {self.dsns['old']} {self.dsns['new']} {self.registry}"
         other = "old" if target == "new" else "new"
         place = self.dsns[target].rpartition("@")[2]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "postroom", "tenant", "move", "acme", "--reason", "disk is full", "--to", place,
+            "--drain", str(drain),
             "--switch", f"{command} {self.dsns[target]}", "--back", f"{command} {self.dsns[other]}",
             *(word for url in self.urls for word in ("--url", url)),
             env={**os.environ, "POSTROOM_CONSOLE_TOKEN": TOKEN}, stderr=asyncio.subprocess.PIPE,
@@ -120,8 +133,11 @@ class Site:
         async for line in process.stderr:
             said.append(line.decode())
             if stop is not None and said[-1].split()[1:2] == [stop]:
-                process.send_signal(by)
                 stop = None
+                if callable(by):
+                    by()
+                else:
+                    process.send_signal(by)
         return await process.wait(), "".join(said)
 
     async def rows(self, name: str) -> Counter[str]:
@@ -148,21 +164,26 @@ _COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible
 
 @asynccontextmanager
 async def site(
-    first: PostgresServer, second: PostgresServer, database: str, directory: Path
+    first: PostgresServer,
+    second: PostgresServer,
+    database: str,
+    directory: Path,
+    store: ValkeyServer | None = None,
 ) -> AsyncIterator[tuple[Site, asyncio.Task[None]]]:
-    """Run two consumers with their consoles."""
+    """Run two consumers with their consoles; as one fleet, where one console is enough, if there is a store."""
     if database not in second.execute("SELECT datname FROM pg_database"):
         second.create_database(database)
     for server in (first, second):
         server.execute("CREATE TABLE orders (order_id text)", database=database)
     async with LocalBroker() as broker, AsyncExitStack() as stack:
         broker.create_queue("orders")
-        made = Site(broker, first.dsn(database), second.dsn(database), directory)
+        made = Site(broker, first.dsn(database), second.dsn(database), directory, store)
         for _ in range(2):
             consumer = await stack.enter_async_context(made.consumer())
-            console = ConsoleServer(consumer, port=0, allow=allow_token(TOKEN))
-            made.urls.append((await stack.enter_async_context(console)).url)
             made.consumers.append(consumer)
+            if store is None or not made.urls:
+                console = ConsoleServer(consumer, port=0, allow=allow_token(TOKEN))
+                made.urls.append((await stack.enter_async_context(console)).url)
         load = asyncio.create_task(made.load())
         stack.callback(load.cancel)
         async with asyncio.timeout(20):
@@ -183,6 +204,63 @@ async def test_a_tenant_moves_between_two_servers_under_load(
         assert await made.rows("new") == Counter(map(str, range(made.sent)))
         assert made.states() == {TenantState.ACTIVE}
         assert sum((await made.rows("old")).values()) < made.sent
+
+
+async def both_worked(made: Site, orders: int = 1) -> None:
+    """Wait until each of the consumers has handled so many orders."""
+    async with asyncio.timeout(20):
+        while min(consumer.statistics().succeeded for consumer in made.consumers) < orders:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_tenant_moves_over_a_fleet_by_one_of_its_consoles(
+    postgres_server: PostgresServer, second_server: PostgresServer, store: ValkeyServer, database: str, tmp_path: Path
+) -> None:
+    """Both replicas drain, close and go on with the new database, of which only one was told; no order is lost."""
+    async with site(postgres_server, second_server, database, tmp_path, store) as (made, load):
+        await both_worked(made)
+        code, said = await made.move("new")
+        assert code == 0, said
+        before = [consumer.statistics().succeeded for consumer in made.consumers]
+        async with asyncio.timeout(20):
+            while any(
+                consumer.statistics().succeeded == was for consumer, was in zip(made.consumers, before, strict=True)
+            ):
+                await asyncio.sleep(0.05)
+        load.cancel()
+        await made.settle()
+        assert await made.rows("new") == Counter(map(str, range(made.sent)))
+        assert made.states() == {TenantState.ACTIVE}
+        assert sum((await made.rows("old")).values()) < made.sent
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", ["drain", "switch"])
+async def test_a_move_without_the_store_goes_back(
+    step: str,
+    postgres_server: PostgresServer,
+    second_server: PostgresServer,
+    store: ValkeyServer,
+    tmp_path: Path,
+) -> None:
+    """It is not moved half: it runs as before, or stays paused and says so; with the store back it can be moved."""
+    name = postgres_server.create_database(f"without-a-store-{step}").rpartition("/")[2]
+    async with site(postgres_server, second_server, name, tmp_path, store) as (made, load):
+        await both_worked(made)
+        code, said = await made.move("new", stop=step, by=store.kill, drain=4.0)
+        assert code == 1, said
+        assert made.registry.read_text() == made.dsns["old"]
+        assert ("It runs as before" if step == "drain" else "it is still PAUSED") in said
+        store.restart()
+        async with asyncio.timeout(20):
+            while made.states() != {TenantState.ACTIVE if step == "drain" else TenantState.PAUSED}:
+                await asyncio.sleep(0.05)
+        code, said = await made.move("new")
+        assert code == 0, said
+        load.cancel()
+        await made.settle()
+        assert await made.rows("new") == Counter(map(str, range(made.sent)))
+        assert made.states() == {TenantState.ACTIVE}
 
 
 @pytest.mark.long

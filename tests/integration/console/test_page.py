@@ -22,7 +22,7 @@ TOKEN = "correct horse battery"
 
 
 def tenant_of(message: Message) -> str:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return message.attributes["tenantId"]
 
 

@@ -152,9 +152,9 @@ class TestOpening:
         tenant.wait_for_backends(0)
 
     async def test_a_missing_database_is_an_outage(self, driver: Driver, tenant: TenantDatabase) -> None:
-        """The registry names a database that nobody made."""
+        """The registry names a database that does not exist."""
         with pytest.raises(BROKEN) as refused:
-            await _open(driver.provider(DataSource(tenant.server.dsn("nobody made it"))))
+            await _open(driver.provider(DataSource(tenant.server.dsn("it does not exist"))))
         assert classify_open(refused.value) is OpenFailure.OUTAGE
         states = [sqlstate_of(error) for error in (refused.value, refused.value.__cause__) if error is not None]
         assert "3D000" in states

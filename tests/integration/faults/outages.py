@@ -22,7 +22,7 @@ from support.ways import WAYS, Way
 from support.world import Tenant, World
 
 USERS = {way.name: f"app_{number}" for number, way in enumerate(WAYS)}
-"""Each adapter logs in as a user of its own, by whom the server counts its connections."""
+"""Each adapter logs in as a user of its own: the server counts connections by user."""
 PASSWORD = "right"
 SCHEMA = f"{postgres_inbox().schema} CREATE TABLE orders (id text PRIMARY KEY);"
 SIZE = 2
@@ -139,7 +139,7 @@ class Office:
         self.consumer.handler(way.handler(lambda order: self.done.append((time.monotonic(), order))))
 
     def send(self) -> None:
-        """Send one order of the tenant whose turn it is."""
+        """Send one order of the next tenant in turn."""
         tenant = self.tenants[len(self.row.sent) % len(self.tenants)]
         order = f"{tenant.tenant_id}/{self.queue}/{len(self.row.sent)}"
         self.world.send({"order_id": order}, tenant=tenant.tenant_id, queue=self.queue)

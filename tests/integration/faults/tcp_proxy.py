@@ -14,7 +14,7 @@ class Mode(StrEnum):
 
     PASS = "pass"
     BLACK_HOLE = "black hole"
-    """Nothing arrives any longer, in either direction, and nobody is told. What was swallowed never comes."""
+    """Nothing arrives any longer, in either direction, and neither side is told. What was swallowed never comes."""
     RESET = "reset"
     """New connections are reset at once."""
 

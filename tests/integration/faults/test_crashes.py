@@ -1,4 +1,4 @@
-"""``kill -9`` of the consumer at random times while a producer runs, then the ledger: nothing lost, nobody else's.
+"""``kill -9`` of the consumer at random times while a producer runs, then the ledger: nothing lost or mixed up.
 
 Without an inbox, each effect happens at least once; with one, exactly once. POSTROOM_KILLS says how many kills (2 in
 the test suite).

@@ -25,7 +25,7 @@ TENANTS = ("a", "b", "c", "d")
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose order it is."""
+    """The tenant of an order."""
 
     tenant_id: str
 

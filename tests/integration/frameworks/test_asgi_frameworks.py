@@ -84,7 +84,7 @@ class Shop:
 
 @pytest.fixture
 async def shop() -> AsyncGenerator[Shop]:
-    """A shop whose queue exists."""
+    """A shop with a queue that exists."""
     async with LocalBroker() as broker:
         broker.create_queue("orders")
         yield Shop(broker)

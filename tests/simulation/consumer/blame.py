@@ -62,7 +62,7 @@ class Blame:
         if now < known.opened_at + known.pause - 1e-6:
             return f"starts a message of {tenant} while that is left alone, {now - known.opened_at:.3f} s after"
         if len(known.probes) > 1:
-            return f"tries {len(known.probes)} messages of {tenant} at once, whose breaker is open"
+            return f"tries {len(known.probes)} messages of {tenant} at once, although its breaker is open"
         return None
 
     def ended(self, handle: str) -> None:

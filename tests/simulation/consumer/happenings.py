@@ -117,7 +117,7 @@ class Happenings:
         self.history.note(process.name, "thaws")
 
     async def _stop_starting(self, event: Event) -> None:
-        """Start one more process whose queue opens slowly, or never, and stop or cancel it meanwhile."""
+        """Start one more process with a queue that opens slowly, or never, and stop or cancel it meanwhile."""
         process = self._world.make_process(f"s{len(self._world.processes)}", Faults(opening=event.seconds))
         process.start()
         assert process.main is not None

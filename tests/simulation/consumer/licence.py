@@ -63,7 +63,7 @@ class Licence:
         if not self._could_hold(receipt, now):
             return "it cannot be held"
         if receipt.body in self._process.watch.offered:
-            return "nobody took it for the dead letters"
+            return "it was not taken for the dead letters"
         if plan.fifo and receipt.group is not None:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now

@@ -1,10 +1,11 @@
-"""The virtual-time loop of a schedule: it replays exactly, knows whose tasks are whose, and can freeze a process."""
+"""The virtual-time loop of a schedule: it replays exactly, knows the process of each task, and can freeze a process."""
 
 import asyncio
 import contextvars
 import itertools
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from types import GeneratorType
+from typing import Any, cast
 
 from postroom.local import LocalBroker
 from postroom.testing.loop import VirtualLoop
@@ -34,9 +35,8 @@ class _Task(asyncio.Task[Any]):
 class _Future(asyncio.Future[Any]):
     """A future with such a hash."""
 
-    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.number = number
-        super().__init__(loop=loop)
+    number: int
+    """Set by the loop right after it is made: nothing hashes it before."""
 
     def __hash__(self) -> int:
         return self.number
@@ -53,7 +53,9 @@ class SimulationLoop(VirtualLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future."""
-        return _Future(next(self._numbers), self)
+        future = _Future(loop=self)
+        future.number = next(self._numbers)
+        return future
 
     def freeze(self, process: Process) -> None:
         """Let nothing of a process run until it thaws. Time goes on, and so do all others."""
@@ -68,6 +70,9 @@ class SimulationLoop(VirtualLoop):
         self._turn.extend(self._frozen.pop(process, []))
 
     def _make_ready(self) -> None:
+        if not self._frozen:
+            super()._make_ready()
+            return
         self._set_aside()
         super()._make_ready()
         self._set_aside()
@@ -86,10 +91,10 @@ class SimulationLoop(VirtualLoop):
         coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
         **options: Any,
     ) -> asyncio.Task[Any]:
-        assert not isinstance(coroutine, Generator)
+        assert not isinstance(coroutine, GeneratorType)  # the abstract class is asked slowly
         context = options.get("context")
         owner = current_process.get() if context is None else context.get(current_process)
-        task = _Task(next(self._numbers), owner, coroutine, loop=loop, **options)
+        task = _Task(next(self._numbers), owner, cast("Coroutine[Any, Any, Any]", coroutine), loop=loop, **options)
         if owner is not None:
             owner.add_task(task)
             if not owner.gate.alive:

@@ -49,7 +49,7 @@ ENDLESS = frozenset({Kind.POISON, Kind.REJECTS, Kind.MALFORMED, Kind.NOBODY, Kin
 
 @dataclass(frozen=True, slots=True)
 class OrderPlan:
-    """One message: when it is sent, whose it is, and how its handling goes."""
+    """One message: when it is sent, its tenant, and how its handling goes."""
 
     key: str
     tenant: str
@@ -199,7 +199,7 @@ class Plan:
 
 
 def host_of(tenant: str, hosts: int) -> int | None:
-    """Return the host of a tenant's database; None where nobody knows of hosts."""
+    """Return the host of a tenant's database; None where hosts are not known."""
     return sum(tenant.encode()) % hosts if hosts else None
 
 

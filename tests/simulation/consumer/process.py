@@ -87,7 +87,7 @@ class Process:
         """From when until when it was frozen last."""
         self.opened = self.closed = self.weight = 0
         self.handlers: dict[str, Order] = {}
-        """Receipt handle to the order whose handler runs."""
+        """Receipt handle to the order with a running handler."""
         self.reporting = 0
         self.stopping_since: float | None = None
         self.cancelled = self.hurried = False
@@ -95,6 +95,8 @@ class Process:
         """Whether it is cancelled more than once, which ends its handlers at once."""
         self.stubborn = False
         """Whether a handler went on although it was cancelled: a stop does not wait for that forever."""
+        self.lingered = 0.0
+        """Seconds after its end for which its pool was closed behind such a handler."""
         self.disturbed = False
         """Whether its calls may have failed: what it could not send, it cannot be blamed for."""
         self.pool: ResourcePool[Tenant, TenantDatabase] | None = None
@@ -133,6 +135,11 @@ class Process:
         self.tasks.append(task)
         if len(self.tasks) > self._most_tasks:
             self.forget_tasks()
+
+    def slots_in_use(self) -> int:
+        """Return ``statistics().running`` of the consumer, without a snapshot of everything else."""
+        run = self.consumer._last_run
+        return 0 if run is None else run.scheduler.running
 
     def unread_since(self) -> float:
         """Return when what it reads now may have arrived, as its loop watch would find out by signs of life."""
@@ -492,7 +499,7 @@ class Process:
                 if not self.gate.alive:
                     raise
                 self.stubborn = True
-                self.told.update(self.handlers)  # whose handler this is, nothing here says
+                self.told.update(self.handlers)  # nothing here says which message this handler is for
 
     def _judge_cancellation(self, ctx: Ctx, error: asyncio.CancelledError) -> None:
         """I6: who is cancelled has to be told why, and it has to be true."""
@@ -510,6 +517,6 @@ class Process:
             drain = 0.0 if self.hurried else self.shared.plan.options["shutdown"].drain
             now = asyncio.get_running_loop().time()
             if self.stopping_since is None or now < self.stopping_since + drain - 0.001:
-                self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]}, whose time is not over")
+                self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} before its time is over")
         elif limit is None:
             self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} for no reason")

@@ -6,6 +6,7 @@ same history, line by line.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 import warnings
@@ -38,6 +39,7 @@ from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
 from simulation.consumer.verdicts import Verdicts
 from simulation.consumer.watch import History
+from simulation.garbage import one_collection
 
 FACTS = (
     *("crashes", "stops", "handlers", "redelivered", "trips", "probes", "poison", "decisions", "duplicates"),
@@ -174,7 +176,18 @@ class Simulation:
         elif cancel is None and process.main.exception() is not None:
             self.history.broken("fatal", f"{process.name} ended with {process.main.exception()!r}")
         await self.loop.settled()
+        await self._let_the_pool_close(process)
         self.verdicts.check_stopped(process, began)
+
+    async def _let_the_pool_close(self, process: Process) -> None:
+        """Wait for a close that was cancelled: it goes on behind a handler that does not end, until its grace is over.
+
+        The pool says so of ``aclose``. Without such a handler nothing is leased, and all of it has to be closed now.
+        """
+        if process.pressed and process.stubborn and process.pool is not None and process.pool.statistics().leased:
+            process.lingered = self.plan.timeouts.close
+            await asyncio.sleep(process.lingered)
+            await self.loop.settled()
 
     async def _cancel(self, main: "asyncio.Task[None]", how: str) -> None:
         """Cancel a process's main task: once, some times, or as anyio does, until the scope is left."""
@@ -282,7 +295,7 @@ def _idle_slots(process: Process) -> int:
     if not process.consumer.running:
         return 0
     working = len(process.handlers) + process.reporting + len(process.watch.offering)
-    return max(0, process.consumer.statistics().running - working)
+    return max(0, process.slots_in_use() - working)
 
 
 def _disturbs(faults: Faults) -> bool:
@@ -365,18 +378,30 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
     if change is not None:
         plan = change(plan)
     history = History()
-    loop = SimulationLoop(seed=seed)
+    with _deterministic(seed, logs=plan.logs), one_collection():
+        facts, unhandled = _run(plan, history)
+        # What nothing refers to any longer may still hold an exception that was never looked at.
+        gc.collect(1)
+        for context in unhandled:
+            owner = getattr(context.get("task") or context.get("future"), "owner", None)
+            if owner is None or owner.gate.alive:
+                history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
+    return Outcome(seed, tuple(history.violations), history, plan, facts)
+
+
+def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Return the facts, and what was raised where no one could catch it."""
+    loop = SimulationLoop(seed=plan.seed)
     facts: dict[str, int] = {}
 
     async def main() -> None:
-        async with Broker(seed=seed) as broker:
+        async with Broker(seed=plan.seed) as broker:
             simulation = Simulation(plan, history, broker)
             await simulation.run()
             facts.update(simulation.facts)
 
     wall = SimpleNamespace(time=lambda: EPOCH + loop.time())  # the consumer's clock on the wall is right
     with (
-        _deterministic(seed, logs=plan.logs),
         mock.patch("postroom.consumer.facts.time", wall),
         mock.patch.object(LoopWatch, "unread_since", _unread_since),
     ):
@@ -389,11 +414,7 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
             history.lines.append((loop.time(), "harness", (repr(error),)))
         finally:
             _close(loop)
-        for context in loop.unhandled:
-            owner = getattr(context.get("task") or context.get("future"), "owner", None)
-            if owner is None or owner.gate.alive:
-                history.violations.append(f"unhandled: {context['message']}: {context.get('exception')!r}")
-    return Outcome(seed, tuple(history.violations), history, plan, facts)
+    return facts, loop.unhandled
 
 
 def _unread_since(_watch: LoopWatch) -> float:

@@ -79,7 +79,7 @@ def test_a_message_that_is_parked_does_not_find_out_whether_an_outage_is_over() 
     assert run_consumer_schedule(63_012).violations == ()
 
 
-@pytest.mark.parametrize("seed", [5_093, 5_337, 5_623, 5_826])
+@pytest.mark.parametrize("seed", [5_093, 5_337, 5_623, 5_826, 3_001_581])
 def test_what_a_search_found_stays_mended(seed: int) -> None:
-    """Bodies in a remembered error; retention unknown; a slot that came too late; a poll that answers in a stop."""
+    """Bodies in an error; retention unknown; a slot that came too late; a poll that answers in a stop; a late close."""
     assert run_consumer_schedule(seed).violations == ()

@@ -280,7 +280,7 @@ def test_a_consumer_that_never_gets_done_is_a_violation(monkeypatch: pytest.Monk
 
 
 def test_a_body_that_is_kept_after_its_end_is_found() -> None:
-    """A held one is none; neither are a few, nor one whose end is not long ago."""
+    """A held one is none; neither are a few, nor one that ended a moment ago."""
     ended: dict[str, float] = {}
     bodies = Bodies(ended.get)
     kept = bodies.marked([_message(str(number), "body") for number in range(5)])

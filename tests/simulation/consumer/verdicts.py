@@ -42,7 +42,7 @@ class Verdicts:
         self._check_statistics(process)
         options = self.plan.options["shutdown"]
         budget = options.poll + options.drain + options.cancel + options.flush + options.close + 0.5
-        took = self._now() - began - self.shared.blocked_since(began)
+        took = self._now() - began - process.lingered - self.shared.blocked_since(began)
         if took > budget + process.frozen:
             self.history.broken("stop", f"{process.name} took {took:.3f} s to stop, more than {budget:g}")
         if not process.disturbed:
@@ -158,7 +158,7 @@ class Verdicts:
         calls = sum(process.watch.receives for process in self._world.processes)
         deferred = sum(process.watch.deferred for process in self._world.processes)
         if deferred:
-            self.history.broken("expense", f"{deferred} messages of equal tenants were put off, of {handled}")
+            self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
         if calls > CALLS_PER_MESSAGE * handled + START:
             self.history.broken("expense", f"{calls} receives for {handled} messages of equal tenants")
 

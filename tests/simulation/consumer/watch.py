@@ -148,7 +148,7 @@ class Watch:
         self.latest: dict[str, str] = {}
         """Message id to the one that arrived last. Answers may overtake: that can be an older one."""
         self.finished: set[str] = set()
-        """Messages whose handler returned."""
+        """Messages with a handler that returned."""
         self.handled: set[str] = set()
         """Messages that were found handled before."""
         self.failed: set[str] = set()
@@ -158,7 +158,7 @@ class Watch:
         self.rejected: set[str] = set()
         """Bodies that the dead-letter queue took."""
         self.started: set[str] = set()
-        """Receipt handles whose handler was called."""
+        """Receipt handles with a handler that was called."""
         self.ended_at: dict[str, float] = {}
         """Message id to the time at which its handling ended, until it is received again."""
         self.left: set[str] = set()
@@ -250,7 +250,7 @@ class Watch:
             if receipt.settled_at is not None:
                 self.history.broken("S1", f"{self.name} deletes {self._short(handle)}, which it gave back")
             if not self.may_delete(receipt):
-                self.history.broken("S2", f"{self.name} deletes {self._short(handle)}, whose work is not done")
+                self.history.broken("S2", f"{self.name} deletes {self._short(handle)} before its work is done")
 
     def may_delete(self, receipt: Receipt) -> bool:
         """Return whether the work of a message is done, or was given up as the mode says."""
@@ -303,7 +303,7 @@ class Watch:
         for change in changes:
             receipt = self.receipts[change.receipt_handle]
             if receipt.ended != "change" or receipt.deletes or change.timeout:
-                self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not put off")
+                self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
             if self.newest[receipt.message_id] != change.receipt_handle:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
@@ -320,7 +320,7 @@ class Watch:
     def extended(
         self, changes: Sequence[VisibilityChange], failures: Sequence[EntryFailure] | None, sent_at: float
     ) -> None:
-        """Note what became of extensions; None: nobody knows."""
+        """Note what became of extensions; None: it is not known."""
         by_place = None if failures is None else {failure.index: failure for failure in failures}
         for index, change in enumerate(changes):
             receipt = self.receipts[change.receipt_handle]
@@ -348,7 +348,7 @@ class Watch:
                 self.history.broken("poison", f"{self.name} makes {key} a dead letter: {reason}")
 
     def was_offered(self, bodies: set[str]) -> None:
-        """Note that the dead-letter queue has answered, or has not: until now somebody worked on these messages."""
+        """Note that the dead-letter queue has answered, or has not: until now a process worked on these messages."""
         now = asyncio.get_running_loop().time()
         for message_id in {each.message_id for each in self.receipts.values() if each.body in bodies}:
             if message_id in self.ended_at:
@@ -383,7 +383,7 @@ class Watch:
             text = f"{self.name} sends a {what} of {receipt.message_id[:4]}, which it lost at {receipt.deadline:.3f}"
             self.history.broken("S4", text)
         if receipt.ended:
-            text = f"{self.name} sends a {what} of {receipt.message_id[:4]}, whose {receipt.ended} was confirmed"
+            text = f"{self.name} sends a {what} of {receipt.message_id[:4]} after its {receipt.ended} was confirmed"
             self.history.broken("S1", text)
 
     def _short(self, handle: str) -> str:
@@ -414,7 +414,7 @@ class WatchedClient:
 
 
 class Gate:
-    """Whether a process is alive: a dead one's clean-up code runs, but reaches nobody."""
+    """Whether a process is alive: a dead one's clean-up code runs, but reaches no server."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -426,7 +426,7 @@ class Gate:
 
 
 class WatchedQueue:
-    """A queue whose every call is judged as it leaves the consumer."""
+    """A queue that has every call judged as it leaves the consumer."""
 
     def __init__(self, inner: FaultyQueue, watch: Watch, gate: Gate) -> None:
         self._inner = inner

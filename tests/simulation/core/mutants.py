@@ -300,7 +300,7 @@ def starts_handlers_while_it_stops(patch: Patch) -> None:
     patch.setattr(Core, "close", close)
 
 
-@mutant(59)
+@mutant(74)
 def abandons_nothing(patch: Patch) -> None:
     """What is left at the end of a stop stays."""
     patch.setattr(Core, "abandon", lambda self: None)

@@ -88,11 +88,14 @@ class ModelQueue:
         if not self.open:
             return found
         busy = {each.group for each in self.open.values() if self._is_hidden(each, now)} if self.fifo else set[Any]()
-        for letter in list(self.open.values()):
+        visible = [
+            letter
+            for letter in self.open.values()
+            if letter.visible_at <= now and letter.sent_at <= now and letter.group not in busy
+        ]
+        for letter in visible:
             if len(found) == limit:
                 break
-            if letter.visible_at > now or letter.sent_at > now or letter.group in busy:
-                continue
             if self._is_over(letter, now):
                 continue
             letter.receives += 1

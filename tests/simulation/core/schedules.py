@@ -5,6 +5,7 @@
     python -m simulation.core.schedules 0 100000
 """
 
+import gc
 import logging
 import random
 import sys
@@ -18,6 +19,7 @@ from postroom.consumer.job import Job
 from simulation.core.outside import Letter, Violation
 from simulation.core.plan import draw_plan, small_limits
 from simulation.core.watch import Watch
+from simulation.garbage import one_collection
 
 PATIENCE: Final = 4 * 3600.0
 """Seconds after which every message has to have ended, once everything works again."""
@@ -31,14 +33,21 @@ class Outcome:
     seed: int
     counts: dict[str, int]
     digest: int
-    """Equal for equal runs."""
+    """Equal for equal runs; 0 where it was not asked for."""
     violation: str | None = None
     history: tuple[str, ...] = ()
     plan: str = ""
 
 
-def run_core_schedule(seed: int, *, history: bool = False) -> Outcome:
-    """Run the schedule of one seed. Never raises: what went wrong is in the outcome."""
+def run_core_schedule(seed: int, *, history: bool = False, digest: bool = True) -> Outcome:
+    """Run the schedule of one seed, and hash what happened. Never raises: what went wrong is in the outcome."""
+    with one_collection():
+        outcome = _run(seed, history=history, digest=digest)
+        gc.collect(1)
+    return outcome
+
+
+def _run(seed: int, *, history: bool, digest: bool) -> Outcome:
     rng = random.Random(seed)
     plan = draw_plan(rng)
     logger = logging.getLogger("postroom.consumer")
@@ -48,8 +57,6 @@ def run_core_schedule(seed: int, *, history: bool = False) -> Outcome:
     try:
         with small_limits(plan):
             world = Watch(plan, rng)
-            if history:
-                world.history = []
             Schedule(world).run()
     except Violation as violation:
         problem = str(violation)
@@ -59,12 +66,13 @@ def run_core_schedule(seed: int, *, history: bool = False) -> Outcome:
         logger.disabled = False
     if world is None:
         return Outcome(seed, {}, 0, problem)
-    return Outcome(seed, dict(world.counts), world.digest, problem, tuple(world.history or ()), str(plan))
+    lines = tuple(world.history()) if history else ()
+    return Outcome(seed, dict(world.counts), world.digest() if digest else 0, problem, lines, str(plan))
 
 
 def core_violations(seed: int) -> tuple[str, ...]:
     """Run the schedule of one seed, and return what was broken."""
-    violation = run_core_schedule(seed).violation
+    violation = run_core_schedule(seed, digest=False).violation
     return () if violation is None else (violation,)
 
 

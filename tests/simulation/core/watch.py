@@ -8,14 +8,14 @@ slots      never more handlers than slots, than a tenant's cap, or than one of a
 S8         on a FIFO queue no handler starts before everything earlier in its group has ended
 control    nothing of a paused tenant gets a slot
 breaker    while a breaker is open nothing of its tenant gets a slot, and after its pause one probe: what was tried most
-outage     nothing gets a slot whose tenant or host the pool leaves alone
+outage     nothing gets a slot while the pool leaves its tenant or host alone
 attempts   no message ends in the dead-letter queue without a reason before it had the attempts it was promised
 reason     the consumer rejects only what would end there anyway, has had its attempts, or is about to expire
 expense    a message is parked once, at its first receive, and deferred only with receives that its attempts do not need
 proof      a message is parked only with proof of a noisy and a quiet tenant
 retention  nothing is kept until SQS deletes it, here or away
 wake-ups   a lane that may run has a slot, as long as one is free, or a time at which it is looked at again
-stop       a stop gives back no message whose last receive that was, and leaves nothing behind
+stop       a stop gives back no message at its last receive, and leaves nothing behind
 liveness   once everything works again, every message is handled, or rejected with a reason
 memory     what is remembered is bounded, and forgotten when it is over
 ========== =========================================================================================================
@@ -301,9 +301,10 @@ class Watch(World):
         said = core.resolving + core.unresolved
         if said != resolving:
             raise Violation(f"table: {said} are being resolved, not {resolving}")
-        away = core.away
-        listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
-        count = sum(away.known.get(absent.message_id) is absent for absent in listed)  # others came back
+        away, count = core.away, 0
+        if away._callable or away._behind:
+            listed = [*away._callable, *(absent for behind in away._behind.values() for absent in behind)]
+            count = sum(away.known.get(absent.message_id) is absent for absent in listed)  # others came back
         # What leaves at the same time is counted when it is confirmed.
         if len(away) != count or count > MOST_AWAY + 60:
             raise Violation(f"memory: {len(away)} are away, or {count}")

@@ -6,7 +6,7 @@ of ``consumer/engine.py``, ``pipeline.py``, ``intake.py`` and ``lifecycle.py``, 
 
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final, cast
@@ -156,8 +156,7 @@ class World:
         self.hang = 0.0
         self.now = 0.0
         self.counts: Counter[str] = Counter()
-        self.digest = 0
-        self.history: list[str] | None = None
+        self._noted: list[tuple[float, str, object]] = []
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self.processed = 0
@@ -226,11 +225,13 @@ class World:
 
     def later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
         """Call something after some seconds."""
-        self.at(self.now + seconds, call, *arguments)
+        self._number += 1
+        heappush(self._events, (self.now + seconds if seconds > 0 else self.now, self._number, call, arguments))
 
     def soon(self, call: Callable[..., None], *arguments: Any) -> None:
         """Call something in the next turn."""
-        self.at(self.now, call, *arguments)
+        self._number += 1
+        heappush(self._events, (self.now, self._number, call, arguments))
 
     def step(self, until: float) -> bool:
         """Do the next thing that is due before a time. Returns whether there was one."""
@@ -238,7 +239,7 @@ class World:
             self.now = self.facts.now = max(self.now, until)
             return False
         when, _, call, arguments = heappop(self._events)
-        self.now = self.facts.now = max(self.now, when)
+        self.now = self.facts.now = when
         self.processed += 1
         if self.processed > MOST_EVENTS:
             raise Violation(f"wake-ups: {MOST_EVENTS} events and no end, the last one {call.__name__}")
@@ -246,12 +247,17 @@ class World:
         return True
 
     def note(self, what: str, of: object = "") -> None:
-        """Count an event, and fold it into the digest that proves a replay."""
+        """Count an event, and write it down. What it is ``of`` must not change later."""
         self.counts[what] += 1
-        line = f"{self.now:.6f} {what} {of}"
-        self.digest = zlib.crc32(line.encode(), self.digest)
-        if self.history is not None:
-            self.history.append(line)
+        self._noted.append((self.now, what, of))
+
+    def history(self) -> Iterator[str]:
+        """Yield what was written down, line by line."""
+        return (f"{at:.6f} {what} {of}" for at, what, of in self._noted)
+
+    def digest(self) -> int:
+        """Return a hash of the history: it proves a replay."""
+        return zlib.crc32("\n".join(self.history()).encode())
 
     def require(self, holds: bool, oracle: str, text: object) -> None:
         """Raise unless a promise holds."""
@@ -935,11 +941,11 @@ class World:
 
     def recall(self, count: int) -> None:
         """Make messages visible again that were parked or deferred."""
-        for handles in self.core.away.take(count, self.now).values():
-            for handle in handles:
-                self.note("recalled", handle)
+        for messages in self.core.away.take(count, self.now).values():
+            for absent in messages:
+                self.note("recalled", absent.receipt_handle)
                 if not self.chance(0.05):
-                    self.queue.show(handle, self.now)
+                    self.queue.show(absent.receipt_handle, self.now)
         self.poke()
 
     # -- stopping -----------------------------------------------------------------------------------------------

@@ -44,6 +44,13 @@ def test_quiet_tenants_see_what_they_see_alone(noisy: int) -> None:
     assert outcome.parked > 0
 
 
+@pytest.mark.parametrize("seed", [5, 24])
+def test_noise_that_begins_with_the_consumer_costs_quiet_tenants_little(seed: int) -> None:
+    """No tenant has been seen before: there is room enough here to find out who is quiet."""
+    outcome = simulate(Case(noisy_seconds=0.5, noise_rate=1000.0, seconds=4.0, seed=seed))
+    assert outcome.percentile(0.98) <= 0.05
+
+
 def test_fast_noisy_handlers_cost_no_more_than_slow_ones() -> None:
     """4,000 messages per second against slots for 2,500."""
     case = Case(seconds=2.0, seed=101)

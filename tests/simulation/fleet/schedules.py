@@ -65,11 +65,16 @@ def _hardships(world: World, rng: Random) -> None:
             _cut_store(world, rng)
         elif kind == "cap changes":
             world.change_cap()
+        elif kind == "slow for a while":
+            world.note("the store is slow")
+            world.slow_until = world.now + rng.choice([0.5, 1.5]) * plan.lease
+        elif kind == "partition":
+            _part(world, rng.sample(alive, len(alive) // 2), rng)
         elif victim is not None:
             _harm(world, victim, kind, rng)
 
     for kind in plan.hardships:
-        if kind in {"slow", "lost requests", "lost answers", "late requests", "clocks"}:
+        if kind in {"slow", "lost requests", "lost answers", "late requests", "late answers", "clocks"}:
             continue
         for _ in range(rng.choice([1, 1, 2, 3])):
             world.at(rng.uniform(2, plan.seconds - 2), lambda kind=kind: one(kind))  # type: ignore[misc]
@@ -95,14 +100,24 @@ def _harm(world: World, victim: Replica, kind: str, rng: Random) -> None:
         world.note(f"{victim.name} freezes")
         victim.frozen_until = world.now + rng.choice([0.7, world.plan.lease * 0.97, world.plan.lease * 1.7])
     elif kind == "cut off":
-        world.note(f"{victim.name} is cut off")
-        victim.cut_off = True
+        _part(world, [victim], rng)
+    elif kind == "deaf":
+        _part(world, [victim], rng, deaf=True)
 
-        def joined() -> None:
-            world.note(f"{victim.name} is joined again")
-            victim.cut_off = False
 
-        world.at(rng.choice([2.0, world.plan.lease * 1.5]), joined)
+def _part(world: World, victims: list[Replica], rng: Random, *, deaf: bool = False) -> None:
+    """Part some replicas from the store, in both directions or in one."""
+    names = ", ".join(victim.name for victim in victims)
+    world.note(f"{names} {'hears' if deaf else 'reaches'} the store no longer")
+
+    def joined() -> None:
+        world.note(f"{names}: joined again")
+        for victim in victims:
+            victim.cut_off = victim.deaf = False
+
+    for victim in victims:
+        victim.deaf, victim.cut_off = deaf, not deaf
+    world.at(rng.choice([2.0, world.plan.lease * 1.5]), joined)
 
 
 def _calm(world: World) -> None:
@@ -111,7 +126,8 @@ def _calm(world: World) -> None:
     world.hard = False
     world.store_gone = False
     for replica in world.replicas:
-        replica.cut_off, replica.frozen_until = False, 0.0
+        replica.cut_off, replica.deaf, replica.frozen_until = False, False, 0.0
+    world.slow_until = world.now
     # What was given up long ago may still arrive; leases and the silence after a loss of memory end.
     world.run(world.now + 4.2 * plan.lease + 4 * plan.tick + 12 * plan.handler)
     if any(other.stopping for other in world.replicas) or plan.rate is not None:

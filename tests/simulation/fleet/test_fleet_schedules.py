@@ -7,7 +7,7 @@ from simulation.fleet.schedules import fleet_violations, run_fleet_schedule
 
 FOUND_BY = {
     "the store grants one too many": 0,
-    "the lease counts from the answer": 9,
+    "the lease counts from the answer": 3,
     "a promise is not kept": 4,
     "a late request undoes a later one": 0,
     "a loss of memory goes unnoticed": 8,
@@ -16,14 +16,14 @@ FOUND_BY = {
     "the first takes all": 0,
     "nothing rotates": 0,
     "turns go by the clock": 312,
-    "every message asks": 0,
+    "every message asks": 2,
     "a lost lease is not noticed": 6,
     "the fallback is not divided": 12,
     "stop does not stop": 3,
     "starts are saved up": 1,
     "no margin": 0,
 }
-"""The first seed that finds each defect."""
+"""A seed that finds each defect soon: the first one, or a later one that takes less time."""
 
 FOUND_BY_SEARCH = (
     7058,  # F5: with handlers as long as a lease, a turn that goes by the clock passed by a replica

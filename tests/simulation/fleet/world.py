@@ -24,6 +24,15 @@ LONGEST = 1.5
 """How much longer a handler may run than it does on average."""
 
 
+MORE_HARDSHIPS = ("late answers", "deaf", "partition", "slow for a while")
+"""Those that only odd seeds draw: the even ones repeat what was found before these were thought of."""
+
+
+def rng_of_more(seed: int) -> Random:
+    """Return what decides about the hardships of odd seeds."""
+    return Random(seed * 31 + 7)
+
+
 class Violation(AssertionError):
     """A promise was broken."""
 
@@ -52,6 +61,8 @@ class Plan:
         every = ("slow", "lost requests", "lost answers", "late requests", "cut off", "store gone", "flush", "restart",
                  "stale restart", "crash", "freeze", "stop", "clocks", "cap changes")  # fmt: skip
         lease = rng.choice([4.0, 15.0])
+        later = rng_of_more(seed)
+        more = later.sample(MORE_HARDSHIPS, later.choice([1, 1, 2])) if seed % 2 else []
         return cls(
             seed=seed,
             replicas=rng.choice([1, 2, 3, 3, 4, 6, 9]),
@@ -64,7 +75,7 @@ class Plan:
             rate=rng.choice([None, None, None, 0.5, 4.0, 20.0]),
             handler=rng.choice([0.05, 0.3, 1.0, 3.0]),
             seconds=5 * lease + 10,
-            hardships=tuple(rng.sample(every, rng.choice([0, 1, 2, 3]))),
+            hardships=(*rng.sample(every, rng.choice([0, 1, 2, 3])), *more),
         )
 
 
@@ -91,6 +102,8 @@ class Replica:
     frozen_until: float = 0.0
     stopping: bool = False
     cut_off: bool = False
+    deaf: bool = False
+    """Whether its requests arrive and no answer comes back: a network that is cut in one direction."""
     fresh_epoch: float = -1.0
     owed: float = 0.0
     met: dict[str, float] = field(default_factory=dict)
@@ -142,6 +155,7 @@ class World:
         )
         self.replicas: list[Replica] = []
         self.store_gone = False
+        self.slow_until = -1.0
         self.lost_memory_until = -1.0
         """Until then slots may be out that the store does not know."""
         self.hard = True
@@ -278,7 +292,7 @@ class World:
             self.judge_cost()
         rng, hard = self.rng, self.plan.hardships if self.hard else ()
         there = rng.uniform(0.0002, 0.002)
-        if "slow" in hard:
+        if "slow" in hard or self.now < self.slow_until:
             there = rng.choice([there, there, rng.uniform(0.0, 1.2 * replica.ledger.patience)])
         lost = replica.cut_off or self.store_gone or ("lost requests" in hard and rng.random() < 0.15)
         if "late requests" in hard and rng.random() < 0.2:  # given up, and processed long after that
@@ -294,8 +308,12 @@ class World:
         if self.store_gone or replica.cut_off:
             return
         answer = self._process(sent.request)
-        if not answer_lost:
-            self.at(self.rng.uniform(0.0002, 0.002), lambda: self._heard(replica, sent, answer))
+        if answer_lost or replica.deaf:
+            return
+        back = self.rng.uniform(0.0002, 0.002)
+        if self.hard and "late answers" in self.plan.hardships and self.rng.random() < 0.3:
+            back = self.rng.uniform(0.0, 1.5 * replica.ledger.patience)  # some come after they were given up
+        self.at(back, lambda: self._heard(replica, sent, answer))
 
     def _process(self, request: Request) -> Answer:
         fleet = self.store.fleets.get(NAME)

@@ -1,4 +1,4 @@
-"""Far more tenants than may be open at once: what the choice of whom to close costs, and what is kept of each."""
+"""Far more tenants than may be open at once: what it costs to choose which to close, and what is kept of each."""
 
 import gc
 import tracemalloc
@@ -142,7 +142,7 @@ def _lru(order: Sequence[Tenant], size: int) -> float:
 
 
 def _belady(order: Sequence[Tenant], size: int) -> float:
-    """Evict whoever is wanted again last."""
+    """Evict the tenant that is wanted again last."""
     uses: defaultdict[Tenant, deque[int]] = defaultdict(deque)
     for place, tenant in enumerate(order):
         uses[tenant].append(place)

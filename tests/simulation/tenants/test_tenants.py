@@ -12,7 +12,7 @@ from simulation.tenants.world import Plan, Stream, Tenant, Trouble, World, simul
 
 def test_a_black_holed_tenant_with_half_of_the_traffic_costs_nothing() -> None:
     """It holds no slot, the others are as quick as if it were well, and one open at a time is tried, after a pause."""
-    found = black_hole(1, seconds=12.0)
+    found = black_hole(1, seconds=12.0, rate=80.0)
     assert found.slots_held == 0
     assert found.ratio <= 1.05
     assert found.early_opens == 0
@@ -29,19 +29,20 @@ def test_a_tenant_that_goes_dark_in_its_handlers_has_its_slots_until_they_time_o
 
 
 @pytest.mark.parametrize(
-    ("trouble", "max_receives"),
+    ("trouble", "max_receives", "rate", "outage"),
     [
-        (Trouble.REFUSING, 3),
-        pytest.param(Trouble.REFUSING, 5, marks=pytest.mark.long),
-        pytest.param(Trouble.OPENS_HANG, 5, marks=pytest.mark.long),
+        (Trouble.REFUSING, 3, 50.0, 20.0),
+        pytest.param(Trouble.REFUSING, 3, 100.0, 30.0, marks=pytest.mark.long),
+        pytest.param(Trouble.REFUSING, 5, 100.0, 30.0, marks=pytest.mark.long),
+        pytest.param(Trouble.OPENS_HANG, 5, 100.0, 30.0, marks=pytest.mark.long),
     ],
 )
 def test_a_dead_host_is_found_out_once_and_costs_others_nothing_and_comes_back_at_once(
-    trouble: Trouble, max_receives: int | None
+    trouble: Trouble, max_receives: int | None, rate: float, outage: float
 ) -> None:
-    """300 tenants, 30 s: five opens tell all, no message is dead-lettered, and throughput is back within 2 s."""
+    """300 tenants, 20 or 30 s: five opens tell all, no message is dead-lettered, and throughput is back within 2 s."""
     found = dead_host(
-        1, trouble=trouble, max_receives=max_receives, tenants=300, rate=100.0, before=8.0, outage=30.0, after=8.0
+        1, trouble=trouble, max_receives=max_receives, tenants=300, rate=rate, before=8.0, outage=outage, after=8.0
     )
     assert found.failed_before_trip == 5
     assert found.most_opening <= 16

@@ -48,7 +48,7 @@ class Tenant:
 
     @classmethod
     def of(cls, message: Message) -> "Tenant":
-        """Return whose message it is: its message group says so."""
+        """Return the tenant of a message: its message group says so."""
         name, _, host = (message.group_id or "").partition("@")
         return cls(name, host)
 
@@ -198,7 +198,7 @@ class Outcome:
     sent: Counter[Tenant] = field(default_factory=Counter[Tenant])
     sent_at: list[tuple[Tenant, float]] = field(default_factory=list[tuple[Tenant, float]])
     started: list[Tenant] = field(default_factory=list[Tenant])
-    """Whose handlers began, in order."""
+    """The tenants of the handlers that began, in order."""
     grants: int = 0
     held_at_grant: int = 0
     receives: Counter[int] = field(default_factory=Counter[int])
@@ -259,7 +259,7 @@ class Plan:
 
 @contextlib.contextmanager
 def _reproducibly(seed: int) -> Iterator[None]:
-    """Let the consumer draw its jitter from the seed, and nobody log."""
+    """Let the consumer draw its jitter from the seed, and log nothing."""
     rng = Random(seed ^ 0xD1CE)
 
     def seeded() -> Random:

@@ -44,7 +44,7 @@ def test_amounts_are_sent_digit_by_digit() -> None:
 
 
 def test_each_tenant_must_have_its_own_rows_only() -> None:
-    """And the one whose database is down none at all."""
+    """And the one with a database that is down none at all."""
     assert rows_of("tenant-a") == [
         ("order-001", "cust-123", Decimal("99.99")),
         ("order-003", "cust-789", Decimal("199.99")),

@@ -123,7 +123,7 @@ def test_a_fifo_queue_takes_group_and_deduplication(server: ThreadedServer) -> N
 def test_bad_input_is_refused_with_what_to_change(
     server: ThreadedServer, arguments: list[str], stdin: str, code: int, text: str
 ) -> None:
-    """Nobody's payload is repeated."""
+    """No payload is repeated."""
     with server:
         server.create_queue("orders")
         result = _send(server, *arguments, stdin=stdin)

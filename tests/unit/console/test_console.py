@@ -21,7 +21,7 @@ from support.world import Order, World, in_world
 
 
 def tenant_of(message: Message) -> str:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return message.attributes["tenantId"]
 
 

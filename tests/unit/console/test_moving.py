@@ -29,7 +29,7 @@ TOKEN = "correct horse battery"
 
 
 def tenant_of(message: Message) -> str:
-    """Return whose a message is."""
+    """Return the tenant of a message."""
     return message.attributes["tenantId"]
 
 
@@ -361,7 +361,7 @@ async def test_wrong_arguments_are_refused(options: dict[str, Any], text: str) -
 
 
 def test_an_offboarding_that_was_called_off_meanwhile_quarantines_nothing() -> None:
-    """The tenant was resumed while its handlers were waited for; that it takes too long changes nothing any more."""
+    """The tenant was resumed while its handlers were waited for; that it takes too long changes nothing then."""
 
     async def scenario(world: World) -> None:
         world.create(dead_letters="dead", receives=20)
@@ -385,7 +385,7 @@ def test_an_offboarding_that_was_called_off_meanwhile_quarantines_nothing() -> N
 
 
 class _Slow(RemoteConsole):
-    """A console whose first answer is held up."""
+    """A console that holds its first answer back."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, token=TOKEN, operator="ann")

@@ -84,7 +84,7 @@ async def test_a_file_that_cannot_be_written_is_refused_at_the_start(tmp_path: P
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [({"every": 0}, "above 0"), ({"most": 0}, "at least 1"), ({"consumers": ()}, "at least one consumer")],
+    [({"every": 0}, "at least 0.001"), ({"most": 0}, "from 1 up"), ({"consumers": ()}, "at least one consumer")],
 )
 def test_a_wrong_argument_says_what_to_write(arguments: dict[str, Any], text: str) -> None:
     """Before anything is counted."""

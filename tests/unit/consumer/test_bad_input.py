@@ -1,4 +1,4 @@
-"""Bad input gets a clear error that names the step; the slot is freed, polling goes on, and nobody else waits."""
+"""Bad input gets a clear error that names the step; the slot is freed, polling goes on, and no other message waits."""
 
 import asyncio
 import logging
@@ -169,7 +169,7 @@ def test_an_async_resolver_that_fails_is_a_context_error() -> None:
 
 
 def test_an_async_resolver_that_hangs_gives_up() -> None:
-    """After its time limit the message fails like any other; nobody else waited for it."""
+    """After its time limit the message fails like any other; no other message waited for it."""
 
     async def resolve(message: Message) -> Tenant:
         if message.attributes["tenantId"] != "good":

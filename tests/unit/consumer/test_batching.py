@@ -211,7 +211,7 @@ def test_one_that_is_cancelled_while_it_collects_leaves_the_others() -> None:
             await asyncio.sleep(1)
             world.send_orders("1")
             await asyncio.sleep(4)
-        assert sizes == []  # both ran into their limits: nothing was left to begin with
+            assert sizes == []  # both ran into their limits: nothing was left to begin with
         assert {type(failure.error).__name__ for failure in scene.errors} == {"HandlerTimeout"}
 
     in_world(scenario)
@@ -306,3 +306,51 @@ def test_one_consumer_has_one_batch_handler() -> None:
     assert orders.batch_handler(size=2)(_list) is _list
     with pytest.raises(ConfigurationError, match="has a handler already"):
         orders.batch_handler(size=2)(_list)
+
+
+def test_a_stop_hands_over_what_was_collected() -> None:
+    """At once, and not after ``wait``; what was collected is acknowledged. A second run waits for others again."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        sizes: list[int] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            sizes.append(len(orders))
+
+        scene = Scene(world, store, wait=1000.0)
+        for _ in range(2):
+            world.send_orders("1", "2", "3", tenant="a")
+            world.send_orders("4", tenant="b")
+            async with scene.orders:
+                await asyncio.sleep(20)
+                assert scene.orders.statistics().settled == {}
+                stopping = asyncio.get_running_loop().time()
+            assert asyncio.get_running_loop().time() - stopping < 1.0
+        assert sorted(sizes) == [1, 1, 3, 3]
+        assert world.counts() == (0, 0)
+        assert scene.errors == []
+
+    in_world(scenario)
+
+
+def test_a_pause_hands_over_what_was_collected_of_its_tenant() -> None:
+    """A drain would wait for it; other tenants' messages go on to wait for company."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        seen: list[str] = []
+
+        async def store(_orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            seen.append(batch.context.tenant_id)
+
+        scene = Scene(world, store, wait=1000.0)
+        world.send_orders("1", tenant="a")
+        world.send_orders("2", tenant="b")
+        async with scene.orders:
+            await asyncio.sleep(5)
+            async with asyncio.timeout(5):
+                await scene.orders.tenants.drain(Tenant("a"), reason="move")
+            assert seen == ["a"]
+
+    in_world(scenario)

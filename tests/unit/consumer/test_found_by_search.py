@@ -27,7 +27,7 @@ from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
 class NoDeadLetters(FaultyClient):
-    """A client whose dead-letter queue takes nothing until it is told to."""
+    """A client with a dead-letter queue that takes nothing until it is told to."""
 
     takes = False
 
@@ -103,7 +103,7 @@ def test_a_stop_in_the_instant_of_an_arrival_returns_what_is_not_resolved() -> N
 
 
 def test_polling_goes_on_when_the_second_poller_took_the_last_room() -> None:
-    """Two pollers, room for one message: whichever receive ends with nothing, somebody asks again."""
+    """Two pollers, room for one message: whichever receive ends with nothing, a poller asks again."""
 
     async def scenario(world: World) -> int:
         world.create(VisibilityTimeout="5")

@@ -121,7 +121,7 @@ class Called:
 
 
 class Generates:
-    """An object whose call is a generator."""
+    """An object with a call that is a generator."""
 
     def __call__(self, payload: Any, ctx: Any) -> Iterator[None]:
         """Have a stray yield."""

@@ -6,6 +6,7 @@ from unittest import mock
 
 from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, Shutdown
 from postroom.consumer import TenantState
+from postroom.consumer.demand import BEYOND
 from postroom.options import OpenBackoff
 from simulation.fairness.model import FarClient
 from support.world import Database, Databases, Order, Tenant, World, in_world
@@ -158,7 +159,7 @@ def test_a_crowd_that_waits_for_openings_keeps_no_other_tenant_waiting() -> None
     with mock.patch("postroom.consumer.core.MOST_BLOCKED", 500):
         well, held, capacity = in_world(scenario)
     assert well == 21
-    assert held <= 500 + 2 * capacity
+    assert held <= 500 + BEYOND * capacity
 
 
 def test_a_cold_start_of_many_tenants_holds_up_no_tenant_that_is_open() -> None:
@@ -217,7 +218,7 @@ def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
             await asyncio.sleep(3)
             failed = scene.orders.statistics().failed
             world.broker.purge("orders")
-        return [name for name, _ in scene.done], failed["ResourceError"]
+        return [name for name, _ in scene.done], failed["ResourceOpenError"]
 
     done, failed = in_world(scenario)
     assert done == ["well-1"]

@@ -556,7 +556,7 @@ def test_statistics_before_the_first_start_are_refused() -> None:
 
 
 def test_an_error_says_which_message_it_is_about() -> None:
-    """Errors that a step raises carry the message id, whoever made them."""
+    """Errors that a step raises carry the message id, wherever they were made."""
 
     @dataclass(frozen=True)
     class Strict:

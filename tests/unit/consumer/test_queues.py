@@ -23,7 +23,7 @@ Handle = Callable[[Order, MessageContext[Any, Any]], Awaitable[None]]
 
 
 def consumer_of(world: World, queues: Any, handle: Handle, **more: Any) -> Consumer[Any, Any]:
-    """Return a consumer of several queues whose tenants are in the messages' attributes."""
+    """Return a consumer of several queues that finds tenants in the messages' attributes."""
     consumer = Consumer(queues=queues, context=Tenant, client=world.client, **more)
     consumer.handler(handle)
     return consumer
@@ -64,7 +64,7 @@ def send(world: World, queue: str, count: int, *, tenant: str = "a", seconds: fl
 
 
 def test_messages_of_every_queue_are_handled_and_deleted_from_their_own() -> None:
-    """Two queues, two tenants: all of both is handled, `ctx.queue` says whose, and both queues are empty."""
+    """Two queues, two tenants: all of both is handled, `ctx.queue` says from which, and both queues are empty."""
 
     async def scenario(world: World) -> tuple[Counter[str], list[tuple[int, int]], dict[str, int], int]:
         for name in ("orders", "invoices"):

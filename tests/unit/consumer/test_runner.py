@@ -61,7 +61,7 @@ class Unreachable:
 
 
 def consumer(client: Any, name: str = "orders", **options: Any) -> Consumer[Any, Any]:
-    """Make a consumer whose handler does as the message says."""
+    """Make a consumer with a handler that does as the message says."""
     orders: Consumer[Any, Any] = Consumer(name, client=client, **options)
 
     @orders.handler

@@ -226,7 +226,7 @@ class TestScouting:
         assert skimmed <= 12
 
     def test_a_crowd_of_everybody_is_not_skimmed(self) -> None:
-        """Where a third of the messages is of tenants that have nothing here, nobody is noisy: it is all too much."""
+        """Where a third of the messages is of tenants that have nothing here, none is noisy: it is all too much."""
         look = Look()
         for _ in range(2_000):
             look.now += 0.001
@@ -348,3 +348,27 @@ def test_while_messages_come_one_by_one_three_receives_wait_for_them() -> None:
         return waiting
 
     assert in_world(scenario) == [1, SPARSE, 1]
+
+
+def test_reading_statistics_changes_no_decision() -> None:
+    """What ``statistics()`` says of scouting is what was decided last: it neither looks again nor turns a window."""
+    looked, read = Crowd(), Crowd()
+    look = Look(when=True, crowd=read)
+    for step in range(200):
+        now = look.now = 1.0 + step * 0.3
+        for crowd in (looked, read):
+            crowd.came("noisy", now, over=True, grouped=True)
+            crowd.came("quiet", now, over=False, grouped=True)
+        if step % 7 == 0:
+            assert looked.is_suspected(now) == read.is_suspected(now)
+        said = look.scouting.said(now + 0.15)
+        assert (said is None) == read.was_suspected(now + 0.15)
+    assert look.scouting.said(look.now) is None
+    assert "no noisy tenant" in str(look.scouting.said(look.now + 3_600.0))
+    assert looked.is_proved(look.now) == read.is_proved(look.now)
+    assert vars_of(looked) == vars_of(read)
+
+
+def vars_of(crowd: Crowd) -> dict[str, object]:
+    """Return everything that a crowd remembers."""
+    return {name: repr(value) for name, value in vars(crowd).items()}

@@ -29,7 +29,7 @@ Ctx = MessageContext[Tenant, Database]
 
 
 def sleeping(world: World, databases: Any = None, **options: Any) -> Consumer[Any, Any]:
-    """Make a consumer whose handler sleeps as long as the order says, then writes it."""
+    """Make a consumer with a handler that sleeps as long as the order says, then writes it."""
     orders = Consumer("orders", context=Tenant, resources=databases or Databases(), client=world.client, **options)
 
     @orders.handler
@@ -284,7 +284,7 @@ def test_step_5_returning_and_calling_back_share_their_time() -> None:
 
 
 class _Opened:
-    """A client whose queue is open already."""
+    """A client with a queue that is open already."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
@@ -300,7 +300,7 @@ class _Opened:
 
 
 class _Altered:
-    """A queue some of whose calls are answered by somebody else."""
+    """A queue that has some of its calls answered by the test."""
 
     def __init__(self, queue: Any, **calls: Any) -> None:
         self._queue = queue
@@ -544,7 +544,7 @@ def test_a_lane_that_is_full_while_blocked_does_not_close_the_buffer() -> None:
 
 
 def test_a_stop_says_which_tenants_handlers_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
-    """How many of whom, and for how long; a stop that is over says how long it took."""
+    """How many of which tenant, and for how long; a stop that is over says how long it took."""
     caplog.set_level(logging.INFO, "postroom.consumer")
 
     async def scenario(world: World) -> None:

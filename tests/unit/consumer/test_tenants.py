@@ -14,7 +14,7 @@ A, B = Tenant("a"), Tenant("b")
 
 
 class Diary:
-    """A consumer whose handler writes down what ran when, and how many of each tenant ran at once."""
+    """A consumer with a handler that writes down what ran when, and how many of each tenant ran at once."""
 
     def __init__(self, world: World, **options: Any) -> None:
         self.seen: list[tuple[str, str]] = []

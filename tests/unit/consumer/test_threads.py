@@ -19,7 +19,7 @@ LONG = 20.0
 
 
 class Work:
-    """A call whose begin is seen and whose end is decided by the test."""
+    """A call that shows its begin, and ends when the test says so."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()

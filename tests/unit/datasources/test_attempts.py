@@ -76,7 +76,7 @@ def test_what_the_greeting_refuses_is_discarded() -> None:
 
 @pytest.mark.parametrize("after", [0.5, 1.0, 1.5])
 def test_close_ends_what_is_under_way(after: float) -> None:
-    """Before, in the very turn, or after it succeeded: nobody gets a connection of a closed resource."""
+    """Before, in the very turn, or after it succeeded: no caller gets a connection of a closed resource."""
     wire = Wire()
 
     async def main() -> tuple[float, str | BaseException]:

@@ -92,7 +92,7 @@ class TestWork:
             await database.run(lambda _: next(iter(())))
 
     async def test_units_run_one_after_the_other(self, database: SqliteDatabase) -> None:
-        """Nobody sees half of another's transaction."""
+        """No transaction sees half of another."""
 
         def count_and_insert(connection: sqlite3.Connection) -> int:
             (count,) = connection.execute("SELECT count(*) FROM orders").fetchone()
@@ -103,7 +103,7 @@ class TestWork:
         assert sorted(counts) == list(range(100))
 
     async def test_the_callers_context_reaches_the_thread(self, database: SqliteDatabase) -> None:
-        """Logging in a unit of work knows whose message it is."""
+        """Logging in a unit of work knows the message."""
         tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
 
         async def work_for(name: str) -> str:
@@ -195,7 +195,7 @@ class TestClosing:
             await database.fetch("SELECT 1")
 
     async def test_work_that_outlasts_the_timeout_is_rolled_back(self, tmp_path: Path) -> None:
-        """Its caller and those who wait behind it get ClosedError, nobody gets a cancellation that was not theirs."""
+        """Its caller and those who wait behind it get ClosedError, none gets a cancellation that was not its own."""
         database = await SqliteDatabase.open(tmp_path / "a", create=True, schema=SCHEMA)
         tasks = [
             asyncio.create_task(database.run(lambda connection: connection.execute(FOR_EVER).rowcount)),

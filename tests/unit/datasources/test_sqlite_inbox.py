@@ -317,7 +317,7 @@ class TestCancellation:
 
 @asynccontextmanager
 async def _ended_by_closing(database: SqliteDatabase) -> AsyncIterator[SqliteTransaction]:
-    """Open a transaction whose block will raise at its end that the database was closed."""
+    """Open a transaction with a block that will raise at its end that the database was closed."""
     with pytest.raises(ClosedError):
         async with database.transaction_for(KEY) as tx:
             yield tx

@@ -486,8 +486,8 @@ def test_a_message_without_room_is_sent_home_without_the_count() -> None:
         (lambda: LetterFilter(older_than=-1), "takes seconds, at least 0"),
         (lambda: LetterFilter(newer_than=float("nan")), "takes seconds"),
         (lambda: LetterFilter(older_than=60, newer_than=60), "no letter is older than 60 s and newer than 60 s"),
-        (lambda: LetterFilter(ids="abc"), "takes a list of ids"),
-        (lambda: tenant_by_attribute(""), "takes the name of a message attribute"),
+        (lambda: LetterFilter(ids="abc"), "takes a list: write ids="),
+        (lambda: tenant_by_attribute(""), "takes a text: write tenant_by_attribute"),
         (lambda: tenant_by_consumer(Consumer("orders")), "has no context="),
     ],
 )

@@ -53,7 +53,7 @@ def turns(*, store_goes: bool) -> Replicas:
     replicas.store.report("orders", HOST, "refused", 8.0)
     for number in range(5):
         replicas.exchange(number)
-    until = 40.0 if store_goes else 9.0
+    until = 40.0
     while replicas.now < until:
         replicas.look()
         if not store_goes:
@@ -77,8 +77,21 @@ def violations() -> list[str]:
 
 
 def test_one_replica_at_a_time_has_the_turn() -> None:
-    """F12: no two have it at once, also after the hint ran out; without the store they come back one by one."""
+    """F12: no two try at once, long after the hint ran out; without the store they come back one by one."""
     assert violations() == []
+
+
+def a_turn_leaves_no_hint() -> contextlib.AbstractContextManager[object]:
+    """Who gets a turn tells the others nothing: their patience ends while it tries."""
+    original = Store.claim_probe
+
+    def claim(self: Store, *arguments: Any) -> bool:
+        before = dict(self.fleets["orders"].hints)
+        claimed = original(self, *arguments)
+        self.fleets["orders"].hints = before
+        return claimed
+
+    return patch.object(Store, "claim_probe", claim)
 
 
 def a_hint_ends_for_all() -> contextlib.AbstractContextManager[object]:
@@ -97,7 +110,7 @@ def all_are_as_patient() -> contextlib.AbstractContextManager[object]:
     return patch.object(Random, "random", lambda _self: 0.5)
 
 
-@pytest.mark.parametrize("defect", [a_hint_ends_for_all, all_are_as_patient])
+@pytest.mark.parametrize("defect", [a_turn_leaves_no_hint, a_hint_ends_for_all, all_are_as_patient])
 def test_a_planted_defect_is_found(defect: Defect) -> None:
     """F12: hints that end for all at once do not go unseen."""
     with defect():
@@ -121,3 +134,53 @@ def test_a_turn_counts_from_before_the_request_left() -> None:
     hints.claimed(HOST, 1.0)
     assert hints.wait("db1", 1.0 + 0.94 * LEASE) is None
     assert hints.wait("db1", 1.0 + 0.95 * LEASE) is not None
+
+
+def told(hints: Hints, now: float) -> list[tuple[str, str | None]]:
+    """Tell the store everything, and return what that was."""
+    reports = hints.reports(now)
+    for host, report in reports:
+        hints.told(host, report)
+    return [(host, report.cause) for host, report in reports]
+
+
+def test_a_report_stays_until_the_store_knows_it() -> None:
+    """A call that failed loses none of what was to be told, and what was told is not told again."""
+    hints = Hints(LEASE, Random(1))
+    hints.found_down("db1", "refused", 5.0, 0.0)
+    hints.found_down("db2", "silent", 5.0, 0.0)
+    [(host, report), _] = hints.reports(0.1)
+    hints.told(host, report)  # the second call fails
+    assert told(hints, 1.0) == [("t:db2", "silent")]
+    assert told(hints, 2.0) == []
+
+
+def test_what_was_found_out_while_a_report_was_on_its_way_is_told_too() -> None:
+    """The later report is not taken for the one that the store knows."""
+    hints = Hints(LEASE, Random(1))
+    hints.found_down("db1", "refused", 5.0, 0.0)
+    [(host, report)] = hints.reports(0.1)
+    hints.found_up("db1")
+    hints.told(host, report)
+    assert told(hints, 0.2) == [("t:db1", None)]
+
+
+def test_an_outage_that_may_be_over_is_not_told() -> None:
+    """A store that comes back after minutes is not told of a host that nothing was heard of since."""
+    hints = Hints(LEASE, Random(1))
+    hints.found_down("db1", "refused", 5.0, 0.0)
+    hints.found_up("db2")
+    assert told(hints, 10.1) == []
+
+
+def test_a_host_that_is_back_is_not_down_again_by_an_older_answer() -> None:
+    """The answer that was on its way while the store was told does not know it yet."""
+    hints = Hints(LEASE, Random(1))
+    hints.learn([Hint(HOST, 8.0, "refused")], 0.0, 0.1)
+    hints.found_up("db1")
+    assert told(hints, 1.0) == [(HOST, None)]
+    hints.learn([Hint(HOST, 7.0, "refused")], 0.9, 1.1)
+    assert hints.wait("db1", 1.2) is None
+    assert told(hints, 2.0) == []
+    hints.learn([Hint(HOST, 8.0, "refused")], 1.9, 2.1)  # another replica has found it down since
+    assert hints.wait("db1", 2.2) is not None

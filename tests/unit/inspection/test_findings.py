@@ -33,7 +33,7 @@ from support.scripted import ScriptedQueue
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whose message it is."""
+    """The tenant of a message."""
 
     tenant_id: str
 

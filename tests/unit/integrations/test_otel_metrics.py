@@ -24,9 +24,11 @@ from postroom import (
 )
 from postroom.errors import ServiceUnavailable
 from postroom.events import ConsumerStarted, ConsumerStopped, Event, Observers, PollFailed
+from postroom.fleet import Fleet, FleetStatistics
 from postroom.integrations.otel import Telemetry, TopTenants, names
 from postroom.integrations.otel.tenants import OTHER, Busiest
 from postroom.types import StopReason
+from support.fleet import Diary, FaultyState, replica
 from support.telemetry import Recorded
 from support.world import Databases, Order, Tenant, World, in_world
 
@@ -69,6 +71,16 @@ def test_every_name_is_the_one_that_dashboards_and_alerts_use() -> None:
         "postroom.duplicates",
         "postroom.extensions",
         "postroom.failures",
+        "postroom.fleet.degraded",
+        "postroom.fleet.exchange.age",
+        "postroom.fleet.exchange.duration",
+        "postroom.fleet.exchanges",
+        "postroom.fleet.exchanges.failed",
+        "postroom.fleet.hosts.down",
+        "postroom.fleet.overruns",
+        "postroom.fleet.replicas",
+        "postroom.fleet.slots",
+        "postroom.fleet.starved",
         "postroom.group.mismatches",
         "postroom.handlers.cancelled",
         "postroom.handlers.succeeded",
@@ -148,6 +160,9 @@ def test_every_field_of_the_statistics_has_an_instrument_or_a_reason() -> None:
     assert set(ConsumerStatistics.__dataclass_fields__) == told | untold
     pool = {*names.POOL_COUNTERS, *names.POOL_GAUGES}
     assert pool < set(PoolStatistics.__dataclass_fields__)
+    fleet = {*names.FLEET_COUNTERS, *names.FLEET_GAUGES}
+    untold = {"name", "reachable", "tenants", "decisions"}  # a label; told by the age; of no use as a number; a time
+    assert set(FleetStatistics.__dataclass_fields__) == fleet | untold
 
 
 def test_each_of_several_queues_is_counted_by_its_own_name(recorded: Recorded) -> None:
@@ -226,7 +241,9 @@ def test_a_bad_day_is_counted_at_every_step(recorded: Recorded) -> None:
             assert recorded.value("postroom.pool.open.failed", postroom__pool="orders") >= 1
             assert recorded.value("messaging.client.operation.duration", messaging__operation__name="receive")[0] >= 2
         produced = recorded.metrics().keys()
-        assert produced >= {each.name for each in names.INSTRUMENTS if not each.name.startswith("postroom.tenant.")} - {
+        assert produced >= {
+            each.name for each in names.INSTRUMENTS if not each.name.startswith(("postroom.tenant.", "postroom.fleet."))
+        } - {
             "messaging.client.sent.messages",  # nothing was sent
             *(each.name for each in [*names.POOL_COUNTERS.values(), *names.POOL_GAUGES.values()]),  # it is closed
             *(each.name for each in names.GAUGES.values()),
@@ -238,6 +255,35 @@ def test_a_bad_day_is_counted_at_every_step(recorded: Recorded) -> None:
 
 def _queue() -> dict[str, str]:
     return {"messaging__destination__name": "orders"}
+
+
+def test_a_fleet_has_its_metrics(recorded: Recorded) -> None:
+    """Slots of two consumers are added up, replicas are not; without the store both are degraded."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        state, telemetry = FaultyState(), recorded.telemetry()
+        world.send_orders(*map(str, range(60)), tenant="a", seconds=2.0)
+        one, two = (
+            replica(world, Diary(), Fleet(state, per_tenant=3), name, observers=[telemetry]) for name in ("one", "two")
+        )
+        async with one, two:
+            await asyncio.sleep(8)
+            assert _of_fleet(recorded, "postroom.fleet.replicas") == 2
+            assert _of_fleet(recorded, "postroom.fleet.slots") == 3
+            assert _of_fleet(recorded, "postroom.fleet.exchanges") >= 10
+            assert _of_fleet(recorded, "postroom.fleet.degraded") == 0
+            state.gone = True
+            await asyncio.sleep(40)
+            assert _of_fleet(recorded, "postroom.fleet.degraded") == 2
+            assert _of_fleet(recorded, "postroom.fleet.exchanges.failed") >= 4
+            assert _of_fleet(recorded, "postroom.fleet.exchange.age") > 30
+
+    in_world(scenario)
+
+
+def _of_fleet(recorded: Recorded, name: str) -> Any:
+    return recorded.value(name, postroom__fleet__name="orders")
 
 
 def test_no_metric_names_a_tenant_by_default(recorded: Recorded) -> None:

@@ -1,4 +1,4 @@
-"""A broker whose clock the test moves by hand, and short words for what tests do all the time."""
+"""A broker with a clock that the test moves by hand, and short words for what tests do all the time."""
 
 from typing import Any
 

@@ -14,5 +14,5 @@ def bench() -> Bench:
 
 @pytest.fixture
 def lagging() -> Bench:
-    """Make a broker whose fair queues look for noisy tenants every ten seconds."""
+    """Make a broker with fair queues that look for noisy tenants every ten seconds."""
     return Bench(fair=FairPolicy(lag=10.0))

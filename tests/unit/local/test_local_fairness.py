@@ -9,7 +9,7 @@ from unit.local.bench import Bench
 
 
 def backlog(bench: Bench, tenant: str = "noisy", count: int = 200, *, taken: int = 40) -> LocalQueue:
-    """Make a queue full of one tenant, some of whose messages are in flight."""
+    """Make a queue full of one tenant, with some of its messages in flight."""
     queue = bench.queue(VisibilityTimeout="43200")
     bench.send(queue, *(f"{tenant}-{number}" for number in range(count)), group=tenant)
     for _ in range(taken // 10):
@@ -48,7 +48,7 @@ def test_a_queue_without_groups_is_first_come_first_served(bench: Bench) -> None
 
 @pytest.mark.parametrize(("held", "expected"), [(29, []), (30, ["t"])])
 def test_at_least_thirty_in_flight(bench: Bench, held: int, expected: list[str]) -> None:
-    """Below 30 messages of its own in flight, a share in flight makes nobody noisy."""
+    """Below 30 messages of its own in flight, a share in flight makes no tenant noisy."""
     queue = bench.queue(VisibilityTimeout="43200")
     bench.send(queue, *map(str, range(held)), group="t")
     while bench.take(queue):

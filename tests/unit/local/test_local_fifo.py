@@ -40,7 +40,7 @@ def test_all_in_flight_must_go(bench: Bench) -> None:
 
 
 def test_back_in_its_place(bench: Bench) -> None:
-    """Messages whose timeout ended come again in the order in which they were sent."""
+    """Messages come again after their timeout in the order in which they were sent."""
     queue = bench.queue("q.fifo", VisibilityTimeout="10")
     bench.send(queue, "a", "b", "c", group="g")
     bench.take(queue, 2)
@@ -74,7 +74,7 @@ def test_groups_take_turns(bench: Bench) -> None:
 
 
 def test_a_delay_keeps_the_order(bench: Bench) -> None:
-    """A group whose first message is delayed waits for it; a new delay holds for what was never received."""
+    """A group with a delayed first message waits for it; a new delay holds for what was never received."""
     queue = bench.queue("q.fifo", DelaySeconds="60", VisibilityTimeout="100")
     bench.send(queue, "a", group="g")
     bench.wait(30)

@@ -277,7 +277,7 @@ def test_header_names_in_lower_case() -> None:
 
 
 class Pipe(asyncio.Transport):
-    """A transport whose client takes nothing."""
+    """A transport with a client that takes nothing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from unit.local.bench import START, Bench, text
 
 
 class Kept(Bench):
-    """A bench whose broker keeps its state in a file, and can be opened again."""
+    """A bench with a broker that keeps its state in a file, and can be opened again."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ def test_in_a_loop(tmp_path: Path) -> None:
 
 
 def test_a_broken_log_leaves_the_broker_closed(tmp_path: Path) -> None:
-    """A broker whose file cannot be used does not open."""
+    """A broker with a file that cannot be used does not open."""
 
     async def main() -> None:
         broker = LocalBroker(persist=tmp_path)

@@ -50,7 +50,7 @@ def test_batch_is_shared_by_limits(bench: Bench) -> None:
 
 
 def test_cancelled_poll_gets_nothing(bench: Bench) -> None:
-    """A poll whose client is gone takes no message from those who still wait."""
+    """A poll of a client that is gone takes no message from those who still wait."""
     queue = bench.queue()
     gone, here = Waiting(bench, queue), Waiting(bench, queue)
     bench.broker.cancel(queue, gone.waiter)
@@ -197,7 +197,7 @@ def test_cancelled_receive_takes_nothing() -> None:
 
 
 def test_move_task_wakes_a_poll() -> None:
-    """A move task that has its time wakes whoever waits at its destination, though nobody else does anything."""
+    """A move task that has its time wakes what waits at its destination, though no request comes."""
 
     async def main() -> None:
         async with opened() as (broker, dead):

@@ -88,7 +88,7 @@ def test_deleted_for_good(bench: Bench) -> None:
 
 
 def test_stale_handle_deletes_nothing(bench: Bench) -> None:
-    """Once somebody else received the message, the old handle answers success and deletes nothing."""
+    """Once another consumer received the message, the old handle answers success and deletes nothing."""
     queue = bench.queue(VisibilityTimeout="1")
     bench.send(queue, "a")
     [old] = bench.take(queue)
@@ -101,7 +101,7 @@ def test_stale_handle_deletes_nothing(bench: Bench) -> None:
 
 
 def test_expired_but_latest_handle_deletes(bench: Bench) -> None:
-    """After the timeout, as long as nobody received it since, the handle still deletes the message."""
+    """After the timeout, as long as it was not received since, the handle still deletes the message."""
     queue = bench.queue(VisibilityTimeout="1")
     bench.send(queue, "a", "b")
     [first] = bench.take(queue, 1)
@@ -181,7 +181,7 @@ def test_given_back_is_not_in_flight(bench: Bench) -> None:
 
 
 def test_extended_after_the_timeout(bench: Bench) -> None:
-    """The latest handle hides a message again whose timeout is over, and it comes once after that."""
+    """The latest handle hides a message again after its timeout, and it comes once after that."""
     queue = bench.queue(VisibilityTimeout="1")
     bench.send(queue, "a", "b")
     [message] = bench.take(queue, 1)

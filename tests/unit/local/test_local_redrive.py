@@ -315,7 +315,7 @@ def test_latest_tasks(bench: Bench) -> None:
 
 
 def test_queue_deleted_under_a_task(bench: Bench) -> None:
-    """A task whose queue is deleted fails, and holds up no other."""
+    """A task fails when its queue is deleted, and holds up no other."""
     source, dead = bench.pair()
     kill(bench, source, "a", "b")
     bench.broker.start_move(dead.arn, None, 1)

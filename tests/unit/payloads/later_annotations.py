@@ -17,7 +17,7 @@ class Order:
 
 
 async def known(order: Order, ctx: OnlyForCheckers) -> None:
-    """Its context exists for type checkers only, which is nobody's business."""
+    """Its context exists for type checkers only, which concerns no caller."""
 
 
 async def unknown(order: OnlyForCheckers, ctx: Any) -> None:
@@ -29,7 +29,7 @@ async def nested(orders: list[Order | None], ctx: Any) -> None:
 
 
 def made_here() -> Any:
-    """Return a handler whose payload type is local, and which uses it."""
+    """Return a handler with a local payload type, which it uses."""
 
     @dataclass
     class Local:

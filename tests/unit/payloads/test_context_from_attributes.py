@@ -260,7 +260,7 @@ def test_names_may_stand_in_the_metadata_of_a_dataclass_field() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Permissive:
-    """A context whose pattern admits everything."""
+    """A context with a pattern that admits everything."""
 
     tenant: Annotated[str, attribute(pattern="(?s).+")]
 
@@ -338,7 +338,7 @@ def test_a_class_with_code_of_its_own_runs_it_for_every_message() -> None:
 
 
 def test_the_contexts_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may send cannot fill the memory with tenants that do not exist."""
+    """A sender cannot fill the memory with tenants that do not exist."""
     monkeypatch.setattr("postroom.payloads.attributes._MOST_KNOWN", 2)
     resolve = context_from_attributes(TenantTuple)
     first = resolve(message(tenantId="1"))
@@ -385,7 +385,7 @@ class Unhashable:
 
 @dataclasses.dataclass(frozen=True)
 class Empty:
-    """A context that tells nobody apart."""
+    """A context that is the same for all tenants."""
 
 
 @pytest.mark.parametrize(

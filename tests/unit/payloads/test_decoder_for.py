@@ -255,14 +255,14 @@ def test_input_that_imitates_an_error_is_not_believed(payload_type: Any, body: s
 
 
 def test_a_bug_in_the_payload_types_own_code_keeps_its_cause() -> None:
-    """A KeyError out of ``__post_init__`` is a payload error, too, but somebody has to find that bug."""
+    """A KeyError out of ``__post_init__`` is a payload error, too, but that bug has to be found."""
     error = refuse(Order, '{"order_id": "bug", "amount": 1}')
     assert isinstance(error.__cause__, KeyError)
     assert "the type's own code raised KeyError" in str(error)
 
 
 def test_validation_is_strict() -> None:
-    """A number in a string is not a number, apart from Decimal, whose JSON form it is."""
+    """A number in a string is not a number, apart from Decimal: it is its form in JSON."""
     assert refuse(int, '"5"').path == "$"
 
 
@@ -326,7 +326,7 @@ def test_unwrap_comes_before_decoding() -> None:
 
 @dataclasses.dataclass
 class WireLine:
-    """A nested dataclass whose JSON is in camel case."""
+    """A nested dataclass with JSON in camel case."""
 
     unit_price: Decimal
     how_many: int = 1
@@ -334,7 +334,7 @@ class WireLine:
 
 @dataclasses.dataclass
 class WireOrder:
-    """A dataclass whose JSON is in camel case, with dataclasses in every kind of container."""
+    """A dataclass that is in camel case in JSON, with dataclasses in every kind of container."""
 
     order_id: str
     order_lines: list[WireLine] = dataclasses.field(default_factory=list)

@@ -174,7 +174,7 @@ def test_a_body_that_is_not_json_is_told_where_it_breaks(body: str, text: str) -
 
 
 def test_a_bug_in_a_validator_keeps_its_cause() -> None:
-    """What a validator raises beside ValueError is a payload error, too, but somebody has to find that bug."""
+    """What a validator raises beside ValueError is a payload error, too, but that bug has to be found."""
     error = refuse(Order, '{"orderId": "bug"}')
     assert isinstance(error.__cause__, LookupError)
 

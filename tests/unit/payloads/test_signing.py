@@ -65,7 +65,7 @@ def check(resolver: Callable[[Message], Any], keys: KeyRing, **options: Any) -> 
 
 
 def refuse(resolve: Callable[[Message], Any], message: Message, text: str) -> ContextError:
-    """Return the error of a message, whose text is known."""
+    """Return the error of a message, with a text that is known."""
     with pytest.raises(ContextError, match=text) as caught:
         resolve(message)
     assert caught.value.message_id == "m-1"
@@ -275,7 +275,7 @@ def test_a_resolver_that_does_not_tell_its_names_needs_them() -> None:
 
 @pytest.mark.parametrize("lifetime", [0, -1.0, 1e15])
 def test_a_lifetime_that_cannot_be_is_refused(lifetime: float) -> None:
-    """A signature that is born expired helps nobody."""
+    """A signature that has expired when it is made is refused."""
     with pytest.raises(ConfigurationError, match="takes seconds"):
         make(outgoing(), KEYS, lifetime=lifetime)
 

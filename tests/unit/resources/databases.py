@@ -37,9 +37,9 @@ class Databases:
     """Tenants that cannot be opened, and why."""
     close_errors: dict[Tenant, BaseException] = field(default_factory=dict[Tenant, BaseException])
     stuck: set[Tenant] = field(default_factory=set[Tenant])
-    """Tenants whose open never answers."""
+    """Tenants with an open that never answers."""
     sick: set[Tenant] = field(default_factory=set[Tenant])
-    """Tenants whose health check fails."""
+    """Tenants with a health check that fails."""
     attempts: Counter[Tenant] = field(default_factory=Counter[Tenant])
     order: list[Tenant] = field(default_factory=list[Tenant])
     opened: list[Database] = field(default_factory=list[Database])

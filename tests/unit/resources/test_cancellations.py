@@ -1,4 +1,4 @@
-"""Cancellation, at every await of the pool: it hits whom it was meant for, and leaves nothing behind."""
+"""Cancellation, at every await of the pool: it hits the caller that it was meant for, and leaves nothing behind."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -67,7 +67,7 @@ def test_cancelling_all_waiters_of_an_open_leaks_nothing() -> None:
 
 
 def test_cancelling_all_waiters_in_the_line_takes_their_key_out_of_it() -> None:
-    """Nothing is opened, and nobody evicted, for those who are gone."""
+    """Nothing is opened, and nothing evicted, for callers that are gone."""
     databases = Databases()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Closing: a grace for leases, an end to everything, the same whoever calls and how often."""
+"""Closing: a grace for leases, an end to everything, the same for every caller, however often."""
 
 import asyncio
 import logging

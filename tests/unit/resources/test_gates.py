@@ -104,7 +104,7 @@ def test_what_is_idle_on_the_host_makes_room_first() -> None:
 
 
 def test_a_place_that_is_not_used_goes_to_the_next() -> None:
-    """I6: cancelling who waits, or who has just been let in, leaks nothing of the host's budget."""
+    """I6: cancelling a caller that waits, or has just been admitted, leaks nothing of the host's budget."""
     databases = Watched()
 
     async def main() -> None:
@@ -183,7 +183,7 @@ def test_a_host_budget_that_cannot_work_is_refused() -> None:
 
 
 def test_a_limit_may_change_while_the_pool_is_open() -> None:
-    """Lowered, it lets nothing new open above it; raised, it lets in who waits, with the next who asks."""
+    """Lowered, it lets nothing new open above it; raised, it admits the keys that wait, with the next one that asks."""
     databases = Watched()
     limits = {"db-1": 3}
 

@@ -405,7 +405,7 @@ def test_a_pool_may_be_entered_by_everybody_who_uses_it() -> None:
 
 
 def test_a_provider_never_sees_a_handlers_context_variables() -> None:
-    """What a resource is opened with comes from where the pool was opened, whoever asked first."""
+    """What a resource is opened with comes from where the pool was opened, and not from the first caller."""
     tenant_of_message: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
     seen: list[str] = []
 

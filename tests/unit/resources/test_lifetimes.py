@@ -149,7 +149,7 @@ def test_a_busy_resource_is_replaced_before_it_is_closed() -> None:
 
 
 def test_an_idle_resource_that_is_too_old_is_just_closed() -> None:
-    """Nobody needs its successor now."""
+    """No lease needs its successor now."""
     databases = Databases()
 
     async def main() -> None:
@@ -256,7 +256,7 @@ def test_invalidate_hides_what_exists() -> None:
 
 
 def test_invalidate_while_it_opens_opens_anew_for_those_who_wait() -> None:
-    """Nobody gets a resource whose open began before the invalidation, and nobody gets an error."""
+    """No lease gets a resource that began to open before the invalidation, and none gets an error."""
     databases = Databases(open_seconds=10.0)
 
     async def main() -> None:

@@ -377,7 +377,7 @@ def test_a_provider_that_hangs_fails_at_the_open_timeout_and_unwinds() -> None:
 
 
 def test_a_provider_that_swallows_its_cancellation_is_cancelled_again() -> None:
-    """Its budget stays taken until it really ends; whoever waits is told at the timeout."""
+    """Its budget stays taken until it really ends; every caller that waits is told at the timeout."""
     cancelled: list[float] = []
 
     async def provide(tenant: Tenant) -> str:

@@ -1,4 +1,4 @@
-"""What a consumer asks a pool, cheaply and without fear: events, trouble, pauses, hosts. And whose context runs."""
+"""What a consumer asks a pool, cheaply and without fear: events, trouble, pauses, hosts, contexts."""
 
 import asyncio
 import contextvars
@@ -13,7 +13,7 @@ from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
 from unit.resources.databases import A, B, C, Databases, Tenant
 
-whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nothing")
+caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nothing")
 
 
 def test_observers_come_and_go() -> None:
@@ -182,28 +182,28 @@ def test_nothing_of_a_message_is_visible_where_the_pool_runs() -> None:
     seen: set[str] = set()
 
     async def check(resource: object) -> None:
-        seen.add(f"check {whose.get()}")
+        seen.add(f"check {caller.get()}")
 
     def observe(event: Event) -> None:
-        seen.add(f"{type(event).__name__} {whose.get()}")
+        seen.add(f"{type(event).__name__} {caller.get()}")
 
     class Loud(Databases):
         async def open(self, tenant: Tenant) -> Any:
-            seen.add(f"open {whose.get()}")
+            seen.add(f"open {caller.get()}")
             return await databases.open(tenant)
 
     async def message(pool: ResourcePool[Tenant, Any], tenant: Tenant) -> None:
-        whose.set(tenant.name)
+        caller.set(tenant.name)
         for _ in range(5):
             try:
                 async with pool.lease(tenant, timeout=3.0):
                     await asyncio.sleep(0.3)
             except ResourceError:
                 await asyncio.sleep(1.0)
-            assert whose.get() == tenant.name
+            assert caller.get() == tenant.name
 
     async def main() -> None:
-        whose.set("the pool's")
+        caller.set("the pool's")
         loop = asyncio.get_running_loop()
         call_at = loop.call_at
 
@@ -211,7 +211,7 @@ def test_nothing_of_a_message_is_visible_where_the_pool_runs() -> None:
             if "postroom.resources" in getattr(callback, "__module__", "") or hasattr(callback, "__self__"):
                 home = callback.__self__.__class__.__module__ if hasattr(callback, "__self__") else ""
                 if home.startswith("postroom.resources"):
-                    seen.add(f"timer {(context or contextvars.copy_context()).get(whose, 'nothing')}")
+                    seen.add(f"timer {(context or contextvars.copy_context()).get(caller, 'nothing')}")
             return call_at(when, callback, *args, context=context)
 
         loop.call_at = watched  # type: ignore[assignment,method-assign]  # a watch on the loop

@@ -161,7 +161,7 @@ class Tenant:
 
 
 class Talkative(Exception):
-    """An exception whose repr and text quote what it connected to."""
+    """An exception with a repr and a text that quote what it connected to."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(dsn)

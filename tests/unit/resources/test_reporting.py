@@ -18,7 +18,7 @@ PASSWORD = "hunter2"
 
 @dataclass(frozen=True)
 class Secretive:
-    """A context with a field that nobody may see."""
+    """A context with a field that must stay secret."""
 
     name: str
     password: str = field(repr=False, default=PASSWORD)

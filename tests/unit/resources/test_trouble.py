@@ -85,7 +85,7 @@ def test_every_waiter_gets_an_error_of_its_own() -> None:
 
 
 def test_invalidate_ends_the_pause() -> None:
-    """Somebody repaired the tenant and says so: the next lease tries at once."""
+    """An operator repaired the tenant and says so: the next lease tries at once."""
     databases = Databases(errors={A: UnknownTenant("no such tenant")})
 
     async def main() -> None:
@@ -219,7 +219,7 @@ def test_what_timed_out_is_checked_before_its_next_lease() -> None:
 
 
 def test_several_that_time_out_on_one_host_let_all_of_it_be_checked() -> None:
-    """Five keys: then nobody takes another of that host for good, and nobody else is concerned."""
+    """Five keys: then no other key of that host is taken for good, and no other host is concerned."""
     databases = Databases()
     here = [Tenant(f"here {number}") for number in range(8)]
     there = Tenant("there", region="eu-west-1")

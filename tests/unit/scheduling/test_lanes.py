@@ -44,7 +44,7 @@ def test_tenants_take_turns() -> None:
 
 
 def test_total_is_never_exceeded() -> None:
-    """With all slots in use nobody is granted one, until one is freed."""
+    """With all slots in use none is granted, until one is freed."""
     made, tickets = scheduler("a1", "b1", "c1", total=2)
     assert granted(made) == ["a1", "b1"]
     made.finish(tickets["a1"])
@@ -272,7 +272,7 @@ def test_the_reserve_is_kept_from_tenants_over_their_share() -> None:
 
 
 def test_a_tenant_that_has_long_been_alone_uses_the_reserve() -> None:
-    """Nobody else would: it is work-conserving, until another tenant comes."""
+    """No other tenant would: it is work-conserving, until another tenant comes."""
     made = Scheduler[Work](total=4, per_tenant=4, reserved=2)
     for number in range(8):
         made.add(work(f"a{number}"))

@@ -25,7 +25,7 @@ class Struct(msgspec.Struct, frozen=True):
 
 @pytest.mark.parametrize("context", [Named("t1"), Struct("t1")])
 def test_the_tenant_is_the_message_group(context: object) -> None:
-    """So that SQS's fair queues know whose message it is."""
+    """So that SQS's fair queues know the tenant of a message."""
     message = outgoing({"a": 1}, context)
     assert (message.group_id, message.body) == ("t1", '{"a":1}')
     assert message.message_attributes["tenant_id"].string_value == "t1"

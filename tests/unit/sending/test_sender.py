@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
@@ -37,7 +38,7 @@ from postroom.payloads import KeyRing, context_from_attributes, decoder_for, sig
 from postroom.payloads.encoding import encode_payload, encoder_for
 from postroom.sending import AttributeInput
 from postroom.testing.loop import run_virtual
-from postroom.transports.memory import MemoryClient
+from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
 from support.world import Order, Tenant, World, in_world
 
@@ -562,3 +563,31 @@ def test_a_sender_refuses_what_is_no_retry_and_no_client(wrong: dict[str, Any]) 
     """The text says what to write."""
     with pytest.raises(ConfigurationError, match=r"Sender\("):
         Sender("orders", **wrong)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_send_that_outlives_its_block_ends_with_the_client(monkeypatch: pytest.MonkeyPatch, *, shared: bool) -> None:
+    """It goes on while another user keeps the client open; otherwise it has failed, and nothing was sent."""
+    send = MemoryQueue.send
+
+    async def slow(queue: MemoryQueue, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        await asyncio.sleep(2)
+        return await send(queue, messages)
+
+    monkeypatch.setattr(MemoryQueue, "send", slow)
+
+    async def scenario(world: World) -> tuple[bool, int]:
+        world.create()
+        async with AsyncExitStack() as stack:
+            client = MemoryClient(world.broker)
+            if shared:
+                await stack.enter_async_context(client)
+            async with Sender("orders", client=client) as sender:
+                sending = asyncio.create_task(sender.send("x"), name="send")
+                await asyncio.sleep(1)
+            await asyncio.wait([sending])
+        if sending.exception() is not None:
+            assert isinstance(sending.exception(), SendFailed)
+        return sending.exception() is None, world.counts()[0]
+
+    assert in_world(scenario) == ((True, 1) if shared else (False, 0))

@@ -1,4 +1,4 @@
-"""A rejected message is in the dead-letter queue, where one can tell which it was, whose, and why."""
+"""A rejected message is in the dead-letter queue, with what tells which it was, of which tenant, and why."""
 
 import asyncio
 import logging

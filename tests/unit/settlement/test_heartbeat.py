@@ -1,4 +1,4 @@
-"""Messages in flight stay ours, from receive until somebody settles them, and losing one is noticed."""
+"""Messages in flight stay ours, from receive until they are settled, and losing one is noticed."""
 
 import asyncio
 import gc
@@ -122,7 +122,7 @@ def test_the_newest_receipt_handle_is_used() -> None:
 
 
 def test_a_refused_message_is_lost() -> None:
-    """SQS does not know the handle any longer: whoever handles the message is told, once."""
+    """SQS does not know the handle any longer: the handler of the message is told, once."""
 
     async def main() -> Covered:
         queue = ScriptedQueue()

@@ -1,4 +1,4 @@
-"""What is held is let go exactly once, and whoever waits for it learns how it ended."""
+"""What is held is let go exactly once, and every caller that waits for it learns how it ended."""
 
 import asyncio
 import gc
@@ -359,7 +359,7 @@ def test_abandon_returns_although_nothing_answers() -> None:
 
 
 def test_a_lost_message_is_not_extended_any_more() -> None:
-    """Its delete came too late; an extension that is answered late must not keep it from whoever has it next."""
+    """Its delete came too late; an extension that is answered late must not keep it from the next consumer."""
 
     async def test(made: Desk) -> None:
         async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
@@ -753,7 +753,7 @@ def test_an_extension_on_request_keeps_a_message_that_was_left() -> None:
 
 
 def test_an_extension_on_request_says_when_the_message_is_lost() -> None:
-    """SQS does not know the receipt handle any longer; and one whose time is over asks for nothing."""
+    """SQS does not know the receipt handle any longer; and one with a time that is over asks for nothing."""
 
     async def test(made: Desk) -> None:
         async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:

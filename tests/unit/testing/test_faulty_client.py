@@ -59,7 +59,7 @@ def test_a_refused_request_has_no_effect(faults: Faults, error: type[Exception])
 
 
 def test_a_lost_answer_had_its_effect() -> None:
-    """The message is invisible although nobody got it; a delete took place although it failed."""
+    """The message is invisible although no consumer got it; a delete took place although it failed."""
 
     async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
         world.send("x")

@@ -99,7 +99,7 @@ def test_asyncio_timeouts_work_in_virtual_time() -> None:
 
 
 def test_a_deadlock_says_who_waits_and_where() -> None:
-    """Waiting for what nobody will do is an error, not a hang."""
+    """Waiting for what will never happen is an error, not a hang."""
 
     async def main() -> None:
         await asyncio.Event().wait()

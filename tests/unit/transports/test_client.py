@@ -428,7 +428,7 @@ async def test_who_is_cancelled_while_deciding_leaves_it_to_the_next(
 
 
 async def test_everything_in_one_loop_shares_the_default_client() -> None:
-    """As long as somebody holds it, it is the same one; nothing else keeps it."""
+    """As long as a caller holds it, it is the same one; nothing else keeps it."""
     first = default_client()
     assert default_client() is first
     gone = weakref.ref(first)

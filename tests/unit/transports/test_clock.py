@@ -15,7 +15,7 @@ EARLY = "Signature not yet current: 20261127T103000Z is still later than 2026112
 
 
 def date(ahead: float) -> str:
-    """Return a Date header of a server whose clock is so far ahead."""
+    """Return a Date header of a server with a clock that is so far ahead."""
     return formatdate(NOW + ahead, usegmt=True)
 
 

@@ -146,7 +146,7 @@ def _fake_client(config: AioConfig) -> tuple[Any, Any]:
 async def test_the_environment_can_switch_it_off(
     sqs: FakeSqs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """``POSTROOM_HOT_PATH=off`` reaches clients that nobody passes options to."""
+    """``POSTROOM_HOT_PATH=off`` reaches clients that are made without options."""
     monkeypatch.setenv("POSTROOM_HOT_PATH", value)
     assert await path_line(sqs.client(), caplog) == "SQS hot path: off, because POSTROOM_HOT_PATH is off"
 
@@ -169,7 +169,7 @@ async def test_a_proxy_of_the_environment_keeps_it_off(
 async def test_another_certificate_authority_keeps_it_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, tmp_path: Any
 ) -> None:
-    """Over TLS, whom botocore was told to trust is not whom the hot path trusts."""
+    """Over TLS, botocore was told to trust another authority than the hot path trusts."""
     caplog.set_level(logging.INFO, "postroom.transports")
     bundle = tmp_path / "ca.pem"
     bundle.write_text("")
@@ -345,7 +345,7 @@ async def test_the_capture_looks_once(session: AioSession) -> None:
 
 
 async def test_a_request_with_further_headers_keeps_it_off(session: AioSession) -> None:
-    """A header that botocore sends and the hot path would not is an objection, whoever added it."""
+    """A header that botocore sends and the hot path would not is an objection, wherever it was added."""
     async with session.create_client("sqs", region_name="us-east-1") as client:
 
         def add(request: Any, **_: Any) -> None:

@@ -566,7 +566,7 @@ async def test_a_cancelled_call_is_cancelled(sqs: FakeSqs) -> None:
 
 
 async def drips(_request: Request, writer: asyncio.StreamWriter) -> None:
-    """Send a long answer a byte at a time, for as long as somebody listens."""
+    """Send a long answer a byte at a time, for as long as the other side listens."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
     while True:
         writer.write(b" ")

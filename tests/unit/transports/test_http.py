@@ -309,7 +309,7 @@ async def test_a_second_answer_is_never_taken_for_the_next_one(second: bytes) ->
 
 
 async def test_data_that_nobody_asked_for_ends_an_idle_connection() -> None:
-    """An answer that comes while nothing is asked is nobody's."""
+    """An answer that comes while nothing is asked is dropped."""
     go = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -398,7 +398,7 @@ async def test_a_server_that_hangs_up_at_once_is_no_answer() -> None:
 
 
 async def test_closing_fails_what_is_under_way() -> None:
-    """``aclose`` waits for nobody: requests under way get no answer, and every connection is gone."""
+    """``aclose`` does not wait: requests under way get no answer, and every connection is gone."""
     asked = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Final, TypeVar
 from django.db import DEFAULT_DB_ALIAS
 from django.db import connections as django_connections
 
+from postroom.checking import check_function
 from postroom.consumer import MessageContext
 from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
 from postroom.datasources.registry import answered
 from postroom.errors import ConfigurationError
+from postroom.options import check_count
 from postroom.types import C
 
 P = TypeVar("P")
@@ -56,6 +58,8 @@ def tenant_databases(
         connections_each: connections that one tenant may have open, for the pool's budget: as many as
             ``Concurrency(per_tenant=)``, or the ``max_size`` of Django's pool.
     """
+    check_function("tenant_databases(locate)", "(context) -> an entry as in the setting DATABASES", locate)
+    check_count("tenant_databases", "connections_each", connections_each)
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[TenantAlias]:
@@ -63,6 +67,8 @@ def tenant_databases(
         alias = TenantAlias(f"tenant-{next(_numbers)}")
         _register(alias, entry)
         try:
+            # Django connects at the first query: without a try, an outage would be the handler's
+            # error, and cost an attempt.
             await asyncio.to_thread(_try_out, alias)
             yield alias
         finally:
@@ -78,6 +84,7 @@ def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
     try:
         yield alias
     finally:
+        # Before the close: what runs during it must not find a database that is about to go.
         _alias.reset(token)
         _close(alias)
 
@@ -158,6 +165,7 @@ def _try_out(alias: TenantAlias) -> None:
 
 def _remove(alias: TenantAlias) -> None:
     connection = connections[alias]
+    # The pool belongs to the process and not to the thread: closing this connection leaves it open.
     if hasattr(connection, "close_pool"):
         connection.close_pool()
     _close(alias)

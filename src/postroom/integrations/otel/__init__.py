@@ -15,6 +15,7 @@ from typing import Any, Literal
 from opentelemetry.metrics import MeterProvider, get_meter
 from opentelemetry.trace import SpanKind, TracerProvider, get_tracer
 
+from postroom.checking import check_flag, shown
 from postroom.errors import ConfigurationError
 from postroom.events import (
     ConsumerStarted,
@@ -72,6 +73,15 @@ class Telemetry:
             raise ConfigurationError(f'Telemetry(producer=...) takes "link" or "parent"; got {producer!r}')
         if given[1] is not None and not isinstance(given[1], TopTenants):
             raise ConfigurationError(f"Telemetry(tenants=...) takes TopTenants(20), or None; got {tenants!r}")
+        check_flag("Telemetry(settle_spans=...)", settle_spans)
+        for name, provider, makes in (
+            ("tracer_provider", tracer_provider, "get_tracer"),
+            ("meter_provider", meter_provider, "get_meter"),
+        ):
+            if provider is not None and not hasattr(provider, makes):
+                raise ConfigurationError(
+                    f"Telemetry({name}=...) takes a provider of OpenTelemetry; got {shown(provider)}"
+                )
         release = version("postroom")
         self._tracer = get_tracer(names.SCOPE, release, tracer_provider, names.SCHEMA_URL)
         meter = get_meter(names.SCOPE, release, meter_provider, names.SCHEMA_URL)

@@ -65,6 +65,7 @@ class _Queue:
     def begin(self, statistics: Statistics) -> None:
         """Take in a run."""
         with self._lock:
+            # A list of its own each time: a collecting thread may be going through the old one.
             self._run = [*self._run, statistics]
             self._seen_at = 0.0
 
@@ -73,6 +74,8 @@ class _Queue:
         with self._lock:
             if statistics in self._run:
                 self._run = [each for each in self._run if each != statistics]
+                # The last figures, taken while the run can still be asked: a counter that fell
+                # would look like a restart.
                 self._past.update(self._counts(statistics, statistics()))
                 for key in [key for key in self._several if key[0] == statistics]:
                     del self._several[key]
@@ -81,6 +84,8 @@ class _Queue:
     def now(self) -> list[ConsumerStatistics]:
         """Return the statistics of the consumers that run. Called in whatever thread collects."""
         with self._lock:
+            # All instruments of one collection see the same moment, or their sums would not fit
+            # together.
             if time.monotonic() - self._seen_at > _FRESH:
                 self._seen = {each: found for each in self._run if (found := _asked(each)) is not None}
                 self._seen_at = time.monotonic()
@@ -243,6 +248,10 @@ class Metrics:
             _counter(meter, instrument, self._pooling(field))
         for field, instrument in names.POOL_GAUGES.items():
             _gauge(meter, instrument, self._pooling(field))
+        for field, instrument in names.FLEET_COUNTERS.items():
+            _counter(meter, instrument, self._of_fleets(field))
+        for field, instrument in names.FLEET_GAUGES.items():
+            _gauge(meter, instrument, self._of_fleets(field))
         if self._busiest is not None:
             _counter(meter, names.TENANT_MESSAGES, self._of_tenants(lambda each: each.messages))
             _counter(meter, names.TENANT_FAILURES, self._of_tenants(lambda each: each.failures))
@@ -260,6 +269,7 @@ class Metrics:
         return callback
 
     def _gauging(self, field: str) -> "_Callback":
+        # Of ages the worst counts: their sum over several consumers means nothing.
         worst = field in {"oldest_wait", "oldest_wait_within_share", "last_poll_age"}
 
         def callback(_options: CallbackOptions) -> Iterator[Observation]:
@@ -292,6 +302,21 @@ class Metrics:
 
         return callback
 
+    def _of_fleets(self, field: str) -> "_Callback":
+        is_a_sum = field in names.FLEET_COUNTERS or field in {"degraded", "slots", "starved"}
+
+        def callback(_options: CallbackOptions) -> Iterator[Observation]:
+            found: dict[str, float] = {}  # of several consumers of one fleet, each tells of the replicas
+            for queue in list(self._queues.values()):
+                for fleet in (each.fleet for each in queue.now() if each.fleet is not None):
+                    value, before = getattr(fleet, field), found.get(fleet.name, 0)
+                    if value is not None:
+                        found[fleet.name] = before + value if is_a_sum else max(before, value)
+            for name, value in found.items():
+                yield Observation(value, {names.FLEET: name})
+
+        return callback
+
     def _of_tenants(self, read: Callable[[Figures], float]) -> "_Callback":
         def callback(_options: CallbackOptions) -> Iterator[Observation]:
             assert self._busiest is not None  # noqa: S101 - the instrument is made only where tenants are counted
@@ -319,6 +344,7 @@ class _LoopLag:
 
     def _next(self) -> asyncio.TimerHandle:
         due = self._loop.time() + _TICK
+        # An empty context: the timer outlives the span that happens to be current now.
         return self._loop.call_at(due, self._tick, due, context=Context())
 
     def _tick(self, due: float) -> None:

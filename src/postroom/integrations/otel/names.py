@@ -109,6 +109,26 @@ GAUGES: Final = {
 WAITING: Final = Instrument("postroom.waiting", "{message}", "Messages that wait, for a slot or for resources")
 CONSUMERS: Final = Instrument("postroom.consumers", "{consumer}", "Consumers that run")
 
+FLEET_COUNTERS: Final = {
+    "overruns": Instrument("postroom.fleet.overruns", "{handler}", "Handlers that went on after their slots were lost"),
+    "exchanges": Instrument("postroom.fleet.exchanges", "{exchange}", "Exchanges with the store that succeeded"),
+    "failed_exchanges": Instrument(
+        "postroom.fleet.exchanges.failed", "{exchange}", "Exchanges that failed, or had no answer in time"
+    ),
+}
+"""By the field of ``FleetStatistics``."""
+FLEET_GAUGES: Final = {
+    "degraded": Instrument("postroom.fleet.degraded", "{consumer}", "Consumers to which the fallback applies"),
+    "replicas": Instrument("postroom.fleet.replicas", "{replica}", "Replicas alive, as the store said last"),
+    "slots": Instrument("postroom.fleet.slots", "{slot}", "Slots of all tenants that this process holds"),
+    "starved": Instrument("postroom.fleet.starved", "{tenant}", "Tenants with messages here and no slot of the fleet"),
+    "hosts_down": Instrument("postroom.fleet.hosts.down", "{host}", "Hosts that a replica has said are down"),
+    "last_exchange_age": Instrument("postroom.fleet.exchange.age", "s", "Since the last exchange that succeeded"),
+    "last_exchange_seconds": Instrument("postroom.fleet.exchange.duration", "s", "What the last exchange took"),
+}
+"""By the field of ``FleetStatistics``."""
+FLEET: Final = "postroom.fleet.name"
+
 POOL_COUNTERS: Final = {
     "opened": Instrument("postroom.pool.opened", "{resource}", "Resources opened"),
     "closed": Instrument("postroom.pool.closed", "{resource}", "Resources closed"),
@@ -140,6 +160,7 @@ TENANT_WAIT: Final = Instrument(
 INSTRUMENTS: Final = (
     PROCESS_DURATION, OPERATION_DURATION, CONSUMED, SENT, WAIT, ATTEMPTS, LEASE_DURATION, OPEN_DURATION, LOOP_LAG,
     *COUNTERS.values(), SETTLEMENTS, FAILURES, *GAUGES.values(), WAITING, CONSUMERS, *POOL_COUNTERS.values(),
-    *POOL_GAUGES.values(), TENANT_MESSAGES, TENANT_FAILURES, TENANT_SECONDS, TENANT_WAIT,
+    *POOL_GAUGES.values(), *FLEET_COUNTERS.values(), *FLEET_GAUGES.values(),
+    TENANT_MESSAGES, TENANT_FAILURES, TENANT_SECONDS, TENANT_WAIT,
 )  # fmt: skip
 """All instruments."""

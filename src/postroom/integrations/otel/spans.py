@@ -74,6 +74,7 @@ class Spans:
         opened = self._open.pop(id(event.message), None)
         if opened is None:
             return
+        # Before the span ends: what ends it must not find itself as the current span.
         otel_context.detach(opened.token)
         if event.error is not None:
             note_failure(opened.span, event.error)
@@ -98,6 +99,7 @@ class Spans:
         if done is not None:
             context, start = done.context, done.at
         elif (opened := self._open.get(id(event.message))) is not None:  # by the handler itself
+            # Noted, so that the end of the handler does not wait for a second settlement.
             context, start, opened.settled = opened.span.get_span_context(), now, True
         else:
             return
@@ -109,6 +111,8 @@ class Spans:
         ).end(now)
 
     def _process(self, message: Message, attributes: Mapping[str, AttributeValue], sent: Context) -> Span:
+        # A link by default: one trace for a producer that sends a million messages could not be
+        # read.
         producer = trace.get_current_span(sent).get_span_context()
         name = f"{names.PROCESS} {message.queue}"
         if self._parent and producer.is_valid:

@@ -97,6 +97,7 @@ class Busiest:
         candidates = self._candidates
         known = candidates.get(label, 0.0)
         if label not in candidates and len(candidates) >= _CANDIDATES * self._options.count:
+            # A labelled tenant keeps its place: its series would end and begin again.
             least = min((each for each in candidates if each not in self._labelled), key=candidates.__getitem__)
             known = self._inherited[label] = candidates.pop(least)
             self._inherited.pop(least, None)

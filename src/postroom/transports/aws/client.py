@@ -3,8 +3,9 @@
 import asyncio
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+from postroom.checking import check_flag, check_text, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.transports.aws.settings import ClientSettings
 from postroom.transports.aws.statistics import ClientStatistics
@@ -58,11 +59,18 @@ class AwsClient:
         max_attempts: int = 3,
         hot_path: bool = True,
     ) -> None:
-        if region is not None and not isinstance(region, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f'AwsClient(region=...) takes a name, such as "eu-west-1"; got {region!r}')
         if endpoint_url is not None and not str(endpoint_url).startswith(("http://", "https://")):
             text = "AwsClient(endpoint_url=...) begins with http:// or https://"
             raise ConfigurationError(f'{text}: write "http://localhost:9324", or leave it out for AWS')
+        if region is not None:
+            check_text("AwsClient(region=...)", region, 'region="eu-west-1"')
+        if profile is not None:
+            check_text("AwsClient(profile=...)", profile, 'profile="dev"')
+        if verify is not None and not isinstance(cast("object", verify), bool | str):
+            text = "AwsClient(verify=...) takes True, False or the path of a file with certificates"
+            raise ConfigurationError(f"{text}; got {shown(verify)}")
+        _check_sdk("config", config, "merge", "aiobotocore.config.AioConfig(...)")
+        check_flag("AwsClient(hot_path=...)", hot_path)
         self._settings = ClientSettings(
             region=region,
             endpoint_url=endpoint_url,
@@ -147,6 +155,12 @@ class AwsClient:
         state = "open" if self._regions is not None else "not open"
         settings = self._settings
         return f"AwsClient(region={settings.region!r}, endpoint_url={settings.endpoint_url!r}, {state})"
+
+
+def _check_sdk(name: str, value: Any, method: str, example: str) -> None:
+    """Refuse what is none of aiobotocore's own objects, without importing it."""
+    if value is not None and not callable(getattr(value, method, None)):
+        raise ConfigurationError(f"AwsClient({name}=...) takes {example}; got {shown(value)}")
 
 
 _shared: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[AwsClient]]] = (

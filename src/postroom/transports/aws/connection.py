@@ -137,6 +137,8 @@ class Connection:
             except BaseException:
                 self._capture = capture  # who was to decide was cancelled: the next one does
                 raise
+            # The client may have been closed during the wait: a pool that is made now would never
+            # be closed.
             if not self._calls.closed:
                 self._hot_path = self._new_hot_path(endpoint, tls)
         _log_path(self._objections, endpoint)
@@ -187,9 +189,12 @@ class Connection:
             async with asyncio.timeout(self._longest_call):
                 answer = await method(**request.parameters)
         except Exception as error:
+            # Before the error is raised: a retry must be signed with the time that SQS just told.
             self._set_clock(clock_skew(error))
             raise translate(error, operation=request.operation, subject=request.subject) from error
         self._set_clock(0.0)
+        # A proxy may answer 200 with a page of its own, and botocore reads an empty answer out of
+        # it.
         answers.check(answer, operation=request.operation, subject=request.subject)
         try:
             return read(answer)
@@ -212,6 +217,7 @@ def default_tls() -> ssl.SSLContext:
     from botocore import httpsession  # noqa: PLC0415 - loaded with the client, not before
 
     context = ssl.create_default_context(cafile=cast("Any", httpsession).get_cert_path(verify=True))
+    # The hot path speaks nothing else: a server that may choose HTTP/2 would.
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -91,6 +91,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._size = 0
         late = f"no whole answer within {timeout:g} s"
         timer = loop.call_later(timeout, self._fail, late, context=self._context)
+        # After the timer: a peer that never reads must not hold this call without a limit.
         self._transport.write(request)
         try:
             return await waiter
@@ -123,6 +124,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
         self._size += nbytes
+        # Before the parser: it would keep all of it.
         if self._size > MAX_ANSWER:
             self._fail(f"an answer of more than {MAX_ANSWER} bytes")
             return
@@ -223,6 +225,7 @@ class HttpPool:
         try:
             answer = await connection.exchange(request, timeout=self._timeout)
         except BaseException:
+            # Its answer may still come, and would be taken for that of the next request.
             connection.abort()
             raise
         connection.idle_since = asyncio.get_running_loop().time()
@@ -233,9 +236,11 @@ class HttpPool:
         """Close every connection at once; requests under way fail with ``NoAnswer``."""
         self._closed = True
         for dial in self._dials:
+            # First: a dial that ends during the rest would leave an open connection behind.
             dial.cancel()
         for connection in tuple(self._live):
             connection.abort()
+        # In a loop: a dial that ended meanwhile may have added one more.
         while self._live:
             self._gone.clear()
             await self._gone.wait()

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
+from postroom.checking import check_queue
 from postroom.errors import AccessDenied, ClosedError, ConfigurationError
 from postroom.log_fields import Log, Step, about
 from postroom.transports.aws import wire
@@ -77,6 +78,7 @@ class Regions:
 
     async def queue(self, name: str) -> AwsQueue:
         """Open a queue by name, URL or ARN. Raises: as ``AwsClient.queue``."""
+        check_queue("AwsClient.queue(name)", name)
         return await self._calls.make(f"opening queue {name!r}", self._open, name)
 
     def statistics(self) -> ClientStatistics:

@@ -25,6 +25,7 @@ UNCONFIRMED: Final = "postroom.Unconfirmed"
 
 def whole_seconds(seconds: float) -> int:
     """Round up to SQS's whole seconds: a message must not come back before the time that was asked for."""
+    # Up: rounded down, a message would be visible again before its time.
     return math.ceil(seconds)
 
 
@@ -35,6 +36,8 @@ def receive_parameters(url: str, *, limit: int, wait: float, visibility: float, 
         "MaxNumberOfMessages": limit,
         "WaitTimeSeconds": whole_seconds(wait),
         "VisibilityTimeout": whole_seconds(visibility),
+        # SQS leaves attributes out that are not asked for: the tenant, the trace and the group
+        # would be missing.
         "MessageAttributeNames": ["All"],
         "MessageSystemAttributeNames": ["All"],
     }
@@ -173,6 +176,8 @@ def read_failures(answer: Parameters, count: int) -> list[EntryFailure]:
             failures.setdefault(index, _failure(index, entry))
     confirmed = {_id_of(entry) for entry in answer.get("Successful") or ()}
     for name, index in places.items():
+        # Not taken for a success: a delete that was not done lets the message come back
+        # unannounced.
         if name not in confirmed and index not in failures:
             failures[index] = EntryFailure(index, UNCONFIRMED, "SQS's answer does not name this entry")
     return [failures[index] for index in sorted(failures)]
@@ -192,6 +197,7 @@ def decode_failures(body: bytes, count: int) -> list[EntryFailure]:
         answer = _decode_batch(body)
     except msgspec.ValidationError:
         answer = None
+    # The usual answer, found without making a dictionary of it.
     if answer is not None and not answer.failed and {entry.id for entry in answer.successful} == _ids(count):
         return []
     return read_failures(_decode_loosely(body), count)
@@ -240,6 +246,7 @@ def error_code_of(body: bytes) -> str:
         said = msgspec.json.decode(body, type=_Error)
     except msgspec.DecodeError:
         return ""
+    # The JSON protocol writes the shape's namespace before a "#"; the query protocol does not.
     return said.type.rsplit("#", 1)[-1]
 
 

@@ -1,0 +1,77 @@
+"""Makes messages visible again that were parked or deferred, ten per call."""
+
+import asyncio
+from typing import Final
+
+from postroom.consumer.away import SOON, Absent
+from postroom.errors import InvalidReceiptHandle
+from postroom.options import MAX_BATCH
+from postroom.settlement import Refusals, describe, error_of
+from postroom.tasks import Tasks, has_to_leave
+from postroom.transports.protocol import Queue, VisibilityChange
+
+_TRIES: Final = 4
+"""Calls for one message. Refused entries of a batch are rare, and what is not called back comes by itself."""
+_PAUSE: Final = 0.2
+"""Seconds before the second call; doubles with each further one."""
+_UNSHOWN: Final = (
+    "%d messages could not be called back (%s): they come back after their visibility timeout. Messages: %s"
+)
+
+
+class Recalls:
+    """Calls messages back, and keeps the calls that are out, since a stop has to wait for them."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._failures = Refusals(_UNSHOWN, tasks=tasks)
+        self.out: set[asyncio.Task[None]] = set()
+        """Calls that are not answered yet."""
+
+    def begin(self, absent: dict[Queue, list[Absent]]) -> None:
+        """Call messages back that ``Away`` does not know any longer."""
+        for queue, messages in absent.items():
+            for start in range(0, len(messages), MAX_BATCH):
+                batch = messages[start : start + MAX_BATCH]
+                task = self._tasks.spawn(self._show(queue, batch), "postroom-recall")
+                self.out.add(task)
+                task.add_done_callback(self.out.discard)
+
+    def flush(self) -> None:
+        """Tell now of what could not be called back."""
+        self._failures.flush()
+
+    async def _show(self, queue: Queue, batch: list[Absent]) -> None:
+        """Call a batch back. Single entries that are refused for now are tried again, a call that failed is not.
+
+        A call without an answer may have taken effect: another consumer may have its messages by now, and to show
+        them once more would take them from it. An entry that was refused stays invisible.
+        """
+        for tries in range(1, _TRIES + 1):
+            task = asyncio.current_task()
+            try:
+                failures = await queue.change_visibility([VisibilityChange(each.receipt_handle, 0) for each in batch])
+            except BaseException as error:
+                if has_to_leave(error, task):
+                    raise
+                self._failed(batch, error)
+                return
+            again: list[Absent] = []
+            for failure in failures:
+                refusal = error_of(failure, "calling messages back")
+                if failure.sender_fault or tries == _TRIES:
+                    self._failed([batch[failure.index]], refusal)
+                else:
+                    again.append(batch[failure.index])
+            if not again:
+                return
+            await asyncio.sleep(_PAUSE * 2 ** (tries - 1))
+            now = self._tasks.time()
+            batch = [each for each in again if each.until > now + SOON]
+            if not batch:
+                return
+
+    def _failed(self, messages: list[Absent], error: BaseException) -> None:
+        if not isinstance(error, InvalidReceiptHandle):  # such a message is visible, or another consumer has it
+            for each in messages:
+                self._failures.add(describe(error), each.message_id)

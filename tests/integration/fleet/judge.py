@@ -1,0 +1,117 @@
+"""Judges every start by what the tenant's database ran at that moment, as ``pg_stat_activity`` showed it.
+
+Replicas that hold slots never run more than the cap together. One that did not reach the store for a lease runs its
+part beside that, as the documentation says: it writes with each start how much that is.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from integration.fleet.site import Site
+
+_LATE: Final = 0.5
+"""Seconds after which a row that was begun is there."""
+_ANSWERED: Final = 0.1
+"""Seconds within which a handler is entered that the fallback let start, at the moment in which the store answered."""
+_ROWS: Final = 100
+"""Rows that are judged in one go: the networks of the replicas are in this process, too."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One handler, as its tenant's database saw its start."""
+
+    replica: str
+    decided: float
+    started: float
+    part: int | None
+    """How many handlers of the tenant its replica might run without the store; None while it held slots."""
+
+
+@dataclass
+class Judge:
+    """What was counted so far, over all tenants."""
+
+    site: Site
+    starts: int = 0
+    over: list[str] = field(default_factory=list)
+    """Starts that were not allowed."""
+    excess: Counter[str] = field(default_factory=Counter)
+    """Starts above the cap that the documentation allows, by why."""
+    most: Counter[str] = field(default_factory=Counter)
+    """The most handlers that a tenant ran, with slots and in all."""
+    _cuts: list[list[float]] = field(default_factory=list)
+    _last: Counter[str] = field(default_factory=Counter)
+    _fell_back: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _by_pid: dict[tuple[str, int], Run] = field(default_factory=dict)
+
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Replicas are cut off from the store on purpose for so long that their slots run out."""
+        cut = [time.time(), float("inf")]
+        self._cuts.append(cut)
+        yield
+        cut[1] = time.time()
+
+    async def look(self) -> int:
+        """Judge what was started since the last look. Returns how many starts that were."""
+        before, until = self.starts, time.time() - _LATE
+        text = f"""SELECT id, replica, part, pid, others, extract(epoch FROM decided)::float8 AS decided,
+                          extract(epoch FROM started)::float8 AS started
+                   FROM runs WHERE id > $1 AND started < to_timestamp($2) ORDER BY id LIMIT {_ROWS}"""
+        for tenant, database in self.site.databases.items():
+            while rows := await database.fetch(text, self._last[tenant], until):
+                self._last[tenant] = rows[-1]["id"]
+                for row in rows:
+                    self._judge(tenant, row)
+                await asyncio.sleep(0)
+        return self.starts - before
+
+    def _judge(self, tenant: str, row: Any) -> None:
+        run = Run(row["replica"], row["decided"], row["started"], self._part_of(row))
+        self._by_pid[tenant, row["pid"]] = run
+        self.starts += 1
+        beside = [self._by_pid.get((tenant, pid)) for pid in row["others"]]
+        running = [run, *(other for other in beside if other is not None and self._counts(other, run.started))]
+        unknown = sum(other is None for other in beside)  # it is in the middle of its first statement
+        cap = self.site.plan.cap
+        slots = unknown + sum(each.part is None for each in running)
+        self.most["under slots"] = max(self.most["under slots"], slots)
+        self.most["in all"] = max(self.most["in all"], unknown + len(running))
+        if unknown + len(running) <= cap:
+            return
+        if any(run.decided < since <= run.started for since, _ in self.site.lives[run.replica].frozen):
+            self.excess["decided before a freeze, run after it"] += 1
+        elif slots <= cap and self._keep_to_their_parts(running):
+            cut = any(since <= run.started <= until for since, until in self._cuts)
+            why = "while replicas were cut off" if cut else "while this machine was too slow for the store"
+            self.excess[why] += 1
+        else:
+            self.over.append(f"{tenant}: {run} was beside {running[1:]} and {unknown} more")
+
+    def _part_of(self, row: Any) -> int | None:
+        """Return what the replica ran by the fallback when it decided to start this: that is a moment ago."""
+        replica, decided = row["replica"], row["decided"]
+        if row["part"] is not None:
+            self._fell_back[replica] = (decided, row["part"])
+        at, part = self._fell_back.get(replica, (0.0, None))
+        return part if decided - at < _ANSWERED else None
+
+    @staticmethod
+    def _keep_to_their_parts(running: list[Run]) -> bool:
+        parts: dict[str, int] = {}
+        for run in running:
+            if run.part is not None:
+                parts[run.replica] = max(run.part, parts.get(run.replica, 0))
+        each = Counter(run.replica for run in running if run.part is not None)
+        return all(each[replica] <= part for replica, part in parts.items())
+
+    def _counts(self, run: Run, at: float) -> bool:
+        """Whether a handler counts. One that a frozen replica could not end does not, once its lease is over."""
+        frozen, lease = self.site.lives[run.replica].frozen, self.site.plan.lease
+        return not any(run.decided < since and since + 0.9 * lease <= at for since, _ in frozen)

@@ -1,0 +1,193 @@
+"""A transport that raises what its protocol does not name fails a call, and never the consumer."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from postroom import Consumer, Message, MessageContext, OutgoingMessage, RetryPolicy
+from postroom.errors import Reject
+from postroom.tasks import Tasks
+from postroom.testing import run_virtual
+from postroom.transports.memory import MemoryClient
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+from support.world import Databases, Order, Tenant, World, in_world
+
+
+class Exit(BaseException):
+    """What a library ends its own loop with."""
+
+
+ODD: list[type[BaseException]] = [Exit, GeneratorExit, asyncio.CancelledError]
+
+
+class OddQueue:
+    """A queue that raises an error in one of its calls, the first times."""
+
+    def __init__(self, inner: Queue, client: "OddClient") -> None:
+        self._inner = inner
+        self._client = client
+
+    @property
+    def info(self) -> QueueInfo:
+        """What the queue says of itself."""
+        return self._inner.info
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Receive."""
+        self._client.visit("receive")
+        return await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
+
+    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
+        """Delete."""
+        self._client.visit("delete")
+        return await self._inner.delete(receipt_handles)
+
+    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        """Change."""
+        self._client.visit("change_visibility")
+        task = asyncio.current_task()
+        if self._client.slow and task is not None and task.get_name() == "postroom-recall":
+            self._client.recalling.set()
+            await asyncio.sleep(self._client.slow)
+        return await self._inner.change_visibility(changes)
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        """Send."""
+        self._client.visit("send")
+        return await self._inner.send(messages)
+
+    async def attributes(self) -> Mapping[str, str]:
+        """Ask."""
+        self._client.visit("attributes")
+        return await self._inner.attributes()
+
+
+class OddClient(MemoryClient):
+    """Opens such queues."""
+
+    place = ""
+    error: type[BaseException] = Exit
+    left = 0
+    slow = 0.0
+    recalling: asyncio.Event
+
+    def visit(self, place: str) -> None:
+        """Raise, if it is that call's turn."""
+        if place == self.place and self.left > 0:
+            self.left -= 1
+            raise self.error
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        self.visit("queue")
+        return OddQueue(await super().queue(name), self)
+
+
+@pytest.mark.parametrize("error", ODD)
+@pytest.mark.parametrize("place", ["receive", "delete", "change_visibility", "send", "attributes"])
+def test_what_a_call_raises_fails_that_call(place: str, error: type[BaseException]) -> None:
+    """It is tried again: one order is acknowledged, one retried, one rejected, and the consumer goes on."""
+
+    async def scenario(world: World) -> tuple[list[str], int, int, int]:
+        world.create(dead_letters="dead")
+        client = OddClient(world.broker)
+        client.place, client.error, client.left = place, error, 2
+        done: list[str] = []
+        orders = Consumer("orders", context=Tenant, client=client, retry=RetryPolicy(base=1, jitter=0))
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, None]) -> None:
+            if order.order_id == "bad":
+                raise Reject("bad")
+            if order.order_id == "again" and ctx.attempt == 1:
+                raise ValueError
+            await asyncio.sleep(order.seconds)
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("good", "again", "bad")
+            world.send_orders("long", seconds=100)
+            await asyncio.sleep(150)
+        return sorted(done), sum(world.counts()), sum(world.counts("dead")), client.left
+
+    done, left, dead, unraised = in_world(scenario)
+    assert (done, left, dead) == (["again", "good", "long"], 0, 1)
+    assert unraised == 0 or place == "attributes"  # which are read while messages come, a minute apart
+
+
+def test_a_stop_waits_for_recalls_that_are_out() -> None:
+    """What was deferred during an outage is visible after the stop, although the calls were out when it began."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], int]:
+        world.create(dead_letters="dead", receives=20)
+        client = OddClient(world.broker)
+        client.slow, client.recalling = 5.0, asyncio.Event()
+        databases = Databases()
+        databases.failures["a"] = ConnectionError
+        orders = Consumer(
+            "orders",
+            context=Tenant,
+            resources=databases,
+            client=client,
+        )
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        world.send_orders(*map(str, range(200)), seconds=3)
+        async with orders:
+            await asyncio.sleep(20)
+            del databases.failures["a"]
+            await asyncio.wait_for(client.recalling.wait(), 60)
+            out = len([task for task in asyncio.all_tasks() if task.get_name() == "postroom-recall"])
+        return world.counts(), out
+
+    (visible, hidden), out = in_world(scenario)
+    assert out > 0
+    assert hidden == 0
+    assert visible > 150
+
+
+def test_a_task_that_raises_cancelled_error_itself_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """One that was cancelled is not."""
+
+    async def scenario() -> list[BaseException]:
+        fatal: list[BaseException] = []
+        tasks = Tasks(fatal.append)
+
+        async def own() -> None:
+            raise asyncio.CancelledError
+
+        task = tasks.spawn(asyncio.sleep(100), "cancelled")
+        tasks.spawn(own(), "own")
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.sleep(1)
+        return fatal
+
+    [error] = run_virtual(scenario())
+    assert "task own" in str(error)
+    assert caplog.messages == ["Task own ended by a CancelledError that its own code raised"]
+
+
+def test_a_timer_that_raises_what_is_no_exception_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """As one that raises an Exception is."""
+
+    async def scenario() -> list[BaseException]:
+        fatal: list[BaseException] = []
+
+        def fail() -> None:
+            raise Exit
+
+        Tasks(fatal.append).call_later(1, fail)
+        await asyncio.sleep(2)
+        return fatal
+
+    [error] = run_virtual(scenario())
+    assert isinstance(error, Exit)
+    assert caplog.messages == ["A timer of postroom failed"]
