@@ -597,5 +597,5 @@ def test_a_send_that_outlives_its_block_ends_with_the_client(monkeypatch: pytest
 def test_a_number_that_sqs_does_not_take_is_refused_before_it_is_sent(value: float) -> None:
     """It would be refused there, with the whole message."""
     sender = Sender[None]("orders")
-    with pytest.raises(ConfigurationError, match="attributes={'price': ...} takes text that is not empty, a number"):
+    with pytest.raises(ConfigurationError, match=r"attributes={'price': \.\.\.} takes text that is not empty"):
         sender.message("x", attributes={"price": value})
