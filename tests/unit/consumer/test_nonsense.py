@@ -22,13 +22,24 @@ from support.world import Databases, Order, Tenant, World, in_world
 
 NONSENSE: list[Any] = ["many", -1, 0, 0.5, float("nan"), float("inf"), True, [], object, b"3", 10**30]
 Make = Callable[[Any], dict[str, Any]]
+
+
+def always(value: Any) -> Callable[[Any], Any]:
+    """Return a policy that says the same of every message."""
+
+    def policy(_call: Any) -> Any:
+        return value
+
+    return policy
+
+
 PLACES: dict[str, Make] = {
     "overrides": lambda value: {"concurrency": Concurrency(overrides=lambda _tenant: value)},
     "mapping": lambda value: {"concurrency": Concurrency(overrides={Tenant("a"): value})},
     "weights": lambda value: {"concurrency": Concurrency(total=2, weights=lambda _tenant: value)},
     "timeout": lambda value: {"concurrency": Concurrency(handler_timeout=lambda _call: value)},
     "delay": lambda value: {"retry": RetryPolicy(base=1, delay=lambda _message, _error: value)},
-    "policies": lambda value: dict.fromkeys(("retry", "visibility", "faults"), lambda _call: value),
+    "policies": lambda value: {name: always(value) for name in ("retry", "visibility", "faults")},
     "fleet": lambda value: {
         "fleet": Fleet(MemoryState(asyncio.get_running_loop().time), overrides=lambda _tenant: value)
     },
