@@ -37,10 +37,9 @@ async def test_every_key_but_the_decisions_has_an_end(valkey9: ValkeyServer) -> 
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("EXCHANGE", "redis.call('PEXPIRE', slots_key, lease)"),
-        ("EXCHANGE", "redis.call('PEXPIRE', members_key, lease)"),
-        ("EXCHANGE", "redis.call('PEXPIRE', epoch_key, 10 * lease)"),
-        ("REPORT", "redis.call('PEXPIRE', KEYS[1], ARGV[3])"),
+        ("EXCHANGE", "outlast(slots_key, lease)"),
+        ("EXCHANGE", "outlast(members_key, lease)"),
+        ("EXCHANGE", "outlast(epoch_key, 10 * lease)"),
         ("DECIDE", ", 'PX', ARGV[1]"),
     ],
 )  # fmt: skip
