@@ -161,7 +161,7 @@ async def once(messages: int, tenants: int, concurrency: int, extra: str = "") -
         assert ctx.resources["tenant"] == ctx.context.tenant_id
 
     if extra == "router":
-        router = Router(by_attribute("region"))
+        router = Router[Tenant, dict[str, str]](by_attribute("region"))
         router.handler("eu-west-1")(handle)
         orders.handler(router)
     else:
