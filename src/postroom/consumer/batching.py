@@ -223,6 +223,10 @@ def check_batch(size: object, wait: object, concurrency: Concurrency, *, shared:
         raise ConfigurationError(f"batch_handler(size=...) takes a whole number from 1 up; got {size!r}")
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
         raise ConfigurationError(f"batch_handler(wait=...) takes seconds, 0 or more; got {wait!r}")
+    limit = concurrency.handler_timeout
+    if limit is not None and not callable(limit) and wait >= limit:
+        text = f"batch_handler(wait={wait:g}) takes all of Concurrency(handler_timeout={limit:g}), which begins with it"
+        raise ConfigurationError(f"{text}: messages would fail while they wait; make one longer or the other shorter")
     slots = min(concurrency.total, concurrency.per_tenant) if shared else concurrency.total
     if size > slots:
         total = max(size, concurrency.total)

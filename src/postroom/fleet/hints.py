@@ -50,7 +50,7 @@ class Hints:
         self._wanted: dict[str, None] = {}
         self._reports: dict[str, Report] = {}
         self._told: set[str] = set()
-        """Hosts that were told about since the last request left: its answer does not know that yet."""
+        """Hosts that were told to be back since the last request left: its answer does not know that yet."""
 
     def __len__(self) -> int:
         """Count the hosts that a replica has said are down."""
@@ -95,7 +95,8 @@ class Hints:
 
     def told(self, host: str, report: Report) -> None:
         """Note that the store knows a report. What was found out meanwhile is still to be told."""
-        self._told.add(host)
+        if report.cause is None:
+            self._told.add(host)
         if self._reports.get(host) is report:
             del self._reports[host]
 
@@ -123,7 +124,8 @@ class Hints:
         """
         ran_out = {host: end for host, end in self._ends.items() if end <= now < end + self._patience}
         told = {hint.host: asked + hint.seconds * (1 - MARGIN) for hint in hints}
-        later = self._told | self._reports.keys()
+        # A host that was found down meanwhile stays known: its next try waits for a turn, as of all others.
+        later = self._told | {host for host, report in self._reports.items() if report.cause is None}
         ends = {host: end for host, end in (ran_out | told).items() if host not in later}
         self._ends = {host: end for host, end in ends.items() if host in told or host in self.known}
         self.known.clear()

@@ -128,9 +128,13 @@ def make(
     )
 
 
+_LARGEST: Final = 1e126
+"""The largest value of a Number attribute (sqs-message-metadata.html). It also leaves out what is not a number."""
+
+
 def to_attribute(name: str, value: object) -> MessageAttribute:
     """Return an attribute as SQS takes it. Raises ``ConfigurationError`` with what it takes."""
-    if _NAME.fullmatch(name) is None:
+    if _NAME.fullmatch(str(name)) is None:
         text = (
             f"attributes={{{name!r}: ...}}: SQS allows 1 to 256 letters, digits, '_', '-' and '.' in the name of a "
             "message attribute, not beginning with 'AWS.' or 'Amazon.', see sqs-message-metadata.html"
@@ -141,7 +145,7 @@ def to_attribute(name: str, value: object) -> MessageAttribute:
             return value
         case bool():
             return MessageAttribute(string_value=str(value).lower())
-        case int() | float():
+        case int() | float() if abs(value) <= _LARGEST:
             return MessageAttribute("Number", string_value=str(value))
         case bytes() if value:
             return MessageAttribute("Binary", binary_value=value)

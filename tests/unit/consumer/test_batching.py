@@ -206,7 +206,9 @@ def test_one_that_is_cancelled_while_it_collects_leaves_the_others() -> None:
         async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
             sizes.append(len(orders))
 
-        scene = Scene(world, store, wait=5.0, concurrency=Concurrency(total=20, per_tenant=10, handler_timeout=3.0))
+        scene = Scene(
+            world, store, wait=5.0, concurrency=Concurrency(total=20, per_tenant=10, handler_timeout=lambda _call: 3.0)
+        )
         async with scene.orders:
             await asyncio.sleep(1)
             world.send_orders("1")
@@ -354,3 +356,11 @@ def test_a_pause_hands_over_what_was_collected_of_its_tenant() -> None:
             assert seen == ["a"]
 
     in_world(scenario)
+
+
+def test_a_batch_does_not_wait_as_long_as_its_handler_may_take() -> None:
+    """Each message that waits for others would run into the limit, and never be handled."""
+    orders = Consumer[Tenant, None]("orders", context=Tenant, concurrency=Concurrency(handler_timeout=3.0))
+    with pytest.raises(ConfigurationError, match="wait=5"):
+        orders.batch_handler(wait=5.0)
+    orders.batch_handler(wait=2.0)

@@ -591,3 +591,11 @@ def test_a_send_that_outlives_its_block_ends_with_the_client(monkeypatch: pytest
         return sending.exception() is None, world.counts()[0]
 
     assert in_world(scenario) == ((True, 1) if shared else (False, 0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400])
+def test_a_number_that_sqs_does_not_take_is_refused_before_it_is_sent(value: float) -> None:
+    """It would be refused there, with the whole message."""
+    sender = Sender[None]("orders")
+    with pytest.raises(ConfigurationError, match=r"attributes={'price': \.\.\.} takes text that is not empty"):
+        sender.message("x", attributes={"price": value})
