@@ -261,15 +261,6 @@ class Site:
         while "Consuming" not in self.lives[name].log.read_text():
             await self.pass_time(0.1)
 
-    async def until_all_work(self) -> None:
-        """Let time pass until every replica that lives has run something."""
-        missing = set(self.alive)
-        while missing:
-            await self.pass_time(0.1)
-            for database in self.databases.values():
-                text = "SELECT DISTINCT replica FROM runs WHERE replica = ANY($1)"
-                missing -= {row[0] for row in await database.fetch(text, list(missing))}
-
     async def not_done(self) -> int:
         """Return how many orders no handler has ended."""
         text = "SELECT count(DISTINCT order_id) FROM runs WHERE ended IS NOT NULL"
@@ -279,7 +270,7 @@ class Site:
 
 @asynccontextmanager
 async def site(plan: Plan, where: Where) -> AsyncIterator[Site]:
-    """Run everything, with the replicas of the plan, until all of them work."""
+    """Run everything, with the replicas of the plan, from when they use the whole cap."""
     for tenant in plan.names:
         where.server.create_database(f"fleet-{tenant}", schema=_SCHEMA)
     async with LocalBroker() as broker, LocalServer(broker) as sqs:
@@ -291,7 +282,7 @@ async def site(plan: Plan, where: Where) -> AsyncIterator[Site]:
         try:
             for _ in range(plan.replicas):
                 await here.until_consuming(await here.start())
-            await here.until_all_work()
+            await here.until_full(list(plan.names), time.time(), 60.0)
             yield here
         finally:
             await here.close()

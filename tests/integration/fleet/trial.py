@@ -84,6 +84,7 @@ async def piece(plan: Plan, where: Where, tally: Tally, options: argparse.Namesp
         judge = Judge(here)
         await judge.look()
         print(f"{plan.replicas} replicas work: {time.monotonic() - began:.1f} s, {judge.starts:,} starts", flush=True)
+        began = time.monotonic()
         while time.monotonic() < began + options.minutes * 60 or (tally.todo and not options.minutes):
             tally.todo = tally.todo or rng.sample(names, len(names))
             name = tally.todo.pop()
