@@ -4,15 +4,20 @@ The queue is made of prepared batches that answer at once, so nothing but postro
 context from attributes, scheduler, pooled lease, validated payload, handler task, heartbeat, batched acknowledgement.
 
     python benchmarks/pipeline.py [--messages 50000] [--tenants 100] [--concurrency 64] [--profile]
+
+``--with router`` and ``--with envelope`` measure what a ``Router`` and an ``SnsEnvelope`` add that plain messages pass.
+``--calls`` counts calls of Python and C per message instead: the same on every run, however busy the machine is.
 """
 
 import argparse
 import asyncio
 import cProfile
+import gc
 import json
 import logging
 import pstats
 import statistics
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,8 +26,20 @@ from typing import Self
 
 import msgspec
 
-from postroom import Concurrency, Consumer, Message, MessageAttribute, MessageContext, Polling, PoolLimits, ResourcePool
+from postroom import (
+    Concurrency,
+    Consumer,
+    Message,
+    MessageAttribute,
+    MessageContext,
+    Polling,
+    PoolLimits,
+    ResourcePool,
+    Router,
+    by_attribute,
+)
 from postroom.message import OutgoingMessage
+from postroom.payloads import SnsEnvelope
 from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
 
 
@@ -126,7 +143,7 @@ async def database(tenant: Tenant) -> AsyncGenerator[dict[str, str]]:
     yield {"tenant": tenant.tenant_id}
 
 
-async def once(messages: int, tenants: int, concurrency: int) -> tuple[float, float, int]:
+async def once(messages: int, tenants: int, concurrency: int, extra: str = "") -> tuple[float, float, int]:
     """Consume so many messages and return CPU seconds, wall seconds and calls."""
     queue = PreparedQueue(messages, tenants)
     pool = ResourcePool(database, limits=PoolLimits(budget=tenants))
@@ -137,11 +154,18 @@ async def once(messages: int, tenants: int, concurrency: int) -> tuple[float, fl
         concurrency=Concurrency(total=concurrency, per_tenant=concurrency),
         polling=Polling(wait=20),
         client=PreparedClient(queue),
+        unwrap=SnsEnvelope(raw=True) if extra == "envelope" else None,
     )
 
-    @orders.handler
     async def handle(order: Order, ctx: MessageContext[Tenant, dict[str, str]]) -> None:
         assert ctx.resources["tenant"] == ctx.context.tenant_id
+
+    if extra == "router":
+        router = Router[Tenant, dict[str, str]](by_attribute("region"))
+        router.handler("eu-west-1")(handle)
+        orders.handler(router)
+    else:
+        orders.handler(handle)
 
     async with pool:
         for tenant in range(tenants):
@@ -155,6 +179,26 @@ async def once(messages: int, tenants: int, concurrency: int) -> tuple[float, fl
     return *used, queue.calls
 
 
+def count_calls(tenants: int, concurrency: int, extra: str) -> None:
+    """Print how many calls of Python and of C one more message makes."""
+    counts = {"call": 0, "c_call": 0}
+
+    def noted(_frame: object, event: str, _argument: object) -> None:
+        if event in counts:
+            counts[event] += 1
+
+    seen: list[dict[str, int]] = []
+    gc.disable()
+    for messages in (2_000, 6_000):
+        counts.update(call=0, c_call=0)
+        sys.setprofile(noted)
+        asyncio.run(once(messages, tenants, concurrency, extra))
+        sys.setprofile(None)
+        seen.append(dict(counts))
+    python, c = ((seen[1][each] - seen[0][each]) / 4_000 for each in ("call", "c_call"))
+    print(f"calls per message: {python:.1f} of Python, {c:.1f} of C")
+
+
 def main() -> None:
     """Measure, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -163,14 +207,20 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--calls", action="store_true")
+    parser.add_argument("--with", dest="extra", choices=["router", "envelope"], default="")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    if options.calls:
+        count_calls(options.tenants, options.concurrency, options.extra)
+        return
     if options.profile:
         profile = cProfile.Profile()
-        profile.runcall(asyncio.run, once(options.messages, options.tenants, options.concurrency))
+        profile.runcall(asyncio.run, once(options.messages, options.tenants, options.concurrency, options.extra))
         pstats.Stats(profile).sort_stats("tottime").print_stats(35)
         return
-    runs = [asyncio.run(once(options.messages, options.tenants, options.concurrency)) for _ in range(options.runs)]
+    sizes = options.messages, options.tenants, options.concurrency
+    runs = [asyncio.run(once(*sizes, options.extra)) for _ in range(options.runs)]
     cpu = [used / options.messages * 1e6 for used, _, _ in runs]
     wall = [options.messages / seconds for _, seconds, _ in runs]
     print(f"CPU per message: median {statistics.median(cpu):.1f} us (from {min(cpu):.1f} to {max(cpu):.1f})")

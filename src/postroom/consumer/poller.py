@@ -87,7 +87,9 @@ class Receiver:
         # Before the await: health asks how long the oldest receive has been out.
         self._out[number] = now
         try:
-            messages = await self._source.queue.receive(limit=limit, wait=wait, visibility=self._timeout)
+            queue = self._source.queue
+            # `or`: a transport of the user's may say None where it has nothing.
+            messages = await queue.receive(limit=limit, wait=wait, visibility=self._timeout) or []
         except BaseException as error:
             if isinstance(error, Exception) or has_to_leave(error, task):
                 raise

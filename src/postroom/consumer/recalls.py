@@ -50,7 +50,8 @@ class Recalls:
         for tries in range(1, _TRIES + 1):
             task = asyncio.current_task()
             try:
-                failures = await queue.change_visibility([VisibilityChange(each.receipt_handle, 0) for each in batch])
+                changes = [VisibilityChange(each.receipt_handle, 0) for each in batch]
+                failures = await queue.change_visibility(changes) or ()
             except BaseException as error:
                 if has_to_leave(error, task):
                     raise

@@ -101,9 +101,13 @@ class Hints:
             del self._reports[host]
 
     def claims(self) -> list[str]:
-        """Return the hosts of which this replica would be the one to try."""
-        wanted, self._wanted = [host for host in self._wanted if host in self.known], {}
-        return wanted
+        """Return the hosts of which this replica would be the one to try, until ``asked`` says that the store said."""
+        self._wanted = {host: None for host in self._wanted if host in self.known}
+        return list(self._wanted)
+
+    def asked(self, host: str) -> None:
+        """Note that the store has said whether this replica may try a host. A try that still waits asks again."""
+        self._wanted.pop(host, None)
 
     def claimed(self, host: str, asked: float) -> None:
         """Note that this replica may try a host: from before the request left, less the margin of a lease.

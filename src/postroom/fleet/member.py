@@ -355,6 +355,7 @@ class Member:
             # replica at once.
             if await self._state.claim_probe(self.name, host, self.ledger.replica, self.hints.turn):
                 self.hints.claimed(host, asked)
+            self.hints.asked(host)
 
     # -- a look -----------------------------------------------------------------------------------------------------
 

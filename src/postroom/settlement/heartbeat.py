@@ -224,7 +224,7 @@ class Heartbeat:
             self._asked[delivery] = delivery.receipt_handle
             delivery.beating = True
         try:
-            failures = await self._queue.change_visibility(changes)
+            failures = await self._queue.change_visibility(changes) or ()
         except BaseException as error:
             # Also after a cancellation: a change of visibility may wait for this extension to be
             # over.

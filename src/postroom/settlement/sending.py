@@ -56,7 +56,7 @@ class Deletes:
             entry.sent_handle = entry.delivery.receipt_handle
             entry.on_its_way = True
         try:
-            return await self._queue.delete([entry.sent_handle for entry in entries])
+            return await self._queue.delete([entry.sent_handle for entry in entries]) or ()
         finally:
             for entry in entries:
                 entry.on_its_way = False
@@ -96,7 +96,7 @@ class Changes:
         # certain.
         refused = frozenset[int](range(len(entries)))
         try:
-            failures = await self._queue.change_visibility(changes)
+            failures = await self._queue.change_visibility(changes) or ()
             refused = frozenset(failure.index for failure in failures)
         finally:
             heartbeat.now()

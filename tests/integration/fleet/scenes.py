@@ -96,9 +96,8 @@ async def cut_long(site: Site, judge: Judge, rng: Random, times: Times) -> None:
             site.heal(names)
             at = time.time()
             await site.pass_time(site.plan.lease + site.plan.tick)
-        back = await site.until_full(list(site.plan.names), at + site.plan.lease, _PATIENCE)
-        for seconds in back.values():
-            _note(times, f"full again after a long cut ({mode})", seconds + site.plan.lease)
+        _note(times, f"last start by the fallback after a long cut ({mode})", await site.last_by_fallback(at))
+        await site.until_full(list(site.plan.names), at + site.plan.lease, _PATIENCE)
     await judge.look()
 
 
@@ -122,9 +121,9 @@ async def _gone(seconds: float, site: Site, judge: Judge, times: Times) -> None:
         await asyncio.to_thread(site.store.restart)
         at = time.time()
         await site.pass_time(site.plan.lease + site.plan.tick)
-    back = await site.until_full(list(site.plan.names), at + site.plan.lease, _PATIENCE)
-    for later in back.values():
-        _note(times, "full again after the store was gone", later + site.plan.lease)
+    _note(times, "last start by the fallback after the store is back", await site.last_by_fallback(at))
+    for later in (await site.until_full(list(site.plan.names), at + 0.1, _PATIENCE)).values():
+        _note(times, "full again after the store is back", later + 0.1)
     await judge.look()
 
 

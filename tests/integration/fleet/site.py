@@ -245,6 +245,12 @@ class Site:
                         found[tenant] = at - since
         return found
 
+    async def last_by_fallback(self, since: float) -> float:
+        """Return after how many seconds the last handler began that its replica ran without slots; 0.0 for none."""
+        text = "SELECT extract(epoch FROM max(decided))::float8 - $1 FROM runs WHERE part IS NOT NULL"
+        found = [await database.fetchval(text, since) for database in self.databases.values()]
+        return max((seconds for seconds in found if seconds is not None and seconds > 0), default=0.0)
+
     async def busy_with(self, name: str) -> list[str]:
         """Return the tenants of which a replica runs a handler."""
         text = "SELECT EXISTS (SELECT FROM runs WHERE replica = $1 AND ended IS NULL)"

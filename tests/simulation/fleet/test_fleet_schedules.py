@@ -23,7 +23,7 @@ FOUND_BY = {
     "starts are saved up": 1,
     "no margin": 0,
 }
-"""A seed that finds each defect soon: the first one, but for "every message asks": its first one takes long."""
+"""A seed that finds each defect soon: the first one, or a later one that takes less time."""
 
 FOUND_BY_SEARCH = (
     7058,  # F5: with handlers as long as a lease, a turn that goes by the clock passed by a replica

@@ -119,6 +119,42 @@ def test_what_a_call_raises_fails_that_call(place: str, error: type[BaseExceptio
     assert unraised == 0 or place == "attributes"  # which are read while messages come, a minute apart
 
 
+def test_none_is_no_message_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that ends without a `return` where there is nothing to tell does not end the consumer."""
+    names = ("receive", "delete", "change_visibility")
+    originals = {name: getattr(OddQueue, name) for name in names}
+
+    def sparing(name: str) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            return await originals[name](*arguments, **named) or None
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(OddQueue, name, sparing(name))
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create()
+        client = OddClient(world.broker)
+        done: list[str] = []
+        orders = Consumer("orders", context=Tenant, client=client, retry=RetryPolicy(base=1, jitter=0))
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, None]) -> None:
+            if ctx.attempt == 1 and order.seconds < 50:
+                raise ValueError
+            await asyncio.sleep(order.seconds)
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("again")
+            world.send_orders("long", seconds=100)
+            await asyncio.sleep(150)
+        return sorted(done), sum(world.counts())
+
+    assert in_world(scenario) == (["again", "long"], 0)
+
+
 def test_a_stop_waits_for_recalls_that_are_out() -> None:
     """What was deferred during an outage is visible after the stop, although the calls were out when it began."""
 

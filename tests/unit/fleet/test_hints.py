@@ -37,6 +37,7 @@ class Replicas:
         self.now += WAY
         for host in mine:
             hints.claimed(host, asked)
+        hints.asked(HOST)
         hints.learn(said, asked, self.now)
 
     def look(self) -> None:
@@ -184,3 +185,14 @@ def test_a_host_that_is_back_is_not_down_again_by_an_older_answer() -> None:
     assert told(hints, 2.0) == []
     hints.learn([Hint(HOST, 8.0, "refused")], 1.9, 2.1)  # another replica has found it down since
     assert hints.wait("db1", 2.2) is not None
+
+
+def test_a_turn_that_could_not_be_asked_for_is_asked_for_again() -> None:
+    """The call to the store failed: a try that sleeps until the hint's end does not have to ask once more."""
+    hints = Hints(LEASE, Random(1))
+    hints.learn([Hint(HOST, 8.0, "refused")], 0.0, 0.1)
+    assert hints.wait("db1", 0.2) is not None
+    assert hints.claims() == [HOST]
+    assert hints.claims() == [HOST]
+    hints.asked(HOST)
+    assert hints.claims() == []
