@@ -43,13 +43,10 @@ async def test_every_key_but_the_decisions_has_an_end(valkey9: ValkeyServer) -> 
         ("EXCHANGE", "outlast(slots_key, lease)"),
         ("EXCHANGE", "outlast(members_key, lease)"),
         ("EXCHANGE", "outlast(epoch_key, 10 * lease)"),
-<<<<<<< HEAD
-=======
         (
             "REPORT",
             "if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end",
         ),
->>>>>>> main
         ("DECIDE", ", 'PX', ARGV[1]"),
     ],
 )  # fmt: skip
