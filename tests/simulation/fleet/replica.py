@@ -101,6 +101,8 @@ class Link:
 
         await self._call(effect)
         self.turns.pop(host, None)  # its own try is over
+        if cause is None:
+            self.heard.pop(host, None)  # it knows better than what the store said before
 
     async def claim_probe(self, fleet: str, host: str, replica: str, seconds: float) -> bool:
         """Ask for the turn at a host."""

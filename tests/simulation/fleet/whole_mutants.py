@@ -120,7 +120,7 @@ def a_host_that_was_down_stays_down() -> Planted:
 
 WHOLE_MUTANTS: dict[str, tuple[Mutant, str, range]] = {
     "nothing is restored": (nothing_is_restored, "F11", range(40)),
-    "versions are counted": (versions_are_counted, "F11", range(40)),
+    "versions are counted": (versions_are_counted, "F11", range(80)),
     "what a store remembers is the latest": (what_a_store_remembers_is_the_latest, "F11", range(40)),
     "decisions are read once": (decisions_are_read_once, "F11", range(10)),
     "a decision is said once": (a_decision_is_said_once, "F11", range(100)),
