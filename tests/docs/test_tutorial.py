@@ -72,7 +72,7 @@ def running(words: str, where: Path, environment: dict[str, str]) -> Iterator[Ou
 
 def wait_until(words: str, part: str, where: Path, environment: dict[str, str]) -> None:
     """Run a command until its output has some text: SQS moves a letter when it would be received once more."""
-    for _ in range(20):
+    for _ in range(40):
         said = subprocess.run(
             [COMMANDS / "postroom", *shlex.split(words)[1:]],
             cwd=where, env=environment, check=True, capture_output=True, text=True,
@@ -109,8 +109,7 @@ def test_a_first_message_of_ones_own(tmp_path: Path) -> None:
                 )
             consumer("acme: recorded 1")
             assert "amount" in consumer("acme")
-            consumer("unknown")
-            consumer("attempt 3")
+            consumer("unknown")  # before or after the third attempt of the other one
             (look,) = command("postroom dead-letters")
             wait_until(look, "acme    received too often", tmp_path, environment)
     assert list((tmp_path / "databases").glob("acme*.sqlite3"))
