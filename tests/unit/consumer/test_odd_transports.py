@@ -185,7 +185,7 @@ def test_a_stop_waits_for_recalls_that_are_out() -> None:
 
     (visible, hidden), out = in_world(scenario)
     assert out > 0
-    assert hidden < 20  # a few whose deferral is on its way while the stop begins; without the wait, all of them
+    assert hidden < 20  # a few deferrals are on their way when the stop begins; without the wait, all are hidden
     assert visible > 150
 
 
