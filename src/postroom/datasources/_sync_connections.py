@@ -33,6 +33,8 @@ PATIENCE: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives
 itself would wait for two hours while nothing is sent, and then for a quarter of an hour."""
 _CANCELLING: Final = 1.0
 """Seconds for telling the server that a statement is not wanted."""
+_RELEASED: Final = 1.0
+"""Seconds for a thread to let go of a connection whose socket was shut down under it."""
 _log = Log("postroom.datasources", Step.RESOURCES)
 
 
@@ -160,7 +162,7 @@ class SyncConnections:
         for connection in held:
             if _is_busy(connection):  # without this, the server would finish the statement, and keep its backend
                 await asyncio.to_thread(_cancel, connection)
-            end_sync_connection(connection)
+            await asyncio.to_thread(end_sync_connection, connection)
         if self._under_way:  # they end by themselves: their thread looks whether it may go on
             await asyncio.to_thread(self._none.wait, self._timeout)
         if in_use:
@@ -252,6 +254,12 @@ def end_sync_connection(connection: SyncConnection) -> None:
         return
     with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
+    # A thread that had its answer before the shutdown does not notice it, and leaves the connection open.
+    if connection.lock.acquire(timeout=_RELEASED):
+        try:
+            connection.close()
+        finally:
+            connection.lock.release()
 
 
 def _is_busy(connection: SyncConnection) -> bool:

@@ -208,3 +208,14 @@ async def test_a_server_that_does_not_answer_is_late(provide: Provide) -> None:
                 pass
     for writer in silent:
         writer.close()
+
+
+async def test_a_thread_that_had_its_answer_leaves_no_connection_open(tenant: TenantDatabase) -> None:
+    """It holds the connection while the resource is closed, and nothing tells it that its socket was shut down."""
+    held: list[Any] = []
+    async with asyncio.timeout(20), psycopg_sync_pool(Registry({"a": tenant.dsn}), close_timeout=0.1)("a") as pool:
+        connection = await asyncio.to_thread(pool.getconn)
+        held.append(connection)
+        connection.lock.acquire()
+        asyncio.get_running_loop().call_later(0.5, connection.lock.release)
+    assert held[0].closed
