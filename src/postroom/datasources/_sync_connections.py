@@ -34,7 +34,7 @@ itself would wait for two hours while nothing is sent, and then for a quarter of
 _CANCELLING: Final = 1.0
 """Seconds for telling the server that a statement is not wanted."""
 _RELEASED: Final = 1.0
-"""Seconds for a thread to let go of a connection whose socket was shut down under it."""
+"""Seconds for a thread to let go of a connection after its socket was shut down."""
 _log = Log("postroom.datasources", Step.RESOURCES)
 
 
