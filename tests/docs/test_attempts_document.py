@@ -3,21 +3,20 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from postroom import Consumer, Message, OutgoingMessage, Polling
+from postroom import Consumer, Polling
 from postroom.consumer.attempts import LEAST_FOR_PARKING, default_promise
 from postroom.local import LocalBroker
 from postroom.local.shapes import Send
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient
-from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+from postroom.transports.protocol import Queue
+from support.passing import PassingClient, PassingQueue
 
 TEXT = (Path(__file__).parents[2] / "docs" / "attempts.md").read_text(encoding="utf-8")
 CENTS_PER_MILLION = 40
@@ -26,71 +25,34 @@ WAY = 0.005
 """Seconds that a request takes, and as many that its answer takes."""
 
 
-class CountedQueue:
+class CountedQueue(PassingQueue):
     """A queue at the end of a wire, with requests that are counted."""
 
     def __init__(self, inner: Queue, requests: Counter[str]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._requests = requests
 
-    @property
-    def info(self) -> QueueInfo:
-        """What the queue says of itself."""
-        return self._inner.info
-
-    async def receive(
-        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
-    ) -> list[Message]:
-        """Count a receive."""
-        await self._sent("receive")
-        messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
-        await asyncio.sleep(WAY)
-        return messages
-
-    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
-        """Count a call that deletes."""
-        await self._sent("delete")
-        return await self._inner.delete(receipt_handles)
-
-    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-        """Count a call that changes visibility timeouts."""
-        await self._sent("change")
-        return await self._inner.change_visibility(changes)
-
-    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
-        """Count a call that sends."""
-        await self._sent("send")
-        return await self._inner.send(messages)
-
-    async def attributes(self) -> Mapping[str, str]:
-        """Count a look at the attributes."""
-        await self._sent("attributes")
-        return await self._inner.attributes()
-
-    async def _sent(self, kind: str) -> None:
-        self._requests[kind] += 1
+    async def before(self, call: str) -> None:
+        """Count a request, which takes its time."""
+        self._requests["change" if call == "change_visibility" else call] += 1
         await asyncio.sleep(WAY)
 
+    async def after(self, call: str) -> None:
+        """Let messages take their time, too."""
+        if call == "receive":
+            await asyncio.sleep(WAY)
 
-class CountingClient:
+
+class CountingClient(PassingClient):
     """A client that counts the requests of all its queues."""
 
     def __init__(self, inner: MemoryClient) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.requests: Counter[str] = Counter()
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, traceback)
 
     async def queue(self, name: str) -> CountedQueue:
         """Open a queue."""
-        return CountedQueue(await self._inner.queue(name), self.requests)
+        return CountedQueue(await super().queue(name), self.requests)
 
 
 async def requests_of(rate: float, gather: float, seconds: float) -> tuple[Counter[str], float]:

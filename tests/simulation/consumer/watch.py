@@ -3,8 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -19,6 +18,7 @@ from postroom.types import Settlement
 from simulation.consumer.attempts import Ledger
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import Plan
+from support.passing import PassingClient
 
 LOST = "the message is not ours any longer: its visibility timeout is over"
 STOPPING = "the consumer stops and its drain time is over"
@@ -390,27 +390,18 @@ class Watch:
         return self.receipts[handle].message_id[:4]
 
 
-class WatchedClient:
+class WatchedClient(PassingClient):
     """The client of one process. Once the process is dead, nothing gets out of it any longer."""
 
     def __init__(self, inner: FaultyClient, watch: Watch, gate: "Gate") -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._watch = watch
         self._gate = gate
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, traceback)
 
     async def queue(self, name: str) -> "WatchedQueue":
         """Open a queue."""
         self._gate.check()
-        return WatchedQueue(await self._inner.queue(name), self._watch, self._gate)
+        return WatchedQueue(await super().queue(name), self._watch, self._gate)
 
 
 class Gate:

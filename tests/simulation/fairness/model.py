@@ -8,11 +8,11 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 
 from postroom import Concurrency, Consumer, Message, MessageContext, Polling, Shutdown
@@ -21,11 +21,11 @@ from postroom.consumer.job import Job
 from postroom.local import LocalBroker
 from postroom.local.fair import FairPolicy
 from postroom.local.shapes import Send
-from postroom.message import OutgoingMessage
 from postroom.scheduling import Scheduler, State
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient
-from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+from postroom.transports.protocol import Queue
+from support.passing import PassingClient, PassingQueue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,68 +76,33 @@ class Outcome:
         return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
 
 
-class FarQueue:
-    """A queue at the end of a network: every call takes a round trip."""
+class FarQueue(PassingQueue):
+    """A queue at the end of a network: a call of a consumer's own takes a round trip."""
 
     def __init__(self, queue: Queue, round_trip: float) -> None:
-        self._queue = queue
+        super().__init__(queue)
         self._half = round_trip / 2
 
-    @property
-    def info(self) -> QueueInfo:
-        """What the queue said of itself."""
-        return self._queue.info
+    async def before(self, call: str) -> None:
+        """Take half a round trip."""
+        if call not in {"send", "attributes"}:
+            await asyncio.sleep(self._half)
 
-    async def receive(
-        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
-    ) -> list[Message]:
-        """Receive, half a round trip away."""
-        await asyncio.sleep(self._half)
-        received = await self._queue.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
-        await asyncio.sleep(self._half)
-        return received
-
-    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
-        """Delete, half a round trip away."""
-        await asyncio.sleep(self._half)
-        failures = await self._queue.delete(receipt_handles)
-        await asyncio.sleep(self._half)
-        return failures
-
-    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-        """Change visibility, half a round trip away."""
-        await asyncio.sleep(self._half)
-        failures = await self._queue.change_visibility(changes)
-        await asyncio.sleep(self._half)
-        return failures
-
-    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
-        """Send."""
-        return await self._queue.send(messages)
-
-    async def attributes(self) -> Any:
-        """Ask for the attributes."""
-        return await self._queue.attributes()
+    async def after(self, call: str) -> None:
+        """Take the other half."""
+        await self.before(call)
 
 
-class FarClient:
+class FarClient(PassingClient):
     """A client with queues that are at the end of a network."""
 
     def __init__(self, client: MemoryClient, round_trip: float) -> None:
-        self._client = client
+        super().__init__(client)
         self._round_trip = round_trip
-
-    async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        del error
-        await self._client.__aexit__(None, None, None)
 
     async def queue(self, name: str) -> FarQueue:
         """Open a queue."""
-        return FarQueue(await self._client.queue(name), self._round_trip)
+        return FarQueue(await super().queue(name), self._round_trip)
 
 
 class Plain(Scheduler[Job]):

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from postroom import Concurrency, Consumer, Fleet, MessageContext, Polling, PoolLimits, ResourcePool
 from postroom.fleet import Answer, Decisions, Request
@@ -16,6 +15,7 @@ from postroom.fleet.memory import Store
 from postroom.options import OpenBackoff
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import Queue
+from support.passing import PassingClient, PassingQueue
 from support.world import Order, Tenant
 
 T = TypeVar("T")
@@ -146,43 +146,28 @@ class Link:
         await asyncio.sleep(self.rng.uniform(0.0, 0.8 * LEASE / 3) if self.slow else self.rng.uniform(0.0002, 0.002))
 
 
-class _Client:
+class _Client(PassingClient):
     """The queue as one process sees it: once that is dead, nothing gets out."""
 
     def __init__(self, inner: MemoryClient, process: "Process") -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._process = process
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, traceback)
 
     async def queue(self, name: str) -> Queue:
         """Open a queue."""
-        queue: Any = _Queue(await self._inner.queue(name), self._process)
-        return queue  # type: ignore[no-any-return]
+        return _Queue(await super().queue(name), self._process)
 
 
-class _Queue:
+class _Queue(PassingQueue):
+    cancellable_after = 0.0
+    """As a queue in memory says."""
+
     def __init__(self, inner: Queue, process: "Process") -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._process = process
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if not asyncio.iscoroutinefunction(found):
-            return found
-
-        async def call(*arguments: Any, **named: Any) -> Any:
-            self._process.check()
-            return await found(*arguments, **named)
-
-        return call
+    async def before(self, call: str) -> None:
+        self._process.check()
 
 
 class Host:

@@ -1,17 +1,17 @@
 """A transport that raises what its protocol does not name fails a call, and never the consumer."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from postroom import Consumer, Message, MessageContext, OutgoingMessage, RetryPolicy
+from postroom import Consumer, MessageContext, RetryPolicy
 from postroom.errors import Reject
 from postroom.tasks import Tasks
 from postroom.testing import run_virtual
 from postroom.transports.memory import MemoryClient
-from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
+from postroom.transports.protocol import Queue
+from support.passing import PassingQueue
 from support.world import Databases, Order, Tenant, World, in_world
 
 
@@ -22,48 +22,20 @@ class Exit(BaseException):
 ODD: list[type[BaseException]] = [Exit, GeneratorExit, asyncio.CancelledError]
 
 
-class OddQueue:
+class OddQueue(PassingQueue):
     """A queue that raises an error in one of its calls, the first times."""
 
     def __init__(self, inner: Queue, client: "OddClient") -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._client = client
 
-    @property
-    def info(self) -> QueueInfo:
-        """What the queue says of itself."""
-        return self._inner.info
-
-    async def receive(
-        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
-    ) -> list[Message]:
-        """Receive."""
-        self._client.visit("receive")
-        return await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
-
-    async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
-        """Delete."""
-        self._client.visit("delete")
-        return await self._inner.delete(receipt_handles)
-
-    async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-        """Change."""
-        self._client.visit("change_visibility")
+    async def before(self, call: str) -> None:
+        """Raise, or take long over a message that is called back."""
+        self._client.visit(call)
         task = asyncio.current_task()
         if self._client.slow and task is not None and task.get_name() == "postroom-recall":
             self._client.recalling.set()
             await asyncio.sleep(self._client.slow)
-        return await self._inner.change_visibility(changes)
-
-    async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
-        """Send."""
-        self._client.visit("send")
-        return await self._inner.send(messages)
-
-    async def attributes(self) -> Mapping[str, str]:
-        """Ask."""
-        self._client.visit("attributes")
-        return await self._inner.attributes()
 
 
 class OddClient(MemoryClient):
