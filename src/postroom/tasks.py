@@ -50,7 +50,8 @@ def has_to_leave(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
     """Return whether an error of foreign code, such as a transport's, must leave the code that called it, too.
 
     It must when it ends the program, when ``task``, which made the call, was cancelled, and when the coroutine is
-    closed because its loop is gone: then it may await nothing. Anything else is a failed call.
+    closed because its loop is gone: then it may await nothing. Anything else is a failed call. ``task`` has to be asked
+    for before the call: a coroutine that is closed has no current task, or another one.
     """
     if isinstance(error, asyncio.CancelledError):
         return task is None or task.cancelling() > 0

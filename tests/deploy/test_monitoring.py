@@ -70,18 +70,7 @@ def test_dashboard_and_rules_use_names_that_exist() -> None:
     assert unknown == set()
 
 
-FLEET = {
-    "postroom.fleet.degraded",
-    "postroom.fleet.exchange.age",
-    "postroom.fleet.exchange.duration",
-    "postroom.fleet.exchanges",
-    "postroom.fleet.exchanges.failed",
-    "postroom.fleet.hosts.down",
-    "postroom.fleet.overruns",
-    "postroom.fleet.replicas",
-    "postroom.fleet.slots",
-    "postroom.fleet.starved",
-}
+FLEET = {each.name for each in (*names.FLEET_COUNTERS.values(), *names.FLEET_GAUGES.values())}
 """What only a fleet has: the dashboard is for every service."""
 
 

@@ -229,10 +229,11 @@ class Engine:
 
     async def reject(self, job: Job, reason: str, *, to: DeadLetters | None = None) -> bool:
         """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
+        task = asyncio.current_task()
         try:
             return await job.source.settler.reject(job, reason, to=to)
         except BaseException as error:  # whatever a transport raises: the message comes back
-            if has_to_leave(error, asyncio.current_task()):
+            if has_to_leave(error, task):
                 raise
             text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
             extra = about(job, step=Step.DEAD_LETTER)

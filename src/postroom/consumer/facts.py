@@ -139,14 +139,14 @@ class QueueFacts:
             self._look = self._tasks.spawn(self._ask(), "postroom-queue-attributes")
 
     async def _ask(self) -> None:
-        pause = REFRESH
+        pause, task = REFRESH, asyncio.current_task()
         try:
             said = await self._queue.attributes()
             self._learn(dict(said))
         except AccessDenied:
             self.known, pause = False, _DENIED
         except BaseException as error:  # whatever a transport raises: the answer would have been approximate anyway
-            if has_to_leave(error, asyncio.current_task()):
+            if has_to_leave(error, task):
                 raise
             self._in_flight = 0  # what the queue said last may be long past; this consumer's own limits remain
         finally:

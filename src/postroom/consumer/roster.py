@@ -90,11 +90,12 @@ class Roster:
 
     async def _ask_again(self) -> None:
         """Ask which queues there are. While that fails, those that are known stay."""
+        task = asyncio.current_task()
         try:
             async with asyncio.timeout(_PATIENCE):
                 weights = await self._queues.ask()
         except BaseException as error:  # whatever the function raises
-            if has_to_leave(error, asyncio.current_task()):
+            if has_to_leave(error, task):
                 raise
             if (trouble := type(error).__name__) != self._trouble:
                 self._trouble = trouble
@@ -116,11 +117,12 @@ class Roster:
         room = asyncio.Semaphore(_AT_ONCE)
 
         async def opened(name: str) -> Queue | Exception:
+            task = asyncio.current_task()
             async with room:
                 try:
                     return await self._client.queue(name)
                 except BaseException as error:  # whatever a transport raises
-                    if has_to_leave(error, asyncio.current_task()):
+                    if has_to_leave(error, task):
                         raise
                     if isinstance(error, Exception):
                         return error

@@ -123,6 +123,7 @@ class Member:
 
     async def close(self) -> None:
         """Give everything back at once. What cannot be given back runs out with its lease."""
+        task = asyncio.current_task()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -133,7 +134,7 @@ class Member:
                 async with asyncio.timeout(_CLOSING):
                     await self._state.exchange(self.name, sent.request)
             except BaseException as error:  # whatever a client raises: slots run out by themselves
-                if has_to_leave(error, asyncio.current_task()):
+                if has_to_leave(error, task):
                     raise
                 _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
         try:
@@ -141,7 +142,7 @@ class Member:
             # ends.
             await self._state.aclose()
         except BaseException as error:
-            if has_to_leave(error, asyncio.current_task()):
+            if has_to_leave(error, task):
                 raise
             _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
 
@@ -177,6 +178,7 @@ class Member:
     # -- one exchange -----------------------------------------------------------------------------------------------
 
     async def _exchange(self, sent: Sent, patience: float) -> None:
+        task = asyncio.current_task()
         try:
             async with asyncio.timeout(patience):
                 answer = await self._state.exchange(self.name, sent.request)
@@ -185,7 +187,7 @@ class Member:
                 await self._settle_decisions(answer)
                 await self._settle_hints()
         except BaseException as error:  # whatever a client raises
-            if has_to_leave(error, asyncio.current_task()):
+            if has_to_leave(error, task):
                 raise
             self._lost(sent, error)
             return
@@ -278,11 +280,12 @@ class Member:
         return list(said.values())
 
     async def _publish_now(self) -> None:
+        task = asyncio.current_task()
         try:
             async with asyncio.timeout(self.ledger.patience):
                 await self._publish()
         except BaseException as error:
-            if has_to_leave(error, asyncio.current_task()):
+            if has_to_leave(error, task):
                 raise
             text = "Fleet %s: a decision holds in this replica only until the store can be reached: %s"
             _log.warning(text, self.name, _shown(error))

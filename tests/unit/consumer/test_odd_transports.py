@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from postroom import Consumer, MessageContext, RetryPolicy
+from postroom.consumer.facts import QueueFacts
 from postroom.errors import Reject
+from postroom.local import LocalBroker
 from postroom.tasks import Tasks
 from postroom.testing import run_virtual
 from postroom.transports.memory import MemoryClient
@@ -200,3 +202,23 @@ def test_a_timer_that_raises_what_is_no_exception_is_noticed(caplog: pytest.LogC
     [error] = run_virtual(scenario())
     assert isinstance(error, Exit)
     assert caplog.messages == ["A timer of postroom failed"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_call_that_is_closed_with_its_loop_awaits_nothing_more() -> None:
+    """As when a program is left in the middle: its coroutines end without a word, and no call counts as failed."""
+
+    class Silent(OddQueue):
+        async def before(self, call: str) -> None:
+            if call == "attributes":
+                await asyncio.Event().wait()
+
+    async def begin() -> Any:
+        async with LocalBroker() as broker, MemoryClient(broker) as client:
+            broker.create_queue("orders")
+            queue = Silent(await client.queue("orders"), OddClient(broker))
+            call = QueueFacts(queue, Tasks(lambda _error: None))._ask()
+            call.send(None)
+            return call
+
+    asyncio.run(begin()).close()
