@@ -55,9 +55,9 @@ def running(words: str, where: Path, environment: dict[str, str]) -> Iterator[Ou
     reader.start()
 
     def until(part: str) -> str:
-        for line in seen:  # two messages are handled beside each other: their lines have no order
-            if part in line:
-                return line
+        for earlier in seen:  # two messages are handled beside each other: their lines have no order
+            if part in earlier:
+                return earlier
         while (line := lines.get(timeout=60)) is not None:
             seen.append(line)
             if part in line:
