@@ -223,7 +223,7 @@ class Core:
     def _is_surplus(self, job: Job, now: float, capacity: int) -> bool:
         scheduler, policy = self.scheduler, self.policy
         # The cheap question first, for every message: most are no surplus.
-        standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
+        standing = scheduler.standing(job.tenant, capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
             return False
@@ -371,7 +371,7 @@ class Core:
         """Strike a message off once its end was decided."""
         if job.probe or job.leads:
             self.probe_ended(job)
-        self.scheduler.finish(job, seconds=now - job.since if job.state is _RUNNING else None)
+        self.scheduler.finish(job, now - job.since if job.state is _RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
         """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""

@@ -157,7 +157,8 @@ class Engine:
         if job.task is not None:
             self.tasks.ended(job.task)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
-        job.turn = None
+        if job.turn is not None:
+            job.turn = None
         # It was put back in its lane while its task ended: the message is not over, only its task
         # is.
         if job.settlement is None and not job.lost and job.state is State.WAITING:

@@ -246,10 +246,9 @@ class Intake:
             job.tenant, job.problem = UNRESOLVED, error
         else:
             job.context = found
-            if message.group_id is not None and self._grouping is not None:
-                # Here, and not per queue: only now are both the sender's group and the tenant
-                # known.
-                self._grouping.check(message.group_id, job.tenant, found)
+            # Here, and not per queue: only now are both the sender's group and the tenant known.
+            if self._grouping is not None and (group := message.group_id) is not None:
+                self._grouping.check(group, job.tenant, found)
         self._source.resolved(job)
         return self._core.arrive(job, now, scene)
 

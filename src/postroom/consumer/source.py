@@ -57,7 +57,7 @@ class Source:
         """Set once, by what opens the source: the settler tells the core what becomes of each message."""
         self._own_visibility = callable(settings.visibility)
 
-    def of(self, message: Message, *, received_at: float, visibility: float) -> Job:
+    def of(self, message: Message, received_at: float, visibility: float) -> Job:
         """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
         return Job(
             message=message,
