@@ -191,7 +191,8 @@ class Core:
             return False
         # A message without a tenant takes no room for long: it runs at once, and fails with its
         # reason.
-        if source.resolves and job.problem is None and self._is_surplus(job, now, scene.capacity):
+        chooses = source.resolves and job.problem is None and self.policy.is_choosy(job, now)
+        if chooses and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
         self.scheduler.add(job)

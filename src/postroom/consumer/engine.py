@@ -125,7 +125,7 @@ class Engine:
                 name = f"postroom-message-{job.message.id}"
                 # Not watched: `_process` tells of defects itself, and a done callback for every
                 # message costs.
-                job.task = self.tasks.spawn(self._process(job), name, watched=False)
+                job.task = self.tasks.start(self._process(job), name)
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
                 self.tasks.call_soon(self.dispatch)
