@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Polling, RetryPolicy
+from postroom import Concurrency, Consumer, MessageContext, Polling, RetryPolicy, Visibility
 from support.world import Order, Tenant, World, in_world
 
 
@@ -83,3 +83,34 @@ def test_every_group_keeps_its_order_under_failures(seed: int) -> None:
     done = in_world(scenario)
     assert len(done) == 9
     assert all(numbers == list(range(12)) for numbers in done.values())
+
+
+def test_a_message_that_is_lost_makes_room_for_others() -> None:
+    """A paused tenant's messages take all the room; once they cannot be extended any longer, others are received."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            concurrency=Concurrency(total=1),
+            polling=Polling(prefetch=0, batch=1, pollers=2),
+            visibility=Visibility(timeout=2, max_extension=6),
+            client=world.client,
+        )
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            orders.tenants.pause(Tenant("paused"))
+            for group in range(2):
+                world.send({"order_id": f"paused-{group}"}, tenant="paused", queue="orders.fifo", group=str(group))
+            await asyncio.sleep(1)
+            world.send({"order_id": "other"}, tenant="other", queue="orders.fifo", group="other")
+            await asyncio.sleep(60)
+        return done
+
+    assert in_world(scenario) == ["other"]
