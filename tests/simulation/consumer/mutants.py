@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import PropertyMock, patch
 
-from postroom.consumer import lifecycle, source
+from postroom.consumer import choices, lifecycle
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import Availability, _Breaker
 from postroom.consumer.core import Core
@@ -516,7 +516,7 @@ MUTANTS = (
     # -- context
     Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0, "context"),
     Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
-    Mutant("calls options in any context", _swap(source, "clean", lambda _: lambda function: function), 25, "context"),
+    Mutant("calls options in any context", _swap(choices, "clean", lambda _: lambda function: function), 25, "context"),
     Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
     # -- liveness
     Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 4, "liveness"),

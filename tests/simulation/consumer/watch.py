@@ -67,6 +67,7 @@ class Receipt:
         "ended",
         "ended_at",
         "group",
+        "left",
         "message_id",
         "received_at",
         "receives",
@@ -94,6 +95,8 @@ class Receipt:
         self.ended = ""
         """What SQS confirmed: deleted, or changed."""
         self.ended_at: float | None = None
+        self.left = False
+        """Whether it was left to its visibility timeout."""
         self.refused = False
         """Whether an extension was refused for good."""
 
@@ -218,8 +221,9 @@ class Watch:
         By its newest receipt, unless that is of a receive apart, which has a handler of its own.
         """
         newest, latest = self.newest[message_id], self.latest[message_id]
-        over = self.receipts[newest].deadline <= self.receipts[latest].received_at
-        if self.receipts[newest].ended or over:  # a duplicate that came after that has only its own receipt
+        known = self.receipts[newest]
+        over = known.left or known.deadline <= self.receipts[latest].received_at
+        if known.ended or over:  # a duplicate that came after that has only its own receipt
             newest = latest
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
         return not receipt.refused and asyncio.get_running_loop().time() < receipt.sure_until
@@ -378,6 +382,7 @@ class Watch:
             self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
+                self.receipts[handle].left = True
             else:
                 if event.settlement is Settlement.LOST:
                     self.lost.add(event.message.id)
