@@ -16,6 +16,7 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
+from postroom.repeats import Repeats
 from postroom.tasks import ends_the_program
 
 _log = Log("postroom", Step.POLICY)
@@ -44,11 +45,11 @@ PerCall: TypeAlias = Callable[[Call], T] | T
 """A policy: one value for all messages, or a function that chooses the value for each."""
 
 
-def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], default: T) -> T:
+def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], default: T, repeats: Repeats) -> T:
     """Return what a policy says about a call.
 
     A function that raises, or returns something else than ``kind``, is logged and counts as ``default``: it concerns
-    its message only, and must not end the consumer.
+    its message only, and must not end the consumer. ``repeats`` sees to it that the log is not flooded.
     """
     if not callable(policy):
         return cast("T", policy)
@@ -57,13 +58,13 @@ def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], defau
     except BaseException as error:
         if ends_the_program(error):
             raise
-        text = "A policy function failed for message %s of tenant %s"
-        _log.exception(text, call.message.id, display_key(call.tenant), extra=about(call))
+        text = "A policy function failed for message %s of tenant %s; the default applies"
+        repeats.failed(policy, _log, text, call.message.id, display_key(call.tenant), error=error, extra=about(call))
         return default
     if isinstance(value, kind):
         return cast("T", value)
     text = "A policy function returned %s for message %s of tenant %s; the default applies"
-    _log.error(text, shown(value), call.message.id, display_key(call.tenant), extra=about(call))
+    repeats.failed(policy, _log, text, shown(value), call.message.id, display_key(call.tenant), extra=about(call))
     return default
 
 
@@ -73,7 +74,7 @@ def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sente
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
 
 
 def check_seconds(

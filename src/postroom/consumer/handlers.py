@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from postroom.display import display_key
 from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall, chosen
+from postroom.repeats import Repeats
 
 __all__ = ["build_handle", "is_async", "needs_threads"]
 
@@ -85,8 +85,10 @@ def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
 
 
 def _limited(handler: Handle, limits: TimeLimit) -> Handle:
+    repeats = Repeats()
+
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        timeout = _limit_for(ctx, limits)
+        timeout = _limit_for(ctx, limits, repeats)
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
@@ -101,8 +103,10 @@ def _limited(handler: Handle, limits: TimeLimit) -> Handle:
 
 
 def _threaded(handler: Callable[..., Any], threads: Threads, limits: TimeLimit) -> Handle:
+    repeats = Repeats()
+
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        timeout = _limit_for(ctx, limits)
+        timeout = _limit_for(ctx, limits, repeats)
         warning = None
         if timeout is not None:
             warning = asyncio.get_running_loop().call_later(timeout, _warn_overdue, ctx, timeout)
@@ -138,20 +142,22 @@ def _refuse_unworked(result: object) -> None:
         raise TypeError(text)
 
 
-def _limit_for(ctx: MessageContext[Any, Any], limits: TimeLimit) -> float | None:
+def _limit_for(ctx: MessageContext[Any, Any], limits: TimeLimit, repeats: Repeats) -> float | None:
     """Return how long the handler of a message may run. What a function says wrongly concerns its message only."""
     if not callable(limits):
         return limits
-    limit: float | None = chosen(limits, Call(ctx.tenant, ctx.message, ctx.attempt), _LIMITS, None)
+    call = Call(ctx.tenant, ctx.message, ctx.attempt)
+    limit: float | None = chosen(limits, call, _LIMITS, None, repeats)
     if limit is None or _is_limit(limit):
         return limit
     text = "Concurrency(handler_timeout=...) chose %r s for message %s of tenant %s; it has no limit now"
-    _log.error(text, limit, ctx.message.id, display_key(ctx.tenant), extra=about(ctx, step=Step.POLICY))
+    extra = about(ctx, step=Step.POLICY)
+    repeats.failed(limits, _log, text, limit, ctx.message.id, display_key(ctx.tenant), extra=extra)
     return None
 
 
 def _is_limit(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:

@@ -9,6 +9,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility, chosen
+from postroom.repeats import Repeats
 from postroom.settlement import Settler, Tally
 from postroom.tasks import clean
 from postroom.transports.protocol import Queue
@@ -40,6 +41,8 @@ class Source:
         alone: bool = True,
     ) -> None:
         self.settings = settings
+        self.repeats: Repeats = Repeats()
+        """Of the policies: what they get wrong is logged once a minute."""
         self._retry = _clean(settings.retry)
         self._faults = _clean(settings.faults)
         self._visibility = _clean(settings.visibility)
@@ -81,19 +84,19 @@ class Source:
     def retry_of(self, job: Job) -> RetryPolicy:
         """Return the retry policy for a message."""
         policy = self._retry
-        return chosen(policy, self._call(job), RetryPolicy, _RETRY) if callable(policy) else policy
+        return chosen(policy, self._call(job), RetryPolicy, _RETRY, self.repeats) if callable(policy) else policy
 
     def faults_of(self, job: Job) -> Faults:
         """Return what counts as broken for a message's tenant."""
         policy = self._faults
-        return chosen(policy, self._call(job), Faults, _FAULTS) if callable(policy) else policy
+        return chosen(policy, self._call(job), Faults, _FAULTS, self.repeats) if callable(policy) else policy
 
     def resolved(self, job: Job) -> None:
         """Apply the policies that can be chosen once a message's tenant is known."""
         job.attempt = self.attempts.number(job)
         if self._own_visibility:
             default = job.visibility or Visibility()
-            job.visibility = chosen(self._visibility, self._call(job), Visibility, default)
+            job.visibility = chosen(self._visibility, self._call(job), Visibility, default, self.repeats)
 
     def _call(self, job: Job) -> Call:
         return Call(job.tenant, job.message, job.attempt)
