@@ -261,12 +261,27 @@ class DatedClient(PassingClient):
         return dated
 
 
+def in_seconds(sent_at: float) -> float:
+    """Answer seconds where SQS answers milliseconds."""
+    return sent_at
+
+
+def at_the_epoch(_sent_at: float) -> float:
+    """Know no time."""
+    return 0
+
+
+def five_days_ago(sent_at: float) -> float:
+    """Go wrong by more than the retention period."""
+    return (sent_at - 5 * 86_400) * 1000
+
+
 @pytest.mark.parametrize(
     "sent",
     [
-        pytest.param(lambda sent_at: sent_at, id="in seconds"),
-        pytest.param(lambda _sent_at: 0, id="at the epoch"),
-        pytest.param(lambda sent_at: (sent_at - 5 * 86_400) * 1000, id="five days ago"),
+        pytest.param(in_seconds, id="in seconds"),
+        pytest.param(at_the_epoch, id="at the epoch"),
+        pytest.param(five_days_ago, id="five days ago"),
     ],
 )
 def test_a_message_that_was_handed_out_has_not_expired(sent: Callable[[float], float]) -> None:
