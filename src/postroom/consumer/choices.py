@@ -1,21 +1,18 @@
 """Options that a function chooses for each message, as ``retry=`` and ``visibility=`` may be."""
 
-import time
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from postroom.checking import shown
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall
+from postroom.repeats import Repeats
 from postroom.tasks import clean, ends_the_program
 
 _log = Log("postroom.consumer", Step.POLICY)
 
 T = TypeVar("T")
-
-QUIET: Final = 60.0
-"""Seconds for which further failures of one function are counted, and not logged: each message may meet one."""
 
 
 class Choice(Generic[T]):
@@ -34,8 +31,7 @@ class Choice(Generic[T]):
         self._option = option
         self._choose = clean(choose)
         self._fits = fits
-        self._quiet_until = 0.0
-        self._unsaid = 0
+        self._repeats = Repeats()
 
     def __call__(self, call: Call, default: T) -> T:
         """Return what applies to a call."""
@@ -52,17 +48,10 @@ class Choice(Generic[T]):
         return default
 
     def _say(self, what: str, call: Call, default: T, error: BaseException | None = None) -> None:
-        now = time.monotonic()
-        if now < self._quiet_until:
-            self._unsaid += 1
-            return
-        unsaid, self._unsaid, self._quiet_until = self._unsaid, 0, now + QUIET
-        more = f"; {unsaid} more times since the last such line" if unsaid else ""
-        text = "The function of %s %s for message %s of tenant %s; %r applies%s"
-        shown_to = display_key(call.tenant)
-        _log.error(
-            text, self._option, what, call.message.id, shown_to, default, more, extra=about(call), exc_info=error
-        )
+        text = "The function of %s %s for message %s of tenant %s; %r applies"
+        tenant = display_key(call.tenant)
+        arguments = self._option, what, call.message.id, tenant, default
+        self._repeats.failed(self._option, _log, text, *arguments, error=error, extra=about(call))
 
 
 def choice(option: str, policy: PerCall[T], kind: type[T]) -> Choice[T] | T:

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -155,7 +154,7 @@ def _limit_for(ctx: MessageContext[Any, Any], limit: Limit) -> float | None:
 def _is_limit(value: object) -> bool:
     if value is None:
         return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:

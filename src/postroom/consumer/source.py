@@ -10,6 +10,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility
+from postroom.repeats import Repeats
 from postroom.settlement import Settler, Tally
 from postroom.transports.protocol import Queue
 
@@ -40,6 +41,8 @@ class Source:
         alone: bool = True,
     ) -> None:
         self.settings = settings
+        self.repeats: Repeats = Repeats()
+        """Of functions within policies: what they get wrong is logged once a minute."""
         self._retry = choice("retry=", settings.retry, RetryPolicy)
         self._faults = choice("faults=", settings.faults, Faults)
         self._visibility = choice("visibility=", settings.visibility, Visibility)

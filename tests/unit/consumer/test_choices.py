@@ -1,12 +1,10 @@
 """What the log says of an option's function that fails."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from postroom import RetryPolicy
-from postroom.consumer import choices
+from postroom import RetryPolicy, repeats
 from postroom.consumer.choices import Choice, choice
 from postroom.options import Call
 from support.scripted import message
@@ -21,7 +19,7 @@ def test_a_function_that_fails_is_told_of_once_a_minute_with_a_count(
 ) -> None:
     """The line names the option, the message, the tenant and what applies; the first one has the traceback."""
     now = 100.0
-    monkeypatch.setattr(choices, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(repeats, "monotonic", lambda: now)
     default = RetryPolicy(attempts=3)
 
     def choose(call: Call) -> RetryPolicy:
@@ -31,12 +29,12 @@ def test_a_function_that_fails_is_told_of_once_a_minute_with_a_count(
     assert isinstance(policy, Choice)
     for number in range(500):
         assert policy(_call(number), default) is default
-    now += choices.QUIET
+    now += 60
     assert policy(_call(500), default) is default
     first, second = caplog.records
     assert first.getMessage().startswith("The function of retry= failed for message m0 of tenant acme; RetryPolicy(")
     assert first.exc_info is not None
-    assert second.getMessage().endswith("applies; 499 more times since the last such line")
+    assert second.getMessage().endswith("applies (failed 499 times more since the last such line)")
     assert vars(second)["message_id"] == "m500"
 
 
