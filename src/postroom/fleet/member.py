@@ -408,8 +408,7 @@ class LedgerBounds:
 
     def look(self, tenant: Hashable) -> tuple[int | None, Entry]:
         """Return how many may run, None for no bound; and what says so while it is valid."""
-        limit = self._ledger.allowed(tenant, self.time())
-        return limit, self._ledger.entries()[tenant]
+        return self._ledger.look(tenant, self.time())
 
 
 class _FleetPace(Pace):

@@ -75,10 +75,12 @@ local function filled(demands, held, before, cap)
   return mine, mine, false
 end
 
-for i = 0, (#ARGV - 6) / 6 - 1 do
-  local slots_key, rate_key, at = KEYS[5 + 2 * i], KEYS[6 + 2 * i], 7 + 6 * i
-  local cap, hold, need = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  local want, rate, tokens = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+local grants, count, key = {}, 0, 5
+for cap, hold, need, want, rate, tokens in string.gmatch(ARGV[7], '(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)') do
+  cap, hold, need = tonumber(cap), tonumber(hold), tonumber(need)
+  want, rate, tokens = tonumber(want), tonumber(rate), tonumber(tokens)
+  local slots_key, rate_key = KEYS[key], KEYS[key + 1]
+  key = key + (rate > 0 and 2 or 1)
   if want < need then want = need end
   local names, needs, spares, held, turns, sinces = {me}, {need}, {want - need}, {hold}, {false}, {exact}
   local needed, used, mine, last, contended, hungry, had = need, 0, 0, -1, 0, 1, 0
@@ -99,7 +101,8 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
     end
   end
   if sequence <= last then
-    out[#out + 1] = mine; out[#out + 1] = mine; out[#out + 1] = 0; out[#out + 1] = 0
+    count = count + 1
+    grants[count] = string.format('%d %d 0 0', mine, mine)
   else
     local room = cap - used
     local keep = math.max(0, math.min(hold, math.max(mine, room)))
@@ -135,13 +138,17 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
         redis.call('SET', rate_key, string.format('%.3f', tat), 'PX', math.ceil(tat - now) + 1)
       end
     end
-    out[#out + 1] = granted; out[#out + 1] = hope; out[#out + 1] = contended; out[#out + 1] = taken
+    count = count + 1
+    grants[count] = string.format('%d %d %d %d', granted, hope, contended, taken)
   end
 end
+out[#out + 1] = table.concat(grants, ' ')
 return out
 """
-"""Keys: epoch, members, decisions, hints, then slots and rate of each tenant. Arguments: replica, sequence, epoch,
-lease and tick in milliseconds, whether it leaves; then cap, hold, need, want, rate and tokens of each tenant."""
+"""Keys: epoch, members, decisions, hints, then the slots of each tenant, and its rate if it has one. Arguments:
+replica, sequence, epoch, lease and tick in milliseconds, whether it leaves; then, in one text with spaces, cap, hold,
+need, want, rate and tokens of each tenant. The grants come back in one text, too: many small answers take a client
+longer to read."""
 
 MEMBERS: Final = """
 local time = redis.call('TIME')

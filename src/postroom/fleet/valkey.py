@@ -93,10 +93,13 @@ class ValkeyState:
             _milliseconds(request.tick),
             int(request.leaving),
         ]
+        said: list[str] = []
         for ask in request.asks[start : start + _BATCH]:
-            keys += (f"{tag}:slots:{ask.tenant}", f"{tag}:rate:{ask.tenant}")
-            arguments += (ask.cap, ask.hold, ask.need, ask.want, ask.rate, ask.tokens)
-        return _answer(await self._run(EXCHANGE, keys, arguments))
+            keys.append(f"{tag}:slots:{ask.tenant}")
+            if ask.rate > 0:
+                keys.append(f"{tag}:rate:{ask.tenant}")
+            said.append(f"{ask.cap} {ask.hold} {ask.need} {ask.want} {ask.rate or 0} {ask.tokens}")
+        return _answer(await self._run(EXCHANGE, keys, [*arguments, " ".join(said)]))
 
     async def decide(self, fleet: str, changes: Mapping[str, str | None]) -> int:
         """Write decisions down."""
@@ -278,8 +281,9 @@ def _answer(said: Any) -> Answer:
     count = int(said[3])
     first = 4 + 3 * count
     hints = tuple(Hint(_text(said[at]), int(said[at + 1]) / 1_000, _text(said[at + 2])) for at in range(4, first, 3))
+    each = iter(map(int, _text(said[first]).split()))
     grants = tuple(
-        Grant(int(said[at]), int(said[at + 1]), bool(said[at + 2]), int(said[at + 3]))
-        for at in range(first, len(said), 4)
+        Grant(slots, share, contended > 0, tokens)
+        for slots, share, contended, tokens in zip(each, each, each, each, strict=True)
     )
     return Answer(_text(said[0]), int(said[1]), int(said[2]), grants, hints)
