@@ -129,7 +129,8 @@ def llms() -> str:
     ]
     for path in sorted((ROOT / "docs").glob("*.md")):
         title, _, text = path.read_text().partition("\n")
-        prose = " ".join(re.split(r"\n(?=[^\w*`])", text.strip(), maxsplit=1)[0].split())
+        after_picture = re.sub(r"^!\[.*\n", "", text.strip()).strip()
+        prose = " ".join(re.split(r"\n(?=[^\w*`])", after_picture, maxsplit=1)[0].split())
         first = re.split(r"(?<=[.]) ", prose, maxsplit=1)[0]
         lines.append(f"- [{title.lstrip('# ')}]({path.name}): {first}")
     return "\n".join(lines) + "\n"
