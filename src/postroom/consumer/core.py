@@ -156,7 +156,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = capacity if self.fifo else max(MOST_BLOCKED, capacity)
+        free = max(MOST_BLOCKED, capacity)
         blocked = min(scheduler.blocked + self.unresolved, free)
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 

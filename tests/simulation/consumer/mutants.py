@@ -441,14 +441,6 @@ def _as_it_is(_without_frames: Any) -> Any:
     return lambda error: error
 
 
-def _loses_quietly(lost: Any) -> Any:
-    def mutant(self: Engine, delivery: Any) -> None:
-        with patch.object(self, "make_room", lambda: None):
-            lost(self, delivery)
-
-    return mutant
-
-
 def _keeps_successes(succeeded: Any) -> Any:
     def mutant(self: Any, job: Job, now: float) -> None:
         self.remembered = [*getattr(self, "remembered", []), job.message]
@@ -521,7 +513,6 @@ MUTANTS = (
     Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
     # -- liveness
     Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 4, "liveness"),
-    Mutant("looks for no room when it lost a message", _swap(Engine, "lost", _loses_quietly), 77002652, "liveness"),
     Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 30, "liveness"),
     Mutant(
         "never ends a lead",
