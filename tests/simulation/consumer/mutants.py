@@ -521,12 +521,6 @@ MUTANTS = (
         "liveness",
     ),
     Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
-    Mutant(
-        "counts what is paused as waiting",
-        lambda: patch.object(Scheduler, "ready", Scheduler.waiting),
-        1297,
-        "liveness",
-    ),
     # -- expense
     Mutant(
         "needs no proof of a crowd",
