@@ -15,12 +15,13 @@ from postroom.display import display_key
 from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall
+from postroom.tasks import TimeLimit
 
 __all__ = ["build_handle", "is_async", "needs_threads"]
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
-TimeLimit = PerCall[float | None]
+HandlerTimeouts = PerCall[float | None]
 """``Concurrency.handler_timeout``: seconds, None for no limit, or a function that chooses for each message."""
 Limit = Choice[float | None] | float | None
 """The same, as it is asked."""
@@ -30,7 +31,7 @@ def build_handle(
     handler: Callable[..., Any],
     *,
     middleware: Sequence[Middleware],
-    timeout: TimeLimit,
+    timeout: HandlerTimeouts,
     threads: Threads | None,
 ) -> Handle:
     """Compose handler, time limit and middleware, outermost first, once for all messages.
@@ -95,7 +96,7 @@ def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
 def _limited(handler: Handle, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         timeout = _limit_for(ctx, limit)
-        timer = asyncio.timeout(timeout)
+        timer = TimeLimit(timeout)
         try:
             async with timer:
                 await handler(payload, ctx)

@@ -35,6 +35,7 @@ from postroom.datasources.registry import (
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
+from postroom.tasks import TimeLimit
 from postroom.types import C
 
 try:
@@ -318,7 +319,7 @@ class PsycopgConnections:
     async def _take_place(self) -> None:
         with self._waiting.one(self._places.locked):
             try:
-                async with asyncio.timeout(self._limit):
+                async with TimeLimit(self._limit):
                     await self._places.acquire()
             except TimeoutError:
                 raise self._waiting.timed_out() from None

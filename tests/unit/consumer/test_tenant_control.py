@@ -16,6 +16,7 @@ from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits,
 from postroom.consumer.statuses import TenantState
 from postroom.consumer.tenants import Tenants
 from postroom.local import LocalBroker
+from postroom.message import Message
 from postroom.options import Faults, OpenBackoff
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
@@ -351,3 +352,30 @@ def test_messages_of_a_paused_tenant_do_not_keep_the_others_from_being_received(
         return starts
 
     assert len(in_world(scenario)) == 2
+
+
+def test_a_paused_tenant_stops_no_receive_where_contexts_are_looked_up() -> None:
+    """While its messages are resolved they take all the room; they take none once their tenant is known."""
+
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(0.5)
+        return Tenant(message.attributes["tenantId"])
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        done: list[str] = []
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            orders.tenants.pause(B)
+            world.send_orders(*map(str, range(300)), tenant="b")
+            await asyncio.sleep(30)
+            world.send_orders("other", tenant="a")
+            await asyncio.sleep(2)
+        return done
+
+    assert in_world(scenario) == ["other"]
