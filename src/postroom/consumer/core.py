@@ -191,7 +191,8 @@ class Core:
             return False
         # A message without a tenant takes no room for long: it runs at once, and fails with its
         # reason.
-        if source.resolves and job.problem is None and self._is_surplus(job, now, scene.capacity):
+        chooses = source.resolves and job.problem is None and self.policy.is_choosy(job, now)
+        if chooses and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
         self.scheduler.add(job)
@@ -223,7 +224,7 @@ class Core:
     def _is_surplus(self, job: Job, now: float, capacity: int) -> bool:
         scheduler, policy = self.scheduler, self.policy
         # The cheap question first, for every message: most are no surplus.
-        standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
+        standing = scheduler.standing(job.tenant, capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
             return False
@@ -371,7 +372,7 @@ class Core:
         """Strike a message off once its end was decided."""
         if job.probe or job.leads:
             self.probe_ended(job)
-        self.scheduler.finish(job, seconds=now - job.since if job.state is _RUNNING else None)
+        self.scheduler.finish(job, now - job.since if job.state is _RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
         """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""

@@ -128,7 +128,7 @@ class Engine:
                 name = f"postroom-message-{job.message.id}"
                 # Not watched: `_process` tells of defects itself, and a done callback for every
                 # message costs.
-                job.task = self.tasks.spawn(self._process(job), name, watched=False)
+                job.task = self.tasks.start(self._process(job), name)
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
                 self.tasks.call_soon(self.dispatch)
@@ -160,7 +160,8 @@ class Engine:
         if job.task is not None:
             self.tasks.ended(job.task)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
-        job.turn = None
+        if job.turn is not None:
+            job.turn = None
         # It was put back in its lane while its task ended: the message is not over, only its task
         # is.
         if job.settlement is None and not job.lost and job.state is State.WAITING:

@@ -184,7 +184,7 @@ class Settler(Generic[D]):
                 if message.receive_count < known.receives:
                     continue  # its answer was overtaken by that of a newer receive, which has been decided
                 self._supersede(known)
-            delivery = self._kind.of(message, received_at=received_at, visibility=timeout)
+            delivery = self._kind.of(message, received_at, timeout)
             self._held[message.id] = delivery
             self.tally.bytes += len(message.body)
             fresh.append(delivery)

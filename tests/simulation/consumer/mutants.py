@@ -104,19 +104,19 @@ def _now(_: Any) -> Any:
 
 
 def _ack_first(run_handler: Any) -> Any:
-    async def mutant(self: Any, job: Job, *, resources: Any) -> None:
+    async def mutant(self: Any, job: Job, resources: Any) -> None:
         job.source.settler.ack(job)
         await asyncio.sleep(0.15)
-        await run_handler(self, job, resources=resources)
+        await run_handler(self, job, resources)
 
     return mutant
 
 
 def _shared_context(run_handler: Any) -> Any:
-    async def mutant(self: Any, job: Job, *, resources: Any) -> None:
+    async def mutant(self: Any, job: Job, resources: Any) -> None:
         self.shared = resources
         await asyncio.sleep(0)
-        await run_handler(self, job, resources=self.shared)
+        await run_handler(self, job, self.shared)
 
     return mutant
 
@@ -375,12 +375,10 @@ def _sleeps_for_long(sleep: Any) -> Any:
 # -- context -----------------------------------------------------------------------------------------------------------
 
 
-def _inherits(_spawn: Any) -> Any:
-    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str, *, watched: bool = True) -> Any:
+def _inherits(_start: Any) -> Any:
+    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str) -> Any:
         task = self.loop.create_task(work, name=name)
         self._tasks.add(task)
-        if watched:
-            self.watch(task)
         return task
 
     return mutant
@@ -521,7 +519,7 @@ MUTANTS = (
     Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 152, "poison"),
     Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 191, "I6"),
     # -- context
-    Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0, "context"),
+    Mutant("starts tasks in any context", _swap(Tasks, "start", _inherits), 0, "context"),
     Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
     Mutant("calls options in any context", _swap(choices, "clean", lambda _: lambda function: function), 25, "context"),
     Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
