@@ -114,7 +114,8 @@ class _Batch:
         batch = BatchContext([member.ctx for member in members])
         error: BaseException | None = None
         try:
-            result: object = await self._function([member.payload for member in members], batch)
+            function: Callable[..., Awaitable[object]] = self._function
+            result = await function([member.payload for member in members], batch)
             if result is not None:
                 refuse_unworked(result)
         except AlreadyHandled:
