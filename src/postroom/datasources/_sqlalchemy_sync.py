@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
+from postroom.datasources._sqlalchemy_sessions import once_only
 from postroom.datasources._sync_connections import (
     PATIENCE,
     SyncConnection,
@@ -286,9 +287,11 @@ def _begin_connection(engine: Engine) -> Generator[Work[Connection]]:
 
 
 def _begin_session(factory: Callable[..., S]) -> BeginSync[S]:
+    options = once_only(factory)
+
     @contextmanager
     def begin(engine: Engine) -> Generator[Work[S]]:
-        with factory(bind=engine) as session, session.begin() as transaction:
+        with factory(bind=engine, **options) as session, session.begin() as transaction:
             yield _OfSession(session, session.connection(), transaction)
 
     return begin
