@@ -155,6 +155,9 @@ def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
     class Patient(QueuePool):
         """SQLAlchemy's pool, which waits for one of its own connections where the server has no room for more."""
 
+        # SQLAlchemy would name its own logger after this module, and it logs what drivers raise as it is.
+        _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
+
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
             return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
 
