@@ -121,6 +121,7 @@ class Engine:
             elif job.lost:
                 core.give_group_back(job)
                 core.finish(job, now)
+                self.tasks.call_soon(self.make_room)
             elif job.task is None:
                 self.jobs[job] = None
                 name = f"postroom-message-{job.message.id}"
@@ -252,6 +253,8 @@ class Engine:
         # After the cancellation: what follows in its group is given back while its handler ends.
         self.core.lost(delivery, self._time())
         self.act()
+        # It took room, and no task of its own ends: with all pollers waiting for room, none would look again.
+        self.make_room()
 
     def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
         """Note what became of a message."""
@@ -342,8 +345,10 @@ class Engine:
         self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        self.core.sweep(self._time())
+        struck = self.core.sweep(self._time())
         self.act()
+        if struck:
+            self.make_room()
         self.begin()
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class QueueFacts:
             return self._retention
         offset = time.time() - self._clock() if self._offset is None else self._offset
         ends = sent + self._retention - offset
-        # SQS hands out no message whose period is over: this clock is wrong, or what the message says.
+        # SQS hands out no message after the end of its period: this clock is wrong, or what the message says.
         if ends <= job.received_at:
             return self._retention
         return ends - self._margin - self._clock()

@@ -227,7 +227,7 @@ def test_a_call_that_is_closed_with_its_loop_awaits_nothing_more() -> None:
 
 
 class DatedQueue(PassingQueue):
-    """A queue whose messages say otherwise when they were sent."""
+    """A queue with messages that say otherwise when they were sent."""
 
     sent: Callable[[float], float]
 
