@@ -86,7 +86,8 @@ class Intake:
         scene = core.scene()
         for job in jobs:
             if self._observers:
-                self._observers.tell(MessageReceived(job.message))
+                # In a clean context: this task lasts, and must keep nothing that an observer sets for one message.
+                self._engine.tasks.run_clean(self._observers.tell, MessageReceived(job.message))
             if core.closing and not core.keeps(job):
                 core.give_back(job, Settlement.RETURNED)
                 continue

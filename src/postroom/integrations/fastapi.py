@@ -6,7 +6,7 @@ from typing import Any, cast
 from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
-from postroom.integrations._web import REFUSALS, refusal_of
+from postroom.integrations._web import REFUSALS, check_tenant, refusal_of
 from postroom.integrations.starlette import lifespan
 from postroom.resources import ResourcePool
 from postroom.types import C, R
@@ -37,6 +37,7 @@ def leased(
 
     async def lease(connection: HTTPConnection, tenant: Any = Depends(context)) -> AsyncGenerator[R]:  # noqa: B008
         here = cast("ResourcePool[C, R]", getattr(connection.state, pool) if isinstance(pool, str) else pool)
+        check_tenant(tenant)
         try:
             held = await here.acquire(tenant, timeout=timeout)
         except REFUSALS as error:

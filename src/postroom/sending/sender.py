@@ -237,7 +237,7 @@ class Sender(Generic[C]):
         names each message that was not sent, by its place. On a FIFO queue a batch has one message of each group, and
         nothing is sent after a message of its group that was not.
         """
-        if isinstance(payloads, str | bytes | Mapping):
+        if isinstance(payloads, str | bytes | Mapping) or not isinstance(cast("object", payloads), Iterable):
             raise ConfigurationError("send_many() takes several payloads, such as a list; send one with send()")
         made = [
             self.message(payload, context=context, attributes=attributes, group=group, delay=delay)

@@ -12,7 +12,17 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool, RetryPolicy, Shutdown
+from postroom import (
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    MessageContext,
+    Polling,
+    PoolLimits,
+    ResourcePool,
+    RetryPolicy,
+    Shutdown,
+)
 from postroom.consumer.statuses import TenantState
 from postroom.consumer.tenants import Tenants
 from postroom.local import LocalBroker
@@ -379,3 +389,16 @@ def test_a_paused_tenant_stops_no_receive_where_contexts_are_looked_up() -> None
         return done
 
     assert in_world(scenario) == ["other"]
+
+
+@pytest.mark.parametrize("ask", ["pause", "retry_now", "invalidate", "close", "places", "probe"])
+async def test_what_cannot_name_a_tenant_is_refused(ask: str) -> None:
+    """A list of tenants, for instance: with what to write instead."""
+    act = getattr(Consumer("orders", context=Tenant).tenants, ask)
+
+    async def call() -> None:
+        if (done := act(["acme", "beta"])) is not None:
+            await done
+
+    with pytest.raises(ConfigurationError, match="a tenant is named by its context"):
+        await call()
