@@ -193,12 +193,13 @@ def plot(lines: list[Line]) -> str:
         if (noisy, consumers, early) == (1, 1, False):
             groups[f"{handler * 1e3:.0f} ms, lag {lag:g} s"][policy] = median(line.ratios)
     out = ['<svg xmlns="http://www.w3.org/2000/svg" width="860" height="330" font-family="sans-serif" font-size="12">']
-    out.append('<rect width="860" height="330" fill="white"/>')
+    out += [
+        "<style>text { fill: #1c1e21; } line { stroke: #ddd; }",
+        "@media (prefers-color-scheme: dark) { text { fill: #e6edf3; } line { stroke: #444c56; } }</style>",
+    ]
     for power in range(4):
         y = 270 - 70 * power
-        out.append(
-            f'<line x1="50" x2="850" y1="{y}" y2="{y}" stroke="#ddd"/><text x="8" y="{y + 4}">{10**power}x</text>'
-        )
+        out.append(f'<line x1="50" x2="850" y1="{y}" y2="{y}"/><text x="8" y="{y + 4}">{10**power}x</text>')
     for number, (name, bars) in enumerate(groups.items()):
         x = 60 + 132 * number
         for index, (policy, multiple) in enumerate((policy, bars[policy]) for policy in POLICIES if policy in bars):

@@ -65,6 +65,8 @@ MODULES = {
     "step-functions": ("Step Functions", "postroom.integrations.step_functions"),
 }
 """By page: its title, and the module of which every public name is described."""
+STATEMENTS = {"SQLITE_INBOX", "SQLITE_OUTBOX"}
+"""Constants with whole SQL statements in them: their value would be one line of 3,000 characters."""
 
 
 def names_of(module: str) -> list[str]:
@@ -88,7 +90,13 @@ def page(title: str, module: str, names: list[str]) -> str:
     """Return a page that describes names of a module."""
     if not names:
         return f"# {title}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
-    return "\n\n".join([f"# {title}", *(f"::: {module}.{name}" for name in names)]) + "\n"
+    return "\n\n".join([f"# {title}", *(entry(module, name) for name in names)]) + "\n"
+
+
+def entry(module: str, name: str) -> str:
+    """Return what makes the site's builder put in the docstring of a name."""
+    hidden = "\n    options:\n      show_attribute_values: false" if name in STATEMENTS else ""
+    return f"::: {module}.{name}{hidden}"
 
 
 def commands() -> str:
@@ -121,7 +129,8 @@ def llms() -> str:
     ]
     for path in sorted((ROOT / "docs").glob("*.md")):
         title, _, text = path.read_text().partition("\n")
-        prose = " ".join(re.split(r"\n(?=[^\w*`])", text.strip(), maxsplit=1)[0].split())
+        after_picture = re.sub(r"^!\[.*\n", "", text.strip()).strip()
+        prose = " ".join(re.split(r"\n(?=[^\w*`])", after_picture, maxsplit=1)[0].split())
         first = re.split(r"(?<=[.]) ", prose, maxsplit=1)[0]
         lines.append(f"- [{title.lstrip('# ')}]({path.name}): {first}")
     return "\n".join(lines) + "\n"

@@ -3,7 +3,8 @@
     python tools/site.py
 
 The builder leaves a link that leads out of docs/ as it is: on GitHub it leads to the file, on the site to nothing. So
-such files are copied into the site, and the links are changed. A link that still leads nowhere fails the build.
+such files are copied into the site, and the links are changed. A link that still leads nowhere fails the build, and so
+does one to a section that its page does not have.
 """
 
 import re
@@ -11,12 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from os.path import relpath
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build" / "site"
+ANCHOR = re.compile(r'(?<=[ \n])href="([^"#?:]*)#([^"]+)"')
 LINK = re.compile(r'(?<=[ \n])(href|src)="([^"#?]+)((?:[#?][^"]*)?)"')
 
 
@@ -62,6 +65,23 @@ def broken(site: Path) -> list[str]:
     return found
 
 
+def dead_anchors(site: Path) -> list[str]:
+    """Return the links to a place on a page of the site that the page does not have, with their pages."""
+    found: list[str] = []
+    for page in sorted(site.rglob("*.html")):
+        for link, place in ANCHOR.findall(page.read_text()):
+            target = (page.parent / unquote(link)).resolve() if link else page
+            there = target / "index.html" if target.is_dir() else target
+            if there.suffix == ".html" and there.is_file() and unquote(place) not in _places(there):
+                found.append(f"{page.relative_to(site)}: {link}#{place}")
+    return found
+
+
+@cache
+def _places(page: Path) -> frozenset[str]:
+    return frozenset(re.findall(r'\bid="([^"]+)"', page.read_text()))
+
+
 def main() -> int:
     """Build, and say what leads nowhere."""
     program = Path(sys.executable).with_name("zensical")
@@ -69,7 +89,7 @@ def main() -> int:
         return 1
     for page in SITE.rglob("*.html"):
         bring(page, SITE, ROOT)
-    wrong = broken(SITE)
+    wrong = broken(SITE) + dead_anchors(SITE)
     print(*wrong, sep="\n", end="\n" if wrong else "")
     return 1 if wrong else 0
 

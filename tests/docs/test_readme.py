@@ -3,7 +3,12 @@
 import ast
 import asyncio
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
@@ -20,6 +25,7 @@ from postroom.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+[COMMANDS] = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 SMALL, FIRST, SECOND = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 SCHEMA = "CREATE TABLE orders (order_id text PRIMARY KEY, customer_id text, amount numeric)"
 
@@ -84,6 +90,31 @@ async def test_the_smallest_example_needs_no_database(broker: LocalBroker, capsy
     async with names["greetings"] as greetings:
         await until(lambda: sum(greetings.statistics().settled.values()) == 1)
     assert capsys.readouterr().out == "acme: hello\n"
+
+
+def test_the_first_commands_print_what_the_readme_says(tmp_path: Path) -> None:
+    """A local SQS, the smallest example and a message, as a shell runs them; only the port is another."""
+    (tmp_path / "greetings.py").write_text(SMALL)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    install, script = COMMANDS.replace("4566", port).split("\n", 1)
+    assert install.startswith("pip install postroom")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": programs, "POSTROOM_LOCAL_PORT": port, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # the block leaves two programs in the background: all end together
+    )
+    assert shell.stdout is not None
+    try:
+        assert any(line == "acme: hello\n" for line in shell.stdout)
+    finally:
+        os.killpg(shell.pid, signal.SIGTERM)
+        shell.communicate(timeout=30)
 
 
 async def test_the_first_example_writes_each_order_to_its_tenants_database(

@@ -81,3 +81,12 @@ def test_a_file_that_a_page_links_to_is_brought_along(tmp_path: Path) -> None:
     assert '"deploy/Dockerfile"' in home.read_text()
     assert (site / "deploy" / "Dockerfile").read_text() == "FROM scratch"
     assert tools.broken(site) == ["deployment/index.html: ../gone/", "index.html: no.svg"]
+
+
+def test_a_link_to_a_section_that_is_gone_is_named(tmp_path: Path) -> None:
+    """On its own page and on another one; a section that is there is found on both."""
+    (tmp_path / "pool").mkdir()
+    home, pool = tmp_path / "index.html", tmp_path / "pool" / "index.html"
+    home.write_text('<h1 id="start"> <a href="#start"> <a href="pool/#life"> <a href="pool/#gone">')
+    pool.write_text('<h2 id="life"> <a href="#life"> <a href="../#start"> <a href="../#end">')
+    assert tool("site").dead_anchors(tmp_path) == ["index.html: pool/#gone", "pool/index.html: ../#end"]

@@ -84,11 +84,11 @@ class Collector:
     def __init__(self, consumer: Consumer[Any, Any]) -> None:
         self.consumer = consumer
         self.tallies: OrderedDict[Hashable, Tally] = OrderedDict()
-        self.total = Tally(0.0)
+        self.total: Tally = Tally(0.0)
         """Handlers of all tenants together."""
         self.heard: set[Hashable] = set()
         """The tenants with messages that something was heard of since the last look."""
-        self.began = 0.0
+        self.began: float = 0.0
         """The loop time since when it listens."""
         self.away: dict[Hashable, int] = {}
         """Messages of each tenant that were parked or deferred, and are invisible now, as far as it was seen."""

@@ -95,7 +95,8 @@ class ClaimCheck(Contents):
         delete: whether a body is deleted once SQS has confirmed that its message is. A duplicate of the message that
             comes later finds nothing then. A lifecycle rule of the bucket is the safer way.
         timeout: seconds that one call to S3 may take.
-        region, endpoint_url: of S3; None for what the environment says.
+        region: the region of S3; None for what the environment says.
+        endpoint_url: the address of S3, where it is not AWS; None for what the environment says.
         session: an ``aiobotocore.session.AioSession`` of your own.
 
     Raises:

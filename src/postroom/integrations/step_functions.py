@@ -95,7 +95,8 @@ class TaskTokens:
         attempts: the failed attempt at which the task has failed: what ``RetryPolicy(attempts=)`` or the queue's
             ``maxReceiveCount`` says. None: a failure is never reported, and the state's ``TimeoutSeconds`` ends it.
         timeout: seconds that one call to Step Functions may take.
-        region, endpoint_url: of Step Functions; None for what the environment says.
+        region: the region of Step Functions; None for what the environment says.
+        endpoint_url: the address of Step Functions, where it is not AWS; None for what the environment says.
         session: an ``aiobotocore.session.AioSession`` of your own.
 
     Raises:

@@ -66,7 +66,9 @@ class ResourcePool(Generic[C, R]):
         outage: which other errors of a use of the resources are outages; asked where ``is_outage`` says no.
         host: which server a context's resources live on. With it, one dead server is found out once, not once
             per context, and ``PoolLimits(per_host=)`` bounds what is open there; None for no such grouping.
-        limits, timeouts, backoff: how much, how long, how often.
+        limits: how many contexts and connections may be open, and when idle or old ones are closed.
+        timeouts: how many seconds an open, a health check and a close may take.
+        backoff: how long the pool waits after a failed open.
         observers: told of ``ResourceOpened``, ``ResourceOpenFailed`` and ``ResourceClosed``; see ``subscribe``.
         name: in logs, errors and task names.
         jitter: the source of randomness; seed it for reproducible ages and pauses.
