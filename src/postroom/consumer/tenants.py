@@ -30,9 +30,10 @@ class Tenants:
 
     A tenant is named by its context, or by its key where the pool has ``key=``. Decisions hold in this process only;
     they outlive a restart of the consumer, but not the process. With ``Consumer(fleet=...)`` they hold in all replicas
-    within a tick, and outlive every process; limits are then those of the whole fleet. Everything but the coroutines
-    may be called from any thread, such as that of a web route, and takes effect at once in the loop's own thread, with
-    the next turn of the loop from another. A ``reason=`` is logged, and shown where the tenant is.
+    within a tick and three calls to the store, and outlive every process; limits are then those of the whole fleet.
+    Everything but the coroutines may be called from any thread, such as that of a web route, and takes effect at once
+    in the loop's own thread, with the next turn of the loop from another. A ``reason=`` is logged, and shown where the
+    tenant is.
     """
 
     def __init__(self, *, shared: bool = False) -> None:
