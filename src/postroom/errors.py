@@ -30,9 +30,12 @@ provider's own exception is quoted, ``postroom.redaction`` has removed the secre
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from postroom.display import hide_passwords
+
+_LONGEST_DELAY: Final = 43_200
+"""SQS hides a message for 12 hours at most."""
 
 
 class PostroomError(Exception):
@@ -237,12 +240,23 @@ class NotOpenError(PostroomError):
     """It was used before it was opened. The text shows the line to write."""
 
 
-def _check_retry(reason: object, delay: object) -> None:
+def _check_retry(reason: object) -> None:
     if isinstance(reason, int | float):
         text = f"Retry({reason!r}): the first argument is the reason; write Retry(delay={reason!r})"
         raise ConfigurationError(text)
-    if delay is not None and not isinstance(delay, int | float):
-        raise ConfigurationError(f"Retry(delay=...) takes seconds, or None for the backoff; got {delay!r}")
+
+
+def retry_delay(what: str, delay: object) -> float | None:
+    """Return the delay of a retry within what SQS allows, 0 to 43,200 s. ``what`` names the argument.
+
+    Raises:
+        ConfigurationError: it is no finite number. SQS would refuse it, together with the other messages of its batch.
+    """
+    if delay is None:
+        return None
+    if not isinstance(delay, int | float) or isinstance(delay, bool) or delay - delay != 0:  # NaN, infinity
+        raise ConfigurationError(f"{what} takes a finite number of seconds, or None for the backoff; got {delay!r}")
+    return float(min(_LONGEST_DELAY, max(0, delay)))
 
 
 class Retry(Exception):
@@ -251,14 +265,18 @@ class Retry(Exception):
     It counts as a failed attempt, unless the message was not tried.
 
     Args:
-        delay: seconds until it is visible again; None for the consumer's backoff.
+        delay: seconds until it is visible again, at least 0 and at most 43,200: what is beyond is cut. None for the
+            consumer's backoff.
         reason: for the log.
+
+    Raises:
+        ConfigurationError: ``delay`` is no finite number.
     """
 
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
-        _check_retry(reason, delay)
+        _check_retry(reason)
         super().__init__(reason)
-        self.delay = delay
+        self.delay: float | None = retry_delay("Retry(delay=...)", delay)
 
 
 class Reject(Exception):

@@ -4,13 +4,14 @@ An observer is any callable that takes one event. It is called synchronously, in
 what it raises is logged and goes no further. No event is made without observers. No event carries a payload.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import msgspec
 
 from postroom.log_fields import Log, Step
 from postroom.message import Message
+from postroom.repeats import Repeats
 from postroom.tasks import ends_the_program
 from postroom.types import Settlement, StopReason
 
@@ -209,7 +210,11 @@ Observer = Callable[[Event], None]
 class Observers(list[Observer]):
     """Observers, told one event at a time. False when there are none."""
 
-    __slots__ = ()
+    __slots__ = ("_repeats",)
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        super().__init__(observers)
+        self._repeats = Repeats()
 
     def add(self, observer: Observer) -> Callable[[], None]:
         """Tell one more observer. Returns what ends that; calling it twice does nothing more."""
@@ -235,4 +240,11 @@ class Observers(list[Observer]):
             except BaseException as error:
                 if ends_the_program(error):
                     raise
-                _log.exception("Observer %r failed on %s", observer, type(event).__name__)
+                text = "Observer %s failed on %s; the others are told all the same"
+                self._repeats.failed(id(observer), _log, text, _name_of(observer), type(event).__name__, error=error)
+
+
+def _name_of(observer: object) -> str:
+    """Return what an observer is called. Its ``repr`` may raise, or have secrets."""
+    name = getattr(observer, "__qualname__", None)
+    return name if isinstance(name, str) else type(observer).__qualname__

@@ -7,16 +7,14 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar
 
 import msgspec
 
-from postroom.checking import check_choice, check_flag, check_plain, shown
-from postroom.display import display_key
+from postroom.checking import check_choice, check_flag, check_plain
 from postroom.errors import ConfigurationError
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step
 from postroom.message import Message
-from postroom.tasks import ends_the_program
 
 _log = Log("postroom", Step.POLICY)
 
@@ -44,36 +42,13 @@ PerCall: TypeAlias = Callable[[Call], T] | T
 """A policy: one value for all messages, or a function that chooses the value for each."""
 
 
-def chosen(policy: Any, call: Call, kind: type[T] | tuple[type[Any], ...], default: T) -> T:
-    """Return what a policy says about a call.
-
-    A function that raises, or returns something else than ``kind``, is logged and counts as ``default``: it concerns
-    its message only, and must not end the consumer.
-    """
-    if not callable(policy):
-        return cast("T", policy)
-    try:
-        value = policy(call)
-    except BaseException as error:
-        if ends_the_program(error):
-            raise
-        text = "A policy function failed for message %s of tenant %s"
-        _log.exception(text, call.message.id, display_key(call.tenant), extra=about(call))
-        return default
-    if isinstance(value, kind):
-        return cast("T", value)
-    text = "A policy function returned %s for message %s of tenant %s; the default applies"
-    _log.error(text, shown(value), call.message.id, display_key(call.tenant), extra=about(call))
-    return default
-
-
 def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence where it is called
     if not holds:
         raise ConfigurationError(what)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
 
 
 def check_seconds(

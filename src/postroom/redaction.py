@@ -6,6 +6,7 @@ logs about another library's exception passes through here. The exception itself
 """
 
 import dataclasses
+import itertools
 import logging
 import re
 import traceback
@@ -24,6 +25,15 @@ _DEEPEST: Final = 8
 _MOST_FRAMES: Final = 50
 _LONGEST_VALUE: Final = 16_384
 """Characters of a variable in which secrets are looked for: a connection string is shorter, a message body is not."""
+_LONGEST_TEXT: Final = 16_384
+"""Characters of an error's text that are shown. A megabyte, such as a body that it quotes, takes seconds to redact."""
+_LONGEST_SECRET: Final = 4_096
+"""A secret that begins before the cut and ends behind it is found if it is not longer: signed URLs have 2,000."""
+_LONGEST_TRACEBACK: Final = 65_536
+_LONGEST_SEEN: Final = _LONGEST_TEXT + _LONGEST_SECRET
+_MOST_CAUSES: Final = 50
+_MOST_ERRORS: Final = 100
+"""Errors of a chain or a group in which secrets are looked for; a traceback shows 15 of a group."""
 
 _WORD = (
     r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|signature"
@@ -55,7 +65,22 @@ class Redacted(Exception):
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return a text without passwords: in URLs, in ``key=value`` pairs, in headers; and without the known secrets."""
+    """Return a text without passwords: in URLs, in ``key=value`` pairs, in headers; and without the known secrets.
+
+    A long text is cut.
+    """
+    return _redacted(text, secrets, _LONGEST_TEXT)
+
+
+def _redacted(text: str, secrets: Iterable[str], longest: int) -> str:
+    if (beyond := len(text) - longest) <= 0:
+        return _hidden(text, secrets)
+    # Half a secret at the cut is not recognized: what stands there is dropped once the rest is redacted.
+    kept = _hidden(text[: longest + _LONGEST_SECRET], secrets)[:-_LONGEST_SECRET]
+    return f"{kept}… ({beyond} more characters)"
+
+
+def _hidden(text: str, secrets: Iterable[str]) -> str:
     text = _without(text, secrets)
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<head>{HIDDEN}", text)
@@ -85,10 +110,11 @@ def describe_at_length(error: BaseException, secrets: Iterable[str] = ()) -> str
     try:
         chain = chain_of(error)
         if chain is None:  # only the standard library formats it well, at ten times the cost
-            return redact("".join(traceback.format_exception(error)), known).rstrip("\n")
-        parts = [f"{link}{_frames_of(each)}{redact(text_of(each), known)}" for link, each in chain]
+            return _redacted("".join(traceback.format_exception(error)), known, _LONGEST_TRACEBACK).rstrip("\n")
+        parts = [f"{link}{_frames_of(each)}{redact(text_of(each), known)}" for link, each in chain[-_MOST_CAUSES:]]
         return _without("".join(parts), known).rstrip("\n")
-    except Exception:  # an exception with attributes that raise cannot be formatted; its name still can
+    except BaseException as raised:  # an exception with attributes that raise cannot be formatted; its name still can
+        _pass_over(raised)
         text = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
         return redact(text, known).rstrip("\n")
 
@@ -134,7 +160,7 @@ def log_traceback(
 
 def sqlstate_of(error: BaseException) -> str | None:
     """Return the SQLSTATE that a database driver attached (``sqlstate`` or ``pgcode``), if any."""
-    for candidate in (error, _attribute(error, "orig"), error.__cause__):
+    for candidate in (error, _attribute(error, "orig"), _attribute(error, "__cause__")):
         for name in ("sqlstate", "pgcode"):
             state = _attribute(candidate, name)
             if isinstance(state, str):
@@ -148,12 +174,23 @@ def secrets_of(error: BaseException) -> set[str]:
     So a password that the DSN in a frame gives away is also removed where the text has it alone.
     """
     found: set[str] = set()
-    for each in _chain(error, _DEEPEST):
-        for text in _texts_of(each):
-            found.update(_secrets_in(text))
-        for name, value in _named_values(each):
-            found.update(_secrets_named(name, value))
+    for each in itertools.islice(_chain(error, _DEEPEST), _MOST_ERRORS):
+        _gather(found, (secret for text in _texts_of(each) for secret in _secrets_in(text[:_LONGEST_SEEN])))
+        _gather(found, (secret for name, value in _named_values(each) for secret in _secrets_named(name, value)))
     return found
+
+
+def _gather(found: set[str], secrets: Iterator[str]) -> None:
+    try:
+        found.update(secrets)
+    except BaseException as raised:  # by an attribute of the error, or a note that is none: what it hides is unknown
+        _pass_over(raised)
+
+
+def _pass_over(raised: BaseException) -> None:
+    """Ignore what an error raised when it was looked at, unless it ends the program."""
+    if isinstance(raised, SystemExit | KeyboardInterrupt):
+        raise raised
 
 
 def hidden_values(record: object) -> set[str]:
@@ -183,11 +220,9 @@ def _secrets_named(name: str, value: object) -> Iterator[str]:
 
 def _texts_of(error: BaseException) -> Iterator[str]:
     yield _text_of(error)
-    yield from (str(note) for note in getattr(error, "__notes__", ()))
-    try:
-        yield repr(error.args)
-    except Exception:  # an argument without a usable repr shows nothing either
-        return
+    notes = _attribute(error, "__notes__")
+    yield from (str(note) for note in cast("list[object]", notes if isinstance(notes, list) else []))
+    yield repr(error.args)
 
 
 def _named_values(error: BaseException) -> Iterator[tuple[str, object]]:
@@ -211,9 +246,9 @@ def _chain(error: BaseException, depth: int, seen: set[int] | None = None) -> It
         return
     seen.add(id(error))
     yield error
-    inner: list[Any] = [error.__cause__, error.__context__, _attribute(error, "orig")]
+    inner: list[Any] = [_attribute(error, name) for name in ("__cause__", "__context__", "orig")]
     if isinstance(error, BaseExceptionGroup):
-        inner += cast("BaseExceptionGroup[BaseException]", error).exceptions
+        inner += cast("BaseExceptionGroup[BaseException]", error).exceptions[:_MOST_ERRORS]
     for each in inner:
         if isinstance(each, BaseException):
             yield from _chain(each, depth - 1, seen)
@@ -222,14 +257,16 @@ def _chain(error: BaseException, depth: int, seen: set[int] | None = None) -> It
 def _attribute(holder: object, name: str) -> object:
     try:
         return getattr(holder, name, None)
-    except Exception:  # a property that raises tells nothing
+    except BaseException as raised:  # a property that raises tells nothing
+        _pass_over(raised)
         return None
 
 
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except BaseException as raised:
+        _pass_over(raised)
         return "<its text cannot be shown>"
 
 

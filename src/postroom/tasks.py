@@ -3,11 +3,13 @@
 import asyncio
 import contextvars
 import functools
+import logging
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar, cast
 
 from postroom.log_fields import Log, Step
+from postroom.redaction import log_error
 
 _log = Log("postroom", Step.LOOP)
 
@@ -158,7 +160,7 @@ class Tasks:
         except BaseException as error:
             if ends_the_program(error):
                 raise
-            _log.critical("A timer of postroom failed", exc_info=error)
+            log_error(_log, logging.CRITICAL, "A timer of postroom failed", error=error)
             self._on_fatal(error)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
@@ -168,5 +170,5 @@ class Tasks:
                 _log.critical("Task %s ended by a CancelledError that its own code raised", task.get_name())
                 self._on_fatal(RuntimeError(f"task {task.get_name()} ended by a CancelledError of its own"))
         elif (error := task.exception()) is not None:
-            _log.critical("Task %s died", task.get_name(), exc_info=error)
+            log_error(_log, logging.CRITICAL, "Task %s died", task.get_name(), error=error)
             self._on_fatal(error)

@@ -1,6 +1,7 @@
 """A small HTTP/1.1 server for one ASGI application, in the consumers' own event loop: ``postroom run --console``."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import MutableMapping
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from postroom.errors import ConfigurationError
 from postroom.integrations.listening import Listener, check_port
 from postroom.local.hosts import HostPolicy
 from postroom.log_fields import Log, Step
+from postroom.redaction import log_error
 
 _log = Log("postroom.console", Step.HEALTH)
 
@@ -99,8 +101,8 @@ class ConsoleServer(Listener):
             await writer.drain()
         except (TimeoutError, OSError, EOFError, ValueError):
             raise
-        except Exception:
-            _log.exception("The console failed on a request")
+        except Exception as error:
+            log_error(_log, logging.ERROR, "The console failed on a request", error=error)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = _Exchange(reader, writer)

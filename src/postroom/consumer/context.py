@@ -1,7 +1,6 @@
 """What a handler is given beside its payload."""
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
@@ -11,7 +10,7 @@ import msgspec
 
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.consumer.transacting import MessageTransaction
-from postroom.errors import ConfigurationError, PostroomError
+from postroom.errors import ConfigurationError, PostroomError, retry_delay
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
 from postroom.transactions import EitherTransactional, MessageKey, SyncTransactional, SyncTx, Transactional, Tx
@@ -98,11 +97,13 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         """Leave the message in the queue, visible again after ``delay`` seconds, and return when SQS confirmed it.
 
         Args:
-            delay: seconds from 0 to 43,200, rounded up to whole ones; None for the consumer's backoff.
+            delay: seconds from 0 to 43,200, rounded up to whole ones: what is beyond is cut. None for the consumer's
+                backoff.
 
-        Raises: as ``ack``.
+        Raises: as ``ack``; ``ConfigurationError`` when ``delay`` is no finite number.
         """
-        return self._confirmed("retry", lambda: self._settles.give_back(delay))
+        seconds = retry_delay("ctx.retry(delay=...)", delay)
+        return self._confirmed("retry", lambda: self._settles.give_back(seconds))
 
     def extend(self, seconds: float) -> Confirmation:
         """Keep the message for ``seconds`` from now, and return when SQS has confirmed it.
@@ -185,7 +186,7 @@ def _key_of(message: Message, key: str | None) -> MessageKey:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
 
 
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)

@@ -156,7 +156,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = capacity if self.fifo else max(MOST_BLOCKED, capacity)
+        free = max(MOST_BLOCKED, capacity)
         blocked = min(scheduler.blocked + self.unresolved, free)
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 
@@ -578,14 +578,17 @@ class Core:
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
-    def sweep(self, now: float) -> None:
-        """Reject what waits here and would be deleted before it can run."""
+    def sweep(self, now: float) -> bool:
+        """Reject what waits here and would be deleted before it can run. Returns whether there was any."""
         # In passing, since it takes time in proportion to what is away.
         self.away.tidy(now)
+        struck = False
         for job in self.scheduler.waiting_tickets():
             if job.state is State.WAITING and job.task is None and self._expires(job):
                 self.give_group_back(job)
                 self.finish(job, now)
+                struck = True
+        return struck
 
     def _expires(self, job: Job) -> bool:
         facts = job.source.facts

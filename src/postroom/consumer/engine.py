@@ -8,10 +8,10 @@ from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
+from postroom.consumer.rejections import Rejections
 from postroom.events import Event, ResourceOpened
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step
 from postroom.options import MAX_BATCH
-from postroom.resources import display_key
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
@@ -75,6 +75,7 @@ class Engine:
         """Messages on their way to the dead-letter queue."""
         self.recalls: Recalls = Recalls(tasks)
         """Messages that are being made visible again."""
+        self._rejections = Rejections(tasks.time)
         self.collector: Collector | None = None
         self.on_end: Callable[[BaseException], None]
         self._processor: Processor
@@ -120,6 +121,7 @@ class Engine:
             elif job.lost:
                 core.give_group_back(job)
                 core.finish(job, now)
+                self.tasks.call_soon(self.make_room)
             elif job.task is None:
                 self.jobs[job] = None
                 name = f"postroom-message-{job.message.id}"
@@ -231,14 +233,16 @@ class Engine:
         """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
         task = asyncio.current_task()
         try:
-            return await job.source.settler.reject(job, reason, to=to)
+            taken = await job.source.settler.reject(job, reason, to=to)
         except BaseException as error:  # whatever a transport raises: the message comes back
             if has_to_leave(error, task):
                 raise
-            text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s"
-            extra = about(job, step=Step.DEAD_LETTER)
-            _log.error(text, job.message.id, display_key(job.tenant), reason, error, extra=extra)
+            self._rejections.failed(job, reason, error)
             return False
+        # A diversion is one decision of an operator, which is logged where it is made.
+        if taken and to is None:
+            self._rejections.sent(job, reason)
+        return taken
 
     # -- what the settler tells ---------------------------------------------------------------------------------
 
@@ -249,6 +253,8 @@ class Engine:
         # After the cancellation: what follows in its group is given back while its handler ends.
         self.core.lost(delivery, self._time())
         self.act()
+        # It took room, and no task of its own ends: with all pollers waiting for room, none would look again.
+        self.make_room()
 
     def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
         """Note what became of a message."""
@@ -339,8 +345,10 @@ class Engine:
         self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        self.core.sweep(self._time())
+        struck = self.core.sweep(self._time())
         self.act()
+        if struck:
+            self.make_room()
         self.begin()
 
     def close(self) -> None:

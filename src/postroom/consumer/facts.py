@@ -72,7 +72,11 @@ class QueueFacts:
         if sent is None:
             return self._retention
         offset = time.time() - self._clock() if self._offset is None else self._offset
-        return sent + self._retention - self._margin - (self._clock() + offset)
+        ends = sent + self._retention - offset
+        # SQS hands out no message after the end of its period: this clock is wrong, or what the message says.
+        if ends <= job.received_at:
+            return self._retention
+        return ends - self._margin - self._clock()
 
     def age(self, job: Job) -> float | None:
         """Return for how many seconds a message has been in the queue; None where that is not known."""

@@ -2,11 +2,11 @@
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from postroom.consumer.callables import is_async
+from postroom.consumer.choices import Choice
 from postroom.consumer.context import Confirmation, MessageContext, settling_later
 from postroom.consumer.routing import Router, dispatch, router_of
 from postroom.consumer.settings import CallNext, Handle, Middleware
@@ -14,15 +14,16 @@ from postroom.consumer.threads import Outcome, Threads
 from postroom.display import display_key
 from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
-from postroom.options import Call, PerCall, chosen
+from postroom.options import Call, PerCall
 
 __all__ = ["build_handle", "is_async", "needs_threads"]
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
-_LIMITS: tuple[type[Any], ...] = (int, float, type(None))
 TimeLimit = PerCall[float | None]
 """``Concurrency.handler_timeout``: seconds, None for no limit, or a function that chooses for each message."""
+Limit = Choice[float | None] | float | None
+"""The same, as it is asked."""
 
 
 def build_handle(
@@ -36,13 +37,20 @@ def build_handle(
 
     ``threads`` are given for a plain ``def`` handler, and only for one; see ``is_async``.
     """
+    limit = Choice("Concurrency(handler_timeout=...)", timeout, _is_limit) if callable(timeout) else timeout
+    return _build(handler, middleware, limit, threads)
+
+
+def _build(
+    handler: Callable[..., Any], middleware: Sequence[Middleware], limit: Limit, threads: Threads | None
+) -> Handle:
     if (router := router_of(handler)) is not None:
-        return _routed(router, middleware, timeout, threads)
-    handle = _awaited(handler) if threads is None else _threaded(handler, threads, timeout)
+        return _routed(router, middleware, limit, threads)
+    handle = _awaited(handler) if threads is None else _threaded(handler, threads, limit)
     for layer in reversed(middleware):
         handle = _wrapped(layer, handle)
-    if timeout is not None and threads is None:
-        handle = _limited(handle, timeout)
+    if limit is not None and threads is None:
+        handle = _limited(handle, limit)
     return handle
 
 
@@ -54,12 +62,12 @@ def needs_threads(handler: Any) -> bool:
 
 
 def _routed(
-    router: Router[Any, Any], middleware: Sequence[Middleware], timeout: TimeLimit, threads: Threads | None
+    router: Router[Any, Any], middleware: Sequence[Middleware], limit: Limit, threads: Threads | None
 ) -> Handle:
     handles: dict[int, Handle] = {}
     for route in router.routes:
         own = None if is_async(route.function) else threads
-        handles[id(route)] = build_handle(route.function, middleware=middleware, timeout=timeout, threads=own)
+        handles[id(route)] = _build(route.function, middleware, limit, own)
     return dispatch(handles)
 
 
@@ -84,15 +92,15 @@ def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
     return handle
 
 
-def _limited(handler: Handle, limits: TimeLimit) -> Handle:
+def _limited(handler: Handle, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        timeout = _limit_for(ctx, limits)
-        limit = asyncio.timeout(timeout)
+        timeout = _limit_for(ctx, limit)
+        timer = asyncio.timeout(timeout)
         try:
-            async with limit:
+            async with timer:
                 await handler(payload, ctx)
         except TimeoutError as error:
-            if not limit.expired():  # a TimeoutError of the handler's own
+            if not timer.expired():  # a TimeoutError of the handler's own
                 raise
             text = f"the handler ran longer than Concurrency(handler_timeout={timeout:g}) and was cancelled"
             raise HandlerTimeout(text, message_id=ctx.message.id) from error
@@ -100,9 +108,9 @@ def _limited(handler: Handle, limits: TimeLimit) -> Handle:
     return handle
 
 
-def _threaded(handler: Callable[..., Any], threads: Threads, limits: TimeLimit) -> Handle:
+def _threaded(handler: Callable[..., Any], threads: Threads, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        timeout = _limit_for(ctx, limits)
+        timeout = _limit_for(ctx, limit)
         warning = None
         if timeout is not None:
             warning = asyncio.get_running_loop().call_later(timeout, _warn_overdue, ctx, timeout)
@@ -138,20 +146,15 @@ def _refuse_unworked(result: object) -> None:
         raise TypeError(text)
 
 
-def _limit_for(ctx: MessageContext[Any, Any], limits: TimeLimit) -> float | None:
-    """Return how long the handler of a message may run. What a function says wrongly concerns its message only."""
-    if not callable(limits):
-        return limits
-    limit: float | None = chosen(limits, Call(ctx.tenant, ctx.message, ctx.attempt), _LIMITS, None)
-    if limit is None or _is_limit(limit):
-        return limit
-    text = "Concurrency(handler_timeout=...) chose %r s for message %s of tenant %s; it has no limit now"
-    _log.error(text, limit, ctx.message.id, display_key(ctx.tenant), extra=about(ctx, step=Step.POLICY))
-    return None
+def _limit_for(ctx: MessageContext[Any, Any], limit: Limit) -> float | None:
+    """Return how long the handler of a message may run."""
+    return limit(Call(ctx.tenant, ctx.message, ctx.attempt), None) if isinstance(limit, Choice) else limit
 
 
 def _is_limit(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value > 0
+    if value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:

@@ -10,9 +10,11 @@ from postroom.consumer.engine import Engine
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
 from postroom.consumer.source import Source
+from postroom.display import display_key
 from postroom.errors import ContextError, PostroomError
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
+from postroom.redaction import describe
 from postroom.resources import ResourcePool
 from postroom.settlement import Moment
 from postroom.tasks import ends_the_program
@@ -262,20 +264,27 @@ class Intake:
         if found is None:
             text = "the context resolver returned None; let it return the context, or raise when there is none"
             raise ContextError(text, message_id=job.message.id)
+        tenant = found if self._pool is None else self._key_of(job, found, self._pool)
         try:
-            tenant = found if self._pool is None else self._pool.key_of(found)
             if not (self._clean and tenant is found):  # of the others it is known
                 hash(tenant)
-        except TypeError as error:
-            kind = type(found).__name__
-            text = f"the context, a {kind}, is not hashable; use a frozen dataclass, a NamedTuple or a tuple"
-            raise ContextError(text, message_id=job.message.id) from error
         except BaseException as error:
             if ends_the_program(error):
                 raise
-            text = f"the pool's key= failed on the context: {type(error).__name__}"
+            what = "context" if tenant is found else f"pool's key= of {display_key(found)}"
+            text = f"the {what}, a {type(tenant).__name__}, is not hashable"
+            text += "; use a frozen dataclass, a NamedTuple or a tuple"
             raise ContextError(text, message_id=job.message.id) from error
         return tenant
+
+    def _key_of(self, job: Job, found: Any, pool: ResourcePool[Any, Any]) -> Hashable:
+        try:
+            return pool.key_of(found)
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
+            text = f"the pool's key= failed on the context {display_key(found)}: {describe(error)}"
+            raise ContextError(text, message_id=job.message.id) from error
 
 
 class UnwrappingIntake(Intake):
@@ -301,7 +310,7 @@ async def _known(found: Any) -> Any:
 def _context_error(job: Job, error: BaseException) -> ContextError:
     if isinstance(error, ContextError):
         return error
-    text = str(error) if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, PostroomError) else describe(error)
     wrapped = ContextError(text, message_id=job.message.id)
     wrapped.__cause__ = error
     return wrapped

@@ -1,6 +1,7 @@
 """One run of a consumer: what is built at start, and the eight steps of a stop."""
 
 import asyncio
+import logging
 import math
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
@@ -36,6 +37,7 @@ from postroom.fleet.member import Member
 from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency, PoolTimeouts
 from postroom.payloads import Decoder
+from postroom.redaction import log_error
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Tally
@@ -521,9 +523,9 @@ class Run(Generic[C, R]):
         except TimeoutError:
             text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
             _log.error(text, self.name, close, extra=self._about_queue())
-        except Exception:
+        except Exception as error:
             text = "Closing what was opened for %s failed; the stop goes on"
-            _log.exception(text, self.name, extra=self._about_queue())
+            log_error(_log, logging.ERROR, text, self.name, error=error, extra=self._about_queue())
 
     # -- small print --------------------------------------------------------------------------------------------
 

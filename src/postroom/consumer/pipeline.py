@@ -34,7 +34,7 @@ from postroom.errors import (
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
-from postroom.redaction import log_error
+from postroom.redaction import log_error, redact
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
 from postroom.tasks import ends_the_program, is_cancelled, runs_as
@@ -378,7 +378,8 @@ class Pipeline:
         match instruction:
             case Drop():
                 text = "Message %s of tenant %s is dropped (attempt %d): %s"
-                _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, instruction, extra=about(job))
+                reason = redact(instruction.reason)
+                _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, reason, extra=about(job))
                 job.source.settler.ack(job)
             case Reject():
                 await self._obey_reject(job, instruction)
@@ -386,6 +387,7 @@ class Pipeline:
                 # Otherwise it asked for time before its handler ran: that spends no attempt.
                 if job.started or job.problem is not None:
                     job.source.attempts.failed(job)
+                _log_retry(job, instruction)
                 self._retry(job, instruction, delay=instruction.delay)
 
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
@@ -402,7 +404,7 @@ class Pipeline:
             return
         text = "Message %s of tenant %s was rejected (%s), but queue %s has no dead-letter queue"
         tenant = display_key(job.tenant)
-        _log.warning(text, job.message.id, tenant, instruction.reason, job.source.name, extra=about(job))
+        _log.warning(text, job.message.id, tenant, redact(instruction.reason), job.source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
             job.source.attempts.spent(job)  # its handler was not called: it is no attempt,
             self._retry(job, instruction)  # and nothing may delete it, in any mode
@@ -437,7 +439,8 @@ class Pipeline:
         self._engine.act()
 
     def _backoff(self, job: Job, error: BaseException) -> float:
-        delay = backoff(job.source.retry_of(job), job.message, error, job.attempt, self._rng)
+        policy, repeats = job.source.retry_of(job), job.source.repeats
+        delay = backoff(policy, job.message, error, job.attempt, self._rng, repeats=repeats)
         # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled and job.problem is None:
             delay = max(delay, self._pool.retry_after(job.context))
@@ -504,6 +507,17 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
 def _is_of_resources(error: BaseException) -> bool:
     """Whether an outage that a handler met is its tenant's resources': a bare OSError may come from any other call."""
     return sqlstate_of(error) is not None or not isinstance(error, OSError)
+
+
+def _log_retry(job: Job, instruction: Retry) -> None:
+    reason = redact(str(instruction))
+    after = "its backoff" if instruction.delay is None else f"{instruction.delay:g} s"
+    text, tenant = (
+        "Retry asked for message %s of tenant %s (attempt %d, receive %d), after %s: %s",
+        display_key(job.tenant),
+    )
+    arguments = (job.message.id, tenant, job.attempt, job.receives, after, reason or "no reason given")
+    _log.log(logging.INFO if reason else logging.DEBUG, text, *arguments, extra=about(job))
 
 
 def _log_failure(job: Job, error: BaseException, level: int) -> None:

@@ -15,6 +15,7 @@ from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
+from postroom.redaction import describe
 from postroom.settlement import Moment
 from postroom.tasks import Tasks, has_to_leave
 
@@ -116,7 +117,7 @@ class Receiver:
         if self.failing_since is None:
             self.failing_since = began
         self.failing_with = type(error).__name__
-        what = error if isinstance(error, PostroomError) else f"{type(error).__name__}: {error}"
+        what = error if isinstance(error, PostroomError) else describe(error)
         text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
         _log.log(level, text, name, pause, what, extra=about(queue=name))
         if self._observers:

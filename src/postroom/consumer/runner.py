@@ -15,6 +15,7 @@ from postroom.consumer.consumer import Consumer, captured
 from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import log_error
 from postroom.types import ExitCode, StopReason
 
 _log = Log("postroom.consumer", Step.STOP)
@@ -302,7 +303,7 @@ def _verdict(started: Sequence[Consumer[Any, Any]], problems: Sequence[BaseExcep
             _log.critical("Stopped: %s", problem)  # its text says what to check; a traceback would hide it
             return ExitCode.FATAL
         if not isinstance(problem, _NOT_AS_CONFIGURED):
-            _log.critical("Stopped by an error", exc_info=problem)
+            log_error(_log, logging.CRITICAL, "Stopped by an error", error=problem)
             return ExitCode.FATAL
     for problem in problems:
         _log.critical("Cannot start: %s", problem, extra=about(step=Step.START))

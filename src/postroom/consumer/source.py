@@ -3,14 +3,15 @@
 from typing import Any
 
 from postroom.consumer.attempts import Attempts
+from postroom.consumer.choices import Choice, choice
 from postroom.consumer.diversions import Diversions
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
 from postroom.message import Message
-from postroom.options import Call, Faults, RetryPolicy, Visibility, chosen
+from postroom.options import Call, Faults, RetryPolicy, Visibility
+from postroom.repeats import Repeats
 from postroom.settlement import Settler, Tally
-from postroom.tasks import clean
 from postroom.transports.protocol import Queue
 
 _RETRY = RetryPolicy()
@@ -40,9 +41,11 @@ class Source:
         alone: bool = True,
     ) -> None:
         self.settings = settings
-        self._retry = _clean(settings.retry)
-        self._faults = _clean(settings.faults)
-        self._visibility = _clean(settings.visibility)
+        self.repeats: Repeats = Repeats()
+        """Of functions within policies: what they get wrong is logged once a minute."""
+        self._retry = choice("retry=", settings.retry, RetryPolicy)
+        self._faults = choice("faults=", settings.faults, Faults)
+        self._visibility = choice("visibility=", settings.visibility, Visibility)
         self.queue = queue
         self.facts = facts
         self.name: str = queue.info.name
@@ -55,7 +58,6 @@ class Source:
         """Set once, by what opens the source."""
         self.settler: Settler[Job]
         """Set once, by what opens the source: the settler tells the core what becomes of each message."""
-        self._own_visibility = callable(settings.visibility)
 
     def of(self, message: Message, *, received_at: float, visibility: float) -> Job:
         """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
@@ -81,23 +83,18 @@ class Source:
     def retry_of(self, job: Job) -> RetryPolicy:
         """Return the retry policy for a message."""
         policy = self._retry
-        return chosen(policy, self._call(job), RetryPolicy, _RETRY) if callable(policy) else policy
+        return policy(self._call(job), _RETRY) if isinstance(policy, Choice) else policy
 
     def faults_of(self, job: Job) -> Faults:
         """Return what counts as broken for a message's tenant."""
         policy = self._faults
-        return chosen(policy, self._call(job), Faults, _FAULTS) if callable(policy) else policy
+        return policy(self._call(job), _FAULTS) if isinstance(policy, Choice) else policy
 
     def resolved(self, job: Job) -> None:
         """Apply the policies that can be chosen once a message's tenant is known."""
         job.attempt = self.attempts.number(job)
-        if self._own_visibility:
-            default = job.visibility or Visibility()
-            job.visibility = chosen(self._visibility, self._call(job), Visibility, default)
+        if isinstance(self._visibility, Choice):
+            job.visibility = self._visibility(self._call(job), job.visibility or Visibility())
 
     def _call(self, job: Job) -> Call:
         return Call(job.tenant, job.message, job.attempt)
-
-
-def _clean(policy: Any) -> Any:
-    return clean(policy) if callable(policy) else policy

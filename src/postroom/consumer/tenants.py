@@ -467,7 +467,9 @@ def _check_reason(reason: object) -> None:
 
 def _tell(key: Hashable, what: str, reason: str | None) -> None:
     if reason is not None:
-        _log.warning("Tenant %s is %s by an operator: %s", display_key(key), what, reason, extra=about(tenant=key))
+        # In one line: a reason with line breaks could forge further lines of the log.
+        text = "Tenant %s is %s by an operator: %s"
+        _log.warning(text, display_key(key), what, display_key(reason), extra=about(tenant=key))
 
 
 def _limited(chosen: Mapping[str, float | None]) -> str:

@@ -125,19 +125,23 @@ class Ledger:
 
     def allowed(self, tenant: Hashable, now: float) -> int | None:
         """Return how many handlers of a tenant may run here now; None for as many as the replica's own limits allow."""
+        return self.look(tenant, now)[0]
+
+    def look(self, tenant: Hashable, now: float) -> tuple[int | None, Entry]:
+        """Return how many handlers may run, as ``allowed``; and the entry, with a limit that is the same until it ends."""
         entry = self._entries.get(tenant)
         if entry is None:
             # Nothing is granted yet, but the tenant is asked for within a twentieth of a tick.
             entry = self._meet(tenant)
         entry.idle = 0  # it is asked about what has work
         if now < entry.expires:
-            return entry.limit
+            return entry.limit, entry
         if not self.is_gone(now):
-            return 0
+            return 0, entry
         # Only once every slot has run out: before that, another replica may hold what the fallback
         # would use.
         fallback = entry.fallback
-        return fallback if self.sent is None or fallback is None else min(fallback, entry.promised)
+        return (fallback if self.sent is None or fallback is None else min(fallback, entry.promised)), entry
 
     @property
     def gone_at(self) -> float:

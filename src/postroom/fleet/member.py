@@ -316,8 +316,10 @@ class Member:
             await self._publish()
         # After the publish: read before it, the own decision would be overruled by the old state
         # for one tick.
-        self._known = await self._state.decisions(self.name)
-        self._read_in, self._read_at = answer.epoch, sent_at
+        said = await self._state.decisions(self.name)
+        if said.epoch != answer.epoch:
+            return  # it lost its memory meanwhile: what is known here is to be restored, and not to be forgotten
+        self._known, self._read_in, self._read_at = said, answer.epoch, sent_at
         self._rulings = verdicts(self._known.fields)
         named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
         met = {tenant: entry.name for tenant, entry in self.ledger.entries().items()}
@@ -406,8 +408,7 @@ class LedgerBounds:
 
     def look(self, tenant: Hashable) -> tuple[int | None, Entry]:
         """Return how many may run, None for no bound; and what says so while it is valid."""
-        limit = self._ledger.allowed(tenant, self.time())
-        return limit, self._ledger.entries()[tenant]
+        return self._ledger.look(tenant, self.time())
 
 
 class _FleetPace(Pace):

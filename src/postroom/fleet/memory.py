@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from postroom.fleet.protocol import REMEMBERED, Answer, Ask, Decisions, Grant, Hint, Request
+from postroom.fleet.protocol import PASSING, REMEMBERED, REMEMBERED_MOST, Answer, Ask, Decisions, Grant, Hint, Request
 from postroom.fleet.shares import Claim, Share, share_of
 
 _TRIED = "a replica tries it"
@@ -45,8 +45,8 @@ class _Fleet(msgspec.Struct):
     version: int = 0
     decided: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     stamps: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    undone: dict[str, tuple[int, float]] = msgspec.field(default_factory=dict[str, tuple[int, float]])
-    """The version in which a decision was taken back, and until when that is remembered."""
+    undone: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """The version in which a decision was taken back."""
     hints: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict[str, tuple[float, str]])
     probes: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict[str, tuple[float, str]])
 
@@ -170,34 +170,44 @@ class Store:
         """Write decisions down."""
         fleet, now = self._fleet(name), self.clock()
         fleet.version = max(fleet.version + 1, int(now * 1_000))
-        fleet.undone = {field: end for field, end in fleet.undone.items() if end[1] > now}
         for field, value in changes.items():
-            if value is None:
-                fleet.decided.pop(field, None)
-                fleet.stamps.pop(field, None)
-                fleet.undone[field] = (fleet.version, now + REMEMBERED)
-            else:
-                fleet.decided[field], fleet.stamps[field] = value, fleet.version
-                fleet.undone.pop(field, None)
+            self._write(fleet, field, value, fleet.version)
+        self._forget_undone(fleet, now)
         return fleet.version
+
+    @staticmethod
+    def _write(fleet: _Fleet, field: str, value: str | None, version: int) -> None:
+        for known in (fleet.decided, fleet.stamps, fleet.undone):
+            known.pop(field, None)
+        if value is not None:
+            fleet.decided[field], fleet.stamps[field] = value, version
+        elif not field.startswith(PASSING):
+            fleet.undone[field] = version
+
+    @staticmethod
+    def _forget_undone(fleet: _Fleet, now: float) -> None:
+        latest = sorted(fleet.undone.items(), key=lambda undone: (undone[1], undone[0]))[-REMEMBERED_MOST:]
+        fleet.undone = {field: stamp for field, stamp in latest if stamp > (now - REMEMBERED) * 1_000}
 
     def decisions(self, name: str) -> Decisions:
         """Return all decisions."""
         fleet = self._fleet(name)
-        return Decisions(fleet.version, dict(fleet.decided), dict(fleet.stamps))
+        is_known = fleet.epoch_expires > self.clock() and fleet.epoch.startswith(f"{self.run}:")
+        epoch = fleet.epoch if is_known else ""
+        return Decisions(fleet.version, dict(fleet.decided), dict(fleet.stamps), dict(fleet.undone), epoch)
 
     def restore(self, name: str, decisions: Decisions) -> int:
         """Write down again what is not known here, or known as it was before."""
         fleet, now = self._fleet(name), self.clock()
         before = dict(fleet.stamps)
-        for field in [field for field, stamp in before.items() if stamp <= decisions.version]:
-            if field not in decisions.fields:
-                del fleet.decided[field], fleet.stamps[field]
+        for field, stamp in decisions.undone.items():
+            if stamp >= fleet.stamps.get(field, 0) and stamp > fleet.undone.get(field, -1):
+                self._write(fleet, field, None, stamp)
         for field, value in decisions.fields.items():
             stamp = decisions.stamps.get(field, 0)
-            undone, until = fleet.undone.get(field, (0, 0.0))
-            if stamp > fleet.stamps.get(field, -1) and not (until > now and undone >= stamp):
-                fleet.decided[field], fleet.stamps[field] = value, stamp
+            if stamp > fleet.stamps.get(field, -1) and stamp > fleet.undone.get(field, -1):
+                self._write(fleet, field, value, stamp)
+        self._forget_undone(fleet, now)
         if fleet.stamps != before or fleet.version < decisions.version:
             fleet.version = max(fleet.version + 1, decisions.version + 1, int(now * 1_000))
         return fleet.version

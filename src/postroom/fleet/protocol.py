@@ -80,9 +80,13 @@ class Answer(msgspec.Struct, frozen=True):
     hints: tuple[Hint, ...] = ()
 
 
-REMEMBERED = 3_600.0
+REMEMBERED = 86_400.0
 """Seconds for which it is remembered that a decision was taken back. A replica that was away for half of that restores
 nothing that may have been taken back meanwhile."""
+REMEMBERED_MOST = 1_000
+"""Decisions of which it is remembered that they were taken back: the latest."""
+PASSING = "done "
+"""How fields begin that say nothing once they are out of date. That one was taken away is not remembered."""
 
 
 class Decisions(msgspec.Struct, frozen=True):
@@ -96,6 +100,10 @@ class Decisions(msgspec.Struct, frozen=True):
     fields: Mapping[str, str]
     stamps: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
     """The version in which each of them was decided."""
+    undone: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Decisions that were taken back, as far as that is remembered, each with the version in which it was."""
+    epoch: str = ""
+    """The shared state's memory, as an ``Answer`` names it; empty while no replica has exchanged since a loss."""
 
 
 class SharedState(Protocol):
@@ -114,14 +122,14 @@ class SharedState(Protocol):
         ...
 
     async def decisions(self, fleet: str) -> Decisions:
-        """Return all decisions."""
+        """Return all decisions, with the memory that they are from, all at one moment."""
         ...
 
     async def restore(self, fleet: str, decisions: Decisions) -> int:
         """Write down again what a shared state that lost its memory does not know. Returns the new version.
 
-        Of each field the later decision stays, also where that was to take it back. ``decisions`` is complete: what
-        was decided before its version and is not in it was taken back.
+        Of each field the later decision stays, also where that was to take it back. A field that ``decisions`` does
+        not have says nothing: the replica that knew it may not have come yet.
         """
         ...
 

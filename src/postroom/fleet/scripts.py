@@ -75,10 +75,12 @@ local function filled(demands, held, before, cap)
   return mine, mine, false
 end
 
-for i = 0, (#ARGV - 6) / 6 - 1 do
-  local slots_key, rate_key, at = KEYS[5 + 2 * i], KEYS[6 + 2 * i], 7 + 6 * i
-  local cap, hold, need = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  local want, rate, tokens = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+local grants, count, key = {}, 0, 5
+for cap, hold, need, want, rate, tokens in string.gmatch(ARGV[7], '(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)') do
+  cap, hold, need = tonumber(cap), tonumber(hold), tonumber(need)
+  want, rate, tokens = tonumber(want), tonumber(rate), tonumber(tokens)
+  local slots_key, rate_key = KEYS[key], KEYS[key + 1]
+  key = key + (rate > 0 and 2 or 1)
   if want < need then want = need end
   local names, needs, spares, held, turns, sinces = {me}, {need}, {want - need}, {hold}, {false}, {exact}
   local needed, used, mine, last, contended, hungry, had = need, 0, 0, -1, 0, 1, 0
@@ -99,7 +101,8 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
     end
   end
   if sequence <= last then
-    out[#out + 1] = mine; out[#out + 1] = mine; out[#out + 1] = 0; out[#out + 1] = 0
+    count = count + 1
+    grants[count] = string.format('%d %d 0 0', mine, mine)
   else
     local room = cap - used
     local keep = math.max(0, math.min(hold, math.max(mine, room)))
@@ -135,13 +138,17 @@ for i = 0, (#ARGV - 6) / 6 - 1 do
         redis.call('SET', rate_key, string.format('%.3f', tat), 'PX', math.ceil(tat - now) + 1)
       end
     end
-    out[#out + 1] = granted; out[#out + 1] = hope; out[#out + 1] = contended; out[#out + 1] = taken
+    count = count + 1
+    grants[count] = string.format('%d %d %d %d', granted, hope, contended, taken)
   end
 end
+out[#out + 1] = table.concat(grants, ' ')
 return out
 """
-"""Keys: epoch, members, decisions, hints, then slots and rate of each tenant. Arguments: replica, sequence, epoch,
-lease and tick in milliseconds, whether it leaves; then cap, hold, need, want, rate and tokens of each tenant."""
+"""Keys: epoch, members, decisions, hints, then the slots of each tenant, and its rate if it has one. Arguments:
+replica, sequence, epoch, lease and tick in milliseconds, whether it leaves; then, in one text with spaces, cap, hold,
+need, want, rate and tokens of each tenant. The grants come back in one text, too: many small answers take a client
+longer to read."""
 
 MEMBERS: Final = """
 local time = redis.call('TIME')
@@ -162,56 +169,80 @@ return {slots, replicas}
 """
 """Keys: the slots of one tenant."""
 
-DECIDE: Final = """
+_UNDONE: Final = """
+local function forget(key, now, remembered, most)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('%.0f', now - remembered))
+  redis.call('ZREMRANGEBYRANK', key, 0, -most - 1)
+  redis.call('PEXPIRE', key, remembered)
+end
+"""
+
+DECIDE: Final = (
+    _UNDONE
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local version = string.format('%.0f', math.max(tonumber(redis.call('HGET', KEYS[1], '#') or 0) + 1, now))
-for i = 2, #KEYS do
-  local field, value = ARGV[3 * i - 4], ARGV[3 * i - 2]
-  if ARGV[3 * i - 3] == '1' then
-    redis.call('HSET', KEYS[1], field, value, '@' .. field, version)
-    redis.call('DEL', KEYS[i])
+for i = 3, #ARGV, 3 do
+  local field = ARGV[i]
+  if ARGV[i + 1] == 'set' then
+    redis.call('HSET', KEYS[1], field, ARGV[i + 2], '@' .. field, version)
+    redis.call('ZREM', KEYS[2], field)
   else
     redis.call('HDEL', KEYS[1], field, '@' .. field)
-    redis.call('SET', KEYS[i], version, 'PX', ARGV[1])
+    if ARGV[i + 1] == 'undo' then redis.call('ZADD', KEYS[2], version, field) end
   end
 end
 redis.call('HSET', KEYS[1], '#', version)
+forget(KEYS[2], now, tonumber(ARGV[1]), tonumber(ARGV[2]))
 return version
 """
-"""Keys: decisions, then where it is remembered that each is taken back. Arguments: for how many milliseconds; then
-field, whether it is set, and value of each."""
+)
+"""Keys: decisions, and those that were taken back. Arguments: for how many milliseconds, and of how many, it is
+remembered that they were; then field, what happens to it (set, undo, forget), and value of each."""
 
-RESTORE: Final = """
+DECISIONS: Final = """
+local run = ''
+local told = redis.pcall('INFO', 'server')
+if type(told) == 'string' then run = string.match(told, 'run_id:(%w+)') or '' end
+local epoch = redis.call('HGET', KEYS[3], 'id') or ''
+if string.sub(epoch, 1, #run + 1) ~= run .. ':' then epoch = '' end
+return {epoch, redis.call('HGETALL', KEYS[1]), redis.call('ZRANGE', KEYS[2], 0, -1, 'WITHSCORES')}
+"""
+"""Keys: decisions, those that were taken back, epoch."""
+
+RESTORE: Final = (
+    _UNDONE
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known, version = tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], '#') or 0)
-local changed, named, stored = version < known, {}, {}
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  if string.sub(all[i], 1, 1) == '@' then stored[string.sub(all[i], 2)] = tonumber(all[i + 1]) end
-end
-for i = 2, #KEYS do
-  local field, stamp = ARGV[3 * i - 4], tonumber(ARGV[3 * i - 2])
-  named[field] = true
-  if stamp > (stored[field] or -1) and tonumber(redis.call('GET', KEYS[i]) or -1) < stamp then
-    redis.call('HSET', KEYS[1], field, ARGV[3 * i - 3], '@' .. field, ARGV[3 * i - 2])
-    changed = true
-  end
-end
-for field, stamp in pairs(stored) do
-  if stamp <= known and not named[field] then
-    redis.call('HDEL', KEYS[1], field, '@' .. field)
-    changed = true
+local known, version = tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[1], '#') or 0)
+local changed = version < known
+for i = 4, #ARGV, 4 do
+  local field, stamp = ARGV[i], tonumber(ARGV[i + 3])
+  local stored = tonumber(redis.call('HGET', KEYS[1], '@' .. field) or -1)
+  local undone = tonumber(redis.call('ZSCORE', KEYS[2], field) or -1)
+  if ARGV[i + 1] == 'set' then
+    if stamp > stored and stamp > undone then
+      redis.call('HSET', KEYS[1], field, ARGV[i + 2], '@' .. field, ARGV[i + 3])
+      redis.call('ZREM', KEYS[2], field)
+      changed = true
+    end
+  elseif stamp >= stored and stamp > undone then
+    if redis.call('HDEL', KEYS[1], field, '@' .. field) > 0 then changed = true end
+    redis.call('ZADD', KEYS[2], ARGV[i + 3], field)
   end
 end
 if changed then
   version = math.max(version + 1, known + 1, now)
   redis.call('HSET', KEYS[1], '#', string.format('%.0f', version))
 end
+forget(KEYS[2], now, tonumber(ARGV[1]), tonumber(ARGV[2]))
 return string.format('%.0f', version)
 """
-"""Keys: as of ``DECIDE``. Arguments: the version that was known, then field, value and version of each decision."""
+)
+"""Keys and first arguments: as of ``DECIDE``. Then the version that was known; then field, what happened to it (set,
+undo), value and version of each decision."""
 
 REPORT: Final = """
 if ARGV[2] == '' then

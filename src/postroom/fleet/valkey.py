@@ -5,7 +5,7 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from postroom.errors import ConfigurationError
-from postroom.fleet.protocol import REMEMBERED, Answer, Decisions, Grant, Hint, Request
-from postroom.fleet.scripts import CLAIM, DECIDE, EXCHANGE, MEMBERS, REPORT, RESTORE, USAGE
+from postroom.fleet.protocol import PASSING, REMEMBERED, REMEMBERED_MOST, Answer, Decisions, Grant, Hint, Request
+from postroom.fleet.scripts import CLAIM, DECIDE, DECISIONS, EXCHANGE, MEMBERS, REPORT, RESTORE, USAGE
 
 _BATCH: Final = 250
 """Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
@@ -93,31 +93,39 @@ class ValkeyState:
             _milliseconds(request.tick),
             int(request.leaving),
         ]
+        said: list[str] = []
         for ask in request.asks[start : start + _BATCH]:
-            keys += (f"{tag}:slots:{ask.tenant}", f"{tag}:rate:{ask.tenant}")
-            arguments += (ask.cap, ask.hold, ask.need, ask.want, ask.rate, ask.tokens)
-        return _answer(await self._run(EXCHANGE, keys, arguments))
+            keys.append(f"{tag}:slots:{ask.tenant}")
+            if ask.rate > 0:
+                keys.append(f"{tag}:rate:{ask.tenant}")
+            said.append(f"{ask.cap} {ask.hold} {ask.need} {ask.want} {ask.rate or 0} {ask.tokens}")
+        return _answer(await self._run(EXCHANGE, keys, [*arguments, " ".join(said)]))
 
     async def decide(self, fleet: str, changes: Mapping[str, str | None]) -> int:
         """Write decisions down."""
-        arguments: list[str | int] = [_milliseconds(REMEMBERED)]
+        arguments: list[str | int] = [_milliseconds(REMEMBERED), REMEMBERED_MOST]
         for field, value in changes.items():
-            arguments += (field, int(value is not None), value or "")
-        return int(await self._run(DECIDE, _decision_keys(fleet, changes), arguments))
+            taken_back = "forget" if field.startswith(PASSING) else "undo"
+            arguments += (field, taken_back if value is None else "set", value or "")
+        return int(await self._run(DECIDE, _decision_keys(fleet), arguments))
 
     async def decisions(self, fleet: str) -> Decisions:
         """Return all decisions."""
-        said = _pairs(await self._command("HGETALL", f"{_tag(fleet)}:decisions"))
+        epoch, fields, undone = await self._run(DECISIONS, [*_decision_keys(fleet), f"{_tag(fleet)}:epoch"], [])
+        said = _pairs(fields)
         version = int(said.pop("#", "0"))
         stamps = {field[1:]: int(said.pop(field)) for field in list(said) if field.startswith("@")}
-        return Decisions(version, said, stamps)
+        taken_back = {field: int(float(stamp)) for field, stamp in _pairs(undone).items()}
+        return Decisions(version, said, stamps, taken_back, _text(epoch))
 
     async def restore(self, fleet: str, decisions: Decisions) -> int:
         """Write down again what a server without its memory does not know."""
-        arguments: list[str | int] = [decisions.version]
+        arguments: list[str | int] = [_milliseconds(REMEMBERED), REMEMBERED_MOST, decisions.version]
         for field, value in decisions.fields.items():
-            arguments += (field, value, decisions.stamps.get(field, 0))
-        return int(await self._run(RESTORE, _decision_keys(fleet, decisions.fields), arguments))
+            arguments += (field, "set", value, decisions.stamps.get(field, 0))
+        for field, stamp in decisions.undone.items():
+            arguments += (field, "undo", "", stamp)
+        return int(await self._run(RESTORE, _decision_keys(fleet), arguments))
 
     async def report(self, fleet: str, host: str, cause: str | None, seconds: float) -> None:
         """Say that a host is down or back."""
@@ -191,7 +199,7 @@ class ValkeyState:
         return await self._client.execute_command(*arguments)
 
 
-_SCRIPTS: Final = (EXCHANGE, DECIDE, RESTORE, REPORT, CLAIM, MEMBERS, USAGE)
+_SCRIPTS: Final = (EXCHANGE, DECIDE, DECISIONS, RESTORE, REPORT, CLAIM, MEMBERS, USAGE)
 
 
 def _connect(url: str) -> CommandClient:
@@ -225,9 +233,9 @@ def _tag(fleet: str) -> str:
     return f"postroom:{{{fleet}}}"
 
 
-def _decision_keys(fleet: str, fields: Iterable[str]) -> list[str]:
+def _decision_keys(fleet: str) -> list[str]:
     tag = _tag(fleet)
-    return [f"{tag}:decisions", *(f"{tag}:undone:{field}" for field in fields)]
+    return [f"{tag}:decisions", f"{tag}:undone"]
 
 
 def _literal(text: str) -> str:
@@ -273,8 +281,9 @@ def _answer(said: Any) -> Answer:
     count = int(said[3])
     first = 4 + 3 * count
     hints = tuple(Hint(_text(said[at]), int(said[at + 1]) / 1_000, _text(said[at + 2])) for at in range(4, first, 3))
+    each = iter(map(int, _text(said[first]).split()))
     grants = tuple(
-        Grant(int(said[at]), int(said[at + 1]), bool(said[at + 2]), int(said[at + 3]))
-        for at in range(first, len(said), 4)
+        Grant(slots, share, contended > 0, tokens)
+        for slots, share, contended, tokens in zip(each, each, each, each, strict=True)
     )
     return Answer(_text(said[0]), int(said[1]), int(said[2]), grants, hints)

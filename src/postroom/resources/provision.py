@@ -1,10 +1,11 @@
 """What the user of a pool gave it: how to open and check resources, and what their failures mean."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from postroom.log_fields import Log, Step
+from postroom.repeats import Repeats
 from postroom.resources.causes import NotAProvider, Unhealthy
 from postroom.resources.failures import OpenFailure, classify_open, is_outage
 from postroom.resources.providers import Opener
@@ -23,6 +24,7 @@ class Provision:
     outage: Callable[[BaseException], bool] | None
     knows_weight: bool
     """The weight was said, by the user or by the provider: what resources look like is not guessed."""
+    repeats: Repeats = field(default_factory=Repeats)
 
     def is_permanent(self, error: BaseException) -> bool:
         """Return whether a failed open says that there is no such tenant."""
@@ -33,7 +35,7 @@ class Provision:
         except BaseException as raised:
             if ends_the_program(raised):
                 raise
-            _log.exception("classify= failed; the failure counts as an outage")
+            self.repeats.failed("classify", _log, "classify= failed; the failure counts as an outage", error=raised)
             return False
 
     def is_outage(self, error: BaseException) -> bool:
@@ -43,5 +45,5 @@ class Provision:
         except BaseException as raised:
             if ends_the_program(raised):
                 raise
-            _log.exception("outage= failed; the failure counts as the message's own")
+            self.repeats.failed("outage", _log, "outage= failed; the failure counts as the message's own", error=raised)
             return False

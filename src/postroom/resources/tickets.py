@@ -117,7 +117,8 @@ class Tickets:
         if self._key is None and isinstance(error, TypeError):
             text = f"a {type(context).__name__} cannot be hashed: make the context a frozen dataclass, or pass key="
         else:
-            text = f"no key for this context: {type(error).__name__}; key= has to return something hashable"
+            text = f"no key for context {display_key(context)}: {describe(error)}"
+            text += "; key= has to return something hashable"
         return ResourceError(text, context=context)
 
     def _identity_of(self, context: Any) -> tuple[Identity, Hashable]:

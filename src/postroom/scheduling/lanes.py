@@ -581,12 +581,19 @@ class Scheduler(Generic[T]):
             self._offer(lane)
 
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
-        cap, weight = self._per_tenant, 1.0
+        cap, weight, bound = self._per_tenant, 1.0, None
         if self._varies:
-            cap, weight = self._cap_of(tenant), self._weights(tenant)
+            if self._chooses:
+                cap = int(self._own_caps(tenant))
+            if self._weighs:
+                weight = self._weights(tenant)
+            if self._bounds is not None:
+                limit, bound = self._bounds.look(tenant)
+                cap = cap if limit is None else min(cap, limit)
         # From the present round: from 0 it would have all turns until it has caught up with the
         # others.
         lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
+        lane.bound = bound
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:
             lane.control = control

@@ -4,7 +4,9 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from postroom.checking import shown
-from postroom.log_fields import Log, Step
+from postroom.display import display_key
+from postroom.log_fields import Log, Step, about
+from postroom.redaction import describe
 from postroom.tasks import ends_the_program
 
 _log = Log("postroom.scheduling", Step.POLICY)
@@ -48,18 +50,19 @@ class Chosen:
         except BaseException as error:
             if ends_the_program(error):
                 raise
-            self._say("failed with %s", type(error).__name__)
+            self._say(tenant, "failed: %s", describe(error))
             return self._default
         if chosen is None:
             return self._default
         if isinstance(chosen, int | float) and self._least <= chosen < _MOST and chosen is not True:
             return chosen
-        self._say("chose %s, which is no such number", shown(chosen))
+        self._say(tenant, "chose %s, which is no such number", shown(chosen))
         return self._default
 
-    def _say(self, what: str, detail: str) -> None:
+    def _say(self, tenant: Hashable, what: str, detail: str) -> None:
         """Tell of it once: a tenant's number is asked for with each decision."""
         if not self._said:
             self._said = True
-            text = f"Concurrency(%s=...) {what}; %g applies where that happens (said once)"
-            _log.error(text, self._name, detail, self._default)
+            text = f"Concurrency(%s=...) for tenant %s {what}; %g applies where that happens (said once)"
+            extra = about(tenant=tenant)
+            _log.error(text, self._name, display_key(tenant), detail, self._default, extra=extra)

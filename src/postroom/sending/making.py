@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
@@ -15,6 +16,7 @@ from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.payloads import AttributeResolver, context_from_attributes
 from postroom.payloads.encoding import Encode
 from postroom.payloads.signing import SIGNATURE
+from postroom.redaction import log_error
 from postroom.sending.batches import MAX_ATTRIBUTES, MAX_BYTES, size_of, size_of_attributes
 
 _log = Log("postroom.sending", Step.SEND)
@@ -169,8 +171,9 @@ def add_trace(message: OutgoingMessage, inject: Inject, *, keep: int) -> Outgoin
     carrier: dict[str, str] = {}
     try:
         inject(carrier)
-    except Exception:
-        _log.exception("The trace context could not be written; the message is sent without it")
+    except Exception as error:
+        text = "The trace context could not be written; the message is sent without it"
+        log_error(_log, logging.ERROR, text, error=error)
         return message
     attributes = dict(message.message_attributes)
     size = size_of(message)

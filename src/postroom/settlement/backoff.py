@@ -6,6 +6,7 @@ from random import Random
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, RetryPolicy
+from postroom.repeats import Repeats
 from postroom.settlement.delivery import Delivery
 from postroom.tasks import ends_the_program
 
@@ -14,10 +15,18 @@ _log = Log("postroom.settlement", Step.POLICY)
 
 def whole_seconds(delay: float) -> int:
     """Return a delay as SQS takes it: whole seconds from 0 to 43,200, rounded up so that a delay stays one."""
-    return min(MAX_VISIBILITY, max(0, math.ceil(delay)))
+    return math.ceil(min(MAX_VISIBILITY, max(0, delay)))
 
 
-def backoff(policy: RetryPolicy, failed: Delivery | Message, error: BaseException, attempt: int, rng: Random) -> float:
+def backoff(
+    policy: RetryPolicy,
+    failed: Delivery | Message,
+    error: BaseException,
+    attempt: int,
+    rng: Random,
+    *,
+    repeats: Repeats | None = None,
+) -> float:
     """Return the seconds until a failed message is seen again.
 
     Args:
@@ -27,7 +36,9 @@ def backoff(policy: RetryPolicy, failed: Delivery | Message, error: BaseExceptio
         attempt: which attempt that was, the first one being 1. Receives are not counted: some of them were the
             consumer's own, and no failure of the message.
         rng: for the jitter.
+        repeats: keeps the log from being flooded by a ``RetryPolicy.delay`` that fails.
     """
+    repeats = Repeats() if repeats is None else repeats
     message = failed.message if isinstance(failed, Delivery) else failed
     if policy.delay is not None:
         try:
@@ -36,12 +47,12 @@ def backoff(policy: RetryPolicy, failed: Delivery | Message, error: BaseExceptio
             if ends_the_program(raised):
                 raise
             text = "RetryPolicy.delay failed for message %s; the default backoff applies"
-            _log.exception(text, message.id, extra=_about(failed, attempt))
+            repeats.failed("delay", _log, text, message.id, error=raised, extra=_about(failed, attempt))
         else:
             if math.isfinite(delay):
                 return min(float(MAX_VISIBILITY), max(0.0, delay))
             text = "RetryPolicy.delay returned %r for message %s; the default backoff applies"
-            _log.error(text, delay, message.id, extra=_about(failed, attempt))
+            repeats.failed("delay", _log, text, delay, message.id, extra=_about(failed, attempt))
     return exponential(policy, attempt, rng)
 
 

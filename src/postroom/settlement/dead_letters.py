@@ -98,8 +98,8 @@ class DeadLetters:
             raise _too_late(delivery)
         size = min(size_of(delivery.message) + ROOM, MAX_BYTES)
         waiter = self._future()
-        until = min(delivery.deadline, now + _LONGEST)
-        self.letters.add(_Posting(delivery, reason, source, size, until, waiter, sent))
+        # Not bounded by the deadline, which moves while the message is extended: `fate` asks for it each time.
+        self.letters.add(_Posting(delivery, reason, source, size, now + _LONGEST, waiter, sent))
         # Not shielded: a caller that is cancelled cancels the waiter, and `fate` sees by it that
         # the letter must not leave.
         await waiter

@@ -215,12 +215,18 @@ class MemoryQueue:
             raise _transport_error(error, "GetQueueAttributes") from error
 
     async def _turn(self) -> LocalBroker:
-        """Let others run first, as any call over a network does; then check that the queue is still there."""
+        """Let others run first, as any call over a network does; then check that the queue is still there.
+
+        A queue is its name: one that was deleted and made again is the same, as it is by its URL.
+        """
         await asyncio.sleep(0)
         broker = self._client.broker
         if self._queue.deleted:
-            text = f"queue {self._queue.name!r} was deleted"
-            raise QueueNotFound(text, code="AWS.SimpleQueueService.NonExistentQueue")
+            try:
+                self._queue = broker.queue(self._info.arn)
+            except BrokerError as error:
+                text = f"queue {self._queue.name!r} was deleted"
+                raise QueueNotFound(text, code="AWS.SimpleQueueService.NonExistentQueue") from error
         return broker
 
 

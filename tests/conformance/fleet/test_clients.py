@@ -27,7 +27,12 @@ async def test_clients_of_both_libraries_say_the_same(
     assert [grant.slots for grant in (await state.exchange(name, request)).grants] == [3]
     assert await state.usage(name) == {"t:\u00e4 \u2603": (3, 1)}
     now = await state.decide(name, {"state t:acme": '{"value":"paused"}'})
-    assert await state.decisions(name) == Decisions(now, {"state t:acme": '{"value":"paused"}'}, {"state t:acme": now})
+    known = await state.decisions(name)
+    fields, stamps = {"state t:acme": '{"value":"paused"}'}, {"state t:acme": now}
+    assert known == Decisions(now, fields, stamps, {}, (await state.exchange(name, request)).epoch)
+    later = await state.decide(name, {"state t:acme": None})
+    assert await state.decisions(name) == Decisions(later, {}, {}, {"state t:acme": later}, known.epoch)
+    assert await state.restore(name, known) == later
     await state.report(name, "t:db 1", "refused by ümlaut", 5.0)
     hints = (await state.exchange(name, Request("a", 2, "", 15.0, 1.0, ()))).hints
     assert [(hint.host, hint.cause) for hint in hints] == [("t:db 1", "refused by ümlaut")]

@@ -7,6 +7,7 @@ import pytest
 
 from conformance.fleet.conftest import LEASE, Shared
 from postroom.fleet import Ask, Decisions, Request
+from postroom.fleet.protocol import REMEMBERED_MOST
 
 
 async def test_slots_never_exceed_the_cap(shared: Shared) -> None:
@@ -145,7 +146,8 @@ async def test_a_decision_moves_the_version(shared: Shared) -> None:
     first = await state.decide(name, {"state t:acme": "x", "rate t:acme": "y"})
     second = await state.decide(name, {"state t:acme": None})
     assert 0 < first < second
-    assert await state.decisions(name) == Decisions(second, {"rate t:acme": "y"}, {"rate t:acme": first})
+    known = Decisions(second, {"rate t:acme": "y"}, {"rate t:acme": first}, {"state t:acme": second})
+    assert await state.decisions(name) == known
     request = Request("a", 1, "", LEASE, 0.1, ())
     assert (await state.exchange(name, request)).version == second
 
@@ -172,11 +174,59 @@ async def test_what_was_taken_back_is_not_restored(shared: Shared) -> None:
     undone = await state.decide(name, {"state t:acme": None})
     assert await state.restore(name, stale) == undone
     assert (await state.decisions(name)).fields == {}
-    await state.decide(name, {"state t:other": "y"})
+    other = await state.decide(name, {"state t:other": "y"})
     remembered = await state.decisions(name)
-    later = Decisions(remembered.version + 5, {}, {})  # known to a replica that saw both taken back
+    # Known to a replica that saw both taken back, while this server starts again from before that.
+    later = Decisions(remembered.version + 5, {}, {}, {"state t:acme": undone, "state t:other": other + 1})
     assert await state.restore(name, later) > later.version > decided
-    assert (await state.decisions(name)).fields == {}
+    known = await state.decisions(name)
+    assert known.fields == known.stamps == {}
+    assert known.undone == later.undone
+
+
+async def test_what_a_replica_does_not_know_is_not_taken_back(shared: Shared) -> None:
+    """F11: a replica that came after a loss, and knows only what was decided since, undoes nothing of before."""
+    state, name = shared.state, shared.name
+    before = await state.decide(name, {"state t:acme": "x"})
+    witness = await state.decisions(name)
+    shared.flush()
+    await state.decide(name, {"state t:late": "y", "state t:short": "z"})
+    await state.decide(name, {"state t:short": None})
+    newcomer = await state.decisions(name)
+    shared.flush()
+    await state.restore(name, witness)
+    await state.restore(name, newcomer)
+    known = await state.decisions(name)
+    assert known.fields == {"state t:acme": "x", "state t:late": "y"}
+    assert known.stamps["state t:acme"] == before
+    assert known.undone == newcomer.undone
+
+
+async def test_decisions_name_the_memory_that_they_are_from(shared: Shared) -> None:
+    """F11: a replica notices that the store lost its memory between an exchange and the reading that follows it."""
+    state, name = shared.state, shared.name
+    first = await state.exchange(name, Request("a", 1, "", LEASE, 0.1, ()))
+    assert (await state.decisions(name)).epoch == first.epoch
+    shared.flush()
+    assert (await state.decisions(name)).epoch == ""
+    await shared.sleep(0.01)
+    second = await state.exchange(name, Request("a", 2, first.epoch, LEASE, 0.1, ()))
+    assert (await state.decisions(name)).epoch == second.epoch != first.epoch
+
+
+async def test_only_the_latest_that_were_taken_back_are_remembered(shared: Shared) -> None:
+    """F10: however much is taken back, the store stays small; a report that is out of date leaves nothing."""
+    state, name = shared.state, shared.name
+    await state.decide(name, {"state t:first": None})
+    await state.decide(name, {f"state t:{number}": None for number in range(REMEMBERED_MOST - 1)})
+    await state.decide(name, {"done t:acme r1": "said"})
+    await state.decide(name, {"done t:acme r1": None})
+    assert len((await state.decisions(name)).undone) == REMEMBERED_MOST
+    await state.decide(name, {"state t:last": None})
+    undone = (await state.decisions(name)).undone
+    assert len(undone) == REMEMBERED_MOST
+    assert "state t:first" not in undone
+    assert max(undone, key=undone.__getitem__) == "state t:last"
 
 
 async def test_decisions_outlive_leases(shared: Shared) -> None:

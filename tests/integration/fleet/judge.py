@@ -1,7 +1,8 @@
 """Judges every start by what the tenant's database ran at that moment, as ``pg_stat_activity`` showed it.
 
 Replicas that hold slots never run more than the cap together. One that did not reach the store for a lease runs its
-part beside that, as the documentation says: it writes with each start how much that is.
+part beside that, as the documentation says: it writes with each start how much that is. A start is under a slot or not
+from when the scheduler decides it, which a replica stamps, whatever happens until its handler is entered.
 """
 
 import asyncio
@@ -16,8 +17,6 @@ from integration.fleet.site import Site
 
 _LATE: Final = 0.5
 """Seconds after which a row that was begun is there."""
-_ANSWERED: Final = 0.1
-"""Seconds within which a handler is entered that the fallback let start, at the moment in which the store answered."""
 _ROWS: Final = 100
 """Rows that are judged in one go: the networks of the replicas are in this process, too."""
 
@@ -47,7 +46,6 @@ class Judge:
     """The most handlers that a tenant ran, with slots and in all."""
     _cuts: list[list[float]] = field(default_factory=list)
     _last: Counter[str] = field(default_factory=Counter)
-    _fell_back: dict[str, tuple[float, int]] = field(default_factory=dict)
     _by_pid: dict[tuple[str, int], Run] = field(default_factory=dict)
 
     @contextmanager
@@ -73,7 +71,7 @@ class Judge:
         return self.starts - before
 
     def _judge(self, tenant: str, row: Any) -> None:
-        run = Run(row["replica"], row["decided"], row["started"], self._part_of(row))
+        run = Run(row["replica"], row["decided"], row["started"], row["part"])
         self._by_pid[tenant, row["pid"]] = run
         self.starts += 1
         beside = [self._by_pid.get((tenant, pid)) for pid in row["others"]]
@@ -93,14 +91,6 @@ class Judge:
             self.excess[why] += 1
         else:
             self.over.append(f"{tenant}: {run} was beside {running[1:]} and {unknown} more")
-
-    def _part_of(self, row: Any) -> int | None:
-        """Return what the replica ran by the fallback when it decided to start this: that is a moment ago."""
-        replica, decided = row["replica"], row["decided"]
-        if row["part"] is not None:
-            self._fell_back[replica] = (decided, row["part"])
-        at, part = self._fell_back.get(replica, (0.0, None))
-        return part if decided - at < _ANSWERED else None
 
     @staticmethod
     def _keep_to_their_parts(running: list[Run]) -> bool:

@@ -2,9 +2,11 @@
 
 Configured by the environment: ENDPOINT, DSN (of which ``-tenant`` makes a tenant's), STORE, CAP, LEASE, TICK, FALLBACK,
 NAME. Its input takes orders, one a line: ``pause TENANT`` and ``resume TENANT``. At its end it prints what it did.
+Each start is stamped where the scheduler decides it, with what allowed it: handlers are entered a moment later.
 """
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -26,7 +28,11 @@ from postroom import (
     run,
 )
 from postroom.datasources import asyncpg_pool
-from postroom.fleet import Fallback
+from postroom.fleet import Answer, Fallback
+from postroom.fleet.decisions import verdicts
+from postroom.fleet.ledger import Entry
+from postroom.fleet.member import Member
+from postroom.scheduling import Scheduler
 
 NAME = os.environ["NAME"]
 BEGIN = """
@@ -57,6 +63,54 @@ class Order:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """A start, as it was decided."""
+
+    at: float
+    part: int | None
+    """How many handlers of the tenant the fallback let this replica run; None if it was under a slot."""
+
+
+starts: dict[str, Start] = {}
+"""Starts that were decided, by message, until their handler is entered."""
+
+
+def stamp_starts() -> None:
+    """Write down when the scheduler decides each start, and what allowed it."""
+    original = Scheduler[Any].grant
+
+    def grant(self: Any, now: float = 0.0) -> Any:
+        job = original(self, now)
+        if job is not None:
+            bound = job.lane.bound
+            assert isinstance(bound, Entry)
+            starts[job.message.id] = Start(time.time(), None if now < bound.expires else bound.fallback)
+        return job
+
+    Scheduler.grant = grant  # type: ignore[method-assign]
+
+
+def tell_pauses() -> None:
+    """Log when this replica learns that a tenant is paused, when that was decided, and how long the calls took."""
+    original, log = Member._settle_decisions, logging.getLogger("trial")
+    known: dict[str, int] = {}
+
+    async def settle(self: Member, answer: Answer) -> None:
+        await original(self, answer)
+        said = self._known
+        paused = {name: said.stamps.get(f"state {name}", 0) for name, ruling in verdicts(said.fields).items()
+                  if ruling.state == "paused"}  # fmt: skip
+        sent = self.ledger.sent
+        for name in paused.keys() - known.keys():
+            calls = 0.0 if sent is None else self._time() - sent.at
+            log.warning("PAUSED %s", json.dumps([name, time.time(), paused[name] / 1_000, calls]))
+        known.clear()
+        known.update(paused)
+
+    Member._settle_decisions = settle  # type: ignore[method-assign]
+
+
 def dsn_of(tenant: Tenant) -> str:
     """Return the tenant's own database."""
     return f"{os.environ['DSN']}-{tenant.tenant_id}"
@@ -84,18 +138,11 @@ consumer: Consumer[Tenant, Any] = Consumer(
 @consumer.handler
 async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
     """Run in the tenant's database for a while, which writes down from when to when."""
-    decided, part = time.time(), own_part()
+    start = starts.pop(ctx.message.id)
     async with ctx.resources.acquire() as connection:
-        number = await connection.fetchval(BEGIN, NAME, order.order_id, part, decided)
+        number = await connection.fetchval(BEGIN, NAME, order.order_id, start.part, start.at)
         await connection.execute("SELECT pg_sleep($1)", order.seconds)
         await connection.execute("UPDATE runs SET ended = clock_timestamp() WHERE id = $1", number)
-
-
-def own_part() -> int | None:
-    """Return how many handlers of a tenant the fallback lets this replica run now; None while its slots hold."""
-    fleet = consumer.statistics().fleet
-    assert fleet is not None
-    return max(1, int(os.environ["CAP"]) // max(fleet.replicas, 1)) if fleet.degraded else None
 
 
 def obey() -> None:
@@ -118,6 +165,8 @@ def told() -> str:
 
 
 if __name__ == "__main__":
+    stamp_starts()
+    tell_pauses()
     threading.Thread(target=obey, daemon=True).start()
     run(consumer)
     print(told(), flush=True)

@@ -64,12 +64,20 @@ async def restart(site: Site, judge: Judge, rng: Random, times: Times) -> None:
 
 
 async def pause(site: Site, judge: Judge, rng: Random, times: Times) -> None:
-    """Have one replica pause a tenant: no other starts a handler of it later than a tick after. Then resume it."""
+    """Have one replica pause a tenant: all learn of it in a tick and their calls to the store. Then resume it."""
     tenant, (first, second) = rng.choice(site.plan.names), rng.sample(site.alive, 2)
     at = site.tell(first, f"pause {tenant}")
     await site.pass_time(site.plan.lease)
     text = "SELECT extract(epoch FROM max(decided))::float8 - $1 FROM runs"
-    _note(times, "last start after a pause", await site.databases[tenant].fetchval(text, at))
+    last = await site.databases[tenant].fetchval(text, at)
+    _note(times, "last start after a pause", last)
+    learned = site.learned(tenant, at)
+    for known, written, calls in learned.values():
+        _note(times, "a pause: from the call to the store's record of it", written - at)
+        _note(times, "a pause: from that to a replica that knows it", known - written)
+        _note(times, "a pause: of that, the replica's calls to the store", calls)
+        _note(times, "a pause: of that, what is left, at most a tick", known - written - calls)
+    _note(times, "last start after all know of a pause", last - max(known for known, _, _ in learned.values()) + at)
     at = site.tell(second, f"resume {tenant}")
     _note(times, "full again after a resume", (await site.until_full([tenant], at, _PATIENCE))[tenant])
     await judge.look()

@@ -251,6 +251,18 @@ class Site:
         found = [await database.fetchval(text, since) for database in self.databases.values()]
         return max((seconds for seconds in found if seconds is not None and seconds > 0), default=0.0)
 
+    def learned(self, tenant: str, since: float) -> dict[str, tuple[float, float, float]]:
+        """Return when replicas learned of a pause, when the store wrote it down, and the seconds of their calls."""
+        found: dict[str, tuple[float, float, float]] = {}
+        for name in self.alive:
+            for line in self.lives[name].log.read_text().splitlines():
+                _, marked, told = line.partition("PAUSED ")
+                if marked:
+                    paused, at, written, calls = json.loads(told)
+                    if at >= since and tenant in paused:
+                        found[name] = (at, written, calls)
+        return found
+
     async def busy_with(self, name: str) -> list[str]:
         """Return the tenants of which a replica runs a handler."""
         text = "SELECT EXISTS (SELECT FROM runs WHERE replica = $1 AND ended IS NULL)"

@@ -56,6 +56,12 @@ class Policies:
         since, most = next(change for change in reversed(self._changes) if change[0] <= now)
         return most if self._readable and since <= now - NOTICE else None
 
+    def has_redrive(self, now: float) -> bool:
+        """Return whether there was a redrive policy all the time in which a consumer may have read it last."""
+        read = next(change for change in reversed(self._changes) if change[0] <= now - NOTICE)
+        later = [most for at, most in self._changes if now - NOTICE < at <= now]
+        return None not in (read[1], *later)
+
     def values(self) -> list[int]:
         """Return every maxReceiveCount that there ever was."""
         return sorted({most for _, most in self._changes if most is not None})
@@ -82,6 +88,8 @@ class Receive:
     excuse: str = ""
     confirmed: bool = False
     """Whether SQS has confirmed that it was given back, or deleted."""
+    forgotten: bool = False
+    """Whether SQS has confirmed since that its message is deleted: its process need not remember it."""
 
 
 @dataclass(slots=True)
@@ -134,7 +142,8 @@ class Ledger:
     def excuses(self, handle: str, why: str) -> None:
         """Note that a receive is not the library's fault."""
         receive = self.receives[handle]
-        receive.excuse = receive.excuse or why
+        if not receive.excuse or (receive.excuse in _NO_REASON and why not in _NO_REASON):
+            receive.excuse = why
         receive.unknown = receive.unknown or why == NO_TENANT
 
     # -- what follows ----------------------------------------------------------------------------------------------
@@ -197,6 +206,7 @@ class Ledger:
         for each in self.of(deleted.message):
             if each.process == deleted.process:
                 each.confirmed = False
+                each.forgotten = True
 
     def judge_dead_letter(self, message: str) -> str | None:
         """Oracle *attempts*: judge a message that SQS moved to the dead-letter queue, so that it has no reason."""
@@ -236,8 +246,9 @@ class Ledger:
         if attempt is None:
             return None
         receive = self.receives[handle]
-        least = 1 + self.failures(receive.message, receive.process)
-        most = max(each.number for each in self.of(receive.message) if each.process == receive.process)
+        here = [each for each in self.of(receive.message) if each.process == receive.process]
+        least = 1 + sum(each.failed and not each.forgotten for each in here)
+        most = max(each.number for each in here)
         if not self.forgetful:
             most -= self.took_back(receive.message, receive.process)
         if least <= attempt <= max(least, most):

@@ -65,6 +65,10 @@ class Blame:
             return f"tries {len(known.probes)} messages of {tenant} at once, although its breaker is open"
         return None
 
+    def started_at(self, handle: str) -> float:
+        """Return when a handler was called."""
+        return self._starts[handle].at
+
     def ended(self, handle: str) -> None:
         """Note that a handler ended."""
         self._tenants[self._starts[handle].tenant].probes.discard(handle)

@@ -506,7 +506,8 @@ class Process:
         self.history.note(self.name, "handler cancelled", ctx.message.id[:4], *error.args)
         limit = self.shared.plan.options["concurrency"].handler_timeout
         self.told.add(ctx.message.receipt_handle)
-        if LOST not in error.args and STOPPING not in error.args and not self.cancelled:
+        overran = limit is not None and self._now() >= self.blame.started_at(ctx.message.receipt_handle) + limit
+        if LOST not in error.args and STOPPING not in error.args and (overran or not self.cancelled):
             self._fails(ctx.message)  # by its time limit, or its own
         if not self.gate.alive or self.cancelled or "its own" in error.args:
             return

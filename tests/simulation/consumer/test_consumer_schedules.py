@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simulation.consumer.hardships import make_plan
-from simulation.consumer.mutants import MUTANTS, PROVED, Mutant, killed_by
+from simulation.consumer.mutants import MUTANTS, PROVED, Mutant, killed_by, table
 from simulation.consumer.schedule import run_consumer_schedule
 from simulation.contexts import run_context_pairs
 from simulation.soak import oracle_of
@@ -83,3 +83,8 @@ def test_a_message_that_is_parked_does_not_find_out_whether_an_outage_is_over() 
 def test_what_a_search_found_stays_mended(seed: int) -> None:
     """Bodies in an error; retention unknown; a slot that came too late; a poll that answers in a stop; a late close."""
     assert run_consumer_schedule(seed).violations == ()
+
+
+def test_the_documentation_has_the_planted_defects() -> None:
+    """``docs/proof.md`` shows the table that ``python -m simulation.consumer.mutants --table`` prints."""
+    assert table() in (_TESTS.parent / "docs" / "proof.md").read_text()

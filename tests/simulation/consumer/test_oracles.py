@@ -14,7 +14,7 @@ from postroom.consumer.context import enter_message
 from postroom.message import Message
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import VisibilityChange
-from simulation.consumer.attempts import NOTICE, Ledger, Policies, promise
+from simulation.consumer.attempts import GROUP_WENT_BACK, NO_TENANT, NOTICE, Ledger, Policies, promise
 from simulation.consumer.bodies import GRACE, Bodies
 from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.hardships import HARDSHIPS, make_plan
@@ -198,6 +198,38 @@ def test_the_current_message_is_the_right_one_or_none() -> None:
     ]
 
 
+def test_a_message_that_was_deleted_may_be_forgotten() -> None:
+    """SQS may hand a deleted message out once more: its former failures need not be known then."""
+    ledger = _ledger(8, "failed", "failed")
+    ledger.received("3", "m", "p", 3, 50.0)
+    assert ledger.judge_attempt("3", 1) is not None
+    ledger.forgets("3")
+    ledger.received("4", "m", "p", 4, 60.0)
+    assert ledger.judge_attempt("4", 1) is None
+
+
+def test_a_dead_letter_queue_that_took_nothing_excuses_more_than_an_unknown_tenant() -> None:
+    """The message was given back at its last receive after it had been offered in vain; nothing else excuses that."""
+    for first, second, excused in ((NO_TENANT, "it was not taken", True), (NO_TENANT, GROUP_WENT_BACK, False)):
+        ledger = Ledger(Policies(1))
+        ledger.received("1", "m", "p", 1, 0.0)
+        ledger.gives_back("1", 1.0, 5.0)
+        ledger.excuses("1", first)
+        ledger.excuses("1", second)
+        assert (ledger.judge_dead_letter("m") is None) is excused
+
+
+def test_a_redrive_policy_that_was_removed_gives_nothing_to_reject_to() -> None:
+    """From the moment on that a consumer may know it, and until it must know that there is one again."""
+    policies = Policies(5)
+    assert policies.has_redrive(0.0)
+    policies.change(10.0, None)
+    assert not policies.has_redrive(20.0)
+    policies.change(30.0, 5)
+    assert not policies.has_redrive(40.0)
+    assert policies.has_redrive(30.0 + NOTICE)
+
+
 # -- owner -------------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +242,7 @@ def test_a_handler_that_goes_on_without_its_message_is_a_violation(
 
     async def main() -> None:
         watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
-        [message] = watch.received([_message("m")], 5.0)
+        [message] = watch.received([_message("m")], 5.0, 0.0)
         if extended:
             changes = [VisibilityChange("m", 10)]
             watch.changes(changes, beat=True)
@@ -229,7 +261,7 @@ def test_time_in_which_nothing_ran_is_no_fault_of_the_handler() -> None:
 
     async def main() -> None:
         watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
-        [message] = watch.received([_message("m")], 5.0)
+        [message] = watch.received([_message("m")], 5.0, 0.0)
         await asyncio.sleep(9)
         watch.judge_owner(message, lambda when: 9.0 - when)
 

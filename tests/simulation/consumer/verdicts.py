@@ -141,7 +141,8 @@ class Verdicts:
         faults = self.plan.faults
         if last.excuse or ended or decided or process.frozen or faults.foreign or faults.hung:
             return False
-        if self.plan.blind:  # it knows neither the retention period nor a dead-letter queue
+        # It knows of no dead-letter queue, or not even of the retention period.
+        if self.plan.blind or not self.shared.ledger.policies.has_redrive(expiry):
             return False
         if not process.gate.alive or self.shared.gaps:
             return False

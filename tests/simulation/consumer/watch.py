@@ -67,11 +67,13 @@ class Receipt:
         "ended",
         "ended_at",
         "group",
+        "left",
         "message_id",
         "received_at",
         "receives",
         "refused",
         "settled_at",
+        "sure_until",
         "tenant",
     )
 
@@ -83,6 +85,8 @@ class Receipt:
         self.tenant = message.message_attributes["tenantId"].string_value if has_tenant(message) else None
         self.group = message.group_id
         self.deadline = received_at + visibility
+        self.sure_until = self.deadline
+        """Until when its process can be sure that it is its own: it need not know when SQS handed it out."""
         self.deletes = 0
         self.changes = 0
         self.beating = 0
@@ -91,6 +95,8 @@ class Receipt:
         self.ended = ""
         """What SQS confirmed: deleted, or changed."""
         self.ended_at: float | None = None
+        self.left = False
+        """Whether it was left to its visibility timeout."""
         self.refused = False
         """Whether an extension was refused for good."""
 
@@ -171,7 +177,7 @@ class Watch:
 
     # -- receive -------------------------------------------------------------------------------------------------
 
-    def received(self, messages: Sequence[Message], visibility: float) -> list[Message]:
+    def received(self, messages: Sequence[Message], visibility: float, asked_at: float) -> list[Message]:
         """Remember what arrived. Returns it as it is handed on."""
         now = asyncio.get_running_loop().time()
         self.receives += bool(messages)
@@ -182,7 +188,10 @@ class Watch:
                 message.receipt_handle, message.id, self.name, message.receive_count, now, overlaps=overlaps
             )
             served = self.handed_out_at(message.id)
-            self.receipts[message.receipt_handle] = Receipt(message, now if served is None else served, visibility)
+            receipt = Receipt(message, now if served is None else served, visibility)
+            if served is not None:  # all that it knows is when it asked
+                receipt.sure_until = min(receipt.deadline, asked_at + visibility)
+            self.receipts[message.receipt_handle] = receipt
             self.ended_at.pop(message.id, None)
             self.latest[message.id] = message.receipt_handle
             known = self.newest.get(message.id)
@@ -211,11 +220,13 @@ class Watch:
 
         By its newest receipt, unless that is of a receive apart, which has a handler of its own.
         """
-        newest = self.newest[message_id]
-        if self.receipts[newest].ended:  # a duplicate that came after that has only its own receipt
-            newest = self.latest[message_id]
+        newest, latest = self.newest[message_id], self.latest[message_id]
+        known = self.receipts[newest]
+        over = known.left or known.deadline <= self.receipts[latest].received_at
+        if known.ended or over:  # a duplicate that came after that has only its own receipt
+            newest = latest
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
-        return not receipt.refused and asyncio.get_running_loop().time() < receipt.deadline
+        return not receipt.refused and asyncio.get_running_loop().time() < receipt.sure_until
 
     def judge_owner(self, message: Message, blocked_since: Callable[[float], float]) -> None:
         """Oracle *owner*: a handler that ends untold was cancelled if its message was lost, whatever hangs."""
@@ -304,7 +315,7 @@ class Watch:
             receipt = self.receipts[change.receipt_handle]
             if receipt.ended != "change" or receipt.deletes or change.timeout:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
-            if self.newest[receipt.message_id] != change.receipt_handle:
+            if self.latest[receipt.message_id] != change.receipt_handle:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:
@@ -329,7 +340,7 @@ class Watch:
                 continue
             failure = by_place.get(index)
             if failure is None:
-                receipt.deadline = sent_at + change.timeout
+                receipt.deadline = receipt.sure_until = sent_at + change.timeout
             elif failure.sender_fault:
                 receipt.refused = True
 
@@ -371,6 +382,7 @@ class Watch:
             self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
+                self.receipts[handle].left = True
             else:
                 if event.settlement is Settlement.LOST:
                     self.lost.add(event.message.id)
@@ -435,9 +447,10 @@ class WatchedQueue:
     ) -> list[Message]:
         """Receive, and remember."""
         self._gate.check()
+        asked_at = asyncio.get_running_loop().time()
         messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
         self._gate.check()
-        return self._watch.received(messages, visibility)
+        return self._watch.received(messages, visibility, asked_at)
 
     async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
         """Judge, then delete."""

@@ -7,7 +7,7 @@ from simulation.fleet.whole_mutants import WHOLE_MUTANTS
 
 FOUND_BY = {
     "nothing is restored": 1,
-    "versions are counted": 39,
+    "versions are counted": 50,
     "what a store remembers is the latest": 14,
     "decisions are read once": 0,
     "a decision is said once": 12,
@@ -35,6 +35,13 @@ def test_a_replica_may_die_at_any_await_of_its_calls(crash_at: int) -> None:
     result = run_whole_schedule(5, crash_at=crash_at)
     assert result.broken == ()
     assert result.facts["crash"] >= 1
+
+
+def test_a_decision_outlives_three_losses_in_a_row() -> None:
+    """F11: found by search: replicas that come between losses of the store take nothing for taken back."""
+    result = run_whole_schedule(77, crash_at=78)
+    assert result.broken == ()
+    assert result.facts["flush"] == 3
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

@@ -83,3 +83,43 @@ def test_every_group_keeps_its_order_under_failures(seed: int) -> None:
     done = in_world(scenario)
     assert len(done) == 9
     assert all(numbers == list(range(12)) for numbers in done.values())
+
+
+def test_a_paused_tenant_with_many_groups_takes_no_room_from_others() -> None:
+    """Its 400 groups are held in their order; what another tenant sends is handled at once."""
+
+    async def scenario(world: World) -> float:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders = Consumer("orders.fifo", context=Tenant, concurrency=Concurrency(total=10), client=world.client)
+        done: list[str] = []
+        handled = asyncio.Event()
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+            handled.set()
+
+        async with orders:
+            orders.tenants.pause(Tenant("paused"))
+            for number in range(2):
+                for group in range(400):
+                    body = {"order_id": f"{group}-{number}"}
+                    world.send(body, tenant="paused", queue="orders.fifo", group=str(group))
+            await asyncio.sleep(30)
+            world.send({"order_id": "other"}, tenant="other", queue="orders.fifo", group="other")
+            sent = asyncio.get_running_loop().time()
+            async with asyncio.timeout(60):
+                await handled.wait()
+            waited = asyncio.get_running_loop().time() - sent
+            first = done.copy()
+            orders.tenants.resume(Tenant("paused"))
+            await asyncio.sleep(60)
+        assert first == ["other"]
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name in done[1:]:
+            groups[name.partition("-")[0]].append(name)
+        assert len(groups) == 400
+        assert all(names == sorted(names) for names in groups.values())
+        return waited
+
+    assert in_world(scenario) < 1.0

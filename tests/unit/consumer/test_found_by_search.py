@@ -17,6 +17,7 @@ from postroom import (
     Reject,
     ResourcePool,
     RetryPolicy,
+    Visibility,
 )
 from postroom import Faults as BreakerOptions
 from postroom.consumer.engine import Engine
@@ -430,3 +431,33 @@ def test_a_group_stays_in_order_over_two_receives() -> None:
         return started
 
     assert in_world(scenario) == ["first", "second"]
+
+
+def test_a_message_that_is_lost_leaves_its_room_to_others() -> None:
+    """All the room is taken and no handler ends: once what waits is lost, the pollers look for more."""
+
+    async def scenario(world: World) -> list[tuple[int, int]]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders: Consumer[Tenant] = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            concurrency=Concurrency(total=1),
+            polling=Polling(prefetch=1, batch=1, pollers=1),
+            visibility=lambda call: Visibility(heartbeat="waits" not in call.message.body),
+            client=world.client,
+        )
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        async with orders:
+            world.send({"order_id": "runs", "seconds": 1000}, tenant="runs", queue="orders.fifo", group="1")
+            await asyncio.sleep(1)
+            world.send({"order_id": "waits"}, tenant="waits", queue="orders.fifo", group="2")
+            await asyncio.sleep(3)
+            seen = [world.counts("orders.fifo")]
+            await asyncio.sleep(70)  # it has been lost after a minute, and received again
+            return [*seen, world.counts("orders.fifo")]
+
+    assert in_world(scenario) == [(0, 2)] * 2

@@ -20,6 +20,7 @@ from postroom import (
 from postroom.fleet import MemoryState
 from support.world import Databases, Order, Tenant, World, in_world
 
+TIMEOUT = "Concurrency(handler_timeout=...)"
 NONSENSE: list[Any] = ["many", -1, 0, 0.5, float("nan"), float("inf"), True, [], object, b"3", 10**30]
 Make = Callable[[Any], dict[str, Any]]
 
@@ -79,6 +80,11 @@ def test_nonsense_is_the_default(place: str, value: Any, caplog: pytest.LogCaptu
     assert handled(lambda: PLACES[place](value), patience) == (10, (0, 0))
     if place in {"overrides", "mapping", "weights"} and not (place == "weights" and value == 0.5):
         assert sum("(said once)" in line for line in caplog.messages) == 1
+    said = [line.split(" returned ")[0] for line in caplog.messages if line.startswith("The function of")]
+    if place == "policies":
+        assert sorted(said) == ["The function of faults=", "The function of retry=", "The function of visibility="]
+    if place == "timeout":
+        assert said == ([] if value in (0.5, float("inf"), 10**30) else [f"The function of {TIMEOUT}"])
 
 
 @pytest.mark.parametrize("place", ["host", "weight", "per_host"])

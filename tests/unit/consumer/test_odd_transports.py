@@ -1,11 +1,13 @@
 """A transport that raises what its protocol does not name fails a call, and never the consumer."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from postroom import Consumer, MessageContext, RetryPolicy
+from postroom import Consumer, Message, MessageContext, RetryPolicy
 from postroom.consumer.facts import QueueFacts
 from postroom.errors import Reject
 from postroom.local import LocalBroker
@@ -13,7 +15,7 @@ from postroom.tasks import Tasks
 from postroom.testing import run_virtual
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import Queue
-from support.passing import PassingQueue
+from support.passing import PassingClient, PassingQueue
 from support.world import Databases, Order, Tenant, World, in_world
 
 
@@ -222,3 +224,112 @@ def test_a_call_that_is_closed_with_its_loop_awaits_nothing_more() -> None:
             return call
 
     asyncio.run(begin()).close()
+
+
+class DatedQueue(PassingQueue):
+    """A queue with messages that say otherwise when they were sent."""
+
+    sent: Callable[[float], float]
+
+    async def receive(
+        self, *, limit: int, wait: float, visibility: float, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Receive, with another time of sending."""
+        messages = await super().receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
+        return list(map(self._dated, messages))
+
+    def _dated(self, message: Message) -> Message:
+        assert message.sent_at is not None
+        said = {**message.system_attributes, "SentTimestamp": str(self.sent(message.sent_at))}
+        return msgspec.structs.replace(message, system_attributes=said)
+
+
+class DatedClient(PassingClient):
+    """Opens such a queue for ``orders``."""
+
+    def __init__(self, inner: MemoryClient, sent: Callable[[float], float]) -> None:
+        super().__init__(inner)
+        self._sent = sent
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        opened = await super().queue(name)
+        if name != "orders":
+            return opened
+        dated = DatedQueue(opened)
+        dated.sent = self._sent
+        return dated
+
+
+def in_seconds(sent_at: float) -> float:
+    """Answer seconds where SQS answers milliseconds."""
+    return sent_at
+
+
+def at_the_epoch(_sent_at: float) -> float:
+    """Know no time."""
+    return 0
+
+
+def five_days_ago(sent_at: float) -> float:
+    """Go wrong by more than the retention period."""
+    return (sent_at - 5 * 86_400) * 1000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(in_seconds, id="in seconds"),
+        pytest.param(at_the_epoch, id="at the epoch"),
+        pytest.param(five_days_ago, id="five days ago"),
+    ],
+)
+def test_a_message_that_was_handed_out_has_not_expired(sent: Callable[[float], float]) -> None:
+    """Its retention period seems to be over, by a wrong clock or a wrong time of sending: it waits for its tenant."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=10)
+        databases, done = Databases(), 0
+        databases.failures["acme"] = lambda: ConnectionRefusedError("down")
+        client = DatedClient(world.client, sent)
+        orders = Consumer("orders", context=Tenant, resources=databases, client=client)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None:
+            nonlocal done
+            done += 1
+
+        async with orders:
+            world.send_orders(*map(str, range(20)), tenant="acme")
+            await asyncio.sleep(300)
+            del databases.failures["acme"]
+            await asyncio.sleep(300)
+        return done, sum(world.counts("dead"))
+
+    assert in_world(scenario) == (20, 0)
+
+
+def test_a_queue_that_is_deleted_and_made_again_is_consumed_again() -> None:
+    """A queue is its name, as it is by its URL over the network."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        done: list[str] = []
+        orders = Consumer("orders", client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[None, None]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("before")
+            await asyncio.sleep(1)
+            world.broker.delete_queue("orders")
+            await asyncio.sleep(70)
+            world.create()
+            await asyncio.sleep(60)
+            world.send_orders("after")
+            await asyncio.sleep(30)
+        return done
+
+    assert in_world(scenario) == ["before", "after"]

@@ -10,10 +10,11 @@ import pytest
 
 from postroom import Concurrency, Fleet, Polling, TenantState
 from postroom.events import Event, FleetReachable, FleetUnreachable
+from postroom.fleet import Decisions
 from support.fleet import Diary, FaultyState, replica
 from support.world import Tenant, World, in_world
 
-A = Tenant("a")
+A, B = Tenant("a"), Tenant("b")
 
 
 def test_a_limit_holds_over_all_replicas() -> None:
@@ -107,6 +108,62 @@ def test_a_pause_holds_everywhere_within_a_tick(lost: bool) -> None:
             await asyncio.sleep(20)
             assert len(diary.starts) == 20
             assert one.tenants[A].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("later", [0.2, 0.5, 0.8])
+def test_a_replica_that_comes_between_two_losses_takes_nothing_back(later: float) -> None:
+    """F11: it knows only what was decided since, and says nothing about what the others have to restore."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        fleet = Fleet(state, per_tenant=8)
+        one, newcomer = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "newcomer")
+        async with one:
+            one.tenants.pause(A, reason="database move")
+            await asyncio.sleep(2 + later)
+            state.store.flush()
+            newcomer.tenants.pause(B, reason="newer")
+            async with newcomer:
+                await asyncio.sleep(0.05)  # before the other restores anything
+                state.store.flush()
+                await asyncio.sleep(3)
+                for each in (one, newcomer):
+                    assert each.tenants[A].reason == "database move"
+                    assert each.tenants[A].state is TenantState.PAUSED
+                    assert each.tenants[B].state is TenantState.PAUSED
+
+    in_world(scenario)
+
+
+def test_a_loss_between_an_exchange_and_the_reading_after_it_takes_nothing_back() -> None:
+    """F11: what is read then is from a store that has forgotten everything, and not from the one that answered."""
+
+    class Forgetful(FaultyState):
+        forgets = False
+
+        async def decisions(self, fleet: str) -> Decisions:
+            if self.forgets:
+                self.forgets = False
+                self.store.flush()
+            return await super().decisions(fleet)
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary, state = Diary(), Forgetful()
+        one = replica(world, diary, Fleet(state, per_tenant=8), "one")
+        async with one:
+            one.tenants.pause(A, reason="database move")
+            await asyncio.sleep(1.5)
+            state.forgets = True
+            await state.decide("orders", {"state t:other": '{"value":"paused"}'})  # by a replica that is gone
+            await asyncio.sleep(4)
+            assert not state.forgets
+            assert one.tenants[A].state is TenantState.PAUSED
+            assert one.tenants[A].reason == "database move"
+            assert len(state.store.decisions("orders").fields) == 1
 
     in_world(scenario)
 

@@ -355,3 +355,43 @@ def test_large_texts_are_looked_through_in_no_time(part: str) -> None:
         handle(large)
     describe_at_length(caught.value)
     assert time.process_time() - began < 2.0
+
+
+def test_a_text_of_megabytes_is_cut_and_its_secret_at_the_cut_is_not_shown() -> None:
+    """An error quotes a body of a megabyte with a password at each place: what is shown is short, and quotes none."""
+    for at in range(16_384 - 2 * len(SECRET), 16_384 + 8, 5):
+        text = f"{'x ' * (at // 2)}postgres://app:{SECRET}@db/acme {'y ' * 50_000}"
+        shown = describe_at_length(ValueError(text))
+        assert len(shown) < 17_000
+        assert "more characters" in shown
+        assert SECRET[:4] not in shown
+
+
+def test_an_error_of_a_thousand_members_is_cut() -> None:
+    """A task group of a whole import fails: the log line has a bounded length, and says how many there are."""
+    shown = describe_at_length(ExceptionGroup("rows", [ValueError("x" * 10_000) for _ in range(1_000)]))
+    assert len(shown) < 70_000
+    assert "rows (1000 sub-exceptions)" in shown
+
+
+class Hostile(Exception):
+    """Raises whatever is read of it but its class."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") and name not in {"__cause__", "__context__", "__notes__", "__dict__"}:
+            return super().__getattribute__(name)
+        raise GeneratorExit(name)
+
+
+def noted() -> Exception:
+    """Make an error with notes that are none."""
+    error = ValueError("text")
+    error.__notes__ = 7  # type: ignore[assignment]
+    return error
+
+
+def test_an_error_that_cannot_be_looked_at_is_logged_all_the_same() -> None:
+    """Attributes that raise, also what is no Exception, and notes that are no list: the line has the error's name."""
+    for error in (Hostile("text"), noted()):
+        assert type(error).__name__ in describe_at_length(error)
+        assert describe(error).startswith(type(error).__name__)

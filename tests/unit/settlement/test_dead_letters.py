@@ -274,8 +274,8 @@ def test_a_passing_failure_is_tried_again(error: BaseException) -> None:
     assert len(letters.sent) == 1
 
 
-def test_a_queue_that_cannot_be_reached_is_given_up_at_the_deadline() -> None:
-    """Nothing is decided then: the caller gives the message back."""
+def test_a_queue_that_cannot_be_reached_is_given_up_after_a_minute() -> None:
+    """Nothing is decided then: the caller gives the message back, which is extended meanwhile."""
     letters = Letters()
 
     async def test(made: Desk) -> None:
@@ -283,11 +283,25 @@ def test_a_queue_that_cannot_be_reached_is_given_up_at_the_deadline() -> None:
         [delivery] = made.settler.take([message(1)])
         with pytest.raises(TransportError, match="slow down"):
             await made.settler.reject(delivery, "why")
-        assert asyncio.get_running_loop().time() < 40
+        assert 60 <= asyncio.get_running_loop().time() < 70
         assert delivery.settlement is None
         assert made.settler.ours(delivery)
 
     assert scenario(test, letters).queue.deleted == []
+
+
+def test_a_letter_is_tried_for_as_long_as_its_message_is_extended() -> None:
+    """The dead-letter queue is back after 40 seconds, past the first deadline of the message: it gets the reason."""
+    letters = Letters()
+
+    async def test(made: Desk) -> None:
+        letters.errors = [Throttled("slow down") for _ in range(1000)]
+        [delivery] = made.settler.take([message(1)])
+        asyncio.get_running_loop().call_later(40, letters.errors.clear)
+        assert await made.settler.reject(delivery, "why")
+
+    assert scenario(test, letters).told == [("m1", Settlement.REJECTED)]
+    assert len(letters.sent) == 1
 
 
 def test_a_denied_or_refused_letter_is_an_error_at_once() -> None:

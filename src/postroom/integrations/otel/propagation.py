@@ -1,5 +1,6 @@
 """Trace context on its way through SQS: into the attributes of a message, and out of them."""
 
+import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Final
 
@@ -8,6 +9,7 @@ from opentelemetry.context import Context
 
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
+from postroom.redaction import log_error
 
 _log = Log("postroom.telemetry", Step.OBSERVER)
 
@@ -32,8 +34,8 @@ def inject(carrier: MutableMapping[str, str], *, most: int = MOST_ATTRIBUTES) ->
     try:
         found: dict[str, str] = {}
         propagate.inject(found)
-    except Exception:
-        _log.debug("The trace context could not be written", exc_info=True)
+    except Exception as error:
+        log_error(_log, logging.DEBUG, "The trace context could not be written", error=error)
         return
     for name in sorted(found, key=_rank):
         if name in carrier:
@@ -61,9 +63,9 @@ def extract(message: Message) -> Context:
         if named and not propagate.get_global_textmap().fields.isdisjoint(named):
             carrier = {name: each.string_value for name, each in named.items() if each.string_value}
             context = propagate.extract(carrier, context)
-    except Exception:  # of a propagator that trips over what anyone may write into an attribute
+    except Exception as error:  # of a propagator that trips over what anyone may write into an attribute
         text, extra = "The trace context of message %s could not be read", about(message_id=message.id)
-        _log.debug(text, message.id, exc_info=True, extra=extra)
+        log_error(_log, logging.DEBUG, text, message.id, error=error, extra=extra)
     if trace.get_current_span(context).get_span_context().is_valid:
         return context
     header = message.system_attributes.get(_TRACE_HEADER)

@@ -1,0 +1,67 @@
+"""What the log says of messages on their way to the dead-letter queue."""
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from postroom.consumer.job import Job
+from postroom.errors import PostroomError
+from postroom.log_fields import Log, Step, about
+from postroom.redaction import describe, redact
+from postroom.resources import display_key
+
+_log = Log("postroom.consumer", Step.DEAD_LETTER)
+
+_LOUD: Final = 10
+"""Loud lines for one tenant and cause in ``_PERIOD``; a tenant in quarantine may have a million messages."""
+_PERIOD: Final = 60.0
+_MOST: Final = 1_000
+"""Tenants and causes that are remembered."""
+
+
+class Rejections:
+    """Names each message, and what became of it: loudly, or, where many go for the same reason, in lines of level INFO.
+
+    Args:
+        time: tells the loop's time.
+    """
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        self._time = time
+        self._counts: dict[tuple[Hashable, str], tuple[float, int]] = {}
+
+    def sent(self, job: Job, reason: str) -> None:
+        """Log that the dead-letter queue has taken a message."""
+        # At a stop a message may go before its context was asked for.
+        known = job.tenant is not None or not job.source.resolves
+        tenant = f"tenant {display_key(job.tenant)}" if known else "a tenant that was not asked for"
+        attempt = job.attempt if known else job.source.attempts.number(job)
+        text = "Message %s of %s was sent to the dead-letter queue (attempt %d, receive %d): %s"
+        arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
+        self._log(logging.WARNING, job, reason, text, arguments)
+
+    def failed(self, job: Job, reason: str, error: BaseException) -> None:
+        """Log that another queue has not taken a message, so that it comes back."""
+        text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s; it comes back"
+        told = error if isinstance(error, PostroomError) else describe(error)
+        arguments = (job.message.id, display_key(job.tenant), redact(reason), told)
+        self._log(logging.ERROR, job, type(error).__name__, text, arguments)
+
+    def _log(self, level: int, job: Job, cause: str, text: str, arguments: tuple[object, ...]) -> None:
+        count = self._count(job.tenant, cause)
+        if count > _LOUD:
+            level = logging.INFO
+        elif count == _LOUD:
+            text += "; further ones within a minute are logged as INFO"
+        _log.log(level, text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
+
+    def _count(self, tenant: Hashable, cause: str) -> int:
+        """Return which message of a tenant this is, with the same cause, in a period that begins with the first one."""
+        now = self._time()
+        until, count = self._counts.get((tenant, cause), (0.0, 0))
+        if now >= until:
+            if len(self._counts) >= _MOST:
+                self._counts.clear()
+            until, count = now + _PERIOD, 0
+        self._counts[tenant, cause] = until, count + 1
+        return count + 1

@@ -1,0 +1,265 @@
+"""What the person on call reads: which tenant, which message, which argument, what follows; no secret, and no flood."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from postroom import (
+    AckMode,
+    ConfigurationError,
+    Consumer,
+    Drop,
+    MessageContext,
+    Reject,
+    ResourcePool,
+    Retry,
+    RetryPolicy,
+)
+from postroom.options import Call
+from support.world import Order, Tenant, World, in_world
+
+SECRET = "hunter2-S3CR3T"
+DSN = f"postgres://app:{SECRET}@db.internal/acme"
+
+
+def refuse(*_: object) -> Any:
+    """Fail, and quote a connection string."""
+    raise RuntimeError(f"cannot connect to {DSN}")
+
+
+async def refuse_later(*_: object) -> Any:
+    """Fail as ``refuse``, but as a coroutine."""
+    refuse()
+
+
+@asynccontextmanager
+async def database(tenant: Tenant) -> AsyncGenerator[str]:
+    """Open what a tenant has."""
+    yield tenant.tenant_id
+
+
+@asynccontextmanager
+async def no_database(_tenant: Tenant) -> AsyncGenerator[str]:
+    """Be refused by the server."""
+    refuse()
+    yield ""
+
+
+def lines_of(
+    caplog: pytest.LogCaptureFixture,
+    *,
+    fails: Callable[[], BaseException] | None = None,
+    pool: Callable[[], ResourcePool[Any, Any]] | None = None,
+    messages: int = 1,
+    **options: Any,
+) -> list[logging.LogRecord]:
+    """Let a consumer handle some messages of one tenant for 20 s, and return what it logs."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=100)
+        async with AsyncExitStack() as stack:
+            if pool is not None:
+                options["resources"] = await stack.enter_async_context(pool())
+            arguments: dict[str, Any] = {"context": Tenant, **options}
+            orders = Consumer("orders", client=world.client, **arguments)
+
+            @orders.handler
+            async def handle(_order: Order, ctx: MessageContext[Any, Any]) -> None:
+                if fails is not None and ctx.message.attributes["tenantId"] == "acme":
+                    raise fails()
+
+            await stack.enter_async_context(orders)
+            world.send_orders(*map(str, range(messages)), tenant="acme")
+            await asyncio.sleep(20)
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    return caplog.records
+
+
+def texts(records: list[logging.LogRecord], level: int = logging.WARNING) -> list[str]:
+    """Return the texts of the lines of a level, and above it."""
+    return [record.getMessage() for record in records if record.levelno >= level]
+
+
+USERS: dict[str, dict[str, Any]] = {
+    "context=": {"context": refuse},
+    "context=, async": {"context": refuse_later},
+    "retry=": {"fails": ValueError, "retry": refuse},
+    "faults=": {"fails": ValueError, "faults": refuse},
+    "visibility=": {"visibility": refuse},
+    "RetryPolicy(delay=)": {"fails": ValueError, "retry": RetryPolicy(delay=refuse)},
+    "on_error=": {"fails": ValueError, "on_error": refuse},
+    "observers=": {"observers": [refuse]},
+    "key=": {"pool": lambda: ResourcePool(database, weight=1, key=refuse)},
+    "classify=": {"pool": lambda: ResourcePool(no_database, weight=1, classify=refuse)},
+    "Reject": {"fails": lambda: Reject(f"no entry in {DSN}")},
+    "Drop": {"fails": lambda: Drop(f"no entry in {DSN}")},
+    "Retry": {"fails": lambda: Retry(f"no entry in {DSN}")},
+}
+
+
+@pytest.mark.parametrize("place", USERS)
+def test_what_a_users_function_quotes_is_redacted(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its error is in the log, with its text, and the password of the connection string in it is not."""
+    records = lines_of(caplog, **USERS[place])
+    written = "\n".join(map(logging.Formatter().format, records))
+    assert "db.internal" in written
+    assert SECRET not in written
+
+
+def test_a_key_function_that_fails_is_named_with_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    """A ``TypeError`` of ``key=`` is not taken for a context that cannot be hashed."""
+    records = lines_of(caplog, pool=lambda: ResourcePool(database, weight=1, key=lambda _tenant: len(None)))  # type: ignore[arg-type]
+    told = "the pool's key= failed on the context acme:eu-west-1: TypeError: object of type 'NoneType' has no len()"
+    assert told in texts(records)[0]
+
+
+def test_a_key_that_cannot_be_hashed_is_named_with_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    """Not the context, which can."""
+    records = lines_of(caplog, pool=lambda: ResourcePool(database, weight=1, key=lambda tenant: [tenant]))  # type: ignore[arg-type, return-value]
+    assert "the pool's key= of acme:eu-west-1, a list, is not hashable" in texts(records)[0]
+
+
+def nothing(_call: Call) -> Any:
+    """Choose nothing that is a policy."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"observers": [refuse]},
+        {"visibility": refuse},
+        {"visibility": nothing},
+        {"fails": Retry, "retry": RetryPolicy(delay=refuse)},
+        {"fails": Retry, "retry": RetryPolicy(delay=lambda _message, _error: math.nan)},
+    ],
+)
+def test_a_function_that_fails_for_every_message_is_told_of_once_a_minute(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two hundred messages of one tenant: a line, and not hundreds with a traceback each."""
+    records = lines_of(caplog, messages=200, **options)
+    assert 1 <= len(texts(records)) <= 3
+
+
+def test_a_function_that_fails_is_told_of_again_with_a_count(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a minute the next failure is logged, with the number of those between."""
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr("postroom.repeats.monotonic", lambda: next(clock))
+    records = lines_of(caplog, messages=7, visibility=refuse)
+    assert [text.partition("(failed ")[2] for text in texts(records)] == [
+        "",
+        "2 times more since the last such line)",
+        "2 times more since the last such line)",
+    ]
+
+
+def test_a_dead_letter_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """With message, tenant, attempt and reason, although the handler that rejects it logs nothing itself."""
+    records = lines_of(caplog, fails=lambda: Reject("no such article"))
+    record = next(record for record in records if "dead-letter queue" in record.getMessage())
+    text = f"Message {record.message_id} of tenant acme:eu-west-1 was sent to the dead-letter queue"  # type: ignore[attr-defined]
+    assert record.getMessage() == f"{text} (attempt 1, receive 1): no such article"
+    assert record.levelno == logging.WARNING
+
+
+def test_many_dead_letters_of_one_tenant_are_no_flood_of_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """The first ten are warnings, the tenth says that more follow as INFO; each message has its line."""
+    records = lines_of(caplog, fails=lambda: Reject("quarantined"), messages=50)
+    letters = [record for record in records if "dead-letter queue (" in record.getMessage()]
+    assert len(letters) == 50
+    loud = texts(letters)
+    assert len(loud) == 10
+    assert loud[-1].endswith("quarantined; further ones within a minute are logged as INFO")
+
+
+def test_a_retry_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Its reason is for the log; the line says when the message comes back."""
+    records = lines_of(caplog, fails=lambda: Retry("the rate is not known yet", delay=900))
+    told = [text for text in texts(records, logging.INFO) if text.startswith("Retry asked for message")]
+    assert len(told) == 1
+    assert told[0].endswith("of tenant acme:eu-west-1 (attempt 1, receive 1), after 900 s: the rate is not known yet")
+
+
+@pytest.mark.parametrize("delay", [math.nan, math.inf, -math.inf, "5", True])
+def test_a_delay_that_is_no_number_of_seconds_fails_its_own_message(delay: Any) -> None:
+    """SQS would refuse it together with the changes of other tenants' messages in the same batch."""
+
+    async def scenario(world: World) -> tuple[dict[str, list[BaseException]], list[str]]:
+        world.create()
+        errors: dict[str, list[BaseException]] = {}
+        done: list[str] = []
+        retry = RetryPolicy(base=3, jitter=0)
+        orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.MANUAL, retry=retry)
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+            tenant = ctx.context.tenant_id
+            if ctx.message.receive_count > 1:
+                done.append(tenant)
+                await ctx.ack()
+            elif tenant == "good":
+                await ctx.retry(delay=3)
+            else:
+                for ask in (lambda: Retry(delay=delay), lambda: ctx.retry(delay=delay)):
+                    try:
+                        ask()
+                    except ConfigurationError as error:
+                        errors.setdefault(order.order_id, []).append(error)
+                await ctx.retry(delay=3)
+
+        async with orders:
+            world.send_orders("1", "2", tenant="bad")
+            world.send_orders("3", "4", tenant="good")
+            await asyncio.sleep(5)
+        return errors, done
+
+    errors, done = in_world(scenario)
+    assert [len(each) for each in errors.values()] == [2, 2]
+    assert sorted(done) == ["bad", "bad", "good", "good"]
+
+
+@pytest.mark.parametrize(("delay", "seconds"), [(-5, 0.0), (10**400, 43_200.0), (1e300, 43_200.0), (7, 7.0)])
+def test_a_delay_beyond_what_sqs_allows_is_cut(delay: float, seconds: float) -> None:
+    """From 0 to 12 hours, as with ``RetryPolicy(delay=)``."""
+    assert Retry(delay=delay).delay == seconds
+
+
+def test_dead_letters_that_cannot_be_sent_are_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+    """The dead-letter queue was deleted: ten errors a minute for a tenant, and nothing is lost."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=100)
+        world.broker.delete_queue("dead")
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            raise Reject("no such article")
+
+        async with orders:
+            world.send_orders(*map(str, range(100)), tenant="acme")
+            await asyncio.sleep(50)
+        return world.counts()
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        assert sum(in_world(scenario)) == 100
+    failed = [record for record in caplog.records if "could not be sent" in record.getMessage()]
+    assert len(failed) >= 200
+    assert len(texts(failed)) == 10
+
+
+def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A reason with line breaks cannot forge a line of the log."""
+    Consumer("orders", context=Tenant).tenants.pause(Tenant("acme"), reason="migration\nERROR all is lost\x1b[31m")
+    assert texts(caplog.records) == [
+        "Tenant acme:eu-west-1 is paused by an operator: migration\\nERROR all is lost\\x1b[31m"
+    ]
