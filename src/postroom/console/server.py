@@ -39,7 +39,7 @@ def allow_token(token: str) -> Allow:
     """
     check_text("allow_token(token)", token, "allow_token(os.environ['CONSOLE_TOKEN'])")
     if len(token) < 12:
-        raise ConfigurationError("the console's token has at least 12 characters: anyone who has it may stop a tenant's work")
+        raise ConfigurationError("the console's token has at least 12 characters: with it a tenant can be stopped")
 
     def allow(request: ConsoleRequest) -> str | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

@@ -102,22 +102,30 @@ class LocalQueue:
         self, name: str, scope: Scope, *, uid: int, attributes: Mapping[str, str], now: float, fair: FairPolicy
     ) -> None:
         self.name = name
+        """The name, with ``.fifo`` at its end where it is such a queue."""
         self.scope = scope
         self.uid = uid
         self.arn: str = f"arn:aws:sqs:{scope.region}:{scope.account}:{name}"
+        """The ARN, which ``RedrivePolicy`` names it by."""
         self.fifo: bool = name.endswith(".fifo")
+        """Whether it keeps the order of message groups."""
         self.created_at: float = now
         self.modified_at: float = now
         self.purged_at: float | None = None
         self.deleted = False
         self.attributes: dict[str, str] = dict(attributes)
+        """The attributes that were set, by SQS's names; change them by ``set_attributes`` of the broker."""
         self.settings: _Settings = _Settings(attributes)
         self._by_group = [(now, self.settings.deduplicates_by_group)]  # since when each deduplication scope holds
         self.tags: dict[str, str] = {}
+        """The tags, by key."""
         self.messages: dict[int, Stored] = {}
         self.available: int = 0
+        """Messages that a receive would get."""
         self.delayed: int = 0
+        """Messages that are not visible yet."""
         self.in_flight: int = 0
+        """Messages that were received, and are invisible for their timeout."""
         self.order: Order = FifoOrder() if self.fifo else FairOrder(fair, now)
         self.handles: Handles = Handles(uid)
         self.deduplication: Deduplication = Deduplication()
