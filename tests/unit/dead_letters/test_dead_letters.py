@@ -437,7 +437,7 @@ def test_a_letter_that_sqs_does_not_delete_is_not_counted_as_gone() -> None:
         async def refusing(handles: Any) -> Any:
             return refusals.pop() if refusals else await delete(handles)
 
-        queue._queue.delete = refusing  # type: ignore[method-assign]
+        queue._queue.delete = refusing  # type: ignore[assignment, method-assign]
         outcome = await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")
         assert (outcome.done, dict(outcome.kept)) == (1, {"it could not be deleted: ReceiptHandleIsInvalid": 1})
         assert world.counts("dead") == (2, 0)
