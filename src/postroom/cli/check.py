@@ -39,7 +39,7 @@ _INDENT: Final = 24
               type=click.IntRange(min=1), metavar="N", help="Processes that run at once, at most.")  # fmt: skip
 @click.option("--max-connections", envvar="POSTROOM_CHECK_MAX_CONNECTIONS", show_envvar=True,
               type=click.IntRange(min=1), metavar="N",
-              help="What one database server takes of them; else that of --attribute's tenant is asked.")  # fmt: skip
+              help="Connections that a database server allows; else --attribute's tenant's is asked.")  # fmt: skip
 @click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
               envvar="POSTROOM_CHECK_ATTRIBUTES", show_envvar=True,
               help="Open the resources of a message with this attribute, repeatable: tenantId=a")  # fmt: skip

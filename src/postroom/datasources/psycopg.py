@@ -349,8 +349,18 @@ def psycopg_connections(
 ) -> Provider[C, PsycopgConnections]:
     """Provide ``PsycopgConnections`` per context: no pool, no task, no idle connection.
 
-    The arguments and errors are those of ``psycopg_pool``. One connection is made and closed at
-    opening, to prove that it can be.
+    One connection is made and closed at opening, to prove that it can be.
+
+    Args:
+        locate: the registry, as for ``psycopg_pool``.
+        max_size: connections of one tenant at once. This is the weight in the pool's budget.
+        connect_timeout: seconds that one connection may take.
+        acquire_timeout: seconds that a handler may wait while its tenant has ``max_size`` connections.
+        canary: whether each new connection is asked if it is what the registry says.
+        options: further keyword arguments of ``psycopg.AsyncConnection.connect``.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
     check_locate("psycopg_connections", locate)
     check_count("psycopg_connections", "max_size", max_size)
