@@ -6,7 +6,8 @@ import functools
 import logging
 from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any, TypeVar, cast
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
 
 from postroom.log_fields import Log, Step
 from postroom.redaction import log_error
@@ -29,6 +30,38 @@ def clean(function: F) -> F:
         return home.copy().run(function, *arguments)
 
     return cast("F", in_home)
+
+
+class TimeLimit:
+    """As ``asyncio.timeout``, for code that runs while a message is handled.
+
+    asyncio keeps a timer that was cancelled until its time, or until a hundred of them have gathered, and with it the
+    context of the task: that holds the message and its body. This timer has an empty context.
+    """
+
+    __slots__ = ("_seconds", "_timeout")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> Self:
+        """Begin to count."""
+        await self._timeout.__aenter__()
+        if self._seconds is not None:
+            when = asyncio.get_running_loop().time() + self._seconds
+            contextvars.Context().run(self._timeout.reschedule, when)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Raise ``TimeoutError`` in the place of the cancellation if the time was over."""
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def expired(self) -> bool:
+        """Whether the time was over."""
+        return self._timeout.expired()
 
 
 def ends_the_program(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import botocore.session
 import jsonschema
+import promql_parser
 import pytest
 import yaml
 from botocore.validate import ParamValidator
@@ -193,6 +194,22 @@ def test_keda_does_not_scale_on_what_consumers_park() -> None:
         metadata[trigger_found["type"]] = trigger_found["metadata"]
     assert metadata["aws-sqs-queue"]["scaleOnInFlight"] == "false"
     assert metadata["aws-cloudwatch"]["metricName"] == "ApproximateNumberOfMessagesVisibleInQuietGroups"
+
+
+def test_keda_follows_the_rule_for_a_fleet() -> None:
+    """It asks for a number of replicas that a rule computes, keeps them without an answer, and fits the deployment."""
+    [scaled] = [each["spec"] for each in _documents("keda-fleet.yaml")]
+    [trigger] = scaled["triggers"]
+    metadata: dict[str, str] = trigger["metadata"]
+    assert all(isinstance(each, str) for each in metadata.values())  # KEDA takes text only
+    assert (trigger["type"], trigger["metricType"], metadata["threshold"]) == ("prometheus", "AverageValue", "1")
+    assert scaled["minReplicaCount"] <= scaled["fallback"]["replicas"] <= scaled["maxReplicaCount"]
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    promql_parser.parse(metadata["query"])
+    assert re.findall(r"postroom:\w+:\w+", metadata["query"]) == ["postroom:replicas:wanted"]
+    assert "postroom:replicas:wanted" in {rule.get("record") for rule in rules}
+    [deployment] = [each for each in _documents("deployment.yaml") if each["kind"] == "Deployment"]
+    assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
 
 
 def _instructions() -> list[tuple[str, str]]:

@@ -443,8 +443,9 @@ class Core:
         if settlement is _ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
             return
-        # SQS has counted the receive, but no handler ran: it is no attempt.
-        if settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
+        # SQS has counted the receive, but nothing of the user's failed: it is no attempt.
+        untried = not (job.started or job.counted)
+        if settlement in _SPENT or (untried and settlement is not Settlement.LEFT):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
@@ -508,7 +509,8 @@ class Core:
         attempts = job.source.attempts
         if job.lost:
             return
-        if attempts.is_short_of(job):
+        # Given back, SQS would make a dead letter of it at the next receive, without a reason.
+        if attempts.is_last(job):
             self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
         else:
             self.actions.append(GiveBack(job, settlement, delay))

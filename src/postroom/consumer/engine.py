@@ -17,7 +17,7 @@ from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
 from postroom.types import Settlement
 
-_log = Log("postroom.consumer", Step.SETTLE)
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
@@ -87,6 +87,7 @@ class Engine:
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._acting = False
+        self._stuck = False
 
     def connect(self, processor: Processor, resolving: Groups, poll: Poll, policy: ReceivePolicy) -> None:
         """Take the parts that need the engine themselves."""
@@ -350,7 +351,20 @@ class Engine:
         self.act()
         if struck:
             self.make_room()
+        self._tell_of_memory()
         self.begin()
+
+    def _tell_of_memory(self) -> None:
+        """Warn when bodies of tenants that cannot run take all the memory: nothing is received until one can."""
+        core = self.core
+        stuck = core.is_full and not core.scheduler.running and not core.scheduler.ready
+        if stuck and not self._stuck:
+            text = (
+                "Nothing is received any longer: %d messages of tenants that cannot run now hold %d bytes, all of "
+                "Polling(memory=...). It goes on when one of them is resumed, diverted or available again"
+            )
+            _log.warning(text, core.scheduler.size, core.held_bytes)
+        self._stuck = stuck
 
     def close(self) -> None:
         """End every timer."""

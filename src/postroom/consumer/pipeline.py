@@ -408,8 +408,7 @@ class Pipeline:
         tenant = display_key(job.tenant)
         _log.warning(text, job.message.id, tenant, redact(instruction.reason), job.source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
-            job.source.attempts.spent(job)  # its handler was not called: it is no attempt,
-            self._retry(job, instruction)  # and nothing may delete it, in any mode
+            self._retry(job, instruction)  # nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)
 
@@ -418,7 +417,6 @@ class Pipeline:
         if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
             self._give_group_back(job)
         else:
-            job.source.attempts.spent(job)  # its handler was not called: it is no attempt
             self._retry(job, diverted)
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
@@ -442,7 +440,9 @@ class Pipeline:
 
     def _backoff(self, job: Job, error: BaseException) -> float:
         policy, repeats = job.source.retry_of(job), job.source.repeats
-        delay = backoff(policy, job.message, error, job.attempt, self._rng, repeats=repeats)
+        # What was not tried has no more attempts each time, as in a quarantine: its receives space it out.
+        number = job.attempt if job.started or job.counted else job.receives
+        delay = backoff(policy, job.message, error, number, self._rng, repeats=repeats)
         # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled and job.problem is None:
             delay = max(delay, self._pool.retry_after(job.context))

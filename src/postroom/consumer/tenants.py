@@ -30,9 +30,10 @@ class Tenants:
 
     A tenant is named by its context, or by its key where the pool has ``key=``. Decisions hold in this process only;
     they outlive a restart of the consumer, but not the process. With ``Consumer(fleet=...)`` they hold in all replicas
-    within a tick, and outlive every process; limits are then those of the whole fleet. Everything but the coroutines
-    may be called from any thread, such as that of a web route, and takes effect at once in the loop's own thread, with
-    the next turn of the loop from another. A ``reason=`` is logged, and shown where the tenant is.
+    within a tick and three calls to the store, and outlive every process; limits are then those of the whole fleet.
+    Everything but the coroutines may be called from any thread, such as that of a web route, and takes effect at once
+    in the loop's own thread, with the next turn of the loop from another. A ``reason=`` is logged, and shown where the
+    tenant is.
     """
 
     def __init__(self, *, shared: bool = False) -> None:
@@ -133,6 +134,7 @@ class Tenants:
         It forgets what the pool remembers of the tenant's failed opens. An outage of the tenant's host is not its own:
         that one is tried again when the host's pause is over.
         """
+        _check_key(key)
         _tell(key, "tried again at once", reason)
         self._in_loop(self._retry_now, key)
 
@@ -144,6 +146,7 @@ class Tenants:
         Raises:
             TimeoutError: not every replica of the fleet has confirmed it within ``timeout`` seconds.
         """
+        _check_key(key)
         _tell(key, "stripped of its open resources", reason)
         await self.handover.everywhere("invalidate", key, timeout)
 
@@ -155,6 +158,7 @@ class Tenants:
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
         """
+        _check_key(key)
         await self.handover.everywhere("close", key, timeout)
 
     async def places(self, key: Hashable, *, timeout: float | None = None) -> list[str]:
@@ -167,6 +171,7 @@ class Tenants:
             TimeoutError: a replica of the fleet has not answered within ``timeout`` seconds.
             Exception: whatever the registry raises, such as ``UnknownTenant``.
         """
+        _check_key(key)
         return await self.handover.everywhere("place", key, timeout)
 
     async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
@@ -225,6 +230,7 @@ class Tenants:
         Raises:
             ConfigurationError: the tenant is not paused here.
         """
+        _check_key(key)
         return await self.handover.probe(key, timeout, message=message)
 
     # -- a look -------------------------------------------------------------------------------------------------
@@ -368,11 +374,7 @@ class Tenants:
 
     def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
         _check_reason(reason)
-        try:
-            hash(key)
-        except TypeError:
-            text = "a tenant is named by its context, or the pool's key for it, one at a time"
-            raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
+        _check_key(key)
         with self._lock:  # two threads may each change another part of one rule
             if self._shared:
                 for part, value in changes.items():
@@ -457,6 +459,14 @@ class Tenants:
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
+
+
+def _check_key(key: object) -> None:
+    try:
+        hash(key)
+    except TypeError:
+        text = "a tenant is named by its context, or the pool's key for it, one at a time"
+        raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
 
 
 def _check_reason(reason: object) -> None:

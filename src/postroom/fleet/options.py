@@ -31,8 +31,8 @@ class Fleet:
         name: under which name replicas meet; by default the name of the queue. Consumers of different queues with the
             same name share one limit; two systems with one server and one queue name need different ones.
         lease: seconds for which slots are granted, and after which those of a crashed replica return; at least 3 ticks.
-        tick: seconds between two exchanges with the store. A decision is everywhere within about one, and a share
-            moves within about two.
+        tick: seconds between two exchanges with the store. A decision is everywhere within one and the time of
+            three calls to the store, and a share moves within about two.
         fallback: what happens when the store cannot be reached and the slots that were granted have run out:
             ``"share"``: each replica works with its part, the limit divided by the replicas last seen, at least 1;
             ``"stop"``: nothing of a limited tenant starts; ``"local"``: only ``Concurrency`` limits. Never does a

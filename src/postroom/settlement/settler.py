@@ -517,7 +517,9 @@ class Settler(Generic[D]):
         self._drop(delivery)
         self._counts[settlement] += 1
         if self._observers:
-            self._observers.tell(MessageSettled(delivery.message, settlement, delay, delivery.tenant))
+            # In a clean context: the task at hand may be another message's, or one that lasts.
+            event = MessageSettled(delivery.message, settlement, delay, delivery.tenant)
+            self._tasks.run_clean(self._observers.tell, event)
         if not delivery.told:
             delivery.told = True
             self._listener.settled(delivery, settlement, delay)

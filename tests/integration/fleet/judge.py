@@ -79,6 +79,8 @@ class Judge:
         unknown = sum(other is None for other in beside)  # it is in the middle of its first statement
         cap = self.site.plan.cap
         slots = unknown + sum(each.part is None for each in running)
+        outlived = sum(each.part is None and self._outlived(each, run.started) for each in running)
+        slots -= outlived
         self.most["under slots"] = max(self.most["under slots"], slots)
         self.most["in all"] = max(self.most["in all"], unknown + len(running))
         if unknown + len(running) <= cap:
@@ -86,11 +88,21 @@ class Judge:
         if any(run.decided < since <= run.started for since, _ in self.site.lives[run.replica].frozen):
             self.excess["decided before a freeze, run after it"] += 1
         elif slots <= cap and self._keep_to_their_parts(running):
-            cut = any(since <= run.started <= until for since, until in self._cuts)
-            why = "while replicas were cut off" if cut else "while this machine was too slow for the store"
-            self.excess[why] += 1
+            self.excess[self._why(run, outlived)] += 1
         else:
             self.over.append(f"{tenant}: {run} was beside {running[1:]} and {unknown} more")
+
+    def _why(self, run: Run, outlived: int) -> str:
+        if outlived:
+            return "beside handlers that had outlived their lease"
+        cut = any(since <= run.started <= until for since, until in self._cuts)
+        return "while replicas were cut off" if cut else "while this machine was too slow for the store"
+
+    def _outlived(self, run: Run, at: float) -> bool:
+        """Whether a handler went on beyond a lease that its replica could not renew: nothing cancels it (F7)."""
+        lease = self.site.plan.lease
+        late = run.decided + 0.9 * lease
+        return late <= at and any(since <= late and run.decided <= until for since, until in self._cuts)
 
     @staticmethod
     def _keep_to_their_parts(running: list[Run]) -> bool:

@@ -122,7 +122,7 @@ consumer: Consumer[Tenant, Any] = Consumer(
     resources=ResourcePool(asyncpg_pool(dsn_of, max_size=8), limits=PoolLimits(budget=256)),
     concurrency=Concurrency(total=24, per_tenant=8),
     polling=Polling(wait=1.0, scout=False, prefetch=8),
-    visibility=Visibility(timeout=10.0),
+    visibility=Visibility(timeout=30.0),
     shutdown=Shutdown(within=10),
     client=AwsClient(region="us-east-1", endpoint_url=os.environ["ENDPOINT"]),
     fleet=Fleet(

@@ -439,6 +439,15 @@ def _as_it_is(_without_frames: Any) -> Any:
     return lambda error: error
 
 
+def _gives_blocked_groups_little_room(taken: Any) -> Any:
+    def mutant(self: Core, capacity: int) -> int:
+        found: int = taken(self, capacity)
+        blocked = self.scheduler.blocked + self.unresolved
+        return found + max(0, blocked - capacity) if self.fifo else found
+
+    return mutant
+
+
 def _keeps_successes(succeeded: Any) -> Any:
     def mutant(self: Any, job: Job, now: float) -> None:
         self.remembered = [*getattr(self, "remembered", []), job.message]
@@ -497,7 +506,12 @@ MUTANTS = (
     Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
     Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0, "control"),
     # -- attempts
-    Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 88, "attempts"),
+    Mutant(
+        "never sees that a receive is the last",
+        _all(*(_says(Attempts, name, answer=False) for name in ("is_short_of", "is_last"))),
+        88,
+        "attempts",
+    ),
     Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
     Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
     Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 122, "attempts"),
@@ -511,6 +525,12 @@ MUTANTS = (
     Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
     # -- liveness
     Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 4, "liveness"),
+    Mutant(
+        "gives blocked groups little room",
+        _swap(Core, "taken", _gives_blocked_groups_little_room),
+        1761,
+        "liveness",
+    ),
     Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 30, "liveness"),
     Mutant(
         "never ends a lead",

@@ -177,6 +177,7 @@ class Host:
         self.name = name
         self.down = False
         self.on_try: Callable[[Process, Host], object] = lambda _process, _host: None
+        self.on_reached: Callable[[Process, Host], object] = lambda _process, _host: None
 
 
 class Process:
@@ -274,6 +275,7 @@ class Process:
         await asyncio.sleep(0.01)
         if host.down:
             raise ConnectionRefusedError(tenant.tenant_id)
+        host.on_reached(self, host)
         yield tenant.tenant_id
 
     async def _handle(self, order: Order, ctx: MessageContext[Tenant, str]) -> None:

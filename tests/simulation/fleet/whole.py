@@ -28,6 +28,8 @@ _SECONDS: Final = 26
 """Of hardships."""
 _HINT: Final = 8.0
 """Seconds that a hint lasts at most here: twice the longest pause."""
+_RECEIVES: Final = 5
+"""After so many SQS makes a dead letter."""
 _RANDOM: Final = ("postroom.consumer.", "postroom.scheduling.", "postroom.settlement.")
 """Where random numbers are drawn without a seed."""
 _UNDER_WAY: Final = 0.5
@@ -58,6 +60,7 @@ class Whole:
         self.hosts = [Host("db1"), Host("db2")]
         for host in self.hosts:
             host.on_try = self._judge_try
+            host.on_reached = self._note_reached
         self.replicas: list[Process] = []
         self.ended: list[Process] = []
         self.decided: dict[str, _Known] = {}
@@ -259,7 +262,7 @@ class Whole:
             self.fail(f"F1: {process.name} runs {running} of {tenant}, of {CAP} in the fleet")
 
     def _judge_try(self, process: Process, host: Host) -> None:
-        """F12: while a hint lasts that this replica has heard of, it tries the host only in its turn."""
+        """F12: while a hint lasts that this replica has heard of since it reached the host, it tries in its turn."""
         fleet, member, now = self.store.fleets.get("orders"), process.member, self.loop.time()
         self.facts["tries of a host that is down"] += host.down
         if fleet is None or member is None or now < self.lost_at + LEASE:
@@ -273,6 +276,11 @@ class Whole:
         self.facts["tries under a hint"] += 1
         if process.link.turns.get(name, -LEASE) <= now - LEASE:
             self.fail(f"F12: {process.name} tries {host.name} out of turn")
+
+    @staticmethod
+    def _note_reached(process: Process, host: Host) -> None:
+        """A replica that has reached the host knows better than what it has heard before, and tells the others soon."""
+        process.link.heard.pop(name_of(host.name), None)
 
     def _judge_turn(self, link: Link, host: str) -> None:
         """F12: one replica has the turn, until it says what it found or a lease is over."""
@@ -353,11 +361,11 @@ class Result:
     facts: Mapping[str, int]
 
 
-def run_whole_schedule(seed: int, *, crash_at: int | None = None) -> Result:
+def run_whole_schedule(seed: int, *, crash_at: int | None = None, receives: int = _RECEIVES) -> Result:
     """Run one schedule with whole consumers; with ``crash_at`` the first replica dies at that await."""
 
     async def scenario(world: World) -> Result:
-        world.create(dead_letters="dead", receives=12)
+        world.create(dead_letters="dead", receives=receives)
         whole = Whole(world, seed, crash_at)
         first = whole.replicas[0].link
         await whole.hardships()

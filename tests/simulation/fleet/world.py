@@ -85,6 +85,9 @@ class Handler:
 
     tenant: str
     ends: float
+    claimed: bool = False
+    """Whether the fallback let it start when the store had just lost its memory: it is taken for one with a slot there,
+    and what others hold is not known there until they exchange."""
 
 
 @dataclass(eq=False)
@@ -157,6 +160,7 @@ class World:
         self.store_gone = False
         self.slow_until = -1.0
         self.lost_memory_until = -1.0
+        self.lost_at = -1e9
         """Until then slots may be out that the store does not know."""
         self.hard = True
         self.starts = 0
@@ -264,7 +268,9 @@ class World:
 
     def _start(self, replica: Replica, tenant: str, running: int) -> None:
         replica.waiting[tenant] -= 1
-        handler = Handler(tenant, self.now + self.rng.uniform(0.5, LONGEST) * self.plan.handler)
+        ends = self.now + self.rng.uniform(0.5, LONGEST) * self.plan.handler
+        is_new = self.now < self.lost_at + self.plan.lease
+        handler = Handler(tenant, ends, claimed=is_new and replica.ledger.is_gone(replica.clock()))
         replica.running.append(handler)
         self.starts += 1
         self.had[tenant].add(replica.name)
@@ -381,6 +387,7 @@ class World:
     def lose_memory(self, how: str) -> None:
         """Let the store forget: everything, or what it learnt since the last snapshot."""
         self.note(f"the store: {how}")
+        self.lost_at = self.now
         if how == "stale restart":
             self.store.fleets = copy.deepcopy(self._snapshot[1])
             self.store.restart()
@@ -422,8 +429,9 @@ class World:
             text = f"F7: {replica.name} started {tenant} without a slot at {self.now:.3f}"
             raise Violation(text)
         self._judge_slot(replica, tenant, running)
+        running -= self._claimed(replica, tenant)
         others = sum(
-            other.running_of(tenant)
+            other.running_of(tenant) - self._claimed(other, tenant)
             for other in self.replicas
             if other is not replica and self._is_covered(other, tenant)
         )
@@ -444,6 +452,10 @@ class World:
         if slot is None or slot.expires <= store_now or slot.granted < running:
             text = f"F2: {replica.name} started the {running}th of {tenant} under {slot} at {self.now:.3f}"
             raise Violation(text)
+
+    @staticmethod
+    def _claimed(replica: Replica, tenant: str) -> int:
+        return sum(each.claimed for each in replica.running if each.tenant == tenant)
 
     def _is_covered(self, replica: Replica, tenant: str) -> bool:
         """Whether what runs of a tenant runs under slots: F7 lets it go on without, and F8 starts it without."""

@@ -1,6 +1,7 @@
 """A blocked event loop is noticed while it is blocked, and the log names who blocks it."""
 
 import asyncio
+import inspect
 import logging
 import subprocess
 import sys
@@ -140,6 +141,8 @@ async def test_a_callback_that_blocks_is_named_as_one(log: Seen) -> None:
 async def test_blocks_at_one_place_are_not_a_log_storm(log: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further ones within a minute are counted, and told with the next that is logged."""
     inner = loop_watch._WatchedLoop(asyncio.get_running_loop())
+    frame = inspect.currentframe()  # where it blocks: a thread would find this one anywhere in `threading`
+    monkeypatch.setattr(loop_watch, "_innermost_frame", lambda _thread: frame)
 
     def block() -> None:
         late = time.monotonic() + 2 * LATE

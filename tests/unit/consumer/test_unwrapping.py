@@ -215,7 +215,10 @@ def test_a_message_that_is_not_in_its_envelope_fails_with_the_step() -> None:
     ("step", "text"),
     [
         (lambda message: None, "returned NoneType instead of a Message"),
-        (lambda message: message.no_such, r"could not be unwrapped \(AttributeError\)"),
+        (
+            lambda message: message.no_such,
+            r"could not be unwrapped \(AttributeError in .*, test_unwrapping.py line",
+        ),
     ],
 )
 def test_a_step_that_is_wrong_fails_its_message(step: Any, text: str) -> None:
@@ -228,7 +231,7 @@ def test_a_step_that_is_wrong_fails_its_message(step: Any, text: str) -> None:
 
 
 def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
-    """``Retry`` of a step gives the message back, and the handler is called with the next receive."""
+    """``Retry`` of a step gives the message back: it is no attempt, and the handler is called with the next receive."""
 
     class Later(Contents):
         def __init__(self) -> None:
@@ -255,7 +258,7 @@ def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
             await asyncio.sleep(10)
         return attempts
 
-    assert in_world(scenario) == [2]
+    assert in_world(scenario) == [1]
 
 
 def test_steps_are_opened_and_told_what_became_of_messages() -> None:

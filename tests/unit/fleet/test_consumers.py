@@ -79,7 +79,7 @@ def test_no_message_waits_for_the_store() -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_pause_holds_everywhere_within_a_tick(lost: bool) -> None:
+def test_a_pause_holds_everywhere(lost: bool) -> None:
     """F11: the other replica pauses, shows the reason, and knows it after a loss of the store; resume ends it."""
 
     async def scenario(world: World) -> None:
@@ -110,6 +110,32 @@ def test_a_pause_holds_everywhere_within_a_tick(lost: bool) -> None:
             assert one.tenants[A].state is TenantState.ACTIVE
 
     in_world(scenario)
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.05, 0.3])
+def test_a_pause_takes_a_tick_and_three_calls_at_most(delay: float) -> None:
+    """F11: one call to write it down, and two in which the others hear that there is one and read it."""
+    tick = 1.0
+
+    async def scenario(world: World) -> list[float]:
+        world.create()
+        loop, state, took = asyncio.get_running_loop(), FaultyState(), list[float]()
+        state.delay = delay
+        one, two = (replica(world, Diary(), Fleet(state, per_tenant=8, tick=tick), name) for name in ("one", "two"))
+        async with one, two:
+            for moment in range(20):
+                await asyncio.sleep(3 + moment / 20)
+                decided = loop.time()
+                one.tenants.pause(A, reason="move")
+                while two.tenants[A].state is not TenantState.PAUSED:
+                    await asyncio.sleep(0.001)
+                took.append(loop.time() - decided)
+                one.tenants.resume(A)
+        return took
+
+    took = in_world(scenario)
+    assert max(took) < tick + 3 * delay + 0.005
+    assert max(took) > tick + delay  # it is no less than that
 
 
 @pytest.mark.parametrize("later", [0.2, 0.5, 0.8])
