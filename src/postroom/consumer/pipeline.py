@@ -97,7 +97,8 @@ class Pipeline:
         self._pool = pool
         self._tenants = tenants
         # By its method: calling an instance packs its arguments into a tuple first.
-        self._decode: Decode = decode if inspect.isroutine(decode) else decode.__call__
+        decoder: Any = decode
+        self._decode: Decode = decode if inspect.isroutine(decoder) else decoder.__call__
         self._handle = handle
         self._unwrap = settings.unwrap
         self._ack_mode = settings.ack
