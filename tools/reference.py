@@ -65,8 +65,18 @@ MODULES = {
     "step-functions": ("Step Functions", "postroom.integrations.step_functions"),
 }
 """By page: its title, and the module of which every public name is described."""
-STATEMENTS = {"SQLITE_INBOX", "SQLITE_OUTBOX"}
-"""Constants with whole SQL statements in them: their value would be one line of 3,000 characters."""
+INTERNAL = {"retry_delay"}
+"""What modules without ``__all__`` have for the package itself."""
+_DECISIONS = "pause resume quarantine divert limit retry_now invalidate close places drain offboard probe"
+_STATEMENTS = "show_attribute_values: false"
+SHOWN = {
+    "SQLITE_INBOX": _STATEMENTS,  # whole SQL statements: the value would be one line of 3,000 characters
+    "SQLITE_OUTBOX": _STATEMENTS,
+    # The rest of these is for the consumer, the fleet and the server, which use the same objects.
+    "Tenants": f"members: [__getitem__, __iter__, {_DECISIONS.replace(' ', ', ')}]",
+    "LocalQueue": "members: [name, arn, fifo, attributes, tags, available, delayed, in_flight, all_attributes]",
+}
+"""What a page shows of a name, where that is not everything."""
 
 
 def names_of(module: str) -> list[str]:
@@ -76,7 +86,7 @@ def names_of(module: str) -> list[str]:
     if public is not None:
         return sorted(public)
     own = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == module]
-    return [name for name in own if not name.startswith("_")]
+    return [name for name in own if not name.startswith("_") and name not in INTERNAL]
 
 
 def described() -> set[str]:
@@ -95,8 +105,8 @@ def page(title: str, module: str, names: list[str]) -> str:
 
 def entry(module: str, name: str) -> str:
     """Return what makes the site's builder put in the docstring of a name."""
-    hidden = "\n    options:\n      show_attribute_values: false" if name in STATEMENTS else ""
-    return f"::: {module}.{name}{hidden}"
+    shown = f"\n    options:\n      {SHOWN[name]}" if name in SHOWN else ""
+    return f"::: {module}.{name}{shown}"
 
 
 def commands() -> str:

@@ -62,11 +62,18 @@ class MessageError(PostroomError):
 
 
 class ContextError(MessageError):
-    """The context of a message could not be resolved, so its tenant is not known."""
+    """The context of a message could not be resolved, so its tenant is not known.
+
+    It counts as a failed attempt. Have the sender write what the resolver reads, or change ``context=``. What can
+    never be resolved, reject in ``on_error``.
+    """
 
 
 class MissingAttribute(ContextError, KeyError):
-    """The message lacks an attribute that its context needs, or has it empty or as Binary."""
+    """The message lacks an attribute that its context needs, or has it empty or as Binary.
+
+    Have the sender write it, or give the field of the context a default.
+    """
 
     def __init__(self, text: str, *, name: str, message_id: str | None = None) -> None:
         super().__init__(text, message_id=message_id)
@@ -78,7 +85,11 @@ class MissingAttribute(ContextError, KeyError):
 
 
 class PayloadError(MessageError):
-    """The body of a message is not what the handler asks for."""
+    """The body of a message is not what the handler asks for.
+
+    ``Consumer(invalid=)`` decides what becomes of such a message; by default it has failed, because a later release
+    may be able to read it.
+    """
 
     def __init__(self, text: str, *, path: str = "$", message_id: str | None = None) -> None:
         super().__init__(text, message_id=message_id)
@@ -108,6 +119,9 @@ class ResourceOpenError(ResourceError):
 
     The provider failed now, or so recently that the pool leaves the context or its host alone. The provider's
     exception is the ``__cause__``, of the first refusal and of every later one.
+
+    A consumer has its messages wait, and no attempt is counted. Elsewhere try again after ``retry_after`` seconds.
+    With ``permanent``, create the tenant, and ``invalidate`` it so that the pool asks again.
     """
 
     def __init__(
@@ -130,19 +144,33 @@ class ResourceOpenError(ResourceError):
 
 
 class ResourceUnhealthyError(ResourceOpenError):
-    """The resource opened but its health check failed."""
+    """The resource opened but its health check failed.
+
+    It was opened again, and checked once more. Treat it as an outage, or look at ``check=`` if it is wrong.
+    """
 
 
 class PoolExhaustedError(ResourceError):
-    """No budget came free before the deadline of the lease."""
+    """No budget came free before the deadline of the lease.
+
+    Raise ``PoolLimits(budget=)`` or ``max_concurrent_opens``, or lease for less time. The log names the keys that
+    hold most.
+    """
 
 
 class HandlerTimeout(MessageError, TimeoutError):
-    """The handler ran longer than ``Concurrency.handler_timeout`` and was cancelled."""
+    """The handler ran longer than ``Concurrency.handler_timeout`` and was cancelled.
+
+    The message has failed and comes back. Give the handler more time, or its calls a shorter timeout of their own.
+    """
 
 
 class OwnershipLost(MessageError):
-    """The visibility timeout passed without a confirmed extension: the message may be with another consumer."""
+    """The visibility timeout passed without a confirmed extension: the message may be with another consumer.
+
+    Let it leave the handler: nothing that is done for this receive counts any longer. Where it happens often, look
+    for code that blocks the event loop, or raise ``Visibility(timeout=)``.
+    """
 
 
 class TransportError(PostroomError):
@@ -163,7 +191,10 @@ class TransportError(PostroomError):
 
 
 class QueueNotFound(TransportError):
-    """The queue does not exist in this account and region."""
+    """The queue does not exist in this account and region.
+
+    Check the name, the account and the region. A queue of another account or region is named by its URL or ARN.
+    """
 
 
 class AccessDenied(TransportError):
@@ -174,21 +205,34 @@ class AccessDenied(TransportError):
 
 
 class InvalidReceiptHandle(TransportError):
-    """SQS does not know this receipt handle: the message was deleted or received again."""
+    """SQS does not know this receipt handle: the message was deleted or received again.
+
+    There is nothing to do for this message: it is settled, or another consumer has it.
+    """
 
 
 class InvalidRequest(TransportError):
-    """SQS understood the request and refuses it; the same request will be refused again."""
+    """SQS understood the request and refuses it; the same request will be refused again.
+
+    Change the request; the text has SQS's reason.
+    """
 
 
 class Throttled(TransportError):
-    """Too many requests, or the in-flight limit of the queue is reached."""
+    """Too many requests, or the in-flight limit of the queue is reached.
+
+    A consumer tries again by itself. A queue may have 120,000 messages in flight: lower ``Concurrency`` or
+    ``Polling(prefetch=)`` where that limit is met.
+    """
 
     retryable = True
 
 
 class ServiceUnavailable(TransportError):
-    """SQS could not be reached, did not answer in time, or answered with a server error."""
+    """SQS could not be reached, did not answer in time, or answered with a server error.
+
+    A consumer tries again by itself. The request may have taken effect all the same.
+    """
 
     retryable = True
 
@@ -213,6 +257,8 @@ class SendFailed(TransportError):
     """Messages were not sent. ``unsent`` names each; all others of the call were sent.
 
     A call that SQS did not answer may have sent its messages all the same. They count as unsent.
+
+    Send those again that are ``retryable``.
     """
 
     def __init__(self, text: str, *, unsent: Sequence[Unsent], message_ids: Sequence[str | None]) -> None:
@@ -233,7 +279,10 @@ class UnknownTenant(PostroomError, LookupError):
 
 
 class ClosedError(PostroomError):
-    """It was used after it was closed."""
+    """It was used after it was closed.
+
+    Enter it again with ``async with``, or keep it open for longer.
+    """
 
 
 class NotOpenError(PostroomError):
@@ -284,6 +333,9 @@ class Reject(Exception):
 
     The reason travels in the message attribute ``postroom.reason``. Without a dead-letter queue the message has
     failed, and ``AckMode`` decides what becomes of it.
+
+    Args:
+        reason: why, for the people who read dead letters. It is logged, so keep secrets out of it.
     """
 
     def __init__(self, reason: str) -> None:
@@ -294,7 +346,10 @@ class Reject(Exception):
 class Drop(Exception):
     """Raise it in a handler or in ``on_error`` to delete the message although it was not handled.
 
-    For what can never be handled and is not worth a dead letter. The reason is logged. It applies in every ``AckMode``.
+    For what can never be handled and is not worth a dead letter. It applies in every ``AckMode``.
+
+    Args:
+        reason: why. It is logged, so keep secrets out of it.
     """
 
     def __init__(self, reason: str) -> None:

@@ -36,6 +36,7 @@ class ConsumerStopping(Event, frozen=True):
 
     queue: str
     reason: StopReason
+    """Who asked: a call, a signal, or an error that ended the consumer."""
 
 
 class ConsumerStopped(Event, frozen=True):
@@ -54,7 +55,9 @@ class PollFailed(Event, frozen=True):
 
     queue: str
     error: Exception
+    """What the transport raised; its text says what to check."""
     pause: float
+    """Seconds until the next receive of this queue."""
     seconds: float = 0.0
     """How long the receive took."""
 
@@ -64,7 +67,9 @@ class PollFinished(Event, frozen=True):
 
     queue: str
     count: int
+    """Messages that came, 0 to 10."""
     seconds: float
+    """How long the answer took; up to ``Polling(wait=)`` where nothing came."""
 
 
 class MessageReceived(Event, frozen=True):
@@ -78,9 +83,11 @@ class HandlerStarted(Event, frozen=True):
 
     message: Message
     context: Any
+    """The tenant's context, as the resolver made it; None without ``context=``."""
     tenant: Any = None
     """The tenant, as ``consumer.tenants[...]`` calls it."""
     attempt: int = 1
+    """Which attempt this is; 1 for the first one."""
     waited: float = 0.0
     """Seconds since it was received."""
     leasing: float = 0.0
@@ -93,9 +100,13 @@ class HandlerFinished(Event, frozen=True):
     message: Message
     context: Any
     seconds: float
+    """How long the handler ran, its middleware included."""
     error: BaseException | None
+    """What it raised; None where it returned."""
     tenant: Any = None
+    """The tenant, as ``consumer.tenants[...]`` calls it."""
     attempt: int = 1
+    """Which attempt this was; 1 for the first one."""
 
 
 class MessageFailed(Event, frozen=True):
@@ -103,10 +114,13 @@ class MessageFailed(Event, frozen=True):
 
     message: Message
     context: Any
+    """None where it was not resolved."""
     error: BaseException
+    """``ContextError``, ``PayloadError``, ``ResourceError``, ``HandlerTimeout``, or the handler's own exception."""
     tenant: Any = None
     """None where it is not known, because the context could not be resolved."""
     attempt: int = 1
+    """Which attempt this was; 1 for the first one."""
 
 
 class MessageSettled(Event, frozen=True):
@@ -114,6 +128,7 @@ class MessageSettled(Event, frozen=True):
 
     message: Message
     settlement: Settlement
+    """What was decided: acknowledged, retried, rejected, and so on."""
     delay: float = 0.0
     """Seconds until it is visible again, where it is."""
     tenant: Hashable = None
@@ -146,6 +161,7 @@ class UsageReport(Event, frozen=True):
     began: float
     """When the time began that it covers, in seconds since the epoch."""
     seconds: float
+    """How long that time was."""
     tenants: tuple[TenantUsage, ...]
     """The most expensive first; those beyond the limit together, as the last one."""
 
@@ -154,10 +170,15 @@ class OperatorAction(Event, frozen=True):
     """An operator decided something about a tenant, on the console's page or by its HTTP API."""
 
     queue: str
+    """The queue, as the consumer was told it."""
     tenant: Hashable
+    """The tenant, as ``consumer.tenants[...]`` calls it."""
     action: str
+    """What was done, such as ``pause`` or ``limit``."""
     operator: str
+    """Who did it, as ``allow=`` named them."""
     reason: str
+    """Why, in the operator's words."""
     details: str = ""
     """What was chosen, such as ``concurrency=2``."""
 
@@ -166,26 +187,35 @@ class ResourceOpened(Event, frozen=True):
     """A provider entered."""
 
     key: Hashable
+    """The context, or what ``key=`` made of it."""
     seconds: float
+    """How long the provider took."""
     host: Hashable | None = None
+    """What ``host=`` says; None without it."""
 
 
 class ResourceOpenFailed(Event, frozen=True):
     """A provider failed; the key is left alone for ``retry_after`` seconds."""
 
     key: Hashable
+    """The context, or what ``key=`` made of it."""
     error: BaseException
+    """What the provider raised."""
     permanent: bool
     """There is no such tenant; False for an outage."""
     retry_after: float
+    """Seconds until the next try; random, and longer with each failure."""
     host: Hashable | None = None
+    """What ``host=`` says; None without it."""
 
 
 class ResourceClosed(Event, frozen=True):
     """A provider left; ``error`` is what it raised in leaving, which does not stop anything."""
 
     key: Hashable
+    """The context, or what ``key=`` made of it."""
     reason: str
+    """Why: ``idle``, ``age``, ``capacity``, ``shutdown``, and so on, as in the log."""
     error: BaseException | None = None
 
 
@@ -193,15 +223,20 @@ class FleetUnreachable(Event, frozen=True):
     """The store of a fleet cannot be reached. What is held lasts for ``seconds`` more, then the fallback applies."""
 
     fleet: str
+    """The name under which the replicas meet."""
     error: BaseException
+    """What the store's client raised."""
     seconds: float
+    """Seconds for which slots that are held may still be used."""
 
 
 class FleetReachable(Event, frozen=True):
     """The store of a fleet answers again."""
 
     fleet: str
+    """The name under which the replicas meet."""
     replicas: int
+    """Replicas that are alive, this one included."""
 
 
 Observer = Callable[[Event], None]

@@ -148,12 +148,16 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message to send."""
 
     body: str
+    """Text of 1 byte to 1 MiB, attributes included (quotas-messages.html)."""
     message_attributes: Mapping[str, MessageAttribute] = {}
+    """Up to ten, by name."""
     delay: int | None = None
     """Seconds until it becomes visible, 0 to 900; None for the queue's default. Not on FIFO queues."""
     group_id: str | None = None
     """Required on FIFO queues; on standard ones it makes the queue a fair one, with this as the tenant."""
     deduplication_id: str | None = None
+    """FIFO queues only: SQS drops a second message with the same id within five minutes. None where the queue makes one
+    of the body."""
     trace_header: str | None = None
     """The X-Ray trace header to send along (``AWSTraceHeader``). It takes none of the ten message attributes."""
 

@@ -257,7 +257,8 @@ class Faults:
         poison_after: failed handler runs of one message after which it goes to the dead-letter queue with the reason,
             if ``poison_others`` messages of its tenant have succeeded since its first. None, the default, for never:
             the queue's redrive policy decides.
-        poison_others: see there.
+        poison_others: messages of the same tenant that must have succeeded since the first failure of a message, before
+            it counts as poison: otherwise the tenant may be broken, not the message.
     """
 
     breaker_after: int | None = 10

@@ -6,6 +6,7 @@ failed; here that is done once for each line.
 
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Final
 
@@ -59,6 +60,12 @@ def frames_of(trace: TracebackType, tidy: Callable[[str], str]) -> Iterator[str]
 def text_of(error: BaseException) -> str:
     """Return type, text and notes of an error."""
     return "".join(traceback.format_exception_only(error))
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised, as words behind its type: `` in convert, orders.py line 12``. No text of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" in {frames[-1].name}, {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
 
 
 def _is_long(error: BaseException) -> bool:

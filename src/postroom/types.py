@@ -67,8 +67,11 @@ class StopReason(StrEnum):
     """Why a consumer stops."""
 
     REQUESTED = "requested"
+    """``consumer.stop()``, or the end of ``async with``."""
     SIGNAL = "signal"
+    """SIGTERM or SIGINT."""
     FATAL = "fatal"
+    """An error ended the consumer; ``run()`` raises it."""
 
 
 class ExitCode(IntEnum):

@@ -15,7 +15,7 @@ from postroom.types import ExitCode
 
 _COMMANDS = {
     "check": "look at consumers before they ship: code, queue, permissions, databases, stop",
-    "completion": "print what makes a shell complete this command",
+    "completion": "print the completion script for a shell",
     "dead-letters": "list, show, redrive or purge dead letters, by tenant",
     "demo": "run the multi-tenant datasource example end to end, on this machine",
     "health": "ask a running process whether it is healthy",

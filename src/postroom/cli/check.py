@@ -1,6 +1,7 @@
 """``postroom check module:consumer``: what is wrong with a consumer, before it ships."""
 
 import asyncio
+import importlib
 import json
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import click
 
 from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.cli.run import load
+from postroom.redaction import describe
 from postroom.types import ExitCode
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _INDENT: Final = 24
               type=click.IntRange(min=1), metavar="N", help="Processes that run at once, at most.")  # fmt: skip
 @click.option("--max-connections", envvar="POSTROOM_CHECK_MAX_CONNECTIONS", show_envvar=True,
               type=click.IntRange(min=1), metavar="N",
-              help="What one database server takes of them; else that of --attribute's tenant is asked.")  # fmt: skip
+              help="Connections that a database server allows; else --attribute's tenant's is asked.")  # fmt: skip
 @click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
               envvar="POSTROOM_CHECK_ATTRIBUTES", show_envvar=True,
               help="Open the resources of a message with this attribute, repeatable: tenantId=a")  # fmt: skip
@@ -109,7 +111,7 @@ def _reports(name: str, deployment: "Deployment", *, offline: bool) -> "Iterator
         loaded: list[Consumer[Any, Any]] = load(name)
     except Exception as problem:
         advice = "" if isinstance(problem, click.ClickException) else f"it is raised at {_place(problem)}"
-        said = problem.message if isinstance(problem, click.ClickException) else f"{type(problem).__name__}: {problem}"
+        said = problem.message if isinstance(problem, click.ClickException) else describe(problem)
         yield Report(name, [Finding(Level.ERROR, "import", said, advice)])
         return
     for consumer in loaded:
@@ -118,9 +120,11 @@ def _reports(name: str, deployment: "Deployment", *, offline: bool) -> "Iterator
 
 def _place(problem: Exception) -> str:
     """Return the line of the user's code where an error comes from: the last that is not postroom's own."""
+    if isinstance(problem, SyntaxError) and problem.filename is not None:
+        return f"{problem.filename}:{problem.lineno}"
     frames = traceback.extract_tb(problem.__traceback__)
-    own = str(Path(__file__).parents[1])
-    theirs = [frame for frame in frames if not frame.filename.startswith((own, "<frozen"))]
+    others = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen")
+    theirs = [frame for frame in frames if not frame.filename.startswith(others)]
     last = (theirs or frames)[-1]
     return f"{last.filename}:{last.lineno}"
 

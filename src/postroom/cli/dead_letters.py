@@ -35,7 +35,7 @@ def _common(function: F) -> F:
         click.option("--older-than", metavar="AGE", callback=duration, envvar="POSTROOM_OLDER_THAN", show_envvar=True,
                      help="Only messages first sent longer ago than that: 90s, 15m, 2h, 3d."),
         click.option("--newer-than", metavar="AGE", callback=duration, envvar="POSTROOM_NEWER_THAN", show_envvar=True,
-                     help="Only messages first sent less long ago."),
+                     help="Only messages first sent more recently than that."),
         click.option("--tenant-from", default="group", show_default=True, envvar="POSTROOM_TENANT_FROM",
                      show_envvar=True, metavar="group|attribute:NAME|MODULE:CONSUMER",
                      help="What tells the tenant of a message: its group, an attribute, or a consumer's resolver."),

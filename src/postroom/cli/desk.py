@@ -30,7 +30,7 @@ def consoles_options(function: F) -> F:
 def _access(function: F) -> F:
     for option in reversed((
         click.option("--token", envvar="POSTROOM_CONSOLE_TOKEN", show_envvar=True,
-                     help="The console's token. Better by environment: others see a command's words."),
+                     help="The console's token. Better set in the environment: other users can see a command line."),
         click.option("--operator", envvar="POSTROOM_OPERATOR", show_envvar=True,
                      help="Who acts; by default the user of this process."),
     )):  # fmt: skip

@@ -27,8 +27,8 @@ _VISIBILITY = 30.0
 def peek(*, queue: str, count: int, body: bool, region: str | None, endpoint_url: str | None) -> None:
     """Show messages of QUEUE (or POSTROOM_QUEUE) without taking them away.
 
-    SQS shows a message only to who receives it: each one that is shown has one receive more, of those after which it
-    becomes a dead letter. They are visible again as soon as they were shown; on a FIFO queue their groups wait for it.
+    To show a message is to receive it: SQS has no other way. Each receive counts towards the queue's maxReceiveCount.
+    The messages are visible again as soon as they were shown; on a FIFO queue their groups wait for it.
     """
     use_endpoint(endpoint_url, region)
     messages, hidden = asyncio.run(_peek(queue, count))

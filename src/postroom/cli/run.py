@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     "--console-token",
     envvar="POSTROOM_CONSOLE_TOKEN",
     show_envvar=True,
-    help="Who has this token may act on tenants; without it the page is read-only. Better by environment.",
+    help="With this token an operator may act on tenants; without one the page is read-only. Better set in the "
+    "environment.",
 )
 @click.option(
     "--console-host",

@@ -24,7 +24,7 @@ _COLOURS: Final = {"unavailable": "red", "paused": "yellow", "quarantined": "yel
 @click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.2), envvar="POSTROOM_EVERY",
               show_envvar=True, metavar="SECONDS", help="Seconds between two looks.")  # fmt: skip
 @click.option("--once", is_flag=True, envvar="POSTROOM_ONCE", show_envvar=True,
-              help="Look once; so it does, too, where the output is no terminal.")  # fmt: skip
+              help="Look once. That is the default where the output is no terminal.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, envvar="POSTROOM_JSON", show_envvar=True,
               help="Look once, and print everything as JSON.")  # fmt: skip
 @click.option("--search", default="", envvar="POSTROOM_SEARCH", show_envvar=True, help="Only names with this text.")

@@ -155,8 +155,10 @@ class _Console:
         top, search = _view(scope)
         headers = [*_SAFE, (b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        # ASGI tells that a viewer is gone only if it is asked; some servers never fail a send to a closed tab.
         gone = asyncio.create_task(_until_gone(receive), name="postroom-console-viewer")
         try:
+            # Closed here, not by the garbage collector: the desk gathers figures until its last viewer has left.
             async with aclosing(self.desk.watch(top=top, search=search)) as looks:
                 async for look in looks:
                     if gone.done():
@@ -181,6 +183,7 @@ class _Console:
             raise _Refused(415, "an action is sent as application/json")
         if not hmac.compare_digest(headers.get("x-postroom-token", "").encode(), self.desk.token.encode()):
             raise _Refused(403, "the header X-Postroom-Token is missing, or of an earlier process; GET me tells it")
+        # Last: what a page of another site can send is refused before the application's allow= hears of it.
         operator = await self._operator(scope, headers)
         if operator is None:
             raise _Refused(403, _NOT_KNOWN if self._allow is not None else _READ_ONLY)
@@ -204,6 +207,7 @@ class _Console:
         name = self._allow(ConsoleRequest(headers, client[0] if client else None, scope))
         if inspect.isawaitable(name):
             name = await name
+        # One short line in the log, whatever a session calls its user.
         return " ".join(str(name).split())[:100] or None if name else None
 
 

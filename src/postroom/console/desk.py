@@ -95,6 +95,7 @@ class Desk:
     def glance(self, *, top: int, search: str = "") -> dict[str, Any]:
         """Return one look. The first one after a pause has no rates yet; one within a quarter of a minute has."""
         with self.looking(linger=_LINGER):
+            # A look of now, not the one that pages were sent up to a second ago.
             self._made = -EVERY
             snapshot, strips = self.look()
             front, behind = self._ranking.first(top=top, search=search)
@@ -116,6 +117,7 @@ class Desk:
     def look(self) -> tuple[Snapshot, list[dict[str, Any]]]:
         """Return the tenants, and the figures above them; the last ones again within a second."""
         now = asyncio.get_running_loop().time()
+        # A little less than a second: pages that have drifted apart share a look, and none misses its turn.
         if self._snapshot is None or now - self._made >= EVERY * 0.9:
             self._ask(now)
             for collector in self._collectors:
@@ -139,6 +141,7 @@ class Desk:
                 said = {"t": self.wall(), "total": len(self._ranking.everyone), "strips": strips}
                 yield msgspec.json.encode({**said, **view.changes(snapshot, self._ranking)})
                 pause = _SOON if view.unsent else EVERY
+                # Never without a pause: where a look takes long, the consumers in this loop still get their turn.
                 await asyncio.sleep(max(0.05, began + pause - asyncio.get_running_loop().time()))
 
     def keys(self, consumer: Consumer[Any, Any]) -> list[Hashable]:

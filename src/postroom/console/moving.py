@@ -43,13 +43,21 @@ class MoveStep(StrEnum):
     """The steps of a move, in order; then the way back."""
 
     PAUSE = "pause"
+    """Nothing of the tenant starts from here on."""
     DRAIN = "drain"
+    """Its running handlers end."""
     CLOSE = "close"
+    """Its resources close in every process."""
     SWITCH = "switch"
+    """Your function moves the data, and points the registry to it."""
     VERIFY = "verify"
+    """Every registry is asked where the data is."""
     PROBE = "probe"
+    """The new database is opened everywhere, and one message is handled."""
     RESUME = "resume"
+    """Its messages flow again."""
     BACK = "back"
+    """The switch is undone, and the tenant runs on its old database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +65,11 @@ class Moved:
     """What a move did."""
 
     tenant: str
+    """The tenant's name, as the log shows it."""
     before: str
     """Where the tenant's data was, as its registries said; empty where no provider can tell."""
     after: str
+    """Where it is now."""
     probe: str
     """``handled``: one message was handled by the new database before the tenant was resumed; ``opened``: none
     waited, so the new database was only opened."""

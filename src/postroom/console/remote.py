@@ -36,16 +36,24 @@ class _Line:
         Once it was, nothing more may leave: a pause that was called off would come after the way back.
         """
         with self._lock:
-            if self._hung_up:
-                raise ConnectionAbortedError("the order was called off")
+            self._check()
             self._connections.append(connection)
+        # Outside of the lock: it may take seconds, and the event loop must not wait for it when it hangs up.
         connection.connect()
+        with self._lock:
+            self._check()  # hung up while it connected: there was no socket yet that could be shut down
+
+    def _check(self) -> None:
+        if self._hung_up:
+            raise ConnectionAbortedError("the order was called off")
 
     def hang_up(self) -> None:
         """End what is on the line, or the thread, and with it the end of the program, would wait for the answer."""
         with self._lock:
             self._hung_up = True
         for connection in self._connections:
+            # Shut down, not closed: a close does not wake the thread that reads, and the descriptor's number may belong
+            # to another socket by then. Not connected yet, or just closed: then there is nothing to end.
             with suppress(OSError, AttributeError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
 

@@ -39,7 +39,7 @@ def allow_token(token: str) -> Allow:
     """
     check_text("allow_token(token)", token, "allow_token(os.environ['CONSOLE_TOKEN'])")
     if len(token) < 12:
-        raise ConfigurationError("the console's token has at least 12 characters: who has it may stop a tenant's work")
+        raise ConfigurationError("the console's token has at least 12 characters: with it a tenant can be stopped")
 
     def allow(request: ConsoleRequest) -> str | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -137,6 +137,7 @@ class _Exchange:
             if not colon:
                 raise ValueError(line)
             headers.append((name.strip().lower(), value.strip()))
+        # Bounded before it is read. One byte more than fits is enough for the application to refuse it.
         self._left = min(int(dict(headers).get(b"content-length", b"0")), _LONGEST_BODY + 1)
         path, _, query = target.partition(b"?")
         peer = self._writer.get_extra_info("peername")
@@ -153,6 +154,7 @@ class _Exchange:
             async with asyncio.timeout(_PATIENCE):
                 body = await self._reader.readexactly(self._left)
             return {"type": "http.request", "body": body, "more_body": False}
+        # One request for each connection: what else comes is read only to notice that the client is gone.
         while await self._reader.read(1024):
             pass
         return {"type": "http.disconnect"}
@@ -165,6 +167,7 @@ class _Exchange:
             lines += [name + b": " + value for name, value in event["headers"]]
             self._writer.write(b"\r\n".join([*lines, b"connection: close", b"\r\n"]))
             return
+        # A write to a closed transport is dropped in silence: the stream would go on for a viewer that has left.
         if self._writer.transport.is_closing():
             raise ConnectionResetError("the viewer is gone")
         self._writer.write(event.get("body", b""))

@@ -73,8 +73,7 @@ class Snapshot:
             state, why = rule.state, rule.reason or ""
             row.rl, row.cl, row.cap = rule.rate, rule.concurrency, rule.concurrency or 0
         control = consumer.tenants.consumer
-        # A decision counts for more than an outage: an operator must see the pause that was asked
-        # for.
+        # A decision comes before an outage: an operator must see the pause that they asked for.
         if state is TenantState.ACTIVE and control is not None and (trouble := control.unavailable(key)) is not None:
             state, why = TenantState.UNAVAILABLE, trouble[0]
             row.since = round(self._wall - trouble[1])

@@ -14,6 +14,7 @@ import msgspec
 
 from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message
+from postroom.consumer.handlers import refuse_unworked
 from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
@@ -113,7 +114,10 @@ class _Batch:
         batch = BatchContext([member.ctx for member in members])
         error: BaseException | None = None
         try:
-            await self._function([member.payload for member in members], batch)
+            function: Callable[..., Awaitable[object]] = self._function
+            result = await function([member.payload for member in members], batch)
+            if result is not None:
+                refuse_unworked(result)
         except AlreadyHandled:
             text = (
                 "AlreadyHandled left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"

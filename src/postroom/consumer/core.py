@@ -191,7 +191,8 @@ class Core:
             return False
         # A message without a tenant takes no room for long: it runs at once, and fails with its
         # reason.
-        if source.resolves and job.problem is None and self._is_surplus(job, now, scene.capacity):
+        chooses = source.resolves and job.problem is None and self.policy.is_choosy(job, now)
+        if chooses and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
         self.scheduler.add(job)
@@ -223,7 +224,7 @@ class Core:
     def _is_surplus(self, job: Job, now: float, capacity: int) -> bool:
         scheduler, policy = self.scheduler, self.policy
         # The cheap question first, for every message: most are no surplus.
-        standing = scheduler.standing(job.tenant, room=capacity - scheduler.total)
+        standing = scheduler.standing(job.tenant, capacity - scheduler.total)
         crowded = standing[0] and self.taken(capacity) >= capacity
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
             return False
@@ -371,7 +372,7 @@ class Core:
         """Strike a message off once its end was decided."""
         if job.probe or job.leads:
             self.probe_ended(job)
-        self.scheduler.finish(job, seconds=now - job.since if job.state is _RUNNING else None)
+        self.scheduler.finish(job, now - job.since if job.state is _RUNNING else None)
 
     def probe_ended(self, job: Job) -> None:
         """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""
@@ -442,8 +443,9 @@ class Core:
         if settlement is _ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
             return
-        # SQS has counted the receive, but no handler ran: it is no attempt.
-        if settlement in _SPENT or (settlement is Settlement.LOST and not job.started):
+        # SQS has counted the receive, but nothing of the user's failed: it is no attempt.
+        untried = not (job.started or job.counted)
+        if settlement in _SPENT or (untried and settlement is not Settlement.LEFT):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
@@ -507,7 +509,8 @@ class Core:
         attempts = job.source.attempts
         if job.lost:
             return
-        if attempts.is_short_of(job):
+        # Given back, SQS would make a dead letter of it at the next receive, without a reason.
+        if attempts.is_last(job):
             self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
         else:
             self.actions.append(GiveBack(job, settlement, delay))

@@ -129,6 +129,10 @@ class ReceivePolicy(Protocol):
         """Whether no poller but number 0 would ask now. Asked for every message that ends, to wake no other."""
         ...
 
+    def is_choosy(self, job: Job, now: float) -> bool:
+        """Return whether ``is_surplus`` has to be asked about an arriving message. Asked for every one: it is cheap."""
+        ...
+
     def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
         """Return whether an arriving message makes room for others, given its tenant's standing.
 
@@ -243,6 +247,16 @@ class AdaptivePolicy:
 
     def _has_room(self, room: int, floor: Floor) -> bool:
         return room >= self._polling.batch or (room > 0 and self._asked_for == 0 and floor.waiting == 0)
+
+    def is_choosy(self, job: Job, now: float) -> bool:
+        """Return whether quiet tenants' messages can be found: not without message groups, unless it is always tried.
+
+        So a queue whose messages have none pays nothing for the proof that there is a quiet tenant.
+        """
+        when = self._scouting.when
+        if when is True:
+            return "MessageGroupId" in job.message.system_attributes or self._crowd.is_grouped(now)
+        return when == "always"
 
     def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:
         """Return whether an arriving message makes room for others.

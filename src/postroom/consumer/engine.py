@@ -17,7 +17,7 @@ from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
 from postroom.types import Settlement
 
-_log = Log("postroom.consumer", Step.SETTLE)
+_log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
@@ -87,6 +87,7 @@ class Engine:
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._acting = False
+        self._stuck = False
 
     def connect(self, processor: Processor, resolving: Groups, poll: Poll, policy: ReceivePolicy) -> None:
         """Take the parts that need the engine themselves."""
@@ -127,7 +128,7 @@ class Engine:
                 name = f"postroom-message-{job.message.id}"
                 # Not watched: `_process` tells of defects itself, and a done callback for every
                 # message costs.
-                job.task = self.tasks.spawn(self._process(job), name, watched=False)
+                job.task = self.tasks.start(self._process(job), name)
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
                 self.tasks.call_soon(self.dispatch)
@@ -159,7 +160,8 @@ class Engine:
         if job.task is not None:
             self.tasks.ended(job.task)
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
-        job.turn = None
+        if job.turn is not None:
+            job.turn = None
         # It was put back in its lane while its task ended: the message is not over, only its task
         # is.
         if job.settlement is None and not job.lost and job.state is State.WAITING:
@@ -349,7 +351,20 @@ class Engine:
         self.act()
         if struck:
             self.make_room()
+        self._tell_of_memory()
         self.begin()
+
+    def _tell_of_memory(self) -> None:
+        """Warn when bodies of tenants that cannot run take all the memory: nothing is received until one can."""
+        core = self.core
+        stuck = core.is_full and not core.scheduler.running and not core.scheduler.ready
+        if stuck and not self._stuck:
+            text = (
+                "Nothing is received any longer: %d messages of tenants that cannot run now hold %d bytes, all of "
+                "Polling(memory=...). It goes on when one of them is resumed, diverted or available again"
+            )
+            _log.warning(text, core.scheduler.size, core.held_bytes)
+        self._stuck = stuck
 
     def close(self) -> None:
         """End every timer."""

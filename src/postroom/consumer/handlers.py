@@ -2,10 +2,10 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
-from postroom.consumer.callables import is_async
+from postroom.consumer.callables import is_async, name_of
 from postroom.consumer.choices import Choice
 from postroom.consumer.context import Confirmation, MessageContext, settling_later
 from postroom.consumer.routing import Router, dispatch, router_of
@@ -15,12 +15,13 @@ from postroom.display import display_key
 from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
 from postroom.options import Call, PerCall
+from postroom.tasks import TimeLimit
 
 __all__ = ["build_handle", "is_async", "needs_threads"]
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
-TimeLimit = PerCall[float | None]
+HandlerTimeouts = PerCall[float | None]
 """``Concurrency.handler_timeout``: seconds, None for no limit, or a function that chooses for each message."""
 Limit = Choice[float | None] | float | None
 """The same, as it is asked."""
@@ -30,7 +31,7 @@ def build_handle(
     handler: Callable[..., Any],
     *,
     middleware: Sequence[Middleware],
-    timeout: TimeLimit,
+    timeout: HandlerTimeouts,
     threads: Threads | None,
 ) -> Handle:
     """Compose handler, time limit and middleware, outermost first, once for all messages.
@@ -75,27 +76,44 @@ def _awaited(handler: Callable[..., Any]) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         result = await handler(payload, ctx)
         if result is not None:
-            _refuse_unworked(result)
+            refuse_unworked(result)
 
     return handle
 
 
 def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        work: Any = layer(payload, ctx, call_next)
+        calls: list[Any] = []
+
+        def noted(payload: Any, ctx: MessageContext[Any, Any]) -> Awaitable[None]:
+            calls.append(call := call_next(payload, ctx))
+            return call
+
+        work: Any = layer(payload, ctx, noted)
         if not inspect.isawaitable(work):
-            name = getattr(layer, "__qualname__", repr(layer))
-            text = f"middleware {name} returned {type(work).__name__}: write it as `async def`, and await call_next"
-            raise TypeError(text)
+            text = f"returned {type(work).__name__}: write it as `async def`, and await call_next"
+            raise TypeError(f"middleware {name_of(layer)} {text}")
         await work
+        if not all(map(_is_over, calls)):
+            text = "called call_next and did not await it, so the message is not handled: write `await call_next(...)`"
+            raise TypeError(f"middleware {name_of(layer)} {text}")
 
     return handle
+
+
+def _is_over(call: Any) -> bool:
+    """Whether what ``call_next`` returned was awaited. What has not begun never will: its message is given back."""
+    if not inspect.iscoroutine(call) or inspect.getcoroutinestate(call) == inspect.CORO_CLOSED:
+        return True
+    if inspect.getcoroutinestate(call) == inspect.CORO_CREATED:
+        call.close()
+    return False
 
 
 def _limited(handler: Handle, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         timeout = _limit_for(ctx, limit)
-        timer = asyncio.timeout(timeout)
+        timer = TimeLimit(timeout)
         try:
             async with timer:
                 await handler(payload, ctx)
@@ -133,15 +151,15 @@ async def _finish(outcome: Outcome, later: Sequence[Confirmation]) -> None:
     if inspect.isawaitable(result):
         result = await result
     if result is not None:
-        _refuse_unworked(result)
+        refuse_unworked(result)
 
 
-def _refuse_unworked(result: object) -> None:
+def refuse_unworked(result: object) -> None:
     """Fail for a handler that returned its work instead of doing it. Counted as a success, it would be lost."""
-    if inspect.isgenerator(result) or inspect.isasyncgen(result) or inspect.iscoroutine(result):
+    if inspect.isgenerator(result) or inspect.isasyncgen(result) or inspect.isawaitable(result):
         kind = type(result).__name__
-        if not inspect.isasyncgen(result):
-            result.close()  # pyright cannot tell them apart
+        if isinstance(result, Generator | Coroutine):
+            result.close()
         text = f"the handler returned a {kind}, which has not run: await it, or remove the `yield`"
         raise TypeError(text)
 

@@ -39,6 +39,7 @@ class Health:
     queue: str
     """The queue, as the consumer was told it."""
     phase: Phase
+    """Where it is between start and stop."""
     live: bool
     """False when only a restart of the process can help: its poller or heartbeat ended, a side task died, or its event
     loop is blocked. True before the start and after a clean stop."""

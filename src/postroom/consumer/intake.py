@@ -74,6 +74,9 @@ class Intake:
         if len(core.away):
             for message in messages:
                 core.away.came_back(message.id)
+        if self._engine.recalls.out:
+            for message in messages:
+                self._engine.recalls.came_back(message.id)
         # Before the next receive is decided: the bound on memory is checked there.
         core.held_bytes = source.tally.bytes
         now = self._time()
@@ -83,7 +86,8 @@ class Intake:
         scene = core.scene()
         for job in jobs:
             if self._observers:
-                self._observers.tell(MessageReceived(job.message))
+                # In a clean context: this task lasts, and must keep nothing that an observer sets for one message.
+                self._engine.tasks.run_clean(self._observers.tell, MessageReceived(job.message))
             if core.closing and not core.keeps(job):
                 core.give_back(job, Settlement.RETURNED)
                 continue
@@ -98,12 +102,16 @@ class Intake:
                 runnable += self._enter(job, found, now, scene)
         for batch in later.values():
             self._resolve_later(batch)
+        self._start(now)
+        return runnable + sum(map(len, later.values()))
+
+    def _start(self, now: float) -> None:
+        """Start what can run, and let what cannot make room where there is none."""
         self._engine.dispatch(now)
         # After the dispatch: what could run has a slot by now and is not in the way.
-        if core.scheduler.blocked:
-            core.relieve(now)
+        if self._core.scheduler.blocked:
+            self._core.relieve(now)
             self._engine.act()
-        return runnable + sum(map(len, later.values()))
 
     def withdraw(self, group: str) -> None:
         """Give back, in order, what is still being resolved of a message group: a message before it was not done."""
@@ -181,8 +189,12 @@ class Intake:
                 return
             batch.waiting.pop()
             self._no_longer_resolves(job)
-            self._enter(job, found, self._time())
-            self._engine.dispatch()
+            now = self._time()
+            entered = self._enter(job, found, now)
+            self._start(now)
+            # While it was resolved it took room. What cannot run takes none, and no task of its own tells so.
+            if not entered or self._core.scheduler.blocked:
+                self._engine.make_room()
 
     def _is_slow(self, job: Job) -> None:
         job.slow = True
@@ -232,6 +244,7 @@ class Intake:
         if batch.task is not None:
             batch.task.cancel()
         self._engine.act()
+        self._engine.make_room()
 
     # -- to the core --------------------------------------------------------------------------------------------
 
@@ -248,10 +261,10 @@ class Intake:
             job.tenant, job.problem = UNRESOLVED, error
         else:
             job.context = found
-            if message.group_id is not None and self._grouping is not None:
-                # Here, and not per queue: only now are both the sender's group and the tenant
-                # known.
-                self._grouping.check(message.group_id, job.tenant, found)
+            # Here, and not per queue: only now are both the sender's group and the tenant known.
+            # Not by `group_id`: on Python 3.11 a property costs several times what this does.
+            if self._grouping is not None and "MessageGroupId" in message.system_attributes:
+                self._grouping.check(message.system_attributes["MessageGroupId"], job.tenant, found)
         self._source.resolved(job)
         return self._core.arrive(job, now, scene)
 

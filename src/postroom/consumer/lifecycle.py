@@ -31,6 +31,7 @@ from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
 from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
+from postroom.display import display_key
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
@@ -423,8 +424,8 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            text = "The handler of message %s did not end when it was cancelled"
-            _log.error(text, job.message.id, extra=about(job))
+            text = "The handler of message %s of tenant %s did not end when it was cancelled; its message goes back"
+            _log.error(text, job.message.id, display_key(job.tenant), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
             job.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)

@@ -1,6 +1,7 @@
 """From ``module:consumer`` to consumers."""
 
 import sys
+from collections.abc import Coroutine
 from importlib import import_module
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ def load_consumers(name: str) -> list[Consumer[Any, Any]]:
     found = _find(name)
     if callable(found) and not isinstance(found, Consumer):
         found = found()
+    if isinstance(found, Coroutine):
+        found.close()
+        raise WrongName(f"{name!r} is an async function: write it as a plain `def` that returns the consumers")
     several: list[Any] = list(cast("list[Any]", found)) if isinstance(found, list | tuple) else [found]
     for consumer in several:
         if not isinstance(consumer, Consumer):

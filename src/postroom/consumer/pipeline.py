@@ -96,7 +96,8 @@ class Pipeline:
         self._core: Core = engine.core
         self._pool = pool
         self._tenants = tenants
-        self._decode = decode
+        # By its method: calling an instance packs its arguments into a tuple first.
+        self._decode: Decode = decode if inspect.isroutine(decode) else decode.__call__
         self._handle = handle
         self._unwrap = settings.unwrap
         self._ack_mode = settings.ack
@@ -128,7 +129,7 @@ class Pipeline:
                 job.payload = self._decode(job.message if self._unwrap is None else await self._unwrap.contents(job))
                 job.decoded = True
             if self._pool is None:
-                await self._run_handler(job, resources=None)
+                await self._run_handler(job, None)
             else:
                 # A hit takes no await, so that an open resource costs no turn of the loop.
                 lease = self._pool.try_lease(job.context) or await self._lease_without_slot(job, self._pool)
@@ -150,13 +151,14 @@ class Pipeline:
             # Before the handler runs: the others of its tenant need not wait for its end.
             if job.leads:
                 self._core.leased(job)
-            await self._run_handler(job, resources=lease.resource)
+            await self._run_handler(job, lease.resource)
         except Exception as error:
             # A broken connection makes the resource suspect.
             job.met_outage = lease.report(error) and _is_of_resources(error)
             raise
         finally:
-            job.lease = None
+            if job.lease is not None:  # it waited with it in hand
+                job.lease = None
             lease.release()
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
@@ -197,7 +199,7 @@ class Pipeline:
         if diverted is not None and not job.source.is_called(diverted[0]):  # there it is where it was sent to
             raise _Diverted(*diverted)
 
-    async def _run_handler(self, job: Job, *, resources: Any) -> None:
+    async def _run_handler(self, job: Job, resources: Any) -> None:
         if not job.source.settler.ours(job):  # the loop was blocked, or the machine suspended, while it waited
             text = f"message {job.message.id} was lost while it waited for its turn"
             raise OwnershipLost(text, message_id=job.message.id)
@@ -406,8 +408,7 @@ class Pipeline:
         tenant = display_key(job.tenant)
         _log.warning(text, job.message.id, tenant, redact(instruction.reason), job.source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
-            job.source.attempts.spent(job)  # its handler was not called: it is no attempt,
-            self._retry(job, instruction)  # and nothing may delete it, in any mode
+            self._retry(job, instruction)  # nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)
 
@@ -416,7 +417,6 @@ class Pipeline:
         if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
             self._give_group_back(job)
         else:
-            job.source.attempts.spent(job)  # its handler was not called: it is no attempt
             self._retry(job, diverted)
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
@@ -440,7 +440,9 @@ class Pipeline:
 
     def _backoff(self, job: Job, error: BaseException) -> float:
         policy, repeats = job.source.retry_of(job), job.source.repeats
-        delay = backoff(policy, job.message, error, job.attempt, self._rng, repeats=repeats)
+        # What was not tried has no more attempts each time, as in a quarantine: its receives space it out.
+        number = job.attempt if job.started or job.counted else job.receives
+        delay = backoff(policy, job.message, error, number, self._rng, repeats=repeats)
         # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled and job.problem is None:
             delay = max(delay, self._pool.retry_after(job.context))

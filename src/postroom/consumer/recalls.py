@@ -27,15 +27,27 @@ class Recalls:
         self._failures = Refusals(_UNSHOWN, tasks=tasks)
         self.out: set[asyncio.Task[None]] = set()
         """Calls that are not answered yet."""
+        self._away: dict[str, Absent] = {}
+        """By message id: those of the calls that are out, for as long as they have not come back."""
+
+    def came_back(self, message_id: str) -> None:
+        """Try a message no more that was received: to show it now would give it to another consumer, too."""
+        self._away.pop(message_id, None)
 
     def begin(self, absent: dict[Queue, list[Absent]]) -> None:
         """Call messages back that ``Away`` does not know any longer."""
         for queue, messages in absent.items():
             for start in range(0, len(messages), MAX_BATCH):
                 batch = messages[start : start + MAX_BATCH]
+                self._away.update((each.message_id, each) for each in batch)
                 task = self._tasks.spawn(self._show(queue, batch), "postroom-recall")
                 self.out.add(task)
-                task.add_done_callback(self.out.discard)
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.out.discard(task)
+        if not self.out:
+            self._away.clear()
 
     def flush(self) -> None:
         """Tell now of what could not be called back."""
@@ -68,7 +80,7 @@ class Recalls:
                 return
             await asyncio.sleep(_PAUSE * 2 ** (tries - 1))
             now = self._tasks.time()
-            batch = [each for each in again if each.until > now + SOON]
+            batch = [each for each in again if self._away.get(each.message_id) is each and each.until > now + SOON]
             if not batch:
                 return
 

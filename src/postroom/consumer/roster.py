@@ -11,6 +11,7 @@ from postroom.consumer.rotation import Rotation
 from postroom.consumer.statistics import QueueStatistics
 from postroom.errors import ConfigurationError, PostroomError, ServiceUnavailable
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import describe
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Client, Queue
 
@@ -100,7 +101,7 @@ class Roster:
             if (trouble := type(error).__name__) != self._trouble:
                 self._trouble = trouble
                 text = "The queues of %s could not be listed; those that are known stay: %s"
-                said = error if isinstance(error, PostroomError) else trouble
+                said = error if isinstance(error, PostroomError) else describe(error)
                 _log.error(text, self._queues.title, said, extra=about(queue=self._queues.title))
             return
         self._trouble = ""

@@ -173,6 +173,9 @@ class Router(Generic[C, R]):
             ConfigurationError: a kind has a handler here already, or one goes by types and the other does not.
         """
         self._refuse_if_started()
+        if not isinstance(cast("object", other), Router):
+            text = f"router.include() takes another Router; got {type(other).__name__}"
+            raise ConfigurationError(text)
         kinds, fallback, by_type = other.contents()
         if by_type != (self._kind_of is None):
             raise ConfigurationError("a router by types and one by kinds cannot be put together")

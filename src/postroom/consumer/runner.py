@@ -27,7 +27,7 @@ _INTERRUPTED: Final = 130
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 5.0
 _GIVE_UP: Final = 4.0
-"""Seconds in which a start that was given up has to close what it opened."""
+"""Seconds in which a start that was given up has to close what it opened, and what still runs at the end has to end."""
 
 
 def run(
@@ -67,23 +67,42 @@ def run_to_exit(
 ) -> ExitCode:
     """Run consumers in an event loop of their own, as the only job of the process, and return the exit code.
 
-    Threads of ``asyncio.to_thread`` that hang are not waited for at the end.
+    Threads of ``asyncio.to_thread`` that hang are not waited for at the end, nor are tasks that ignore their
+    cancellation for seconds.
     """
 
     async def main() -> ExitCode:
         # Threads of the standard executor are joined at exit: one that hangs would keep the process
         # alive until SIGKILL.
         asyncio.get_running_loop().set_default_executor(DaemonPool())
-        async with AsyncExitStack() as stack:
-            try:
-                if beside is not None:
-                    await stack.enter_async_context(beside)
-            except ConfigurationError as error:
-                _log.critical("Cannot start: %s", error, extra=about(step=Step.START))
-                return ExitCode.CONFIGURATION
-            return await serve(*consumers, freeze=True, wait=wait)
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    if beside is not None:
+                        await stack.enter_async_context(beside)
+                except ConfigurationError as error:
+                    _log.critical("Cannot start: %s", error, extra=about(step=Step.START))
+                    return ExitCode.CONFIGURATION
+                return await serve(*consumers, freeze=True, wait=wait)
+        finally:
+            await _end_tasks()
 
     return asyncio.run(main())
+
+
+async def _end_tasks() -> None:
+    """Cancel what still runs in the loop, and forget what ignores that: ``asyncio.run`` would wait for it forever."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_GIVE_UP)
+    for task in tasks:
+        if not task.done():
+            _log.error("Task %s ignores its cancellation; the process ends without it", task.get_name())
+            # A part of the documented interface for other implementations of tasks.
+            asyncio._unregister_task(task)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            setattr(task, "_log_destroy_pending", False)  # noqa: B010 - it was said
 
 
 async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: float | None = None) -> ExitCode:

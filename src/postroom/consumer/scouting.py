@@ -62,7 +62,8 @@ class Scouting:
 
     def __init__(self, crowd: Crowd, now: float, *, when: bool | Literal["always"]) -> None:
         self._crowd = crowd
-        self._when = when
+        self.when: bool | Literal["always"] = when
+        """What ``Polling(scout=...)`` says, where scouting is possible at all."""
         self._order = Overtaking()
         self._next = now
         self._crowded_at = now - 2 * _CALM
@@ -96,25 +97,27 @@ class Scouting:
 
     def stopped_because(self, now: float) -> str | None:
         """Return why there is no scouting, even if there were no room; None while there would be."""
-        return self._because(now, suspected=self._when is True and self._crowd.is_suspected(now))
+        # A look at all tenants, so not where it decides nothing.
+        looks = self.when is True and self._crowd.is_grouped(now)
+        return self._because(now, suspected=looks and self._crowd.is_suspected(now))
 
     def said(self, now: float) -> str | None:
         """Return what ``stopped_because`` said last, without another look: statistics must not change decisions."""
         return self._because(now, suspected=self._crowd.was_suspected(now))
 
     def _because(self, now: float, *, suspected: bool) -> str | None:
-        if not self._when:
+        if not self.when:
             return "Polling(scout=False), or no contexts"
-        if self._when != "always":
+        if self.when != "always":
+            if not self._crowd.is_grouped(now):
+                return "no message of the last seconds has a MessageGroupId, without which none can be put first"
             if not suspected:
                 return "no noisy tenant beside a quiet one"
-            if not self._crowd.is_grouped(now):
-                return "messages have no MessageGroupId, so the queue does not hand out quiet tenants' first"
         return None if self._budget >= 1.0 else "the budget of parked messages is used up"
 
     def may_park(self, now: float) -> bool:
         """Whether messages of noisy tenants may be parked: what was only a suspicion is proved."""
-        return self.stopped_because(now) is None and (self._when == "always" or self._crowd.is_proved(now))
+        return self.stopped_because(now) is None and (self.when == "always" or self._crowd.is_proved(now))
 
     def pause(self, number: int, now: float, *, pollers: int, round_trip: float) -> float | None:
         """Return the seconds until poller ``number`` may scout; 0.0 if it goes now, None if it does not.

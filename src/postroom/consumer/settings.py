@@ -34,6 +34,7 @@ class Failure:
     """Its type tells which step failed: ``ContextError``, ``PayloadError``, ``ResourceError``, ``HandlerTimeout``, or
     the handler's own exception."""
     message: Message
+    """The message, as it was received."""
     context: Any = None
     """None when it was not resolved."""
     payload: Any = None

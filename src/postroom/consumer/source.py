@@ -59,7 +59,7 @@ class Source:
         self.settler: Settler[Job]
         """Set once, by what opens the source: the settler tells the core what becomes of each message."""
 
-    def of(self, message: Message, *, received_at: float, visibility: float) -> Job:
+    def of(self, message: Message, received_at: float, visibility: float) -> Job:
         """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
         return Job(
             message=message,

@@ -13,6 +13,7 @@ class TenantState(StrEnum):
     """What was decided about a tenant, or what became of it."""
 
     ACTIVE = "active"
+    """Its messages are handled as they come, within its limits."""
     UNAVAILABLE = "unavailable"
     """Its resources cannot be opened, or its handlers fail: its messages wait. ``reason`` has the cause."""
     PAUSED = "paused"
@@ -28,7 +29,9 @@ class TenantStatus:
     """One tenant: what was decided about it, and what it has here now."""
 
     key: Hashable
+    """Its context, or what the pool's ``key=`` made of it."""
     state: TenantState = TenantState.ACTIVE
+    """The decision of an operator, if there is one; else whether it can run."""
     reason: str | None = None
     """Why it is unavailable, or why it was paused, limited, put in quarantine or diverted."""
     since: float | None = None
@@ -40,7 +43,9 @@ class TenantStatus:
     diverted_to: str | None = None
     """The queue that its messages go to, if it is diverted."""
     running: int = 0
+    """Its handlers that run now."""
     waiting: int = 0
+    """Its messages that wait here for a slot."""
     suspended: int = 0
     """Messages that wait, without a slot, for its resources."""
     handler_seconds: float = 0.0

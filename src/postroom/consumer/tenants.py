@@ -134,6 +134,7 @@ class Tenants:
         It forgets what the pool remembers of the tenant's failed opens. An outage of the tenant's host is not its own:
         that one is tried again when the host's pause is over.
         """
+        _check_key(key)
         _tell(key, "tried again at once", reason)
         self._in_loop(self._retry_now, key)
 
@@ -145,6 +146,7 @@ class Tenants:
         Raises:
             TimeoutError: not every replica of the fleet has confirmed it within ``timeout`` seconds.
         """
+        _check_key(key)
         _tell(key, "stripped of its open resources", reason)
         await self.handover.everywhere("invalidate", key, timeout)
 
@@ -156,6 +158,7 @@ class Tenants:
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
         """
+        _check_key(key)
         await self.handover.everywhere("close", key, timeout)
 
     async def places(self, key: Hashable, *, timeout: float | None = None) -> list[str]:
@@ -168,6 +171,7 @@ class Tenants:
             TimeoutError: a replica of the fleet has not answered within ``timeout`` seconds.
             Exception: whatever the registry raises, such as ``UnknownTenant``.
         """
+        _check_key(key)
         return await self.handover.everywhere("place", key, timeout)
 
     async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
@@ -226,6 +230,7 @@ class Tenants:
         Raises:
             ConfigurationError: the tenant is not paused here.
         """
+        _check_key(key)
         return await self.handover.probe(key, timeout, message=message)
 
     # -- a look -------------------------------------------------------------------------------------------------
@@ -369,11 +374,7 @@ class Tenants:
 
     def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
         _check_reason(reason)
-        try:
-            hash(key)
-        except TypeError:
-            text = "a tenant is named by its context, or the pool's key for it, one at a time"
-            raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
+        _check_key(key)
         with self._lock:  # two threads may each change another part of one rule
             if self._shared:
                 for part, value in changes.items():
@@ -458,6 +459,14 @@ class Tenants:
 
     def _figures(self, key: Hashable) -> LaneStatistics:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
+
+
+def _check_key(key: object) -> None:
+    try:
+        hash(key)
+    except TypeError:
+        text = "a tenant is named by its context, or the pool's key for it, one at a time"
+        raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
 
 
 def _check_reason(reason: object) -> None:

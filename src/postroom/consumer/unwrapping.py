@@ -11,6 +11,7 @@ from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError,
 from postroom.events import Event, MessageSettled, Observer
 from postroom.message import Message
 from postroom.payloads import Contents
+from postroom.tracebacks import place_of
 
 Step = Callable[[Message], Message | Awaitable[Message]]
 
@@ -75,7 +76,7 @@ class Unwrapping:
         except (PayloadError, Drop, Reject, Retry):
             raise
         except Exception as error:
-            text = f"the message could not be unwrapped ({type(error).__name__})"
+            text = f"the message could not be unwrapped ({type(error).__name__}{place_of(error)})"
             raise DecodeError(text, message_id=job.message.id) from error
         return message
 

@@ -1,6 +1,5 @@
 """Transactions of PostgreSQL that begin with their message's row: what is the same for every driver."""
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,6 +13,7 @@ from postroom.datasources.providers import Provider
 from postroom.datasources.registry import answered
 from postroom.datasources.scope import Scope, ScopeOf, quoted, set_local
 from postroom.errors import AlreadyHandled, ConfigurationError
+from postroom.tasks import TimeLimit
 from postroom.transactions import MessageKey, TransactionRolledBack
 from postroom.types import C, R
 
@@ -176,7 +176,7 @@ class PostgresDatabase(ABC, Generic[Tx]):
             await work.value(sql, *parameters)
 
     async def _claim(self, work: Work[Tx], key: MessageKey) -> int | None:
-        deadline = asyncio.timeout(self._wait)
+        deadline = TimeLimit(self._wait)
         try:
             async with deadline:
                 number = await work.value(self.inbox.claim, *key)

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, A
 from typing_extensions import TypeVar
 
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox
+from postroom.datasources._sqlalchemy_sessions import once_only
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.scope import Scope, ScopeOf
@@ -74,9 +75,11 @@ async def _begin_connection(engine: AsyncEngine) -> AsyncGenerator[Work[AsyncCon
 
 
 def _begin_session(factory: Callable[..., S]) -> Begin[S]:
+    options = once_only(factory)
+
     @asynccontextmanager
     async def begin(engine: AsyncEngine) -> AsyncGenerator[Work[S], None]:
-        async with factory(bind=engine) as session, session.begin() as transaction:
+        async with factory(bind=engine, **options) as session, session.begin() as transaction:
             yield _OfSession(session, await session.connection(), transaction)
 
     return begin

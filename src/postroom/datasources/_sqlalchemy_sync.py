@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
+from postroom.datasources._sqlalchemy_sessions import once_only
 from postroom.datasources._sync_connections import (
     PATIENCE,
     SyncConnection,
@@ -154,6 +155,9 @@ def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
     class Patient(QueuePool):
         """SQLAlchemy's pool, which waits for one of its own connections where the server has no room for more."""
 
+        # SQLAlchemy would name its own logger after this module, and it logs what drivers raise as it is.
+        _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
+
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
             return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
 
@@ -286,9 +290,11 @@ def _begin_connection(engine: Engine) -> Generator[Work[Connection]]:
 
 
 def _begin_session(factory: Callable[..., S]) -> BeginSync[S]:
+    options = once_only(factory)
+
     @contextmanager
     def begin(engine: Engine) -> Generator[Work[S]]:
-        with factory(bind=engine) as session, session.begin() as transaction:
+        with factory(bind=engine, **options) as session, session.begin() as transaction:
             yield _OfSession(session, session.connection(), transaction)
 
     return begin

@@ -16,6 +16,7 @@ from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
+from postroom.tasks import TimeLimit
 from postroom.types import C
 
 try:
@@ -167,7 +168,7 @@ class _Acquiring(_AcquiringBase):
         self, acquire: "Callable[[], Awaitable[PoolConnectionProxy[asyncpg.Record]]]"
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
-        limit = asyncio.timeout(self._limit)
+        limit = TimeLimit(self._limit)
         refusal: Exception | None = None
         with pool.waiting.one(pool.is_full):
             try:

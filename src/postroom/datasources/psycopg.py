@@ -35,6 +35,7 @@ from postroom.datasources.registry import (
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
+from postroom.tasks import TimeLimit
 from postroom.types import C
 
 try:
@@ -318,7 +319,7 @@ class PsycopgConnections:
     async def _take_place(self) -> None:
         with self._waiting.one(self._places.locked):
             try:
-                async with asyncio.timeout(self._limit):
+                async with TimeLimit(self._limit):
                     await self._places.acquire()
             except TimeoutError:
                 raise self._waiting.timed_out() from None
@@ -348,8 +349,18 @@ def psycopg_connections(
 ) -> Provider[C, PsycopgConnections]:
     """Provide ``PsycopgConnections`` per context: no pool, no task, no idle connection.
 
-    The arguments and errors are those of ``psycopg_pool``. One connection is made and closed at
-    opening, to prove that it can be.
+    One connection is made and closed at opening, to prove that it can be.
+
+    Args:
+        locate: the registry, as for ``psycopg_pool``.
+        max_size: connections of one tenant at once. This is the weight in the pool's budget.
+        connect_timeout: seconds that one connection may take.
+        acquire_timeout: seconds that a handler may wait while its tenant has ``max_size`` connections.
+        canary: whether each new connection is asked if it is what the registry says.
+        options: further keyword arguments of ``psycopg.AsyncConnection.connect``.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
     check_locate("psycopg_connections", locate)
     check_count("psycopg_connections", "max_size", max_size)

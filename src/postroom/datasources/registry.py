@@ -7,7 +7,7 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from postroom.checking import check_flag, check_function, check_kind, check_options
+from postroom.checking import check_flag, check_function, check_kind, check_options, shown
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.options import check_seconds
@@ -101,9 +101,18 @@ def check_locate(what: str, locate: object) -> None:
 
 
 async def located(locate: Locate[C], context: C) -> DataSource:
-    """Ask the registry where the data of ``context`` is. Raises as ``answered``."""
-    found: str | DataSource = await answered(locate, context)
-    return found if isinstance(found, DataSource) else DataSource(found)
+    """Ask the registry where the data of ``context`` is.
+
+    Raises:
+        ConfigurationError: it answers with something else than a DSN or a ``DataSource``. Else as ``answered``.
+    """
+    found = cast("object", await answered(locate, context))
+    if isinstance(found, DataSource):
+        return found
+    if isinstance(found, str):
+        return DataSource(found)
+    text = f"the registry answered {shown(found)} for '{display_key(context)}'"
+    raise ConfigurationError(f"{text}: let it return a DSN, a DataSource, or None")
 
 
 async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], context: C) -> T:
@@ -126,9 +135,16 @@ async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], cont
 
 
 async def ask(password: Password) -> str:
-    """Ask for the password of one connection."""
+    """Ask for the password of one connection.
+
+    Raises:
+        ConfigurationError: it is no text. Whatever the function raises passes through.
+    """
     answer = password()
-    return await answer if isawaitable(answer) else answer
+    found = cast("object", await answer if isawaitable(answer) else answer)
+    if not isinstance(found, str):
+        raise ConfigurationError(f"DataSource(password=...) returned {type(found).__name__}; let it return a text")
+    return found
 
 
 def _unknown(context: object) -> UnknownTenant:

@@ -143,6 +143,9 @@ def _pool_options(uses: _Uses, waiting: Waiting, acquire_timeout: float) -> dict
     class Watched(AsyncAdaptedQueuePool):
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
+        # SQLAlchemy would name its own logger after this module, and it logs what drivers raise as it is.
+        _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
+
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
             with waiting.one(uses.is_full):
                 return make_do(
@@ -199,6 +202,8 @@ class _Watch:
         """Put ourselves between SQLAlchemy and the driver: every dialect with asyncio takes ``async_creator_fn``."""
         if (create := keywords.get("async_creator_fn") or _creator(dialect)) is None:
             return
+        if dialect.driver == "asyncpg":
+            _as_asyncpg_takes_it(keywords)
 
         async def connect(*arguments: Any, **keywords: Any) -> Any:
             async def once(password: dict[str, Any]) -> Any:
@@ -247,6 +252,15 @@ class _Watch:
                 await _end(connection.driver_connection)
             if held:
                 _log.warning("%d connections of an engine were still in use at close and were ended", len(held))
+
+
+def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
+    """Rename parameters of a DSN that libpq and asyncpg's own DSNs have, and SQLAlchemy passes on as they are."""
+    if "sslmode" in keywords:
+        keywords.setdefault("ssl", keywords.pop("sslmode"))
+    if "application_name" in keywords:
+        name = keywords.pop("application_name")
+        keywords["server_settings"] = {"application_name": name, **keywords.get("server_settings", {})}
 
 
 def _creator(dialect: Any) -> Callable[..., Awaitable[Any]] | None:

@@ -384,6 +384,9 @@ def sqlite_database(
             is quicker and may lose the last ones, although their messages are acknowledged.
         busy_timeout: seconds to wait for a writer in another process.
         close_timeout: seconds that running work may take at close before it is interrupted.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
     call = '(context) -> path, such as lambda tenant: tenant_file("/var/lib/orders", tenant.tenant_id)'
     check_function("sqlite_database(path_of)", call, path_of)

@@ -84,6 +84,7 @@ class Job:
                         break
             self.outcome.cut = self._walk.cut
         finally:
+            # However it ends: what was only looked at would else stay invisible for ``hold`` seconds.
             await self._walk.release()
         return self.outcome
 
@@ -167,6 +168,7 @@ class Job:
                 taken[letter.id] = result.message_id
         self._sent_now.update(taken.values())
         self._sent_before.update(taken)  # a standard queue may hand a letter out once more, even when it is deleted
+        # On disk before the delete: after a kill in between, the next run deletes these and does not send them again.
         await self.note("sent", letters=list(taken), message_ids=list(taken.values()), to=home.arn)
         self.outcome.done += len(taken)
         await self._delete(list(taken))
@@ -209,6 +211,7 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
+        # A second cancellation ends the wait, not the work: the journal then tells what was sent.
         await asyncio.wait([task])
         raise
 

@@ -39,22 +39,29 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str
     """Its message id in the queue that it came from."""
     tenant: str | None
+    """Its tenant, as ``tenant_of=`` says; None where the message does not tell."""
     reason: str
+    """Why it was rejected; ``received too often`` where SQS moved it."""
     source: str | None
     """The ARN of the queue that it came from; None if the message does not tell."""
     vouched: bool
     """Whether SQS itself names the source. Otherwise an attribute does, which any sender can write."""
     attempts: int | None
+    """Failed attempts that were counted; None where SQS moved it."""
     receives: int | None
+    """How often it was received from its source; None where that is not known."""
     sent: float | None
     """When it was first sent."""
     first_received: float | None
+    """When it was first received; None where that is not known."""
     redriven: int
     """How often it was sent home before."""
     group_id: str | None
+    """Its message group."""
     size: int
     """Bytes that count against SQS's limit."""
     message: Message
+    """The message, as it was received from the dead-letter queue."""
 
     @property
     def attributes(self) -> Mapping[str, MessageAttribute]:

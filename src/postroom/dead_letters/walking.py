@@ -125,15 +125,17 @@ async def patiently(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.
 async def delete(queue: Queue, handles: Sequence[str]) -> list[EntryFailure]:
     """Delete up to ten messages, and what was refused for now once more. Returns what is left."""
     left = list(range(len(handles)))
-    failures: list[EntryFailure] = []
+    refused: list[EntryFailure] = []  # for good: they stay, whatever the next tries do for the others
+    for_now: list[EntryFailure] = []
     for _ in range(_TRIES):
-        asked = [handles[index] for index in left]
-        answers = await patiently(queue.delete, asked)
+        answers = await patiently(queue.delete, [handles[index] for index in left])
         failures = [EntryFailure(left[each.index], each.code, each.text, each.sender_fault) for each in answers]
-        left = [failure.index for failure in failures if not failure.sender_fault]
+        refused += [failure for failure in failures if failure.sender_fault]
+        for_now = [failure for failure in failures if not failure.sender_fault]
+        left = [failure.index for failure in for_now]
         if not left:
             break
-    return failures
+    return refused + for_now
 
 
 def tens(items: Sequence[T]) -> list[Sequence[T]]:

@@ -128,7 +128,7 @@ class Ledger:
         return self.look(tenant, now)[0]
 
     def look(self, tenant: Hashable, now: float) -> tuple[int | None, Entry]:
-        """Return how many handlers may run, as ``allowed``; and the entry, which says so until it ends."""
+        """Return how many handlers may run, as ``allowed``, and the entry: its limit stays the same until it ends."""
         entry = self._entries.get(tenant)
         if entry is None:
             # Nothing is granted yet, but the tenant is asked for within a twentieth of a tick.

@@ -20,6 +20,7 @@ class Level(StrEnum):
     """How much a finding matters."""
 
     OK = "ok"
+    """Nothing to do."""
     UNKNOWN = "unknown"
     """It could not be found out; the advice says how to."""
     WARNING = "warning"

@@ -53,6 +53,17 @@ async def started(parts: Sequence[Any], app: Any) -> AsyncGenerator[dict[str, An
         yield named
 
 
+def check_tenant(tenant: object) -> None:
+    """Refuse a request without a tenant: all such requests would share what is opened for None.
+
+    Raises:
+        ConfigurationError: the function that says a request's tenant returned None.
+    """
+    if tenant is None:
+        text = "the context function of leased() returned None; let it return the tenant, or raise, such as a 401"
+        raise ConfigurationError(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why a request cannot have its tenant's resources, in terms of HTTP."""

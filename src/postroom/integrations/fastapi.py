@@ -6,7 +6,7 @@ from typing import Any, cast
 from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
-from postroom.integrations._web import REFUSALS, refusal_of
+from postroom.integrations._web import REFUSALS, check_tenant, refusal_of
 from postroom.integrations.starlette import lifespan
 from postroom.resources import ResourcePool
 from postroom.types import C, R
@@ -31,12 +31,14 @@ def leased(
         context: a dependency of FastAPI (a function of headers, path or other dependencies) that returns the context.
         timeout: seconds that the lease may take; None for the pool's ``PoolTimeouts.lease``.
 
-    A tenant that does not exist is answered with 404; one that cannot be reached for now with 503 and
-    ``Retry-After``, at once while the pool leaves it alone.
+    Raises:
+        HTTPException: when a request asks: 404 for a tenant that does not exist; 503 with ``Retry-After`` for one that
+            cannot be reached for now, at once while the pool leaves it alone.
     """
 
     async def lease(connection: HTTPConnection, tenant: Any = Depends(context)) -> AsyncGenerator[R]:  # noqa: B008
         here = cast("ResourcePool[C, R]", getattr(connection.state, pool) if isinstance(pool, str) else pool)
+        check_tenant(tenant)
         try:
             held = await here.acquire(tenant, timeout=timeout)
         except REFUSALS as error:

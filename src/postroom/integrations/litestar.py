@@ -11,7 +11,7 @@ from typing import Any, cast, overload
 from litestar import Litestar, Request
 from litestar.exceptions import HTTPException
 
-from postroom.integrations._web import REFUSALS, Factory, Part, check_parts, refusal_of, started
+from postroom.integrations._web import REFUSALS, Factory, Part, check_parts, check_tenant, refusal_of, started
 from postroom.resources import ResourcePool
 from postroom.types import C, R
 
@@ -73,6 +73,7 @@ def leased(
         here = cast("ResourcePool[C, R]", request.app.state[pool] if isinstance(pool, str) else pool)
         found = context(request)
         tenant = await cast("Awaitable[C]", found) if inspect.isawaitable(found) else found
+        check_tenant(tenant)
         try:
             held = await here.acquire(tenant, timeout=timeout)
         except REFUSALS as error:

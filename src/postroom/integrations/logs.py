@@ -88,7 +88,7 @@ def _text(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception as error:  # as of a %d for a text: the line is worth more than the complaint
-        return f"{record.msg!s} (its arguments do not fit: {traceback.format_exception_only(error)[-1].strip()})"
+        return f"{_shown(record.msg)} (its arguments do not fit: {traceback.format_exception_only(error)[-1].strip()})"
 
 
 def _encoded(line: dict[str, object]) -> str:

@@ -168,7 +168,7 @@ def _choice(name: str, value: str) -> str:
 def _document(name: str, text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise invalid_attribute(name, "Must be a JSON object.") from None
 
 

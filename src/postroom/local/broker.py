@@ -154,6 +154,7 @@ class Broker:
         queue.deleted = True
         self.journal.queue_gone(queue)
         self.journal.flush()
+        # After the queue is gone: a poll that is told may ask again in the same step.
         while (waiter := queue.next_waiter()) is not None:
             waiter.waits = False
             waiter.deliver([])
@@ -188,6 +189,7 @@ class Broker:
         before = queue.settings.delay
         self.registry.set_attributes(queue, attributes, now)
         self.journal.queue(queue)
+        # The new delay has moved the time of these messages, and the log has no record for that alone.
         if queue.fifo and queue.settings.delay != before:
             for message in queue.messages.values():
                 if not message.receives_here:
@@ -295,6 +297,7 @@ class Broker:
     def cancel(self, queue: LocalQueue, waiter: Waiter) -> None:
         """End the wait of a long poll. Nothing happens if it was served already."""
         waiter.waits = False
+        # Takes it out of the line, if it stands in front.
         queue.next_waiter()
 
     def next_event(self, queue: LocalQueue) -> float | None:
@@ -376,6 +379,7 @@ class Broker:
     def _serve_reached(self, now: float) -> None:
         """Serve those who wait for what was moved to other queues."""
         while self.delivery.reached:
+            # One at a time: serving a queue may move messages to the dead-letter queue of that one.
             queue = self.delivery.reached.pop()
             if queue.waiters:
                 self._serve(queue, now)
@@ -386,6 +390,7 @@ class Broker:
             messages = self.delivery.pick(queue, waiter.request, now, waits=True)
             if not messages:
                 break
+            # Out of the line, and on disk, before it is told: what it does next may come back here.
             waiter.waits = False
             queue.waiters.popleft()
             self.journal.flush()

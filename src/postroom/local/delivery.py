@@ -43,12 +43,14 @@ class Delivery:
         timeout = queue.settings.visibility if request.visibility_timeout is None else request.visibility_timeout
         attempt = request.receive_request_attempt_id
         if attempt and (again := queue.attempts.replay(attempt, now)):
+            # SQS hides the messages again for the whole timeout, and counts no receive.
             for message in again:
                 self._hide(queue, message, timeout, now)
             queue.attempts.remember(attempt, again, now)
             return again
         limit = min(request.max_number_of_messages or 1, MAX_IN_FLIGHT - queue.in_flight)
         if limit <= 0:
+            # SQS refuses a short poll of a standard queue only; the others get nothing.
             if queue.fifo or waits:
                 return []
             raise BrokerError("OverLimit", f"Too many messages in flight: the limit is {MAX_IN_FLIGHT}.", status=403)
@@ -59,6 +61,7 @@ class Delivery:
             if timeout == 0:
                 queue.give_back(message, now)
             self.journal.changed(queue, message)
+        # With a timeout of 0 nothing stays in flight that a retry could get again.
         if timeout and attempt and picked:
             queue.attempts.remember(attempt, picked, now)
         return picked
@@ -70,6 +73,7 @@ class Delivery:
         if redrive is None or target is None:
             return queue.take(limit, now)
         picked: list[Stored] = []
+        # Again for each message that goes to the dead-letter queue: a receive is not shorter for it.
         while len(picked) < limit and (taken := queue.take(limit - len(picked), now)):
             for message in taken:
                 if message.receives_here < redrive.max_receives:
@@ -87,11 +91,13 @@ class Delivery:
             kept_since=now if queue.fifo else message.kept_since,
             source_arn=queue.arn,
         )
+        # There first, then gone here: a kill between the two records leaves it in both queues, never in none.
         self.put(target, moved, now)
         self.journal.gone(queue, message)
 
     def put(self, queue: LocalQueue, message: Stored, now: float) -> None:
         """Store a message that comes from another queue."""
+        # What time has done to the target comes first, so that its messages lie in the order in which they were there.
         self.advance(queue, now)
         queue.insert(message, now)
         self.journal.stored(queue, message)
@@ -125,8 +131,10 @@ class Delivery:
             raise invalid_value("ReceiptHandle", handle, reason)
         if message.state is not State.IN_FLIGHT and queue.fifo:
             raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
+        # A standard queue takes the handle after a timeout that ran out by itself, not after its receiver gave it back.
         if message.state is not State.IN_FLIGHT and message.given_back:
             raise BrokerError("MessageNotInflight", "The message referred to isn't in flight.")
+        # In whole seconds, as SQS counts: 43,200 is accepted within the first second.
         if int(now - message.received_at) + seconds > MAX_VISIBILITY:
             reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY} seconds]"
             raise invalid_value("VisibilityTimeout", seconds, reason)

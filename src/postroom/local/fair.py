@@ -58,6 +58,8 @@ class _Meter:
     def read(self, now: float, recent: float) -> float:
         """Bring the processing time up to date and return it."""
         if now > self.at:
+            # The number in flight has not changed since ``at``, so the integral has a closed form: no timer, no
+            # samples.
             decay = exp((self.at - now) / recent)
             self.seconds = self.seconds * decay + self.count * recent * (1.0 - decay)
             self.at = now
@@ -79,6 +81,7 @@ class _Lane:
         self.back: list[_Entry] = []  # a heap by place: what came back to a place before the last one of those
         self.meter = _Meter(now)
         self.noisy = False
+        # Drained: from here on only its share makes it noisy.
         self.backlog = False
         """Whether there has always been something of it since it became noisy."""
         self.sent_at = now
@@ -192,6 +195,7 @@ class FairOrder:
         """Remove up to ``limit`` messages from those that lie."""
         taken: list[Stored] = []
         while len(taken) < limit:
+            # A queue without message groups has no tenants to be fair to, and pays nothing for it.
             lane = self._next_lane(now) if self._lanes else self._plain
             head = None if lane is None else lane.head()
             if lane is None or head is None:
@@ -256,6 +260,7 @@ class FairOrder:
 
     def _prune(self, now: float) -> None:
         """Forget tenants that have nothing here and hardly any recent processing time."""
+        # What is left of a tenant's processing time decides nothing any longer: it may as well be a new one.
         small = 0.01 * self._total.read(now, self._policy.recent)
         idle = [
             lane
@@ -291,6 +296,8 @@ class FairOrder:
     def _look(self, now: float) -> bool:
         """Classify again what may have changed; return whether heads must be classified one by one."""
         if self._policy.lag == 0.0:
+            # Exact, without a look at every tenant in every receive: noisy ones are few, quiet ones are judged in their
+            # turn.
             for lane in [lane for lane in self._noisy_lanes if not self._stays_noisy(lane, now)]:
                 self._mark(lane, noisy=False)
             return True
@@ -310,6 +317,7 @@ class FairOrder:
             heappop(self._quiet)
             self._mark(lane, noisy=True)
         plain = self._plain.head()
+        # Messages without a group are never noisy: each is a tenant of its own.
         if lane is not None and (plain is None or self._quiet[0][0] < plain.place):
             heappop(self._quiet)
             return lane

@@ -74,11 +74,13 @@ class Front:
         started = perf_counter()
         self._served += 1
         request_id = f"00000000-0000-4000-8000-{self._served:012x}"
+        # Before anything of the request is read: a strange page must not even learn which queues exist.
         if (reason := self._hosts.refusal(request.headers)) is not None:
             return self._refuse(reason)
         target = request.headers.get(b"x-amz-target")
         if target is None and (page := self._page(request)) is not None:
             return page
+        # Chosen before anything can fail: an error is told in the protocol of its request.
         error_response = wire_json.error_response if target is not None else _query_errors(request)
         name = queue_url = ""
         try:

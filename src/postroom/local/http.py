@@ -103,10 +103,12 @@ def parse_head(raw: bytes) -> _Head:
 def _header(line: bytes) -> tuple[bytes, bytes]:
     """Read one header line, and remember it if it may come again."""
     name, colon, value = line.partition(b":")
+    # A space before the colon, or a folded line: others read these differently, and a request could be smuggled.
     if not colon or not name or name[-1:] in b" \t" or name[:1] in b" \t":
         raise HttpError(400, "not a header line")
     pair = name.lower(), value.strip()
     if len(line) <= _MAX_REMEMBERED and pair[0] not in _NEVER_TWICE:
+        # Rare, and cheaper than an order of use: a client's lines are here again after its next request.
         if len(_lines) >= _MAX_LINES:
             _lines.clear()
         _lines[line] = pair
@@ -160,6 +162,7 @@ class Chunks:
                     return bytes(self._body)
                 self._take(line)
         finally:
+            # Once per call: cutting the front off after each chunk would copy the rest each time.
             del buffer[:at]
 
     def _line(self, buffer: bytearray, at: int) -> bytes | None:
@@ -224,6 +227,7 @@ class Connections:
             await asyncio.wait([self._none_left], timeout=grace)
         finally:
             for connection in list(self._open):
+                # Also when the stop itself is cancelled: no connection outlives the server.
                 connection.abort()
 
 
@@ -299,6 +303,7 @@ class HttpConnection(asyncio.Protocol):
         except HttpError as error:
             self._refuse(error)
             return True
+        # Chunks, a part of a request, several requests, or a client that waits for 100 Continue: the long way.
         if head.length is None or len(data) != end + 4 + head.length or b"expect" in head.headers:
             return False
         self._closing = self._closing or not head.keep_alive
@@ -318,6 +323,7 @@ class HttpConnection(asyncio.Protocol):
     def _refuse(self, error: HttpError) -> None:
         """Say what is wrong with what came, and close."""
         self._closing = True
+        # Where the next request begins is unknown after one that cannot be read.
         self._buffer.clear()
         self._write(Response(error.status, "Content-Type: text/plain\r\n", f"{error}\n".encode()))
 
@@ -330,6 +336,7 @@ class HttpConnection(asyncio.Protocol):
                 return None
             if end > MAX_HEAD:
                 raise HttpError(431, "the headers are too large")
+            # Kept while the body arrives, so that 100 Continue is said once.
             self._head = parse_head(bytes(self._buffer[:end]))
             del self._buffer[: end + 4]
             if self._head.headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
@@ -386,6 +393,7 @@ class HttpConnection(asyncio.Protocol):
             f"Date: {self._date()}\r\nContent-Length: {len(body)}\r\n"
             f"Connection: {'close' if self._closing else 'keep-alive'}\r\n\r\n"
         )
+        # In one piece: one system call, and for most answers one packet.
         self._transport.write(head.encode("latin-1") + body)
         if self._closing:
             self._transport.close()

@@ -120,6 +120,7 @@ class LocalBroker:
                 from postroom.local.persist import Log  # noqa: PLC0415 - it needs a POSIX system, the rest does not
 
                 self._log = Log(Path(self.options.persist), engine, self._now())
+                # The log may be ahead of the clock outside, after a run with time_scale: time here must not go back.
                 self._offset = self._log.now
             engine.on_waiting = self._set_alarm
             self._engine = engine
@@ -133,6 +134,7 @@ class LocalBroker:
         self._entered -= 1
         if self._entered:
             return
+        # Before the engine goes: a poll that ends takes itself out of its queue.
         for poll in list(self.polls):
             poll.end()
         for _, alarm in self._alarms.values():
@@ -141,6 +143,7 @@ class LocalBroker:
         self._engine = None
         self._loop = None
         self._closed = True
+        # Last, as writing may fail: the broker is closed all the same.
         if self._log is not None:
             log, self._log = self._log, None
             log.close()
@@ -259,6 +262,7 @@ class LocalBroker:
         future: asyncio.Future[list[Received]] = asyncio.get_running_loop().create_future()
 
         def deliver(messages: list[Received]) -> None:
+            # Cancelled in the step in which it was served: what it got stays in flight, as when SQS's answer is lost.
             if not future.done():
                 future.set_result(messages)
 

@@ -110,11 +110,13 @@ class Mover:
         taken = source.take(due, now) if due > 0 else []
         for message in taken:
             target = self._target(move, message)
+            # The task ended at this message, or at one before it: what was taken goes back to its place.
             if target is None or not move.running:
                 source.land(message, now)
                 continue
             self._hand_over(source, message, target, now)
             move.moved += 1
+        # Nothing was available: what is in flight now was not there to be moved when the task began.
         if move.running and (move.moved >= move.to_move or (due > 0 and not taken)):
             self._finish(move, "COMPLETED")
         elif taken:
@@ -146,6 +148,7 @@ class Mover:
             group=message.group,
             deduplication_id=message.deduplication_id,
         )
+        # There first, then gone here, as in a redrive.
         self._delivery.put(target, new, now)
         self._delivery.journal.gone(source, message)
 

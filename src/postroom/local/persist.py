@@ -126,6 +126,7 @@ def read_records(data: bytes) -> tuple[list[Any], int]:
         length, check = _FRAME.unpack_from(data, at)
         end = at + _FRAME.size + length
         part = data[at + _FRAME.size : end]
+        # What follows would build on a change that is missing, so nothing behind a damaged record is read.
         if end > len(data) or crc32(part) != check:
             break
         records.append(_decode(part))
@@ -165,6 +166,7 @@ class _Replay:
         for uid, messages in self._messages.items():
             queue = self._queues[uid]
             for message in sorted(messages.values(), key=lambda each: each.visible_at):  # as they became available
+                # Its timeout ended while the broker was closed.
                 if message.state is State.IN_FLIGHT and message.visible_at <= now + INSTANT:
                     message.state = State.AVAILABLE
                 queue.restore(message, now)
@@ -351,6 +353,7 @@ class Log(Journal):
     def flush(self) -> None:
         """Write what was noted. Raises OSError; what could not be written is tried again by the next flush."""
         while self._buffer:
+            # A full disk may take a part. The rest stays in front: no other record gets between the halves.
             written = os.write(self._file, self._buffer)
             self._size += written
             del self._buffer[:written]
@@ -362,6 +365,7 @@ class Log(Journal):
     def _compact(self) -> None:
         """Write the state as it is beside the log, and put it in the log's place."""
         fresh = self._path.with_name(self._path.name + ".new")
+        # Locked before it takes the log's place: at no moment could another process open an unlocked log.
         file = _open_locked(fresh)
         try:
             os.ftruncate(file, 0)
@@ -373,8 +377,10 @@ class Log(Journal):
                     size += _write_all(file, part)
                     part.clear()
             size += _write_all(file, part)
+            # A rename may reach the disk before the data: after a power failure the log would be an empty file.
             os.fsync(file)
             fresh.replace(self._path)
+        # The log is as it was. The next attempt overwrites what lies beside it.
         except BaseException:
             os.close(file)
             raise

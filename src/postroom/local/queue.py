@@ -102,22 +102,30 @@ class LocalQueue:
         self, name: str, scope: Scope, *, uid: int, attributes: Mapping[str, str], now: float, fair: FairPolicy
     ) -> None:
         self.name = name
+        """The name, with ``.fifo`` at its end where it is such a queue."""
         self.scope = scope
         self.uid = uid
         self.arn: str = f"arn:aws:sqs:{scope.region}:{scope.account}:{name}"
+        """The ARN, which ``RedrivePolicy`` names it by."""
         self.fifo: bool = name.endswith(".fifo")
+        """Whether it keeps the order of message groups."""
         self.created_at: float = now
         self.modified_at: float = now
         self.purged_at: float | None = None
         self.deleted = False
         self.attributes: dict[str, str] = dict(attributes)
+        """The attributes that were set, by SQS's names; change them by ``set_attributes`` of the broker."""
         self.settings: _Settings = _Settings(attributes)
         self._by_group = [(now, self.settings.deduplicates_by_group)]  # since when each deduplication scope holds
         self.tags: dict[str, str] = {}
+        """The tags, by key."""
         self.messages: dict[int, Stored] = {}
         self.available: int = 0
+        """Messages that a receive would get."""
         self.delayed: int = 0
+        """Messages that are not visible yet."""
         self.in_flight: int = 0
+        """Messages that were received, and are invisible for their timeout."""
         self.order: Order = FifoOrder() if self.fifo else FairOrder(fair, now)
         self.handles: Handles = Handles(uid)
         self.deduplication: Deduplication = Deduplication()
@@ -144,6 +152,7 @@ class LocalQueue:
         if is_new:
             self._by_group = [(now, by_group)]
         elif by_group != self._by_group[-1][1]:
+            # Recorded of SQS: for one more minute it deduplicates in the old scope.
             self._by_group.append((now + SCOPE_PAUSE, by_group))
 
     def deduplicates_by_group(self, now: float) -> bool:
@@ -218,6 +227,7 @@ class LocalQueue:
         message.receives += 1
         message.receives_here += 1
         message.received_at = now
+        # A message that came by a redrive brings its first receive along.
         message.first_received_at = message.first_received_at or now
         message.given_back = False
         self.hide(message, timeout, now)
@@ -225,6 +235,7 @@ class LocalQueue:
     def hide(self, message: Stored, timeout: float, now: float) -> None:
         """Let the visibility timeout of a message in flight end in ``timeout`` seconds."""
         message.visible_at = now + timeout
+        # With 0 the caller gives it back in the same step: there is no deadline to wait for.
         if timeout > 0:
             self._push_due(message)
 
@@ -233,11 +244,13 @@ class LocalQueue:
         message.state = State.IN_FLIGHT
         self.available -= 1
         self.in_flight += 1
+        # Its entry in the order is stale from here on; it must not be handed out from there.
         self.order.left(message, now, was_in_flight=False)
         self.order.restore_in_flight(message, now)
 
     def give_back(self, message: Stored, now: float) -> None:
         """Make a message available again that its receiver gave back: on a standard queue, as the last one."""
+        # 0 stands for no place yet: the order gives it the next one, behind all that wait.
         message.place = 0
         self.land(message, now)
 
@@ -265,6 +278,7 @@ class LocalQueue:
     def clear(self, now: float) -> None:
         """Forget all messages, and what was remembered of sends and receives."""
         for message in self.messages.values():
+            # Reported one by one: the meters of its tenants count what is in flight, and must come back to zero.
             if message.state is State.IN_FLIGHT:
                 message.state = State.GONE
                 self.order.left(message, now, was_in_flight=True)
@@ -297,6 +311,7 @@ class LocalQueue:
         limit = now + INSTANT
         while self._due and self._due[0][0] <= limit:
             _, tie, message = heappop(self._due)
+            # Its timeout was changed, or it was received again: a later entry counts.
             if message.due != tie:
                 continue
             if message.state is State.IN_FLIGHT:
@@ -304,6 +319,7 @@ class LocalQueue:
             elif message.state is State.DELAYED:
                 self._end_delay(message, now)
         expired: list[Stored] = []
+        # The retention of now, not that of the send: a changed attribute holds for messages that are here already.
         while self._kept and self._kept[0][0] + self.settings.retention <= limit:
             message = heappop(self._kept)[2]
             if message.state is not State.GONE:
@@ -324,6 +340,7 @@ class LocalQueue:
 
     def _next_tie(self) -> int:
         self._tie += 1
+        # Deleted messages leave their entries here until retention ends, which is days: drop them when they are most.
         if len(self._kept) > 64 + 2 * len(self.messages):
             self._kept = [entry for entry in self._kept if entry[2].state is not State.GONE]
             heapify(self._kept)
@@ -333,6 +350,7 @@ class LocalQueue:
         self._tie += 1
         message.due = self._tie
         heappush(self._due, (message.visible_at, self._tie, message))
+        # Each heartbeat leaves a stale entry behind, however far in the future it lies.
         if len(self._due) > 64 + 2 * (self.delayed + self.in_flight):
             self._due = [entry for entry in self._due if _is_due(entry)]
             heapify(self._due)
@@ -341,6 +359,7 @@ class LocalQueue:
 
     def next_waiter(self) -> Waiter | None:
         """Return the long poll that has waited longest."""
+        # A cancelled poll stays in line until it is in front: taking it from the middle would walk over all others.
         while self.waiters and not self.waiters[0].waits:
             self.waiters.popleft()
         return self.waiters[0] if self.waiters else None

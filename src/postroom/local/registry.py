@@ -62,6 +62,7 @@ class Registry:
             return existing, False
         self._check_recreation(name, scope, now)
         queue = LocalQueue(name, scope, uid=self._ids.queue(), attributes={}, now=now, fair=self.options.fair)
+        # Before it is entered: a queue that is refused must not exist.
         self.check_references(queue, stored)
         queue.set_attributes({**self.options.queue_defaults, **_with_encryption(stored)}, now)
         self.add(queue)
@@ -82,6 +83,7 @@ class Registry:
     def delete(self, queue: LocalQueue, now: float) -> None:
         """Forget a queue and its messages."""
         del self._queues[queue.scope][queue.name]
+        # All of them: a queue has several URLs.
         self._by_url.clear()
         if len(self.deleted_at) >= _REMEMBERED_NAMES:
             limit = now - self.options.recreate_after
@@ -151,6 +153,7 @@ class Registry:
             )
 
     def _check_recreation(self, name: str, scope: Scope, now: float) -> None:
+        # Taken out first: a name that is free again need not be remembered.
         deleted_at = self.deleted_at.pop((scope, name), None)
         if deleted_at is not None and now < deleted_at + self.options.recreate_after:
             self.deleted_at[scope, name] = deleted_at
@@ -214,6 +217,7 @@ def page(names: list[str], max_results: int | None, token: str | None) -> tuple[
             after = b64decode(token, altchars=b"-_", validate=True).decode()
         except ValueError:
             raise invalid_value("NextToken", token[:80], "It is not a token that was returned.") from None
+        # The token names what was shown last, so a queue that comes or goes between two pages shifts nothing.
         names = [name for name in names if name > after]
     size = max_results or MAX_LISTED
     chosen = names[:size]

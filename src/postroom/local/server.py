@@ -118,6 +118,7 @@ class LocalServer:
                     raise
                 continue  # a machine without IPv6
             self._servers.append(server)
+            # The first address decides the port, and names the server; the others listen at the same one.
             if index == 0:
                 port = server.sockets[0].getsockname()[1]
                 name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - to show, not to bind
@@ -126,10 +127,12 @@ class LocalServer:
     async def _stop(self) -> None:
         for server in self._servers:
             server.close()
+        # Long polls get nothing, at once: so their connections become idle, and close.
         for poll in list(self.broker.polls):
             poll.end()
         await self._connections.close(_GRACE)
         for server in self._servers:
+            # Last: since Python 3.12 it waits for all connections.
             await server.wait_closed()
         self._servers.clear()
         self._url = None

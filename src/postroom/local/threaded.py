@@ -57,6 +57,7 @@ class ThreadedServer:
         try:
             asyncio.run(self._serve(started))
         except BaseException as error:
+            # The server ran and then failed: no caller waits here, so the thread's own traceback has to tell.
             if started.done():
                 raise
             started.set_exception(error)

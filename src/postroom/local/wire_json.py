@@ -30,7 +30,7 @@ def read(action: Action, body: bytes) -> Any:
     """Read a request. Raises SerializationException."""
     try:
         return action.decode(body or b"{}")
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _read_lenient(action, body, error)
 
 

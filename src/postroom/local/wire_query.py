@@ -44,6 +44,7 @@ _Tree = dict[str, Any]
 def fields(query: str, body: bytes) -> dict[str, str]:
     """Return the form fields of a request, from its body or its query string. Raises MalformedInput."""
     try:
+        # Bounded: splitting millions of fields would block the event loop that all clients share.
         return dict(parse_qsl(body.decode() or query, keep_blank_values=True, errors="strict", max_num_fields=10_000))
     except ValueError:
         raise BrokerError("SerializationException", "The request is not a form in UTF-8.") from None

@@ -135,9 +135,12 @@ class OutboxRelay(Generic[C]):
         return self._counters.sent - before
 
     def wake(self, context: C | None = None) -> None:
-        """Look at a tenant's outbox at once, or at all: call it after a commit. Safe to call again.
+        """Look at a tenant's outbox at once. Call it after a commit; calling it again does no harm.
 
-        It is a hint within this process; without one, the next look finds the messages too.
+        It is a hint within this process: without it the messages are found within ``interval``.
+
+        Args:
+            context: the tenant; None for all of them.
         """
         if self._run is not None:
             self._run.wake(context)

@@ -213,11 +213,11 @@ class AttributeResolver(Generic[T_co]):
         texts: list[str | None] = []
         for attribute, alternative in self._sources:
             found = attributes.get(attribute)
-            if alternative is not None and (other := attributes.get(alternative)) is not None:
+            if alternative is not None and alternative in attributes:
                 # Both spellings are there: whether they agree is for the slow path to say.
                 if found is not None:
                     return None
-                found = other
+                found = attributes[alternative]
             if found is None:
                 texts.append(None)
             elif (text := found.string_value) is None:

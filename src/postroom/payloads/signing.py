@@ -134,6 +134,9 @@ def sign(
         group: whether the message group is signed as well; the consumer must say the same.
         lifetime: seconds until the signature expires. Count in how long the message may wait in the queue.
         clock: seconds since the epoch.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
     check_kind("sign(message)", message, OutgoingMessage, "OutgoingMessage(body=..., message_attributes=...)")
     _check_terms("sign", keys, queue)

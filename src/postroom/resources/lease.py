@@ -5,6 +5,8 @@ import warnings
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
+
 from postroom.display import display_key
 from postroom.errors import ClosedError
 from postroom.resources.entries import Entry
@@ -42,18 +44,16 @@ class LeaseHome(Protocol):
         ...
 
 
-class Lease(Generic[R_co]):
+class Lease(msgspec.Struct, Generic[R_co], eq=False):
     """The resources of one context, until ``release``.
 
     Also a context manager, sync and async, that gives the resources and releases them at the end; an exception that
     passes through is reported. A lease that is forgotten warns and gives itself back when it is collected.
     """
 
-    __slots__ = ("_entry", "_home")
-
-    def __init__(self, home: LeaseHome, entry: Entry) -> None:
-        self._entry: Entry | None = entry
-        self._home = home
+    # A Struct, because one is made for every message: no code of Python's runs for that.
+    _home: LeaseHome
+    _entry: Entry | None
 
     @property
     def resource(self) -> R_co:

@@ -139,7 +139,7 @@ class ResourcePool(Generic[C, R]):
         self._running: Engine | None = None
         self._place = place_of(provider)
         self._key = key
-        self._identify = self._tickets.identify
+        self._identify = self._tickets.identify.__call__  # calling the instance packs a tuple first
         self._clear()
 
     def _clear(self) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
+from postroom.redaction import describe
 from postroom.resources.causes import NotAProvider
 
 _log = Log("postroom.pool", Step.RESOURCES)
@@ -186,7 +187,7 @@ async def _close_if_possible(made: Any) -> None:
                 if inspect.isawaitable(ending):
                     await ending
             except Exception as error:
-                _log.warning("Closing what the provider returned failed (%s)", type(error).__name__)
+                _log.warning("Closing what the provider returned failed: %s", describe(error))
             return
 
 

@@ -229,7 +229,7 @@ class Scheduler(Generic[T]):
         """Whether what waits of a tenant could not run if there were a slot: suspended, paused or asleep."""
         return (lane := self._lanes.get(tenant)) is not None and lane.blocked
 
-    def standing(self, tenant: Hashable, *, room: int) -> tuple[bool, bool]:
+    def standing(self, tenant: Hashable, room: int) -> tuple[bool, bool]:
         """Return whether a tenant has its part, or more, of what may wait here in all, and of what may be here at all.
 
         The first: more of its messages would not be served any sooner by waiting here. The second: it has as much here,
@@ -271,7 +271,7 @@ class Scheduler(Generic[T]):
             return self._run(lane)
         return None
 
-    def finish(self, ticket: T, *, seconds: float | None = None) -> None:
+    def finish(self, ticket: T, seconds: float | None = None) -> None:
         """Strike a ticket off: its slot goes to the next. Idempotent.
 
         ``seconds`` is how long it held its slot; None leaves it at the estimate.
@@ -303,7 +303,7 @@ class Scheduler(Generic[T]):
             self._line_up(head)
         if lane.waiting:
             self._offer(lane)
-        else:
+        elif not lane.running:
             self._forget_if_empty(lane)
 
     def suspend(self, ticket: T, *, now: float = 0.0, seconds: float | None = None) -> None:
@@ -571,7 +571,7 @@ class Scheduler(Generic[T]):
         lane = self._lanes.get(ticket.tenant)
         if lane is None:
             lane = self._lanes[ticket.tenant] = self._new_lane(ticket.tenant)
-            lane.place = _FRESH
+            lane.known, lane.place = True, _FRESH
             self._fresh.append(lane)
         ticket.lane = lane
         lane.waiting.append(ticket)
@@ -592,8 +592,9 @@ class Scheduler(Generic[T]):
                 cap = cap if limit is None else min(cap, limit)
         # From the present round: from 0 it would have all turns until it has caught up with the
         # others.
-        lane: Lane[T] = Lane(tenant, cap=cap, weight=weight, served=self._round * self._quantum, estimate=self.typical)
-        lane.bound = bound
+        lane: Lane[T] = Lane(tenant, cap, weight, self._round * self._quantum, self.typical)
+        if bound is not None:
+            lane.bound = bound
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:
             lane.control = control
@@ -659,7 +660,11 @@ class Scheduler(Generic[T]):
             self._groups.next(ticket.group)
 
     def _forget_if_empty(self, lane: Lane[T]) -> None:
-        if not lane.size and self._lanes.get(lane.tenant) is lane:
+        # By its own mark: to look it up costs a hash of the tenant, which a user's class may
+        # compute.
+        if lane.known and not (lane.waiting or lane.running or lane.suspended):
+            lane.known = False
             del self._lanes[lane.tenant]
-            self._blocked.pop(lane, None)
+            if self._blocked:
+                self._blocked.pop(lane, None)
             lane.asleep, lane.asleep_until = False, None  # its entry among the sleepers is stale now

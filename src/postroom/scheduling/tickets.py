@@ -57,6 +57,7 @@ class Lane(Generic[T]):
         "cap",
         "control",
         "estimate",
+        "known",
         "over",
         "paused",
         "place",
@@ -70,7 +71,7 @@ class Lane(Generic[T]):
         "withheld",
     )
 
-    def __init__(self, tenant: Hashable, *, cap: int, weight: float, served: float, estimate: float) -> None:
+    def __init__(self, tenant: Hashable, cap: int, weight: float, served: float, estimate: float) -> None:
         self.tenant: Hashable = tenant
         self.waiting: deque[T] = deque()
         self.running: int = 0
@@ -85,6 +86,8 @@ class Lane(Generic[T]):
         self.place: Place = Place.NOWHERE
         self.round: int = 0
         """The round that it stands in line for, while it stands in one."""
+        self.known: bool = False
+        """Whether the scheduler finds it by its tenant: from its first ticket until it is empty."""
         self.over: bool = False
         """Whether it stands in line with those that are over their share."""
         self.asleep: bool = False

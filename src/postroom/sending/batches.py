@@ -51,6 +51,7 @@ class Waiting:
         """Take the next batch; empty when nothing waits."""
         batch: list[Numbered] = []
         size = 0
+        # A copy, as lines are taken out and put behind the others below.
         for group in list(islice(self._lines, MAX_BATCH)):
             line = self._lines[group]
             while line and len(batch) < MAX_BATCH:

@@ -103,6 +103,7 @@ class _Posting:
             if isinstance(result, SendResult):
                 self._outcome.message_ids[index] = result.message_id
                 continue
+            # Counted for each message: one that is refused again and again must not use up the tries of the others.
             self._tries[index] += 1
             unsent = Unsent(index, result.code, _said(result), retryable=not result.sender_fault)
             if unsent.retryable and self._tries[index] < self._retry.attempts and self._time() < self._until:

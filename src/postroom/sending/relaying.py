@@ -139,8 +139,7 @@ class _Relay:
         found = self._targets.get(name)
         if found is None:
             if len(self._targets) >= _MOST_TARGETS:
-                # A function may name a queue for each tenant: bounded, and a queue is opened again
-                # in one call.
+                # A function may name a queue for each tenant. Opening one again takes a single call.
                 del self._targets[next(iter(self._targets))]
             found = self._targets[name] = await self._client.queue(name)
         return found

@@ -189,6 +189,7 @@ class Sender(Generic[C]):
         )
         if not self._fair and not fifo and group is None:
             made = msgspec.structs.replace(made, group_id=None)
+        # Room for the signature, which is added when the message is sent.
         keep = 0 if self._signing is None else 1
         check_attributes(made, keep=keep)
         if self._transform is None:
@@ -237,7 +238,7 @@ class Sender(Generic[C]):
         names each message that was not sent, by its place. On a FIFO queue a batch has one message of each group, and
         nothing is sent after a message of its group that was not.
         """
-        if isinstance(payloads, str | bytes | Mapping):
+        if isinstance(payloads, str | bytes | Mapping) or not isinstance(cast("object", payloads), Iterable):
             raise ConfigurationError("send_many() takes several payloads, such as a list; send one with send()")
         made = [
             self.message(payload, context=context, attributes=attributes, group=group, delay=delay)
@@ -268,6 +269,7 @@ class Sender(Generic[C]):
             try:
                 ready.append((index, await self._ready(message, queue.info)))
             except Exception as error:
+                # These stay what they are at the next try. What a transform raises may pass: its bucket was away.
                 again = not isinstance(error, ConfigurationError | ContextError | InvalidRequest)
                 outcome.unsent[index] = Unsent(index, type(error).__name__, _reason(error), again)
         sent = await post(queue, [message for _, message in ready], self._retry)
@@ -283,10 +285,12 @@ class Sender(Generic[C]):
         if self._transform is not None:
             changed = self._transform(message)
             message = await changed if isinstance(changed, Awaitable) else changed
+        # After the change: the signature covers what is sent.
         if (signing := self._signing) is not None:
             names = signing.attributes or self._writer.names
             message = sign(message, keys=signing.keys, queue=info.name, attributes=names, lifetime=signing.lifetime)
         if info.fifo and message.deduplication_id is None and not _dedups_by_content(info):
+            # Before the first try, and the same in each: SQS then drops a second copy of what it had taken already.
             message = msgspec.structs.replace(message, deduplication_id=uuid.uuid4().hex)
         check_attributes(message, keep=0)
         check_size(message, _limit(info))
@@ -327,6 +331,7 @@ class Sender(Generic[C]):
         """
         self._users -= 1
         if not self._users:
+            # Taken out before the await: a user who enters while this closes opens a queue of its own.
             stack, self._stack, self._queue = self._stack, AsyncExitStack(), None
             await stack.aclose()
 

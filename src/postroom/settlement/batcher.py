@@ -166,7 +166,7 @@ class Batcher(Generic[E]):
         """Whether calls fail at present."""
         return not self._gate.is_open
 
-    def add(self, entry: E, *, urgent: bool = False) -> None:
+    def add(self, entry: E, urgent: bool = False) -> None:  # noqa: FBT001, FBT002 - a call with names costs more
         """Take an entry in. An urgent one leaves in this turn of the loop, with what is there."""
         if (self.closed or not self._gate.is_open) and (error := self._no_room()) is not None:
             self._work.done(entry, error)
@@ -401,6 +401,11 @@ class Batcher(Generic[E]):
             self._again(batch)
 
     def _answered(self, batch: list[E], failures: Sequence[EntryFailure], sent_at: float) -> None:
+        if not failures:  # as of nearly every call
+            for entry in batch:
+                self._end(entry, None)
+            self._went_well()
+            return
         refused = {failure.index: failure for failure in failures}
         again: list[E] = []
         for index, entry in enumerate(batch):

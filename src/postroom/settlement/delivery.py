@@ -57,7 +57,7 @@ class Delivery(Ticket, eq=False, kw_only=True):
     """Seconds that the machine was suspended in all, when the deadline was last set right."""
 
     @classmethod
-    def of(cls, message: Message, *, received_at: float, visibility: float) -> Self:
+    def of(cls, message: Message, received_at: float, visibility: float) -> Self:
         """Begin to hold a message that was received at a loop time, for ``visibility`` seconds."""
         return cls(
             message=message,

@@ -184,7 +184,7 @@ class Settler(Generic[D]):
                 if message.receive_count < known.receives:
                     continue  # its answer was overtaken by that of a newer receive, which has been decided
                 self._supersede(known)
-            delivery = self._kind.of(message, received_at=received_at, visibility=timeout)
+            delivery = self._kind.of(message, received_at, timeout)
             self._held[message.id] = delivery
             self.tally.bytes += len(message.body)
             fresh.append(delivery)
@@ -517,7 +517,9 @@ class Settler(Generic[D]):
         self._drop(delivery)
         self._counts[settlement] += 1
         if self._observers:
-            self._observers.tell(MessageSettled(delivery.message, settlement, delay, delivery.tenant))
+            # In a clean context: the task at hand may be another message's, or one that lasts.
+            event = MessageSettled(delivery.message, settlement, delay, delivery.tenant)
+            self._tasks.run_clean(self._observers.tell, event)
         if not delivery.told:
             delivery.told = True
             self._listener.settled(delivery, settlement, delay)

@@ -1,13 +1,12 @@
 """What the log says of calls that fail: a change of state once, with counts, and never a line for each message."""
 
 import asyncio
-import traceback
 from collections import Counter
-from pathlib import Path
 
 from postroom.errors import PostroomError
 from postroom.log_fields import Log, Step, about
 from postroom.tasks import Tasks
+from postroom.tracebacks import place_of
 
 _log = Log("postroom.settlement", Step.SETTLE)
 
@@ -121,6 +120,4 @@ def describe(error: BaseException) -> str:
         return shown
     if isinstance(cause, OSError):
         return f"{shown} ({type(cause).__name__}: {cause})"
-    frames = traceback.extract_tb(cause.__traceback__)
-    place = f" in {frames[-1].name}, {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
-    return f"{shown} ({type(cause).__name__}{place})"
+    return f"{shown} ({type(cause).__name__}{place_of(cause)})"

@@ -10,13 +10,15 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from postroom.checking import check_text
 from postroom.consumer import CallNext, Consumer, ConsumerStatistics, MessageContext
 from postroom.consumer.settings import Settings
-from postroom.errors import ConfigurationError, ContextError
+from postroom.errors import ConfigurationError, ContextError, InvalidRequest
 from postroom.events import Event, HandlerFinished, MessageFailed, MessageSettled, Observers
 from postroom.local import LocalBroker
+from postroom.local.errors import BrokerError
 from postroom.message import Message, MessageAttribute, OutgoingMessage
-from postroom.options import check_count
+from postroom.options import check_count, check_seconds
 from postroom.payloads import AttributeResolver
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import EntryFailure, Queue
@@ -101,6 +103,7 @@ async def deliver(
         TimeoutError: it was not settled in time.
     """
     _check(consumer, receives, max_receives)
+    _check_more(attributes, group, timeout)
     settings = dataclasses.replace(consumer.settings, queue=_queue_of(consumer.settings, queue), queues=None)
     message = _outgoing(settings, payload, context, attributes, group)
     async with _queues(settings, max_receives) as (client, opened, dead_letters):
@@ -127,11 +130,27 @@ def _check(consumer: object, receives: object, max_receives: object) -> None:
         raise ConfigurationError(text)
 
 
+def _check_more(attributes: object, group: object, timeout: object) -> None:
+    if not isinstance(attributes, Mapping) or not all(
+        isinstance(each, str) and each
+        for item in cast("Mapping[object, object]", attributes).items()
+        for each in item  # names and values
+    ):
+        raise ConfigurationError('deliver(attributes=...) takes texts by name: write attributes={"tenantId": "acme"}')
+    if group is not None:
+        check_text("deliver(group=...)", group, 'group="order-7"')
+    check_seconds("deliver", "timeout", timeout, least=0.001)
+
+
 def _body(payload: Any) -> str:
     if isinstance(payload, str):
         return payload
     if isinstance(payload, bytes):
-        return payload.decode()
+        try:
+            return payload.decode()
+        except UnicodeDecodeError as error:
+            text = "deliver(payload) takes bytes of UTF-8 text: the body of a message is text"
+            raise ConfigurationError(text) from error
     dump = getattr(payload, "model_dump_json", None)
     if callable(dump):  # a pydantic model
         return str(dump(by_alias=True))
@@ -207,12 +226,19 @@ async def _queues(
         dead = broker.create_queue(_DEAD_LETTERS + (".fifo" if fifo else ""), fifo)
         policy = {"deadLetterTargetArn": dead.arn, "maxReceiveCount": str(max_receives)}
         redrive = {} if max_receives is None else {"RedrivePolicy": msgspec.json.encode(policy).decode()}
-        broker.create_queue(name, {**fifo, **redrive})
+        try:
+            broker.create_queue(name, {**fifo, **redrive})
+        except BrokerError as error:
+            text = f"no queue can be called {settings.queue!r}: pass deliver(queue=...) with another name ({error})"
+            raise ConfigurationError(text) from error
         yield client, await client.queue(name), await client.queue(dead.name)
 
 
 async def _send(queue: Queue, message: OutgoingMessage, receives: int) -> None:
-    [sent] = await queue.send([message])
+    try:
+        [sent] = await queue.send([message])
+    except InvalidRequest as error:
+        raise ConfigurationError(f"deliver(): SQS would not take this message: {error}") from error
     if isinstance(sent, EntryFailure):
         text = f"deliver(): SQS would not take this message: {sent.code}: {sent.text}"
         raise ConfigurationError(text)

@@ -219,7 +219,11 @@ def describe_tasks(tasks: Iterable["asyncio.Task[Any]"]) -> str:
 
 
 async def settle() -> None:
-    """Wait until nothing else can run at this virtual time. Only under ``run_virtual``."""
+    """Wait until nothing else can run at this virtual time.
+
+    Raises:
+        VirtualLoopError: it is not called under ``run_virtual``.
+    """
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualLoop):
         raise VirtualLoopError("settle() works only under run_virtual()")

@@ -26,6 +26,7 @@ class EntryFailure(msgspec.Struct, frozen=True):
     code: str
     """SQS's error code."""
     text: str = ""
+    """SQS's own words."""
     sender_fault: bool = False
     """True: the same entry will be refused again."""
 
@@ -34,6 +35,7 @@ class VisibilityChange(msgspec.Struct, frozen=True):
     """One entry of a visibility batch."""
 
     receipt_handle: str
+    """The handle of the latest receive of the message."""
     timeout: int
     """Seconds from now until the message is visible again, 0 to 43,200."""
 
@@ -42,8 +44,11 @@ class SendResult(msgspec.Struct, frozen=True):
     """One entry of a send that was accepted."""
 
     index: int
+    """The place of the entry in the call."""
     message_id: str
+    """The id that SQS gave the message."""
     sequence_number: str | None = None
+    """Its place in the order of a FIFO queue; None on standard queues."""
 
 
 class RedrivePolicy(msgspec.Struct, frozen=True):
@@ -52,6 +57,7 @@ class RedrivePolicy(msgspec.Struct, frozen=True):
     dead_letter_queue: str
     """The ARN of the dead-letter queue."""
     max_receive_count: int
+    """Receives after which SQS moves a message, 1 to 1,000."""
 
     @classmethod
     def parse(cls, text: str | None) -> "RedrivePolicy | None":
@@ -67,11 +73,17 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the queue says of itself (GetQueueAttributes), read once when it is opened."""
 
     name: str
+    """The last part of its ARN."""
     url: str
+    """The URL that calls name it by."""
     arn: str
+    """``arn:aws:sqs:region:account:name``."""
     fifo: bool = False
+    """Whether it keeps the order of message groups."""
     visibility_timeout: int = 30
+    """Its own default in seconds. A consumer asks for ``Visibility(timeout=)`` instead."""
     redrive: RedrivePolicy | None = None
+    """Its dead-letter queue; None without one."""
     attributes: Mapping[str, str] = {}
     """Every attribute as SQS returned it."""
     attributes_known: bool = True

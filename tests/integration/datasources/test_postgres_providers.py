@@ -1,6 +1,7 @@
 """What every PostgreSQL provider promises, whatever the driver: one suite, run by each of them."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -179,6 +180,27 @@ class TestOpening:
         with pytest.raises((ConfigurationError, ValueError, asyncpg.InterfaceError, OSError)) as refused:
             await _open(driver.provide(Registry({"a": dsn})))
         assert "secret" not in f"{refused.value}{refused.value.__cause__}"
+
+    async def test_parameters_of_a_dsn_mean_the_same_with_every_driver(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """Those that libpq's URLs usually have: a registry serves several drivers."""
+        source = DataSource(f"{tenant.dsn}?sslmode=disable&application_name=shop")
+        async with driver.provider(source)("a") as resource, driver.connect(resource) as connection:
+            assert await connection.value("SELECT current_setting('application_name')") == "shop"
+
+    async def test_what_a_password_function_says_is_in_no_line_of_ours(
+        self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A library below may log its error as it is, under its own name."""
+
+        def password() -> str:
+            raise RuntimeError("refused token=top-secret")
+
+        with caplog.at_level(logging.DEBUG), pytest.raises(RuntimeError):
+            await _open(driver.provider(DataSource(tenant.dsn, password=password)))
+        ours = [record for record in caplog.records if record.name.startswith("postroom")]
+        assert not [record for record in ours if "top-secret" in record.getMessage()]
 
 
 class TestCanary:

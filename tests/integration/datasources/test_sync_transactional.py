@@ -157,6 +157,18 @@ class TestSessionSync(SyncSuite, OfSqlalchemy):
         await self.handle(adapter, db, KEY, then=add)
         assert (adapter.orders(), adapter.keys()) == (["1"], ["m-1"])
 
+    async def test_a_session_is_over_with_its_block(self, adapter: PostgresAdapter, db: Any) -> None:
+        """Used behind it, it would begin a transaction of its own, which is never committed."""
+        sessions: list[Any] = []
+
+        async def keep(tx: Any) -> None:
+            sessions.append(tx.tx)
+
+        await self.handle(adapter, db, KEY, "1", then=keep)
+        with pytest.raises(sqlalchemy.exc.InvalidRequestError, match="closed"):
+            await asyncio.to_thread(sessions[0].execute, sqlalchemy.text("INSERT INTO orders VALUES ('2')"))
+        assert adapter.orders() == ["1"]
+
     async def test_a_flush_that_fails_at_the_end(self, adapter: PostgresAdapter, db: Any) -> None:
         """Its error comes through, and nothing is there."""
 

@@ -594,6 +594,14 @@ class TestSession(TestSqlalchemy):
             await self.handle(adapter, db, KEY, "1", then=add)
         assert (adapter.orders(), adapter.keys()) == ([], [])
 
+    async def test_a_session_is_over_with_its_block(self, adapter: PostgresAdapter, db: Any) -> None:
+        """Used behind it, it would begin a transaction of its own, which is never committed."""
+        async with db.transaction_for(KEY) as tx:
+            await adapter.execute(tx, "INSERT INTO orders VALUES ('1')")
+        with pytest.raises(sqlalchemy.exc.InvalidRequestError, match="closed"):
+            await adapter.execute(tx, "INSERT INTO orders VALUES ('2')")
+        assert adapter.orders() == ["1"]
+
 
 class TestSessionPsycopg(TestSession):
     """``sqlalchemy_inbox(..., session=AsyncSession)``, over psycopg."""

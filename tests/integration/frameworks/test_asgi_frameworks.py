@@ -90,9 +90,9 @@ async def shop() -> AsyncGenerator[Shop]:
         yield Shop(broker)
 
 
-def tenant_of(x_tenant: Annotated[str, Header()]) -> str:
-    """Return the tenant of a request, as a dependency of FastAPI."""
-    return x_tenant
+def tenant_of(x_tenant: Annotated[str, Header()]) -> Any:
+    """Return the tenant of a request, as a dependency of FastAPI; None without one."""
+    return x_tenant or None
 
 
 def fastapi_app(shop: Shop) -> Any:
@@ -111,8 +111,8 @@ def fastapi_app(shop: Shop) -> Any:
 def litestar_app(shop: Shop) -> Any:
     """An application of Litestar."""
 
-    def tenant(request: Request[Any, Any, Any]) -> str:
-        return request.headers["x-tenant"]
+    def tenant(request: Request[Any, Any, Any]) -> Any:
+        return request.headers["x-tenant"] or None
 
     provide = Provide(for_litestar.leased(shop.databases, tenant))
 
@@ -158,6 +158,15 @@ async def test_requests_lease_the_pool_of_the_consumer(shop: Shop, framework: st
         assert int(away.headers["retry-after"]) >= 1
         assert "secret" not in away.text
         assert shop.databases.statistics().leased == 0
+
+
+@pytest.mark.parametrize("framework", APPS)
+async def test_a_request_without_a_tenant_leases_nothing(shop: Shop, framework: str) -> None:
+    """All of them would share what the provider opens for None: it is an error of the application."""
+    async with serving(APPS[framework](shop)) as client:
+        found = await client.get("/database", headers={"x-tenant": ""})
+        assert found.status_code == 500
+        assert shop.databases.keys() == []
 
 
 async def test_a_pool_without_room_is_a_503(shop: Shop) -> None:

@@ -27,9 +27,10 @@ BETWEEN = 5
 
 GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
-_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK})
+MEMORY_FULL = "bodies took all the memory that they may"
+_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL})
 """Excuses of receives that the library has to count as its own all the same."""
-_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT})
+_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL})
 """Excuses that do not excuse a dead letter without a reason."""
 
 
@@ -247,7 +248,8 @@ class Ledger:
             return None
         receive = self.receives[handle]
         here = [each for each in self.of(receive.message) if each.process == receive.process]
-        least = 1 + sum(each.failed and not each.forgotten for each in here)
+        # A resolver may have failed for a message that went back with its group before that was looked at.
+        least = 1 + sum(each.failed and each.reported and not each.forgotten for each in here)
         most = max(each.number for each in here)
         if not self.forgetful:
             most -= self.took_back(receive.message, receive.process)

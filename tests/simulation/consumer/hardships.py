@@ -272,6 +272,22 @@ def _chosen_options(plan: Plan, rng: Random) -> Plan:
     return replace(plan, chosen=True)
 
 
+def _many_groups(plan: Plan, rng: Random) -> Plan:
+    """A tenant with many message groups is paused, and stays so; the others must be served all the same."""
+    # On a FIFO queue nothing is deferred: bodies of a paused tenant may take all the memory, and stop the receives.
+    if len(plan.tenants) < 2 or plan.equal or (plan.fifo and plan.body_bytes):
+        return plan
+    tenant = rng.choice(plan.tenants)
+    groups = rng.randint(40, 80)
+    many = tuple(
+        OrderPlan(f"{tenant}-many-{number}", tenant, f"{tenant}-many-{number}", 0.0, Kind.WELL, 0.02, 0)
+        for number in range(groups)
+    )
+    pauses = [_event(rng, plan, "control", at=0.0, index=index, tenant=tenant, control="pause") for index in range(3)]
+    orders = tuple(sorted((*many, *plan.orders), key=lambda order: order.at))
+    return _with(plan, *pauses, orders=orders, kept_paused=tenant, survivors_finish=True)
+
+
 HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("overload", 0.04, _overload),
     ("small receives", 0.3, _small_receives),
@@ -291,6 +307,7 @@ HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("heavy bodies", 0.05, _heavy_bodies),
     ("watched logs", 0.15, _watched_logs),
     ("chosen options", 0.1, _chosen_options),
+    ("many groups", 0.05, _many_groups),
 )
 """Each hardship, and how many of the schedules that are not ordinary have it."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
-from simulation.consumer.attempts import GROUP_WENT_BACK
+from simulation.consumer.attempts import GROUP_WENT_BACK, MEMORY_FULL
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
@@ -49,7 +49,8 @@ class Licence:
         shutdown = self._plan.options["shutdown"]
         end = process.stopping_since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
         in_time = not (process.hurried or process.pressed) and self._now() < end
-        return in_time and not self._ledger.has_spare(message_id)
+        # By what SQS says: it counts receives, too, that never arrived.
+        return in_time and (self._is_at_its_last(message_id) or not self._ledger.has_spare(message_id))
 
     def excuse(self, receipt: Receipt) -> str:
         """Return why the library is not to blame for giving a message back that nothing of the user's failed on."""
@@ -69,7 +70,7 @@ class Licence:
             self._broken_groups[receipt.group] = now
             if before >= receipt.received_at:
                 return GROUP_WENT_BACK
-        return ""
+        return MEMORY_FULL if self._process.watch.full_at >= receipt.received_at else ""
 
     def _could_hold(self, receipt: Receipt, now: float) -> bool:
         """Return whether a message can be kept from becoming visible: for as long as it may be extended."""

@@ -104,19 +104,19 @@ def _now(_: Any) -> Any:
 
 
 def _ack_first(run_handler: Any) -> Any:
-    async def mutant(self: Any, job: Job, *, resources: Any) -> None:
+    async def mutant(self: Any, job: Job, resources: Any) -> None:
         job.source.settler.ack(job)
         await asyncio.sleep(0.15)
-        await run_handler(self, job, resources=resources)
+        await run_handler(self, job, resources)
 
     return mutant
 
 
 def _shared_context(run_handler: Any) -> Any:
-    async def mutant(self: Any, job: Job, *, resources: Any) -> None:
+    async def mutant(self: Any, job: Job, resources: Any) -> None:
         self.shared = resources
         await asyncio.sleep(0)
-        await run_handler(self, job, resources=self.shared)
+        await run_handler(self, job, self.shared)
 
     return mutant
 
@@ -375,12 +375,10 @@ def _sleeps_for_long(sleep: Any) -> Any:
 # -- context -----------------------------------------------------------------------------------------------------------
 
 
-def _inherits(_spawn: Any) -> Any:
-    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str, *, watched: bool = True) -> Any:
+def _inherits(_start: Any) -> Any:
+    def mutant(self: Any, work: Coroutine[Any, Any, Any], name: str) -> Any:
         task = self.loop.create_task(work, name=name)
         self._tasks.add(task)
-        if watched:
-            self.watch(task)
         return task
 
     return mutant
@@ -441,6 +439,15 @@ def _as_it_is(_without_frames: Any) -> Any:
     return lambda error: error
 
 
+def _gives_blocked_groups_little_room(taken: Any) -> Any:
+    def mutant(self: Core, capacity: int) -> int:
+        found: int = taken(self, capacity)
+        blocked = self.scheduler.blocked + self.unresolved
+        return found + max(0, blocked - capacity) if self.fifo else found
+
+    return mutant
+
+
 def _keeps_successes(succeeded: Any) -> Any:
     def mutant(self: Any, job: Job, now: float) -> None:
         self.remembered = [*getattr(self, "remembered", []), job.message]
@@ -499,7 +506,12 @@ MUTANTS = (
     Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
     Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0, "control"),
     # -- attempts
-    Mutant("never sees that a receive is the last", _says(Attempts, "is_short_of", answer=False), 88, "attempts"),
+    Mutant(
+        "never sees that a receive is the last",
+        _all(*(_says(Attempts, name, answer=False) for name in ("is_short_of", "is_last"))),
+        88,
+        "attempts",
+    ),
     Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
     Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
     Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 122, "attempts"),
@@ -507,12 +519,18 @@ MUTANTS = (
     Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 152, "poison"),
     Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 191, "I6"),
     # -- context
-    Mutant("starts tasks in any context", _swap(Tasks, "spawn", _inherits), 0, "context"),
+    Mutant("starts tasks in any context", _swap(Tasks, "start", _inherits), 0, "context"),
     Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
     Mutant("calls options in any context", _swap(choices, "clean", lambda _: lambda function: function), 25, "context"),
     Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
     # -- liveness
     Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 4, "liveness"),
+    Mutant(
+        "gives blocked groups little room",
+        _swap(Core, "taken", _gives_blocked_groups_little_room),
+        1761,
+        "liveness",
+    ),
     Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 30, "liveness"),
     Mutant(
         "never ends a lead",

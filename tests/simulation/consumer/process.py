@@ -68,6 +68,8 @@ class Process:
         self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update, shared.ledger)
         self.licence = Licence(self)
         self.watch.excuse = self.licence.excuse
+        self.watch.unread_since = self.unread_since
+        self.watch.blocked_since = self.shared.blocked_since
         self.blame = Blame(shared.plan.options["faults"], shared.queue_of)
         self.watch.handed_out_at = self._handed_out_at
         self.watch.patience = lambda: 6.0 if self.disturbed else 1.0

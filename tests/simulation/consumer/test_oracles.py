@@ -47,6 +47,7 @@ def _ledger(most: int | None, *ends: str, promised: int | None = None) -> Ledger
         match end:
             case "failed":
                 ledger.fails(str(number))
+                ledger.reports(str(number))
             case "tried":
                 ledger.tries(str(number))
             case "crash":

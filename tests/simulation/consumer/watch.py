@@ -123,7 +123,12 @@ class Watch:
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
         answers = polling.batch * polling.pollers + 10 * watched
         memory: int | None = getattr(polling, "memory", None)
-        most_bytes = None if memory is None else memory + (answers + FEW) * (plan.body_bytes + SMALL)
+        # A handler may go on after it has acknowledged its message.
+        beside = answers + FEW + plan.options["concurrency"].total
+        most_bytes = None if memory is None else memory + beside * (plan.body_bytes + SMALL)
+        self._memory = memory if plan.body_bytes else None
+        self.full_at = -1.0
+        """When the bodies that are held took all the memory that they may, last."""
         self.bodies = Bodies(self._ended_at, answers=answers, most_bytes=most_bytes)
         self.handed_out_at: Callable[[str], float | None] = lambda _message_id: None
         """When SQS handed out what a process that stood still reads late; None for what it reads in time."""
@@ -131,8 +136,12 @@ class Watch:
         """Told the groups of messages that are sent to the dead-letter queue."""
         self.offering: set[str] = set()
         """Messages that were sent to the dead-letter queue, and are not settled: each may hold a slot."""
+        self.unread_since: Callable[[], float] = lambda: 0.0
+        """When what the process reads now may have arrived, at the earliest."""
         self.patience: Callable[[], float] = lambda: 1.0
         """Seconds after its handling within which a message has to be settled: what settles it may be paused."""
+        self.blocked_since: Callable[[float], float] = lambda _when: 0.0
+        """Seconds for which nothing could run since a time."""
         self.excuse: Callable[[Receipt], str] = lambda _receipt: ""
         """Why the library cannot be blamed for giving a message back; empty where it can."""
         self.receives = 0
@@ -189,14 +198,18 @@ class Watch:
             )
             served = self.handed_out_at(message.id)
             receipt = Receipt(message, now if served is None else served, visibility)
-            if served is not None:  # all that it knows is when it asked
-                receipt.sure_until = min(receipt.deadline, asked_at + visibility)
+            if served is not None:  # all that it knows is when it asked, and since when it may not have read
+                receipt.sure_until = min(receipt.deadline, max(asked_at, self.unread_since()) + visibility)
             self.receipts[message.receipt_handle] = receipt
             self.ended_at.pop(message.id, None)
             self.latest[message.id] = message.receipt_handle
             known = self.newest.get(message.id)
             if known is None or self.receipts[known].receives <= message.receive_count:
                 self.newest[message.id] = message.receipt_handle
+        if self._memory is not None:
+            ours = [each for each in self.receipts.values() if not each.ended and each.deadline > now]
+            if sum(len(each.body) for each in ours) >= self._memory:
+                self.full_at = now
         if messages:
             self.history.note(self.name, "received", *(each.id[:4] for each in messages))
         return self.bodies.marked(messages)
@@ -285,7 +298,7 @@ class Watch:
                 receipt.beating += 1
                 ended_at = self.ended_at.get(receipt.message_id)
                 deleting = self.may_delete(receipt) and not receipt.ended and now < receipt.deadline
-                late = ended_at is not None and now > ended_at + self.patience()
+                late = ended_at is not None and now - self.blocked_since(ended_at) > ended_at + self.patience()
                 if ended_at is not None and late and not self.sending and not deleting:
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)
@@ -315,7 +328,8 @@ class Watch:
             receipt = self.receipts[change.receipt_handle]
             if receipt.ended != "change" or receipt.deletes or change.timeout:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
-            if self.latest[receipt.message_id] != change.receipt_handle:
+            # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
+            if self.newest[receipt.message_id] != change.receipt_handle:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:

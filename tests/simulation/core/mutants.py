@@ -143,6 +143,7 @@ def defers_with_the_last_receive(patch: Patch) -> None:
 def returns_the_last_receive(patch: Patch) -> None:
     """A stop gives back what becomes a dead letter by that."""
     patch.setattr(Attempts, "is_short_of", lambda self, job: False)
+    patch.setattr(Attempts, "is_last", lambda self, job: False)
 
 
 @mutant(7)

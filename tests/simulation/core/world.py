@@ -836,7 +836,8 @@ class World:
         """Make a message visible again after a failure."""
         job = task.job
         policy = self.plan.retry
-        delay = min(policy.cap, policy.base * 2.0 ** (job.attempt - 1)) * self.rng.uniform(0.5, 1.0)
+        number = job.attempt if job.started or job.counted else job.receives
+        delay = min(policy.cap, policy.base * 2.0 ** min(number - 1, 30)) * self.rng.uniform(0.5, 1.0)
         if self.plan.with_pool and self.pool.troubled and job.problem is None:
             delay = max(delay, self.pool.retry_after(job.context))
         if job.settlement is None and not job.lost:

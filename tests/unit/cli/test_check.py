@@ -59,6 +59,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "shop_check.py").write_text(textwrap.dedent(APP))
     (tmp_path / "shop_broken.py").write_text("\nimport not_installed_anywhere\n")
+    (tmp_path / "shop_typo.py").write_text("orders = 1\ndef handle(:\n")
+    (tmp_path / "shop_refused.py").write_text('raise OSError("no entry in postgres://app:hunter2@db/acme")\n')
     yield tmp_path
     sys.modules.pop("shop_check", None)
 
@@ -165,6 +167,18 @@ def test_an_import_that_fails_is_a_finding_with_its_place(server: ThreadedServer
     finding = findings(result)["error", "import"]
     assert "not_installed_anywhere" in finding["found"]
     assert finding["advice"].endswith("shop_broken.py:2")
+
+
+def test_a_typing_error_is_a_finding_with_its_place(server: ThreadedServer, app: Path) -> None:
+    """No frame of the user's code is in its traceback."""
+    result = check(server, app, "shop_typo:orders", "--json")
+    assert findings(result)["error", "import"]["advice"].endswith("shop_typo.py:2")
+
+
+def test_an_import_that_fails_is_shown_without_its_secrets(server: ThreadedServer, app: Path) -> None:
+    """A module that connects when it is imported may quote its connection string."""
+    result = check(server, app, "shop_refused:orders", "--json")
+    assert findings(result)["error", "import"]["found"] == "OSError: no entry in postgres://app:***@db/acme"
 
 
 def test_offline_asks_nothing(app: Path) -> None:

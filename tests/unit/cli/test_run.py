@@ -32,6 +32,8 @@ orders = made("orders")
 several = [made("a"), made("b")]
 nested = SimpleNamespace(orders=orders)
 number = 7
+async def later():
+    return []
 def factory():
     return made("from-a-function")
 def factory_of_several():
@@ -73,6 +75,7 @@ def test_consumers_lists_and_functions_are_found(app: str, target: str, queues: 
         ("shop_app:", "not MODULE:CONSUMER"),
         ("shop_app:parcels", "has no 'parcels'"),
         ("shop_app:number", "is a int, not a Consumer"),
+        ("shop_app:later", "is an async function: write it as a plain `def`"),
         ("shop_missing:orders", "no module 'shop_missing'"),
         ("shop_missing.inner:orders", "no module 'shop_missing.inner'"),
     ],

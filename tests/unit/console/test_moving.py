@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -418,4 +419,32 @@ async def test_a_pause_that_was_called_off_does_not_come_after_the_way_back() ->
             await pausing
         remote.go_on.set()
         assert await asyncio.to_thread(remote.refused.wait, 20)
+        assert orders.tenants["acme"].state is TenantState.ACTIVE
+
+
+async def test_a_pause_that_is_called_off_while_it_connects_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no socket yet that a cancelled move could shut down; the thread finds out when it has one."""
+    orders: Consumer[str, None] = Consumer("orders", context=tenant_of)
+    orders.tenants.limit("acme", rate=5)
+    connecting, connected = threading.Event(), threading.Event()
+    connect = HTTPConnection.connect
+
+    def connect_slowly(connection: HTTPConnection) -> None:
+        connecting.set()
+        assert connected.wait(20)
+        connect(connection)
+
+    async with ConsoleServer(orders, port=0, allow=allow_token(TOKEN)) as server:
+        remote = _Slow(server.url)
+        pausing = asyncio.ensure_future(remote.order({"action": "pause", "tenant": "acme", "reason": "a move"}))
+        assert await asyncio.to_thread(remote.answered.wait, 20)
+        monkeypatch.setattr(HTTPConnection, "connect", connect_slowly)
+        remote.go_on.set()
+        assert await asyncio.to_thread(connecting.wait, 20)
+        pausing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pausing
+        connected.set()
+        assert await asyncio.to_thread(remote.refused.wait, 20)
+        await asyncio.to_thread(remote.state, top=1)  # served after the connection that said nothing
         assert orders.tenants["acme"].state is TenantState.ACTIVE

@@ -124,6 +124,31 @@ def test_what_the_handler_raises_is_the_failure_of_all_that_did_not_fail_before(
     in_world(scenario)
 
 
+def test_a_batch_that_returns_its_work_has_failed() -> None:
+    """A coroutine without its await has not run: none of its messages is acknowledged."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders("1", "2", "3")
+        calls = 0
+
+        async def work(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            for order in orders:
+                batch.resources.write(order.order_id)
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> Any:
+            nonlocal calls
+            calls += 1
+            return work(orders, batch) if calls == 1 else await work(orders, batch)
+
+        scene = Scene(world, store)
+        assert await scene.until(6) == {"retried": 3, "acked": 3}
+        assert {type(failure.error) for failure in scene.errors} == {TypeError}
+        assert sorted(scene.databases.rows("a")) == ["1", "2", "3"]
+
+    in_world(scenario)
+
+
 def test_a_duplicate_is_told_by_its_place_and_never_acknowledges_the_others() -> None:
     """``AlreadyHandled`` that leaves the handler is an error."""
 

@@ -123,3 +123,32 @@ def test_a_paused_tenant_with_many_groups_takes_no_room_from_others() -> None:
         return waited
 
     assert in_world(scenario) < 1.0
+
+
+def test_bodies_of_a_paused_tenant_that_take_all_the_memory_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Its groups cannot be deferred. The log says once why nothing is received; a resume ends it."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders = Consumer("orders.fifo", context=Tenant, polling=Polling(memory=1_048_576), client=world.client)
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            orders.tenants.pause(Tenant("paused"))
+            for group in range(30):
+                body = {"order_id": str(group), "filling": "x" * 100_000}
+                world.send(body, tenant="paused", queue="orders.fifo", group=str(group))
+            await asyncio.sleep(30)
+            assert done == []
+            orders.tenants.resume(Tenant("paused"))
+            await asyncio.sleep(30)
+        return done
+
+    assert len(in_world(scenario)) == 30
+    said = [line for line in caplog.messages if line.startswith("Nothing is received any longer")]
+    assert len(said) == 1
+    assert "30 messages of tenants that cannot run now hold" in said[0]

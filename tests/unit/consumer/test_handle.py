@@ -59,6 +59,19 @@ async def test_an_async_handler_that_returns_its_work_has_failed(unworked: Calla
         await call(handler)
 
 
+async def test_an_async_handler_that_returns_a_task_has_failed() -> None:
+    """Its work is not done: a failed task of it would be lost."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def handler(payload: Any, ctx: Any) -> Any:
+        tasks.append(asyncio.create_task(handle(payload, ctx)))
+        return tasks[0]
+
+    with pytest.raises(TypeError, match="returned a Task"):
+        await call(handler)
+    await tasks[0]
+
+
 @pytest.mark.parametrize("unworked", [generator, async_generator])
 async def test_a_plain_handler_that_returns_a_generator_has_failed(unworked: Callable[..., Any]) -> None:
     """It has not run."""
@@ -106,6 +119,70 @@ async def test_middleware_that_is_no_coroutine_function_fails_with_the_remedy() 
 
     with pytest.raises(TypeError, match="async def"):
         await call(handle, middleware=[layer])
+
+
+async def forgets(payload: Any, ctx: Any, call_next: Any) -> None:
+    """Call the next one without ``await``."""
+    call_next(payload, ctx)
+
+
+async def hands_on(payload: Any, ctx: Any, call_next: Any) -> Any:
+    """Return what has to be awaited, as an ``async def``."""
+    return call_next(payload, ctx)
+
+
+@pytest.mark.parametrize("layer", [forgets, hands_on])
+async def test_middleware_that_forgets_to_await_the_next_one_has_failed(layer: Any) -> None:
+    """The handler has not run: counted as a success, the message would be deleted unworked."""
+    ran: list[str] = []
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        ran.append(payload)
+
+    with pytest.raises(TypeError, match=rf"{layer.__qualname__} called call_next and did not await it"):
+        await call(handler, middleware=[layer])
+    assert not ran
+
+
+async def test_middleware_that_leaves_the_next_one_to_a_task_has_failed() -> None:
+    """The handler would run on with resources that are given back."""
+    tasks: list[asyncio.Task[None]] = []
+    began = asyncio.Event()
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async def layer(payload: Any, ctx: Any, call_next: Any) -> None:
+        tasks.append(asyncio.create_task(call_next(payload, ctx)))
+        await began.wait()
+
+    with pytest.raises(TypeError, match="did not await it"):
+        await call(handler, middleware=[layer])
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_middleware_may_call_nothing_and_call_again() -> None:
+    """It may decide that there is nothing to do, or try again what failed."""
+    ran: list[str] = []
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        ran.append(payload)
+        if len(ran) == 1:
+            raise ValueError
+
+    async def again(payload: Any, ctx: Any, call_next: Any) -> None:
+        for _ in range(2):
+            with contextlib.suppress(ValueError):
+                await call_next(payload, ctx)
+                break
+
+    async def nothing(payload: Any, ctx: Any, call_next: Any) -> None: ...
+
+    await call(handler, middleware=[again])
+    await call(handler, middleware=[nothing])
+    assert ran == ["payload", "payload"]
 
 
 async def test_middleware_may_return_what_the_next_one_makes() -> None:

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from postroom import Consumer, Failure, Message, MessageContext, RetryPolicy, Visibility
-from postroom.events import Event, HandlerStarted
+from postroom.events import Event, HandlerStarted, MessageReceived, MessageSettled
 from postroom.options import Call
 from support.world import Tenant, World, in_world
 
@@ -169,3 +170,32 @@ def test_sys_exit_ends_the_consumer_from_everywhere(place: str) -> None:
     """It asks for the end of the process, and is no failure of a message."""
     with pytest.raises(SystemExit):
         others_after(SystemExit, place)
+
+
+def test_what_an_observer_sets_reaches_no_other_message() -> None:
+    """Messages are received and settled in tasks that last, or in another message's task."""
+    mark: ContextVar[str] = ContextVar("mark", default="none")
+    seen: list[tuple[str, str]] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, MessageReceived | MessageSettled):
+            seen.append((type(event).__name__, mark.get()))
+            mark.set(event.message.attributes["tenantId"])
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, observers=[observe])
+
+        @orders.handler
+        async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None:
+            mark.set(f"set by the handler of {ctx.context.tenant_id}")
+            await asyncio.sleep(0.01)
+
+        async with orders:
+            for tenant in "abcdefgh":
+                world.send_orders("1", "2", tenant=tenant)
+            await asyncio.sleep(5)
+
+    in_world(scenario)
+    assert len(seen) == 32
+    assert set(seen) == {("MessageReceived", "none"), ("MessageSettled", "none")}

@@ -34,6 +34,10 @@ def recalled(queue: ScriptedQueue, count: int, until: float = 100.0) -> list[Bas
     return run_virtual(scenario())
 
 
+def _fatal(error: BaseException) -> None:
+    raise error
+
+
 def refusing(*codes: str, sender_fault: bool = False) -> ScriptedQueue:
     """Return a queue that refuses the second entry of its first calls, each with a code."""
     queue, left = ScriptedQueue(), list(codes)
@@ -53,6 +57,21 @@ def test_an_entry_that_is_refused_for_now_is_tried_again(caplog: pytest.LogCaptu
     assert recalled(queue, 3) == []
     assert [handles for _, handles in queue.changes] == [[("r0", 0), ("r1", 0), ("r2", 0)], [("r1", 0)]]
     assert caplog.messages == []
+
+
+def test_an_entry_that_came_back_is_not_tried_again() -> None:
+    """It was received while its call was out: to show it now would give it to a second consumer."""
+    queue = refusing("InternalError", "InternalError")
+
+    async def scenario() -> None:
+        recalls = Recalls(Tasks(_fatal))
+        recalls.begin({queue: absent(queue, 3, asyncio.get_running_loop().time() + 100)})
+        recalls.came_back("m1")
+        while recalls.out:
+            await asyncio.wait(tuple(recalls.out))
+
+    run_virtual(scenario())
+    assert len(queue.changes) == 1
 
 
 def test_what_is_refused_again_and_again_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -115,6 +115,12 @@ def _router(kind: Any, **options: Any) -> tuple[Router[Tenant, None], list[Any]]
     return router, seen
 
 
+def test_only_a_router_can_be_included() -> None:
+    """With what was given instead."""
+    with pytest.raises(ConfigurationError, match=r"router.include\(\) takes another Router; got int"):
+        Router(by_attribute("kind")).include(5)  # type: ignore[arg-type]
+
+
 def test_a_handler_is_chosen_by_an_attribute() -> None:
     """Each with its own payload type; `async def` and `def` side by side, and two kinds for one of them."""
     router, seen = _router(by_attribute("kind"))

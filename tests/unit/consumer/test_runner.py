@@ -1,9 +1,10 @@
 """Consumers as the main job of a process: a start that waits for SQS, signals, and exit codes."""
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Self
 
 import pytest
@@ -21,6 +22,7 @@ from postroom import (
     Throttled,
     serve,
 )
+from postroom.consumer.runner import run_to_exit
 from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
 from postroom.transports.memory import MemoryClient
@@ -279,6 +281,33 @@ def test_work_that_was_cancelled_is_told_by_the_exit_code() -> None:
         return await serve(orders)
 
     assert in_world(scenario) is ExitCode.CANCELLED_WORK
+
+
+def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up by the stop, and the event loop ends without it."""
+    monkeypatch.setattr("postroom.consumer.runner._GIVE_UP", 0.05)
+    broker = LocalBroker()
+    shutdown = Shutdown(poll=0.05, drain=0.05, cancel=0.05, flush=0.05, close=0.05)
+    jobs = Consumer("jobs", client=MemoryClient(broker), shutdown=shutdown)
+
+    @jobs.handler
+    async def handle(_body: str, _ctx: Ctx) -> None:
+        jobs.stop()
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    @contextlib.asynccontextmanager
+    async def with_a_message() -> AsyncGenerator[None]:
+        async with broker:
+            broker.create_queue("jobs")
+            broker.send("jobs", "x")
+            yield
+
+    assert run_to_exit([jobs], wait=0, beside=with_a_message()) is ExitCode.CANCELLED_WORK
+    assert "ignores its cancellation; the process ends without it" in caplog.text
 
 
 def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,13 +5,15 @@ from itertools import pairwise
 from typing import Literal
 
 import pytest
+from msgspec import structs
 
 from postroom import Consumer, MessageContext, Polling
-from postroom.consumer.crowd import Crowd
-from postroom.consumer.demand import SPARSE
+from postroom.consumer.crowd import WINDOW, Crowd
+from postroom.consumer.demand import SPARSE, AdaptivePolicy
 from postroom.consumer.overtaking import Overtaking
 from postroom.consumer.scouting import BUDGET, SCOUTS, Scouting
 from postroom.message import Message
+from support.jobs import job
 from support.world import Order, Tenant, World, in_world
 
 
@@ -364,7 +366,7 @@ def test_reading_statistics_changes_no_decision() -> None:
         said = look.scouting.said(now + 0.15)
         assert (said is None) == read.was_suspected(now + 0.15)
     assert look.scouting.said(look.now) is None
-    assert "no noisy tenant" in str(look.scouting.said(look.now + 3_600.0))
+    assert "no message of the last seconds" in str(look.scouting.said(look.now + 3_600.0))
     assert looked.is_proved(look.now) == read.is_proved(look.now)
     assert vars_of(looked) == vars_of(read)
 
@@ -372,3 +374,17 @@ def test_reading_statistics_changes_no_decision() -> None:
 def vars_of(crowd: Crowd) -> dict[str, object]:
     """Return everything that a crowd remembers."""
     return {name: repr(value) for name, value in vars(crowd).items()}
+
+
+@pytest.mark.parametrize("when", [True, False, "always"])
+def test_messages_without_groups_are_counted_only_where_they_can_make_room(when: bool | Literal["always"]) -> None:
+    """No quiet tenant's message is put first without them, so nothing is proved and nothing is looked up."""
+    crowd = Crowd()
+    policy = AdaptivePolicy(Polling(), Scouting(crowd, 0.0, when=when), crowd)
+    plain, grouped = job("a"), job("a")
+    grouped.message = structs.replace(grouped.message, system_attributes={"MessageGroupId": "a"})
+    assert policy.is_choosy(plain, 1.0) is (when == "always")
+    assert policy.is_choosy(grouped, 1.0) is bool(when)
+    crowd.came("a", 1.0, over=False, grouped=True)
+    assert policy.is_choosy(plain, 2.0) is bool(when)  # some of the messages have groups: all of them count
+    assert policy.is_choosy(plain, 1.0 + 2 * WINDOW) is (when == "always")

@@ -12,10 +12,21 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool, RetryPolicy, Shutdown
+from postroom import (
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    MessageContext,
+    Polling,
+    PoolLimits,
+    ResourcePool,
+    RetryPolicy,
+    Shutdown,
+)
 from postroom.consumer.statuses import TenantState
 from postroom.consumer.tenants import Tenants
 from postroom.local import LocalBroker
+from postroom.message import Message
 from postroom.options import Faults, OpenBackoff
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
@@ -351,3 +362,43 @@ def test_messages_of_a_paused_tenant_do_not_keep_the_others_from_being_received(
         return starts
 
     assert len(in_world(scenario)) == 2
+
+
+def test_a_paused_tenant_stops_no_receive_where_contexts_are_looked_up() -> None:
+    """While its messages are resolved they take all the room; they take none once their tenant is known."""
+
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(0.5)
+        return Tenant(message.attributes["tenantId"])
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        done: list[str] = []
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        async with orders:
+            orders.tenants.pause(B)
+            world.send_orders(*map(str, range(300)), tenant="b")
+            await asyncio.sleep(30)
+            world.send_orders("other", tenant="a")
+            await asyncio.sleep(2)
+        return done
+
+    assert in_world(scenario) == ["other"]
+
+
+@pytest.mark.parametrize("ask", ["pause", "retry_now", "invalidate", "close", "places", "probe"])
+async def test_what_cannot_name_a_tenant_is_refused(ask: str) -> None:
+    """A list of tenants, for instance: with what to write instead."""
+    act = getattr(Consumer("orders", context=Tenant).tenants, ask)
+
+    async def call() -> None:
+        if (done := act(["acme", "beta"])) is not None:
+            await done
+
+    with pytest.raises(ConfigurationError, match="a tenant is named by its context"):
+        await call()

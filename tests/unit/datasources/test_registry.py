@@ -47,6 +47,20 @@ def test_a_long_invented_tenant_does_not_fill_the_log() -> None:
     assert "\n" not in str(unknown.value)
 
 
+@pytest.mark.parametrize("answer", [5, b"postgresql://app@db/a", ["postgresql://app@db/a"], object()])
+async def test_an_answer_that_is_no_data_source_is_named(answer: object) -> None:
+    """Not by an error of the driver, which says nothing of the registry."""
+    with pytest.raises(ConfigurationError, match=r"answered .* for 'a': let it return a DSN, a DataSource, or None"):
+        await located(lambda _: answer, Tenant("a"))  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("password", [5, None, b"secret"])
+async def test_a_password_that_is_no_text_is_named(password: object) -> None:
+    """Its type only."""
+    with pytest.raises(ConfigurationError, match=rf"returned {type(password).__name__}; let it return a text"):
+        await ask(lambda: password)  # type: ignore[arg-type, return-value]
+
+
 @pytest.mark.parametrize("answer", ["string", "source", "async"])
 async def test_a_registry_may_be_any_function(answer: str) -> None:
     """Sync or async, DSN or DataSource."""

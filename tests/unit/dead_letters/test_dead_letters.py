@@ -26,6 +26,7 @@ from postroom.errors import ConfigurationError, ServiceUnavailable
 from postroom.local.shapes import AttributeValue, Send
 from postroom.message import Message, MessageAttribute
 from postroom.settlement import letters
+from postroom.transports.protocol import EntryFailure
 from support.world import Order, Tenant, World, in_world
 
 HOLD = 30.0
@@ -421,6 +422,25 @@ def test_a_send_that_sqs_refuses_for_now_is_tried_again() -> None:
         with pytest.raises(ServiceUnavailable):
             await queue.redrive(dry_run=False, reason="try")
         assert world.counts("dead") == (1, 0)
+
+    in_world(scenario)
+
+
+def test_a_letter_that_sqs_does_not_delete_is_not_counted_as_gone() -> None:
+    """It was refused for good in a call in which another one was refused for now, and then deleted."""
+
+    async def scenario(world: World) -> None:
+        queue = await in_the_world(world)
+        delete = queue._queue.delete
+        refusals = [[EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True), EntryFailure(1, "InternalError")]]
+
+        async def refusing(handles: Any) -> Any:
+            return refusals.pop() if refusals else await delete(handles)
+
+        queue._queue.delete = refusing  # type: ignore[assignment, method-assign]
+        outcome = await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")
+        assert (outcome.done, dict(outcome.kept)) == (1, {"it could not be deleted: ReceiptHandleIsInvalid": 1})
+        assert world.counts("dead") == (2, 0)
 
     in_world(scenario)
 

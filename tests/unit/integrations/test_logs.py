@@ -14,7 +14,7 @@ from postroom.integrations.logs import JsonFormatter, MessageFields, message_fie
 from postroom.log_fields import FIELDS
 
 
-def written(*arguments: object, text: str = "hello", **fields: Any) -> dict[str, Any]:
+def written(*arguments: object, text: object = "hello", **fields: Any) -> dict[str, Any]:
     """Return what is written of a record."""
     record = logging.makeLogRecord({"msg": text, "args": arguments, "levelname": "INFO", "name": "shop", **fields})
     line = JsonFormatter().format(record)
@@ -58,6 +58,16 @@ def test_what_is_no_json_is_written_all_the_same(value: Any, text: str | None) -
 def test_arguments_that_do_not_fit_are_said_in_the_line() -> None:
     """The line is worth more than a complaint on stderr."""
     assert written("x", text="%d messages")["message"].startswith("%d messages (its arguments do not fit: TypeError")
+
+
+def test_a_message_that_cannot_be_shown_is_named() -> None:
+    """``log.info(order)`` with an object whose text raises: the line is written all the same."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert written("x", text=Broken())["message"].startswith("<Broken> (its arguments do not fit: RuntimeError")
 
 
 def test_an_exception_is_one_field() -> None:

@@ -135,6 +135,8 @@ def test_regions_and_accounts_by_signature(sqs_server: ThreadedServer) -> None:
         (b"{not json", "MalformedInput"),
         (b"[]", "MalformedInput"),
         (b"\xff", "MalformedInput"),
+        (b'{"QueueUrl":' * 5_000, "MalformedInput"),
+        (b'{"QueueUrl": "URL", "MessageBody": "x", "y": ' + b"[" * 5_000, "MalformedInput"),
         (b'{"QueueUrl": 5, "MessageBody": "x"}', "MalformedInput"),
         (b'{"QueueUrl": "URL", "MessageBody": "\\ud800"}', "InvalidMessageContents"),
         (b'{"QueueUrl": "/\\ud800", "MessageBody": "x"}', "InvalidAddress"),

@@ -274,6 +274,8 @@ async def test_one_text_is_not_taken_for_many_payloads() -> None:
     """Its characters would be sent."""
     with pytest.raises(ConfigurationError, match="several payloads"):
         await Sender("q").send_many("text")
+    with pytest.raises(ConfigurationError, match="several payloads"):
+        await Sender("q").send_many(None)  # type: ignore[arg-type]
 
 
 def test_values_that_no_consumer_accepts_are_refused() -> None:

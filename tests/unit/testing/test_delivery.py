@@ -1,6 +1,7 @@
 """``deliver`` takes one message through the whole path and says what became of it."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -297,6 +298,14 @@ def test_a_handler_that_hangs_is_a_timeout() -> None:
         ({"receives": 3, "max_receives": 2}, "it is a dead letter then"),
         ({"payload": object()}, "cannot write a object as JSON"),
         ({"payload": ""}, "SQS would not take this message"),
+        ({"payload": "x" * 2_000_000}, "SQS would not take this message"),
+        ({"payload": b"\xff"}, "takes bytes of UTF-8 text"),
+        ({"attributes": None}, r"deliver\(attributes=...\) takes texts by name"),
+        ({"attributes": {"a": 5}}, r"deliver\(attributes=...\) takes texts by name"),
+        ({"group": 5}, r"deliver\(group=...\) takes a text"),
+        ({"timeout": None}, r"deliver\(timeout=...\) takes seconds"),
+        ({"timeout": math.nan}, r"deliver\(timeout=...\) takes seconds"),
+        ({"queue": "two words"}, "no queue can be called 'two words'"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options: dict[str, Any], text: str) -> None:
