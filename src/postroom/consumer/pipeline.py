@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -97,8 +97,7 @@ class Pipeline:
         self._pool = pool
         self._tenants = tenants
         # By its method: calling an instance packs its arguments into a tuple first.
-        decoder: Any = decode
-        self._decode: Decode = decode if inspect.isroutine(decoder) else decoder.__call__
+        self._decode: Decode = decode if inspect.isroutine(decode) else cast("Any", decode).__call__
         self._handle = handle
         self._unwrap = settings.unwrap
         self._ack_mode = settings.ack
