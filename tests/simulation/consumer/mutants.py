@@ -501,7 +501,7 @@ MUTANTS = (
         64,
         "breaker",
     ),
-    Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 197, "poison"),
+    Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 122, "poison"),
     Mutant("defers with the last receive", _says(Attempts, "may_defer", answer=True), 30, "expense"),
     Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
     Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0, "control"),
