@@ -144,6 +144,15 @@ class _Breaker(msgspec.Struct):
         return self.probe is not None and self.probe.probe and self.probe.state is not State.DONE
 
 
+class _Met(msgspec.Struct):
+    """A tenant with handlers that met an outage of its resources, although these can be opened."""
+
+    rounds: int
+    """In a row, with no success in between."""
+    until: float
+    """The loop time before which nothing of the tenant is tried."""
+
+
 class Availability:
     """Says whether a message may run.
 
@@ -159,6 +168,8 @@ class Availability:
         self._rng = rng
         self._breakers: OrderedDict[Hashable, _Breaker] = OrderedDict()
         self._open: dict[Hashable, _Breaker] = {}
+        self._met: OrderedDict[Hashable, _Met] = OrderedDict()
+        """Tenants with handlers that met an outage. An open of their resources says nothing about it."""
         self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
         self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
@@ -166,7 +177,8 @@ class Availability:
     @property
     def troubled(self) -> bool:
         """Whether any tenant may have to wait: asked before every start, so it has to be cheap."""
-        return bool(self._open) or (self._pool is not None and self._pool.troubled) or bool(self._hinted_hosts)
+        pool = self._pool
+        return bool(self._open or self._met or self._hinted_hosts) or (pool is not None and pool.troubled)
 
     def wait(self, job: Job, now: float) -> Wait | None:
         """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
@@ -178,6 +190,9 @@ class Availability:
                 return Wait(obstacle, breaker.until)
             if breaker.probed:
                 return Wait(obstacle, None)
+        met = self._met.get(job.tenant) if self._met else None
+        if met is not None and met.until > now:
+            return Wait(Obstacle(ObstacleKind.TENANT, job.tenant), met.until)
         # A message that has its lease, or needs none, is not concerned by what cannot be opened.
         if self._pool is None or job.problem is not None or job.lease is not None:
             return None
@@ -280,12 +295,10 @@ class Availability:
         pause = getattr(error, "retry_after", 0.0)
         if isinstance(error, ResourceOpenError):
             pause = max(pause, _LEAST_PAUSE)
-        elif job.met_outage and self._pool is not None:  # its handler ran: a pause that grows
-            longest = min(_HANDLER_LONGEST, _HANDLER_PAUSE * 2.0 ** min(job.outages, 16))
-            pause = max(self._pool.retry_after(job.context), self._rng.uniform(longest / 2, longest))
+        elif job.met_outage and self._pool is not None:
+            pause = max(self._pool.retry_after(job.context), self._pause_of_handlers(job, now))
         else:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
-        job.outages += 1
         obstacle = self._obstacle_of(job, error)
         # Logged for the first message alone: thousands may wait for the same host.
         if obstacle not in self._outages:
@@ -298,6 +311,26 @@ class Availability:
         began = self._outages[obstacle].since if obstacle in self._outages else now
         self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)
+
+    def _pause_of_handlers(self, job: Job, now: float) -> float:
+        """Return the pause, which grows, of a tenant after its handler met an outage of its resources.
+
+        It is the tenant's, and no open ends it: each message would open the resources for the next one to meet the
+        same outage, as fast as they can be opened.
+        """
+        met = self._met.pop(job.tenant, None) or _Met(0, 0.0)
+        if met.until <= now:  # others of the same round met it as well
+            longest = min(_HANDLER_LONGEST, _HANDLER_PAUSE * 2.0 ** min(met.rounds, 16))
+            met = _Met(met.rounds + 1, now + self._rng.uniform(longest / 2, longest))
+        while len(self._met) >= REMEMBER:
+            self._met.popitem(last=False)
+        self._met[job.tenant] = met
+        return met.until - now
+
+    def tidy(self, now: float) -> None:
+        """Forget tenants of which nothing has been tried for long after their pause."""
+        for tenant in [each for each, met in self._met.items() if met.until < now - 2 * _HANDLER_LONGEST]:
+            del self._met[tenant]
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""
@@ -331,6 +364,8 @@ class Availability:
 
     def succeeded(self, job: Job, now: float) -> bool:
         """Note that a handler returned. Returns whether that closes its tenant's breaker."""
+        if self._met:
+            self._met.pop(job.tenant, None)
         if not self._breakers:
             return False
         # One success ends the row of failures, so that the breaker sees rows and not rates.
@@ -364,6 +399,7 @@ class Availability:
 
     def retry_now(self, tenant: Hashable, now: float) -> None:
         """End the pause of a tenant's breaker: its next message is the probe."""
+        self._met.pop(tenant, None)
         breaker = self._open.get(tenant)
         if breaker is not None and breaker.until is not None:
             # A pause that is over already stays over.

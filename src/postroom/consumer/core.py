@@ -585,6 +585,7 @@ class Core:
         """Reject what waits here and would be deleted before it can run. Returns whether there was any."""
         # In passing, since it takes time in proportion to what is away.
         self.away.tidy(now)
+        self.availability.tidy(now)
         struck = False
         for job in self.scheduler.waiting_tickets():
             if job.state is State.WAITING and job.task is None and self._expires(job):

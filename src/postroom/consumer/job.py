@@ -57,8 +57,6 @@ class Job(Delivery, eq=False, kw_only=True):
     """Whether its handler was called."""
     met_outage: bool = False
     """Whether its handler failed because its tenant's resources are out."""
-    outages: int = 0
-    """How often that was so, or its resources were refused."""
     reported: bool = False
     """Whether ``on_error`` was told that it waits for its tenant's resources: once is enough."""
     cancellation: Cancellation | None = None

@@ -59,6 +59,7 @@ class Receipt:
     """What the watcher knows of one receive of a message: the local clock's view, worked out independently."""
 
     __slots__ = (
+        "arrived_at",
         "beating",
         "body",
         "changes",
@@ -79,6 +80,8 @@ class Receipt:
 
     def __init__(self, message: Message, received_at: float, visibility: float) -> None:
         self.received_at = received_at
+        self.arrived_at = received_at
+        """When it was read: later than it was handed out, where the process stood still."""
         self.receives = message.receive_count
         self.message_id = message.id
         self.body = message.body
@@ -198,6 +201,7 @@ class Watch:
             )
             served = self.handed_out_at(message.id)
             receipt = Receipt(message, now if served is None else served, visibility)
+            receipt.arrived_at = now
             if served is not None:  # all that it knows is when it asked, and since when it may not have read
                 receipt.sure_until = min(receipt.deadline, max(asked_at, self.unread_since()) + visibility)
             self.receipts[message.receipt_handle] = receipt
@@ -329,7 +333,9 @@ class Watch:
             if receipt.ended != "change" or receipt.deletes or change.timeout:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
             # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
-            if self.newest[receipt.message_id] != change.receipt_handle:
+            # Not by SQS's count: the answer to an older receive may arrive last, and be the one that was deferred.
+            others = [each for each in self.receipts.values() if each.message_id == receipt.message_id]
+            if any(each.arrived_at > (receipt.settled_at or 0.0) for each in others):
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:

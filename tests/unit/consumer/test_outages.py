@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, Shutdown
 from postroom.consumer import TenantState
 from postroom.consumer.demand import BEYOND
@@ -223,3 +225,40 @@ def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
     done, failed = in_world(scenario)
     assert done == ["well-1"]
     assert failed >= 1
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0, 11.0])
+def test_messages_that_open_resources_for_each_other_end_no_pause_of_their_handlers(seconds: float) -> None:
+    """Every statement is cut, as behind a proxy, although connecting works: the tenant is tried less and less often."""
+
+    class Cut(Exception):
+        sqlstate = "57P01"
+
+    async def scenario(world: World) -> tuple[int, list[float]]:
+        world.create(receives=10)
+        starts: list[float] = []
+        cut = True
+
+        class Cutting(Scene):
+            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+                starts.append(asyncio.get_running_loop().time())
+                assert len(starts) < 200
+                if cut:
+                    raise Cut
+
+        scene = Cutting(world)
+        async with scene.pool, scene.orders:
+            for number in range(3):
+                world.send_orders(str(number), tenant="cut")
+                await asyncio.sleep(seconds)
+            await asyncio.sleep(40)
+            tries = len(starts)
+            cut = False
+            await asyncio.sleep(31)
+            world.send_orders("after", tenant="cut")
+            await asyncio.sleep(1)
+        return tries, starts[tries:]
+
+    tries, after = in_world(scenario)
+    assert 4 <= tries <= 24
+    assert len(after) == 4
