@@ -5,7 +5,8 @@ context from attributes, scheduler, pooled lease, validated payload, handler tas
 
     python benchmarks/pipeline.py [--messages 50000] [--tenants 100] [--concurrency 64] [--profile]
 
-``--with router`` and ``--with envelope`` measure what a ``Router`` and an ``SnsEnvelope`` add that plain messages pass.
+``--with router`` and ``--with envelope`` measure what a ``Router`` and an ``SnsEnvelope`` add that plain messages pass,
+``--with groups`` what it costs to count who is noisy and who is quiet, where messages have groups.
 ``--calls`` counts calls of Python and C per message instead: the same on every run, however busy the machine is.
 """
 
@@ -62,8 +63,9 @@ class Order(msgspec.Struct):
 class PreparedQueue:
     """Hands out prepared messages, ten at a time, and takes every delete."""
 
-    def __init__(self, messages: int, tenants: int) -> None:
-        self._batches = [[_message(n + i, tenants) for i in range(10)] for n in range(0, messages, 10)]
+    def __init__(self, messages: int, tenants: int, *, grouped: bool = False) -> None:
+        numbers = range(0, messages, 10)
+        self._batches = [[_message(n + i, tenants, grouped=grouped) for i in range(10)] for n in numbers]
         self._left = messages
         self.empty = asyncio.Event()
         self.calls = 0
@@ -122,18 +124,19 @@ class PreparedClient:
         return self._queue
 
 
-def _message(number: int, tenants: int) -> Message:
+def _message(number: int, tenants: int, *, grouped: bool) -> Message:
     body = json.dumps({"order_id": f"order-{number}", "customer_id": "cust-1", "amount": 9.5})
     attributes = {
         "tenantId": MessageAttribute("String", string_value=f"tenant-{number % tenants}"),
         "region": MessageAttribute("String", string_value="eu-west-1"),
     }
+    group = {"MessageGroupId": f"tenant-{number % tenants}"}
     return Message(
         id=f"id-{number}",
         body=body,
         receipt_handle=f"r-{number}",
         message_attributes=attributes,
-        system_attributes={"ApproximateReceiveCount": "1"},
+        system_attributes={"ApproximateReceiveCount": "1", **(group if grouped else {})},
     )
 
 
@@ -145,7 +148,7 @@ async def database(tenant: Tenant) -> AsyncGenerator[dict[str, str]]:
 
 async def once(messages: int, tenants: int, concurrency: int, extra: str = "") -> tuple[float, float, int]:
     """Consume so many messages and return CPU seconds, wall seconds and calls."""
-    queue = PreparedQueue(messages, tenants)
+    queue = PreparedQueue(messages, tenants, grouped=extra == "groups")
     pool = ResourcePool(database, limits=PoolLimits(budget=tenants))
     orders = Consumer(
         "bench",
@@ -208,7 +211,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--calls", action="store_true")
-    parser.add_argument("--with", dest="extra", choices=["router", "envelope"], default="")
+    parser.add_argument("--with", dest="extra", choices=["router", "envelope", "groups"], default="")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     if options.calls:

@@ -1,7 +1,6 @@
 """How tasks are started."""
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 from postroom.tasks import Tasks
@@ -24,7 +23,7 @@ async def test_a_task_factory_makes_every_task() -> None:
     """One that is set while a consumer runs, for tracing perhaps, misses none of its tasks."""
     made: list[str] = []
 
-    def factory(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=loop, **options)
         made.append(task.get_name())
         return task

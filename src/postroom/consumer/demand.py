@@ -251,7 +251,7 @@ class AdaptivePolicy:
     def is_choosy(self, job: Job, now: float) -> bool:
         """Return whether quiet tenants' messages can be found: not without message groups, unless it is always tried.
 
-        So a queue of messages that have none pays nothing for the proof that there is a quiet tenant.
+        So a queue with messages that have none pays nothing for the proof that there is a quiet tenant.
         """
         when = self._scouting.when
         if when is True:

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -97,7 +97,7 @@ class Pipeline:
         self._pool = pool
         self._tenants = tenants
         # By its method: calling an instance packs its arguments into a tuple first.
-        self._decode = decode if inspect.isroutine(decode) else decode.__call__
+        self._decode: Decode = decode if inspect.isroutine(decode) else cast("Any", decode).__call__
         self._handle = handle
         self._unwrap = settings.unwrap
         self._ack_mode = settings.ack

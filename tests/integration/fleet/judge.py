@@ -81,11 +81,13 @@ class Judge:
         slots = unknown + sum(each.part is None for each in running)
         outlived = sum(each.part is None and self._outlived(each, run.started) for each in running)
         slots -= outlived
-        self.most["under slots"] = max(self.most["under slots"], slots)
+        woke = any(run.decided < since <= run.started for since, _ in self.site.lives[run.replica].frozen)
+        if not woke:
+            self.most["under slots"] = max(self.most["under slots"], slots)
         self.most["in all"] = max(self.most["in all"], unknown + len(running))
         if unknown + len(running) <= cap:
             return
-        if any(run.decided < since <= run.started for since, _ in self.site.lives[run.replica].frozen):
+        if woke:
             self.excess["decided before a freeze, run after it"] += 1
         elif slots <= cap and self._keep_to_their_parts(running):
             self.excess[self._why(run, outlived)] += 1

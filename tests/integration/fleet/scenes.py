@@ -67,11 +67,13 @@ async def pause(site: Site, judge: Judge, rng: Random, times: Times) -> None:
     """Have one replica pause a tenant: all learn of it in a tick and their calls to the store. Then resume it."""
     tenant, (first, second) = rng.choice(site.plan.names), rng.sample(site.alive, 2)
     at = site.tell(first, f"pause {tenant}")
+    async with asyncio.timeout(_PATIENCE):
+        while len(learned := site.learned(tenant, at)) < len(site.alive):
+            await site.pass_time(0.2)
     await site.pass_time(site.plan.lease)
     text = "SELECT extract(epoch FROM max(decided))::float8 - $1 FROM runs"
     last = await site.databases[tenant].fetchval(text, at)
     _note(times, "last start after a pause", last)
-    learned = site.learned(tenant, at)
     for known, written, calls in learned.values():
         _note(times, "a pause: from the call to the store's record of it", written - at)
         _note(times, "a pause: from that to a replica that knows it", known - written)

@@ -509,7 +509,7 @@ MUTANTS = (
     Mutant(
         "never sees that a receive is the last",
         _all(*(_says(Attempts, name, answer=False) for name in ("is_short_of", "is_last"))),
-        88,
+        5,
         "attempts",
     ),
     Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
@@ -535,7 +535,7 @@ MUTANTS = (
     Mutant(
         "never ends a lead",
         _all(_does_nothing(Core, "leased"), _swap(Core, "probe_ended", _leads_on)),
-        29,
+        30,
         "liveness",
     ),
     Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
@@ -552,7 +552,7 @@ MUTANTS = (
         5,
         "poison",
     ),
-    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 35, "expense"),
+    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 11, "expense"),
     # -- bytes
     Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),
     Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 6, "bytes"),

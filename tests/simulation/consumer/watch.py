@@ -328,7 +328,8 @@ class Watch:
             receipt = self.receipts[change.receipt_handle]
             if receipt.ended != "change" or receipt.deletes or change.timeout:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
-            if self.latest[receipt.message_id] != change.receipt_handle:
+            # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
+            if self.newest[receipt.message_id] != change.receipt_handle:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
     def answered(self, handles: Sequence[str], failures: Sequence[EntryFailure], what: str) -> None:

@@ -142,7 +142,7 @@ class Plain(Scheduler[Job]):
         job.state = State.RUNNING
         return job
 
-    def finish(self, ticket: Job, *, seconds: float | None = None) -> None:
+    def finish(self, ticket: Job, seconds: float | None = None) -> None:
         """Free its slot."""
         self._free += 1
 

@@ -61,7 +61,7 @@ def test_arguments_that_do_not_fit_are_said_in_the_line() -> None:
 
 
 def test_a_message_that_cannot_be_shown_is_named() -> None:
-    """``log.info(order)`` with an object that raises when it is written: the line is written all the same."""
+    """``log.info(order)`` with an object of which the text raises: the line is written all the same."""
 
     class Broken:
         def __str__(self) -> str:
