@@ -305,6 +305,8 @@ class Process:
 
     def _says_unknown(self, message: Message, error: BaseException) -> bool:
         """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
+        if any(each.function == "classify" for each in self.shared.plan.raising):
+            return getattr(error, "permanent", False) is True  # it may be asked while it raises
         cause = error.__cause__
         while cause is not None:
             if isinstance(cause, UnknownTenant):

@@ -360,7 +360,10 @@ class Watch:
                 continue
             failure = by_place.get(index)
             if failure is None:
-                receipt.deadline = receipt.sure_until = sent_at + change.timeout
+                receipt.deadline = sent_at + change.timeout
+                # An answer that comes after the deadline changes nothing: it is given up then.
+                if asyncio.get_running_loop().time() < receipt.sure_until:
+                    receipt.sure_until = receipt.deadline
             elif failure.sender_fault:
                 receipt.refused = True
 
