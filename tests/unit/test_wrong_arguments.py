@@ -152,7 +152,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: run("orders"), "write run(orders), where orders = Consumer(...); got str"),  # type: ignore[arg-type]
     (lambda: run(Consumer), "takes an instance: write run(orders)"),  # type: ignore[arg-type]
     (lambda: Retry(5), "the first argument is the reason; write Retry(delay=5)"),  # type: ignore[arg-type]
-    (lambda: Retry("x", delay="5"), "takes seconds, or None for the backoff; got '5'"),  # type: ignore[arg-type]
+    (lambda: Retry("x", delay="5"), "takes a finite number of seconds, or None for the backoff; got '5'"),  # type: ignore[arg-type]
     (lambda: pool(limits=5), "write limits=PoolLimits(budget=100); got 5"),
     (lambda: pool(timeouts=5), "write timeouts=PoolTimeouts(open=10); got 5"),
     (lambda: pool(backoff=5), "write backoff=OpenBackoff(base=1); got 5"),

@@ -13,4 +13,4 @@ def once_only(factory: Any) -> dict[str, Any]:
     without the message's row, and never committed. Factories of the user's own are called as documented.
     """
     maker = isinstance(factory, sessionmaker | async_sessionmaker)
-    return {"close_resets_only": False} if maker or factory in {Session, AsyncSession} else {}
+    return {"close_resets_only": False} if maker or factory is Session or factory is AsyncSession else {}
