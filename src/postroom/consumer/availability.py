@@ -320,12 +320,16 @@ class Availability:
         """
         met = self._met.pop(job.tenant, None) or _Met(0, 0.0)
         if met.until <= now:  # others of the same round met it as well
-            longest = min(_HANDLER_LONGEST, _HANDLER_PAUSE * 2.0 ** min(met.rounds, 16))
-            met = _Met(met.rounds + 1, now + self._rng.uniform(longest / 2, longest))
-        while len(self._met) >= REMEMBER:
-            self._met.popitem(last=False)
+            met = _Met(met.rounds + 1, now + self._growing(_HANDLER_PAUSE, met.rounds, _HANDLER_LONGEST))
+        _bound(self._met)
         self._met[job.tenant] = met
         return met.until - now
+
+    def _growing(self, base: float, times: int, cap: float) -> float:
+        """Return a pause that doubles each time, up to a cap; at random between a half of it and the whole."""
+        # The exponent is bounded because 2.0 ** 1024 raises OverflowError.
+        ceiling = min(cap, base * 2.0 ** min(times, 60))
+        return self._rng.uniform(ceiling / 2, ceiling)
 
     def tidy(self, now: float) -> None:
         """Forget tenants of which nothing has been tried for long after their pause."""
@@ -416,9 +420,7 @@ class Availability:
         return True  # also of a breaker that was forgotten: its tenant's lane sleeps until the end of the probe
 
     def _trip(self, job: Job, known: _Breaker, options: Faults, now: float) -> float:
-        # The exponent is bounded because 2.0 ** 1024 raises OverflowError.
-        ceiling = min(options.cap, options.base * 2.0 ** min(known.trips, 60))
-        pause = self._rng.uniform(ceiling / 2, ceiling)
+        pause = self._growing(options.base, known.trips, options.cap)
         level = logging.INFO
         if known.until is None:
             known.since, level = now, logging.WARNING
@@ -458,6 +460,7 @@ def _shown(error: BaseException) -> str:
     return str(error) if isinstance(error, PostroomError) else type(error).__name__
 
 
-def _bound(outages: OrderedDict[Obstacle, Outage]) -> None:
-    if len(outages) >= REMEMBER:
-        outages.popitem(last=False)
+def _bound(remembered: OrderedDict[Any, Any]) -> None:
+    """Make room for one more: the oldest goes."""
+    if len(remembered) >= REMEMBER:
+        remembered.popitem(last=False)
