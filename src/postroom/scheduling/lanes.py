@@ -37,6 +37,7 @@ from postroom.scheduling.limits import Chosen, PerTenant
 from postroom.scheduling.rounds import Rounds
 from postroom.scheduling.sleeping import Sleepers
 from postroom.scheduling.tickets import (
+    Bound,
     Bounds,
     Control,
     Lane,
@@ -144,7 +145,7 @@ class Scheduler(Generic[T]):
             own = None if lane.control is None else lane.control.cap
             # What an operator decided stays: `adjust` changes the defaults.
             lane.bound = None
-            lane.cap = own or self._cap_of(lane.tenant)
+            lane.cap = own or self._cap_of(lane.tenant)[0]
             lane.weight = self._weights(lane.tenant)
             self._offer(lane)
 
@@ -198,9 +199,13 @@ class Scheduler(Generic[T]):
         """Return how many slots one tenant may have here, whatever else bounds them."""
         return min(self.total, int(self._own_caps(tenant)))
 
-    def _cap_of(self, tenant: Hashable) -> int:
-        cap, limit = int(self._own_caps(tenant)), None if self._bounds is None else self._bounds.look(tenant)[0]
-        return cap if limit is None else min(cap, limit)
+    def _cap_of(self, tenant: Hashable) -> tuple[int, Bound | None]:
+        """Return a tenant's cap, and what else bounds it for a while."""
+        cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
+        if self._bounds is None:
+            return cap, None
+        limit, bound = self._bounds.look(tenant)
+        return cap if limit is None else min(cap, limit), bound
 
     def look_again(self, tenant: Hashable) -> None:
         """Let a tenant stand in line that may have more slots than before."""
@@ -419,7 +424,7 @@ class Scheduler(Generic[T]):
         lane.paused = paused
         lane.control = control
         # At once: the lane may be in line already, and is not asked again before its turn.
-        lane.cap = cap or self._cap_of(tenant)
+        lane.cap = cap or self._cap_of(tenant)[0]
         if lane.asleep_until is not None:  # its pace may have changed; who may run when is asked again at its turn
             lane.asleep, lane.asleep_until = False, None
         self._note_blocked(lane, was_blocked=was_blocked, now=now)
@@ -583,18 +588,13 @@ class Scheduler(Generic[T]):
     def _new_lane(self, tenant: Hashable) -> Lane[T]:
         cap, weight, bound = self._per_tenant, 1.0, None
         if self._varies:
-            if self._chooses:
-                cap = int(self._own_caps(tenant))
+            cap, bound = self._cap_of(tenant)
             if self._weighs:
                 weight = self._weights(tenant)
-            if self._bounds is not None:
-                limit, bound = self._bounds.look(tenant)
-                cap = cap if limit is None else min(cap, limit)
         # From the present round: from 0 it would have all turns until it has caught up with the
         # others.
         lane: Lane[T] = Lane(tenant, cap, weight, self._round * self._quantum, self.typical)
-        if bound is not None:
-            lane.bound = bound
+        lane.bound = bound
         control = self._controls.get(tenant) if self._controls else None
         if control is not None:
             lane.control = control
