@@ -581,18 +581,15 @@ class Core:
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
-    def sweep(self, now: float) -> bool:
-        """Reject what waits here and would be deleted before it can run. Returns whether there was any."""
+    def sweep(self, now: float) -> None:
+        """Reject what waits here and would be deleted before it can run."""
         # In passing, since it takes time in proportion to what is away.
         self.away.tidy(now)
         self.availability.tidy(now)
-        struck = False
         for job in self.scheduler.waiting_tickets():
             if job.state is State.WAITING and job.task is None and self._expires(job):
                 self.give_group_back(job)
                 self.finish(job, now)
-                struck = True
-        return struck
 
     def _expires(self, job: Job) -> bool:
         facts = job.source.facts

@@ -347,9 +347,10 @@ class Engine:
         self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        struck = self.core.sweep(self._time())
+        before = self.core.scheduler.size
+        self.core.sweep(self._time())
         self.act()
-        if struck:
+        if self.core.scheduler.size < before:
             self.make_room()
         self._tell_of_memory()
         self.begin()
