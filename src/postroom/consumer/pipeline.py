@@ -514,11 +514,9 @@ def _is_of_resources(error: BaseException) -> bool:
 def _log_retry(job: Job, instruction: Retry) -> None:
     reason = redact(str(instruction))
     after = "its backoff" if instruction.delay is None else f"{instruction.delay:g} s"
-    text, tenant = (
-        "Retry asked for message %s of tenant %s (attempt %d, receive %d), after %s: %s",
-        display_key(job.tenant),
-    )
-    arguments = (job.message.id, tenant, job.attempt, job.receives, after, reason or "no reason given")
+    text = "Retry asked for message %s of tenant %s (attempt %d, receive %d), after %s: %s"
+    tenant, why = display_key(job.tenant), reason or "no reason given"
+    arguments = (job.message.id, tenant, job.attempt, job.receives, after, why)
     _log.log(logging.INFO if reason else logging.DEBUG, text, *arguments, extra=about(job))
 
 
