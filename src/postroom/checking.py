@@ -3,10 +3,16 @@
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from postroom.display import hide_passwords
 from postroom.errors import ConfigurationError
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number; infinity is one, True and NaN are none."""
+    # Compared with itself: `math.isnan` fails on an integer that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124
 
 
 def check_function(what: str, call: str, value: object, *, arguments: int = 1) -> None:

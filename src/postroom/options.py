@@ -7,11 +7,11 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from postroom.checking import check_choice, check_flag, check_plain
+from postroom.checking import check_choice, check_flag, check_plain, is_number
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.message import Message
@@ -47,10 +47,6 @@ def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sente
         raise ConfigurationError(what)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
-
-
 def check_seconds(
     owner: str, name: str, value: object, *, least: float = 0.0, most: float = math.inf, limit: str = ""
 ) -> None:
@@ -58,7 +54,7 @@ def check_seconds(
     hint = f" ({limit})" if limit else ""
     upper = "" if math.isinf(most) else f" and at most {most:g}"
     text = f"{owner}({name}=...) takes seconds, at least {least:g}{upper}{hint}; got {value!r}"
-    _require(_is_number(value) and least <= value <= most, text)
+    _require(is_number(value) and least <= value <= most, text)
 
 
 def check_count(
@@ -235,7 +231,7 @@ class RetryPolicy:
         check_seconds("RetryPolicy", "base", self.base)
         check_seconds("RetryPolicy", "cap", self.cap, least=self.base, most=MAX_VISIBILITY, limit="not less than base")
         _require(
-            _is_number(self.jitter) and 0 <= self.jitter <= 1,
+            is_number(self.jitter) and 0 <= self.jitter <= 1,
             f"RetryPolicy(jitter=...) takes a part from 0 to 1; got {self.jitter!r}",
         )
         if self.delay is not None:

@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, Protocol, overload
 
 import msgspec
 
+from postroom.checking import is_number
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.consumer.transacting import MessageTransaction
 from postroom.errors import ConfigurationError, PostroomError, retry_delay
@@ -116,7 +117,7 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
 
         Raises: as ``ack``.
         """
-        if not _is_number(seconds) or not 0 < seconds <= MAX_VISIBILITY:
+        if not is_number(seconds) or not 0 < seconds <= MAX_VISIBILITY:
             text = f"ctx.extend(seconds) takes more than 0 and at most {MAX_VISIBILITY:,} s; got {seconds!r}"
             raise ConfigurationError(text)
         return self._confirmed("extend", lambda: self._settles.extend(seconds))
@@ -183,10 +184,6 @@ def _key_of(message: Message, key: str | None) -> MessageKey:
         text = f"ctx.transaction(key=...) takes 1 to {_LONGEST_KEY} characters, none of them NUL; got {len(key)}"
         raise ConfigurationError(text)
     return MessageKey(message.queue, f"key:{key}")  # no message id looks like that
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
 
 
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
+from postroom.checking import is_number
 from postroom.consumer.callables import is_async, name_of
 from postroom.consumer.choices import Choice
 from postroom.consumer.context import Confirmation, MessageContext, settling_later
@@ -170,9 +171,7 @@ def _limit_for(ctx: MessageContext[Any, Any], limit: Limit) -> float | None:
 
 
 def _is_limit(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return value is None or (is_number(value) and value > 0)
 
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, cast
 
-from postroom.checking import check_function, check_queue, shown
+from postroom.checking import check_function, check_queue, is_number, shown
 from postroom.errors import ConfigurationError
 from postroom.options import check_count, check_seconds
 
@@ -123,11 +123,7 @@ def weights_of(listed: Any) -> dict[str, float]:
         check_queue("queues=[...]", name)
         if name in weights:
             raise ConfigurationError(f"queues= names {name!r} twice; say a weight instead: queues={{{name!r}: 2}}")
-        if not _is_number(weight) or not 0 < weight < math.inf:
+        if not is_number(weight) or not 0 < weight < math.inf:
             raise ConfigurationError(f"the weight of queue {name!r} is a number above 0, such as 2; got {weight!r}")
         weights[name] = float(weight)
     return weights
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)

@@ -1,12 +1,11 @@
 """What a user says about a fleet: one frozen value, checked when it is made."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from postroom.checking import check_choice
+from postroom.checking import check_choice, is_number
 from postroom.errors import ConfigurationError
 from postroom.fleet.protocol import SharedState
 from postroom.fleet.valkey import CommandClient, ValkeyState
@@ -88,5 +87,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_between(value: object, least: float, most: float) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    return number and least <= cast("float", value) <= most
+    return is_number(value) and least <= value <= most
