@@ -65,7 +65,7 @@ MODULES = {
     "step-functions": ("Step Functions", "postroom.integrations.step_functions"),
 }
 """By page: its title, and the module of which every public name is described."""
-INTERNAL = {"retry_delay"}
+INTERNAL = {"in_words", "retry_delay"}
 """What modules without ``__all__`` have for the package itself."""
 _DECISIONS = "pause resume quarantine divert limit retry_now invalidate close places drain offboard probe"
 _STATEMENTS = "show_attribute_values: false"

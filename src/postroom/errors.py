@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from postroom.display import hide_passwords
+from postroom.redaction import describe
 
 _LONGEST_DELAY: Final = 43_200
 """SQS hides a message for 12 hours at most."""
@@ -50,6 +51,11 @@ class ConfigurationError(PostroomError, ValueError):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(hide_passwords(each) if isinstance(each, str) else each for each in arguments))
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error in one line: postroom's own by their text, others without the secrets that they may quote."""
+    return str(error) if isinstance(error, PostroomError) else describe(error)
 
 
 class MessageError(PostroomError):

@@ -18,8 +18,7 @@ import msgspec
 from postroom.console.actions import Order, carry_out
 from postroom.console.desk import MOST_ROWS, Desk
 from postroom.consumer import Consumer
-from postroom.errors import ConfigurationError, PostroomError
-from postroom.redaction import describe
+from postroom.errors import ConfigurationError, in_words
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -197,7 +196,7 @@ class _Console:
         except TimeoutError as error:
             raise _Refused(504, str(error) or "it was not done in time") from error
         except Exception as error:  # whatever a registry or a provider raises
-            raise _Refused(502, str(error) if isinstance(error, PostroomError) else describe(error)) from error
+            raise _Refused(502, in_words(error)) from error
         await _answer(send, 200, _JSON, msgspec.json.encode(done))
 
     async def _operator(self, scope: Scope, headers: Mapping[str, str]) -> str | None:

@@ -11,7 +11,7 @@ from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
 from postroom.consumer.source import Source
 from postroom.display import display_key
-from postroom.errors import ContextError, PostroomError
+from postroom.errors import ContextError, in_words
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.redaction import describe
@@ -323,7 +323,6 @@ async def _known(found: Any) -> Any:
 def _context_error(job: Job, error: BaseException) -> ContextError:
     if isinstance(error, ContextError):
         return error
-    text = str(error) if isinstance(error, PostroomError) else describe(error)
-    wrapped = ContextError(text, message_id=job.message.id)
+    wrapped = ContextError(in_words(error), message_id=job.message.id)
     wrapped.__cause__ = error
     return wrapped

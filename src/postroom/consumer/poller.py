@@ -10,12 +10,11 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Pause, ReceivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
-from postroom.errors import PostroomError, ServiceUnavailable, TransportError
+from postroom.errors import ServiceUnavailable, TransportError, in_words
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
-from postroom.redaction import describe
 from postroom.settlement import Moment
 from postroom.tasks import Tasks, has_to_leave
 
@@ -117,7 +116,7 @@ class Receiver:
         if self.failing_since is None:
             self.failing_since = began
         self.failing_with = type(error).__name__
-        what = error if isinstance(error, PostroomError) else describe(error)
+        what = in_words(error)
         text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
         _log.log(level, text, name, pause, what, extra=about(queue=name))
         if self._observers:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from postroom.consumer.job import Job
-from postroom.errors import PostroomError
+from postroom.errors import in_words
 from postroom.log_fields import Log, Step, about
-from postroom.redaction import describe, redact
+from postroom.redaction import redact
 from postroom.resources import display_key
 
 _log = Log("postroom.consumer", Step.DEAD_LETTER)
@@ -43,8 +43,7 @@ class Rejections:
     def failed(self, job: Job, reason: str, error: BaseException) -> None:
         """Log that another queue has not taken a message, so that it comes back."""
         text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s; it comes back"
-        told = error if isinstance(error, PostroomError) else describe(error)
-        arguments = (job.message.id, display_key(job.tenant), redact(reason), told)
+        arguments = (job.message.id, display_key(job.tenant), redact(reason), in_words(error))
         self._log(logging.ERROR, job, type(error).__name__, text, arguments)
 
     def _log(self, level: int, job: Job, cause: str, text: str, arguments: tuple[object, ...]) -> None:

@@ -9,9 +9,8 @@ from postroom.consumer.queues import Queues
 from postroom.consumer.rota import Rota, Station
 from postroom.consumer.rotation import Rotation
 from postroom.consumer.statistics import QueueStatistics
-from postroom.errors import ConfigurationError, PostroomError, ServiceUnavailable
+from postroom.errors import ConfigurationError, ServiceUnavailable, in_words
 from postroom.log_fields import Log, Step, about
-from postroom.redaction import describe
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Client, Queue
 
@@ -101,8 +100,7 @@ class Roster:
             if (trouble := type(error).__name__) != self._trouble:
                 self._trouble = trouble
                 text = "The queues of %s could not be listed; those that are known stay: %s"
-                said = error if isinstance(error, PostroomError) else describe(error)
-                _log.error(text, self._queues.title, said, extra=about(queue=self._queues.title))
+                _log.error(text, self._queues.title, in_words(error), extra=about(queue=self._queues.title))
             return
         self._trouble = ""
         for name in [name for name in self._weights if name not in weights]:

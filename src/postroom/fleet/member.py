@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from postroom.display import display_key
-from postroom.errors import ConfigurationError, PostroomError
+from postroom.errors import ConfigurationError, in_words
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
 from postroom.fleet.hints import MOST, Hints
@@ -21,7 +21,6 @@ from postroom.fleet.orders import Orders, Report
 from postroom.fleet.protocol import REMEMBERED, Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.log_fields import Log, Step, about
-from postroom.redaction import describe
 from postroom.scheduling import Pace
 from postroom.tasks import Tasks, has_to_leave
 
@@ -136,7 +135,7 @@ class Member:
             except BaseException as error:  # whatever a client raises: slots run out by themselves
                 if has_to_leave(error, task):
                     raise
-                _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, _shown(error))
+                _log.info("Fleet %s: slots were not returned, they run out: %s", self.name, in_words(error))
         try:
             # Also after a failure: a connection that stays open keeps its socket until the process
             # ends.
@@ -144,7 +143,7 @@ class Member:
         except BaseException as error:
             if has_to_leave(error, task):
                 raise
-            _log.info("Fleet %s: closing the connection failed: %s", self.name, _shown(error))
+            _log.info("Fleet %s: closing the connection failed: %s", self.name, in_words(error))
 
     async def _run(self) -> None:
         while True:
@@ -221,7 +220,7 @@ class Member:
             return
         left = max(0.0, self.ledger.gone_at - self._time())
         text = "Fleet %s: the store cannot be reached; slots held here last %.1f s more, then fallback=%r applies: %s"
-        _log.warning(text, self.name, left, self.fleet.fallback, _shown(error))
+        _log.warning(text, self.name, left, self.fleet.fallback, in_words(error))
         if self._observers:
             self._observers.tell(FleetUnreachable(self.name, error, left))
 
@@ -288,7 +287,7 @@ class Member:
             if has_to_leave(error, task):
                 raise
             text = "Fleet %s: a decision holds in this replica only until the store can be reached: %s"
-            _log.warning(text, self.name, _shown(error))
+            _log.warning(text, self.name, in_words(error))
 
     async def _publish(self) -> None:
         # A copy: another thread may decide while this one is being sent.
@@ -430,7 +429,3 @@ class _FleetPace(Pace):
             replicas = max(1, ledger.replicas) if ledger.fleet.fallback == "share" else 1
             return super().take(now / replicas) * replicas  # its own time goes so much slower
         return ledger.fleet.tick
-
-
-def _shown(error: BaseException) -> str:
-    return str(error) if isinstance(error, PostroomError) else describe(error)
