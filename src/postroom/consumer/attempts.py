@@ -65,7 +65,9 @@ class Attempts:
         _add(self._spent, job.message.id)
 
     def succeeded(self, job: Job) -> None:
-        """Note that another message of a tenant succeeded: what fails beside it may be poison."""
+        """Note that a message succeeded: it is no poison, and others of its tenant that fail may be."""
+        if self._poison:
+            self._forget_poison(job)
         if self._poison:
             self._successes[job.tenant] = self._successes.get(job.tenant, 0) + 1
 

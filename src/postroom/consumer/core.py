@@ -229,7 +229,9 @@ class Core:
         if not policy.is_surplus(job, standing, crowded=crowded, now=now):
             return False
         facts = job.source.facts
-        return job.source.attempts.may_park(job) and len(self.away) < MOST_AWAY and facts.refusal() is None
+        if not job.source.attempts.may_park(job) or facts.seconds_left(job) < _PARK[1]:
+            return False
+        return len(self.away) < MOST_AWAY and facts.refusal() is None
 
     def _park(self, job: Job) -> None:
         self.parked += 1
@@ -453,9 +455,9 @@ class Core:
     def lost(self, job: Job, now: float) -> None:
         """Strike off a message that is not ours any longer and has no task.
 
-        One behind another of its message group stays there until that is done: the engine finds it lost.
+        What is behind it in its message group goes back now: what comes later is in order.
         """
-        if job.state is State.WAITING and job.task is None and job.lane is not None:
+        if job.state is State.WAITING and job.task is None:
             self.give_group_back(job)
             self.finish(job, now)
         elif job.state is State.NEW and job.source.fifo and (group := job.source.group_of(job.message)) is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Hashable, Sequence
+from itertools import takewhile
 from typing import Any, Final, cast
 
 from postroom.consumer.core import Core, Scene
@@ -38,7 +39,7 @@ class _Batch:
 class Intake:
     """Takes received messages in: holds them, resolves their contexts, and hands them to the core.
 
-    After ``close``, messages that still arrive are given back at once.
+    When the consumer stops, it gives back what it has and what still arrives, but for what the core keeps.
     """
 
     def __init__(
@@ -118,14 +119,24 @@ class Intake:
         for batch in [batch for batch in self._batches if batch.group == group]:
             self._withdraw(batch)
 
-    async def close(self) -> None:
-        """Give back everything that has no context yet, and what still arrives."""
-        resolving = [batch.task for batch in self._batches if batch.task is not None]
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """What works on messages that have no context yet."""
+        return {batch.task for batch in self._batches if batch.task is not None}
+
+    async def close(self, within: float) -> None:
+        """Give back what has no context yet and that the core does not keep: called when it closes and abandons.
+
+        ``within`` is how many seconds resolvers may take to end that were cancelled.
+        """
+        cancelled = self.tasks
         for batch in tuple(self._batches):
-            self._withdraw(batch)
-        if resolving:
-            # They were cancelled; their `finally` must be over before the settlers drain.
-            await asyncio.wait(resolving)
+            # From the front, in order: nothing may overtake what goes back.
+            kept = takewhile(self._core.keeps, (job for job, _ in reversed(batch.waiting)))
+            self._withdraw(batch, sum(1 for _ in kept))
+        if cancelled := cancelled - self.tasks:
+            # Their `finally` must be over before the settlers drain.
+            await asyncio.wait(cancelled, timeout=within)
 
     def _resolve(self, job: Job) -> Any:
         """Call the resolver. What it raises becomes a ``ContextError``, which is returned in the context's place."""
@@ -228,10 +239,14 @@ class Intake:
                 return late
             return _context_error(job, error)
 
-    def _withdraw(self, batch: _Batch) -> None:
-        """Give a batch back. Not left to its task: one that is cancelled before it began would never do it."""
-        self._batches.pop(batch, None)
-        for job, awaitable in reversed(batch.waiting):
+    def _withdraw(self, batch: _Batch, kept: int = 0) -> None:
+        """Give a batch back, all but the first so many.
+
+        Not left to its task: one that is cancelled before it began would never do it.
+        """
+        going = batch.waiting[: len(batch.waiting) - kept]
+        del batch.waiting[: len(going)]
+        for job, awaitable in reversed(going):
             self._no_longer_resolves(job)
             if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
                 # A coroutine that never ran would warn "was never awaited" when it is collected.
@@ -240,9 +255,10 @@ class Intake:
                 self._core.give_back(job, Settlement.RETURNED)
             else:
                 self._core.return_behind(job)
-        batch.waiting.clear()
-        if batch.task is not None:
-            batch.task.cancel()
+        if not batch.waiting:
+            self._batches.pop(batch, None)
+            if batch.task is not None:
+                batch.task.cancel()
         self._engine.act()
         self._engine.make_room()
 

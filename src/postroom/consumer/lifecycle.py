@@ -385,13 +385,15 @@ class Run(Generic[C, R]):
             # close needs.
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
-        for inlet in self.inlets:
-            # After `core.close`: what is still being resolved must find the core closing, and go
-            # back.
-            await inlet.intake.close()
+        await self._close_intakes()
         if self._batches is not None:
             self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
+
+    async def _close_intakes(self) -> None:
+        """Give back what is still being resolved, after the core was told."""
+        # Together: a resolver that ignores its cancellation must not take the time of other queues.
+        await asyncio.gather(*(inlet.intake.close(_GRACE) for inlet in self.inlets))
 
     async def _drain_handlers(self) -> None:
         if not self._unfinished():
@@ -412,6 +414,7 @@ class Run(Generic[C, R]):
         self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
         self.core.abandon()
         self.engine.act()
+        await self._close_intakes()
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
             self.cancelled += sum(job.started for job in jobs)
@@ -537,13 +540,16 @@ class Run(Generic[C, R]):
     def _tasks(self) -> set[asyncio.Task[None]]:
         return {job.task for job in self.engine.jobs if job.task is not None}
 
+    def _resolving(self) -> set[asyncio.Task[None]]:
+        return {task for inlet in self.inlets for task in inlet.intake.tasks}
+
     def _unfinished(self) -> int:
-        return len(self.engine.jobs) + max(0, self.scheduler.ready)
+        return len(self.engine.jobs) + max(0, self.scheduler.ready) + len(self._resolving())
 
     async def _all_ended(self) -> None:
         while self._unfinished():
             # A job may have no task yet: it gets one within a turn of the loop.
-            tasks = self._tasks()
+            tasks = self._tasks() | self._resolving()
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))
 
     async def _wait_for_hurry(self) -> None:

@@ -307,7 +307,7 @@ def abandons_nothing(patch: Patch) -> None:
     patch.setattr(Core, "abandon", lambda self: None)
 
 
-@mutant(1786)
+@mutant(3322)
 def leaves_what_was_lost(patch: Patch) -> None:
     """A message that is not ours stays in its lane."""
     patch.setattr(Core, "lost", lambda self, job, now: None)

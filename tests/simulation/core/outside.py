@@ -53,7 +53,7 @@ class Letter:
     """Receives that were spent because too much was held."""
     parks: int = 0
     left_at: float = 0.0
-    """When it was last given back, or lost."""
+    """When it was last decided to give it back, or when it was lost."""
 
 
 class ModelQueue:

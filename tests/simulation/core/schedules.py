@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from postroom.consumer.job import Job
+from postroom.scheduling import State
 from simulation.core.outside import Letter, Violation
 from simulation.core.plan import draw_plan, small_limits
 from simulation.core.watch import Watch
@@ -124,8 +125,9 @@ class Schedule:
             world.watch_slots()
 
     def is_over(self) -> bool:
-        """Whether every message has ended."""
-        return not self.world.queue.open and not self.world.jobs
+        """Whether every message has ended, in the queue and here."""
+        world = self.world
+        return not world.queue.open and not world.jobs and all(job.state is State.DONE for job in world.alive)
 
     # -- messages -----------------------------------------------------------------------------------------------
 

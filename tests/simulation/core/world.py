@@ -573,20 +573,20 @@ class World:
         if job.settlement is None and not job.lost:
             job.settlement = settlement
             self.note(settlement.value, f"{job.message.id} {delay:.3f}")
-            self.later(self.rng.choice([0.0, 0.01, 0.1]), self._send_back, job, delay, self.now + HIDDEN)
+            self.later(self.rng.choice([0.0, 0.01, 0.1]), self._send_back, job, delay, self.now)
 
-    def _send_back(self, job: Job, delay: float, until: float) -> None:
+    def _send_back(self, job: Job, delay: float, decided_at: float) -> None:
         settlement = job.settlement
         if job.lost or job.told or settlement is None:
             return
         letter = self.letter(job)
         if self.now < self.settling_fails_until:
-            if self.now < until and not self.stopped:
-                self.later(5.0, self._send_back, job, delay, until)
+            if self.now < decided_at + HIDDEN and not self.stopped:
+                self.later(5.0, self._send_back, job, delay, decided_at)
                 return
             self._let_go(job, letter)
             return
-        self.queue.show(job.receipt_handle, self.now + delay, self.now)
+        self.queue.show(job.receipt_handle, self.now + delay, decided_at)
         if settlement is Settlement.RETURNED and self.core.closing:
             letter.excused += 1
         self._drop(job)

@@ -109,6 +109,18 @@ def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
     assert attempts.poison(bad, options) == "poison: 6 failed attempts while 5 other messages of its tenant succeeded"
 
 
+def test_a_message_that_succeeded_is_no_poison() -> None:
+    """It was lost before it was deleted, and fails when it comes back: it is judged from the beginning."""
+    options = Faults(poison_after=2, poison_others=1)
+    queue = source(max_receives=100, faults=options)
+    attempts = Attempts(queue.facts)
+    message, other = job("a", 0, of=queue), job("a", 1, of=queue)
+    assert attempts.poison(message, options) is None
+    attempts.succeeded(message)
+    attempts.succeeded(other)
+    assert attempts.poison(message, options) is None
+
+
 def test_memory_is_bounded() -> None:
     """Floods of failing tenants push the oldest out (I10)."""
     watch = Watch(breaker_after=1, messages=1)

@@ -461,3 +461,123 @@ def test_a_message_that_is_lost_leaves_its_room_to_others() -> None:
             return [*seen, world.counts("orders.fifo")]
 
     assert in_world(scenario) == [(0, 2)] * 2
+
+
+@pytest.mark.parametrize(("resolves_in", "end"), [(3, (["1"], 0)), (60, ([], 1))])
+def test_a_stop_waits_for_the_context_of_a_message_at_its_last_receive(
+    resolves_in: float, end: tuple[list[str], int]
+) -> None:
+    """It is handled while the stop drains; if that is too short, it is a dead letter with a reason, not lost."""
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create(dead_letters="dead", receives=1)
+
+        async def resolve(message: Message) -> Tenant:
+            await asyncio.sleep(resolves_in)
+            return Tenant("a")
+
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            done.append(order.order_id)
+
+        world.send_orders("1")
+        async with orders:
+            while not orders.statistics().received:
+                await asyncio.sleep(0)
+        assert world.counts() == (0, 0)
+        return done, world.counts("dead")[0]
+
+    assert in_world(scenario) == end
+
+
+def test_what_a_poll_brings_during_a_stop_is_not_left_behind_an_async_resolver() -> None:
+    """S7: at its last receive it waits for its context until the handlers end, and then it is a dead letter."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=1)
+
+        async def resolve(message: Message) -> Tenant:
+            await (asyncio.Event().wait() if "late" in message.body else asyncio.sleep(0))
+            return Tenant("a")
+
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        world.send_orders("runs", seconds=5)
+        async with orders:
+            await asyncio.sleep(1)
+            asyncio.get_running_loop().call_later(1, world.send_orders, "late")  # while the stop waits
+        return world.counts()[1], world.counts("dead")[0]
+
+    assert in_world(scenario) == (0, 1)
+
+
+def test_a_resolver_that_ignores_its_cancellation_does_not_keep_a_stop() -> None:
+    """Its message goes back at once, and the stop goes on after a second."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], bool]:
+        world.create()
+        loop = asyncio.get_running_loop()
+        release = asyncio.Event()
+
+        async def resolve(message: Message) -> Tenant:
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+            return Tenant("a")
+
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+
+        @orders.handler
+        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+            raise AssertionError("not reached")
+
+        world.send_orders("1")
+        async with orders:
+            while not orders.statistics().received:
+                await asyncio.sleep(0)
+            began = loop.time()
+        seen = world.counts(), loop.time() - began < 10
+        release.set()
+        await asyncio.sleep(1)
+        return seen
+
+    assert in_world(scenario) == ((1, 0), True)
+
+
+def test_what_is_behind_a_lost_message_of_its_group_does_not_cost_a_later_receive() -> None:
+    """Two of a group wait behind a third. Both are lost, and both come back: they run, and nothing is returned."""
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders: Consumer[Tenant] = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            visibility=lambda call: Visibility(heartbeat="first" in call.message.body),
+            client=world.client,
+        )
+        started: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            started.append(order.order_id)
+            if order.order_id == "first":
+                await asyncio.sleep(70)  # longer than the visibility timeout of the others
+                await ctx.ack()
+                await asyncio.sleep(5)  # SQS gives out the others again
+
+        for name in ("first", "second", "third"):
+            world.send({"order_id": name}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(120)
+            return started, orders.statistics().received
+
+    assert in_world(scenario) == (["first", "second", "third"], 5)

@@ -1,11 +1,20 @@
 """What a process that only consumes tells the garbage collector."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 
 from postroom import Consumer, ExitCode, MessageContext, serve
 from support.world import Databases, Order, Tenant, World, in_world
+
+
+@pytest.fixture(autouse=True)
+def nothing_frozen() -> Iterator[None]:
+    """Let the collector see what the test suite hides from it, until the end of the test."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.mark.parametrize("freeze", [True, False])
