@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from postroom import Faults
 
 
+PAUSE, LONGEST = 0.5, 15.0
+"""Seconds for which a tenant is left alone at the least after its handlers met an outage; doubles up to the longest."""
+
+
 @dataclass(slots=True)
 class _Start:
     at: float
@@ -31,6 +35,8 @@ class _Tenant:
     """By queue."""
     failures: Counter[str] = field(default_factory=Counter[str])
     """Of single messages that have not succeeded since."""
+    outages: list[float] = field(default_factory=list[float])
+    """When its handlers met an outage of its resources, since the last success."""
     before: dict[str, int] = field(default_factory=dict[str, int])
     """Successes of the tenant when a message failed first."""
 
@@ -81,6 +87,7 @@ class Blame:
         known.opened_at = None
         known.probes.clear()
         known.successes[self._queue_of(message)] += 1
+        known.outages.clear()
         known.failures.pop(message, None)
         known.before.pop(message, None)
 
@@ -106,6 +113,17 @@ class Blame:
         known.opened_at = now
         known.pause = min(options.cap, options.base * 2.0**known.trips) / 2
         known.trips += 1
+
+    def met_outage(self, tenant: str, at_once: int, now: float) -> str | None:
+        """Note that a handler met an outage of its tenant's resources."""
+        outages = self._tenants[tenant].outages
+        outages.append(now)
+        seconds, rounds, pause = now - outages[0], 2, PAUSE
+        while seconds >= pause:
+            seconds, rounds, pause = seconds - pause, rounds + 1, min(2 * pause, LONGEST)
+        if len(outages) <= at_once * rounds:
+            return None
+        return f"lets handlers of {tenant} meet an outage {len(outages)} times in {now - outages[0]:.3f} s"
 
     def is_open(self, tenant: str) -> bool:
         """Return whether a tenant's breaker is open."""

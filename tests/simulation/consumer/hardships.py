@@ -15,6 +15,7 @@ from postroom.testing.databases import Trouble
 from postroom.testing.faults import Faults
 from simulation.consumer.plan import (
     ENDLESS,
+    Cut,
     Deployment,
     Event,
     Kind,
@@ -288,6 +289,22 @@ def _many_groups(plan: Plan, rng: Random) -> Plan:
     return _with(plan, *pauses, orders=orders, kept_paused=tenant, survivors_finish=True)
 
 
+def _cut_statements(plan: Plan, rng: Random) -> Plan:
+    """A tenant's handlers meet an outage that no open of its resources shows; it has a few messages."""
+    tenant = rng.choice(plan.tenants)
+    start = rng.uniform(0.0, 8.0)
+    cut = Cut(tenant, start, start + rng.uniform(4.0, 20.0))
+    group = f"{tenant}-0" if plan.fifo else tenant
+    more = tuple(
+        OrderPlan(f"{tenant}-cut-{number}", tenant, group, rng.uniform(0.0, cut.end), Kind.WELL, 0.02, 0)
+        for number in range(rng.randint(2, 6))
+    )
+    orders = tuple(sorted((*more, *plan.orders), key=lambda order: order.at))
+    # What says that it is an outage must not fail itself.
+    raising = tuple(each for each in plan.raising if each.function != "classify")
+    return replace(plan, cuts=(cut,), orders=orders, raising=raising)
+
+
 HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("overload", 0.04, _overload),
     ("small receives", 0.3, _small_receives),
@@ -308,6 +325,7 @@ HARDSHIPS: tuple[tuple[str, float, Harden], ...] = (
     ("watched logs", 0.15, _watched_logs),
     ("chosen options", 0.1, _chosen_options),
     ("many groups", 0.05, _many_groups),
+    ("cut statements", 0.08, _cut_statements),
 )
 """Each hardship, and how many of the schedules that are not ordinary have it."""
 

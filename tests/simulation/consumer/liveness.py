@@ -7,6 +7,8 @@ from postroom.options import OpenBackoff, PoolTimeouts
 from simulation.consumer.plan import ENDLESS, OrderPlan, Plan
 
 _SLACK = 60.0
+OUTAGE = 30.0
+"""Seconds for which a tenant is left alone at most after its handlers met an outage of its resources."""
 _STEP = 3.0
 """Seconds that a message takes beside its handler: polls, opens, latencies."""
 
@@ -24,6 +26,8 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
         pause += options["visibility"].timeout  # nothing is done about a failure: it is left to that
     if options["faults"].breaker_after is not None:
         pause += options["faults"].cap
+    if plan.cuts:
+        pause += OUTAGE
     if (limit := options["concurrency"].handler_timeout) is not None:
         pause += limit
     total: float = sum(each.seconds + _STEP + _tries(plan, each) * (each.seconds + pause) for each in orders)

@@ -50,7 +50,7 @@ class Mutant:
     """Which oracle it is that notices first."""
 
 
-PROVED = ("attempts", "context", "liveness", "expense", "bytes", "owner", "no loss")
+PROVED = ("attempts", "context", "liveness", "expense", "bytes", "owner", "no loss", "pace")
 """Oracles that have to notice two planted defects or more."""
 
 
@@ -286,6 +286,14 @@ def _acks_failures(_settle: Any) -> Any:
 def _fails_duplicates(_was_handled: Any) -> Any:
     def mutant(self: Any, job: Job) -> None:
         self._settle_failure(job, ValueError("handled before"))
+
+    return mutant
+
+
+def _ends_pauses(recovered: Any) -> Any:
+    def mutant(self: Any, tenant: Any, host: Any, now: float) -> Any:
+        self._met.pop(tenant, None)
+        return recovered(self, tenant, host, now)
 
     return mutant
 
@@ -567,6 +575,9 @@ MUTANTS = (
     Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 21, "no loss"),
     Mutant("waits for a slot until the end", _says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
     Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
+    # -- pace
+    Mutant("makes no pause for handlers", _says(Availability, "_pause_of_handlers", answer=0.0), 5, "pace"),
+    Mutant("ends that pause with an open", _swap(Availability, "recovered", _ends_pauses), 5, "pace"),
 )
 
 

@@ -87,6 +87,15 @@ class Broken:
     """Whether it fails with a ConnectionError, so that the resource is not trusted any longer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A time in which every statement of a tenant's handlers is cut, as behind a proxy, although connecting works."""
+
+    tenant: str
+    start: float
+    end: float
+
+
 class OpenError(StrEnum):
     """How a broken deployment fails each open."""
 
@@ -164,6 +173,7 @@ class Plan:
     """What makes it harder than an ordinary schedule; see ``hardships.py``."""
     end: float = 30.0
     """When the trouble is over."""
+    cuts: tuple[Cut, ...] = ()
     deployments: tuple[Deployment, ...] = ()
     raising: tuple[Raising, ...] = ()
     redrives: tuple[Redrive, ...] = ()

@@ -55,6 +55,12 @@ class Panic(BaseException):
     """A handler's own error that is no ``Exception``, as Rust extensions raise."""
 
 
+class CutOff(Exception):
+    """A statement that the database's side ended."""
+
+    sqlstate = "57P01"
+
+
 class Process:
     """A process. Everything that runs in it is found by its context variable, and dies with it."""
 
@@ -277,9 +283,10 @@ class Process:
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
-        self.ledger.reports(failure.message.receipt_handle)
         error = failure.error
-        for_now = isinstance(error, PoolExhaustedError) or (
+        if not isinstance(error, CutOff):
+            self.ledger.reports(failure.message.receipt_handle)
+        for_now = isinstance(error, PoolExhaustedError | CutOff) or (
             isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
         )
         try:
@@ -363,6 +370,9 @@ class Process:
         except asyncio.CancelledError as error:
             self._judge_cancellation(ctx, error)
             raise
+        except CutOff:
+            self._was_cut_off(ctx)
+            raise
         except (OwnershipLost, AlreadyHandled):
             raise
         except BaseException:
@@ -406,6 +416,13 @@ class Process:
             self.history.broken("attempts", f"{self.name}: {wrong}")
         if not self.watch.owns(message.id):
             self.history.broken("owner", f"{self.name} starts a handler for {message.id[:4]}, which it lost before")
+
+    def _was_cut_off(self, ctx: Ctx) -> None:
+        """Oracle *pace*: the message waits, and nothing of it has failed. It runs again, not as fast as it can."""
+        self.watch.started.discard(ctx.message.receipt_handle)
+        at_once = self.shared.plan.options["concurrency"].per_tenant
+        if (wrong := self.blame.met_outage(ctx.context.tenant_id, at_once, self._now())) is not None:
+            self.history.broken("pace", f"{self.name} {wrong}")
 
     def _fails(self, message: Message) -> None:
         """Note a failed attempt."""
@@ -476,6 +493,9 @@ class Process:
     def _break(self, tenant: str) -> None:
         """Fail if this is a time in which everything of the tenant does."""
         now = self._now()
+        for cut in self.shared.plan.cuts:
+            if cut.tenant == tenant and cut.start <= now < cut.end:
+                raise CutOff
         for time in self.shared.plan.broken:
             if time.tenant == tenant and time.start <= now < time.end:
                 raise ConnectionResetError("broken") if time.suspect else ValueError("broken")

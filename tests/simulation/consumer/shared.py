@@ -101,7 +101,7 @@ class Shared:
     def healthy(self, tenant: str) -> bool:
         """Return whether nothing at all is planned that could be in a tenant's way now."""
         plan = self.plan
-        return not (plan.deployments or plan.raising or plan.broken or tenant in self.troubled)
+        return not (plan.deployments or plan.raising or plan.broken or plan.cuts or tenant in self.troubled)
 
     def blocked_since(self, when: float) -> float:
         """Return the seconds since some time in which nothing ran."""
