@@ -13,8 +13,10 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
-    """Take what was collected, thousands of tests, out of the garbage collector's sight: it looked at it again and
-    again, which took a quarter of the time of all tests."""
+    """Hide what was collected from the garbage collector.
+
+    It looked at thousands of tests again and again, which took a quarter of the time that they take.
+    """
     gc.collect()
     gc.freeze()
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from postroom import Faults
 
-
 PAUSE, LONGEST = 0.5, 15.0
 """Seconds for which a tenant is left alone at the least after its handlers met an outage; doubles up to the longest."""
 
