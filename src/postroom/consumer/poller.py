@@ -186,6 +186,7 @@ class Poller(Receiver):
                 self.failed(error, pause, began)
                 await self._back_off(pause)
                 pause = min(pause * 2, self._polling.max_backoff)
+                self.wake()  # another poller may have waited for the room that this one had asked for
                 continue
             except BaseException:
                 # The room that it asked for is free again, whatever ended the receive.
