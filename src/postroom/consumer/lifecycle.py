@@ -441,13 +441,15 @@ class Run(Generic[C, R]):
     async def _flush(self, polls_end: float) -> None:
         self._diary.enter("acknowledgements and returned messages reach SQS", self.settings.shutdown.flush)
         deadline = self._loop.time() + self.settings.shutdown.flush
+        # What a poll brings has to go back: half of the time is kept for that.
+        polls_end = min(polls_end, deadline - self.settings.shutdown.flush / 2)
         try:
             async with asyncio.timeout_at(deadline):
                 seen = None
                 while seen != self._received:  # what a poll brought has to go back, too
                     seen = self._received
                     await self._settle_everything()
-                    await self._finish_polls(min(polls_end, deadline))
+                    await self._finish_polls(polls_end)
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())

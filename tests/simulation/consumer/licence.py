@@ -85,7 +85,9 @@ class Licence:
         process = self._process
         in_a_hurry = process.hurried or process.cancelled
         calm = not (in_a_hurry or process.disturbed or process.frozen or self._shared.gaps)
-        ready = self._shared.healthy(tenant) and not self._process.blame.is_open(tenant)
+        ready = (
+            tenant in self._plan.tenants and self._shared.healthy(tenant) and not self._process.blame.is_open(tenant)
+        )
         idle = len(self._process.handlers) + self._process.reporting == 0 and ready
         return calm and idle and shutdown.drain >= 1.0 and now < self._process.stopping_since + shutdown.drain - 0.5
 
@@ -146,4 +148,5 @@ class Licence:
         """Whether a consumer that stops can neither try a message nor give it back."""
         if self._process.stopping_since is None:
             return False
-        return not self._could_try(plan.tenant, self._now()) or (plan.group or "") in self._broken_groups
+        tenant = "stranger" if plan.kind is Kind.STRANGER else plan.tenant
+        return not self._could_try(tenant, self._now()) or (plan.group or "") in self._broken_groups

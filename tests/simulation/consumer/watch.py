@@ -304,7 +304,8 @@ class Watch:
                 ended_at = self.ended_at.get(receipt.message_id)
                 deleting = self.may_delete(receipt) and not receipt.ended and now < receipt.deadline
                 late = ended_at is not None and now - self.blocked_since(ended_at) > ended_at + self.patience()
-                if ended_at is not None and late and not self.sending and not deleting:
+                thaws = self.unread_since() < now  # it had decided to, and was frozen
+                if ended_at is not None and late and not (self.sending or deleting or thaws):
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)
                 if receipt.settled_at is not None:
