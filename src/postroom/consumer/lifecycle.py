@@ -548,6 +548,7 @@ class Run(Generic[C, R]):
 
     async def _all_ended(self) -> None:
         while self._unfinished():
+            self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks() | self._resolving()
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))
