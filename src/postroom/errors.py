@@ -29,6 +29,7 @@ provider's own exception is quoted, ``postroom.redaction`` has removed the secre
 """
 
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,7 +56,10 @@ class ConfigurationError(PostroomError, ValueError):
 
 def in_words(error: BaseException) -> str:
     """Return an error in one line: postroom's own by their text, others without the secrets that they may quote."""
-    return str(error) if isinstance(error, PostroomError) else describe(error)
+    if isinstance(error, PostroomError):
+        with suppress(Exception):  # of a class of the application's, with a `__str__` of its own
+            return str(error)
+    return describe(error)
 
 
 class MessageError(PostroomError):

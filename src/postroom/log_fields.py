@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from postroom.display import display_key
+from postroom.display import display_key, one_line
 from postroom.types import UNRESOLVED
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class Log(_Adapter):
         """
         logger = self.logger
         path, line, function = _caller()
+        args = tuple(map(_in_one_line, args))
         record = logger.makeRecord(logger.name, level, path, line, text, args, exc_info, function)
         known = record.__dict__
         for name, value in self._defaults.items():
@@ -151,6 +152,18 @@ class Log(_Adapter):
         if exc_text is not None:
             record.exc_text = exc_text
         logger.handle(record)
+
+
+def _in_one_line(argument: object) -> object:
+    """Return what a line says. Senders write some of it: a line break in there would begin a record of their own."""
+    if not isinstance(argument, str | BaseException):
+        return argument
+    try:
+        text = str(argument)
+    except Exception:  # an error of the application's with a `__str__` of its own
+        return type(argument).__name__
+    shown = one_line(text)
+    return argument if shown == text else shown
 
 
 def _caller() -> tuple[str, int, str]:

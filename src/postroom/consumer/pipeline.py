@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from postroom.errors import (
     ResourceError,
     ResourceOpenError,
     Retry,
+    in_words,
 )
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.log_fields import Log, Step, about
@@ -347,7 +349,8 @@ class Pipeline:
         ``quietly``: it is an outage, which is logged once for all of its messages.
         """
         if isinstance(error, MessageError):
-            error.message_id = job.message.id
+            with suppress(AttributeError):  # of a class of the application's, which may be frozen
+                error.message_id = job.message.id
         self.failed[type(error).__name__] += 1
         _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
         if self._observers:
@@ -499,9 +502,9 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
     """Return what becomes of a message with a body that cannot be used. The text of the error quotes no body."""
     match what:
         case OnInvalid.DROP:
-            return Drop(str(error))
+            return Drop(in_words(error))
         case OnInvalid.REJECT:
-            return Reject(str(error))
+            return Reject(in_words(error))
         case OnInvalid.FAIL:
             return None
 
