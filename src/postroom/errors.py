@@ -332,10 +332,12 @@ class Retry(Exception):
         ConfigurationError: ``delay`` is no finite number.
     """
 
+    delay: float | None = None  # also of a class derived from it that does not call this `__init__`
+
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
         _check_retry(reason)
         super().__init__(reason)
-        self.delay: float | None = retry_delay("Retry(delay=...)", delay)
+        self.delay = retry_delay("Retry(delay=...)", delay)
 
 
 class Reject(Exception):
@@ -348,9 +350,11 @@ class Reject(Exception):
         reason: why, for the people who read dead letters. It is logged, so keep secrets out of it.
     """
 
+    reason: str = "no reason given"  # of a class derived from it that does not call this `__init__`
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason: str = str(reason)
+        self.reason = str(reason)
 
 
 class Drop(Exception):
@@ -362,9 +366,11 @@ class Drop(Exception):
         reason: why. It is logged, so keep secrets out of it.
     """
 
+    reason: str = "no reason given"  # of a class derived from it that does not call this `__init__`
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason: str = str(reason)
+        self.reason = str(reason)
 
 
 class AlreadyHandled(BaseException):

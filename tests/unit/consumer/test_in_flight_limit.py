@@ -83,6 +83,20 @@ def test_a_receive_that_is_refused_for_the_limit_ends_parking_for_a_while_and_is
     assert 1 <= sum("too many messages in flight" in line for line in caplog.messages) <= 4
 
 
+def test_a_limit_that_is_reached_for_minutes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for one state, however long each receive is refused."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*map(str, range(12)), tenant="noisy", seconds=400)
+        async with noisy_consumer(world, wait=0):
+            await asyncio.sleep(300)
+
+    with mock.patch("postroom.local.delivery.MAX_IN_FLIGHT", 5), caplog.at_level(logging.WARNING):
+        in_world(scenario)
+    assert sum("too many messages in flight" in line for line in caplog.messages) == 1
+
+
 def test_the_attributes_are_not_asked_for_in_a_quiet_minute() -> None:
     """The attributes cost a call: a quiet consumer makes none."""
 
