@@ -14,14 +14,14 @@ from support.world import Order, Tenant, World, in_world
 LIMIT = 600
 
 
-def noisy_consumer(world: World, *, wait: float) -> Consumer[Tenant]:
+def noisy_consumer(world: World, *, wait: float, pollers: int = 4) -> Consumer[Tenant]:
     """Make a consumer with handlers that take so long that it can only park what it finds."""
     orders: Consumer[Tenant] = Consumer(
         "orders",
         context=Tenant,
         client=FarClient(world.client, 0.05),
         concurrency=Concurrency(total=4, per_tenant=4),
-        polling=Polling(wait=wait, pollers=4, scout="always"),
+        polling=Polling(wait=wait, pollers=pollers, scout="always"),
         shutdown=Shutdown(drain=0, cancel=1, flush=1, poll=0),
     )
 
@@ -89,7 +89,7 @@ def test_a_limit_that_is_reached_for_minutes_is_told_once(caplog: pytest.LogCapt
     async def scenario(world: World) -> None:
         world.create()
         world.send_orders(*map(str, range(12)), tenant="noisy", seconds=400)
-        async with noisy_consumer(world, wait=0):
+        async with noisy_consumer(world, wait=0, pollers=1):
             await asyncio.sleep(300)
 
     with mock.patch("postroom.local.delivery.MAX_IN_FLIGHT", 5), caplog.at_level(logging.WARNING):

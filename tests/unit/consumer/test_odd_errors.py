@@ -174,10 +174,11 @@ class Later(Retry):
     seconds: float = 3
 
 
+@dataclass
 class MuchLater(Retry):
     """One that says its delay in a way that SQS does not know."""
 
-    delay = timedelta(days=1)  # type: ignore[assignment]
+    delay: Any = timedelta(days=1)
 
 
 @dataclass(frozen=True)
