@@ -8,6 +8,7 @@ application's.
 import inspect
 import logging
 import sys
+import traceback
 from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -140,7 +141,25 @@ class Log(_Adapter):
         """Make a record with its fields, and hand it to the logger's handlers.
 
         Not by ``extra`` of the logger itself: that raises for a name which the application's record factory has set.
+        A factory, a filter or a handler of the application's that raises is told on standard error, as the standard
+        library does with what it catches itself: no message may be lost, and no consumer end, for a line of the log.
         """
+        try:
+            self._hand_over(level, text, args, extra, exc_info=exc_info, exc_text=exc_text)
+        except Exception as error:
+            if logging.raiseExceptions:
+                traceback.print_exception(error, chain=False)  # the error that is logged may have secrets
+
+    def _hand_over(
+        self,
+        level: int,
+        text: str,
+        args: tuple[object, ...],
+        extra: Mapping[str, object] | None,
+        *,
+        exc_info: Any,
+        exc_text: str | None,
+    ) -> None:
         logger = self.logger
         path, line, function = _caller()
         args = tuple(map(_in_one_line, args))
