@@ -69,7 +69,7 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         await opening.enter_async_context(client)
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
-                waits.on = f"{type(each).__name__} to be entered"
+                waits.on = f"{type(cast('object', each)).__name__} to be entered"
                 await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
         waits.on = "SQS to tell of the queue, or for credentials"
         where: Queue | Roster

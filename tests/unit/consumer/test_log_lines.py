@@ -124,7 +124,7 @@ class Unsayable(PayloadError):
     """An error with a text that cannot be had, and an id that cannot be set."""
 
     @property
-    def message_id(self) -> str | None:  # type: ignore[override]
+    def message_id(self) -> str | None:
         """Return none."""
         return None
 

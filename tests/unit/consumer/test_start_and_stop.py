@@ -129,8 +129,8 @@ def test_a_start_that_hangs_says_what_it_waits_for(caplog: pytest.LogCaptureFixt
     async def scenario(world: World) -> None:
         world.create()
         client = Slow(world)
-        for options in ({}, {"middleware": [Hangs()]}):
-            orders = consumer(client, **options)
+        for middleware in ([], [Hangs()]):
+            orders = consumer(client, middleware=middleware)
             asyncio.get_running_loop().call_later(20, client.may_open.set)
             async with orders:
                 await asyncio.sleep(30)
