@@ -352,6 +352,7 @@ class Core:
         job.met_outage = job.started = False
         self.probe_ended(job)
         if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+            self.give_group_back(job)
             self._sleep(job, wait, now)
             return
         # A FIFO message stays: deferred, it would keep its group away for the whole pause.

@@ -54,8 +54,8 @@ _GRACE = 1.0
 _LONG = 10.0
 """Seconds after which a start says what it waits for."""
 _NOTHING = QueueStatistics(settled={})
-_QUIET = 0.25
-"""Seconds that a poll may still take after everything was given back: what it brings by then is given back, too."""
+_MOMENT = 0.5
+"""Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
 
 
 async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants: Tenants) -> "Run[C, R]":
@@ -226,7 +226,6 @@ class Run(Generic[C, R]):
         self._hurry = asyncio.Event()
         self.cancelled: int = 0
         """Handlers that had to be cancelled."""
-        self._was_idle = False
         self.reason: StopReason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
@@ -366,8 +365,8 @@ class Run(Generic[C, R]):
     async def stop(self) -> None:
         """Stop in eight steps, each with a budget of its own; see ``Shutdown``.
 
-        1. Stop asking for messages. An outstanding long poll may end; what it brings is given back at once.
-        2. Messages that have not started go back with visibility 0, unless that would make dead letters of them.
+        1. Stop asking for messages. An outstanding long poll may end; what it brings is given back.
+        2. Messages that have not started go back, unless that would make dead letters of them.
         3. Handlers get ``drain`` seconds.
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
@@ -377,7 +376,6 @@ class Run(Generic[C, R]):
         """
         self.request_stop(StopReason.REQUESTED)
         self._diary.begin()
-        self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.name, self.reason))
         # The budget of the polls runs beside the steps below, not before them.
@@ -389,7 +387,7 @@ class Run(Generic[C, R]):
             # Before the flush: slots of the fleet are for handlers, and no further handler starts
             # here. Other replicas can have them.
             await self.member.close()
-        await self._flush(polls_end)  # 5, and 1: polls end last, because they may bring back what was given back
+        await self._flush(polls_end)  # 5, and 1: polls end last, because what they bring has to go back
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
@@ -404,6 +402,7 @@ class Run(Generic[C, R]):
     # -- the steps ----------------------------------------------------------------------------------------------
 
     async def _return_unstarted(self) -> None:
+        self.engine.keep_returns(self._out_until)
         self.core.close()
         self.engine.close()
         for job in tuple(self.engine.jobs):
@@ -411,7 +410,11 @@ class Run(Generic[C, R]):
             # close needs.
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
-        await self._close_intakes()
+        try:
+            await self._close_intakes()
+            await self._let_polls_end(min(_MOMENT, self.settings.shutdown.poll))
+        finally:
+            self.engine.let_returns_go()
         if self._batches is not None:
             self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
@@ -438,6 +441,7 @@ class Run(Generic[C, R]):
 
     async def _cancel_handlers(self) -> None:
         self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
+        await self._let_polls_end(0.0)
         self.core.abandon()
         self.engine.act()
         await self._close_intakes()
@@ -457,7 +461,7 @@ class Run(Generic[C, R]):
             _log.error(text, job.message.id, display_key(job.tenant), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
-            job.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
+            self.engine.give_back(job, Settlement.RETURNED)
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
@@ -466,7 +470,7 @@ class Run(Generic[C, R]):
         try:
             async with asyncio.timeout_at(deadline):
                 seen = None
-                while seen != self._received:  # what one poll brought and was given back, another may bring
+                while seen != self._received:  # what a poll brought has to go back, too
                     seen = self._received
                     await self._settle_everything()
                     await self._finish_polls(min(polls_end, deadline))
@@ -495,27 +499,32 @@ class Run(Generic[C, R]):
         while recalls := self.engine.recalls.out:  # also those that were out when the stop began
             await asyncio.wait(tuple(recalls))
 
-    async def _finish_polls(self, deadline: float) -> None:
-        """Wait for outstanding polls until the deadline, or a moment where there may be something for them to bring.
+    async def _let_polls_end(self, moment: float) -> None:
+        """Let so many seconds pass in which polls of a busy queue end, and end those that may be dropped by then.
 
-        They end last. SQS may serve what was given back to a poll that was abandoned, and it would stay invisible; a
-        poll that is alive brings it back here, and it is given back once more.
+        What goes back while a poll is out is hidden until that is over: SQS would serve it to the poll, here and once
+        more, or to one that nothing listens to any longer.
         """
         polls = [poll for poll in self._polls if not poll.done()]
-        cancellable = (getattr(queue, "cancellable_after", math.inf) for queue in self.queues)
-        cancellable_after = max(cancellable, default=0.0)
+        if not polls:
+            return
+        after = max((getattr(queue, "cancellable_after", math.inf) for queue in self.queues), default=0.0)
+        asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
+        seconds = 0.0 if asked_at == -math.inf else max(0.0, asked_at + after - self._loop.time())
+        await asyncio.wait(polls, timeout=min(seconds, moment))
+        if seconds <= moment:
+            await self._end_polls()
+
+    def _out_until(self, queue: Queue) -> float:
+        """Return until when polls of a queue may bring messages."""
+        return max((inlet.receiver.out_until for inlet in self.inlets if inlet.queue is queue), default=-math.inf)
+
+    async def _finish_polls(self, deadline: float) -> None:
+        """Wait for outstanding polls until the deadline. What they bring is given back."""
+        polls = [poll for poll in self._polls if not poll.done()]
         if polls:
-            brought = self._received
-            gave_back = self._gave_back()
-            # Nothing was given back that SQS might serve to this poll. It may be dropped early.
-            if not cancellable_after or (self._was_idle and not gave_back):  # it waits for an empty queue
-                last_asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
-                deadline = min(deadline, last_asked_at + cancellable_after)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back and cancellable_after else 0.0))
-            if self._received != brought:
-                text = "Polls brought %d messages during the stop"
-                _log.debug(text, self._received - brought, extra=self._about_queue())
+            await asyncio.wait(polls, timeout=max(left, 0.0))
 
     def _about_queue(self) -> dict[str, object]:
         return about(queue=self.name)
@@ -523,10 +532,6 @@ class Run(Generic[C, R]):
     @property
     def _received(self) -> int:
         return sum(inlet.intake.received for inlet in self.inlets)
-
-    def _gave_back(self) -> bool:
-        counts = [inlet.settler.counts() for inlet in self.inlets]
-        return any(each.get(settlement) for each in counts for settlement in (Settlement.RETURNED, Settlement.DEFERRED))
 
     async def _end_polls(self) -> None:
         polls = [poll for poll in self._polls if not poll.done()]

@@ -324,6 +324,8 @@ class Pipeline:
         elif job.settlement is None and not job.lost:
             self._core.refused(job, error, self._time())
             self._engine.act()
+        else:
+            self._give_group_back(job)
 
     async def _blame(self, job: Job, error: BaseException) -> None:
         """Count a failed attempt, tell ``on_error``, and do what it says or the retry policy."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
-from simulation.consumer.attempts import GROUP_WENT_BACK, MEMORY_FULL
+from simulation.consumer.attempts import GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
@@ -58,7 +58,7 @@ class Licence:
         tenant = self._shared.tenants[receipt.message_id]
         stops = self._process.stopping_since is not None
         if stops and not (self._is_at_its_last(receipt.message_id) and self._could_try(tenant, now)):
-            return "it stops"
+            return IT_STOPS
         if self._process.functions.raised_since(tenant, receipt.received_at):
             return "a function of the user's raised"
         if not self._could_hold(receipt, now):

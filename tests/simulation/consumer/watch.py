@@ -123,6 +123,7 @@ class Watch:
         self.on_rejected = on_rejected
         self.ledger = ledger
         polling = plan.options["polling"]
+        self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
         answers = polling.batch * polling.pollers + 10 * watched
         memory: int | None = getattr(polling, "memory", None)
@@ -326,11 +327,12 @@ class Watch:
                     self.ledger.excuses(change.receipt_handle, why)
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:
-        """Judge a recall: only what was deferred before, and only to be seen at once."""
+        """Judge a recall: only what was deferred before, to be seen at once, or after the last polls of a stop."""
         self.history.note(self.name, "recall", *(self._short(each.receipt_handle) for each in changes))
         for change in changes:
             receipt = self.receipts[change.receipt_handle]
-            if receipt.ended != "change" or receipt.deletes or change.timeout:
+            hidden = self._wait + 2 if self.stopping else 0
+            if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
             # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
             # Not by SQS's count: the answer to an older receive may arrive last, and be the one that was deferred.
