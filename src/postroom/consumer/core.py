@@ -25,6 +25,7 @@ from postroom.consumer.away import MOST_AWAY, Absent, Away
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
+from postroom.errors import in_words
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -485,7 +486,7 @@ class Core:
             self.actions.append(Reject(job, f"{attempts.known(job)} failed attempts, {cause}", delay))
         elif not tried and attempts.is_last(job):
             # SQS would make a dead letter of it by itself, without a reason.
-            self.actions.append(Reject(job, f"not tried: {error}", delay))
+            self.actions.append(Reject(job, f"not tried: {in_words(error)}", delay))
         elif attempts.is_cut_short(job):
             known = attempts.known(job)
             text = f"{known} failed attempts, {cause}; other receives were spent while its tenant could not run"

@@ -177,6 +177,16 @@ class Engine:
         self.dispatch(now)
         self.make_room()
 
+    def take_back(self) -> None:
+        """Give back the messages of tasks that others cancelled before their first step: they never reached their end.
+
+        Code that cancels every task of the loop, as shutdowns do, may hit a task in the turn in which it was made.
+        """
+        for job in [job for job in self.jobs if job.task is not None and job.task.done()]:
+            self.core.give_back(job, Settlement.RETURNED)
+            self.act()
+            self.ended(job)
+
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
         core = self.core
@@ -376,6 +386,7 @@ class Engine:
         self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
+        self.take_back()
         before = self.core.scheduler.size
         self.core.sweep(self._time())
         self.act()

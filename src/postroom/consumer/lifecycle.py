@@ -5,7 +5,7 @@ import logging
 import math
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
-from typing import Any, Generic, cast
+from typing import Any, Generic, Self, cast
 
 from postroom.consumer.availability import Availability
 from postroom.consumer.batching import BatchHandler
@@ -51,6 +51,8 @@ _log = Log("postroom.consumer", Step.STOP)
 
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
+_LONG = 10.0
+"""Seconds after which a start says what it waits for."""
 _NOTHING = QueueStatistics(settled={})
 _MOMENT = 0.5
 """Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
@@ -61,19 +63,22 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
 
     Raises before anything runs, with everything closed again, when the queue cannot be opened.
     """
-    async with AsyncExitStack() as opening:
+    async with AsyncExitStack() as opening, _Waits(settings.queue) as waits:
         client = default_client() if settings.client is None else settings.client
         # First, and so closed last: everything below may talk to SQS until its own end.
         await opening.enter_async_context(client)
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
+                waits.on = f"{type(cast('object', each)).__name__} to be entered"
                 await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
+        waits.on = "SQS to tell of the queue, or for credentials"
         where: Queue | Roster
         if settings.queues is None:
             where = await client.queue(settings.queue)
         else:
             where = Roster(settings.queues, client)
             await where.open()
+        waits.on = "the pool and the fleet to open"
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, where=where, pool=pool)
         if run.member is not None:
@@ -83,6 +88,27 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         # From here on the run closes what was opened; an error before this line closes it here.
         run.begin(opening.pop_all())
     return run
+
+
+class _Waits:
+    """Says what a start waits for, if it takes long: a process that is asked for credentials has no time limit."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self._timer: asyncio.TimerHandle | None = None
+        self.on = "the client to open: it gets credentials"
+
+    async def __aenter__(self) -> Self:
+        self._timer = asyncio.get_running_loop().call_later(_LONG, self._tell)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tell(self) -> None:
+        text = "The start of %s takes longer than %g s: it waits for %s"
+        _log.warning(text, self._queue, _LONG, self.on, extra=about(queue=self._queue, step=Step.START))
 
 
 async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> ResourcePool[C, R] | None:
@@ -555,6 +581,7 @@ class Run(Generic[C, R]):
 
     async def _all_ended(self) -> None:
         while self._unfinished():
+            self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks() | self._resolving()
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))
