@@ -125,7 +125,8 @@ class Watch:
         polling = plan.options["polling"]
         self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
-        answers = polling.batch * polling.pollers + 10 * watched
+        # An extension that is never answered keeps its batch.
+        answers = polling.batch * polling.pollers + 10 * watched + 10 * bool(plan.faults.hung)
         memory: int | None = getattr(polling, "memory", None)
         # A handler may go on after it has acknowledged its message.
         beside = answers + FEW + plan.options["concurrency"].total
