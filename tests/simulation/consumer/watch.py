@@ -336,9 +336,12 @@ class Watch:
             hidden = self._wait + 2 if self.stopping else 0
             if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
-            # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
-            # Not by SQS's count: the answer to an older receive may arrive last, and be the one that was deferred.
-            others = [each for each in self.receipts.values() if each.message_id == receipt.message_id]
+            # Not by SQS's count alone: the answer to an older receive may arrive last, and be the one that was deferred.
+            others = [
+                each
+                for each in self.receipts.values()
+                if each.message_id == receipt.message_id and each.receives >= receipt.receives
+            ]
             if any(each.arrived_at > (receipt.settled_at or 0.0) for each in others):
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 
