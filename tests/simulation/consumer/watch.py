@@ -336,7 +336,7 @@ class Watch:
             hidden = self._wait + 2 if self.stopping else 0
             if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
-            # Not by SQS's count alone: the answer to an older receive may arrive last, and be the one that was deferred.
+            # Not by SQS's count alone: the answer to an older receive may arrive last, and be what was deferred.
             others = [
                 each
                 for each in self.receipts.values()

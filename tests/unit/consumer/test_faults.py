@@ -284,9 +284,7 @@ def test_a_tenant_that_is_left_alone_keeps_no_place_in_the_budget() -> None:
             await asyncio.sleep(0.4)
             world.send_orders("first", tenant="well")
             await asyncio.sleep(0.1)
-            world.send_orders(
-                "2", "3", tenant="broken"
-            )  # they wait for the place behind it, and then the breaker opens
+            world.send_orders("2", "3", tenant="broken")  # they wait for its place, too
             await asyncio.sleep(5)
             world.send_orders("second", tenant="well")
             await asyncio.sleep(15)
