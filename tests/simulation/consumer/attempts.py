@@ -247,9 +247,10 @@ class Ledger:
         """Oracle *expense*: judge what each stop spent. It may give a message back, and not receive it again."""
         for process in processes:
             for message in self._of:
-                here = [each for each in self._of[message] if each.process == process and each.excuse == IT_STOPS]
-                if len(here) > 1:
-                    yield f"the stop of {process} spent {len(here)} receives of {message[:4]}"
+                here = [each for each in self._of[message] if each.process == process and not each.tried]
+                count = sum(each.excuse == IT_STOPS for each in here)
+                if count > 1:
+                    yield f"the stop of {process} spent {count} receives of {message[:4]}"
 
     def judge_attempt(self, handle: str, attempt: int | None) -> str | None:
         """Oracle *attempts*: judge what a handler is told of which attempt this is, where it is told that."""
