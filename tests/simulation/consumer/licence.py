@@ -69,9 +69,16 @@ class Licence:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
             # What is before it in its group may be on its way to the dead-letter queue for its age.
-            if before >= receipt.received_at or self._is_old(receipt.message_id):
+            if before >= receipt.received_at or self._is_too_old_in(receipt.group):
                 return GROUP_WENT_BACK
         return MEMORY_FULL if self._process.watch.full_at >= receipt.received_at else ""
+
+    def _is_too_old_in(self, group: str) -> bool:
+        """Whether a message of a group may be given up for its age."""
+        ids = self._shared.ids
+        return any(
+            order.group == group and order.key in ids and self._is_old(ids[order.key]) for order in self._plan.orders
+        )
 
     def _is_old(self, message_id: str) -> bool:
         retention = self._plan.retention
