@@ -289,6 +289,42 @@ async def test_a_tenant_whose_database_is_down_holds_up_no_other(
     assert "geheim" not in caplog.text
 
 
+async def test_a_database_that_hangs_holds_up_no_other(
+    client: MemoryClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even with one worker; the log names it, and the stop does not wait for it."""
+    monkeypatch.setattr("postroom.outbox.run.PATIENCE", 0.05, raising=False)
+    monkeypatch.setattr("postroom.outbox.run._GRACE", 0.05)
+    opened: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda name: tenant_file(tmp_path, name), create=True, schema=SQLITE_OUTBOX.schema
+    )
+    met = asyncio.Event()
+
+    class Frozen(SqliteDatabase):
+        """A database that never answers."""
+
+        async def run(self, work: Any, *, write: bool = True) -> Any:
+            met.set()
+            await asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def databases(name: str) -> AsyncIterator[SqliteDatabase]:
+        async with opened(name) as database:
+            if name == "frozen":
+                database.__class__ = Frozen
+            yield database
+
+    async with opened("a") as db, db.transaction_for(MessageKey("q", "1")) as tx:
+        await SQLITE_OUTBOX.add(tx, EVENTS, EVENTS.message("now"))
+    relay = OutboxRelay(databases, tenants=["frozen", "a"], outbox=SQLITE_OUTBOX, client=client, parallel=1)
+    async with asyncio.timeout(20), relay:
+        await met.wait()
+        while relay.statistics().sent < 1:
+            await asyncio.sleep(0.01)
+    assert "The outbox of tenant frozen takes longer than 0.05 s" in caplog.text
+    assert "tenant a takes" not in caplog.text
+
+
 async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
     postgres_server: PostgresServer, database: str, client: MemoryClient
 ) -> None:

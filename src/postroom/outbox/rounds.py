@@ -51,6 +51,10 @@ class Pauses:
         """Return whether it is not to be tried now."""
         return key in self._until and self._until[key][0] > self._time()
 
+    def is_known(self, key: Any) -> bool:
+        """Return whether its last try failed, also if the pause is over."""
+        return key in self._until
+
     def failed(self, key: Any) -> tuple[float, bool]:
         """Begin a pause, twice as long as the last one. Return its seconds, and whether it is the first one."""
         known = self._until.get(key)
