@@ -428,8 +428,12 @@ def tenant_file(directory: str | os.PathLike[str], *ids: str, suffix: str = ".sq
 
     Raises:
         UnknownTenant: an id is empty, or all together are too long for a file name.
+        ConfigurationError: an id is no text.
     """
-    name = ".".join("".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in part.encode()) for part in ids)
+    for part in ids:
+        check_kind("tenant_file(directory, *ids)", part, str, "tenant_file(directory, str(tenant_id))")
+    encoded = [part.encode(errors="surrogatepass") for part in ids]
+    name = ".".join("".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in part) for part in encoded)
     if not ids or not all(ids) or len(name) > _LONGEST_NAME:
         raise UnknownTenant("a tenant's ids must not be empty, nor too long for a file name")
     return Path(directory, name + suffix)

@@ -102,6 +102,7 @@ class ResourcePool(Generic[C, R]):
                 "check": check,
                 "classify": classify,
                 "outage": outage,
+                "weight": weight if callable(weight) else None,
                 "host": host,
                 "limits": limits,
                 "timeouts": timeouts,

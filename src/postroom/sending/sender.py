@@ -64,7 +64,8 @@ class Signing:
     def __post_init__(self) -> None:
         check_kind("Signing(keys=...)", self.keys, KeyRing, 'keys=KeyRing({"2026-11": secret})')
         if self.attributes is not None:
-            listed("Signing(attributes=...)", 'attributes=["tenantId"]', self.attributes)
+            names = listed("Signing(attributes=...)", 'attributes=["tenantId"]', self.attributes)
+            object.__setattr__(self, "attributes", names)
         check_seconds("Signing", "lifetime", self.lifetime, least=1, most=3e9, limit="a century")
 
 

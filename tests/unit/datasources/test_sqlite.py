@@ -331,7 +331,13 @@ class TestTenantFile:
 
     @pytest.mark.parametrize(
         ("first", "second"),
-        [(("a:b", "c"), ("a", "b:c")), (("a.b", "c"), ("a", "b.c")), (("A",), ("a",)), (("%3a",), (":",))],
+        [
+            (("a:b", "c"), ("a", "b:c")),
+            (("a.b", "c"), ("a", "b.c")),
+            (("A",), ("a",)),
+            (("%3a",), (":",)),
+            (("\ud800",), ("\ud801",)),
+        ],
     )
     def test_neighbours_are_told_apart(self, first: tuple[str, ...], second: tuple[str, ...]) -> None:
         """The pairs that a joined string would confuse."""
