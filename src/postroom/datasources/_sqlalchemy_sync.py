@@ -179,7 +179,8 @@ class _Watch:
         canary: bool,
         reset: bool,
     ) -> None:
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        # SQLAlchemy leaves spaces as they are, and libpq takes no URL with one.
+        plain = url.set(drivername="postgresql").render_as_string(hide_password=False).replace(" ", "%20")
         in_libpqs_words = DataSource(plain, database=source.database, user=source.user, password=source.password)
         self._connections = SyncConnections(in_libpqs_words, connect_timeout=connect_timeout, canary=canary, options={})
         self._engine = engine
