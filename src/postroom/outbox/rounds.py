@@ -14,6 +14,7 @@ from postroom.message import OutgoingMessage
 from postroom.outbox.stores import Row, taken
 from postroom.outbox.tables import Outbox
 from postroom.sending import Sender, SendRetry
+from postroom.sending.relaying import is_same
 from postroom.transports.protocol import Client
 
 _log = Log("postroom.outbox", Step.SEND)
@@ -111,7 +112,9 @@ class Queues:
             if sender is None:
                 sender = Sender[Any](queue, retry=_RETRY, client=self._client)
                 await self._stack.enter_async_context(sender)
-                self._senders[queue] = sender
+                # A row may have the queue's name where a sender has its URL: without that one it would go unsigned.
+                named = (each for each in self._senders.values() if is_same(each.info, sender.info))
+                self._senders[queue] = sender = next(named, sender)
             return sender
 
     def _pause(self, queue: str, reason: str) -> None:

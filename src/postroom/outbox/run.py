@@ -22,6 +22,8 @@ _GRACE: Final = 15.0
 """Seconds that rounds under way have at the end. A call that SQS does not answer takes ten."""
 PATIENCE: Final = 3.0
 """Seconds for which a worker waits for one look. A database that hangs holds up no other tenant for longer."""
+ANSWER: Final = 60.0
+"""Seconds for the function that tells the tenants. One that hangs is asked again."""
 _JITTER: Final = Random()  # noqa: S311 - spreads the replicas' looks
 
 
@@ -114,7 +116,9 @@ class Run(Generic[C]):
     async def _feed(self) -> None:
         while True:
             try:
-                for context in await self._tenants():
+                async with asyncio.timeout(ANSWER):
+                    found = await self._tenants()
+                for context in found:
                     self._put(context)
             except Exception as error:
                 log_error(_log, logging.ERROR, "OutboxRelay(tenants=...) failed; asked again later", error=error)

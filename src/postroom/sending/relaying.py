@@ -13,7 +13,7 @@ from postroom.message import Message, OutgoingMessage
 from postroom.options import MAX_BATCH, MAX_WAIT
 from postroom.sending.posting import SendRetry, post
 from postroom.sending.sender import default_client
-from postroom.transports.protocol import Client, Queue, VisibilityChange
+from postroom.transports.protocol import Client, Queue, QueueInfo, VisibilityChange
 
 _log = Log("postroom.sending", Step.SEND)
 
@@ -84,7 +84,7 @@ async def relay(
         source_queue = await opened.queue(source)
         work = _Relay(opened, source_queue, target, change or _unchanged, limit=limit, wait=wait)
         # A queue that does not exist is told before anything is received.
-        if isinstance(target, str) and _is_same(await work.open(target), source_queue):
+        if isinstance(target, str) and is_same((await work.open(target)).info, source_queue.info):
             raise ConfigurationError(f"relay(target) is the source itself; name another queue than {target!r}")
         return await work.run(parallel)
 
@@ -205,7 +205,7 @@ class _Relay:
             queue = await self.open(name)
         except QueueNotFound as error:
             return str(error)
-        if _is_same(queue, self._source):  # it would be received and sent again without an end
+        if is_same(queue.info, self._source.info):  # it would be received and sent again without an end
             return "its target is the queue that it is in"
         changed = self._change(message, copy_of(message, fifo=queue.info.fifo))
         if changed is not None:
@@ -264,9 +264,9 @@ class _Relay:
         self._left[message.id] = message.receipt_handle
 
 
-def _is_same(one: Queue, other: Queue) -> bool:
+def is_same(one: QueueInfo, other: QueueInfo) -> bool:
     """Whether two are one queue. One may be named by its URL, and the right to ask for an ARN may be missing."""
-    return one.info.url == other.info.url or (bool(one.info.arn) and one.info.arn == other.info.arn)
+    return one.url == other.url or (bool(one.arn) and one.arn == other.arn)
 
 
 def _unchanged(_: Message, copy: OutgoingMessage) -> OutgoingMessage:
