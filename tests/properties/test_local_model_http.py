@@ -121,6 +121,6 @@ def test_server_over_http() -> None:
 
             machine = HttpMachine.TestCase
             machine.settings = settings(
-                max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+                max_examples=15, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
             )
             machine("runTest").runTest()

@@ -4,7 +4,7 @@ import pytest
 
 from simulation.pool_schedules import run_pool_schedule
 
-SEEDS = 2_500
+SEEDS = 1_000
 SLICE = 250
 
 

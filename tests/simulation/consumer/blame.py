@@ -56,11 +56,13 @@ class Blame:
         """Messages that may be rejected as poison."""
         self.trips = self.probes = 0
 
-    def started(self, tenant: str, handle: str, now: float) -> str | None:
-        """Note that a handler was called."""
+    def started(self, tenant: str, handle: str, now: float, *, released: bool) -> str | None:
+        """Note that a handler was called. ``released``: it has its slot from a quarantine that ends in this instant."""
         known = self._tenants[tenant]
-        self._starts[handle] = _Start(now, tenant, known.openings)
-        if known.opened_at is None or now == known.opened_at:  # it had its slot when the breaker opened
+        released = released and known.opened_at is not None
+        self._starts[handle] = _Start(now, tenant, known.openings - released)
+        # It had its slot when the breaker opened, or to be sent away.
+        if known.opened_at is None or now == known.opened_at or released:
             return None
         self.probes += 1
         known.probes.add(handle)

@@ -13,6 +13,7 @@ class _Decision:
     """Since when nothing of the tenant may start: a pause, or a quarantine."""
     concurrency: int | None = None
     limited_at: float = 0.0
+    resumed_at: float | None = None
     quarantined: bool = False
     """Whether it ever was."""
 
@@ -51,6 +52,7 @@ class Decisions:
                 self._tenants.limit(key, concurrency=None, rate=None)
                 self._tenants.resume(key)
                 known.stopped_at = known.concurrency = None
+                known.resumed_at = now
 
     def started(self, tenant: str, running: int) -> str | None:
         """Judge the start of a handler; ``running`` counts it."""
@@ -63,6 +65,11 @@ class Decisions:
         if known.concurrency is not None and running > known.concurrency and now > known.limited_at:
             return f"runs {running} handlers of {tenant}, limited to {known.concurrency}"
         return None
+
+    def resumes(self, tenant: str) -> bool:
+        """Whether a tenant is resumed in this very instant."""
+        known = self._of.get(tenant)
+        return known is not None and known.resumed_at == asyncio.get_running_loop().time()
 
     def has_decided(self, tenant: str) -> bool:
         """Whether anything was ever decided about a tenant here."""

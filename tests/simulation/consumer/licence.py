@@ -92,9 +92,9 @@ class Licence:
     # -- dead letters ----------------------------------------------------------------------------------------------
 
     def is_poison(self, message_id: str) -> bool:
-        """Whether a message has to become a dead letter, as poison."""
+        """Whether a message has to become a dead letter, as poison. What is known ends when its queue is closed."""
         plan = self._plan
-        known = plan.max_receives is not None and not plan.redrives and not plan.blind
+        known = plan.max_receives is not None and not plan.redrives and not plan.blind and not plan.listed
         sure = plan.ack is AckMode.ON_SUCCESS and known
         return message_id in self._process.blame.poisonous and sure
 

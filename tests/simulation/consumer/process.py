@@ -400,7 +400,9 @@ class Process:
         if late and not self.licence.may_start_late(ctx.message.id):
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
-        if (wrong := self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now())) is not None:
+        released = self.decisions.resumes(plan.tenant)
+        wrong = self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now(), released=released)
+        if wrong is not None:
             self.history.broken("breaker", f"{self.name} {wrong}")
         if (wrong := self.decisions.started(plan.tenant, self.running(plan.tenant))) is not None:
             self.history.broken("control", f"{self.name} {wrong}")

@@ -4,7 +4,7 @@ import pytest
 
 from simulation.core.schedules import run_core_schedule
 
-SEEDS = 1_000
+SEEDS = 500
 SLICE = 250
 
 

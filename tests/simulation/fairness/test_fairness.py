@@ -22,7 +22,7 @@ def pooled(case: Case) -> Outcome:
     return first
 
 
-LONG = [(2.0, 10), (10.0, 1)]
+LONG = [(2.0, 10), (10.0, 1), (10.0, 10)]
 """Lags with numbers of noisy tenants that take long to simulate."""
 
 
@@ -51,6 +51,7 @@ def test_noise_that_begins_with_the_consumer_costs_quiet_tenants_little(seed: in
     assert outcome.percentile(0.98) <= 0.05
 
 
+@pytest.mark.long
 def test_fast_noisy_handlers_cost_no_more_than_slow_ones() -> None:
     """4,000 messages per second against slots for 2,500."""
     case = Case(seconds=2.0, seed=101)
@@ -72,9 +73,7 @@ def test_without_scouts_quiet_messages_wait_behind_noisy_ones(policy: str) -> No
     assert simulate(case).percentile(0.99) >= 3 * simulate(replace(case, noisy=0)).percentile(0.99)
 
 
-@pytest.mark.parametrize(
-    ("lag", "noisy"), [(2.0, 1), (10.0, 10), *(pytest.param(*each, marks=pytest.mark.long) for each in LONG)]
-)
+@pytest.mark.parametrize(("lag", "noisy"), [(2.0, 1), *(pytest.param(*each, marks=pytest.mark.long) for each in LONG)])
 def test_a_queue_that_learns_late_who_is_noisy_costs_little(noisy: int, lag: float) -> None:
     """The noise begins when it has just looked; only messages sent from then on count."""
     case = replace(LATE, noisy=noisy, lag=lag, noise_from=lag + 2.7)

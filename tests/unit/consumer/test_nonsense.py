@@ -123,10 +123,10 @@ def test_a_function_of_the_pool_that_fails_is_an_outage(place: str, value: Any) 
 
         world.send_orders(*map(str, range(20)))
         async with orders:
-            await asyncio.sleep(600)
+            await asyncio.sleep(200)
             dead = sum(world.counts("dead"))
             broken = False
-            await asyncio.sleep(300)
+            await asyncio.sleep(100)
         return done, dead, sum(world.counts())
 
     assert in_world(scenario) == (20, 0, 0)

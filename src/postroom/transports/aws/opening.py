@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final, cast
 
@@ -117,6 +118,7 @@ def _config_of(settings: ClientSettings) -> Any:
     return ours if settings.config is None else ours.merge(settings.config)
 
 
+@cache  # installed packages are looked up in files, for each client
 def _user_agent() -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return f"postroom/{version('postroom')} aiobotocore/{version('aiobotocore')} python/{python}"
