@@ -42,7 +42,7 @@ def display_key(context: object) -> str:
     cut, fields declared with ``repr=False`` left out, objects of unknown types named by their type only. Different
     keys may look the same here: never use it as a key.
     """
-    text = _escape(_text_of(context))
+    text = one_line(_text_of(context))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
@@ -69,7 +69,8 @@ def _shown_names(kind: type[Any]) -> tuple[str, ...]:
     return tuple(name for name in field_names(kind) if name not in hidden)
 
 
-def _escape(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text with its control and invisible characters escaped, line breaks among them."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

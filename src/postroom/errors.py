@@ -29,6 +29,7 @@ provider's own exception is quoted, ``postroom.redaction`` has removed the secre
 """
 
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,7 +56,10 @@ class ConfigurationError(PostroomError, ValueError):
 
 def in_words(error: BaseException) -> str:
     """Return an error in one line: postroom's own by their text, others without the secrets that they may quote."""
-    return str(error) if isinstance(error, PostroomError) else describe(error)
+    if isinstance(error, PostroomError):
+        with suppress(Exception):  # of a class of the application's, with a `__str__` of its own
+            return str(error)
+    return describe(error)
 
 
 class MessageError(PostroomError):
@@ -328,10 +332,12 @@ class Retry(Exception):
         ConfigurationError: ``delay`` is no finite number.
     """
 
+    delay: float | None = None  # also of a class derived from it that does not call this `__init__`
+
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
         _check_retry(reason)
         super().__init__(reason)
-        self.delay: float | None = retry_delay("Retry(delay=...)", delay)
+        self.delay = retry_delay("Retry(delay=...)", delay)
 
 
 class Reject(Exception):
@@ -344,9 +350,11 @@ class Reject(Exception):
         reason: why, for the people who read dead letters. It is logged, so keep secrets out of it.
     """
 
+    reason: str = "no reason given"  # of a class derived from it that does not call this `__init__`
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason: str = str(reason)
+        self.reason = str(reason)
 
 
 class Drop(Exception):
@@ -358,9 +366,11 @@ class Drop(Exception):
         reason: why. It is logged, so keep secrets out of it.
     """
 
+    reason: str = "no reason given"  # of a class derived from it that does not call this `__init__`
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason: str = str(reason)
+        self.reason = str(reason)
 
 
 class AlreadyHandled(BaseException):

@@ -8,11 +8,12 @@ application's.
 import inspect
 import logging
 import sys
+import traceback
 from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from postroom.display import display_key
+from postroom.display import display_key, one_line
 from postroom.types import UNRESOLVED
 
 if TYPE_CHECKING:
@@ -140,9 +141,28 @@ class Log(_Adapter):
         """Make a record with its fields, and hand it to the logger's handlers.
 
         Not by ``extra`` of the logger itself: that raises for a name which the application's record factory has set.
+        A factory, a filter or a handler of the application's that raises is told on standard error, as the standard
+        library does with what it catches itself: no message may be lost, and no consumer end, for a line of the log.
         """
+        try:
+            self._hand_over(level, text, args, extra, exc_info=exc_info, exc_text=exc_text)
+        except Exception as error:
+            if logging.raiseExceptions:
+                traceback.print_exception(error, chain=False)  # the error that is logged may have secrets
+
+    def _hand_over(
+        self,
+        level: int,
+        text: str,
+        args: tuple[object, ...],
+        extra: Mapping[str, object] | None,
+        *,
+        exc_info: Any,
+        exc_text: str | None,
+    ) -> None:
         logger = self.logger
         path, line, function = _caller()
+        args = tuple(map(_in_one_line, args))
         record = logger.makeRecord(logger.name, level, path, line, text, args, exc_info, function)
         known = record.__dict__
         for name, value in self._defaults.items():
@@ -151,6 +171,18 @@ class Log(_Adapter):
         if exc_text is not None:
             record.exc_text = exc_text
         logger.handle(record)
+
+
+def _in_one_line(argument: object) -> object:
+    """Return what a line says. Senders write some of it: a line break in there would begin a record of their own."""
+    if not isinstance(argument, str | BaseException):
+        return argument
+    try:
+        text = str(argument)
+    except Exception:  # an error of the application's with a `__str__` of its own
+        return type(argument).__name__
+    shown = one_line(text)
+    return argument if shown == text else shown
 
 
 def _caller() -> tuple[str, int, str]:

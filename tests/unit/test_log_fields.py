@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,46 @@ def test_fields_that_the_application_sets_itself_stay_its_own(caplog: pytest.Log
         logging.setLogRecordFactory(usual)
     [record] = caplog.records
     assert (vars(record)["tenant"], vars(record)["queue"]) == ("the application's", "orders")
+
+
+class Unready(logging.Filter):
+    """A filter that expects what is not there, as one that reads ``current_message()`` without a look."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Fail."""
+        raise AttributeError(record.name)
+
+
+def test_a_filter_that_raises_costs_a_line_and_no_message(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told on standard error, without the error at hand, which may quote a password."""
+    handled: list[str] = []
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+            handled.append(order.order_id)
+            if len(handled) == 1:
+                raise ValueError("password=hunter2-S3CR3T")
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(10)
+        return world.counts()
+
+    unready = logging.StreamHandler(io.StringIO())
+    unready.addFilter(Unready())
+    logging.getLogger("postroom").addHandler(unready)
+    try:
+        counts = in_world(scenario)
+    finally:
+        logging.getLogger("postroom").removeHandler(unready)
+    assert (handled, counts) == (["1", "1"], (0, 0))
+    said = capsys.readouterr().err
+    assert "AttributeError: postroom.consumer" in said
+    assert "S3CR3T" not in said
 
 
 def test_a_tenant_is_one_line_and_no_tenant_is_none() -> None:

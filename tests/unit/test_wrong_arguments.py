@@ -177,6 +177,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: consumer(client=object()), "write client=AwsClient(region=..., endpoint_url=...)"),
     (lambda: consumer(client=MemoryClient), "got the class MemoryClient"),
     (lambda: consumer().tenants.limit("a"), "write limit(tenant, concurrency=2) or limit(tenant, rate=10)"),
+    (lambda: consumer().tenants.divert("a", queue=" "), "takes the name, URL or ARN of a queue"),
+    (lambda: consumer().tenants.divert("a", queue="https://u:p@sqs/1/q"), "takes a URL without user and password"),
     (lambda: consumer().tenants.limit("a", rate="3"), "takes a number above 0"),  # type: ignore[arg-type]
     (lambda: consumer().tenants.pause(["a"]), "a tenant is named by its context, or the pool's key for it"),  # type: ignore[arg-type]
     (lambda: run("orders"), "write run(orders), where orders = Consumer(...); got str"),  # type: ignore[arg-type]

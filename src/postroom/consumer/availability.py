@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from postroom.consumer.job import Job
-from postroom.errors import PostroomError, ResourceOpenError
+from postroom.errors import PostroomError, ResourceOpenError, in_words
 from postroom.log_fields import Log, Step, about
 from postroom.options import Faults
 from postroom.resources import display_key
@@ -457,7 +457,7 @@ class Availability:
 
 def _shown(error: BaseException) -> str:
     """Return an error for the log: postroom's own with their text, others by type only, as they may quote data."""
-    return str(error) if isinstance(error, PostroomError) else type(error).__name__
+    return in_words(error) if isinstance(error, PostroomError) else type(error).__name__
 
 
 def _bound(remembered: OrderedDict[Any, Any]) -> None:

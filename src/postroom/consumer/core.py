@@ -25,6 +25,7 @@ from postroom.consumer.away import MOST_AWAY, Absent, Away
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
+from postroom.errors import in_words
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -351,6 +352,7 @@ class Core:
         job.met_outage = job.started = False
         self.probe_ended(job)
         if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+            self.give_group_back(job)
             self._sleep(job, wait, now)
             return
         # A FIFO message stays: deferred, it would keep its group away for the whole pause.
@@ -484,7 +486,7 @@ class Core:
             self.actions.append(Reject(job, f"{attempts.known(job)} failed attempts, {cause}", delay))
         elif not tried and attempts.is_last(job):
             # SQS would make a dead letter of it by itself, without a reason.
-            self.actions.append(Reject(job, f"not tried: {error}", delay))
+            self.actions.append(Reject(job, f"not tried: {in_words(error)}", delay))
         elif attempts.is_cut_short(job):
             known = attempts.known(job)
             text = f"{known} failed attempts, {cause}; other receives were spent while its tenant could not run"

@@ -1,6 +1,7 @@
 """The acting half of a consumer: it starts what the core lets run, and carries out what the core decides."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Final, Protocol
 
@@ -15,6 +16,7 @@ from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
+from postroom.transports.protocol import Queue
 from postroom.types import Settlement
 
 _log = Log("postroom.consumer", Step.RECEIVE)
@@ -24,6 +26,8 @@ _DEFERRED = Settlement.DEFERRED
 
 _SWEEP: Final = 5.0
 """Seconds between two looks for messages that may reach the end of their retention period here."""
+_LATE: Final = 1.0
+"""Seconds by which the answer to a long poll may be later than its wait."""
 _SETTLED: Final = 0.02
 """Seconds between two rounds of calling messages back."""
 
@@ -88,6 +92,8 @@ class Engine:
         self._sweeping: asyncio.TimerHandle | None = None
         self._acting = False
         self._stuck = False
+        self._kept: list[GiveBack] | None = None
+        self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
     def connect(self, processor: Processor, resolving: Groups, poll: Poll, policy: ReceivePolicy) -> None:
         """Take the parts that need the engine themselves."""
@@ -171,6 +177,16 @@ class Engine:
         self.dispatch(now)
         self.make_room()
 
+    def take_back(self) -> None:
+        """Give back the messages of tasks that others cancelled before their first step: they never reached their end.
+
+        Code that cancels every task of the loop, as shutdowns do, may hit a task in the turn in which it was made.
+        """
+        for job in [job for job in self.jobs if job.task is not None and job.task.done()]:
+            self.core.give_back(job, Settlement.RETURNED)
+            self.act()
+            self.ended(job)
+
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
         core = self.core
@@ -216,8 +232,10 @@ class Engine:
                 batch, core.actions = core.actions, []
                 for action in batch:
                     match action:
+                        case GiveBack() if self._kept is not None:
+                            self._kept.append(action)
                         case GiveBack(job, settlement, delay):
-                            job.source.settler.give_back(job, settlement, delay=delay)
+                            self.give_back(job, settlement, delay)
                         case Reject(job, reason, delay):
                             task = self.tasks.spawn(self._reject(job, reason, delay), "postroom-reject")
                             self.rejecting.add(task)
@@ -229,7 +247,28 @@ class Engine:
 
     async def _reject(self, job: Job, reason: str, delay: float) -> None:
         if not await self.reject(job, reason):
-            job.source.settler.give_back(job, Settlement.RETRIED, delay=delay)
+            self.give_back(job, Settlement.RETRIED, delay)
+
+    def give_back(self, job: Job, settlement: Settlement, delay: float = 0.0) -> None:
+        """Make a message visible again; once the consumer stops, not to its own receives that are still out."""
+        if self.core.closing:
+            delay = max(delay, self._hidden(job.source.queue))
+        job.source.settler.give_back(job, settlement, delay=delay)
+
+    def _hidden(self, queue: Queue) -> float:
+        """Return the seconds until no receive of a consumer that stops can bring what is made visible."""
+        until = self._out_until(queue)
+        return 0.0 if until == -math.inf else max(0.0, until - self._time()) + _LATE
+
+    def keep_returns(self, out_until: Callable[[Queue], float]) -> None:
+        """Keep what goes back for a moment. A queue's receives may bring messages until the time that is asked for."""
+        self._kept, self._out_until = [], out_until
+
+    def let_returns_go(self) -> None:
+        """Give back what was kept."""
+        kept, self._kept = self._kept or [], None
+        for action in kept:
+            self.give_back(action.job, action.settlement, action.delay)
 
     async def reject(self, job: Job, reason: str, *, to: DeadLetters | None = None) -> bool:
         """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
@@ -338,7 +377,7 @@ class Engine:
 
     def recall(self, count: int) -> None:
         """Make messages visible again that were parked or deferred."""
-        self.recalls.begin(self.core.away.take(count, self._time()))
+        self.recalls.begin(self.core.away.take(count, self._time()), self._hidden if self.core.closing else None)
 
     # -- in passing ---------------------------------------------------------------------------------------------
 
@@ -347,6 +386,7 @@ class Engine:
         self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
+        self.take_back()
         before = self.core.scheduler.size
         self.core.sweep(self._time())
         self.act()

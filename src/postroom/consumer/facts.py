@@ -1,6 +1,7 @@
 """What the queue says of itself, and says again while the consumer runs: redrive policy, retention, in flight."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -55,7 +56,7 @@ class QueueFacts:
         self._retention = _seconds(queue.info.attributes.get("MessageRetentionPeriod"), _RETENTION)
         self._in_flight = 0
         self._since = 0
-        self._rest_until = 0.0
+        self._rest_until = -math.inf
         self._next = self._clock() + REFRESH
         self._look: asyncio.Task[None] | None = None
         self._offset: float | None = None
@@ -125,7 +126,7 @@ class QueueFacts:
     def over_limit(self) -> None:
         """Note that the queue refused a receive because too much is in flight."""
         now = self._clock()
-        if now >= self._rest_until:
+        if now >= self._rest_until + _REST:  # later than the longest pause between two refusals of one state
             text, name = "Queue %s has too many messages in flight; parking and deferral pause", self._queue.info.name
             _log.warning(text, name, extra=about(queue=name))
         self._rest_until = now + _REST

@@ -41,7 +41,7 @@ class Grouping:
         if known is _NEW:
             self._meet(group, tenant, context)
         elif known != tenant:
-            text = "message group %r has messages of several tenants, which are one to SQS's fair queues"
+            text = "message group '%s' has messages of several tenants, which are one to SQS's fair queues"
             self._tell(text, group, tenant)
 
     def _meet(self, group: str, tenant: Hashable, context: Hashable) -> None:
@@ -50,7 +50,7 @@ class Grouping:
             self._groups.clear()
         self._tenants[group] = tenant
         if self._groups.setdefault(tenant, group) != group and tenant == context:
-            text = "message group %r is one more of the same tenant, which is several to SQS's fair queues"
+            text = "message group '%s' is one more of the same tenant, which is several to SQS's fair queues"
             self._tell(text, group, tenant)
 
     def _tell(self, text: str, group: str, tenant: Hashable) -> None:

@@ -5,7 +5,7 @@ import logging
 import math
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
-from typing import Any, Generic, cast
+from typing import Any, Generic, Self, cast
 
 from postroom.consumer.availability import Availability
 from postroom.consumer.batching import BatchHandler
@@ -51,9 +51,11 @@ _log = Log("postroom.consumer", Step.STOP)
 
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
+_LONG = 10.0
+"""Seconds after which a start says what it waits for."""
 _NOTHING = QueueStatistics(settled={})
-_QUIET = 0.25
-"""Seconds that a poll may still take after everything was given back: what it brings by then is given back, too."""
+_MOMENT = 0.5
+"""Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
 
 
 async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants: Tenants) -> "Run[C, R]":
@@ -61,19 +63,22 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
 
     Raises before anything runs, with everything closed again, when the queue cannot be opened.
     """
-    async with AsyncExitStack() as opening:
+    async with AsyncExitStack() as opening, _Waits(settings.queue) as waits:
         client = default_client() if settings.client is None else settings.client
         # First, and so closed last: everything below may talk to SQS until its own end.
         await opening.enter_async_context(client)
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
+                waits.on = f"{type(cast('object', each)).__name__} to be entered"
                 await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
+        waits.on = "SQS to tell of the queue, or for credentials"
         where: Queue | Roster
         if settings.queues is None:
             where = await client.queue(settings.queue)
         else:
             where = Roster(settings.queues, client)
             await where.open()
+        waits.on = "the pool and the fleet to open"
         pool = await _open_pool(settings, opening)
         run = Run(settings, handler, decode, tenants, client=client, where=where, pool=pool)
         if run.member is not None:
@@ -83,6 +88,27 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
         # From here on the run closes what was opened; an error before this line closes it here.
         run.begin(opening.pop_all())
     return run
+
+
+class _Waits:
+    """Says what a start waits for, if it takes long: a process that is asked for credentials has no time limit."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self._timer: asyncio.TimerHandle | None = None
+        self.on = "the client to open: it gets credentials"
+
+    async def __aenter__(self) -> Self:
+        self._timer = asyncio.get_running_loop().call_later(_LONG, self._tell)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tell(self) -> None:
+        text = "The start of %s takes longer than %g s: it waits for %s"
+        _log.warning(text, self._queue, _LONG, self.on, extra=about(queue=self._queue, step=Step.START))
 
 
 async def _open_pool(settings: Settings[C, R], opening: AsyncExitStack) -> ResourcePool[C, R] | None:
@@ -200,7 +226,6 @@ class Run(Generic[C, R]):
         self._hurry = asyncio.Event()
         self.cancelled: int = 0
         """Handlers that had to be cancelled."""
-        self._was_idle = False
         self.reason: StopReason = StopReason.REQUESTED
         self.fatal: BaseException | None = None
         """What ended the poller or the heartbeat, or asked for the end of the process, if that is why it stops."""
@@ -340,8 +365,8 @@ class Run(Generic[C, R]):
     async def stop(self) -> None:
         """Stop in eight steps, each with a budget of its own; see ``Shutdown``.
 
-        1. Stop asking for messages. An outstanding long poll may end; what it brings is given back at once.
-        2. Messages that have not started go back with visibility 0, unless that would make dead letters of them.
+        1. Stop asking for messages. An outstanding long poll may end; what it brings is given back.
+        2. Messages that have not started go back, unless that would make dead letters of them.
         3. Handlers get ``drain`` seconds.
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
@@ -351,7 +376,6 @@ class Run(Generic[C, R]):
         """
         self.request_stop(StopReason.REQUESTED)
         self._diary.begin()
-        self._was_idle = not self.engine.jobs
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.name, self.reason))
         # The budget of the polls runs beside the steps below, not before them.
@@ -363,7 +387,7 @@ class Run(Generic[C, R]):
             # Before the flush: slots of the fleet are for handlers, and no further handler starts
             # here. Other replicas can have them.
             await self.member.close()
-        await self._flush(polls_end)  # 5, and 1: polls end last, because they may bring back what was given back
+        await self._flush(polls_end)  # 5, and 1: polls end last, because what they bring has to go back
         await self._end_heartbeat()  # 6
         await self._close_what_was_opened()  # 7, 8
         if self.settings.observers:
@@ -378,6 +402,7 @@ class Run(Generic[C, R]):
     # -- the steps ----------------------------------------------------------------------------------------------
 
     async def _return_unstarted(self) -> None:
+        self.engine.keep_returns(self._out_until)
         self.core.close()
         self.engine.close()
         for job in tuple(self.engine.jobs):
@@ -385,7 +410,11 @@ class Run(Generic[C, R]):
             # close needs.
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
-        await self._close_intakes()
+        try:
+            await self._close_intakes()
+            await self._let_polls_end(min(_MOMENT, self.settings.shutdown.poll))
+        finally:
+            self.engine.let_returns_go()
         if self._batches is not None:
             self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
@@ -412,6 +441,7 @@ class Run(Generic[C, R]):
 
     async def _cancel_handlers(self) -> None:
         self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
+        await self._let_polls_end(0.0)
         self.core.abandon()
         self.engine.act()
         await self._close_intakes()
@@ -431,19 +461,21 @@ class Run(Generic[C, R]):
             _log.error(text, job.message.id, display_key(job.tenant), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
-            job.source.settler.give_back(job, Settlement.RETURNED, delay=0.0)
+            self.engine.give_back(job, Settlement.RETURNED)
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
         self._diary.enter("acknowledgements and returned messages reach SQS", self.settings.shutdown.flush)
         deadline = self._loop.time() + self.settings.shutdown.flush
+        # What a poll brings has to go back: half of the time is kept for that.
+        polls_end = min(polls_end, deadline - self.settings.shutdown.flush / 2)
         try:
             async with asyncio.timeout_at(deadline):
                 seen = None
-                while seen != self._received:  # what one poll brought and was given back, another may bring
+                while seen != self._received:  # what a poll brought has to go back, too
                     seen = self._received
                     await self._settle_everything()
-                    await self._finish_polls(min(polls_end, deadline))
+                    await self._finish_polls(polls_end)
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
@@ -469,27 +501,32 @@ class Run(Generic[C, R]):
         while recalls := self.engine.recalls.out:  # also those that were out when the stop began
             await asyncio.wait(tuple(recalls))
 
-    async def _finish_polls(self, deadline: float) -> None:
-        """Wait for outstanding polls until the deadline, or a moment where there may be something for them to bring.
+    async def _let_polls_end(self, moment: float) -> None:
+        """Let so many seconds pass in which polls of a busy queue end, and end those that may be dropped by then.
 
-        They end last. SQS may serve what was given back to a poll that was abandoned, and it would stay invisible; a
-        poll that is alive brings it back here, and it is given back once more.
+        What goes back while a poll is out is hidden until that is over: SQS would serve it to the poll, here and once
+        more, or to one that nothing listens to any longer.
         """
         polls = [poll for poll in self._polls if not poll.done()]
-        cancellable = (getattr(queue, "cancellable_after", math.inf) for queue in self.queues)
-        cancellable_after = max(cancellable, default=0.0)
+        if not polls:
+            return
+        after = max((getattr(queue, "cancellable_after", math.inf) for queue in self.queues), default=0.0)
+        asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
+        seconds = 0.0 if asked_at == -math.inf else max(0.0, asked_at + after - self._loop.time())
+        await asyncio.wait(polls, timeout=min(seconds, moment))
+        if seconds <= moment:
+            await self._end_polls()
+
+    def _out_until(self, queue: Queue) -> float:
+        """Return until when polls of a queue may bring messages."""
+        return max((inlet.receiver.out_until for inlet in self.inlets if inlet.queue is queue), default=-math.inf)
+
+    async def _finish_polls(self, deadline: float) -> None:
+        """Wait for outstanding polls until the deadline. What they bring is given back."""
+        polls = [poll for poll in self._polls if not poll.done()]
         if polls:
-            brought = self._received
-            gave_back = self._gave_back()
-            # Nothing was given back that SQS might serve to this poll. It may be dropped early.
-            if not cancellable_after or (self._was_idle and not gave_back):  # it waits for an empty queue
-                last_asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
-                deadline = min(deadline, last_asked_at + cancellable_after)
             left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, _QUIET if gave_back and cancellable_after else 0.0))
-            if self._received != brought:
-                text = "Polls brought %d messages during the stop"
-                _log.debug(text, self._received - brought, extra=self._about_queue())
+            await asyncio.wait(polls, timeout=max(left, 0.0))
 
     def _about_queue(self) -> dict[str, object]:
         return about(queue=self.name)
@@ -497,10 +534,6 @@ class Run(Generic[C, R]):
     @property
     def _received(self) -> int:
         return sum(inlet.intake.received for inlet in self.inlets)
-
-    def _gave_back(self) -> bool:
-        counts = [inlet.settler.counts() for inlet in self.inlets]
-        return any(each.get(settlement) for each in counts for settlement in (Settlement.RETURNED, Settlement.DEFERRED))
 
     async def _end_polls(self) -> None:
         polls = [poll for poll in self._polls if not poll.done()]
@@ -548,6 +581,7 @@ class Run(Generic[C, R]):
 
     async def _all_ended(self) -> None:
         while self._unfinished():
+            self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks() | self._resolving()
             await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))

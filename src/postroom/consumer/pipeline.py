@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any, cast
 
@@ -30,6 +31,8 @@ from postroom.errors import (
     ResourceError,
     ResourceOpenError,
     Retry,
+    in_words,
+    retry_delay,
 )
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.log_fields import Log, Step, about
@@ -322,6 +325,8 @@ class Pipeline:
         elif job.settlement is None and not job.lost:
             self._core.refused(job, error, self._time())
             self._engine.act()
+        else:
+            self._give_group_back(job)
 
     async def _blame(self, job: Job, error: BaseException) -> None:
         """Count a failed attempt, tell ``on_error``, and do what it says or the retry policy."""
@@ -348,7 +353,8 @@ class Pipeline:
         ``quietly``: it is an outage, which is logged once for all of its messages.
         """
         if isinstance(error, MessageError):
-            error.message_id = job.message.id
+            with suppress(AttributeError):  # of a class of the application's, which may be frozen
+                error.message_id = job.message.id
         self.failed[type(error).__name__] += 1
         _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
         if self._observers:
@@ -381,7 +387,7 @@ class Pipeline:
         match instruction:
             case Drop():
                 text = "Message %s of tenant %s is dropped (attempt %d): %s"
-                reason = redact(instruction.reason)
+                reason = redact(_reason_of(instruction))
                 _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, reason, extra=about(job))
                 job.source.settler.ack(job)
             case Reject():
@@ -390,24 +396,26 @@ class Pipeline:
                 # Otherwise it asked for time before its handler ran: that spends no attempt.
                 if job.started or job.problem is not None:
                     job.source.attempts.failed(job)
-                _log_retry(job, instruction)
-                self._retry(job, instruction, delay=instruction.delay)
+                delay = _delay_of(job, instruction)
+                _log_retry(job, instruction, delay)
+                self._retry(job, instruction, delay=delay)
 
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
         """Make the message a dead letter; without a dead-letter queue it has failed."""
+        reason = _reason_of(instruction)
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
         if job.source.facts.redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
-                self._core.actions.append(RejectAction(job, instruction.reason, self._backoff(job, instruction)))
+                self._core.actions.append(RejectAction(job, reason, self._backoff(job, instruction)))
                 self._engine.act()
-            elif await self._engine.reject(job, instruction.reason):
+            elif await self._engine.reject(job, reason):
                 self._give_group_back(job)
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
         text = "Message %s of tenant %s was rejected (%s), but queue %s has no dead-letter queue"
         tenant = display_key(job.tenant)
-        _log.warning(text, job.message.id, tenant, redact(instruction.reason), job.source.name, extra=about(job))
+        _log.warning(text, job.message.id, tenant, redact(reason), job.source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
             self._retry(job, instruction)  # nothing may delete it, in any mode
         else:
@@ -501,9 +509,9 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
     """Return what becomes of a message with a body that cannot be used. The text of the error quotes no body."""
     match what:
         case OnInvalid.DROP:
-            return Drop(str(error))
+            return Drop(in_words(error))
         case OnInvalid.REJECT:
-            return Reject(str(error))
+            return Reject(in_words(error))
         case OnInvalid.FAIL:
             return None
 
@@ -513,9 +521,27 @@ def _is_of_resources(error: BaseException) -> bool:
     return sqlstate_of(error) is not None or not isinstance(error, OSError)
 
 
-def _log_retry(job: Job, instruction: Retry) -> None:
-    reason = redact(str(instruction))
-    after = "its backoff" if instruction.delay is None else f"{instruction.delay:g} s"
+def _reason_of(instruction: Retry | Reject | Drop) -> str:
+    """Return what an instruction says, whatever a class that is derived from it made of that."""
+    try:
+        return str(instruction if isinstance(instruction, Retry) else instruction.reason)
+    except Exception:
+        return type(instruction).__name__
+
+
+def _delay_of(job: Job, instruction: Retry) -> float | None:
+    """Return the delay that is asked for. A class that is derived from ``Retry`` may have set anything."""
+    try:
+        return retry_delay(f"{type(instruction).__name__}.delay", instruction.delay)
+    except ConfigurationError as wrong:
+        text = "Retry asked for message %s of tenant %s, but %s. The backoff applies"
+        _log.error(text, job.message.id, display_key(job.tenant), wrong, extra=about(job))
+        return None
+
+
+def _log_retry(job: Job, instruction: Retry, delay: float | None) -> None:
+    reason = redact(_reason_of(instruction))
+    after = "its backoff" if delay is None else f"{delay:g} s"
     text = "Retry asked for message %s of tenant %s (attempt %d, receive %d), after %s: %s"
     tenant, why = display_key(job.tenant), reason or "no reason given"
     arguments = (job.message.id, tenant, job.attempt, job.receives, after, why)

@@ -51,20 +51,25 @@ class Receiver:
         """The loop time from which on every receive has failed; None while they are answered."""
         self.failing_with: str = ""
         """The type of the last failure's error."""
-        self._out: dict[int, float] = {}
-        """When the receives that are out were sent, by poller."""
+        self._out: dict[int, tuple[float, float]] = {}
+        """When the receives that are out were sent, and until when they wait, by poller."""
         self.failures: int = 0
         self.receives: int = 0
 
     @property
     def asked_at(self) -> float | None:
         """When the oldest receive that is out was sent; None when none is out."""
-        return min(tuple(self._out.values()), default=None)  # another thread may ask
+        return min((sent for sent, _ in tuple(self._out.values())), default=None)  # another thread may ask
 
     @property
     def last_asked_at(self) -> float:
         """When the latest receive that is out was sent; far in the past when none is out."""
-        return max(self._out.values(), default=-math.inf)
+        return max((sent for sent, _ in self._out.values()), default=-math.inf)
+
+    @property
+    def out_until(self) -> float:
+        """Until when a receive that is out may bring what is in the queue; far in the past when none is out."""
+        return max((until for _, until in self._out.values()), default=-math.inf)
 
     def moment(self) -> Moment:
         """Return the time at which a receive is sent."""
@@ -85,7 +90,7 @@ class Receiver:
             self.started_at = now
         self.receives += 1
         # Before the await: health asks how long the oldest receive has been out.
-        self._out[number] = now
+        self._out[number] = now, now + wait
         try:
             queue = self._source.queue
             # `or`: a transport of the user's may say None where it has nothing.
@@ -181,6 +186,7 @@ class Poller(Receiver):
                 self.failed(error, pause, began)
                 await self._back_off(pause)
                 pause = min(pause * 2, self._polling.max_backoff)
+                self.wake()  # another poller may have waited for the room that this one had asked for
                 continue
             except BaseException:
                 # The room that it asked for is free again, whatever ended the receive.

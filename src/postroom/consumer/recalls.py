@@ -1,12 +1,13 @@
 """Makes messages visible again that were parked or deferred, ten per call."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from postroom.consumer.away import SOON, Absent
 from postroom.errors import InvalidReceiptHandle
 from postroom.options import MAX_BATCH
-from postroom.settlement import Refusals, describe, error_of
+from postroom.settlement import Refusals, describe, error_of, whole_seconds
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue, VisibilityChange
 
@@ -34,13 +35,14 @@ class Recalls:
         """Try a message no more that was received: to show it now would give it to another consumer, too."""
         self._away.pop(message_id, None)
 
-    def begin(self, absent: dict[Queue, list[Absent]]) -> None:
-        """Call messages back that ``Away`` does not know any longer."""
+    def begin(self, absent: dict[Queue, list[Absent]], delay: Callable[[Queue], float] | None = None) -> None:
+        """Call messages back that ``Away`` does not know any longer, to be seen after a delay."""
         for queue, messages in absent.items():
+            seconds = 0.0 if delay is None else delay(queue)
             for start in range(0, len(messages), MAX_BATCH):
                 batch = messages[start : start + MAX_BATCH]
                 self._away.update((each.message_id, each) for each in batch)
-                task = self._tasks.spawn(self._show(queue, batch), "postroom-recall")
+                task = self._tasks.spawn(self._show(queue, batch, seconds), "postroom-recall")
                 self.out.add(task)
                 task.add_done_callback(self._ended)
 
@@ -53,7 +55,7 @@ class Recalls:
         """Tell now of what could not be called back."""
         self._failures.flush()
 
-    async def _show(self, queue: Queue, batch: list[Absent]) -> None:
+    async def _show(self, queue: Queue, batch: list[Absent], delay: float) -> None:
         """Call a batch back. Single entries that are refused for now are tried again, a call that failed is not.
 
         A call without an answer may have taken effect: another consumer may have its messages by now, and to show
@@ -62,7 +64,7 @@ class Recalls:
         for tries in range(1, _TRIES + 1):
             task = asyncio.current_task()
             try:
-                changes = [VisibilityChange(each.receipt_handle, 0) for each in batch]
+                changes = [VisibilityChange(each.receipt_handle, whole_seconds(delay)) for each in batch]
                 failures = await queue.change_visibility(changes) or ()
             except BaseException as error:
                 if has_to_leave(error, task):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from postroom.checking import check_queue
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
@@ -94,11 +95,10 @@ class Tenants:
         or regions.
 
         Raises:
-            ConfigurationError: no queue is named.
+            ConfigurationError: no queue is named, or its URL has a password.
         """
-        if not queue or not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from outside
-            raise ConfigurationError(f"divert(queue=...) takes the name, URL or ARN of a queue; got {queue!r}")
-        _tell(key, f"diverted to {queue}", reason)
+        check_queue("divert(queue=...)", queue)
+        _tell(key, f"diverted to {display_key(queue)}", reason)
         self._decide(key, reason, state=TenantState.DIVERTED, diverted_to=queue)
 
     def limit(

@@ -1,6 +1,6 @@
 """Settlement: what is held stays ours, and is let go exactly once."""
 
-from postroom.settlement.backoff import backoff, exponential
+from postroom.settlement.backoff import backoff, exponential, whole_seconds
 from postroom.settlement.batcher import error_of
 from postroom.settlement.dead_letters import DeadLetters, HasRedrive
 from postroom.settlement.delivery import Delivery
@@ -23,4 +23,5 @@ __all__ = [
     "describe",
     "error_of",
     "exponential",
+    "whole_seconds",
 ]

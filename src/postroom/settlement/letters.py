@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.redaction import redact
 from postroom.settlement.batcher import MAX_BYTES
 from postroom.settlement.delivery import Delivery
 from postroom.transports.protocol import QueueInfo
@@ -47,7 +48,7 @@ def write(delivery: Delivery, reason: str, *, source: QueueInfo, target: QueueIn
     message = delivery.message
     attributes = dict(message.message_attributes)
     room = _limit(target) - size_of(message)
-    text = readable(reason)
+    text = readable(redact(reason))  # often the text of another library's error
     unsaid: str | None = None
     if REASON in attributes:  # of an earlier rejection: the room that it took is free
         room += _size(REASON, attributes.pop(REASON))

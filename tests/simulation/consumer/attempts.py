@@ -16,7 +16,7 @@ consumer has to look for a change now and then, and cannot know it before.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 NOTICE = 120.0
@@ -25,6 +25,7 @@ BETWEEN = 5
 """From this maxReceiveCount on the library may spend receives of its own."""
 
 
+IT_STOPS = "it stops"
 GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
 MEMORY_FULL = "bodies took all the memory that they may"
@@ -241,6 +242,14 @@ class Ledger:
             if (over := self.overspent(message)) is not None:
                 most, spent, allowance = over
                 yield f"{spent} receives were spent on {message[:4]}, {allowance} at most with maxReceiveCount {most}"
+
+    def judge_stops(self, processes: Iterable[str]) -> Iterator[str]:
+        """Oracle *expense*: judge what each stop spent. It may give a message back, and not receive it again."""
+        for process in processes:
+            for message in self._of:
+                here = [each for each in self._of[message] if each.process == process and each.excuse == IT_STOPS]
+                if len(here) > 1:
+                    yield f"the stop of {process} spent {len(here)} receives of {message[:4]}"
 
     def judge_attempt(self, handle: str, attempt: int | None) -> str | None:
         """Oracle *attempts*: judge what a handler is told of which attempt this is, where it is told that."""

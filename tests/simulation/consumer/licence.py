@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
-from simulation.consumer.attempts import GROUP_WENT_BACK, MEMORY_FULL
+from simulation.consumer.attempts import GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
@@ -58,7 +58,7 @@ class Licence:
         tenant = self._shared.tenants[receipt.message_id]
         stops = self._process.stopping_since is not None
         if stops and not (self._is_at_its_last(receipt.message_id) and self._could_try(tenant, now)):
-            return "it stops"
+            return IT_STOPS
         if self._process.functions.raised_since(tenant, receipt.received_at):
             return "a function of the user's raised"
         if not self._could_hold(receipt, now):
@@ -85,7 +85,9 @@ class Licence:
         process = self._process
         in_a_hurry = process.hurried or process.cancelled
         calm = not (in_a_hurry or process.disturbed or process.frozen or self._shared.gaps)
-        ready = self._shared.healthy(tenant) and not self._process.blame.is_open(tenant)
+        ready = (
+            tenant in self._plan.tenants and self._shared.healthy(tenant) and not self._process.blame.is_open(tenant)
+        )
         idle = len(self._process.handlers) + self._process.reporting == 0 and ready
         return calm and idle and shutdown.drain >= 1.0 and now < self._process.stopping_since + shutdown.drain - 0.5
 
@@ -146,4 +148,5 @@ class Licence:
         """Whether a consumer that stops can neither try a message nor give it back."""
         if self._process.stopping_since is None:
             return False
-        return not self._could_try(plan.tenant, self._now()) or (plan.group or "") in self._broken_groups
+        tenant = "stranger" if plan.kind is Kind.STRANGER else plan.tenant
+        return not self._could_try(tenant, self._now()) or (plan.group or "") in self._broken_groups

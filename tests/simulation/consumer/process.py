@@ -284,11 +284,11 @@ class Process:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
         error = failure.error
-        if not isinstance(error, CutOff):
-            self.ledger.reports(failure.message.receipt_handle)
         for_now = isinstance(error, PoolExhaustedError | CutOff) or (
             isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
         )
+        if not for_now:
+            self.ledger.reports(failure.message.receipt_handle)
         try:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
             of_a_function = isinstance(error, ResourceError) and not isinstance(
@@ -314,6 +314,8 @@ class Process:
         """Whether it was said that a message's tenant does not exist: only that is more than an outage."""
         if any(each.function == "classify" for each in self.shared.plan.raising):
             return getattr(error, "permanent", False) is True  # it may be asked while it raises
+        if "still opening" in str(error):  # the cause is that of an earlier open
+            return False
         cause = error.__cause__
         while cause is not None:
             if isinstance(cause, UnknownTenant):
@@ -533,8 +535,9 @@ class Process:
         limit = self.shared.plan.options["concurrency"].handler_timeout
         self.told.add(ctx.message.receipt_handle)
         overran = limit is not None and self._now() >= self.blame.started_at(ctx.message.receipt_handle) + limit
-        if LOST not in error.args and STOPPING not in error.args and (overran or not self.cancelled):
-            self._fails(ctx.message)  # by its time limit, or its own
+        its_own = overran or "its own" in error.args or not self.cancelled  # or by its time limit
+        if LOST not in error.args and STOPPING not in error.args and its_own:
+            self._fails(ctx.message)
         if not self.gate.alive or self.cancelled or "its own" in error.args:
             return
         if LOST in error.args:

@@ -118,6 +118,7 @@ class Verdicts:
                     self.history.broken("isolation", f"{row.key} is in the database of {tenant}")
         for text in islice(self.shared.ledger.judge_expense(), 3):
             self.history.broken("expense", text)
+        self._judge_stops()
         self._judge_sum()
         self._collect_facts()
 
@@ -150,6 +151,14 @@ class Verdicts:
             owned_until = process.watch.receipts[last.handle].deadline
             return last.at < expiry - TIME_TO_REJECT < owned_until
         return last.given_back < expiry - TIME_TO_REJECT < last.given_back + last.delay
+
+    def _judge_stops(self) -> None:
+        """Expense: where calls are answered in time, a stop spends one receive of a message at most."""
+        if self.plan.faults.duplicated or self.shared.gaps:
+            return
+        calm = [each.name for each in self._world.processes if not (each.disturbed or each.frozen)]
+        for text in islice(self.shared.ledger.judge_stops(calm), 3):
+            self.history.broken("expense", text)
 
     def _judge_sum(self) -> None:
         """Expense: where equal tenants have a backlog and nothing goes wrong, next to nothing is spent."""

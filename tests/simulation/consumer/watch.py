@@ -123,8 +123,10 @@ class Watch:
         self.on_rejected = on_rejected
         self.ledger = ledger
         polling = plan.options["polling"]
+        self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
-        answers = polling.batch * polling.pollers + 10 * watched
+        # An extension that is never answered keeps its batch.
+        answers = polling.batch * polling.pollers + 10 * watched + 10 * bool(plan.faults.hung)
         memory: int | None = getattr(polling, "memory", None)
         # A handler may go on after it has acknowledged its message.
         beside = answers + FEW + plan.options["concurrency"].total
@@ -303,7 +305,8 @@ class Watch:
                 ended_at = self.ended_at.get(receipt.message_id)
                 deleting = self.may_delete(receipt) and not receipt.ended and now < receipt.deadline
                 late = ended_at is not None and now - self.blocked_since(ended_at) > ended_at + self.patience()
-                if ended_at is not None and late and not self.sending and not deleting:
+                thaws = self.unread_since() < now  # it had decided to, and was frozen
+                if ended_at is not None and late and not (self.sending or deleting or thaws):
                     text = f"{self.name} extends {receipt.message_id[:4]}, which it has done with since {ended_at:.3f}"
                     self.history.broken("S4", text)
                 if receipt.settled_at is not None:
@@ -326,11 +329,12 @@ class Watch:
                     self.ledger.excuses(change.receipt_handle, why)
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:
-        """Judge a recall: only what was deferred before, and only to be seen at once."""
+        """Judge a recall: only what was deferred before, to be seen at once, or after the last polls of a stop."""
         self.history.note(self.name, "recall", *(self._short(each.receipt_handle) for each in changes))
         for change in changes:
             receipt = self.receipts[change.receipt_handle]
-            if receipt.ended != "change" or receipt.deletes or change.timeout:
+            hidden = self._wait + 2 if self.stopping else 0
+            if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
             # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
             # Not by SQS's count: the answer to an older receive may arrive last, and be the one that was deferred.

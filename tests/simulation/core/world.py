@@ -310,7 +310,7 @@ class World:
             del self.outstanding[number]
             self.waiting_for_messages.pop(number, None)
             policy.failed(ask)
-            self.later(0.5, self.poll, number, generation)
+            self.later(0.5, self._ask_again, number, generation)
             return
         deadline = began + self.plan.polling.wait
         messages = self.queue.receive(ask.limit, self.now)
@@ -325,6 +325,11 @@ class World:
         if not ask.scouting or policy.wants_company():
             self.wake()
         self.soon(self.poll, number, generation)
+
+    def _ask_again(self, number: int, generation: int) -> None:
+        if generation == self.generation:
+            self.wake()
+            self.poll(number, generation)
 
     def poke(self) -> None:
         """Let receives that wait look at the queue again."""
@@ -405,8 +410,10 @@ class World:
             self._resolve_first(key, line)
         else:
             del self.resolving[key]
-        self.enter(job)
+        entered = self.enter(job)
         self.dispatch()
+        if not entered or self.scheduler.blocked:
+            self.make_room()
 
     def _no_longer_resolves(self, job: Job) -> None:
         if job.slow:
@@ -655,6 +662,7 @@ class World:
         self._drop(job)
         self._tell(job, Settlement.LOST, 0.0)
         self.dispatch()
+        self.make_room()
         self.poke()
 
     # -- the pipeline -------------------------------------------------------------------------------------------
@@ -719,7 +727,9 @@ class World:
             self.note("refused", job.message.id)
             self.last[self.letter(job).tenant] = False
             self.core.refused(job, error, self.now)
-            self.act()
+        else:
+            self.core.give_group_back(job)
+        self.act()
         self.ended(job)
 
     def _leased(self, task: Task, _error: None) -> None:

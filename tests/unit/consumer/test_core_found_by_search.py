@@ -232,6 +232,21 @@ def test_a_message_whose_handler_met_an_outage_has_not_started() -> None:
     assert not job.started
 
 
+def test_what_is_behind_a_message_that_expires_without_its_resources_goes_back() -> None:
+    """If the dead-letter queue does not take it, it comes back: nothing of its group may overtake it."""
+    scene = Scene(fifo=True, retention=400.0)
+    head, behind = scene.job("head", group="g"), scene.job("behind", group="g")
+    scene.arrive(head, behind)
+    assert scene.core.next(0.0) is head
+    scene.known.now = 345.0
+    scene.core.refused(head, ConnectionError("down"), 345.0)
+    rejected, returned, group = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert isinstance(returned, GiveBack)
+    assert returned.job is behind
+    assert group == ReturnGroup("g")
+
+
 def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> None:
     """All slots run for as long as SQS keeps a message: it becomes a dead letter with a reason, not nothing."""
     scene = Scene(total=1, per_tenant=1, retention=400.0)

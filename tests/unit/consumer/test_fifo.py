@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Polling, RetryPolicy
-from support.world import Order, Tenant, World, in_world
+from postroom import Concurrency, Consumer, MessageContext, Polling, RetryPolicy, Visibility
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
 def test_tenants_share_the_slots_however_many_groups_they_own() -> None:
@@ -152,3 +152,38 @@ def test_bodies_of_a_paused_tenant_that_take_all_the_memory_are_told_of(caplog: 
     said = [line for line in caplog.messages if line.startswith("Nothing is received any longer")]
     assert len(said) == 1
     assert "30 messages of tenants that cannot run now hold" in said[0]
+
+
+def test_nothing_of_a_group_overtakes_a_message_that_is_lost_in_an_outage() -> None:
+    """Its handler ignores that it is cancelled, and then meets the outage of its tenant's database."""
+
+    class Cut(Exception):
+        sqlstate = "57P01"
+
+    async def scenario(world: World) -> list[str]:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        orders: Consumer[Tenant, Database] = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            resources=Databases(),
+            visibility=lambda call: Visibility(heartbeat="second" in call.message.body),
+            client=world.client,
+        )
+        started: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            started.append(order.order_id)
+            if len(started) == 1:
+                try:
+                    await asyncio.sleep(1000)
+                except asyncio.CancelledError:
+                    raise Cut from None
+
+        for name in ("first", "second"):
+            world.send({"order_id": name}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(300)
+        return started
+
+    assert in_world(scenario) == ["first", "first", "second"]

@@ -14,14 +14,14 @@ from support.world import Order, Tenant, World, in_world
 LIMIT = 600
 
 
-def noisy_consumer(world: World, *, wait: float) -> Consumer[Tenant]:
+def noisy_consumer(world: World, *, wait: float, pollers: int = 4) -> Consumer[Tenant]:
     """Make a consumer with handlers that take so long that it can only park what it finds."""
     orders: Consumer[Tenant] = Consumer(
         "orders",
         context=Tenant,
         client=FarClient(world.client, 0.05),
         concurrency=Concurrency(total=4, per_tenant=4),
-        polling=Polling(wait=wait, pollers=4, scout="always"),
+        polling=Polling(wait=wait, pollers=pollers, scout="always"),
         shutdown=Shutdown(drain=0, cancel=1, flush=1, poll=0),
     )
 
@@ -81,6 +81,20 @@ def test_a_receive_that_is_refused_for_the_limit_ends_parking_for_a_while_and_is
     assert "refused a receive" in reason
     assert done == 60
     assert 1 <= sum("too many messages in flight" in line for line in caplog.messages) <= 4
+
+
+def test_a_limit_that_is_reached_for_minutes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for one state, however long each receive is refused."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*map(str, range(12)), tenant="noisy", seconds=400)
+        async with noisy_consumer(world, wait=0, pollers=1):
+            await asyncio.sleep(300)
+
+    with mock.patch("postroom.local.delivery.MAX_IN_FLIGHT", 5), caplog.at_level(logging.WARNING):
+        in_world(scenario)
+    assert sum("too many messages in flight" in line for line in caplog.messages) == 1
 
 
 def test_the_attributes_are_not_asked_for_in_a_quiet_minute() -> None:

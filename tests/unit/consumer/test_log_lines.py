@@ -13,8 +13,10 @@ from postroom import (
     AckMode,
     ConfigurationError,
     Consumer,
+    ContextError,
     Drop,
     MessageContext,
+    PayloadError,
     Reject,
     ResourcePool,
     Retry,
@@ -111,6 +113,52 @@ def test_what_a_users_function_quotes_is_redacted(place: str, caplog: pytest.Log
     written = "\n".join(map(logging.Formatter().format, records))
     assert "db.internal" in written
     assert SECRET not in written
+
+
+def refuse_in_lines(*_: object) -> Any:
+    """Fail, and quote what a sender wrote."""
+    raise ContextError("no tenant acme\nERROR postroom.consumer: forged")
+
+
+class Unsayable(PayloadError):
+    """An error with a text that cannot be had, and an id that cannot be set."""
+
+    @property
+    def message_id(self) -> str | None:
+        """Return none."""
+        return None
+
+    @message_id.setter
+    def message_id(self, value: str | None) -> None:
+        """Refuse any but none."""
+        if value is not None:
+            raise AttributeError
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"context": refuse_in_lines},
+        {"fails": lambda: Reject("no entry acme\nERROR postroom.consumer: forged")},
+        {"fails": lambda: Drop("no entry acme\nERROR postroom.consumer: forged")},
+        {"fails": lambda: Retry("no entry acme\nERROR postroom.consumer: forged")},
+        {"fails": lambda: PayloadError("no entry acme\nERROR postroom.consumer: forged")},
+    ],
+)
+def test_what_a_sender_wrote_begins_no_line_of_its_own(place: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A reason or an error may quote a message: with its line breaks it could forge further lines of the log."""
+    said = texts(lines_of(caplog, **place), logging.INFO)
+    assert any("acme\\nERROR postroom.consumer: forged" in text for text in said)
+    assert not [text for text in said if "\n" in text]
+
+
+def test_an_error_without_a_text_is_told_by_its_type(caplog: pytest.LogCaptureFixture) -> None:
+    """Its ``__str__`` raises: that costs neither the line nor the message."""
+    assert "Unsayable" in texts(lines_of(caplog, fails=lambda: Unsayable("x")))[0]
 
 
 def test_a_key_function_that_fails_is_named_with_the_context(caplog: pytest.LogCaptureFixture) -> None:

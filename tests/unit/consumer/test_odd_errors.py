@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from postroom import Consumer, Failure, Message, MessageContext, RetryPolicy, Visibility
+from postroom import Consumer, Drop, Failure, Message, MessageContext, Reject, Retry, RetryPolicy, Visibility
 from postroom.events import Event, HandlerStarted, MessageReceived, MessageSettled
 from postroom.options import Call
-from support.world import Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world
 
 
 class Exit(BaseException):
@@ -163,6 +165,78 @@ def test_what_a_handler_raises_is_its_messages_failure(error: type[BaseException
     assert 1 < raised < 20
     assert told == raised
     assert left == 1
+
+
+@dataclass
+class Later(Retry):
+    """An instruction of the application's, which has an ``__init__`` of its own."""
+
+    seconds: float = 3
+
+
+@dataclass
+class MuchLater(Retry):
+    """One that says its delay in a way that SQS does not know."""
+
+    delay: Any = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Unwanted(Reject):
+    """One that is frozen."""
+
+    why: str = "x"
+
+
+class Done(Drop):
+    """One with a reason that cannot be had."""
+
+    def __init__(self) -> None:
+        """Say nothing."""
+
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        """Fail."""
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("instruction", "seen", "left", "dead"),
+    [(Later, 2, 0, 0), (MuchLater, 2, 0, 0), (Unwanted, 1, 0, 1), (Done, 1, 0, 0)],
+)
+@pytest.mark.parametrize("place", ["handler", "on_error"])
+def test_an_instruction_of_a_class_of_the_applications_is_obeyed(
+    instruction: type[Exception], place: str, seen: int, left: int, dead: int
+) -> None:
+    """It need not call the ``__init__`` that it inherits, and whatever it is made of, it ends no consumer."""
+
+    async def scenario(world: World) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        world.create(dead_letters="dead", receives=10)
+        handled: list[str] = []
+
+        def decide(_failure: Any = None) -> None:
+            if len(handled) == 1:
+                raise instruction
+
+        orders: Consumer[Any, Any] = Consumer(
+            "orders", client=world.client, on_error=decide if place == "on_error" else None
+        )
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
+            handled.append(order.order_id)
+            if len(handled) == 1:
+                if place == "on_error":
+                    raise ValueError
+                decide()
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(10)
+            assert orders.running
+            return len(handled), world.counts(), world.counts("dead")
+
+    assert in_world(scenario) == (seen, (left, 0), (dead, 0))
 
 
 @pytest.mark.parametrize("place", ["context", "unwrap", "visibility", "observers"])

@@ -73,6 +73,7 @@ class Pollers:
 
     def __init__(self, **polling: Any) -> None:
         self.queue = HandAnswered()
+        self.floor = Floor()
         self.stuck = 0
         self._polling = Polling(pollers=POLLERS, batch=BATCH, **polling)
 
@@ -83,7 +84,7 @@ class Pollers:
         self.policy = policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
         settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
         source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=_Clock())
-        floor: Any = Floor()
+        floor: Any = self.floor
         self.watch = LoopWatch(self._tasks, list)
         self.poller = Poller(source, floor, policy, self, self._tasks, watch=self.watch)
         for number in range(POLLERS):
@@ -172,6 +173,22 @@ def test_a_receive_that_its_transport_cancels_is_a_failed_receive() -> None:
             return pollers.poller.failures, len(pollers.queue.waiting)
 
     assert run_virtual(main()) == (1, 1)
+
+
+def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
+    """Another poller had found that no room was left beside it, after the slots had become fewer, and waits."""
+
+    async def main() -> list[int]:
+        async with Pollers() as pollers:
+            pollers.floor.slots = 14
+            seen = [await pollers.answer(BATCH)]
+            pollers.floor.slots = 4  # there is room for a batch, and for a part of another
+            seen.append(await pollers.answer(0))
+            pollers.queue.waiting.pop(0).cancel()
+            await asyncio.sleep(60)
+            return [*seen, len(pollers.queue.waiting)]
+
+    assert run_virtual(main()) == [2, 1, 1]
 
 
 @pytest.mark.parametrize("wait", [0, 1, 20])

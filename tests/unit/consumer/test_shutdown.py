@@ -122,6 +122,59 @@ def test_step_2_a_message_that_waits_for_its_database_goes_back() -> None:
     assert seconds < 4
 
 
+@pytest.mark.parametrize("kept_from_running", [True, False])
+def test_step_2_a_stop_spends_one_receive_of_a_message(
+    monkeypatch: pytest.MonkeyPatch, *, kept_from_running: bool
+) -> None:
+    """What goes back is hidden from the long polls that are still out: another consumer finds it after them."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+
+    async def scenario(world: World) -> tuple[list[int], int, tuple[int, int], float]:
+        world.create(dead_letters="dead", receives=3)
+        receives: list[int] = []
+        polling = Polling(pollers=4, wait=20)
+        databases = Databases()
+        if kept_from_running:
+            databases.hanging.add("a")
+        first = sleeping(world, databases, polling=polling, shutdown=Shutdown(drain=0.1))
+        async with first:
+            world.send_orders("1", seconds=100)
+            await asyncio.sleep(10)
+            began = now()
+        took = now() - began
+        second = Consumer("orders", client=world.client)
+
+        @second.handler
+        async def count(_order: Order, ctx: MessageContext[Any, Any]) -> None:
+            receives.append(ctx.message.receive_count)
+
+        async with second:
+            await asyncio.sleep(25)
+        return receives, first.statistics().received, world.counts("dead"), took
+
+    receives, received, dead, took = in_world(scenario)
+    assert (receives, received, dead) == ([2], 1, (0, 0))
+    assert took < 4
+
+
+def test_step_2_on_a_busy_queue_messages_go_back_to_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polls that end within half a second hide nothing."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        slots = Concurrency(total=1, per_tenant=1)
+        async with sleeping(world, concurrency=slots, polling=Polling(pollers=2, prefetch=20)):
+            world.send_orders(*(str(n) for n in range(9)), seconds=1)
+            await asyncio.sleep(0.5)
+            asyncio.get_running_loop().call_later(0.2, world.send_orders, *(str(n) for n in range(9, 40)))
+        return world.counts()
+
+    visible, hidden = in_world(scenario)
+    assert hidden == 0
+    assert visible == 39
+
+
 def test_step_3_running_handlers_get_their_time() -> None:
     """A handler that ends within drain is acknowledged."""
 
@@ -384,6 +437,38 @@ def test_nothing_of_a_consumer_is_left_after_a_stop() -> None:
         return {task.get_name() for task in asyncio.all_tasks() - before}
 
     assert in_world(scenario) == set()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_messages_of_tasks_that_were_cancelled_before_their_first_step_are_not_forgotten(stops: bool) -> None:
+    """Code that cancels every task of the loop may hit one that was just made: its message comes again, a stop ends."""
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int], float]:
+        world.create()
+        world.send_orders("1", "2", "3")
+        orders = Consumer("orders", context=Tenant, client=world.client)
+        handled: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, None]) -> None:
+            if order.order_id == "1":
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in others:
+                    if task.get_name().startswith("postroom-message-"):
+                        task.cancel()
+                if stops:
+                    orders.stop()
+            handled.append(order.order_id)
+
+        async with orders:
+            await (orders.wait_for_stop() if stops else asyncio.sleep(10))
+            began = now()
+        return sorted(handled), world.counts(), now() - began
+
+    handled, counts, seconds = in_world(scenario)
+    assert handled == (["1"] if stops else ["1", "2", "3"])
+    assert counts == ((2, 0) if stops else (0, 0))
+    assert seconds < 3
 
 
 def test_stop_is_idempotent_and_may_come_from_a_handler() -> None:

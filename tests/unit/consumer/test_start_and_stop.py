@@ -112,6 +112,37 @@ def test_a_start_that_failed_can_be_made_again() -> None:
     assert in_world(scenario) == ["1"]
 
 
+def test_a_start_that_hangs_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Credentials of a process, a middleware or a queue that never answer have no time limit of their own."""
+
+    class Hangs:
+        async def __aenter__(self) -> Self:
+            await asyncio.sleep(30)
+            return self
+
+        async def __aexit__(self, *_error: object) -> None:
+            return None
+
+        async def __call__(self, payload: Any, ctx: Ctx, call_next: Any) -> None:
+            await call_next(payload, ctx)
+
+    async def scenario(world: World) -> None:
+        world.create()
+        client = Slow(world)
+        for middleware in ([], [Hangs()]):
+            orders = consumer(client, middleware=middleware)
+            asyncio.get_running_loop().call_later(20, client.may_open.set)
+            async with orders:
+                await asyncio.sleep(30)
+
+    in_world(scenario)
+    told = [record.getMessage() for record in caplog.records if "takes longer" in record.getMessage()]
+    assert told == [
+        "The start of orders takes longer than 10 s: it waits for SQS to tell of the queue, or for credentials",
+        "The start of orders takes longer than 10 s: it waits for Hangs to be entered",
+    ]
+
+
 def test_a_cancelled_start_leaves_nothing_and_can_be_made_again() -> None:
     """By a timeout, as a web framework's lifespan has."""
 

@@ -213,6 +213,14 @@ def test_a_reason_is_readable() -> None:
     assert letters.sent[0].message_attributes["postroom.reason"].string_value == "rejected"
 
 
+def test_a_reason_has_no_password() -> None:
+    """It is often the text of a driver's error, and everyone who may read the dead-letter queue reads it."""
+    letters = Letters()
+    reject(message(1), "cannot connect to postgres://app:hunter2-S3CR3T@db.internal/acme", letters)
+    said = letters.sent[0].message_attributes["postroom.reason"].string_value
+    assert said == "cannot connect to postgres://app:***@db.internal/acme"
+
+
 def test_letters_are_sent_ten_at_a_time_and_the_queue_is_opened_once() -> None:
     """200 messages rejected at once by as many handlers cost 20 calls and one look-up."""
     letters = Letters()

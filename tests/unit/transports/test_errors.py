@@ -95,6 +95,8 @@ def test_error_codes_have_classes(code: str, status: int, kind: type[TransportEr
         (exceptions.HTTPClientError(error="e"), ServiceUnavailable, "check the network"),
         (TimeoutError(), ServiceUnavailable, "check the network"),
         (ConnectionResetError(), ServiceUnavailable, "check the network"),
+        (PermissionError(13, "Permission denied"), ServiceUnavailable, "check the network"),
+        (PermissionError(13, "Permission denied", "/run/token"), AccessDenied, "/run/token'; credentials are read"),
         (KeyError("x"), ServiceUnavailable, "does not answer like SQS"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "r"), ServiceUnavailable, "does not answer like SQS"),
         (exceptions.ParamValidationError(report="r"), InvalidRequest, "refused the parameters"),

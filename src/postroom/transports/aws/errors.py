@@ -104,6 +104,14 @@ class _Meaning(NamedTuple):
 _CURABLE: Final = _Meaning(AccessDenied, _LOG_IN, retryable=True)
 """Where credentials come from could not be reached, or wants a new login: the next refresh asks again."""
 
+_NO_FILE: Final = _Meaning(
+    AccessDenied,
+    "credentials are read from this file (AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE, a "
+    "profile): check the path, the mount and the permissions",
+    retryable=True,
+)
+"""Such as the token of a service account, which is mounted into a container."""
+
 # Class name of an exception of botocore -> what it means here, and what to do next.
 _BY_CLASS: Final[Mapping[str, _Meaning]] = {
     "NoRegionError": _Meaning(AccessDenied, _SET_REGION),
@@ -191,6 +199,8 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
         if asked in _CREDENTIAL_CALLS:
             where = f"{where}: getting credentials by {asked}"
         return _from_answer(answer, operation=operation, where=where, subject=subject, asked=asked)
+    if isinstance(error, OSError) and error.filename is not None:  # one of a connection has none
+        return _make(_NO_FILE, f"{where}: {error}; {_NO_FILE.advice}", operation=operation, code=type(error).__name__)
     for cls in type(error).__mro__:
         if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
             text = f"{where}: {_said(error, meaning.advice)}; {meaning.advice}"
