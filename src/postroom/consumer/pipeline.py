@@ -41,6 +41,7 @@ from postroom.redaction import log_error, redact
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
 from postroom.tasks import ends_the_program, is_cancelled, runs_as
+from postroom.transactions import MessageKey
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -484,6 +485,7 @@ class _Settling(msgspec.Struct, eq=False):
     _job: Job
     loop: asyncio.AbstractEventLoop
     transactions: int = 0
+    written: set[MessageKey] | None = None
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
