@@ -107,6 +107,7 @@ def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
         attempts.succeeded(job("a", number, of=queue))
     attempts.failed(bad)
     assert attempts.poison(bad, options) == "poison: 6 failed attempts while 5 other messages of its tenant succeeded"
+    assert attempts.poison(bad, options) is not None  # it was lost before it was rejected, and has come back
 
 
 def test_a_message_that_succeeded_is_no_poison() -> None:
