@@ -94,13 +94,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_sigterm_lets_the_running_finish_and_returns_the_rest(site: Site) -> None:
-    """30 messages of 3 s, 10 slots: exit 0, 10 are deleted, 20 are visible again, the database closes last."""
+    """30 messages of 6 s, 10 slots: exit 0, 10 are deleted, 20 are visible again, the database closes last."""
     for number in range(30):
-        site.send(str(number), seconds=3)
+        site.send(str(number), seconds=6)
     async with site.worker() as worker:
         await site.diary_has(10, "start")
         worker.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(2.5):  # long before the ten have finished
+        async with asyncio.timeout(5):  # before the ten have finished
             while site.counts() != (20, 10):
                 await asyncio.sleep(0.02)
         async with asyncio.timeout(20):

@@ -16,7 +16,7 @@ KEYS = KeyRing({"a": b"\x01" * 32, "b": b"\x02" * 32}, current="a")
 NAMES = ("region", "shard", "tenantId")
 
 plain = st.text(max_size=6)
-named = plain.filter(bool)  # a queue has a name
+named = st.from_regex(r"[A-Za-z0-9_-]{1,6}", fullmatch=True)  # as SQS allows it for a queue
 attributes = st.builds(
     MessageAttribute, data_type=st.sampled_from(["String", "Number", "String.x"]), string_value=plain
 ) | st.builds(MessageAttribute, data_type=st.just("Binary"), binary_value=st.binary(max_size=6))
