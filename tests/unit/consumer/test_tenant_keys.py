@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, NewType, cast
 
 import pytest
 
-from postroom import ConfigurationError, Consumer, Message, MessageContext, ResourcePool, TenantState
+from postroom import ConfigurationError, Consumer, Message, MessageContext, Reject, ResourcePool, TenantState
 from postroom.payloads import context_from_attributes
 from support.world import Tenant, World, in_world
 
@@ -206,3 +206,28 @@ def test_a_key_unlike_those_seen_is_warned_of(key: Any, warned: bool, caplog: py
     if warned:
         expected = "A decision about tenant acme, a str, will have no effect: tenants here are each a Tenant"
         assert lines == [f"{expected}, such as 'a:eu-west-1'"]
+
+
+@pytest.mark.parametrize(("named", "expected"), [("a", "of tenant a was"), (None, "of tenant None was")])
+def test_a_rejection_names_the_tenant_of_a_message_that_was_handled(
+    named: str | None, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the pool has one key, None, for all contexts."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead")
+        pool = ResourcePool(nothing, cleanup=None, key=lambda _: named)
+        orders: Consumer[Any, None] = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def record(order: dict[str, Any], ctx: MessageContext[Any, None]) -> None:
+            raise Reject("no use")
+
+        world.send_orders("1", tenant="a")
+        async with pool, orders:
+            await asyncio.sleep(1)
+
+    caplog.set_level(logging.WARNING)
+    in_world(scenario)
+    (line,) = [record.getMessage() for record in caplog.records if "was sent to the dead-letter" in record.getMessage()]
+    assert expected in line
