@@ -121,7 +121,7 @@ def _returned(function: Any) -> tuple[type, ...]:
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
-    """Return the classes of an annotation; none where one part of it is no class whose instances can be told apart."""
+    """Return the classes of an annotation; none where one part of it is none that tells its instances apart."""
     while hasattr(hint, "__supertype__"):  # a NewType
         hint = hint.__supertype__
     origin = typing.get_origin(hint)
