@@ -330,6 +330,7 @@ async def test_a_refusal_of_s3_is_no_fault_of_the_message(
         ({"bucket": None, "buckets": [BUCKET]}, {}, ConfigurationError, "must name the bucket that large bodies"),
         ({"bucket": "no-such-bucket-here"}, {}, InvalidRequest, r"bucket no-such-bucket-here \(NoSuchBucket\)"),
         ({"endpoint_url": "http://127.0.0.1:1", "timeout": 0.5}, {}, ServiceUnavailable, "was not sent"),
+        ({}, {"body": LARGE + "\ud800"}, InvalidRequest, "lone surrogates"),
         (
             {},
             {"message_attributes": {f"a{n}": MessageAttribute(string_value="x") for n in range(10)}},
@@ -345,7 +346,7 @@ async def test_what_cannot_be_stored_is_not_sent(
     arguments = {"bucket": BUCKET, "endpoint_url": endpoint, "session": session(), **options}
     async with ClaimCheck(**arguments) as claim:
         with pytest.raises(error, match=text):
-            await claim.offload(OutgoingMessage(body=LARGE, **message))
+            await claim.offload(OutgoingMessage(**{"body": LARGE, **message}))
 
 
 async def test_the_threshold_counts_attributes_and_bytes(endpoint: str) -> None:

@@ -289,6 +289,86 @@ async def test_a_tenant_whose_database_is_down_holds_up_no_other(
     assert "geheim" not in caplog.text
 
 
+async def test_a_database_that_hangs_holds_up_no_other(
+    client: MemoryClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even with one worker; the log names it, and the stop does not wait for it."""
+    monkeypatch.setattr("postroom.outbox.run.PATIENCE", 0.05, raising=False)
+    monkeypatch.setattr("postroom.outbox.run._GRACE", 0.05)
+    opened: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda name: tenant_file(tmp_path, name), create=True, schema=SQLITE_OUTBOX.schema
+    )
+    met = asyncio.Event()
+
+    class Frozen(SqliteDatabase):
+        """A database that never answers."""
+
+        async def run(self, work: Any, *, write: bool = True) -> Any:
+            met.set()
+            await asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def databases(name: str) -> AsyncIterator[SqliteDatabase]:
+        async with opened(name) as database:
+            if name == "frozen":
+                database.__class__ = Frozen
+            yield database
+
+    async with opened("a") as db, db.transaction_for(MessageKey("q", "1")) as tx:
+        await SQLITE_OUTBOX.add(tx, EVENTS, EVENTS.message("now"))
+    relay = OutboxRelay(databases, tenants=["frozen", "a"], outbox=SQLITE_OUTBOX, client=client, parallel=1)
+    async with asyncio.timeout(20), relay:
+        await met.wait()
+        while relay.statistics().sent < 1:
+            await asyncio.sleep(0.01)
+    assert "The outbox of tenant frozen takes longer than 0.05 s" in caplog.text
+    assert "tenant a takes" not in caplog.text
+
+
+async def test_a_function_that_hangs_is_asked_again(
+    client: MemoryClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that tells the tenants; the log says so."""
+    monkeypatch.setattr("postroom.outbox.run.ANSWER", 0.05, raising=False)
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda name: tenant_file(tmp_path, name), create=True, schema=SQLITE_OUTBOX.schema
+    )
+    asked: list[None] = []
+
+    async def tenants() -> list[str]:
+        asked.append(None)
+        return ["a"] if len(asked) > 1 else await asyncio.get_running_loop().create_future()
+
+    async with databases("a") as db, db.transaction_for(MessageKey("q", "1")) as tx:
+        await SQLITE_OUTBOX.add(tx, EVENTS, EVENTS.message("now"))
+    relay = OutboxRelay(databases, tenants=tenants, outbox=SQLITE_OUTBOX, client=client, interval=0.01)
+    async with asyncio.timeout(20), relay:
+        while relay.statistics().sent < 1:
+            await asyncio.sleep(0.01)
+    assert "OutboxRelay(tenants=...) failed; asked again later" in caplog.text
+
+
+@pytest.mark.parametrize(("row", "sender"), [("name", "url"), ("url", "arn"), ("arn", "name")])
+async def test_a_sender_is_found_however_its_queue_is_named(
+    client: MemoryClient, tmp_path: Path, row: str, sender: str
+) -> None:
+    """By name, URL or ARN: what it is to sign or to change does not go as it is."""
+    info = (await client.queue("events")).info
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda name: tenant_file(tmp_path, name), create=True, schema=SQLITE_OUTBOX.schema
+    )
+    changing = Sender[Any](
+        getattr(info, sender), transform=lambda message: msgspec.structs.replace(message, body="changed"), client=client
+    )
+    async with databases("a") as db, db.transaction_for(MessageKey("q", "1")) as tx:
+        await SQLITE_OUTBOX.add(tx, getattr(info, row), EVENTS.message("now"))
+    relay = OutboxRelay(databases, tenants=["a"], outbox=SQLITE_OUTBOX, senders=[changing], client=client)
+    async with asyncio.timeout(20), relay:
+        while relay.statistics().sent < 1:
+            await asyncio.sleep(0.01)
+    assert [message.body for message in await _received(client)] == ["changed"]
+
+
 async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
     postgres_server: PostgresServer, database: str, client: MemoryClient
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from postroom import Message, MessageContext
+from postroom.transactions import MessageKey
 
 
 class Recorded:
@@ -11,6 +12,7 @@ class Recorded:
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.transactions = 0
+        self.written: set[MessageKey] | None = None
         self.loop = asyncio.get_running_loop()
         self.asked: list[tuple[str, float | None]] = []
         self.error = error

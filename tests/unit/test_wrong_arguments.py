@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from postroom import (
     DecodeError,
     Drop,
     Failure,
+    Message,
     MessageContext,
     OnInvalid,
     OutgoingMessage,
@@ -24,19 +26,40 @@ from postroom import (
     Retry,
     RetryPolicy,
     Settlement,
+    Signing,
     ValidationError,
     attribute,
     run,
 )
 from postroom.datasources import (
+    DataSource,
     Registry,
+    Scope,
+    asyncpg_inbox,
     asyncpg_pool,
     psycopg_connections,
+    psycopg_inbox,
     psycopg_pool,
+    psycopg_sync_inbox,
+    psycopg_sync_pool,
     sqlalchemy_engine,
+    sqlalchemy_inbox,
+    sqlalchemy_sync_engine,
+    sqlalchemy_sync_inbox,
     sqlite_database,
+    tenant_file,
 )
-from postroom.payloads import KeyRing, context_from_attributes, cross_check_group, decoder_for, sign, signed
+from postroom.dead_letters import DeadLetter, LetterFilter
+from postroom.dead_letters.reading import read
+from postroom.payloads import (
+    KeyRing,
+    SnsEnvelope,
+    context_from_attributes,
+    cross_check_group,
+    decoder_for,
+    sign,
+    signed,
+)
 from postroom.testing import Delivered, deliver, run_virtual
 from postroom.transports.memory import MemoryClient
 
@@ -122,6 +145,13 @@ def pool_of(**options: Any) -> ResourcePool[Any, Any]:
     return sqlite_database(files).pool(**options)
 
 
+INBOXES: list[partial[Any]] = [
+    partial(asyncpg_inbox, asyncpg_pool(files)),
+    partial(psycopg_inbox, psycopg_pool(files)),
+    partial(psycopg_sync_inbox, psycopg_sync_pool(files)),
+    partial(sqlalchemy_inbox, sqlalchemy_engine(files)),
+    partial(sqlalchemy_sync_inbox, sqlalchemy_sync_engine(files)),
+]
 CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: handle(swapped), "swapped has its parameters swapped: the payload comes first"),
     (lambda: handle(swapped), "write `swapped(order, ctx)`"),
@@ -203,6 +233,48 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: sign(TO_SIGN, keys=KEYS, queue="q", attributes=["a"], lifetime="5"), "takes seconds"),  # type: ignore[arg-type]
     (lambda: signed(3, keys=KEYS, queue="q", attributes=["a"]), "takes a function (Message) -> context"),  # type: ignore[arg-type]
     (lambda: signed(Tenant, keys=KEYS, queue="q"), "write signed(context_from_attributes(Tenant), ...)"),  # type: ignore[arg-type]
+    *[
+        (lambda leeway=leeway: signed(tenant_of, keys=KEYS, queue="q", attributes=["a"], leeway=leeway), "leeway=...")
+        for leeway in (float("nan"), float("inf"), -1, "60", None)
+    ],
+    *[
+        (lambda queue=queue: signed(tenant_of, keys=KEYS, queue=queue, attributes=["a"]), "takes the name of the queue")
+        for queue in ("https://sqs.eu-west-1.amazonaws.com/123456789012/q", "arn:aws:sqs:eu-west-1:123456789012:q", " ")
+    ],
+    (lambda: signed(tenant_of, keys=KEYS, queue="q", attributes=[5]), "write attributes=['tenantId', 'region']; got"),  # type: ignore[list-item]
+    (lambda: signed(tenant_of, keys=KEYS, queue="q", attributes=["a"], group="no"), "takes True or False"),  # type: ignore[arg-type]
+    *[
+        (lambda name=name: pool(**{name: opened}), f"ResourcePool({name}=...): the function opened is async")
+        for name in ("key", "host", "weight", "classify", "outage")
+    ],
+    *[
+        (lambda make=make, wrong=wrong: make(**wrong), f"{make.func.__name__}({next(iter(wrong))}=...) takes")
+        for make in INBOXES
+        for wrong in ({"wait": "60"}, {"wait": None}, {"create": "no"}, {"scope": Scope(schema="acme")})
+    ],
+    *[
+        (lambda provider=provider, name=name: provider(files, options={name: 9}), f"itself; write {provider.__name__}(")
+        for provider, name in (
+            (asyncpg_pool, "max_size"),
+            (asyncpg_pool, "max_inactive_connection_lifetime"),
+            (psycopg_pool, "max_size"),
+            (psycopg_connections, "max_size"),
+            (psycopg_sync_pool, "max_idle"),
+            (sqlalchemy_engine, "pool_size"),
+            (sqlalchemy_sync_engine, "max_overflow"),
+        )
+    ],
+    (lambda: asyncpg_pool(files, options={"min_size": 1}), "{'min_size': ...}): the provider sets that itself"),
+    (lambda: Scope(schema=5), 'Scope takes str: write Scope(settings={"app.tenant": "acme"})'),  # type: ignore[arg-type]
+    (lambda: Scope(settings={"app.tenant": 5}), 'or Scope(schema="acme"), in texts; got 5'),  # type: ignore[dict-item]
+    (lambda: Scope(settings="app.tenant"), 'takes Mapping: write Scope(settings={"app.tenant": "acme"})'),  # type: ignore[arg-type]
+    (lambda: Scope(settings={"app.tenant": "a\0b"}), "has a NUL character in it"),
+    (lambda: DataSource(None), 'write DataSource("postgresql://app@db/acme"); got None'),  # type: ignore[arg-type]
+    (lambda: DataSource("x", password=SECRET), "DataSource(password=...) takes a function () -> text; got str"),  # type: ignore[arg-type]
+    (lambda: DataSource("x", user=5), 'write user="acme"; got 5'),  # type: ignore[arg-type]
+    (lambda: tenant_file("x", 5), "write tenant_file(directory, str(tenant_id)); got 5"),  # type: ignore[arg-type]
+    (lambda: LetterFilter(ids=[]), "chooses no letter; leave ids= out to choose all"),
+    (lambda: SnsEnvelope(topics="arn:x"), "write topics=['arn:aws:sns:eu-west-1:123456789012:orders']; got str"),
     (lambda: cross_check_group(tenant_of, tenant="x"), "takes a function (context) -> message group; got str"),  # type: ignore[arg-type]
 ]
 
@@ -223,6 +295,25 @@ def test_what_looks_unusual_and_works_is_accepted() -> None:
     assert consumer(ack="always").settings.ack is AckMode.ALWAYS
     assert (Reject(ValueError("no price")).reason, Drop(5).reason) == ("no price", "5")  # type: ignore[arg-type]
     assert Retry(delay=2.5).delay == 2.5
+
+
+def test_a_list_may_be_a_generator() -> None:
+    """It is read once, where it is given, and counts each time."""
+    topic = "arn:aws:sns:eu-west-1:123456789012:orders"
+    body = f'{{"Type": "Notification", "Message": "inner", "TopicArn": "{topic}"}}'
+    letter: DeadLetter = read(Message(id="1", body=body), None)
+
+    def one(name: str) -> Any:
+        return (each for each in [name])
+
+    signing = Signing(keys=KEYS, attributes=one("a"))
+    chosen = LetterFilter(ids=one("1"))
+    envelope = SnsEnvelope(topics=one(topic))
+    for _ in range(2):
+        assert list(signing.attributes or ()) == ["a"]
+        assert chosen.matches(letter, now=0.0)
+        assert envelope(letter.message).body == "inner"
+    assert signed(tenant_of, keys=KEYS, queue="q", attributes=one("a")).names == ("a",)
 
 
 def invalid(body: str, **options: Any) -> Delivered:

@@ -250,7 +250,7 @@ def _filter(options: dict[str, Any]) -> "LetterFilter":
         reason=options["reason_like"],
         older_than=options["older_than"],
         newer_than=options["newer_than"],
-        ids=tuple(options.get("ids", ())),
+        ids=options.get("ids") or None,
     )
 
 

@@ -78,11 +78,12 @@ class Attempts:
         done = self._successes.setdefault(job.tenant, 0)
         failures, before = self._poison.pop(job.message.id, (0, done))
         failures, others = failures + 1, done - before
-        if failures >= options.poison_after and others >= options.poison_others:
-            return f"poison: {failures} failed attempts while {others} other messages of its tenant succeeded"
+        # Also of what is poison: it may be lost before it is rejected.
         self._poison[job.message.id] = failures, before
         if len(self._poison) > REMEMBER:
             self._poison.popitem(last=False)
+        if failures >= options.poison_after and others >= options.poison_others:
+            return f"poison: {failures} failed attempts while {others} other messages of its tenant succeeded"
         return None
 
     def ended(self, job: Job) -> None:

@@ -35,6 +35,8 @@ class Settles(Protocol):
 
     transactions: int
     """Transactions of the message that are neither committed nor rolled back."""
+    written: set[MessageKey] | None
+    """The keys of those that are open or were committed in this call of the handler; None before the first."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -158,7 +160,8 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
 
         Raises:
             AlreadyHandled: the message is a duplicate. Not an ``Exception``; let it pass.
-            ConfigurationError: the resources have no inbox, or none for this kind of handler, or the key is none.
+            ConfigurationError: the resources have no inbox, or none for this kind of handler, or the key is none; or
+                this call of the handler has entered one with the same key before.
         """
         transaction: MessageTransaction[Any, Any]
         transaction = MessageTransaction(self._settles, self.resources, _key_of(self.message, key))

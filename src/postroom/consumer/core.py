@@ -345,23 +345,33 @@ class Core:
         if job.probe:
             self.scheduler.wake(job.tenant)  # its lane sleeps behind it: it is granted its slot again as the probe
 
-    def refused(self, job: Job, error: BaseException, now: float) -> None:
-        """Note that a message could not have its tenant's resources: it waits in its lane, or is deferred."""
+    def refused(self, job: Job, error: BaseException, now: float) -> list[Job]:
+        """Note that a message could not have its tenant's resources: it waits in its lane, or is deferred.
+
+        Returns messages of its tenant that wait with resources in hand and must not.
+        """
         wait = self.availability.refused(job, error, now)
+        idle = self._with_resources(job.tenant) if job.met_outage else []
         # Before it is put back: its next turn must not be taken for a handler that met an outage.
         job.met_outage = job.started = False
         self.probe_ended(job)
         if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
             self._sleep(job, wait, now)
-            return
+            return idle
         # A FIFO message stays: deferred, it would keep its group away for the whole pause.
         full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
-        if full and self._defer(job, wait.obstacle, now):
-            self._sleep(job, wait, now)
-            return
-        self.put_back(job, now)
+        if not (full and self._defer(job, wait.obstacle, now)):
+            self.put_back(job, now)
         self._sleep(job, wait, now)
+        return idle
+
+    def has_to_wait(self, job: Job, now: float) -> bool:
+        """Whether a message has its resources, and its tenant is left alone by now: others may need their place."""
+        return self.availability.troubled and self.availability.wait(job, now) is not None
+
+    def _with_resources(self, tenant: Hashable) -> list[Job]:
+        return [job for job in self.scheduler.waiting_of(tenant) if job.lease is not None and not job.probe]
 
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
@@ -397,12 +407,17 @@ class Core:
             # failure.
             self.away.over(Obstacle(ObstacleKind.TENANT, job.tenant))
 
-    def failed(self, job: Job, error: BaseException, now: float) -> None:
-        """Note that a handler failed, and pause its tenant if all of it fails."""
+    def failed(self, job: Job, error: BaseException, now: float) -> list[Job]:
+        """Note that a handler failed, and pause its tenant if all of it fails.
+
+        Returns messages of its tenant that wait with resources in hand and must not.
+        """
         until = self.availability.failed(job, error, job.source.faults_of(job), now)
-        if until is not None:
-            self.scheduler.wake(job.tenant)
-            self.scheduler.sleep(job.tenant, until, now=now)
+        if until is None:
+            return []
+        self.scheduler.wake(job.tenant)
+        self.scheduler.sleep(job.tenant, until, now=now)
+        return self._with_resources(job.tenant)
 
     def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> bool:
         """Note that a tenant's resources are open. Returns whether messages may be called back, or tenants go on."""

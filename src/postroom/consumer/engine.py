@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from typing import Any, Final, Protocol
 
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
@@ -318,21 +318,27 @@ class Engine:
 
     def available(self, tenant: Hashable, host: Hashable | None = None) -> None:
         """Let those go on that waited for a tenant's resources, or for the host that they are on."""
-        if self.core.recovered(tenant, host, self._time()):
+        others = self.core.recovered(tenant, host, self._time())
+        if others:
             self.core.wake_some()
-            self.dispatch()
+        self.dispatch()
+        if others:
             self.recall_soon()
 
     def decided(self, tenant: Hashable, *, paused: bool) -> None:
         """Carry out what was decided about a tenant."""
-        for job in self.core.decided(tenant, paused=paused):
-            # It waits with a lease in hand; its tenant's database may be moved only without it.
-            if job.turn is not None and not job.turn.done():
-                job.turn.set_result(False)
+        # Its tenant's database may be moved only without a lease.
+        self.let_go(self.core.decided(tenant, paused=paused))
         if paused and self.collector is not None:
             self.collector.hand_over(tenant)
         self.dispatch()
         self.make_room()
+
+    def let_go(self, jobs: Iterable[Job]) -> None:
+        """Let messages wait without the resources that they have in hand."""
+        for job in jobs:
+            if job.turn is not None and not job.turn.done():
+                job.turn.set_result(False)
 
     def retry_now(self, tenant: Hashable) -> None:
         """End a tenant's pause after failures: one of its messages tries at once."""

@@ -314,6 +314,7 @@ class Run(Generic[C, R]):
         """Ask for a stop; ``now`` cancels handlers without waiting for them. The first reason counts."""
         if now:
             self._hurry.set()
+            self.core.draining = False  # what would be started now would be cancelled at once
         if not self._stop_requested.is_set():
             self.reason = reason
             self._stop_requested.set()

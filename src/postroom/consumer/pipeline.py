@@ -41,6 +41,7 @@ from postroom.redaction import log_error, redact
 from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
 from postroom.settlement import backoff, exponential
 from postroom.tasks import ends_the_program, is_cancelled, runs_as
+from postroom.transactions import MessageKey
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -179,7 +180,11 @@ class Pipeline:
             self._engine.available(job.tenant)
             if self._tenants.is_paused(job.tenant):
                 raise _NotNow
-            job.lease, job.leasing = lease, self._time() - began
+            now = self._time()
+            job.lease, job.leasing = lease, now - began
+            # Kept while its tenant is left alone, it would keep the place in the budget of others.
+            if self._core.has_to_wait(job, now):
+                raise _NotNow
             job.turn = self._engine.tasks.loop.create_future()
             self._core.resume(job)
             self._engine.dispatch()
@@ -322,7 +327,7 @@ class Pipeline:
             await self._obey(job, instruction)
         # `on_error` took time: the message may have been settled or lost meanwhile.
         elif job.settlement is None and not job.lost:
-            self._core.refused(job, error, self._time())
+            self._engine.let_go(self._core.refused(job, error, self._time()))
             self._engine.act()
         else:
             self._give_group_back(job)
@@ -336,7 +341,7 @@ class Pipeline:
             instruction = _for_invalid(error, self._invalid)
         # During a stop handlers fail because of the stop: that says nothing about their tenant.
         if job.started and job.source.resolves and not self._core.closing:
-            self._core.failed(job, error, self._time())
+            self._engine.let_go(self._core.failed(job, error, self._time()))
             self._engine.dispatch()  # its lane may sleep from now on: a timer has to wake it
             if instruction is None and self._ack_mode is AckMode.ON_SUCCESS:
                 poison = attempts.poison(job, job.source.faults_of(job))
@@ -480,6 +485,7 @@ class _Settling(msgspec.Struct, eq=False):
     _job: Job
     loop: asyncio.AbstractEventLoop
     transactions: int = 0
+    written: set[MessageKey] | None = None
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""

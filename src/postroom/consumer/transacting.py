@@ -13,9 +13,12 @@ _count: Final = threading.Lock()  # the handlers of one message may use several 
 
 
 class Counts(Protocol):
-    """Where the open transactions of a message are counted."""
+    """Where the transactions of one run of a handler are counted."""
 
     transactions: int
+    """Those that are open."""
+    written: set[MessageKey] | None
+    """The keys of those that are open or were committed; None before the first."""
 
 
 class MessageTransaction(Generic[Tx, SyncTx]):
@@ -48,22 +51,24 @@ class MessageTransaction(Generic[Tx, SyncTx]):
             self._refuse("is for plain def handlers: with ctx.transaction() as tx")
         transaction: AbstractAsyncContextManager[Tx] = self._resources.transaction_for(self._key)
         self._async = transaction
-        self._change(1)
+        self._begin()
         try:
             return await transaction.__aenter__()
         except BaseException:
-            self._change(-1)
+            self._end(committed=False)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Commit, or roll back."""
+        committed = False
         try:
             swallowed: bool | None = await self._async.__aexit__(kind, error, traceback)
+            committed = error is None
             return swallowed
         finally:
-            self._change(-1)
+            self._end(committed=committed)
 
     def __enter__(self) -> SyncTx:
         """Begin, in the handler's thread."""
@@ -79,26 +84,45 @@ class MessageTransaction(Generic[Tx, SyncTx]):
             raise ConfigurationError(text)
         transaction: AbstractContextManager[SyncTx] = self._resources.sync_transaction_for(self._key)
         self._sync = transaction
-        self._change(1)
+        self._begin()
         try:
             return transaction.__enter__()
         except BaseException:
-            self._change(-1)
+            self._end(committed=False)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Commit, or roll back."""
+        committed = False
         try:
             swallowed: bool | None = self._sync.__exit__(kind, error, traceback)
+            committed = error is None
             return swallowed
         finally:
-            self._change(-1)
+            self._end(committed=committed)
 
-    def _change(self, by: int) -> None:
+    def _begin(self) -> None:
         with _count:
-            self._counts.transactions += by
+            if self._counts.written is None:
+                self._counts.written = set()
+            if self._key in self._counts.written:
+                # It would find the row of the first one, as a duplicate does: the rest of the handler would be left
+                # out, and the message acknowledged. Inside of the first one it would wait for itself.
+                text = (
+                    "this call of the handler has entered ctx.transaction() with the same key before: a message has "
+                    "one such block. Put everything into it, or give the other one a key="
+                )
+                raise ConfigurationError(text)
+            self._counts.written.add(self._key)
+            self._counts.transactions += 1
+
+    def _end(self, *, committed: bool) -> None:
+        with _count:
+            self._counts.transactions -= 1
+            if not committed and self._counts.written is not None:  # it may be tried again
+                self._counts.written.discard(self._key)
 
     def _refuse(self, remedy: str) -> NoReturn:
         raise ConfigurationError(f"the transaction of {type(self._resources).__name__} {remedy}")

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from postroom.datasources._postgres_inbox import ENDED, PostgresDatabase, Work, add_inbox
+from postroom.datasources._postgres_inbox import ENDED, PostgresDatabase, Work, add_inbox, check_inbox
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.scope import Scope, ScopeOf
@@ -74,6 +74,7 @@ def asyncpg_inbox(
         ConfigurationError: ``table`` is no name for a table; at opening: the database has no such
             table or schema.
     """
+    check_inbox("asyncpg_inbox", wait=wait, create=create, scope=scope)
     inbox = postgres_inbox(table)
     return add_inbox(
         provider,

@@ -7,10 +7,10 @@ from typing import Any, Final, Generic
 
 from typing_extensions import TypeVar
 
-from postroom.checking import check_kind
+from postroom.checking import check_kind, check_optional
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, Inbox, check_age
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import answered
+from postroom.datasources.registry import answered, check_switches, check_times
 from postroom.datasources.scope import Scope, ScopeOf, quoted, set_local
 from postroom.errors import AlreadyHandled, ConfigurationError
 from postroom.tasks import TimeLimit
@@ -220,6 +220,13 @@ def state_of(error: BaseException) -> str | None:
         if isinstance(state, str):
             return state
     return None
+
+
+def check_inbox(owner: str, *, wait: object, create: object, scope: object) -> None:
+    """Refuse what an inbox cannot work with, where it is written. Raises ``ConfigurationError``."""
+    check_times(owner, wait=wait)
+    check_switches(owner, create=create)
+    check_optional(f"{owner}(scope=...)", '(context) -> Scope(schema="acme")', scope)
 
 
 def add_inbox(

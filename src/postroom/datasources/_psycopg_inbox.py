@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import TypeVar
 
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox, check_inbox
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.scope import Scope, ScopeOf
@@ -101,6 +101,7 @@ def psycopg_inbox(
         ConfigurationError: ``table`` is no name for a table; at opening: the database has no such
             table or schema.
     """
+    check_inbox("psycopg_inbox", wait=wait, create=create, scope=scope)
     inbox = postgres_inbox(table)
 
     def database(pool: P, own: Scope | None) -> PsycopgDatabase[P]:

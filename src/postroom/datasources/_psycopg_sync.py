@@ -13,13 +13,14 @@ from psycopg.rows import tuple_row
 
 from postroom.checking import check_optional
 from postroom.datasources._places import places
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
 from postroom.datasources._sync_connections import SyncConnection, SyncConnections, SyncSessions
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import SAID_AFTER
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
+from postroom.datasources.psycopg import OWN
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.display import display_key
@@ -82,7 +83,7 @@ def psycopg_sync_pool(
     check_locate(owner, locate)
     check_count(owner, "max_size", max_size)
     check_switches(owner, canary=canary, reset=reset)
-    check_keywords(owner, options)
+    check_keywords(owner, options, OWN)
     check_optional(f"{owner}(configure=...)", "(connection)", configure)
     check_times(owner, idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
     check_times(owner, acquire_timeout=acquire_timeout)
@@ -240,6 +241,7 @@ def psycopg_sync_inbox(
         ConfigurationError: ``table`` is no name for a table; at opening: the database has no such
             table or schema.
     """
+    check_inbox("psycopg_sync_inbox", wait=wait, create=create, scope=scope)
     inbox = postgres_inbox(table)
 
     async def prepare(database: PsycopgSyncDatabase) -> None:

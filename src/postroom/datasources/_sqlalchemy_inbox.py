@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, AsyncTransaction
 from typing_extensions import TypeVar
 
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox, check_inbox
 from postroom.datasources._sqlalchemy_sessions import once_only
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
@@ -140,6 +140,7 @@ def sqlalchemy_inbox(
     """
     if isinstance(session, type) and not issubclass(session, AsyncSession):
         raise ConfigurationError(f"session= takes AsyncSession or an async_sessionmaker(...); got {session.__name__}")
+    check_inbox("sqlalchemy_inbox", wait=wait, create=create, scope=scope)
     inbox = postgres_inbox(table)
     begin: Begin[Any] = _begin_connection if session is None else _begin_session(session)
 

@@ -13,7 +13,7 @@ from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox
+from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._sqlalchemy_sessions import once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
@@ -37,6 +37,7 @@ from postroom.datasources.registry import (
     located,
 )
 from postroom.datasources.scope import Scope, ScopeOf
+from postroom.datasources.sqlalchemy import OWN
 from postroom.errors import ConfigurationError
 from postroom.options import check_count
 from postroom.transactions import TransactionRolledBack
@@ -92,7 +93,7 @@ def sqlalchemy_sync_engine(
     check_locate(owner, locate)
     check_count(owner, "max_size", max_size)
     check_switches(owner, canary=canary, reset=reset)
-    check_keywords(owner, options)
+    check_keywords(owner, options, OWN)
     check_times(owner, connect_timeout=connect_timeout, close_timeout=close_timeout, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager
@@ -177,7 +178,8 @@ class _Watch:
         canary: bool,
         reset: bool,
     ) -> None:
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        # SQLAlchemy leaves spaces as they are, and libpq takes no URL with one.
+        plain = url.set(drivername="postgresql").render_as_string(hide_password=False).replace(" ", "%20")
         in_libpqs_words = DataSource(plain, database=source.database, user=source.user, password=source.password)
         self._connections = SyncConnections(in_libpqs_words, connect_timeout=connect_timeout, canary=canary, options={})
         self._engine = engine
@@ -347,6 +349,7 @@ def sqlalchemy_sync_inbox(
     """
     if isinstance(session, type) and not issubclass(session, Session):
         raise ConfigurationError(f"session= takes Session or a sessionmaker(...); got {session.__name__}")
+    check_inbox("sqlalchemy_sync_inbox", wait=wait, create=create, scope=scope)
     inbox = postgres_inbox(table)
     begin: BeginSync[Any] = _begin_connection if session is None else _begin_session(session)
 

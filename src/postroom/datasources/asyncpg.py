@@ -34,6 +34,10 @@ else:  # only the stubs have parameters
 
 _log = Log("postroom.datasources", Step.RESOURCES)
 Reset = Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
+_OWN: Final = {
+    "dsn": "", "connect": "", "min_size": "", "max_size": "max_size", "init": "init",
+    "max_inactive_connection_lifetime": "idle",
+}  # fmt: skip
 _NONE_PREPARED: Final = "SELECT 0"  # what PostgreSQL answers to the last statement of RESET
 
 
@@ -93,7 +97,7 @@ def asyncpg_pool(
     check_locate("asyncpg_pool", locate)
     check_count("asyncpg_pool", "max_size", max_size)
     check_switches("asyncpg_pool", canary=canary, reset=reset)
-    check_keywords("asyncpg_pool", options)
+    check_keywords("asyncpg_pool", options, _OWN)
     check_times("asyncpg_pool", idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
     if acquire_timeout is not None:
         check_times("asyncpg_pool", acquire_timeout=acquire_timeout)

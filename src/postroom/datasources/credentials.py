@@ -35,6 +35,9 @@ https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAMDBAuth.ht
 """
 _PATIENCE: Final = 5.0
 """Seconds between two tries to replace a value that still holds."""
+_LONGEST_FETCH: Final = 30.0
+"""Seconds for one fetch. Every connection waits for the same one: without a limit, one that is never answered would
+keep out all later ones."""
 _RDS_HOST_PARTS: Final = 6
 """Of ``name.account.region.rds.amazonaws.com``."""
 
@@ -119,7 +122,14 @@ class CachedPassword:
 
     async def _remember(self) -> str:
         began = asyncio.get_running_loop().time()
-        password = await self._fetch()
+        limit = asyncio.timeout(_LONGEST_FETCH)
+        try:
+            async with limit:
+                password = await self._fetch()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"the password of {self._name} was not fetched within {_LONGEST_FETCH:g} s") from None
         self._value = _Remembered(password, began)
         return password
 

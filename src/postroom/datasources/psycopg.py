@@ -60,6 +60,7 @@ _REFUSALS: Final = {
     "53301": ("remaining connection slots are reserved",),
     "57P03": ("the database system is ",),  # starting up, shutting down, in recovery mode
 }
+OWN: Final = {"conninfo": "", "min_size": "", "max_size": "max_size", "max_idle": "idle", "timeout": "acquire_timeout"}
 FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
 ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 
@@ -180,7 +181,7 @@ def psycopg_pool(
     check_locate("psycopg_pool", locate)
     check_count("psycopg_pool", "max_size", max_size)
     check_switches("psycopg_pool", canary=canary, reset=reset)
-    check_keywords("psycopg_pool", options)
+    check_keywords("psycopg_pool", options, OWN)
     check_times(
         "psycopg_pool",
         idle=idle,
@@ -364,7 +365,7 @@ def psycopg_connections(
     check_locate("psycopg_connections", locate)
     check_count("psycopg_connections", "max_size", max_size)
     check_switches("psycopg_connections", canary=canary)
-    check_keywords("psycopg_connections", options)
+    check_keywords("psycopg_connections", options, {"conninfo": "", "max_size": "max_size"})
     check_times("psycopg_connections", connect_timeout=connect_timeout, acquire_timeout=acquire_timeout)
 
     @asynccontextmanager

@@ -7,7 +7,7 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from postroom.checking import check_flag, check_function, check_kind, check_options, shown
+from postroom.checking import check_flag, check_function, check_kind, check_options, check_text, shown
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.options import check_seconds
@@ -37,12 +37,23 @@ class DataSource:
             names.
         user: what ``select current_user`` must answer; None for the user that the URL names.
         password: a function, sync or async, that is asked for each physical connection.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
 
     dsn: str = field(repr=False)
     database: str | None = field(default=None, kw_only=True)
     user: str | None = field(default=None, kw_only=True)
     password: Password | None = field(default=None, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_kind("DataSource(dsn)", self.dsn, str, 'DataSource("postgresql://app@db/acme")')
+        for name in ("database", "user"):
+            if (value := getattr(self, name)) is not None:
+                check_text(f"DataSource({name}=...)", value, f'{name}="acme"')
+        if self.password is not None:
+            check_function("DataSource(password=...)", "() -> text", self.password, arguments=0)
 
 
 Located = str | DataSource | None
@@ -89,9 +100,19 @@ def check_switches(owner: str, **switches: object) -> None:
         check_flag(f"{owner}({name}=...)", value)
 
 
-def check_keywords(owner: str, options: object) -> None:
-    """Refuse options that are no mapping by name. Raises ``ConfigurationError``."""
+def check_keywords(owner: str, options: object, own: Mapping[str, str]) -> None:
+    """Refuse options that are no mapping by name. Raises ``ConfigurationError``.
+
+    Args:
+        owner: the provider.
+        options: the driver's keywords.
+        own: keywords that are the provider's, and what to write instead; "" for nothing.
+    """
     check_options(f"{owner}(options=...)", options, 'options={"application_name": "orders"}')
+    for name in cast("Mapping[str, object] | None", options) or ():
+        if name in own:
+            advice = f"; write {owner}({own[name]}=...)" if own[name] else ""
+            raise ConfigurationError(f"{owner}(options={{{name!r}: ...}}): the provider sets that itself{advice}")
 
 
 def check_locate(what: str, locate: object) -> None:

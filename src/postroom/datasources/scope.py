@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from postroom.checking import check_kind
 from postroom.errors import ConfigurationError
 from postroom.transactions import MessageKey
 from postroom.types import C
@@ -31,8 +32,14 @@ class Scope:
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        if self.schema == "" or "\0" in (self.schema or ""):
-            raise ConfigurationError("the schema of a Scope has no name, or one that PostgreSQL cannot have")
+        example = 'Scope(settings={"app.tenant": "acme"})'
+        check_kind("Scope(settings=...)", self.settings, Mapping, example)
+        for value in [*self.settings, *self.settings.values(), *([] if self.schema is None else [self.schema])]:
+            check_kind("Scope", value, str, f'{example} or Scope(schema="acme"), in texts')
+            if "\0" in value:
+                raise ConfigurationError("a Scope has a NUL character in it, which PostgreSQL cannot have")
+        if self.schema == "" or "" in self.settings:
+            raise ConfigurationError("the schema of a Scope, or a setting, has no name")
         if self.schema is None and not self.settings:
             raise ConfigurationError("a Scope needs schema= or settings=: without them it keeps no tenants apart")
 

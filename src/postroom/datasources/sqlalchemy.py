@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
@@ -38,6 +38,7 @@ except ModuleNotFoundError as _error:  # pragma: no cover - the test environment
         "SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy"
     ) from _error
 
+OWN: Final = {"url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size"}
 _log = Log("postroom.datasources", Step.RESOURCES)
 
 
@@ -83,7 +84,7 @@ def sqlalchemy_engine(
     check_locate("sqlalchemy_engine", locate)
     check_count("sqlalchemy_engine", "max_size", max_size)
     check_switches("sqlalchemy_engine", canary=canary, reset=reset)
-    check_keywords("sqlalchemy_engine", options)
+    check_keywords("sqlalchemy_engine", options, OWN)
     check_times(
         "sqlalchemy_engine",
         connect_timeout=connect_timeout,

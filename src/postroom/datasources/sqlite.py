@@ -247,21 +247,32 @@ class SqliteDatabase:
     def _serve(self, connect: Callable[[], sqlite3.Connection], opened: asyncio.Future[None]) -> None:
         """Be the thread: open, work, close."""
         try:
-            with contextlib.closing(connect()) as connection:
+            with contextlib.ExitStack() as stack:
+                connection = self._connected(connect, stack)
                 self._file = _identity(self.path)
-                # interrupt() would miss a statement that begins just after it.
-                connection.set_progress_handler(self._is_abandoned, _STEPS)
                 complete(opened, None, None)
                 while (job := self._jobs.get()) is not None:
                     self._current = job
                     if self._aborting:  # looked at after the line above, and set before the other side reads it
                         job.abandon()
-                    job.do(connection)
+                    try:
+                        if not _renew(connection):
+                            connection = self._connected(connect, stack)
+                        job.do(connection)
+                    except BaseException as error:  # of connect: a unit keeps its errors for its caller
+                        complete(job.result, None, error)
                     self._current = None
         except BaseException as error:
             complete(opened, None, error)
         finally:
             complete(self._ended, None, None)
+
+    def _connected(self, connect: Callable[[], sqlite3.Connection], stack: contextlib.ExitStack) -> sqlite3.Connection:
+        connection = stack.enter_context(contextlib.closing(connect()))
+        # interrupt() would miss a statement that begins just after it.
+        connection.set_progress_handler(self._is_abandoned, _STEPS)
+        _renew(connection)
+        return connection
 
     def _is_abandoned(self) -> bool:
         job = self._current
@@ -288,7 +299,6 @@ def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_ti
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     connection = sqlite3.connect(uri, uri=True, timeout=busy_timeout, isolation_level=None)
     try:
-        connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -298,6 +308,18 @@ def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_ti
         connection.close()
         raise
     return connection
+
+
+def _renew(connection: sqlite3.Connection) -> bool:
+    """Undo what the last unit may have set. Return False where it has closed the connection."""
+    try:
+        _ = connection.total_changes
+    except sqlite3.ProgrammingError:
+        return False
+    connection.row_factory = sqlite3.Row
+    connection.text_factory = str
+    connection.isolation_level = None
+    return True
 
 
 class SqliteTransaction:
@@ -428,8 +450,12 @@ def tenant_file(directory: str | os.PathLike[str], *ids: str, suffix: str = ".sq
 
     Raises:
         UnknownTenant: an id is empty, or all together are too long for a file name.
+        ConfigurationError: an id is no text.
     """
-    name = ".".join("".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in part.encode()) for part in ids)
+    for part in ids:
+        check_kind("tenant_file(directory, *ids)", part, str, "tenant_file(directory, str(tenant_id))")
+    encoded = [part.encode(errors="surrogatepass") for part in ids]
+    name = ".".join("".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in part) for part in encoded)
     if not ids or not all(ids) or len(name) > _LONGEST_NAME:
         raise UnknownTenant("a tenant's ids must not be empty, nor too long for a file name")
     return Path(directory, name + suffix)

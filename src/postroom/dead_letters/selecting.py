@@ -20,7 +20,8 @@ class LetterFilter:
         reason: a part of the reason, upper or lower case alike; ``*`` stands for anything.
         older_than: seconds since the message was first sent, at least.
         newer_than: seconds since the message was first sent, less than that.
-        ids: ids of letters in the dead-letter queue, or ids that the messages had in the queue they came from.
+        ids: ids of letters in the dead-letter queue, or ids that the messages had in the queue they came from; at
+            least one. None for no such condition.
 
     A letter that does not tell its age matches no condition on it.
 
@@ -32,15 +33,20 @@ class LetterFilter:
     reason: str | None = None
     older_than: float | None = None
     newer_than: float | None = None
-    ids: Collection[str] = ()
+    ids: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("tenant", "reason"):
             _check_text(name, getattr(self, name))
         for name in ("older_than", "newer_than"):
             _check_age(name, getattr(self, name))
-        if any(not isinstance(each, str) for each in listed("LetterFilter(ids=...)", 'ids=["..."]', self.ids)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"LetterFilter(ids=...) takes a list of texts; got {self.ids!r}")
+        if self.ids is not None:
+            ids = listed("LetterFilter(ids=...)", 'ids=["..."]', self.ids)
+            if not ids:  # a purge of what a program has chosen must not take everything when that is nothing
+                raise ConfigurationError("LetterFilter(ids=[]) chooses no letter; leave ids= out to choose all")
+            if any(not isinstance(each, str) for each in ids):
+                raise ConfigurationError(f"LetterFilter(ids=...) takes a list of texts; got {self.ids!r}")
+            object.__setattr__(self, "ids", ids)
         if self.older_than is not None and self.newer_than is not None and self.older_than >= self.newer_than:
             text = f"no letter is older than {self.older_than:g} s and newer than {self.newer_than:g} s"
             raise ConfigurationError(text)
@@ -49,7 +55,7 @@ class LetterFilter:
         """Say whether a letter is meant. ``now`` is in seconds since the epoch."""
         if self.tenant is not None and letter.tenant != self.tenant:
             return False
-        if self.ids and letter.id not in self.ids and letter.message_id not in self.ids:
+        if self.ids is not None and letter.id not in self.ids and letter.message_id not in self.ids:
             return False
         if self.reason is not None and not _contains(letter.reason, self.reason):
             return False

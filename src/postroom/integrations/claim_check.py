@@ -30,6 +30,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.options import check_count, check_seconds
 from postroom.payloads.contents import MOST, Contents
+from postroom.sending.batches import size_of
 from postroom.types import Settlement
 
 _log = Log("postroom.claim_check", Step.PAYLOAD)
@@ -255,11 +256,11 @@ class ClaimCheck(Contents):
 
         Raises:
             ConfigurationError: no ``bucket`` is named to store it in.
-            InvalidRequest: the message has ten attributes, and the pointer needs one.
+            InvalidRequest: the message has ten attributes, and the pointer needs one; or its body is no Unicode text.
             TransportError: S3 refused the body, or could not be reached. Nothing was sent.
             NotOpenError: it is not open.
         """
-        if _size(message) <= self._threshold:
+        if size_of(message) <= self._threshold:
             return message
         if self._bucket is None:
             raise ConfigurationError("ClaimCheck(bucket) must name the bucket that large bodies are stored in")
@@ -267,7 +268,14 @@ class ClaimCheck(Contents):
         if len(kept) >= _MOST_ATTRIBUTES:
             text = f"the message has {len(kept)} attributes and its body goes to S3, which needs one of the ten"
             raise InvalidRequest(text, operation="SendMessage")
-        body = message.body.encode()
+        try:
+            body = message.body.encode()
+        except UnicodeEncodeError:  # it quotes the body
+            body = None
+        if body is None:
+            raise InvalidRequest(
+                "the body has characters that have no bytes (lone surrogates)", operation="SendMessage"
+            )
         key = f"{self._prefix}{uuid4()}.sha256-{hashlib.sha256(body).hexdigest()}"
         await self._put(key, body)
         pointer = [_CLASS, {"s3BucketName": self._bucket, "s3Key": key}]
@@ -323,15 +331,6 @@ def _checked_buckets(bucket: str | None, buckets: Collection[str]) -> frozenset[
         if _BUCKET.fullmatch(str(name)) is None:
             raise ConfigurationError(f"ClaimCheck(bucket): {name!r} is no name of a bucket")
     return frozenset(named)
-
-
-def _size(message: OutgoingMessage) -> int:
-    """Return what SQS counts: the body, and names, types and values of the attributes."""
-    size = len(message.body.encode())
-    for name, value in message.message_attributes.items():
-        size += len(name.encode()) + len(value.data_type.encode())
-        size += len((value.string_value or "").encode()) + len(value.binary_value or b"")
-    return size
 
 
 def _code(error: Exception) -> str:

@@ -14,6 +14,7 @@ from postroom.message import OutgoingMessage
 from postroom.outbox.stores import Row, taken
 from postroom.outbox.tables import Outbox
 from postroom.sending import Sender, SendRetry
+from postroom.sending.relaying import is_same
 from postroom.transports.protocol import Client
 
 _log = Log("postroom.outbox", Step.SEND)
@@ -50,6 +51,10 @@ class Pauses:
     def is_active(self, key: Any) -> bool:
         """Return whether it is not to be tried now."""
         return key in self._until and self._until[key][0] > self._time()
+
+    def is_known(self, key: Any) -> bool:
+        """Return whether its last try failed, also if the pause is over."""
+        return key in self._until
 
     def failed(self, key: Any) -> tuple[float, bool]:
         """Begin a pause, twice as long as the last one. Return its seconds, and whether it is the first one."""
@@ -107,7 +112,9 @@ class Queues:
             if sender is None:
                 sender = Sender[Any](queue, retry=_RETRY, client=self._client)
                 await self._stack.enter_async_context(sender)
-                self._senders[queue] = sender
+                # A row may have the queue's name where a sender has its URL: without that one it would go unsigned.
+                named = (each for each in self._senders.values() if is_same(each.info, sender.info))
+                self._senders[queue] = sender = next(named, sender)
             return sender
 
     def _pause(self, queue: str, reason: str) -> None:

@@ -20,6 +20,10 @@ ROUNDS: Final = 10
 """Rounds for one tenant before it is the next one's turn."""
 _GRACE: Final = 15.0
 """Seconds that rounds under way have at the end. A call that SQS does not answer takes ten."""
+PATIENCE: Final = 3.0
+"""Seconds for which a worker waits for one look. A database that hangs holds up no other tenant for longer."""
+ANSWER: Final = 60.0
+"""Seconds for the function that tells the tenants. One that hangs is asked again."""
 _JITTER: Final = Random()  # noqa: S311 - spreads the replicas' looks
 
 
@@ -46,6 +50,7 @@ class Run(Generic[C]):
         self._interval = interval
         self._tasks = Tasks(self._die)
         self._workers: list[asyncio.Task[Any]] = []
+        self._under_way: set[asyncio.Task[Any]] = set()  # the looks
         self._line: asyncio.Queue[C | None] = asyncio.Queue()
         self._waiting: set[C] = set()
         self._busy: dict[C, bool] = {}  # and whether to look again afterwards
@@ -71,7 +76,7 @@ class Run(Generic[C]):
             # One for each worker, behind what is in line; `_closing` keeps that from being worked
             # on.
             self._line.put_nowait(None)
-        await asyncio.wait(self._workers, timeout=_GRACE)
+        await asyncio.wait([*self._workers, *self._under_way], timeout=_GRACE)
         await self._tasks.close(grace=1.0)
 
     async def look(self, context: C) -> bool:
@@ -111,7 +116,9 @@ class Run(Generic[C]):
     async def _feed(self) -> None:
         while True:
             try:
-                for context in await self._tenants():
+                async with asyncio.timeout(ANSWER):
+                    found = await self._tenants()
+                for context in found:
                     self._put(context)
             except Exception as error:
                 log_error(_log, logging.ERROR, "OutboxRelay(tenants=...) failed; asked again later", error=error)
@@ -128,21 +135,31 @@ class Run(Generic[C]):
             self._waiting.discard(context)
             # Before the look: a wake that comes during it asks for another one.
             self._busy[context] = False
-            more = False
-            try:
-                more = await self.look(context)
-                if self._pauses.succeeded(context):
-                    _log.info(
-                        "The outbox of tenant %s can be read again", display_key(context), extra=about(tenant=context)
-                    )
-            except ConfigurationError as error:
-                self._die(error)
-            except Exception as error:
-                self._failed(context, error)
-            finally:
-                again = self._busy.pop(context) or more
-            if again:
-                self._put(context)  # behind the others
+            look = self._tasks.spawn(self._attempt(context), f"postroom-outbox-look-{display_key(context)}")
+            self._under_way.add(look)
+            look.add_done_callback(self._under_way.discard)
+            # What failed last time may hang now: then no worker waits for it.
+            patience = 0.0 if self._pauses.is_known(context) else PATIENCE
+            _, hanging = await asyncio.wait([look], timeout=patience)
+            if hanging and patience:
+                text = "The outbox of tenant %s takes longer than %g s; it goes on, and others do not wait for it"
+                _log.warning(text, display_key(context), PATIENCE, extra=about(tenant=context))
+
+    async def _attempt(self, context: C) -> None:
+        more = False
+        try:
+            more = await self.look(context)
+            if self._pauses.succeeded(context):
+                text = "The outbox of tenant %s can be read again"
+                _log.info(text, display_key(context), extra=about(tenant=context))
+        except ConfigurationError as error:
+            self._die(error)
+        except Exception as error:
+            self._failed(context, error)
+        finally:
+            again = self._busy.pop(context) or more
+        if again:
+            self._put(context)  # behind the others
 
     def _failed(self, context: C, error: Exception) -> None:
         self._rounds.counters.failures += 1

@@ -11,13 +11,13 @@ rule only.
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from postroom.checking import check_flag
+from postroom.checking import check_flag, listed
 from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import problems
@@ -129,11 +129,11 @@ class SnsEnvelope:
         check_flag("SnsEnvelope(raw=...)", self.raw)
         if self.topics is None:
             return
-        several = isinstance(self.topics, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
-        wrong = [topic for topic in self.topics if not str(topic).startswith("arn:")] if several else [self.topics]
-        if isinstance(self.topics, str) or not self.topics or wrong:
-            text = "SnsEnvelope(topics=...) takes ARNs, such as ['arn:aws:sns:eu-west-1:123456789012:orders']"
-            raise ConfigurationError(f"{text}; got {self.topics!r}")
+        example = "topics=['arn:aws:sns:eu-west-1:123456789012:orders']"
+        topics = listed("SnsEnvelope(topics=...)", example, self.topics)
+        if not topics or not all(str(topic).startswith("arn:") for topic in topics):
+            raise ConfigurationError(f"SnsEnvelope(topics=...) takes ARNs: write {example}; got {self.topics!r}")
+        object.__setattr__(self, "topics", topics)
 
     def __call__(self, message: Message, /) -> Message:
         """Return the message that was inside, or the message itself where it is raw.

@@ -24,15 +24,16 @@ expires: handlers are idempotent on a queue that delivers at least once, anyway.
 
 import hashlib
 import hmac
+import math
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Final, Generic
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final, Generic
 
 import msgspec
 from typing_extensions import TypeVar
 
-from postroom.checking import check_function, check_kind
+from postroom.checking import check_flag, check_function, check_kind, is_number, listed
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.payloads.attributes import attribute_names
@@ -49,6 +50,8 @@ _GROUP: Final = "MessageGroupId"
 _DOMAIN: Final = b"postroom signed context v1"
 _SHORTEST_KEY: Final = 32
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUEUE: Final = re.compile(r"[^\s/:]+")
+"""No URL and no ARN: those may be written differently by sender and consumer."""
 _SIGNATURE: Final = re.compile(r"v1:([A-Za-z0-9._-]{1,64}):(0|[1-9][0-9]{0,11}):([0-9a-f]{64})")
 
 
@@ -193,6 +196,8 @@ def signed(
     if attributes is None:
         raise ConfigurationError("signed(attributes=...) must name the attributes that the resolver reads")
     names = _checked_names(attributes, group=group)
+    if not is_number(leeway) or not 0 <= leeway < math.inf:
+        raise ConfigurationError(f"signed(leeway=...) takes seconds, at least 0; got {leeway!r}")
     check_function("signed(clock=...)", "() -> seconds since the epoch", clock, arguments=0)
     return SignedContext(resolver, keys=keys, queue=queue, names=names, group=group, leeway=leeway, clock=clock)
 
@@ -282,17 +287,18 @@ def _expiry(now: float, lifetime: object) -> str:
 
 def _check_terms(what: str, keys: object, queue: object) -> None:
     check_kind(f"{what}(keys=...)", keys, KeyRing, "keys=KeyRing({'2026-11': secret})")
-    if not isinstance(queue, str) or not queue:
+    if not isinstance(queue, str) or _QUEUE.fullmatch(queue) is None:
         raise ConfigurationError(f"{what}(queue=...) takes the name of the queue; got {queue!r}")
 
 
 def _checked_names(attributes: Collection[str], *, group: bool) -> tuple[str, ...]:
-    names: Any = attributes
-    if isinstance(names, str | bytes) or not isinstance(names, Iterable) or not (names or group) or SIGNATURE in names:
-        raise ConfigurationError(
-            f"signing takes the names of one or more attributes, such as ('tenantId', 'region'); got {attributes!r}"
-        )
-    return tuple(sorted(set(attributes)))
+    example = "attributes=['tenantId', 'region']"
+    check_flag("signing: group=", group)
+    names = listed("signing: attributes=", example, attributes)
+    if not (names or group) or SIGNATURE in names or not all(isinstance(name, str) for name in names):
+        text = f"signing takes the names of one or more attributes: write {example}; got {attributes!r}"
+        raise ConfigurationError(text)
+    return tuple(sorted(set(names)))
 
 
 def _covered(message: Message | OutgoingMessage, names: tuple[str, ...], *, group: bool) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from typing import Any, Final, Generic, TypedDict
 
 from typing_extensions import TypeVar
 
-from postroom.checking import check_function, check_kind, listed
+from postroom.checking import check_function, check_kind, check_plain, listed
 from postroom.errors import ConfigurationError
 from postroom.events import Observer
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
@@ -38,6 +38,7 @@ _FUNCTIONS: Final = {
     "check": "(resource), async",
     "classify": "(error) -> OpenFailure",
     "outage": "(error) -> bool",
+    "weight": "(context) -> connections",
 }
 _KINDS: Final[dict[str, tuple[type, str]]] = {
     "limits": (PoolLimits, "limits=PoolLimits(budget=100)"),
@@ -59,7 +60,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     """Refuse what a pool cannot work with."""
     for name, call in _FUNCTIONS.items():
         if (value := arguments.get(name)) is not None:
-            check_function(f"ResourcePool({name}=...)", call, value)
+            check = check_function if name == "check" else check_plain
+            check(f"ResourcePool({name}=...)", call, value)
     for name, (kind, example) in _KINDS.items():
         value = arguments.get(name)
         if value is not None or name != "jitter":

@@ -29,6 +29,9 @@ OUTAGE_STATES: Final = (*SUSPECT_STATES, "53")
 _UNREACHABLE: Final = frozenset({"ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ETIMEDOUT"})
 _MYSQL_OUTAGES: Final = frozenset({1040, 1053, 1203, 1290, 2002, 2003, 2006, 2013})
 """Error numbers of MySQL's drivers: too many connections, shutdown, read-only, unreachable, connection lost."""
+_SQLITE_OUTAGES: Final = frozenset({5, 10, 13, 14})
+"""SQLite's error codes: another program holds the lock (BUSY), the disk fails (IOERR), it is full, the file cannot be
+opened (CANTOPEN)."""
 _DEEPEST: Final = 8
 
 
@@ -61,9 +64,9 @@ def is_outage(error: BaseException) -> bool:
 
     True for SQLSTATE class 08 (connection exceptions), 28 (credentials refused), 53 (such as 53300, too many
     connections), 57P0x (shut down, crashed, starting up), 25006 (read-only after a failover), for
-    ``ConnectionError``, what drivers say of a lost connection, unreachable networks and failed name resolution, and for
-    a nested pool's refusals; also when
-    another exception was raised ``from`` one of them. A group is an outage when every member is.
+    ``ConnectionError``, what drivers say of a lost connection, unreachable networks and failed name resolution, for a
+    file of SQLite that another program has locked, a disk that fails or is full, and for a nested pool's refusals; also
+    when another exception was raised ``from`` one of them. A group is an outage when every member is.
     """
     return not is_unknown_tenant(error) and _says(error, _is_outage)
 
@@ -117,6 +120,8 @@ def _is_drivers_outage(error: BaseException) -> bool:
         return True
     names = _names(error)
     if "psycopg.OperationalError" in names:  # a connection that could not be made, or was lost
+        return True
+    if "sqlite3.OperationalError" in names and getattr(error, "sqlite_errorcode", -1) & 0xFF in _SQLITE_OUTAGES:
         return True
     if _lost_its_protocol(error) or ("asyncpg.InterfaceError" in names and _follows_an_outage(error)):
         return True

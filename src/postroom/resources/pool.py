@@ -102,6 +102,7 @@ class ResourcePool(Generic[C, R]):
                 "check": check,
                 "classify": classify,
                 "outage": outage,
+                "weight": weight if callable(weight) else None,
                 "host": host,
                 "limits": limits,
                 "timeouts": timeouts,
@@ -488,7 +489,7 @@ class ResourcePool(Generic[C, R]):
     # -- waiting ------------------------------------------------------------------------------------------------
 
     async def _wait(self, context: C, seconds: float) -> Lease[R] | PostroomError:
-        engine = self._engine_here()
+        engine = self.check_loop()
         waiter = Waiter(context, engine.loop.create_future())
         self._counters.misses += 1
         self._core.ask(self._tickets.ticket(context), waiter, engine.loop.time())
@@ -548,7 +549,13 @@ class ResourcePool(Generic[C, R]):
 
     # -- small print --------------------------------------------------------------------------------------------
 
-    def _engine_here(self) -> Engine:
+    def check_loop(self) -> Engine:
+        """Return the engine, in its own event loop.
+
+        Raises:
+            ClosedError, NotOpenError: the pool was closed, or not opened yet.
+            ConfigurationError: this is another event loop. An open resource would be used by two of them.
+        """
         if self._running is None:
             raise self._unusable()
         if self._running.loop is not asyncio.get_running_loop():

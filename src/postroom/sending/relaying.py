@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from postroom.checking import check_queue
+from postroom.checking import check_kind, check_plain, check_queue
 from postroom.errors import ConfigurationError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message, OutgoingMessage
 from postroom.options import MAX_BATCH, MAX_WAIT
 from postroom.sending.posting import SendRetry, post
 from postroom.sending.sender import default_client
-from postroom.transports.protocol import Client, Queue, VisibilityChange
+from postroom.transports.protocol import Client, Queue, QueueInfo, VisibilityChange
 
 _log = Log("postroom.sending", Step.SEND)
 
@@ -73,15 +73,19 @@ async def relay(
         ConfigurationError: an argument cannot work.
     """
     check_queue("relay(source)", source)
-    if not callable(target):
+    if callable(target):
+        check_plain("relay(target)", "(Message) -> queue", target)
+    else:
         check_queue("relay(target)", target)
-    if change is not None and not callable(change):
-        raise ConfigurationError(f"relay(change=...) takes a function (Message, OutgoingMessage); got {change!r}")
+    if change is not None:
+        check_plain("relay(change=...)", "(Message, OutgoingMessage) -> OutgoingMessage", change, arguments=2)
     _check_bounds(limit, parallel, wait)
     async with client or default_client() as opened:
-        work = _Relay(opened, await opened.queue(source), target, change or _unchanged, limit=limit, wait=wait)
-        if isinstance(target, str):
-            await work.open(target)  # a queue that does not exist is told before anything is received
+        source_queue = await opened.queue(source)
+        work = _Relay(opened, source_queue, target, change or _unchanged, limit=limit, wait=wait)
+        # A queue that does not exist is told before anything is received.
+        if isinstance(target, str) and is_same((await work.open(target)).info, source_queue.info):
+            raise ConfigurationError(f"relay(target) is the source itself; name another queue than {target!r}")
         return await work.run(parallel)
 
 
@@ -155,7 +159,11 @@ class _Relay:
             if self._room is not None:
                 self._room -= ask  # before the await: other workers ask meanwhile
             received = await self._receive(ask)
-            sent = await self._relay(received)
+            try:
+                sent = await self._relay(received)
+            except Exception:  # one of a function of the caller's, too: what it keeps back stays visible
+                await self._give_back([message.receipt_handle for message in received])
+                raise
             if self._room is not None:
                 self._room += ask - sent
             if all(message.id in self._left for message in received):  # nothing, or nothing but what stays
@@ -193,10 +201,15 @@ class _Relay:
             name = self._target if isinstance(self._target, str) else self._target(message)
             if name is None:
                 return "it does not say where it goes"
+            check_queue("relay(target)", name)
             queue = await self.open(name)
         except QueueNotFound as error:
             return str(error)
+        if is_same(queue.info, self._source.info):  # it would be received and sent again without an end
+            return "its target is the queue that it is in"
         changed = self._change(message, copy_of(message, fifo=queue.info.fifo))
+        if changed is not None:
+            check_kind("relay(change=...)", changed, OutgoingMessage, "return outgoing, or None to let it stay")
         return "it is to stay" if changed is None else (name, changed)
 
     async def _send(self, target: Queue, pairs: Sequence[tuple[Message, OutgoingMessage]]) -> int:
@@ -249,6 +262,11 @@ class _Relay:
             named = about(queue=self._source.info.name, message_id=message.id)
             _log.warning(text, message.id, self._source.info.name, reason, extra=named)
         self._left[message.id] = message.receipt_handle
+
+
+def is_same(one: QueueInfo, other: QueueInfo) -> bool:
+    """Whether two are one queue. One may be named by its URL, and the right to ask for an ARN may be missing."""
+    return one.url == other.url or (bool(one.arn) and one.arn == other.arn)
 
 
 def _unchanged(_: Message, copy: OutgoingMessage) -> OutgoingMessage:

@@ -1,5 +1,6 @@
 """A sender: what a program that sends declares, opens and uses."""
 
+import asyncio
 import dataclasses
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -63,7 +64,8 @@ class Signing:
     def __post_init__(self) -> None:
         check_kind("Signing(keys=...)", self.keys, KeyRing, 'keys=KeyRing({"2026-11": secret})')
         if self.attributes is not None:
-            listed("Signing(attributes=...)", 'attributes=["tenantId"]', self.attributes)
+            names = listed("Signing(attributes=...)", 'attributes=["tenantId"]', self.attributes)
+            object.__setattr__(self, "attributes", names)
         check_seconds("Signing", "lifetime", self.lifetime, least=1, most=3e9, limit="a century")
 
 
@@ -260,18 +262,30 @@ class Sender(Generic[C]):
         """Send messages, and return what became of each instead of raising.
 
         One that cannot be sent as it is (too large for its queue, more than ten attributes) keeps none of the others
-        back; on a FIFO queue neither those behind it.
+        back; on a FIFO queue neither those behind it. One that the transform fails for keeps back those behind it in
+        its group, and all of them once ``SendRetry(within=)`` is over.
         """
         queue = self._opened()
         outcome = Outcome([None] * len(messages), {})
         ready: list[tuple[int, OutgoingMessage]] = []
+        stuck: dict[str | None, int] = {}  # the groups that a failure holds up, and its place
+        time = asyncio.get_running_loop().time
+        until = time() + self._retry.within
         for index, message in enumerate(messages):
+            late = time() >= until  # a bucket that is away costs its time for each message
+            first = next(iter(stuck.values()), None) if late else stuck.get(message.group_id)
+            if first is not None and (late or queue.info.fifo):
+                code, text = outcome.unsent[first].code, f"entry {first} was not sent"
+                outcome.unsent[index] = Unsent(index, code, text, retryable=True, behind=True)
+                continue
             try:
                 ready.append((index, await self._ready(message, queue.info)))
             except Exception as error:
                 # These stay what they are at the next try. What a transform raises may pass: its bucket was away.
                 again = not isinstance(error, ConfigurationError | ContextError | InvalidRequest)
                 outcome.unsent[index] = Unsent(index, type(error).__name__, _reason(error), again)
+                if again:
+                    stuck.setdefault(message.group_id, index)
         sent = await post(queue, [message for _, message in ready], self._retry)
         for (index, _), message_id in zip(ready, sent.message_ids, strict=True):
             outcome.message_ids[index] = message_id

@@ -12,6 +12,7 @@ from postroom.consumer.context import MessageContext
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute
 from postroom.options import check_count
+from postroom.transactions import MessageKey
 from postroom.types import C, C_co, R, R_co
 
 _NONE: Any = None
@@ -21,6 +22,7 @@ class _Recorder(msgspec.Struct, eq=False):
     """Stands behind ``ctx.ack()`` and its like, and notes what was asked for."""
 
     transactions: int = 0
+    written: set[MessageKey] | None = None
     acknowledged: bool = False
     retries: list[float | None] = msgspec.field(default_factory=list[float | None])
     extensions: list[float] = msgspec.field(default_factory=list[float])

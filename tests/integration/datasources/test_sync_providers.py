@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import psycopg_pool
@@ -72,6 +73,18 @@ async def test_a_refused_login_says_why_and_no_secret(provide: Provide, tenant: 
     assert is_outage(refused.value)
     assert "not-the-secret" not in str(refused.value)
     tenant.wait_for_backends(0)
+
+
+@pytest.mark.parametrize("password", ["a=b 'c\" \\", "p@s/s:w?o#r&d%zz+", "[ü℀]"])
+async def test_a_password_may_have_any_character(provide: Provide, tenant: TenantDatabase, password: str) -> None:
+    """Percent-encoded, as in any URL."""
+    role = f"app{secrets.token_hex(4)}"
+    literal = password.replace("'", "''")
+    tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{literal}'")
+    login = f"{role}:{quote(password, safe='')}"
+    dsn = tenant.dsn.replace(f"postroom:{tenant.server.password}", login)
+    async with provide(Registry({"a": dsn}))("a") as resource:
+        assert await asyncio.to_thread(_ask, resource, "SELECT current_user") == role
 
 
 async def test_the_canary_compares(provide: Provide, tenant: TenantDatabase) -> None:

@@ -16,7 +16,7 @@ consumer has to look for a change now and then, and cannot know it before.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 NOTICE = 120.0
@@ -243,13 +243,17 @@ class Ledger:
                 most, spent, allowance = over
                 yield f"{spent} receives were spent on {message[:4]}, {allowance} at most with maxReceiveCount {most}"
 
-    def judge_stops(self, processes: Iterable[str]) -> Iterator[str]:
-        """Oracle *expense*: judge what each stop spent. It may give a message back, and not receive it again."""
-        for process in processes:
+    def judge_stops(self, stops: Mapping[str, float]) -> Iterator[str]:
+        """Oracle *expense*: judge what each stop spent. It may give a message back, and not receive it again.
+
+        ``stops`` has the time at which each process began to stop. What it sent at that time, it had decided before.
+        """
+        for process, since in stops.items():
             for message in self._of:
-                here = [each for each in self._of[message] if each.process == process and each.excuse == IT_STOPS]
-                if len(here) > 1:
-                    yield f"the stop of {process} spent {len(here)} receives of {message[:4]}"
+                here = [each for each in self._of[message] if each.process == process and not each.tried]
+                count = sum(each.excuse == IT_STOPS and (each.given_back or 0.0) > since + 0.05 for each in here)
+                if count > 1:
+                    yield f"the stop of {process} spent {count} receives of {message[:4]}"
 
     def judge_attempt(self, handle: str, attempt: int | None) -> str | None:
         """Oracle *attempts*: judge what a handler is told of which attempt this is, where it is told that."""

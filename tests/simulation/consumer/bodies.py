@@ -51,7 +51,7 @@ class Bodies:
             return None
         self._forget_dead()
         for generation in (1, 2):  # an exception's traceback is a circle; a full collection is slow
-            if len(self._kept(now)) > self._few or self._is_too_much():
+            if len(self._kept(now)) > self._few or self._is_too_much(now):
                 gc.collect(generation)
                 self._forget_dead()
         wrong = self._wrong(now)
@@ -61,15 +61,21 @@ class Bodies:
     def _wrong(self, now: float) -> str | None:
         if len(kept := self._kept(now)) > self._few:
             return f"keeps {len(kept)} bodies of messages that it gave back or deleted more than {GRACE:g} s ago"
-        if self._is_too_much():
-            return f"holds {self._held()} bytes of bodies, more than {self._most_bytes}"
+        if self._is_too_much(now):
+            return f"holds {self._held(now)} bytes of bodies, more than {self._most_bytes}"
         return None
 
-    def _held(self) -> int:
-        return sum(len(found.body) for each in self._alive.values() if (found := each()) is not None)
+    def _held(self, now: float) -> int:
+        """Return the bytes of what is alive. A call that is out keeps what ended meanwhile, for a moment."""
+        alive = ((handle, found) for handle, each in self._alive.items() if (found := each()) is not None)
+        return sum(len(found.body) for handle, found in alive if not self._ended_since(handle, now - GRACE))
 
-    def _is_too_much(self) -> bool:
-        return self._most_bytes is not None and self._held() > self._most_bytes
+    def _ended_since(self, handle: str, when: float) -> bool:
+        at = self._ended_at(handle)
+        return at is not None and at >= when
+
+    def _is_too_much(self, now: float) -> bool:
+        return self._most_bytes is not None and self._held(now) > self._most_bytes
 
     def _kept(self, now: float) -> list[str]:
         ended = ((handle, self._ended_at(handle)) for handle in self._alive)

@@ -68,9 +68,21 @@ class Licence:
         if plan.fifo and receipt.group is not None:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
-            if before >= receipt.received_at:
+            # What is before it in its group may be on its way to the dead-letter queue for its age.
+            if before >= receipt.received_at or self._is_too_old_in(receipt.group):
                 return GROUP_WENT_BACK
         return MEMORY_FULL if self._process.watch.full_at >= receipt.received_at else ""
+
+    def _is_too_old_in(self, group: str) -> bool:
+        """Whether a message of a group may be given up for its age."""
+        ids = self._shared.ids
+        return any(
+            order.group == group and order.key in ids and self._is_old(ids[order.key]) for order in self._plan.orders
+        )
+
+    def _is_old(self, message_id: str) -> bool:
+        retention = self._plan.retention
+        return retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST
 
     def _could_hold(self, receipt: Receipt, now: float) -> bool:
         """Return whether a message can be kept from becoming visible: for as long as it may be extended."""
@@ -134,8 +146,7 @@ class Licence:
     def _may_stay_untried(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
         """Whether a message may be given up that was not tried, at its last receive or at the end of its time."""
         if "retention period" in reason:
-            retention = self._plan.retention
-            return retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST
+            return self._is_old(message_id)
         if not self._is_at_its_last(message_id):
             return False
         if "a message before it in its group" in reason:

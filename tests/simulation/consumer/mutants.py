@@ -321,13 +321,6 @@ def _sheds_anything(relieve: Any) -> Any:
     return mutant
 
 
-def _keeps_after_the_drain(_keeps: Any) -> Any:
-    def mutant(self: Any, job: Job) -> bool:
-        return not self.closing or job.source.attempts.is_short_of(job)
-
-    return mutant
-
-
 def _counts_receives(_number: Any) -> Any:
     def mutant(_self: Any, job: Job) -> int:
         return max(1, job.receives)
@@ -525,7 +518,6 @@ MUTANTS = (
     Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 274, "attempts"),
     Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 5, "poison"),
     Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 152, "poison"),
-    Mutant("starts what it kept after the drain", _swap(Core, "keeps", _keeps_after_the_drain), 759, "I6"),
     # -- context
     Mutant("starts tasks in any context", _swap(Tasks, "start", _inherits), 0, "context"),
     Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),

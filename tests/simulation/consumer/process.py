@@ -87,6 +87,8 @@ class Process:
         self.functions = UserFunctions(shared.plan, self.contexts, shared.tenants, seed ^ 0xF00D)
         self.tasks: list[asyncio.Task[Any]] = []
         self._most_tasks = MOST_TASKS
+        self.cut_off: set[str] = set()
+        """Receipt handles with handlers that met an outage: their messages wait, and run again."""
         self.told: set[str] = set()
         """Receipt handles with handlers that were cancelled."""
         self.frozen = 0.0
@@ -395,9 +397,10 @@ class Process:
         self._look_around(ctx)
         if ctx.context.tenant_id != plan.tenant or ctx.resources.tenant != plan.tenant:
             self.history.broken("isolation", f"{self.name} handles {order.order_id} with {ctx.resources.tenant}'s")
-        if ctx.message.receipt_handle in self.watch.started:
+        if ctx.message.receipt_handle in self.watch.started - self.cut_off:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
         self.watch.started.add(ctx.message.receipt_handle)
+        self.cut_off.discard(ctx.message.receipt_handle)
         late = self.stopping_since is not None and self._now() > self.stopping_since + 0.001
         if late and not self.licence.may_start_late(ctx.message.id):
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
@@ -423,7 +426,7 @@ class Process:
 
     def _was_cut_off(self, ctx: Ctx) -> None:
         """Oracle *pace*: the message waits, and nothing of it has failed. It runs again, not as fast as it can."""
-        self.watch.started.discard(ctx.message.receipt_handle)
+        self.cut_off.add(ctx.message.receipt_handle)
         at_once = self.shared.plan.options["concurrency"].per_tenant
         if (wrong := self.blame.met_outage(ctx.context.tenant_id, at_once, self._now())) is not None:
             self.history.broken("pace", f"{self.name} {wrong}")

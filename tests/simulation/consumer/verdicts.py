@@ -156,7 +156,11 @@ class Verdicts:
         """Expense: where calls are answered in time, a stop spends one receive of a message at most."""
         if self.plan.faults.duplicated or self.shared.gaps:
             return
-        calm = [each.name for each in self._world.processes if not (each.disturbed or each.frozen)]
+        calm = {
+            each.name: each.stopping_since
+            for each in self._world.processes
+            if each.stopping_since is not None and not (each.disturbed or each.frozen)
+        }
         for text in islice(self.shared.ledger.judge_stops(calm), 3):
             self.history.broken("expense", text)
 

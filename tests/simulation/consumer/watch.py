@@ -125,7 +125,8 @@ class Watch:
         polling = plan.options["polling"]
         self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
-        answers = polling.batch * polling.pollers + 10 * watched
+        # An extension that is never answered keeps its batch.
+        answers = polling.batch * polling.pollers + 10 * watched + 10 * bool(plan.faults.hung)
         memory: int | None = getattr(polling, "memory", None)
         # A handler may go on after it has acknowledged its message.
         beside = answers + FEW + plan.options["concurrency"].total
@@ -335,9 +336,12 @@ class Watch:
             hidden = self._wait + 2 if self.stopping else 0
             if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
-            # By the queue's count, as the settler goes: an answer may come after that of a newer receive.
-            # Not by SQS's count: the answer to an older receive may arrive last, and be the one that was deferred.
-            others = [each for each in self.receipts.values() if each.message_id == receipt.message_id]
+            # Not by SQS's count alone: the answer to an older receive may arrive last, and be what was deferred.
+            others = [
+                each
+                for each in self.receipts.values()
+                if each.message_id == receipt.message_id and each.receives >= receipt.receives
+            ]
             if any(each.arrived_at > (receipt.settled_at or 0.0) for each in others):
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which has come back since")
 

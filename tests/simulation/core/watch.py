@@ -212,7 +212,9 @@ class Watch(World):
         if breaker is not None:
             self.require(job.probe, "breaker", f"tenant {tenant} is broken, and a message that is no probe got a slot")
             others = [other for other in self.alive if other.probe and other.tenant == tenant and other is not job]
-            self.require(not others, "breaker", f"tenant {tenant} has {1 + len(others)} probes")
+            # The probe of a breaker that was forgotten goes on, and the next breaker does not know of it.
+            forgets = self.plan.remember < self.plan.tenants
+            self.require(forgets or not others, "breaker", f"tenant {tenant} has {1 + len(others)} probes")
             waiting = [other for other in self.alive if other.tenant == tenant and other.state is State.WAITING]
             best = max((other.attempt for other in waiting if other.lane is not None), default=0)
             resumed = job.lease is not None

@@ -709,9 +709,11 @@ class World:
 
     def available(self, tenant: Hashable, host: Hashable | None = None) -> None:
         """Let those go on that waited for a tenant's resources, or for its host."""
-        if self.core.recovered(tenant, host, self.now):
+        others = self.core.recovered(tenant, host, self.now)
+        if others:
             self.core.wake_some()
-            self.dispatch()
+        self.dispatch()
+        if others:
             self.recall_soon()
 
     def _refused(self, task: Task, error: Exception) -> None:
@@ -726,7 +728,7 @@ class World:
         if job.settlement is None and not job.lost:
             self.note("refused", job.message.id)
             self.last[self.letter(job).tenant] = False
-            self.core.refused(job, error, self.now)
+            self.let_go(self.core.refused(job, error, self.now))
         else:
             self.core.give_group_back(job)
         self.act()
@@ -740,8 +742,12 @@ class World:
         if self.tenants.is_paused(job.tenant):
             self.not_now(task)
             return
-        task.stage = "turn"
         job.lease = cast("Any", self.pool)
+        if self.core.has_to_wait(job, self.now):
+            job.lease = None
+            self.not_now(task)
+            return
+        task.stage = "turn"
         job.turn = cast("Any", Turn(lambda value: self.soon(self._turned, task, value)))
         self.core.resume(job)
         self.dispatch()
@@ -824,7 +830,7 @@ class World:
         self.last[letter.tenant] = False
         source.attempts.failed(job)
         if job.started and not core.closing:
-            core.failed(job, error, self.now)
+            self.let_go(core.failed(job, error, self.now))
             poison = source.attempts.poison(job, self.plan.faults) if self.plan.ack is AckMode.ON_SUCCESS else None
             if poison is not None:
                 self.obey_reject(task, error)
@@ -902,11 +908,15 @@ class World:
 
     def decided(self, tenant: Hashable, *, paused: bool) -> None:
         """Carry out what was decided about a tenant."""
-        for job in self.core.decided(tenant, paused=paused):
-            if job.turn is not None and not job.turn.done():
-                job.turn.set_result(False)
+        self.let_go(self.core.decided(tenant, paused=paused))
         self.dispatch()
         self.make_room()
+
+    def let_go(self, jobs: list[Job]) -> None:
+        """Let messages wait without the resources that they have in hand."""
+        for job in jobs:
+            if job.turn is not None and not job.turn.done():
+                job.turn.set_result(False)
 
     def unavailable(self, tenant: Hashable) -> None:
         """Nothing asks for it here."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Retry, RetryPolicy
+from postroom import Concurrency, Consumer, MessageContext, PoolLimits, ResourcePool, Retry, RetryPolicy
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import REMEMBER, Availability
 from postroom.consumer.job import Job
@@ -107,6 +107,7 @@ def test_a_message_is_poison_when_others_succeed_while_it_fails() -> None:
         attempts.succeeded(job("a", number, of=queue))
     attempts.failed(bad)
     assert attempts.poison(bad, options) == "poison: 6 failed attempts while 5 other messages of its tenant succeeded"
+    assert attempts.poison(bad, options) is not None  # it was lost before it was rejected, and has come back
 
 
 def test_a_message_that_succeeded_is_no_poison() -> None:
@@ -253,3 +254,41 @@ def test_a_probe_that_tells_nothing_leaves_its_tenant_to_the_next_one(how: str) 
         return set(databases.rows("a"))
 
     assert in_world(scenario) == {str(number) for number in range(12)}
+
+
+def test_a_tenant_that_is_left_alone_keeps_no_place_in_the_budget() -> None:
+    """Its messages got their resources when its breaker was open: another tenant needs their place."""
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create(receives=10)
+        databases = Databases()
+        databases.seconds = 0.2  # so that two messages wait for one open
+        pool = ResourcePool(databases, limits=PoolLimits(budget=1, patience=0.0))
+        orders = Consumer(
+            "orders",
+            context=Tenant,
+            resources=pool,
+            faults=Faults(breaker_after=1, messages=1, base=100, cap=1000),
+            client=world.client,
+        )
+        done: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            await asyncio.sleep(order.seconds)
+            if ctx.context.tenant_id == "broken":
+                raise ValueError
+            done.append(order.order_id)
+
+        async with pool, orders:
+            world.send_orders("1", tenant="broken", seconds=1)
+            await asyncio.sleep(0.4)
+            world.send_orders("first", tenant="well")
+            await asyncio.sleep(0.1)
+            world.send_orders("2", "3", tenant="broken")  # they wait for its place, too
+            await asyncio.sleep(5)
+            world.send_orders("second", tenant="well")
+            await asyncio.sleep(15)
+            return done, pool.statistics().leased
+
+    assert in_world(scenario) == (["first", "second"], 0)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -124,6 +124,60 @@ def test_a_duplicate_is_acknowledged_without_an_effect() -> None:
     assert office.effects == ["1"]
     assert office.calls == {"1": 2}
     assert [type(failure.error) for failure in office.failures] == [ConnectionError]
+
+
+async def _one_after_the_other(ctx: Ctx) -> None:
+    async with ctx.transaction() as effects:
+        effects.append("first")
+    async with ctx.transaction() as effects:
+        effects.append("second")
+
+
+async def _one_in_the_other(ctx: Ctx) -> None:
+    async with ctx.transaction(), ctx.transaction() as effects:
+        effects.append("inner")
+
+
+async def _both_at_once(ctx: Ctx) -> None:
+    async def work() -> None:
+        async with ctx.transaction() as effects:
+            await asyncio.sleep(1)
+            effects.append("one")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work())
+        group.create_task(work())
+
+
+@pytest.mark.parametrize("handler", [_one_after_the_other, _one_in_the_other, _both_at_once])
+def test_a_second_block_with_the_same_key_is_refused(handler: Callable[[Ctx], Any]) -> None:
+    """It would count as a duplicate, and what it was to do would be left out without a word."""
+    refused: list[BaseException] = []
+
+    async def handle(_: Order, ctx: Ctx) -> None:
+        try:
+            await handler(ctx)
+        except BaseException as error:
+            refused.append(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
+
+    handled_twice(handle)
+    assert isinstance(refused[0], ConfigurationError)
+    assert "Put everything into it, or give the other one a key=" in str(refused[0])
+
+
+def test_blocks_with_other_keys_and_one_that_was_rolled_back_are_no_duplicates() -> None:
+    """A loop that tries again after a conflict, and a key for each part."""
+
+    async def handle(_: Order, ctx: Ctx) -> None:
+        for key in ("a", "b"):
+            for attempt in (1, 2):
+                with suppress(ZeroDivisionError):
+                    async with ctx.transaction(key=key) as effects:
+                        if attempt == 1:
+                            raise ZeroDivisionError
+                        effects.append(key)
+
+    assert handled_twice(handle).effects == ["a", "b"]
 
 
 def test_a_duplicate_is_told_to_observers_and_is_no_failure() -> None:

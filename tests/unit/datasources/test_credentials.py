@@ -145,6 +145,20 @@ def test_a_failure_is_told_to_all_who_wait_and_not_remembered() -> None:
     run_virtual(main())
 
 
+def test_a_fetch_that_is_never_answered_keeps_out_no_later_connection() -> None:
+    """It ends after half a minute, with a word why, and the next connection asks again."""
+
+    async def main() -> None:
+        service = Service(seconds=1e9)
+        password = _remembering(service)
+        with pytest.raises(TimeoutError, match="the password of acme was not fetched within 30 s"):
+            await password()
+        service.seconds = 1.0
+        assert await password() == "p2"
+
+    run_virtual(main())
+
+
 def test_a_refused_password_is_forgotten_once() -> None:
     """Ten connections are refused with the same one: that makes one request, not ten."""
 

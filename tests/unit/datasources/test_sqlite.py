@@ -6,8 +6,10 @@ import os
 import sqlite3
 import string
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,6 +92,36 @@ class TestWork:
         """No future can carry one."""
         with pytest.raises(RuntimeError, match="StopIteration"):
             await database.run(lambda _: next(iter(())))
+
+    async def test_what_a_unit_does_to_the_connection_ends_with_it(self, database: SqliteDatabase) -> None:
+        """Closed, with another row factory, in another mode: the next one gets it as it was."""
+        habits: list[Callable[[sqlite3.Connection], Any]] = [
+            lambda connection: connection.close(),
+            lambda connection: setattr(connection, "row_factory", lambda _, row: dict(enumerate(row))),
+            lambda connection: setattr(connection, "text_factory", bytes),
+            lambda connection: setattr(connection, "isolation_level", "DEFERRED"),
+        ]
+        for habit in habits:
+            with suppress(sqlite3.ProgrammingError):
+                await database.run(habit)
+            [row] = await database.fetch("SELECT 'x' AS name")
+            assert row["name"] == "x"
+            assert await database.check()
+
+    async def test_a_file_that_is_gone_when_its_connection_was_closed_is_told(
+        self, database: SqliteDatabase, tmp_path: Path
+    ) -> None:
+        """To each caller, until it is there again."""
+        away = database.path.with_name("away")
+        async with sqlite_database(tmp_path.joinpath)(database.path.name) as same:
+            with suppress(sqlite3.ProgrammingError):
+                await same.run(lambda connection: connection.close())
+            database.path.rename(away)
+            for _ in range(2):
+                with pytest.raises(UnknownTenant, match="there is no database file"):
+                    await same.fetch("SELECT 1")
+            away.rename(database.path)
+            assert await same.check()
 
     async def test_units_run_one_after_the_other(self, database: SqliteDatabase) -> None:
         """No transaction sees half of another."""
@@ -331,7 +363,13 @@ class TestTenantFile:
 
     @pytest.mark.parametrize(
         ("first", "second"),
-        [(("a:b", "c"), ("a", "b:c")), (("a.b", "c"), ("a", "b.c")), (("A",), ("a",)), (("%3a",), (":",))],
+        [
+            (("a:b", "c"), ("a", "b:c")),
+            (("a.b", "c"), ("a", "b.c")),
+            (("A",), ("a",)),
+            (("%3a",), (":",)),
+            (("\ud800",), ("\ud801",)),
+        ],
     )
     def test_neighbours_are_told_apart(self, first: tuple[str, ...], second: tuple[str, ...]) -> None:
         """The pairs that a joined string would confuse."""

@@ -261,9 +261,9 @@ def test_no_key_is_shown_or_written_down() -> None:
 @pytest.mark.parametrize("attributes", [(), "tenantId", (SIGNATURE,)])
 def test_attribute_names_that_cannot_be_signed_are_refused(attributes: Any) -> None:
     """No name, a text instead of names, or the signature itself."""
-    with pytest.raises(ConfigurationError, match="signing takes the names"):
+    with pytest.raises(ConfigurationError, match="signing"):
         make(outgoing(), KEYS, attributes=attributes)
-    with pytest.raises(ConfigurationError, match="signing takes the names"):
+    with pytest.raises(ConfigurationError, match="signing"):
         check(tenant_of, KEYS, attributes=attributes)
 
 
@@ -340,7 +340,7 @@ def test_the_group_alone_can_be_what_is_signed() -> None:
 
     resolve = signed(group_of, keys=KEYS, queue="orders", group=True, clock=lambda: NOW)
     assert resolve(in_group(sent, "tenant-a")) == "tenant-a"
-    with pytest.raises(ConfigurationError, match="signing takes the names"):
+    with pytest.raises(ConfigurationError, match="signing"):
         make(outgoing(), KEYS, attributes=())
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sqlite3
 from typing import Any
 
 import asyncpg
@@ -88,6 +89,13 @@ def as_if_of(module: str, name: str, *args: object, **attributes: object) -> Exc
     return error
 
 
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    """Return an error of SQLite, as the standard library raises it; a code may be an extended one."""
+    error = sqlite3.OperationalError("text of SQLite")
+    error.sqlite_errorcode = code
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -112,6 +120,8 @@ def as_if_of(module: str, name: str, *args: object, **attributes: object) -> Exc
         found_at_the_end(asyncpg.InterfaceError(CLOSED), BROKEN),
         found_at_the_end(asyncpg.InterfaceError(CLOSED), asyncpg.ConnectionDoesNotExistError("was closed")),
         as_if_of("pymysql.err", "OperationalError", 1040, "Too many connections"),
+        *(sqlite_error(code) for code in (sqlite3.SQLITE_BUSY, 517, 522, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN)),
+        DBAPIError("SELECT 1", None, sqlite_error(sqlite3.SQLITE_BUSY)),
         ResourceOpenError("left alone", context=None),
         PoolExhaustedError("no room", context=None),
     ],
@@ -137,6 +147,9 @@ def test_a_handler_that_met_an_outage_is_not_to_blame(error: BaseException) -> N
         ExceptionGroup("one of each", [ValueError(), ConnectionResetError()]),
         as_if_of("pymysql.err", "OperationalError", 1205, "Lock wait timeout"),
         as_if_of("mine", "OperationalError", 1040),
+        sqlite_error(sqlite3.SQLITE_ERROR),
+        sqlite_error(sqlite3.SQLITE_LOCKED),
+        sqlite3.OperationalError("without a code"),
         psycopg.errors.UniqueViolation("duplicate"),
         asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
         found_at_the_end(asyncpg.InterfaceError(CLOSED)),

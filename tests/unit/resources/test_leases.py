@@ -388,6 +388,28 @@ def test_a_pool_belongs_to_one_loop() -> None:
     loop.close()
 
 
+def test_what_is_open_is_not_leased_in_another_loop() -> None:
+    """Two loops would use one connection at once."""
+    databases = Databases()
+    pool = ResourcePool(databases.provide)
+
+    async def use() -> None:
+        async with pool.lease(A):
+            pass
+
+    async def elsewhere() -> None:
+        with pytest.raises(ConfigurationError, match="another event loop"):
+            await use()
+
+    loop = VirtualLoop()
+    loop.run_until_complete(pool.__aenter__())
+    loop.run_until_complete(use())
+    run_virtual(elsewhere())
+    assert pool.statistics().leased == 0
+    loop.run_until_complete(pool.aclose())
+    loop.close()
+
+
 def test_a_pool_may_be_entered_by_everybody_who_uses_it() -> None:
     """Each ``async with`` counts; the last exit closes."""
     databases = Databases()

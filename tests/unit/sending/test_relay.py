@@ -158,6 +158,50 @@ def test_the_order_of_each_group_is_kept() -> None:
     in_world(scenario)
 
 
+async def _change(_: Message, copy: OutgoingMessage) -> OutgoingMessage:
+    return copy
+
+
+def _fail(*_: object) -> Any:
+    raise KeyError("a mistake")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"change": _fail}, KeyError),
+        ({"change": lambda _, __: "text"}, ConfigurationError),
+        ({"target": _fail}, KeyError),
+        ({"target": lambda _: 5}, ConfigurationError),
+    ],
+)
+def test_a_function_that_fails_leaves_everything_visible(options: dict[str, Any], error: type[Exception]) -> None:
+    """It ends the relay, and the source's messages can be received at once."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create("here")
+        world.create("there")
+        for _ in range(12):
+            world.send("x", queue="here")
+        with pytest.raises(error):
+            await relay("here", **{"target": "there", **options}, parallel=1, client=world.client)
+        return world.counts("here")
+
+    assert in_world(scenario) == (12, 0)
+
+
+def test_a_message_is_not_sent_to_the_queue_that_it_is_in() -> None:
+    """It would be received and sent again without an end."""
+
+    async def scenario(world: World) -> tuple[Relayed, tuple[int, int]]:
+        world.create("here")
+        world.send("x", queue="here")
+        async with asyncio.timeout(600):
+            return await relay("here", lambda _: "here", client=world.client), world.counts("here")
+
+    assert in_world(scenario) == (Relayed(0, 1), (1, 0))
+
+
 def test_wrong_arguments_are_refused() -> None:
     """Before anything is received; a target that does not exist as well."""
 
@@ -169,12 +213,15 @@ def test_wrong_arguments_are_refused() -> None:
             ({"wait": 0}, "1 to 20"),
             ({"parallel": True}, "from 1"),
             ({"change": 1}, "function"),
+            ({"change": _change}, "_change is async"),
         ]
         for wrong, text in wrongs:
             with pytest.raises(ConfigurationError, match=text):
                 await relay("here", "there", client=world.client, **wrong)
         with pytest.raises(ConfigurationError, match="name, URL or ARN"):
             await relay("here", "", client=world.client)
+        with pytest.raises(ConfigurationError, match="relay\\(target\\) is the source itself"):
+            await relay("here", "here", client=world.client)
         with pytest.raises(QueueNotFound):
             await relay("here", "there", client=world.client)
         assert world.counts("here") == (1, 0)

@@ -37,6 +37,7 @@ from postroom.local import LocalBroker
 from postroom.payloads import KeyRing, context_from_attributes, decoder_for, signed
 from postroom.payloads.encoding import encode_payload, encoder_for
 from postroom.sending import AttributeInput
+from postroom.sending.posting import Outcome
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
@@ -504,6 +505,47 @@ def test_nothing_overtakes_in_a_group_of_a_fifo_queue() -> None:
         assert [body for body in queue.taken if body[0] == group] == sent
     assert {each.index: each.reason for each in error.unsent}[7] == "entry 4 of its message group was not sent"
     assert all(len({body[0] for body in call}) == len(call) for call in queue.calls)
+
+
+def _posted(queue: Refusing, transform: Any, *bodies: tuple[str, str]) -> Outcome:
+    async def scenario(world: World) -> Outcome:
+        async with Sender("orders", transform=transform, client=OneQueue(queue)) as sender:
+            return await sender.post([OutgoingMessage(body=body, group_id=group) for body, group in bodies])
+
+    return in_world(scenario)
+
+
+@pytest.mark.parametrize(("fifo", "taken"), [(True, ["a1", "b1", "b2", "b3"]), (False, ["a1", "b1", "a3", "b2", "b3"])])
+def test_nothing_overtakes_what_a_transform_failed_for(taken: list[str], *, fifo: bool) -> None:
+    """On a FIFO queue, in its group; elsewhere it keeps back none."""
+
+    def transform(message: OutgoingMessage) -> OutgoingMessage:
+        if message.body == "a2":
+            raise OSError("the bucket is away")
+        return message
+
+    queue = Refusing(fifo=fifo)
+    bodies = [("a1", "a"), ("b1", "b"), ("a2", "a"), ("a3", "a"), ("b2", "b"), ("b3", "b")]
+    unsent = _posted(queue, transform, *bodies).unsent
+    assert queue.taken == taken
+    assert {index: (each.retryable, each.behind) for index, each in unsent.items()} == (
+        {2: (True, False), 3: (True, True)} if fifo else {2: (True, False)}
+    )
+
+
+def test_a_transform_that_hangs_costs_its_time_once() -> None:
+    """And not for each of the messages: they wait for the next try."""
+    asked: list[str] = []
+
+    async def transform(message: OutgoingMessage) -> OutgoingMessage:
+        asked.append(message.body)
+        async with asyncio.timeout(20):
+            await asyncio.Event().wait()
+        return message
+
+    unsent = _posted(Refusing(), transform, *((str(number), "g") for number in range(100))).unsent
+    assert asked == ["0", "1"]
+    assert (len(unsent), all(each.retryable for each in unsent.values())) == (100, True)
 
 
 def test_each_message_of_a_fifo_queue_has_an_id_that_its_tries_share() -> None:
