@@ -111,7 +111,7 @@ def _returned(function: Any) -> tuple[type, ...]:
         return (function.context_type,)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - of any context
     while isinstance(function, functools.partial):
         function = function.func  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    made: Any = function
+    made = cast("object", function)
     target: Any = made if inspect.isroutine(made) else getattr(type(made), "__call__", None)  # noqa: B004
     try:
         hint = typing.get_type_hints(inspect.unwrap(target)).get("return", Any)

@@ -11,7 +11,7 @@ from postroom import ResourceOpenError
 from postroom.datasources import Provider, Registry, asyncpg_pool, psycopg_connections, sqlalchemy_engine
 from postroom.datasources._canary import is_torn
 
-PROVIDERS: dict[str, Callable[..., Provider[str, Any]]] = {
+PROVIDERS: dict[str, Callable[..., Provider[Any, Any]]] = {
     "asyncpg": asyncpg_pool,
     "PostgreSQL": psycopg_connections,
     "SQLAlchemy": sqlalchemy_engine,
