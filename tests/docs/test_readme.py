@@ -99,7 +99,7 @@ def test_the_first_commands_print_what_the_readme_says(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     install, script = COMMANDS.replace("4566", port).split("\n", 1)
-    assert install.startswith("pip install postroom")
+    assert install.startswith("pip install /path/to/postroom")
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shell = subprocess.Popen(
         ["bash", "-c", script],

@@ -23,6 +23,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 JOURNAL: Final = "postroom-dead-letters.jsonl"
 _SHOWN: Final = 20
+_TENANT_HINT: Final = (
+    "A letter's tenant is its message group; for another, try --tenant-from attribute:NAME or MODULE:CONSUMER."
+)
 
 
 def _common(function: F) -> F:
@@ -97,6 +100,8 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
                 shown.append(letter)
         if not counts:
             click.echo("No letters.")
+            if options["tenant"] is not None and options["tenant_from"] == "group":
+                click.echo(_TENANT_HINT, err=True)
             return
         click.echo(_table_of(counts))
         _hint(counts)
@@ -124,6 +129,8 @@ def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
         raise CommandFailed(f"no letter {letter_id!r} in {queue}; `postroom dead-letters list` shows what is there")
     for name, value in _facts(letter):
         click.echo(f"{name:<16} {value}")
+    if letter.tenant is None:
+        click.echo(_TENANT_HINT, err=True)
     if body:
         click.echo()
         click.echo(letter.message.body)
@@ -177,6 +184,8 @@ def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
     verb = {"redrive": "sent home", "purge": "deleted"}[outcome.action]
     if not outcome.matched and not outcome.finished:
         click.echo(f"None of {outcome.seen} letters is one of these." if outcome.seen else "No letters.")
+        if outcome.seen and options["tenant"] is not None and options["tenant_from"] == "group":
+            click.echo(_TENANT_HINT, err=True)
     elif outcome.dry_run:
         rows = sorted(outcome.tenants.items(), key=lambda item: -item[1])
         click.echo(table(("letters", "tenant"), ((count, tenant or "-") for tenant, count in rows)))
@@ -203,7 +212,7 @@ def _table_of(counts: dict[tuple[str, str], int]) -> str:
 def _hint(counts: dict[tuple[str, str], int]) -> None:
     """Say how tenants are found where no letter has told its own."""
     if all(tenant == "-" for tenant, _ in counts):
-        click.echo("No letter names its tenant there: try --tenant-from attribute:NAME or MODULE:CONSUMER.", err=True)
+        click.echo(f"No letter names its tenant there. {_TENANT_HINT}", err=True)
 
 
 def _row(letter: "DeadLetter") -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from postroom.consumer.queues import Listing, Queues, as_queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
 from postroom.consumer.settings import Middleware, OnError, Settings
 from postroom.consumer.statistics import ConsumerStatistics
+from postroom.consumer.tenant_keys import TenantKeys
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Step, Unwrapping
 from postroom.errors import ConfigurationError, NotOpenError
@@ -142,7 +143,7 @@ class Consumer(Generic[C, R]):
             client=check_client("Consumer", client),
             fleet=_checked_fleet(fleet, context),
         )
-        self.tenants: Tenants = Tenants(shared=fleet is not None)
+        self.tenants: Tenants = Tenants(shared=fleet is not None, keys=TenantKeys(context, resources))
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None

@@ -9,6 +9,7 @@ from postroom.errors import in_words
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import redact
 from postroom.resources import display_key
+from postroom.types import UNRESOLVED
 
 _log = Log("postroom.consumer", Step.DEAD_LETTER)
 
@@ -32,10 +33,11 @@ class Rejections:
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
-        # At a stop a message may go before its context was asked for.
-        known = job.tenant is not None or not job.source.resolves
-        tenant = f"tenant {display_key(job.tenant)}" if known else "a tenant that was not asked for"
-        attempt = job.attempt if known else job.source.attempts.number(job)
+        # At a stop a message may go before its context was asked for. A resolver may also answer None.
+        asked = job.tenant is not None or job.started or not job.source.resolves
+        known = asked and job.tenant is not UNRESOLVED
+        tenant = f"tenant {display_key(job.tenant)}" if known else "an unknown tenant (it was not resolved)"
+        attempt = job.attempt if asked else job.source.attempts.number(job)
         text = "Message %s of %s was sent to the dead-letter queue (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
         self._log(logging.WARNING, job, reason, text, arguments)

@@ -10,6 +10,7 @@ from postroom.checking import check_queue
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
+from postroom.consumer.tenant_keys import TenantKeys
 from postroom.errors import ConfigurationError
 from postroom.events import Observers
 from postroom.fleet.decisions import PARTS, Verdict
@@ -37,7 +38,8 @@ class Tenants:
     tenant is.
     """
 
-    def __init__(self, *, shared: bool = False) -> None:
+    def __init__(self, *, shared: bool = False, keys: TenantKeys | None = None) -> None:
+        self._keys = TenantKeys(object, None) if keys is None else keys  # by itself: tenants of any class
         self._rules: dict[Hashable, TenantStatus] = {}
         self.revision: int = 0
         """Changes with every decision."""
@@ -66,12 +68,12 @@ class Tenants:
         What waits here stays ours; of what still comes, a few messages wait here and the rest is deferred, as far as
         the attempts that each message was promised allow.
         """
-        _tell(key, "paused", reason)
+        self._tell(key, "paused", reason)
         self._decide(key, reason, state=TenantState.PAUSED, diverted_to=None)
 
     def resume(self, key: Hashable, *, reason: str | None = None) -> None:
         """End a pause, a quarantine or a diversion. Limits stay."""
-        _tell(key, "resumed", reason)
+        self._tell(key, "resumed", reason)
         self._decide(key, None, state=TenantState.ACTIVE, diverted_to=None)
 
     def quarantine(self, key: Hashable, *, reason: str = _QUARANTINE) -> None:
@@ -80,7 +82,7 @@ class Tenants:
         They can be redriven from there. Without a dead-letter queue they go back, and come again after the backoff; no
         attempt is counted.
         """
-        _tell(key, "put in quarantine", reason)
+        self._tell(key, "put in quarantine", reason)
         self._decide(key, reason, state=TenantState.QUARANTINED, diverted_to=None)
 
     def divert(self, key: Hashable, *, queue: str, reason: str = "tenant diverted") -> None:
@@ -98,7 +100,7 @@ class Tenants:
             ConfigurationError: no queue is named, or its URL has a password.
         """
         check_queue("divert(queue=...)", queue)
-        _tell(key, f"diverted to {display_key(queue)}", reason)
+        self._tell(key, f"diverted to {display_key(queue)}", reason)
         self._decide(key, reason, state=TenantState.DIVERTED, diverted_to=queue)
 
     def limit(
@@ -125,7 +127,7 @@ class Tenants:
                 raise ConfigurationError(text)
         chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
         chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
-        _tell(key, _limited(chosen), reason)
+        self._tell(key, _limited(chosen), reason)
         self._decide(key, reason, **chosen)
 
     def retry_now(self, key: Hashable, *, reason: str | None = None) -> None:
@@ -134,8 +136,7 @@ class Tenants:
         It forgets what the pool remembers of the tenant's failed opens. An outage of the tenant's host is not its own:
         that one is tried again when the host's pause is over.
         """
-        _check_key(key)
-        _tell(key, "tried again at once", reason)
+        self._tell(key, "tried again at once", reason)
         self._in_loop(self._retry_now, key)
 
     async def invalidate(self, key: Hashable, *, reason: str | None = None, timeout: float | None = None) -> None:
@@ -146,8 +147,7 @@ class Tenants:
         Raises:
             TimeoutError: not every replica of the fleet has confirmed it within ``timeout`` seconds.
         """
-        _check_key(key)
-        _tell(key, "stripped of its open resources", reason)
+        self._tell(key, "stripped of its open resources", reason)
         await self.handover.everywhere("invalidate", key, timeout)
 
     async def close(self, key: Hashable, *, timeout: float | None = None) -> None:
@@ -158,7 +158,7 @@ class Tenants:
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
         """
-        _check_key(key)
+        self._check(key)
         await self.handover.everywhere("close", key, timeout)
 
     async def places(self, key: Hashable, *, timeout: float | None = None) -> list[str]:
@@ -171,7 +171,7 @@ class Tenants:
             TimeoutError: a replica of the fleet has not answered within ``timeout`` seconds.
             Exception: whatever the registry raises, such as ``UnknownTenant``.
         """
-        _check_key(key)
+        self._check(key)
         return await self.handover.everywhere("place", key, timeout)
 
     async def drain(self, key: Hashable, *, timeout: float | None = None, reason: str | None = None) -> None:
@@ -201,6 +201,7 @@ class Tenants:
         given: Any = reason
         if not isinstance(given, str) or not given.strip():
             raise ConfigurationError(f"offboard(reason=...) takes a text: its dead letters carry it; got {given!r}")
+        self._check(key)
         # Before anything is decided: without one, a quarantine would only send its messages around.
         self.handover.require_dead_letters(key)
         text = f"tenant offboarded: {reason}"
@@ -230,7 +231,7 @@ class Tenants:
         Raises:
             ConfigurationError: the tenant is not paused here.
         """
-        _check_key(key)
+        self._check(key)
         return await self.handover.probe(key, timeout, message=message)
 
     # -- a look -------------------------------------------------------------------------------------------------
@@ -372,9 +373,20 @@ class Tenants:
         for key in list(self._rules):
             self._carry_out(key)
 
-    def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
+    def _check(self, key: Hashable) -> None:
+        # What was decided before, here or by another release in the fleet, can always be undone.
+        if key not in list(self._rules):  # a list: what cannot be hashed has a text of its own
+            self._keys.check(key, () if self._consumer is None else self._consumer.scheduler.tenants())
+
+    def _tell(self, key: Hashable, what: str, reason: str | None) -> None:
         _check_reason(reason)
-        _check_key(key)
+        self._check(key)
+        if reason is not None:
+            # In one line: a reason with line breaks could forge further lines of the log.
+            text = "Tenant %s is %s by an operator: %s"
+            _log.warning(text, display_key(key), what, display_key(reason), extra=about(tenant=key))
+
+    def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
         with self._lock:  # two threads may each change another part of one rule
             if self._shared:
                 for part, value in changes.items():
@@ -461,25 +473,10 @@ class Tenants:
         return LaneStatistics() if self._consumer is None else self._consumer.scheduler.figures(key)
 
 
-def _check_key(key: object) -> None:
-    try:
-        hash(key)
-    except TypeError:
-        text = "a tenant is named by its context, or the pool's key for it, one at a time"
-        raise ConfigurationError(f"{text}; got {type(key).__name__}") from None
-
-
 def _check_reason(reason: object) -> None:
     if reason is not None and not isinstance(reason, str):
         text = f"reason= takes a text for those who ask later why, or None; got {reason!r}"
         raise ConfigurationError(text)
-
-
-def _tell(key: Hashable, what: str, reason: str | None) -> None:
-    if reason is not None:
-        # In one line: a reason with line breaks could forge further lines of the log.
-        text = "Tenant %s is %s by an operator: %s"
-        _log.warning(text, display_key(key), what, display_key(reason), extra=about(tenant=key))
 
 
 def _limited(chosen: Mapping[str, float | None]) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from postroom.datasources.registry import DataSource, WrongDatabase
 from postroom.errors import ConfigurationError
@@ -13,6 +13,7 @@ CANARY: Final = "SELECT current_database(), current_user"
 _PAIR: Final = re.compile(
     r"\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|(?=\s|$))", re.DOTALL
 )
+_URL: Final = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 
 
 class Names(NamedTuple):
@@ -61,10 +62,41 @@ def verify(names: Names, database: str, user: str) -> None:
             raise WrongDatabase(f"the connection leads to {what} {is_one!r}, and the registry says {should_be!r}")
 
 
+def unreadable(driver: str) -> ConfigurationError:
+    """Return what is raised for a DSN that a driver cannot read. It quotes nothing: a password may stand in it.
+
+    Raise it outside of the ``except``: the driver's own error, which does quote, must not be its context.
+    """
+    hint = "is its password percent-encoded, as by urllib.parse.quote(password, safe='')?"
+    return ConfigurationError(f"the registry's DSN is not one that {driver} understands; {hint}")
+
+
+def is_torn(dsn: str) -> bool:
+    """Whether a URL's user and password do not end where drivers say: "/" or "@" stands in the password.
+
+    A driver would take a part of the password for the host, and name it in its errors.
+    """
+    if _URL.match(dsn) is None:
+        return False
+    server, _, path = dsn.partition("://")[2].partition("/")
+    # Before "#" and "?" too: libpq takes them for a part of the password.
+    torn_by_slash = "@" not in server and ":" in server and "@" in path.partition("?")[0]
+    return torn_by_slash or server.count("@") > 1
+
+
+def split(dsn: str) -> SplitResult:
+    """Take a URL apart. Raises ``ConfigurationError``, which quotes nothing, where it is none."""
+    try:
+        return urlsplit(dsn)
+    except ValueError:  # its text may hold the password
+        pass
+    raise unreadable("Python")
+
+
 def _names_of(dsn: str) -> Names:
-    if not re.match(r"[a-z][a-z0-9+]*://", dsn, re.IGNORECASE):
+    if _URL.match(dsn) is None:
         return _names_of_pairs(dsn)
-    url = urlsplit(dsn)
+    url = split(dsn)
     query = {name: values[-1] for name, values in parse_qs(url.query).items()}
     if "service" in query:  # a file on this machine may name another database, and we do not read it
         return Names(None, None)

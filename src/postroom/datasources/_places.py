@@ -3,9 +3,9 @@
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
-from postroom.datasources._canary import expected
+from postroom.datasources._canary import expected, split
 from postroom.datasources.registry import Locate, located
 from postroom.types import C
 
@@ -30,7 +30,7 @@ def _server(dsn: str) -> str:
     if not _URL.match(dsn):
         pairs = {name: value.strip("'") for name, value in _PAIR.findall(dsn)}
         return _joined(pairs.get("host") or pairs.get("hostaddr"), pairs.get("port"))
-    url = urlsplit(dsn)
+    url = split(dsn)
     query = {name: values[-1] for name, values in parse_qs(url.query).items()}
     host = unquote(url.netloc.rpartition("@")[2])
     return _joined(query.get("host"), query.get("port")) if not host or "host" in query else host

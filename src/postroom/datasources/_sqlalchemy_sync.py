@@ -7,15 +7,14 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, overload
 
-from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, text
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
-from postroom.datasources._sqlalchemy_sessions import once_only
+from postroom.datasources._sqlalchemy_sessions import once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
     SyncConnection,
@@ -217,11 +216,7 @@ class _Watch:
 
 
 def _url(dsn: str) -> URL:
-    try:
-        url = make_url(dsn)
-    except ArgumentError:
-        # SQLAlchemy's words might quote the URL, and a password may stand in it.
-        raise ConfigurationError("the registry's DSN is not a URL that SQLAlchemy understands") from None
+    url = parsed(dsn)
     if url.drivername not in _PLAIN:
         text = "sqlalchemy_sync_engine() takes URLs of PostgreSQL over psycopg: postgresql:// or postgresql+psycopg://"
         raise ConfigurationError(f"{text}; got {url.drivername}://")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts
-from postroom.datasources._canary import CANARY, Names, require_names, verify
+from postroom.datasources._canary import CANARY, Names, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
@@ -89,7 +89,8 @@ def asyncpg_pool(
     Raises:
         UnknownTenant: at opening: the registry does not know the context.
         WrongDatabase: at opening: the canary found another database or user.
-        ConfigurationError: at opening: the DSN names no database that the canary could compare.
+        ConfigurationError: at opening: asyncpg cannot read the DSN, or it names no database that the
+            canary could compare.
         asyncpg.PostgresError, OSError, TimeoutError: at opening: the first connection could not be
             made.
     """
@@ -107,12 +108,14 @@ def asyncpg_pool(
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[asyncpg.Pool[asyncpg.Record], None]":
         source = await located(locate, context)
+        if is_torn(source.dsn):
+            raise unreadable("asyncpg")
         names = require_names(source, keywords) if canary else None
         attempts = Attempts(connect_timeout, _discard)
 
         async def connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
             async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
-                return await asyncpg.connect(*arguments, **(keywords | password))
+                return await _connect(*arguments, **(keywords | password))
 
             return await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
 
@@ -257,6 +260,17 @@ def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
             await then(connection)
 
     return reset
+
+
+async def _connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    try:
+        return await asyncpg.connect(*arguments, **keywords)
+    except asyncpg.InterfaceError:
+        raise  # asyncpg's own words about a setting, which quote no password
+    except ValueError:
+        # Those of Python quote what they could not read: a password that holds a "#" is taken for a port.
+        pass
+    raise unreadable("asyncpg")
 
 
 async def _greet(connection: "asyncpg.Connection[asyncpg.Record]", names: Names | None) -> None:

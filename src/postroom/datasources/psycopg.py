@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts
-from postroom.datasources._canary import CANARY, require_names, verify
+from postroom.datasources._canary import CANARY, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
 from postroom.datasources._reset import DEALLOCATE, RESET
@@ -32,7 +32,6 @@ from postroom.datasources.registry import (
     check_times,
     located,
 )
-from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
 from postroom.tasks import TimeLimit
@@ -420,11 +419,13 @@ async def reset_session(connection: Connection) -> None:
 
 def check_dsn(dsn: str) -> None:
     """Refuse what is no connection string, without quoting it. Raises ``ConfigurationError``."""
+    readable = not is_torn(dsn)
     try:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
-        # libpq's own words would quote the string, and a password may stand in it.
-        raise ConfigurationError("the registry's DSN is not one that PostgreSQL understands") from None
+        readable = False
+    if not readable:
+        raise unreadable("PostgreSQL")
 
 
 async def connect(dsn: str = "", **keywords: Any) -> Connection:

@@ -22,17 +22,17 @@ from postroom.datasources.registry import (
     check_times,
     located,
 )
-from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.options import check_count
 from postroom.types import C
 
 try:
-    from sqlalchemy import URL, event, make_url, text
-    from sqlalchemy.exc import ArgumentError
+    from sqlalchemy import URL, event, text
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
     from sqlalchemy.util import await_only
+
+    from postroom.datasources._sqlalchemy_sessions import parsed
 except ModuleNotFoundError as _error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError(
         "SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy"
@@ -160,11 +160,7 @@ def _pool_options(uses: _Uses, waiting: Waiting, acquire_timeout: float) -> dict
 
 
 def _url(dsn: str) -> URL:
-    try:
-        url = make_url(dsn)
-    except ArgumentError:
-        # SQLAlchemy's words might quote the URL, and a password may stand in it.
-        raise ConfigurationError("the registry's DSN is not a URL that SQLAlchemy understands") from None
+    url = parsed(dsn)
     if url.drivername in {"postgresql", "postgres"}:
         return url.set(drivername="postgresql+asyncpg" if find_spec("asyncpg") else "postgresql+psycopg")
     return url

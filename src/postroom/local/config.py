@@ -24,6 +24,11 @@ from postroom.local.errors import BrokerError
 from postroom.local.inprocess import LocalBroker
 
 _DEFAULT_MAX_RECEIVES = 10
+_OWN_KEYS = (
+    ("dead_letter", str, '"orders-dlq"'),
+    ("max_receive_count", int, "5"),
+    ("tags", dict, '{ team = "billing" }'),
+)
 
 
 class QueueSpec(NamedTuple):
@@ -44,11 +49,24 @@ def load_queues(path: Path) -> list[QueueSpec]:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     try:
         tables = msgspec.convert(document.get("queues"), dict[str, dict[str, Any]])
-        specs = [_spec(name, table) for name, table in tables.items()]
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{path}: write one table [queues.NAME] per queue ({error})") from error
+        raise ConfigurationError(f"{path}: write one table [queues.NAME] per queue") from error
+    specs = [_checked(path, name, table) for name, table in tables.items()]
     targets = {spec.dead_letter for spec in specs}
     return sorted(specs, key=lambda spec: spec.name not in targets)
+
+
+def _checked(path: Path, name: str, table: Mapping[str, Any]) -> QueueSpec:
+    where = f"{path}: [queues.{name}]"
+    for key, kind, example in _OWN_KEYS:
+        if key in table and type(table[key]) is not kind:
+            raise ConfigurationError(f"{where}: write {key} = {example}; got {table[key]!r}")
+    if "max_receive_count" in table and "dead_letter" not in table:
+        raise ConfigurationError(f'{where}: max_receive_count needs dead_letter = "NAME" beside it')
+    try:
+        return _spec(name, table)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _spec(name: str, table: Mapping[str, Any]) -> QueueSpec:
@@ -84,12 +102,19 @@ def make_queues(broker: LocalBroker, specs: list[QueueSpec]) -> None:
         try:
             _make(broker, spec)
         except BrokerError as error:
-            raise ConfigurationError(f"queue {spec.name!r}: {error.message}") from error
+            hint = "; the keys beside SQS's own are dead_letter, max_receive_count and tags" * (
+                "Attribute" in error.message
+            )
+            raise ConfigurationError(f"queue {spec.name!r}: {error.message}{hint}") from error
 
 
 def _make(broker: LocalBroker, spec: QueueSpec) -> None:
     attributes = dict(spec.attributes)
     if spec.dead_letter is not None:
+        names = [queue.name for queue in broker.list_queues()]
+        if spec.dead_letter not in names:
+            text = f"queue {spec.name!r}: its dead_letter {spec.dead_letter!r} is no queue"
+            raise ConfigurationError(f"{text}; those that exist are {', '.join(names) or 'none'}")
         policy = {"deadLetterTargetArn": broker.queue(spec.dead_letter).arn, "maxReceiveCount": spec.max_receive_count}
         attributes["RedrivePolicy"] = msgspec.json.encode(policy).decode()
     try:

@@ -355,6 +355,11 @@ class ResourcePool(Generic[C, R]):
         """How long the pool waits for others, as it was made."""
         return self._timeouts
 
+    @property
+    def key(self) -> Callable[[C], Hashable] | None:
+        """What makes the key of a context: the function given as ``key=``; None where the context itself is the key."""
+        return self._key
+
     def key_of(self, context: C) -> Hashable:
         """Return the part of a context that names its resources: what ``key=`` says, or the whole context."""
         return context if self._key is None else self._key(context)

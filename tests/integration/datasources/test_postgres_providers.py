@@ -174,12 +174,24 @@ class TestOpening:
             await asyncio.wait_for(_open(driver.provider(tenant, connect_timeout=0.2)), 3)
         assert classify_open(refused.value) is OpenFailure.OUTAGE
 
-    @pytest.mark.parametrize("dsn", ["postgresql://app:top-secret@[db/a", "app top-secret db"])
+    @pytest.mark.parametrize(
+        "dsn",
+        [
+            "postgresql://app:top-secret@[db/a",
+            "app top-secret db",
+            "postgresql://app:secret/secret@db/a",
+            "postgresql://app:top@secret@127.0.0.1:1/a",
+            "postgresql://app:secret\u2100@127.0.0.1:1/a",
+            "postgresql://app:secret#secret@127.0.0.1:1/a",
+            "postgresql://app:secret?secret@127.0.0.1:1/a",
+        ],
+    )
     async def test_a_dsn_that_is_none_is_not_shown(self, driver: Driver, dsn: str) -> None:
         """Drivers quote what they cannot read; a password may stand in it."""
         with pytest.raises((ConfigurationError, ValueError, asyncpg.InterfaceError, OSError)) as refused:
             await _open(driver.provide(Registry({"a": dsn})))
-        assert "secret" not in f"{refused.value}{refused.value.__cause__}"
+        shown = f"{refused.value!r}{refused.value.__cause__!r}{refused.value.__context__!r}"
+        assert "secret" not in shown
 
     async def test_parameters_of_a_dsn_mean_the_same_with_every_driver(
         self, driver: Driver, tenant: TenantDatabase

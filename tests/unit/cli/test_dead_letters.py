@@ -112,9 +112,10 @@ def test_letters_that_stay_are_counted_by_why_and_the_exit_code_says_so(desk: De
 
 
 def test_where_no_letter_is_meant_no_action_is_advised(desk: Desk) -> None:
-    """A dry run that found nothing to do says so, and no more."""
+    """A dry run that found nothing to do says so, and how a tenant is found that is no message group."""
     result = desk.letters("purge", "--tenant", "gamma")
-    assert (result.exit_code, result.output) == (0, "None of 5 letters is one of these.\n")
+    assert (result.exit_code, result.stdout) == (0, "None of 5 letters is one of these.\n")
+    assert "try --tenant-from attribute:NAME" in result.stderr
 
 
 def test_where_no_letter_tells_its_tenant_the_list_says_how_it_is_found(desk: Desk) -> None:

@@ -31,6 +31,7 @@ def made(queue):
 orders = made("orders")
 several = [made("a"), made("b")]
 nested = SimpleNamespace(orders=orders)
+handle = orders.handles
 number = 7
 async def later():
     return []
@@ -74,6 +75,11 @@ def test_consumers_lists_and_functions_are_found(app: str, target: str, queues: 
         (":orders", "not MODULE:CONSUMER"),
         ("shop_app:", "not MODULE:CONSUMER"),
         ("shop_app:parcels", "has no 'parcels'"),
+        ("shop_app:parcels", "; write shop_app:orders"),
+        ("shop_app.py:orders", "names a file: write the module, shop_app:orders"),
+        ("shop_app:handle", "is the handler of a consumer: write shop_app:orders"),
+        ("shop_app:SimpleNamespace", "is a class, not a Consumer; write shop_app:orders"),
+        ("shop_app:made", "cannot be called without arguments"),
         ("shop_app:number", "is a int, not a Consumer"),
         ("shop_app:later", "is an async function: write it as a plain `def`"),
         ("shop_missing:orders", "no module 'shop_missing'"),

@@ -200,7 +200,7 @@ def test_wrong_files(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[queues.q]\ndead_letter = 'none'", "queue 'q': The specified queue does not exist"),
+        ("[queues.q]\ndead_letter = 'none'", "queue 'q': its dead_letter 'none' is no queue"),
         ("[queues.q]\nVisibilityTimeout = 99999", "queue 'q': Invalid value for the parameter VisibilityTimeout"),
         ("[queues.'a b']", "queue 'a b': Can only include alphanumeric"),
     ],

@@ -1,0 +1,32 @@
+"""A mistake in ``queues.toml`` is refused with the file or the queue, the key, and what to write."""
+
+from pathlib import Path
+
+import pytest
+
+from postroom import ConfigurationError
+from postroom.local import LocalBroker
+from postroom.local.config import load_queues, make_queues
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[queues.dlq]\n[queues.orders]\ndead_letter = "dql"', r"queue 'orders': its dead_letter 'dql' is no queue"),
+        ('[queues.dlq]\n[queues.orders]\ndead_leter = "dlq"', r"queue 'orders': .*dead_leter.*keys.*dead_letter, max"),
+        (
+            '[queues.orders]\ndead_letter = "dlq"\nmax_receive_count = "3"',
+            r"queues.toml: \[queues.orders\]: write max_receive_count = 5; got '3'",
+        ),
+        ("[queues.orders]\nmax_receive_count = 3", r"max_receive_count needs dead_letter"),
+        ("[queue.orders]", r"queues.toml: write one table \[queues.NAME\] per queue$"),
+        ('[queues.orders]\ntags = "x"', r"\[queues.orders\]: write tags = { team"),
+    ],
+)
+async def test_a_mistake_is_named_where_it_is(tmp_path: Path, text: str, said: str) -> None:
+    """One line that says what to change."""
+    path = tmp_path / "queues.toml"
+    path.write_text(text)
+    async with LocalBroker() as broker:
+        with pytest.raises(ConfigurationError, match=said):
+            make_queues(broker, load_queues(path))
