@@ -1,6 +1,6 @@
 """How resources are cached. Run it with ``python -m examples.resource_caching.main``.
 
-Five tenants in two regions share a pool that may have three resources open. The key of a resource is the tenant alone,
+Four tenants in two regions share a pool that may have three resources open. The key of a resource is the tenant alone,
 so that both regions of a tenant use the same one.
 """
 
