@@ -51,6 +51,7 @@ from postroom.datasources import (
 )
 from postroom.dead_letters import DeadLetter, LetterFilter
 from postroom.dead_letters.reading import read
+from postroom.local import LocalBroker
 from postroom.payloads import (
     KeyRing,
     SnsEnvelope,
@@ -176,6 +177,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: consumer(shutdown=30), "write shutdown=Shutdown(within=25); got 30"),
     (lambda: consumer(client=object()), "write client=AwsClient(region=..., endpoint_url=...)"),
     (lambda: consumer(client=MemoryClient), "got the class MemoryClient"),
+    (lambda: consumer(client=LocalBroker()), "or client=MemoryClient(broker)"),
     (lambda: consumer().tenants.limit("a"), "write limit(tenant, concurrency=2) or limit(tenant, rate=10)"),
     (lambda: consumer().tenants.divert("a", queue=" "), "takes the name, URL or ARN of a queue"),
     (lambda: consumer().tenants.divert("a", queue="https://u:p@sqs/1/q"), "takes a URL without user and password"),

@@ -6,6 +6,7 @@ Batches are positional: an entry is named by its place in the call, never by a m
 may hand out one message id twice.
 """
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -160,7 +161,9 @@ class Client(Protocol):
 def check_client(owner: str, client: Any) -> Client | None:
     """Refuse what is no client, and return what is one. Raises ``ConfigurationError`` with what to write."""
     fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))
-    if not fits or isinstance(client, type):
+    # A `LocalBroker` has queues, too: what makes queues and returns them at once is where a client leads to.
+    is_broker = hasattr(client, "create_queue") and not inspect.iscoroutinefunction(getattr(client, "queue", None))
+    if not fits or is_broker or isinstance(client, type):
         text = f"{owner}(client=...) takes a client: write client=AwsClient(region=..., endpoint_url=...)"
         raise ConfigurationError(f"{text} or client=MemoryClient(broker); got {shown(client)}")
     return cast("Client | None", client)
