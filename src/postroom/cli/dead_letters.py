@@ -100,8 +100,7 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
                 shown.append(letter)
         if not counts:
             click.echo("No letters.")
-            if options["tenant"] is not None and options["tenant_from"] == "group":
-                click.echo(_TENANT_HINT, err=True)
+            _hint_at_none(options)
             return
         click.echo(_table_of(counts))
         _hint(counts)
@@ -184,8 +183,8 @@ def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
     verb = {"redrive": "sent home", "purge": "deleted"}[outcome.action]
     if not outcome.matched and not outcome.finished:
         click.echo(f"None of {outcome.seen} letters is one of these." if outcome.seen else "No letters.")
-        if outcome.seen and options["tenant"] is not None and options["tenant_from"] == "group":
-            click.echo(_TENANT_HINT, err=True)
+        if outcome.seen:
+            _hint_at_none(options)
     elif outcome.dry_run:
         rows = sorted(outcome.tenants.items(), key=lambda item: -item[1])
         click.echo(table(("letters", "tenant"), ((count, tenant or "-") for tenant, count in rows)))
@@ -213,6 +212,12 @@ def _hint(counts: dict[tuple[str, str], int]) -> None:
     """Say how tenants are found where no letter has told its own."""
     if all(tenant == "-" for tenant, _ in counts):
         click.echo(f"No letter names its tenant there. {_TENANT_HINT}", err=True)
+
+
+def _hint_at_none(options: dict[str, Any]) -> None:
+    """Say how tenants are found where none of the letters is of the tenant that was asked for."""
+    if options["tenant"] is not None and options["tenant_from"] == "group":
+        click.echo(_TENANT_HINT, err=True)
 
 
 def _row(letter: "DeadLetter") -> tuple[Any, ...]:
