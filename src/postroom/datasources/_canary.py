@@ -62,6 +62,11 @@ def verify(names: Names, database: str, user: str) -> None:
             raise WrongDatabase(f"the connection leads to {what} {is_one!r}, and the registry says {should_be!r}")
 
 
+def is_url(dsn: str) -> bool:
+    """Whether a DSN is a URL; otherwise it is written in pairs, ``host=db-1 dbname=acme``."""
+    return _URL.match(dsn) is not None
+
+
 def unreadable(driver: str) -> ConfigurationError:
     """Return what is raised for a DSN that a driver cannot read. It quotes nothing: a password may stand in it.
 
@@ -76,7 +81,7 @@ def is_torn(dsn: str) -> bool:
 
     A driver would take a part of the password for the host, and name it in its errors.
     """
-    if _URL.match(dsn) is None:
+    if not is_url(dsn):
         return False
     server, _, path = dsn.partition("://")[2].partition("/")
     # Before "#" and "?" too: libpq takes them for a part of the password.
@@ -94,7 +99,7 @@ def split(dsn: str) -> SplitResult:
 
 
 def _names_of(dsn: str) -> Names:
-    if _URL.match(dsn) is None:
+    if not is_url(dsn):
         return _names_of_pairs(dsn)
     url = split(dsn)
     query = {name: values[-1] for name, values in parse_qs(url.query).items()}

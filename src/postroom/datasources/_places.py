@@ -5,11 +5,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import parse_qs, unquote
 
-from postroom.datasources._canary import expected, split
+from postroom.datasources._canary import expected, is_url, split
 from postroom.datasources.registry import Locate, located
 from postroom.types import C
 
-_URL: Final = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 _PAIR: Final = re.compile(r"(?:^|\s)(host|hostaddr|port)\s*=\s*('[^']*'|\S+)")
 
 
@@ -27,7 +26,7 @@ def places(locate: Locate[C]) -> Callable[[C], Awaitable[str]]:
 
 
 def _server(dsn: str) -> str:
-    if not _URL.match(dsn):
+    if not is_url(dsn):
         pairs = {name: value.strip("'") for name, value in _PAIR.findall(dsn)}
         return _joined(pairs.get("host") or pairs.get("hostaddr"), pairs.get("port"))
     url = split(dsn)
