@@ -257,8 +257,7 @@ class Engine:
 
     def _hidden(self, queue: Queue) -> float:
         """Return the seconds until no receive of a consumer that stops can bring what is made visible."""
-        until = self._out_until(queue)
-        return 0.0 if until == -math.inf else max(0.0, until - self._time()) + _LATE
+        return max(0.0, self._out_until(queue) + _LATE - self._time())
 
     def keep_returns(self, out_until: Callable[[Queue], float]) -> None:
         """Keep what goes back for a moment. A queue's receives may bring messages until the time that is asked for."""

@@ -220,6 +220,8 @@ class Run(Generic[C, R]):
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
         self._polls: set[asyncio.Task[None]] = set()
+        self._cut_at = -math.inf
+        """When polls were cut off that a server may not have noticed at once."""
         self._keeps_up: asyncio.Task[None] | None = None
         """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
@@ -368,7 +370,7 @@ class Run(Generic[C, R]):
 
         1. Stop asking for messages. An outstanding long poll may end; what it brings is given back.
         2. Messages that have not started go back, unless that would make dead letters of them.
-        3. Handlers get ``drain`` seconds.
+        3. Handlers get ``drain`` seconds; so do messages at their last receive that a poll still brings.
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
         6. The heartbeat ends.
@@ -382,7 +384,7 @@ class Run(Generic[C, R]):
         # The budget of the polls runs beside the steps below, not before them.
         polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
         await self._return_unstarted()  # 2
-        await self._drain_handlers()  # 3
+        await self._drain_handlers(polls_end)  # 3
         await self._cancel_handlers()  # 4
         if self.member is not None:
             # Before the flush: slots of the fleet are for handlers, and no further handler starts
@@ -425,12 +427,13 @@ class Run(Generic[C, R]):
         # Together: a resolver that ignores its cancellation must not take the time of other queues.
         await asyncio.gather(*(inlet.intake.close(_GRACE) for inlet in self.inlets))
 
-    async def _drain_handlers(self) -> None:
-        if not self._unfinished():
-            return
+    async def _drain_handlers(self, polls_end: float) -> None:
         seconds = self.settings.shutdown.drain
-        self._diary.waits_for_handlers(seconds)
-        drained = self.tasks.spawn(self._all_ended(), "postroom-drain")
+        if self._unfinished():
+            self._diary.waits_for_handlers(seconds)
+        else:
+            self._diary.enter("polls end", max(0.0, polls_end - self._loop.time()))
+        drained = self.tasks.spawn(self._all_ended(polls_end), "postroom-drain")
         hurry = self.tasks.spawn(self._wait_for_hurry(), "postroom-hurry")
         try:
             await asyncio.wait({drained, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -514,13 +517,17 @@ class Run(Generic[C, R]):
         after = max((getattr(queue, "cancellable_after", math.inf) for queue in self.queues), default=0.0)
         asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
         seconds = 0.0 if asked_at == -math.inf else max(0.0, asked_at + after - self._loop.time())
-        await asyncio.wait(polls, timeout=min(seconds, moment))
+        _, out = await asyncio.wait(polls, timeout=min(seconds, moment))
         if seconds <= moment:
             await self._end_polls()
+            # A server sees that a caller is gone, but not in this instant; in memory there is none.
+            if out and after > 0:
+                self._cut_at = self._loop.time()
 
     def _out_until(self, queue: Queue) -> float:
-        """Return until when polls of a queue may bring messages."""
-        return max((inlet.receiver.out_until for inlet in self.inlets if inlet.queue is queue), default=-math.inf)
+        """Return until when polls of a queue may take messages."""
+        out = (inlet.receiver.out_until for inlet in self.inlets if inlet.queue is queue)
+        return max((self._cut_at, *out))
 
     async def _finish_polls(self, deadline: float) -> None:
         """Wait for outstanding polls until the deadline. What they bring is given back."""
@@ -580,12 +587,23 @@ class Run(Generic[C, R]):
     def _unfinished(self) -> int:
         return len(self.engine.jobs) + max(0, self.scheduler.ready) + len(self._resolving())
 
-    async def _all_ended(self) -> None:
-        while self._unfinished():
+    async def _all_ended(self, polls_end: float) -> None:
+        """Wait for what is here, and until a time for polls: what they bring may be at its last receive."""
+        while (unfinished := self._unfinished()) or self._may_be_brought_the_last(polls_end):
             self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks() | self._resolving()
-            await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0))
+            if unfinished and not tasks:
+                await asyncio.sleep(0)
+                continue
+            polls = {poll for poll in self._polls if not poll.done()}
+            left = None if unfinished else polls_end - self._loop.time()
+            await asyncio.wait(tasks | polls, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    def _may_be_brought_the_last(self, polls_end: float) -> bool:
+        """Whether a poll that is out may bring a message that cannot go back: a queue counts receives."""
+        out = self._loop.time() < polls_end and not all(poll.done() for poll in self._polls)
+        return out and any(inlet.facts.redrive is not None or not inlet.facts.known for inlet in self.inlets)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EARLIEST = 0.7
 """The part of the retention period after which a message may be given up for it."""
+_ENDING = 0.1
+"""Seconds for which the task of a handler that failed may go on."""
 
 
 class Licence:
@@ -68,8 +70,9 @@ class Licence:
         if plan.fifo and receipt.group is not None:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
-            # What is before it in its group may be on its way to the dead-letter queue for its age.
-            if before >= receipt.received_at or self._is_too_old_in(receipt.group):
+            # What is before it in its group may be on its way to the dead-letter queue for its age. Or it failed
+            # after SQS had deleted it, and its task has not ended yet.
+            if before >= receipt.received_at - _ENDING or self._is_too_old_in(receipt.group):
                 return GROUP_WENT_BACK
         return MEMORY_FULL if self._process.watch.full_at >= receipt.received_at else ""
 

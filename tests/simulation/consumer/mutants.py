@@ -528,7 +528,7 @@ MUTANTS = (
     Mutant(
         "gives blocked groups little room",
         _swap(Core, "taken", _gives_blocked_groups_little_room),
-        1761,
+        3602,
         "liveness",
     ),
     Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 256, "liveness"),

@@ -242,11 +242,13 @@ class Simulation:
             for process in self.living:
                 if process is None or not process.consumer.running or self.loop.is_frozen(process):
                     continue
-                if _idle_slots(process):  # one that is about to be rejected, say, is between two steps
-                    await asyncio.sleep(0.5)
-                    await self.loop.settled()
-                    if (idle := _idle_slots(process)) > 0:
-                        self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
+                # One that is about to be rejected, say, is between two steps; a moment later another one may be.
+                for pause in (0.5, 0.2):
+                    if _idle_slots(process):
+                        await asyncio.sleep(pause)
+                        await self.loop.settled()
+                if (idle := _idle_slots(process)) > 0:
+                    self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
                 process.forget_tasks()
                 if (wrong := process.watch.bodies.judge(self._now())) is not None:
                     self.history.broken("bytes", f"{process.name} {wrong}")

@@ -592,7 +592,7 @@ class World:
             if self.now < decided_at + HIDDEN and not self.stopped:
                 self.later(5.0, self._send_back, job, delay, decided_at)
                 return
-            self._let_go(job, letter)
+            self._let_go(job, letter, decided_at)
             return
         self.queue.show(job.receipt_handle, self.now + delay, decided_at)
         if settlement is Settlement.RETURNED and self.core.closing:
@@ -615,7 +615,7 @@ class World:
             if self.now < until and not self.stopped:
                 self.later(5.0, self._delete, job, until)
                 return
-            self._let_go(job, letter)
+            self._let_go(job, letter, until - HIDDEN)
             return
         if self.queue.of(job.receipt_handle) is letter:
             self.queue.end(letter, "acked")
@@ -623,11 +623,11 @@ class World:
         self._tell(job, Settlement.ACKED, 0.0)
         self.poke()
 
-    def _let_go(self, job: Job, letter: Letter) -> None:
+    def _let_go(self, job: Job, letter: Letter, decided_at: float) -> None:
         """Give a decision up: the message comes back after its visibility timeout."""
         letter.excused += 1
         job.settlement = Settlement.LEFT
-        self.queue.show(job.receipt_handle, self.now + HIDDEN, self.now)
+        self.queue.show(job.receipt_handle, self.now + HIDDEN, decided_at)
         self._drop(job)
         self._tell(job, Settlement.LEFT, 0.0)
 
@@ -1003,7 +1003,7 @@ class World:
         for job in list(self.held.values()):
             letter = self.letter(job)
             if job.settlement in {None, Settlement.ACKED} or self.now < self.settling_fails_until:
-                self._let_go(job, letter)
+                self._let_go(job, letter, self.now)
 
     # -- where the oracles watch --------------------------------------------------------------------------------
 

@@ -175,6 +175,25 @@ def test_step_2_on_a_busy_queue_messages_go_back_to_others_at_once(monkeypatch: 
     assert visible == 39
 
 
+def test_step_2_what_goes_back_is_hidden_from_polls_that_were_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy server may see a moment later that their caller is gone, and would give them the messages."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", 0.5)  # as on this machine
+
+    async def scenario(world: World) -> list[tuple[int, int]]:
+        world.create()
+        seen: list[tuple[int, int]] = []
+        orders = sleeping(world, concurrency=Concurrency(total=1, per_tenant=1), polling=Polling(prefetch=20))
+        async with orders:
+            world.send_orders("1", "2", "3", seconds=10)
+            await asyncio.sleep(0.1)
+            orders.stop()
+            for at in (1.0, 2.0):
+                asyncio.get_running_loop().call_later(at, lambda: seen.append(world.counts()))
+        return seen
+
+    assert in_world(scenario) == [(0, 3), (2, 1)]
+
+
 def test_step_3_running_handlers_get_their_time() -> None:
     """A handler that ends within drain is acknowledged."""
 
@@ -187,6 +206,24 @@ def test_step_3_running_handlers_get_their_time() -> None:
         return databases.rows("a"), world.counts()
 
     assert in_world(scenario) == (["1"], (0, 0))
+
+
+def test_step_3_what_a_poll_brings_at_its_last_receive_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if no handler runs: given back, it would be a dead letter that was never tried."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+
+    async def scenario(world: World) -> tuple[list[str], tuple[int, int], float]:
+        world.create(dead_letters="dead", receives=1)
+        databases = Databases()
+        async with sleeping(world, databases, polling=Polling(pollers=1, wait=20)):
+            await asyncio.sleep(5)
+            began = now()
+            asyncio.get_running_loop().call_later(1.0, world.send_orders, "last")
+        return databases.rows("a"), world.counts("dead"), now() - began
+
+    rows, dead, took = in_world(scenario)
+    assert (rows, dead) == (["last"], (0, 0))
+    assert took < 3
 
 
 def test_step_4_the_rest_is_cancelled_with_a_reason_and_goes_back() -> None:
