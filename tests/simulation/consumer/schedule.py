@@ -163,8 +163,7 @@ class Simulation:
         self.facts["stops"] += 1
         if cancel is not None:
             process.cancelled = True
-            process.pressed = cancel != "cancel"
-            await self._cancel(process.main, cancel)
+            await self._cancel(process, process.main, cancel)
         else:
             process.hurried = now
             process.within(partial(process.consumer.stop, now=now))
@@ -189,7 +188,7 @@ class Simulation:
             await asyncio.sleep(process.lingered)
             await self.loop.settled()
 
-    async def _cancel(self, main: "asyncio.Task[None]", how: str) -> None:
+    async def _cancel(self, process: Process, main: "asyncio.Task[None]", how: str) -> None:
         """Cancel a process's main task: once, some times, or as anyio does, until the scope is left."""
         main.cancel()
         end = self._now() + 60.0
@@ -198,6 +197,7 @@ class Simulation:
             await asyncio.sleep(self.rng.choice((0.0, 0.01, 0.3)) if times < 10 else 0.0 if turn < 3 else 0.05)
             if main.done() or self._now() > end:
                 return
+            process.pressed = True
             main.cancel()
 
     async def crash(self, process: Process, place: int) -> None:
