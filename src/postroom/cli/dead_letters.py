@@ -14,6 +14,7 @@ import click
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.cli.logs import log_to_stderr
+from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tables import age, clipped, duration, table
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _common(function: F) -> F:
         click.option("--tenant-from", default="group", show_default=True, envvar="POSTROOM_TENANT_FROM",
                      show_envvar=True, metavar="group|attribute:NAME|MODULE:CONSUMER",
                      help="What tells the tenant of a message: its group, an attribute, or a consumer's resolver."),
-        click.option("--hold", default=120.0, show_default=True, type=click.FloatRange(1, 43_200),
+        click.option("--hold", default=120.0, show_default=True, type=Number(1, 43_200),
                      envvar="POSTROOM_HOLD", show_envvar=True,
                      help="Seconds until letters are visible again when this command is killed."),
         click.option("--region", envvar="AWS_DEFAULT_REGION", show_envvar=True, help="The region of the queue."),
@@ -62,7 +63,7 @@ def _acting(function: F) -> F:
         click.option("--reason", default="", envvar="POSTROOM_REASON", show_envvar=True,
                      help="Why; required with --yes, and kept in the journal."),
         click.option("--rate", default=100.0, show_default=True, envvar="POSTROOM_RATE", show_envvar=True,
-                     type=click.FloatRange(min=0, min_open=True), help="Letters per second, at most."),
+                     type=Number(min=0, min_open=True), help="Letters per second, at most."),
         click.option("--journal", default=JOURNAL, show_default=True, envvar="POSTROOM_JOURNAL", show_envvar=True,
                      type=click.Path(dir_okay=False, path_type=Path),
                      help="The record of what was done; a run that was killed goes on with it."),
@@ -86,7 +87,7 @@ def dead_letters() -> None:
 @dead_letters.command("list", short_help="Count letters by tenant and reason.")
 @_common
 @click.option("--limit", default=_SHOWN, show_default=True, envvar="POSTROOM_LIMIT", show_envvar=True,
-              type=click.IntRange(min=0), help="How many letters to show, beside the counts; 0 shows all.")  # fmt: skip
+              type=WholeNumber(min=0), help="How many letters to show, beside the counts; 0 shows all.")  # fmt: skip
 def list_letters(*, queue: str, limit: int, **options: Any) -> None:
     """Count the letters of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE) by tenant and reason, and show the first ones."""
 
@@ -284,7 +285,7 @@ def _tenant_of(text: str) -> "TenantOf":
         return tenant_by_attribute(name)
     if not kind or not name:
         raise CommandError(f"--tenant-from takes group, attribute:NAME or MODULE:CONSUMER; got {text!r}")
-    from postroom.cli.run import load
+    from postroom.cli.loading import load
 
     sys.path.insert(0, str(Path.cwd()))
     consumers = load(text)

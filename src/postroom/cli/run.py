@@ -11,7 +11,9 @@ import click
 
 from postroom.cli import CommandError
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.loading import load
 from postroom.cli.logs import FORMATS, log_to_stderr
+from postroom.cli.numbers import Number, WholeNumber
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 @click.option("--log-format", default="text", show_default=True, envvar="POSTROOM_LOG_FORMAT", show_envvar=True,
               type=click.Choice(FORMATS, case_sensitive=False),
               help="Lines for people, or one JSON object per line with the fields of each record.")  # fmt: skip
-@click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=click.FloatRange(min=0),
+@click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=Number(min=0),
               help="How long to wait for a queue that cannot be reached yet; else until it answers.")  # fmt: skip
-@click.option("--health-port", type=click.IntRange(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
+@click.option("--health-port", type=WholeNumber(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
               help="Serve /livez, /readyz and /healthz there; else nowhere. 0: any free port.")  # fmt: skip
 @click.option("--health-host", metavar="ADDRESS", envvar="POSTROOM_HEALTH_HOST", show_envvar=True,
               help="The address to serve them at; else all of this machine.")  # fmt: skip
@@ -145,13 +147,3 @@ def _set_up_logs(level: str, form: str) -> None:
     log = logging.getLogger("postroom.run")  # it is new, so logging.config has not disabled it
     if logging.getLogger("postroom.consumer").disabled:
         log.warning("postroom's loggers are disabled: pass disable_existing_loggers=False to logging.config")
-
-
-def load(name: str) -> "list[Consumer[Any, Any]]":
-    """Import the consumers that ``module:attribute`` names. Raises ``CommandError`` that says what to write."""
-    from postroom.consumer.loading import WrongName, load_consumers
-
-    try:
-        return load_consumers(name)
-    except WrongName as error:
-        raise CommandError(str(error)) from error

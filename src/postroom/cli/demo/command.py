@@ -17,6 +17,7 @@ from postroom.cli.demo.databases import Databases, postgres_databases, sqlite_da
 from postroom.cli.demo.story import FAILING, NOBODYS, REASON, SERVED, Finding, Order, rows_of
 from postroom.cli.endpoint import endpoint_option
 from postroom.cli.logs import log_to_stderr
+from postroom.cli.numbers import Number, WholeNumber
 from postroom.transports.aws.addresses import is_loopback
 from postroom.types import ExitCode, Settlement
 
@@ -43,7 +44,7 @@ LONGEST_DELAY: Final = 10
               "databases are created there, and dropped at the end.")  # fmt: skip
 @click.option("--keep", is_flag=True, envvar="POSTROOM_DEMO_KEEP", show_envvar=True,
               help="Stay up after the demo's messages, until Ctrl-C, and print commands that send more.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), envvar="POSTROOM_DEMO_PORT", show_envvar=True,
+@click.option("--port", type=WholeNumber(0, 65535), envvar="POSTROOM_DEMO_PORT", show_envvar=True,
               help="Port of the local SQS. By default 4566 with --keep, otherwise a free one.")  # fmt: skip
 @click.option("--queue", envvar="POSTROOM_DEMO_QUEUE", show_envvar=True, metavar="NAME",
               help="Consume an existing queue (a name, URL or ARN) instead; nothing is sent to it.")  # fmt: skip
@@ -57,7 +58,7 @@ LONGEST_DELAY: Final = 10
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=10),
+    type=Number(min=10),
     default=60.0,
     show_default=True,
     envvar="POSTROOM_DEMO_SECONDS",
@@ -66,14 +67,14 @@ LONGEST_DELAY: Final = 10
 )
 @click.option(
     "--flood",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=6_000,
     show_default=True,
     envvar="POSTROOM_DEMO_FLOOD",
     show_envvar=True,
     help="Messages of the flood, with --noisy.",
 )
-@click.option("--console-port", type=click.IntRange(0, 65535), default=8081, show_default=True,
+@click.option("--console-port", type=WholeNumber(0, 65535), default=8081, show_default=True,
               envvar="POSTROOM_DEMO_CONSOLE_PORT", show_envvar=True,
               help="Port of the page, with --noisy; 0 takes a free one.")  # fmt: skip
 @endpoint_option
