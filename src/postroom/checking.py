@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard, cast
+from urllib.parse import urlsplit
 
 from postroom.display import hide_passwords
 from postroom.errors import ConfigurationError
@@ -120,6 +121,38 @@ def listed(what: str, example: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigurationError(f"{what} takes a list: write {example}; got {shown(values)}")
     return tuple(values)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - checked one by one
+
+
+def check_endpoint(name: str, url: object) -> None:
+    """Raise ConfigurationError unless a text is the URL of a server: ``http://`` or ``https://``, and a host.
+
+    Args:
+        name: what the text is given as: ``AwsClient(endpoint_url=...)``, ``AWS_ENDPOINT_URL``.
+        url: the text.
+    """
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or half of an IPv6 address
+        good = False
+    if not good:
+        said = repr(url) if isinstance(url, str) and "@" not in url else "another text"  # it may have a password
+        raise ConfigurationError(f"{name} begins with http:// or https://, such as http://127.0.0.1:4566; got {said}")
+
+
+def check_endpoint_variables(service: str) -> None:
+    """Check the endpoint that the environment names for a service, where botocore would take it.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
+
+    Args:
+        service: as in the name of the variable: ``SQS``, ``S3``, ``SFN``.
+    """
+    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return
+    names = (f"AWS_ENDPOINT_URL_{service}", "AWS_ENDPOINT_URL")
+    if name := next(filter(os.environ.get, names), None):
+        check_endpoint(name, os.environ[name])
 
 
 def shown(value: object) -> str:
