@@ -13,6 +13,7 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.letter_ids import whole_ids
 from postroom.cli.logs import log_to_stderr
 from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tables import age, clipped, duration, table
@@ -57,7 +58,7 @@ def _acting(function: F) -> F:
     """Add what redrive and purge take."""
     for option in reversed((
         click.option("--id", "ids", multiple=True, envvar="POSTROOM_IDS", show_envvar=True,
-                     help="Only this letter, repeatable."),
+                     help="Only this letter, repeatable; the beginning of its id will do."),
         click.option("--yes", is_flag=True, envvar="POSTROOM_YES", show_envvar=True,
                      help="Do it. Without it, the command only says what it would do."),
         click.option("--reason", default="", envvar="POSTROOM_REASON", show_envvar=True,
@@ -118,10 +119,14 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
 @click.option("--body", is_flag=True, envvar="POSTROOM_SHOW_BODY", show_envvar=True,
               help="Print the body, too: it is the tenant's data.")  # fmt: skip
 def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
-    """Show one letter of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE): why it is there, where it came from, its attributes."""
+    """Show one letter of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE): why it is there, where it came from, its attributes.
+
+    ID is the letter's id, or as much of its beginning as tells it from the others, at least four characters.
+    """
 
     async def work(letters: "DeadLetterQueue") -> "DeadLetter | None":
-        async with aclosing(letters.letters(_filter({**options, "ids": (letter_id,)}))) as found:
+        ids = await whole_ids(letters, [letter_id], _filter(options))
+        async with aclosing(letters.letters(_filter({**options, "ids": ids}))) as found:
             return await anext(found, None)  # closing makes what was seen visible again, while the client is open
 
     letter = _in_loop(queue, options, work)
@@ -168,6 +173,7 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
     async def work(letters: "DeadLetterQueue") -> "Outcome":
         with _interrupts(letters), _bar(action) as progress:
             call = getattr(letters, action)
+            options["ids"] = await whole_ids(letters, options["ids"], _filter(options))
             common = {"dry_run": not act, "rate": options["rate"], "reason": options["reason"], "progress": progress}
             if act:
                 with Journal(options["journal"]) as journal:
