@@ -2,12 +2,17 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard, cast
+from typing import Any, Final, TypeGuard, cast
 from urllib.parse import urlsplit
 
 from postroom.display import hide_passwords
 from postroom.errors import ConfigurationError
+
+_QUEUE: Final = re.compile(r"[A-Za-z0-9_-]+(\.fifo)?")
+_LONGEST_QUEUE: Final = 80
+"""https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html"""
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -30,11 +35,15 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
     if is_error_class(value):
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)} itself")
     try:
-        inspect.signature(cast("Callable[..., Any]", value)).bind(*(None,) * arguments)
-    except TypeError as error:
-        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {error}") from None
+        signature = inspect.signature(cast("Callable[..., Any]", value))
     except ValueError:  # written in C: it shows no parameters
         return
+    try:
+        signature.bind(*(None,) * arguments)
+    except TypeError:
+        bare = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
+        taken = f"takes ({', '.join(map(str, bare))})" if bare else "takes no argument"
+        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {shown(value)} {taken}") from None
 
 
 def check_plain(what: str, call: str, value: object, *, arguments: int = 1) -> None:
@@ -73,6 +82,14 @@ def check_queue(what: str, name: object) -> None:
         raise ConfigurationError(f"{what} takes the name, URL or ARN of a queue; got {name!r}")
     if hide_passwords(name) != name:
         text = f"{what} takes a URL without user and password: SQS asks for credentials of AWS, which the client has"
+        raise ConfigurationError(f"{text}; got {name!r}")
+    own = name.rstrip("/").rpartition("/")[2] if "://" in name else name
+    own = own.rpartition(":")[2] if own.startswith("arn:") else own
+    if len(own) > _LONGEST_QUEUE or not _QUEUE.fullmatch(own):
+        text = (
+            f"{what} takes the name, URL or ARN of a queue, and a name has at most {_LONGEST_QUEUE} letters (a to z), "
+            "digits, hyphens and underscores; that of a FIFO queue ends in .fifo"
+        )
         raise ConfigurationError(f"{text}; got {name!r}")
 
 

@@ -123,5 +123,5 @@ def test_a_first_message_of_ones_own(tmp_path: Path) -> None:
             (look,) = command("postroom dead-letters list")
             wait_until(look, "acme    3 failed attempts, the last one with ValidationError", tmp_path, environment)
             (back,) = command("postroom dead-letters redrive")
-            wait_until(back, "1 of 1 letters were sent home", tmp_path, environment)
+            wait_until(back, "1 of 1 letter was sent home", tmp_path, environment)
     assert list((tmp_path / "databases").glob("acme*.sqlite3"))

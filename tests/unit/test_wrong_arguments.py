@@ -25,6 +25,7 @@ from postroom import (
     ResourcePool,
     Retry,
     RetryPolicy,
+    Sender,
     Settlement,
     Signing,
     ValidationError,
@@ -199,6 +200,23 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         for name in ("key", "host", "check", "classify", "outage")
     ],
     (lambda: pool(key=lambda: 1), "ResourcePool(key=...) cannot be called as (context) -> key, by position"),
+    (lambda: Sender("orders", group=lambda: ""), "by position: the function <lambda> takes no argument"),
+    (lambda: Sender("orders", group=lambda a, b, c=SECRET: a), "the function <lambda> takes (a, b, c)"),
+    (lambda: Sender("orders", group="acme"), "Sender(group=...) takes a function (context) -> message group; got str"),
+    *[
+        (lambda make=make, name=name: make(name), f"that of a FIFO queue ends in .fifo; got {name!r}")
+        for make in (Consumer, Sender)
+        for name in (
+            "a b",
+            " orders",
+            "orders.v2",
+            "x" * 81,
+            "localhost:4566/orders",
+            "http://localhost:4566/",
+            "arn:aws:sqs:us-east-1:000000000000:a b",
+            "http://localhost:4566/000000000000/a b",
+        )
+    ],
     (lambda: pool_of(size=3), "pool() has no argument 'size': connections per tenant are max_size= of the provider"),
     (lambda: pool_of(budget=9), "pool() has no argument 'budget': write limits=PoolLimits(budget=...)"),
     (lambda: pool_of(colour=3), "pool() has no argument 'colour': it has backoff, check, classify"),

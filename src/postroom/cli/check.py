@@ -15,6 +15,7 @@ from postroom.cli.attributes import once
 from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.cli.loading import place_of
 from postroom.cli.numbers import Number, WholeNumber
+from postroom.display import counted
 from postroom.redaction import describe
 from postroom.types import ExitCode
 
@@ -145,7 +146,11 @@ def _table(report: "Report") -> str:
         lines += ["", "The least IAM policy that it needs (your own code may need more):", ""]
         lines += [json.dumps(report.policy, indent=2)]
     counts = {level: sum(finding.level == level for finding in report.findings) for level in _COLOURS}
-    lines += ["", f"{counts['error']} to change, {counts['warning']} warnings, {counts['unknown']} not known", ""]
+    lines += [
+        "",
+        f"{counts['error']} to change, {counted(counts['warning'], 'warning')}, {counts['unknown']} not known",
+        "",
+    ]
     return "\n".join(lines)
 
 

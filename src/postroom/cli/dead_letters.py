@@ -17,6 +17,7 @@ from postroom.cli.letter_ids import whole_ids
 from postroom.cli.logs import log_to_stderr
 from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tables import age, clipped, duration, table
+from postroom.display import counted
 
 if TYPE_CHECKING:
     from postroom.dead_letters import DeadLetter, DeadLetterQueue, LetterFilter, Outcome, TenantOf
@@ -189,17 +190,17 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
 def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
     verb = {"redrive": "sent home", "purge": "deleted"}[outcome.action]
     if not outcome.matched and not outcome.finished:
-        click.echo(f"None of {outcome.seen} letters is one of these." if outcome.seen else "No letters.")
+        click.echo(f"None of {counted(outcome.seen, 'letter')} is one of these." if outcome.seen else "No letters.")
         if outcome.seen:
             _hint_at_none(options)
     elif outcome.dry_run:
         rows = sorted(outcome.tenants.items(), key=lambda item: -item[1])
         click.echo(table(("letters", "tenant"), ((count, tenant or "-") for tenant, count in rows)))
-        click.echo(
-            f"Dry run: {outcome.done} of {outcome.seen} letters would be {verb}. Add --yes --reason TEXT to act."
-        )
+        letters = counted(outcome.seen, "letter")
+        click.echo(f"Dry run: {outcome.done} of {letters} would be {verb}. Add --yes --reason TEXT to act.")
     else:
-        click.echo(f"{outcome.done} of {outcome.matched} letters were {verb}; the record is in {options['journal']}")
+        were = "letter was" if outcome.matched == 1 else "letters were"
+        click.echo(f"{outcome.done} of {outcome.matched} {were} {verb}; the record is in {options['journal']}")
     if outcome.finished:
         click.echo(f"{outcome.finished} more had been sent home by an earlier run, and were deleted")
     for why, count in outcome.kept.most_common():

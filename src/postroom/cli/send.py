@@ -11,6 +11,7 @@ from postroom.cli import CommandError, CommandFailed
 from postroom.cli.attributes import once
 from postroom.cli.endpoint import endpoint_option, use_endpoint
 from postroom.cli.numbers import WholeNumber
+from postroom.display import counted
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.sending.batches import batches
 
@@ -61,7 +62,7 @@ def send(
     use_endpoint(endpoint_url, region)
     sent, refused = asyncio.run(_send(queue, outgoing))
     if refused:
-        raise CommandFailed(f"SQS refused {refused} of {sent + refused} messages")
+        raise CommandFailed(f"SQS refused {refused} of {counted(sent + refused, 'message')}")
     if not sent:
         raise click.UsageError("nothing to send: give --body, or bodies on standard input")
 

@@ -17,6 +17,7 @@ from postroom.cli import CommandError, CommandFailed
 from postroom.cli.desk import console_options, consoles_options
 from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tenant_rows import tenants_table
+from postroom.display import counted
 
 if TYPE_CHECKING:
     from postroom.console import MoveStep, RemoteConsole
@@ -48,7 +49,7 @@ def list_tenants(*, url: str, token: str | None, operator: str | None, top: int,
     now = time.time()
     click.echo(tenants_table(said, now))
     if 0 < len(said["rows"]) < said["total"]:
-        click.echo(f"{len(said['rows'])} of {said['total']} tenants")
+        click.echo(f"{len(said['rows'])} of {counted(said['total'], 'tenant')}")
 
 
 def _action(function: F) -> F:

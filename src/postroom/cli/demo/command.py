@@ -145,7 +145,9 @@ async def _consume_elsewhere(
 async def _tell_the_story(site: AbstractAsyncContextManager[Databases], *, keep: bool, port: int) -> ExitCode:
     async with _stage(site, port) as stage:
         click.echo(f"Local SQS: {stage.endpoint_url}\nDatabases: {stage.databases.kind}\n")
-        code = await _serve(stage, keep=keep)
+        code, whole = await _serve(stage, keep=keep)
+        if not whole:  # a signal: there is nothing to judge
+            return code
         if keep:
             await _report_as_it_is(stage.orders, stage.databases)
             return code
@@ -200,8 +202,8 @@ def client_for(endpoint_url: str | None) -> "AwsClient":
     return AwsClient(endpoint_url=endpoint_url, region="us-east-1", session=session)
 
 
-async def _serve(stage: _Stage, *, keep: bool) -> ExitCode:
-    """Run the consumer and play the story; then stop, or go on until a signal."""
+async def _serve(stage: _Stage, *, keep: bool) -> tuple[ExitCode, bool]:
+    """Run the consumer and play the story; then stop, or go on until a signal. Return whether all was told."""
     from postroom.consumer import serve
 
     serving = asyncio.create_task(serve(stage.orders), name="postroom-demo-consumer")
@@ -213,13 +215,15 @@ async def _serve(stage: _Stage, *, keep: bool) -> ExitCode:
             if keep:
                 _print_commands(stage.queue, stage.endpoint_url)
                 await asyncio.wait([serving])
-            stage.orders.stop()
+            if stage.orders.running:
+                stage.orders.stop()
         else:
             click.echo("Stopped before everything was tried", err=True)
-        return await serving
+        return await serving, playing.done()
     finally:
         playing.cancel()
-        stage.orders.stop()
+        if stage.orders.running:
+            stage.orders.stop()
         await asyncio.wait([serving, playing])
 
 
