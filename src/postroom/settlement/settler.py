@@ -35,7 +35,7 @@ _ACKED, _SEND = Settlement.ACKED, Fate.SEND
 LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
 
-_UNDELETED: Final = "%s of {} could not be deleted (%s): handled once, to be handled again. Messages: %s"
+_UNDELETED: Final = "%s of {} could not be deleted (%s): they were handled, and will be handled again. Messages: %s"
 _UNRETURNED: Final = (
     "%s of {} could not be given back (%s): they come back after their visibility timeout. Messages: %s"
 )
