@@ -86,7 +86,7 @@ def test_what_is_no_number_is_refused_with_the_range(name: str, option: str, val
         (Number(min=0), "inf", "it takes a number of at least 0; got 'inf'"),
     ],
 )
-def test_the_limits_of_a_number_are_words(kind: click.ParamType, value: str, text: str) -> None:
+def test_the_limits_of_a_number_are_words(kind: "click.ParamType[Any]", value: str, text: str) -> None:
     """They say what to write instead."""
     with pytest.raises(click.BadParameter) as refused:
         kind.convert(value, None, None)

@@ -238,3 +238,12 @@ def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tm
         assert server.counts("orders") == (1, 0, 0)
     assert worker.returncode == 3
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("token", ["", "short"])
+def test_a_token_that_is_too_short_is_refused_by_its_option(app: str, token: str) -> None:
+    """It says how to make one; an unset variable in the command line is an empty one."""
+    words = ["run", f"{app}:orders", "--console", "0", "--console-token", token]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: --console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least 12 char")

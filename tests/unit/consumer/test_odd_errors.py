@@ -276,13 +276,13 @@ def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(place: st
         async def resources(_: Any) -> AsyncGenerator[None]:
             yield
 
-        options: dict[str, Any] = {
+        choices: dict[str, dict[str, Any]] = {
             "plain": {"context": fail},
             "async": {"context": fail_later},
             "unwrap": {"context": Tenant, "unwrap": fail},
             "key": {"context": Tenant, "resources": ResourcePool(resources, key=fail)},
-        }[place]
-        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **options)
+        }
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **choices[place])
 
         @orders.handler
         async def handle(_order: Order, ctx: MessageContext[Any, Any]) -> None: ...
