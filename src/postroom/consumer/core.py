@@ -59,6 +59,8 @@ class Scene(msgspec.Struct, frozen=True):
     """How many messages to hold at once."""
     calm: bool
     """Whether no tenant is kept from running, and nothing was decided about any."""
+    gone: set[str]
+    """Message groups of which something went back since: nothing that follows may overtake it."""
 
 
 class GiveBack(msgspec.Struct, frozen=True):
@@ -170,7 +172,7 @@ class Core:
     def scene(self) -> Scene:
         """Return what messages find that arrive now."""
         held_up = self.scheduler.blocked_lanes or self.availability.troubled or self._tenants.ruled
-        return Scene(self.policy.capacity(self), not held_up)
+        return Scene(self.policy.capacity(self), not held_up, set())
 
     def arrive(self, job: Job, now: float, scene: Scene | None = None) -> bool:
         """Take a message in when its tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
@@ -187,8 +189,13 @@ class Core:
         # arrival.
         if scene is None:
             scene = self.scene()
+        if job.group in scene.gone:
+            self.return_behind(job)
+            return False
         blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
         if not scene.calm and self._goes_away(job, now, blocked=blocked):
+            if job.group is not None:
+                scene.gone.add(job.group)
             return False
         # A message without a tenant takes no room for long: it runs at once, and fails with its
         # reason.
@@ -477,8 +484,8 @@ class Core:
         if job.state is State.WAITING and job.task is None:
             self.give_group_back(job)
             self.finish(job, now)
-        elif job.state is State.NEW and job.source.fifo and (group := job.source.group_of(job.message)) is not None:
-            self.actions.append(ReturnGroup(group))  # it is being resolved, and so is what follows it
+        elif job.state is State.NEW and job.group is not None:
+            self.actions.append(ReturnGroup(job.group))  # it is being resolved, and so is what follows it
 
     # -- giving back --------------------------------------------------------------------------------------------
 

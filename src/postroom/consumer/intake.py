@@ -89,11 +89,12 @@ class Intake:
             if self._observers:
                 # In a clean context: this task lasts, and must keep nothing that an observer sets for one message.
                 self._engine.tasks.run_clean(self._observers.tell, MessageReceived(job.message))
+            # Before anything goes back: a stop remembers its group.
+            group = job.group = source.group_of(job.message) if source.fifo else None
             if core.closing and not core.keeps(job):
                 core.give_back(job, Settlement.RETURNED)
                 continue
             found = self._resolve(job)
-            group = source.group_of(job.message) if source.fifo else None
             if type(found) is not self._plain and self._is_awaitable(found):
                 # Messages of one group stay in order; all others are resolved side by side.
                 later.setdefault(group or job, []).append((job, cast("Awaitable[Any]", found)))
@@ -175,7 +176,7 @@ class Intake:
 
     def _resolve_later(self, waiting: list[tuple[Job, Awaitable[Any]]]) -> None:
         self._core.resolving += len(waiting)
-        group = self._source.group_of(waiting[0][0].message) if self._source.fifo else None
+        group = waiting[0][0].group
         if (earlier := self._resolves(group)) is not None:  # of another receive: its message came back meanwhile
             # Behind those of the earlier receive, since the list is worked from its end.
             earlier.waiting[:0] = waiting[::-1]
@@ -280,8 +281,6 @@ class Intake:
         if job.lost or job.settlement is not None:
             return False
         message = job.message
-        if self._source.fifo:
-            job.group = self._source.group_of(message)
         try:
             job.tenant = self._tenant_of(job, found)
         except ContextError as error:

@@ -141,6 +141,8 @@ class Batcher(Generic[E]):
         self._ready: deque[E] = deque()
         self._aside: dict[E, None] = {}
         self._resting: dict[asyncio.TimerHandle, list[E]] = {}
+        self._forgotten = 0
+        """Entries that were dropped and may still stand in a line: each keeps its message's body."""
         self._linger_timer: asyncio.Handle | None = None
         self._gate_timer: asyncio.TimerHandle | None = None
         self._calls: dict[asyncio.Task[None], float] = {}
@@ -205,6 +207,10 @@ class Batcher(Generic[E]):
         if self._open.pop(entry, None) is None:
             return
         self._aside.pop(entry, None)
+        # Not each by itself: taking one out of the middle of a line costs a search.
+        self._forgotten += 1
+        if self._forgotten > len(self._open) // 8:
+            self._drop_ended()
         self._tell_idle()
 
     def hasten(self) -> None:
@@ -331,9 +337,7 @@ class Batcher(Generic[E]):
                 if batch and room < 0:
                     break
             entry = ready.popleft()
-            # It was forgotten while it waited. Taking it out of the middle of a deque then would
-            # cost a search.
-            if entry not in self._open:
+            if entry not in self._open:  # it was forgotten while it waited
                 continue
             decided = fate(entry, now)
             if decided is _SEND:
@@ -468,7 +472,8 @@ class Batcher(Generic[E]):
         self._drop_ended()
 
     def _drop_ended(self) -> None:
-        for waiting in (self._ready, self._buffer):
+        self._forgotten = 0
+        for waiting in (self._ready, self._buffer, *self._resting.values()):
             if waiting:
                 kept = [entry for entry in waiting if entry in self._open]
                 waiting.clear()

@@ -45,7 +45,8 @@ class Verdicts:
         took = self._now() - began - process.lingered - self.shared.blocked_since(began)
         if took > budget + process.frozen:
             self.history.broken("stop", f"{process.name} took {took:.3f} s to stop, more than {budget:g}")
-        if not process.disturbed:
+        # A loop that was blocked for longer than the flush may take sends nothing.
+        if not process.disturbed and not self.shared.blocked_since(began):
             self._check_returned(process, began)
 
     def check_nothing_left(self, process: Process) -> None:

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Final, cast
 
 from postroom.consumer.availability import Availability, PoolView
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
+from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup, Scene
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
@@ -349,6 +349,7 @@ class World:
         """Take received messages in."""
         jobs = self._take(messages)
         runnable = len(messages) - len(jobs)
+        scene = self.core.scene()
         for job in jobs:
             letter = self.letter(job)
             self.note("received", f"{letter.number} tenant {letter.tenant} receive {letter.receives}")
@@ -361,7 +362,7 @@ class World:
                     self._resolve_first(key, line)
                 runnable += 1
             else:
-                runnable += self.enter(job)
+                runnable += self.enter(job, scene)
         self.dispatch()
         if self.scheduler.blocked:
             self.core.relieve(self.now)
@@ -380,6 +381,7 @@ class World:
                 self._drop(known)
                 self._tell(known, Settlement.LOST, 0.0)
             job = self.source.of(message, received_at=self.now, visibility=HIDDEN)
+            job.group = self.letter(job).group if self.plan.fifo else None
             self.held[message.id] = job
             jobs.append(job)
         self.core.held_bytes = len(self.held) * self.plan.weight
@@ -429,19 +431,18 @@ class World:
             self.core.give_back(job, Settlement.RETURNED)
         self.act()
 
-    def enter(self, job: Job) -> bool:
+    def enter(self, job: Job, scene: Scene | None = None) -> bool:
         """Hand a message to the core."""
         if job.lost or job.settlement is not None:
             return False
         letter = self.letter(job)
-        job.group = letter.group if self.plan.fifo else None
         if letter.problem:
             job.tenant, job.problem = UNRESOLVED, ContextError("no context")
         else:
             job.tenant = job.context = letter.tenant
         self.source.resolved(job)
         parked = self.core.parked
-        runnable = self.core.arrive(job, self.now)
+        runnable = self.core.arrive(job, self.now, scene)
         if self.core.parked > parked:
             self.parking(job)
         self.examine()

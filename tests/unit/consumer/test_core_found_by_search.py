@@ -65,6 +65,25 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     assert group == ReturnGroup("g")
 
 
+def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
+    """The first of a group is rejected as it arrives, which may fail: the rest of the receive must not overtake it."""
+    scene = Scene(fifo=True, most=8, retention=10.0)
+    scene.tenants.pause(0)
+    scene.scheduler.control(0, paused=True)
+    scene.now = scene.facts.now = 9.5
+    first, second = scene.job("first", group="g"), scene.job("second", group="g", sent=5.0)
+    other = scene.job("other", group="h", sent=5.0)
+    receive = scene.core.scene()
+    for job in (other, first, second):
+        scene.core.arrive(job, scene.now, receive)
+    rejected, group, returned = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert rejected.job is first
+    assert group == ReturnGroup("g")
+    assert returned == GiveBack(second, Settlement.RETURNED)
+    assert scene.scheduler.size == 1
+
+
 def _crowd(scene: Scene, count: int = 30) -> list[Job]:
     """Let a paused tenant's messages fill the core, beyond its lane."""
     scene.tenants.pause(0)
@@ -195,14 +214,14 @@ def test_the_last_receive_of_a_message_is_never_spent_on_a_deferral() -> None:
 def test_what_follows_a_message_that_is_lost_while_it_is_resolved_goes_back() -> None:
     """It would overtake it in its group; the lost message itself is left alone."""
     scene = Scene(fifo=True, most=3)
-    system = {"MessageGroupId": "g", "ApproximateReceiveCount": "3"}
-    message = Message(id="lost", body="", system_attributes=system)
+    message = Message(id="lost", body="", system_attributes={"ApproximateReceiveCount": "3"})
     lost = scene.source.of(message, received_at=0.0, visibility=60.0)
+    lost.group = "g"
     lost.lost = True
     scene.core.lost(lost, 0.0)
     assert scene.core.actions == [ReturnGroup("g")]
     scene.core.give_back(lost, Settlement.RETURNED)
-    assert scene.core.actions == [ReturnGroup("g")]
+    assert set(map(type, scene.core.actions)) == {ReturnGroup}
 
 
 def test_nothing_waits_once_there_is_no_time_to_start_it() -> None:

@@ -76,9 +76,13 @@ async def ticks(watched: LoopWatch) -> None:
         await asyncio.sleep(0.001)
 
 
-async def blocked_until_noticed(log: Seen) -> None:
-    """Block the loop, as a handler does, until a warning came."""
+async def blocked_until_noticed(log: Seen, watched: LoopWatch) -> None:
+    """Block the loop, as a handler does, until a warning came and the watching thread has noted the block."""
     assert log.noticed.wait(20)
+    inner = watched._watched
+    assert inner is not None
+    while inner._block is None:
+        time.sleep(0.001)  # noqa: ASYNC251 - the loop is to be blocked
 
 
 async def test_a_blocked_loop_is_said_once_while_it_is_blocked_and_once_after(log: Seen) -> None:
@@ -87,7 +91,7 @@ async def test_a_blocked_loop_is_said_once_while_it_is_blocked_and_once_after(lo
     watched.start()
     try:
         await ticks(watched)
-        work = blocked_until_noticed(log)
+        work = blocked_until_noticed(log, watched)
         await asyncio.create_task(work, name="postroom-message-1")
         assert len(log.texts) == 1  # it was told while the loop was blocked
         await ticks(watched)
@@ -193,7 +197,7 @@ async def test_one_thread_watches_for_all_consumers(log: Seen) -> None:
     try:
         assert len(watching()) == 1
         await ticks(first)
-        await asyncio.create_task(blocked_until_noticed(log), name="a")
+        await asyncio.create_task(blocked_until_noticed(log, first), name="a")
         await ticks(first)
         assert len(log.texts) == 2
         assert "2 other messages" in log.texts[0]
@@ -231,7 +235,7 @@ async def test_what_is_read_after_a_block_may_have_arrived_when_it_began(log: Se
     try:
         await ticks(watched)
         began = asyncio.get_running_loop().time()
-        await blocked_until_noticed(log)
+        await blocked_until_noticed(log, watched)
         assert watched.unread_since() <= began
         await ticks(watched)
         assert watched.unread_since() <= began

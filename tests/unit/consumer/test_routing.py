@@ -1,6 +1,7 @@
 """Several kinds of messages on one queue: by attribute, by field, by type; and what becomes of unknown ones."""
 
 import asyncio
+import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -342,7 +343,7 @@ def test_a_handler_may_be_registered_with_parentheses() -> None:
     @orders.handler()
     async def handle(payload: Paid, ctx: MessageContext) -> None: ...
 
-    assert asyncio.iscoroutinefunction(handle)
+    assert inspect.iscoroutinefunction(handle)
     with pytest.raises(ConfigurationError, match="with a Router"):
         orders.handler(handle)
 

@@ -1,6 +1,7 @@
 """Entries leave in batches, refused ones are retried a bounded number of times, and each ends once."""
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -392,6 +393,28 @@ def test_memory_is_bounded_while_calls_fail() -> None:
     recorder = run_virtual(main())
     assert [entry for entry, _ in recorder.ended] == list(range(50, 100))
     assert {type(error) for _, error in recorder.ended} == {Throttled}
+
+
+class _Body:
+    """An entry that can be watched."""
+
+
+def test_what_was_forgotten_is_not_kept_until_calls_work_again() -> None:
+    """Each entry holds the body of its message: messages that are lost in an outage would fill the memory."""
+
+    async def main() -> int:
+        recorder = Recorder(lambda _entries: _raise(ServiceUnavailable("away")))
+        entries: list[Any] = [_Body() for _ in range(100)]
+        alive = [weakref.ref(entry) for entry in entries]
+        for entry in entries:
+            recorder.batcher.add(entry)
+        await asyncio.sleep(20)  # what was on its way has failed, and waits with the rest
+        recorder.sent.clear()
+        while len(entries) > 8:
+            recorder.batcher.forget(entries.pop())
+        return sum(each() is not None for each in alive)
+
+    assert run_virtual(main()) <= 10
 
 
 def test_what_a_failed_call_carried_is_not_kept_by_its_error() -> None:
