@@ -137,6 +137,11 @@ def handle(function: Any, **options: Any) -> Any:
     return consumer(**options).handler(function)
 
 
+def sender(**options: Any) -> Sender[Any]:
+    """Make a sender."""
+    return Sender("orders", **options)
+
+
 def pool(**options: Any) -> ResourcePool[Any, Any]:
     """Make a pool."""
     return ResourcePool(database, **options)
@@ -200,11 +205,11 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         for name in ("key", "host", "check", "classify", "outage")
     ],
     (lambda: pool(key=lambda: 1), "ResourcePool(key=...) cannot be called as (context) -> key, by position"),
-    (lambda: Sender("orders", group=lambda: ""), "by position: the function <lambda> takes no argument"),
-    (lambda: Sender("orders", group=lambda a, b, c=SECRET: a), "the function <lambda> takes (a, b, c)"),
-    (lambda: Sender("orders", group="acme"), "Sender(group=...) takes a function (context) -> message group; got str"),
+    (lambda: sender(group=lambda: ""), "(context) -> message group, by position: the function"),
+    (lambda: sender(group=lambda a, b, c=SECRET: a), "> takes (a, b, c)"),
+    (lambda: sender(group="acme"), "Sender(group=...) takes a function (context) -> message group; got str"),
     *[
-        (lambda make=make, name=name: make(name), f"that of a FIFO queue ends in .fifo; got {name!r}")
+        (partial(make, name), f"that of a FIFO queue ends in .fifo; got {name!r}")
         for make in (Consumer, Sender)
         for name in (
             "a b",
