@@ -27,7 +27,7 @@ _COMMANDS = {
     "status": "show what a running consumer's tenants do, as a live table",
     "tenants": "pause, resume, limit, drain, divert, move or offboard a tenant",
 }
-_INTERRUPTED = 130
+INTERRUPTED = 130
 """The exit code of what Ctrl-C ended, by the convention of shells."""
 _TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 
@@ -77,7 +77,7 @@ class _Commands(click.Group):
         except PostroomError as error:
             raise CommandFailed(str(error)) from error
         except KeyboardInterrupt:  # click would say "Aborted!", and exit as after an error
-            sys.exit(_INTERRUPTED)
+            sys.exit(INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

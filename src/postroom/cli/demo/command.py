@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from postroom.cli import CommandError
+from postroom.cli import INTERRUPTED, CommandError
 from postroom.cli.demo.application import example
 from postroom.cli.demo.databases import Databases, postgres_databases, sqlite_databases
 from postroom.cli.demo.story import FAILING, NOBODYS, REASON, SERVED, Finding, Order, rows_of
@@ -142,12 +142,12 @@ async def _consume_elsewhere(
     return code
 
 
-async def _tell_the_story(site: AbstractAsyncContextManager[Databases], *, keep: bool, port: int) -> ExitCode:
+async def _tell_the_story(site: AbstractAsyncContextManager[Databases], *, keep: bool, port: int) -> int:
     async with _stage(site, port) as stage:
         click.echo(f"Local SQS: {stage.endpoint_url}\nDatabases: {stage.databases.kind}\n")
         code, whole = await _serve(stage, keep=keep)
         if not whole:  # a signal: there is nothing to judge
-            return code
+            return INTERRUPTED if code is ExitCode.CLEAN else code
         if keep:
             await _report_as_it_is(stage.orders, stage.databases)
             return code
