@@ -109,7 +109,7 @@ def demo(
     log_to_stderr("DEBUG", stream=sys.stdout, brief=["postroom.pool"])  # one of its databases is down: no news
     site = sqlite_databases() if dsn is None and database != "postgres" else postgres_databases(dsn)
     if endpoint_url is not None or queue is not None:
-        code = asyncio.run(_consume_elsewhere(site, queue or QUEUE, endpoint_url))
+        code: int = asyncio.run(_consume_elsewhere(site, queue or QUEUE, endpoint_url))
     else:
         code = asyncio.run(_tell_the_story(site, keep=keep, port=port if port is not None else 4566 * keep))
     sys.exit(int(code))
