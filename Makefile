@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
+.PHONY: help demo named example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,9 +28,14 @@ $(STAMP): $(UV) pyproject.toml uv.lock
 demo: $(STAMP)  ## run the main job end to end; ARGS="--keep", "--database postgres", "--noisy"
 	$(RUN)postroom demo $(ARGS)
 
-example: $(STAMP)  ## run an example; NAME=fifo, or another directory of examples/
+named:
+	@ls examples/*/README.md | cut -d/ -f2 | grep -qxF -- "$(NAME)" || { \
+		test -z "$(NAME)" || echo "there is no example \"$(NAME)\""; \
+		echo "name one, such as: make example NAME=fifo"; \
+		ls examples/*/README.md | cut -d/ -f2 | sed 's/^/  /'; exit 2; } >&2
+
+example: named $(STAMP)  ## run an example; NAME=fifo, or another directory of examples/
 	@case "$(NAME)" in \
-		"") echo "name one: make example NAME=fifo"; ls -d examples/*/ | cut -d/ -f2; exit 2 ;; \
 		multi_tenant_datasource) $(RUN)postroom demo ;; \
 		fastapi_app) $(RUN)python -m examples.fastapi_app ;; \
 		testing) $(RUN)pytest examples/testing ;; \

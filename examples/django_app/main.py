@@ -7,13 +7,15 @@ that with SIGTERM once the orders are handled.
 import asyncio
 import json
 import os
-import signal
 import sys
 import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
 from examples.django_app.shop.messages import OrderPlaced, Tenant
+from examples.running import run_example
 
 from postroom import Sender
 from postroom.local.threaded import ThreadedServer
@@ -30,10 +32,18 @@ def database(file: Path) -> dict[str, object]:
     }
 
 
-async def manage(*words: str) -> asyncio.subprocess.Process:
-    """Start ``manage.py`` with a command."""
+@asynccontextmanager
+async def manage(*words: str) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """Run ``manage.py`` with a command. What still runs at the end of the block gets SIGTERM, as in a deployment."""
     command = (sys.executable, "-m", "examples.django_app.manage", *words)
-    return await asyncio.create_subprocess_exec(*command)
+    # A session of its own: Ctrl-C in the terminal is for this process, which then stops the other one.
+    process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
 
 
 async def send_orders() -> None:
@@ -57,15 +67,16 @@ async def main() -> None:
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
         }
-        await (await manage("migrate_tenants")).wait()
+        async with manage("migrate_tenants") as migration:
+            await migration.wait()
         await send_orders()
-        worker = await manage("run_postroom")
-        while worker.returncode is None and any(sqs.counts("orders")):  # noqa: ASYNC110 - the queue is asked until it is empty
-            await asyncio.sleep(0.1)
-        worker.send_signal(signal.SIGTERM)  # as a deployment does
-        print(f"the worker drained and exited with {await worker.wait()}", flush=True)
-        await (await manage("migrate_tenants")).wait()
+        async with manage("run_postroom") as worker:
+            while worker.returncode is None and any(sqs.counts("orders")):  # noqa: ASYNC110 - the queue is asked until it is empty
+                await asyncio.sleep(0.1)
+        print(f"the worker drained and exited with {worker.returncode}", flush=True)
+        async with manage("migrate_tenants") as migration:
+            await migration.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

@@ -25,6 +25,7 @@ from typing import Any
 import asyncpg
 import httpx
 from examples.fastapi_app.main import prepare
+from examples.running import run_example
 
 from postroom import ExitCode
 from postroom.local import LocalBroker
@@ -290,4 +291,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    run_example(main)

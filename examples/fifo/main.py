@@ -7,6 +7,8 @@ groups at once. When a message fails, what follows it in its group waits; the ot
 import asyncio
 from dataclasses import dataclass
 
+from examples.running import run_example
+
 from postroom import Consumer, MessageContext, RetryPolicy
 from postroom.local import LocalBroker
 from postroom.sending import send
@@ -55,4 +57,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

@@ -9,6 +9,8 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from examples.running import run_example
+
 from postroom import Concurrency, Consumer, Fleet, MessageContext, TenantState
 from postroom.local import LocalBroker
 from postroom.sending import send
@@ -93,4 +95,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

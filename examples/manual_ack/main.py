@@ -7,6 +7,8 @@ is not acknowledged in time comes back by itself.
 import asyncio
 from dataclasses import dataclass
 
+from examples.running import run_example
+
 from postroom import AckMode, Consumer, MessageContext, Visibility
 from postroom.local import LocalBroker
 from postroom.sending import send
@@ -64,4 +66,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

@@ -4,10 +4,11 @@ Four tenants in two regions share a pool that may have three resources open. The
 so that both regions of a tenant use the same one.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+
+from examples.running import run_example
 
 from postroom import PoolLimits, ResourcePool
 from postroom.events import Event, ResourceClosed, ResourceOpened
@@ -94,4 +95,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

@@ -8,6 +8,8 @@ import asyncio
 import json
 from dataclasses import dataclass
 
+from examples.running import run_example
+
 from postroom import Consumer, MessageContext, Router, by_attribute
 from postroom.local import LocalBroker
 from postroom.sending import send
@@ -82,4 +84,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

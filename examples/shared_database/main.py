@@ -8,6 +8,7 @@ recorded once.
 import asyncio
 from dataclasses import dataclass
 
+from examples.running import run_example
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -92,4 +93,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_example(main)

@@ -2,11 +2,17 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard, cast
+from typing import Any, Final, TypeGuard, cast
+from urllib.parse import urlsplit
 
 from postroom.display import hide_passwords
 from postroom.errors import ConfigurationError
+
+_QUEUE: Final = re.compile(r"[A-Za-z0-9_-]+(\.fifo)?")
+_LONGEST_QUEUE: Final = 80
+"""https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html"""
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -29,11 +35,15 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
     if is_error_class(value):
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)} itself")
     try:
-        inspect.signature(cast("Callable[..., Any]", value)).bind(*(None,) * arguments)
-    except TypeError as error:
-        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {error}") from None
+        signature = inspect.signature(cast("Callable[..., Any]", value))
     except ValueError:  # written in C: it shows no parameters
         return
+    try:
+        signature.bind(*(None,) * arguments)
+    except TypeError:
+        bare = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
+        taken = f"takes ({', '.join(map(str, bare))})" if bare else "takes no argument"
+        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {shown(value)} {taken}") from None
 
 
 def check_plain(what: str, call: str, value: object, *, arguments: int = 1) -> None:
@@ -72,6 +82,14 @@ def check_queue(what: str, name: object) -> None:
         raise ConfigurationError(f"{what} takes the name, URL or ARN of a queue; got {name!r}")
     if hide_passwords(name) != name:
         text = f"{what} takes a URL without user and password: SQS asks for credentials of AWS, which the client has"
+        raise ConfigurationError(f"{text}; got {name!r}")
+    own = name.rstrip("/").rpartition("/")[2] if "://" in name else name
+    own = own.rpartition(":")[2] if own.startswith("arn:") else own
+    if len(own) > _LONGEST_QUEUE or not _QUEUE.fullmatch(own):
+        text = (
+            f"{what} takes the name, URL or ARN of a queue, and a name has at most {_LONGEST_QUEUE} letters (a to z), "
+            "digits, hyphens and underscores; that of a FIFO queue ends in .fifo"
+        )
         raise ConfigurationError(f"{text}; got {name!r}")
 
 
@@ -120,6 +138,38 @@ def listed(what: str, example: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigurationError(f"{what} takes a list: write {example}; got {shown(values)}")
     return tuple(values)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - checked one by one
+
+
+def check_endpoint(name: str, url: object) -> None:
+    """Raise ConfigurationError unless a text is the URL of a server: ``http://`` or ``https://``, and a host.
+
+    Args:
+        name: what the text is given as: ``AwsClient(endpoint_url=...)``, ``AWS_ENDPOINT_URL``.
+        url: the text.
+    """
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or half of an IPv6 address
+        good = False
+    if not good:
+        said = repr(url) if isinstance(url, str) and "@" not in url else "another text"  # it may have a password
+        raise ConfigurationError(f"{name} begins with http:// or https://, such as http://127.0.0.1:4566; got {said}")
+
+
+def check_endpoint_variables(service: str) -> None:
+    """Check the endpoint that the environment names for a service, where botocore would take it.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
+
+    Args:
+        service: as in the name of the variable: ``SQS``, ``S3``, ``SFN``.
+    """
+    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return
+    names = (f"AWS_ENDPOINT_URL_{service}", "AWS_ENDPOINT_URL")
+    if name := next(filter(os.environ.get, names), None):
+        check_endpoint(name, os.environ[name])
 
 
 def shown(value: object) -> str:

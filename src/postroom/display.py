@@ -24,6 +24,13 @@ def hide_passwords(text: str) -> str:
     return _PASSWORD.sub(r"\g<1>***", text) if "://" in text else text
 
 
+def counted(count: int, one: str) -> str:
+    """Return a number with its noun: ``1 handler``, ``2 handlers``, ``0 tries``."""
+    if count == 1:
+        return f"1 {one}"
+    return f"{count} {one[:-1]}ies" if one.endswith("y") else f"{count} {one}s"
+
+
 def field_names(kind: type[Any]) -> tuple[str, ...]:
     """Return the names of the fields that make up a record: dataclass, msgspec, attrs or pydantic; else none."""
     if dataclasses.is_dataclass(kind):

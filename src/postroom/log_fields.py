@@ -96,6 +96,11 @@ def about(
     return found
 
 
+def tenant_in_words(tenant: Hashable) -> str:
+    """Return how the text of a line names a tenant: ``tenant acme``. One that is not known yet has no name."""
+    return "a tenant that was not resolved" if tenant is UNRESOLVED else f"tenant {display_key(tenant)}"
+
+
 class Log(_Adapter):
     """A logger that gives every record its fields.
 

@@ -9,6 +9,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
+from postroom.display import counted
 from postroom.log_fields import Log, Step
 from postroom.redaction import log_error
 
@@ -195,7 +196,7 @@ class Tasks:
                 await asyncio.wait(fresh, timeout=grace)
             if stubborn := [task for task in tasks if not task.done()]:
                 names = ", ".join(sorted(task.get_name() for task in stubborn)[:5])
-                _log.error("Abandoned %d tasks that ignore their cancellation: %s", len(stubborn), names)
+                _log.error("Abandoned %s, which ignored the cancellation: %s", counted(len(stubborn), "task"), names)
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
         try:

@@ -104,6 +104,12 @@ def test_a_first_message_of_ones_own(tmp_path: Path) -> None:
     (local,), (run,) = command("postroom local"), command("postroom run")
     with running(f"{local} --port {port}", tmp_path, environment) as server:
         server("Amazon SQS for development")
+        (look,) = command("postroom check")
+        said = subprocess.run(
+            [COMMANDS / "postroom", *shlex.split(look)[1:]],
+            cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "\n0 to change, 0 warnings, 0 not known\n" in said.stdout
         with running(run, tmp_path, environment) as consumer:
             good, bad, stranger = command("postroom send")
             for words in (good, bad, stranger):
@@ -115,7 +121,7 @@ def test_a_first_message_of_ones_own(tmp_path: Path) -> None:
             consumer("unknown")
             consumer("attempt 3")
             (look,) = command("postroom dead-letters list")
-            wait_until(look, "acme    received too often", tmp_path, environment)
+            wait_until(look, "acme    3 failed attempts, the last one with ValidationError", tmp_path, environment)
             (back,) = command("postroom dead-letters redrive")
-            wait_until(back, "1 of 1 letters were sent home", tmp_path, environment)
+            wait_until(back, "1 of 1 letter was sent home", tmp_path, environment)
     assert list((tmp_path / "databases").glob("acme*.sqlite3"))

@@ -25,6 +25,7 @@ from postroom import (
     ResourcePool,
     Retry,
     RetryPolicy,
+    Sender,
     Settlement,
     Signing,
     ValidationError,
@@ -136,6 +137,11 @@ def handle(function: Any, **options: Any) -> Any:
     return consumer(**options).handler(function)
 
 
+def sender(**options: Any) -> Sender[Any]:
+    """Make a sender."""
+    return Sender("orders", **options)
+
+
 def pool(**options: Any) -> ResourcePool[Any, Any]:
     """Make a pool."""
     return ResourcePool(database, **options)
@@ -199,6 +205,23 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         for name in ("key", "host", "check", "classify", "outage")
     ],
     (lambda: pool(key=lambda: 1), "ResourcePool(key=...) cannot be called as (context) -> key, by position"),
+    (lambda: sender(group=lambda: ""), "(context) -> message group, by position: the function"),
+    (lambda: sender(group=lambda a, b, c=SECRET: a), "> takes (a, b, c)"),
+    (lambda: sender(group="acme"), "Sender(group=...) takes a function (context) -> message group; got str"),
+    *[
+        (partial(make, name), f"that of a FIFO queue ends in .fifo; got {name!r}")
+        for make in (Consumer, Sender)
+        for name in (
+            "a b",
+            " orders",
+            "orders.v2",
+            "x" * 81,
+            "localhost:4566/orders",
+            "http://localhost:4566/",
+            "arn:aws:sqs:us-east-1:000000000000:a b",
+            "http://localhost:4566/000000000000/a b",
+        )
+    ],
     (lambda: pool_of(size=3), "pool() has no argument 'size': connections per tenant are max_size= of the provider"),
     (lambda: pool_of(budget=9), "pool() has no argument 'budget': write limits=PoolLimits(budget=...)"),
     (lambda: pool_of(colour=3), "pool() has no argument 'colour': it has backoff, check, classify"),

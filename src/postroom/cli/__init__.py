@@ -1,9 +1,10 @@
 """The command line: ``postroom run``, ``demo``, ``local``, ``send``, and what operators need.
 
 Exit codes: 0 clean, 1 something failed, 2 something to change (usage, configuration, a queue that does not exist), 3
-work was cancelled. Every option can be given as an environment variable; ``--help`` names it.
+work was cancelled, 130 Ctrl-C ended it. Every option can be given as an environment variable; ``--help`` names it.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -26,6 +27,8 @@ _COMMANDS = {
     "status": "show what a running consumer's tenants do, as a live table",
     "tenants": "pause, resume, limit, drain, divert, move or offboard a tenant",
 }
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C ended, by the convention of shells."""
 _TO_CHANGE = (ConfigurationError, NotOpenError, QueueNotFound, AccessDenied)
 
 
@@ -73,6 +76,8 @@ class _Commands(click.Group):
             raise CommandError(str(error)) from error
         except PostroomError as error:
             raise CommandFailed(str(error)) from error
+        except KeyboardInterrupt:  # click would say "Aborted!", and exit as after an error
+            sys.exit(INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,11 +1,9 @@
 """``postroom check module:consumer``: what is wrong with a consumer, before it ships."""
 
 import asyncio
-import importlib
 import json
 import sys
 import textwrap
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from postroom.cli.attributes import once
 from postroom.cli.endpoint import endpoint_option, use_endpoint
-from postroom.cli.run import load
+from postroom.cli.loading import place_of
+from postroom.cli.numbers import Number, WholeNumber
+from postroom.display import counted
 from postroom.redaction import describe
 from postroom.types import ExitCode
 
@@ -33,12 +34,12 @@ _INDENT: Final = 24
               type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Where modules are looked for first.")  # fmt: skip
 @click.option("--grace", default=30.0, show_default=True, envvar="POSTROOM_CHECK_GRACE", show_envvar=True,
-              type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              type=Number(min=0, min_open=True), metavar="SECONDS",
               help="Between SIGTERM and SIGKILL: terminationGracePeriodSeconds, stopTimeout.")  # fmt: skip
 @click.option("--replicas", default=1, show_default=True, envvar="POSTROOM_CHECK_REPLICAS", show_envvar=True,
-              type=click.IntRange(min=1), metavar="N", help="Processes that run at once, at most.")  # fmt: skip
+              type=WholeNumber(min=1), metavar="N", help="Processes that run at once, at most.")  # fmt: skip
 @click.option("--max-connections", envvar="POSTROOM_CHECK_MAX_CONNECTIONS", show_envvar=True,
-              type=click.IntRange(min=1), metavar="N",
+              type=WholeNumber(min=1), metavar="N",
               help="Connections that a database server allows; else --attribute's tenant's is asked.")  # fmt: skip
 @click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
               envvar="POSTROOM_CHECK_ATTRIBUTES", show_envvar=True,
@@ -82,7 +83,7 @@ def check(
         grace=grace,
         replicas=replicas,
         max_connections=max_connections,
-        attributes=dict(map(_pair, attributes)) or None,
+        attributes=once(map(_pair, attributes)) or None,
         body=body,
     )
     reports = [report for name in consumers for report in _reports(name, deployment, offline=offline)]
@@ -105,28 +106,20 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _reports(name: str, deployment: "Deployment", *, offline: bool) -> "Iterator[Report]":
     """Import what a name means and look at it. What its import raises is the finding."""
+    from postroom.consumer.loading import WrongName, load_consumers
     from postroom.inspection import Finding, Level, Report, inspect_consumer
 
     try:
-        loaded: list[Consumer[Any, Any]] = load(name)
+        loaded: list[Consumer[Any, Any]] = load_consumers(name)
+    except WrongName as problem:
+        yield Report(name, [Finding(Level.ERROR, "import", str(problem))])
+        return
     except Exception as problem:
-        advice = "" if isinstance(problem, click.ClickException) else f"it is raised at {_place(problem)}"
-        said = problem.message if isinstance(problem, click.ClickException) else describe(problem)
-        yield Report(name, [Finding(Level.ERROR, "import", said, advice)])
+        advice = f"it is raised at {place_of(problem)}"
+        yield Report(name, [Finding(Level.ERROR, "import", describe(problem), advice)])
         return
     for consumer in loaded:
         yield asyncio.run(inspect_consumer(consumer, deployment, offline=offline))
-
-
-def _place(problem: Exception) -> str:
-    """Return the line of the user's code where an error comes from: the last that is not postroom's own."""
-    if isinstance(problem, SyntaxError) and problem.filename is not None:
-        return f"{problem.filename}:{problem.lineno}"
-    frames = traceback.extract_tb(problem.__traceback__)
-    others = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen")
-    theirs = [frame for frame in frames if not frame.filename.startswith(others)]
-    last = (theirs or frames)[-1]
-    return f"{last.filename}:{last.lineno}"
 
 
 def _merged(reports: "Sequence[Report]") -> dict[str, Any]:
@@ -153,7 +146,11 @@ def _table(report: "Report") -> str:
         lines += ["", "The least IAM policy that it needs (your own code may need more):", ""]
         lines += [json.dumps(report.policy, indent=2)]
     counts = {level: sum(finding.level == level for finding in report.findings) for level in _COLOURS}
-    lines += ["", f"{counts['error']} to change, {counts['warning']} warnings, {counts['unknown']} not known", ""]
+    lines += [
+        "",
+        f"{counts['error']} to change, {counted(counts['warning'], 'warning')}, {counts['unknown']} not known",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -13,8 +13,11 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.letter_ids import whole_ids
 from postroom.cli.logs import log_to_stderr
+from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tables import age, clipped, duration, table
+from postroom.display import counted
 
 if TYPE_CHECKING:
     from postroom.dead_letters import DeadLetter, DeadLetterQueue, LetterFilter, Outcome, TenantOf
@@ -42,7 +45,7 @@ def _common(function: F) -> F:
         click.option("--tenant-from", default="group", show_default=True, envvar="POSTROOM_TENANT_FROM",
                      show_envvar=True, metavar="group|attribute:NAME|MODULE:CONSUMER",
                      help="What tells the tenant of a message: its group, an attribute, or a consumer's resolver."),
-        click.option("--hold", default=120.0, show_default=True, type=click.FloatRange(1, 43_200),
+        click.option("--hold", default=120.0, show_default=True, type=Number(1, 43_200),
                      envvar="POSTROOM_HOLD", show_envvar=True,
                      help="Seconds until letters are visible again when this command is killed."),
         click.option("--region", envvar="AWS_DEFAULT_REGION", show_envvar=True, help="The region of the queue."),
@@ -56,13 +59,13 @@ def _acting(function: F) -> F:
     """Add what redrive and purge take."""
     for option in reversed((
         click.option("--id", "ids", multiple=True, envvar="POSTROOM_IDS", show_envvar=True,
-                     help="Only this letter, repeatable."),
+                     help="Only this letter, repeatable; the beginning of its id will do."),
         click.option("--yes", is_flag=True, envvar="POSTROOM_YES", show_envvar=True,
                      help="Do it. Without it, the command only says what it would do."),
         click.option("--reason", default="", envvar="POSTROOM_REASON", show_envvar=True,
                      help="Why; required with --yes, and kept in the journal."),
         click.option("--rate", default=100.0, show_default=True, envvar="POSTROOM_RATE", show_envvar=True,
-                     type=click.FloatRange(min=0, min_open=True), help="Letters per second, at most."),
+                     type=Number(min=0, min_open=True), help="Letters per second, at most."),
         click.option("--journal", default=JOURNAL, show_default=True, envvar="POSTROOM_JOURNAL", show_envvar=True,
                      type=click.Path(dir_okay=False, path_type=Path),
                      help="The record of what was done; a run that was killed goes on with it."),
@@ -86,7 +89,7 @@ def dead_letters() -> None:
 @dead_letters.command("list", short_help="Count letters by tenant and reason.")
 @_common
 @click.option("--limit", default=_SHOWN, show_default=True, envvar="POSTROOM_LIMIT", show_envvar=True,
-              type=click.IntRange(min=0), help="How many letters to show, beside the counts; 0 shows all.")  # fmt: skip
+              type=WholeNumber(min=0), help="How many letters to show, beside the counts; 0 shows all.")  # fmt: skip
 def list_letters(*, queue: str, limit: int, **options: Any) -> None:
     """Count the letters of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE) by tenant and reason, and show the first ones."""
 
@@ -117,10 +120,14 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
 @click.option("--body", is_flag=True, envvar="POSTROOM_SHOW_BODY", show_envvar=True,
               help="Print the body, too: it is the tenant's data.")  # fmt: skip
 def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
-    """Show one letter of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE): why it is there, where it came from, its attributes."""
+    """Show one letter of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE): why it is there, where it came from, its attributes.
+
+    ID is the letter's id, or as much of its beginning as tells it from the others, at least four characters.
+    """
 
     async def work(letters: "DeadLetterQueue") -> "DeadLetter | None":
-        async with aclosing(letters.letters(_filter({**options, "ids": (letter_id,)}))) as found:
+        ids = await whole_ids(letters, [letter_id], _filter(options))
+        async with aclosing(letters.letters(_filter({**options, "ids": ids}))) as found:
             return await anext(found, None)  # closing makes what was seen visible again, while the client is open
 
     letter = _in_loop(queue, options, work)
@@ -167,6 +174,7 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
     async def work(letters: "DeadLetterQueue") -> "Outcome":
         with _interrupts(letters), _bar(action) as progress:
             call = getattr(letters, action)
+            options["ids"] = await whole_ids(letters, options["ids"], _filter(options))
             common = {"dry_run": not act, "rate": options["rate"], "reason": options["reason"], "progress": progress}
             if act:
                 with Journal(options["journal"]) as journal:
@@ -182,17 +190,17 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
 def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
     verb = {"redrive": "sent home", "purge": "deleted"}[outcome.action]
     if not outcome.matched and not outcome.finished:
-        click.echo(f"None of {outcome.seen} letters is one of these." if outcome.seen else "No letters.")
+        click.echo(f"None of {counted(outcome.seen, 'letter')} is one of these." if outcome.seen else "No letters.")
         if outcome.seen:
             _hint_at_none(options)
     elif outcome.dry_run:
         rows = sorted(outcome.tenants.items(), key=lambda item: -item[1])
         click.echo(table(("letters", "tenant"), ((count, tenant or "-") for tenant, count in rows)))
-        click.echo(
-            f"Dry run: {outcome.done} of {outcome.seen} letters would be {verb}. Add --yes --reason TEXT to act."
-        )
+        letters = counted(outcome.seen, "letter")
+        click.echo(f"Dry run: {outcome.done} of {letters} would be {verb}. Add --yes --reason TEXT to act.")
     else:
-        click.echo(f"{outcome.done} of {outcome.matched} letters were {verb}; the record is in {options['journal']}")
+        were = "letter was" if outcome.matched == 1 else "letters were"
+        click.echo(f"{outcome.done} of {outcome.matched} {were} {verb}; the record is in {options['journal']}")
     if outcome.finished:
         click.echo(f"{outcome.finished} more had been sent home by an earlier run, and were deleted")
     for why, count in outcome.kept.most_common():
@@ -284,7 +292,7 @@ def _tenant_of(text: str) -> "TenantOf":
         return tenant_by_attribute(name)
     if not kind or not name:
         raise CommandError(f"--tenant-from takes group, attribute:NAME or MODULE:CONSUMER; got {text!r}")
-    from postroom.cli.run import load
+    from postroom.cli.loading import load
 
     sys.path.insert(0, str(Path.cwd()))
     consumers = load(text)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from postroom.checking import check_endpoint
 from postroom.transports.aws.addresses import is_loopback
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +36,7 @@ def use_endpoint(
         environment["AWS_DEFAULT_REGION"] = region
     if endpoint_url is None:
         return
+    check_endpoint("--endpoint-url (AWS_ENDPOINT_URL_SQS)", endpoint_url)
     environment["AWS_ENDPOINT_URL_SQS"] = endpoint_url
     if is_loopback(endpoint_url):
         if not any(map(environment.get, ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"))):

@@ -7,16 +7,17 @@ from urllib.parse import urlsplit
 import click
 
 from postroom.cli import CommandError
+from postroom.cli.numbers import Number, WholeNumber
 
 _LONGEST = 65_536
 
 
 @click.command()
 @click.argument("url", required=False, envvar="POSTROOM_HEALTH_URL")
-@click.option("--port", type=click.IntRange(1, 65_535), default=8080, show_default=True,
+@click.option("--port", type=WholeNumber(1, 65_535), default=8080, show_default=True,
               envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
               help="Ask http://127.0.0.1:PORT/healthz, where no URL is given.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True,
+@click.option("--timeout", type=Number(min=0, min_open=True), default=3.0, show_default=True,
               envvar="POSTROOM_HEALTH_TIMEOUT", show_envvar=True, metavar="SECONDS",
               help="How long the answer may take.")  # fmt: skip
 def health(*, url: str | None, port: int, timeout: float) -> None:

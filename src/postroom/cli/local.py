@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from postroom.cli.numbers import Number, WholeNumber
 from postroom.types import ExitCode
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--port", default=4566, show_default=True, envvar="POSTROOM_LOCAL_PORT", show_envvar=True,
-              type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")  # fmt: skip
+              type=WholeNumber(0, 65535), help="Port to listen on; 0 takes a free one.")  # fmt: skip
 @click.option("--host", "hosts", multiple=True, envvar="POSTROOM_LOCAL_HOST", show_envvar=True,
               help="Address to listen on, repeatable. Default: loopback only, IPv4 and IPv6.")  # fmt: skip
 @click.option("--queues", "queues_file", envvar="POSTROOM_LOCAL_QUEUES", show_envvar=True,
@@ -28,23 +29,23 @@ if TYPE_CHECKING:
 @click.option("--persist", envvar="POSTROOM_LOCAL_PERSIST", show_envvar=True,
               type=click.Path(path_type=Path, dir_okay=False), help="File that keeps everything.")  # fmt: skip
 @click.option("--time-scale", default=1.0, show_default=True, envvar="POSTROOM_LOCAL_TIME_SCALE", show_envvar=True,
-              type=click.FloatRange(min=0, min_open=True), help="SQS seconds that pass in one second.")  # fmt: skip
+              type=Number(min=0, min_open=True), help="SQS seconds that pass in one second.")  # fmt: skip
 @click.option("--region", default="us-east-1", show_default=True, envvar="POSTROOM_LOCAL_REGION", show_envvar=True,
               help="Region of requests that are not signed, and of --queues.")  # fmt: skip
 @click.option("--fair-lag", default=0.0, show_default=True, envvar="POSTROOM_LOCAL_FAIR_LAG", show_envvar=True,
-              type=click.FloatRange(min=0), help="Seconds until fair queues notice a noisy tenant.")  # fmt: skip
+              type=Number(min=0), help="Seconds until fair queues notice a noisy tenant.")  # fmt: skip
 @click.option("--recreate-after", default=60.0, show_default=True, envvar="POSTROOM_LOCAL_RECREATE_AFTER",
-              show_envvar=True, type=click.FloatRange(min=0),
+              show_envvar=True, type=Number(min=0),
               help="Seconds until the name of a deleted queue can be used again.")  # fmt: skip
-@click.option("--visibility-timeout", type=int, envvar="POSTROOM_LOCAL_VISIBILITY_TIMEOUT", show_envvar=True,
+@click.option("--visibility-timeout", type=WholeNumber(), envvar="POSTROOM_LOCAL_VISIBILITY_TIMEOUT", show_envvar=True,
               help="Seconds, for new queues that do not set it (30).")  # fmt: skip
-@click.option("--max-message-size", type=int, envvar="POSTROOM_LOCAL_MAX_MESSAGE_SIZE", show_envvar=True,
+@click.option("--max-message-size", type=WholeNumber(), envvar="POSTROOM_LOCAL_MAX_MESSAGE_SIZE", show_envvar=True,
               help="Bytes, for new queues that do not set it (1048576).")  # fmt: skip
-@click.option("--retention", type=int, envvar="POSTROOM_LOCAL_RETENTION", show_envvar=True,
+@click.option("--retention", type=WholeNumber(), envvar="POSTROOM_LOCAL_RETENTION", show_envvar=True,
               help="Seconds that messages are kept in new queues that do not set it (345600).")  # fmt: skip
-@click.option("--delay", type=int, envvar="POSTROOM_LOCAL_DELAY", show_envvar=True,
+@click.option("--delay", type=WholeNumber(), envvar="POSTROOM_LOCAL_DELAY", show_envvar=True,
               help="Seconds that messages are delayed in new queues that do not set it (0).")  # fmt: skip
-@click.option("--wait-time", type=int, envvar="POSTROOM_LOCAL_WAIT_TIME", show_envvar=True,
+@click.option("--wait-time", type=WholeNumber(), envvar="POSTROOM_LOCAL_WAIT_TIME", show_envvar=True,
               help="Seconds that a receive waits in new queues that do not set it (0).")  # fmt: skip
 @click.option("--allow-host", "allow_hosts", multiple=True, envvar="POSTROOM_LOCAL_ALLOW_HOST", show_envvar=True,
               help="Another name under which clients reach it, repeatable; .NAME allows all under it.")  # fmt: skip

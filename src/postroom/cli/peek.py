@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.numbers import WholeNumber
 from postroom.cli.tables import age, clipped, table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _VISIBILITY = 30.0
 
 @click.command()
 @click.argument("queue", envvar="POSTROOM_QUEUE")
-@click.option("--count", default=10, show_default=True, type=click.IntRange(1, 100), envvar="POSTROOM_COUNT",
+@click.option("--count", default=10, show_default=True, type=WholeNumber(1, 100), envvar="POSTROOM_COUNT",
               show_envvar=True, help="How many messages, at most.")  # fmt: skip
 @click.option("--body", is_flag=True, envvar="POSTROOM_SHOW_BODY", show_envvar=True,
               help="Print the bodies, too: they are the tenants' data.")  # fmt: skip

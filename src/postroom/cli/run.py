@@ -5,16 +5,21 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from postroom.cli import CommandError
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.loading import load
 from postroom.cli.logs import FORMATS, log_to_stderr
+from postroom.cli.numbers import Number, WholeNumber
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
+
+_SHORTEST_TOKEN: Final = 12
+"""Characters, as ``allow_token`` wants them."""
 
 
 @click.command()
@@ -28,9 +33,9 @@ if TYPE_CHECKING:
 @click.option("--log-format", default="text", show_default=True, envvar="POSTROOM_LOG_FORMAT", show_envvar=True,
               type=click.Choice(FORMATS, case_sensitive=False),
               help="Lines for people, or one JSON object per line with the fields of each record.")  # fmt: skip
-@click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=click.FloatRange(min=0),
+@click.option("--wait", metavar="SECONDS", envvar="POSTROOM_WAIT", show_envvar=True, type=Number(min=0),
               help="How long to wait for a queue that cannot be reached yet; else until it answers.")  # fmt: skip
-@click.option("--health-port", type=click.IntRange(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
+@click.option("--health-port", type=WholeNumber(0, 65_535), envvar="POSTROOM_HEALTH_PORT", show_envvar=True,
               help="Serve /livez, /readyz and /healthz there; else nowhere. 0: any free port.")  # fmt: skip
 @click.option("--health-host", metavar="ADDRESS", envvar="POSTROOM_HEALTH_HOST", show_envvar=True,
               help="The address to serve them at; else all of this machine.")  # fmt: skip
@@ -124,6 +129,9 @@ def _console(
     host, colon, port = at.rpartition(":")
     if not port.isdecimal() or (colon and not host):
         raise CommandError(f"--console takes PORT or HOST:PORT, such as 127.0.0.1:8081; got {at!r}")
+    if token is not None and len(token) < _SHORTEST_TOKEN:
+        text = f"--console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least {_SHORTEST_TOKEN} characters"
+        raise CommandError(f"{text}, such as that of `openssl rand -hex 16`; leave it out for a read-only page")
     allow = None if token is None else allow_token(token)
     host = host.strip("[]") or "127.0.0.1"
     return ConsoleServer(*consumers, port=int(port), host=host, allow=allow, allow_hosts=hosts)
@@ -145,13 +153,3 @@ def _set_up_logs(level: str, form: str) -> None:
     log = logging.getLogger("postroom.run")  # it is new, so logging.config has not disabled it
     if logging.getLogger("postroom.consumer").disabled:
         log.warning("postroom's loggers are disabled: pass disable_existing_loggers=False to logging.config")
-
-
-def load(name: str) -> "list[Consumer[Any, Any]]":
-    """Import the consumers that ``module:attribute`` names. Raises ``CommandError`` that says what to write."""
-    from postroom.consumer.loading import WrongName, load_consumers
-
-    try:
-        return load_consumers(name)
-    except WrongName as error:
-        raise CommandError(str(error)) from error

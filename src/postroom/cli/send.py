@@ -8,7 +8,10 @@ import click
 import msgspec
 
 from postroom.cli import CommandError, CommandFailed
+from postroom.cli.attributes import once
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.numbers import WholeNumber
+from postroom.display import counted
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.sending.batches import batches
 
@@ -29,7 +32,7 @@ from postroom.sending.batches import batches
               help="MessageGroupId: required on FIFO queues; on standard ones the tenant of fair queues.")  # fmt: skip
 @click.option("--deduplication-id", envvar="POSTROOM_DEDUPLICATION_ID", show_envvar=True,
               help="MessageDeduplicationId, for --body on a FIFO queue.")  # fmt: skip
-@click.option("--delay", type=click.IntRange(0, 900), envvar="POSTROOM_DELAY", show_envvar=True,
+@click.option("--delay", type=WholeNumber(0, 900), envvar="POSTROOM_DELAY", show_envvar=True,
               help="Seconds until the messages are visible.")  # fmt: skip
 @click.option("--region", envvar="AWS_DEFAULT_REGION", show_envvar=True, help="The region of the queue.")
 @endpoint_option
@@ -50,7 +53,7 @@ def send(
     """
     if body is not None and json_lines:
         raise click.UsageError("--json-lines reads --file; leave out --body")
-    common = OutgoingMessage(body="", message_attributes=dict(map(parse_attribute, attributes)), **message)
+    common = OutgoingMessage(body="", message_attributes=once(map(parse_attribute, attributes)), **message)
     if json_lines:
         outgoing = read_json_lines(lines, common)
     else:
@@ -59,7 +62,7 @@ def send(
     use_endpoint(endpoint_url, region)
     sent, refused = asyncio.run(_send(queue, outgoing))
     if refused:
-        raise CommandFailed(f"SQS refused {refused} of {sent + refused} messages")
+        raise CommandFailed(f"SQS refused {refused} of {counted(sent + refused, 'message')}")
     if not sent:
         raise click.UsageError("nothing to send: give --body, or bodies on standard input")
 

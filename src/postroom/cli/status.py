@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from postroom.cli.desk import console_options
+from postroom.cli.numbers import Number
 from postroom.cli.tenant_rows import cells, tenants_table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _COLOURS: Final = {"unavailable": "red", "paused": "yellow", "quarantined": "yel
 
 @click.command()
 @console_options
-@click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.2), envvar="POSTROOM_EVERY",
+@click.option("--every", default=1.0, show_default=True, type=Number(min=0.2), envvar="POSTROOM_EVERY",
               show_envvar=True, metavar="SECONDS", help="Seconds between two looks.")  # fmt: skip
 @click.option("--once", is_flag=True, envvar="POSTROOM_ONCE", show_envvar=True,
               help="Look once. That is the default where the output is no terminal.")  # fmt: skip

@@ -15,14 +15,16 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.desk import console_options, consoles_options
+from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tenant_rows import tenants_table
+from postroom.display import counted
 
 if TYPE_CHECKING:
     from postroom.console import MoveStep, RemoteConsole
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-_SECONDS: Final = click.FloatRange(min=0, min_open=True, max=600)
+_SECONDS: Final = Number(min=0, min_open=True, max=600)
 
 
 @click.group()
@@ -36,7 +38,7 @@ def tenants() -> None:
 
 @tenants.command("list", short_help="List tenants, the longest wait first.")
 @console_options
-@click.option("--top", default=50, show_default=True, type=click.IntRange(1, 10_000), envvar="POSTROOM_TOP",
+@click.option("--top", default=50, show_default=True, type=WholeNumber(1, 10_000), envvar="POSTROOM_TOP",
               show_envvar=True, help="How many.")  # fmt: skip
 @click.option("--search", default="", envvar="POSTROOM_SEARCH", show_envvar=True, help="Only names with this text.")
 def list_tenants(*, url: str, token: str | None, operator: str | None, top: int, search: str) -> None:
@@ -47,7 +49,7 @@ def list_tenants(*, url: str, token: str | None, operator: str | None, top: int,
     now = time.time()
     click.echo(tenants_table(said, now))
     if 0 < len(said["rows"]) < said["total"]:
-        click.echo(f"{len(said['rows'])} of {said['total']} tenants")
+        click.echo(f"{len(said['rows'])} of {counted(said['total'], 'tenant')}")
 
 
 def _action(function: F) -> F:
@@ -80,9 +82,9 @@ def resume(**options: Any) -> None:
 
 @tenants.command(short_help="Limit a tenant's handlers.")
 @_action
-@click.option("--concurrency", type=click.IntRange(min=0), envvar="POSTROOM_CONCURRENCY", show_envvar=True,
+@click.option("--concurrency", type=WholeNumber(min=0), envvar="POSTROOM_CONCURRENCY", show_envvar=True,
               help="Handlers that may run at once; 0 ends the limit.")  # fmt: skip
-@click.option("--rate", type=click.FloatRange(min=0), envvar="POSTROOM_RATE", show_envvar=True,
+@click.option("--rate", type=Number(min=0), envvar="POSTROOM_RATE", show_envvar=True,
               help="Handlers that may start per second; 0 ends the limit.")  # fmt: skip
 def limit(**options: Any) -> None:
     """Limit how many handlers of TENANT run at once, and how many start per second."""
@@ -98,7 +100,7 @@ def quarantine(**options: Any) -> None:
 
 @tenants.command(short_help="Pause a tenant, and wait for its handlers.")
 @_action
-@click.option("--timeout", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True, max=600),
+@click.option("--timeout", default=30.0, show_default=True, type=Number(min=0, min_open=True, max=600),
               envvar="POSTROOM_TIMEOUT", show_envvar=True, help="Seconds to wait for running handlers.")  # fmt: skip
 def drain(**options: Any) -> None:
     """Pause TENANT, and wait until none of its handlers runs."""
@@ -144,7 +146,7 @@ def retry(**options: Any) -> None:
 @click.option("--probe", default=30.0, show_default=True, type=_SECONDS, envvar="POSTROOM_PROBE", show_envvar=True,
               help="Seconds for the new database to open, and again to handle one message.")  # fmt: skip
 @click.option("--timeout", default=600.0, show_default=True, envvar="POSTROOM_TIMEOUT", show_envvar=True,
-              type=click.FloatRange(min=0, min_open=True, max=86_400),
+              type=Number(min=0, min_open=True, max=86_400),
               help="Seconds from the pause to the end of the probe; then it goes back.")  # fmt: skip
 @consoles_options
 def move(
@@ -192,7 +194,7 @@ def move(
 @click.option("--reason", required=True, envvar="POSTROOM_REASON", show_envvar=True,
               help="Why: each of its dead letters carries it.")  # fmt: skip
 @click.option("--drain", default=60.0, show_default=True, envvar="POSTROOM_DRAIN", show_envvar=True,
-              type=click.FloatRange(min=0, min_open=True, max=300),
+              type=Number(min=0, min_open=True, max=300),
               help="Seconds for running handlers to end.")  # fmt: skip
 @consoles_options
 def offboard(

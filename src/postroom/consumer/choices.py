@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
 from postroom.checking import shown
-from postroom.display import display_key
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import Call, PerCall
 from postroom.repeats import Repeats
 from postroom.tasks import clean, ends_the_program
@@ -48,8 +47,8 @@ class Choice(Generic[T]):
         return default
 
     def _say(self, what: str, call: Call, default: T, error: BaseException | None = None) -> None:
-        text = "The function of %s %s for message %s of tenant %s; %r applies"
-        tenant = display_key(call.tenant)
+        text = "The function of %s %s for message %s of %s; %r applies"
+        tenant = tenant_in_words(call.tenant)
         arguments = self._option, what, call.message.id, tenant, default
         self._repeats.failed(self._option, _log, text, *arguments, error=error, extra=about(call))
 

@@ -150,9 +150,20 @@ class Intake:
                 return self._resolver(job.message)
             return self._engine.tasks.run_clean(self._resolver, job.message)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
-            return _context_error(job, error)
+            return self._not_resolved(job, error)
+
+    def _not_resolved(self, job: Job, error: BaseException) -> ContextError:
+        """Return what stands in the context's place."""
+        self._heed(error)
+        return _context_error(job, error)
+
+    def _heed(self, error: BaseException) -> None:
+        """End the consumer in order where a function of the user's called ``sys.exit``, as where a handler does.
+
+        Raised from here, it would end the poller, and leave what came with this message to its visibility timeout.
+        """
+        if ends_the_program(error):
+            self._engine.end(error)
 
     def _is_awaitable(self, found: Any) -> bool:
         """Whether a resolver's result is to be awaited; what is not is remembered by its type, as it is always so."""
@@ -238,7 +249,7 @@ class Intake:
                 late = ContextError(text, message_id=job.message.id)
                 late.__cause__ = error
                 return late
-            return _context_error(job, error)
+            return self._not_resolved(job, error)
 
     def _withdraw(self, batch: _Batch, kept: int = 0) -> None:
         """Give a batch back, all but the first so many.
@@ -297,8 +308,7 @@ class Intake:
             if not (self._clean and tenant is found):  # of the others it is known
                 hash(tenant)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
+            self._heed(error)
             what = "context" if tenant is found else f"pool's key= of {display_key(found)}"
             text = f"the {what}, a {type(tenant).__name__}, is not hashable"
             text += "; use a frozen dataclass, a NamedTuple or a tuple"
@@ -309,8 +319,7 @@ class Intake:
         try:
             return pool.key_of(found)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
+            self._heed(error)
             text = f"the pool's key= failed on the context {display_key(found)}: {describe(error)}"
             raise ContextError(text, message_id=job.message.id) from error
 
@@ -326,9 +335,7 @@ class UnwrappingIntake(Intake):
             inner = self._engine.tasks.run_clean(unwrapping.envelope, job)
             return resolver(inner) if self._clean else self._engine.tasks.run_clean(resolver, inner)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
-            return _context_error(job, error)
+            return self._not_resolved(job, error)
 
 
 async def _known(found: Any) -> Any:

@@ -31,11 +31,11 @@ from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
 from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
-from postroom.display import display_key
+from postroom.display import counted
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import Concurrency, PoolTimeouts
 from postroom.payloads import Decoder
 from postroom.redaction import log_error
@@ -285,7 +285,7 @@ class Run(Generic[C, R]):
             self._roster.begin(self._inlet_of, self._rota, self._poller, self.tasks)
             self._polls.update(self._poller.begin())
             self._keeps_up = self.tasks.spawn(self._roster.run(), "postroom-queues")
-            text, count = "Consuming %d queues: %s", len(self.inlets)
+            text, count = "Consuming %s: %s", counted(len(self.inlets), "queue")
             _log.info(text, count, self.name, extra=about(queue=self.name, step=Step.START))
         else:
             [inlet] = self._inlets
@@ -452,8 +452,8 @@ class Run(Generic[C, R]):
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
             self.cancelled += sum(job.started for job in jobs)
-            text = "Cancelling %d handlers: their time to finish is over"
-            _log.warning(text, len(jobs), extra=self._about_queue())
+            text = "Cancelling %s: the time to finish is over"
+            _log.warning(text, counted(len(jobs), "handler"), extra=self._about_queue())
         for job in jobs:
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
@@ -461,8 +461,8 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            text = "The handler of message %s of tenant %s did not end when it was cancelled; its message goes back"
-            _log.error(text, job.message.id, display_key(job.tenant), extra=about(job))
+            text = "The handler of message %s of %s did not end when it was cancelled; its message goes back"
+            _log.error(text, job.message.id, tenant_in_words(job.tenant), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
             self.engine.give_back(job, Settlement.RETURNED)

@@ -35,10 +35,10 @@ from postroom.errors import (
     retry_delay,
 )
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.redaction import log_error, redact
-from postroom.resources import Lease, ResourcePool, display_key, sqlstate_of
+from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.settlement import backoff, exponential
 from postroom.tasks import ends_the_program, is_cancelled, runs_as
 from postroom.transactions import MessageKey
@@ -378,9 +378,9 @@ class Pipeline:
         except asyncio.CancelledError:
             raise
         except BaseException as raised:
-            text = "on_error failed for message %s of tenant %s; the message is treated as failed"
+            text = "on_error failed for message %s of %s; the message is treated as failed"
             extra = about(job, step=Step.ON_ERROR)
-            log_error(_log, logging.ERROR, text, job.message.id, display_key(job.tenant), error=raised, extra=extra)
+            log_error(_log, logging.ERROR, text, job.message.id, tenant_in_words(job.tenant), error=raised, extra=extra)
             if ends_the_program(raised):
                 self._engine.end(raised)
         return None
@@ -390,9 +390,9 @@ class Pipeline:
     async def _obey(self, job: Job, instruction: Retry | Reject | Drop) -> None:
         match instruction:
             case Drop():
-                text = "Message %s of tenant %s is dropped (attempt %d): %s"
+                text = "Message %s of %s is dropped (attempt %d): %s"
                 reason = redact(_reason_of(instruction))
-                _log.warning(text, job.message.id, display_key(job.tenant), job.attempt, reason, extra=about(job))
+                _log.warning(text, job.message.id, tenant_in_words(job.tenant), job.attempt, reason, extra=about(job))
                 job.source.settler.ack(job)
             case Reject():
                 await self._obey_reject(job, instruction)
@@ -417,8 +417,8 @@ class Pipeline:
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
-        text = "Message %s of tenant %s was rejected (%s), but queue %s has no dead-letter queue"
-        tenant = display_key(job.tenant)
+        text = "Message %s of %s was rejected (%s), but queue %s has no dead-letter queue"
+        tenant = tenant_in_words(job.tenant)
         _log.warning(text, job.message.id, tenant, redact(reason), job.source.name, extra=about(job))
         if isinstance(instruction, _Quarantined):
             self._retry(job, instruction)  # nothing may delete it, in any mode
@@ -538,26 +538,26 @@ def _delay_of(job: Job, instruction: Retry) -> float | None:
     try:
         return retry_delay(f"{type(instruction).__name__}.delay", instruction.delay)
     except ConfigurationError as wrong:
-        text = "Retry asked for message %s of tenant %s, but %s. The backoff applies"
-        _log.error(text, job.message.id, display_key(job.tenant), wrong, extra=about(job))
+        text = "Retry asked for message %s of %s, but %s. The backoff applies"
+        _log.error(text, job.message.id, tenant_in_words(job.tenant), wrong, extra=about(job))
         return None
 
 
 def _log_retry(job: Job, instruction: Retry, delay: float | None) -> None:
     reason = redact(_reason_of(instruction))
     after = "its backoff" if delay is None else f"{delay:g} s"
-    text = "Retry asked for message %s of tenant %s (attempt %d, receive %d), after %s: %s"
-    tenant, why = display_key(job.tenant), reason or "no reason given"
+    text = "Retry asked for message %s of %s (attempt %d, receive %d), after %s: %s"
+    tenant, why = tenant_in_words(job.tenant), reason or "no reason given"
     arguments = (job.message.id, tenant, job.attempt, job.receives, after, why)
     _log.log(logging.INFO if reason else logging.DEBUG, text, *arguments, extra=about(job))
 
 
 def _log_failure(job: Job, error: BaseException, level: int) -> None:
-    tenant = display_key(job.tenant)
+    tenant = tenant_in_words(job.tenant)
     for kind, what, step in _WHAT_FAILED:
         if isinstance(error, kind):
-            text, extra = "%s for message %s of tenant %s (attempt %d, receive %d): %s", about(job, step=step)
+            text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
             _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error, extra=extra)
             return
-    text = "Handler failed for message %s of tenant %s (attempt %d, receive %d)"
+    text = "Handler failed for message %s of %s (attempt %d, receive %d)"
     log_error(_log, level, text, job.message.id, tenant, job.attempt, job.receives, error=error, extra=about(job))

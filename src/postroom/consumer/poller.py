@@ -10,6 +10,7 @@ from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Pause, ReceivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
+from postroom.display import counted
 from postroom.errors import ServiceUnavailable, TransportError, in_words
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
@@ -105,8 +106,8 @@ class Receiver:
         self.last_success = self._tasks.time()
         if self.failing_since is not None:
             self.failing_since = None
-            text, name = "Receiving from %s works again after %d failures", self._source.name
-            _log.info(text, name, self.failures, extra=about(queue=name))
+            text, name = "Receiving from %s works again after %s", self._source.name
+            _log.info(text, name, counted(self.failures, "failure"), extra=about(queue=name))
         return messages
 
     def failed(self, error: Exception, pause: float, began: float) -> None:

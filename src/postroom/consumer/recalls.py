@@ -15,9 +15,7 @@ _TRIES: Final = 4
 """Calls for one message. Refused entries of a batch are rare, and what is not called back comes by itself."""
 _PAUSE: Final = 0.2
 """Seconds before the second call; doubles with each further one."""
-_UNSHOWN: Final = (
-    "%d messages could not be called back (%s): they come back after their visibility timeout. Messages: %s"
-)
+_UNSHOWN: Final = "%s could not be called back (%s): they come back after their visibility timeout. Messages: %s"
 
 
 class Recalls:

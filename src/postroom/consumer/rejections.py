@@ -6,9 +6,8 @@ from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.errors import in_words
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.redaction import redact
-from postroom.resources import display_key
 from postroom.types import UNRESOLVED
 
 _log = Log("postroom.consumer", Step.DEAD_LETTER)
@@ -35,8 +34,7 @@ class Rejections:
         """Log that the dead-letter queue has taken a message."""
         # At a stop a message may go before its context was asked for. A resolver may also answer None.
         asked = job.tenant is not None or job.started or not job.source.resolves
-        known = asked and job.tenant is not UNRESOLVED
-        tenant = f"tenant {display_key(job.tenant)}" if known else "an unknown tenant (it was not resolved)"
+        tenant = tenant_in_words(job.tenant if asked else UNRESOLVED)
         attempt = job.attempt if asked else job.source.attempts.number(job)
         text = "Message %s of %s was sent to the dead-letter queue (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
@@ -44,8 +42,8 @@ class Rejections:
 
     def failed(self, job: Job, reason: str, error: BaseException) -> None:
         """Log that another queue has not taken a message, so that it comes back."""
-        text = "Message %s of tenant %s could not be sent to the dead-letter queue (%s): %s; it comes back"
-        arguments = (job.message.id, display_key(job.tenant), redact(reason), in_words(error))
+        text = "Message %s of %s could not be sent to the dead-letter queue (%s): %s; it comes back"
+        arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))
         self._log(logging.ERROR, job, type(error).__name__, text, arguments)
 
     def _log(self, level: int, job: Job, cause: str, text: str, arguments: tuple[object, ...]) -> None:

@@ -255,7 +255,9 @@ class _Process:
             if not consumer.running:
                 continue
             now = consumer.statistics()
-            parts.append(f"{consumer.queue}: {now.running} handlers run, {now.held} messages are held")
+            running = "1 handler runs" if now.running == 1 else f"{now.running} handlers run"
+            held = "1 message is held" if now.held == 1 else f"{now.held} messages are held"
+            parts.append(f"{consumer.queue}: {running}, {held}")
         return "; ".join(parts) or "no consumer runs"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from postroom.consumer.job import Job
-from postroom.display import display_key
+from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
 
 _log = Log("postroom.consumer", Step.STOP)
@@ -78,6 +78,8 @@ def said_of(jobs: Iterable[Job]) -> str:
     if not started and not waiting:
         return "no handler runs"
     names = ", ".join(f"{name} {count}" for name, count in started.most_common(_NAMED) if name)
-    more = f" and {len(started) - _NAMED} more tenants" if len(started) > _NAMED else ""
-    said = f"{started.total()} handlers" + (f" ({names}{more})" if names else "")
-    return f"{said} and {waiting} messages that wait for a slot" if waiting else said
+    more = f" and {counted(len(started) - _NAMED, 'more tenant')}" if len(started) > _NAMED else ""
+    said = counted(started.total(), "handler") + (f" ({names}{more})" if names else "")
+    if not waiting:
+        return said
+    return f"{said} and {counted(waiting, 'message')} that {'waits' if waiting == 1 else 'wait'} for a slot"

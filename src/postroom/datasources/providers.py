@@ -32,6 +32,8 @@ class Provider(Generic[C, R]):
     place: Callable[[C], Awaitable[str]] | None = field(default=None, repr=False)
     """Tells where the resources of a context are, such as ``db-1:5432/acme``, without a password: how a move of a
     tenant is verified."""
+    connects: bool = True
+    """Whether its resources are connections to a server, which takes only so many of them. Files are none."""
 
     def __call__(self, context: C) -> AbstractAsyncContextManager[R]:
         """Return what opens and closes the resources of ``context``."""
@@ -52,7 +54,7 @@ class Provider(Generic[C, R]):
         return ResourcePool(self, **options)
 
     def map(self, function: Callable[[R], M], /) -> "Provider[C, M]":
-        """Return a provider of ``function(resource)``, with this one's weight, check and place.
+        """Return a provider of ``function(resource)``, with this one's weight, check, place and ``connects``.
 
             sessions = sqlalchemy_engine(registry).map(async_sessionmaker)  # handlers get an async_sessionmaker
 
@@ -85,7 +87,8 @@ class _Mapping(Generic[C, R, M]):
 
     def provider(self) -> Provider[C, M]:
         check = None if self._inner.check is None else self._check
-        return Provider(self._enter, weight=self._inner.weight, check=check, place=self._inner.place)
+        inner = self._inner
+        return Provider(self._enter, weight=inner.weight, check=check, place=inner.place, connects=inner.connects)
 
     @asynccontextmanager
     async def _enter(self, context: C) -> AsyncGenerator[M]:

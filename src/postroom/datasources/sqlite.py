@@ -435,7 +435,7 @@ def sqlite_database(
     async def place(context: C) -> str:
         return str(await answered(path_of, context))
 
-    return Provider(enter, weight=1, check=SqliteDatabase.check, place=place)
+    return Provider(enter, weight=1, check=SqliteDatabase.check, place=place, connects=False)
 
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")

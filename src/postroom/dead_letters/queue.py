@@ -13,6 +13,7 @@ from postroom.dead_letters.outcome import Outcome, Progress
 from postroom.dead_letters.reading import DeadLetter, TenantOf, tenant_by_group
 from postroom.dead_letters.selecting import LetterFilter
 from postroom.dead_letters.walking import HOLD, Walk, patiently
+from postroom.display import counted
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step, about
 from postroom.transports.protocol import Client, Queue
@@ -45,8 +46,9 @@ async def open_dead_letters(
     opened = await client.queue(queue)
     info = opened.info
     if info.redrive is not None:
+        most = counted(info.redrive.max_receive_count, "receive")
         text = (
-            f"queue {info.name} has a dead-letter queue of its own (after {info.redrive.max_receive_count} receives): "
+            f"queue {info.name} has a dead-letter queue of its own (after {most}): "
             "looking at its messages would use their receives up. Name the dead-letter queue, not its source; or "
             "remove its redrive policy first"
         )

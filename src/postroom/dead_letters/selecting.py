@@ -8,6 +8,7 @@ from typing import Any
 
 from postroom.checking import listed
 from postroom.dead_letters.reading import DeadLetter
+from postroom.display import counted
 from postroom.errors import ConfigurationError
 
 
@@ -75,7 +76,7 @@ class LetterFilter:
             for name in ("older_than", "newer_than")
             if (value := getattr(self, name)) is not None
         ]
-        parts += [f"{len(self.ids)} ids"] if self.ids else []
+        parts += [counted(len(self.ids), "id")] if self.ids else []
         return ", ".join(parts) or "all letters"
 
 

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from postroom.display import display_key
+from postroom.display import counted, display_key
 from postroom.errors import ConfigurationError, in_words
 from postroom.events import FleetReachable, FleetUnreachable, Observers
 from postroom.fleet.decisions import Verdict, field_of, verdicts, written
@@ -203,7 +203,9 @@ class Member:
         self.hints.learn(answer.hints, sent.at, now)
         if was_failing:
             gone = "" if lost_for is None else f" after {lost_for:.1f} s"
-            _log.warning("Fleet %s: the store answers again%s; %d replicas", self.name, gone, answer.replicas)
+            _log.warning(
+                "Fleet %s: the store answers again%s; %s", self.name, gone, counted(answer.replicas, "replica")
+            )
             if self._observers:
                 self._observers.tell(FleetReachable(self.name, answer.replicas))
         # Before the offer: the messages of starved tenants make room for those that may start.

@@ -12,7 +12,7 @@ from postroom.inspection.findings import Deployment, Finding, error, ok, unknown
 from postroom.message import Message, MessageAttribute
 from postroom.options import PoolLimits
 from postroom.resources import ResourcePool
-from postroom.resources.providers import known_of
+from postroom.resources.providers import connects, known_of
 
 _ASK: Final = "select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 """What applications may open. https://www.postgresql.org/docs/current/runtime-config-connection.html"""
@@ -23,11 +23,14 @@ async def look_at_databases(consumer: Consumer[Any, Any], deployment: Deployment
     if consumer.settings.resources is None:
         return []
     findings = list(_weights(consumer))
+    resources: Any = consumer.settings.resources
     most = deployment.max_connections
     if deployment.attributes is not None and not offline:
         opened, asked = await _sample(consumer, deployment)
         findings += opened
         most = asked if most is None else most
+    if not connects(resources):
+        return [*findings, ok("connections", "the resources are files: no server has to take them")]
     return [*findings, _connections(consumer, deployment, most)]
 
 

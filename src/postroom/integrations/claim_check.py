@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import msgspec
 
+from postroom.checking import check_endpoint, check_endpoint_variables
 from postroom.errors import (
     AccessDenied,
     ConfigurationError,
@@ -129,6 +130,8 @@ class ClaimCheck(Contents):
         self._most = most
         self._delete = delete
         self._timeout = timeout
+        if endpoint_url is not None:
+            check_endpoint("ClaimCheck(endpoint_url=...)", endpoint_url)
         self._where = {"region_name": region, "endpoint_url": endpoint_url}
         self._session = session
         self._s3: Any = None
@@ -303,6 +306,8 @@ class ClaimCheck(Contents):
         from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
         from aiobotocore.session import AioSession  # noqa: PLC0415
 
+        if self._where["endpoint_url"] is None:
+            check_endpoint_variables("S3")
         session: Any = AioSession() if self._session is None else self._session
         # A server of your own has no host name for each bucket.
         s3 = {"addressing_style": "auto" if self._where["endpoint_url"] is None else "path"}

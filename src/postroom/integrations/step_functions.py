@@ -15,7 +15,7 @@ from typing import Any, Final, Self, cast
 
 import msgspec
 
-from postroom.checking import check_function
+from postroom.checking import check_endpoint, check_endpoint_variables, check_function
 from postroom.consumer import CallNext, MessageContext
 from postroom.errors import AlreadyHandled, ConfigurationError, Drop, NotOpenError, Reject, ServiceUnavailable
 from postroom.log_fields import Log, Step, about
@@ -125,6 +125,8 @@ class TaskTokens:
         self._heartbeat = heartbeat
         self._attempts = attempts
         self._timeout = timeout
+        if endpoint_url is not None:
+            check_endpoint("TaskTokens(endpoint_url=...)", endpoint_url)
         self._where = {"region_name": region, "endpoint_url": endpoint_url}
         self._session = session
         self._client: Any = None
@@ -264,6 +266,8 @@ class TaskTokens:
         from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
         from aiobotocore.session import AioSession  # noqa: PLC0415
 
+        if self._where["endpoint_url"] is None:
+            check_endpoint_variables("SFN")
         session: Any = AioSession() if self._session is None else self._session
         config = AioConfig(connect_timeout=self._timeout, read_timeout=self._timeout, max_pool_connections=50)
         return session.create_client("stepfunctions", config=config, **self._where)

@@ -28,7 +28,7 @@ from postroom.resources.failures import OpenFailure
 from postroom.resources.identity import Identity
 from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
-from postroom.resources.providers import Opener, known_of, place_of
+from postroom.resources.providers import Opener, connects, known_of, place_of
 from postroom.resources.provision import Provision
 from postroom.resources.refusals import Exhausted, Refusal, TooLate
 from postroom.resources.reporter import log
@@ -139,6 +139,7 @@ class ResourcePool(Generic[C, R]):
         # What the hit path looks at, one step away.
         self._running: Engine | None = None
         self._place = place_of(provider)
+        self._connects = connects(provider)
         self._key = key
         self._identify = self._tickets.identify.__call__  # calling the instance packs a tuple first
         self._clear()
@@ -390,6 +391,11 @@ class ResourcePool(Generic[C, R]):
     def _contexts(self) -> list[C]:
         known = [entry.context for entry in self._core.table.entries]
         return known + [context for _, context in self._core.cooling.contexts()]
+
+    @property
+    def connects(self) -> bool:
+        """Whether its resources are connections to a server; not, where the provider says that they are files."""
+        return self._connects
 
     async def place_of(self, context: C) -> str | None:
         """Return where a context's resources are, as the provider's ``place`` says; None where it does not tell."""

@@ -113,6 +113,11 @@ def place_of(provider: Any) -> Callable[[Any], Awaitable[str]] | None:
     return None
 
 
+def connects(provider: Any) -> bool:
+    """Return whether a provider's resources are connections to a server, as its attribute ``connects`` says."""
+    return getattr(provider, "connects", True) is not False
+
+
 def connections_of(resource: object) -> int:
     """Return how many connections a resource may hold, if it looks like a pool of them; 1 for any other.
 

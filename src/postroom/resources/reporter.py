@@ -4,7 +4,7 @@ import logging
 from collections.abc import Hashable
 from typing import Any, Final
 
-from postroom.display import display_key
+from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe, hidden_values, log_traceback
 from postroom.resources import news
@@ -26,10 +26,10 @@ class Reporter:
             case news.HostFailed():
                 self._host_failed(told)
             case news.Available(key, seconds, tries):
-                text = "Resources available again for key: %s; %.3g s, %d tries"
-                log.warning(text, display_key(key), seconds, tries, extra=about(tenant=key))
+                text = "Resources available again for key: %s; %.3g s, %s"
+                log.warning(text, display_key(key), seconds, counted(tries, "try"), extra=about(tenant=key))
             case news.HostAvailable(host, seconds, tries):
-                log.warning("Host available again: %s; %.3g s, %d probes", display_key(host), seconds, tries)
+                log.warning("Host available again: %s; %.3g s, %s", display_key(host), seconds, counted(tries, "probe"))
             case news.Exhausted():
                 self._exhausted(told)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, Final, cast
 
+from postroom.display import counted
 from postroom.errors import ConfigurationError, InvalidRequest, PostroomError, SendFailed, TransportError, Unsent
 from postroom.message import OutgoingMessage
 from postroom.sending.batches import Numbered, Waiting
@@ -58,7 +59,9 @@ class Outcome:
         failures = [self.unsent[index] for index in sorted(self.unsent)]
         shown = "; ".join(f"entry {each.index}: {each.reason}" for each in failures[:_SHOWN])
         more = f"; and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
-        text = f"{len(failures)} of {len(self.message_ids)} messages were not sent to queue {queue!r}: {shown}{more}"
+        text = (
+            f"{len(failures)} of {counted(len(self.message_ids), 'message')} not sent to queue {queue!r}: {shown}{more}"
+        )
         raise SendFailed(text, unsent=failures, message_ids=self.message_ids)
 
 

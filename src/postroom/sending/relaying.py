@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from postroom.checking import check_kind, check_plain, check_queue
+from postroom.display import counted
 from postroom.errors import ConfigurationError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message, OutgoingMessage
@@ -242,8 +243,10 @@ class _Relay:
             if left:
                 await asyncio.sleep(pause)
         if left:
-            text = "%d messages of queue %s were relayed and could not be deleted: they will be relayed again"
-            _log.warning(text, len(left), self._source.info.name, extra=about(queue=self._source.info.name))
+            text = "Relayed %s of queue %s, which could not be deleted: to be relayed again"
+            _log.warning(
+                text, counted(len(left), "message"), self._source.info.name, extra=about(queue=self._source.info.name)
+            )
 
     async def _give_back(self, receipt_handles: Sequence[str]) -> None:
         changes = [VisibilityChange(handle, 0) for handle in receipt_handles]

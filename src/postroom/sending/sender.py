@@ -385,10 +385,11 @@ def _limit(info: QueueInfo) -> int:
 def _check_arguments(queue: object, **functions: object) -> None:
     check_queue("Sender(queue)", queue)
     for name, function in functions.items():
-        if function is not None and not callable(function):
-            what = "a class, or a function (context) -> attributes" if name == "context" else "a function"
-            raise ConfigurationError(f"Sender({name}=...) takes {what}; got {shown(function)}")
-        if name != "context":
+        if name == "context":
+            if function is not None and not callable(function):
+                what = "a class, or a function (context) -> attributes"
+                raise ConfigurationError(f"Sender(context=...) takes {what}; got {shown(function)}")
+        else:
             check_optional(f"Sender({name}=...)", _CALLS[name], function)
 
 

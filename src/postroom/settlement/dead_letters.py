@@ -6,9 +6,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from postroom.display import display_key
 from postroom.errors import InvalidRequest, OwnershipLost, PostroomError, QueueNotFound, ServiceUnavailable
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.settlement.batcher import MAX_BYTES, Batcher, Fate
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.letters import ROOM, size_of, write
@@ -143,9 +142,9 @@ class DeadLetters:
         refused = {failure.index for failure in failures}
         for index, (letter, entry) in enumerate(zip(letters, entries, strict=True)):
             if letter.unsaid is not None and index not in refused:
-                text = "Message %s of tenant %s was dead-lettered without room for its whole reason: %s"
+                text = "Message %s of %s was dead-lettered without room for its whole reason: %s"
                 delivery = entry.delivery
-                shown = display_key(delivery.tenant)
+                shown = tenant_in_words(delivery.tenant)
                 _log.warning(text, delivery.message.id, shown, letter.unsaid, extra=about(delivery))
         return failures
 

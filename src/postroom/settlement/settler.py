@@ -9,10 +9,10 @@ from typing import Any, Final, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from postroom.display import display_key
+from postroom.display import counted
 from postroom.errors import ClosedError, ConfigurationError, InvalidReceiptHandle, OwnershipLost, PostroomError
 from postroom.events import MessageSettled, Observers
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
@@ -35,11 +35,11 @@ _ACKED, _SEND = Settlement.ACKED, Fate.SEND
 LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
 
-_UNDELETED: Final = "%d handled messages of {} could not be deleted (%s): they will be handled again. Messages: %s"
+_UNDELETED: Final = "%s of {} could not be deleted (%s): they were handled, and will be handled again. Messages: %s"
 _UNRETURNED: Final = (
-    "%d messages of {} could not be given back (%s): they come back after their visibility timeout. Messages: %s"
+    "%s of {} could not be given back (%s): they come back after their visibility timeout. Messages: %s"
 )
-_NOWHERE: Final = "%d messages of {} were rejected, but the queue has no dead-letter queue (%s). Messages: %s"
+_NOWHERE: Final = "Rejected %s of {}, but the queue has no dead-letter queue (%s). Messages: %s"
 _STOPPED: Final = "the consumer stopped before SQS confirmed it: message {} comes back after its visibility timeout"
 
 D = TypeVar("D", bound=Delivery, default=Delivery)
@@ -330,9 +330,11 @@ class Settler(Generic[D]):
             await self._dead_letters.abandon()
             left = [*await self._deletes.cancel(), *await self._changes.cancel()]
             if left:
-                text = "Gave up what was decided about %d messages of %s: not confirmed in time. They come back: %s"
+                text = "Gave up what was decided about %s of %s: not confirmed in time. They come back: %s"
                 name = self._queue.info.name
-                _log.error(text, len(left), name, _ids(left), extra=about(queue=name, step=Step.STOP))
+                _log.error(
+                    text, counted(len(left), "message"), name, _ids(left), extra=about(queue=name, step=Step.STOP)
+                )
         finally:
             self._let_go_of_all()
 
@@ -485,17 +487,17 @@ class Settler(Generic[D]):
             return
         delivery.lost = True
         held_for = self._time() - delivery.received_at
-        message_id, tenant = delivery.message.id, display_key(delivery.tenant)
+        message_id, tenant = delivery.message.id, tenant_in_words(delivery.tenant)
         decision = delivery.decision
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
             text = (
-                "Message %s of tenant %s was handled, but its acknowledgement is suppressed: it is not ours any longer "
+                "Message %s of %s was handled, but its acknowledgement is suppressed: it is not ours any longer "
                 "after %.1f s (%s). It will be handled again"
             )
         elif delivery.settlement is None:
-            text = "Lost message %s of tenant %s after %.1f s: %s. Another consumer may have it"
+            text = "Lost message %s of %s after %.1f s: %s. Another consumer may have it"
         else:
-            text = "Message %s of tenant %s was given back, and its time was over after %.1f s before SQS knew it: %s"
+            text = "Message %s of %s was given back, and its time was over after %.1f s before SQS knew it: %s"
         if delivery.settlement is not Settlement.LEFT:
             _log.warning(text, message_id, tenant, held_for, cause, extra=about(delivery))
         if decision is not None:
@@ -508,8 +510,8 @@ class Settler(Generic[D]):
             self._end(delivery, Settlement.LOST)
 
     def _suppressed(self, delivery: Delivery) -> None:
-        text = "The acknowledgement of message %s of tenant %s is suppressed: it was lost, and will be handled again"
-        _log.warning(text, delivery.message.id, display_key(delivery.tenant), extra=about(delivery))
+        text = "The acknowledgement of message %s of %s is suppressed: it was lost, and will be handled again"
+        _log.warning(text, delivery.message.id, tenant_in_words(delivery.tenant), extra=about(delivery))
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
         # Also what was lost while its delete waited: it must not be kept from the consumer that has it next.

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+from postroom.display import counted
 from postroom.errors import PostroomError
 from postroom.log_fields import Log, Step, about
 from postroom.tasks import Tasks
@@ -46,8 +47,10 @@ class Trouble:
             self._calm = None
         if self._since is None:
             self._since = self._tasks.time()
-            text = "%s failed, for %d messages at first: %s; %s"
-            _log.warning(text, self._doing, count, describe(error), self._follows, extra=self._extra)
+            text = "%s failed, for %s at first: %s; %s"
+            _log.warning(
+                text, self._doing, counted(count, "message"), describe(error), self._follows, extra=self._extra
+            )
 
     def worked(self) -> None:
         """Note that a call went well."""
@@ -57,8 +60,8 @@ class Trouble:
     def _recovered(self, since_when: float) -> None:
         if self._since is not None:
             seconds = since_when - self._since
-            text = "%s works again after %.1f s, in which %d calls failed"
-            _log.info(text, self._doing, seconds, self._failures, extra=self._extra)
+            text = "%s works again after %.1f s, in which %s failed"
+            _log.info(text, self._doing, seconds, counted(self._failures, "call"), extra=self._extra)
         self._since = self._calm = None
         self._failures = 0
 
@@ -67,7 +70,7 @@ class Refusals:
     """Collects messages that the same happened to, and tells of them in one line: how many, why, and some of their ids.
 
     Args:
-        text: the line, with places for the number of messages, the cause and the ids.
+        text: the line, with places for the messages with their number, the cause and the ids.
         tasks: start the timer.
         queue: the name of the messages' queue.
     """
@@ -104,7 +107,8 @@ class Refusals:
     def _say(self) -> None:
         for cause, count in self._counts.items():
             more = ", ..." if count > _EXAMPLES else ""
-            _log.warning(self._text, count, cause, ", ".join(self._examples[cause]) + more, extra=self._extra)
+            shown = ", ".join(self._examples[cause]) + more
+            _log.warning(self._text, counted(count, "message"), cause, shown, extra=self._extra)
         self._counts.clear()
         self._examples.clear()
 

@@ -72,6 +72,7 @@ def run_as(account: Account | None, command: list[str], *, text: str = "", **env
         user=None if account is None else account.uid,
         group=None if account is None else account.gid,
         extra_groups=None if account is None else [],
+        start_new_session=True,  # a Ctrl-C in the terminal is for the program that needs the server
     )
     return result.stdout
 

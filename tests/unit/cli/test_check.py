@@ -193,8 +193,9 @@ def test_wrong_options_say_what_to_write(app: Path) -> None:
     """Exit code 2, as for any usage error."""
     for arguments, text in (
         (["--attribute", "tenantId"], "takes NAME=VALUE"),
-        (["--grace", "0"], "x>0"),
-        (["--replicas", "none"], "not a valid integer"),
+        (["--grace", "0"], "a number above 0"),
+        (["--replicas", "none"], "a whole number of at least 1"),
+        (["--attribute", "a=1", "--attribute", "a=2"], "given twice"),
     ):
         result = CliRunner().invoke(main, ["check", "--directory", str(app), "shop_check:good", *arguments])
         assert result.exit_code == 2

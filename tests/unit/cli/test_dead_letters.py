@@ -1,13 +1,17 @@
 """``postroom dead-letters`` and ``peek``, against a local SQS over HTTP."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from postroom.cli import main
+from postroom.cli import CommandError, main
+from postroom.cli.letter_ids import whole_ids
+from postroom.dead_letters import LetterFilter
 from postroom.local.shapes import AttributeValue, Send
 from postroom.local.threaded import ThreadedServer
 
@@ -101,6 +105,47 @@ def test_a_wrong_word_says_what_to_write(desk: Desk, words: list[str], code: int
     """One line, and the exit code of something to change."""
     result = desk.run("dead-letters", *words)
     assert (result.exit_code, text in result.output) == (code, True), result.output
+
+
+def test_the_beginning_of_an_id_will_do(desk: Desk) -> None:
+    """As long as one letter alone has it; else all that have it are named, and nothing is done."""
+    ids = [line.split()[0] for line in desk.letters("list").output.splitlines()[-5:]]
+    shown = desk.run("dead-letters", "show", "dead", ids[0][:12])
+    assert shown.output.splitlines()[0].split() == ["id", ids[0]]
+    purged = desk.letters("purge", "--id", ids[1][:12], "--id", ids[2], "--yes", "--reason", "test")
+    assert "2 of 2 letters were deleted" in purged.output
+    left = [line.split()[0] for line in desk.letters("list").output.splitlines()[-3:]]
+    assert sorted(left) == sorted({*ids} - {ids[1], ids[2]})
+
+
+def test_a_beginning_that_says_too_little_is_refused(desk: Desk) -> None:
+    """A short one before anything is looked at, one that no letter has with the list as the remedy."""
+    short = desk.letters("purge", "--id", "abc", "--yes", "--reason", "test")
+    assert (short.exit_code, short.stderr) == (
+        2,
+        "Error: an id, or at least 4 characters of its beginning; got 'abc'\n",
+    )
+    missing = desk.run("dead-letters", "show", "dead", "zzzz")
+    assert missing.exit_code == 1
+    assert "No letter has an id that begins with 'zzzz'" in missing.stderr
+    assert desk.server.counts("dead") == (5, 0, 0)
+
+
+async def test_letters_with_the_same_beginning_are_all_named() -> None:
+    """Ten of them, and how many more there are."""
+    found = [SimpleNamespace(id=f"same-{n}", message_id=f"own-{n}", tenant="acme" if n else None) for n in range(12)]
+
+    async def letters(_: LetterFilter) -> AsyncGenerator[Any]:
+        for each in found:
+            yield each
+
+    queue: Any = SimpleNamespace(letters=letters)
+    assert await whole_ids(queue, ["own-11"], LetterFilter()) == ("same-11",)
+    with pytest.raises(CommandError) as refused:
+        await whole_ids(queue, ["same"], LetterFilter())
+    lines = refused.value.message.splitlines()
+    assert lines[:3] == ["12 letters have an id that begins with 'same':", "  same-0  -", "  same-1  acme"]
+    assert lines[-1] == "  and 2 more"
 
 
 def test_letters_that_stay_are_counted_by_why_and_the_exit_code_says_so(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from postroom.cli.endpoint import use_endpoint
+from postroom.errors import ConfigurationError
 from postroom.transports.aws.addresses import is_loopback
 
 
@@ -51,3 +52,9 @@ def test_aws_gets_nothing_that_was_made_up(url: str | None) -> None:
     use_endpoint(url, "eu-west-1", environment)
     assert "AWS_ACCESS_KEY_ID" not in environment
     assert environment["AWS_DEFAULT_REGION"] == "eu-west-1"
+
+
+def test_an_endpoint_without_a_scheme_is_refused_by_its_option() -> None:
+    """It would be taken for a path."""
+    with pytest.raises(ConfigurationError, match=r"^--endpoint-url \(AWS_ENDPOINT_URL_SQS\) begins with http://"):
+        use_endpoint("127.0.0.1:4566", None, {})

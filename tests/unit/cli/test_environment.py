@@ -1,4 +1,4 @@
-"""Everything that the command line takes can be given as an environment variable, and ``--help`` says its name."""
+"""What holds for each option: an environment variable that ``--help`` names, and numbers that are checked."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from postroom.cli import main
+from postroom.cli.numbers import Number, WholeNumber
 
 
 def commands() -> dict[str, click.Command]:
@@ -52,3 +53,41 @@ def test_one_variable_means_one_thing() -> None:
     # Where run serves is where others ask: one of them, or several.
     shared = {"POSTROOM_HEALTH_PORT", "POSTROOM_CONSOLE_TOKEN", "POSTROOM_CONSOLE_URL"}
     assert {name for name, options in meanings.items() if len(options) > 1} <= shared
+
+
+NUMBERS = [
+    (name, parameter.opts[0])
+    for name, command in commands().items()
+    for parameter in command.params
+    if isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+@pytest.mark.parametrize("value", ["abc", "nan", ""])
+def test_what_is_no_number_is_refused_with_the_range(name: str, option: str, value: str) -> None:
+    """One line, exit code 2, and nothing of click's own "integer range"."""
+    done = CliRunner().invoke(main, [*name.split(), option, value])
+    assert done.exit_code == 2
+    line = done.stderr.splitlines()[-1]
+    assert f"'{option}'" in line
+    assert "it takes a " in line
+    assert line.endswith(f"; got {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        (WholeNumber(0, 65_535), "65536", "it takes a whole number from 0 to 65535; got '65536'"),
+        (WholeNumber(min=1), "1.5", "it takes a whole number of at least 1; got '1.5'"),
+        (WholeNumber(), "x", "it takes a whole number; got 'x'"),
+        (Number(min=0, min_open=True), "0", "it takes a number above 0; got '0'"),
+        (Number(min=0, min_open=True, max=600), "601", "it takes a number above 0 and up to 600; got '601'"),
+        (Number(min=0), "inf", "it takes a number of at least 0; got 'inf'"),
+    ],
+)
+def test_the_limits_of_a_number_are_words(kind: "click.ParamType[Any]", value: str, text: str) -> None:
+    """They say what to write instead."""
+    with pytest.raises(click.BadParameter) as refused:
+        kind.convert(value, None, None)
+    assert refused.value.message == text

@@ -87,3 +87,18 @@ def test_an_error_of_postroom_is_one_line_and_an_exit_code(
     result = CliRunner().invoke(main, ["run"])
     assert result.exit_code == code
     assert result.output == f"Error: {error}\n"
+
+
+def test_what_is_interrupted_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is no error; the exit code is the shells' own."""
+
+    @click.command()
+    def waiting() -> None:
+        raise KeyboardInterrupt
+
+    def get_command(*_: Any) -> click.Command:
+        return waiting
+
+    monkeypatch.setattr(type(main), "get_command", get_command)
+    result = CliRunner().invoke(main, ["waiting"])
+    assert (result.exit_code, result.output) == (130, "")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from postroom import Consumer
 from postroom.cli import CommandError, main
-from postroom.cli.run import load
+from postroom.cli.loading import load
 from postroom.local.threaded import ThreadedServer
 
 APP = """
@@ -94,11 +94,30 @@ def test_what_cannot_be_found_is_said_with_the_remedy(app: str, target: str, tex
     assert app
 
 
-def test_a_module_that_fails_to_import_keeps_its_traceback(app: str) -> None:
-    """It is the user's code: where it fails is what they need."""
-    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
-        load("shop_broken:orders")
-    assert app
+@pytest.mark.parametrize(
+    ("source", "shown", "last"),
+    [
+        ("import not_installed_anywhere", "in <module>", "ModuleNotFoundError: No module named 'not_installed"),
+        ("def work():\n    1 / 0\nwork()", "in work", "ZeroDivisionError: division by zero"),
+        ("def make():\n    1 / 0", "in make", "ZeroDivisionError: division by zero"),
+        ("def make(:", "def make(:", "SyntaxError: invalid syntax"),
+        ("from postroom import Consumr", "in <module>", "ImportError: cannot import name 'Consumr'"),
+        ("import postroom\norders = postroom.Consumer('orders', polling=3)", "", "Consumer(polling=...) takes"),
+    ],
+)
+def test_a_module_that_raises_is_one_line_behind_its_own_frames(
+    tmp_path: Path, source: str, shown: str, last: str
+) -> None:
+    """It is the user's code: where it fails is what they need, and how postroom came there is not."""
+    (tmp_path / "shop_raises.py").write_text(source + "\n")
+    done = CliRunner().invoke(main, ["run", "shop_raises:make", "--directory", str(tmp_path)])
+    sys.modules.pop("shop_raises", None)
+    *frames, line = done.stderr.splitlines()
+    assert done.exit_code == 2
+    assert line.startswith(f"Error: 'shop_raises:make' cannot be loaded: {last}")
+    assert "shop_raises.py" in line
+    assert shown in "".join(frames)
+    assert not any('File "' in each and "shop_raises.py" not in each for each in frames)
 
 
 def test_without_a_target_it_is_a_usage_error() -> None:
@@ -219,3 +238,12 @@ def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tm
         assert server.counts("orders") == (1, 0, 0)
     assert worker.returncode == 3
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("token", ["", "short"])
+def test_a_token_that_is_too_short_is_refused_by_its_option(app: str, token: str) -> None:
+    """It says how to make one; an unset variable in the command line is an empty one."""
+    words = ["run", f"{app}:orders", "--console", "0", "--console-token", token]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: --console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least 12 char")

@@ -111,6 +111,7 @@ def test_a_fifo_queue_takes_group_and_deduplication(server: ThreadedServer) -> N
     [
         (["--attribute", "tenantId"], "x", 2, "NAME=VALUE"),
         (["--attribute", "n:=5"], "x", 2, "NAME=VALUE"),
+        (["--attribute", "a=1", "--attribute", "a:Number=2"], "x", 2, "--attribute a=... is given twice"),
         (["--attribute", "=5"], "x", 2, "NAME=VALUE"),
         (["--body", "x", "--json-lines"], "", 2, "leave out --body"),
         ([], "", 2, "nothing to send"),

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from postroom import Consumer, Drop, Failure, Message, MessageContext, Reject, Retry, RetryPolicy, Visibility
+from postroom import (
+    Consumer,
+    Drop,
+    Failure,
+    Message,
+    MessageContext,
+    Reject,
+    ResourcePool,
+    Retry,
+    RetryPolicy,
+    Visibility,
+)
 from postroom.events import Event, HandlerStarted, MessageReceived, MessageSettled
 from postroom.options import Call
 from support.world import Order, Tenant, World, in_world
@@ -244,6 +255,46 @@ def test_sys_exit_ends_the_consumer_from_everywhere(place: str) -> None:
     """It asks for the end of the process, and is no failure of a message."""
     with pytest.raises(SystemExit):
         others_after(SystemExit, place)
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt()], ids=["exit", "interrupt"])
+@pytest.mark.parametrize("place", ["plain", "async", "unwrap", "key"])
+def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(place: str, error: BaseException) -> None:
+    """The consumer stops in order, and what it had received is visible long before the visibility timeout is over."""
+
+    async def scenario(world: World) -> float:
+        world.create()
+        world.send_orders(*"123")
+
+        def fail(_: Any) -> Any:
+            raise error
+
+        async def fail_later(_message: Message) -> Any:
+            raise error
+
+        @asynccontextmanager
+        async def resources(_: Any) -> AsyncGenerator[None]:
+            yield
+
+        choices: dict[str, dict[str, Any]] = {
+            "plain": {"context": fail},
+            "async": {"context": fail_later},
+            "unwrap": {"context": Tenant, "unwrap": fail},
+            "key": {"context": Tenant, "resources": ResourcePool(resources, key=fail)},
+        }
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **choices[place])
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(type(error)):
+            await orders.run()
+        while world.counts() != (3, 0):
+            await asyncio.sleep(0.1)
+        return asyncio.get_running_loop().time() - began
+
+    assert in_world(scenario) < 10
 
 
 def test_what_an_observer_sets_reaches_no_other_message() -> None:

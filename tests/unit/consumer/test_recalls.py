@@ -80,7 +80,7 @@ def test_what_is_refused_again_and_again_is_told(caplog: pytest.LogCaptureFixtur
     recalled(queue, 3)
     assert len(queue.changes) == 4
     [line] = caplog.messages
-    assert line.startswith("1 messages could not be called back (")
+    assert line.startswith("1 message could not be called back (")
     assert "InternalError" in line
     assert line.endswith("Messages: m1")
 

@@ -323,8 +323,8 @@ def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.Log
 
     assert in_world(scenario) is ExitCode.CLEAN
     said = [text for text in caplog.messages if text.startswith(("Stopping", "Still stopping"))]
-    still = "Still stopping orders after {} s: handlers finish, {} s left; 1 handlers"
-    assert said == ["Stopping orders: waiting up to 30 s for 1 handlers", still.format(5, 25), still.format(10, 20)]
+    still = "Still stopping orders after {} s: handlers finish, {} s left; 1 handler"
+    assert said == ["Stopping orders: waiting up to 30 s for 1 handler", still.format(5, 25), still.format(10, 20)]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -410,5 +410,5 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
             code, _ = await asyncio.gather(serve(orders), send_signals())
     assert code is ExitCode.CANCELLED_WORK
     assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
-    assert any("SIGTERM: draining (orders: 1 handlers run" in text for text in caplog.messages)
+    assert any("SIGTERM: draining (orders: 1 handler runs, " in text for text in caplog.messages)
     assert any("SIGTERM again" in text for text in caplog.messages)

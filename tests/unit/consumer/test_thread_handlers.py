@@ -65,7 +65,7 @@ async def test_a_thread_that_returns_while_handlers_are_cancelled_counts_with_it
                 raise ValueError("broken")
 
         logger = logging.getLogger("postroom.consumer")
-        logger.addHandler(seen := Signals("Cancelling 1 handlers", lambda: loop.call_soon(release.set)))
+        logger.addHandler(seen := Signals("Cancelling 1 handler:", lambda: loop.call_soon(release.set)))
         try:
             there.send({})
             async with asyncio.timeout(LONG), orders:

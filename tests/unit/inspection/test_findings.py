@@ -1,9 +1,10 @@
 """What an inspection says of a consumer's arguments, its permissions and its connections."""
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -23,6 +24,7 @@ from postroom import (
     Visibility,
     by_attribute,
 )
+from postroom.datasources import sqlite_database
 from postroom.inspection import Deployment, Finding, Level, Report, inspect_consumer
 from postroom.local import LocalBroker
 from postroom.transports import EntryFailure, Queue, RedrivePolicy
@@ -205,6 +207,14 @@ async def test_a_provider_that_does_not_say_what_it_opens_is_a_warning() -> None
     """Each of its resources counts as one connection."""
     report = await offline(consumer(resources=database), max_connections=1000)
     assert [level for level, _ in of(report.findings, "connections")] == ["warning", "ok"]
+
+
+@pytest.mark.parametrize("wrapped", [lambda each: each, lambda each: each.pool(), lambda each: each.map(str)])
+async def test_files_need_no_connections(wrapped: Callable[[Any], Any]) -> None:
+    """A SQLite file per tenant has no server that could take too few of them."""
+    files = sqlite_database(lambda tenant: Path(f"{tenant}.sqlite3"))
+    report = await offline(consumer(resources=wrapped(files)), replicas=50)
+    assert of(report.findings, "connections") == [("ok", "the resources are files: no server has to take them")]
 
 
 async def test_a_resource_heavier_than_the_budget_is_an_error() -> None:

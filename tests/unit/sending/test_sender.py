@@ -481,7 +481,7 @@ def test_a_failure_names_what_was_not_sent_and_the_ids_of_the_rest() -> None:
     ]
     assert error.message_ids == ("id-a", None, None)
     assert not error.retryable
-    assert re.search("2 of 3 messages were not sent to queue 'orders': entry 1: Never; entry 2", str(error))
+    assert re.search("2 of 3 messages not sent to queue 'orders': entry 1: Never; entry 2", str(error))
     assert [len(call) for call in queue.calls] == [3, 1, 1, 1]
 
 

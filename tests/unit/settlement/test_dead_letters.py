@@ -398,7 +398,7 @@ def test_without_a_dead_letter_queue_the_answer_is_no_and_the_log_says_so_once(
 
     scenario(test, None)
     [line] = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-    assert "50 messages of orders were rejected" in line
+    assert "Rejected 50 messages of orders" in line
     assert "no dead-letter queue" in line
 
 

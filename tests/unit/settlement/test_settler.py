@@ -458,7 +458,7 @@ def test_refused_deletes_are_told_of_in_one_line(caplog: pytest.LogCaptureFixtur
     made = scenario(test)
     assert made.settler.failures == 1000
     [line] = warnings(caplog)
-    for part in ("1000 handled messages of orders", "AccessDenied", "m0", "will be handled again"):
+    for part in ("1000 messages of orders could not be deleted", "AccessDenied", "m0", "will be handled again"):
         assert part in line
 
 

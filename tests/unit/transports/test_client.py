@@ -99,6 +99,44 @@ async def test_an_endpoint_that_is_no_url_is_a_configuration_error() -> None:
         AwsClient(endpoint_url="nonsense")
 
 
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:4566", "localhost", "ftp://host", "http://", "http://host:port", "http://[::1"]
+)
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"])
+async def test_an_endpoint_of_the_environment_that_is_no_url_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    """The text names the variable and says what to write."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_SQS", raising=False)
+    monkeypatch.setenv(name, url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    wrong = f"{name} begins with http:// or https://, such as http://127.0.0.1:4566; got {url!r}"
+    with pytest.raises(ConfigurationError) as refused:
+        async with AwsClient() as client:
+            await client.queue("orders")
+    assert str(refused.value) == wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true"), ("AWS_ENDPOINT_URL", "x")]
+)
+async def test_a_variable_that_does_not_count_is_not_judged(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, name: str, value: str
+) -> None:
+    """Neither one that botocore is told to ignore, nor the general one beside that of SQS."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "x" if value == "true" else sqs.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(name, value)
+    async with AwsClient():
+        pass
+
+
+def test_an_endpoint_with_a_password_is_not_repeated() -> None:
+    """It may be a secret."""
+    with pytest.raises(ConfigurationError, match="got another text"):
+        AwsClient(endpoint_url="user:hidden@host")
+
+
 async def test_a_profile_that_does_not_exist_is_a_configuration_error() -> None:
     """The text says how to list the profiles."""
     with pytest.raises(ConfigurationError, match="aws configure list-profiles"):

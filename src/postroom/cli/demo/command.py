@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from postroom.cli import CommandError
+from postroom.cli import INTERRUPTED, CommandError
 from postroom.cli.demo.application import example
 from postroom.cli.demo.databases import Databases, postgres_databases, sqlite_databases
 from postroom.cli.demo.story import FAILING, NOBODYS, REASON, SERVED, Finding, Order, rows_of
 from postroom.cli.endpoint import endpoint_option
 from postroom.cli.logs import log_to_stderr
+from postroom.cli.numbers import Number, WholeNumber
 from postroom.transports.aws.addresses import is_loopback
 from postroom.types import ExitCode, Settlement
 
@@ -43,7 +44,7 @@ LONGEST_DELAY: Final = 10
               "databases are created there, and dropped at the end.")  # fmt: skip
 @click.option("--keep", is_flag=True, envvar="POSTROOM_DEMO_KEEP", show_envvar=True,
               help="Stay up after the demo's messages, until Ctrl-C, and print commands that send more.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), envvar="POSTROOM_DEMO_PORT", show_envvar=True,
+@click.option("--port", type=WholeNumber(0, 65535), envvar="POSTROOM_DEMO_PORT", show_envvar=True,
               help="Port of the local SQS. By default 4566 with --keep, otherwise a free one.")  # fmt: skip
 @click.option("--queue", envvar="POSTROOM_DEMO_QUEUE", show_envvar=True, metavar="NAME",
               help="Consume an existing queue (a name, URL or ARN) instead; nothing is sent to it.")  # fmt: skip
@@ -57,7 +58,7 @@ LONGEST_DELAY: Final = 10
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=10),
+    type=Number(min=10),
     default=60.0,
     show_default=True,
     envvar="POSTROOM_DEMO_SECONDS",
@@ -66,14 +67,14 @@ LONGEST_DELAY: Final = 10
 )
 @click.option(
     "--flood",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=6_000,
     show_default=True,
     envvar="POSTROOM_DEMO_FLOOD",
     show_envvar=True,
     help="Messages of the flood, with --noisy.",
 )
-@click.option("--console-port", type=click.IntRange(0, 65535), default=8081, show_default=True,
+@click.option("--console-port", type=WholeNumber(0, 65535), default=8081, show_default=True,
               envvar="POSTROOM_DEMO_CONSOLE_PORT", show_envvar=True,
               help="Port of the page, with --noisy; 0 takes a free one.")  # fmt: skip
 @endpoint_option
@@ -108,7 +109,7 @@ def demo(
     log_to_stderr("DEBUG", stream=sys.stdout, brief=["postroom.pool"])  # one of its databases is down: no news
     site = sqlite_databases() if dsn is None and database != "postgres" else postgres_databases(dsn)
     if endpoint_url is not None or queue is not None:
-        code = asyncio.run(_consume_elsewhere(site, queue or QUEUE, endpoint_url))
+        code: int = asyncio.run(_consume_elsewhere(site, queue or QUEUE, endpoint_url))
     else:
         code = asyncio.run(_tell_the_story(site, keep=keep, port=port if port is not None else 4566 * keep))
     sys.exit(int(code))
@@ -141,10 +142,12 @@ async def _consume_elsewhere(
     return code
 
 
-async def _tell_the_story(site: AbstractAsyncContextManager[Databases], *, keep: bool, port: int) -> ExitCode:
+async def _tell_the_story(site: AbstractAsyncContextManager[Databases], *, keep: bool, port: int) -> int:
     async with _stage(site, port) as stage:
         click.echo(f"Local SQS: {stage.endpoint_url}\nDatabases: {stage.databases.kind}\n")
-        code = await _serve(stage, keep=keep)
+        code, whole = await _serve(stage, keep=keep)
+        if not whole:  # a signal: there is nothing to judge
+            return INTERRUPTED if code is ExitCode.CLEAN else code
         if keep:
             await _report_as_it_is(stage.orders, stage.databases)
             return code
@@ -199,8 +202,8 @@ def client_for(endpoint_url: str | None) -> "AwsClient":
     return AwsClient(endpoint_url=endpoint_url, region="us-east-1", session=session)
 
 
-async def _serve(stage: _Stage, *, keep: bool) -> ExitCode:
-    """Run the consumer and play the story; then stop, or go on until a signal."""
+async def _serve(stage: _Stage, *, keep: bool) -> tuple[ExitCode, bool]:
+    """Run the consumer and play the story; then stop, or go on until a signal. Return whether all was told."""
     from postroom.consumer import serve
 
     serving = asyncio.create_task(serve(stage.orders), name="postroom-demo-consumer")
@@ -212,13 +215,15 @@ async def _serve(stage: _Stage, *, keep: bool) -> ExitCode:
             if keep:
                 _print_commands(stage.queue, stage.endpoint_url)
                 await asyncio.wait([serving])
-            stage.orders.stop()
+            if stage.orders.running:
+                stage.orders.stop()
         else:
             click.echo("Stopped before everything was tried", err=True)
-        return await serving
+        return await serving, playing.done()
     finally:
         playing.cancel()
-        stage.orders.stop()
+        if stage.orders.running:
+            stage.orders.stop()
         await asyncio.wait([serving, playing])
 
 

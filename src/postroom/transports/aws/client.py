@@ -5,7 +5,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from postroom.checking import check_flag, check_text, shown
+from postroom.checking import check_endpoint, check_flag, check_text, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.transports.aws.settings import ClientSettings
 from postroom.transports.aws.statistics import ClientStatistics
@@ -59,9 +59,8 @@ class AwsClient:
         max_attempts: int = 3,
         hot_path: bool = True,
     ) -> None:
-        if endpoint_url is not None and not str(endpoint_url).startswith(("http://", "https://")):
-            text = "AwsClient(endpoint_url=...) begins with http:// or https://"
-            raise ConfigurationError(f'{text}: write "http://localhost:9324", or leave it out for AWS')
+        if endpoint_url is not None:
+            check_endpoint("AwsClient(endpoint_url=...)", endpoint_url)
         if region is not None:
             check_text("AwsClient(region=...)", region, 'region="eu-west-1"')
         if profile is not None:

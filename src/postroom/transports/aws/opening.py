@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
+from postroom.checking import check_endpoint_variables
 from postroom.errors import ConfigurationError
 from postroom.transports.aws import conditions
 from postroom.transports.aws.addresses import region_of_url
@@ -27,6 +28,8 @@ async def open_connection(settings: ClientSettings, session: Any, region: str) -
 
     Raises: as ``AwsClient`` when it is entered.
     """
+    if settings.endpoint_url is None:
+        check_endpoint_variables("SQS")
     async with AsyncExitStack() as stack:
         try:
             sqs = await stack.enter_async_context(

@@ -1,0 +1,57 @@
+"""Consumers by their names on a command line, and what is said of a module that cannot be imported."""
+
+import importlib
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from postroom.cli import CommandError
+from postroom.errors import PostroomError
+from postroom.redaction import describe, describe_at_length
+
+if TYPE_CHECKING:
+    from postroom.consumer import Consumer
+
+_NOT_THEIRS: Final = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen")
+"""Where the frames are that lead to the user's module: postroom's own, and those of the import."""
+
+
+def load(name: str) -> "list[Consumer[Any, Any]]":
+    """Import the consumers that ``module:attribute`` names.
+
+    Raises:
+        CommandError: there is none, and its text says what to write; or the module raised an error. Then the user's
+            part of the traceback is written to stderr before.
+    """
+    from postroom.consumer.loading import WrongName, load_consumers
+
+    try:
+        return load_consumers(name)
+    except WrongName as error:
+        raise CommandError(str(error)) from error
+    except PostroomError as error:  # its text says what to write; the place says where
+        raise CommandError(f"{name!r} cannot be loaded: {error} ({place_of(error)})") from error
+    except Exception as error:
+        error.__traceback__ = _theirs(error.__traceback__)
+        click.echo(describe_at_length(error), err=True)
+        raise CommandError(f"{name!r} cannot be loaded: {describe(error)} ({place_of(error)})") from error
+
+
+def place_of(error: Exception) -> str:
+    """Return the line of the user's code where an error comes from: the last that is not postroom's own."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    last = (theirs or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
+
+
+def _theirs(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the first line of the user's code on; None where it has none, as for a syntax error."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_NOT_THEIRS):
+        trace = trace.tb_next
+    return trace
