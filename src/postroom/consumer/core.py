@@ -84,6 +84,8 @@ class ReturnGroup(msgspec.Struct, frozen=True):
     """Give back what is still being resolved of a message group: a message before it was not done."""
 
     group: str
+    message_id: str | None = None
+    """The message that was not done: nothing goes back behind it where it has come again."""
 
 
 Action = GiveBack | Reject | ReturnGroup
@@ -523,9 +525,11 @@ class Core:
             # Remembered for the stop: a poll that ends later may bring more of the group.
             if self.closing:
                 self._returned.add(job.group)
-            for other in self.scheduler.withdraw_group(job):
+            # It may have come again while its task went on, as after `ctx.retry`: what is behind it then is in order.
+            message_id = job.message.id
+            for other in self.scheduler.withdraw_group(job, lambda other: other.message.id == message_id):
                 self.return_behind(other)
-            self.actions.append(ReturnGroup(job.group))
+            self.actions.append(ReturnGroup(job.group, message_id))
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""

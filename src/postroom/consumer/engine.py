@@ -51,8 +51,8 @@ class Poll(Protocol):
 class Groups(Protocol):
     """What still resolves messages of a message group."""
 
-    def withdraw(self, group: str) -> None:
-        """Give back, in order, what is still being resolved of a message group."""
+    def withdraw(self, group: str, message_id: str | None) -> None:
+        """Give back, in order, what is still being resolved of a message group, unless it begins with a message."""
         ...
 
 
@@ -240,8 +240,8 @@ class Engine:
                             task = self.tasks.spawn(self._reject(job, reason, delay), "postroom-reject")
                             self.rejecting.add(task)
                             task.add_done_callback(self.rejecting.discard)
-                        case ReturnGroup(group):
-                            self._resolving.withdraw(group)
+                        case ReturnGroup(group, message_id):
+                            self._resolving.withdraw(group, message_id)
         finally:
             self._acting = False
 

@@ -115,10 +115,14 @@ class Intake:
             self._core.relieve(now)
             self._engine.act()
 
-    def withdraw(self, group: str) -> None:
-        """Give back, in order, what is still being resolved of a message group: a message before it was not done."""
+    def withdraw(self, group: str, message_id: str | None) -> None:
+        """Give back, in order, what is still being resolved of a message group: a message before it was not done.
+
+        Not if it begins with that message, which has come again.
+        """
         for batch in [batch for batch in self._batches if batch.group == group]:
-            self._withdraw(batch)
+            if not (batch.waiting and batch.waiting[-1][0].message.id == message_id):
+                self._withdraw(batch)
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:

@@ -298,10 +298,10 @@ class Run(Generic[C, R]):
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStarted(self.name, self.statistics))
 
-    def withdraw(self, group: str) -> None:
-        """Give back, in order, what is still being resolved of a message group."""
+    def withdraw(self, group: str, message_id: str | None) -> None:
+        """Give back, in order, what is still being resolved of a message group, unless it begins with a message."""
         for inlet in self.inlets:
-            inlet.intake.withdraw(group)
+            inlet.intake.withdraw(group, message_id)
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Generic
 
 from typing_extensions import TypeVar
@@ -54,14 +55,14 @@ class Groups(Generic[T]):
         group.head = group.behind.popleft()
         return group.head
 
-    def strike_off(self, ticket: T) -> list[T]:
-        """Strike off, in order, what waits behind a ticket in its group."""
+    def strike_off(self, ticket: T, stays: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
+        """Strike off, in order, what waits behind a ticket in its group, up to the first that stays."""
         group = self._groups.get(ticket.group) if ticket.group is not None else None
         if group is None:
             return []
         if group.head is ticket:
-            return self._struck_off(group)
-        return self._struck_off_from(group, group.behind.index(ticket) + 1) if ticket in group.behind else []
+            return self._struck_off_from(group, 0, stays)
+        return self._struck_off_from(group, group.behind.index(ticket) + 1, stays) if ticket in group.behind else []
 
     def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:
         """Whether something holds for a ticket that is in a lane, and for what is behind it in its group."""
@@ -91,10 +92,13 @@ class Groups(Generic[T]):
                 kept += 1
         return self._struck_off_from(group, kept)
 
-    def _struck_off_from(self, group: _Group[T], kept: int) -> list[T]:
-        behind = list(group.behind)[kept:]
-        for _ in behind:
-            group.behind.pop()
+    def _struck_off_from(
+        self, group: _Group[T], kept: int, stays: Callable[[T], bool] = lambda _ticket: False
+    ) -> list[T]:
+        line = list(group.behind)
+        behind = list(takewhile(lambda ticket: not stays(ticket), line[kept:]))
+        group.behind.clear()
+        group.behind.extend(line[:kept] + line[kept + len(behind) :])
         self.behind -= len(behind)
         for ticket in behind:
             ticket.state = State.DONE

@@ -362,9 +362,12 @@ class Scheduler(Generic[T]):
 
     # -- striking off -------------------------------------------------------------------------------------------
 
-    def withdraw_group(self, ticket: T) -> list[T]:
-        """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done."""
-        behind = self._groups.strike_off(ticket)
+    def withdraw_group(self, ticket: T, stays: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
+        """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done.
+
+        From the first on that ``stays``, all of it stays.
+        """
+        behind = self._groups.strike_off(ticket, stays)
         self._waiting -= len(behind)
         return behind
 

@@ -535,8 +535,10 @@ class World:
                         self.note("reject", f"{job.message.id} {reason}")
                         self.rejecting[job] = None
                         self.later(0.01, self._rejected, job, self.generation)
-                    case ReturnGroup(group):
-                        self.withdraw(group)
+                    case ReturnGroup(group, message_id):
+                        line = self.resolving.get(group)
+                        if not (line and line[0].message.id == message_id):
+                            self.withdraw(group)
         self._acting = False
 
     def examine(self) -> None:

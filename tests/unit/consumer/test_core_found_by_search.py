@@ -62,7 +62,7 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     assert rejected.job is last
     assert "a message before it in its group was not done" in rejected.reason
     assert returned == GiveBack(fresh, Settlement.RETURNED)
-    assert group == ReturnGroup("g")
+    assert group == ReturnGroup("g", "head")
 
 
 def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
@@ -79,9 +79,22 @@ def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
     rejected, group, returned = scene.core.actions
     assert isinstance(rejected, Reject)
     assert rejected.job is first
-    assert group == ReturnGroup("g")
+    assert group == ReturnGroup("g", "first")
     assert returned == GiveBack(second, Settlement.RETURNED)
     assert scene.scheduler.size == 1
+
+
+def test_a_message_that_came_again_is_not_given_back_behind_itself() -> None:
+    """Its handler asked for a retry and went on for longer than the delay: that would cost a receive each time."""
+    scene = Scene(fifo=True, most=3)
+    first, last = scene.job("same", group="g"), scene.job("last", group="g")
+    again = scene.job("same", group="g", receives=2)
+    scene.arrive(first, again, last)
+    assert scene.core.next(0.0) is first
+    scene.core.give_group_back(first)
+    assert scene.core.actions == [ReturnGroup("g", "same")]
+    scene.core.finish(first, 1.0)
+    assert scene.core.next(1.0) is again
 
 
 def _crowd(scene: Scene, count: int = 30) -> list[Job]:
@@ -263,7 +276,7 @@ def test_what_is_behind_a_message_that_expires_without_its_resources_goes_back()
     assert isinstance(rejected, Reject)
     assert isinstance(returned, GiveBack)
     assert returned.job is behind
-    assert group == ReturnGroup("g")
+    assert group == ReturnGroup("g", "head")
 
 
 def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> None:
