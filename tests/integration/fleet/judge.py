@@ -32,6 +32,10 @@ class Run:
     """How many handlers of the tenant its replica might run without the store; None while it held slots."""
 
 
+def _run_of(row: Any) -> Run:
+    return Run(row["replica"], row["decided"], row["started"], row["part"])
+
+
 @dataclass
 class Judge:
     """What was counted so far, over all tenants."""
@@ -66,17 +70,28 @@ class Judge:
             while rows := await database.fetch(text, self._last[tenant], until):
                 self._last[tenant] = rows[-1]["id"]
                 for row in rows:
-                    self._judge(tenant, row)
+                    self._by_pid[tenant, row["pid"]] = _run_of(row)
+                    beside = [self._by_pid.get((tenant, pid)) for pid in row["others"]]
+                    if 1 + len(beside) > self.site.plan.cap:  # what is known by now may have ended, and another begun
+                        beside = await self._exactly(database, row)
+                    self._judge(tenant, row, beside)
                 await asyncio.sleep(0)
         return self.starts - before
 
-    def _judge(self, tenant: str, row: Any) -> None:
-        run = Run(row["replica"], row["decided"], row["started"], row["part"])
-        self._by_pid[tenant, row["pid"]] = run
+    async def _exactly(self, database: Any, row: Any) -> list[Run | None]:
+        """Return which handler each session beside a start had, also where that was in its first statement."""
+        text = """SELECT DISTINCT ON (pid) pid, replica, part, extract(epoch FROM decided)::float8 AS decided,
+                         extract(epoch FROM started)::float8 AS started
+                  FROM runs WHERE pid = ANY($1::int[]) AND started < to_timestamp($2) + interval '0.1 s'
+                       AND coalesce(ended >= to_timestamp($2), true) ORDER BY pid, started"""
+        runs = {each["pid"]: _run_of(each) for each in await database.fetch(text, row["others"], row["started"])}
+        return [runs.get(pid) for pid in row["others"]]
+
+    def _judge(self, tenant: str, row: Any, beside: list[Run | None]) -> None:
+        run = _run_of(row)
         self.starts += 1
-        beside = [self._by_pid.get((tenant, pid)) for pid in row["others"]]
         running = [run, *(other for other in beside if other is not None and self._counts(other, run.started))]
-        unknown = sum(other is None for other in beside)  # it is in the middle of its first statement
+        unknown = sum(other is None for other in beside)  # its row is not there yet, or its handler was killed
         cap = self.site.plan.cap
         slots = unknown + sum(each.part is None for each in running)
         outlived = sum(each.part is None and self._outlived(each, run.started) for each in running)

@@ -66,6 +66,8 @@ async def restart(site: Site, judge: Judge, rng: Random, times: Times) -> None:
 async def pause(site: Site, judge: Judge, rng: Random, times: Times) -> None:
     """Have one replica pause a tenant: all learn of it in a tick and their calls to the store. Then resume it."""
     tenant, (first, second) = rng.choice(site.plan.names), rng.sample(site.alive, 2)
+    for name in site.alive:  # one may just have been started
+        await site.until_consuming(name)
     at = site.tell(first, f"pause {tenant}")
     async with asyncio.timeout(_PATIENCE):
         while len(learned := site.learned(tenant, at)) < len(site.alive):

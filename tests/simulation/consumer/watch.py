@@ -99,7 +99,7 @@ class Receipt:
         """What SQS confirmed: deleted, or changed."""
         self.ended_at: float | None = None
         self.left = False
-        """Whether it was left to its visibility timeout."""
+        """Whether it was left to its visibility timeout, or was lost."""
         self.refused = False
         """Whether an extension was refused for good."""
 
@@ -416,6 +416,7 @@ class Watch:
             else:
                 if event.settlement is Settlement.LOST:
                     self.lost.add(event.message.id)
+                    self.receipts[handle].left = True
                 self.settled[handle] += 1
                 if self.settled[handle] > 1:
                     self.history.broken("S1", f"{self.name} settled {self._short(handle)} twice")
