@@ -401,7 +401,8 @@ class Process:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
         self.watch.started.add(ctx.message.receipt_handle)
         self.cut_off.discard(ctx.message.receipt_handle)
-        late = self.stopping_since is not None and self._now() > self.stopping_since + 0.001
+        # Told to stop while it stood still, it learns of that when it goes on.
+        late = self.stopping_since is not None and self._now() > max(self.stopping_since, self.stillness[1]) + 0.001
         if late and not self.licence.may_start_late(ctx.message.id):
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
