@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from random import Random
 from typing import Any, Generic, Self, cast
@@ -21,6 +20,7 @@ from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller, Receiver
+from postroom.consumer.polls import Polls
 from postroom.consumer.roster import Roster
 from postroom.consumer.rota import Rota
 from postroom.consumer.rotation import Rotation
@@ -219,9 +219,7 @@ class Run(Generic[C, R]):
         self.engine.connect(self.pipeline, self, self._poller, policy)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
-        self._polls: set[asyncio.Task[None]] = set()
-        self._cut_at = -math.inf
-        """When polls were cut off that a server may not have noticed at once."""
+        self._polls = Polls(lambda: self.inlets, self._loop)
         self._keeps_up: asyncio.Task[None] | None = None
         """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
@@ -283,7 +281,7 @@ class Run(Generic[C, R]):
         self.watch.start()
         if self._roster is not None and isinstance(self._poller, Rotation):
             self._roster.begin(self._inlet_of, self._rota, self._poller, self.tasks)
-            self._polls.update(self._poller.begin())
+            self._polls.tasks.update(self._poller.begin())
             self._keeps_up = self.tasks.spawn(self._roster.run(), "postroom-queues")
             text, count = "Consuming %s: %s", counted(len(self.inlets), "queue")
             _log.info(text, count, self.name, extra=about(queue=self.name, step=Step.START))
@@ -292,7 +290,7 @@ class Run(Generic[C, R]):
             inlet.begin()
             poller = cast("Poller", self._poller)
             for number in range(self.settings.polling.pollers):
-                self._polls.add(self.tasks.spawn(poller.run(number), f"postroom-poller-{number}"))
+                self._polls.tasks.add(self.tasks.spawn(poller.run(number), f"postroom-poller-{number}"))
             _log.info("Consuming %s", inlet.queue.info.url, extra=about(queue=self.name, step=Step.START))
             _say_what_may_surprise(self.settings, inlet)
         if self.settings.observers:
@@ -357,7 +355,7 @@ class Run(Generic[C, R]):
             return f"it was ended by {type(self.fatal).__name__}"
         if self._stop_requested.is_set():
             return None
-        tasks = (*(inlet.heartbeat for inlet in self.inlets), self._keeps_up, *self._polls)
+        tasks = (*(inlet.heartbeat for inlet in self.inlets), self._keeps_up, *self._polls.tasks)
         ended = [task for task in tasks if task is not None and task.done()]
         return f"its task {ended[0].get_name()} ended" if ended else None  # cancelled by others: nothing else says so
 
@@ -405,7 +403,7 @@ class Run(Generic[C, R]):
     # -- the steps ----------------------------------------------------------------------------------------------
 
     async def _return_unstarted(self) -> None:
-        self.engine.keep_returns(self._out_until)
+        self.engine.keep_returns(self._polls.out_until)
         self.core.close()
         self.engine.close()
         for job in tuple(self.engine.jobs):
@@ -415,7 +413,7 @@ class Run(Generic[C, R]):
                 job.cancel(Cancellation.STOPPING)
         try:
             await self._close_intakes()
-            await self._let_polls_end(min(_MOMENT, self.settings.shutdown.poll))
+            await self._polls.let_end(min(_MOMENT, self.settings.shutdown.poll))
         finally:
             self.engine.let_returns_go()
         if self._batches is not None:
@@ -445,7 +443,7 @@ class Run(Generic[C, R]):
 
     async def _cancel_handlers(self) -> None:
         self._diary.enter("cancelled handlers clean up", self.settings.shutdown.cancel)
-        await self._let_polls_end(0.0)
+        await self._polls.let_end(0.0)
         self.core.abandon()
         self.engine.act()
         await self._close_intakes()
@@ -479,13 +477,13 @@ class Run(Generic[C, R]):
                 while seen != self._received:  # what a poll brought has to go back, too
                     seen = self._received
                     await self._settle_everything()
-                    await self._finish_polls(polls_end)
+                    await self._polls.finish(0.0 if self._hurry.is_set() else polls_end - self._loop.time())
         except TimeoutError:
             text = "SQS did not answer within Shutdown(flush=%g)"
             _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
         # Outside the timeout: however the flush ended, no poll may bring messages to settlers that
         # are about to let go.
-        await self._end_polls()
+        await self._polls.end()
         for inlet in self.inlets:
             await inlet.settler.abandon()
 
@@ -505,50 +503,12 @@ class Run(Generic[C, R]):
         while recalls := self.engine.recalls.out:  # also those that were out when the stop began
             await asyncio.wait(tuple(recalls))
 
-    async def _let_polls_end(self, moment: float) -> None:
-        """Let so many seconds pass in which polls of a busy queue end, and end those that may be dropped by then.
-
-        What goes back while a poll is out is hidden until that is over: SQS would serve it to the poll, here and once
-        more, or to one that nothing listens to any longer.
-        """
-        polls = [poll for poll in self._polls if not poll.done()]
-        if not polls:
-            return
-        after = max((getattr(queue, "cancellable_after", math.inf) for queue in self.queues), default=0.0)
-        asked_at = max((inlet.receiver.last_asked_at for inlet in self.inlets), default=-math.inf)
-        seconds = 0.0 if asked_at == -math.inf else max(0.0, asked_at + after - self._loop.time())
-        _, out = await asyncio.wait(polls, timeout=min(seconds, moment))
-        if seconds <= moment:
-            await self._end_polls()
-            # A server sees that a caller is gone, but not in this instant; in memory there is none.
-            if out and after > 0:
-                self._cut_at = self._loop.time()
-
-    def _out_until(self, queue: Queue) -> float:
-        """Return until when polls of a queue may take messages."""
-        out = (inlet.receiver.out_until for inlet in self.inlets if inlet.queue is queue)
-        return max((self._cut_at, *out))
-
-    async def _finish_polls(self, deadline: float) -> None:
-        """Wait for outstanding polls until the deadline. What they bring is given back."""
-        polls = [poll for poll in self._polls if not poll.done()]
-        if polls:
-            left = 0.0 if self._hurry.is_set() else deadline - self._loop.time()
-            await asyncio.wait(polls, timeout=max(left, 0.0))
-
     def _about_queue(self) -> dict[str, object]:
         return about(queue=self.name)
 
     @property
     def _received(self) -> int:
         return sum(inlet.intake.received for inlet in self.inlets)
-
-    async def _end_polls(self) -> None:
-        polls = [poll for poll in self._polls if not poll.done()]
-        for poll in polls:
-            poll.cancel()
-        if polls:
-            await asyncio.wait(polls)
 
     async def _end_heartbeat(self) -> None:
         self.watch.close()
@@ -589,21 +549,15 @@ class Run(Generic[C, R]):
 
     async def _all_ended(self, polls_end: float) -> None:
         """Wait for what is here, and until a time for polls: what they bring may be at its last receive."""
-        while (unfinished := self._unfinished()) or self._may_be_brought_the_last(polls_end):
+        while (unfinished := self._unfinished()) or self._polls.may_bring_the_last(polls_end):
             self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
             tasks = self._tasks() | self._resolving()
             if unfinished and not tasks:
                 await asyncio.sleep(0)
                 continue
-            polls = {poll for poll in self._polls if not poll.done()}
             left = None if unfinished else polls_end - self._loop.time()
-            await asyncio.wait(tasks | polls, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-
-    def _may_be_brought_the_last(self, polls_end: float) -> bool:
-        """Whether a poll that is out may bring a message that cannot go back: a queue counts receives."""
-        out = self._loop.time() < polls_end and not all(poll.done() for poll in self._polls)
-        return out and any(inlet.facts.redrive is not None or not inlet.facts.known for inlet in self.inlets)
+            await asyncio.wait(tasks | self._polls.out, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()
