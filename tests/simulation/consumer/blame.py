@@ -76,9 +76,11 @@ class Blame:
         """Return when a handler was called."""
         return self._starts[handle].at
 
-    def ended(self, handle: str) -> None:
-        """Note that a handler ended."""
+    def ended(self, handle: str, *, cut_off: bool) -> None:
+        """Note that a handler ended. One that an outage cut off did not fail, whatever becomes of its message."""
         self._tenants[self._starts[handle].tenant].probes.discard(handle)
+        if cut_off:
+            del self._starts[handle]
 
     def succeeded(self, handle: str, message: str) -> None:
         """Note that everything around a handler ended well."""

@@ -388,7 +388,7 @@ class Process:
             if ctx.resources.closed and self.stopping_since is None and self.gate.alive:
                 self.history.broken("I2", f"{self.name} closed the resources of {order.order_id} under its handler")
             del self.handlers[ctx.message.receipt_handle]
-            self.blame.ended(ctx.message.receipt_handle)
+            self.blame.ended(ctx.message.receipt_handle, cut_off=ctx.message.receipt_handle in self.cut_off)
             self.history.note(self.name, "handler ends", order.order_id)
 
     def _entered(self, order: Order, ctx: Ctx) -> None:
