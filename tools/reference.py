@@ -114,8 +114,8 @@ def commands() -> str:
     parts = ["# Command line", "Every option can be given as an environment variable, which its help names."]
 
     def tell(command: click.Command, path: str, parent: click.Context | None) -> None:
-        with click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=96) as context:
-            context.terminal_width = 96
+        with click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=82) as context:
+            context.terminal_width = 82
             parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```")
             if isinstance(command, click.Group):
                 for name in command.list_commands(context):
