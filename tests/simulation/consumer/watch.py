@@ -1,6 +1,7 @@
 """What is seen of a schedule, and what must never be seen: the oracles, named by the numbers of docs/design.md."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -68,7 +69,7 @@ class Receipt:
         "ended",
         "ended_at",
         "group",
-        "left",
+        "let_go_at",
         "message_id",
         "received_at",
         "receives",
@@ -98,8 +99,8 @@ class Receipt:
         self.ended = ""
         """What SQS confirmed: deleted, or changed."""
         self.ended_at: float | None = None
-        self.left = False
-        """Whether it was left to its visibility timeout, or was lost."""
+        self.let_go_at = math.inf
+        """When it was left to its visibility timeout, or lost."""
         self.refused = False
         """Whether an extension was refused for good."""
 
@@ -241,7 +242,8 @@ class Watch:
         """
         newest, latest = self.newest[message_id], self.latest[message_id]
         known = self.receipts[newest]
-        over = known.left or known.deadline <= self.receipts[latest].received_at
+        over = known.let_go_at <= self.receipts[latest].arrived_at
+        over = over or known.deadline <= self.receipts[latest].received_at
         if known.ended or over:  # a duplicate that came after that has only its own receipt
             newest = latest
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
@@ -412,11 +414,11 @@ class Watch:
             self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
                 self.left.add(event.message.id)
-                self.receipts[handle].left = True
+                self.receipts[handle].let_go_at = asyncio.get_running_loop().time()
             else:
                 if event.settlement is Settlement.LOST:
                     self.lost.add(event.message.id)
-                    self.receipts[handle].left = True
+                    self.receipts[handle].let_go_at = asyncio.get_running_loop().time()
                 self.settled[handle] += 1
                 if self.settled[handle] > 1:
                     self.history.broken("S1", f"{self.name} settled {self._short(handle)} twice")
