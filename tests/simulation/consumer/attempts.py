@@ -23,6 +23,8 @@ NOTICE = 120.0
 """Seconds within which a consumer has to notice that the redrive policy changed."""
 BETWEEN = 5
 """From this maxReceiveCount on the library may spend receives of its own."""
+_LINGER = 0.105
+"""Seconds after its decision by which a message is given back, while SQS answers."""
 
 
 IT_STOPS = "it stops"
@@ -246,13 +248,15 @@ class Ledger:
     def judge_stops(self, stops: Mapping[str, float]) -> Iterator[str]:
         """Oracle *expense*: judge what each stop spent. It may give a message back, and not receive it again.
 
-        ``stops`` has the time at which each process began to stop. What it sent at that time, it had decided before.
+        ``stops`` has the time at which each process began to stop. What it sent just after, it may have decided before.
         """
         for process, since in stops.items():
             for message in self._of:
                 here = [each for each in self._of[message] if each.process == process and not each.tried]
-                count = sum(each.excuse == IT_STOPS and (each.given_back or 0.0) > since + 0.05 for each in here)
-                if count > 1:
+                sent = [each.given_back or 0.0 for each in here if each.excuse == IT_STOPS]
+                count = sum(at > since + 0.05 for at in sent)
+                before = any(since + 0.05 < at <= since + _LINGER for at in sent)
+                if count - before > 1:
                     yield f"the stop of {process} spent {count} receives of {message[:4]}"
 
     def judge_attempt(self, handle: str, attempt: int | None) -> str | None:
