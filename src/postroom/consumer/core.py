@@ -25,7 +25,8 @@ from postroom.consumer.away import MOST_AWAY, Absent, Away
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
-from postroom.errors import in_words
+from postroom.display import counted
+from postroom.errors import PostroomError, in_words
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -505,7 +506,7 @@ class Core:
         ``tried`` tells whether the user's code ran: if not, its last receive must not end without a reason.
         """
         attempts = job.source.attempts
-        cause = f"the last one with {type(error).__name__}"
+        cause = f"the last one with {_named(error)}"
         if attempts.is_over(job) and job.source.facts.redrive is not None:
             self.actions.append(Reject(job, f"{attempts.known(job)} failed attempts, {cause}", delay))
         elif not tried and attempts.is_last(job):
@@ -541,9 +542,16 @@ class Core:
             return
         # Given back, SQS would make a dead letter of it at the next receive, without a reason.
         if attempts.is_last(job):
-            self.actions.append(Reject(job, f"{why}, at its last receive, after {attempts.known(job)} failed attempts"))
+            self.actions.append(Reject(job, f"{why}, at its last receive, {self._story_of(job)}"))
         else:
             self.actions.append(GiveBack(job, settlement, delay))
+
+    def _story_of(self, job: Job) -> str:
+        """Return what is known here of a message that is given up, and what its tenant lacks."""
+        known = job.source.attempts.known(job)
+        tried = f"after {counted(known, 'failed attempt')}" if known else "not tried by this consumer"
+        outage = self.availability.outage(job.tenant)
+        return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""
@@ -654,6 +662,12 @@ _WHY: Final[dict[Settlement, str]] = {
     Settlement.DEFERRED: "its tenant could not run",
 }
 _BEHIND: Final = "not tried: a message before it in its group was not done"
+
+
+def _named(error: BaseException) -> str:
+    """Return an error's type, with its text where it is postroom's own: others may quote what is secret."""
+    name = type(error).__name__
+    return f"{name}: {in_words(error)}" if isinstance(error, PostroomError) else name
 
 
 def _attempt_of(job: Job) -> int:

@@ -450,9 +450,13 @@ class Run(Generic[C, R]):
         jobs = [job for job in self.engine.jobs if job.task is not None]
         if jobs:
             self.cancelled += sum(job.started for job in jobs)
-            text = "Cancelling %s: the time to finish is over"
-            _log.warning(text, counted(len(jobs), "handler"), extra=self._about_queue())
+            why = "a second signal or stop(now=True) came" if self._hurry.is_set() else "the time to finish is over"
+            _log.warning("Cancelling %s: %s", counted(len(jobs), "handler"), why, extra=self._about_queue())
         for job in jobs:
+            if job.started:
+                text = "Cancelled the handler of message %s of %s (attempt %d, receive %d): its message goes back"
+                arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives)
+                _log.warning(text, *arguments, extra=about(job, step=Step.STOP))
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self.settings.shutdown.cancel)
@@ -576,8 +580,9 @@ def _say_what_may_surprise(settings: Settings[Any, Any], inlet: Inlet) -> None:
         text = "The attributes of queue %s may not be read: its redrive policy and retention are not known"
         _log.warning(text, name, extra=extra)
     elif most is None:
-        text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires"
-        _log.warning(text, name, extra=extra)
+        text = "Queue %s has no dead-letter queue: a message that cannot be handled comes back until it expires%s"
+        ignored = "" if wanted is None else f". RetryPolicy(attempts={wanted}) does nothing"
+        _log.warning(text, name, ignored, extra=extra)
     elif wanted is not None and wanted > most:
         text = "RetryPolicy(attempts=%d) cannot be kept: maxReceiveCount of queue %s is %d"
         _log.warning(text, wanted, name, most, extra=extra)

@@ -37,7 +37,7 @@ from postroom.errors import (
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
-from postroom.redaction import log_error, redact
+from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.settlement import backoff, exponential
 from postroom.tasks import ends_the_program, is_cancelled, runs_as
@@ -559,5 +559,7 @@ def _log_failure(job: Job, error: BaseException, level: int) -> None:
             text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
             _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error, extra=extra)
             return
-    text = "Handler failed for message %s of %s (attempt %d, receive %d)"
-    log_error(_log, level, text, job.message.id, tenant, job.attempt, job.receives, error=error, extra=about(job))
+    if _log.isEnabledFor(level):
+        text = "Handler failed for message %s of %s (attempt %d, receive %d): %s"
+        arguments = (job.message.id, tenant, job.attempt, job.receives, describe(error))
+        log_error(_log, level, text, *arguments, error=error, extra=about(job))

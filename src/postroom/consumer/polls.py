@@ -3,9 +3,16 @@
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
 
 from postroom.consumer.inlet import Inlet
+from postroom.errors import AccessDenied
+from postroom.tasks import has_to_leave
 from postroom.transports.protocol import Queue
+
+_ANSWER: Final = 0.5
+"""Seconds for servers on this machine to answer. A stop has little time."""
 
 
 class Polls:
@@ -21,7 +28,7 @@ class Polls:
         self._loop = loop
         self.tasks: set[asyncio.Task[None]] = set()
         self._cut_at = -math.inf
-        """When polls were cut off that a server may not have noticed at once."""
+        """When polls were cut off that a server may not have noticed."""
 
     @property
     def out(self) -> set[asyncio.Task[None]]:
@@ -54,8 +61,22 @@ class Polls:
         if seconds <= moment:
             await self.end()
             # A server sees that a caller is gone, but not in this instant; in memory there is none.
-            if out and after > 0:
+            if out and after > 0 and not await self._is_noticed():
                 self._cut_at = self._loop.time()
+
+    async def _is_noticed(self) -> bool:
+        """Return whether the servers know that polls were cut off: they answer what was asked after that."""
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(_ANSWER):
+                for inlet in self._inlets():
+                    with suppress(AccessDenied):
+                        await inlet.queue.attributes()
+        except BaseException as error:  # whatever a transport raises
+            if has_to_leave(error, task):
+                raise
+            return False
+        return True
 
     async def finish(self, seconds: float) -> None:
         """Wait so many seconds for polls to end. What they bring is given back."""

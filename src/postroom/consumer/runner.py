@@ -256,8 +256,9 @@ class _Process:
                 continue
             now = consumer.statistics()
             running = "1 handler runs" if now.running == 1 else f"{now.running} handlers run"
-            held = "1 message is held" if now.held == 1 else f"{now.held} messages are held"
-            parts.append(f"{consumer.queue}: {running}, {held}")
+            waiting = max(0, now.held - now.running)
+            waits = "1 message waits" if waiting == 1 else f"{waiting} messages wait"
+            parts.append(f"{consumer.queue}: {running}, {waits} for a slot")
         return "; ".join(parts) or "no consumer runs"
 
 

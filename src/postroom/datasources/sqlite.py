@@ -297,7 +297,10 @@ def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_ti
     if not create and not path.exists() and path.parent.is_dir():
         raise UnknownTenant(f"there is no database file {path.name!r}")
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-    connection = sqlite3.connect(uri, uri=True, timeout=busy_timeout, isolation_level=None)
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=busy_timeout, isolation_level=None)
+    except sqlite3.OperationalError as error:  # "unable to open database file", without the name
+        raise sqlite3.OperationalError(f"{error}: {path}") from error
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")

@@ -119,7 +119,7 @@ class TestOutcomes:
         first, second = made.actions
         assert isinstance(first, GiveBack)
         assert isinstance(second, Reject)
-        assert second.reason == "the consumer stopped, at its last receive, after 0 failed attempts"
+        assert second.reason == "the consumer stopped, at its last receive, not tried by this consumer"
 
     def test_attempts_that_are_used_up_end_in_a_rejection_with_the_reason(self) -> None:
         """``RetryPolicy(attempts=2)``: before the queue's own count does it without one."""
