@@ -234,7 +234,7 @@ async def test_a_name_a_url_and_an_arn_are_resolved(sqs: FakeSqs) -> None:
 async def test_another_arn_is_refused(sqs: FakeSqs, arn: str) -> None:
     """The text shows the form."""
     async with sqs.client() as client:
-        with pytest.raises(ConfigurationError, match="not the ARN of a queue"):
+        with pytest.raises(ConfigurationError, match="ARN of a queue"):
             await client.queue(arn)
     assert not sqs.requests
 

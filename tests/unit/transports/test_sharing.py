@@ -105,13 +105,13 @@ async def test_a_receive_that_waits_for_its_turn_is_told(
     monkeypatch.setattr("postroom.transports.aws.room.PATIENCE", 0.0)
     sqs.scripts["ReceiveMessage"] = holds
     async with sqs.client(connections=1) as client:
-        queue = await client.queue("orders%")
+        queue = await client.queue("orders")
         polls = [poll(queue) for _ in range(3)]
         while not caplog.messages:
             await asyncio.sleep(0)
         await end(polls)
     (text,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert text.startswith("A receive from queue 'orders%' waits for more than 0 s for its turn: 1 receives are out")
+    assert text.startswith("A receive from queue 'orders' waits for more than 0 s for its turn: 1 receives are out")
     assert "AwsClient(connections=...)" in text
 
 
