@@ -53,8 +53,9 @@ def test_make_lists_the_examples_where_the_name_is_none(name: str) -> None:
 def test_an_example_that_is_interrupted_ends_quietly() -> None:
     """Ctrl-C closes what it opened; the exit code is the shells' own, and there is no traceback."""
     source = """
-import asyncio
+import asyncio, signal
 from examples.running import run_example
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 async def main():
     try:
         print("runs", flush=True)
@@ -63,13 +64,13 @@ async def main():
         print("closed", flush=True)
 run_example(main)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", source], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "runs\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("closed\n", "")
+    command = [sys.executable, "-c", source]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("closed\n", "")
     assert process.returncode == 130
 
 
