@@ -114,6 +114,8 @@ class Ledger:
         self._sequence = 0
         self._length = fleet.lease * (1 - MARGIN)
         self._contact = now
+        self._careful_until = float("-inf")
+        """Until when slots that were claimed by the fallback start nothing: others may not have claimed theirs yet."""
         self._last = float("-inf")
         self._last_full = float("-inf")
         self._looked = float("-inf")
@@ -372,6 +374,10 @@ class Ledger:
         self.failures = 0
         self.exchanges += 1
         was_gone = self.is_gone(now)
+        if sent.request.epoch not in {"", answer.epoch} and self.is_gone(sent.at):
+            # A store that forgot everything believes what it is told, and this replica, which was cut off, told it
+            # what runs by the fallback. Within two ticks it has heard of the slots of all others.
+            self._careful_until = now + 2 * self.fleet.tick
         # From when it was sent: the lease began at the store after that, and before the answer
         # came.
         self._contact = sent.at
@@ -394,7 +400,7 @@ class Ledger:
         entry.granted, entry.share, entry.contended = grant.slots, grant.share, grant.contended
         # More than the share is on its way to another replica: it is held until handlers end, and
         # not used again.
-        entry.limit = min(grant.slots, grant.share)
+        entry.limit = min(grant.slots, grant.share) if now >= self._careful_until else 0
         # By our clock from before the request left, so that it ends here before it ends at the
         # store.
         entry.expires = sent_at + self._length

@@ -27,6 +27,7 @@ FOUND_BY = {
 
 FOUND_BY_SEARCH = (
     7058,  # F5: with handlers as long as a lease, a turn that goes by the clock passed by a replica
+    5000483,  # F1: a flush just as a replica was back that had run by the fallback: the store believed its claim
     3112,  # F4: what arrived a moment ago was counted as needed, while a slot was on its way
 )
 
