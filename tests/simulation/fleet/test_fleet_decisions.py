@@ -7,7 +7,7 @@ from simulation.fleet.whole_mutants import WHOLE_MUTANTS
 
 FOUND_BY = {
     "nothing is restored": 1,
-    "versions are counted": 50,
+    "versions are counted": 60,
     "what a store remembers is the latest": 14,
     "decisions are read once": 0,
     "a decision is said once": 12,
