@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,9 +17,6 @@ from postroom.cli.numbers import Number, WholeNumber
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
-
-_SHORTEST_TOKEN: Final = 12
-"""Characters, as ``allow_token`` wants them."""
 
 
 @click.command()
@@ -125,12 +122,13 @@ def _console(
     consumers: "list[Consumer[Any, Any]]", at: str, token: str | None, hosts: tuple[str, ...]
 ) -> AbstractAsyncContextManager[object]:
     from postroom.console import ConsoleServer, allow_token
+    from postroom.console.server import SHORTEST_TOKEN
 
     host, colon, port = at.rpartition(":")
     if not port.isdecimal() or (colon and not host):
         raise CommandError(f"--console takes PORT or HOST:PORT, such as 127.0.0.1:8081; got {at!r}")
-    if token is not None and len(token) < _SHORTEST_TOKEN:
-        text = f"--console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least {_SHORTEST_TOKEN} characters"
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        text = f"--console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least {SHORTEST_TOKEN} characters"
         raise CommandError(f"{text}, such as that of `openssl rand -hex 16`; leave it out for a read-only page")
     allow = None if token is None else allow_token(token)
     host = host.strip("[]") or "127.0.0.1"

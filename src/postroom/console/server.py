@@ -29,6 +29,10 @@ _CLOSE: Final = 1.0
 """Seconds for connections to end when the server stops."""
 
 
+SHORTEST_TOKEN: Final = 12
+"""Characters of a token: fewer could be guessed."""
+
+
 def allow_token(token: str) -> Allow:
     """Return an ``allow=`` that knows operators by a shared token: ``Authorization: Bearer TOKEN``.
 
@@ -38,8 +42,9 @@ def allow_token(token: str) -> Allow:
         ConfigurationError: the token has fewer than 12 characters.
     """
     check_text("allow_token(token)", token, "allow_token(os.environ['CONSOLE_TOKEN'])")
-    if len(token) < 12:
-        raise ConfigurationError("the console's token has at least 12 characters: with it a tenant can be stopped")
+    if len(token) < SHORTEST_TOKEN:
+        text = f"the console's token has at least {SHORTEST_TOKEN} characters: with it a tenant can be stopped"
+        raise ConfigurationError(text)
 
     def allow(request: ConsoleRequest) -> str | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

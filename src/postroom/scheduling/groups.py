@@ -61,8 +61,8 @@ class Groups(Generic[T]):
         if group is None:
             return []
         if group.head is ticket:
-            return self._struck_off_from(group, 0, stays)
-        return self._struck_off_from(group, group.behind.index(ticket) + 1, stays) if ticket in group.behind else []
+            return self._struck_off(group, 0, stays)
+        return self._struck_off(group, group.behind.index(ticket) + 1, stays) if ticket in group.behind else []
 
     def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:
         """Whether something holds for a ticket that is in a lane, and for what is behind it in its group."""
@@ -83,18 +83,13 @@ class Groups(Generic[T]):
 
         Behind a head that is not kept itself nothing is kept: it would overtake the head.
         """
-        return [ticket for group in self._groups.values() for ticket in self._struck_off(group, keep)]
+        struck: list[T] = []
+        for group in self._groups.values():
+            kept = sum(1 for _ in takewhile(keep, group.behind)) if keep(group.head) else 0
+            struck += self._struck_off(group, kept)
+        return struck
 
-    def _struck_off(self, group: _Group[T], keep: Callable[[T], bool] | None = None) -> list[T]:
-        kept = 0
-        if keep is not None and keep(group.head):
-            while kept < len(group.behind) and keep(group.behind[kept]):
-                kept += 1
-        return self._struck_off_from(group, kept)
-
-    def _struck_off_from(
-        self, group: _Group[T], kept: int, stays: Callable[[T], bool] = lambda _ticket: False
-    ) -> list[T]:
+    def _struck_off(self, group: _Group[T], kept: int, stays: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
         line = list(group.behind)
         behind = list(takewhile(lambda ticket: not stays(ticket), line[kept:]))
         group.behind.clear()
