@@ -500,11 +500,13 @@ class Core:
         self._let_go(job, settlement, delay, why=_WHY[settlement])
         self.give_group_back(job)
 
-    def retry(self, job: Job, error: BaseException, delay: float, *, tried: bool) -> None:
+    def retry(self, job: Job, error: BaseException, delay: float, *, tried: bool) -> bool:
         """Make a message visible again after a failure; reject it when it has had all that it was promised.
 
-        ``tried`` tells whether the user's code ran: if not, its last receive must not end without a reason.
+        ``tried`` tells whether the user's code ran: if not, its last receive must not end without a reason. Returns
+        whether this was its last receive all the same, so that SQS makes a dead letter of it by itself.
         """
+        by_sqs = False
         attempts = job.source.attempts
         cause = f"the last one with {_named(error)}"
         if attempts.is_over(job) and job.source.facts.redrive is not None:
@@ -517,8 +519,10 @@ class Core:
             text = f"{known} failed attempts, {cause}; other receives were spent while its tenant could not run"
             self.actions.append(Reject(job, text, delay))
         else:
+            by_sqs = attempts.is_last(job)
             self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
         self.give_group_back(job)
+        return by_sqs
 
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""

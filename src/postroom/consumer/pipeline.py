@@ -446,7 +446,8 @@ class Pipeline:
         if delay is None:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
-            self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError))
+            if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError)):
+                _log_last_receive(job)
         else:
             self._core.give_group_back(job)
         self._engine.act()
@@ -550,6 +551,15 @@ def _log_retry(job: Job, instruction: Retry, delay: float | None) -> None:
     tenant, why = tenant_in_words(job.tenant), reason or "no reason given"
     arguments = (job.message.id, tenant, job.attempt, job.receives, after, why)
     _log.log(logging.INFO if reason else logging.DEBUG, text, *arguments, extra=about(job))
+
+
+def _log_last_receive(job: Job) -> None:
+    text = (
+        "Message %s of %s failed at its last receive (%d of %d): SQS moves it to the dead-letter queue, without a "
+        "reason. RetryPolicy(attempts=...) below %d would send it there with one"
+    )
+    most = job.source.facts.max_receives
+    _log.warning(text, job.message.id, tenant_in_words(job.tenant), job.receives, most, most, extra=about(job))
 
 
 def _log_failure(job: Job, error: BaseException, level: int) -> None:

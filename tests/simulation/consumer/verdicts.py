@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CALLS_PER_MESSAGE = 0.2
 """Receives that bring something, per handled message, where equal tenants have a backlog."""
+_ONE_RECEIVE = 10
+"""Messages that a receive brings at most."""
 START = 10
 """Such receives that are not counted: of the start, and of the end."""
 TIME_TO_REJECT = 5.0
@@ -166,13 +168,17 @@ class Verdicts:
             self.history.broken("expense", text)
 
     def _judge_sum(self) -> None:
-        """Expense: where equal tenants have a backlog and nothing goes wrong, next to nothing is spent."""
+        """Expense: where equal tenants have a backlog and nothing goes wrong, next to nothing is spent.
+
+        A receive can bring ten messages of one tenant. At the end of the backlog the others then have more left than
+        it has, and for an instant look like noise: what one receive brought may be deferred, once.
+        """
         if not self.plan.equal:
             return
         handled = len(self.plan.orders)
         calls = sum(process.watch.receives for process in self._world.processes)
         deferred = sum(process.watch.deferred for process in self._world.processes)
-        if deferred:
+        if deferred > _ONE_RECEIVE:
             self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
         if calls > CALLS_PER_MESSAGE * handled + START:
             self.history.broken("expense", f"{calls} receives for {handled} messages of equal tenants")

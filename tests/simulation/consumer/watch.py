@@ -444,9 +444,14 @@ class WatchedClient(PassingClient):
         self._gate = gate
 
     async def queue(self, name: str) -> "WatchedQueue":
-        """Open a queue."""
+        """Open a queue. The dead-letter queue is opened by the first letter: that letter is on its way meanwhile."""
         self._gate.check()
-        return WatchedQueue(await super().queue(name), self._watch, self._gate)
+        self._watch.sending += 1
+        try:
+            inner = await super().queue(name)
+        finally:
+            self._watch.sending -= 1
+        return WatchedQueue(inner, self._watch, self._gate)
 
 
 class Gate:

@@ -58,12 +58,13 @@ def lines_of(
     fails: Callable[[], BaseException] | None = None,
     pool: Callable[[], ResourcePool[Any, Any]] | None = None,
     messages: int = 1,
+    receives: int = 100,
     **options: Any,
 ) -> list[logging.LogRecord]:
     """Let a consumer handle some messages of one tenant for 20 s, and return what it logs."""
 
     async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=100)
+        world.create(dead_letters="dead", receives=receives)
         async with AsyncExitStack() as stack:
             if pool is not None:
                 options["resources"] = await stack.enter_async_context(pool())
@@ -87,6 +88,18 @@ def lines_of(
 def texts(records: list[logging.LogRecord], level: int = logging.WARNING) -> list[str]:
     """Return the texts of the lines of a level, and above it."""
     return [record.getMessage() for record in records if record.levelno >= level]
+
+
+def test_a_message_that_sqs_makes_a_dead_letter_of_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """SQS moves it without a word: the consumer's line is the only one that says so. Once, and not where it rejects."""
+    moved = "failed at its last receive (2 of 2): SQS moves it to the dead-letter queue"
+    lines = texts(lines_of(caplog, fails=ValueError, receives=2, retry=RetryPolicy(base=0.1)))
+    assert [moved in line for line in lines] == [False, False, True]
+    assert "of tenant acme" in lines[2]
+    caplog.clear()
+    lines = texts(lines_of(caplog, fails=ValueError, receives=2, retry=RetryPolicy(attempts=2, base=0.1)))
+    assert lines
+    assert not any(moved in line for line in lines)
 
 
 USERS: dict[str, dict[str, Any]] = {
