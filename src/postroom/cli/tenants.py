@@ -209,8 +209,9 @@ def offboard(
     work = offboard_tenant(
         tenant, *_consoles(urls, token, operator), reason=reason, operator=operator, drain=drain
     )  # fmt: skip
-    queues = _in_loop(work, "it is resumed first; once more to end at once")
-    click.echo(f"{tenant} is offboarded in {', '.join(dict.fromkeys(queues))}: its messages become dead letters")
+    done = _in_loop(work, "it is resumed first; once more to end at once")
+    remark = f" ({done.remark})" if done.remark else ""
+    click.echo(f"{tenant} is offboarded in {', '.join(done.queues)}{remark}: its messages become dead letters")
 
 
 def _consoles(urls: tuple[str, ...], token: str | None, operator: str | None) -> "list[RemoteConsole]":

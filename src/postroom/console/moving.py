@@ -77,6 +77,16 @@ class Moved:
     """For how long the tenant was paused."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offboarded:
+    """What an offboarding did."""
+
+    queues: tuple[str, ...]
+    """The queues whose messages of the tenant become dead letters."""
+    remark: str
+    """What is odd, such as that no process has seen the tenant, with the names that are near; mostly empty."""
+
+
 class MoveFailed(PostroomError):
     """A tenant was not moved, or not resumed. The text says why, and where it is now."""
 
@@ -141,10 +151,10 @@ async def move_tenant(
 
 async def offboard_tenant(
     tenant: Hashable, *where: Where, reason: str, operator: str | None = None, drain: float = 60.0
-) -> list[str]:
+) -> Offboarded:
     """End a tenant everywhere: drain and close it, and have its messages go to the dead-letter queue with the reason.
 
-    Returns the queues. ``resume`` takes it back. When it is cancelled, the tenant is resumed.
+    ``resume`` takes it back. When it is cancelled, the tenant is resumed.
 
     Args:
         tenant: its key, or its name as the console and the log show it.
@@ -165,7 +175,11 @@ async def offboard_tenant(
     except asyncio.CancelledError:
         await _to_the_end(crowd.all("resume"))
         raise
-    return [queue for each in done for queue in each.queues]
+    remarks = {each.details for each in done}
+    return Offboarded(
+        queues=tuple(dict.fromkeys(queue for each in done for queue in each.queues)),
+        remark="" if "" in remarks else "; ".join(sorted(remarks)),
+    )
 
 
 class _Site:

@@ -1,6 +1,7 @@
 """``status``, ``tenants``, ``run --reload`` and completion."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -15,8 +16,10 @@ from postroom.cli import main
 from postroom.cli.reloading import _changed, _snapshot
 from postroom.cli.status import render
 from postroom.console import ConsoleError, ConsoleServer, RemoteConsole, allow_token
+from postroom.local import LocalBroker
 from postroom.local.shapes import Send
 from postroom.local.threaded import ThreadedServer
+from postroom.transports.memory import MemoryClient
 
 TOKEN = "correct horse battery"
 
@@ -25,6 +28,14 @@ async def invoke(server: ConsoleServer, *words: str, token: str | None = TOKEN) 
     """Run a command in a thread, as the console lives in this one."""
     more = ["--url", server.url, *(["--token", token] if token else []), "--operator", "ann"]
     return await asyncio.to_thread(CliRunner().invoke, main, [*words, *more])
+
+
+async def in_a_process(server: ConsoleServer, *words: str) -> asyncio.subprocess.Process:
+    """Run one of ``postroom tenants`` that takes signals, which only a main thread can."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "postroom", "tenants", *words, "--url", server.url, "--token", TOKEN,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 async def test_tenants_are_listed_and_acted_on_from_a_shell() -> None:
@@ -57,6 +68,24 @@ async def test_tenants_are_listed_and_acted_on_from_a_shell() -> None:
     assert "no console answers at" in gone.output
 
 
+async def test_offboarding_a_misspelled_tenant_says_which_names_are_near() -> None:
+    """It is done all the same, as every action is; but it must not pass for the other tenant's."""
+    async with LocalBroker() as broker:
+        broker.create_queue("dead")
+        policy = {"deadLetterTargetArn": broker.attributes("dead")["QueueArn"], "maxReceiveCount": 3}
+        broker.create_queue("orders", {"RedrivePolicy": json.dumps(policy)})
+        consumer: Consumer[str, None] = Consumer(
+            "orders", context=lambda message: message.attributes["tenantId"], client=MemoryClient(broker)
+        )
+        consumer.handler(lambda _payload, _ctx: None)
+        consumer.tenants.limit("acme", rate=5)
+        async with consumer, ConsoleServer(consumer, port=0, allow=allow_token(TOKEN)) as server:
+            done = await in_a_process(server, "offboard", "acm", "--reason", "left")
+            said, _ = await done.communicate()
+    hint = "(nothing of it is here yet. Is it 'acme'?)"
+    assert said.decode() == f"acm is offboarded in orders {hint}: its messages become dead letters\n"
+
+
 async def test_a_console_without_tenants_and_without_a_token_says_so() -> None:
     """A header alone would look like a failure."""
     consumer: Consumer[str, None] = Consumer("orders", context=lambda message: message.attributes["tenantId"])
@@ -83,11 +112,8 @@ async def test_a_move_that_fails_says_it_once() -> None:
     consumer: Consumer[str, None] = Consumer("orders", context=lambda message: message.attributes["tenantId"])
     consumer.tenants.pause("acme", reason="broken")
     async with ConsoleServer(consumer, port=0, allow=allow_token(TOKEN)) as server:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "postroom", "tenants", "move", "acme", "--reason", "x", "--switch", "true",
-            "--no-back", "--url", server.url, "--token", TOKEN,
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        words = ("move", "acme", "--reason", "x", "--switch", "true", "--no-back")
+        process = await in_a_process(server, *words)
         _, said = await process.communicate()
         assert process.returncode == 1
         lines = said.decode().splitlines()
