@@ -389,6 +389,9 @@ class Core:
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
+        elif self._expires(job):
+            self.give_group_back(job)
+            self.finish(job, now)
         elif job.state is not State.WAITING:
             self.scheduler.put_back(job, seconds=now - job.since if job.state is State.RUNNING else None)
 
@@ -623,21 +626,36 @@ class Core:
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
-    def sweep(self, now: float) -> None:
-        """Reject what waits here and would be deleted before it can run."""
+    def sweep(self, now: float) -> list[Job]:
+        """Reject what waits here and would be deleted before it can run.
+
+        Returns messages of which that is true, and which wait with resources in hand: once they let go, they are
+        rejected when they are put back.
+        """
+        idle: list[Job] = []
         # In passing, since it takes time in proportion to what is away.
         self.away.tidy(now)
         self.availability.tidy(now)
         for job in self.scheduler.waiting_tickets():
-            if job.state is State.WAITING and job.task is None and self._expires(job):
+            if job.state is not State.WAITING:
+                continue
+            if job.task is not None:
+                if self._is_too_late_for(job):
+                    idle.append(job)
+            elif self._expires(job):
                 self.give_group_back(job)
                 self.finish(job, now)
+        return idle
+
+    def _is_too_late_for(self, job: Job) -> bool:
+        facts = job.source.facts
+        return facts.seconds_left(job) < 1.0 if self.scheduler.is_blocked(job.tenant) else facts.is_last_call(job)
 
     def _expires(self, job: Job) -> bool:
-        facts = job.source.facts
-        if self.scheduler.is_blocked(job.tenant):
-            return facts.seconds_left(job) < 1.0 and self._expire(job)
-        return facts.is_last_call(job) and self._expire(job, "no slot was free for it")
+        if not self._is_too_late_for(job):
+            return False
+        lacks = "its tenant cannot run" if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
+        return self._expire(job, lacks)
 
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""

@@ -393,7 +393,7 @@ class Engine:
     def _sweep(self) -> None:
         self.take_back()
         before = self.core.scheduler.size
-        self.core.sweep(self._time())
+        self.let_go(self.core.sweep(self._time()))
         self.act()
         if self.core.scheduler.size < before:
             self.make_room()

@@ -81,6 +81,19 @@ def _does_nothing(owner: Any, name: str) -> Callable[[], Patch]:
     return _says(owner, name, None)
 
 
+def _and_then_says(answer: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a function do what it does, and answer something else."""
+
+    def change(original: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **named: Any) -> Any:
+            original(*arguments, **named)
+            return answer
+
+        return changed
+
+    return change
+
+
 def _does_nothing_later(owner: Any, name: str) -> Callable[[], Patch]:
     """Let a coroutine function do nothing."""
     return _swap(owner, name, lambda _: _nothing_later)
@@ -564,7 +577,8 @@ MUTANTS = (
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
     Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss
-    Mutant("sweeps nothing", _does_nothing(Core, "sweep"), 5623, "no loss"),
+    Mutant("sweeps nothing", _says(Core, "sweep", ()), 5623, "no loss"),
+    Mutant("lets resources in hand expire", _swap(Core, "sweep", _and_then_says(())), 92000664, "no loss"),
     Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 21, "no loss"),
     Mutant("waits for a slot until the end", _says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
     Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),

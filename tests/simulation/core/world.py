@@ -512,7 +512,7 @@ class World:
 
     def _sweep(self, generation: int) -> None:
         if generation == self.generation and not self.stopping:
-            self.core.sweep(self.now)
+            self.let_go(self.core.sweep(self.now))
             self.act()
             self.later(_SWEEP, self._sweep, generation)
         self.queue.expire(self.now)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -292,3 +292,24 @@ def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> N
     assert rejected.job is late
     assert rejected.reason == "not tried: its retention period is nearly over and no slot was free for it"
     assert scene.scheduler.waiting_tickets() == [fresh]
+
+
+def test_a_message_that_waits_for_a_slot_with_resources_in_hand_is_rejected_before_it_is_deleted() -> None:
+    """Seed 92000664: it lets go of them first, and ends when it would be put back in its lane."""
+    scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True)
+    late, busy = scene.job("late"), scene.job("busy", tenant=1)
+    scene.arrive(late, busy)
+    assert scene.core.next(0.0) is late
+    late.task = cast("Any", object())  # its task has begun
+    scene.core.suspend(late, 0.0)
+    assert scene.core.next(0.0) is busy
+    scene.core.resume(late)
+    scene.known.now = 365.0
+    assert scene.core.sweep(365.0) == [late]
+    assert scene.core.actions == []
+    scene.core.put_back(late, 365.0)
+    (rejected,) = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert rejected.job is late
+    assert rejected.reason == "not tried: its retention period is nearly over and no slot was free for it"
+    assert scene.scheduler.waiting_tickets() == []
