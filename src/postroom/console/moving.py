@@ -82,7 +82,7 @@ class Offboarded:
     """What an offboarding did."""
 
     queues: tuple[str, ...]
-    """The queues whose messages of the tenant become dead letters."""
+    """The queues. Messages of the tenant that come there become dead letters."""
     remark: str
     """What is odd, such as that no process has seen the tenant, with the names that are near; mostly empty."""
 
