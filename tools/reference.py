@@ -10,6 +10,7 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -114,7 +115,8 @@ def commands() -> str:
     parts = ["# Command line", "Every option can be given as an environment variable, which its help names."]
 
     def tell(command: click.Command, path: str, parent: click.Context | None) -> None:
-        with click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=82) as context:
+        settings: Any = command.context_settings | {"max_content_width": 82}
+        with click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, **settings) as context:
             context.terminal_width = 82
             parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```")
             if isinstance(command, click.Group):
