@@ -115,7 +115,7 @@ def commands() -> str:
     parts = ["# Command line", "Every option can be given as an environment variable, which its help names."]
 
     def tell(command: click.Command, path: str, parent: click.Context | None) -> None:
-        settings: Any = command.context_settings | {"max_content_width": 82}
+        settings: dict[str, Any] = {**command.context_settings, "max_content_width": 82}
         with click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, **settings) as context:
             context.terminal_width = 82
             parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```")

@@ -534,10 +534,11 @@ class Core:
             if self.closing:
                 self._returned.add(job.group)
             # It may have come again while its task went on, as after `ctx.retry`: what is behind it then is in order.
-            message_id = job.message.id
-            for other in self.scheduler.withdraw_group(job, lambda other: other.message.id == message_id):
+            # Not so what is still being resolved, once any of the group that is before it has gone back.
+            behind = self.scheduler.withdraw_group(job)
+            for other in behind:
                 self.return_behind(other)
-            self.actions.append(ReturnGroup(job.group, message_id))
+            self.actions.append(ReturnGroup(job.group, None if behind else job.message.id))
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""

@@ -36,10 +36,16 @@ class Groups(Generic[T]):
         return len(self._groups)
 
     def enter(self, name: str, ticket: T) -> bool:
-        """Take a ticket in. Returns whether it is the head; otherwise it waits behind."""
+        """Take a ticket in. Returns whether it is the head; otherwise it waits behind.
+
+        The head's own work that comes again, while the head has not ended yet, is before all that waits behind.
+        """
         group = self._groups.get(name)
         if group is not None:
-            group.behind.append(ticket)
+            if ticket.is_again(group.head):
+                group.behind.appendleft(ticket)
+            else:
+                group.behind.append(ticket)
             self.behind += 1
             return False
         self._groups[name] = _Group(ticket)
@@ -55,14 +61,15 @@ class Groups(Generic[T]):
         group.head = group.behind.popleft()
         return group.head
 
-    def strike_off(self, ticket: T, stays: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
-        """Strike off, in order, what waits behind a ticket in its group, up to the first that stays."""
+    def strike_off(self, ticket: T) -> list[T]:
+        """Strike off, in order, what waits behind a ticket in its group; nothing if its work has come again."""
         group = self._groups.get(ticket.group) if ticket.group is not None else None
         if group is None:
             return []
         if group.head is ticket:
-            return self._struck_off(group, 0, stays)
-        return self._struck_off(group, group.behind.index(ticket) + 1, stays) if ticket in group.behind else []
+            again = bool(group.behind) and group.behind[0].is_again(ticket)
+            return [] if again else self._struck_off(group, 0)
+        return self._struck_off(group, group.behind.index(ticket) + 1) if ticket in group.behind else []
 
     def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:
         """Whether something holds for a ticket that is in a lane, and for what is behind it in its group."""
@@ -89,11 +96,10 @@ class Groups(Generic[T]):
             struck += self._struck_off(group, kept)
         return struck
 
-    def _struck_off(self, group: _Group[T], kept: int, stays: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
+    def _struck_off(self, group: _Group[T], kept: int) -> list[T]:
         line = list(group.behind)
-        behind = list(takewhile(lambda ticket: not stays(ticket), line[kept:]))
-        group.behind.clear()
-        group.behind.extend(line[:kept] + line[kept + len(behind) :])
+        behind = line[kept:]
+        group.behind = deque(line[:kept])
         self.behind -= len(behind)
         for ticket in behind:
             ticket.state = State.DONE

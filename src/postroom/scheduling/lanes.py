@@ -362,12 +362,12 @@ class Scheduler(Generic[T]):
 
     # -- striking off -------------------------------------------------------------------------------------------
 
-    def withdraw_group(self, ticket: T, stays: Callable[[T], bool] = lambda _ticket: False) -> list[T]:
+    def withdraw_group(self, ticket: T) -> list[T]:
         """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done.
 
-        From the first on that ``stays``, all of it stays.
+        Where its work has come again (``Ticket.is_again``), that is before all of this, and nothing is struck off.
         """
-        behind = self._groups.strike_off(ticket, stays)
+        behind = self._groups.strike_off(ticket)
         self._waiting -= len(behind)
         return behind
 

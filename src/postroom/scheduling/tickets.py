@@ -42,6 +42,10 @@ class Ticket(msgspec.Struct, eq=False):
     charge: float = 0.0
     """The seconds that its lane was charged for it when it got its slot."""
 
+    def is_again(self, earlier: "Ticket") -> bool:  # noqa: ARG002 - for what is derived from it
+        """Whether this is the same work as an earlier ticket's, which has come again."""
+        return False
+
 
 T = TypeVar("T", bound=Ticket, default=Ticket)
 

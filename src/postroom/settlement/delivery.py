@@ -67,6 +67,10 @@ class Delivery(Ticket, eq=False, kw_only=True):
             receives=message.receive_count,
         )
 
+    def is_again(self, earlier: Ticket) -> bool:
+        """Whether this is a later receive of the same message."""
+        return isinstance(earlier, Delivery) and self.message.id == earlier.message.id
+
     @property
     def may_be_renewed(self) -> bool:
         """Whether a second receive of the message belongs to this one: it is still ours, and not given back."""

@@ -1,7 +1,7 @@
 """``postroom dead-letters`` and ``peek``, against a local SQS over HTTP."""
 
+import http.client
 import json
-import urllib.request
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +43,10 @@ class Desk:
         """Receive what is there, without the second that a command waits for more."""
         asked = json.dumps({"QueueUrl": url, "MaxNumberOfMessages": 10}).encode()
         target = {"X-Amz-Target": "AmazonSQS.ReceiveMessage", "Content-Type": "application/x-amz-json-1.0"}
-        urllib.request.urlopen(urllib.request.Request(self.server.endpoint_url, asked, target)).close()
+        connection = http.client.HTTPConnection(self.server.endpoint_url.removeprefix("http://"))
+        connection.request("POST", "/", asked, target)
+        connection.getresponse().read()
+        connection.close()
 
     def run(self, *words: str) -> Result:
         """Run a command."""

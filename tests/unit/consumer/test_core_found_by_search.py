@@ -62,7 +62,7 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     assert rejected.job is last
     assert "a message before it in its group was not done" in rejected.reason
     assert returned == GiveBack(fresh, Settlement.RETURNED)
-    assert group == ReturnGroup("g", "head")
+    assert group == ReturnGroup("g")
 
 
 def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
@@ -95,6 +95,32 @@ def test_a_message_that_came_again_is_not_given_back_behind_itself() -> None:
     assert scene.core.actions == [ReturnGroup("g", "same")]
     scene.core.finish(first, 1.0)
     assert scene.core.next(1.0) is again
+
+
+def test_what_was_received_once_more_stays_behind_a_message_that_came_again() -> None:
+    """Seed 92010266: it went back, and what came with it for the first time overtook it."""
+    scene = Scene(fifo=True, most=3)
+    first, held, new = scene.job("first", group="g"), scene.job("held", group="g"), scene.job("new", group="g")
+    again = scene.job("first", group="g", receives=2)
+    scene.arrive(first, held, again, new)  # a receive brought `first`, `held` and `new`; `held` is here already
+    assert scene.core.next(0.0) is first
+    scene.core.give_group_back(first)
+    assert scene.core.actions == [ReturnGroup("g", "first")]
+    for job, following in ((first, again), (again, held), (held, new)):
+        scene.core.finish(job, 1.0)
+        assert scene.core.next(1.0) is following
+
+
+def test_what_is_still_resolved_goes_back_with_what_is_before_it_in_its_group() -> None:
+    """It may begin with the message that came again: all the same it must not overtake what goes back."""
+    scene = Scene(fifo=True, most=3)
+    first, held = scene.job("first", group="g"), scene.job("held", group="g")
+    scene.arrive(first, held)
+    assert scene.core.next(0.0) is first
+    scene.core.give_group_back(first)
+    returned, group = scene.core.actions
+    assert isinstance(returned, GiveBack)
+    assert group == ReturnGroup("g")
 
 
 def _crowd(scene: Scene, count: int = 30) -> list[Job]:
@@ -276,7 +302,7 @@ def test_what_is_behind_a_message_that_expires_without_its_resources_goes_back()
     assert isinstance(rejected, Reject)
     assert isinstance(returned, GiveBack)
     assert returned.job is behind
-    assert group == ReturnGroup("g", "head")
+    assert group == ReturnGroup("g")
 
 
 def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> None:

@@ -12,6 +12,10 @@ class Work(Ticket, eq=False):
 
     name: str = ""
 
+    def is_again(self, earlier: Ticket) -> bool:
+        """Whether a ticket of the same name is its earlier one."""
+        return isinstance(earlier, Work) and self.name == earlier.name
+
 
 def work(name: str, *, group: str | None = None) -> Work:
     """Make a ticket; its name without the digits is its tenant."""
@@ -104,6 +108,20 @@ def test_the_rest_of_a_failed_group_is_withdrawn_in_order() -> None:
     again = work("a9", group="g")
     made.add(again)
     assert granted(made) == ["a9"]
+
+
+def test_work_that_comes_again_is_first_of_what_waits_behind_its_head() -> None:
+    """And keeps its place: nothing of its group is withdrawn."""
+    made = Scheduler[Work](total=10, per_tenant=10)
+    head, behind, again = (work(name, group="g") for name in ("a1", "a2", "a1"))
+    for ticket in (head, behind, again):
+        made.add(ticket)
+    assert granted(made) == ["a1"]
+    assert made.withdraw_group(head) == []
+    made.finish(head)
+    assert granted(made) == ["a1"]
+    made.finish(again)
+    assert granted(made) == ["a2"]
 
 
 def test_only_the_head_withdraws_its_group() -> None:
