@@ -21,6 +21,13 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124
 
 
+class _Some:
+    """A default value, as it is shown: its own text may be long, or secret."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
 def check_function(what: str, call: str, value: object, *, arguments: int = 1) -> None:
     """Refuse what cannot be called with so many arguments by position.
 
@@ -36,13 +43,16 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)} itself")
     try:
         signature = inspect.signature(cast("Callable[..., Any]", value))
-    except ValueError:  # written in C: it shows no parameters
+    except (ValueError, TypeError):  # written in C, or with a signature of its own: it shows no parameters
         return
     try:
         signature.bind(*(None,) * arguments)
     except TypeError:
-        bare = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
-        taken = f"takes ({', '.join(map(str, bare))})" if bare else "takes no argument"
+        bare = [
+            each.replace(annotation=each.empty, default=each.empty if each.default is each.empty else _Some())
+            for each in signature.parameters.values()
+        ]
+        taken = f"takes {inspect.Signature(bare)}" if bare else "takes no argument"
         raise ConfigurationError(f"{what} cannot be called as {call}, by position: {shown(value)} {taken}") from None
 
 

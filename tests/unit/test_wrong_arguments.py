@@ -204,9 +204,10 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         (lambda name=name: pool(**{name: "tenant_id"}), f"ResourcePool({name}=...) takes a function (")
         for name in ("key", "host", "check", "classify", "outage")
     ],
+    (lambda: pool(key=lambda a, b, *, c=1: 1), "> takes (a, b, *, c=...)"),
     (lambda: pool(key=lambda: 1), "ResourcePool(key=...) cannot be called as (context) -> key, by position"),
     (lambda: sender(group=lambda: ""), "(context) -> message group, by position: the function"),
-    (lambda: sender(group=lambda a, b, c=SECRET: a), "> takes (a, b, c)"),
+    (lambda: sender(group=lambda a, b, c=SECRET: a), "> takes (a, b, c=...)"),
     (lambda: sender(group="acme"), "Sender(group=...) takes a function (context) -> message group; got str"),
     *[
         (partial(make, name), f"that of a FIFO queue ends in .fifo; got {name!r}")

@@ -190,6 +190,9 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
 def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
     verb = {"redrive": "sent home", "purge": "deleted"}[outcome.action]
     if not outcome.matched and not outcome.finished:
+        if outcome.stopped:
+            click.echo("It was stopped before anything was done.")
+            return
         click.echo(f"None of {counted(outcome.seen, 'letter')} is one of these." if outcome.seen else "No letters.")
         if outcome.seen:
             _hint_at_none(options)

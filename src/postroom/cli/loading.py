@@ -35,9 +35,10 @@ def load(name: str) -> "list[Consumer[Any, Any]]":
     except PostroomError as error:  # its text says what to write; the place says where
         raise CommandError(f"{name!r} cannot be loaded: {error} ({place_of(error)})") from error
     except Exception as error:
+        place = place_of(error)
         error.__traceback__ = _theirs(error.__traceback__)
         click.echo(describe_at_length(error), err=True)
-        raise CommandError(f"{name!r} cannot be loaded: {describe(error)} ({place_of(error)})") from error
+        raise CommandError(f"{name!r} cannot be loaded: {describe(error)} ({place})") from error
 
 
 def place_of(error: Exception) -> str:

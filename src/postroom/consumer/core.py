@@ -224,10 +224,26 @@ class Core:
         """Whether a message may still be started: always, but for a stop, which keeps only what cannot go back."""
         return not self.closing or (self.draining and job.source.attempts.is_short_of(job))
 
+    def admits(self, job: Job) -> bool:
+        """Whether a message that is received may be started: during a stop, what nothing of its group went back before.
+
+        Asked once, before its tenant is resolved: what comes behind it later, and goes back, is no reason against it.
+        """
+        return not self.closing or (job.group not in self._returned and self.keeps(job))
+
+    def return_late(self, job: Job) -> None:
+        """Give back what has no tenant yet, because of a stop: what is before it in its group stays."""
+        if job.group is not None:
+            self._returned.add(job.group)
+        self._let_go(job, Settlement.RETURNED, why=_WHY[Settlement.RETURNED])
+
+    def went_back(self, group: str | None) -> bool:
+        """Whether something of a message group went back in this stop."""
+        return group in self._returned
+
     def _arrive_late(self, job: Job) -> None:
         """A message that arrives during a stop goes back, unless one more receive would make a dead letter of it."""
-        # A group of which something went back stays back as a whole, or its order is lost.
-        if job.group not in self._returned and self.keeps(job):
+        if self.keeps(job):
             self.scheduler.add(job)
         else:
             self.give_back(job, Settlement.RETURNED)
@@ -389,7 +405,7 @@ class Core:
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
-        elif self._expires(job):
+        elif not job.lost and self._expires(job):
             self.give_group_back(job)
             self.finish(job, now)
         elif job.state is not State.WAITING:
@@ -533,8 +549,10 @@ class Core:
             # Remembered for the stop: a poll that ends later may bring more of the group.
             if self.closing:
                 self._returned.add(job.group)
-            # It may have come again while its task went on, as after `ctx.retry`: what is behind it then is in order.
-            # Not so what is still being resolved, once any of the group that is before it has gone back.
+            # It came again while its task went on, as after `ctx.retry`: what is behind it is in order.
+            if self.scheduler.has_again(job):
+                return
+            # Where it is still being resolved it may have come again, too; but what went back was before that.
             behind = self.scheduler.withdraw_group(job)
             for other in behind:
                 self.return_behind(other)
@@ -558,6 +576,8 @@ class Core:
         """Return what is known here of a message that is given up, and what its tenant lacks."""
         known = job.source.attempts.known(job)
         tried = f"after {counted(known, 'failed attempt')}" if known else "not tried by this consumer"
+        if job.started:
+            tried = f"in the middle of its handler{f', {tried}' if known else ''}"
         outage = self.availability.outage(job.tenant)
         return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
 
@@ -641,7 +661,7 @@ class Core:
             if job.state is not State.WAITING:
                 continue
             if job.task is not None:
-                if self._is_too_late_for(job):
+                if job.source.facts.redrive is not None and self._is_too_late_for(job):
                     idle.append(job)
             elif self._expires(job):
                 self.give_group_back(job)

@@ -19,7 +19,7 @@ from postroom.redaction import describe
 from postroom.resources import ResourcePool
 from postroom.settlement import Moment
 from postroom.tasks import ends_the_program
-from postroom.types import UNRESOLVED, Settlement
+from postroom.types import UNRESOLVED
 
 _SLOW: Final = 0.25
 """Seconds after which a message that still waits for its resolver takes no room of others."""
@@ -91,8 +91,8 @@ class Intake:
                 self._engine.tasks.run_clean(self._observers.tell, MessageReceived(job.message))
             # Before anything goes back: a stop remembers its group.
             group = job.group = source.group_of(job.message) if source.fifo else None
-            if core.closing and not core.keeps(job):
-                core.give_back(job, Settlement.RETURNED)
+            if not core.admits(job):
+                core.return_late(job)
                 continue
             found = self._resolve(job)
             if type(found) is not self._plain and self._is_awaitable(found):
@@ -136,9 +136,9 @@ class Intake:
         """
         cancelled = self.tasks
         for batch in tuple(self._batches):
-            # From the front, in order: nothing may overtake what goes back.
+            # From the front, in order: nothing may overtake what goes back, nor what went back before it.
             kept = takewhile(self._core.keeps, (job for job, _ in reversed(batch.waiting)))
-            self._withdraw(batch, sum(1 for _ in kept))
+            self._withdraw(batch, 0 if self._core.went_back(batch.group) else sum(1 for _ in kept))
         if cancelled := cancelled - self.tasks:
             # Their `finally` must be over before the settlers drain.
             await asyncio.wait(cancelled, timeout=within)
@@ -268,7 +268,7 @@ class Intake:
                 # A coroutine that never ran would warn "was never awaited" when it is collected.
                 awaitable.close()
             if self._core.closing:
-                self._core.give_back(job, Settlement.RETURNED)
+                self._core.return_late(job)
             else:
                 self._core.return_behind(job)
         if not batch.waiting:

@@ -324,13 +324,13 @@ class Run(Generic[C, R]):
                 self._keeps_up.cancel()
 
     def end(self, error: BaseException) -> None:
-        """Stop because of an error: a side task died, or a handler asked for the end of the process."""
+        """Stop because of an error: a side task died, or the application's code asked for the end of the process."""
         # The first error is the cause; what dies after it mostly died of it.
         if self.fatal is None:
             self.fatal, name = error, self.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
-                text = "A handler raised %r; the consumer of %s stops"
-                _log.warning(text, error, name, extra=about(queue=name, step=Step.HANDLER))
+                text = "The application's code raised %r; the consumer of %s stops"
+                _log.warning(text, error, name, extra=about(queue=name, step=Step.STOP))
             else:
                 _log.critical("The consumer of %s stops: %s", name, type(error).__name__, extra=about(queue=name))
         self.request_stop(StopReason.FATAL)
@@ -431,7 +431,8 @@ class Run(Generic[C, R]):
             self._diary.waits_for_handlers(seconds)
         else:
             self._diary.enter("polls end", max(0.0, polls_end - self._loop.time()))
-        drained = self.tasks.spawn(self._all_ended(polls_end), "postroom-drain")
+        ends = self._loop.time() + seconds
+        drained = self.tasks.spawn(self._all_ended(polls_end, ends), "postroom-drain")
         hurry = self.tasks.spawn(self._wait_for_hurry(), "postroom-hurry")
         try:
             await asyncio.wait({drained, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -454,8 +455,8 @@ class Run(Generic[C, R]):
             _log.warning("Cancelling %s: %s", counted(len(jobs), "handler"), why, extra=self._about_queue())
         for job in jobs:
             if job.started:
-                text = "Cancelled the handler of message %s of %s (attempt %d, receive %d): its message goes back"
-                arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives)
+                text = "Cancelled the handler of message %s of %s (attempt %d, receive %d)%s"
+                arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives, _follows(job))
                 _log.warning(text, *arguments, extra=about(job, step=Step.STOP))
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
@@ -551,8 +552,9 @@ class Run(Generic[C, R]):
     def _unfinished(self) -> int:
         return len(self.engine.jobs) + max(0, self.scheduler.ready) + len(self._resolving())
 
-    async def _all_ended(self, polls_end: float) -> None:
+    async def _all_ended(self, polls_end: float, ends: float) -> None:
         """Wait for what is here, and until a time for polls: what they bring may be at its last receive."""
+        said = self._unfinished() > 0
         while (unfinished := self._unfinished()) or self._polls.may_bring_the_last(polls_end):
             self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
@@ -560,6 +562,9 @@ class Run(Generic[C, R]):
             if unfinished and not tasks:
                 await asyncio.sleep(0)
                 continue
+            if unfinished and not said:
+                said = True
+                self._diary.waits_for_handlers(ends - self._loop.time())
             left = None if unfinished else polls_end - self._loop.time()
             await asyncio.wait(tasks | self._polls.out, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
@@ -568,6 +573,13 @@ class Run(Generic[C, R]):
 
     def _running_names(self) -> list[str]:
         return [job.task.get_name() for job in self.engine.jobs if job.started and job.task is not None]
+
+
+def _follows(job: Job) -> str:
+    """Return what becomes of a message after its handler was cancelled, as far as that is known before it ends."""
+    if job.settlement is not None:
+        return f": its message is {job.settlement.value} already"
+    return ": it was its last receive" if job.source.attempts.is_last(job) else ": its message goes back"
 
 
 def _say_what_may_surprise(settings: Settings[Any, Any], inlet: Inlet) -> None:

@@ -298,6 +298,8 @@ class Pipeline:
             # Before the other cases of `ContextError`: it is an instruction in an error's clothes.
             case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
                 await self._obey(job, instruction)  # of the resolver, or of an envelope
+            case ContextError(__cause__=BaseException() as cause) if ends_the_program(cause):
+                self._return(job)  # of the resolver: the end of the process is no failure of a message
             case _NotNow():
                 self._core.put_back(job, self._time())
                 self._engine.act()
@@ -556,7 +558,7 @@ def _log_retry(job: Job, instruction: Retry, delay: float | None) -> None:
 def _log_last_receive(job: Job) -> None:
     text = (
         "Message %s of %s failed at its last receive (%d of %d): SQS moves it to the dead-letter queue, without a "
-        "reason. RetryPolicy(attempts=...) below %d would send it there with one"
+        "reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
     )
     most = job.source.facts.max_receives
     _log.warning(text, job.message.id, tenant_in_words(job.tenant), job.receives, most, most, extra=about(job))

@@ -36,9 +36,10 @@ class Polls:
         return {task for task in self.tasks if not task.done()}
 
     def out_until(self, queue: Queue) -> float:
-        """Return until when polls of a queue may take messages."""
+        """Return until when polls of a queue may take messages: also one that is overdue, which may be a second try."""
         out = (inlet.receiver.out_until for inlet in self._inlets() if inlet.queue is queue)
-        return max((self._cut_at, *out))
+        now = self._loop.time()
+        return max((self._cut_at, *(max(until, now) for until in out if until > -math.inf)))
 
     def may_bring_the_last(self, until: float) -> bool:
         """Whether a poll that is out may bring a message that cannot go back before a time: a queue counts receives."""

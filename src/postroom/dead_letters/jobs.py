@@ -75,13 +75,13 @@ class Job:
         try:
             async with aclosing(self._walk.batches()) as batches:
                 async for messages in batches:
+                    if self._scene.stop.is_set():  # also before the first: what was meant may not be known by then
+                        self.outcome.stopped = True
+                        break
                     await self._take(messages)
                     self.outcome.cut = self._walk.cut
                     if self._progress is not None:
                         self._progress(self.outcome)
-                    if self._scene.stop.is_set():
-                        self.outcome.stopped = True
-                        break
             self.outcome.cut = self._walk.cut
         finally:
             # However it ends: what was only looked at would else stay invisible for ``hold`` seconds.

@@ -61,14 +61,18 @@ class Groups(Generic[T]):
         group.head = group.behind.popleft()
         return group.head
 
+    def has_again(self, ticket: T) -> bool:
+        """Whether the work of a head has come again: then all that waits behind it is in order."""
+        group = self._groups.get(ticket.group) if ticket.group is not None else None
+        return group is not None and group.head is ticket and bool(group.behind) and group.behind[0].is_again(ticket)
+
     def strike_off(self, ticket: T) -> list[T]:
-        """Strike off, in order, what waits behind a ticket in its group; nothing if its work has come again."""
+        """Strike off, in order, what waits behind a ticket in its group."""
         group = self._groups.get(ticket.group) if ticket.group is not None else None
         if group is None:
             return []
         if group.head is ticket:
-            again = bool(group.behind) and group.behind[0].is_again(ticket)
-            return [] if again else self._struck_off(group, 0)
+            return self._struck_off(group, 0)
         return self._struck_off(group, group.behind.index(ticket) + 1) if ticket in group.behind else []
 
     def holds(self, ticket: T, check: Callable[[T], bool]) -> bool:

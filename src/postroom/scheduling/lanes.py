@@ -362,11 +362,12 @@ class Scheduler(Generic[T]):
 
     # -- striking off -------------------------------------------------------------------------------------------
 
-    def withdraw_group(self, ticket: T) -> list[T]:
-        """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done.
+    def has_again(self, ticket: T) -> bool:
+        """Whether the work of the head of a message group has come again, before all that waits behind it."""
+        return self._groups.has_again(ticket)
 
-        Where its work has come again (``Ticket.is_again``), that is before all of this, and nothing is struck off.
-        """
+    def withdraw_group(self, ticket: T) -> list[T]:
+        """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done."""
         behind = self._groups.strike_off(ticket)
         self._waiting -= len(behind)
         return behind

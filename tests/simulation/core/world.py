@@ -354,6 +354,12 @@ class World:
             letter = self.letter(job)
             self.note("received", f"{letter.number} tenant {letter.tenant} receive {letter.receives}")
             key: Hashable = letter.group if self.plan.fifo else job
+            if self.plan.fifo:
+                job.group = letter.group
+            if not self.core.admits(job):
+                self.core.return_late(job)
+                self.examine()
+                continue
             if key in self.resolving or (self.plan.slow_resolver and self.rng.random() < 0.5):
                 self.core.resolving += 1
                 line = self.resolving.setdefault(key, deque())
@@ -428,7 +434,10 @@ class World:
         """Give back what is still being resolved of a message group."""
         for job in self.resolving.pop(key, ()):
             self._no_longer_resolves(job)
-            self.core.give_back(job, Settlement.RETURNED)
+            if self.core.closing:
+                self.core.return_late(job)
+            else:
+                self.core.return_behind(job)
         self.act()
 
     def enter(self, job: Job, scene: Scene | None = None) -> bool:

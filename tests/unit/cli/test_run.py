@@ -120,6 +120,16 @@ def test_a_module_that_raises_is_one_line_behind_its_own_frames(
     assert not any('File "' in each and "shop_raises.py" not in each for each in frames)
 
 
+@pytest.mark.parametrize(("target", "source"), [(".shop_odd:make", ""), ("shop_odd:make", "\0")])
+def test_what_python_itself_refuses_is_said_too(tmp_path: Path, target: str, source: str) -> None:
+    """No line of the user's code has run."""
+    (tmp_path / "shop_odd.py").write_text(source)
+    done = CliRunner().invoke(main, ["run", target, "--directory", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {target!r} cannot be loaded: ")
+    assert "IndexError" not in done.stderr
+
+
 def test_without_a_target_it_is_a_usage_error() -> None:
     """Exit code 2."""
     assert CliRunner().invoke(main, ["run"]).exit_code == 2

@@ -92,7 +92,7 @@ def test_a_message_that_came_again_is_not_given_back_behind_itself() -> None:
     scene.arrive(first, again, last)
     assert scene.core.next(0.0) is first
     scene.core.give_group_back(first)
-    assert scene.core.actions == [ReturnGroup("g", "same")]
+    assert scene.core.actions == []
     scene.core.finish(first, 1.0)
     assert scene.core.next(1.0) is again
 
@@ -105,7 +105,7 @@ def test_what_was_received_once_more_stays_behind_a_message_that_came_again() ->
     scene.arrive(first, held, again, new)  # a receive brought `first`, `held` and `new`; `held` is here already
     assert scene.core.next(0.0) is first
     scene.core.give_group_back(first)
-    assert scene.core.actions == [ReturnGroup("g", "first")]
+    assert scene.core.actions == []
     for job, following in ((first, again), (again, held), (held, new)):
         scene.core.finish(job, 1.0)
         assert scene.core.next(1.0) is following
@@ -318,6 +318,20 @@ def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> N
     assert rejected.job is late
     assert rejected.reason == "not tried: its retention period is nearly over and no slot was free for it"
     assert scene.scheduler.waiting_tickets() == [fresh]
+
+
+def test_what_cannot_be_rejected_keeps_its_resources() -> None:
+    """Without a dead-letter queue it waits for its slot until the end."""
+    scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True, most=None)
+    late, busy = scene.job("late"), scene.job("busy", tenant=1)
+    scene.arrive(late, busy)
+    assert scene.core.next(0.0) is late
+    late.task = cast("Any", object())  # its task has begun
+    scene.core.suspend(late, 0.0)
+    assert scene.core.next(0.0) is busy
+    scene.core.resume(late)
+    scene.known.now = 365.0
+    assert scene.core.sweep(365.0) == []
 
 
 def test_a_message_that_waits_for_a_slot_with_resources_in_hand_is_rejected_before_it_is_deleted() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from postroom import (
+    AckMode,
     Consumer,
     Drop,
     Failure,
@@ -258,8 +259,11 @@ def test_sys_exit_ends_the_consumer_from_everywhere(place: str) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt()], ids=["exit", "interrupt"])
+@pytest.mark.parametrize("ack", [AckMode.ON_SUCCESS, AckMode.ALWAYS])
 @pytest.mark.parametrize("place", ["plain", "async", "unwrap", "key"])
-def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(place: str, error: BaseException) -> None:
+def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(
+    place: str, ack: AckMode, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     """The consumer stops in order, and what it had received is visible long before the visibility timeout is over."""
 
     async def scenario(world: World) -> float:
@@ -282,7 +286,7 @@ def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(place: st
             "unwrap": {"context": Tenant, "unwrap": fail},
             "key": {"context": Tenant, "resources": ResourcePool(resources, key=fail)},
         }
-        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **choices[place])
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, ack=ack, **choices[place])
 
         @orders.handler
         async def handle(_order: Order, ctx: MessageContext[Any, Any]) -> None: ...
@@ -295,6 +299,7 @@ def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(place: st
         return asyncio.get_running_loop().time() - began
 
     assert in_world(scenario) < 10
+    assert f"The application's code raised {error!r}; the consumer of orders stops" in caplog.messages
 
 
 def test_what_an_observer_sets_reaches_no_other_message() -> None:

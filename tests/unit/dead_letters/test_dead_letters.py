@@ -350,6 +350,23 @@ def test_it_stops_when_asked_to_and_says_so() -> None:
     in_world(scenario)
 
 
+def test_a_run_that_was_stopped_before_its_first_batch_does_nothing() -> None:
+    """Ctrl-C while ids are looked up: which letters are meant was not known by then."""
+
+    async def scenario(world: World) -> None:
+        async with world.client:
+            world.create(dead_letters="dead", receives=1)
+            world.send_orders(*map(str, range(5)), group="a")
+            await moved_by_sqs(world)
+            queue = await desk(world)
+            queue.stop()
+            outcome = await queue.purge(dry_run=False, reason="try")
+            assert outcome.stopped
+            assert (outcome.done, world.counts("dead")) == (0, (5, 0))
+
+    in_world(scenario)
+
+
 def test_a_journal_lets_a_run_go_on_where_a_killed_one_stood(tmp_path: Path) -> None:
     """What was sent is not sent again: it is only deleted."""
 
