@@ -13,7 +13,7 @@ What may be spent of a message's receives is in ``attempts``, who may run in ``a
 scheduler, and how much to ask for in the receive policy.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
 from random import Random
 from typing import Final
@@ -128,6 +128,7 @@ class Core:
         self._polling = polling
         self._rng = rng
         self._returned: set[str] = set()
+        self._rejecting: Counter[str] = Counter()
         self.waking: deque[Hashable] = deque()
         """Tenants that wait only for room to go on, after an outage of their host."""
         self.fifo: bool = False
@@ -185,6 +186,9 @@ class Core:
         source = job.source
         if source.fifo:
             self.fifo = True
+        if self._rejecting and job.group in self._rejecting:
+            (self.return_late if self.closing else self.return_behind)(job)
+            return False
         if self.closing:
             self._arrive_late(job)
             return False
@@ -557,6 +561,22 @@ class Core:
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, None if behind else job.message.id))
+
+    def rejects(self, job: Job) -> None:
+        """Note that a message is on its way to the dead-letter queue: what comes of its group goes back meanwhile.
+
+        SQS gives out none of the group while this one is in flight. But an extension may have been lost: then it comes
+        again with others behind it, and it is handled before them should the dead-letter queue not take it.
+        """
+        if job.group is not None:
+            self._rejecting[job.group] += 1
+
+    def rejected(self, job: Job) -> None:
+        """Note that the dead-letter queue took a message, or did not."""
+        if job.group is not None:
+            self._rejecting[job.group] -= 1
+            if not self._rejecting[job.group]:
+                del self._rejecting[job.group]
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""

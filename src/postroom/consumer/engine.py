@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Hashable, Iterable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
@@ -237,13 +238,18 @@ class Engine:
                         case GiveBack(job, settlement, delay):
                             self.give_back(job, settlement, delay)
                         case Reject(job, reason, delay):
+                            core.rejects(job)
                             task = self.tasks.spawn(self._reject(job, reason, delay), "postroom-reject")
                             self.rejecting.add(task)
-                            task.add_done_callback(self.rejecting.discard)
+                            task.add_done_callback(partial(self._rejected, job))
                         case ReturnGroup(group, message_id):
                             self._resolving.withdraw(group, message_id)
         finally:
             self._acting = False
+
+    def _rejected(self, job: Job, task: asyncio.Task[None]) -> None:
+        self.rejecting.discard(task)
+        self.core.rejected(job)
 
     async def _reject(self, job: Job, reason: str, delay: float) -> None:
         if not await self.reject(job, reason):

@@ -428,8 +428,6 @@ class Ledger:
 
     def starved(self, now: float) -> list[Hashable]:
         """Return the tenants that may start nothing here until a slot is given back, here or elsewhere."""
-        if now < self._careful_until:
-            return []  # their slots are only not believed yet
         return [tenant for tenant, entry in self._entries.items() if not entry.limit and now < entry.expires < _NEVER]
 
     def entries(self) -> Mapping[Hashable, Entry]:

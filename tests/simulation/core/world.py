@@ -543,6 +543,7 @@ class World:
                     case Reject(job, reason):
                         self.note("reject", f"{job.message.id} {reason}")
                         self.rejecting[job] = None
+                        core.rejects(job)
                         self.later(0.01, self._rejected, job, self.generation)
                     case ReturnGroup(group, message_id):
                         line = self.resolving.get(group)
@@ -565,6 +566,7 @@ class World:
         if generation != self.generation:
             return
         self.rejecting.pop(job, None)
+        self.core.rejected(job)
         if not self.reject(job):
             if job.settlement is None and not job.lost:
                 letter = self.letter(job)

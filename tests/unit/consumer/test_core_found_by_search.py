@@ -320,6 +320,24 @@ def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> N
     assert scene.scheduler.waiting_tickets() == [fresh]
 
 
+def test_what_comes_of_a_group_goes_back_while_a_message_before_it_is_rejected() -> None:
+    """Seed 93001059: its extension was lost, so it came again, with others that overtook it."""
+    scene = Scene(fifo=True)
+    head = scene.job("head", group="g")
+    scene.arrive(head)
+    assert scene.core.next(0.0) is head
+    scene.core.rejects(head)
+    scene.core.finish(head, 1.0)
+    scene.arrive(early := scene.job("early", group="g"), other := scene.job("other", group="h"))
+    (returned,) = scene.core.actions
+    assert isinstance(returned, GiveBack)
+    assert returned.job is early
+    assert scene.core.next(1.0) is other
+    scene.core.rejected(head)
+    scene.arrive(again := scene.job("early", group="g", receives=2))
+    assert scene.core.next(1.0) is again
+
+
 def test_what_cannot_be_rejected_keeps_its_resources() -> None:
     """Without a dead-letter queue it waits for its slot until the end."""
     scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True, most=None)
