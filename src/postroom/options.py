@@ -85,7 +85,8 @@ class Concurrency:
             ``HandlerTimeout``. None for no limit; or a function of the ``Call``. A thread cannot be cancelled: a
             plain ``def`` handler that runs longer keeps its slot and its message until it returns.
         resolver_timeout: seconds that an async ``context=`` function may take for one message; then the message has
-            failed. Waiting for it takes no slot, and after a moment no other message's room.
+            failed. Waiting for it takes no slot, and after a moment no other message's room. An async ``on_error=``
+            function, which keeps the slot of its message, may take as long.
     """
 
     total: int = 64

@@ -36,8 +36,8 @@ _MOST_ERRORS: Final = 100
 """Errors of a chain or a group in which secrets are looked for; a traceback shows 15 of a group."""
 
 _WORD = (
-    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|signature"
-    r"|\bsig(?=[\"']?\s*=))"
+    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|credential"
+    r"|signature|\b(?:sig|pass)(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
 _URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
@@ -50,13 +50,16 @@ _SPOKEN: Final = re.compile(
     r"(?P<head>\b(?:password|identified\s+by)\s+)(?P<value>'(?:''|[^'])*'|\"[^\"]*\")", re.IGNORECASE
 )
 _HEADER: Final = re.compile(
-    r"(?P<head>\b(?:proxy-)?authorization\\*['\"]?\s*[=:,]\s*)(?P<value>[^\r\n]+)", re.IGNORECASE
+    r"(?P<head>\b(?:(?:proxy-)?authorization|(?:set-)?cookie)\\*['\"]?\s*[=:,]\s*)(?P<value>[^\r\n]+)", re.IGNORECASE
+)
+_OPTION: Final = re.compile(
+    rf"(?P<head>(?<!\S)--?[\w-]{{0,40}}{_WORD}[\w-]{{0,40}}\s+)(?P<value>[^\s-]\S*)", re.IGNORECASE
 )
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
 # Every repetition is bounded, so that a large text cannot block the event loop.
-_PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _SCHEME, _ACCESS_KEY, _PARAMETERS)
+_PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _SCHEME, _ACCESS_KEY, _PARAMETERS)
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 
 

@@ -71,9 +71,14 @@ def ends_the_program(error: BaseException) -> bool:
     Any other error of a function that the user passed is that function's failure, whatever it is derived from: a
     ``CancelledError`` of a plain function would otherwise end the task that calls it, and tell nothing of it.
     """
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(ends_the_program, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-    return isinstance(error, SystemExit | KeyboardInterrupt)
+    left = [error]
+    while left:  # not recursive: groups may be nested as deeply as Python allows
+        each = left.pop()
+        if isinstance(each, BaseExceptionGroup):
+            left.extend(cast("BaseExceptionGroup[BaseException]", each).exceptions)
+        elif isinstance(each, SystemExit | KeyboardInterrupt):
+            return True
+    return False
 
 
 def is_cancelled() -> bool:

@@ -283,7 +283,7 @@ class Engine:
         except BaseException as error:  # whatever a transport raises: the message comes back
             if has_to_leave(error, task):
                 raise
-            self._rejections.failed(job, reason, error)
+            self._rejections.failed(job, reason, error, diverted=to is not None)
             return False
         # A diversion is one decision of an operator, which is logged where it is made.
         if taken and to is None:

@@ -455,7 +455,8 @@ class Run(Generic[C, R]):
             _log.warning("Cancelling %s: %s", counted(len(jobs), "handler"), why, extra=self._about_queue())
         for job in jobs:
             if job.started:
-                text = "Cancelled the handler of message %s of %s (attempt %d, receive %d)%s"
+                what = "on_error" if job.counted else "the handler"
+                text = f"Cancelled {what} of message %s of %s (attempt %d, receive %d)%s"
                 arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives, _follows(job))
                 _log.warning(text, *arguments, extra=about(job, step=Step.STOP))
             job.cancel(Cancellation.STOPPING)

@@ -27,6 +27,7 @@ from postroom.errors import (
     OwnershipLost,
     PayloadError,
     PoolExhaustedError,
+    PostroomError,
     Reject,
     ResourceError,
     ResourceOpenError,
@@ -62,7 +63,7 @@ class _Quarantined(Reject):
     """The message's tenant is in quarantine. Where there is no dead-letter queue it stays in its own."""
 
 
-class _Diverted(Exception):
+class _Diverted(PostroomError):
     """The message's tenant is diverted: the message goes to another queue, named by the argument."""
 
     def __init__(self, queue: str, reason: str) -> None:
@@ -107,6 +108,7 @@ class Pipeline:
         self._ack_mode = settings.ack
         self._acks = settings.ack is not AckMode.MANUAL
         self._invalid = settings.invalid
+        self._patience = settings.concurrency.resolver_timeout
         self._on_error: OnError | None = settings.on_error
         self._observers: Observers = settings.observers
         self._time = engine.tasks.time
@@ -282,8 +284,9 @@ class Pipeline:
             await self._decide(job, error)
         except asyncio.CancelledError:
             if job.cancellation is None and not is_cancelled():
-                self._settle_failure(job, error)  # on_error raised it
+                self._settle_failure(job, error)  # something else than a cancellation raised it
             else:
+                job.started = False  # its handler had ended: what was cut off is on_error
                 self._return(job)
         # Last: the message is decided before the consumer learns that it has to stop.
         if ends_the_program(error):
@@ -368,19 +371,25 @@ class Pipeline:
             self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
         if self._on_error is None:
             return None
+        limit = asyncio.timeout(self._patience)
         try:
             outcome = self._on_error(Failure(error, job.message, job.context, job.payload))
             if inspect.isawaitable(outcome):
-                await outcome
+                async with limit:
+                    await outcome
         # The only errors of `on_error` that mean something; any other is its own defect.
         except (Retry, Reject, Drop) as instruction:
             return instruction
         except AlreadyHandled:
             return Drop("on_error says that it was handled already")
-        except asyncio.CancelledError:
-            raise
         except BaseException as raised:
+            if isinstance(raised, asyncio.CancelledError) and (job.cancellation is not None or is_cancelled()):
+                raise
             text = "on_error failed for message %s of %s; the message is treated as failed"
+            if isinstance(raised, TimeoutError) and limit.expired():
+                text = (
+                    f"on_error took longer than Concurrency(resolver_timeout={self._patience:g}) for message %s of %s"
+                )
             extra = about(job, step=Step.ON_ERROR)
             log_error(_log, logging.ERROR, text, job.message.id, tenant_in_words(job.tenant), error=raised, extra=extra)
             if ends_the_program(raised):
@@ -409,6 +418,13 @@ class Pipeline:
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
         """Make the message a dead letter; without a dead-letter queue it has failed."""
         reason = _reason_of(instruction)
+        if job.settlement is not None or job.lost:
+            text = "Message %s of %s is not rejected (%s): its handler had %s it before"
+            what = "lost" if job.settlement is None else job.settlement.value
+            arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), what)
+            _log.warning(text, *arguments, extra=about(job))
+            self._give_group_back(job)
+            return
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
         if job.source.facts.redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
@@ -432,7 +448,7 @@ class Pipeline:
         if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
             self._give_group_back(job)
         else:
-            self._retry(job, diverted)
+            self._retry(job, diverted)  # it was not tried, and its reason names the queue
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:
@@ -448,7 +464,7 @@ class Pipeline:
         if delay is None:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
-            if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError)):
+            if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError | _Diverted)):
                 _log_last_receive(job)
         else:
             self._core.give_group_back(job)
@@ -506,6 +522,8 @@ class _Settling(msgspec.Struct, eq=False):
             await job.source.settler.reject(job, reason)
         else:
             await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
+            if attempts.is_last(job):
+                _log_last_receive(job)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
@@ -569,7 +587,8 @@ def _log_failure(job: Job, error: BaseException, level: int) -> None:
     for kind, what, step in _WHAT_FAILED:
         if isinstance(error, kind):
             text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
-            _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, error, extra=extra)
+            shown = redact(in_words(error))  # an application may raise these, too
+            _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, shown, extra=extra)
             return
     if _log.isEnabledFor(level):
         text = "Handler failed for message %s of %s (attempt %d, receive %d): %s"

@@ -7,12 +7,18 @@ from contextlib import suppress
 from typing import Final
 
 from postroom.consumer.inlet import Inlet
+from postroom.display import counted
 from postroom.errors import AccessDenied
+from postroom.log_fields import Log, Step
 from postroom.tasks import has_to_leave
 from postroom.transports.protocol import Queue
 
+_log = Log("postroom.consumer", Step.STOP)
+
 _ANSWER: Final = 0.5
 """Seconds for servers on this machine to answer. A stop has little time."""
+_TIMES: Final = 4
+"""How often a receive is cancelled that goes on all the same."""
 
 
 class Polls:
@@ -86,8 +92,12 @@ class Polls:
 
     async def end(self) -> None:
         """Give up the polls that are out."""
-        polls = self.out
-        for poll in polls:
-            poll.cancel()
-        if polls:
-            await asyncio.wait(polls)
+        for _ in range(_TIMES):
+            if not (polls := self.out):
+                return
+            for poll in polls:
+                poll.cancel()
+            await asyncio.wait(polls, timeout=_ANSWER)
+        if polls := self.out:
+            text = "%s did not end when cancelled, %d times: a transport swallows cancellations. The stop goes on"
+            _log.error(text, counted(len(polls), "receive"), _TIMES)

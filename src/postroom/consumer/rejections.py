@@ -40,9 +40,10 @@ class Rejections:
         arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
         self._log(logging.WARNING, job, reason, text, arguments)
 
-    def failed(self, job: Job, reason: str, error: BaseException) -> None:
+    def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool) -> None:
         """Log that another queue has not taken a message, so that it comes back."""
-        text = "Message %s of %s could not be sent to the dead-letter queue (%s): %s; it comes back"
+        where = "where its tenant is diverted" if diverted else "to the dead-letter queue"
+        text = f"Message %s of %s could not be sent {where} (%s): %s; it comes back"
         arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))
         self._log(logging.ERROR, job, type(error).__name__, text, arguments)
 

@@ -76,7 +76,7 @@ class Engine:
         """Start a task of the pool's own. The close waits for it."""
         task = self.loop.create_task(coroutine, name=f"{self._name}: {what}", context=self._home.copy())
         self._tasks[task] = None
-        task.add_done_callback(self._task_done, context=self._home)
+        task.add_done_callback(self._task_done, context=self._home.copy())
         return task
 
     def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
@@ -85,7 +85,7 @@ class Engine:
 
     def call_at(self, when: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
         """Call a function at a time of the loop's clock, in the context in which the pool was opened."""
-        return self.loop.call_at(when, function, *arguments, context=self._home)
+        return self.loop.call_at(when, function, *arguments, context=self._home.copy())
 
     def start_close(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start the task that waits until nothing is left. It is not one of those that it waits for."""
@@ -134,11 +134,11 @@ class Engine:
         entry.task = self.spawn(owner, f"owner of {display_key(entry.key)}")
         # Callbacks run in the order in which they were added. When `_task_done` asks whether the
         # pool is empty, this entry is still in the table; `_owner_done` asks again without it.
-        entry.task.add_done_callback(partial(self._owner_done, entry), context=self._home)
+        entry.task.add_done_callback(partial(self._owner_done, entry), context=self._home.copy())
 
     def _start_check(self, entry: Entry) -> None:
         task = self._checks[entry] = self.spawn(self._examine(entry), f"check of {display_key(entry.key)}")
-        task.add_done_callback(partial(self._check_done, entry), context=self._home)
+        task.add_done_callback(partial(self._check_done, entry), context=self._home.copy())
 
     def _grant(self, entry: Entry, waiter: Waiter) -> None:
         if waiter.future.done():  # cancelled a moment ago: it does not take the lease

@@ -14,6 +14,7 @@ from postroom.errors import ConfigurationError, InvalidRequest
 from postroom.log_fields import Log, Step
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.payloads import AttributeResolver, context_from_attributes
+from postroom.payloads.attributes import camel_case
 from postroom.payloads.encoding import Encode
 from postroom.payloads.signing import SIGNATURE
 from postroom.redaction import log_error
@@ -115,9 +116,10 @@ def make(
     made = {name: MessageAttribute(string_value=value) for name, value in named.items()}
     if attributes is not None:
         check_kind("attributes=", attributes, Mapping, 'attributes={"priority": "high"}')
+    spelled = {camel_case(name): name for name in named}  # a consumer reads either, and refuses two that differ
     for name, value in (attributes or {}).items():
         attribute = to_attribute(name, value)
-        if made.setdefault(name, attribute) != attribute:
+        if made.setdefault(name, attribute) != attribute or made[spelled.get(name, name)] != attribute:
             text = f"attributes={{{name!r}: ...}} would replace the context's own attribute of that name"
             raise ConfigurationError(text)
     check_delay(delay)
@@ -136,7 +138,8 @@ _LARGEST: Final = 1e126
 
 def to_attribute(name: str, value: object) -> MessageAttribute:
     """Return an attribute as SQS takes it. Raises ``ConfigurationError`` with what it takes."""
-    if _NAME.fullmatch(str(name)) is None:
+    given: Any = name
+    if not isinstance(given, str) or _NAME.fullmatch(given) is None:
         text = (
             f"attributes={{{name!r}: ...}}: SQS allows 1 to 256 letters, digits, '_', '-' and '.' in the name of a "
             "message attribute, not beginning with 'AWS.' or 'Amazon.', see sqs-message-metadata.html"

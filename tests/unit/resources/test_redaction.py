@@ -54,6 +54,12 @@ SECRET = "hunter2-S3CR3T"
         f"password='{SECRET}",
         f"[parameters: ('{SECRET}', 1)]",
         f"DefaultEndpointsProtocol=https;AccountKey=x;sig={SECRET}",
+        f"AccountName=a;AccountKey={SECRET};EndpointSuffix=core.windows.net",
+        f"Cookie: session={SECRET}; theme=dark",
+        str({"Set-Cookie": f"session={SECRET}; path=/"}),
+        f"pg_dump --password {SECRET} failed",
+        f"tool --api-key {SECRET}",
+        f"host=db user=a pass={SECRET}",
     ],
 )
 def test_a_secret_is_known_by_its_place(text: str) -> None:
@@ -342,7 +348,9 @@ def test_a_record_may_be_sent_elsewhere() -> None:
     assert text.count("Failed for acme") == 2
 
 
-@pytest.mark.parametrize("part", ["x", "token", "a-b.c", "token='\\n", "https:", "token ", "\\"])
+@pytest.mark.parametrize(
+    "part", ["x", "token", "--token", "-- password ", "a-b.c", "token='\\n", "https:", "token ", "\\"]
+)
 def test_large_texts_are_looked_through_in_no_time(part: str) -> None:
     """A handler fails with a large body in a variable and in its error: the event loop is not blocked for seconds."""
 

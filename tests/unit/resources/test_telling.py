@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from postroom.errors import PoolExhaustedError, ResourceOpenError, UnknownTenant
+from postroom.events import Event, ResourceClosed
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
@@ -280,3 +284,27 @@ def test_an_outage_in_use_shortens_no_pause() -> None:
             lease.release()
 
     run_virtual(main())
+
+
+def test_what_an_observer_sets_reaches_no_other_tenants_provider() -> None:
+    """Such as a library's context of log fields, bound to the tenant of the event."""
+    bound: ContextVar[str] = ContextVar("bound", default="nothing")
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def database(tenant: str) -> AsyncGenerator[str]:
+        seen.append(bound.get())
+        yield tenant
+
+    def bind(event: Event) -> None:
+        if isinstance(event, ResourceClosed):
+            bound.set(str(event.key))
+
+    async def scenario() -> None:
+        async with ResourcePool(database, limits=PoolLimits(budget=1), observers=[bind]) as pool:
+            for tenant in "abc":
+                async with pool.lease(tenant):
+                    await asyncio.sleep(0.1)
+
+    run_virtual(scenario())
+    assert seen == ["nothing"] * 3

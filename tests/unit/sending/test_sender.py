@@ -218,6 +218,12 @@ def test_attributes_are_added_and_never_replace_one() -> None:
     assert (made["count"].data_type, made["raw"].binary_value, made["flag"].string_value) == ("Number", b"x", "true")
     with pytest.raises(ConfigurationError, match="would replace the context's own attribute"):
         sender.message("", context=Tenant("acme"), attributes={"tenant_id": "other"})
+    # A consumer reads either spelling, and refuses two that differ.
+    with pytest.raises(ConfigurationError, match="would replace the context's own attribute"):
+        sender.message("", context=Tenant("acme"), attributes={"tenantId": "other"})
+    sender.message("", context=Tenant("acme"), attributes={"tenantId": "acme"})
+    with pytest.raises(ConfigurationError, match="letters, digits"):
+        sender.message("", context=Tenant("acme"), attributes={1: "x"})  # type: ignore[dict-item]
 
 
 def test_a_context_of_any_kind_is_written_by_a_function() -> None:

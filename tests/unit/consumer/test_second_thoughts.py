@@ -1,0 +1,232 @@
+"""What is said twice of one message, and hooks that hang, are cut off or raise odd things."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from postroom import Concurrency, Consumer, Failure, MessageContext, Reject, RetryPolicy, Shutdown
+from postroom.transports.memory import MemoryQueue
+from support.world import Order, Tenant, World, in_world
+
+MOVED = "failed at its last receive (1 of 1)"
+
+
+async def reasons(world: World) -> list[str | None]:
+    """Return the reasons of what is in the dead-letter queue."""
+    async with world.client as client:
+        letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+    found = [letter.message_attributes.get("postroom.reason") for letter in letters]
+    return [None if each is None else each.string_value for each in found]
+
+
+@pytest.mark.parametrize("first", ["retry", "ack"])
+def test_what_a_handler_has_settled_is_not_rejected_as_well(first: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A dead letter beside it would be handled twice when it is sent home."""
+
+    async def scenario(world: World) -> tuple[int, tuple[int, int]]:
+        world.create(dead_letters="dead", receives=5)
+        runs = 0
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 1:
+                await (ctx.ack() if first == "ack" else ctx.retry(delay=1))
+                raise Reject("never")
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(30)
+        return runs, world.counts("dead")
+
+    assert in_world(scenario) == ({"retry": 2, "ack": 1}[first], (0, 0))
+    (line,) = [each for each in caplog.messages if "is not rejected (never)" in each]
+    assert {"retry": "had retried it before", "ack": "had acked it before"}[first] in line
+
+
+def test_a_retry_asked_for_at_the_last_receive_is_told_as_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    """SQS moves the message by itself, without a word."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=1)
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+            await ctx.retry(delay=1)
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(30)
+
+    in_world(scenario)
+    assert sum(MOVED in each for each in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("receives", [1, 5])
+def test_a_diversion_to_a_queue_that_does_not_exist_ends_with_a_reason(
+    receives: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It names the queue; the log says that it was not the dead-letter queue that did not take it."""
+
+    async def scenario(world: World) -> list[str | None]:
+        world.create("aside")
+        world.create(dead_letters="dead", receives=receives)
+        more: dict[str, Any] = {"retry": RetryPolicy(base=0.1, cap=0.1)}
+        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+        orders.handler(lambda _payload, _ctx: None)
+        async with orders:
+            orders.tenants.divert(Tenant("a"), queue="aside", reason="backlog")
+            world.broker.delete_queue("aside")
+            world.send_orders("1")
+            await asyncio.sleep(60)
+        return await reasons(world)
+
+    assert in_world(scenario) == ["not tried: diverted to aside: backlog"]
+    assert any("could not be sent where its tenant is diverted" in each for each in caplog.messages)
+    assert MOVED not in caplog.text
+
+
+def test_on_error_that_hangs_ends_in_time_and_takes_no_slot_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a bound, failing messages of some tenants would take every slot."""
+
+    async def hang(_failure: Failure) -> None:
+        await asyncio.Event().wait()
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        done: list[str] = []
+        more: dict[str, Any] = {"concurrency": Concurrency(total=2, per_tenant=2, resolver_timeout=5), "on_error": hang}
+        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            if order.order_id == "bad":
+                raise ValueError
+            done.append(order.order_id)
+
+        async with orders:
+            world.send_orders("bad", "bad")
+            await asyncio.sleep(1)
+            world.send_orders("good", tenant="b")
+            await asyncio.sleep(8)
+            return list(done)
+
+    assert in_world(scenario) == ["good"]
+    assert "on_error took longer than Concurrency(resolver_timeout=5) for message" in caplog.text
+
+
+def test_a_stop_that_cuts_on_error_off_says_so_and_that_the_handler_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """It was at its last receive: the reason counts its failure, and does not say that its handler was cut off."""
+
+    async def hang(_failure: Failure) -> None:
+        await asyncio.Event().wait()
+
+    async def scenario(world: World) -> list[str | None]:
+        world.create(dead_letters="dead", receives=1)
+        more: dict[str, Any] = {"shutdown": Shutdown(drain=1), "on_error": hang}
+        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            raise ValueError
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(2)
+        return await reasons(world)
+
+    assert in_world(scenario) == ["the consumer stopped, at its last receive, after 1 failed attempt"]
+    assert any(each.startswith("Cancelled on_error of message") for each in caplog.messages)
+
+
+def test_a_cancelled_error_of_on_errors_own_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as of a future that something else cancelled."""
+
+    async def cancelled(_failure: Failure) -> None:
+        raise asyncio.CancelledError
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, on_error=cancelled)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            raise ValueError
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(0.5)
+
+    with caplog.at_level(logging.ERROR):
+        in_world(scenario)
+    assert "on_error failed for message" in caplog.text
+
+
+def test_a_group_of_errors_may_be_nested_deeply() -> None:
+    """In a resolver it would end the consumer, and all other tenants with it."""
+    deep: BaseException = ValueError("at the bottom")
+    for _ in range(2_000):
+        deep = BaseExceptionGroup("g", [deep])
+
+    def resolve(message: Any) -> Tenant:
+        if message.attributes["tenantId"] == "bad":
+            raise deep
+        return Tenant("good")
+
+    async def scenario(world: World) -> int:
+        world.create()
+        done: list[Any] = []
+        orders = Consumer("orders", context=resolve, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            done.append(order)
+
+        async with orders:
+            world.send_orders("1", tenant="bad")
+            world.send_orders("2", tenant="good")
+            await asyncio.sleep(5)
+            return len(done)
+
+    assert in_world(scenario) == 1
+
+
+def test_a_receive_that_swallows_cancellations_does_not_hold_a_stop_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transport may do so by mistake: it is cancelled once more, and then left alone."""
+    stubborn = True
+
+    async def receive(*_arguments: Any, **_more: Any) -> list[Any]:
+        while True:
+            try:
+                await asyncio.sleep(1_000)
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+
+    async def scenario(world: World) -> float:
+        nonlocal stubborn
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client)
+        orders.handler(lambda _payload, _ctx: None)
+        monkeypatch.setattr(MemoryQueue, "receive", receive)
+        loop = asyncio.get_running_loop()
+        async with orders:
+            await asyncio.sleep(1)
+            began = loop.time()
+        took = loop.time() - began
+        stubborn = False
+        left = [task for task in asyncio.all_tasks() if "poller" in task.get_name()]
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+        return took
+
+    assert in_world(scenario) < 25
+    assert "a transport swallows cancellations" in caplog.text
