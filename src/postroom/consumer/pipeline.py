@@ -41,7 +41,7 @@ from postroom.message import Message
 from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.settlement import backoff, exponential
-from postroom.tasks import ends_the_program, is_cancelled, runs_as
+from postroom.tasks import TimeLimit, ends_the_program, is_cancelled, runs_as
 from postroom.transactions import MessageKey
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
@@ -371,7 +371,7 @@ class Pipeline:
             self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
         if self._on_error is None:
             return None
-        limit = asyncio.timeout(self._patience)
+        limit = TimeLimit(self._patience)
         try:
             outcome = self._on_error(Failure(error, job.message, job.context, job.payload))
             if inspect.isawaitable(outcome):
