@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
-from simulation.consumer.attempts import GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL
+from simulation.consumer.attempts import GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL, promise
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
@@ -135,7 +135,10 @@ class Licence:
         """Whether a message has had all that it gets: the attempts that it was promised, or its receives."""
         name = self._process.name
         if reason.startswith("the consumer stopped, at its last receive"):
-            return self._is_at_its_last(message_id) and self._has_to_stop(plan)
+            tried = self._ledger.failures(message_id, name)
+            promised = [promise(most, self._plan.promised) for most in self._ledger.policies.values()]
+            done = any(tried >= attempts for attempts in promised)  # it is not started beyond what it was promised
+            return self._is_at_its_last(message_id) and (done or self._has_to_stop(plan))
         if "other receives were spent" in reason:
             lost = message_id in self._process.watch.lost
             return self._is_at_its_last(message_id) and (lost or self._ledger.has_untried(message_id, name))
