@@ -18,7 +18,7 @@ from postroom.local import LocalBroker
 from postroom.local.threaded import ThreadedServer
 from postroom.sending import send
 from postroom.testing import assert_no_leaks, context, deliver, run_virtual
-from postroom.testing.faults import Faults, FaultyClient
+from postroom.testing.faults import ClientFaults, FaultyClient
 from postroom.transports.memory import MemoryClient
 
 ACME = Tenant("acme")
@@ -127,7 +127,7 @@ def test_every_order_is_added_although_sqs_misbehaves(seed: int) -> None:
     ledger = FakeLedger()
 
     async def bad_day() -> None:
-        faults = Faults(throttled=0.2, lost=0.1, duplicated=0.2, reordered=0.5)
+        faults = ClientFaults(throttled=0.2, lost=0.1, duplicated=0.2, reordered=0.5)
         async with LocalBroker(seed=seed) as broker, MemoryClient(broker) as client:
             broker.create_queue("orders")
             queue = await client.queue("orders")

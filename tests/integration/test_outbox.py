@@ -28,7 +28,7 @@ from postroom.datasources import (
 from postroom.local import LocalBroker
 from postroom.outbox import SQLITE_OUTBOX, Outbox, OutboxRelay, OutboxStatistics, postgres_outbox
 from postroom.outbox.stores import BYTES, groups_sql, rows_sql, taken
-from postroom.testing.faults import Faults, FaultyClient
+from postroom.testing.faults import ClientFaults, FaultyClient
 from postroom.testing.postgres import PostgresServer
 from postroom.transactions import MessageKey
 from postroom.transports.memory import MemoryClient
@@ -148,7 +148,7 @@ async def test_replicas_share_the_work_and_send_nothing_twice(adapter: Adapter, 
     async with databases("a") as db:
         await _fill(db, outbox, 400)
         await _fill(db, outbox, 60, groups=4)
-    slow = FaultyClient(client, Random(1), Faults(latency=0.005, refused=0.05))
+    slow = FaultyClient(client, Random(1), ClientFaults(latency=0.005, refused=0.05))
     relays = [OutboxRelay(databases, tenants=["a"], outbox=outbox, client=slow, interval=0.01) for _ in range(3)]
     async with AsyncExitStack() as stack:
         for relay in relays:

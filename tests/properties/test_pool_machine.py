@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from postroom.options import OpenBackoff, PoolLimits
 from postroom.resources import actions, news
 from postroom.resources.core import Core
-from postroom.resources.entries import Entry, Stage, State, Ticket, Waiter
+from postroom.resources.entries import Entry, EntryState, LeaseRequest, Stage, Waiter
 from postroom.resources.identity import Identifier
 
 TENANTS = ["a", "b", "c", 1, True, 1.0, ("a", "b"), "a:b"]
@@ -130,7 +130,7 @@ class PoolMachine(RuleBasedStateMachine):
     def ask(self, number: int) -> Any:
         """A caller wants a lease."""
         key = TENANTS[number]
-        ticket = Ticket(
+        request = LeaseRequest(
             identity=self.identify(key),
             key=key,
             context=key,
@@ -141,7 +141,7 @@ class PoolMachine(RuleBasedStateMachine):
         waiter = Waiter(key, None)
         self.waiters[waiter] = key
         if not self.core.shut_down:
-            self.core.ask(ticket, waiter, self.now)
+            self.core.ask(request, waiter, self.now)
         else:
             del self.waiters[waiter]
         return multiple(*self.act())
@@ -227,7 +227,7 @@ class PoolMachine(RuleBasedStateMachine):
             before = entry.state
             self.core.outage(entry, OSError("full"), self.now)
             assert self.core.troubled
-            assert entry.state is before or entry.state is State.DRAINING
+            assert entry.state is before or entry.state is EntryState.DRAINING
         return multiple(*self.act())
 
     @rule(target=leases, number=st.integers(0, 20))
@@ -258,7 +258,7 @@ class PoolMachine(RuleBasedStateMachine):
         before = [entry for entry in self.core.table.entries if entry.identity in identities]
         self.core.invalidate(identities, self.now)
         granted = self.act()
-        assert all(entry.state not in {State.READY, State.OPENING, State.CHECKING} for entry in before)
+        assert all(entry.state not in {EntryState.READY, EntryState.OPENING, EntryState.CHECKING} for entry in before)
         return multiple(*granted)
 
     @rule(target=leases, seconds=st.sampled_from([0.1, 1.0, 3.0, 12.0, 40.0]))
@@ -310,7 +310,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def opens_one_at_a_time_per_key(self) -> None:
         """I1: one OPENING and one READY per key, and never more opens than allowed."""
-        for state in (State.OPENING, State.READY):
+        for state in (EntryState.OPENING, EntryState.READY):
             keys = [entry.identity for entry in self.core.table.entries if entry.state is state]
             assert len(keys) == len(set(keys))
         entering = sum(state in {"opening", "called off"} for state in self.tasks.values())
@@ -320,15 +320,15 @@ class PoolMachine(RuleBasedStateMachine):
     def keeps_its_books(self) -> None:
         """The groups of the table agree with the states of its entries."""
         table = self.core.table
-        for state in State:
+        for state in EntryState:
             assert table.counts[state] == sum(entry.state is state for entry in table.entries)
-        assert set(table.ready.values()) == {entry for entry in table.entries if entry.state is State.READY}
-        idle = {entry for entry in table.entries if entry.state is State.READY and not entry.leases}
-        assert {entry for entry in table.idle if entry.state is State.READY} == idle
+        assert set(table.ready.values()) == {entry for entry in table.entries if entry.state is EntryState.READY}
+        idle = {entry for entry in table.entries if entry.state is EntryState.READY and not entry.leases}
+        assert {entry for entry in table.idle if entry.state is EntryState.READY} == idle
         assert table.draining_weight == sum(entry.weight for entry in table.revivable.values())
-        assert all(entry.state is State.DRAINING for entry in table.revivable.values())
+        assert all(entry.state is EntryState.DRAINING for entry in table.revivable.values())
         assert table.troubled_opens == sum(
-            entry.troubled for entry in table.entries if entry.state in {State.OPENING, State.UNWINDING}
+            entry.troubled for entry in table.entries if entry.state in {EntryState.OPENING, EntryState.UNWINDING}
         )
         assert self.core.counters.opened - self.core.counters.closed == table.live
 
@@ -342,9 +342,9 @@ class PoolMachine(RuleBasedStateMachine):
         for demand in core.demands.values():
             entries = [entry for entry in core.table.entries if entry.identity == demand.identity]
             if demand.stage is Stage.OPENING:
-                assert any(entry.state is State.OPENING for entry in entries)
+                assert any(entry.state is EntryState.OPENING for entry in entries)
             elif demand.stage is Stage.CHECKING:
-                assert any(entry.state is State.CHECKING for entry in entries)
+                assert any(entry.state is EntryState.CHECKING for entry in entries)
             else:
                 assert demand.waiters or demand.replaces
 

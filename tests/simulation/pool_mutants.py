@@ -13,7 +13,7 @@ from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
-from postroom.resources.entries import Demand, Entry, Reason, Stage, State, Table, Ticket, Waiter
+from postroom.resources.entries import Demand, Entry, EntryState, LeaseRequest, Reason, Stage, Table, Waiter
 from postroom.resources.gates import Gates
 from postroom.resources.identity import Identifier, Identity
 from postroom.resources.line import Line
@@ -61,11 +61,11 @@ def has_no_single_flight(patch: Patch) -> None:
     """I1: every call that misses opens."""
     ask = Core.ask
 
-    def alone(self: Core, ticket: Ticket, waiter: Waiter, now: float) -> None:
-        demand = self.demands.get(ticket.identity)
+    def alone(self: Core, request: LeaseRequest, waiter: Waiter, now: float) -> None:
+        demand = self.demands.get(request.identity)
         if demand is not None and demand.stage is Stage.OPENING:
-            del self.demands[ticket.identity]
-        ask(self, ticket, waiter, now)
+            del self.demands[request.identity]
+        ask(self, request, waiter, now)
 
     patch.setattr(Core, "ask", alone)
 
@@ -202,7 +202,7 @@ def hands_out_an_open_older_than_its_invalidation(patch: Patch) -> None:
     invalidate = Core.invalidate
 
     def half(self: Core, identities: Any, now: float) -> None:
-        opening = {entry.identity for entry in self.table.entries if entry.state is State.OPENING}
+        opening = {entry.identity for entry in self.table.entries if entry.state is EntryState.OPENING}
         invalidate(self, [identity for identity in identities if identity not in opening], now)
 
     patch.setattr(Core, "invalidate", half)
@@ -219,7 +219,7 @@ def revives_what_was_reported_broken(patch: Patch) -> None:
     """I5: a broken entry that drains for others becomes ready again."""
 
     def keep(self: Table, entry: Entry) -> None:
-        if entry.state is not State.DRAINING and self.revivable.get(entry.identity) is entry:
+        if entry.state is not EntryState.DRAINING and self.revivable.get(entry.identity) is entry:
             del self.revivable[entry.identity]
             self.draining_weight -= entry.weight
 
@@ -300,7 +300,7 @@ def skips_the_health_check(patch: Patch) -> None:
 def hammers_what_failed(patch: Patch) -> None:
     """I9: a failing key is tried again at once."""
     patch.setattr(Cooling, "remaining", lambda self, identity, now: 0.0)
-    patch.setattr(Core, "_refusal", lambda self, ticket, now: None)
+    patch.setattr(Core, "_refusal", lambda self, request, now: None)
 
 
 @mutant
@@ -326,10 +326,10 @@ def leases_what_closes(patch: Patch) -> None:
     """I2: an entry that drains or closes can still be found."""
     move = Table.move
 
-    def sticky(self: Table, entry: Entry, state: State, now: float) -> None:
+    def sticky(self: Table, entry: Entry, state: EntryState, now: float) -> None:
         found = self.ready.get(entry.identity)
         move(self, entry, state, now)
-        if found is entry and state is not State.CHECKING:
+        if found is entry and state is not EntryState.CHECKING:
             self.ready[entry.identity] = entry
 
     patch.setattr(Table, "move", sticky)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from postroom.errors import ClosedError, PoolExhaustedError, ResourceOpenError
 from postroom.resources import Lease, ResourcePool
-from postroom.resources.entries import Demand, Stage, State
+from postroom.resources.entries import Demand, EntryState, Stage
 from postroom.testing.loop import run_virtual, settle
 from simulation.pool_world import EPSILON, Resource, Tenant, World, draw_plan
 
@@ -261,7 +261,7 @@ class _Schedule:
         holders = sum(resource.holders for resource in world.resources)
         excused = world.grace_over or world.counts["murder"] > 0
         world.require(excused or seen.leased == holders, "I2", seen)
-        ready = [entry.identity for entry in self.pool._core.table.entries if entry.state is State.READY]
+        ready = [entry.identity for entry in self.pool._core.table.entries if entry.state is EntryState.READY]
         world.require(len(ready) == len(set(ready)), "I1", "two ready entries of one key")
 
     def watch_gates(self) -> None:
@@ -294,7 +294,7 @@ class _Schedule:
                 stuck = gate.used + demand.weight <= gate.limit
                 self.world.require(not stuck, "I9", f"{demand.key} waits at the gate of a host that has room")
                 closing = any(entry in core.table.returning for entry in gate.entries)
-                idle = [entry.weight for entry in gate.entries if entry.state is State.READY and not entry.busy]
+                idle = [entry.weight for entry in gate.entries if entry.state is EntryState.READY and not entry.busy]
                 short = gate.used + demand.weight - gate.limit
                 self.world.require(
                     closing or sum(idle) < short, "I9", f"{demand.key} waits, and its host's idle stay open"

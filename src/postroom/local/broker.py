@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from postroom.local.attributes import ALL_NAMES
 from postroom.local.contents import md5_of_attributes
-from postroom.local.delivery import Delivery
+from postroom.local.delivery import Deliverer
 from postroom.local.errors import BrokerError, missing_parameter
 from postroom.local.ids import Ids
 from postroom.local.journal import Journal
@@ -84,7 +84,7 @@ class Broker:
         self.options: BrokerOptions = options or BrokerOptions()
         self.ids: Ids = Ids(rng or Random(self.options.seed))  # noqa: S311 - ids, not secrets
         self.registry: Registry = Registry(self.options, self.ids)
-        self.delivery: Delivery = Delivery(self.registry)
+        self.delivery: Deliverer = Deliverer(self.registry)
         if journal is not None:
             self.delivery.journal = journal
         self.mover: Mover = Mover(self.delivery, self.ids)

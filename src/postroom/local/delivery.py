@@ -2,7 +2,7 @@
 
 from postroom.local.errors import BrokerError, invalid_receipt_handle, invalid_value, missing_parameter
 from postroom.local.journal import Journal
-from postroom.local.messages import State, Stored
+from postroom.local.messages import MessageState, Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.receiving import MAX_IN_FLIGHT, MAX_VISIBILITY, check_visibility
 from postroom.local.registry import Registry
@@ -24,7 +24,7 @@ _KEPT_BY_REDRIVE = (
 )
 
 
-class Delivery:
+class Deliverer:
     """Acts on messages; tells the journal. Who waits is the broker's business, no caller is served here."""
 
     def __init__(self, registry: Registry) -> None:
@@ -112,7 +112,7 @@ class Delivery:
         message, is_latest = self._find(queue, handle)
         if message is None:
             return
-        if queue.fifo and (not is_latest or message.state is not State.IN_FLIGHT):
+        if queue.fifo and (not is_latest or message.state is not MessageState.IN_FLIGHT):
             raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
         if is_latest or self.registry.options.old_handles_delete:
             queue.remove(message, now)
@@ -129,16 +129,16 @@ class Delivery:
         if message is None or (queue.fifo and not is_latest):
             reason = "Message does not exist or is not available for visibility timeout change."
             raise invalid_value("ReceiptHandle", handle, reason)
-        if message.state is not State.IN_FLIGHT and queue.fifo:
+        if message.state is not MessageState.IN_FLIGHT and queue.fifo:
             raise invalid_value("ReceiptHandle", handle, "The receipt handle has expired.")
         # A standard queue takes the handle after a timeout that ran out by itself, not after its receiver gave it back.
-        if message.state is not State.IN_FLIGHT and message.given_back:
+        if message.state is not MessageState.IN_FLIGHT and message.given_back:
             raise BrokerError("MessageNotInflight", "The message referred to isn't in flight.")
         # In whole seconds, as SQS counts: 43,200 is accepted within the first second.
         if int(now - message.received_at) + seconds > MAX_VISIBILITY:
             reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY} seconds]"
             raise invalid_value("VisibilityTimeout", seconds, reason)
-        if message.state is State.AVAILABLE:
+        if message.state is MessageState.AVAILABLE:
             queue.recall(message, now)
         self._hide(queue, message, seconds, now)
 

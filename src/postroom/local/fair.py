@@ -16,7 +16,7 @@ from math import exp
 
 from postroom.checking import check_number
 from postroom.errors import ConfigurationError
-from postroom.local.messages import State, Stored
+from postroom.local.messages import MessageState, Stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ _FORGET_NOISY = 300.0
 def _lies(entry: _Entry) -> bool:
     """Whether the message of an entry still lies there; it may have gone another way since."""
     _, order, message = entry
-    return message.order == order and message.state is State.AVAILABLE
+    return message.order == order and message.state is MessageState.AVAILABLE
 
 
 def _is_current(entry: _Head) -> bool:
@@ -165,7 +165,7 @@ class FairOrder:
     def add(self, message: Stored, now: float) -> None:
         """Take in a new message; a delayed one when its delay is over."""
         self._lane(message, now).sent_at = now
-        if message.state is State.AVAILABLE:
+        if message.state is MessageState.AVAILABLE:
             self._lay(message, now)
 
     def delay_over(self, message: Stored, now: float) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from heapq import heappop, heappush
 from math import inf
 
-from postroom.local.messages import State, Stored
+from postroom.local.messages import MessageState, Stored
 
 DEDUPLICATION_WINDOW = 300.0
 """Seconds for which a deduplication id and a receive attempt id are remembered."""
@@ -26,7 +26,7 @@ class _Group:
         """Return the first message that still exists."""
         while self.lying:
             message = self.lying[0][1]
-            if message.state is not State.GONE:
+            if message.state is not MessageState.GONE:
                 return message
             heappop(self.lying)
         return None
@@ -113,7 +113,7 @@ class FifoOrder:
 
 
 def _is_next(head: Stored, bound: float) -> bool:
-    return head.state is State.AVAILABLE and head.seq < bound
+    return head.state is MessageState.AVAILABLE and head.seq < bound
 
 
 class Deduplication:
@@ -164,7 +164,7 @@ class Attempts:
         if expiry <= now:
             return []
         for message, receives, visible_at in parts:
-            in_flight = message.state is State.IN_FLIGHT and message.visible_at > now
+            in_flight = message.state is MessageState.IN_FLIGHT and message.visible_at > now
             if not in_flight or message.receives != receives or message.visible_at != visible_at:
                 return []
         return [message for message, _, _ in parts]

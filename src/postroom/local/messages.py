@@ -10,7 +10,7 @@ import msgspec
 from postroom.local.shapes import AttributeValue
 
 
-class State(IntEnum):
+class MessageState(IntEnum):
     """Where a stored message is. Every message is in exactly one of these."""
 
     DELAYED = 0
@@ -42,7 +42,7 @@ class Stored(msgspec.Struct, array_like=True, gc=False):
     deduplication_id: str | None = None
     source_arn: str | None = None
     """The queue from which a redrive policy moved it here."""
-    state: State = State.AVAILABLE
+    state: MessageState = MessageState.AVAILABLE
     visible_at: float = 0.0
     """When a delay or a visibility timeout is over."""
     received_at: float = 0.0

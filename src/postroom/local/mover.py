@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-c
 
 from collections import deque
 
-from postroom.local.delivery import Delivery
+from postroom.local.delivery import Deliverer
 from postroom.local.errors import BrokerError, invalid_parameter, invalid_value, missing_parameter
 from postroom.local.ids import Ids
 from postroom.local.messages import Stored
@@ -22,7 +22,7 @@ _QUEUE_GONE = "AWS.SimpleQueueService.NonExistentQueue"
 class Mover:
     """The move tasks of a broker. The broker calls ``step`` before it asks anything, and serves who waits."""
 
-    def __init__(self, delivery: Delivery, ids: Ids) -> None:
+    def __init__(self, delivery: Deliverer, ids: Ids) -> None:
         self._delivery = delivery
         self._registry = delivery.registry
         self._ids = ids

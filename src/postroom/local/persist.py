@@ -19,7 +19,7 @@ import msgspec
 from postroom.errors import ConfigurationError
 from postroom.local.broker import Broker
 from postroom.local.journal import Journal
-from postroom.local.messages import State, Stored
+from postroom.local.messages import MessageState, Stored
 from postroom.local.moves import Move
 from postroom.local.options import Scope
 from postroom.local.queue import INSTANT, LocalQueue
@@ -167,8 +167,8 @@ class _Replay:
             queue = self._queues[uid]
             for message in sorted(messages.values(), key=lambda each: each.visible_at):  # as they became available
                 # Its timeout ended while the broker was closed.
-                if message.state is State.IN_FLIGHT and message.visible_at <= now + INSTANT:
-                    message.state = State.AVAILABLE
+                if message.state is MessageState.IN_FLIGHT and message.visible_at <= now + INSTANT:
+                    message.state = MessageState.AVAILABLE
                 queue.restore(message, now)
 
     def _queue(self, record: _QueueRecord) -> None:
@@ -212,7 +212,7 @@ class _Replay:
         self.latest = max(self.latest, record.received_at)
         message = self._messages[record.uid].get(record.seq)
         if message is not None:
-            message.state = State.IN_FLIGHT
+            message.state = MessageState.IN_FLIGHT
             message.visible_at = record.visible_at
             message.received_at = record.received_at
             message.first_received_at = record.first_received_at

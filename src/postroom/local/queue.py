@@ -12,7 +12,7 @@ from typing import Protocol
 from postroom.local.attributes import DEFAULTS, FIFO_DEFAULTS, Redrive, RedriveAllow, parse_redrive, parse_redrive_allow
 from postroom.local.fair import FairOrder, FairPolicy
 from postroom.local.fifo import Attempts, Deduplication, FifoOrder
-from postroom.local.messages import Handles, State, Stored
+from postroom.local.messages import Handles, MessageState, Stored
 from postroom.local.options import Scope
 from postroom.local.shapes import Receive
 
@@ -166,17 +166,17 @@ class LocalQueue:
         for message in [each for each in self.messages.values() if not each.receives_here]:
             message.visible_at = message.sent_at + self.settings.delay
             is_delayed = message.visible_at > now + INSTANT
-            if is_delayed and message.state is State.AVAILABLE:
-                message.state = State.DELAYED
+            if is_delayed and message.state is MessageState.AVAILABLE:
+                message.state = MessageState.DELAYED
                 self.available -= 1
                 self.delayed += 1
             if is_delayed:
                 self._push_due(message)
-            elif message.state is State.DELAYED:
+            elif message.state is MessageState.DELAYED:
                 self._end_delay(message, now)
 
     def _end_delay(self, message: Stored, now: float) -> None:
-        message.state = State.AVAILABLE
+        message.state = MessageState.AVAILABLE
         self.delayed -= 1
         self.available += 1
         self.order.delay_over(message, now)
@@ -205,11 +205,11 @@ class LocalQueue:
         self.messages[message.seq] = message
         heappush(self._kept, (message.kept_since, self._next_tie(), message))
         if message.visible_at > now + INSTANT:
-            message.state = State.DELAYED
+            message.state = MessageState.DELAYED
             self.delayed += 1
             self._push_due(message)
         else:
-            message.state = State.AVAILABLE
+            message.state = MessageState.AVAILABLE
             self.available += 1
         self.order.add(message, now)
 
@@ -219,7 +219,7 @@ class LocalQueue:
         self.available -= len(taken)
         self.in_flight += len(taken)
         for message in taken:
-            message.state = State.IN_FLIGHT
+            message.state = MessageState.IN_FLIGHT
         return taken
 
     def fly(self, message: Stored, timeout: float, now: float) -> None:
@@ -241,7 +241,7 @@ class LocalQueue:
 
     def recall(self, message: Stored, now: float) -> None:
         """Put a message back in flight that was not received since its visibility timeout ended."""
-        message.state = State.IN_FLIGHT
+        message.state = MessageState.IN_FLIGHT
         self.available -= 1
         self.in_flight += 1
         # Its entry in the order is stale from here on; it must not be handed out from there.
@@ -256,7 +256,7 @@ class LocalQueue:
 
     def land(self, message: Stored, now: float) -> None:
         """Make a message that is in flight available again, in its old place."""
-        message.state = State.AVAILABLE
+        message.state = MessageState.AVAILABLE
         message.visible_at = now
         self.in_flight -= 1
         self.available += 1
@@ -266,23 +266,23 @@ class LocalQueue:
         """Forget a message."""
         del self.messages[message.seq]
         state = message.state
-        message.state = State.GONE
-        if state is State.IN_FLIGHT:
+        message.state = MessageState.GONE
+        if state is MessageState.IN_FLIGHT:
             self.in_flight -= 1
-        elif state is State.DELAYED:
+        elif state is MessageState.DELAYED:
             self.delayed -= 1
         else:
             self.available -= 1
-        self.order.left(message, now, was_in_flight=state is State.IN_FLIGHT)
+        self.order.left(message, now, was_in_flight=state is MessageState.IN_FLIGHT)
 
     def clear(self, now: float) -> None:
         """Forget all messages, and what was remembered of sends and receives."""
         for message in self.messages.values():
             # Reported one by one: the meters of its tenants count what is in flight, and must come back to zero.
-            if message.state is State.IN_FLIGHT:
-                message.state = State.GONE
+            if message.state is MessageState.IN_FLIGHT:
+                message.state = MessageState.GONE
                 self.order.left(message, now, was_in_flight=True)
-            message.state = State.GONE
+            message.state = MessageState.GONE
         self.messages.clear()
         self.available = 0
         self.delayed = 0
@@ -295,7 +295,7 @@ class LocalQueue:
 
     def restore(self, message: Stored, now: float) -> None:
         """Take in a message as it was when it was saved."""
-        if message.state is not State.IN_FLIGHT:
+        if message.state is not MessageState.IN_FLIGHT:
             self.insert(message, now)
             return
         self.messages[message.seq] = message
@@ -314,15 +314,15 @@ class LocalQueue:
             # Its timeout was changed, or it was received again: a later entry counts.
             if message.due != tie:
                 continue
-            if message.state is State.IN_FLIGHT:
+            if message.state is MessageState.IN_FLIGHT:
                 self.land(message, now)
-            elif message.state is State.DELAYED:
+            elif message.state is MessageState.DELAYED:
                 self._end_delay(message, now)
         expired: list[Stored] = []
         # The retention of now, not that of the send: a changed attribute holds for messages that are here already.
         while self._kept and self._kept[0][0] + self.settings.retention <= limit:
             message = heappop(self._kept)[2]
-            if message.state is not State.GONE:
+            if message.state is not MessageState.GONE:
                 expired.append(message)
                 self.remove(message, now)
         return expired
@@ -331,7 +331,7 @@ class LocalQueue:
         """Return when the next delay or visibility timeout ends, or the next message expires; None for never."""
         while self._due and not _is_due(self._due[0]):
             heappop(self._due)
-        while self._kept and self._kept[0][2].state is State.GONE:
+        while self._kept and self._kept[0][2].state is MessageState.GONE:
             heappop(self._kept)
         expiry = self._kept[0][0] + self.settings.retention if self._kept else None
         if not self._due:
@@ -342,7 +342,7 @@ class LocalQueue:
         self._tie += 1
         # Deleted messages leave their entries here until retention ends, which is days: drop them when they are most.
         if len(self._kept) > 64 + 2 * len(self.messages):
-            self._kept = [entry for entry in self._kept if entry[2].state is not State.GONE]
+            self._kept = [entry for entry in self._kept if entry[2].state is not MessageState.GONE]
             heapify(self._kept)
         return self._tie
 
@@ -368,4 +368,4 @@ class LocalQueue:
 def _is_due(entry: tuple[float, int, Stored]) -> bool:
     """Whether an entry still says when its message becomes available."""
     _, tie, message = entry
-    return message.due == tie and message.state in {State.DELAYED, State.IN_FLIGHT}
+    return message.due == tie and message.state in {MessageState.DELAYED, MessageState.IN_FLIGHT}

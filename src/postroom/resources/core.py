@@ -19,14 +19,14 @@ from postroom.resources.actions import Action
 from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
 from postroom.resources.causes import Cause
-from postroom.resources.entries import Demand, Entry, Reason, Stage, State, Table, Ticket, Waiter
+from postroom.resources.entries import Demand, Entry, EntryState, LeaseRequest, Reason, Stage, Table, Waiter
 from postroom.resources.gates import Gates
 from postroom.resources.identity import Identity
 from postroom.resources.line import Line
 from postroom.resources.refusals import HostDown, OpenFailed, PoolClosed, Refusal, StillCooling
 from postroom.resources.statistics import Counters
 
-_READY: Final = State.READY  # a release looks at it: found in a third of the time
+_READY: Final = EntryState.READY  # a release looks at it: found in a third of the time
 _IN_LINE: Final = frozenset({Stage.QUEUED, Stage.PARKED, Stage.AT_GATE})
 LONG_WAIT: Final = 1.0
 """Seconds of waiting for budget that are worth a line in the log, however short the patience is."""
@@ -91,10 +91,10 @@ class Core:
             return False
         return entry.doubtful or now - entry.checked_at > self.limits.check_after
 
-    def ask(self, ticket: Ticket, waiter: Waiter, now: float) -> None:
+    def ask(self, request: LeaseRequest, waiter: Waiter, now: float) -> None:
         """Let a waiter have a lease, now or later, or refuse it."""
-        entry = self.table.ready.get(ticket.identity)
-        demand = self.demands.get(ticket.identity)
+        entry = self.table.ready.get(request.identity)
+        demand = self.demands.get(request.identity)
         if entry is not None and not self.needs_check(entry, now):
             # Before any refusal: what is open may be leased although its replacement fails.
             self._grant(entry, waiter)
@@ -102,11 +102,11 @@ class Core:
             self._join(demand, waiter)
         elif entry is not None:
             self._join(self._check(entry, now), waiter)
-        elif (refusal := self._refusal(ticket, now)) is not None:
+        elif (refusal := self._refusal(request, now)) is not None:
             self.counters.refusals += 1
             self.actions.append(actions.TurnAway(waiter, refusal))
         else:
-            self._join(self._demand(ticket, now), waiter)
+            self._join(self._demand(request, now), waiter)
         self._serve(now)
         if waiter.demand is not None and waiter.demand.stage in _IN_LINE and len(waiter.demand.waiters) == 1:
             self.counters.waits += 1
@@ -129,7 +129,7 @@ class Core:
         if entry.state is _READY:
             entry.checked_at = entry.idle_since = now
             self.table.idle[entry] = None
-        elif entry.state is State.DRAINING and not entry.busy:
+        elif entry.state is EntryState.DRAINING and not entry.busy:
             self._close(entry, entry.reason or Reason.CAPACITY, now)
         if self.demands:  # no key stands in line without one
             self.gates.stir(entry.host)
@@ -137,7 +137,7 @@ class Core:
 
     def suspect(self, entry: Entry, now: float) -> None:
         """Stop leasing this entry: its use showed that it is broken."""
-        if entry.state is State.READY or self.table.revivable.get(entry.identity) is entry:
+        if entry.state is EntryState.READY or self.table.revivable.get(entry.identity) is entry:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._retire(entry, Reason.SUSPECT, now)
             self._serve(now)
@@ -172,9 +172,9 @@ class Core:
         entry.resource = resource
         entry.stamp = entry.identity
         self.counters.opened += 1
-        if entry.state is not State.OPENING:
+        if entry.state is not EntryState.OPENING:
             self._count_eviction(entry, Reason.CALLED_OFF)
-            self.table.move(entry, State.CLOSING, now)
+            self.table.move(entry, EntryState.CLOSING, now)
             self._serve(now)
             return False
         record = self.cooling.find(entry.identity)
@@ -183,7 +183,7 @@ class Core:
 
     def usable(self, entry: Entry, now: float) -> None:
         """Hand out an entry that was opened, and checked where the one before it broke."""
-        if entry.state is not State.OPENING:
+        if entry.state is not EntryState.OPENING:
             return
         self._tell_recovery(entry, now)
         self.cooling.forget(entry.identity)
@@ -197,7 +197,7 @@ class Core:
             # With jitter: after a deployment all tenants open in the same minute, and would
             # otherwise all be replaced in the same minute, again and again.
             entry.expires_at = now + self.limits.max_age * self._jitter.uniform(0.9, 1.0)
-        self.table.move(entry, State.READY, now)
+        self.table.move(entry, EntryState.READY, now)
         self._hand_out(entry, self.demands.pop(entry.identity, None))
         if not entry.leases:
             self.table.idle[entry] = None
@@ -207,7 +207,7 @@ class Core:
 
     def open_failed(self, entry: Entry, error: BaseException, *, permanent: bool, now: float) -> float:
         """Note that a provider failed, or is too slow, or opened something unhealthy. Returns the pause."""
-        if entry.state is not State.OPENING:
+        if entry.state is not EntryState.OPENING:
             return 0.0
         self.counters.open_failures += 1
         self.counters.permanent_failures += permanent
@@ -251,10 +251,10 @@ class Core:
 
     def died(self, entry: Entry, now: float) -> None:
         """Note that an owner task was cancelled from outside: it leaves its provider, leases or not."""
-        if entry.state is not State.CLOSING:
+        if entry.state is not EntryState.CLOSING:
             self._count_eviction(entry, Reason.CANCELLED)
             self._abandon_check(entry, now)
-            self.table.move(entry, State.CLOSING, now)
+            self.table.move(entry, EntryState.CLOSING, now)
             self._serve(now)
 
     # -- health -------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Core:
         """Note the result of a health check."""
         entry.pinned = False
         self.counters.checks += 1
-        if entry.state is not State.CHECKING:
+        if entry.state is not EntryState.CHECKING:
             # It was retired while it was checked; the check was the last use that kept it open.
             self.unused(entry, now)
             return
@@ -271,7 +271,7 @@ class Core:
             entry.checked_at = now
             entry.doubtful = False
             self.hosts.trusted(entry.host)
-            self.table.move(entry, State.READY, now)
+            self.table.move(entry, EntryState.READY, now)
             self._hand_out(entry, self.demands.pop(entry.identity, None))
         else:
             self.counters.check_failures += 1
@@ -290,7 +290,7 @@ class Core:
             self.cooling.forget(identity)
         # The newest first, because each goes to the front of the line: so they stand there in their old order.
         for entry in [entry for entry in reversed(self.table.entries) if entry.identity in wanted]:
-            if entry.state is State.OPENING:
+            if entry.state is EntryState.OPENING:
                 self._call_off(entry, now)
                 self._ask_again(entry.identity, now)
                 self._unpark(entry.host, now)
@@ -334,21 +334,21 @@ class Core:
         self.demands.clear()
         self.gates.clear()
         for entry in list(self.table.entries):
-            if entry.state is State.OPENING:
+            if entry.state is EntryState.OPENING:
                 self._call_off(entry, now)
             else:
                 self._retire(entry, Reason.SHUTDOWN, now)
 
     def force(self, now: float) -> None:
         """Close what is still leased: the grace is over (the exception of I2)."""
-        for entry in [entry for entry in self.table.entries if entry.state is State.DRAINING]:
+        for entry in [entry for entry in self.table.entries if entry.state is EntryState.DRAINING]:
             self._close(entry, entry.reason or Reason.SHUTDOWN, now)
 
     # -- the inside: demands ------------------------------------------------------------------------------------
 
-    def _demand(self, ticket: Ticket, now: float) -> Demand:
-        demand = self.demands[ticket.identity] = Demand(ticket, now)
-        record = self.cooling.find(ticket.identity)
+    def _demand(self, request: LeaseRequest, now: float) -> Demand:
+        demand = self.demands[request.identity] = Demand(request, now)
+        record = self.cooling.find(request.identity)
         demand.troubled = record is not None and record.failures > 0
         self._line_up(demand, front=False)
         return demand
@@ -371,42 +371,42 @@ class Core:
         demand.waiters[waiter] = None
         waiter.demand = demand
 
-    def _refusal(self, ticket: Ticket | Demand, now: float) -> Refusal | None:
-        if ticket.identity in self.table.revivable:
+    def _refusal(self, request: LeaseRequest | Demand, now: float) -> Refusal | None:
+        if request.identity in self.table.revivable:
             return None
-        record = self.cooling.find(ticket.identity)
-        host_down = self.hosts.remaining(ticket.host, now) > 0
+        record = self.cooling.find(request.identity)
+        host_down = self.hosts.remaining(request.host, now) > 0
         # An unknown tenant is named as such even while its host is down. Any other failure of the
         # key is the host's failure then.
         if record is not None and record.until > now and (record.permanent or not host_down):
-            return StillCooling(ticket.key, record.failures, record.cause, record.permanent, self._pause(ticket, now))
-        return self._host_down(ticket, self._pause(ticket, now)) if host_down else None
+            return StillCooling(request.key, record.failures, record.cause, record.permanent, self._pause(request, now))
+        return self._host_down(request, self._pause(request, now)) if host_down else None
 
-    def _host_down(self, ticket: Ticket | Demand, pause: float) -> HostDown:
-        host = self.hosts.find(ticket.host)
-        return HostDown(ticket.key, ticket.host, None if host is None else host.cause, pause)
+    def _host_down(self, request: LeaseRequest | Demand, pause: float) -> HostDown:
+        host = self.hosts.find(request.host)
+        return HostDown(request.key, request.host, None if host is None else host.cause, pause)
 
     def last_cause(self, demand: Demand) -> Cause | None:
         """Return what the last failure of a demand's key was, or of its host."""
         record, host = self.cooling.find(demand.identity), self.hosts.find(demand.host)
         return (None if record is None else record.cause) or (None if host is None else host.cause)
 
-    def retry_after(self, ticket: Ticket, now: float) -> float:
+    def retry_after(self, request: LeaseRequest, now: float) -> float:
         """Return the seconds for which a key is left alone; 0.0 if there is something that may be leased anyway.
 
         What is open counts for nothing if its last use met an outage of its server.
         """
-        record = self.cooling.find(ticket.identity)
+        record = self.cooling.find(request.identity)
         if record is not None and record.in_use:
-            return self._pause(ticket, now)
-        demand = self.demands.get(ticket.identity)
+            return self._pause(request, now)
+        demand = self.demands.get(request.identity)
         checking = demand is not None and demand.stage is Stage.CHECKING
-        if checking or ticket.identity in self.table.ready or ticket.identity in self.table.revivable:
+        if checking or request.identity in self.table.ready or request.identity in self.table.revivable:
             return 0.0
-        return self._pause(ticket, now)
+        return self._pause(request, now)
 
-    def _pause(self, ticket: Ticket | Demand, now: float) -> float:
-        return max(self.cooling.remaining(ticket.identity, now), self.hosts.remaining(ticket.host, now))
+    def _pause(self, request: LeaseRequest | Demand, now: float) -> float:
+        return max(self.cooling.remaining(request.identity, now), self.hosts.remaining(request.host, now))
 
     def _turn_away(self, demand: Demand, refusal: Refusal) -> None:
         for waiter in demand.waiters:
@@ -467,9 +467,9 @@ class Core:
 
     def _check(self, entry: Entry, now: float) -> Demand:
         """Start the health check of an idle entry. Who wants a lease waits for it."""
-        self.table.move(entry, State.CHECKING, now)
+        self.table.move(entry, EntryState.CHECKING, now)
         entry.pinned = True
-        demand = self.demands[entry.identity] = Demand(_ticket_of(entry), now)
+        demand = self.demands[entry.identity] = Demand(_request_of(entry), now)
         demand.stage = Stage.CHECKING
         self.actions.append(actions.Check(entry))
         return demand
@@ -482,21 +482,21 @@ class Core:
         # them.
         horizon = now + self.limits.sweep - self.limits.check_after
         due = [entry for entry in self.table.evictable() if entry.doubtful or entry.checked_at <= horizon]
-        room = self.limits.max_concurrent_opens - self.table.counts[State.CHECKING]
+        room = self.limits.max_concurrent_opens - self.table.counts[EntryState.CHECKING]
         return [entry for entry in due if entry.identity not in self.demands][: max(0, room)]
 
     def _abandon_check(self, entry: Entry, now: float) -> None:
-        if entry.state is State.CHECKING:
+        if entry.state is EntryState.CHECKING:
             self.actions.append(actions.StopCheck(entry))
-            self.table.move(entry, State.DRAINING, now)
+            self.table.move(entry, EntryState.DRAINING, now)
             self._ask_again(entry.identity, now)
 
     def _retire(self, entry: Entry, reason: Reason, now: float) -> None:
         """Lease an entry no more, and close it as soon as it is not in use."""
         self._abandon_check(entry, now)
-        if entry.state is State.READY:
-            self.table.move(entry, State.DRAINING, now)
-        if entry.state is not State.DRAINING:
+        if entry.state is EntryState.READY:
+            self.table.move(entry, EntryState.DRAINING, now)
+        if entry.state is not EntryState.DRAINING:
             return
         self.table.unrevive(entry)
         # The first reason stays. Lack of budget is none of the entry's own, so any other one
@@ -507,7 +507,7 @@ class Core:
 
     def _close(self, entry: Entry, reason: Reason, now: float) -> None:
         self._count_eviction(entry, reason)
-        self.table.move(entry, State.CLOSING, now)
+        self.table.move(entry, EntryState.CLOSING, now)
         self.actions.append(actions.Close(entry))
 
     def _call_off(self, entry: Entry, now: float) -> None:
@@ -519,7 +519,7 @@ class Core:
         """Give up an open. What was opened already has to be closed, what was not has to unwind."""
         if entry.opened:
             self._count_eviction(entry, reason)
-        self.table.move(entry, State.CLOSING if entry.opened else State.UNWINDING, now)
+        self.table.move(entry, EntryState.CLOSING if entry.opened else EntryState.UNWINDING, now)
 
     def _renew(self, entry: Entry, now: float) -> None:
         """Make before break: open the successor of a busy entry first, where the budget allows it."""
@@ -535,13 +535,13 @@ class Core:
             self._succeed(entry, now)
 
     def _succeed(self, entry: Entry, now: float) -> None:
-        ticket = _ticket_of(entry)
+        request = _request_of(entry)
         # Both are open for a moment, each with its whole weight. Where that never fits, the
         # successor would wait until the sweep gives up.
         if 2 * entry.weight > min(self.budget.limit, entry.host_limit or self.budget.limit):
             self._retire(entry, Reason.AGE, now)
-        elif self._refusal(ticket, now) is None:
-            self._demand(ticket, now).replaces = True
+        elif self._refusal(request, now) is None:
+            self._demand(request, now).replaces = True
 
     def _count_eviction(self, entry: Entry, reason: Reason) -> None:
         entry.reason = reason
@@ -590,7 +590,7 @@ class Core:
                 self._close(entry, Reason.CAPACITY, now)
             case plan.Drain(entry):
                 entry.reason = Reason.CAPACITY
-                self.table.move(entry, State.DRAINING, now)
+                self.table.move(entry, EntryState.DRAINING, now)
                 self.table.make_revivable(entry)
             case plan.Park(demand):
                 self.line.park(demand)
@@ -624,7 +624,7 @@ class Core:
         self.counters.revived += 1
         entry.since = now
         entry.reason = None
-        self.table.move(entry, State.READY, now)
+        self.table.move(entry, EntryState.READY, now)
         demand = self.demands.get(entry.identity)
         self._hand_out(entry, demand)
         if demand is not None and demand.stage in _IN_LINE:
@@ -689,8 +689,8 @@ class Core:
             self._tell(news.Available(entry.key, now - record.since, record.failures + 1))
 
 
-def _ticket_of(entry: Entry) -> Ticket:
-    return Ticket(entry.identity, entry.key, entry.context, entry.weight, entry.host, entry.host_limit)
+def _request_of(entry: Entry) -> LeaseRequest:
+    return LeaseRequest(entry.identity, entry.key, entry.context, entry.weight, entry.host, entry.host_limit)
 
 
 def _most_weight_first(entry: Entry) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from postroom.redaction import log_error
 from postroom.resources import actions
 from postroom.resources.causes import Cause
 from postroom.resources.core import Core
-from postroom.resources.entries import Entry, State, Waiter
+from postroom.resources.entries import Entry, EntryState, Waiter
 from postroom.resources.lease import Lease
 from postroom.resources.owner import Alarm, examine, own
 from postroom.resources.providers import connections_of
@@ -204,7 +204,7 @@ class Engine:
 
     def open_failed(self, entry: Entry, error: BaseException) -> None:
         """Note that a provider failed, hangs, or opened something unhealthy. Told twice, only the first counts."""
-        if entry.state is not State.OPENING:
+        if entry.state is not EntryState.OPENING:
             return
         permanent = self._provision.is_permanent(error)
         pause = self._core.open_failed(entry, error, permanent=permanent, now=self.loop.time())
@@ -253,7 +253,7 @@ class Engine:
     def _check_done(self, entry: Entry, task: asyncio.Task[BaseException | None]) -> None:
         del self._checks[entry]
         problem = asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
-        if problem is not None and entry.state is State.CHECKING:
+        if problem is not None and entry.state is EntryState.CHECKING:
             self._report.unhealthy(entry.key, entry.context, problem)
         self._core.checked(entry, self.loop.time(), healthy=problem is None)
         self.act()

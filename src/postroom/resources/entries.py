@@ -11,7 +11,7 @@ import msgspec
 from postroom.resources.identity import Identity
 
 
-class State(StrEnum):
+class EntryState(StrEnum):
     """Where an entry is in its life."""
 
     OPENING = "opening"
@@ -65,7 +65,7 @@ class Entry:
         self.admitted: bool = False
         """It holds budget of its host."""
         self.troubled: bool = demand.troubled
-        self.state: State = State.OPENING
+        self.state: EntryState = EntryState.OPENING
         self.reason: Reason | None = None
         self.resource: Any = None
         self.stamp: Identity | None = None
@@ -126,13 +126,13 @@ class Demand:
         "stage", "troubled", "waiters", "weight",
     )  # fmt: skip
 
-    def __init__(self, ticket: "Ticket", now: float) -> None:
-        self.identity: Identity = ticket.identity
-        self.key: Hashable = ticket.key
-        self.context: Any = ticket.context
-        self.weight: int = ticket.weight
-        self.host: Hashable = ticket.host
-        self.host_limit: int | None = ticket.host_limit
+    def __init__(self, request: "LeaseRequest", now: float) -> None:
+        self.identity: Identity = request.identity
+        self.key: Hashable = request.key
+        self.context: Any = request.context
+        self.weight: int = request.weight
+        self.host: Hashable = request.host
+        self.host_limit: int | None = request.host_limit
         self.admitted: bool = False
         """It has taken its weight of the host's budget, and opens nothing yet."""
         self.since: float = now
@@ -146,7 +146,7 @@ class Demand:
         self.sequence: int = 0
 
 
-class Ticket(msgspec.Struct, frozen=True):
+class LeaseRequest(msgspec.Struct, frozen=True):
     """What an ``acquire()`` asks for."""
 
     identity: Identity
@@ -169,7 +169,7 @@ class Table:
         """Ready (or being checked) without a lease, the least recently used first."""
         self.revivable: dict[Identity, Entry] = {}
         """Draining only because the budget is needed: may become ready again."""
-        self.counts: dict[State, int] = dict.fromkeys(State, 0)
+        self.counts: dict[EntryState, int] = dict.fromkeys(EntryState, 0)
         self.returning: dict[Entry, float] = {}
         """Budget on its way back: entries while their provider is being left, and since when."""
         self.draining_weight: int = 0
@@ -179,7 +179,7 @@ class Table:
     @property
     def opens(self) -> int:
         """Providers being entered, those that were called off included."""
-        return self.counts[State.OPENING] + self.counts[State.UNWINDING]
+        return self.counts[EntryState.OPENING] + self.counts[EntryState.UNWINDING]
 
     @property
     def live(self) -> int:
@@ -200,17 +200,17 @@ class Table:
         recent = [(begun + patience, entry.weight) for entry, begun in self.returning.items() if begun + patience > now]
         return sum(weight for _, weight in recent), min((until for until, _ in recent), default=math.inf)
 
-    def move(self, entry: Entry, state: State, now: float) -> None:
+    def move(self, entry: Entry, state: EntryState, now: float) -> None:
         """Change the state of an entry and keep the groups right."""
         before, entry.state = entry.state, state
         self.counts[before] -= 1
         self.counts[state] += 1
-        if before is State.READY:
+        if before is EntryState.READY:
             del self.ready[entry.identity]
-        if state in {State.DRAINING, State.CLOSING}:
+        if state in {EntryState.DRAINING, EntryState.CLOSING}:
             self.idle.pop(entry, None)
             self.unrevive(entry)
-        if state is State.READY:
+        if state is EntryState.READY:
             self.ready[entry.identity] = entry
             self.unrevive(entry)
         if state in _RETURNING:
@@ -238,7 +238,7 @@ class Table:
 
     def evictable(self) -> Iterator[Entry]:
         """Yield the ready entries without a lease, the least recently used first."""
-        return (entry for entry in self.idle if entry.state is State.READY)
+        return (entry for entry in self.idle if entry.state is EntryState.READY)
 
     def evictable_weight(self, enough: int) -> int:
         """Return the budget that evicting would bring, counted until it is enough."""
@@ -254,5 +254,5 @@ class Table:
         return (entry for entry in self.ready.values() if entry.leases)
 
 
-_ENTERING = frozenset({State.OPENING, State.UNWINDING})
-_RETURNING = frozenset({State.CLOSING, State.UNWINDING})
+_ENTERING = frozenset({EntryState.OPENING, EntryState.UNWINDING})
+_RETURNING = frozenset({EntryState.CLOSING, EntryState.UNWINDING})

@@ -12,7 +12,7 @@ import msgspec
 
 from postroom.resources.breaker import Cooling, Hosts
 from postroom.resources.budget import Budget
-from postroom.resources.entries import Demand, Entry, State, Table
+from postroom.resources.entries import Demand, Entry, EntryState, Table
 from postroom.resources.gates import Gate, Gates
 from postroom.resources.line import Line
 
@@ -222,7 +222,7 @@ def _make_room_on_host(
     shortfall -= sum(weight for _, weight in closing)
     if shortfall <= 0:
         return LookAgain(min(until for until, _ in closing))
-    idle = [entry for entry in gate.entries if entry.state is State.READY and not entry.busy]
+    idle = [entry for entry in gate.entries if entry.state is EntryState.READY and not entry.busy]
     evictable = sum(entry.weight for entry in idle)
     if evictable >= shortfall:
         return Evict(min(idle, key=lambda entry: entry.idle_since))
@@ -230,7 +230,7 @@ def _make_room_on_host(
     draining = sum(entry.weight for entry in gate.entries if revivable.get(entry.identity) is entry)
     if not demand.waiters or evictable + draining >= shortfall:
         return None
-    busy = [entry for entry in gate.entries if entry.state is State.READY and entry.busy]
+    busy = [entry for entry in gate.entries if entry.state is EntryState.READY and entry.busy]
     longest = min(busy, key=lambda entry: entry.since, default=None)
     if longest is None:
         return None

@@ -23,7 +23,7 @@ from postroom.resources.arguments import check_arguments
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
 from postroom.resources.entrances import Entrances
-from postroom.resources.entries import Demand, Stage, State, Waiter
+from postroom.resources.entries import Demand, EntryState, Stage, Waiter
 from postroom.resources.failures import OpenFailure
 from postroom.resources.identity import Identity
 from postroom.resources.lease import Lease, LeaseScope
@@ -32,9 +32,9 @@ from postroom.resources.providers import Opener, connects, known_of, place_of
 from postroom.resources.provision import Provision
 from postroom.resources.refusals import Exhausted, Refusal, TooLate
 from postroom.resources.reporter import log
+from postroom.resources.requests import LeaseRequests
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.subscribers import Subscribers
-from postroom.resources.tickets import Tickets
 from postroom.tasks import clean, ends_the_program
 from postroom.types import C, R
 
@@ -121,7 +121,7 @@ class ResourcePool(Generic[C, R]):
         outage = None if outage is None else clean(outage)
         self._check = check = own_check if check is None else check
         self._provision = Provision(Opener(provider, cleanup), check, classify, outage, weight is not None)
-        self._tickets = Tickets(
+        self._requests = LeaseRequests(
             key=key, weight=1 if weight is None else weight, host=host, budget=limits.budget, per_host=limits.per_host
         )
         self._limits = limits
@@ -141,7 +141,7 @@ class ResourcePool(Generic[C, R]):
         self._place = place_of(provider)
         self._connects = connects(provider)
         self._key = key
-        self._identify = self._tickets.identify.__call__  # calling the instance packs a tuple first
+        self._identify = self._requests.identify.__call__  # calling the instance packs a tuple first
         self._clear()
 
     def _clear(self) -> None:
@@ -295,7 +295,7 @@ class ResourcePool(Generic[C, R]):
         except BaseException as error:
             if ends_the_program(error):
                 raise
-            raise self._tickets.no_key(context, error) from error
+            raise self._requests.no_key(context, error) from error
         if entry is None:
             return None
         if not entry.leases:
@@ -344,7 +344,7 @@ class ResourcePool(Generic[C, R]):
     @property
     def weight(self) -> int | None:
         """What one tenant's resources weigh; None where a function says that, tenant by tenant."""
-        return self._tickets.fixed_weight
+        return self._requests.fixed_weight
 
     @property
     def limits(self) -> PoolLimits:
@@ -367,7 +367,7 @@ class ResourcePool(Generic[C, R]):
 
     def host_of(self, context: C) -> Hashable | None:
         """Return the host that a context's resources live on; None without ``host=``, and where it fails."""
-        return self._tickets.known_host(context)
+        return self._requests.known_host(context)
 
     def is_open(self, context: C) -> bool:
         """Whether something is open that may be leased: no opening needs to be waited for. Raises nothing."""
@@ -418,7 +418,7 @@ class ResourcePool(Generic[C, R]):
         unless a use of it has just met an outage; and where ``key=`` fails. Raises nothing.
         """
         engine = self._running
-        if engine is None or not self._core.troubled or (place := self._tickets.place(context)) is None:
+        if engine is None or not self._core.troubled or (place := self._requests.place(context)) is None:
             return 0.0
         return self._core.retry_after(place, engine.loop.time())
 
@@ -444,7 +444,7 @@ class ResourcePool(Generic[C, R]):
         What is open closes behind its last lease, what is being opened is called off and opened again for those who
         wait. Effective on return; does not wait for the close.
         """
-        self._invalidate([self._tickets.identity(context)])
+        self._invalidate([self._requests.identity(context)])
 
     async def invalidate_where(self, predicate: Callable[[C], bool]) -> None:
         """Do as ``invalidate`` for every context that the predicate accepts.
@@ -484,9 +484,9 @@ class ResourcePool(Generic[C, R]):
             weight=core.budget.used,
             live=table.live,
             opening=table.opens,
-            ready=table.counts[State.READY] + table.counts[State.CHECKING],
-            draining=table.counts[State.DRAINING],
-            closing=table.counts[State.CLOSING],
+            ready=table.counts[EntryState.READY] + table.counts[EntryState.CHECKING],
+            draining=table.counts[EntryState.DRAINING],
+            closing=table.counts[EntryState.CLOSING],
             leased=sum(entry.leases for entry in table.entries),
             waiting=sum(len(demand.waiters) for demand in core.demands.values()),
             cooling=0 if self._engine is None else core.cooling.count(self._engine.loop.time()),
@@ -498,7 +498,7 @@ class ResourcePool(Generic[C, R]):
         engine = self.check_loop()
         waiter = Waiter(context, engine.loop.create_future())
         self._counters.misses += 1
-        self._core.ask(self._tickets.ticket(context), waiter, engine.loop.time())
+        self._core.ask(self._requests.request(context), waiter, engine.loop.time())
         engine.act()
         timer = None
         # Asked first, even without time to wait: so a key that is left alone is refused with its

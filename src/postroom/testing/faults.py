@@ -1,7 +1,7 @@
 """A client that misbehaves as SQS and networks do, reproducibly: for tests of what survives it.
 
     async with LocalBroker(seed=1) as broker, MemoryClient(broker) as client:
-        faulty = FaultyClient(client, Random(7), Faults(throttled=0.1, duplicated=0.05))
+        faulty = FaultyClient(client, Random(7), ClientFaults(throttled=0.1, duplicated=0.05))
         async with Consumer("orders", context=Tenant, client=faulty) as orders: ...
 
 Under ``run_virtual`` its latencies cost nothing.
@@ -20,7 +20,7 @@ from postroom.transports.protocol import Client, EntryFailure, Queue, QueueInfo,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
+class ClientFaults:
     """How often what goes wrong: probabilities per call, from 0 to 1, unless it says otherwise.
 
     Args:
@@ -66,7 +66,7 @@ _FOREIGN: tuple[Callable[[str], Exception], ...] = (
 )
 """Errors that no queue should raise. The last one means, out of a receive, that there is nothing left to poll."""
 
-CALM = Faults()
+CALM = ClientFaults()
 """A short way to the queue, and nothing goes wrong."""
 
 
@@ -79,7 +79,7 @@ class FaultyClient:
         faults: what goes wrong. ``client.faults = CALM`` ends it at once, also for queues that are open.
     """
 
-    def __init__(self, inner: Client, rng: Random, faults: Faults = CALM) -> None:
+    def __init__(self, inner: Client, rng: Random, faults: ClientFaults = CALM) -> None:
         self._inner = inner
         self.rng = rng
         self.faults = faults
@@ -94,7 +94,7 @@ class FaultyClient:
         await self._inner.__aexit__(kind, error, traceback)
 
     async def queue(self, name: str) -> "FaultyQueue":
-        """Open a queue. This call takes ``Faults.opening`` and does not fail by itself, so that a test can start."""
+        """Open a queue. It takes ``ClientFaults.opening`` and does not fail by itself, so that a test can start."""
         if self.faults.opening:
             await asyncio.sleep(self.rng.random() * self.faults.opening)
         return FaultyQueue(self, await self._inner.queue(name))

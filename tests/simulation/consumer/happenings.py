@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from postroom.datasources import UnknownTenant
 from postroom.errors import PostroomError
 from postroom.testing.databases import Trouble, WrongPassword
-from postroom.testing.faults import Faults
+from postroom.testing.faults import ClientFaults
 from simulation.consumer.plan import Deployment, Event, OpenError, Redrive, host_of
 from simulation.consumer.process import Process
 from simulation.consumer.shared import Tenant
@@ -66,7 +66,7 @@ class Happenings:
                 for each in self.living:
                     await self._disturb(each, self.plan.faults, 0.0)
             case "partition":
-                await self._disturb(process, Faults(unavailable=1.0), event.seconds)
+                await self._disturb(process, ClientFaults(unavailable=1.0), event.seconds)
             case "block":
                 self._block(event.seconds)
             case "stop starting":
@@ -118,7 +118,7 @@ class Happenings:
 
     async def _stop_starting(self, event: Event) -> None:
         """Start one more process with a queue that opens slowly, or never, and stop or cancel it meanwhile."""
-        process = self._world.make_process(f"s{len(self._world.processes)}", Faults(opening=event.seconds))
+        process = self._world.make_process(f"s{len(self._world.processes)}", ClientFaults(opening=event.seconds))
         process.start()
         assert process.main is not None
         await asyncio.sleep(event.grace)
@@ -172,7 +172,7 @@ class Happenings:
         if self.living[place] is None and self._now() < self.plan.end - 1:
             self._world.start(place)
 
-    async def _disturb(self, process: Process | None, faults: Faults, seconds: float) -> None:
+    async def _disturb(self, process: Process | None, faults: ClientFaults, seconds: float) -> None:
         if process is not None:
             process.disturbed = True
             process.client.faults = faults

@@ -12,7 +12,7 @@ from typing import Any
 import postroom
 from postroom import Concurrency, Polling, RetryPolicy, Visibility
 from postroom.testing.databases import Trouble
-from postroom.testing.faults import Faults
+from postroom.testing.faults import ClientFaults
 from simulation.consumer.plan import (
     ENDLESS,
     Cut,
@@ -116,7 +116,7 @@ def _overload(plan: Plan, rng: Random) -> Plan:
         events=(),
         broken=(),
         processes=1,
-        faults=Faults(latency=0.05),
+        faults=ClientFaults(latency=0.05),
         options=options,
         limits=replace(plan.limits, budget=len(tenants), max_concurrent_opens=len(tenants), max_age=None, idle=None),
         slow_resolver=0.0,
@@ -224,7 +224,7 @@ def _short_retention(plan: Plan, rng: Random) -> Plan:
     retention = rng.choice((60, 60, 90))
     plan = replace(plan, end=150.0, retention=retention, max_receives=rng.choice((1, 3, 5, 8, 20)))
     if rng.random() < 0.7:  # nothing else that could be blamed
-        plan = replace(plan, faults=Faults(latency=0.05), events=(), broken=(), processes=1)
+        plan = replace(plan, faults=ClientFaults(latency=0.05), events=(), broken=(), processes=1)
     seconds = rng.uniform(20, 145)
     return _with(
         plan,

@@ -9,7 +9,7 @@ import postroom
 from postroom import AckMode, Concurrency, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.testing.databases import Trouble
-from postroom.testing.faults import Faults
+from postroom.testing.faults import ClientFaults
 
 
 class Kind(StrEnum):
@@ -151,8 +151,8 @@ class Plan:
     events: tuple[Event, ...]
     broken: tuple[Broken, ...]
     processes: int
-    faults: Faults
-    storm: Faults
+    faults: ClientFaults
+    storm: ClientFaults
     options: dict[str, Any]
     limits: PoolLimits
     timeouts: PoolTimeouts
@@ -259,8 +259,8 @@ def make_ordinary_plan(seed: int) -> Plan:
         events=_events(rng, tenants),
         broken=_broken(rng, tenants),
         processes=rng.choice((1, 1, 2, 2, 3)),
-        faults=_faults(rng) if rng.random() < 0.7 else Faults(),
-        storm=Faults(latency=0.5, unavailable=0.6, lost=0.5, refused=0.3, throttled=0.2),
+        faults=_faults(rng) if rng.random() < 0.7 else ClientFaults(),
+        storm=ClientFaults(latency=0.5, unavailable=0.6, lost=0.5, refused=0.3, throttled=0.2),
         options=_options(rng, visibility),
         limits=PoolLimits(
             budget=rng.randint(1, 4),
@@ -329,8 +329,8 @@ def _broken(rng: Random, tenants: tuple[str, ...]) -> tuple[Broken, ...]:
     return (Broken(rng.choice(tenants), start, start + rng.uniform(1, 15), rng.random() < 0.7),)
 
 
-def _faults(rng: Random) -> Faults:
-    return Faults(
+def _faults(rng: Random) -> ClientFaults:
+    return ClientFaults(
         latency=rng.choice((0.005, 0.05, 0.4)),
         slow=rng.choice((0.0, 0.05)),
         slowest=rng.choice((1.0, 6.0)),

@@ -23,11 +23,11 @@ import msgspec
 
 import postroom.resources.pool
 from postroom.consumer.loop_watch import LoopWatch
-from postroom.local.messages import State, Stored
+from postroom.local.messages import MessageState, Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.databases import SimulatedDatabases, Trouble
-from postroom.testing.faults import Faults, FaultyClient
+from postroom.testing.faults import ClientFaults, FaultyClient
 from postroom.testing.loop import Deadlock
 from postroom.transports.memory import MemoryClient
 from simulation.consumer.happenings import Happenings
@@ -111,7 +111,7 @@ class Simulation:
 
     async def _finish(self) -> None:
         """One healthy process has to get everything out of the queue."""
-        process = self.make_process("final", Faults())
+        process = self.make_process("final", ClientFaults())
         process.start()
         await self._until_settled("a healthy process", paused=None)
         await self.stop_process(process, None)
@@ -133,7 +133,7 @@ class Simulation:
 
     # -- processes -----------------------------------------------------------------------------------------------
 
-    def make_process(self, name: str, faults: Faults) -> Process:
+    def make_process(self, name: str, faults: ClientFaults) -> Process:
         """Make a process that is not started."""
         client = FaultyClient(MemoryClient(self.broker), Random(self.rng.getrandbits(32)), faults)
         process = Process(self.shared, name, client, self.rng.getrandbits(32))
@@ -228,7 +228,7 @@ class Simulation:
             self.shared.secrets[tenant] = self.databases.password(tenant)
         for process in self.living:
             if process is not None:
-                process.client.faults = Faults()
+                process.client.faults = ClientFaults()
                 for tenant in self.plan.tenants:
                     process.decide("resume", tenant)
                 if self.plan.kept_paused is not None:
@@ -270,7 +270,7 @@ class Simulation:
 
     def _in_queue(self, key: str) -> bool:
         message = self.stored.get(key)
-        return message is not None and message.state is not State.GONE
+        return message is not None and message.state is not MessageState.GONE
 
     def _handed_out_at(self, message_id: str) -> float:
         latest = max(each.received_at for each in self.stored.values() if each.id == message_id)
@@ -300,7 +300,7 @@ def _idle_slots(process: Process) -> int:
     return max(0, process.slots_in_use() - working)
 
 
-def _disturbs(faults: Faults) -> bool:
+def _disturbs(faults: ClientFaults) -> bool:
     usual = (faults.slow, faults.throttled, faults.unavailable, faults.lost, faults.refused)
     return any((*usual, faults.foreign, faults.hung))
 

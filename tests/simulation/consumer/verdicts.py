@@ -5,7 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from postroom import AckMode
-from postroom.local.messages import State
+from postroom.local.messages import MessageState
 from postroom.testing.loop import describe_tasks
 from simulation.consumer.database import INBOX
 from simulation.consumer.plan import ENDLESS, OrderPlan
@@ -77,7 +77,7 @@ class Verdicts:
         for queue, message in everything:
             handle = queue.handles.make(message)
             receipt = process.watch.receipts.get(handle)
-            if receipt is None or message.state is not State.IN_FLIGHT or not process.watch.owns(message.id):
+            if receipt is None or message.state is not MessageState.IN_FLIGHT or not process.watch.owns(message.id):
                 continue
             if self.plan.ack is AckMode.MANUAL and (
                 handle in process.watch.started or message.id in process.watch.left

@@ -13,6 +13,7 @@ from postroom import (
     Concurrency,
     Consumer,
     Failure,
+    Faults,
     MessageContext,
     Polling,
     Reject,
@@ -20,10 +21,9 @@ from postroom import (
     RetryPolicy,
     Visibility,
 )
-from postroom import Faults as BreakerOptions
 from postroom.consumer.engine import Engine
 from postroom.message import Message, OutgoingMessage
-from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
+from postroom.testing.faults import ClientFaults, FaultyClient, FaultyQueue
 from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import EntryFailure, SendResult
 from support.world import Database, Databases, Order, Tenant, World, in_world
@@ -110,7 +110,7 @@ def test_polling_goes_on_when_the_second_poller_took_the_last_room() -> None:
 
     async def scenario(world: World) -> int:
         world.create(VisibilityTimeout="5")
-        faulty = FaultyClient(world.client, Random(7), Faults(latency=0.4, unavailable=0.2))
+        faulty = FaultyClient(world.client, Random(7), ClientFaults(latency=0.4, unavailable=0.2))
         orders: Consumer[Tenant] = Consumer(
             "orders",
             context=Tenant,
@@ -247,7 +247,7 @@ def test_a_decision_about_a_broken_tenant_ends_neither_its_pause_nor_its_probe()
         world.create()
         starts: list[float] = []
         running = most = 0
-        options = BreakerOptions(breaker_after=2, messages=1, base=20, cap=20, poison_after=None)
+        options = Faults(breaker_after=2, messages=1, base=20, cap=20, poison_after=None)
         orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -283,7 +283,7 @@ def test_a_late_failure_starts_no_second_probe() -> None:
     async def scenario(world: World) -> int:
         world.create()
         probes = most = 0
-        options = BreakerOptions(breaker_after=2, messages=2, base=4, cap=4, poison_after=None)
+        options = Faults(breaker_after=2, messages=2, base=4, cap=4, poison_after=None)
         orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
         loop = asyncio.get_running_loop()
         began = loop.time()

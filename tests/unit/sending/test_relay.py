@@ -17,7 +17,7 @@ from postroom import (
     TransportError,
 )
 from postroom.sending import Relayed, relay
-from postroom.testing.faults import Faults, FaultyClient
+from postroom.testing.faults import ClientFaults, FaultyClient
 from support.world import World, in_world
 
 
@@ -119,7 +119,7 @@ def test_under_faults_nothing_is_lost(seed: int) -> None:
         world.create("there")
         for number in range(100):
             world.send(str(number), queue="here")
-        faults = Faults(throttled=0.1, unavailable=0.1, lost=0.1, refused=0.1)
+        faults = ClientFaults(throttled=0.1, unavailable=0.1, lost=0.1, refused=0.1)
         client = FaultyClient(world.client, Random(seed), faults)
         for _ in range(50):
             with suppress(TransportError):
@@ -142,7 +142,7 @@ def test_the_order_of_each_group_is_kept() -> None:
         for number in range(30):
             message = OutgoingMessage(body=str(number), group_id="abc"[number % 3], deduplication_id=str(number))
             await _put(world, "here.fifo", message)
-        client = FaultyClient(world.client, Random(3), Faults(refused=0.3))
+        client = FaultyClient(world.client, Random(3), ClientFaults(refused=0.3))
         assert await relay("here.fifo", "there.fifo", client=client) == Relayed(30, 0)
         async with world.client:
             queue = await world.client.queue("there.fifo")

@@ -9,7 +9,7 @@ import pytest
 
 from postroom.errors import AccessDenied, ClosedError, ServiceUnavailable, Throttled
 from postroom.message import OutgoingMessage
-from postroom.testing.faults import Faults, FaultyClient, FaultyQueue
+from postroom.testing.faults import ClientFaults, FaultyClient, FaultyQueue
 from postroom.transports.protocol import SendResult, VisibilityChange
 from support.world import World, in_world
 
@@ -43,9 +43,9 @@ def test_in_a_calm_nothing_goes_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "error"), [(Faults(throttled=1), Throttled), (Faults(unavailable=1), ServiceUnavailable)]
+    ("faults", "error"), [(ClientFaults(throttled=1), Throttled), (ClientFaults(unavailable=1), ServiceUnavailable)]
 )
-def test_a_refused_request_has_no_effect(faults: Faults, error: type[Exception]) -> None:
+def test_a_refused_request_has_no_effect(faults: ClientFaults, error: type[Exception]) -> None:
     """Throttled or not reached: the message is still there."""
 
     async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
@@ -65,7 +65,7 @@ def test_a_lost_answer_had_its_effect() -> None:
         world.send("x")
         world.send("y")
         [message] = await queue.receive(limit=1, wait=0, visibility=30)
-        client.faults = Faults(lost=1)
+        client.faults = ClientFaults(lost=1)
         with pytest.raises(ServiceUnavailable):
             await queue.receive(limit=1, wait=0, visibility=30)
         assert world.counts() == (0, 2)
@@ -83,7 +83,7 @@ def test_refused_entries_are_named_by_their_place() -> None:
         for number in range(10):
             world.send(str(number))
         messages = await queue.receive(limit=10, wait=0, visibility=30)
-        client.faults = Faults(refused=0.5)
+        client.faults = ClientFaults(refused=0.5)
         refused = await queue.delete([each.receipt_handle for each in messages])
         assert 0 < len(refused) < 10
         left = {messages[failure.index].body for failure in refused}
@@ -98,7 +98,7 @@ def test_a_duplicate_is_handed_out_again_at_once() -> None:
 
     async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
         world.send("x", group="g", queue=queue.info.name)
-        client.faults = Faults(duplicated=1, reordered=1)
+        client.faults = ClientFaults(duplicated=1, reordered=1)
         await queue.receive(limit=1, wait=0, visibility=30)
         again = await queue.receive(limit=1, wait=0, visibility=30)
         assert len(again) == (0 if queue.info.fifo else 1)
@@ -118,7 +118,7 @@ def test_a_foreign_error_is_none_that_the_protocol_names() -> None:
             "send": lambda: queue.send([OutgoingMessage(body="x")]),
             "attributes": queue.attributes,
         }
-        client.faults = Faults(foreign=1)
+        client.faults = ClientFaults(foreign=1)
         seen: dict[str, set[type[Exception]]] = {name: set() for name in calls}
         for name, call in calls.items():
             for _ in range(60):
@@ -138,7 +138,7 @@ def test_a_hung_visibility_change_takes_effect_before_or_after_it_hangs() -> Non
     """The answer comes after ``hang`` seconds; other calls do not wait."""
 
     async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
-        client.faults = Faults(hung=1, hang=40)
+        client.faults = ClientFaults(hung=1, hang=40)
         loop = asyncio.get_running_loop()
         visible: set[bool] = set()
         for _ in range(12):
@@ -160,7 +160,7 @@ def test_attributes_may_be_denied_and_an_open_may_be_slow() -> None:
     """Only these two: everything else goes on."""
 
     async def scenario(world: World, client: FaultyClient, queue: FaultyQueue) -> None:
-        client.faults = Faults(denied=1, opening=1_000)
+        client.faults = ClientFaults(denied=1, opening=1_000)
         with pytest.raises(AccessDenied):
             await queue.attributes()
         assert await queue.receive(limit=1, wait=0, visibility=30) == []

@@ -6,7 +6,7 @@ from typing import Any, Final
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
 from postroom.redaction import describe
-from postroom.resources.entries import Ticket
+from postroom.resources.entries import LeaseRequest
 from postroom.resources.identity import Identifier, Identity
 from postroom.tasks import ends_the_program
 
@@ -14,7 +14,7 @@ _PAUSE: Final = 2.0
 """Seconds until a function of the user's that failed for a context is asked about it again."""
 
 
-class Tickets:
+class LeaseRequests:
     """Asks the user's functions about contexts, and says clearly what is wrong with an answer."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Tickets:
         """Return the identity of a context's key. Raises ``ResourceError`` where there is none."""
         return self._identity_of(context)[0]
 
-    def ticket(self, context: Any) -> Ticket:
+    def request(self, context: Any) -> LeaseRequest:
         """Return everything that an open needs.
 
         Raises:
@@ -69,9 +69,9 @@ class Tickets:
             # An outage, as what a provider raises: a deployment with a mistake must not use up its messages' attempts.
             text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}"
             raise ResourceOpenError(text, context=context, permanent=False, retry_after=_PAUSE) from error
-        return Ticket(identity, key, context, weight, host, limit)
+        return LeaseRequest(identity, key, context, weight, host, limit)
 
-    def place(self, context: Any) -> Ticket | None:
+    def place(self, context: Any) -> LeaseRequest | None:
         """Return what names a context's resources and their host; None where a function of the user's fails.
 
         Without a weight: for questions, which must not fail because of what only an open needs.
@@ -80,7 +80,7 @@ class Tickets:
             identity, key = self._identity_of(context)
         except ResourceError:
             return None
-        return Ticket(identity, key, context, 1, self.known_host(context))
+        return LeaseRequest(identity, key, context, 1, self.known_host(context))
 
     def known_host(self, context: Any) -> Hashable | None:
         """Return the host of a context; None also where ``host=`` fails."""
