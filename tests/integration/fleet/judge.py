@@ -79,11 +79,16 @@ class Judge:
         return self.starts - before
 
     async def _exactly(self, database: Any, row: Any) -> list[Run | None]:
-        """Return which handler each session beside a start had, also where that was in its first statement."""
+        """Return which handler each session beside a start had, also in its first statement, and in its last.
+
+        The last one stamps its end before it is over: a start may see it run, and be a moment later than that stamp.
+        """
         text = """SELECT DISTINCT ON (pid) pid, replica, part, extract(epoch FROM decided)::float8 AS decided,
                          extract(epoch FROM started)::float8 AS started
                   FROM runs WHERE pid = ANY($1::int[]) AND started < to_timestamp($2) + interval '0.1 s'
-                       AND coalesce(ended >= to_timestamp($2), true) ORDER BY pid, started"""
+                       AND coalesce(ended >= to_timestamp($2) - interval '0.1 s', true)
+                  ORDER BY pid, coalesce(ended >= to_timestamp($2), true) DESC,
+                           CASE WHEN coalesce(ended >= to_timestamp($2), true) THEN started END, ended DESC"""
         runs = {each["pid"]: _run_of(each) for each in await database.fetch(text, row["others"], row["started"])}
         return [runs.get(pid) for pid in row["others"]]
 
