@@ -37,8 +37,9 @@ QUEUE = {"messaging.system": "aws_sqs", "messaging.destination.name": "orders"}
 
 
 @pytest.fixture
-def recorded() -> Recorded:
-    """Spans and metrics in memory."""
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """Spans and metrics in memory. Each look is a fresh one: minutes of virtual time take less than a reading lasts."""
+    monkeypatch.setattr("postroom.integrations.otel.metrics._FRESH", -1.0)
     return Recorded()
 
 
