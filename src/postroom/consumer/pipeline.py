@@ -271,7 +271,7 @@ class Pipeline:
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
-        if job.cancellation is None and not is_cancelled():
+        if not _is_cut_off(job):
             failure = MessageError("the handler raised CancelledError of its own", message_id=job.message.id)
             failure.__cause__ = error
             await self._did_fail(job, failure)
@@ -283,7 +283,7 @@ class Pipeline:
         try:
             await self._decide(job, error)
         except asyncio.CancelledError:
-            if job.cancellation is None and not is_cancelled():
+            if not _is_cut_off(job):
                 self._settle_failure(job, error)  # something else than a cancellation raised it
             else:
                 job.started = False  # its handler had ended: what was cut off is on_error
@@ -383,7 +383,7 @@ class Pipeline:
         except AlreadyHandled:
             return Drop("on_error says that it was handled already")
         except BaseException as raised:
-            if isinstance(raised, asyncio.CancelledError) and (job.cancellation is not None or is_cancelled()):
+            if isinstance(raised, asyncio.CancelledError) and _is_cut_off(job):
                 raise
             text = "on_error failed for message %s of %s; the message is treated as failed"
             if isinstance(raised, TimeoutError) and limit.expired():
@@ -539,6 +539,11 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
             return Reject(in_words(error))
         case OnInvalid.FAIL:
             return None
+
+
+def _is_cut_off(job: Job) -> bool:
+    """Whether a CancelledError comes of a cancellation, ours or the whole program's: else the user's code raised it."""
+    return job.cancellation is not None or is_cancelled()
 
 
 def _is_of_resources(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from postroom.consumer.core import GiveBack, Reject, ReturnGroup
 from postroom.consumer.job import Job
 from postroom.message import Message
 from postroom.options import Faults
+from postroom.scheduling import State
 from postroom.types import Settlement
 from simulation.core.outside import ModelFacts
 from simulation.core.plan import Plan, draw_plan
@@ -338,9 +339,8 @@ def test_what_comes_of_a_group_goes_back_while_a_message_before_it_is_rejected()
     assert scene.core.next(1.0) is again
 
 
-def test_what_cannot_be_rejected_keeps_its_resources() -> None:
-    """Without a dead-letter queue it waits for its slot until the end."""
-    scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True, most=None)
+def with_resources_in_hand(scene: Scene, *, until: float) -> Job:
+    """Let a message wait for the only slot with its resources in hand, until a time."""
     late, busy = scene.job("late"), scene.job("busy", tenant=1)
     scene.arrive(late, busy)
     assert scene.core.next(0.0) is late
@@ -348,21 +348,22 @@ def test_what_cannot_be_rejected_keeps_its_resources() -> None:
     scene.core.suspend(late, 0.0)
     assert scene.core.next(0.0) is busy
     scene.core.resume(late)
-    scene.known.now = 365.0
+    scene.known.now = until
+    return late
+
+
+def test_what_cannot_be_rejected_keeps_its_resources() -> None:
+    """Without a dead-letter queue it waits for its slot until the end."""
+    scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True, most=None)
+    late = with_resources_in_hand(scene, until=365.0)
+    assert late.state is State.WAITING
     assert scene.core.sweep(365.0) == []
 
 
 def test_a_message_that_waits_for_a_slot_with_resources_in_hand_is_rejected_before_it_is_deleted() -> None:
     """Seed 92000664: it lets go of them first, and ends when it would be put back in its lane."""
     scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True)
-    late, busy = scene.job("late"), scene.job("busy", tenant=1)
-    scene.arrive(late, busy)
-    assert scene.core.next(0.0) is late
-    late.task = cast("Any", object())  # its task has begun
-    scene.core.suspend(late, 0.0)
-    assert scene.core.next(0.0) is busy
-    scene.core.resume(late)
-    scene.known.now = 365.0
+    late = with_resources_in_hand(scene, until=365.0)
     assert scene.core.sweep(365.0) == [late]
     assert scene.core.actions == []
     scene.core.put_back(late, 365.0)
