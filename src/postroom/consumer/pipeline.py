@@ -455,6 +455,8 @@ class Pipeline:
             case AckMode.ALWAYS:
                 job.source.settler.ack(job)
             case AckMode.MANUAL:
+                if job.settlement is None and not job.lost and job.source.attempts.is_last(job):
+                    _log_last_receive(job)
                 self._leave(job)
             case AckMode.ON_SUCCESS:
                 self._retry(job, error)

@@ -1,19 +1,15 @@
 """What a consumer's own arguments say: its handler, its types, its times. Nothing here asks anything of the network."""
 
-import functools
-import inspect
-import typing
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from postroom.consumer import BatchContext, Consumer, MessageContext
-from postroom.consumer.batching import BatchHandler
+from postroom.consumer import Consumer
 from postroom.consumer.callables import is_async, name_of
-from postroom.consumer.routing import router_of
+from postroom.inspection.annotations import differ, expected_by, functions_of, opened_by, resolved_context, shown
 from postroom.inspection.findings import Deployment, Finding, error, ok, unknown, warning
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.payloads import payload_type_of
-from postroom.payloads.attributes import AttributeResolver
+from postroom.resources import ResourcePool
 
 _MARGIN: Final = 2.0
 """Seconds that a process needs beyond its consumer's stop: Python's own end, and the other tasks of the loop."""
@@ -26,19 +22,11 @@ def look_at_code(consumer: Consumer[Any, Any], deployment: Deployment) -> Iterat
     if consumer.handles is None:
         yield error("handler", "no handler is registered", "register one with @consumer.handler")
     else:
-        for function in _functions(consumer.handles):
+        for function in functions_of(consumer):
             yield from _handler(consumer, function)
             yield from _types(consumer, function)
     yield from _visibility(consumer)
     yield from _stop(consumer, deployment)
-
-
-def _functions(handler: Any) -> list[Any]:
-    """Return what the user wrote: one function, those of a router, or that of batches."""
-    router = router_of(handler)
-    if router is not None:
-        return [route.function for route in router.routes]
-    return [handler.function if isinstance(handler, BatchHandler) else handler]
 
 
 def _handler(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Iterator[Finding]:
@@ -64,52 +52,29 @@ def _types(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Iterato
         text = "the payload is decoded JSON that no type validates"
         yield warning("payload", text, "annotate the handler's first parameter with a dataclass, Struct or model")
     else:
-        yield ok("payload", f"validated as {_shown(payload)}")
-    expected, given = _expected_context(handler), _resolved_context(consumer)
-    if expected is None or given is None:
-        return
-    if _differ(expected, given):
-        advice = f"annotate ctx: MessageContext[{_shown(given)}, ...], or resolve {_shown(expected)}"
-        yield error("context", f"the handler expects {_shown(expected)}, context= makes {_shown(given)}", advice)
-    else:
-        yield ok("context", f"{_shown(given)}, as the handler expects")
+        yield ok("payload", f"validated as {shown(payload)}")
+    expected, resources = expected_by(handler)
+    given = resolved_context(consumer)
+    if expected is not None and given is not None:
+        if differ(expected, given):
+            advice = f"annotate ctx: MessageContext[{shown(given)}, ...], or resolve {shown(expected)}"
+            yield error("context", f"the handler expects {shown(expected)}, context= makes {shown(given)}", advice)
+        else:
+            yield ok("context", f"{shown(given)}, as the handler expects")
+    yield from _resources(consumer, resources)
 
 
-def _expected_context(handler: Callable[..., Any]) -> Any:
-    """Return C of a handler's ``ctx: MessageContext[C, R]``; None where it does not say."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    try:
-        hints = typing.get_type_hints(handler)
-        parameters = list(inspect.signature(handler).parameters)
-    except Exception:  # an annotation that exists for type checkers only
-        return None
-    hint = hints.get(parameters[1]) if len(parameters) > 1 else None
-    arguments = typing.get_args(hint)
-    return arguments[0] if typing.get_origin(hint) in {MessageContext, BatchContext} and arguments else None
-
-
-def _resolved_context(consumer: Consumer[Any, Any]) -> Any:
-    resolver: Any = consumer.settings.resolver
-    if resolver is None:
-        return type(None)
-    if isinstance(resolver, AttributeResolver):
-        return resolver.context_type  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    try:
-        return typing.get_type_hints(resolver).get("return")
-    except Exception:  # a callable without annotations that can be read
-        return None
-
-
-def _differ(expected: Any, given: Any) -> bool:
-    """Whether two classes have nothing to do with each other. What is no plain class is not judged."""
-    if not (isinstance(expected, type) and isinstance(given, type)) or object in (expected, given):
-        return False
-    return not issubclass(given, expected)
-
-
-def _shown(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).removeprefix("typing.")
+def _resources(consumer: Consumer[Any, Any], expected: Any) -> Iterator[Finding]:
+    """Say whether the resources are what the handler expects, where both tell."""
+    provider: Any = consumer.settings.resources
+    pool = cast("ResourcePool[Any, Any]", provider) if isinstance(provider, ResourcePool) else None
+    given = opened_by(provider if pool is None else pool.provider)
+    if provider is None and differ(expected, type(None)):
+        text = f"the handler expects {shown(expected)}, and there is no resources=: ctx.resources is None"
+        yield error("resources", text, "pass resources=, or annotate ctx: MessageContext[..., None]")
+    elif differ(expected, given):
+        text = f"the handler expects {shown(expected)}, resources= opens {shown(given)}"
+        yield error("resources", text, f"annotate ctx: MessageContext[..., {shown(given)}], or open {shown(expected)}")
 
 
 def _visibility(consumer: Consumer[Any, Any]) -> Iterator[Finding]:

@@ -6,8 +6,10 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, cast
 
 from postroom.consumer import Consumer
+from postroom.consumer.callables import name_of
 from postroom.display import display_key
 from postroom.errors import PostroomError
+from postroom.inspection.annotations import differ, expected_by, functions_of, shown
 from postroom.inspection.findings import Deployment, Finding, error, ok, unknown, warning
 from postroom.message import Message, MessageAttribute
 from postroom.options import PoolLimits
@@ -98,7 +100,16 @@ async def _sample(consumer: Consumer[Any, Any], deployment: Deployment) -> tuple
             detail = "" if cause is None or str(cause) in text else f" ({type(cause).__name__})"
             return [error("resources", text + detail, "check the tenant's entry in the registry and its server")], None
         opened = ok("resources", f"those of {display_key(context)} open: {type(resource).__name__}")
-        return [opened], await _asked(resource)
+        return [opened, *_misfits(consumer, resource)], await _asked(resource)
+
+
+def _misfits(consumer: Consumer[Any, Any], resource: Any) -> Iterator[Finding]:
+    """Yield the handlers that expect other resources than those which were opened."""
+    for function in functions_of(consumer):
+        _, expected = expected_by(function)
+        if differ(expected, resource.__class__):
+            text = f"{name_of(function)} expects {shown(expected)}, and resources= opened {shown(resource.__class__)}"
+            yield error("resources", text, f"annotate ctx: MessageContext[..., {shown(resource.__class__)}]")
 
 
 async def _context(consumer: Consumer[Any, Any], deployment: Deployment) -> Any:

@@ -393,6 +393,11 @@ class ResourcePool(Generic[C, R]):
         return known + [context for _, context in self._core.cooling.contexts()]
 
     @property
+    def provider(self) -> Callable[[C], Any]:
+        """What opens a context's resources."""
+        return self._provision.opener.provider
+
+    @property
     def connects(self) -> bool:
         """Whether its resources are connections to a server; not, where the provider says that they are files."""
         return self._connects

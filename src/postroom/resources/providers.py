@@ -43,7 +43,7 @@ class Opener:
             raise ConfigurationError(f"the resource provider is {type(provider).__name__}: it has to be {_EXPECTED}")
         if inspect.isasyncgenfunction(provider) or inspect.isgeneratorfunction(provider):
             raise ConfigurationError(f"the resource provider is a bare generator function: it has to be {_EXPECTED}")
-        self._provider = provider
+        self.provider = provider
         self._cleanup = None if isinstance(cleanup, UnsetType) else cleanup
         self._unsaid = cleanup is UNSET
         self._worked = False
@@ -53,7 +53,7 @@ class Opener:
 
     def __call__(self, context: Any) -> AbstractAsyncContextManager[Any]:
         """Return what opens and closes the resources of ``context``."""
-        made = self._provider(context)
+        made = self.provider(context)
         if self._cleanup is None and isinstance(made, AbstractAsyncContextManager):
             self._worked = True
             return cast("AbstractAsyncContextManager[Any]", made)
@@ -65,14 +65,14 @@ class Opener:
 
     def warn(self) -> None:
         """Say, once, that an async function has no ``cleanup=``, if it can be seen from outside."""
-        by_class = getattr(type(self._provider), "__call__", None)  # noqa: B004 - not whether, but how it is called
-        if inspect.iscoroutinefunction(self._provider) or inspect.iscoroutinefunction(by_class):
+        by_class = getattr(type(self.provider), "__call__", None)  # noqa: B004 - not whether, but how it is called
+        if inspect.iscoroutinefunction(self.provider) or inspect.iscoroutinefunction(by_class):
             self._warn()
 
     def _warn(self) -> None:
         if self._unsaid:
             self._unsaid = False
-            name = getattr(self._provider, "__qualname__", type(self._provider).__name__)
+            name = getattr(self.provider, "__qualname__", type(self.provider).__name__)
             _log.warning(
                 "The provider %s is an async function without cleanup=: what it opens is never closed. Pass cleanup=, "
                 "or cleanup=None if nothing has to be closed",

@@ -100,6 +100,9 @@ def test_a_message_that_sqs_makes_a_dead_letter_of_is_named(caplog: pytest.LogCa
     lines = texts(lines_of(caplog, fails=ValueError, receives=2, retry=RetryPolicy(attempts=2, base=0.1)))
     assert lines
     assert not any(moved in line for line in lines)
+    caplog.clear()
+    lines = texts(lines_of(caplog, fails=ValueError, receives=1, ack=AckMode.MANUAL))
+    assert moved.replace("2", "1") in lines[-1]
 
 
 USERS: dict[str, dict[str, Any]] = {

@@ -1,11 +1,12 @@
 """What an inspection says of a consumer's arguments, its permissions and its connections."""
 
+import functools
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import pytest
 
@@ -24,6 +25,7 @@ from postroom import (
     Visibility,
     by_attribute,
 )
+from postroom.consumer.callables import name_of
 from postroom.datasources import sqlite_database
 from postroom.inspection import Deployment, Finding, Level, Report, inspect_consumer
 from postroom.local import LocalBroker
@@ -107,6 +109,16 @@ async def test_a_handler_that_expects_another_context_is_an_error() -> None:
         assert of(report.findings, "context") == [("error", "the handler expects str, context= makes Tenant")]
 
 
+async def test_a_handler_that_expects_any_context_is_not_judged() -> None:
+    """``Any`` is a class since Python 3.11."""
+    made: Consumer[Any, Any] = Consumer("orders", context=Tenant)
+
+    @made.handler
+    async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+
+    assert [level for level, _ in of((await offline(made)).findings, "context")] == ["ok"]
+
+
 async def test_a_subclass_is_what_its_base_expects() -> None:
     """A handler may ask for less than the context is."""
 
@@ -120,6 +132,101 @@ async def test_a_subclass_is_what_its_base_expects() -> None:
     async def handle(order: Order, ctx: MessageContext[Tenant, None]) -> None: ...
 
     assert of((await offline(made)).findings, "context") == [("ok", "Special, as the handler expects")]
+
+
+class Database:
+    """A tenant's resources."""
+
+
+class Reads(Protocol):
+    """What a handler may ask of its resources."""
+
+    def read(self) -> str:
+        """Read."""
+        ...
+
+
+@asynccontextmanager
+async def opens_database(tenant: Tenant) -> AsyncGenerator[Database]:
+    """Open what it says that it opens."""
+    yield Database()
+
+
+async def returns_database(tenant: Tenant) -> Database:
+    """Return it, as an async function."""
+    return Database()
+
+
+class OpensDatabase:
+    """A provider that is an object."""
+
+    def __call__(self, tenant: Tenant) -> AbstractAsyncContextManager[Database]:
+        """Open it."""
+        return opens_database(tenant)
+
+
+@asynccontextmanager
+async def says_nothing(tenant):  # type: ignore[no-untyped-def]
+    """Open something that no annotation tells."""
+    yield Database()
+
+
+PROVIDERS: dict[str, Any] = {
+    "context manager": opens_database,
+    "async function": returns_database,
+    "object": OpensDatabase(),
+    "partial": functools.partial(opens_database),
+    "pool": ResourcePool(opens_database),
+}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_handler_that_expects_other_resources_is_an_error(provider: str) -> None:
+    """Its annotation is compared with what the provider says that it opens."""
+    made = Consumer("orders", context=Tenant, resources=PROVIDERS[provider])
+
+    @made.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant, Path]) -> None: ...
+
+    findings = (await offline(made)).findings
+    assert of(findings, "resources") == [("error", "the handler expects Path, resources= opens Database")]
+
+
+@pytest.mark.parametrize("expected", [Database, object, Any, Reads, Database | None])
+async def test_resources_that_may_be_what_the_handler_expects_are_not_found(expected: Any) -> None:
+    """The same class, a protocol, a union, and what is not said."""
+    made = Consumer("orders", context=Tenant, resources=opens_database)
+
+    async def handle(order: Order, ctx: Any) -> None: ...
+
+    handle.__annotations__["ctx"] = MessageContext[Tenant, expected]
+    made.handler(handle)
+    assert of((await offline(made)).findings, "resources") == []
+
+
+async def test_a_handler_that_expects_resources_of_a_consumer_without_is_an_error() -> None:
+    """It would find None."""
+    made: Consumer[Any, Any] = Consumer("orders", context=Tenant)
+
+    @made.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant, Database]) -> None: ...
+
+    text = "the handler expects Database, and there is no resources=: ctx.resources is None"
+    assert of((await offline(made)).findings, "resources") == [("error", text)]
+
+
+async def test_resources_that_open_as_something_else_are_an_error() -> None:
+    """Where no annotation tells, what a sample message's tenant gets does."""
+    client = MemoryClient(LocalBroker())
+    made: Consumer[Any, Any] = Consumer("orders", context=Tenant, resources=says_nothing, client=client)
+
+    @made.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant, Path]) -> None: ...
+
+    report = await inspect_consumer(made, Deployment(attributes={"tenantId": "a"}, max_connections=1000))
+    assert of(report.findings, "resources")[1:] == [
+        ("error", f"{name_of(handle)} expects Path, and resources= opened Database")
+    ]
 
 
 async def test_a_def_handler_with_fewer_threads_than_slots_is_a_warning() -> None:
