@@ -171,8 +171,8 @@ async def site(
     store: ValkeyServer | None = None,
 ) -> AsyncIterator[tuple[Site, asyncio.Task[None]]]:
     """Run two consumers with their consoles; as one fleet, where one console is enough, if there is a store."""
-    if database not in second.execute("SELECT datname FROM pg_database"):
-        second.create_database(database)
+    second.drop_database(database)  # another test's, of the same name
+    second.create_database(database)
     for server in (first, second):
         server.execute("CREATE TABLE orders (order_id text)", database=database)
     async with LocalBroker() as broker, AsyncExitStack() as stack:
