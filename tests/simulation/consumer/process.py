@@ -469,6 +469,7 @@ class Process:
 
     async def _act(self, plan: OrderPlan, ctx: Ctx) -> None:
         self.shared.attempts[plan.key] += 1
+        self.watch.retried_by_hand.discard(ctx.message.id)
         wrong = self.shared.attempts[plan.key] <= plan.attempts
         seconds = plan.seconds if wrong else min(plan.seconds, 0.3)  # within any limit in the end
         if plan.kind is Kind.STUBBORN:
@@ -493,6 +494,7 @@ class Process:
                 raise Panic("panics") if plan.attempts > 1 else BaseExceptionGroup("panics", [Panic("alone")])
             case Kind.ASKS_RETRY if wrong:
                 self._fails(ctx.message)
+                self.watch.retried_by_hand.add(ctx.message.id)
                 await ctx.retry(delay=1.0)
                 return
             case _:

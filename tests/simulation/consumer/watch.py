@@ -174,6 +174,8 @@ class Watch:
         """Messages that were found handled before."""
         self.failed: set[str] = set()
         self.acked_by_hand: set[str] = set()
+        self.retried_by_hand: set[str] = set()
+        """Messages for which the last handler asked for a retry: it may be cut off before SQS confirms that."""
         self.offered: set[str] = set()
         """Bodies that were sent to the dead-letter queue, whether it took them or not."""
         self.rejected: set[str] = set()
@@ -399,7 +401,7 @@ class Watch:
 
     def _check_verdict(self, message: Message, settlement: Settlement) -> None:
         """Poison is rejected."""
-        if self.stopping:
+        if self.stopping or message.id in self.retried_by_hand:
             return
         if settlement is Settlement.RETRIED and self.is_poison(message.id) and message.body not in self.offered:
             self.history.broken("poison", f"{self.name} tries {message.id[:4]} again, although it is poison")
