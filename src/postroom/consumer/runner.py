@@ -26,6 +26,9 @@ _INTERRUPTED: Final = 130
 """The exit code of what Ctrl-C ended, by the convention of shells: 128 and the signal's number."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 5.0
+_BEING_MADE: Final = 10.0
+"""Seconds for which a queue may be missing once SQS answers a start that had to wait for it: a local one has just come
+up, and is still given its queues."""
 _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened, and what still runs at the end has to end."""
 
@@ -118,7 +121,8 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
             a second. For processes with no other job: cycles that exist at that moment stay until the end.
         wait: how many seconds a start waits for a queue that cannot be reached yet: a connection that is refused, a
             name that is not known, a server error. None waits until it answers, 0 not at all. Refusals are not waited
-            for: missing permissions, a queue that does not exist.
+            for: missing permissions, a queue that does not exist. Where SQS itself had to be waited for, the queue has
+            10 s more: a local SQS that has just come up is still given its queues.
 
     Raises:
         SystemExit: a handler called ``sys.exit``, or raised ``KeyboardInterrupt``; everything was stopped in order.
@@ -270,24 +274,36 @@ class _Patience:
         self._deadline = None if wait is None else began + wait
         self._pause = _FIRST_PAUSE
         self._said = ""
+        self._missing_until: float | None = None
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
 
     def pause_after(self, problem: BaseException, now: float) -> float | None:
         """Return how many seconds to wait before the next try; None when there is none."""
-        if not isinstance(problem, TransportError) or not problem.retryable:
-            return None
-        if self._deadline is not None and now >= self._deadline:
+        deadline = self._deadline_for(problem, now)
+        if deadline is not None and now >= deadline:
             return None
         # One line for each kind of trouble, and not one every five seconds.
-        if (state := f"{type(problem).__name__} {problem.code}") != self._said:
+        if (state := f"{type(problem).__name__} {getattr(problem, 'code', '')}") != self._said:
             self._said = state
-            limit = "until it answers" if self._deadline is None else f"for {self._deadline - now:.0f} s more"
+            limit = "until it answers" if deadline is None else f"for {deadline - now:.0f} s more"
             text = "Queue %s cannot be reached yet; the start tries again %s: %s"
             _log.warning(text, self._queue, limit, problem, extra=about(queue=_name(self._queue), step=Step.START))
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         # With jitter: after an outage all replicas start in the same second.
         pause *= self._rng.uniform(0.5, 1.0)
-        return pause if self._deadline is None else min(pause, self._deadline - now)
+        return pause if deadline is None else min(pause, deadline - now)
+
+    def _deadline_for(self, problem: BaseException, now: float) -> float | None:
+        """Return until when it pays to wait for the end of a problem; None where there is no limit."""
+        if isinstance(problem, QueueNotFound) and self._said:
+            if self._missing_until is None:
+                self._pause = _FIRST_PAUSE
+                until = now + _BEING_MADE
+                self._missing_until = until if self._deadline is None else min(until, self._deadline)
+            return self._missing_until
+        if not isinstance(problem, TransportError) or not problem.retryable:
+            return now
+        return self._deadline
 
 
 async def _what_ended(consumer: Consumer[Any, Any]) -> BaseException | None:

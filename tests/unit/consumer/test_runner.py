@@ -123,6 +123,40 @@ def test_each_change_of_what_keeps_a_start_waiting_is_said(caplog: pytest.LogCap
     assert ["slow down" in text for text in warnings] == [False, True, False]
 
 
+@pytest.mark.parametrize(("made_after", "code", "least", "most"), [(8, 0, 8, 11), (None, 2, 9.5, 12)])
+def test_a_queue_may_be_missing_for_a_while_after_sqs_came_up(
+    made_after: float | None, code: int, least: float, most: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker and a local SQS start together: the SQS answers before its queues are made."""
+
+    async def scenario(world: World) -> tuple[ExitCode, float]:
+        client = Unreachable(world, REFUSED, until=60)
+
+        def make() -> None:
+            world.create()
+            world.send({"stop": True})
+
+        if made_after is not None:
+            later(60 + made_after, make)
+        return await serve(consumer(client)), asyncio.get_running_loop().time() - 60
+
+    ended, took = in_world(scenario)
+    assert ended == code
+    assert least <= took <= most + 5
+    refused, missing = warnings_of(caplog)[:2]
+    assert "connection refused" in refused
+    assert "tries again for 10 s more" in missing
+
+
+def test_a_missing_queue_is_not_waited_for_where_sqs_answered_at_once() -> None:
+    """It is a wrong name, in all likelihood."""
+
+    async def scenario(world: World) -> tuple[ExitCode, float]:
+        return await serve(consumer(world.client)), asyncio.get_running_loop().time()
+
+    assert in_world(scenario) == (ExitCode.CONFIGURATION, 0.0)
+
+
 @pytest.mark.parametrize(("wait", "least", "most"), [(0, 0.0, 0.0), (30, 30.0, 36.0)])
 def test_waiting_has_the_limit_that_was_said(wait: float, least: float, most: float) -> None:
     """Then the process ends with 1, and says what to check."""
