@@ -37,7 +37,7 @@ _MOST_ERRORS: Final = 100
 
 _WORD = (
     r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|credential"
-    r"|signature|\b(?:sig|pass)(?=[\"']?\s*=))"
+    r"|signature|pgpass|(?:\b|_)(?:sig|pass)(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
 _URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
@@ -50,10 +50,16 @@ _SPOKEN: Final = re.compile(
     r"(?P<head>\b(?:password|identified\s+by)\s+)(?P<value>'(?:''|[^'])*'|\"[^\"]*\")", re.IGNORECASE
 )
 _HEADER: Final = re.compile(
-    r"(?P<head>\b(?:(?:proxy-)?authorization|(?:set-)?cookie)\\*['\"]?\s*[=:,]\s*)(?P<value>[^\r\n]+)", re.IGNORECASE
+    # Of cookies only what has a name and a value: "invalid cookie: too long" is a cause.
+    r"(?P<head>\b(?:(?:proxy-)?authorization\\*['\"]?\s*[=:,]|(?:set-)?cookie\\*['\"]?\s*"
+    r"(?:=|[:,](?=\s*b?\\*['\"]?[^\s=;,'\"\\]{1,200}=)))\s*)(?P<value>[^\r\n]+)",
+    re.IGNORECASE,
 )
 _OPTION: Final = re.compile(
-    rf"(?P<head>(?<!\S)--?[\w-]{{0,40}}{_WORD}[\w-]{{0,40}}\s+)(?P<value>[^\s-]\S*)", re.IGNORECASE
+    # Also in a list: ['psql', '--password', 'x'], as a CalledProcessError shows it.
+    rf"""(?P<head>(?<![^\s'"\[(,])--?[\w-]{{0,40}}{_WORD}[\w-]{{0,40}}['"]?,?\s+)"""
+    r"""(?P<value>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s-]\S*)""",
+    re.IGNORECASE,
 )
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")

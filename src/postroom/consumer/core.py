@@ -13,8 +13,9 @@ What may be spent of a message's receives is in ``attempts``, who may run in ``a
 scheduler, and how much to ask for in the receive policy.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Hashable
+from itertools import takewhile
 from random import Random
 from typing import Final
 
@@ -86,10 +87,22 @@ class ReturnGroup(msgspec.Struct, frozen=True):
 
     group: str
     message_id: str | None = None
-    """The message that was not done: nothing goes back behind it where it has come again."""
+    """The message that was not done: where it has come again, it stays."""
+    behind: bool = False
+    """Something that stood behind it went back already: so does what is behind it where it has come again."""
 
 
 Action = GiveBack | Reject | ReturnGroup
+
+
+class _Rejecting(msgspec.Struct, eq=False):
+    """A message group of which something is on its way to the dead-letter queue."""
+
+    out: int = 0
+    refused: set[str] = msgspec.field(default_factory=set)
+    """Messages that the dead-letter queue did not take."""
+    halted: list[Job] = msgspec.field(default_factory=list)
+    """What has come of it meanwhile, in order."""
 
 
 class Core:
@@ -128,7 +141,7 @@ class Core:
         self._polling = polling
         self._rng = rng
         self._returned: set[str] = set()
-        self._rejecting: Counter[str] = Counter()
+        self._rejecting: dict[str, _Rejecting] = {}
         self.waking: deque[Hashable] = deque()
         """Tenants that wait only for room to go on, after an outage of their host."""
         self.fifo: bool = False
@@ -150,6 +163,11 @@ class Core:
     def waiting(self) -> int:
         """Messages that wait for nothing but a slot."""
         return self.scheduler.ready
+
+    @property
+    def halted(self) -> int:
+        """Messages that wait for the rejection of another one of their group to end."""
+        return sum(len(group.halted) for group in self._rejecting.values())
 
     @property
     def is_full(self) -> bool:
@@ -187,7 +205,10 @@ class Core:
         if source.fifo:
             self.fifo = True
         if self._rejecting and job.group in self._rejecting:
-            (self.return_late if self.closing else self.return_behind)(job)
+            if self.admits(job):
+                self._rejecting[job.group].halted.append(job)
+            else:
+                self.return_late(job)
             return False
         if self.closing:
             self._arrive_late(job)
@@ -533,13 +554,13 @@ class Core:
         attempts = job.source.attempts
         cause = f"the last one with {_named(error)}"
         if attempts.is_over(job) and job.source.facts.redrive is not None:
-            self.actions.append(Reject(job, f"{attempts.known(job)} failed attempts, {cause}", delay))
+            self.actions.append(Reject(job, f"{counted(attempts.known(job), 'failed attempt')}, {cause}", delay))
         elif not tried and attempts.is_last(job):
             # SQS would make a dead letter of it by itself, without a reason.
             self.actions.append(Reject(job, f"not tried: {in_words(error)}", delay))
         elif attempts.is_cut_short(job):
-            known = attempts.known(job)
-            text = f"{known} failed attempts, {cause}; other receives were spent while its tenant could not run"
+            known = counted(attempts.known(job), "failed attempt")
+            text = f"{known}, {cause}; other receives were spent while its tenant could not run"
             self.actions.append(Reject(job, text, delay))
         else:
             by_sqs = attempts.is_last(job)
@@ -560,23 +581,38 @@ class Core:
             behind = self.scheduler.withdraw_group(job)
             for other in behind:
                 self.return_behind(other)
-            self.actions.append(ReturnGroup(job.group, None if behind else job.message.id))
+            self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
     def rejects(self, job: Job) -> None:
-        """Note that a message is on its way to the dead-letter queue: what comes of its group goes back meanwhile.
+        """Note that a message is on its way to the dead-letter queue: what comes of its group waits meanwhile.
 
         SQS gives out none of the group while this one is in flight. But an extension may have been lost: then it comes
-        again with others behind it, and it is handled before them should the dead-letter queue not take it.
+        again with others behind it. Given back, they would come at once, again and again, and use up their receives.
         """
         if job.group is not None:
-            self._rejecting[job.group] += 1
+            self._rejecting.setdefault(job.group, _Rejecting()).out += 1
 
-    def rejected(self, job: Job) -> None:
-        """Note that the dead-letter queue took a message, or did not."""
-        if job.group is not None:
-            self._rejecting[job.group] -= 1
-            if not self._rejecting[job.group]:
-                del self._rejecting[job.group]
+    def rejected(self, job: Job, now: float, *, taken: bool) -> bool:
+        """Note that the dead-letter queue took a message, or did not. Returns whether something waited for that."""
+        if job.group is None:
+            return False
+        group = self._rejecting[job.group]
+        group.out -= 1
+        if not taken:
+            group.refused.add(job.message.id)
+        if group.out:
+            return False
+        del self._rejecting[job.group]
+        scene = self.scene()
+        # What was not taken goes back, and these with it; unless it is itself the first of them, come again.
+        if group.refused - {each.message.id for each in group.halted[:1]}:
+            scene.gone.add(job.group)
+        for each in group.halted:
+            if each.lost:
+                scene.gone.add(job.group)
+            else:
+                self.arrive(each, now, scene)
+        return bool(group.halted)
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""
@@ -705,12 +741,21 @@ class Core:
         # given back.
         for job in self.scheduler.withdraw_waiting(_is_short):
             self._return(job)
+        self._return_halted()
 
     def abandon(self) -> None:
         """Give back what is left: there is no time to start it."""
         self.draining = False
         for job in self.scheduler.withdraw_waiting():
             self._return(job)
+        self._return_halted()
+
+    def _return_halted(self) -> None:
+        for group in self._rejecting.values():
+            kept = list(takewhile(self.keeps, group.halted))
+            for job in group.halted[len(kept) :]:
+                self.return_late(job)
+            group.halted = kept
 
     def _return(self, job: Job) -> None:
         if job.group is not None:

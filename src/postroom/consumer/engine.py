@@ -52,8 +52,8 @@ class Poll(Protocol):
 class Groups(Protocol):
     """What still resolves messages of a message group."""
 
-    def withdraw(self, group: str, message_id: str | None) -> None:
-        """Give back, in order, what is still being resolved of a message group, unless it begins with a message."""
+    def withdraw(self, group: str, message_id: str | None, *, behind: bool) -> None:
+        """Give back, in order, what is still being resolved of a message group, except for a message itself."""
         ...
 
 
@@ -76,11 +76,11 @@ class Engine:
         self.tasks = tasks
         self.jobs: dict[Job, None] = {}
         """Messages that have a task."""
-        self.rejecting: set[asyncio.Task[None]] = set()
+        self.rejecting: set[asyncio.Task[bool]] = set()
         """Messages on their way to the dead-letter queue."""
         self.recalls: Recalls = Recalls(tasks)
         """Messages that are being made visible again."""
-        self._rejections = Rejections(tasks.time)
+        self.rejections = Rejections(tasks.time)
         self.collector: Collector | None = None
         self.on_end: Callable[[BaseException], None]
         self._processor: Processor
@@ -242,18 +242,20 @@ class Engine:
                             task = self.tasks.spawn(self._reject(job, reason, delay), "postroom-reject")
                             self.rejecting.add(task)
                             task.add_done_callback(partial(self._rejected, job))
-                        case ReturnGroup(group, message_id):
-                            self._resolving.withdraw(group, message_id)
+                        case ReturnGroup(group, message_id, behind):
+                            self._resolving.withdraw(group, message_id, behind=behind)
         finally:
             self._acting = False
 
-    def _rejected(self, job: Job, task: asyncio.Task[None]) -> None:
+    def _rejected(self, job: Job, task: asyncio.Task[bool]) -> None:
         self.rejecting.discard(task)
-        self.core.rejected(job)
+        if self.core.rejected(job, self._time(), taken=not task.cancelled() and task.result()):
+            self.dispatch()
 
-    async def _reject(self, job: Job, reason: str, delay: float) -> None:
-        if not await self.reject(job, reason):
+    async def _reject(self, job: Job, reason: str, delay: float) -> bool:
+        if not (taken := await self.reject(job, reason)):
             self.give_back(job, Settlement.RETRIED, delay)
+        return taken
 
     def give_back(self, job: Job, settlement: Settlement, delay: float = 0.0) -> None:
         """Make a message visible again; once the consumer stops, not to its own receives that are still out."""
@@ -283,11 +285,11 @@ class Engine:
         except BaseException as error:  # whatever a transport raises: the message comes back
             if has_to_leave(error, task):
                 raise
-            self._rejections.failed(job, reason, error, diverted=to is not None)
+            self.rejections.failed(job, reason, error, diverted=to is not None)
             return False
         # A diversion is one decision of an operator, which is logged where it is made.
         if taken and to is None:
-            self._rejections.sent(job, reason)
+            self.rejections.sent(job, reason)
         return taken
 
     # -- what the settler tells ---------------------------------------------------------------------------------

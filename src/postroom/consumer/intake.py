@@ -115,14 +115,17 @@ class Intake:
             self._core.relieve(now)
             self._engine.act()
 
-    def withdraw(self, group: str, message_id: str | None) -> None:
+    def withdraw(self, group: str, message_id: str | None, *, behind: bool) -> None:
         """Give back, in order, what is still being resolved of a message group: a message before it was not done.
 
-        Not if it begins with that message, which has come again.
+        Not that message itself, where it has come again; nor what is behind it then, if nothing before that went back.
         """
         for batch in [batch for batch in self._batches if batch.group == group]:
             if not (batch.waiting and batch.waiting[-1][0].message.id == message_id):
                 self._withdraw(batch)
+                behind = True
+            elif behind:
+                self._withdraw(batch, 1)
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:

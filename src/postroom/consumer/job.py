@@ -59,6 +59,8 @@ class Job(Delivery, eq=False, kw_only=True):
     """Whether its handler failed because its tenant's resources are out."""
     reported: bool = False
     """Whether ``on_error`` was told that it waits for its tenant's resources: once is enough."""
+    reporting: bool = False
+    """Whether ``on_error`` runs for it."""
     cancellation: Cancellation | None = None
     counted: bool = False
     """Whether a failed attempt was counted: a receive is one attempt, however often it is said to have failed."""

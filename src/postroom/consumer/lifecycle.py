@@ -38,7 +38,7 @@ from postroom.fleet.member import Member
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import Concurrency, PoolTimeouts
 from postroom.payloads import Decoder
-from postroom.redaction import log_error
+from postroom.redaction import describe, log_error
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Tally
@@ -296,10 +296,10 @@ class Run(Generic[C, R]):
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStarted(self.name, self.statistics))
 
-    def withdraw(self, group: str, message_id: str | None) -> None:
-        """Give back, in order, what is still being resolved of a message group, unless it begins with a message."""
+    def withdraw(self, group: str, message_id: str | None, *, behind: bool) -> None:
+        """Give back, in order, what is still being resolved of a message group, except for a message itself."""
         for inlet in self.inlets:
-            inlet.intake.withdraw(group, message_id)
+            inlet.intake.withdraw(group, message_id, behind=behind)
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
@@ -329,8 +329,8 @@ class Run(Generic[C, R]):
         if self.fatal is None:
             self.fatal, name = error, self.name
             if isinstance(error, SystemExit | KeyboardInterrupt):
-                text = "The application's code raised %r; the consumer of %s stops"
-                _log.warning(text, error, name, extra=about(queue=name, step=Step.STOP))
+                text = "The application's code raised %s; the consumer of %s stops"
+                _log.warning(text, describe(error), name, extra=about(queue=name, step=Step.STOP))
             else:
                 _log.critical("The consumer of %s stops: %s", name, type(error).__name__, extra=about(queue=name))
         self.request_stop(StopReason.FATAL)
@@ -380,7 +380,7 @@ class Run(Generic[C, R]):
         if self.settings.observers:
             self.settings.observers.tell(ConsumerStopping(self.name, self.reason))
         # The budget of the polls runs beside the steps below, not before them.
-        polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
+        self._polls.end_by = polls_end = self._loop.time() + self.settings.shutdown.poll  # 1
         await self._return_unstarted()  # 2
         await self._drain_handlers(polls_end)  # 3
         await self._cancel_handlers()  # 4
@@ -455,7 +455,7 @@ class Run(Generic[C, R]):
             _log.warning("Cancelling %s: %s", counted(len(jobs), "handler"), why, extra=self._about_queue())
         for job in jobs:
             if job.started:
-                what = "on_error" if job.counted else "the handler"
+                what = "on_error" if job.reporting else "the handler"
                 text = f"Cancelled {what} of message %s of %s (attempt %d, receive %d)%s"
                 arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives, _follows(job))
                 _log.warning(text, *arguments, extra=about(job, step=Step.STOP))
@@ -465,11 +465,12 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            text = "The handler of message %s of %s did not end when it was cancelled; its message goes back"
-            _log.error(text, job.message.id, tenant_in_words(job.tenant), extra=about(job))
+            text = "The handler of message %s of %s did not end when it was cancelled%s"
+            _log.error(text, job.message.id, tenant_in_words(job.tenant), _follows(job), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
-            self.engine.give_back(job, Settlement.RETURNED)
+            self.core.give_back(job, Settlement.RETURNED)
+            self.engine.act()
             job.cancel(Cancellation.STOPPING)  # a second time
 
     async def _flush(self, polls_end: float) -> None:
@@ -551,7 +552,7 @@ class Run(Generic[C, R]):
         return {task for inlet in self.inlets for task in inlet.intake.tasks}
 
     def _unfinished(self) -> int:
-        return len(self.engine.jobs) + max(0, self.scheduler.ready) + len(self._resolving())
+        return len(self.engine.jobs) + max(0, self.scheduler.ready) + len(self._resolving()) + self.core.halted
 
     async def _all_ended(self, polls_end: float, ends: float) -> None:
         """Wait for what is here, and until a time for polls: what they bring may be at its last receive."""
@@ -559,7 +560,7 @@ class Run(Generic[C, R]):
         while (unfinished := self._unfinished()) or self._polls.may_bring_the_last(polls_end):
             self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
-            tasks = self._tasks() | self._resolving()
+            tasks = self._tasks() | self._resolving() | (self.engine.rejecting if self.core.halted else set())
             if unfinished and not tasks:
                 await asyncio.sleep(0)
                 continue

@@ -18,6 +18,7 @@ from postroom.consumer.engine import Engine
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.tenants import Tenants
+from postroom.display import counted
 from postroom.errors import (
     AlreadyHandled,
     ConfigurationError,
@@ -217,7 +218,7 @@ class Pipeline:
         if self._core.closing and not self._core.keeps(job):
             raise _NotNow
         job.started = job.tried = True
-        settling = _Settling(job, self._engine.tasks.loop)
+        settling = _Settling(job, self._engine)
         ctx = MessageContext(job.message, job.context, resources, job.tenant, job.attempt, settling)
         enter_message(ctx)
         try:
@@ -264,6 +265,8 @@ class Pipeline:
     def _ack(self, job: Job) -> None:
         if job.settlement is None:
             job.source.settler.ack(job)
+            if job.lost:
+                self._give_group_back(job)
         # The handler returned, but its message was given back or lost: what follows in its group
         # must not overtake it.
         elif job.settlement is not Settlement.ACKED:
@@ -302,7 +305,8 @@ class Pipeline:
             case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
                 await self._obey(job, instruction)  # of the resolver, or of an envelope
             case ContextError(__cause__=BaseException() as cause) if ends_the_program(cause):
-                self._return(job)  # of the resolver: the end of the process is no failure of a message
+                await self._report(job, error)
+                self._retry(job, error)
             case _NotNow():
                 self._core.put_back(job, self._time())
                 self._engine.act()
@@ -373,6 +377,7 @@ class Pipeline:
             return None
         limit = TimeLimit(self._patience)
         try:
+            job.reporting = True
             outcome = self._on_error(Failure(error, job.message, job.context, job.payload))
             if inspect.isawaitable(outcome):
                 async with limit:
@@ -394,6 +399,8 @@ class Pipeline:
             log_error(_log, logging.ERROR, text, job.message.id, tenant_in_words(job.tenant), error=raised, extra=extra)
             if ends_the_program(raised):
                 self._engine.end(raised)
+        finally:
+            job.reporting = False
         return None
 
     # -- what becomes of it -------------------------------------------------------------------------------------
@@ -401,10 +408,12 @@ class Pipeline:
     async def _obey(self, job: Job, instruction: Retry | Reject | Drop) -> None:
         match instruction:
             case Drop():
-                text = "Message %s of %s is dropped (attempt %d): %s"
-                reason = redact(_reason_of(instruction))
-                _log.warning(text, job.message.id, tenant_in_words(job.tenant), job.attempt, reason, extra=about(job))
-                job.source.settler.ack(job)
+                reason = _reason_of(instruction)
+                if not self._was_settled(job, "dropped", reason):
+                    text = "Message %s of %s is dropped (attempt %d): %s"
+                    arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, redact(reason))
+                    _log.warning(text, *arguments, extra=about(job))
+                    self._ack(job)
             case Reject():
                 await self._obey_reject(job, instruction)
             case Retry():
@@ -418,12 +427,7 @@ class Pipeline:
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
         """Make the message a dead letter; without a dead-letter queue it has failed."""
         reason = _reason_of(instruction)
-        if job.settlement is not None or job.lost:
-            text = "Message %s of %s is not rejected (%s): its handler had %s it before"
-            what = "lost" if job.settlement is None else job.settlement.value
-            arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), what)
-            _log.warning(text, *arguments, extra=about(job))
-            self._give_group_back(job)
+        if self._was_settled(job, "rejected", reason):
             return
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
         if job.source.facts.redrive is not None or not job.source.facts.known:
@@ -443,6 +447,17 @@ class Pipeline:
         else:
             self._settle_failure(job, instruction)
 
+    def _was_settled(self, job: Job, what: str, reason: str) -> bool:
+        """Whether it was decided before what becomes of a message: then that stands, and is said."""
+        if job.settlement is None and not job.lost:
+            return False
+        text = f"Message %s of %s is not {what} (%s): its handler had %s it before"
+        before = "lost" if job.settlement is None else job.settlement.value
+        _log.warning(text, job.message.id, tenant_in_words(job.tenant), redact(reason), before, extra=about(job))
+        if job.settlement is not Settlement.ACKED or job.lost:
+            self._give_group_back(job)
+        return True
+
     async def _divert(self, job: Job, diverted: _Diverted) -> None:
         """Move the message to the queue that its tenant is diverted to; where that fails it comes back."""
         if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
@@ -453,7 +468,7 @@ class Pipeline:
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:
             case AckMode.ALWAYS:
-                job.source.settler.ack(job)
+                self._ack(job)
             case AckMode.MANUAL:
                 if job.settlement is None and not job.lost and job.source.attempts.is_last(job):
                     _log_last_receive(job)
@@ -468,7 +483,7 @@ class Pipeline:
         if job.settlement is None and not job.lost:
             if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError | _Diverted)):
                 _log_last_receive(job)
-        else:
+        elif job.settlement is not Settlement.ACKED or job.lost:
             self._core.give_group_back(job)
         self._engine.act()
 
@@ -504,9 +519,14 @@ class _Settling(msgspec.Struct, eq=False):
     """What stands behind ``ctx.ack()``, ``ctx.retry()`` and ``ctx.extend()`` of one message."""
 
     _job: Job
-    loop: asyncio.AbstractEventLoop
+    _engine: Engine
     transactions: int = 0
     written: set[MessageKey] | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The consumer's loop."""
+        return self._engine.tasks.loop
 
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
@@ -519,17 +539,27 @@ class _Settling(msgspec.Struct, eq=False):
             delay = exponential(job.source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
         attempts = job.source.attempts
         attempts.failed(job)
-        if attempts.is_over(job) and job.source.facts.redrive is not None:
-            reason = f"{attempts.known(job)} failed attempts, the last one with ctx.retry()"
-            await job.source.settler.reject(job, reason)
-        else:
-            await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
-            if attempts.is_last(job):
-                _log_last_receive(job)
+        if (reason := _why_over(job)) is not None and await job.source.settler.reject(job, reason):
+            self._engine.rejections.sent(job, reason)
+            return
+        await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
+        if attempts.is_last(job):
+            _log_last_receive(job)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
         await self._job.source.settler.extend_now(self._job, seconds)
+
+
+def _why_over(job: Job) -> str | None:
+    """Return why a message that asks for a retry gets none: it has had its attempts, or its receives were spent."""
+    attempts = job.source.attempts
+    if job.source.facts.redrive is None:
+        return None
+    reason = f"{counted(attempts.known(job), 'failed attempt')}, the last one with ctx.retry()"
+    if attempts.is_over(job):
+        return reason
+    return f"{reason}; other receives were spent while its tenant could not run" if attempts.is_cut_short(job) else None
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:

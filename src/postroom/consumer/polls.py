@@ -35,6 +35,8 @@ class Polls:
         self.tasks: set[asyncio.Task[None]] = set()
         self._cut_at = -math.inf
         """When polls were cut off that a server may not have noticed."""
+        self.end_by = -math.inf
+        """When a stop ends the polls that are out."""
 
     @property
     def out(self) -> set[asyncio.Task[None]]:
@@ -44,8 +46,10 @@ class Polls:
     def out_until(self, queue: Queue) -> float:
         """Return until when polls of a queue may take messages: also one that is overdue, which may be a second try."""
         out = (inlet.receiver.out_until for inlet in self._inlets() if inlet.queue is queue)
-        now = self._loop.time()
-        return max((self._cut_at, *(max(until, now) for until in out if until > -math.inf)))
+        least = max(self._loop.time(), self.end_by)
+        overdue = self._loop.time()
+        late = (least if until <= overdue else until for until in out if until > -math.inf)
+        return max((self._cut_at, *late))
 
     def may_bring_the_last(self, until: float) -> bool:
         """Whether a poll that is out may bring a message that cannot go back before a time: a queue counts receives."""

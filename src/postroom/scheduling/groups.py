@@ -92,12 +92,13 @@ class Groups(Generic[T]):
     def strike_off_all(self, keep: Callable[[T], bool]) -> list[T]:
         """Strike off, in order within each group, what waits behind any head, from the first that is not kept on.
 
-        Behind a head that is not kept itself nothing is kept: it would overtake the head.
+        Behind a head that is not kept itself nothing is kept: it would overtake the head. Its own work that came again
+        would not.
         """
         struck: list[T] = []
         for group in self._groups.values():
-            kept = sum(1 for _ in takewhile(keep, group.behind)) if keep(group.head) else 0
-            struck += self._struck_off(group, kept)
+            stays = keep(group.head) or self.has_again(group.head)
+            struck += self._struck_off(group, sum(1 for _ in takewhile(keep, group.behind)) if stays else 0)
         return struck
 
     def _struck_off(self, group: _Group[T], kept: int) -> list[T]:

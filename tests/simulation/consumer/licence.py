@@ -1,6 +1,7 @@
 """What one process may do with a message beside handling it: give it back, or make a dead letter of it."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,9 @@ class Licence:
         if "other receives were spent" in reason:
             lost = message_id in self._process.watch.lost
             return self._is_at_its_last(message_id) and (lost or self._ledger.has_untried(message_id, name))
-        return " failed attempts, the last one with " in reason and self._ledger.is_used_up(message_id, name)
+        return re.search(r" failed attempts?, the last one with ", reason) is not None and self._ledger.is_used_up(
+            message_id, name
+        )
 
     def _is_at_its_last(self, message_id: str) -> bool:
         """Whether one more receive would have made a dead letter of a message, as far as the consumer can know."""

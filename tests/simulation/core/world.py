@@ -430,9 +430,12 @@ class World:
         else:
             self.core.resolving -= 1
 
-    def withdraw(self, key: Hashable) -> None:
-        """Give back what is still being resolved of a message group."""
-        for job in self.resolving.pop(key, ()):
+    def withdraw(self, key: Hashable, *, kept: int = 0) -> None:
+        """Give back what is still being resolved of a message group, from the first that is not kept on."""
+        line = list(self.resolving.pop(key, ()))
+        if line[:kept]:
+            self.resolving[key] = deque(line[:kept])
+        for job in line[kept:]:
             self._no_longer_resolves(job)
             if self.core.closing:
                 self.core.return_late(job)
@@ -545,10 +548,11 @@ class World:
                         self.rejecting[job] = None
                         core.rejects(job)
                         self.later(0.01, self._rejected, job, self.generation)
-                    case ReturnGroup(group, message_id):
+                    case ReturnGroup(group, message_id, behind):
                         line = self.resolving.get(group)
-                        if not (line and line[0].message.id == message_id):
-                            self.withdraw(group)
+                        again = line is not None and line[0].message.id == message_id
+                        if not again or behind:
+                            self.withdraw(group, kept=int(again))
         self._acting = False
 
     def examine(self) -> None:
@@ -566,12 +570,14 @@ class World:
         if generation != self.generation:
             return
         self.rejecting.pop(job, None)
-        self.core.rejected(job)
-        if not self.reject(job):
+        if not (taken := self.reject(job)):
             if job.settlement is None and not job.lost:
                 letter = self.letter(job)
                 letter.excused = max(letter.excused, letter.receives)  # the reason could not be sent
             self.give_back(job, Settlement.RETURNED, _LATER)
+        if self.core.rejected(job, self.now, taken=taken):
+            self.act()
+            self.dispatch()
 
     def reject(self, job: Job) -> bool:
         """Send a message to the dead-letter queue, and delete it. Returns whether that was possible."""

@@ -63,7 +63,7 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     assert rejected.job is last
     assert "a message before it in its group was not done" in rejected.reason
     assert returned == GiveBack(fresh, Settlement.RETURNED)
-    assert group == ReturnGroup("g")
+    assert group == ReturnGroup("g", "head", behind=True)
 
 
 def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
@@ -121,7 +121,7 @@ def test_what_is_still_resolved_goes_back_with_what_is_before_it_in_its_group() 
     scene.core.give_group_back(first)
     returned, group = scene.core.actions
     assert isinstance(returned, GiveBack)
-    assert group == ReturnGroup("g")
+    assert group == ReturnGroup("g", "first", behind=True)
 
 
 def _crowd(scene: Scene, count: int = 30) -> list[Job]:
@@ -303,7 +303,7 @@ def test_what_is_behind_a_message_that_expires_without_its_resources_goes_back()
     assert isinstance(rejected, Reject)
     assert isinstance(returned, GiveBack)
     assert returned.job is behind
-    assert group == ReturnGroup("g")
+    assert group == ReturnGroup("g", "head", behind=True)
 
 
 def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> None:
@@ -321,21 +321,108 @@ def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> N
     assert scene.scheduler.waiting_tickets() == [fresh]
 
 
-def test_what_comes_of_a_group_goes_back_while_a_message_before_it_is_rejected() -> None:
-    """Seed 93001059: its extension was lost, so it came again, with others that overtook it."""
-    scene = Scene(fifo=True)
+def _rejecting(scene: Scene) -> Job:
+    """Let the head of a group be on its way to the dead-letter queue."""
     head = scene.job("head", group="g")
     scene.arrive(head)
     assert scene.core.next(0.0) is head
     scene.core.rejects(head)
     scene.core.finish(head, 1.0)
-    scene.arrive(early := scene.job("early", group="g"), other := scene.job("other", group="h"))
-    (returned,) = scene.core.actions
-    assert isinstance(returned, GiveBack)
-    assert returned.job is early
+    return head
+
+
+def test_what_comes_of_a_group_waits_while_a_message_before_it_is_rejected() -> None:
+    """Seed 93001059: its extension was lost, so it came again, with others that overtook it.
+
+    Given back, they would be received again at once, until their receives are used up.
+    """
+    scene = Scene(fifo=True)
+    head = _rejecting(scene)
+    early, late, other = scene.job("early", group="g"), scene.job("late", group="g"), scene.job("other", group="h")
+    scene.arrive(early, late, other)
+    assert scene.core.halted == 2
     assert scene.core.next(1.0) is other
-    scene.core.rejected(head)
-    scene.arrive(again := scene.job("early", group="g", receives=2))
+    assert scene.core.next(1.0) is None
+    assert scene.core.rejected(head, 2.0, taken=True)
+    assert (scene.core.halted, scene.core.actions) == (0, [])
+    assert scene.core.next(2.0) is early
+    scene.core.finish(early, 3.0)
+    assert scene.core.next(3.0) is late
+
+
+def test_what_came_of_a_group_goes_back_with_a_message_that_could_not_be_rejected() -> None:
+    """It comes back, and is before them."""
+    scene = Scene(fifo=True)
+    head = _rejecting(scene)
+    early, late = scene.job("early", group="g"), scene.job("late", group="g")
+    scene.arrive(early, late)
+    scene.core.rejected(head, 2.0, taken=False)
+    assert [action.job for action in scene.core.actions if isinstance(action, GiveBack)] == [early, late]
+    assert scene.core.next(2.0) is None
+
+
+def test_a_message_that_came_again_while_it_could_not_be_rejected_runs_before_the_others() -> None:
+    """It is the first of what came."""
+    scene = Scene(fifo=True)
+    head = _rejecting(scene)
+    again, late = scene.job("head", group="g", receives=2), scene.job("late", group="g")
+    scene.arrive(again, late)
+    scene.core.rejected(head, 2.0, taken=False)
+    assert scene.core.next(2.0) is again
+    scene.core.finish(again, 3.0)
+    assert scene.core.next(3.0) is late
+
+
+def test_what_is_lost_while_it_waits_for_a_rejection_takes_the_others_with_it() -> None:
+    """They would overtake it; as would what comes later, in a second rejection."""
+    scene = Scene(fifo=True)
+    head, second = _rejecting(scene), scene.job("second", group="g")
+    scene.core.rejects(second)
+    early, late = scene.job("early", group="g"), scene.job("late", group="g")
+    scene.arrive(early, late)
+    early.lost = True
+    assert not scene.core.rejected(head, 2.0, taken=True)
+    assert scene.core.rejected(second, 2.0, taken=True)
+    assert scene.core.actions == [GiveBack(late, Settlement.RETURNED)]
+
+
+def test_a_stop_gives_back_what_waits_for_a_rejection_but_for_last_receives() -> None:
+    """Those are started once the rejection is over; where there is no time for that, they get their reason."""
+    scene = Scene(fifo=True, most=2)
+    head = _rejecting(scene)
+    last, fresh, more = (scene.job(name, group="g", receives=n) for name, n in (("last", 2), ("fresh", 1), ("more", 2)))
+    scene.arrive(last, fresh, more)
+    scene.core.close()
+    returned, rejected = scene.core.actions
+    assert returned == GiveBack(fresh, Settlement.RETURNED)
+    assert isinstance(rejected, Reject)
+    assert (rejected.job, scene.core.halted) == (more, 1)
+    scene.core.rejected(head, 2.0, taken=True)
+    assert scene.core.next(2.0) is last
+
+
+def test_what_waits_for_a_rejection_gets_its_reason_where_a_stop_has_no_time_left() -> None:
+    """Nothing of it stays behind."""
+    scene = Scene(fifo=True, most=1)
+    _rejecting(scene)
+    scene.arrive(last := scene.job("last", group="g"))
+    scene.core.close()
+    assert (scene.core.halted, scene.core.actions) == (1, [])
+    scene.core.abandon()
+    (rejected,) = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert (rejected.job, scene.core.halted) == (last, 0)
+
+
+def test_a_stop_starts_a_message_that_waits_behind_its_own_earlier_run() -> None:
+    """It came again, at its last receive, while its handler went on after ``ctx.retry()``."""
+    scene = Scene(fifo=True, most=2)
+    first, again = scene.job("same", group="g"), scene.job("same", group="g", receives=2)
+    scene.arrive(first, again)
+    assert scene.core.next(0.0) is first
+    scene.core.close()
+    assert scene.core.actions == []
+    scene.core.finish(first, 1.0)
     assert scene.core.next(1.0) is again
 
 

@@ -25,6 +25,7 @@ from postroom import (
 )
 from postroom.events import Event, HandlerStarted, MessageReceived, MessageSettled
 from postroom.options import Call
+from postroom.redaction import describe
 from support.world import Order, Tenant, World, in_world
 
 
@@ -299,7 +300,8 @@ def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(
         return asyncio.get_running_loop().time() - began
 
     assert in_world(scenario) < 10
-    assert f"The application's code raised {error!r}; the consumer of orders stops" in caplog.messages
+    assert f"The application's code raised {describe(error)}; the consumer of orders stops" in caplog.messages
+    assert any(text.startswith("Context resolution failed for message ") for text in caplog.messages)
 
 
 def test_what_an_observer_sets_reaches_no_other_message() -> None:

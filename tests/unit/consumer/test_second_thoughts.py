@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -230,3 +231,127 @@ def test_a_receive_that_swallows_cancellations_does_not_hold_a_stop_up(
 
     assert in_world(scenario) < 25
     assert "a transport swallows cancellations" in caplog.text
+
+
+def test_a_handler_that_runs_on_after_a_retry_is_not_told_as_on_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A stop cancels it; there is no ``on_error`` at all."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=1))
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+            await ctx.retry(delay=1)
+            await asyncio.sleep(100)
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(0.5)
+
+    in_world(scenario)
+    (line,) = [text for text in caplog.messages if text.startswith("Cancelled ")]
+    assert line.startswith("Cancelled the handler of message ")
+    assert line.endswith(": its message is retried already")
+
+
+def test_a_retry_asked_for_by_a_message_that_has_had_its_attempts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It becomes a dead letter, as on any other way there."""
+
+    async def scenario(world: World) -> list[str | None]:
+        world.create(dead_letters="dead", receives=5)
+        orders = Consumer("orders", context=Tenant, client=world.client, retry=RetryPolicy(attempts=1))
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+            await ctx.retry()
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(5)
+        return await reasons(world)
+
+    reason = "1 failed attempt, the last one with ctx.retry()"
+    assert in_world(scenario) == [reason]
+    (line,) = [text for text in caplog.messages if "was sent to the dead-letter queue" in text]
+    assert line.endswith(f"(attempt 1, receive 1): {reason}")
+
+
+def test_a_handler_that_ignores_its_cancellation_makes_no_dead_letter_without_a_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is at its last receive: given back, SQS would move it by itself."""
+    ends = asyncio.Event()
+
+    async def scenario(world: World) -> list[str | None]:
+        world.create(dead_letters="dead", receives=1)
+        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=1, cancel=1))
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            while not ends.is_set():
+                try:
+                    await ends.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(0.5)
+        ends.set()
+        return await reasons(world)
+
+    assert in_world(scenario) == ["the consumer stopped, at its last receive, in the middle of its handler"]
+    (line,) = [text for text in caplog.messages if "did not end when it was cancelled" in text]
+    assert line.endswith(": it was its last receive")
+
+
+@pytest.mark.parametrize("place", ["resolver", "handler"])
+def test_the_text_of_sys_exit_is_redacted(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As the text of every other error; and the message that it ended the process for is named."""
+
+    def fail(*_: object) -> Any:
+        raise SystemExit("cannot reach postgresql://app:hunter2secret@db/acme")
+
+    async def scenario(world: World) -> str:
+        world.create()
+        more: dict[str, Any] = {"context": fail} if place == "resolver" else {"context": Tenant}
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **more)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Any]) -> None:
+            fail()
+
+        sent = world.send({"order_id": "1"})
+        with pytest.raises(SystemExit):
+            await orders.run()
+        return sent
+
+    sent = in_world(scenario)
+    assert "hunter2secret" not in caplog.text
+    assert "db/acme" in caplog.text
+    assert any(sent in text for text in caplog.messages)
+
+
+def test_a_resolver_that_ends_the_process_has_its_message_back_off() -> None:
+    """A supervisor starts the process again: one message must not end it every second."""
+
+    def fail(_: object) -> Any:
+        raise SystemExit(3)
+
+    async def scenario(world: World) -> list[float]:
+        world.create()
+        world.send_orders("1")
+        ended: list[float] = []
+        for _ in range(4):
+            more: dict[str, Any] = {"context": fail, "retry": RetryPolicy(base=2, jitter=0)}
+            orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **more)
+            orders.handler(lambda _payload, _ctx: None)
+            with pytest.raises(SystemExit):
+                await orders.run()
+            ended.append(asyncio.get_running_loop().time())
+        return ended
+
+    ended = in_world(scenario)
+    pauses = [after - before for before, after in pairwise(ended)]
+    assert pauses == [pytest.approx(each, abs=1.5) for each in (2, 4, 8)]

@@ -200,4 +200,4 @@ def test_what_a_stop_gives_back_is_hidden_from_a_poll_that_is_overdue(monkeypatc
             await asyncio.sleep(4.8)
         return orders.statistics().received
 
-    assert in_world(scenario) == 2
+    assert in_world(scenario) == 1

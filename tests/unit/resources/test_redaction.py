@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -60,6 +61,12 @@ SECRET = "hunter2-S3CR3T"
         f"pg_dump --password {SECRET} failed",
         f"tool --api-key {SECRET}",
         f"host=db user=a pass={SECRET}",
+        f"DB_PASS={SECRET}",
+        f"PGPASS={SECRET}",
+        f"psql --password '{SECRET} with blanks' failed",
+        str(CalledProcessError(1, ["psql", "--password", SECRET, "-c", "x"])),
+        str(CalledProcessError(1, ["psql", "--password", f"{SECRET} with blanks"])),
+        str([(b"cookie", f"session={SECRET}".encode())]),
     ],
 )
 def test_a_secret_is_known_by_its_place(text: str) -> None:
@@ -78,6 +85,9 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
         'relation "orders" does not exist at character 15',
         "KeyError: 'BILLING_DB_HOST'",
         "postgresql://app@db/tenant: connection refused",
+        "invalid cookie: its name has a blank",
+        "no such option: '--passive'",
+        "compass=north",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -129,7 +139,10 @@ def test_an_error_is_one_line_with_its_sqlstate() -> None:
     assert SECRET not in describe(wrapped)
 
 
-@pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "token" * 2_000, "a=" * 20_000, "'" * 20_000])
+_WORDS = ("token" * 2_000, "cookie: " * 20_000, "--password " * 20_000, "_pass" * 20_000, "--'" * 20_000)
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "a=" * 20_000, "'" * 20_000, "-" * 50_000, *_WORDS])
 def test_a_long_text_is_described_in_little_time(text: str) -> None:
     """One word of Base64 in an error must not block the event loop, and with it all heartbeats."""
     began = time.process_time()

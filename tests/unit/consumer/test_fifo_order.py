@@ -1,0 +1,156 @@
+"""FIFO: nothing of a group overtakes a message that is not done, however that one's handler ended."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from postroom import AckMode, Consumer, Drop, MessageContext, Polling, Reject, RetryPolicy, Visibility
+from postroom.message import Message
+from postroom.transports.memory import MemoryQueue
+from postroom.transports.protocol import EntryFailure, OutgoingMessage
+from support.world import Order, Tenant, World, in_world
+
+Ctx = MessageContext[Tenant]
+Calls = list[tuple[str, int]]
+"""Orders with their counts of receives, as their handler was called."""
+
+
+def calls_of(first: Callable[[Ctx], Awaitable[object]], *, receives: int = 8, **options: Any) -> Calls:
+    """Let ``first`` handle the first receive of the first of two messages of a group, and return all calls."""
+
+    async def scenario(world: World) -> Calls:
+        world.broker.create_queue("dead.fifo", {"FifoQueue": "true"})
+        attributes = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
+        world.create("orders.fifo", dead_letters=None, **attributes, **redrive(world, receives))
+        options.setdefault("context", Tenant)
+        orders = Consumer("orders.fifo", client=world.client, polling=Polling(pollers=1), **options)
+        calls: Calls = []
+
+        @orders.handler
+        async def handle(order: Order, ctx: Ctx) -> None:
+            calls.append((order.order_id, ctx.message.receive_count))
+            if len(calls) == 1:
+                await first(ctx)
+
+        for number in "12":
+            world.send({"order_id": number}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(60)
+        return calls
+
+    return in_world(scenario)
+
+
+def redrive(world: World, receives: int) -> dict[str, str]:
+    """Return the attribute that makes dead letters after so many receives."""
+    arn = world.broker.attributes("dead.fifo")["QueueArn"]
+    return {"RedrivePolicy": f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": {receives}}}'}
+
+
+async def retry_and_drop(ctx: Ctx) -> None:
+    """Ask for a retry, and end in a way that would delete the message."""
+    await ctx.retry(delay=3)
+    raise Drop("enough")
+
+
+async def retry_and_fail(ctx: Ctx) -> None:
+    """Ask for a retry, and fail: ``AckMode.ALWAYS`` would delete the message."""
+    await ctx.retry(delay=3)
+    raise ValueError
+
+
+async def lose_and_return(_ctx: Ctx) -> None:
+    """Swallow the cancellation that tells of a lost message."""
+    try:
+        await asyncio.sleep(100)
+    except asyncio.CancelledError:
+        return
+
+
+async def lose_and_drop(_ctx: Ctx) -> None:
+    """Make something else of the cancellation that tells of a lost message."""
+    try:
+        await asyncio.sleep(100)
+    except asyncio.CancelledError:
+        raise Drop("enough") from None
+
+
+async def lose_and_fail(_ctx: Ctx) -> None:
+    """Fail in the clean-up after a cancellation that tells of a lost message."""
+    try:
+        await asyncio.sleep(100)
+    except asyncio.CancelledError:
+        raise ValueError("the clean-up failed") from None
+
+
+SHORT: dict[str, Any] = {"visibility": Visibility(timeout=6, heartbeat=False)}
+
+
+@pytest.mark.parametrize("ack", [AckMode.ON_SUCCESS, AckMode.ALWAYS])
+@pytest.mark.parametrize("end", [retry_and_drop, retry_and_fail, lose_and_return, lose_and_drop, lose_and_fail])
+def test_nothing_overtakes_a_message_that_is_not_acknowledged_after_all(
+    end: Callable[[Ctx], Awaitable[object]], ack: AckMode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was given back or lost before its handler ended; a drop that does nothing is not told as one."""
+    calls = calls_of(end, ack=ack, **({} if end in {retry_and_drop, retry_and_fail} else SHORT))
+    assert [order for order, _ in calls] == ["1", "1", "2"]
+    assert not any(" is dropped " in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("error", [Reject("no"), Drop("no"), ValueError("no")])
+def test_what_is_behind_an_acknowledged_message_runs_from_its_first_receive(error: Exception) -> None:
+    """However its handler ends after ``ctx.ack()``: nothing before it is left in the queue."""
+
+    async def end(ctx: Ctx) -> None:
+        await ctx.ack()
+        raise error
+
+    assert calls_of(end) == [("1", 1), ("2", 1)]
+
+
+def test_a_message_that_comes_again_is_not_given_back_behind_itself_while_it_is_resolved() -> None:
+    """What was received with it before goes back, and what is behind it now; it is at its last receive itself."""
+
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(5 if message.receive_count > 1 else 0.01)
+        return Tenant("a")
+
+    async def end(ctx: Ctx) -> None:
+        await ctx.retry(delay=1)
+        await asyncio.sleep(3)
+
+    assert calls_of(end, receives=2, context=resolve) == [("1", 1), ("1", 2), ("2", 2)]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_what_comes_while_a_message_is_rejected_spends_no_receives(
+    taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dead-letter queue takes longer than the message is hidden: it comes again, with another one behind it."""
+    once = MemoryQueue.send
+    sends = 0
+
+    async def slow(self: MemoryQueue, messages: list[OutgoingMessage]) -> list[EntryFailure]:
+        nonlocal sends
+        if self.info.name == "dead.fifo":
+            sends += 1
+            if sends == 1:
+                await asyncio.sleep(7 if taken else 6.3)
+                if not taken:
+                    raise ConnectionError("refused")
+        return await once(self, messages)
+
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(0.1 if message.receive_count == 1 else 1)
+        return Tenant("a")
+
+    async def fail(ctx: Ctx) -> None:
+        monkeypatch.setattr(MemoryQueue, "send", slow)
+        raise ValueError
+
+    more: dict[str, Any] = {"visibility": Visibility(timeout=5, heartbeat=False)}
+    calls = calls_of(fail, retry=RetryPolicy(attempts=1, base=1, cap=1), context=Tenant if taken else resolve, **more)
+    assert [order for order, _ in calls] in (["1", "1", "2"], ["1", "2"])
+    assert calls[-1][1] <= 3
