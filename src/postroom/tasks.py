@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -141,6 +141,10 @@ class Tasks:
     def __len__(self) -> int:
         """Count the tasks that have not ended."""
         return len(self._tasks)
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        """Yield the tasks that have not ended."""
+        return iter(tuple(self._tasks))
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start a task. It ends itself, or with ``close``."""

@@ -99,9 +99,9 @@ class _Rejecting(msgspec.Struct, eq=False):
     """A message group of which something is on its way to the dead-letter queue."""
 
     out: int = 0
-    refused: set[str] = msgspec.field(default_factory=set)
+    refused: set[str] = msgspec.field(default_factory=set[str])
     """Messages that the dead-letter queue did not take."""
-    halted: list[Job] = msgspec.field(default_factory=list)
+    halted: list[Job] = msgspec.field(default_factory=list[Job])
     """What has come of it meanwhile, in order."""
 
 
@@ -516,8 +516,8 @@ class Core:
         if settlement is _ACKED or settlement is Settlement.REJECTED:
             attempts.forget(job)
             return
-        # SQS has counted the receive, but nothing of the user's failed: it is no attempt.
-        untried = not (job.started or job.counted)
+        # SQS has counted the receive, but nothing of the user's failed: it is no attempt. What is lost was cut off.
+        untried = not (job.counted or (job.started and settlement is not Settlement.LOST))
         if settlement in _SPENT or (untried and settlement is not Settlement.LEFT):
             attempts.spent(job)
         if settlement is Settlement.DEFERRED and not job.source.fifo:

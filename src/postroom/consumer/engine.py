@@ -146,6 +146,11 @@ class Engine:
         if wake is not None and wake > now:  # one that is due waits for a slot: the end of a message dispatches again
             self._dispatch_at(wake)
 
+    def is_ending(self) -> bool:
+        """Whether the consumer stops, or all tasks are cancelled, as by ``asyncio.run`` at its end."""
+        own = {job.task for job in self.jobs}
+        return self.core.closing or any(task.cancelling() and task not in own for task in self.tasks)
+
     async def _process(self, job: Job) -> None:
         """Have a message handled, in its own task. An error that leaves it is a defect, and ends the consumer."""
         try:

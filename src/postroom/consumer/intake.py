@@ -164,12 +164,12 @@ class Intake:
         self._heed(error)
         return _context_error(job, error)
 
-    def _heed(self, error: BaseException) -> None:
+    def _heed(self, error: BaseException | None) -> None:
         """End the consumer in order where a function of the user's called ``sys.exit``, as where a handler does.
 
         Raised from here, it would end the poller, and leave what came with this message to its visibility timeout.
         """
-        if ends_the_program(error):
+        if error is not None and ends_the_program(error):
             self._engine.end(error)
 
     def _is_awaitable(self, found: Any) -> bool:
@@ -212,16 +212,21 @@ class Intake:
                     resolving.cancel()
                     await asyncio.wait([resolving])
                     raise
-                found = resolving.result()
+                # It may have cancelled itself, as an old library for time limits does.
+                cancelled = asyncio.CancelledError() if resolving.cancelled() else None
+                found = resolving.result() if cancelled is None else _context_error(job, cancelled)
             finally:
                 timer.cancel()
+            failure = found.__cause__ if isinstance(found, ContextError) else None
             if not batch.waiting:  # withdrawn meanwhile, by a resolver that does not let itself be cancelled
+                self._heed(failure)
                 return
             batch.waiting.pop()
             self._no_longer_resolves(job)
             now = self._time()
             entered = self._enter(job, found, now)
             self._start(now)
+            self._heed(failure)  # after its start: the stop would give it back at once, and tell nothing of it
             # While it was resolved it took room. What cannot run takes none, and no task of its own tells so.
             if not entered or self._core.scheduler.blocked:
                 self._engine.make_room()
@@ -256,7 +261,7 @@ class Intake:
                 late = ContextError(text, message_id=job.message.id)
                 late.__cause__ = error
                 return late
-            return self._not_resolved(job, error)
+            return _context_error(job, error)
 
     def _withdraw(self, batch: _Batch, kept: int = 0) -> None:
         """Give a batch back, all but the first so many.

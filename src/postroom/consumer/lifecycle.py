@@ -560,7 +560,9 @@ class Run(Generic[C, R]):
         while (unfinished := self._unfinished()) or self._polls.may_bring_the_last(polls_end):
             self.engine.take_back()
             # A job may have no task yet: it gets one within a turn of the loop.
-            tasks = self._tasks() | self._resolving() | (self.engine.rejecting if self.core.halted else set())
+            tasks: set[asyncio.Task[Any]] = {*self._tasks(), *self._resolving()}
+            if self.core.halted:
+                tasks |= self.engine.rejecting
             if unfinished and not tasks:
                 await asyncio.sleep(0)
                 continue

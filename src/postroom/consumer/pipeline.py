@@ -76,6 +76,10 @@ class _NotNow(Exception):
     """The message cannot run after all, through no fault of its own: a stop, or a decision about its tenant."""
 
 
+_NO_FAILURES = (Retry, Reject, Drop, OwnershipLost, _Diverted, _NotNow)
+"""What the handling of a message raises to say what becomes of it, also where it was cut off."""
+
+
 class Pipeline:
     """Decode, lease, handle, settle: for each message that has a slot, in a task of its own.
 
@@ -274,19 +278,27 @@ class Pipeline:
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
-        if not _is_cut_off(job):
-            failure = MessageError("the handler raised CancelledError of its own", message_id=job.message.id)
-            failure.__cause__ = error
-            await self._did_fail(job, failure)
-        else:
+        if self._is_cut_off(job):
             self._return(job)
+            return
+        while (task := job.task) is not None and task.cancelling():
+            task.uncancel()  # it was cancelled by the handler's own code, as a failure
+        failure = MessageError("the handler raised CancelledError of its own", message_id=job.message.id)
+        failure.__cause__ = error
+        await self._did_fail(job, failure)
 
     async def _did_fail(self, job: Job, error: BaseException) -> None:
         """Decide what becomes of a message after its handling raised. It may be cancelled in ``on_error``."""
         try:
-            await self._decide(job, error)
+            # Many a library makes an error of its own of a cancellation: it is no failure of the message.
+            if (job.lost or self._is_cut_off(job)) and not isinstance(error, _NO_FAILURES):
+                text = "The handling of message %s of %s was cut off, and ended with %s"
+                _log.warning(text, job.message.id, tenant_in_words(job.tenant), describe(error), extra=about(job))
+                self._return(job)
+            else:
+                await self._decide(job, error)
         except asyncio.CancelledError:
-            if not _is_cut_off(job):
+            if not self._is_cut_off(job):
                 self._settle_failure(job, error)  # something else than a cancellation raised it
             else:
                 job.started = False  # its handler had ended: what was cut off is on_error
@@ -294,6 +306,10 @@ class Pipeline:
         # Last: the message is decided before the consumer learns that it has to stop.
         if ends_the_program(error):
             self._engine.end(error)
+
+    def _is_cut_off(self, job: Job) -> bool:
+        """Whether its task was cancelled by the consumer, or with the whole program: else the user's code did it."""
+        return is_cancelled() and (job.cancellation is not None or self._engine.is_ending())
 
     async def _decide(self, job: Job, error: BaseException) -> None:
         match error:
@@ -388,7 +404,7 @@ class Pipeline:
         except AlreadyHandled:
             return Drop("on_error says that it was handled already")
         except BaseException as raised:
-            if isinstance(raised, asyncio.CancelledError) and _is_cut_off(job):
+            if isinstance(raised, asyncio.CancelledError) and self._is_cut_off(job):
                 raise
             text = "on_error failed for message %s of %s; the message is treated as failed"
             if isinstance(raised, TimeoutError) and limit.expired():
@@ -571,11 +587,6 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
             return Reject(in_words(error))
         case OnInvalid.FAIL:
             return None
-
-
-def _is_cut_off(job: Job) -> bool:
-    """Whether a CancelledError comes of a cancellation, ours or the whole program's: else the user's code raised it."""
-    return job.cancellation is not None or is_cancelled()
 
 
 def _is_of_resources(error: BaseException) -> bool:

@@ -198,6 +198,7 @@ class Threads:
         self._calls[call] = work
         call.add_done_callback(self._returned)
         cancelled: asyncio.CancelledError | None = None
+        task = asyncio.current_task()
         while not call.done():
             ends: list[asyncio.Future[Any]] = [call] if cancelled is None else [call, self._given_up]
             try:
@@ -211,6 +212,8 @@ class Threads:
                     raise
             if cancelled is not None and self._given_up.done() and not call.done():
                 raise cancelled
+        while cancelled is not None and task is not None and task.uncancel():
+            continue  # it was not cut off: what it raises is its own
         return call.result()
 
     async def quiet(self, timeout: float) -> int:
