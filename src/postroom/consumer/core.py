@@ -104,6 +104,12 @@ class _Rejecting(msgspec.Struct, eq=False):
     halted: list[Job] = msgspec.field(default_factory=list[Job])
     """What has come of it meanwhile, in order."""
 
+    def halt(self, job: Job) -> None:
+        """Take in what came. It is in order by itself if all that was here is lost: then SQS begins again."""
+        if all(each.lost for each in self.halted):
+            self.halted.clear()
+        self.halted.append(job)
+
 
 class Core:
     """The deliveries of a consumer, and every decision about them."""
@@ -204,9 +210,9 @@ class Core:
         source = job.source
         if source.fifo:
             self.fifo = True
-        if self._rejecting and job.group in self._rejecting:
+        if self._rejecting and job.group in self._rejecting and not (scene and job.group in scene.gone):
             if self.admits(job):
-                self._rejecting[job.group].halted.append(job)
+                self._rejecting[job.group].halt(job)
             else:
                 self.return_late(job)
             return False
@@ -222,7 +228,7 @@ class Core:
             return False
         blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
         if not scene.calm and self._goes_away(job, now, blocked=blocked):
-            if job.group is not None:
+            if job.group is not None and job.group not in self._rejecting:
                 scene.gone.add(job.group)
             return False
         # A message without a tenant takes no room for long: it runs at once, and fails with its
@@ -550,23 +556,42 @@ class Core:
         ``tried`` tells whether the user's code ran: if not, its last receive must not end without a reason. Returns
         whether this was its last receive all the same, so that SQS makes a dead letter of it by itself.
         """
-        by_sqs = False
         attempts = job.source.attempts
-        cause = f"the last one with {_named(error)}"
+        known, cause = counted(attempts.known(job), "failed attempt"), f"the last one with {_named(error)}"
+        reason = None
         if attempts.is_over(job) and job.source.facts.redrive is not None:
-            self.actions.append(Reject(job, f"{counted(attempts.known(job), 'failed attempt')}, {cause}", delay))
+            reason = f"{known}, {cause}"
         elif not tried and attempts.is_last(job):
             # SQS would make a dead letter of it by itself, without a reason.
-            self.actions.append(Reject(job, f"not tried: {in_words(error)}", delay))
+            reason = f"not tried: {in_words(error)}"
         elif attempts.is_cut_short(job):
-            known = counted(attempts.known(job), "failed attempt")
-            text = f"{known}, {cause}; other receives were spent while its tenant could not run"
-            self.actions.append(Reject(job, text, delay))
-        else:
-            by_sqs = attempts.is_last(job)
-            self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
+            reason = f"{known}, {cause}; other receives were spent while its tenant could not run"
+        if reason is not None:
+            self._reject(job, reason, delay)
+            self._halt_behind(job)
+            return False
+        self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
+        if attempts.is_last(job):
+            return True  # what is behind it in its group overtakes nothing: SQS gives this one out no more
         self.give_group_back(job)
-        return by_sqs
+        return False
+
+    def _reject(self, job: Job, reason: str, delay: float = 30.0) -> None:
+        """Send a message to the dead-letter queue. What comes of its group waits for that.
+
+        SQS gives out none of the group while this one is in flight. But an extension may have been lost: then it comes
+        again with others behind it. Given back, they would come at once, again and again, and use up their receives.
+        """
+        self.actions.append(Reject(job, reason, delay))
+        if job.group is not None:
+            self._rejecting.setdefault(job.group, _Rejecting()).out += 1
+
+    def _halt_behind(self, job: Job) -> None:
+        """Let what waits behind a message in its group wait until that one is rejected."""
+        if job.group is None or self.closing or self.scheduler.has_again(job):
+            self.give_group_back(job)
+        else:
+            self._rejecting[job.group].halted += self.scheduler.withdraw_group(job)
 
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
@@ -582,15 +607,6 @@ class Core:
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
-
-    def rejects(self, job: Job) -> None:
-        """Note that a message is on its way to the dead-letter queue: what comes of its group waits meanwhile.
-
-        SQS gives out none of the group while this one is in flight. But an extension may have been lost: then it comes
-        again with others behind it. Given back, they would come at once, again and again, and use up their receives.
-        """
-        if job.group is not None:
-            self._rejecting.setdefault(job.group, _Rejecting()).out += 1
 
     def rejected(self, job: Job, now: float, *, taken: bool) -> bool:
         """Note that the dead-letter queue took a message, or did not. Returns whether something waited for that."""
@@ -624,7 +640,7 @@ class Core:
             return
         # Given back, SQS would make a dead letter of it at the next receive, without a reason.
         if attempts.is_last(job):
-            self.actions.append(Reject(job, f"{why}, at its last receive, {self._story_of(job)}"))
+            self._reject(job, f"{why}, at its last receive, {self._story_of(job)}")
         else:
             self.actions.append(GiveBack(job, settlement, delay))
 
@@ -671,7 +687,7 @@ class Core:
         if (outage := self.availability.outage(job.tenant)) is not None:
             obstacle = f"{obstacle}: {outage.cause}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
-        self.actions.append(Reject(job, f"{tried}: its retention period is nearly over and {obstacle}"))
+        self._reject(job, f"{tried}: its retention period is nearly over and {obstacle}")
         return True
 
     def relieve(self, now: float) -> None:

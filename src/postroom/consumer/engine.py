@@ -243,7 +243,6 @@ class Engine:
                         case GiveBack(job, settlement, delay):
                             self.give_back(job, settlement, delay)
                         case Reject(job, reason, delay):
-                            core.rejects(job)
                             task = self.tasks.spawn(self._reject(job, reason, delay), "postroom-reject")
                             self.rejecting.add(task)
                             task.add_done_callback(partial(self._rejected, job))

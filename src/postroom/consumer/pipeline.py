@@ -451,7 +451,7 @@ class Pipeline:
                 self._core.actions.append(RejectAction(job, reason, self._backoff(job, instruction)))
                 self._engine.act()
             elif await self._engine.reject(job, reason):
-                self._give_group_back(job)
+                self._moved(job)
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
@@ -462,6 +462,11 @@ class Pipeline:
             self._retry(job, instruction)  # nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)
+
+    def _moved(self, job: Job) -> None:
+        """Let the group of a message go on that is in another queue now, unless it may be received here once more."""
+        if job.lost:
+            self._give_group_back(job)
 
     def _was_settled(self, job: Job, what: str, reason: str) -> bool:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
@@ -477,7 +482,7 @@ class Pipeline:
     async def _divert(self, job: Job, diverted: _Diverted) -> None:
         """Move the message to the queue that its tenant is diverted to; where that fails it comes back."""
         if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
-            self._give_group_back(job)
+            self._moved(job)
         else:
             self._retry(job, diverted)  # it was not tried, and its reason names the queue
 

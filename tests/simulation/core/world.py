@@ -546,7 +546,6 @@ class World:
                     case Reject(job, reason):
                         self.note("reject", f"{job.message.id} {reason}")
                         self.rejecting[job] = None
-                        core.rejects(job)
                         self.later(0.01, self._rejected, job, self.generation)
                     case ReturnGroup(group, message_id, behind):
                         line = self.resolving.get(group)

@@ -66,7 +66,7 @@ def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None
     assert group == ReturnGroup("g", "head", behind=True)
 
 
-def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
+def test_what_follows_in_a_receive_waits_for_a_rejection() -> None:
     """The first of a group is rejected as it arrives, which may fail: the rest of the receive must not overtake it."""
     scene = Scene(fifo=True, most=8, retention=10.0)
     scene.tenants.pause(0)
@@ -77,12 +77,13 @@ def test_what_follows_in_a_receive_goes_back_with_the_group() -> None:
     receive = scene.core.scene()
     for job in (other, first, second):
         scene.core.arrive(job, scene.now, receive)
-    rejected, group, returned = scene.core.actions
+    rejected, group = scene.core.actions
     assert isinstance(rejected, Reject)
     assert rejected.job is first
     assert group == ReturnGroup("g", "first")
-    assert returned == GiveBack(second, Settlement.RETURNED)
-    assert scene.scheduler.size == 1
+    assert (scene.scheduler.size, scene.core.halted) == (1, 1)
+    scene.core.rejected(first, scene.now, taken=False)
+    assert scene.core.actions[2:] == [GiveBack(second, Settlement.RETURNED)]
 
 
 def test_a_message_that_came_again_is_not_given_back_behind_itself() -> None:
@@ -323,12 +324,21 @@ def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> N
 
 def _rejecting(scene: Scene) -> Job:
     """Let the head of a group be on its way to the dead-letter queue."""
-    head = scene.job("head", group="g")
+    head = scene.job("head", group="g", receives=9)
     scene.arrive(head)
     assert scene.core.next(0.0) is head
-    scene.core.rejects(head)
+    _reject(scene, head)
     scene.core.finish(head, 1.0)
     return head
+
+
+def _reject(scene: Scene, job: Job) -> None:
+    """Send a message to the dead-letter queue, without a receive that is left."""
+    scene.core.retry(job, ConnectionError(), 1.0, tried=False)
+    rejected = scene.core.actions.pop()
+    assert isinstance(rejected, Reject)
+    assert rejected.job is job
+    scene.core.actions.clear()
 
 
 def test_what_comes_of_a_group_waits_while_a_message_before_it_is_rejected() -> None:
@@ -376,8 +386,8 @@ def test_a_message_that_came_again_while_it_could_not_be_rejected_runs_before_th
 def test_what_is_lost_while_it_waits_for_a_rejection_takes_the_others_with_it() -> None:
     """They would overtake it; as would what comes later, in a second rejection."""
     scene = Scene(fifo=True)
-    head, second = _rejecting(scene), scene.job("second", group="g")
-    scene.core.rejects(second)
+    head, second = _rejecting(scene), scene.job("second", group="g", receives=9)
+    _reject(scene, second)
     early, late = scene.job("early", group="g"), scene.job("late", group="g")
     scene.arrive(early, late)
     early.lost = True
@@ -397,7 +407,9 @@ def test_a_stop_gives_back_what_waits_for_a_rejection_but_for_last_receives() ->
     assert returned == GiveBack(fresh, Settlement.RETURNED)
     assert isinstance(rejected, Reject)
     assert (rejected.job, scene.core.halted) == (more, 1)
-    scene.core.rejected(head, 2.0, taken=True)
+    for job in (head, more):
+        assert scene.core.next(2.0) is None
+        scene.core.rejected(job, 2.0, taken=True)
     assert scene.core.next(2.0) is last
 
 

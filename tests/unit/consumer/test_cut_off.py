@@ -134,7 +134,7 @@ def test_a_resolver_that_cancels_itself_fails_for_its_message() -> None:
 
     async def scenario(world: World) -> list[str]:
         world.create()
-        orders = Consumer("orders", context=resolve, client=world.client)
+        orders: Consumer[Tenant, None] = Consumer("orders", context=resolve, client=world.client)
         done: list[str] = []
 
         @orders.handler
