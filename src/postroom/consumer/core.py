@@ -591,7 +591,9 @@ class Core:
         if job.group is None or self.closing or self.scheduler.has_again(job):
             self.give_group_back(job)
         else:
-            self._rejecting[job.group].halted += self.scheduler.withdraw_group(job)
+            for behind in self.scheduler.withdraw_group(job):
+                behind.state = State.NEW
+                self._rejecting[job.group].halt(behind)
 
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
@@ -682,12 +684,15 @@ class Core:
 
     def _expire(self, job: Job, obstacle: str = "its tenant cannot run") -> bool:
         """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
+        return self._give_up(job, "its retention period is nearly over", obstacle)
+
+    def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
         if job.source.facts.redrive is None:
             return False
         if (outage := self.availability.outage(job.tenant)) is not None:
             obstacle = f"{obstacle}: {outage.cause}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
-        self._reject(job, f"{tried}: its retention period is nearly over and {obstacle}")
+        self._reject(job, f"{tried}: {end} and {obstacle}")
         return True
 
     def relieve(self, now: float) -> None:
@@ -735,7 +740,7 @@ class Core:
             if job.task is not None:
                 if job.source.facts.redrive is not None and self._is_too_late_for(job):
                     idle.append(job)
-            elif self._expires(job):
+            elif self._expires(job) or self._slips(job, now):
                 self.give_group_back(job)
                 self.finish(job, now)
         return idle
@@ -745,10 +750,16 @@ class Core:
         return facts.seconds_left(job) < 1.0 if self.scheduler.is_blocked(job.tenant) else facts.is_last_call(job)
 
     def _expires(self, job: Job) -> bool:
-        if not self._is_too_late_for(job):
+        return self._is_too_late_for(job) and self._expire(job, self._lacks(job))
+
+    def _lacks(self, job: Job) -> str:
+        return "its tenant cannot run" if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
+
+    def _slips(self, job: Job, now: float) -> bool:
+        """Reject a message that is about to be lost at its last receive: SQS would move it, and tell nothing."""
+        if not (job.source.attempts.is_last(job) and job.source.is_slipping(job, now)):
             return False
-        lacks = "its tenant cannot run" if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
-        return self._expire(job, lacks)
+        return self._give_up(job, "it could be held no longer", self._lacks(job))
 
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""

@@ -1,6 +1,6 @@
 """One queue of a consumer: what settles its messages, and the policies that apply to them."""
 
-from typing import Any
+from typing import Any, Final
 
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.choices import Choice, choice
@@ -14,6 +14,9 @@ from postroom.repeats import Repeats
 from postroom.settlement import Settler, Tally
 from postroom.transports.protocol import Queue
 
+_SLIPPING: Final = 8.0
+"""Seconds before the end of its visibility timeout, or a quarter of that if it is less, at which a message should have
+been extended long ago: the heartbeat begins at a half. More than the core's sweep takes to come round."""
 _RETRY = RetryPolicy()
 _FAULTS = Faults()
 
@@ -69,6 +72,12 @@ class Source:
             receives=message.receive_count,
             source=self,
         )
+
+    def is_slipping(self, job: Job, now: float) -> bool:
+        """Whether a message is about to be lost: its extensions fail, or it was held for as long as SQS allows."""
+        own = self.settings.visibility
+        policy = job.visibility or (Visibility() if callable(own) else own)
+        return job.deadline - now < min(policy.timeout / 4, _SLIPPING)
 
     def is_called(self, queue: str) -> bool:
         """Whether a name, a URL or an ARN is this queue's."""

@@ -159,6 +159,8 @@ class Licence:
             return self._is_old(message_id)
         if not self._is_at_its_last(message_id):
             return False
+        if "it could be held no longer" in reason:
+            return True
         if "a message before it in its group" in reason:
             return self._plan.fifo
         first = self._ledger.of(message_id)[0].at

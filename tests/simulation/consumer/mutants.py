@@ -487,7 +487,7 @@ MUTANTS = (
     Mutant("frees slots per batch", _swap(Engine, "ended", _slot_per_batch), 0, "slots"),
     Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 2, "S4"),
     Mutant("acknowledges twice", _swap(Settler, "ack", _acks_twice), 2, "S1"),
-    Mutant("does not return the group of a failure", _does_nothing(Core, "give_group_back"), 3, "S8"),
+    Mutant("does not return the group of a failure", _does_nothing(Core, "give_group_back"), 8, "S8"),
     Mutant("forgets the group in the resolver", _does_nothing(Intake, "withdraw"), 13, "S8"),
     Mutant("resolves another message's context", _swap(Intake, "_resolve", _another_message), 1, "isolation"),
     Mutant("takes an outage for a failure", _swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
@@ -512,7 +512,7 @@ MUTANTS = (
     Mutant(
         "opens the breaker again for a late failure",
         _swap(Availability, "failed", _trips_for_late_failures),
-        64,
+        270,
         "breaker",
     ),
     Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 177, "poison"),

@@ -462,7 +462,8 @@ class Process:
             if earlier is plan:
                 return
             if earlier.group == plan.group and earlier.key not in self.shared.resolved:
-                if not self.shared.in_queue(earlier.key) or self.shared.committed(earlier.key):
+                gone = not self.shared.in_queue(earlier.key) or self.shared.committed(earlier.key)
+                if gone or self.shared.gets_no_more(earlier.key, self.watch.failed):
                     self.shared.resolved.add(earlier.key)
                     continue
                 self.history.broken("S8", f"{self.name} starts {plan.key} before {earlier.key} is done")

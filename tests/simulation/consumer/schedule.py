@@ -10,7 +10,7 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -72,6 +72,7 @@ class Simulation:
             self.databases.create(tenant)
         self.shared = Shared(plan, history, self.databases)
         self.shared.in_queue = self._in_queue
+        self.shared.gets_no_more = self._gets_no_more
         self.shared.handed_out_at = self._handed_out_at
         self.queues, self.dead_letters = self._create_queues()
         self.stored: dict[str, Stored] = {}
@@ -271,6 +272,10 @@ class Simulation:
     def _in_queue(self, key: str) -> bool:
         message = self.stored.get(key)
         return message is not None and message.state is not MessageState.GONE
+
+    def _gets_no_more(self, key: str, failed: Container[str]) -> bool:
+        message, values = self.stored.get(key), self.shared.policies.values()
+        return message is not None and message.id in failed and bool(values) and message.receives_here >= values[0]
 
     def _handed_out_at(self, message_id: str) -> float:
         latest = max(each.received_at for each in self.stored.values() if each.id == message_id)

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,8 @@ class Shared:
         self.secrets = dict.fromkeys(plan.tenants, 0)
         """What the secret store says; it learns of a rotation a little later."""
         self.in_queue: Callable[[str], bool] = lambda _key: True
+        self.gets_no_more: Callable[[str, Container[str]], bool] = lambda _key, _failed: False
+        """Key, and the ids of what has failed, to whether it failed at the last receive that its queue gives it."""
         self.handed_out_at: Callable[[str], float] = lambda _message_id: 0.0
         """Message id to the time of its latest receive, as the queue knows it."""
         self.policies = Policies(plan.max_receives, readable=not plan.blind)

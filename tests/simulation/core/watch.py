@@ -239,7 +239,14 @@ class Watch(World):
             if other.number >= number:
                 return
             before = other.group == job.group and not other.done and other.sent_at <= self.now
+            before = before and not self._gets_no_more(other)
             self.require(not before, "S8", f"message {number} starts before {other.number} of its group")
+
+    def _gets_no_more(self, letter: Letter) -> bool:
+        """Whether the queue gives a message out no more, as far as the consumer knows, and it is let go here."""
+        most = self.source.facts.max_receives
+        held = any(job.settlement is None and not job.lost and self.letter(job) is letter for job in self.alive)
+        return most is not None and letter.receives >= most and not held
 
     # -- what is here -------------------------------------------------------------------------------------------
 
@@ -280,6 +287,10 @@ class Watch(World):
                     lined[tenant] = lined.get(tenant, 0) + 1
                 else:
                     behind += 1
+                continue
+            if state is State.NEW:  # it waits for a rejection
+                if job.settlement is not None or job.lost:
+                    del self.alive[job]
                 continue
             if state is State.DONE:
                 del self.alive[job]

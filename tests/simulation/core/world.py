@@ -458,7 +458,7 @@ class World:
         if self.core.parked > parked:
             self.parking(job)
         self.examine()
-        if job.state is not State.NEW:
+        if job.state is not State.NEW or any(job in group.halted for group in self.core._rejecting.values()):
             self.alive[job] = None
         return runnable
 

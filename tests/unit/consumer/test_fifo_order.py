@@ -147,3 +147,77 @@ def test_what_comes_while_a_message_is_rejected_spends_no_receives(
     calls = calls_of(fail, retry=RetryPolicy(attempts=1, base=1, cap=1), context=Tenant if taken else resolve, **more)
     assert [order for order, _ in calls] in (["1", "1", "2"], ["1", "2"])
     assert calls[-1][1] <= 3
+
+
+def handled(
+    count: int, *, receives: int, decide: Callable[[Order, Ctx, Consumer[Tenant, Any]], object], **options: Any
+) -> tuple[list[tuple[str, int]], list[str]]:
+    """Send some messages of one group, and return what was handled to its end, and the reasons of dead letters."""
+
+    async def scenario(world: World) -> tuple[list[tuple[str, int]], list[str]]:
+        arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
+        world.broker.create_queue("aside.fifo", {"FifoQueue": "true", "ContentBasedDeduplication": "true"})
+        redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": {receives}}}'
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
+        orders: Consumer[Tenant, Any] = Consumer("orders.fifo", context=Tenant, client=world.client, **options)
+        done: list[tuple[str, int]] = []
+
+        @orders.handler
+        async def handle(order: Order, ctx: Ctx) -> None:
+            decide(order, ctx, orders)
+            done.append((order.order_id, ctx.message.receive_count))
+
+        for number in range(count):
+            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+        async with orders:
+            decide(Order("begin"), None, orders)  # type: ignore[arg-type]
+            await asyncio.sleep(300)
+        async with world.client as client:
+            queue, reasons = await client.queue("dead.fifo"), list[str]()
+            while letters := await queue.receive(limit=10, wait=0, visibility=3600):
+                said = [letter.message_attributes.get("postroom.reason") for letter in letters]
+                reasons += ["" if each is None else each.string_value or "" for each in said]
+        return done, reasons
+
+    return in_world(scenario)
+
+
+def test_a_group_goes_on_at_once_behind_a_rejected_message() -> None:
+    """It is in the dead-letter queue: those behind it spend no receive."""
+
+    def decide(order: Order, _ctx: Ctx, _orders: object) -> None:
+        if order.order_id in {"0", "1", "2", "3", "4"}:
+            raise Reject("not ours")
+
+    done, reasons = handled(9, receives=5, decide=decide)
+    assert done == [("5", 1), ("6", 1), ("7", 1), ("8", 1)]
+    assert reasons == ["not ours"] * 5
+
+
+def test_a_whole_group_goes_where_its_tenant_is_diverted_or_is_quarantined() -> None:
+    """None of it becomes a dead letter for another reason."""
+
+    def divert(order: Order, _ctx: Ctx, orders: Consumer[Tenant, Any]) -> None:
+        if order.order_id == "begin":
+            orders.tenants.divert(Tenant("a"), queue="aside.fifo", reason="backlog")
+
+    def quarantine(order: Order, _ctx: Ctx, orders: Consumer[Tenant, Any]) -> None:
+        if order.order_id == "begin":
+            orders.tenants.quarantine(Tenant("a"), reason="corrupt import")
+
+    assert handled(8, receives=3, decide=divert) == ([], [])
+    assert handled(8, receives=3, decide=quarantine) == ([], ["corrupt import"] * 8)
+
+
+@pytest.mark.parametrize("receives", [1, 3, 5])
+@pytest.mark.parametrize("attempts", [None, 1])
+def test_a_message_that_always_fails_takes_none_of_its_group_with_it(receives: int, attempts: int | None) -> None:
+    """At its last receive it blocks the group no longer: SQS gives it out no more."""
+
+    def decide(order: Order, _ctx: Ctx, _orders: object) -> None:
+        if order.order_id == "0":
+            raise ValueError
+
+    done, reasons = handled(9, receives=receives, decide=decide, retry=RetryPolicy(attempts=attempts, base=1))
+    assert [order for order, _ in done] == list("12345678")
+    assert len(reasons) == 1
