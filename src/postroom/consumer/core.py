@@ -737,6 +737,7 @@ class Core:
         for job in self.scheduler.waiting_tickets():
             if job.state is not State.WAITING:
                 continue
+            job.source.facts.keep_up(now)
             if job.task is not None:
                 if job.source.facts.redrive is not None and self._is_too_late_for(job):
                     idle.append(job)

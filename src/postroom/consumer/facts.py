@@ -9,6 +9,7 @@ from typing import Final
 from postroom.consumer.job import Job
 from postroom.errors import AccessDenied
 from postroom.log_fields import Log, Step, about
+from postroom.settlement.sleep import machine_slept
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue, RedrivePolicy
 
@@ -35,6 +36,8 @@ _MARGIN_PART: Final = 0.25
 quarter of the period if that is less."""
 _LAST_CALL: Final = 1 / 3
 """The part of that margin in which a message may still get a slot."""
+_JUMP: Final = 0.25
+"""Seconds of suspension that are worth to be counted: less is how exactly clocks are read."""
 _RETENTION: Final = 345_600.0
 """The default retention period of SQS, four days (sqs-queue-parameters.html)."""
 
@@ -59,8 +62,11 @@ class QueueFacts:
         self._rest_until = -math.inf
         self._next = self._clock() + REFRESH
         self._look: asyncio.Task[None] | None = None
-        self._offset: float | None = None
-        """What SQS's clock is ahead of the loop's, once a first receive has told it."""
+        self._least = -math.inf
+        """What SQS's clock is ahead of the loop's, at least: it has handed out what is here, and said when."""
+        self._most = math.inf
+        """The same, at most: it handed it out after it was asked."""
+        self._slept = machine_slept()
 
     @property
     def max_receives(self) -> int | None:
@@ -70,10 +76,9 @@ class QueueFacts:
     def seconds_left(self, job: Job) -> float:
         """Return for how long a message may still wait: until shortly before its retention period is over."""
         sent = job.message.sent_at
-        if sent is None:
-            return self._retention
-        offset = time.time() - self._clock() if self._offset is None else self._offset
-        ends = sent + self._retention - offset
+        if sent is None:  # an emulator's: it was sent before it was received
+            return self._retention - self._margin - (self._clock() - job.received_at)
+        ends = sent + self._retention - self._ahead()
         # SQS hands out no message after the end of its period: this clock is wrong, or what the message says.
         if ends <= job.received_at:
             return self._retention
@@ -83,8 +88,7 @@ class QueueFacts:
         """Return for how many seconds a message has been in the queue; None where that is not known."""
         if job.message.sent_at is None:
             return None
-        offset = time.time() - self._clock() if self._offset is None else self._offset
-        return self._clock() + offset - job.message.sent_at
+        return self._clock() + self._ahead() - job.message.sent_at
 
     def is_last_call(self, job: Job) -> bool:
         """Whether a message that lacks nothing but a slot must not wait for one any longer."""
@@ -95,12 +99,27 @@ class QueueFacts:
         return min(_MARGIN, self._retention * _MARGIN_PART)
 
     def received(self, jobs: Sequence[Job], now: float) -> None:
-        """Learn SQS's own time from a first receive, and look again at the attributes if that is long ago."""
-        if self._offset is None and jobs and jobs[0].receives == 1:  # the first job tells enough
-            first = jobs[0].message.first_received_at
-            self._offset = None if first is None else first - now
+        """Learn SQS's own time from a receive, and look again at the attributes if that is long ago."""
+        first = jobs[0].message.first_received_at if jobs else None  # the first job tells enough
+        if first is not None:
+            self._least = max(self._least, first - now)
+            if jobs[0].receives == 1:
+                # The answer may have waited in a socket, while the process stood still.
+                self._most = min(self._most, first - jobs[0].received_at)
+        self.keep_up(now)
+
+    def keep_up(self, now: float) -> None:
+        """Look again at the attributes if that is long ago: they matter as long as something is here."""
         if now >= self._next:
             self._look_again()
+
+    def _ahead(self) -> float:
+        """Return what SQS's clock is ahead of the loop's: by this machine's clock, as far as receives agree."""
+        slept = machine_slept()
+        if slept - self._slept >= _JUMP:  # the loop's clock stood still meanwhile
+            self._least, self._most = self._least + slept - self._slept, self._most + slept - self._slept
+            self._slept = slept
+        return min(max(time.time() - self._clock(), self._least), self._most)
 
     # -- in flight ----------------------------------------------------------------------------------------------
 
