@@ -36,6 +36,8 @@ _MARGIN_PART: Final = 0.25
 quarter of the period if that is less."""
 _LAST_CALL: Final = 1 / 3
 """The part of that margin in which a message may still get a slot."""
+_LONGEST_POLL: Final = 30.0
+"""Seconds that a long poll takes at most, with some to spare: SQS allows 20."""
 _JUMP: Final = 0.25
 """Seconds of suspension that are worth to be counted: less is how exactly clocks are read."""
 _RETENTION: Final = 345_600.0
@@ -119,7 +121,12 @@ class QueueFacts:
         if slept - self._slept >= _JUMP:  # the loop's clock stood still meanwhile
             self._least, self._most = self._least + slept - self._slept, self._most + slept - self._slept
             self._slept = slept
-        return min(max(time.time() - self._clock(), self._least), self._most)
+        own = time.time() - self._clock()
+        if self._least <= own <= self._most:
+            return own
+        # This machine's clock is wrong. An answer that took longer than any poll had waited in a socket.
+        late = own > self._most or self._most - self._least > _LONGEST_POLL
+        return self._most if late and self._most < math.inf else max(self._least, min(own, self._most))
 
     # -- in flight ----------------------------------------------------------------------------------------------
 

@@ -180,6 +180,9 @@ class ModelFacts:
         """Return the seconds until it is a minute before SQS deletes a message."""
         return (job.message.sent_at or 0.0) + self._queue.retention - 60.0 - self.now
 
+    def keep_up(self, now: float) -> None:
+        """Know what is known: the plan changes it."""
+
     def is_last_call(self, job: Job) -> bool:
         """Whether a message must not wait for a slot any longer."""
         return self.seconds_left(job) < -20.0

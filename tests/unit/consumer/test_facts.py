@@ -1,0 +1,76 @@
+"""What is known of SQS's clock and of the retention period, from receives that tell it late, seldom or not at all."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from postroom.consumer import facts as facts_of
+from postroom.consumer.facts import QueueFacts
+from postroom.consumer.job import Job
+from postroom.message import Message
+from postroom.tasks import Tasks
+from postroom.testing.loop import run_virtual
+from support.scripted import ScriptedQueue
+
+HOUR = 3600.0
+
+
+def job(*, sent: float | None, first: float, asked: float, receives: int = 1) -> Job:
+    """Make a message that was sent, first received (SQS's time), and asked for (the loop's time) at such times."""
+    said = {"ApproximateReceiveCount": str(receives), "ApproximateFirstReceiveTimestamp": str(int(first * 1000))}
+    if sent is not None:
+        said["SentTimestamp"] = str(int(sent * 1000))
+    message = Message(id="m", body="", system_attributes=said)
+    return Job(
+        message=message, receipt_handle="h", received_at=asked, deadline=asked + 30, source=None, receives=receives
+    )  # type: ignore[arg-type]
+
+
+def left(*jobs: Job, wall: float = 0.0, now: float, of: Job, slept: float = 0.0) -> float:
+    """Return for how long a message may wait, at a loop time, after receives were learnt from when they were read."""
+
+    async def main() -> float:
+        queue = ScriptedQueue()
+        queue.info.attributes["MessageRetentionPeriod"] = str(int(HOUR))  # type: ignore[index]
+        facts = QueueFacts(queue, Tasks(lambda _error: None))
+        for each in jobs:
+            facts.received([each], asyncio.get_running_loop().time())
+        await asyncio.sleep(now - asyncio.get_running_loop().time())
+        with pytest.MonkeyPatch.context() as patch:
+            loop = asyncio.get_running_loop()
+            patch.setattr(time, "time", lambda: loop.time() + wall)
+            patch.setattr(facts_of, "machine_slept", lambda: facts._slept + slept)
+            return facts.seconds_left(of)
+
+    return run_virtual(main())
+
+
+SQS = 1_000_000.0
+"""What SQS's clock is ahead of the loop's."""
+
+
+def test_an_answer_that_waited_in_a_socket_is_not_taken_for_sqs_s_present() -> None:
+    """It is read five minutes after it was handed out: this machine's clock, or when it was asked for, tells."""
+    late = job(sent=SQS - 300, first=SQS - 300, asked=-300.0)
+    for wall in (SQS, 0.0):
+        assert left(late, wall=wall, now=0.0, of=late) == pytest.approx(HOUR - 60 - 300, abs=1)
+
+
+def test_a_clock_that_is_wrong_is_set_right_by_receives() -> None:
+    """Four minutes behind; and the message was received before, by a process that is gone."""
+    old = job(sent=SQS - 600, first=SQS - 1, asked=0.0, receives=3)
+    assert left(old, wall=SQS - 240, now=0.0, of=old) == pytest.approx(HOUR - 60 - 600, abs=2)
+
+
+def test_time_that_the_machine_slept_counts() -> None:
+    """The loop's clock stood still."""
+    fresh = job(sent=SQS, first=SQS, asked=0.0)
+    assert left(fresh, wall=SQS, now=10.0, of=fresh, slept=600.0) == pytest.approx(HOUR - 60 - 610, abs=1)
+
+
+def test_a_message_without_a_time_was_sent_before_it_was_received() -> None:
+    """Some emulators say none."""
+    bare: Any = job(sent=None, first=0.0, asked=0.0)
+    assert left(now=100.0, of=bare) == pytest.approx(HOUR - 60 - 100)
