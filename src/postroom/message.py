@@ -97,6 +97,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True
         return 1 if count is None else max(1, int(count))
 
     @property
+    def is_counted(self) -> bool:
+        """Whether it says how often it has been received: some local servers count, and do not say it."""
+        return _number(self.system_attributes.get("ApproximateReceiveCount")) is not None
+
+    @property
     def sent_at(self) -> float | None:
         """When it was sent, in seconds since the epoch (``SentTimestamp``); None if unknown."""
         return _seconds(self.system_attributes.get("SentTimestamp"))

@@ -114,7 +114,7 @@ class Attempts:
 
     def may_park(self, job: Job) -> bool:
         """Whether a message may be made invisible in favour of others: once, at its first receive."""
-        if job.receives != 1 or not self._facts.known:
+        if job.receives != 1 or not (self._facts.known and job.message.is_counted):
             return False
         most = self._facts.max_receives
         if most is None:
@@ -124,7 +124,7 @@ class Attempts:
     def may_defer(self, job: Job) -> bool:
         """Whether a receive of a message may be spent: those that are left suffice for every promised attempt."""
         most = self._facts.max_receives
-        if not self._facts.known:
+        if not (self._facts.known and job.message.is_counted):
             return False
         if most is None:
             return job.receives <= _FREE

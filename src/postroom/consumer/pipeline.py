@@ -229,11 +229,13 @@ class Pipeline:
             await (self._observed(job, ctx) if self._observers else self._handle(job.payload, ctx))
         except BaseExceptionGroup as group:  # of a handler with a TaskGroup
             duplicates, failures = group.split(AlreadyHandled)
-            # A `TaskGroup` wraps what its tasks raise. A duplicate among other errors is a failure
-            # all the same.
-            if duplicates is None:
-                raise
-            raise (failures or AlreadyHandled()) from None
+            # A `TaskGroup` wraps what its tasks raise. A duplicate or an instruction among other
+            # errors is a failure all the same.
+            if duplicates is not None:
+                raise (failures or AlreadyHandled()) from None
+            if isinstance(only := _only_one_of(group), Retry | Reject | Drop):
+                raise only from None
+            raise
 
     async def _observed(self, job: Job, ctx: MessageContext[Any, Any]) -> None:
         """Call the handler, and tell the observers of it."""
@@ -592,6 +594,17 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
             return Reject(in_words(error))
         case OnInvalid.FAIL:
             return None
+
+
+def _only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return the error of a group that holds one alone, however deep."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        if len(errors) != 1:
+            return None
+        error = errors[0]
+    return error
 
 
 def _is_of_resources(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from postroom.consumer import facts as facts_of
@@ -12,6 +13,7 @@ from postroom.consumer.job import Job
 from postroom.message import Message
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
+from postroom.transports.protocol import QueueInfo
 from support.scripted import ScriptedQueue
 
 HOUR = 3600.0
@@ -23,18 +25,26 @@ def job(*, sent: float | None, first: float, asked: float, receives: int = 1) ->
     if sent is not None:
         said["SentTimestamp"] = str(int(sent * 1000))
     message = Message(id="m", body="", system_attributes=said)
+    source: Any = None
     return Job(
-        message=message, receipt_handle="h", received_at=asked, deadline=asked + 30, source=None, receives=receives
-    )  # type: ignore[arg-type]
+        message=message, receipt_handle="h", received_at=asked, deadline=asked + 30, source=source, receives=receives
+    )
+
+
+class Hourly(ScriptedQueue):
+    """A queue that keeps its messages for an hour."""
+
+    @property
+    def info(self) -> QueueInfo:
+        """Say so."""
+        return msgspec.structs.replace(super().info, attributes={"MessageRetentionPeriod": str(int(HOUR))})
 
 
 def left(*jobs: Job, wall: float = 0.0, now: float, of: Job, slept: float = 0.0) -> float:
     """Return for how long a message may wait, at a loop time, after receives were learnt from when they were read."""
 
     async def main() -> float:
-        queue = ScriptedQueue()
-        queue.info.attributes["MessageRetentionPeriod"] = str(int(HOUR))  # type: ignore[index]
-        facts = QueueFacts(queue, Tasks(lambda _error: None))
+        facts = QueueFacts(Hourly(), Tasks(lambda _error: None))
         for each in jobs:
             facts.received([each], asyncio.get_running_loop().time())
         await asyncio.sleep(now - asyncio.get_running_loop().time())

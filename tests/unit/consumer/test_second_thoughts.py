@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Consumer, Failure, MessageContext, Reject, RetryPolicy, Shutdown
+from postroom import Concurrency, Consumer, Drop, Failure, MessageContext, Reject, Retry, RetryPolicy, Shutdown
 from postroom.transports.memory import MemoryQueue
 from support.world import Order, Tenant, World, in_world
 
@@ -355,3 +355,33 @@ def test_a_resolver_that_ends_the_process_has_its_message_back_off() -> None:
     ended = in_world(scenario)
     pauses = [after - before for before, after in pairwise(ended)]
     assert pauses == [pytest.approx(each, abs=1.5) for each in (2, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "calls", "dead"), [(Reject("no"), 1, 1), (Drop("no"), 1, 0), (Retry(delay=3), 2, 0)]
+)
+def test_an_instruction_that_a_task_group_wraps_is_obeyed(instruction: Exception, calls: int, dead: int) -> None:
+    """If it is the only error: a handler with a TaskGroup cannot raise it bare."""
+
+    async def raise_it() -> None:
+        raise instruction
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=5)
+        orders = Consumer("orders", context=Tenant, client=world.client)
+        runs = 0
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 1:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(raise_it())
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(10)
+        return runs, sum(world.counts("dead"))
+
+    assert in_world(scenario) == (calls, dead)
