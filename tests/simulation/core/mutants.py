@@ -157,7 +157,7 @@ def rejects_too_early(patch: Patch) -> None:
     patch.setattr(Attempts, "is_over", over)
 
 
-@mutant(10)
+@mutant(26)
 def never_rejects_what_has_had_its_attempts(patch: Patch) -> None:
     """And says nothing when a message's receives were spent otherwise."""
     patch.setattr(Attempts, "is_cut_short", lambda self, job: False)
@@ -285,7 +285,7 @@ def forgets_retention(patch: Patch) -> None:
     patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now) or [])
 
 
-@mutant(4)
+@mutant(7)
 def waits_for_a_slot_until_the_end(patch: Patch) -> None:
     """What lacks nothing but a slot waits for one until SQS deletes it."""
     patch.setattr(ModelFacts, "is_last_call", lambda _self, _job: False)
@@ -319,7 +319,7 @@ def sheds_whatever_is_away(patch: Patch) -> None:
     patch.setattr(Core, "_may_be_shed", lambda self, job: job.task is None and job.source.attempts.may_defer(job))
 
 
-@mutant(10)
+@mutant(48)
 def counts_no_spent_receive(patch: Patch) -> None:
     """A receive that was spent without an attempt is not noted."""
     patch.setattr(Attempts, "spent", lambda self, job: None)
