@@ -59,8 +59,9 @@ QUEUE = Subject(text="queue 'orders'", resource="arn:aws:sqs:us-east-1:123456789
         ("404", 404, ServiceUnavailable),
         ("407", 407, ServiceUnavailable),
         ("", 302, ServiceUnavailable),
-        ("400", 400, InvalidRequest),
-        ("413", 413, InvalidRequest),
+        ("", 400, ServiceUnavailable),
+        ("400", 400, ServiceUnavailable),
+        ("413", 413, ServiceUnavailable),
     ],
 )
 def test_error_codes_have_classes(code: str, status: int, kind: type[TransportError]) -> None:
@@ -222,3 +223,10 @@ def test_an_error_that_quotes_a_process_is_told_without_secrets() -> None:
     """A process that gives credentials prints what it likes."""
     error = exceptions.CredentialRetrievalError(provider="custom-process", error_msg=f"SessionToken: {_TOKEN}")
     assert _TOKEN[:20] not in str(translate(error, operation="ReceiveMessage"))
+
+
+def test_a_send_that_a_proxy_calls_too_large_is_not_tried_again() -> None:
+    """Its size is at fault; a sender tries the messages of such a batch one by one."""
+    response = {"Error": {"Code": "413", "Message": "<html>"}, "ResponseMetadata": {"HTTPStatusCode": 413}}
+    told = translate(ClientError(response, "SendMessageBatch"), operation="SendMessageBatch", subject=QUEUE)
+    assert type(told) is InvalidRequest

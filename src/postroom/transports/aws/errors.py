@@ -261,7 +261,7 @@ def lacks_permission(error: AccessDenied) -> bool:
 def _from_answer(answer: _Answer, *, operation: str, where: str, subject: Subject, asked: str) -> TransportError:
     code, said = answer.code, quote(answer.said)
     skew = answer.skew
-    kind = AccessDenied if skew is not None else kind_of(code, answer.status)
+    kind = AccessDenied if skew is not None else kind_of(code, answer.status, operation)
     cause = f"{where}: {code or answer.status}" + (f": {said.rstrip('.')}" if said else "")
     if skew is not None:
         advice, retryable = _clock_advice(skew), True
@@ -277,22 +277,25 @@ def _bare(code: str) -> str:
     return code.rsplit("#", 1)[-1].rsplit(".", 1)[-1]
 
 
-def kind_of(code: str, status: int) -> type[TransportError]:
-    """Return the class of error for an error code of SQS and an HTTP status."""
+def kind_of(code: str, status: int, operation: str = "") -> type[TransportError]:
+    """Return the class of error for an error code of SQS and an HTTP status.
+
+    A proxy that says "too large" will say so again to a send. A delete is small: there it may pass.
+    """
     bare = _bare(code)
     for codes, kind in _BY_CODE:
         if bare in codes:
             return kind
     if status == 429:
         return Throttled
-    if _is_foreign(code, status):
+    if _is_foreign(code, status) and not (status == 413 and operation.startswith("Send")):
         return ServiceUnavailable
     return ServiceUnavailable if status >= 500 else InvalidRequest
 
 
 def _is_foreign(code: str, status: int) -> bool:
     # SQS names a code. A refusal without one is of a proxy or a gateway on the way, or of another server.
-    return code in {"", str(status)} and status not in {400, 413} and status < 500
+    return code in {"", str(status)} and status < 500
 
 
 def _advice(kind: type[TransportError], code: str, status: int) -> str:
