@@ -4,22 +4,25 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Pause, ReceivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
-from postroom.display import counted
 from postroom.errors import ServiceUnavailable, TransportError, in_words
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.settlement import Moment
+from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.consumer", Step.RECEIVE)
+
+_REPEAT: Final = 60.0
+"""Seconds between two lines that tell that receives still fail."""
 
 
 class Admits(Protocol):
@@ -50,6 +53,11 @@ class Receiver:
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failing_since: float | None = None
         """The loop time from which on every receive has failed; None while they are answered."""
+        self._trouble = Trouble(
+            f"Receiving from {source.name}", "tried again until it works", tasks=tasks, queue=source.name, log=_log
+        )
+        self._told = -math.inf
+        """When the log last told that receives fail."""
         self.failing_with: str = ""
         """The type of the last failure's error."""
         self._out: dict[int, tuple[float, float]] = {}
@@ -104,10 +112,8 @@ class Receiver:
         finally:
             del self._out[number]
         self.last_success = self._tasks.time()
-        if self.failing_since is not None:
-            self.failing_since = None
-            text, name = "Receiving from %s works again after %s", self._source.name
-            _log.info(text, name, counted(self.failures, "failure"), extra=about(queue=name))
+        self.failing_since = None
+        self._trouble.worked()
         return messages
 
     def failed(self, error: Exception, pause: float, began: float) -> None:
@@ -117,16 +123,21 @@ class Receiver:
             # SQS gives no more because too much is in flight: nothing more may be hidden for some
             # time.
             self._source.facts.over_limit()
-        # An error once: an outage of an hour is one thing that happened, and not a thousand.
-        level = logging.ERROR if self.failing_since is None else logging.INFO
+        now = self._tasks.time()
         if self.failing_since is None:
             self.failing_since = began
         self.failing_with = type(error).__name__
-        what = in_words(error)
-        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
-        _log.log(level, text, name, pause, what, extra=about(queue=name))
+        what = f"next try in {pause:g} s: {in_words(error)}"
+        # An error once, and a line a minute: an outage of an hour is one thing that happened, and not a thousand, also
+        # where every second receive goes well.
+        if self._trouble.note(f"failed, {what}", logging.ERROR):
+            self._told = now
+        elif now >= self._told + _REPEAT:
+            self._told = now
+            name = self._source.name
+            _log.info("Receiving from %s still fails, %s", name, what, extra=about(queue=name))
         if self._observers:
-            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
+            self._observers.tell(PollFailed(self._source.name, error, pause, now - began))
 
 
 class Poller(Receiver):

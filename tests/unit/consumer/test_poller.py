@@ -1,6 +1,7 @@
 """How many receives are outstanding, after what the last ones brought."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Self
@@ -12,6 +13,7 @@ from postroom.consumer.demand import SPARSE, AdaptivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.poller import Poller
 from postroom.consumer.scouting import Scouting
+from postroom.errors import Throttled
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Polling, Visibility
@@ -173,6 +175,28 @@ def test_a_receive_that_its_transport_cancels_is_a_failed_receive() -> None:
             return pollers.poller.failures, len(pollers.queue.waiting)
 
     assert run_virtual(main()) == (1, 1)
+
+
+def test_receives_that_fail_now_and_then_are_told_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Where every second one is throttled, the log says so once, then once a minute, and at its end."""
+
+    async def main() -> int:
+        caplog.set_level(logging.INFO)
+        async with Pollers() as pollers:
+            loop = asyncio.get_running_loop()
+            while loop.time() < 150:
+                pollers.queue.waiting.pop(0).set_exception(Throttled("slow down"))
+                await asyncio.sleep(2)
+                await pollers.answer(BATCH)
+            await asyncio.sleep(10)
+            return pollers.poller.failures
+
+    assert run_virtual(main()) > 50
+    levels = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in levels] == [logging.ERROR, logging.INFO, logging.INFO, logging.INFO]
+    assert levels[0][1] == "Receiving from orders failed, next try in 0.5 s: slow down; tried again until it works"
+    assert levels[1][1] == "Receiving from orders still fails, next try in 1 s: slow down"
+    assert levels[3][1].startswith("Receiving from orders works again after ")
 
 
 def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
