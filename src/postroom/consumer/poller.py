@@ -21,6 +21,8 @@ from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.consumer", Step.RECEIVE)
 
+_OVERDUE: Final = 10.0
+"""Seconds beyond its wait after which a receive without an answer is told of."""
 _REPEAT: Final = 60.0
 """Seconds between two lines that tell that receives still fail."""
 
@@ -56,6 +58,8 @@ class Receiver:
         self._trouble = Trouble(
             f"Receiving from {source.name}", "tried again until it works", tasks=tasks, queue=source.name, log=_log
         )
+        self._look: asyncio.TimerHandle | None = None
+        """Looks for receives that are overdue: one timer for all of them, as nearly every one is answered in time."""
         self._told = -math.inf
         """When the log last told that receives fail."""
         self.failing_with: str = ""
@@ -100,6 +104,8 @@ class Receiver:
         self.receives += 1
         # Before the await: health asks how long the oldest receive has been out.
         self._out[number] = now, now + wait
+        if self._look is None:
+            self._look = self._tasks.call_later(wait + _OVERDUE, self._look_for_overdue)
         try:
             queue = self._source.queue
             # `or`: a transport of the user's may say None where it has nothing.
@@ -115,6 +121,18 @@ class Receiver:
         self.failing_since = None
         self._trouble.worked()
         return messages
+
+    def _look_for_overdue(self) -> None:
+        """Say that a receive is not answered, long before the transport gives it up."""
+        self._look = None
+        # Time in which the loop stood still does not count: the answer may be in the socket.
+        now = self._watch.unread_since()
+        late = [now - asked for asked, until in self._out.values() if until + _OVERDUE <= now]
+        if late:
+            self._trouble.note(f"brings no answer: SQS has been silent for {max(late):.0f} s", failed=0)
+        if len(late) < len(self._out):
+            due = min(until for _, until in self._out.values() if until + _OVERDUE > now) + _OVERDUE
+            self._look = self._tasks.call_later(max(due - now, 1.0), self._look_for_overdue)
 
     def failed(self, error: Exception, pause: float, began: float) -> None:
         """Note that a receive failed, and log it. The next one follows after ``pause`` seconds."""

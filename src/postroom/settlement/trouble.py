@@ -72,8 +72,8 @@ class Trouble:
     def _recovered(self, since_when: float) -> None:
         if self._since is not None:
             seconds = since_when - self._since
-            text = "%s works again after %.1f s, in which %s failed"
-            self._log.info(text, self._doing, seconds, counted(self._failures, "call"), extra=self._extra)
+            what = f", in which {counted(self._failures, 'call')} failed" if self._failures else ""
+            self._log.info("%s works again after %.1f s%s", self._doing, seconds, what, extra=self._extra)
         self._since = self._calm = None
         self._level = logging.NOTSET
         self._failures = 0
