@@ -223,10 +223,12 @@ class Poller(Receiver):
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
+            held = self._source.settler.again
             # Before `answered`: what arrived must count as taken when the next receive is decided.
             runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
             now = time()
-            self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            again = self._source.settler.again - held
+            self._policy.answered(Answer(step, len(messages), runnable, now - began, again), now)
             if self._observers:
                 self._observers.tell(PollFinished(self._source.name, len(messages), now - began))
             del messages  # their bodies must not stay in memory until the next receive ends

@@ -100,11 +100,11 @@ class Rotation:
             self._policy.failed(ask)
             raise
         count = len(messages)
-        runnable = self._admit(inlet, messages, asked)
+        runnable, again = self._admit(inlet, messages, asked)
         del messages  # their bodies must not stay in memory until the next receive ends
         now = time()
-        self._policy.answered(Answer(ask, count, runnable, now - asked.time), now)
-        self._rota.answered(station, count, ask.limit, now, scouting=ask.scouting)
+        self._policy.answered(Answer(ask, count, runnable, now - asked.time, again), now)
+        self._rota.answered(station, count - again, ask.limit, now, scouting=ask.scouting)
         self._turns.wake()
         if not station.expected:
             self._idle.wake_one()
@@ -133,20 +133,22 @@ class Rotation:
             inlet.receiver.failed(error, self._rota.failed(look, time()), asked.time)
             return
         count = len(messages)
-        self._admit(inlet, messages, asked)
+        _, again = self._admit(inlet, messages, asked)
         del messages
         now = time()
         self._policy.looked(limit, count, now)
         roomy = self._policy.is_roomy(self._core)
-        self._rota.looked(look, count, limit, now, seconds=now - asked.time, roomy=roomy)
+        self._rota.looked(look, count - again, limit, now, seconds=now - asked.time, roomy=roomy)
         if look.station.expected:
             self._turns.wake()
 
-    def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> int:
+    def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> tuple[int, int]:
+        """Take messages in. Returns how many lack nothing but a slot, and how many were held already."""
+        held = inlet.settler.again
         runnable = inlet.intake.admit(messages, inlet.receiver.arrived(asked)) if messages else 0
         if self._observers:
             self._observers.tell(PollFinished(inlet.name, len(messages), self._tasks.time() - asked.time))
-        return runnable
+        return runnable, inlet.settler.again - held
 
 
 class _Waiters:

@@ -64,6 +64,7 @@ class _Clock:
     def __init__(self) -> None:
         self.heartbeat = self
         self.slept = 7.0
+        self.again = 0
 
     def moment(self) -> Moment:
         """Return the time."""
@@ -71,12 +72,13 @@ class _Clock:
 
 
 class Pollers:
-    """Pollers with room for everything; ``stuck`` of each receive's messages are of tenants that are down."""
+    """Pollers with room for everything. Of each receive ``stuck`` messages cannot run and ``held`` are held already."""
 
     def __init__(self, **polling: Any) -> None:
         self.queue = HandAnswered()
         self.floor = Floor()
         self.stuck = 0
+        self.held = 0
         self._polling = Polling(pollers=POLLERS, batch=BATCH, **polling)
 
     async def __aenter__(self) -> Self:
@@ -84,8 +86,9 @@ class Pollers:
         self._tasks = Tasks(lambda _error: None)
         crowd = Crowd()
         self.policy = policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
+        self.settler = _Clock()
         settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
-        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=_Clock())
+        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=self.settler)
         floor: Any = self.floor
         self.watch = LoopWatch(self._tasks, list)
         self.poller = Poller(source, floor, policy, self, self._tasks, watch=self.watch)
@@ -103,6 +106,7 @@ class Pollers:
     def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
         """Take messages in."""
         self.arrived = arrived
+        self.settler.again += self.held
         return max(0, len(messages) - self.stuck)
 
     async def answer(self, brought: int, *, stuck: int = 0) -> int:
@@ -264,6 +268,30 @@ def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
 def test_receives_that_are_answered_at_once_with_nothing_are_paced(wait: float) -> None:
     """A proxy that does not wait, or ``Polling(wait=0)``, must not make a hot loop."""
     assert receives(60, takes=0.0, wait=wait) <= 60
+
+
+def test_receives_that_are_answered_at_once_with_what_is_held_are_paced() -> None:
+    """A server that ignores the visibility timeout shows the same messages again and again."""
+
+    async def main() -> tuple[int, int]:
+        async with Pollers() as pollers:
+            loop = asyncio.get_running_loop()
+            counts: list[int] = []
+            for again in (True, False):  # first all are held already; then all but one
+                before, end = pollers.poller.receives, loop.time() + 60
+                while loop.time() < end:
+                    await asyncio.sleep(0.01)
+                    for each in pollers.queue.waiting:
+                        each.set_result([message(number) for number in range(BATCH)])
+                        pollers.held = BATCH if again else BATCH - 1
+                    pollers.queue.waiting.clear()
+                    await settle()
+                counts.append(pollers.poller.receives - before)
+            return counts[0], counts[1]
+
+    again, new = run_virtual(main())
+    assert again < 60 * POLLERS
+    assert new > 5_000
 
 
 def test_a_long_poll_that_waits_is_not_paced() -> None:

@@ -24,7 +24,7 @@ Handle = Callable[[Order, MessageContext[Any, Any]], Awaitable[None]]
 
 def consumer_of(world: World, queues: Any, handle: Handle, **more: Any) -> Consumer[Any, Any]:
     """Return a consumer of several queues that finds tenants in the messages' attributes."""
-    consumer = Consumer(queues=queues, context=Tenant, client=world.client, **more)
+    consumer = Consumer(queues=queues, context=Tenant, **{"client": world.client, **more})
     consumer.handler(handle)
     return consumer
 
@@ -712,3 +712,57 @@ def test_two_names_of_one_queue_are_refused() -> None:
             await consumer_of(world, ["a", url], Diary()).__aenter__()
 
     in_world(scenario)
+
+
+Receive = Callable[..., Awaitable[list[Message]]]
+
+
+class Hooked(Wrapped):
+    """A client that leaves receives to a function, which is told the queue and how to receive."""
+
+    def __init__(self, client: MemoryClient, hook: Callable[[str, Receive], Awaitable[list[Message]]]) -> None:
+        super().__init__(client)
+        self._hook = hook
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        opened: Any = await self._client.queue(name)
+        receive = opened.receive
+
+        async def received(**asked: Any) -> list[Message]:
+            return await self._hook(name, lambda: receive(**asked))
+
+        opened.receive = received
+        return opened
+
+
+def test_messages_that_are_held_already_are_not_asked_for_again_and_again() -> None:
+    """A server that ignores the visibility timeout shows them at once to every receive; receives are paced."""
+    shown: list[Message] = []
+    receives = 0
+
+    async def receive(name: str, ask: Receive) -> list[Message]:
+        nonlocal receives
+        receives += 1
+        if name == "odd":
+            await asyncio.sleep(0.01)
+            shown[:] = shown or await ask()
+            return shown
+        return await ask()
+
+    async def scenario(world: World) -> Counter[str]:
+        for name in ("odd", "good"):
+            world.create(name)
+        client = Hooked(world.client, receive)
+        send(world, "odd", 10, seconds=100.0)
+        diary = Diary()
+        async with consumer_of(
+            world, ["odd", "good"], diary, client=client, concurrency=Concurrency(total=30, per_tenant=30)
+        ):
+            await asyncio.sleep(60)
+            send(world, "good", 5)
+            await diary.has(5, within=3.0)
+            return diary.by_queue()
+
+    assert in_world(scenario) == {"good": 5}
+    assert receives < 400
