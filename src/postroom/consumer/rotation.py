@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 from postroom.consumer.demand import Answer, Ask, Pause, SharedPolicy
 from postroom.consumer.engine import Engine
@@ -11,6 +12,9 @@ from postroom.events import Observers, PollFinished
 from postroom.message import Message
 from postroom.options import Polling
 from postroom.settlement import Moment
+
+_SILENT: Final = 1.0
+"""Seconds after which a turn counts as not answered: it waits for no messages."""
 
 
 class Rotation:
@@ -43,6 +47,8 @@ class Rotation:
         self._looks = looks
         self._observers = observers
         self._stopping = False
+        self._silent: set[int] = set()
+        """Pollers with turns that are not answered."""
         self._turns = _Waiters(self._tasks.loop)
         self._idle = _Waiters(self._tasks.loop)
 
@@ -90,7 +96,7 @@ class Rotation:
         asked = inlet.receiver.moment()
         self._policy.asked(ask)
         try:
-            messages = await inlet.receiver.receive(ask.limit, 0.0, number)
+            messages = await self._receive(station, ask, number)
         except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
             self._policy.failed(ask)
             inlet.receiver.failed(error, self._rota.failed(station, time()), asked.time)
@@ -108,6 +114,23 @@ class Rotation:
         self._turns.wake()
         if not station.expected:
             self._idle.wake_one()
+
+    async def _receive(self, station: Station[Inlet], ask: Ask, number: int) -> list[Message]:
+        timer = self._tasks.call_later(_SILENT, self._is_silent, station, ask, number)
+        try:
+            return await station.inlet.receiver.receive(ask.limit, 0.0, number)
+        finally:
+            timer.cancel()
+            if number in self._silent:
+                self._silent.remove(number)
+                self._policy.asked(ask)  # its end gives the room back
+
+    def _is_silent(self, station: Station[Inlet], ask: Ask, number: int) -> None:
+        """Leave the room of a turn that is not answered to the other queues, and ask its queue for no more."""
+        self._silent.add(number)
+        self._policy.failed(ask)
+        self._rota.is_silent(station)
+        self.wake()
 
     # -- looks --------------------------------------------------------------------------------------------------
 

@@ -736,6 +736,42 @@ class Hooked(Wrapped):
         return opened
 
 
+@pytest.mark.parametrize("backlog", [0, 500])
+def test_a_queue_that_does_not_answer_holds_up_no_other(backlog: int) -> None:
+    """The first one hangs with a backlog: the others' messages are handled within seconds, few or many."""
+    silent = False
+
+    async def receive(name: str, ask: Receive) -> list[Message]:
+        if name == "silent" and silent:
+            await asyncio.sleep(100)
+            raise OSError("no answer")
+        return await ask()
+
+    async def scenario(world: World) -> float:
+        nonlocal silent
+        for name in ("silent", "good", "other"):
+            world.create(name)
+        send(world, "silent", 2_000, seconds=0.02)
+        diary = Diary()
+        async with consumer_of(world, ["silent", "good", "other"], diary, client=Hooked(world.client, receive)):
+            await asyncio.sleep(2)
+            silent = True
+            await asyncio.sleep(5)
+            diary.done.clear()
+            send(world, "good", backlog)
+            slowest = 0.0
+            for round_ in range(1, 20):
+                send(world, "good", 1)
+                send(world, "other", 1)
+                began = asyncio.get_running_loop().time()
+                await diary.has(backlog + 2 * round_, within=30)
+                slowest = max(slowest, asyncio.get_running_loop().time() - began)
+                await asyncio.sleep(1)
+            return slowest
+
+    assert in_world(scenario) < 5
+
+
 def test_messages_that_are_held_already_are_not_asked_for_again_and_again() -> None:
     """A server that ignores the visibility timeout shows them at once to every receive; receives are paced."""
     shown: list[Message] = []
