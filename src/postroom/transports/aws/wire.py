@@ -118,12 +118,13 @@ def read_messages(answer: Parameters, queue: str) -> list[Message]:
         try:
             messages.append(_message(wire, queue))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            odd.append((quote(str(wire.get("MessageId"))) if isinstance(wire, dict) else "", error))
+            known = cast("Parameters", wire).get("MessageId") if isinstance(wire, dict) else None
+            odd.append(("no id" if known is None else quote(str(known)), error))
     if odd:
         if not messages:
             raise odd[0][1]
         what, why = counted(len(odd), "message"), type(odd[0][1]).__name__
-        _log.warning(_ODD, what, queue, why, ", ".join(each or "no id" for each, _ in odd), extra=about(queue=queue))
+        _log.warning(_ODD, what, queue, why, ", ".join(each for each, _ in odd), extra=about(queue=queue))
     return messages
 
 
