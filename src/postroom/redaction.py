@@ -19,6 +19,9 @@ from postroom.tracebacks import HEAD, chain_of, frames_of, text_of
 
 HIDDEN: Final = "***"
 _LONGEST_LINE: Final = 600
+_LONGEST_QUOTE: Final = 300
+_OPAQUE: Final = re.compile(r"[A-Za-z0-9+/=%]{80,}")
+"""A token of a session, or a receipt handle, wherever it stands: no word of a cause is as long."""
 _SHORTEST_SECRET: Final = 4
 """A shorter value is removed only where its place says that it is a secret."""
 _DEEPEST: Final = 8
@@ -79,6 +82,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     A long text is cut.
     """
     return _redacted(text, secrets, _LONGEST_TEXT)
+
+
+def quote(text: str) -> str:
+    """Return what a server said as one line of at most 300 characters, without secrets.
+
+    A refusal may quote the request, with the session token in it, and a proxy may answer with a page of its own.
+    """
+    line = _one_line(_OPAQUE.sub(HIDDEN, redact(text)))
+    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
 
 
 def _redacted(text: str, secrets: Iterable[str], longest: int) -> str:

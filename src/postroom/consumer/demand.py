@@ -52,6 +52,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Messages that lack nothing but a slot, as far as is known."""
     seconds: float
     """How long it took."""
+    again: int = 0
+    """Messages that were held already: they are nothing new."""
 
 
 class Floor(Protocol):
@@ -275,9 +277,9 @@ class AdaptivePolicy:
         return self._crowd.is_noisy(job.tenant)
 
     def _pace_next(self, answer: Answer, now: float) -> None:
-        """Space receives out: for ``Polling.gather``, and where the queue answers at once with nothing."""
+        """Space receives out: for ``Polling.gather``, and where the queue answers at once with nothing new."""
         polling = self._polling
-        if answer.count:
+        if answer.count > answer.again:
             self._pace = 0.0
             # Counted from the start of the receive: the time that it took has gathered messages,
             # too.
@@ -286,13 +288,13 @@ class AdaptivePolicy:
         if answer.seconds >= _AT_ONCE * polling.wait and polling.wait > 0:
             self._pace = 0.0
             return
-        # Some servers ignore WaitTimeSeconds. Without a pace that would be a busy loop, billed per
-        # request.
+        # Some servers ignore WaitTimeSeconds, or the visibility timeout. Without a pace that would be a busy loop,
+        # billed per request.
         self._pace = min(_LONGEST_PACE, 2 * self._pace or _FIRST_PACE)
         self._next_at = now + self._pace
         if self._pace == _LONGEST_PACE and polling.wait >= 1 and not self._warned:
             self._warned = True
-            text = "Receives are answered at once with nothing, although Polling(wait=%g); receiving every %g s now"
+            text = "Receives are answered at once with nothing new, although Polling(wait=%g); receiving every %g s now"
             _log.warning(text, polling.wait, self._pace)
 
 

@@ -4,22 +4,27 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from postroom.consumer.core import Core
 from postroom.consumer.demand import Answer, Pause, ReceivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.source import Source
-from postroom.display import counted
 from postroom.errors import ServiceUnavailable, TransportError, in_words
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import Visibility
 from postroom.settlement import Moment
+from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks, has_to_leave
 
 _log = Log("postroom.consumer", Step.RECEIVE)
+
+_OVERDUE: Final = 10.0
+"""Seconds beyond its wait after which a receive without an answer is told of."""
+_REPEAT: Final = 60.0
+"""Seconds between two lines that tell that receives still fail."""
 
 
 class Admits(Protocol):
@@ -50,6 +55,13 @@ class Receiver:
         """The loop time of the last receive that SQS answered, with or without messages."""
         self.failing_since: float | None = None
         """The loop time from which on every receive has failed; None while they are answered."""
+        self._trouble = Trouble(
+            f"Receiving from {source.name}", "tried again until it works", tasks=tasks, queue=source.name, log=_log
+        )
+        self._look: asyncio.TimerHandle | None = None
+        """Looks for receives that are overdue: one timer for all of them, as nearly every one is answered in time."""
+        self._told = -math.inf
+        """When the log last told that receives fail."""
         self.failing_with: str = ""
         """The type of the last failure's error."""
         self._out: dict[int, tuple[float, float]] = {}
@@ -92,6 +104,8 @@ class Receiver:
         self.receives += 1
         # Before the await: health asks how long the oldest receive has been out.
         self._out[number] = now, now + wait
+        if self._look is None:
+            self._look = self._tasks.call_later(wait + _OVERDUE, self._look_for_overdue)
         try:
             queue = self._source.queue
             # `or`: a transport of the user's may say None where it has nothing.
@@ -104,11 +118,21 @@ class Receiver:
         finally:
             del self._out[number]
         self.last_success = self._tasks.time()
-        if self.failing_since is not None:
-            self.failing_since = None
-            text, name = "Receiving from %s works again after %s", self._source.name
-            _log.info(text, name, counted(self.failures, "failure"), extra=about(queue=name))
+        self.failing_since = None
+        self._trouble.worked()
         return messages
+
+    def _look_for_overdue(self) -> None:
+        """Say that a receive is not answered, long before the transport gives it up."""
+        self._look = None
+        # Time in which the loop stood still does not count: the answer may be in the socket.
+        now = self._watch.unread_since()
+        late = [now - asked for asked, until in self._out.values() if until + _OVERDUE <= now]
+        if late:
+            self._trouble.note(f"brings no answer: SQS has been silent for {max(late):.0f} s", failed=0)
+        if len(late) < len(self._out):
+            due = min(until for _, until in self._out.values() if until + _OVERDUE > now) + _OVERDUE
+            self._look = self._tasks.call_later(max(due - now, 1.0), self._look_for_overdue)
 
     def failed(self, error: Exception, pause: float, began: float) -> None:
         """Note that a receive failed, and log it. The next one follows after ``pause`` seconds."""
@@ -117,16 +141,21 @@ class Receiver:
             # SQS gives no more because too much is in flight: nothing more may be hidden for some
             # time.
             self._source.facts.over_limit()
-        # An error once: an outage of an hour is one thing that happened, and not a thousand.
-        level = logging.ERROR if self.failing_since is None else logging.INFO
+        now = self._tasks.time()
         if self.failing_since is None:
             self.failing_since = began
         self.failing_with = type(error).__name__
-        what = in_words(error)
-        text, name = "Receiving from %s failed, next try in %g s: %s", self._source.name
-        _log.log(level, text, name, pause, what, extra=about(queue=name))
+        what = f"next try in {pause:g} s: {in_words(error)}"
+        # An error once, and a line a minute: an outage of an hour is one thing that happened, and not a thousand, also
+        # where every second receive goes well.
+        if self._trouble.note(f"failed, {what}", logging.ERROR):
+            self._told = now
+        elif now >= self._told + _REPEAT:
+            self._told = now
+            name = self._source.name
+            _log.info("Receiving from %s still fails, %s", name, what, extra=about(queue=name))
         if self._observers:
-            self._observers.tell(PollFailed(self._source.name, error, pause, self._tasks.time() - began))
+            self._observers.tell(PollFailed(self._source.name, error, pause, now - began))
 
 
 class Poller(Receiver):
@@ -194,10 +223,12 @@ class Poller(Receiver):
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
+            held = self._source.settler.again
             # Before `answered`: what arrived must count as taken when the next receive is decided.
             runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
             now = time()
-            self._policy.answered(Answer(step, len(messages), runnable, now - began), now)
+            again = self._source.settler.again - held
+            self._policy.answered(Answer(step, len(messages), runnable, now - began, again), now)
             if self._observers:
                 self._observers.tell(PollFinished(self._source.name, len(messages), now - began))
             del messages  # their bodies must not stay in memory until the next receive ends

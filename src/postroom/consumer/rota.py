@@ -79,6 +79,7 @@ class Rota(Generic[I]):
 
     def __init__(self, polling: Polling, *, watched: int, rest: float) -> None:
         self._polling = polling
+        self._most = max(1, polling.pollers - 1)
         self._watched = watched
         self._most_rest = rest
         self._stations: dict[Station[I], None] = {}
@@ -122,13 +123,15 @@ class Rota(Generic[I]):
     def turn(self, limit: int, *, scouting: bool = False) -> Station[I] | None:
         """Give the next turn to a queue that has messages: it is asked for ``limit`` of them. None where there is none.
 
-        A queue that brought less than it was asked for has one receive outstanding at a time. ``scouting`` chooses
+        A queue that brought less than it was asked for has one receive outstanding at a time. None of several has all
+        pollers: if it stops answering, the others go on. ``scouting`` chooses
         among standard queues, and is no part of a queue's share: what it brings is parked, as a rule.
         """
         best: Station[I] | None = None
         for station in self._expecting:
             # A second receive at a queue that is nearly empty would bring the same nothing twice.
-            may = (station.full or not station.out) and not (scouting and station.fifo)
+            may = station.full and (station.out < self._most or len(self._stations) == 1)
+            may = (may or not station.out) and not (scouting and station.fifo)
             if may and (best is None or station.served < best.served):
                 best = station
         if best is not None:
@@ -148,6 +151,10 @@ class Rota(Generic[I]):
             # What it was charged for and did not bring is given back.
             station.served -= (limit - count) / station.weight
         self._brought(station, count, limit, now, roomy=False)
+
+    def is_silent(self, station: Station[I]) -> None:
+        """Note that a turn is not answered: its queue gets no further one until one of those that are out ends."""
+        station.full = False
 
     # -- looks --------------------------------------------------------------------------------------------------
 

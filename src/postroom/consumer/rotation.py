@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 from postroom.consumer.demand import Answer, Ask, Pause, SharedPolicy
 from postroom.consumer.engine import Engine
@@ -11,6 +12,9 @@ from postroom.events import Observers, PollFinished
 from postroom.message import Message
 from postroom.options import Polling
 from postroom.settlement import Moment
+
+_SILENT: Final = 1.0
+"""Seconds after which a turn counts as not answered: it waits for no messages."""
 
 
 class Rotation:
@@ -43,6 +47,8 @@ class Rotation:
         self._looks = looks
         self._observers = observers
         self._stopping = False
+        self._silent: set[int] = set()
+        """Pollers with turns that are not answered."""
         self._turns = _Waiters(self._tasks.loop)
         self._idle = _Waiters(self._tasks.loop)
 
@@ -90,7 +96,7 @@ class Rotation:
         asked = inlet.receiver.moment()
         self._policy.asked(ask)
         try:
-            messages = await inlet.receiver.receive(ask.limit, 0.0, number)
+            messages = await self._receive(station, ask, number)
         except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
             self._policy.failed(ask)
             inlet.receiver.failed(error, self._rota.failed(station, time()), asked.time)
@@ -100,14 +106,31 @@ class Rotation:
             self._policy.failed(ask)
             raise
         count = len(messages)
-        runnable = self._admit(inlet, messages, asked)
+        runnable, again = self._admit(inlet, messages, asked)
         del messages  # their bodies must not stay in memory until the next receive ends
         now = time()
-        self._policy.answered(Answer(ask, count, runnable, now - asked.time), now)
-        self._rota.answered(station, count, ask.limit, now, scouting=ask.scouting)
+        self._policy.answered(Answer(ask, count, runnable, now - asked.time, again), now)
+        self._rota.answered(station, count - again, ask.limit, now, scouting=ask.scouting)
         self._turns.wake()
         if not station.expected:
             self._idle.wake_one()
+
+    async def _receive(self, station: Station[Inlet], ask: Ask, number: int) -> list[Message]:
+        timer = self._tasks.call_later(_SILENT, self._is_silent, station, ask, number)
+        try:
+            return await station.inlet.receiver.receive(ask.limit, 0.0, number)
+        finally:
+            timer.cancel()
+            if number in self._silent:
+                self._silent.remove(number)
+                self._policy.asked(ask)  # its end gives the room back
+
+    def _is_silent(self, station: Station[Inlet], ask: Ask, number: int) -> None:
+        """Leave the room of a turn that is not answered to the other queues, and ask its queue for no more."""
+        self._silent.add(number)
+        self._policy.failed(ask)
+        self._rota.is_silent(station)
+        self.wake()
 
     # -- looks --------------------------------------------------------------------------------------------------
 
@@ -133,20 +156,22 @@ class Rotation:
             inlet.receiver.failed(error, self._rota.failed(look, time()), asked.time)
             return
         count = len(messages)
-        self._admit(inlet, messages, asked)
+        _, again = self._admit(inlet, messages, asked)
         del messages
         now = time()
         self._policy.looked(limit, count, now)
         roomy = self._policy.is_roomy(self._core)
-        self._rota.looked(look, count, limit, now, seconds=now - asked.time, roomy=roomy)
+        self._rota.looked(look, count - again, limit, now, seconds=now - asked.time, roomy=roomy)
         if look.station.expected:
             self._turns.wake()
 
-    def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> int:
+    def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> tuple[int, int]:
+        """Take messages in. Returns how many lack nothing but a slot, and how many were held already."""
+        held = inlet.settler.again
         runnable = inlet.intake.admit(messages, inlet.receiver.arrived(asked)) if messages else 0
         if self._observers:
             self._observers.tell(PollFinished(inlet.name, len(messages), self._tasks.time() - asked.time))
-        return runnable
+        return runnable, inlet.settler.again - held
 
 
 class _Waiters:

@@ -7,7 +7,7 @@ answered later. That is why it is here: a web framework before the same broker t
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 MAX_HEAD = 64 * 1024
 _ONCE = frozenset({b"content-length", b"transfer-encoding"})
@@ -249,8 +249,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream server makes no other
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from postroom.display import counted
 from postroom.errors import ConfigurationError, InvalidRequest, PostroomError, SendFailed, TransportError, Unsent
 from postroom.message import OutgoingMessage
+from postroom.redaction import quote
 from postroom.sending.batches import Numbered, Waiting
 from postroom.settlement.batcher import ANSWER
 from postroom.transports.protocol import EntryFailure, Queue, SendResult
@@ -141,7 +142,7 @@ class _Posting:
 
 
 def _said(failure: EntryFailure) -> str:
-    return f"{failure.code} ({failure.text})" if failure.text else failure.code
+    return f"{failure.code} ({quote(failure.text)})" if failure.text else failure.code
 
 
 def _check(name: str, value: object, *, least: float, whole: bool = False) -> None:

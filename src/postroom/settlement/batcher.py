@@ -368,7 +368,7 @@ class Batcher(Generic[E]):
             if self.closed or (task is not None and task.cancelling() > late):
                 raise
             # A transport's own cancellation is its failure, and not ours to obey.
-            self._call_failed(batch, named(TimeoutError() if late else asyncio.CancelledError()), sent_at)
+            self._call_failed(batch, _unanswered() if late else named(asyncio.CancelledError()), sent_at)
         except BaseException as error:
             if has_to_leave(error, task):
                 raise
@@ -512,6 +512,10 @@ def named(error: BaseException) -> PostroomError:
     made = ServiceUnavailable(f"the transport raised {type(error).__name__}", code=type(error).__name__)
     made.__cause__ = error
     return made
+
+
+def _unanswered() -> ServiceUnavailable:
+    return ServiceUnavailable(f"SQS did not answer within {ANSWER:g} s", code="TimeoutError")
 
 
 def _without_frames(error: PostroomError) -> PostroomError:

@@ -128,6 +128,8 @@ class Settler(Generic[D]):
         self._nowhere = Refusals(_NOWHERE.format(name), tasks=tasks, queue=name)
         self._counts: Counter[Settlement] = Counter()
         self._failed = 0
+        self.again: int = 0
+        """Messages that were received while they were held already."""
         self._closed = False
 
     @property
@@ -188,6 +190,7 @@ class Settler(Generic[D]):
             self._held[message.id] = delivery
             self.tally.bytes += len(message.body)
             fresh.append(delivery)
+        self.again += len(messages) - len(fresh)
         if fresh:
             self.heartbeat.cover(fresh)
         return fresh

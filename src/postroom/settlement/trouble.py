@@ -1,6 +1,7 @@
 """What the log says of calls that fail: a change of state once, with counts, and never a line for each message."""
 
 import asyncio
+import logging
 from collections import Counter
 
 from postroom.display import counted
@@ -28,29 +29,40 @@ class Trouble:
         follows: what happens meanwhile.
         tasks: start the timers.
         queue: the name of the queue that the calls are for.
+        log: where to say it.
     """
 
-    def __init__(self, doing: str, follows: str, *, tasks: Tasks, queue: str | None = None) -> None:
+    def __init__(self, doing: str, follows: str, *, tasks: Tasks, queue: str | None = None, log: Log = _log) -> None:
+        self._log = log
         self._extra = about(queue=queue)
         self._doing = doing
         self._follows = follows
         self._tasks = tasks
         self._since: float | None = None
+        self._level = logging.NOTSET
         self._failures = 0
         self._calm: asyncio.TimerHandle | None = None
 
     def failed(self, count: int, error: Exception) -> None:
         """Note that a call for some messages failed, and will be tried again."""
-        self._failures += 1
+        self.note(f"failed, for {counted(count, 'message')} at first: {describe(error)}")
+
+    def note(self, what: str, level: int = logging.WARNING, *, failed: int = 1) -> bool:
+        """Say what is wrong, once until calls work again; once more where it is worse than what was said.
+
+        ``failed`` is how many calls have failed. Returns whether it was said.
+        """
+        self._failures += failed
         if self._calm is not None:
             self._calm.cancel()
             self._calm = None
         if self._since is None:
             self._since = self._tasks.time()
-            text = "%s failed, for %s at first: %s; %s"
-            _log.warning(
-                text, self._doing, counted(count, "message"), describe(error), self._follows, extra=self._extra
-            )
+        if level <= self._level:
+            return False
+        self._level = level
+        self._log.log(level, "%s %s; %s", self._doing, what, self._follows, extra=self._extra)
+        return True
 
     def worked(self) -> None:
         """Note that a call went well."""
@@ -60,9 +72,10 @@ class Trouble:
     def _recovered(self, since_when: float) -> None:
         if self._since is not None:
             seconds = since_when - self._since
-            text = "%s works again after %.1f s, in which %s failed"
-            _log.info(text, self._doing, seconds, counted(self._failures, "call"), extra=self._extra)
+            what = f", in which {counted(self._failures, 'call')} failed" if self._failures else ""
+            self._log.info("%s works again after %.1f s%s", self._doing, seconds, what, extra=self._extra)
         self._since = self._calm = None
+        self._level = logging.NOTSET
         self._failures = 0
 
 

@@ -565,7 +565,7 @@ MUTANTS = (
         5,
         "poison",
     ),
-    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 11, "expense"),
+    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 278, "expense"),
     # -- bytes
     Mutant("shows to its own polls what goes back", _says(Engine, "_hidden", answer=0.0), 78, "expense"),
     Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),

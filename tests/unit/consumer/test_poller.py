@@ -1,6 +1,7 @@
 """How many receives are outstanding, after what the last ones brought."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Self
@@ -12,12 +13,13 @@ from postroom.consumer.demand import SPARSE, AdaptivePolicy
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.consumer.poller import Poller
 from postroom.consumer.scouting import Scouting
+from postroom.errors import Throttled
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Polling, Visibility
 from postroom.settlement import Moment
 from postroom.tasks import Tasks
-from postroom.testing.loop import run_virtual, settle
+from postroom.testing.loop import VirtualLoop, run_virtual, settle
 from support.scripted import ScriptedQueue, message
 
 POLLERS = 8
@@ -62,6 +64,7 @@ class _Clock:
     def __init__(self) -> None:
         self.heartbeat = self
         self.slept = 7.0
+        self.again = 0
 
     def moment(self) -> Moment:
         """Return the time."""
@@ -69,12 +72,13 @@ class _Clock:
 
 
 class Pollers:
-    """Pollers with room for everything; ``stuck`` of each receive's messages are of tenants that are down."""
+    """Pollers with room for everything. Of each receive ``stuck`` messages cannot run and ``held`` are held already."""
 
     def __init__(self, **polling: Any) -> None:
         self.queue = HandAnswered()
         self.floor = Floor()
         self.stuck = 0
+        self.held = 0
         self._polling = Polling(pollers=POLLERS, batch=BATCH, **polling)
 
     async def __aenter__(self) -> Self:
@@ -82,8 +86,9 @@ class Pollers:
         self._tasks = Tasks(lambda _error: None)
         crowd = Crowd()
         self.policy = policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
+        self.settler = _Clock()
         settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
-        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=_Clock())
+        source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=self.settler)
         floor: Any = self.floor
         self.watch = LoopWatch(self._tasks, list)
         self.poller = Poller(source, floor, policy, self, self._tasks, watch=self.watch)
@@ -101,6 +106,7 @@ class Pollers:
     def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
         """Take messages in."""
         self.arrived = arrived
+        self.settler.again += self.held
         return max(0, len(messages) - self.stuck)
 
     async def answer(self, brought: int, *, stuck: int = 0) -> int:
@@ -175,6 +181,73 @@ def test_a_receive_that_its_transport_cancels_is_a_failed_receive() -> None:
     assert run_virtual(main()) == (1, 1)
 
 
+def test_receives_that_fail_now_and_then_are_told_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Where every second one is throttled, the log says so once, then once a minute, and at its end."""
+
+    async def main() -> int:
+        caplog.set_level(logging.INFO)
+        async with Pollers() as pollers:
+            loop = asyncio.get_running_loop()
+            while loop.time() < 150:
+                pollers.queue.waiting.pop(0).set_exception(Throttled("slow down"))
+                await asyncio.sleep(2)
+                await pollers.answer(BATCH)
+            await asyncio.sleep(10)
+            return pollers.poller.failures
+
+    assert run_virtual(main()) > 50
+    levels = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in levels] == [logging.ERROR, logging.INFO, logging.INFO, logging.INFO]
+    assert levels[0][1] == "Receiving from orders failed, next try in 0.5 s: slow down; tried again until it works"
+    assert levels[1][1] == "Receiving from orders still fails, next try in 1 s: slow down"
+    assert levels[3][1].startswith("Receiving from orders works again after ")
+
+
+def test_a_receive_that_is_not_answered_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten seconds after its wait, long before its transport gives it up; and again in the next trouble."""
+
+    async def main() -> None:
+        caplog.set_level(logging.INFO)
+        async with Pollers() as pollers:
+            await asyncio.sleep(29)
+            assert not caplog.messages
+            await asyncio.sleep(71)
+            await pollers.answer(BATCH)
+            await asyncio.sleep(5)
+            for _ in range(POLLERS):
+                await pollers.answer(1)
+            await asyncio.sleep(40)
+
+    run_virtual(main())
+    silent = "Receiving from orders brings no answer: SQS has been silent for 30 s; tried again until it works"
+    assert caplog.messages[0] == caplog.messages[2] == silent
+    assert caplog.messages[1] == "Receiving from orders works again after 70.0 s"
+    assert len(caplog.messages) == 3
+
+
+def test_time_in_which_the_loop_stood_still_makes_no_receive_overdue(caplog: pytest.LogCaptureFixture) -> None:
+    """Its answer may be in the socket."""
+
+    async def main() -> None:
+        async with Pollers() as pollers:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualLoop)
+            unread = 0.0
+
+            def unread_since() -> float:
+                return loop.time() - unread
+
+            pollers.watch.unread_since = unread_since  # type: ignore[method-assign]
+            await asyncio.sleep(19)
+            unread = 40.0
+            loop.block(unread)
+            await asyncio.sleep(0.5)
+            await pollers.answer(1)
+
+    run_virtual(main())
+    assert not caplog.messages
+
+
 def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
     """Another poller had found that no room was left beside it, after the slots had become fewer, and waits."""
 
@@ -195,6 +268,30 @@ def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
 def test_receives_that_are_answered_at_once_with_nothing_are_paced(wait: float) -> None:
     """A proxy that does not wait, or ``Polling(wait=0)``, must not make a hot loop."""
     assert receives(60, takes=0.0, wait=wait) <= 60
+
+
+def test_receives_that_are_answered_at_once_with_what_is_held_are_paced() -> None:
+    """A server that ignores the visibility timeout shows the same messages again and again."""
+
+    async def main() -> tuple[int, int]:
+        async with Pollers() as pollers:
+            loop = asyncio.get_running_loop()
+            counts: list[int] = []
+            for again in (True, False):  # first all are held already; then all but one
+                before, end = pollers.poller.receives, loop.time() + 60
+                while loop.time() < end:
+                    await asyncio.sleep(0.01)
+                    for each in pollers.queue.waiting:
+                        each.set_result([message(number) for number in range(BATCH)])
+                        pollers.held = BATCH if again else BATCH - 1
+                    pollers.queue.waiting.clear()
+                    await settle()
+                counts.append(pollers.poller.receives - before)
+            return counts[0], counts[1]
+
+    again, new = run_virtual(main())
+    assert again < 60 * POLLERS
+    assert new > 5_000
 
 
 def test_a_long_poll_that_waits_is_not_paced() -> None:

@@ -24,7 +24,7 @@ Handle = Callable[[Order, MessageContext[Any, Any]], Awaitable[None]]
 
 def consumer_of(world: World, queues: Any, handle: Handle, **more: Any) -> Consumer[Any, Any]:
     """Return a consumer of several queues that finds tenants in the messages' attributes."""
-    consumer = Consumer(queues=queues, context=Tenant, client=world.client, **more)
+    consumer = Consumer(queues=queues, context=Tenant, **{"client": world.client, **more})
     consumer.handler(handle)
     return consumer
 
@@ -712,3 +712,93 @@ def test_two_names_of_one_queue_are_refused() -> None:
             await consumer_of(world, ["a", url], Diary()).__aenter__()
 
     in_world(scenario)
+
+
+Receive = Callable[..., Awaitable[list[Message]]]
+
+
+class Hooked(Wrapped):
+    """A client that leaves receives to a function, which is told the queue and how to receive."""
+
+    def __init__(self, client: MemoryClient, hook: Callable[[str, Receive], Awaitable[list[Message]]]) -> None:
+        super().__init__(client)
+        self._hook = hook
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        opened: Any = await self._client.queue(name)
+        receive = opened.receive
+
+        async def received(**asked: Any) -> list[Message]:
+            return await self._hook(name, lambda: receive(**asked))
+
+        opened.receive = received
+        return opened
+
+
+@pytest.mark.parametrize("backlog", [0, 500])
+def test_a_queue_that_does_not_answer_holds_up_no_other(backlog: int) -> None:
+    """The first one hangs with a backlog: the others' messages are handled within seconds, few or many."""
+    silent = False
+
+    async def receive(name: str, ask: Receive) -> list[Message]:
+        if name == "silent" and silent:
+            await asyncio.sleep(100)
+            raise OSError("no answer")
+        return await ask()
+
+    async def scenario(world: World) -> float:
+        nonlocal silent
+        for name in ("silent", "good", "other"):
+            world.create(name)
+        send(world, "silent", 2_000, seconds=0.02)
+        diary = Diary()
+        async with consumer_of(world, ["silent", "good", "other"], diary, client=Hooked(world.client, receive)):
+            await asyncio.sleep(2)
+            silent = True
+            await asyncio.sleep(5)
+            diary.done.clear()
+            send(world, "good", backlog)
+            slowest = 0.0
+            for round_ in range(1, 20):
+                send(world, "good", 1)
+                send(world, "other", 1)
+                began = asyncio.get_running_loop().time()
+                await diary.has(backlog + 2 * round_, within=30)
+                slowest = max(slowest, asyncio.get_running_loop().time() - began)
+                await asyncio.sleep(1)
+            return slowest
+
+    assert in_world(scenario) < 5
+
+
+def test_messages_that_are_held_already_are_not_asked_for_again_and_again() -> None:
+    """A server that ignores the visibility timeout shows them at once to every receive; receives are paced."""
+    shown: list[Message] = []
+    receives = 0
+
+    async def receive(name: str, ask: Receive) -> list[Message]:
+        nonlocal receives
+        receives += 1
+        if name == "odd":
+            await asyncio.sleep(0.01)
+            shown[:] = shown or await ask()
+            return shown
+        return await ask()
+
+    async def scenario(world: World) -> Counter[str]:
+        for name in ("odd", "good"):
+            world.create(name)
+        client = Hooked(world.client, receive)
+        send(world, "odd", 10, seconds=100.0)
+        diary = Diary()
+        async with consumer_of(
+            world, ["odd", "good"], diary, client=client, concurrency=Concurrency(total=30, per_tenant=30)
+        ):
+            await asyncio.sleep(60)
+            send(world, "good", 5)
+            await diary.has(5, within=3.0)
+            return diary.by_queue()
+
+    assert in_world(scenario) == {"good": 5}
+    assert receives < 400

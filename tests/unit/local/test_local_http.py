@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -310,3 +311,13 @@ def test_a_client_that_takes_no_answers_gets_no_more() -> None:
     assert (len(pipe.written), pipe.reading) == (1, False)
     connection.resume_writing()
     assert (len(pipe.written), pipe.reading) == (1 + 2 * MAX_HEAD // len(ask), True)
+
+
+def test_a_transport_that_is_no_subclass_of_asyncios_is_served() -> None:
+    """Other event loops, such as uvloop, have classes of their own."""
+    written: list[bytes] = []
+    transport: Any = SimpleNamespace(write=written.append)
+    connection = HttpConnection(lambda _request, _respond: Response(200, "", b"x"), Connections(), lambda: "now")
+    connection.connection_made(transport)
+    connection.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    assert len(written) == 1

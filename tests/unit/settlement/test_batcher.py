@@ -312,7 +312,7 @@ def test_a_call_that_hangs_does_not_keep_others_from_leaving() -> None:
 
 
 @pytest.mark.parametrize("obeys", [True, False])
-def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool) -> None:
+def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Each by its own time. Its entries are sent again; one that does not let itself be cancelled is cancelled once."""
 
     async def main() -> tuple[Recorder, list[float]]:
@@ -339,6 +339,7 @@ def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool) -> None:
         recorder.batcher.add(2, urgent=True)
         await asyncio.sleep(190)
         assert cancelled == [ANSWER, 10 + ANSWER]
+        assert not obeys or "ServiceUnavailable: SQS did not answer within 60 s;" in caplog.text
         await recorder.batcher.cancel()
         await asyncio.sleep(400)
         return recorder, started

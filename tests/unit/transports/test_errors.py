@@ -59,8 +59,9 @@ QUEUE = Subject(text="queue 'orders'", resource="arn:aws:sqs:us-east-1:123456789
         ("404", 404, ServiceUnavailable),
         ("407", 407, ServiceUnavailable),
         ("", 302, ServiceUnavailable),
-        ("400", 400, InvalidRequest),
-        ("413", 413, InvalidRequest),
+        ("", 400, ServiceUnavailable),
+        ("400", 400, ServiceUnavailable),
+        ("413", 413, ServiceUnavailable),
     ],
 )
 def test_error_codes_have_classes(code: str, status: int, kind: type[TransportError]) -> None:
@@ -196,3 +197,36 @@ def test_a_refusal_that_is_not_of_sqs_is_told_as_such() -> None:
     told = refused("403", said="<html>")
     assert type(told) is ServiceUnavailable
     assert "does not answer like SQS" in str(told)
+
+
+_TOKEN = "IQoJb3JpZ2luX2VjEXAMPLETOKEN//////////wEaCXVzLWVhc3QtMSJHMEUCIQDexample" + "x" * 300 + "=="
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(f"'POST\n/\n\nx-amz-date:2026\nx-amz-security-token:{_TOKEN}\n'", id="a canonical request"),
+        pytest.param(f"<td>x-amz-security-token</td><td>{_TOKEN}</td>", id="a page that echoes headers"),
+        pytest.param(f"<td>authorization: AWS4-HMAC-SHA256 {_TOKEN}</td>" + "<p>" * 90_000, id="a long page"),
+    ],
+)
+@pytest.mark.parametrize("code", ["InvalidSignatureException", "403"])
+def test_what_a_server_says_is_quoted_in_a_short_line_without_secrets(code: str, said: str) -> None:
+    """A refused signature quotes the request with its token, and a proxy's page may be of any size."""
+    text = str(refused(code, said=said))
+    assert _TOKEN[:20] not in text
+    assert "\n" not in text
+    assert len(text) < 700
+
+
+def test_an_error_that_quotes_a_process_is_told_without_secrets() -> None:
+    """A process that gives credentials prints what it likes."""
+    error = exceptions.CredentialRetrievalError(provider="custom-process", error_msg=f"SessionToken: {_TOKEN}")
+    assert _TOKEN[:20] not in str(translate(error, operation="ReceiveMessage"))
+
+
+def test_a_send_that_a_proxy_calls_too_large_is_not_tried_again() -> None:
+    """Its size is at fault; a sender tries the messages of such a batch one by one."""
+    response = {"Error": {"Code": "413", "Message": "<html>"}, "ResponseMetadata": {"HTTPStatusCode": 413}}
+    told = translate(ClientError(response, "SendMessageBatch"), operation="SendMessageBatch", subject=QUEUE)
+    assert type(told) is InvalidRequest

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+from postroom.testing.loop import VirtualLoop, run_virtual
 from postroom.transports.aws import http
 from postroom.transports.aws.http import Answer, HttpPool, NoAnswer
 
@@ -185,6 +186,54 @@ async def test_a_dripping_answer_ends_at_the_timeout() -> None:
         with pytest.raises(NoAnswer, match=r"within 0\.05 s"):
             await pool.exchange(REQUEST)
         await server.gone.wait()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["whole", "in parts"])
+def test_an_answer_that_waits_in_the_socket_is_read_after_a_standstill(begun: bool) -> None:
+    """After a freeze the loop runs its timers before it reads; a large answer takes several reads."""
+
+    async def main() -> Answer:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        connection = http.HttpConnection(lambda _: None)
+        connection.connection_made(mock.Mock(is_closing=lambda: False))
+        asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
+        await asyncio.sleep(24)
+        if begun:
+            read(connection, OK[:10])
+            await asyncio.sleep(1)  # the time is up, and the rest comes a moment later
+        else:
+            loop.block(30)
+            await asyncio.sleep(0)  # the timer runs
+        loop.call_later(0.5, read, connection, OK[10 if begun else 0 :])
+        return await asked
+
+    assert run_virtual(main()) == Answer(200, b"ok")
+
+
+def test_a_request_without_an_answer_ends_though_the_loop_stands_still_again_and_again() -> None:
+    """Being late is no reason to wait without end."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        connection = http.HttpConnection(lambda _: None)
+        connection.connection_made(mock.Mock(is_closing=lambda: False))
+        asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
+        while not asked.done():
+            await asyncio.sleep(0.1)
+            loop.block(2)
+        with pytest.raises(NoAnswer, match="within 25 s"):
+            await asked
+        return loop.time()
+
+    assert run_virtual(main()) < 35
+
+
+def read(connection: http.HttpConnection, data: bytes) -> None:
+    """Let a connection read some bytes."""
+    connection.get_buffer(-1)[: len(data)] = data
+    connection.buffer_updated(len(data))
 
 
 async def test_the_time_of_one_request_does_not_end_the_next_one() -> None:

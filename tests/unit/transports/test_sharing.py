@@ -84,6 +84,20 @@ async def test_a_queue_that_hangs_keeps_no_other_waiting(sqs: FakeSqs, *, hot: b
         await end(out)
 
 
+@paths
+async def test_calls_of_one_kind_that_hang_keep_no_other_kind_waiting(sqs: FakeSqs, *, hot: bool) -> None:
+    """Deletes that are not answered stop neither heartbeats nor sends."""
+    sqs.scripts["DeleteMessageBatch"] = holds
+    async with sqs.client(hot_path=hot, connections=2) as client:
+        queue = await client.queue("orders")
+        out = [asyncio.create_task(queue.delete(["handle"]), name="delete") for _ in range(5)]
+        await sqs.wait_for("DeleteMessageBatch", 2)
+        async with asyncio.timeout(5):
+            assert await queue.change_visibility([VisibilityChange("handle", 30)]) == []
+            assert len(await queue.send([OutgoingMessage(body="x")])) == 1
+        await end(out)
+
+
 async def test_a_bound_of_the_users_leaves_connections_for_the_rest(sqs: FakeSqs) -> None:
     """Where AioConfig allows few connections, long polls do not take the last one of them."""
     sqs.scripts["ReceiveMessage"] = holds

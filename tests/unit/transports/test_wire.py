@@ -81,6 +81,27 @@ def test_binary_that_is_not_base64_is_not_read(value: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"MessageId": "2", "MessageAttributes": {"b": {"DataType": "Binary", "BinaryValue": "AQI"}}},
+        {"MessageId": "2", "MessageAttributes": {"b": "secret"}},
+        {"MessageId": "2", "MessageAttributes": {"b": None}},
+        {"MessageId": "2", "Attributes": "secret"},
+        {"Body": "secret"},
+        "secret",
+        None,
+    ],
+)
+def test_one_odd_message_takes_no_other_with_it(odd: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out and named in the log, without its contents."""
+    answer = {"Messages": [{"MessageId": "1", "Body": "b"}, odd, {"MessageId": "3", "Body": "b"}]}
+    assert [message.id for message in wire.decode_messages(as_json(answer), "orders")] == ["1", "3"]
+    (text,) = caplog.messages
+    assert text.startswith("Left out 1 message of a receive from orders that cannot be read (")
+    assert "secret" not in text
+
+
 def test_a_clean_batch_has_no_failures() -> None:
     """The list is empty; that is what the layers above look at."""
     answer = {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}

@@ -32,8 +32,8 @@ class AwsClient:
         config: an ``aiobotocore.config.AioConfig`` with further settings (proxies, FIPS, dual-stack, ...), which
             win over those named here.
         verify: False, or the path of a CA bundle, as botocore takes it.
-        connections: receives outstanding at once on each queue that is opened. Deletes, heartbeats and sends may be
-            as many beside them, so that they never wait for a long poll.
+        connections: receives outstanding at once on each queue that is opened. Deletes may be as many beside them,
+            and so may heartbeats and sends, so that none waits for a long poll, or for deletes that hang.
         connect_timeout: seconds to connect.
         read_timeout: seconds of silence after which a call has failed; above the 20 s of a long poll.
         max_attempts: attempts of each call, the first one included, in botocore's ``standard`` retry mode.

@@ -23,6 +23,7 @@ from postroom.errors import (
     Throttled,
     TransportError,
 )
+from postroom.redaction import quote
 from postroom.transports.aws.clock import Skew, skew_of
 
 _QUEUE_NOT_FOUND: Final = frozenset({"NonExistentQueue", "QueueDoesNotExist", "InvalidAddress"})
@@ -203,11 +204,13 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
         return _make(_NO_FILE, f"{where}: {error}; {_NO_FILE.advice}", operation=operation, code=type(error).__name__)
     for cls in type(error).__mro__:
         if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
-            text = f"{where}: {_said(error, meaning.advice)}; {meaning.advice}"
+            text = f"{where}: {_said(error, meaning.advice) or type(error).__name__}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
     if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
         # So botocore says that what a refresh brought has expired, too.
-        return _make(_CURABLE, f"{where}: {error}; {_LOG_IN}", operation=operation, code=type(error).__name__)
+        return _make(
+            _CURABLE, f"{where}: {quote(str(error))}; {_LOG_IN}", operation=operation, code=type(error).__name__
+        )
     text = f"{where}: unexpected {type(error).__name__}"
     # What it means is not known, so neither is that trying again is in vain.
     return TransportError(text, operation=operation, code=type(error).__name__, retryable=True)
@@ -215,7 +218,7 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
 
 def _said(error: Exception, advice: str) -> str:
     # What is told about a value that does not fit may quote the value: a message body.
-    return type(error).__name__ if advice in {NOT_SQS, _REFUSED} else str(error).rstrip(".") or type(error).__name__
+    return "" if advice in {NOT_SQS, _REFUSED} else quote(str(error)).rstrip(".")
 
 
 def _make(meaning: _Meaning, text: str, *, operation: str, code: str) -> PostroomError:
@@ -230,7 +233,7 @@ class _Answer:
     def __init__(self, response: Mapping[str, Any]) -> None:
         details: Mapping[str, Any] = response.get("Error") or {}
         metadata: Mapping[str, Any] = response.get("ResponseMetadata") or {}
-        self.code = str(details.get("Code", ""))
+        self.code = quote(str(details.get("Code", "")))
         self.said = str(details.get("Message", ""))
         self.status = int(metadata.get("HTTPStatusCode", 0))
         self._headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
@@ -256,9 +259,9 @@ def lacks_permission(error: AccessDenied) -> bool:
 
 
 def _from_answer(answer: _Answer, *, operation: str, where: str, subject: Subject, asked: str) -> TransportError:
-    code, said = answer.code, answer.said
+    code, said = answer.code, quote(answer.said)
     skew = answer.skew
-    kind = AccessDenied if skew is not None else kind_of(code, answer.status)
+    kind = AccessDenied if skew is not None else kind_of(code, answer.status, operation)
     cause = f"{where}: {code or answer.status}" + (f": {said.rstrip('.')}" if said else "")
     if skew is not None:
         advice, retryable = _clock_advice(skew), True
@@ -274,22 +277,25 @@ def _bare(code: str) -> str:
     return code.rsplit("#", 1)[-1].rsplit(".", 1)[-1]
 
 
-def kind_of(code: str, status: int) -> type[TransportError]:
-    """Return the class of error for an error code of SQS and an HTTP status."""
+def kind_of(code: str, status: int, operation: str = "") -> type[TransportError]:
+    """Return the class of error for an error code of SQS and an HTTP status.
+
+    A proxy that says "too large" will say so again to a send. A delete is small: there it may pass.
+    """
     bare = _bare(code)
     for codes, kind in _BY_CODE:
         if bare in codes:
             return kind
     if status == 429:
         return Throttled
-    if _is_foreign(code, status):
+    if _is_foreign(code, status) and not (status == 413 and operation.startswith("Send")):
         return ServiceUnavailable
     return ServiceUnavailable if status >= 500 else InvalidRequest
 
 
 def _is_foreign(code: str, status: int) -> bool:
     # SQS names a code. A refusal without one is of a proxy or a gateway on the way, or of another server.
-    return code in {"", str(status)} and status not in {400, 413} and status < 500
+    return code in {"", str(status)} and status < 500
 
 
 def _advice(kind: type[TransportError], code: str, status: int) -> str:

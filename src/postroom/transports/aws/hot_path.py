@@ -14,6 +14,7 @@ import msgspec
 
 from postroom.errors import Throttled
 from postroom.log_fields import Log, Step
+from postroom.redaction import quote
 from postroom.transports.aws.breaker import Breaker
 from postroom.transports.aws.clock import TOLERANCE
 from postroom.transports.aws.conditions import Endpoint
@@ -149,7 +150,7 @@ class HotPath:
 class _Refused(Exception):
     def __init__(self, answer: Answer) -> None:
         code = error_code_of(answer.body)
-        super().__init__(f"HTTP {answer.status} {code}".rstrip())
+        super().__init__(f"HTTP {answer.status} {quote(code)}".rstrip())
         self.kind = kind_of(code, answer.status)
 
 

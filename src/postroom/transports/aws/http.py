@@ -19,6 +19,12 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of one answer: ten messages are at most 1 MiB of text, escaped at most six times as long, with attributes."""
 
 _BUFFER: Final = 64 * 1024
+_LATE: Final = 0.1
+"""Seconds by which a timer is late when the loop did not run: asyncio runs it before it reads what came meanwhile."""
+_GRACE: Final = 1.0
+"""Seconds to read an answer that may be in the socket already."""
+_MOMENTS: Final = 2
+"""How often a request gets them: a machine that is short of CPU may stand still again."""
 
 
 class NoAnswer(Exception):
@@ -54,6 +60,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         "_parser",
         "_parts",
         "_size",
+        "_timer",
         "_transport",
         "_used",
         "_waiter",
@@ -67,6 +74,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._size = 0
         self._used = False
@@ -80,6 +88,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     async def exchange(self, request: bytes, *, timeout: float) -> Answer:
         """Make one request and return its answer. Who cancels it must abort the connection.
 
+        Time in which the loop did not run does not count: an answer that is in the socket by then is read, since its
+        messages would be hidden until their visibility timeout.
+
         Raises:
             NoAnswer: it did not come whole within ``timeout`` seconds, or is not HTTP; the connection is closed.
         """
@@ -89,20 +100,33 @@ class HttpConnection(asyncio.BufferedProtocol):
         waiter: asyncio.Future[Answer] = loop.create_future()
         self._waiter = waiter
         self._size = 0
-        late = f"no whole answer within {timeout:g} s"
-        timer = loop.call_later(timeout, self._fail, late, context=self._context)
+        self._set_timer(timeout, f"no whole answer within {timeout:g} s", _MOMENTS)
         # After the timer: a peer that never reads must not hold this call without a limit.
         self._transport.write(request)
         try:
             return await waiter
         finally:
-            timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._used = True
 
     def abort(self) -> None:
         """Close it at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _set_timer(self, seconds: float, reason: str, moments: int) -> None:
+        due = asyncio.get_running_loop().time() + seconds
+        left = due, min(seconds, _GRACE), reason, moments
+        self._timer = asyncio.get_running_loop().call_at(due, self._time_is_up, *left, context=self._context)
+
+    def _time_is_up(self, due: float, grace: float, reason: str, moments: int) -> None:
+        """Fail. But where the loop stood still, or an answer has begun, what is in the socket is read first."""
+        late = asyncio.get_running_loop().time() - due >= _LATE
+        if moments and (late or self._size):
+            self._set_timer(grace, reason, moments - 1)
+        else:
+            self._fail(reason)
 
     def _fail(self, reason: str) -> None:
         waiter, self._waiter = self._waiter, None

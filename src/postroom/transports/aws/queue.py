@@ -21,18 +21,21 @@ class AwsQueue:
     Args:
         connection: to the queue's region.
         info: what the queue said of itself.
-        calls: receives at once, and as many other calls at once. Each kind has its own room, so that a delete or a
-            heartbeat never waits for a long poll; each queue has its own, so that no queue waits for another one.
+        calls: receives at once, and as many calls of each other kind. Each kind has its own room, so that a heartbeat
+            never waits for a long poll or for deletes that hang; each queue has its own, so that no queue waits for
+            another one.
     """
 
-    __slots__ = ("_connection", "_info", "_others", "_receives", "_subject")
+    __slots__ = ("_changes", "_connection", "_deletes", "_info", "_others", "_receives", "_subject")
 
     def __init__(self, connection: Connection, info: QueueInfo, *, calls: int) -> None:
         self._connection = connection
         self._info = info
         self._subject = subject_of(info.name, info.arn, rotating=connection.rotating)
         self._receives = Room(calls, _waits(f"A receive from {self._subject.text}", "receives"))
-        self._others = Room(calls, _waits(f"A delete, extension or send to {self._subject.text}", "such calls"))
+        self._deletes = Room(calls, _waits(f"A delete on {self._subject.text}", "deletes"))
+        self._changes = Room(calls, _waits(f"A visibility change for {self._subject.text}", "such calls"))
+        self._others = Room(calls, _waits(f"A send to {self._subject.text}", "such calls"))
 
     @property
     def info(self) -> QueueInfo:
@@ -77,7 +80,7 @@ class AwsQueue:
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessageBatch.html
         """
         parameters = wire.delete_parameters(self._info.url, receipt_handles)
-        return await self._batch("DeleteMessageBatch", parameters, len(receipt_handles))
+        return await self._batch("DeleteMessageBatch", parameters, len(receipt_handles), self._deletes)
 
     async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
         """Change the visibility timeout of up to 10 messages in one call; return what SQS did not confirm.
@@ -85,7 +88,7 @@ class AwsQueue:
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
         """
         parameters = wire.visibility_parameters(self._info.url, changes)
-        return await self._batch("ChangeMessageVisibilityBatch", parameters, len(changes))
+        return await self._batch("ChangeMessageVisibilityBatch", parameters, len(changes), self._changes)
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
         """Send up to 10 messages in one call; return one result per message, in order.
@@ -110,12 +113,12 @@ class AwsQueue:
             room=self._others,
         )
 
-    async def _batch(self, operation: str, parameters: wire.Parameters, count: int) -> list[EntryFailure]:
+    async def _batch(self, operation: str, parameters: wire.Parameters, count: int, room: Room) -> list[EntryFailure]:
         return await self._connection.call_hot(
             self._request(operation, parameters),
             lambda answer: wire.read_failures(answer, count),
             lambda body: wire.decode_failures(body, count),
-            room=self._others,
+            room=room,
         )
 
     def _request(self, operation: str, parameters: wire.Parameters) -> Request:

@@ -12,7 +12,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from postroom.display import counted
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.redaction import quote
 from postroom.transports.aws.addresses import Address
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 
@@ -21,6 +24,12 @@ Parameters = dict[str, Any]
 
 UNCONFIRMED: Final = "postroom.Unconfirmed"
 """The code of a batch entry that SQS's answer names neither as successful nor as failed."""
+
+
+_log: Final = Log("postroom.transports", Step.RECEIVE)
+_ODD: Final = (
+    "Left out %s of a receive from %s that cannot be read (%s): %s; SQS shows them again after their visibility timeout"
+)
 
 
 def whole_seconds(seconds: float) -> int:
@@ -98,8 +107,25 @@ def attribute_parameters(url: str) -> Parameters:
 
 
 def read_messages(answer: Parameters, queue: str) -> list[Message]:
-    """Return the messages of a receive as botocore parsed it."""
-    return [_message(wire, queue) for wire in answer.get("Messages") or ()]
+    """Return the messages of a receive as botocore parsed it.
+
+    One that cannot be read takes no other with it: it is left out and logged. Where none can be read, its error is
+    raised: the endpoint does not answer like SQS.
+    """
+    messages: list[Message] = []
+    odd: list[tuple[str, Exception]] = []
+    for wire in answer.get("Messages") or ():
+        try:
+            messages.append(_message(wire, queue))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            known = cast("Parameters", wire).get("MessageId") if isinstance(wire, dict) else None
+            odd.append(("no id" if known is None else quote(str(known)), error))
+    if odd:
+        if not messages:
+            raise odd[0][1]
+        what, why = counted(len(odd), "message"), type(odd[0][1]).__name__
+        _log.warning(_ODD, what, queue, why, ", ".join(each for each, _ in odd), extra=about(queue=queue))
+    return messages
 
 
 def decode_messages(body: bytes, queue: str) -> list[Message]:
