@@ -338,6 +338,8 @@ class _Move:
             # Before the call: a switch that fails half-way may have switched.
             self._switched = True
             await _call(self._switch)
+            # What else leases from the pool, such as a relay or a web route, may have opened the old one again.
+            await crowd.all("close", patience=drain, timeout=drain)
         self._enter(MoveStep.VERIFY)
         await self._verify()
         self._enter(MoveStep.PROBE, self._after)

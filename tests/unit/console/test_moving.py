@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Consumer, Fleet, MessageContext, Polling, TenantState
+from postroom import Concurrency, Consumer, Fleet, MessageContext, Polling, ResourcePool, TenantState
 from postroom.console import (
     ConsoleError,
     ConsoleServer,
@@ -48,6 +48,8 @@ class Shop:
         self.fail: str | None = None
         self.hang: str | None = None
         self.poison = False
+        self.pool: ResourcePool[str, list[str]] | None = None
+        """What a web route leases from as well."""
 
     @asynccontextmanager
     async def database(self, tenant: str) -> AsyncIterator[list[str]]:
@@ -70,7 +72,7 @@ class Shop:
         consumer: Consumer[str, list[str]] = Consumer(
             "orders",
             context=tenant_of,
-            resources=Provider(self.database, place=self.place),
+            resources=self.pool or Provider(self.database, place=self.place),
             client=self.world.client,
             concurrency=Concurrency(total=4, per_tenant=2),
             polling=Polling(wait=1.0, scout=False),
@@ -97,6 +99,9 @@ class Shop:
     async def _step(self, name: str, place: str) -> None:
         assert not self.open or name == "back", "something is open while the database is moved"
         self.calls.append(name)
+        if self.pool is not None:
+            async with self.pool.lease("acme"):
+                pass
         if self.hang == name:
             await asyncio.Event().wait()
         if self.fail != f"{name} early":
@@ -448,3 +453,24 @@ async def test_a_pause_that_is_called_off_while_it_connects_is_not_sent(monkeypa
         assert await asyncio.to_thread(remote.refused.wait, 20)
         await asyncio.to_thread(remote.state, top=1)  # served after the connection that said nothing
         assert orders.tenants["acme"].state is TenantState.ACTIVE
+
+
+def test_what_others_open_during_the_switch_is_closed_after_it() -> None:
+    """A relay or a web route leases from the same pool: what it opened then is the old database."""
+
+    async def scenario(world: World) -> Shop:
+        world.create(dead_letters="dead", receives=20)
+        made = Shop(world)
+        made.pool = ResourcePool(Provider(made.database, place=made.place))
+        async with made.pool, made.replica() as consumer:
+            made.load(10)
+            await asyncio.sleep(1)
+            await made.move(consumer)
+            made.load(5)
+            await asyncio.sleep(10)
+        return made
+
+    made = in_world(scenario)
+    assert made.calls == ["switch"]
+    assert len(made.rows["old"]) <= 10
+    assert len(made.rows["new"]) == 15
