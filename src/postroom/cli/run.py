@@ -1,9 +1,11 @@
 """``postroom run module:consumer``: consumers as the main job of a process."""
 
 import logging
+import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import threading
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +106,8 @@ def run(
         sys.exit(run_reloading(directory))
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
-    loaded = [consumer for name in consumers for consumer in load(name)]
+    with _ends_at_sigterm():
+        loaded = [consumer for name in consumers for consumer in load(name)]
     _set_up_logs(log_level, log_format)
     beside: list[AbstractAsyncContextManager[object]] = []
     if health_port is not None:
@@ -116,6 +119,26 @@ def run(
 
         beside.append(UsageMeter(*loaded, path=usage))
     sys.exit(int(run_to_exit(loaded, wait=wait, beside=_together(beside) if beside else None)))
+
+
+@contextmanager
+def _ends_at_sigterm() -> Generator[None]:
+    """End at SIGTERM, with the code that shells know: 128 and the signal's number.
+
+    To process 1 of a container the kernel passes no signal that has no handler, and imports may take seconds.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _console(

@@ -465,8 +465,8 @@ class Run(Generic[C, R]):
             if self._threads is not None and await self._threads.quiet(0.0):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
-            text = "The handler of message %s of %s did not end when it was cancelled%s"
-            _log.error(text, job.message.id, tenant_in_words(job.tenant), _follows(job), extra=about(job))
+            text = "The handler of message %s of %s did not end when it was cancelled"
+            _log.error(text, job.message.id, tenant_in_words(job.tenant), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
             self.core.give_back(job, Settlement.RETURNED)
@@ -583,7 +583,8 @@ def _follows(job: Job) -> str:
     """Return what becomes of a message after its handler was cancelled, as far as that is known before it ends."""
     if job.settlement is not None:
         return f": its message is {job.settlement.value} already"
-    return ": it was its last receive" if job.source.attempts.is_last(job) else ": its message goes back"
+    becomes = "becomes a dead letter" if job.source.attempts.is_last(job) else "is handled again"
+    return f": unless it still ends well, its message {becomes}"
 
 
 def _say_what_may_surprise(settings: Settings[Any, Any], inlet: Inlet) -> None:

@@ -118,10 +118,10 @@ def test_what_is_resolved_behind_a_message_that_came_again_costs_no_receive() ->
         (
             1,
             False,
-            ": it was its last receive",
+            ": unless it still ends well, its message becomes a dead letter",
             "the consumer stopped, at its last receive, in the middle of its handler",
         ),
-        (5, False, ": its message goes back", None),
+        (5, False, ": unless it still ends well, its message is handled again", None),
         (5, True, ": its message is acked already", None),
     ],
 )
