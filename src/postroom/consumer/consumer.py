@@ -352,6 +352,8 @@ class Consumer(Generic[C, R]):
         # In a task of its own: a caller that is cancelled must not leave messages and pools
         # half-way.
         stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
+        # Also where it was cancelled with the whole program, as by a second Ctrl-C: a hung thread would hang that.
+        stopping.add_done_callback(run.give_threads_up)
         cancelled: asyncio.CancelledError | None = None
         while not stopping.done():
             try:

@@ -396,6 +396,11 @@ class Run(Generic[C, R]):
         text, what = "Stopped consuming %s after %.1f s", self.name if self._roster else self._inlets[0].queue.info.url
         _log.info(text, what, self._diary.end(), extra=self._about_queue())
 
+    def give_threads_up(self, _stop: object) -> None:
+        """Wait for threads no longer: the stop has ended, however that was."""
+        if self._threads is not None:
+            self._threads.give_up()
+
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""
         return snapshot_of(self, self._loop.time())

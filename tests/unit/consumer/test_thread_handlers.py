@@ -117,3 +117,31 @@ async def test_a_stop_iteration_frees_its_slot_and_its_message_is_retried() -> N
         async with asyncio.timeout(LONG), orders:
             await done.wait()
         assert orders.statistics().failed["RuntimeError"] > 0
+
+
+async def test_a_stop_that_is_cancelled_with_the_whole_program_waits_for_no_thread() -> None:
+    """As by a second Ctrl-C in a script of one's own: a thread that hangs would keep the process for ever."""
+    begun, ends = asyncio.Event(), threading.Event()
+    loop, mine = asyncio.get_running_loop(), asyncio.current_task()
+    async with world() as there:
+        orders: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=there.client)
+
+        @orders.handler
+        def handle(_body: dict[str, Any], _ctx: MessageContext[Tenant]) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            ends.wait(LONG)
+
+        others = asyncio.all_tasks()
+        run = asyncio.create_task(orders.run())
+        there.send({"order_id": "1"})
+        async with asyncio.timeout(LONG):
+            await begun.wait()
+            orders.stop()
+            await asyncio.sleep(0)
+            tasks = asyncio.all_tasks() - others
+            for task in (*tasks, run):
+                assert task is not mine
+                task.cancel()
+            await asyncio.wait({*tasks, run})
+        assert not ends.is_set()
+        ends.set()
