@@ -13,6 +13,7 @@ What may be spent of a message's receives is in ``attempts``, who may run in ``a
 scheduler, and how much to ask for in the receive policy.
 """
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from itertools import takewhile
@@ -92,7 +93,13 @@ class ReturnGroup(msgspec.Struct, frozen=True):
     """Something that stood behind it went back already: so does what is behind it where it has come again."""
 
 
-Action = GiveBack | Reject | ReturnGroup
+class RelieveAt(msgspec.Struct, frozen=True):
+    """Call ``relieve`` again at a time: it has looked a moment ago."""
+
+    when: float
+
+
+Action = GiveBack | Reject | ReturnGroup | RelieveAt
 
 
 class _Rejecting(msgspec.Struct, eq=False):
@@ -140,6 +147,7 @@ class Core:
         self._tenants = tenants
         self._polling = polling
         self._rng = rng
+        self._relieve_after = -math.inf
         self._returned: set[str] = set()
         self._rejecting: dict[str, _Rejecting] = {}
         self.waking: deque[Hashable] = deque()
@@ -680,6 +688,12 @@ class Core:
         # While a whole batch fits, what waits does no harm here, and deferring costs requests.
         if capacity - self.scheduler.size >= self._polling.batch:
             return
+        # A look goes through every tenant that is blocked. With thousands of them, one for each receive and each open
+        # would take all of a CPU.
+        if now < self._relieve_after:
+            self.actions.append(RelieveAt(self._relieve_after))
+            return
+        self._relieve_after = now + PATIENCE
         keep, blocked_before = self._lane_limit(), now - PATIENCE
         for job in self.scheduler.shed(keep=keep, blocked_before=blocked_before, may_go=self._may_be_shed):
             wait = self.availability.wait(job, now)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
+from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
@@ -91,6 +91,8 @@ class Engine:
         self._waking: asyncio.TimerHandle | None = None
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._relieving: asyncio.TimerHandle | None = None
+        self._relieve_until = -math.inf
         self._acting = False
         self._stuck = False
         self._kept: list[GiveBack] | None = None
@@ -199,9 +201,18 @@ class Engine:
 
     def blocked(self) -> None:
         """A tenant's resources open: look a little later whether its messages are in the way of others."""
-        self.tasks.call_later(PATIENCE, self._relieve)
+        self._relieve_at(self._time() + PATIENCE)
+
+    def _relieve_at(self, when: float) -> None:
+        """Look at a time; where a look is due before it, look then, and again at the last time that was asked for."""
+        self._relieve_until = max(self._relieve_until, when)
+        if self._relieving is None:
+            self._relieving = self.tasks.call_at(when, self._relieve)
 
     def _relieve(self) -> None:
+        self._relieving = None
+        if self._relieve_until > self._time():
+            self._relieve_at(self._relieve_until)
         if not self.core.closing:
             self.core.relieve(self._time())
             self.act()
@@ -244,6 +255,8 @@ class Engine:
                             task.add_done_callback(partial(self._rejected, job))
                         case ReturnGroup(group, message_id, behind):
                             self._resolving.withdraw(group, message_id, behind=behind)
+                        case RelieveAt(when):
+                            self._relieve_at(when)
         finally:
             self._acting = False
 
@@ -422,7 +435,7 @@ class Engine:
 
     def close(self) -> None:
         """End every timer."""
-        for timer in (self._waking, self._recalling, self._sweeping):
+        for timer in (self._waking, self._recalling, self._sweeping, self._relieving):
             if timer is not None:
                 timer.cancel()
         self.recalls.flush()
