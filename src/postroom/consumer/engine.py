@@ -137,7 +137,9 @@ class Engine:
                 name = f"postroom-message-{job.message.id}"
                 # Not watched: `_process` tells of defects itself, and a done callback for every
                 # message costs.
-                job.task = self.tasks.start(self._process(job), name)
+                task = self.tasks.start(self._process(job), name)
+                # Where a task factory starts it eagerly, it may be over, and the message wait in its lane again.
+                job.task = None if task.done() else task
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
                 self.tasks.call_soon(self.dispatch)
