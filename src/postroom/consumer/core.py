@@ -28,7 +28,7 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
 from postroom.display import counted
-from postroom.errors import PostroomError, in_words
+from postroom.errors import PostroomError, Retry, in_words
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -563,7 +563,8 @@ class Core:
         cause = f"the last one with {_named(error)}"
         if attempts.is_over(job) and job.source.facts.redrive is not None:
             self.actions.append(Reject(job, f"{counted(attempts.known(job), 'failed attempt')}, {cause}", delay))
-        elif not tried and attempts.is_last(job):
+        # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
+        elif not (tried and (job.started or job.counted)) and attempts.is_last(job):
             # SQS would make a dead letter of it by itself, without a reason.
             self.actions.append(Reject(job, f"not tried: {in_words(error)}", delay))
         elif attempts.is_cut_short(job):
@@ -787,7 +788,9 @@ _BEHIND: Final = "not tried: a message before it in its group was not done"
 
 
 def _named(error: BaseException) -> str:
-    """Return an error's type, with its text where it is postroom's own: others may quote what is secret."""
+    """Return an error's type, with its text where that is for the log: others may quote what is secret."""
+    if isinstance(error, Retry):
+        return in_words(error)
     name = type(error).__name__
     return f"{name}: {in_words(error)}" if isinstance(error, PostroomError) else name
 
