@@ -114,6 +114,12 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return monotonic if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time else loop.time
 
 
+def is_eager(factory: object) -> bool:
+    """Return whether a task factory is ``asyncio.eager_task_factory``, or made by ``create_eager_task_factory``."""
+    eager = getattr(asyncio, "eager_task_factory", None)  # since Python 3.12
+    return eager is not None and getattr(factory, "__code__", None) is eager.__code__
+
+
 class Tasks:
     """Starts the tasks and timers of one component, and ends them with it.
 
@@ -158,12 +164,15 @@ class Tasks:
         For work that is done for each message, where a callback of each task would cost as much as starting it.
         """
         loop = self.loop
-        # What `create_task` of asyncio's own loops does, less two calls: this runs for every message.
-        if self._plain and loop.get_task_factory() is None:
+        factory = loop.get_task_factory()
+        # What `create_task` of asyncio's own loops does, less two calls: this runs for every message. Never eager: the
+        # end of one message starts the next one, and a thousand of them inside each other end in a RecursionError.
+        if (self._plain and factory is None) or is_eager(factory):
             task = asyncio.Task(work, loop=loop, name=name, context=self._home.copy())
         else:
             task = loop.create_task(work, name=name, context=self._home.copy())
-        self._tasks.add(task)
+        if not task.done():  # a factory of the user's own may start it eagerly, and its end has been noted then
+            self._tasks.add(task)
         return task
 
     def watch(self, task: asyncio.Task[Any]) -> None:

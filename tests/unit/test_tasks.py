@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from postroom.tasks import Tasks
 
 
@@ -39,3 +41,42 @@ async def test_a_task_factory_makes_every_task() -> None:
     await tasks.start(work(), "three")
     # On Python 3.11 the loop names a task only after its factory has made it.
     assert len(made) == 2
+
+
+def _eager(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    own: Any = asyncio
+    task: asyncio.Task[Any] = own.eager_task_factory(loop, coro, **options)
+    return task
+
+
+needs_eager = pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 has eager tasks")
+
+
+@needs_eager
+async def test_no_task_is_kept_that_was_over_at_once() -> None:
+    """With a task factory that starts them eagerly, in a way that cannot be seen."""
+    tasks = Tasks(lambda error: None)
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(_eager)
+    try:
+        assert tasks.start(work(), "one").done()
+        assert tasks.spawn(work(), "two").done()
+    finally:
+        loop.set_task_factory(None)
+    assert not len(tasks)
+
+
+@needs_eager
+@pytest.mark.parametrize("made", [False, True], ids=["asyncio's own", "made by asyncio"])
+async def test_tasks_of_postroom_do_not_start_eagerly(made: bool) -> None:
+    """The end of one message starts the next: they would run inside each other."""
+    own: Any = asyncio
+    tasks = Tasks(lambda error: None)
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(own.create_eager_task_factory(asyncio.Task) if made else own.eager_task_factory)
+    try:
+        task = tasks.start(work(), "one")
+        assert not task.done()
+        assert await task == "one"
+    finally:
+        loop.set_task_factory(None)

@@ -15,7 +15,7 @@ import msgspec
 from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message
 from postroom.consumer.handlers import refuse_unworked
-from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
+from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, Retry
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.types import C_co, R_co
@@ -94,6 +94,14 @@ class _Batch:
     def begin(self, name: str) -> None:
         """Call the handler, in a task of its own: it goes on when one of its messages is lost."""
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
+        self.task.add_done_callback(self._ended, context=self._context)
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        """Let the messages go of a task that others cancelled before its first step: its handler was never called."""
+        if not self.over.done():
+            for member in self.members:
+                member.error = Retry("the task of its batch was cancelled before it began")
+            self.over.set_result(None)
 
     async def leave(self, member: _Member) -> None:
         """Let a cancelled message go. The last one takes the handler with it, and waits for its end."""

@@ -13,6 +13,7 @@ What may be spent of a message's receives is in ``attempts``, who may run in ``a
 scheduler, and how much to ask for in the receive policy.
 """
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from itertools import takewhile
@@ -27,7 +28,7 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
 from postroom.display import counted
-from postroom.errors import PostroomError, in_words
+from postroom.errors import PostroomError, Retry, in_words
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -92,7 +93,13 @@ class ReturnGroup(msgspec.Struct, frozen=True):
     """Something that stood behind it went back already: so does what is behind it where it has come again."""
 
 
-Action = GiveBack | Reject | ReturnGroup
+class RelieveAt(msgspec.Struct, frozen=True):
+    """Call ``relieve`` again at a time: it has looked a moment ago."""
+
+    when: float
+
+
+Action = GiveBack | Reject | ReturnGroup | RelieveAt
 
 
 class _Rejecting(msgspec.Struct, eq=False):
@@ -146,6 +153,7 @@ class Core:
         self._tenants = tenants
         self._polling = polling
         self._rng = rng
+        self._relieve_after = -math.inf
         self._returned: set[str] = set()
         self._rejecting: dict[str, _Rejecting] = {}
         self.waking: deque[Hashable] = deque()
@@ -561,11 +569,12 @@ class Core:
         reason = None
         if attempts.is_over(job) and job.source.facts.redrive is not None:
             reason = f"{known}, {cause}"
-        elif not tried and attempts.is_last(job):
+        # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
+        elif not (tried and (job.started or job.counted)) and attempts.is_last(job):
             # SQS would make a dead letter of it by itself, without a reason.
             reason = f"not tried: {in_words(error)}"
         elif attempts.is_cut_short(job):
-            reason = f"{known}, {cause}; other receives were spent while its tenant could not run"
+            reason = f"{known}, {cause}; other receives ended without an attempt"
         if reason is not None:
             self._reject(job, reason, delay)
             self._halt_behind(job)
@@ -701,6 +710,12 @@ class Core:
         # While a whole batch fits, what waits does no harm here, and deferring costs requests.
         if capacity - self.scheduler.size >= self._polling.batch:
             return
+        # A look goes through every tenant that is blocked. With thousands of them, one for each receive and each open
+        # would take all of a CPU.
+        if now < self._relieve_after:
+            self.actions.append(RelieveAt(self._relieve_after))
+            return
+        self._relieve_after = now + PATIENCE
         keep, blocked_before = self._lane_limit(), now - PATIENCE
         for job in self.scheduler.shed(keep=keep, blocked_before=blocked_before, may_go=self._may_be_shed):
             wait = self.availability.wait(job, now)
@@ -801,7 +816,9 @@ _BEHIND: Final = "not tried: a message before it in its group was not done"
 
 
 def _named(error: BaseException) -> str:
-    """Return an error's type, with its text where it is postroom's own: others may quote what is secret."""
+    """Return an error's type, with its text where that is for the log: others may quote what is secret."""
+    if isinstance(error, Retry):
+        return in_words(error)
     name = type(error).__name__
     return f"{name}: {in_words(error)}" if isinstance(error, PostroomError) else name
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup
+from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
@@ -91,6 +91,8 @@ class Engine:
         self._waking: asyncio.TimerHandle | None = None
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._relieving: asyncio.TimerHandle | None = None
+        self._relieve_until = -math.inf
         self._acting = False
         self._stuck = False
         self._kept: list[GiveBack] | None = None
@@ -135,7 +137,9 @@ class Engine:
                 name = f"postroom-message-{job.message.id}"
                 # Not watched: `_process` tells of defects itself, and a done callback for every
                 # message costs.
-                job.task = self.tasks.start(self._process(job), name)
+                task = self.tasks.start(self._process(job), name)
+                # Where a task factory starts it eagerly, it may be over, and the message wait in its lane again.
+                job.task = None if task.done() else task
             else:  # its former task ends in this very turn of the loop
                 core.put_back(job, now)
                 self.tasks.call_soon(self.dispatch)
@@ -204,9 +208,18 @@ class Engine:
 
     def blocked(self) -> None:
         """A tenant's resources open: look a little later whether its messages are in the way of others."""
-        self.tasks.call_later(PATIENCE, self._relieve)
+        self._relieve_at(self._time() + PATIENCE)
+
+    def _relieve_at(self, when: float) -> None:
+        """Look at a time; where a look is due before it, look then, and again at the last time that was asked for."""
+        self._relieve_until = max(self._relieve_until, when)
+        if self._relieving is None:
+            self._relieving = self.tasks.call_at(when, self._relieve)
 
     def _relieve(self) -> None:
+        self._relieving = None
+        if self._relieve_until > self._time():
+            self._relieve_at(self._relieve_until)
         if not self.core.closing:
             self.core.relieve(self._time())
             self.act()
@@ -248,6 +261,8 @@ class Engine:
                             task.add_done_callback(partial(self._rejected, job))
                         case ReturnGroup(group, message_id, behind):
                             self._resolving.withdraw(group, message_id, behind=behind)
+                        case RelieveAt(when):
+                            self._relieve_at(when)
         finally:
             self._acting = False
 
@@ -426,7 +441,7 @@ class Engine:
 
     def close(self) -> None:
         """End every timer."""
-        for timer in (self._waking, self._recalling, self._sweeping):
+        for timer in (self._waking, self._recalling, self._sweeping, self._relieving):
             if timer is not None:
                 timer.cancel()
         self.recalls.flush()

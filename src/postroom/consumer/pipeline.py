@@ -582,7 +582,7 @@ def _why_over(job: Job) -> str | None:
     reason = f"{counted(attempts.known(job), 'failed attempt')}, the last one with ctx.retry()"
     if attempts.is_over(job):
         return reason
-    return f"{reason}; other receives were spent while its tenant could not run" if attempts.is_cut_short(job) else None
+    return f"{reason}; other receives ended without an attempt" if attempts.is_cut_short(job) else None
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:

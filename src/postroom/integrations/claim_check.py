@@ -6,10 +6,12 @@ what is sent here is read by them.
 
 import asyncio
 import hashlib
+import math
+import random
 import re
 import time
 from collections.abc import Collection
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from uuid import uuid4
@@ -50,6 +52,19 @@ _MOST_ATTRIBUTES: Final = 10
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
 _DENIED: Final = frozenset({"AccessDenied", "403"})
 _CONNECTIONS: Final = 64
+_PATIENCE: Final = 30.0
+"""Seconds for which messages wait in their slots, from the beginning of an outage of S3."""
+_PAUSES: Final = (0.5, 5.0)
+"""Seconds between two tries of S3 in an outage: at first, and at most."""
+_BEHIND: Final = 0.05
+"""Seconds for which the next try is another message's: S3 may have trouble with one body alone."""
+_TRIES: Final = 3
+"""Tries of a body in a row while S3 gives others."""
+_DELAYS: Final = (60.0, 900.0)
+"""Seconds until a message is received again that S3 gave no body for: the first time, and at most. Its receives are
+few, and an outage must not use them up."""
+_BROKEN: Final = 500
+"""HTTP statuses from here on are the server's own trouble."""
 _QUIET: Final = 10.0
 """Seconds between two log lines about S3 that cannot be reached."""
 _SEAL: Final = re.compile(r".*\.sha256-([0-9a-f]{64})")
@@ -62,11 +77,37 @@ class _Place(msgspec.Struct):
     key: str = msgspec.field(name="s3Key")
 
 
+_RANDOM: Final = random.Random()  # noqa: S311 - spreads messages, and hides nothing
+
+
 class _Object(NamedTuple):
     """Where a body is."""
 
     bucket: str
     key: str
+
+
+class _Outage:
+    """S3 cannot be reached: one fetch at a time tries it, and all others wait for that."""
+
+    def __init__(self, now: float, code: str) -> None:
+        self.since = now
+        self.code = code
+        self.pause, self._most = _PAUSES
+        self.next_try = now + self.pause
+        self.over = asyncio.Event()
+
+    def failed_again(self, now: float, code: str) -> None:
+        """Space the tries out."""
+        self.code = code
+        self.pause = min(2 * self.pause, self._most)
+        self.next_try = now + self.pause
+
+    async def wait(self, now: float, *, behind: float) -> None:
+        """Wait until it is over, or some time after the next try is due, or until there is no patience left."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(self.next_try + behind, self.since + _PATIENCE) - now):
+                await self.over.wait()
 
 
 class ClaimCheck(Contents):
@@ -80,8 +121,9 @@ class ClaimCheck(Contents):
 
     A message without a pointer is taken as it is. Which bucket a pointer names is the sender's word, so only the
     buckets that are named here are asked. A body is fetched in its message's slot, after the context is known and
-    before the tenant's resources are leased. While S3 cannot be reached, messages go back with the consumer's backoff
-    and count no failed attempt; an object that is gone is a ``DecodeError``.
+    before the tenant's resources are leased. While S3 cannot be reached, messages wait for up to 30 seconds and then
+    go back for 1 to 15 minutes, longer each time, and count no failed attempt; an object that is gone is a
+    ``DecodeError``.
 
     Entered by several consumers and senders, it shares one S3 client; the last exit closes it. It belongs to the event
     loop that entered it. Sign a message after it was offloaded: the signature then covers the pointer, with the hash
@@ -141,6 +183,8 @@ class ClaimCheck(Contents):
         self._fetched: dict[str, _Object] = {}
         self._deleting: set[asyncio.Task[None]] = set()
         self._said = -_QUIET
+        self._outage: _Outage | None = None
+        self._reached = -math.inf
 
     async def __aenter__(self) -> Self:
         """Open the S3 client, unless it is open."""
@@ -160,7 +204,8 @@ class ClaimCheck(Contents):
                 return
             if self._deleting:
                 await asyncio.wait(self._deleting, timeout=self._timeout)
-            self._s3 = None
+            self._s3 = self._outage = None  # the next loop has another clock
+            self._reached = -math.inf
             await self._opened.aclose()
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -171,7 +216,7 @@ class ClaimCheck(Contents):
         Raises:
             DecodeError: the pointer is malformed or names a bucket that is not allowed; the object is gone, too large,
                 no text, or not what was stored.
-            Retry: S3 cannot be reached now, or refuses for now.
+            Retry: S3 cannot be reached for a while, or refuses for now.
         """
         found = self._pointer(message)
         if found is None:
@@ -206,6 +251,37 @@ class ClaimCheck(Contents):
         raise DecodeError(f"the body is no pointer into S3 that can be followed: {problem}", message_id=message.id)
 
     async def _get(self, found: _Object, message: Message) -> str:
+        """Fetch a body. In an outage of S3, wait for its end in the beginning; after that, ask for a retry."""
+        time_of, tries = asyncio.get_running_loop().time, 0
+        while True:
+            outage, began = self._outage, time_of()
+            if outage is None or began >= outage.next_try:
+                if outage is not None:  # the others wait; not for longer, should this one be cancelled
+                    outage.next_try = began + self._timeout + outage.pause
+                try:
+                    return await self._fetch(found, message)
+                except _Unreachable as error:
+                    now = time_of()
+                    # It gave another body meanwhile: it may be this one alone that it has trouble with.
+                    if self._reached >= began:
+                        tries += 1
+                        if tries == _TRIES:
+                            raise _later(error.code, message) from error
+                        await asyncio.sleep(_PAUSES[0])
+                        continue
+                    if self._outage is None:
+                        self._outage = _Outage(now, error.code)
+                    elif outage is not None:  # else it was on its way already when another one found out
+                        self._outage.failed_again(now, error.code)
+                    outage, behind = self._outage, _BEHIND
+            else:
+                behind = 0.0
+            now = time_of()
+            if now >= outage.since + _PATIENCE:
+                raise _later(outage.code, message)
+            await outage.wait(now, behind=behind)
+
+    async def _fetch(self, found: _Object, message: Message) -> str:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._opened_s3().get_object(Bucket=found.bucket, Key=found.key)
@@ -218,10 +294,22 @@ class ClaimCheck(Contents):
             code = _code(error)
             if code not in _GONE:
                 self._say(message, error, code)
-                raise Retry(f"S3 does not give the body ({code})") from error
+                if not _is_refusal(error):
+                    raise _Unreachable(code) from error
+                self._answered()
+                raise _later(code, message) from error
+            self._answered()
             text = "the body is gone from S3: it was deleted, or its bucket was"
             raise DecodeError(text, message_id=message.id) from error
+        self._answered()
         return self._checked(found, body, size, message)
+
+    def _answered(self) -> None:
+        """Note that S3 can be reached: what waits goes on."""
+        self._reached = asyncio.get_running_loop().time()
+        if self._outage is not None:
+            self._outage.over.set()
+            self._outage = None
 
     def _checked(self, found: _Object, body: bytes, size: int, message: Message) -> str:
         seal = _SEAL.fullmatch(found.key)
@@ -241,7 +329,7 @@ class ClaimCheck(Contents):
         now = time.monotonic()
         if now - self._said >= _QUIET:
             self._said = now
-            text = "S3 did not give the body of message %s (%s: %s); such messages are retried with backoff"
+            text = "S3 did not give the body of message %s (%s: %s); such messages wait, and are retried later"
             _log.warning(text, message.id, type(error).__name__, code, extra=about(message_id=message.id))
 
     async def _remove(self, found: _Object) -> None:
@@ -336,6 +424,28 @@ def _checked_buckets(bucket: str | None, buckets: Collection[str]) -> frozenset[
         if _BUCKET.fullmatch(str(name)) is None:
             raise ConfigurationError(f"ClaimCheck(bucket): {name!r} is no name of a bucket")
     return frozenset(named)
+
+
+class _Unreachable(Exception):
+    """S3 did not answer, or said that it has trouble."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _later(code: str, message: Message) -> Retry:
+    """Ask for a retry, later each time, and not for all messages at the same time."""
+    first, most = _DELAYS
+    delay = min(most, first * 3 ** min(message.receive_count - 1, 9)) * _RANDOM.uniform(0.75, 1.0)
+    return Retry(f"S3 does not give the body ({code})", delay=delay)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether S3 answered, and refused this one call: that says nothing of other bodies."""
+    answer: Any = getattr(error, "response", None)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else _BROKEN  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return bool(status < _BROKEN)
 
 
 def _code(error: Exception) -> str:

@@ -300,6 +300,8 @@ class Batcher(Generic[E]):
             if batch := self._next_batch(now):
                 self._gate.take(now)
                 call = self._tasks.spawn(self._call(batch), f"postroom-{self._name}-batch")
+                if call.done():  # a task factory started it eagerly, and it did not wait
+                    continue
                 self._calls[call] = now
                 if self._lateness is None:  # one timer for all of them: nearly every call is answered in time
                     self._lateness = self._tasks.call_at(now + ANSWER, self._look_for_late_ones)

@@ -140,7 +140,7 @@ class Licence:
             promised = [promise(most, self._plan.promised) for most in self._ledger.policies.values()]
             done = any(tried >= attempts for attempts in promised)  # it is not started beyond what it was promised
             return self._is_at_its_last(message_id) and (done or self._has_to_stop(plan))
-        if "other receives were spent" in reason:
+        if "other receives ended" in reason:
             lost = message_id in self._process.watch.lost
             return self._is_at_its_last(message_id) and (lost or self._ledger.has_untried(message_id, name))
         return re.search(r" failed attempts?, the last one with ", reason) is not None and self._ledger.is_used_up(

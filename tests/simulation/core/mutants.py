@@ -203,7 +203,7 @@ def opens_a_breaker_that_holds_nothing(patch: Patch) -> None:
     patch.setattr(Availability, "is_half_open", lambda self, job: False)
 
 
-@mutant(12)
+@mutant(130)
 def never_ends_a_probe(patch: Patch) -> None:
     """A probe that told nothing goes on to keep the others waiting."""
     patch.setattr(Core, "probe_ended", lambda self, job: None)
@@ -215,7 +215,7 @@ def asks_no_pool(patch: Patch) -> None:
     patch.setattr(Availability, "troubled", property(lambda self: bool(self._open)))
 
 
-@mutant(9)
+@mutant(11)
 def never_ends_an_outage(patch: Patch) -> None:
     """Outages stay when their resources are open."""
     patch.setattr(Availability, "recovered", lambda self, tenant, host, now: ([], []))
@@ -233,7 +233,7 @@ def probes_with_whatever_comes_next(patch: Patch) -> None:
     patch.setattr(Scheduler, "waiting_of", lambda self, tenant: [])
 
 
-@mutant(9)
+@mutant(11)
 def sleeps_without_an_end(patch: Patch) -> None:
     """A tenant with resources that were refused sleeps until it is woken."""
     refused = Availability.refused
@@ -254,7 +254,7 @@ def remembers_every_breaker(patch: Patch) -> None:
 # -- the core ---------------------------------------------------------------------------------------------------
 
 
-@mutant(11)
+@mutant(50)
 def parks_equal_tenants(patch: Patch) -> None:
     """Whatever comes is proof."""
     patch.setattr(Crowd, "is_proved", lambda self, now: True)
@@ -336,7 +336,7 @@ def hides_messages_past_their_end(patch: Patch) -> None:
     patch.setattr(Core, "give_back", longer)
 
 
-@mutant(9)
+@mutant(11)
 def loses_track_of_what_is_away(patch: Patch) -> None:
     """What an obstacle kept away is not called back, and not counted."""
 
@@ -346,7 +346,7 @@ def loses_track_of_what_is_away(patch: Patch) -> None:
     patch.setattr(Away, "over", over)
 
 
-@mutant(12)
+@mutant(44)
 def never_tidies(patch: Patch) -> None:
     """What has reappeared stays in the book."""
     patch.setattr(Away, "_drop_past", lambda self, absent, now: None)

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Final, cast
 
 from postroom.consumer.availability import Availability, PoolView
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, ReturnGroup, Scene
+from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, RelieveAt, ReturnGroup, Scene
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
@@ -552,6 +552,8 @@ class World:
                         again = line is not None and line[0].message.id == message_id
                         if not again or behind:
                             self.withdraw(group, kept=int(again))
+                    case RelieveAt(when):
+                        self.later(when - self.now, self._relieve, self.generation)
         self._acting = False
 
     def examine(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from postroom import (
+    AckMode,
     AlreadyHandled,
     BatchContext,
     Concurrency,
@@ -240,6 +241,37 @@ def test_one_that_is_cancelled_while_it_collects_leaves_the_others() -> None:
             await asyncio.sleep(4)
             assert sizes == []  # both ran into their limits: nothing was left to begin with
         assert {type(failure.error).__name__ for failure in scene.errors} == {"HandlerTimeout"}
+
+    in_world(scenario)
+
+
+def test_a_task_that_is_cancelled_before_its_first_step_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by code that cancels every task of the loop: its messages come again, and are not lost under ALWAYS."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*map(str, range(5)))
+        handled: list[str] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            handled.extend(order.order_id for order in orders)
+
+        loop, cancelled = asyncio.get_running_loop(), list[str]()
+        create_task = loop.create_task
+
+        def create(work: Any, **options: Any) -> asyncio.Task[Any]:
+            task = create_task(work, **options)
+            if not cancelled and task.get_name().startswith("postroom-batch"):
+                cancelled.append(task.get_name())
+                task.cancel()
+            return task
+
+        monkeypatch.setattr(loop, "create_task", create)
+        scene = Scene(world, store, ack=AckMode.ALWAYS)
+        assert await scene.until(10) == {"acked": 5, "retried": 5}
+        assert scene.orders.statistics().running == 0
+        assert cancelled
+        assert sorted(handled) == ["0", "1", "2", "3", "4"]
 
     in_world(scenario)
 

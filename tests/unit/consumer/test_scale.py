@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool
+from postroom.consumer.core import PATIENCE
+from postroom.scheduling import Scheduler
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Tenant, Database]
@@ -162,3 +164,33 @@ def test_a_broken_tenant_with_half_of_the_traffic_costs_the_others_nothing(how: 
     alone = in_world(lambda world: scenario(world, broken=False))
     beside = in_world(lambda world: scenario(world, broken=True))
     assert beside <= 1.05 * alone
+
+
+def test_many_tenants_that_are_down_are_not_all_looked_at_for_each_receive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look goes through all of them: it is made four times a second, however many opens fail and messages come."""
+    looks: list[int] = []
+    shed = Scheduler.shed
+
+    def counted(self: Scheduler[Any], **options: Any) -> list[Any]:
+        looks.append(self.blocked_lanes)
+        return shed(self, **options)
+
+    monkeypatch.setattr(Scheduler, "shed", counted)
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead", receives=10)
+        databases = Databases()
+        databases.failures = {f"tenant-{number}": ConnectionRefusedError for number in range(400)}
+        orders = recording(world, databases, concurrency=Concurrency(total=10))
+        for number in range(800):
+            world.send_orders(str(number), tenant=f"tenant-{number % 400}")
+        async with orders:
+            await asyncio.sleep(1.0)
+            for number in range(100):
+                world.send_orders(f"good-{number}", tenant="good")
+                await asyncio.sleep(0.1)
+        return sum(len(database.rows) for database in databases.made)
+
+    assert in_world(scenario) == 100
+    assert max(looks) > 300
+    assert len(looks) <= 1 + 11 / PATIENCE

@@ -261,6 +261,30 @@ def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
     assert in_world(scenario) == [1]
 
 
+@pytest.mark.parametrize("receives", [1, 5])
+def test_a_dead_letter_tells_for_what_a_step_asked_for_time(receives: int) -> None:
+    """Its tenant could run, and its handler was never called."""
+
+    async def sealed(_message: Message) -> Message:
+        raise Retry("the vault is away", delay=1)
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=receives)
+        orders: Consumer[Any, Any] = Consumer("orders", context=Tenant, client=world.client, unwrap=sealed)
+
+        @orders.handler
+        async def handle(_order: Any, _ctx: MessageContext[Tenant]) -> None: ...
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(60)
+        [letter] = await world.broker.receive("dead")
+        reason = letter.message_attributes["postroom.reason"].string_value
+        assert reason == "not tried: Retry: the vault is away"
+
+    in_world(scenario)
+
+
 def test_steps_are_opened_and_told_what_became_of_messages() -> None:
     """A step that is a context manager lives as long as the consumer runs."""
     diary: list[str] = []
