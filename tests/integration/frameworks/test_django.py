@@ -7,13 +7,23 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from postroom import Concurrency, ConfigurationError, Consumer, MessageContext, ResourceOpenError, ResourcePool
+from postroom import (
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    MessageContext,
+    PostroomError,
+    ResourceOpenError,
+    ResourcePool,
+)
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.local.threaded import ThreadedServer
@@ -29,7 +39,7 @@ if not settings.configured:
     django.setup()
 
 from django.core.management import CommandError, call_command  # noqa: E402
-from django.db import connections  # noqa: E402
+from django.db import connections, transaction  # noqa: E402
 
 from postroom.integrations.django import (  # noqa: E402
     NoTenantDatabase,
@@ -136,6 +146,72 @@ def test_the_router_fails_closed_without_a_tenant() -> None:
         assert router.db_for_read(Model) == "tenant-x"
     with pytest.raises(NoTenantDatabase):
         router.db_for_write(Model)
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncGenerator[TenantAlias]:
+    """Lease a tenant's SQLite file that has a table."""
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}-{tenant}"}
+
+    async with tenant_databases(locate).pool() as pool, pool.lease("acme") as alias:
+        await asyncio.to_thread(in_the_tenant, alias, "create table orders (number int)")
+        yield alias
+
+
+def in_the_tenant(alias: TenantAlias, sql: str) -> None:
+    """Run a statement as a helper does that is used outside of handlers, too."""
+    with using_tenant(alias), connections[alias].cursor() as cursor:
+        cursor.execute(sql)
+
+
+def rows(alias: TenantAlias) -> list[int]:
+    """Return the orders of a tenant, and see that no connection stays open."""
+    with using_tenant(alias), connections[alias].cursor() as cursor:
+        cursor.execute("select number from orders order by number")
+        found = [number for (number,) in cursor.fetchall()]
+    assert connections[alias].connection is None
+    return found
+
+
+async def test_a_block_within_another_one_leaves_its_transaction_alone(tmp_path: Path) -> None:
+    """Of the same tenant, or within its transaction: what was done before and after is committed, or not, as one."""
+    error = ValueError("after the work")
+
+    def handle(alias: TenantAlias, *, fail: bool, outermost: Callable[[TenantAlias], Any]) -> None:
+        with outermost(alias), transaction.atomic(using=alias):
+            for number in (1, 2, 3):
+                in_the_tenant(alias, f"insert into orders values ({number})")
+            if fail:
+                raise error
+
+    blocks: list[Callable[[TenantAlias], Any]] = [using_tenant, nullcontext]
+    for number, outermost in enumerate(blocks):
+        async with sqlite(tmp_path / str(number)) as alias:
+            with pytest.raises(ValueError, match="after the work"):
+                await asyncio.to_thread(handle, alias, fail=True, outermost=outermost)
+            assert await asyncio.to_thread(rows, alias) == []
+            await asyncio.to_thread(handle, alias, fail=False, outermost=outermost)
+            assert await asyncio.to_thread(rows, alias) == [1, 2, 3]
+
+
+async def test_a_transaction_that_does_not_end_in_its_block_is_an_error(tmp_path: Path) -> None:
+    """It is rolled back, so the message must not be acknowledged; the next message of the thread is not within it."""
+
+    def begin(alias: TenantAlias) -> None:
+        with using_tenant(alias):
+            transaction.atomic(using=alias).__enter__()
+            in_the_tenant(alias, "insert into orders values (1)")
+
+    def handle(alias: TenantAlias) -> list[int]:
+        with pytest.raises(PostroomError, match="did not end there"):
+            begin(alias)
+        in_the_tenant(alias, "insert into orders values (2)")
+        return rows(alias)
+
+    async with sqlite(tmp_path) as alias:
+        assert await asyncio.to_thread(handle, alias) == [2]
 
 
 def test_async_handlers_are_refused() -> None:

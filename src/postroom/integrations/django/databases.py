@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Final, TypeVar
 
+from asgiref.local import Local
 from django.db import DEFAULT_DB_ALIAS
 from django.db import connections as django_connections
 
@@ -20,7 +21,7 @@ from postroom.consumer import MessageContext
 from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
 from postroom.datasources.registry import answered
-from postroom.errors import ConfigurationError
+from postroom.errors import ConfigurationError, PostroomError
 from postroom.options import check_count
 from postroom.types import C
 
@@ -29,6 +30,8 @@ P = TypeVar("P")
 connections: Any = django_connections  # Django has no types
 _numbers: Final = itertools.count(1)
 _alias: ContextVar["TenantAlias | None"] = ContextVar("postroom_django_alias", default=None)
+_used: Any = Local(thread_critical=True)
+"""The aliases that are in use: by thread, as Django keeps its connections."""
 
 
 class NoTenantDatabase(ConfigurationError):
@@ -79,14 +82,27 @@ def tenant_databases(
 
 @contextmanager
 def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
-    """Make a tenant's database that of ``TenantRouter``, and close this thread's connection to it at the end."""
+    """Make a tenant's database that of ``TenantRouter``, and close this thread's connection to it at the end.
+
+    Within a block for the same tenant, or within its transaction, the connection belongs to that, and stays open.
+
+    Raises:
+        PostroomError: at the end: a transaction began in the block and did not end there. It is rolled back.
+    """
+    outermost = not hasattr(_used, alias) and not _is_in_transaction(alias)
+    if outermost:
+        setattr(_used, alias, True)
     token = _alias.set(alias)
     try:
         yield alias
+        if outermost and _is_in_transaction(alias):
+            raise PostroomError(f"a transaction of {alias} began in `with using_tenant(...)` and did not end there")
     finally:
         # Before the close: what runs during it must not find a database that is about to go.
         _alias.reset(token)
-        _close(alias)
+        if outermost:
+            delattr(_used, alias)
+            _close(alias)
 
 
 def closing_connections(
@@ -174,9 +190,19 @@ def _remove(alias: TenantAlias) -> None:
 
 def _close(alias: TenantAlias) -> None:
     """Close and forget this thread's connection to an alias; else each thread would keep an object per tenant."""
-    if alias in (each.alias for each in connections.all(initialized_only=True)):
-        connections[alias].close()
+    if (connection := _connection(alias)) is not None:
+        connection.close()
         del connections[alias]
+
+
+def _is_in_transaction(alias: TenantAlias) -> bool:
+    connection = _connection(alias)
+    return connection is not None and connection.in_atomic_block
+
+
+def _connection(alias: str) -> Any:
+    """Return this thread's connection to an alias; None where it has none. Django's own look walks all aliases."""
+    return getattr(connections._connections, alias, None)  # noqa: SLF001
 
 
 def _close_old() -> None:
