@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -112,6 +113,50 @@ async def test_a_tenant_that_cannot_be_reached_is_an_outage_of_its_pool(
                 await pool.acquire(tenant)
             assert refused.value.permanent is permanent
     assert not [alias for alias in connections.settings if alias.startswith("tenant-")]
+
+
+async def test_databases_come_and_go_while_other_threads_walk_them(tmp_path: Path) -> None:
+    """Django does so for each request of a web server, and `closing_connections` for each message."""
+    async with sqlite(tmp_path / "first") as first:
+        walk = iter(connections)
+        next(walk)
+        async with sqlite(tmp_path / "second") as second:
+            assert {first, second} <= set(connections)
+            assert second not in list(walk)
+        walk = iter(connections)
+        next(walk)
+    assert first in list(walk)
+    assert not {first, second} & set(connections)
+
+
+async def test_an_entry_that_names_no_database_leaves_no_alias() -> None:
+    """Each try of the pool would leave one more."""
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return {"ENGINE": "nosuch"}
+
+    async with tenant_databases(locate).pool() as pool:
+        with pytest.raises(ResourceOpenError):
+            await pool.acquire("acme")
+    assert not [alias for alias in connections if isinstance(alias, TenantAlias)]
+
+
+def test_a_handler_closes_what_is_obsolete_and_not_of_a_tenant(tmp_path: Path) -> None:
+    """As Django does between two requests. Tenants' connections are closed by their own blocks."""
+    before = connections.settings
+
+    def handle(payload: int, ctx: MessageContext[str, TenantAlias]) -> None:
+        ask("shared", "select 1")
+
+    try:
+        shared = {"default": {}, "shared": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "shared")}}
+        connections.settings = connections.configure_settings(shared)
+        ctx: Any = SimpleNamespace(resources=TenantAlias("tenant-x"))
+        closing_connections(handle)(1, ctx)
+        assert connections["shared"].connection is None
+    finally:
+        del connections["shared"]
+        connections.settings = before
 
 
 class Router(TenantRouter):

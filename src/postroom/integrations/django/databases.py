@@ -7,6 +7,7 @@ own thread when it returns: no connection, transaction or ``SET`` of one tenant 
 import asyncio
 import functools
 import itertools
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -29,6 +30,7 @@ P = TypeVar("P")
 
 connections: Any = django_connections  # Django has no types
 _numbers: Final = itertools.count(1)
+_registering: Final = threading.Lock()
 _alias: ContextVar["TenantAlias | None"] = ContextVar("postroom_django_alias", default=None)
 _used: Any = Local(thread_critical=True)
 """The aliases that are in use: by thread, as Django keeps its connections."""
@@ -169,7 +171,14 @@ class TenantRouter:
 def _register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
     # Django completes all entries once, before the first connection: so this one is completed like them.
     complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: dict(entry)})
-    connections.settings[alias] = complete[alias]
+    with _registering:
+        # A copy each time: other threads walk these settings, and Django does so for every request of a web server.
+        connections.settings = {**connections.settings, alias: complete[alias]}
+
+
+def _forget(alias: TenantAlias) -> None:
+    with _registering:
+        connections.settings = {name: entry for name, entry in connections.settings.items() if name != alias}
 
 
 def _try_out(alias: TenantAlias) -> None:
@@ -180,12 +189,14 @@ def _try_out(alias: TenantAlias) -> None:
 
 
 def _remove(alias: TenantAlias) -> None:
-    connection = connections[alias]
-    # The pool belongs to the process and not to the thread: closing this connection leaves it open.
-    if hasattr(connection, "close_pool"):
-        connection.close_pool()
-    _close(alias)
-    connections.settings.pop(alias, None)
+    try:
+        connection = connections[alias]
+        # The pool belongs to the process and not to the thread: closing this connection leaves it open.
+        if hasattr(connection, "close_pool"):
+            connection.close_pool()
+        _close(alias)
+    finally:
+        _forget(alias)
 
 
 def _close(alias: TenantAlias) -> None:
@@ -206,5 +217,7 @@ def _connection(alias: str) -> Any:
 
 
 def _close_old() -> None:
-    for connection in connections.all(initialized_only=True):
-        connection.close_if_unusable_or_obsolete()
+    for alias in connections:
+        # A look for a connection takes longer than this one, and there may be a thousand tenants.
+        if not isinstance(alias, TenantAlias) and (connection := _connection(alias)) is not None:
+            connection.close_if_unusable_or_obsolete()
