@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ if not settings.configured:
 
 from django.core.management import CommandError, call_command  # noqa: E402
 from django.db import connections, transaction  # noqa: E402
+from django.db.backends.postgresql.base import DatabaseWrapper  # noqa: E402
 
 from postroom.integrations.django import (  # noqa: E402
     NoTenantDatabase,
@@ -159,6 +161,66 @@ def test_a_handler_closes_what_is_obsolete_and_not_of_a_tenant(tmp_path: Path) -
         connections.settings = before
 
 
+async def test_threads_that_hang_elsewhere_keep_no_tenant_from_its_database(tmp_path: Path) -> None:
+    """Neither at the open nor at the close: the loop has few threads, and one less for each that hangs."""
+    released = threading.Event()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as executor:
+        loop.set_default_executor(executor)
+        hung = loop.run_in_executor(None, released.wait)
+        try:
+            async with sqlite_pool(tmp_path / "orders") as pool, pool.lease("acme") as alias:
+                assert alias in connections
+            assert alias not in connections
+        finally:
+            released.set()
+            await hung
+
+
+async def test_an_open_that_was_given_up_leaves_no_pool_of_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread cannot be cancelled. What it makes after the close of the tenant, it closes itself."""
+    asked, released = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    threads: list[threading.Thread] = []
+
+    def hang(connection: Any) -> None:
+        threads.append(threading.current_thread())
+        loop.call_soon_threadsafe(asked.set)
+        released.wait()
+        assert connection.pool
+
+    monkeypatch.setattr(DatabaseWrapper, "ensure_connection", hang)
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return {"ENGINE": "django.db.backends.postgresql", "NAME": "acme", "OPTIONS": {"pool": True}}
+
+    try:
+        provider: Any = tenant_databases(locate)
+        opening = asyncio.create_task(provider("acme").__aenter__())
+        await asked.wait()
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+    finally:
+        released.set()
+    [thread] = threads
+    assert thread.daemon
+    await asyncio.to_thread(thread.join)
+    assert not DatabaseWrapper._connection_pools
+
+
+@pytest.mark.parametrize(("options", "seconds"), [({}, 5), ({"connect_timeout": 60}, 60)])
+async def test_a_connection_to_postgresql_has_a_limit(
+    postgres_server: PostgresServer, database: str, options: dict[str, Any], seconds: int
+) -> None:
+    """A server that hangs holds a thread for so long. What the registry says counts, and stays as it is."""
+    own = entry(postgres_server, database, **options)
+    pool: ResourcePool[str, TenantAlias] = tenant_databases({"acme": own}.get).pool()
+    async with pool, pool.lease("acme") as alias:
+        assert connections.settings[alias]["OPTIONS"] == {"connect_timeout": seconds}
+        assert own["OPTIONS"] == options
+
+
 class Router(TenantRouter):
     """A router of one application."""
 
@@ -193,14 +255,19 @@ def test_the_router_fails_closed_without_a_tenant() -> None:
         router.db_for_write(Model)
 
 
-@asynccontextmanager
-async def sqlite(folder: Path) -> AsyncGenerator[TenantAlias]:
-    """Lease a tenant's SQLite file that has a table."""
+def sqlite_pool(folder: Path) -> ResourcePool[str, TenantAlias]:
+    """Return a pool of tenants' SQLite files."""
 
     def locate(tenant: str) -> dict[str, Any]:
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}-{tenant}"}
 
-    async with tenant_databases(locate).pool() as pool, pool.lease("acme") as alias:
+    return tenant_databases(locate).pool()
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncGenerator[TenantAlias]:
+    """Lease a tenant's SQLite file that has a table."""
+    async with sqlite_pool(folder) as pool, pool.lease("acme") as alias:
         await asyncio.to_thread(in_the_tenant, alias, "create table orders (number int)")
         yield alias
 

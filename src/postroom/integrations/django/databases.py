@@ -5,11 +5,13 @@ own thread when it returns: no connection, transaction or ``SET`` of one tenant 
 """
 
 import asyncio
+import contextvars
 import functools
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -31,6 +33,8 @@ P = TypeVar("P")
 connections: Any = django_connections  # Django has no types
 _numbers: Final = itertools.count(1)
 _registering: Final = threading.Lock()
+_CONNECTING: Final = 5
+"""Seconds that a connection to PostgreSQL may take, unless the entry says otherwise: libpq itself has no limit."""
 _alias: ContextVar["TenantAlias | None"] = ContextVar("postroom_django_alias", default=None)
 _used: Any = Local(thread_critical=True)
 """The aliases that are in use: by thread, as Django keeps its connections."""
@@ -55,7 +59,8 @@ def tenant_databases(
 
     The alias is registered when the first lease opens it, and one connection is tried: a database that cannot be
     reached is an outage, and no attempt of a message. It is removed when the pool closes it; a pool of Django's own
-    (``OPTIONS: {"pool": ...}``) is closed with it.
+    (``OPTIONS: {"pool": ...}``) is closed with it. Connections to PostgreSQL have a limit of 5 s, unless the entry has
+    a ``connect_timeout`` in its ``OPTIONS``.
 
     Args:
         locate: the registry: a context to an entry as in the setting ``DATABASES``, sync or async. None, or a
@@ -74,10 +79,10 @@ def tenant_databases(
         try:
             # Django connects at the first query: without a try, an outage would be the handler's
             # error, and cost an attempt.
-            await asyncio.to_thread(_try_out, alias)
+            await _in_thread(_try_out, alias)
             yield alias
         finally:
-            await asyncio.to_thread(_remove, alias)
+            await _in_thread(_remove, alias)
 
     return Provider(enter, weight=connections_each)
 
@@ -170,7 +175,8 @@ class TenantRouter:
 
 def _register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
     # Django completes all entries once, before the first connection: so this one is completed like them.
-    complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: dict(entry)})
+    own = {**entry, "OPTIONS": {**entry.get("OPTIONS", {})}}
+    complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: own})
     with _registering:
         # A copy each time: other threads walk these settings, and Django does so for every request of a web server.
         connections.settings = {**connections.settings, alias: complete[alias]}
@@ -181,22 +187,51 @@ def _forget(alias: TenantAlias) -> None:
         connections.settings = {name: entry for name, entry in connections.settings.items() if name != alias}
 
 
+async def _in_thread(work: Callable[[TenantAlias], None], alias: TenantAlias) -> None:
+    """Work in a thread of its own: a server that does not answer takes no thread from other tenants, and no exit."""
+    done: Future[None] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            context.run(work, alias)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    done.set_running_or_notify_cancel()  # from now on it cannot be cancelled: only its caller stops to wait
+    threading.Thread(target=run, name=f"postroom-django-{alias}", daemon=True).start()
+    await asyncio.wrap_future(done)
+
+
 def _try_out(alias: TenantAlias) -> None:
+    connection = connections[alias]
+    if connection.vendor == "postgresql":
+        connection.settings_dict["OPTIONS"].setdefault("connect_timeout", _CONNECTING)
     try:
-        connections[alias].ensure_connection()
+        connection.ensure_connection()
     finally:
         _close(alias)
+        if alias not in connections.settings:  # the open was given up, and its close has been here before
+            _close_pool(connection)
 
 
 def _remove(alias: TenantAlias) -> None:
     try:
         connection = connections[alias]
-        # The pool belongs to the process and not to the thread: closing this connection leaves it open.
-        if hasattr(connection, "close_pool"):
-            connection.close_pool()
-        _close(alias)
     finally:
+        # Before the close: an open that was given up, and has made a pool after it, sees that.
         _forget(alias)
+    _close_pool(connection)
+    _close(alias)
+
+
+def _close_pool(connection: Any) -> None:
+    # The pool belongs to the process and not to the thread: closing a connection leaves it open.
+    if hasattr(connection, "close_pool"):
+        with suppress(KeyError):  # both of the above do this at once
+            connection.close_pool()
 
 
 def _close(alias: TenantAlias) -> None:
