@@ -306,6 +306,8 @@ def test_a_limit_is_shown_with_its_reason_and_ended_by_zero() -> None:
         ({"action": "pause", "tenant": "nobody", "reason": "x", "queue": "other"}, "no consumer of queue 'other'"),
         ({"action": "limit", "tenant": "acme", "reason": "x"}, "limit needs concurrency or rate"),
         ({"action": "limit", "tenant": "acme", "reason": "x", "rate": -1}, "from 0 on"),
+        ({"action": "limit", "tenant": "acme", "reason": "x", "rate": 1e-16}, "from 1e-06 to 1e+09"),
+        ({"action": "limit", "tenant": "acme", "reason": "x", "concurrency": 10**400}, "from 1 to 1e+06"),
         ({"action": "divert", "tenant": "acme", "reason": "x"}, "divert needs the queue"),
         ({"action": "drain", "tenant": "acme", "reason": "x", "timeout": 0}, "timeout above 0"),
         ({"action": "pause", "tenant": "acme"}, "missing required field `reason`"),
