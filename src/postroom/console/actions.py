@@ -9,6 +9,7 @@ import msgspec
 from postroom.console.desk import Desk
 from postroom.consumer import Consumer, TenantState
 from postroom.consumer.handover import ProbeOutcome
+from postroom.consumer.tenants import check_limits
 from postroom.errors import ConfigurationError, QueueNotFound
 from postroom.events import OperatorAction
 
@@ -101,6 +102,7 @@ def _details(order: Order) -> str:
         if (order.concurrency or 0) < 0 or (order.rate or 0.0) < 0:
             raise ConfigurationError("limit takes numbers from 0 on; 0 ends a limit")
         chosen = {"concurrency": order.concurrency, "rate": order.rate}
+        check_limits({name: value or None for name, value in chosen.items()})
         return ", ".join(f"{name}={value:g}" for name, value in chosen.items() if value is not None)
     if order.action == "divert":
         if not order.to:

@@ -186,8 +186,9 @@ class _Console:
         operator = await self._operator(scope, headers)
         if operator is None:
             raise _Refused(403, _NOT_KNOWN if self._allow is not None else _READ_ONLY)
+        body = await _body(receive)
         try:
-            order = msgspec.json.decode(await _body(receive), type=Order)
+            order = msgspec.json.decode(body, type=Order)
             done = await carry_out(self.desk, order, operator=operator)
         except msgspec.MsgspecError as error:
             raise _Refused(400, f"not an action: {error}") from error

@@ -111,8 +111,13 @@ class ConsoleServer(Listener):
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = _Exchange(reader, writer)
-        async with asyncio.timeout(_PATIENCE):
-            scope = await exchange.read_head()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                scope = await exchange.read_head()
+        except asyncio.LimitOverrunError:
+            text = f"the head of a request has at most {_LONGEST_HEAD} bytes"
+            exchange.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+            return
         refusal = self._hosts.refusal(dict(scope["headers"]))
         if refusal is not None:
             exchange.refuse(HTTPStatus.FORBIDDEN, refusal)

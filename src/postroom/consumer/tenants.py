@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from postroom.checking import check_queue
+from postroom.checking import check_queue, is_number
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
@@ -116,17 +116,15 @@ class Tenants:
         With a fleet both are those of all replicas together.
 
         Raises:
-            ConfigurationError: a limit that is not above 0; use ``pause`` for none at all.
+            ConfigurationError: a ``concurrency`` that is no whole number from 1 to 1,000,000, or a ``rate`` that is not
+                from 0.000001 to 1e9; use ``pause`` for no handlers at all.
         """
         if concurrency is _KEEP and rate is _KEEP:
             text = "limit() needs a limit: write limit(tenant, concurrency=2) or limit(tenant, rate=10)"
             raise ConfigurationError(text)
-        for name, value in (("concurrency", concurrency), ("rate", rate)):
-            if value is not _KEEP and value is not None and not _is_above_0(value):
-                text = f"limit({name}=...) takes a number above 0, or None for no limit; got {value!r}. See pause()"
-                raise ConfigurationError(text)
         chosen: dict[str, Any] = {"concurrency": concurrency, "rate": rate}
         chosen = {name: value for name, value in chosen.items() if value is not _KEEP}
+        check_limits(chosen)
         self._tell(key, _limited(chosen), reason)
         self._decide(key, reason, **chosen)
 
@@ -486,8 +484,16 @@ def _limited(chosen: Mapping[str, float | None]) -> str:
     return ", ".join([f"limited to {limits}"] * bool(limits) + [f"without a limit of {ended}"] * bool(ended))
 
 
-def _is_above_0(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def check_limits(chosen: Mapping[str, object]) -> None:
+    """Raise ``ConfigurationError`` for what can be no limit: the store of a fleet fails on it, for all tenants."""
+    for name, value in chosen.items():
+        whole = name == "concurrency"
+        least, most = (1, 1_000_000) if whole else (1e-6, 1e9)
+        kind = "a whole number" if whole else "a number above 0,"
+        good = is_number(value) and least <= value <= most and (not whole or isinstance(value, int))
+        if value is not None and not good:
+            text = f"limit({name}=...) takes {kind} from {least:g} to {most:g}, or None for no limit; got {value!r}"
+            raise ConfigurationError(f"{text}. See pause()")
 
 
 def _rule_of(key: Hashable, ruling: Verdict | None) -> TenantStatus:

@@ -422,12 +422,12 @@ class _FleetPace(Pace):
         self._member = member
         self._tenant = tenant
 
-    def take(self, now: float) -> float:
+    def take(self, now: float, part: float = 1.0) -> float:
         """Take a start and return 0.0; or take none, and return the seconds until there may be one."""
         ledger = self._member.ledger
         if ledger.take(self._tenant, now):
             return 0.0
         if ledger.is_gone(now) and ledger.fleet.fallback != "stop":
             replicas = max(1, ledger.replicas) if ledger.fleet.fallback == "share" else 1
-            return super().take(now / replicas) * replicas  # its own time goes so much slower
+            return super().take(now, part / replicas)
         return ledger.fleet.tick

@@ -3,9 +3,14 @@
 import asyncio
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
+from typing import Final
 
 from postroom.errors import ConfigurationError
+
+_TRIES: Final = 10
+"""Ports that are tried where any will do."""
 
 
 def check_port(what: str, port: object) -> int:
@@ -44,11 +49,29 @@ class Listener(ABC):
     async def listen(self) -> None:
         """Begin to listen. Raises ``ConfigurationError`` where that is not possible."""
         try:
-            self._server = await asyncio.start_server(self._serve, self._host, self.port, limit=self._longest_head)
+            self._server = await self._start()
         except OSError as error:
             where = f"{self._host or '*'}:{self.port}"
             raise ConfigurationError(f"{self._what} cannot listen at {where}: {error.strerror or error}") from error
         self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _start(self) -> asyncio.Server:
+        """Listen at all addresses of the host, at one port."""
+        start = partial(asyncio.start_server, self._serve, self._host, limit=self._longest_head)
+        if self.port:
+            return await start(port=self.port)
+        for _ in range(_TRIES):
+            found = await start(port=0, start_serving=False)
+            if len(found.sockets) == 1:
+                await found.start_serving()
+                return found
+            # The system gave each address a port of its own. The first one is to be that of all.
+            port = found.sockets[0].getsockname()[1]
+            found.close()
+            await found.wait_closed()
+            with suppress(OSError):  # it is not free at another address
+                return await start(port=port)
+        raise OSError("no port is free at all addresses")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -125,16 +125,20 @@ class Pace:
         self._tokens = self._burst
         self._at: float | None = None
 
-    def take(self, now: float) -> float:
-        """Take a token and return 0.0; or take none, and return the seconds until there is one."""
-        if self._at is not None:
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self.rate)
+    def take(self, now: float, part: float = 1.0) -> float:
+        """Take a token and return 0.0; or take none, and return the seconds until there is one.
+
+        ``part`` is how much of the rate and of the burst applies since the last call.
+        """
+        rate, burst = self.rate * part, max(1.0, self._burst * part)
+        since = now if self._at is None else self._at
+        self._tokens = min(burst, self._tokens + (now - since) * rate)
         self._at = now
         # A hair less than one counts as one: a sum of floats that slept for exactly long enough may fall short.
         if self._tokens >= 1.0 - 1e-9:
             self._tokens -= 1.0
             return 0.0
-        return (1.0 - self._tokens) / self.rate
+        return (1.0 - self._tokens) / rate
 
 
 class Bound:

@@ -7,13 +7,25 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from postroom import Concurrency, ConfigurationError, Consumer, MessageContext, ResourceOpenError, ResourcePool
+from postroom import (
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    MessageContext,
+    PostroomError,
+    ResourceOpenError,
+    ResourcePool,
+)
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.local.threaded import ThreadedServer
@@ -29,7 +41,8 @@ if not settings.configured:
     django.setup()
 
 from django.core.management import CommandError, call_command  # noqa: E402
-from django.db import connections  # noqa: E402
+from django.db import connections, transaction  # noqa: E402
+from django.db.backends.postgresql.base import DatabaseWrapper  # noqa: E402
 
 from postroom.integrations.django import (  # noqa: E402
     NoTenantDatabase,
@@ -104,6 +117,110 @@ async def test_a_tenant_that_cannot_be_reached_is_an_outage_of_its_pool(
     assert not [alias for alias in connections.settings if alias.startswith("tenant-")]
 
 
+async def test_databases_come_and_go_while_other_threads_walk_them(tmp_path: Path) -> None:
+    """Django does so for each request of a web server, and `closing_connections` for each message."""
+    async with sqlite(tmp_path / "first") as first:
+        walk = iter(connections)
+        next(walk)
+        async with sqlite(tmp_path / "second") as second:
+            assert {first, second} <= set(connections)
+            assert second not in list(walk)
+        walk = iter(connections)
+        next(walk)
+    assert first in list(walk)
+    assert not {first, second} & set(connections)
+
+
+async def test_an_entry_that_names_no_database_leaves_no_alias() -> None:
+    """Each try of the pool would leave one more."""
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return {"ENGINE": "nosuch"}
+
+    async with tenant_databases(locate).pool() as pool:
+        with pytest.raises(ResourceOpenError):
+            await pool.acquire("acme")
+    assert not [alias for alias in connections if isinstance(alias, TenantAlias)]
+
+
+def test_a_handler_closes_what_is_obsolete_and_not_of_a_tenant(tmp_path: Path) -> None:
+    """As Django does between two requests. Tenants' connections are closed by their own blocks."""
+    before = connections.settings
+
+    def handle(payload: int, ctx: MessageContext[str, TenantAlias]) -> None:
+        ask("shared", "select 1")
+
+    try:
+        shared = {"default": {}, "shared": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "shared")}}
+        connections.settings = connections.configure_settings(shared)
+        ctx: Any = SimpleNamespace(resources=TenantAlias("tenant-x"))
+        closing_connections(handle)(1, ctx)
+        assert connections["shared"].connection is None
+    finally:
+        del connections["shared"]
+        connections.settings = before
+
+
+async def test_threads_that_hang_elsewhere_keep_no_tenant_from_its_database(tmp_path: Path) -> None:
+    """Neither at the open nor at the close: the loop has few threads, and one less for each that hangs."""
+    released = threading.Event()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as executor:
+        loop.set_default_executor(executor)
+        hung = loop.run_in_executor(None, released.wait)
+        try:
+            async with sqlite_pool(tmp_path / "orders") as pool, pool.lease("acme") as alias:
+                assert alias in connections
+            assert alias not in connections
+        finally:
+            released.set()
+            await hung
+
+
+async def test_an_open_that_was_given_up_leaves_no_pool_of_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread cannot be cancelled. What it makes after the close of the tenant, it closes itself."""
+    asked, released = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    threads: list[threading.Thread] = []
+
+    def hang(connection: Any) -> None:
+        threads.append(threading.current_thread())
+        loop.call_soon_threadsafe(asked.set)
+        released.wait()
+        assert connection.pool
+
+    monkeypatch.setattr(DatabaseWrapper, "ensure_connection", hang)
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return {"ENGINE": "django.db.backends.postgresql", "NAME": "acme", "OPTIONS": {"pool": True}}
+
+    try:
+        provider: Any = tenant_databases(locate)
+        opening = asyncio.create_task(provider("acme").__aenter__())
+        await asked.wait()
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+    finally:
+        released.set()
+    [thread] = threads
+    assert thread.daemon
+    await asyncio.to_thread(thread.join)
+    assert not DatabaseWrapper._connection_pools
+
+
+@pytest.mark.parametrize(("options", "seconds"), [({}, 5), ({"connect_timeout": 60}, 60)])
+async def test_a_connection_to_postgresql_has_a_limit(
+    postgres_server: PostgresServer, database: str, options: dict[str, Any], seconds: int
+) -> None:
+    """A server that hangs holds a thread for so long. What the registry says counts, and stays as it is."""
+    own = entry(postgres_server, database, **options)
+    pool: ResourcePool[str, TenantAlias] = tenant_databases({"acme": own}.get).pool()
+    async with pool, pool.lease("acme") as alias:
+        assert connections.settings[alias]["OPTIONS"] == {"connect_timeout": seconds}
+        assert own["OPTIONS"] == options
+
+
 class Router(TenantRouter):
     """A router of one application."""
 
@@ -136,6 +253,77 @@ def test_the_router_fails_closed_without_a_tenant() -> None:
         assert router.db_for_read(Model) == "tenant-x"
     with pytest.raises(NoTenantDatabase):
         router.db_for_write(Model)
+
+
+def sqlite_pool(folder: Path) -> ResourcePool[str, TenantAlias]:
+    """Return a pool of tenants' SQLite files."""
+
+    def locate(tenant: str) -> dict[str, Any]:
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}-{tenant}"}
+
+    return tenant_databases(locate).pool()
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncGenerator[TenantAlias]:
+    """Lease a tenant's SQLite file that has a table."""
+    async with sqlite_pool(folder) as pool, pool.lease("acme") as alias:
+        await asyncio.to_thread(in_the_tenant, alias, "create table orders (number int)")
+        yield alias
+
+
+def in_the_tenant(alias: TenantAlias, sql: str) -> None:
+    """Run a statement as a helper does that is used outside of handlers, too."""
+    with using_tenant(alias), connections[alias].cursor() as cursor:
+        cursor.execute(sql)
+
+
+def rows(alias: TenantAlias) -> list[int]:
+    """Return the orders of a tenant, and see that no connection stays open."""
+    with using_tenant(alias), connections[alias].cursor() as cursor:
+        cursor.execute("select number from orders order by number")
+        found = [number for (number,) in cursor.fetchall()]
+    assert connections[alias].connection is None
+    return found
+
+
+async def test_a_block_within_another_one_leaves_its_transaction_alone(tmp_path: Path) -> None:
+    """Of the same tenant, or within its transaction: what was done before and after is committed, or not, as one."""
+    error = ValueError("after the work")
+
+    def handle(alias: TenantAlias, *, fail: bool, outermost: Callable[[TenantAlias], Any]) -> None:
+        with outermost(alias), transaction.atomic(using=alias):
+            for number in (1, 2, 3):
+                in_the_tenant(alias, f"insert into orders values ({number})")
+            if fail:
+                raise error
+
+    blocks: list[Callable[[TenantAlias], Any]] = [using_tenant, nullcontext]
+    for number, outermost in enumerate(blocks):
+        async with sqlite(tmp_path / str(number)) as alias:
+            with pytest.raises(ValueError, match="after the work"):
+                await asyncio.to_thread(handle, alias, fail=True, outermost=outermost)
+            assert await asyncio.to_thread(rows, alias) == []
+            await asyncio.to_thread(handle, alias, fail=False, outermost=outermost)
+            assert await asyncio.to_thread(rows, alias) == [1, 2, 3]
+
+
+async def test_a_transaction_that_does_not_end_in_its_block_is_an_error(tmp_path: Path) -> None:
+    """It is rolled back, so the message must not be acknowledged; the next message of the thread is not within it."""
+
+    def begin(alias: TenantAlias) -> None:
+        with using_tenant(alias):
+            transaction.atomic(using=alias).__enter__()
+            in_the_tenant(alias, "insert into orders values (1)")
+
+    def handle(alias: TenantAlias) -> list[int]:
+        with pytest.raises(PostroomError, match="did not end there"):
+            begin(alias)
+        in_the_tenant(alias, "insert into orders values (2)")
+        return rows(alias)
+
+    async with sqlite(tmp_path) as alias:
+        assert await asyncio.to_thread(handle, alias) == [2]
 
 
 def test_async_handlers_are_refused() -> None:

@@ -306,6 +306,8 @@ def test_a_limit_is_shown_with_its_reason_and_ended_by_zero() -> None:
         ({"action": "pause", "tenant": "nobody", "reason": "x", "queue": "other"}, "no consumer of queue 'other'"),
         ({"action": "limit", "tenant": "acme", "reason": "x"}, "limit needs concurrency or rate"),
         ({"action": "limit", "tenant": "acme", "reason": "x", "rate": -1}, "from 0 on"),
+        ({"action": "limit", "tenant": "acme", "reason": "x", "rate": 1e-16}, "from 1e-06 to 1e+09"),
+        ({"action": "limit", "tenant": "acme", "reason": "x", "concurrency": 10**400}, "from 1 to 1e+06"),
         ({"action": "divert", "tenant": "acme", "reason": "x"}, "divert needs the queue"),
         ({"action": "drain", "tenant": "acme", "reason": "x", "timeout": 0}, "timeout above 0"),
         ({"action": "pause", "tenant": "acme"}, "missing required field `reason`"),
@@ -322,6 +324,31 @@ def test_a_wrong_action_is_refused_with_what_to_write(order: Any, text: str) -> 
             answer = await made.http.post("actions", json=order, headers={"X-Postroom-Token": made.desk.token})
             assert answer.status_code == 400
             assert text in answer.json()["error"]
+            assert not [event for event in made.events if isinstance(event, OperatorAction)]
+
+    in_world(scenario)
+
+
+def test_an_action_that_is_too_long_or_ends_too_soon_is_refused() -> None:
+    """With the console's own status and words, and nothing is done."""
+
+    async def scenario(world: World) -> None:
+        async with office(world, allow=ann) as made:
+            answer = await made.act("pause", reason="x" * 20_000)
+            assert (answer.status_code, answer.json()["error"]) == (413, "an action is shorter than that")
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.disconnect"}
+
+            sent: list[Any] = []
+
+            async def send(event: Any) -> None:
+                sent.append(event)
+
+            headers = [(b"content-type", b"application/json"), (b"x-postroom-token", made.desk.token.encode())]
+            await made.app({"type": "http", "method": "POST", "path": "/actions", "headers": headers}, receive, send)
+            assert sent[0]["status"] == 400
+            assert msgspec.json.decode(sent[1]["body"]) == {"error": "the request ended too soon"}
             assert not [event for event in made.events if isinstance(event, OperatorAction)]
 
     in_world(scenario)
@@ -559,6 +586,19 @@ async def test_the_server_serves_the_page_and_a_stream_and_refuses_strange_hosts
         writer.close()
         with pytest.raises(ConfigurationError, match="cannot listen"):
             await ConsoleServer(consumer, port=server.port).__aenter__()
+
+
+async def test_a_head_that_is_too_large_is_refused_and_no_error_of_the_console(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Anyone can send one, such as a browser with many cookies."""
+    consumer: Consumer[None, None] = Consumer("orders")
+    async with ConsoleServer(consumer, port=0) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: " + b"a" * 17_000 + b"\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"431"
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_idle_tenants_far_behind_are_looked_at_every_half_a_minute() -> None:

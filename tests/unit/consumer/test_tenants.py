@@ -211,10 +211,19 @@ def test_the_list_shows_who_is_here_and_who_is_under_control() -> None:
     in_world(scenario)
 
 
-@pytest.mark.parametrize("limits", [{"concurrency": 0}, {"rate": 0}, {"rate": -1.5}])
-def test_a_limit_of_nothing_is_refused(limits: Any) -> None:
-    """The text says what to use instead."""
-    with pytest.raises(ConfigurationError, match=r"pause\(\)"):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("concurrency", value) for value in (0, 0.5, 2.0, True, "2", 1_000_001, float("inf"))),
+        *(("rate", value) for value in (0, -1.5, 1e-16, 9e-7, True, "2", 1e10, float("inf"), float("nan"))),
+        pytest.param("concurrency", 10**400, id="concurrency-beyond-floats"),
+        pytest.param("rate", 10**400, id="rate-beyond-floats"),
+    ],
+)
+def test_a_limit_of_nothing_or_out_of_range_is_refused(name: str, value: Any) -> None:
+    """The text says what to use instead. A fleet's store could not calculate with it, for any tenant."""
+    limits: Any = {name: value}
+    with pytest.raises(ConfigurationError, match=r"from 1.* to 1e\+0.*pause\(\)"):
         Consumer("orders").tenants.limit("a", **limits)
 
 

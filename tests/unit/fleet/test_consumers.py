@@ -364,6 +364,41 @@ def test_a_rate_holds_over_all_replicas(rate: float) -> None:
         assert sum(at <= other < at + 5.0 for other in starts) <= rate * (5 + 4) + 3
 
 
+def test_each_outage_of_the_store_leaves_each_replica_its_part_of_a_rate() -> None:
+    """F8: one replica goes on with all of it, three with a third each, one with all again: whatever was before."""
+
+    async def scenario(world: World) -> list[dict[str, float]]:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        found: list[dict[str, float]] = []
+
+        async def lose_the_store() -> None:
+            world.send_orders(*map(str, range(1000)), tenant="a", seconds=0.001)
+            await asyncio.sleep(20)
+            state.gone = True
+            await asyncio.sleep(10)
+            began = asyncio.get_running_loop().time()
+            await asyncio.sleep(20)
+            found.append({name: sum(at >= began for at in diary.by(name)) / 20 / 5 for name in names})
+            state.gone = False
+            await asyncio.sleep(20)
+
+        names = ["one", "two", "three"]
+        one, two, three = (replica(world, diary, Fleet(state, rate=5, lease=6), name) for name in names)
+        await asyncio.sleep(1000)  # a clock that has run for a while
+        async with one:
+            await lose_the_store()
+            async with two, three:
+                await lose_the_store()
+            await lose_the_store()
+        return found
+
+    alone, together, alone_again = in_world(scenario)
+    for parts in (alone, alone_again):
+        assert parts == {"one": pytest.approx(1, abs=0.1), "two": 0, "three": 0}
+    assert together == dict.fromkeys(("one", "two", "three"), pytest.approx(1 / 3, abs=0.1))
+
+
 def test_a_clean_stop_returns_slots_at_once() -> None:
     """F3: the other replica has them within two ticks, not after the lease."""
 

@@ -1,6 +1,7 @@
 """The health pages: what each answers in each state, as an ASGI application and by the built-in server."""
 
 import asyncio
+import errno
 import http.client
 import json
 import os
@@ -156,6 +157,37 @@ async def test_the_server_answers_what_the_application_answers() -> None:
         assert (head.status_code, head.content, head.headers["connection"]) == (200, b"", "close")
         assert (await asking.get(f"{base}/")).status_code == 404
         assert (await asking.delete(f"{base}/livez")).status_code == 405
+
+
+@pytest.mark.parametrize(("host", "address"), [(None, "127.0.0.1"), (["127.0.0.1", "127.0.0.2"], "127.0.0.2")])
+async def test_a_free_port_is_the_same_at_all_addresses(host: Any, address: str) -> None:
+    """Those of the machine, IPv4 and IPv6, or all that a name has."""
+    async with HealthServer(Checked(), host=host, port=0) as server, httpx.AsyncClient() as asking:
+        assert server._server is not None
+        assert {each.getsockname()[1] for each in server._server.sockets} == {server.port}
+        assert (await asking.get(f"http://{address}:{server.port}/livez")).status_code == 200
+
+
+async def test_a_free_port_that_is_taken_at_another_address_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is asked for another one, and not without end."""
+    start: Any = asyncio.start_server
+    tried: list[int] = []
+
+    async def fail(*arguments: Any, port: int, **options: Any) -> Any:
+        tried.append(port)
+        if port and len(tried) <= most:
+            raise OSError(errno.EADDRINUSE, "address already in use")
+        return await start(*arguments, port=port, **options)
+
+    monkeypatch.setattr(asyncio, "start_server", fail)
+    addresses: Any = ["127.0.0.1", "127.0.0.2"]
+    most = 4
+    async with HealthServer(Checked(), host=addresses, port=0) as server:
+        assert tried[1::2][-1] == server.port
+        assert len(tried) == 6
+    most = 1_000
+    with pytest.raises(ConfigurationError, match="no port is free at all addresses"):
+        await HealthServer(Checked(), host=addresses, port=0).__aenter__()
 
 
 @pytest.mark.parametrize(

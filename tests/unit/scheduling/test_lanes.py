@@ -383,6 +383,15 @@ def test_a_pace_spreads_grants_over_time() -> None:
     assert made.grant(10.5) is not None
 
 
+def test_a_part_of_a_pace_is_a_part_of_its_burst_and_of_its_rate() -> None:
+    """A quarter of eight per second, and all of it again from the next call on."""
+    pace = Pace(8.0)
+    assert [pace.take(1000.0, 0.25) for _ in range(3)] == [0.0, 0.0, pytest.approx(0.5)]
+    assert pace.take(1000.5, 0.25) == 0.0
+    assert pace.take(1000.5) == pytest.approx(0.125)
+    assert pace.take(1000.625) == 0.0
+
+
 def test_a_ticket_that_was_put_back_is_first_in_its_lane_and_waits_until_it_may() -> None:
     """It keeps its place while its tenant sleeps, and others use the slot."""
     made, tickets = scheduler("a1", "a2", "b1", total=1)

@@ -5,13 +5,17 @@ own thread when it returns: no connection, transaction or ``SET`` of one tenant 
 """
 
 import asyncio
+import contextvars
 import functools
 import itertools
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, ClassVar, Final, TypeVar
 
+from asgiref.local import Local
 from django.db import DEFAULT_DB_ALIAS
 from django.db import connections as django_connections
 
@@ -20,7 +24,7 @@ from postroom.consumer import MessageContext
 from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
 from postroom.datasources.registry import answered
-from postroom.errors import ConfigurationError
+from postroom.errors import ConfigurationError, PostroomError
 from postroom.options import check_count
 from postroom.types import C
 
@@ -28,7 +32,12 @@ P = TypeVar("P")
 
 connections: Any = django_connections  # Django has no types
 _numbers: Final = itertools.count(1)
+_registering: Final = threading.Lock()
+_CONNECTING: Final = 5
+"""Seconds that a connection to PostgreSQL may take, unless the entry says otherwise: libpq itself has no limit."""
 _alias: ContextVar["TenantAlias | None"] = ContextVar("postroom_django_alias", default=None)
+_used: Any = Local(thread_critical=True)
+"""The aliases that are in use: by thread, as Django keeps its connections."""
 
 
 class NoTenantDatabase(ConfigurationError):
@@ -50,7 +59,8 @@ def tenant_databases(
 
     The alias is registered when the first lease opens it, and one connection is tried: a database that cannot be
     reached is an outage, and no attempt of a message. It is removed when the pool closes it; a pool of Django's own
-    (``OPTIONS: {"pool": ...}``) is closed with it.
+    (``OPTIONS: {"pool": ...}``) is closed with it. Connections to PostgreSQL have a limit of 5 s, unless the entry has
+    a ``connect_timeout`` in its ``OPTIONS``.
 
     Args:
         locate: the registry: a context to an entry as in the setting ``DATABASES``, sync or async. None, or a
@@ -69,24 +79,37 @@ def tenant_databases(
         try:
             # Django connects at the first query: without a try, an outage would be the handler's
             # error, and cost an attempt.
-            await asyncio.to_thread(_try_out, alias)
+            await _in_thread(_try_out, alias)
             yield alias
         finally:
-            await asyncio.to_thread(_remove, alias)
+            await _in_thread(_remove, alias)
 
     return Provider(enter, weight=connections_each)
 
 
 @contextmanager
 def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
-    """Make a tenant's database that of ``TenantRouter``, and close this thread's connection to it at the end."""
+    """Make a tenant's database that of ``TenantRouter``, and close this thread's connection to it at the end.
+
+    Within a block for the same tenant, or within its transaction, the connection belongs to that, and stays open.
+
+    Raises:
+        PostroomError: at the end: a transaction began in the block and did not end there. It is rolled back.
+    """
+    outermost = not hasattr(_used, alias) and not _is_in_transaction(alias)
+    if outermost:
+        setattr(_used, alias, True)
     token = _alias.set(alias)
     try:
         yield alias
+        if outermost and _is_in_transaction(alias):
+            raise PostroomError(f"a transaction of {alias} began in `with using_tenant(...)` and did not end there")
     finally:
         # Before the close: what runs during it must not find a database that is about to go.
         _alias.reset(token)
-        _close(alias)
+        if outermost:
+            delattr(_used, alias)
+            _close(alias)
 
 
 def closing_connections(
@@ -152,33 +175,84 @@ class TenantRouter:
 
 def _register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
     # Django completes all entries once, before the first connection: so this one is completed like them.
-    complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: dict(entry)})
-    connections.settings[alias] = complete[alias]
+    own = {**entry, "OPTIONS": {**entry.get("OPTIONS", {})}}
+    complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: own})
+    with _registering:
+        # A copy each time: other threads walk these settings, and Django does so for every request of a web server.
+        connections.settings = {**connections.settings, alias: complete[alias]}
+
+
+def _forget(alias: TenantAlias) -> None:
+    with _registering:
+        connections.settings = {name: entry for name, entry in connections.settings.items() if name != alias}
+
+
+async def _in_thread(work: Callable[[TenantAlias], None], alias: TenantAlias) -> None:
+    """Work in a thread of its own: a server that does not answer takes no thread from other tenants, and no exit."""
+    done: Future[None] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            context.run(work, alias)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    done.set_running_or_notify_cancel()  # from now on it cannot be cancelled: only its caller stops to wait
+    threading.Thread(target=run, name=f"postroom-django-{alias}", daemon=True).start()
+    await asyncio.wrap_future(done)
 
 
 def _try_out(alias: TenantAlias) -> None:
+    connection = connections[alias]
+    if connection.vendor == "postgresql":
+        connection.settings_dict["OPTIONS"].setdefault("connect_timeout", _CONNECTING)
     try:
-        connections[alias].ensure_connection()
+        connection.ensure_connection()
     finally:
         _close(alias)
+        if alias not in connections.settings:  # the open was given up, and its close has been here before
+            _close_pool(connection)
 
 
 def _remove(alias: TenantAlias) -> None:
-    connection = connections[alias]
-    # The pool belongs to the process and not to the thread: closing this connection leaves it open.
-    if hasattr(connection, "close_pool"):
-        connection.close_pool()
+    try:
+        connection = connections[alias]
+    finally:
+        # Before the close: an open that was given up, and has made a pool after it, sees that.
+        _forget(alias)
+    _close_pool(connection)
     _close(alias)
-    connections.settings.pop(alias, None)
+
+
+def _close_pool(connection: Any) -> None:
+    # The pool belongs to the process and not to the thread: closing a connection leaves it open.
+    if hasattr(connection, "close_pool"):
+        with suppress(KeyError):  # both of the above do this at once
+            connection.close_pool()
 
 
 def _close(alias: TenantAlias) -> None:
     """Close and forget this thread's connection to an alias; else each thread would keep an object per tenant."""
-    if alias in (each.alias for each in connections.all(initialized_only=True)):
-        connections[alias].close()
+    if (connection := _connection(alias)) is not None:
+        connection.close()
         del connections[alias]
 
 
+def _is_in_transaction(alias: TenantAlias) -> bool:
+    connection = _connection(alias)
+    return connection is not None and connection.in_atomic_block
+
+
+def _connection(alias: str) -> Any:
+    """Return this thread's connection to an alias; None where it has none. Django's own look walks all aliases."""
+    return getattr(connections._connections, alias, None)  # noqa: SLF001
+
+
 def _close_old() -> None:
-    for connection in connections.all(initialized_only=True):
-        connection.close_if_unusable_or_obsolete()
+    for alias in connections:
+        # A look for a connection takes longer than this one, and there may be a thousand tenants.
+        if not isinstance(alias, TenantAlias) and (connection := _connection(alias)) is not None:
+            connection.close_if_unusable_or_obsolete()
