@@ -444,8 +444,10 @@ def _later(code: str, message: Message) -> Retry:
 def _is_refusal(error: Exception) -> bool:
     """Return whether S3 answered, and refused this one call: that says nothing of other bodies."""
     answer: Any = getattr(error, "response", None)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else _BROKEN  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return bool(status < _BROKEN)
+    if not isinstance(answer, dict):
+        return False
+    status: Any = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return int(status) < _BROKEN  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _code(error: Exception) -> str:

@@ -528,7 +528,7 @@ MUTANTS = (
     ),
     Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
     Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
-    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 274, "attempts"),
+    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 278, "attempts"),
     Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 5, "poison"),
     Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 152, "poison"),
     # -- context
