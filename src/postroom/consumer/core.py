@@ -632,14 +632,18 @@ class Core:
         del self._rejecting[job.group]
         scene = self.scene()
         # What was not taken goes back, and these with it; unless it is itself the first of them, come again.
-        if group.refused - {each.message.id for each in group.halted[:1]}:
+        refused = group.refused - {each.message.id for each in group.halted[:1]}
+        if refused:
             scene.gone.add(job.group)
         for each in group.halted:
             if each.lost:
                 scene.gone.add(job.group)
             else:
                 self.arrive(each, now, scene)
-        return bool(group.halted)
+        if job.group in scene.gone:
+            again = refused.pop() if len(refused) == 1 else None
+            self.actions.append(ReturnGroup(job.group, again, behind=bool(group.halted)))
+        return bool(group.halted or job.group in scene.gone)
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""

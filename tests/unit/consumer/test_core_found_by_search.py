@@ -83,7 +83,7 @@ def test_what_follows_in_a_receive_waits_for_a_rejection() -> None:
     assert group == ReturnGroup("g", "first")
     assert (scene.scheduler.size, scene.core.halted) == (1, 1)
     scene.core.rejected(first, scene.now, taken=False)
-    assert scene.core.actions[2:] == [GiveBack(second, Settlement.RETURNED)]
+    assert scene.core.actions[2:] == [GiveBack(second, Settlement.RETURNED), ReturnGroup("g", "first", behind=True)]
 
 
 def test_a_message_that_came_again_is_not_given_back_behind_itself() -> None:
@@ -371,6 +371,14 @@ def test_what_came_of_a_group_goes_back_with_a_message_that_could_not_be_rejecte
     assert scene.core.next(2.0) is None
 
 
+def test_what_is_still_resolved_goes_back_with_a_message_that_could_not_be_rejected() -> None:
+    """Core seed 95001295: its resolver took longer than the rejection."""
+    scene = Scene(fifo=True)
+    head = _rejecting(scene)
+    assert scene.core.rejected(head, 2.0, taken=False)
+    assert scene.core.actions == [ReturnGroup("g", "head")]
+
+
 def test_a_message_that_came_again_while_it_could_not_be_rejected_runs_before_the_others() -> None:
     """It is the first of what came."""
     scene = Scene(fifo=True)
@@ -393,7 +401,7 @@ def test_what_is_lost_while_it_waits_for_a_rejection_takes_the_others_with_it() 
     early.lost = True
     assert not scene.core.rejected(head, 2.0, taken=True)
     assert scene.core.rejected(second, 2.0, taken=True)
-    assert scene.core.actions == [GiveBack(late, Settlement.RETURNED)]
+    assert scene.core.actions == [GiveBack(late, Settlement.RETURNED), ReturnGroup("g", behind=True)]
 
 
 def test_a_stop_gives_back_what_waits_for_a_rejection_but_for_last_receives() -> None:
