@@ -1,9 +1,11 @@
 """The one way in which postroom starts tasks and timers: in a clean context, named, and supervised."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from types import TracebackType
@@ -112,6 +114,22 @@ def runs_as(task: asyncio.Task[Any] | None) -> bool:
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return what tells a loop's time. asyncio's own loops tell the monotonic clock's, which costs less to ask."""
     return monotonic if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time else loop.time
+
+
+class Home:
+    """The event loop and the thread of this moment: what other threads ask for is done there."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def call(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do some work: at once in the loop's own thread, from another one with the loop's next turn."""
+        if threading.get_ident() == self._thread:
+            work(*arguments)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it what the work is for
+            self._loop.call_soon_threadsafe(work, *arguments, context=contextvars.Context())
 
 
 class Tasks:
