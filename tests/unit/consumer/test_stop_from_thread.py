@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from postroom import Consumer, MessageContext
-from postroom.datasources import sqlite_database, tenant_file
+from postroom.datasources import sqlite_database
 from postroom.local import LocalBroker
 from postroom.message import OutgoingMessage
 from postroom.outbox import SQLITE_OUTBOX, OutboxRelay
@@ -45,9 +45,11 @@ async def test_a_thread_may_stop_a_consumer_and_wake_a_relay_in_debug_mode(tmp_p
         for name in ("orders", "invoices"):
             broker.create_queue(name)
         client = MemoryClient(broker)
-        databases = sqlite_database(
-            lambda tenant: tenant_file(tmp_path, tenant), create=True, schema=SQLITE_OUTBOX.schema
-        )
+
+        def path_of(tenant: str) -> Path:
+            return tenant_file(tmp_path, tenant)
+
+        databases = sqlite_database(path_of, create=True, schema=SQLITE_OUTBOX.schema)
         relay = OutboxRelay(databases, tenants=["a"], outbox=SQLITE_OUTBOX, client=client)
         orders: Consumer[None, None] = Consumer("orders", client=client)
         refused: list[RuntimeError] = []
