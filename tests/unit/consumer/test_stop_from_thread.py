@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from postroom import Consumer, MessageContext
-from postroom.datasources import sqlite_database
+from postroom.datasources import sqlite_database, tenant_file
 from postroom.local import LocalBroker
 from postroom.message import OutgoingMessage
 from postroom.outbox import SQLITE_OUTBOX, OutboxRelay
