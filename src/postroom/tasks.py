@@ -1,9 +1,11 @@
 """The one way in which postroom starts tasks and timers: in a clean context, named, and supervised."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
 from types import TracebackType
@@ -118,6 +120,22 @@ def is_eager(factory: object) -> bool:
     """Return whether a task factory is ``asyncio.eager_task_factory``, or made by ``create_eager_task_factory``."""
     eager = getattr(asyncio, "eager_task_factory", None)  # since Python 3.12
     return eager is not None and getattr(factory, "__code__", None) is eager.__code__
+
+
+class Home:
+    """The event loop and the thread of this moment: what other threads ask for is done there."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def call(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do some work: at once in the loop's own thread, from another one with the loop's next turn."""
+        if threading.get_ident() == self._thread:
+            work(*arguments)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it what the work is for
+            self._loop.call_soon_threadsafe(work, *arguments, context=contextvars.Context())
 
 
 class Tasks:

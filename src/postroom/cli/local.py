@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -128,8 +127,7 @@ async def _serve(server: "LocalServer", specs: "list[QueueSpec]", persist: Path 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         try:
-            click.echo(_welcome(server, persist))
-            sys.stdout.flush()
+            click.echo(_welcome(server, persist))  # it flushes, and passes over a stdout that is closed
             await stop.wait()
             click.echo("stopping", err=True)
         finally:

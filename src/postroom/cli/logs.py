@@ -37,15 +37,16 @@ def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = Non
         stream: where to, if not to stderr.
         brief: loggers that get no traceback in the text: their lines name the cause.
     """
-    out: TextIO = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(out)
+    out: TextIO | None = sys.stderr if stream is None else stream
+    # None: it was started with stderr closed, as by some supervisors.
+    handler: logging.Handler = logging.NullHandler() if out is None else logging.StreamHandler(out)
     if form == "json":
         from postroom.integrations.logs import JsonFormatter, MessageFields
 
         handler.setFormatter(JsonFormatter())
         handler.addFilter(MessageFields())
     else:
-        handler.setFormatter(_Formatter(colour=out.isatty(), brief=brief))
+        handler.setFormatter(_Formatter(colour=out is not None and out.isatty(), brief=brief))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

@@ -82,15 +82,24 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
     if order.unless_decided:
         for consumer, key in found_in:
             _check_undecided(consumer, key, order)
+    together = order.action == "offboard"
+    for consumer, key in found_in if together else ():
+        consumer.tenants.handover.require_dead_letters(key)
     for consumer, key in found_in:
         event = OperatorAction(consumer.queue, key, order.action, operator, reason, details)
         consumer.tell(event)  # before it is carried out: a drain that takes long, or fails, was ordered all the same
-        found = await work(consumer, key, order, f"{reason} ({operator})")
+        found = None if together else await work(consumer, key, order, f"{reason} ({operator})")
         if found is not None:
             results.append((consumer.queue, found))
         queues.append(consumer.queue)
         if order.action == "probe" and found == ProbeOutcome.HANDLED:
             break  # one message is enough, whatever else consumes the same queue here
+    if together:
+        # At once: of consumers that share a pool, one that still runs would open again what another one closes.
+        ending = [work(consumer, key, order, f"{reason} ({operator})") for consumer, key in found_in]
+        for ended in await asyncio.gather(*ending, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
     return Done(order.action, order.tenant, queues, "; ".join(remarks), results)
 
 

@@ -32,6 +32,7 @@ from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
+from postroom.tasks import Home
 from postroom.transports.protocol import Client, Queue, check_client
 from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
@@ -151,6 +152,7 @@ class Consumer(Generic[C, R]):
         self._last_run: lifecycle.Run[C, R] | None = None
         self._start: _Start | None = None
         self._early_stop: _Stop | None = None
+        self._home: Home | None = None
 
     @property
     def queue(self) -> str:
@@ -362,7 +364,7 @@ class Consumer(Generic[C, R]):
                 cancelled = cancellation
                 run.request_stop(StopReason.REQUESTED, now=True)
         # Only now: `health` and `statistics` tell of a run that stops until it has stopped.
-        self._run = None
+        self._run = self._home = None
         if cancelled is not None:
             raise cancelled
         if (error := stopping.result()) is not None:
@@ -397,9 +399,15 @@ class Consumer(Generic[C, R]):
             reason: for the log and for observers.
 
         Before the first start, and during a start, it is remembered: ``run`` then ends without consuming, and
-        ``async with`` is asked to stop as soon as it is entered. After a run it does nothing. From another thread, call
-        it with ``loop.call_soon_threadsafe``.
+        ``async with`` is asked to stop as soon as it is entered. After a run it does nothing. Any thread may call it,
+        such as that of a plain ``def`` handler: then it takes effect with the next turn of the consumer's event loop.
         """
+        if self._home is None:
+            self._stop(reason, now)
+        else:
+            self._home.call(self._stop, reason, now)
+
+    def _stop(self, reason: StopReason, now: bool) -> None:  # noqa: FBT001 - positional, for a turn of the loop
         if self._run is not None:
             self._run.request_stop(reason, now=now)
         # After a run there is nothing to stop, and remembering it would end the next start.
@@ -427,7 +435,7 @@ class Consumer(Generic[C, R]):
         The decisions about single tenants, ``consumer.tenants``, are shared by both.
         """
         copied = copy.copy(self)
-        copied.__dict__.update(_settings=settings, _run=None, _last_run=None, _start=None, _early_stop=None)
+        copied.__dict__.update(_settings=settings, _run=None, _last_run=None, _start=None, _early_stop=None, _home=None)
         return copied
 
     def statistics(self) -> ConsumerStatistics:
@@ -454,6 +462,7 @@ class Consumer(Generic[C, R]):
             # A handler that is registered later would be missing in the decoder of this run.
             router.start()
         self._start = start
+        self._home = Home()
         try:
             # Before `async with start`: then nothing is opened that has to be closed again.
             if self._early_stop is not None:
@@ -463,6 +472,7 @@ class Consumer(Generic[C, R]):
                 self._run = self._last_run = run
         finally:
             self._start = None
+            self._home = None if self._run is None else self._home
             # Taken here, however the start ended: the next start must not be stopped by it.
             early, self._early_stop = self._early_stop, None
         if early is not None and self._run is not None:

@@ -188,6 +188,7 @@ class Tenants:
     async def offboard(self, key: Hashable, *, reason: str, timeout: float | None = None) -> None:
         """End a tenant: drain and close it, and send its messages to the dead-letter queue from then on.
 
+        Where several consumers share a pool, ``postroom.console.offboard_tenant`` does it in all of them at once.
         They carry ``tenant offboarded: REASON`` in ``postroom.reason``. ``resume`` takes the tenant back, and
         ``postroom dead-letters redrive`` its messages. When it is cancelled before the end, the tenant is resumed.
 

@@ -33,7 +33,7 @@ class Unit(Generic[T]):
         self.result: asyncio.Future[T] = self._future()
         self.name = name
         self._work = work
-        self._write = write
+        self.write: bool = write
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._committing = False
@@ -72,7 +72,7 @@ class Unit(Generic[T]):
     def _transact(self, connection: sqlite3.Connection) -> T:
         try:
             self._go_on_unless_abandoned()
-            connection.execute("BEGIN IMMEDIATE" if self._write else "BEGIN")
+            connection.execute("BEGIN IMMEDIATE" if self.write else "BEGIN")
             value = self._do_and_decide(connection)
             if connection.in_transaction:
                 connection.execute("COMMIT")

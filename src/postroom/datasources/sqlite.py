@@ -256,8 +256,12 @@ class SqliteDatabase:
                     if self._aborting:  # looked at after the line above, and set before the other side reads it
                         job.abandon()
                     try:
-                        if not _renew(connection):
+                        # What is written to a file that was replaced is lost without an error; one that is
+                        # gone raises here.
+                        moved = job.write and _identity(self.path) != self._file
+                        if not _renew(connection) or moved:
                             connection = self._connected(connect, stack)
+                            self._file = _identity(self.path)
                         job.do(connection)
                     except BaseException as error:  # of connect: a unit keeps its errors for its caller
                         complete(job.result, None, error)

@@ -137,18 +137,19 @@ class OutboxRelay(Generic[C]):
     def wake(self, context: C | None = None) -> None:
         """Look at a tenant's outbox at once. Call it after a commit; calling it again does no harm.
 
-        It is a hint within this process: without it the messages are found within ``interval``.
+        It is a hint within this process: without it the messages are found within ``interval``. Any thread may call
+        it, such as that of a plain ``def`` handler.
 
         Args:
             context: the tenant; None for all of them.
         """
-        if self._run is not None:
-            self._run.wake(context)
+        if (run := self._run) is not None:
+            run.home.call(run.wake, context)
 
     def stop(self) -> None:
-        """Ask for a stop: ``wait_for_stop`` returns."""
-        if self._run is not None:
-            self._run.stopping.set()
+        """Ask for a stop: ``wait_for_stop`` returns. Any thread may call it."""
+        if (run := self._run) is not None:
+            run.home.call(run.stopping.set)
 
     async def wait_for_stop(self) -> None:
         """Return when ``stop`` was called, or when the relay cannot go on; leaving the block then says why."""

@@ -11,7 +11,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.outbox.rounds import Pauses, Rounds
 from postroom.redaction import log_error
 from postroom.resources import ResourcePool, display_key
-from postroom.tasks import Tasks
+from postroom.tasks import Home, Tasks
 from postroom.types import C
 
 _log = Log("postroom.outbox", Step.SEND)
@@ -49,6 +49,8 @@ class Run(Generic[C]):
         self._rounds = rounds
         self._interval = interval
         self._tasks = Tasks(self._die)
+        self.home: Home = Home()
+        """Where other threads have it woken and stopped."""
         self._workers: list[asyncio.Task[Any]] = []
         self._under_way: set[asyncio.Task[Any]] = set()  # the looks
         self._line: asyncio.Queue[C | None] = asyncio.Queue()

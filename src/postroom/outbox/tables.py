@@ -1,14 +1,16 @@
 """The outbox's table: the SQL that makes it, for your migrations, and what writes into it."""
 
+import asyncio
 import re
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, cast
 
 import msgspec
 
+from postroom.datasources._sqlite_sync import SqliteSyncTransaction
 from postroom.datasources.sqlite import SqliteTransaction
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
@@ -34,6 +36,8 @@ DEFAULT_TABLE: Final = "postroom_outbox"
 _TABLE: Final = re.compile(r"(?:[a-z_][a-z0-9_]{0,62}\.)?([a-z_][a-z0-9_]{0,50})")
 _SQLITE: Final = "sqlite"
 _POSTGRES: Final = "postgres"
+_SYNC: Final = {("psycopg", "Connection"), ("sqlalchemy", "Connection"), ("sqlalchemy", "Session")}
+"""Transactions of plain functions, which run inline in virtual time, where a loop runs as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Outbox:
     """Statements that create the table where it does not exist."""
     dialect: str = field(repr=False)
 
-    async def add(self, tx: "Transaction", to: "Sender[Any] | str", *messages: OutgoingMessage) -> None:
+    def add(self, tx: "Transaction", to: "Sender[Any] | str", *messages: OutgoingMessage) -> Coroutine[Any, Any, None]:
         """Write messages into the outbox, in a transaction that is open. They are sent after its commit, or never.
 
             async with ctx.transaction() as tx:
@@ -62,11 +66,12 @@ class Outbox:
 
         Raises:
             ConfigurationError: there is no transaction: each statement would be committed by itself. Or ``tx`` is of
-                no driver that is known.
+                no driver that is known, or it is called in a plain ``def``, which cannot await it.
         """
-        rows = [_row(to, message) for message in messages]
-        if rows:
-            await _insert(tx, self, rows)
+        # Not in the coroutine: a plain function never awaits it, and its message would be lost in silence.
+        if not _can_await(tx):
+            raise ConfigurationError(_IN_PLAIN_DEF[self.dialect])
+        return _insert(tx, self, [_row(to, message) for message in messages])
 
     def insert(self, connection: sqlite3.Connection, to: "Sender[Any] | str", *messages: OutgoingMessage) -> None:
         """Do what ``add`` does in a unit of work of a ``SqliteDatabase``, which is a plain function.
@@ -170,8 +175,34 @@ def _row(to: object, message: object) -> tuple[str, str | None, str]:
     return queue, message.group_id if ordered else None, msgspec.json.encode(message).decode()
 
 
+_IN_PLAIN_DEF: Final = {
+    _SQLITE: "outbox.add() is awaited, which a plain `def` cannot do: write "
+    "tx.run(lambda connection: SQLITE_OUTBOX.insert(connection, sender, message))",
+    _POSTGRES: "outbox.add() is awaited, which a plain `def` cannot do: write the handler as `async def`, with an "
+    "async provider such as asyncpg_inbox(...)",
+}
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _can_await(tx: object) -> bool:
+    """Whether the caller is async: it runs in an event loop, and its transaction is none for plain functions."""
+    if not _in_loop():
+        return False
+    kinds = {(each.__module__.partition(".")[0], each.__name__) for each in type(tx).__mro__}
+    return not isinstance(tx, SqliteSyncTransaction) and kinds.isdisjoint(_SYNC)
+
+
 async def _insert(tx: Any, outbox: Outbox, rows: Sequence[tuple[str, str | None, str]]) -> None:
     """Write rows with whatever driver ``tx`` is of."""
+    if not rows:
+        return
     drivers = {each.__module__.partition(".")[0] for each in type(tx).__mro__}
     if isinstance(tx, SqliteTransaction) == (outbox.dialect != _SQLITE):
         text = "SQLITE_OUTBOX is for a SqliteTransaction, and postgres_outbox() for a transaction of PostgreSQL"

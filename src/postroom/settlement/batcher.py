@@ -501,7 +501,9 @@ def error_of(failure: EntryFailure, operation: str) -> TransportError:
     said = failure.code + (failure.text if failure.code == "InvalidParameterValue" else "")
     handle = "ReceiptHandle" in said or "MessageNotInflight" in failure.code
     kind = InvalidReceiptHandle if handle else InvalidRequest if failure.sender_fault else ServiceUnavailable
-    return kind(f"SQS refused an entry of {operation}: {failure.code}", operation=operation, code=failure.code)
+    # Of a change its words say which limit it is; those of other calls may quote what was sent.
+    words = f" ({failure.text})" if failure.text and operation == "change" and not handle else ""
+    return kind(f"SQS refused an entry of {operation}: {failure.code}{words}", operation=operation, code=failure.code)
 
 
 def named(error: BaseException) -> PostroomError:

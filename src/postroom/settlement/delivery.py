@@ -2,14 +2,17 @@
 
 import asyncio
 import math
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
 from postroom.message import Message
-from postroom.options import Visibility
+from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.scheduling import Ticket
 from postroom.types import Settlement
+
+_ON_THE_WAY: Final = 5
+"""Seconds of the 12 hours that are left to calls on their way, which SQS counts and the local clock does not know."""
 
 
 class Delivery(Ticket, eq=False, kw_only=True):
@@ -101,6 +104,10 @@ class Delivery(Ticket, eq=False, kw_only=True):
         """Return the whole seconds to ask for now; 0 when the longest total is reached."""
         left = self.received_at + max_extension - now
         return max(0, min(math.ceil(timeout), math.floor(left)))
+
+    def allowed(self, seconds: int, now: float) -> int:
+        """Return how much of a delay SQS takes now: it allows 12 hours in all, counted from its own receive."""
+        return min(seconds, max(1, math.floor(self.received_at + MAX_VISIBILITY - _ON_THE_WAY - now)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.message.id!r}, {self.settlement})"

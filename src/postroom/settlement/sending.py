@@ -91,7 +91,10 @@ class Changes:
             entry.sent_handle = entry.delivery.receipt_handle
             entry.on_its_way = not entry.extends
             entry.delivery.beating = entry.extends
-        changes = [VisibilityChange(entry.sent_handle, whole_seconds(entry.delay)) for entry in entries]
+        changes = [
+            VisibilityChange(entry.sent_handle, entry.delivery.allowed(whole_seconds(entry.delay), sent_at))
+            for entry in entries
+        ]
         # All of them until an answer says otherwise: after an error none of the new deadlines is
         # certain.
         refused = frozenset[int](range(len(entries)))

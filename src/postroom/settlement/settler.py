@@ -265,7 +265,12 @@ class Settler(Generic[D]):
                 break
             await asyncio.wait([earlier.waiter])
         policy = delivery.visibility or self._visibility
-        if delivery.covered and policy.heartbeat and self._time() + whole_seconds(seconds) <= delivery.deadline:
+        now = self._time()
+        if (
+            delivery.covered
+            and policy.heartbeat
+            and now + delivery.allowed(whole_seconds(seconds), now) <= delivery.deadline
+        ):
             return
         decision = Decision(delivery, seconds, extends=True)
         self._stretching[delivery] = decision
@@ -299,7 +304,7 @@ class Settler(Generic[D]):
         """
         target = self._dead_letters if to is None else to
         if not target.exists:
-            self._nowhere.add("they count as failed", delivery.message.id)
+            self._nowhere.add("they count as failed", delivery.message.id, delivery.tenant)
             return False
         await target.deliver(delivery, reason, source=self._queue.info, sent=self._rejected)
         return True
@@ -393,7 +398,7 @@ class Settler(Generic[D]):
         refusals = self._unreturned
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
             refusals = self._undeleted
-        refusals.add(str(error), delivery.message.id)
+        refusals.add(str(error), delivery.message.id, delivery.tenant)
         decision.answer(error)
         delivery.settlement = Settlement.LEFT  # whatever was decided: SQS does not know it
         self._end(delivery, Settlement.LEFT)

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Hashable
 
 from postroom.display import counted
 from postroom.errors import PostroomError
-from postroom.log_fields import Log, Step, about
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.tasks import Tasks
 from postroom.tracebacks import place_of
+from postroom.types import UNRESOLVED
 
 _log = Log("postroom.settlement", Step.SETTLE)
 
@@ -96,12 +98,13 @@ class Refusals:
         self._examples: dict[str, list[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, cause: str, message_id: str) -> None:
-        """Note that it happened to a message."""
+    def add(self, cause: str, message_id: str, tenant: Hashable = None) -> None:
+        """Note that it happened to a message of a tenant."""
         self._counts[cause] += 1
         examples = self._examples.setdefault(cause, [])
         if len(examples) < _EXAMPLES:
-            examples.append(message_id)
+            known = tenant is not None and tenant is not UNRESOLVED
+            examples.append(f"{message_id} of {tenant_in_words(tenant)}" if known else message_id)
         if self._timer is None:
             self._timer = self._tasks.call_later(_COLLECT, self._tell)
 

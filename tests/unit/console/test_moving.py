@@ -311,6 +311,40 @@ def test_an_offboarded_tenant_ends_in_the_dead_letter_queue(fleet: bool) -> None
     in_world(scenario)
 
 
+def test_a_tenant_of_consumers_that_share_a_pool_is_offboarded_in_all_of_them() -> None:
+    """All are drained before the pool's entry closes, so none opens it again; both end in quarantine."""
+
+    async def scenario(world: World) -> None:
+        for name in ("orders", "invoices"):
+            world.create(name, dead_letters="dead", receives=20)
+        made, runs = Shop(world), list[str]()
+        pool = ResourcePool(made.database)
+        consumers: list[Consumer[str, list[str]]] = []
+        for name in ("orders", "invoices"):
+            consumer = Consumer(name, context=tenant_of, resources=pool, client=world.client)
+            consumers.append(consumer)
+
+            @consumer.handler
+            async def handle(order: Order, _ctx: MessageContext[str, list[str]]) -> None:
+                await asyncio.sleep(order.seconds)
+                runs.append(order.order_id)
+
+        async with pool, consumers[0], consumers[1]:
+            for name in ("orders", "invoices"):
+                for number in range(600):
+                    world.send({"order_id": str(number), "seconds": 0.2}, tenant="acme", queue=name)
+            await asyncio.sleep(1)
+            async with asyncio.timeout(5):
+                await offboard_tenant("acme", *consumers, reason="left")
+            assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
+            assert made.open == []
+            before = len(runs)
+            await asyncio.sleep(10)
+            assert 0 < before == len(runs)
+
+    in_world(scenario)
+
+
 def test_messages_that_are_held_in_an_outage_end_when_their_tenant_is_offboarded() -> None:
     """They do not wait for a database that never comes back."""
 

@@ -1,6 +1,7 @@
 """SQLite, one file per tenant: transactions, cancellation, closing, and names of files."""
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
 from postroom.errors import ClosedError
 from postroom.resources.failures import OpenFailure, classify_open
+from postroom.transactions import MessageKey
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
 FOR_EVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO orders SELECT i FROM n"
@@ -330,9 +332,29 @@ class TestCheck:
     async def test_a_deleted_file_is_noticed(self, database: SqliteDatabase) -> None:
         """SQLite itself goes on writing to it, and all of that would be lost."""
         database.path.unlink()
-        await database.execute("INSERT INTO orders VALUES ('lost')")
         with pytest.raises(FileNotFoundError):
             await database.check()
+
+    async def test_what_is_written_after_a_replacement_is_in_the_new_file(
+        self, database: SqliteDatabase, tmp_path: Path
+    ) -> None:
+        """A unit that writes looks at the file first; what is gone fails it, so that its message comes back."""
+        with contextlib.closing(sqlite3.connect(tmp_path / "backup")) as backup:
+            backup.execute("CREATE TABLE replaced (x)")
+        for name in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{database.path}{name}")
+        (tmp_path / "backup").replace(database.path)
+        assert await database.execute("INSERT INTO replaced VALUES (1)") == 1
+        async with database.transaction_for(MessageKey("orders", "1")) as tx:
+            await tx.execute("INSERT INTO replaced VALUES (2)")
+        assert len(await database.fetch("SELECT * FROM replaced")) == 2
+        database.path.unlink()
+        with pytest.raises(FileNotFoundError):
+            await database.execute("INSERT INTO replaced VALUES (3)")
+        with pytest.raises(FileNotFoundError):
+            async with database.transaction_for(MessageKey("orders", "2")):
+                pass
 
     async def test_a_replaced_file_is_noticed(self, database: SqliteDatabase, tmp_path: Path) -> None:
         """A restored backup needs a new connection."""

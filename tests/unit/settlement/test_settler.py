@@ -856,3 +856,43 @@ def test_subclasses_are_made_where_they_are_asked_for() -> None:
         await tasks.close(grace=1.0)
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("way", ["back", "back now", "extend"])
+def test_a_delay_ends_within_the_twelve_hours_that_sqs_counts_from_the_receive(way: str) -> None:
+    """SQS refuses a change that would hide a message for longer, so the longest delay is cut to what is left."""
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.take(message(1))
+        await asyncio.sleep(2)
+        if way == "extend":
+            await made.settler.extend_now(delivery, 43_200)
+            await made.settler.extend_now(delivery, 43_200)  # there is no more to ask for
+            assert delivery.deadline == 43_195.0
+        elif way == "back now":
+            await made.settler.give_back_now(delivery, Settlement.RETRIED, delay=43_200)
+        else:
+            made.settler.give_back(delivery, Settlement.RETRIED, delay=43_200)
+            await made.settler.drain()
+
+    assert scenario(test).queue.changed == [("r1", 43_193)]
+
+
+def test_a_refused_change_is_told_with_tenant_and_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """The line says of which tenant the message is, and what SQS said of the change."""
+
+    async def test(made: Desk) -> None:
+        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            return [EntryFailure(0, "InvalidParameterValue", "Total VisibilityTimeout is too long", sender_fault=True)]
+
+        made.queue.on_change = refuse
+        [delivery] = made.take(message(1))
+        delivery.tenant = "acme"
+        made.settler.give_back(delivery, Settlement.RETRIED, delay=7)
+        await made.settler.drain()
+        await asyncio.sleep(2)
+
+    scenario(test)
+    [line] = warnings(caplog)
+    assert "InvalidParameterValue (Total VisibilityTimeout is too long)" in line
+    assert "m1 of tenant acme" in line
