@@ -15,12 +15,14 @@ import msgspec
 from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message
 from postroom.consumer.handlers import refuse_unworked
+from postroom.consumer.job import Cancellation
 from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)
+_LOST: Final = (Cancellation.LOST.value,)
 
 
 class BatchContext(Generic[C_co, R_co]):
@@ -76,6 +78,8 @@ class _Member(msgspec.Struct, eq=False):
     payload: Any
     ctx: MessageContext[Any, Any]
     error: BaseException | None = None
+    cuts: int = 0
+    """How often it was cancelled."""
 
 
 class _Batch:
@@ -87,6 +91,7 @@ class _Batch:
         self.timer: asyncio.TimerHandle | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
+        self._cuts = 0
         self._context = contextvars.copy_context()
         # The copy is that of the first message; logs of the handler must not name it alone.
         self._context.run(forget_message)
@@ -94,19 +99,32 @@ class _Batch:
     def begin(self, name: str) -> None:
         """Call the handler, in a task of its own: it goes on when one of its messages is lost."""
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
+        self.task.add_done_callback(self._ended, context=self._context)
 
-    async def leave(self, member: _Member) -> None:
-        """Let a cancelled message go. The last one takes the handler with it, and waits for its end."""
-        self.members.remove(member)
-        task = self.task
-        if self.members or task is None:
-            return
-        task.cancel()
-        while not task.done():
+    async def end(self, member: _Member) -> None:
+        """Wait for the end of the handler, which is the end of the message's part in it.
+
+        A message that is cancelled waits, too: it must not go back, nor its resources, while the handler runs. Only a
+        lost one leaves the others. The handler is cancelled when all of its messages are.
+        """
+        while not self.over.done():
             try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue  # its resources must not be given back while the handler runs
+                await asyncio.wait([self.over])  # unlike an await, it cancels nothing of the others
+            except asyncio.CancelledError as error:
+                member.cuts += 1
+                leaves = self.task is None or (error.args == _LOST and len(self.members) > 1)
+                if leaves:
+                    self.members.remove(member)
+                self._cancel()
+                if leaves:
+                    raise
+
+    def _cancel(self) -> None:
+        """Cancel the handler as often as all of its messages were: by their time limits, and by a stop after that."""
+        cuts = min((member.cuts for member in self.members), default=0)
+        if self.task is not None and cuts > self._cuts:
+            self._cuts = cuts
+            self.task.cancel()
 
     async def _run(self) -> None:
         # As it is now: those who leave later have had their part in this call all the same.
@@ -128,8 +146,13 @@ class _Batch:
         failures = batch.failures
         for index, member in enumerate(members):
             member.error = failures.get(index, error)
-        if not self.over.done():
-            self.over.set_result(None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:  # foreign code cancelled it before its first step: nothing was handled
+            for member in self.members:
+                member.error = error
+        self.over.set_result(None)
 
 
 class BatchHandler:
@@ -170,9 +193,8 @@ class BatchHandler:
         if len(batch.members) >= self._size:
             self._begin(key, batch)
         try:
-            await asyncio.wait([batch.over])  # unlike an await, it cancels nothing of the others
+            await batch.end(member)
         except asyncio.CancelledError:
-            await batch.leave(member)
             if not batch.members:
                 self._forget(key, batch)
             raise

@@ -389,3 +389,101 @@ def test_a_batch_does_not_wait_as_long_as_its_handler_may_take() -> None:
     with pytest.raises(ConfigurationError, match="wait=5"):
         orders.batch_handler(wait=5.0)
     orders.batch_handler(wait=2.0)
+
+
+def test_nothing_goes_back_before_the_handler_has_ended() -> None:
+    """After the time limits of its messages, which begin one after another, it cleans up, and is not called beside."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders("0")
+        running: list[str] = []
+        calls: list[int] = []
+        cancelled: list[float] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            calls.append(len(orders))
+            assert not running
+            running.extend(order.order_id for order in orders)
+            try:
+                await asyncio.sleep(3600 if len(calls) == 1 else 0)
+            except asyncio.CancelledError:
+                cancelled.append(asyncio.get_running_loop().time())
+                await asyncio.sleep(10)
+                raise
+            finally:
+                running.clear()
+
+        limited = Concurrency(total=20, per_tenant=10, handler_timeout=3.0)
+        scene = Scene(world, store, size=2, concurrency=limited, retry=RetryPolicy(base=0.1))
+        async with scene.orders:
+            await asyncio.sleep(0.5)
+            world.send_orders("1")
+            await asyncio.sleep(60)
+        assert sum(calls) == 4
+        assert calls[0] == 2
+        assert [when > 3.4 for when in cancelled] == [True]  # once, with the last of its messages
+        assert [type(failure.error).__name__ for failure in scene.errors] == ["HandlerTimeout"] * 2
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("ignored", [1, 2])
+def test_what_a_cancelled_handler_finishes_is_acknowledged(ignored: int) -> None:
+    """As with a handler of one message: it was done. A stop cancels again what went on after its time limit."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"012")
+        visible: list[int] = []
+
+        async def store(_orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            for _ in range(ignored):
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(1)
+                    visible.append(world.counts()[0])
+
+        limited = Concurrency(total=20, per_tenant=10, handler_timeout=3.0 if ignored == 2 else None)
+        scene = Scene(world, store, size=3, concurrency=limited)
+        async with scene.orders:
+            await asyncio.sleep(10)
+            scene.orders.stop(now=True)
+        assert visible == [0] * ignored
+        assert {str(name): count for name, count in scene.orders.statistics().settled.items()} == {"acked": 3}
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+def test_a_batch_that_is_cancelled_before_its_first_step_frees_its_slots() -> None:
+    """By a watchdog that cancels every task: its messages have failed, and are handled when they come back."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        handled: list[str] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            handled.extend(order.order_id for order in orders)
+
+        scene = Scene(world, store, size=3, retry=RetryPolicy(base=1))
+        loop = asyncio.get_running_loop()
+        real: Any = loop.create_task
+        hit: list[str] = []
+
+        def create_task(work: Any, **options: Any) -> Any:
+            task = real(work, **options)
+            if not hit and str(options.get("name")).startswith("postroom-batch"):
+                hit.append(options["name"])
+                task.cancel()
+            return task
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "create_task", create_task)
+            world.send_orders(*"012")
+            assert await scene.until(6) == {"retried": 3, "acked": 3}
+        assert (len(hit), sorted(handled)) == (1, ["0", "1", "2"])
+
+    in_world(scenario)
