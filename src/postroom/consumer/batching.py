@@ -6,8 +6,11 @@ its part of the batch's outcome. So the pipeline, the core and settlement know n
 
 import asyncio
 import contextvars
+import copy
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
 from typing import Any, Final, Generic, get_args, get_origin
 
 import msgspec
@@ -19,6 +22,7 @@ from postroom.consumer.job import Cancellation
 from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
+from postroom.resources.identity import Identifier
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)
@@ -78,6 +82,7 @@ class _Member(msgspec.Struct, eq=False):
     payload: Any
     ctx: MessageContext[Any, Any]
     error: BaseException | None = None
+    traceback: TracebackType | None = None
     cuts: int = 0
     """How often it was cancelled."""
 
@@ -144,8 +149,14 @@ class _Batch:
         except BaseException as raised:  # a SystemExit too: it ends the consumer from each message's own task
             error = raised
         failures = batch.failures
+        given: set[int] = set()
         for index, member in enumerate(members):
-            member.error = failures.get(index, error)
+            failure = failures.get(index, error)
+            # Each raises one of its own: a shared one would grow by a traceback with each, and name one message for
+            # all.
+            member.error = _copy_of(failure) if failure is not None and id(failure) in given else failure
+            given.add(id(failure))
+            member.traceback = None if failure is None else failure.__traceback__
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
@@ -171,6 +182,7 @@ class BatchHandler:
         self._wait = wait
         self._collecting: dict[Any, _Batch] = {}
         self._hurried = False
+        self._identify = Identifier()
         self._name = f"postroom-batch-{name_of(function)}"
 
     @property
@@ -180,9 +192,9 @@ class BatchHandler:
 
     async def __call__(self, payload: Any, ctx: MessageContext[Any, Any]) -> None:
         """Join a batch, and end as the message's part of it ends."""
-        # By the resources, too: after a replacement the same tenant has others, and a batch has one
-        # set.
-        key = (ctx.tenant, ctx.context, id(ctx.resources))
+        # By the context as the pool tells contexts apart: 1 and True are two. By the resources, too: after a
+        # replacement the same tenant has others, and a batch has one set.
+        key = (ctx.tenant, self._identify(ctx.context), id(ctx.resources))
         batch = self._collecting.get(key)
         if batch is None:
             batch = self._collecting[key] = _Batch(self._function)
@@ -198,8 +210,9 @@ class BatchHandler:
             if not batch.members:
                 self._forget(key, batch)
             raise
-        if member.error is not None:
-            raise member.error
+        if (error := member.error) is not None:
+            # As the handler left it: one that could not be copied has the traceback of other messages by now.
+            raise error.with_traceback(member.traceback)
 
     def check_slots(self, concurrency: Concurrency, *, shared: bool) -> None:
         """Refuse a ``Concurrency`` that is too small for the batches. Raises ``ConfigurationError``."""
@@ -283,6 +296,28 @@ def element_type_of(function: Any) -> Any:
         return arguments[0]
     text = f"batch handler {name_of(function)} gets a list of payloads: annotate it as list[{_name(wanted)}]"
     raise ConfigurationError(text)
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """Return an equal error; the error itself, where its class cannot be copied: its class decides what follows."""
+    for make in (copy.copy, _remade):
+        with suppress(Exception):  # of a constructor, or a `__str__`, of the application's
+            made = make(error)
+            if made is not error and type(made) is type(error) and str(made) == str(error):
+                made.__cause__, made.__context__ = error.__cause__, error.__context__
+                made.__suppress_context__ = error.__suppress_context__
+                if notes := vars(error).get("__notes__"):
+                    vars(made)["__notes__"] = list(notes)
+                return made.with_traceback(error.__traceback__)
+    return error
+
+
+def _remade(error: BaseException) -> BaseException:
+    """Copy an error without its constructor, which may want other arguments than those it kept."""
+    made: BaseException = type(error).__new__(type(error), *error.args)
+    made.args = error.args
+    vars(made).update(vars(error))
+    return made
 
 
 def _is_place(index: object, count: int) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -15,6 +15,8 @@ from postroom import (
     Consumer,
     Failure,
     MessageContext,
+    MessageError,
+    PayloadError,
     Reject,
     Retry,
     RetryPolicy,
@@ -485,5 +487,88 @@ def test_a_batch_that_is_cancelled_before_its_first_step_frees_its_slots() -> No
             world.send_orders(*"012")
             assert await scene.until(6) == {"retried": 3, "acked": 3}
         assert (len(hit), sorted(handled)) == (1, ["0", "1", "2"])
+
+    in_world(scenario)
+
+
+class _Odd(MessageError):
+    """Cannot be made again from what it keeps."""
+
+    def __init__(self, code: int, *, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+
+
+class _Uncopied(ValueError):
+    """Cannot be made again at all."""
+
+    def __new__(cls, *, where: str) -> Self:
+        return super().__new__(cls, where)
+
+    def __init__(self, *, where: str) -> None:
+        super().__init__(where)
+
+
+@pytest.mark.parametrize("by_place", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), PayloadError("no customer"), _Odd(7, where="x"), _Uncopied(where="x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_each_message_fails_with_an_error_of_its_own(
+    error: Exception, by_place: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It names its message, keeps its class, text and notes, and is logged as long as those of the others."""
+    error.__notes__ = ["a hint"]
+    error.__traceback__ = None
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"01234")
+        named: list[bool] = []
+
+        async def on_error(failure: Failure) -> None:
+            await asyncio.sleep(0.1)
+            assert type(failure.error) is type(error)
+            assert (str(failure.error), failure.error.__notes__) == (str(error), ["a hint"])
+            if isinstance(failure.error, MessageError):
+                assert failure.message is not None
+                named.append(failure.error.message_id == failure.message.id)
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            if not by_place:
+                raise error
+            for index in range(len(orders)):
+                batch.fail(index, error)
+
+        assert await Scene(world, store, on_error=on_error).until(5) == {"retried": 5}
+        assert named == [True] * (5 if isinstance(error, MessageError) else 0)
+
+    in_world(scenario)
+    lengths = [len(str(record.exc_text or record.message)) for record in caplog.records if record.levelname == "ERROR"]
+    assert len(lengths) == 5
+    assert max(lengths) == min(lengths)
+
+
+def test_contexts_that_are_equal_but_of_other_types_are_not_mixed() -> None:
+    """``1``, ``True`` and ``1.0`` are three tenants, as in the pool."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        contexts = {"one": 1, "true": True, "float": 1.0}
+        seen: list[str] = []
+        orders: Consumer[Any, None] = Consumer(
+            "orders", context=lambda message: contexts[message.attributes["tenantId"]], client=world.client
+        )
+
+        @orders.batch_handler(size=5, wait=0.5)
+        async def store(payloads: list[Order], batch: BatchContext[Any, None]) -> None:
+            seen.extend(f"{batch.context!r} {item.context!r}" for item in batch.items)
+
+        for tenant in contexts:
+            world.send_orders("0", tenant=tenant)
+        world.send_orders("1", tenant="one")
+        async with orders:
+            await asyncio.sleep(5)
+        assert sorted(seen) == ["1 1", "1 1", "1.0 1.0", "True True"]
 
     in_world(scenario)
