@@ -6,8 +6,11 @@ its part of the batch's outcome. So the pipeline, the core and settlement know n
 
 import asyncio
 import contextvars
+import copy
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
 from typing import Any, Final, Generic, get_args, get_origin
 
 import msgspec
@@ -15,12 +18,15 @@ import msgspec
 from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message
 from postroom.consumer.handlers import refuse_unworked
-from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, Retry
+from postroom.consumer.job import Cancellation
+from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
+from postroom.resources.identity import Identifier
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)
+_LOST: Final = (Cancellation.LOST.value,)
 
 
 class BatchContext(Generic[C_co, R_co]):
@@ -76,6 +82,9 @@ class _Member(msgspec.Struct, eq=False):
     payload: Any
     ctx: MessageContext[Any, Any]
     error: BaseException | None = None
+    traceback: TracebackType | None = None
+    cuts: int = 0
+    """How often it was cancelled."""
 
 
 class _Batch:
@@ -87,6 +96,7 @@ class _Batch:
         self.timer: asyncio.TimerHandle | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
+        self._cuts = 0
         self._context = contextvars.copy_context()
         # The copy is that of the first message; logs of the handler must not name it alone.
         self._context.run(forget_message)
@@ -96,25 +106,30 @@ class _Batch:
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self.task.add_done_callback(self._ended, context=self._context)
 
-    def _ended(self, _task: asyncio.Task[None]) -> None:
-        """Let the messages go of a task that others cancelled before its first step: its handler was never called."""
-        if not self.over.done():
-            for member in self.members:
-                member.error = Retry("the task of its batch was cancelled before it began")
-            self.over.set_result(None)
+    async def end(self, member: _Member) -> None:
+        """Wait for the end of the handler, which is the end of the message's part in it.
 
-    async def leave(self, member: _Member) -> None:
-        """Let a cancelled message go. The last one takes the handler with it, and waits for its end."""
-        self.members.remove(member)
-        task = self.task
-        if self.members or task is None:
-            return
-        task.cancel()
-        while not task.done():
+        A message that is cancelled waits, too: it must not go back, nor its resources, while the handler runs. Only a
+        lost one leaves the others. The handler is cancelled when all of its messages are.
+        """
+        while not self.over.done():
             try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue  # its resources must not be given back while the handler runs
+                await asyncio.wait([self.over])  # unlike an await, it cancels nothing of the others
+            except asyncio.CancelledError as error:
+                member.cuts += 1
+                leaves = self.task is None or (error.args == _LOST and len(self.members) > 1)
+                if leaves:
+                    self.members.remove(member)
+                self._cancel()
+                if leaves:
+                    raise
+
+    def _cancel(self) -> None:
+        """Cancel the handler as often as all of its messages were: by their time limits, and by a stop after that."""
+        cuts = min((member.cuts for member in self.members), default=0)
+        if self.task is not None and cuts > self._cuts:
+            self._cuts = cuts
+            self.task.cancel()
 
     async def _run(self) -> None:
         # As it is now: those who leave later have had their part in this call all the same.
@@ -134,10 +149,21 @@ class _Batch:
         except BaseException as raised:  # a SystemExit too: it ends the consumer from each message's own task
             error = raised
         failures = batch.failures
+        given: set[int] = set()
         for index, member in enumerate(members):
-            member.error = failures.get(index, error)
-        if not self.over.done():
-            self.over.set_result(None)
+            failure = failures.get(index, error)
+            # Each raises one of its own: a shared one would grow by a traceback with each, and name one message for
+            # all.
+            member.error = _copy_of(failure) if failure is not None and id(failure) in given else failure
+            given.add(id(failure))
+            member.traceback = None if failure is None else failure.__traceback__
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:  # foreign code cancelled it before its first step: nothing was handled
+            for member in self.members:
+                member.error = error
+        self.over.set_result(None)
 
 
 class BatchHandler:
@@ -156,6 +182,7 @@ class BatchHandler:
         self._wait = wait
         self._collecting: dict[Any, _Batch] = {}
         self._hurried = False
+        self._identify = Identifier()
         self._name = f"postroom-batch-{name_of(function)}"
 
     @property
@@ -165,9 +192,9 @@ class BatchHandler:
 
     async def __call__(self, payload: Any, ctx: MessageContext[Any, Any]) -> None:
         """Join a batch, and end as the message's part of it ends."""
-        # By the resources, too: after a replacement the same tenant has others, and a batch has one
-        # set.
-        key = (ctx.tenant, ctx.context, id(ctx.resources))
+        # By the context as the pool tells contexts apart: 1 and True are two. By the resources, too: after a
+        # replacement the same tenant has others, and a batch has one set.
+        key = (ctx.tenant, self._identify(ctx.context), id(ctx.resources))
         batch = self._collecting.get(key)
         if batch is None:
             batch = self._collecting[key] = _Batch(self._function)
@@ -178,14 +205,14 @@ class BatchHandler:
         if len(batch.members) >= self._size:
             self._begin(key, batch)
         try:
-            await asyncio.wait([batch.over])  # unlike an await, it cancels nothing of the others
+            await batch.end(member)
         except asyncio.CancelledError:
-            await batch.leave(member)
             if not batch.members:
                 self._forget(key, batch)
             raise
-        if member.error is not None:
-            raise member.error
+        if (error := member.error) is not None:
+            # As the handler left it: one that could not be copied has the traceback of other messages by now.
+            raise error.with_traceback(member.traceback)
 
     def check_slots(self, concurrency: Concurrency, *, shared: bool) -> None:
         """Refuse a ``Concurrency`` that is too small for the batches. Raises ``ConfigurationError``."""
@@ -269,6 +296,28 @@ def element_type_of(function: Any) -> Any:
         return arguments[0]
     text = f"batch handler {name_of(function)} gets a list of payloads: annotate it as list[{_name(wanted)}]"
     raise ConfigurationError(text)
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """Return an equal error; the error itself, where its class cannot be copied: its class decides what follows."""
+    for make in (copy.copy, _remade):
+        with suppress(Exception):  # of a constructor, or a `__str__`, of the application's
+            made = make(error)
+            if made is not error and type(made) is type(error) and str(made) == str(error):
+                made.__cause__, made.__context__ = error.__cause__, error.__context__
+                made.__suppress_context__ = error.__suppress_context__
+                if notes := vars(error).get("__notes__"):
+                    vars(made)["__notes__"] = list(notes)
+                return made.with_traceback(error.__traceback__)
+    return error
+
+
+def _remade(error: BaseException) -> BaseException:
+    """Copy an error without its constructor, which may want other arguments than those it kept."""
+    made: BaseException = type(error).__new__(type(error), *error.args)
+    made.args = error.args
+    vars(made).update(vars(error))
+    return made
 
 
 def _is_place(index: object, count: int) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -16,6 +16,8 @@ from postroom import (
     Consumer,
     Failure,
     MessageContext,
+    MessageError,
+    PayloadError,
     Reject,
     Retry,
     RetryPolicy,
@@ -421,3 +423,184 @@ def test_a_batch_does_not_wait_as_long_as_its_handler_may_take() -> None:
     with pytest.raises(ConfigurationError, match="wait=5"):
         orders.batch_handler(wait=5.0)
     orders.batch_handler(wait=2.0)
+
+
+def test_nothing_goes_back_before_the_handler_has_ended() -> None:
+    """After the time limits of its messages, which begin one after another, it cleans up, and is not called beside."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders("0")
+        running: list[str] = []
+        calls: list[int] = []
+        cancelled: list[float] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            calls.append(len(orders))
+            assert not running
+            running.extend(order.order_id for order in orders)
+            try:
+                await asyncio.sleep(3600 if len(calls) == 1 else 0)
+            except asyncio.CancelledError:
+                cancelled.append(asyncio.get_running_loop().time())
+                await asyncio.sleep(10)
+                raise
+            finally:
+                running.clear()
+
+        limited = Concurrency(total=20, per_tenant=10, handler_timeout=3.0)
+        scene = Scene(world, store, size=2, concurrency=limited, retry=RetryPolicy(base=0.1))
+        async with scene.orders:
+            await asyncio.sleep(0.5)
+            world.send_orders("1")
+            await asyncio.sleep(60)
+        assert sum(calls) == 4
+        assert calls[0] == 2
+        assert [when > 3.4 for when in cancelled] == [True]  # once, with the last of its messages
+        assert [type(failure.error).__name__ for failure in scene.errors] == ["HandlerTimeout"] * 2
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("ignored", [1, 2])
+def test_what_a_cancelled_handler_finishes_is_acknowledged(ignored: int) -> None:
+    """As with a handler of one message: it was done. A stop cancels again what went on after its time limit."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"012")
+        visible: list[int] = []
+
+        async def store(_orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            for _ in range(ignored):
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(1)
+                    visible.append(world.counts()[0])
+
+        limited = Concurrency(total=20, per_tenant=10, handler_timeout=3.0 if ignored == 2 else None)
+        scene = Scene(world, store, size=3, concurrency=limited)
+        async with scene.orders:
+            await asyncio.sleep(10)
+            scene.orders.stop(now=True)
+        assert visible == [0] * ignored
+        assert {str(name): count for name, count in scene.orders.statistics().settled.items()} == {"acked": 3}
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+def test_a_batch_that_is_cancelled_before_its_first_step_frees_its_slots() -> None:
+    """By a watchdog that cancels every task: its messages have failed, and are handled when they come back."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        handled: list[str] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            handled.extend(order.order_id for order in orders)
+
+        scene = Scene(world, store, size=3, retry=RetryPolicy(base=1))
+        loop = asyncio.get_running_loop()
+        real: Any = loop.create_task
+        hit: list[str] = []
+
+        def create_task(work: Any, **options: Any) -> Any:
+            task = real(work, **options)
+            if not hit and str(options.get("name")).startswith("postroom-batch"):
+                hit.append(options["name"])
+                task.cancel()
+            return task
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "create_task", create_task)
+            world.send_orders(*"012")
+            assert await scene.until(6) == {"retried": 3, "acked": 3}
+        assert (len(hit), sorted(handled)) == (1, ["0", "1", "2"])
+
+    in_world(scenario)
+
+
+class _Odd(MessageError):
+    """Cannot be made again from what it keeps."""
+
+    def __init__(self, code: int, *, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+
+
+class _Uncopied(ValueError):
+    """Cannot be made again at all."""
+
+    def __new__(cls, *, where: str) -> Self:
+        return super().__new__(cls, where)
+
+    def __init__(self, *, where: str) -> None:
+        super().__init__(where)
+
+
+@pytest.mark.parametrize("by_place", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), PayloadError("no customer"), _Odd(7, where="x"), _Uncopied(where="x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_each_message_fails_with_an_error_of_its_own(
+    error: Exception, by_place: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It names its message, keeps its class, text and notes, and is logged as long as those of the others."""
+    error.__notes__ = ["a hint"]
+    error.__traceback__ = None
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"01234")
+        named: list[bool] = []
+
+        async def on_error(failure: Failure) -> None:
+            await asyncio.sleep(0.1)
+            assert type(failure.error) is type(error)
+            assert (str(failure.error), failure.error.__notes__) == (str(error), ["a hint"])
+            if isinstance(failure.error, MessageError):
+                assert failure.message is not None
+                named.append(failure.error.message_id == failure.message.id)
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            if not by_place:
+                raise error
+            for index in range(len(orders)):
+                batch.fail(index, error)
+
+        assert await Scene(world, store, on_error=on_error).until(5) == {"retried": 5}
+        assert named == [True] * (5 if isinstance(error, MessageError) else 0)
+
+    in_world(scenario)
+    lengths = [len(str(record.exc_text or record.message)) for record in caplog.records if record.levelname == "ERROR"]
+    assert len(lengths) == 5
+    assert max(lengths) == min(lengths)
+
+
+def test_contexts_that_are_equal_but_of_other_types_are_not_mixed() -> None:
+    """``1``, ``True`` and ``1.0`` are three tenants, as in the pool."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        contexts = {"one": 1, "true": True, "float": 1.0}
+        seen: list[str] = []
+        orders: Consumer[Any, None] = Consumer(
+            "orders", context=lambda message: contexts[message.attributes["tenantId"]], client=world.client
+        )
+
+        @orders.batch_handler(size=5, wait=0.5)
+        async def store(payloads: list[Order], batch: BatchContext[Any, None]) -> None:
+            seen.extend(f"{batch.context!r} {item.context!r}" for item in batch.items)
+
+        for tenant in contexts:
+            world.send_orders("0", tenant=tenant)
+        world.send_orders("1", tenant="one")
+        async with orders:
+            await asyncio.sleep(5)
+        assert sorted(seen) == ["1 1", "1 1", "1.0 1.0", "True True"]
+
+    in_world(scenario)
