@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, cast
 
 import msgspec
 
+from postroom.checking import check_queue
 from postroom.datasources.sqlite import SqliteTransaction
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
@@ -62,7 +63,7 @@ class Outbox:
 
         Raises:
             ConfigurationError: there is no transaction: each statement would be committed by itself. Or ``tx`` is of
-                no driver that is known.
+                no driver that is known, or ``to`` cannot be the name of a queue.
         """
         rows = [_row(to, message) for message in messages]
         if rows:
@@ -159,6 +160,7 @@ def _row(to: object, message: object) -> tuple[str, str | None, str]:
     queue = cast("Sender[Any]", to).queue if isinstance(to, Sender) else to
     if not isinstance(queue, str) or not queue:
         raise ConfigurationError(f"outbox.add(tx, to, ...) takes a Sender or the name of a queue; got {queue!r}")
+    check_queue("outbox.add(tx, to, ...)", queue)
     if not isinstance(message, OutgoingMessage):
         text = "outbox.add(tx, sender, ...) takes messages, which sender.message(payload, context=...) makes"
         raise ConfigurationError(f"{text}; got {type(message).__name__}")
