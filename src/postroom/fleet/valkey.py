@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -53,7 +54,7 @@ class ValkeyState:
             client of ``valkey`` or ``redis``, which stays yours to close.
 
     Raises:
-        ConfigurationError: it is neither, or ``valkey`` is not installed.
+        ConfigurationError: it is neither, the URL cannot be read, or ``valkey`` is not installed.
     """
 
     def __init__(self, store: str | CommandClient) -> None:
@@ -216,6 +217,27 @@ def _check_url(url: str) -> None:
     if find_spec("valkey") is None:
         text = "Fleet(url) needs valkey-py: pip install 'postroom[valkey]'; or pass a redis.asyncio client of your own"
         raise ConfigurationError(text)
+    # Not raised from what the parser said: that quotes a part of the password.
+    if not _is_readable(url):
+        text = (
+            "Fleet(...) takes a URL such as valkey://user:password@host:6379/0; "
+            "percent-encode what is not a letter or a digit in user and password: urllib.parse.quote(password, safe='')"
+        )
+        raise ConfigurationError(text)
+
+
+def _is_readable(url: str) -> bool:
+    """Return whether a URL leads where it seems to: a ``/``, ``?`` or ``#`` in a password ends the host early."""
+    from valkey.asyncio import ConnectionPool  # noqa: PLC0415 - an optional extra, needed only for a URL
+
+    pool: Any = ConnectionPool
+    try:
+        parts = urlsplit(url)
+        pool.from_url(url)  # connects nothing
+    except ValueError:
+        return False
+    behind = f"{parts.path}{parts.query.partition('=')[0]}{parts.fragment}"
+    return not parts.netloc or "@" not in behind
 
 
 def _check_client(client: object) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import time
+import traceback
 from typing import Any
 
 import pytest
@@ -120,3 +121,38 @@ def test_a_password_is_not_shown() -> None:
     """The URL's password appears in no repr."""
     fleet = Fleet("valkey://user:s3cret@cache:6379", per_tenant=4)
     assert "s3cret" not in f"{fleet!r} {fleet} {fleet.state!r}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "valkey://:hunter2/x@127.0.0.1:6379/0",
+        "valkey://app:hunter2#x@127.0.0.1:6379/0",
+        "valkey://app:hunter2?x@127.0.0.1:6379/0",
+        "valkey://app:[hunter2@127.0.0.1:6379/0",
+        "redis://app:22/hunter2@127.0.0.1:6379/0",
+        "rediss://app:22?hunter2@127.0.0.1:6379/0",
+        "unix://app:22#hunter2@/run/valkey.sock",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(url: str) -> None:
+    """The library would take a part of it for the port, or connect to another host, again and again."""
+    with pytest.raises(ConfigurationError, match="percent-encode") as refused:
+        Fleet(url, per_tenant=4)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value)).replace(url, "")
+    assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "valkey://app:h%2Fu%23n@[::1]:6379/0",
+        "valkey://app:h@n@cache:6379/0?password=a@b",
+        "valkey://cache?password=a@b&db=2",
+        "unix:///run/valkey@6379/socket?db=1",
+        "redis://cache",
+    ],
+)
+def test_a_url_that_can_be_read_is_taken(url: str) -> None:
+    """Also with signs that mean something elsewhere in a URL."""
+    assert Fleet(url, per_tenant=4).state
