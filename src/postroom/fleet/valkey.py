@@ -6,6 +6,7 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
@@ -19,6 +20,8 @@ from postroom.fleet.scripts import CLAIM, DECIDE, DECISIONS, EXCHANGE, MEMBERS, 
 
 _BATCH: Final = 250
 """Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
+_NO_PRIMARY: Final = frozenset({"ReadOnlyError", "MasterDownError", "BusyLoadingError"})
+"""Errors of a server that is no primary, or not yet, by their name in both libraries."""
 _SCHEMES: Final = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
 
 
@@ -196,8 +199,14 @@ class ValkeyState:
     async def _command(self, *arguments: Any) -> Any:
         if self._client is None:
             self._client = _connect(cast("str", self._url))
+        client: Any = self._client
         self.calls += 1
-        return await self._client.execute_command(*arguments)
+        try:
+            return await client.execute_command(*arguments)
+        except Exception as error:
+            if type(error).__name__ in _NO_PRIMARY:
+                await _hang_up(client)
+            raise
 
 
 _SCRIPTS: Final = (EXCHANGE, DECIDE, DECISIONS, RESTORE, REPORT, CLAIM, MEMBERS, USAGE)
@@ -208,6 +217,15 @@ def _connect(url: str) -> CommandClient:
 
     client: Any = Valkey
     return cast("CommandClient", client.from_url(url))
+
+
+async def _hang_up(client: Any) -> None:
+    """Close idle connections, so that the next call looks the host up again: a fail-over may have moved its name."""
+    pool = getattr(client, "connection_pool", None)  # a cluster's client has none, and finds primaries itself
+    if pool is not None:
+        with suppress(Exception):  # the answer of the server says more
+            # Those in use are other tasks', which may be the application's: each hears the same answer itself.
+            await pool.disconnect(inuse_connections=getattr(client, "single_connection_client", False))
 
 
 def _check_url(url: str) -> None:
