@@ -20,6 +20,7 @@ from postroom.datasources import (
     Registry,
     Scope,
     SqliteDatabase,
+    WrongDatabase,
     asyncpg_inbox,
     asyncpg_pool,
     sqlite_database,
@@ -204,6 +205,63 @@ async def test_a_queue_that_is_not_there_holds_up_no_other(
     told = [each.message for each in caplog.records if each.name == "postroom.outbox" and each.levelname == "WARNING"]
     assert len(told) == 1
     assert told[0].startswith("Queue later does not take messages of outboxes; they stay there")
+
+
+@pytest.mark.parametrize("name", ["orders events", "https://sqs.eu-west-1.amazonaws.com/", "x" * 81])
+async def test_a_row_with_an_impossible_queue_is_set_aside(client: MemoryClient, tmp_path: Path, name: str) -> None:
+    """``add`` and ``insert`` refuse the name. A row that has it all the same is set aside; other tenants go on."""
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda tenant: tmp_path / tenant, create=True, schema=SQLITE_OUTBOX.schema
+    )
+    for tenant, queue in (("a", name), ("b", "events")):
+        async with databases(tenant) as db:
+            row = (queue, None, '{"body": "1"}')
+            await db.run(lambda c, row=row: c.execute(SQLITE_OUTBOX.sqlite_insert, row).rowcount)
+            with pytest.raises(ConfigurationError, match="takes the name, URL or ARN of a queue"):
+                await db.run(lambda c: SQLITE_OUTBOX.insert(c, name, EVENTS.message("1")))
+            with pytest.raises(ConfigurationError, match="takes the name, URL or ARN of a queue"):
+                async with db.transaction_for(MessageKey("q", "1")) as tx:
+                    await SQLITE_OUTBOX.add(tx, name, EVENTS.message("1"))
+    relay = OutboxRelay(databases, tenants=["a", "b"], outbox=SQLITE_OUTBOX, client=client, interval=0.05, parallel=1)
+    async with relay, asyncio.timeout(20):
+        while relay.statistics().sent < 1 or relay.statistics().set_aside < 1:
+            assert not relay._opened().stopping.is_set()
+            await asyncio.sleep(0.01)
+    assert len(await _received(client)) == 1
+    async with databases("a") as db:
+        [found] = await db.fetch("SELECT reason FROM postroom_outbox WHERE failed_at IS NOT NULL")
+    assert found[0].startswith("a row of an outbox takes the name, URL or ARN of a queue")
+
+
+async def test_a_tenant_whose_settings_cannot_work_holds_up_no_other(
+    client: MemoryClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ``ConfigurationError`` of one tenant, such as ``WrongDatabase``, is a failure of that tenant only."""
+    files: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda tenant: tmp_path / tenant, create=True, schema=SQLITE_OUTBOX.schema
+    )
+
+    async def refused(*_: object, **__: object) -> None:
+        raise WrongDatabase("the connection leads to user 'other', and the registry says 'app'")
+
+    @asynccontextmanager
+    async def databases(tenant: str) -> AsyncIterator[SqliteDatabase]:
+        async with files(tenant) as db:
+            if tenant == "wrong":
+                # Open already: its next connection is refused, as in the pool of a driver.
+                monkeypatch.setattr(db, "run", refused)
+            yield db
+
+    async with files("b") as db:
+        await db.run(lambda c: SQLITE_OUTBOX.insert(c, EVENTS, EVENTS.message("1")))
+    relay = OutboxRelay(
+        databases, tenants=["wrong", "b"], outbox=SQLITE_OUTBOX, client=client, interval=0.05, parallel=1
+    )
+    async with relay, asyncio.timeout(20):
+        while relay.statistics().sent < 1 or relay.statistics().failures < 2:
+            assert not relay._opened().stopping.is_set()
+            await asyncio.sleep(0.01)
+    assert "The outbox of tenant wrong could not be relayed" in caplog.text
 
 
 async def test_a_handler_sends_in_its_own_transaction(client: MemoryClient, tmp_path: Path) -> None:

@@ -202,7 +202,10 @@ class Ledger:
                 if ends_the_program(error):
                     raise
                 chosen = None
-        return chosen if isinstance(chosen, int) and chosen > 0 else self.fleet.per_tenant
+        # Not True, which the store would read as a text.
+        if isinstance(chosen, int) and not isinstance(chosen, bool) and chosen > 0:
+            return chosen
+        return self.fleet.per_tenant
 
     def rate_of(self, tenant: Hashable) -> float | None:
         """Return a tenant's starts per second over the whole fleet; None where it has no limit."""

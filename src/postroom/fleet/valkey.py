@@ -6,9 +6,11 @@ Every key of a fleet has the hash tag ``{name}``, so that in cluster mode all of
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +20,8 @@ from postroom.fleet.scripts import CLAIM, DECIDE, DECISIONS, EXCHANGE, MEMBERS, 
 
 _BATCH: Final = 250
 """Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
+_NO_PRIMARY: Final = frozenset({"ReadOnlyError", "MasterDownError", "BusyLoadingError"})
+"""Errors of a server that is no primary, or not yet, by their name in both libraries."""
 _SCHEMES: Final = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
 
 
@@ -53,7 +57,7 @@ class ValkeyState:
             client of ``valkey`` or ``redis``, which stays yours to close.
 
     Raises:
-        ConfigurationError: it is neither, or ``valkey`` is not installed.
+        ConfigurationError: it is neither, the URL cannot be read, or ``valkey`` is not installed.
     """
 
     def __init__(self, store: str | CommandClient) -> None:
@@ -195,8 +199,14 @@ class ValkeyState:
     async def _command(self, *arguments: Any) -> Any:
         if self._client is None:
             self._client = _connect(cast("str", self._url))
+        client: Any = self._client
         self.calls += 1
-        return await self._client.execute_command(*arguments)
+        try:
+            return await client.execute_command(*arguments)
+        except Exception as error:
+            if type(error).__name__ in _NO_PRIMARY:
+                await _hang_up(client)
+            raise
 
 
 _SCRIPTS: Final = (EXCHANGE, DECIDE, DECISIONS, RESTORE, REPORT, CLAIM, MEMBERS, USAGE)
@@ -209,6 +219,15 @@ def _connect(url: str) -> CommandClient:
     return cast("CommandClient", client.from_url(url))
 
 
+async def _hang_up(client: Any) -> None:
+    """Close idle connections, so that the next call looks the host up again: a fail-over may have moved its name."""
+    pool = getattr(client, "connection_pool", None)  # a cluster's client has none, and finds primaries itself
+    if pool is not None:
+        with suppress(Exception):  # the answer of the server says more
+            # Those in use are other tasks', which may be the application's: each hears the same answer itself.
+            await pool.disconnect(inuse_connections=getattr(client, "single_connection_client", False))
+
+
 def _check_url(url: str) -> None:
     if not url.startswith(_SCHEMES):
         text = f"Fleet(...) takes a URL that begins with one of {', '.join(_SCHEMES)}, or an asyncio client"
@@ -216,6 +235,27 @@ def _check_url(url: str) -> None:
     if find_spec("valkey") is None:
         text = "Fleet(url) needs valkey-py: pip install 'postroom[valkey]'; or pass a redis.asyncio client of your own"
         raise ConfigurationError(text)
+    # Not raised from what the parser said: that quotes a part of the password.
+    if not _is_readable(url):
+        text = (
+            "Fleet(...) takes a URL such as valkey://user:password@host:6379/0; "
+            "percent-encode what is not a letter or a digit in user and password: urllib.parse.quote(password, safe='')"
+        )
+        raise ConfigurationError(text)
+
+
+def _is_readable(url: str) -> bool:
+    """Return whether a URL leads where it seems to: a ``/``, ``?`` or ``#`` in a password ends the host early."""
+    from valkey.asyncio import ConnectionPool  # noqa: PLC0415 - an optional extra, needed only for a URL
+
+    pool: Any = ConnectionPool
+    try:
+        parts = urlsplit(url)
+        pool.from_url(url)  # connects nothing
+    except ValueError:
+        return False
+    behind = f"{parts.path}{parts.query.partition('=')[0]}{parts.fragment}"
+    return not parts.netloc or "@" not in behind
 
 
 def _check_client(client: object) -> None:

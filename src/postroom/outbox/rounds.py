@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from postroom.errors import TransportError, Unsent
+from postroom.checking import check_queue
+from postroom.errors import ConfigurationError, PostroomError, TransportError, Unsent
 from postroom.log_fields import Log, Step, about
 from postroom.message import OutgoingMessage
 from postroom.outbox.stores import Row, taken
@@ -94,10 +95,14 @@ class Queues:
     async def post(self, queue: str, messages: Sequence[OutgoingMessage]) -> dict[int, Unsent]:
         """Send messages, and return what was not sent, by place. A queue that fails is paused."""
         try:
+            check_queue("a row of an outbox", queue)
+        except ConfigurationError as error:
+            return _none_of(messages, error, retryable=False)
+        try:
             sender = await self._sender(queue)
-        except TransportError as error:
+        except (TransportError, ConfigurationError) as error:  # such as an ARN cut short, or another region's queue
             self._pause(queue, str(error))
-            return {index: Unsent(index, error.code, str(error), retryable=True) for index in range(len(messages))}
+            return _none_of(messages, error, retryable=True)
         unsent = (await sender.post(messages)).unsent
         again = [each for each in unsent.values() if each.retryable and not each.behind]
         if again:
@@ -123,6 +128,11 @@ class Queues:
         _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason, extra=about(queue=queue))
 
 
+def _none_of(messages: Sequence[OutgoingMessage], error: PostroomError, *, retryable: bool) -> dict[int, Unsent]:
+    code = error.code if isinstance(error, TransportError) else type(error).__name__
+    return {index: Unsent(index, code, str(error), retryable=retryable) for index in range(len(messages))}
+
+
 class Rounds:
     """Takes rows, sends them, removes them: round after round.
 
@@ -141,7 +151,7 @@ class Rounds:
         """Do one round. Return whether another one may find more.
 
         Raises:
-            ConfigurationError: these resources have no outbox that is known here.
+            NoOutbox: these resources have no outbox that is known here.
             Exception: the driver's: the database failed. What was sent may be sent again.
         """
         # Without the rows of queues that are paused: they would fill the round, and hold up all

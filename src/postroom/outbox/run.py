@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, Final, Generic
 
-from postroom.errors import ConfigurationError, ResourceOpenError
+from postroom.errors import ResourceOpenError
 from postroom.log_fields import Log, Step, about
 from postroom.outbox.rounds import Pauses, Rounds
+from postroom.outbox.stores import NoOutbox
 from postroom.redaction import log_error
 from postroom.resources import ResourcePool, display_key
 from postroom.tasks import Home, Tasks
@@ -154,7 +155,7 @@ class Run(Generic[C]):
             if self._pauses.succeeded(context):
                 text = "The outbox of tenant %s can be read again"
                 _log.info(text, display_key(context), extra=about(tenant=context))
-        except ConfigurationError as error:
+        except NoOutbox as error:
             self._die(error)
         except Exception as error:
             self._failed(context, error)

@@ -24,6 +24,10 @@ _LOOKED_AT: Final = 1_000
 """The oldest ordered rows, among which groups are looked for."""
 
 
+class NoOutbox(ConfigurationError):
+    """The relay's resources have no outbox that is known here: those of every tenant, so the relay ends."""
+
+
 class Row(msgspec.Struct, frozen=True):
     """One message that waits in an outbox."""
 
@@ -58,7 +62,7 @@ async def taken(database: object, outbox: Outbox, paused: Collection[str]) -> As
     taken by one relay at a time, in their order.
 
     Raises:
-        ConfigurationError: the resources have no outbox that is known here.
+        NoOutbox: the resources have no outbox that is known here.
     """
     if isinstance(database, SqliteDatabase) and is_sqlite(outbox):
         async with _sqlite_round(database, outbox, paused) as found:
@@ -72,7 +76,7 @@ async def taken(database: object, outbox: Outbox, paused: Collection[str]) -> As
             "OutboxRelay(databases=...) takes asyncpg_inbox(...), psycopg_inbox(...) or sqlalchemy_inbox(...) with "
             f"postgres_outbox(), or sqlite_database(...) with SQLITE_OUTBOX; got {name}"
         )
-        raise ConfigurationError(text)
+        raise NoOutbox(text)
 
 
 class _PostgresRound:

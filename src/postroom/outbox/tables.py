@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, cast
 
 import msgspec
 
+<<<<<<< HEAD
 from postroom.datasources._sqlite_sync import SqliteSyncTransaction
+=======
+from postroom.checking import check_queue
+>>>>>>> store
 from postroom.datasources.sqlite import SqliteTransaction
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
@@ -66,7 +70,11 @@ class Outbox:
 
         Raises:
             ConfigurationError: there is no transaction: each statement would be committed by itself. Or ``tx`` is of
+<<<<<<< HEAD
                 no driver that is known, or it is called in a plain ``def``, which cannot await it.
+=======
+                no driver that is known, or ``to`` cannot be the name of a queue.
+>>>>>>> store
         """
         # Not in the coroutine: a plain function never awaits it, and its message would be lost in silence.
         if not _can_await(tx):
@@ -164,6 +172,7 @@ def _row(to: object, message: object) -> tuple[str, str | None, str]:
     queue = cast("Sender[Any]", to).queue if isinstance(to, Sender) else to
     if not isinstance(queue, str) or not queue:
         raise ConfigurationError(f"outbox.add(tx, to, ...) takes a Sender or the name of a queue; got {queue!r}")
+    check_queue("outbox.add(tx, to, ...)", queue)
     if not isinstance(message, OutgoingMessage):
         text = "outbox.add(tx, sender, ...) takes messages, which sender.message(payload, context=...) makes"
         raise ConfigurationError(f"{text}; got {type(message).__name__}")

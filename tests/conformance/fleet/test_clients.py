@@ -1,7 +1,9 @@
 """Any library's client will do, as long as it is asyncio."""
 
+import asyncio
 import random
 import time
+import traceback
 from typing import Any
 
 import pytest
@@ -120,3 +122,75 @@ def test_a_password_is_not_shown() -> None:
     """The URL's password appears in no repr."""
     fleet = Fleet("valkey://user:s3cret@cache:6379", per_tenant=4)
     assert "s3cret" not in f"{fleet!r} {fleet} {fleet.state!r}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "valkey://:hunter2/x@127.0.0.1:6379/0",
+        "valkey://app:hunter2#x@127.0.0.1:6379/0",
+        "valkey://app:hunter2?x@127.0.0.1:6379/0",
+        "valkey://app:[hunter2@127.0.0.1:6379/0",
+        "redis://app:22/hunter2@127.0.0.1:6379/0",
+        "rediss://app:22?hunter2@127.0.0.1:6379/0",
+        "unix://app:22#hunter2@/run/valkey.sock",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(url: str) -> None:
+    """The library would take a part of it for the port, or connect to another host, again and again."""
+    with pytest.raises(ConfigurationError, match="percent-encode") as refused:
+        Fleet(url, per_tenant=4)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value)).replace(url, "")
+    assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "valkey://app:h%2Fu%23n@[::1]:6379/0",
+        "valkey://app:h@n@cache:6379/0?password=a@b",
+        "valkey://cache?password=a@b&db=2",
+        "unix:///run/valkey@6379/socket?db=1",
+        "redis://cache",
+    ],
+)
+def test_a_url_that_can_be_read_is_taken(url: str) -> None:
+    """Also with signs that mean something elsewhere in a URL."""
+    assert Fleet(url, per_tenant=4).state
+
+
+@pytest.mark.parametrize("kind", ["url", "valkey", "redis", "single"])
+async def test_after_a_fail_over_the_name_is_looked_up_again(kind: str) -> None:
+    """The old primary lives on as a replica, and connections to it stay open: they are not used again."""
+    request = Request("a", 1, "", 15.0, 1.0, (Ask("t:acme", 4, 0, 3, 3),))
+    with ValkeyServer() as old, ValkeyServer() as new:
+        new.command("CONFIG", "SET", "requirepass", old.password)
+        leads_to = [old.port]
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                writer.write(data)
+            writer.close()
+
+        async def front(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection("127.0.0.1", leads_to[0])
+            await asyncio.gather(pass_on(reader, back), pass_on(there, writer))
+
+        name = await asyncio.start_server(front, "127.0.0.1", 0)
+        url = f"redis://:{old.password}@127.0.0.1:{name.sockets[0].getsockname()[1]}/0"
+        clients: dict[str, Any] = {
+            "valkey": valkey.asyncio.Valkey.from_url(url),  # type: ignore[no-untyped-call]
+            "redis": redis.asyncio.Redis.from_url(url),
+            "single": redis.asyncio.Redis.from_url(url, single_connection_client=True),
+        }
+        state = ValkeyState(clients.get(kind, url))
+        await state.exchange("over", request)
+        old.command("REPLICAOF", "127.0.0.1", str(new.port))
+        leads_to[0] = new.port
+        with pytest.raises((valkey.ReadOnlyError, redis.ReadOnlyError)):
+            await state.exchange("over", request)
+        assert (await state.exchange("over", request)).grants[0].slots == 3
+        await state.aclose()
+        for client in clients.values():
+            await client.aclose()
+        name.close()

@@ -38,6 +38,23 @@ def test_a_limit_holds_over_all_replicas() -> None:
     assert diary.starts[-1][0] <= 120 * 0.25 / 3 + 4  # the cap is used, too
 
 
+def test_a_limit_that_is_true_or_false_is_the_default() -> None:
+    """An ``overrides=`` that answers yes or no sets no limit; above all, the store is asked for numbers only."""
+
+    async def scenario(world: World) -> tuple[Diary, FaultyState]:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        for tenant in ("a", "b"):
+            world.send_orders(*(f"{tenant}{number}" for number in range(10)), tenant=tenant, seconds=0.5)
+        async with replica(world, diary, Fleet(state, per_tenant=3, overrides=lambda tenant: tenant == A)):
+            await asyncio.sleep(10)
+        return diary, state
+
+    diary, state = in_world(scenario)
+    assert diary.most == {"a": 3, "b": 3}
+    assert {type(ask.cap) for _, request in state.requests for ask in request.asks} == {int}
+
+
 def test_a_tenant_alone_may_use_the_local_limit() -> None:
     """F4: what no other replica needs is granted at once, up to what the replica itself allows."""
 
