@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias, cast
 
 import msgspec
 
-<<<<<<< HEAD
-from postroom.datasources._sqlite_sync import SqliteSyncTransaction
-=======
 from postroom.checking import check_queue
->>>>>>> store
+from postroom.datasources._sqlite_sync import SqliteSyncTransaction
 from postroom.datasources.sqlite import SqliteTransaction
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
@@ -70,11 +67,8 @@ class Outbox:
 
         Raises:
             ConfigurationError: there is no transaction: each statement would be committed by itself. Or ``tx`` is of
-<<<<<<< HEAD
-                no driver that is known, or it is called in a plain ``def``, which cannot await it.
-=======
-                no driver that is known, or ``to`` cannot be the name of a queue.
->>>>>>> store
+                no driver that is known, ``to`` cannot be the name of a queue, or it is called in a plain ``def``,
+                which cannot await it.
         """
         # Not in the coroutine: a plain function never awaits it, and its message would be lost in silence.
         if not _can_await(tx):

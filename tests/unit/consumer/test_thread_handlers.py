@@ -120,7 +120,7 @@ async def test_a_stop_iteration_frees_its_slot_and_its_message_is_retried() -> N
 
 
 async def test_a_stop_that_is_cancelled_with_the_whole_program_waits_for_no_thread() -> None:
-    """As by a second Ctrl-C in a script of one's own: a thread that hangs would keep the process for ever."""
+    """As by a second Ctrl-C in a script of one's own: a thread that hangs would keep the process."""
     begun, ends = asyncio.Event(), threading.Event()
     loop, mine = asyncio.get_running_loop(), asyncio.current_task()
     async with world() as there:
