@@ -15,12 +15,12 @@ from postroom.checking import check_optional
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
-from postroom.datasources._sync_connections import SyncConnection, SyncConnections, SyncSessions
+from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import SAID_AFTER
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.psycopg import OWN
+from postroom.datasources.psycopg import OWN, remember
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.display import display_key
@@ -92,7 +92,12 @@ def psycopg_sync_pool(
     async def enter(context: C) -> AsyncGenerator[SyncPool, None]:
         source = await located(locate, context)
         connections = SyncConnections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
-        sessions = SyncSessions(configure)
+
+        def prepare(connection: SyncConnection) -> None:
+            if configure is not None:
+                configure(connection)
+            remember(connection)
+
         try:
             await connections.first()
             pool = _Pool(
@@ -106,8 +111,8 @@ def psycopg_sync_pool(
                 num_workers=1,
                 name=f"postroom-sync-{next(_numbers)}",
                 open=False,
-                configure=sessions.configure,
-                reset=sessions.reset if reset else None,
+                configure=prepare,
+                reset=reset_sync_session if reset else None,
             )
             pool.watch(connections, display_key(context))
             try:

@@ -27,6 +27,7 @@ from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import make_do
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
+from postroom.datasources.psycopg import remember
 from postroom.datasources.registry import (
     DataSource,
     Locate,
@@ -192,6 +193,8 @@ class _Watch:
         event.listen(engine, "checkout", uses.begin)
         event.listen(engine, "checkin", uses.end)
         if reset:
+            # At its first use: listeners of "connect" have done what they do by then.
+            event.listen(engine, "checkout", self._remember)
             event.listen(engine, "reset", self._reset)
 
     def _do_connect(self, _dialect: Any, _record: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
@@ -202,6 +205,9 @@ class _Watch:
             return connect_sync(*arguments, **{**defaults, **keywords, **more})
 
         return self._connections.connect(make)
+
+    def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
+        remember(connection)
 
     def _reset(self, connection: Any, _record: Any, state: Any) -> None:
         if not state.terminate_only:

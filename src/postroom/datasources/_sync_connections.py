@@ -20,7 +20,7 @@ from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._sync_inbox import run_now
-from postroom.datasources.psycopg import ATTRIBUTES, FLAGS, check_dsn, refusal_of
+from postroom.datasources.psycopg import changed_flags, check_dsn, refusal_of, restore
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
 from postroom.log_fields import Log, Step
@@ -170,31 +170,6 @@ class SyncConnections:
         return bool(in_use)
 
 
-class SyncSessions:
-    """What each connection of a pool was like when it was new, and how it becomes like that again.
-
-    Args:
-        configure: called with each new connection.
-    """
-
-    def __init__(self, configure: Callable[[SyncConnection], None] | None) -> None:
-        self._configure = configure
-        self._flags: dict[str, Any] = {}
-
-    def configure(self, connection: SyncConnection) -> None:
-        """Prepare a new connection, and remember what it is like."""
-        if self._configure is not None:
-            self._configure(connection)
-        self._flags = {name: getattr(connection, name) for name in (*FLAGS, *ATTRIBUTES)}
-
-    def reset(self, connection: SyncConnection) -> None:
-        """Make a connection what it was."""
-        reset_sync_session(connection)
-        for name in (*FLAGS, *ATTRIBUTES):
-            if getattr(connection, name) != self._flags[name]:
-                setattr(connection, name, self._flags[name])
-
-
 class _FromThread:
     """A registry's password function, asked by threads: it runs in the event loop, where its kind belongs."""
 
@@ -233,7 +208,7 @@ def connect_sync(dsn: str = "", **keywords: Any) -> SyncConnection:
 
 
 def reset_sync_session(connection: SyncConnection) -> None:
-    """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
+    """Make a connection what it was before its last user. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
     if connection.info.transaction_status != TransactionStatus.IDLE:
         connection.rollback()
@@ -245,6 +220,9 @@ def reset_sync_session(connection: SyncConnection) -> None:
     if cursor.rowcount:
         cursor.execute(DEALLOCATE)
     connection.autocommit = autocommit
+    for name, value in changed_flags(connection).items():
+        setattr(connection, name, value)
+    restore(connection)
 
 
 def end_sync_connection(connection: SyncConnection) -> None:

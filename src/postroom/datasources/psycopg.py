@@ -10,9 +10,10 @@ import itertools
 import os
 import socket
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakSet
 
 from postroom.checking import check_optional
@@ -40,6 +41,7 @@ from postroom.types import C
 try:
     import psycopg
     import psycopg_pool as pools
+    from psycopg.adapt import AdaptersMap
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow, tuple_row
@@ -63,6 +65,10 @@ _REFUSALS: Final = {
 OWN: Final = {"conninfo": "", "min_size": "", "max_size": "max_size", "max_idle": "idle", "timeout": "acquire_timeout"}
 FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
 ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+_HUNG_IN: Final = ("_notice_handlers", "_notify_handlers", "_adapters")
+"""What its users add to a connection; psycopg has no list of it, and no way back."""
+_FRESH: Final = "_postroom_fresh"
+"""Where a connection keeps what it was like before its first use."""
 
 
 class _Connections:
@@ -195,7 +201,12 @@ def psycopg_pool(
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
         source = await located(locate, context)
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
-        sessions = _Sessions(configure)
+
+        async def prepare(connection: Connection) -> None:
+            if configure is not None:
+                await configure(connection)
+            remember(connection)
+
         try:
             # Before the pool: its own workers would retry a wrong password in the background until
             # the time-out.
@@ -214,8 +225,8 @@ def psycopg_pool(
                 num_workers=1,
                 name=f"postroom-{next(_numbers)}",
                 open=False,
-                configure=sessions.configure,
-                reset=sessions.reset if reset else None,
+                configure=prepare,
+                reset=reset_session if reset else None,
             )
             pool.watch(connections, Waiting(context, max_size, acquire_timeout))
             try:
@@ -256,26 +267,31 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
         return full and self._connections.refusal is None
 
 
-class _Sessions:
-    """What each connection of a pool was like when it was new, and how it becomes like that again."""
+def remember(connection: Any) -> None:
+    """Remember what psycopg keeps of a new connection on this side: tenants may share it."""
+    if not hasattr(connection, _FRESH):
+        names = (*FLAGS, *ATTRIBUTES, *_HUNG_IN)
+        setattr(connection, _FRESH, {name: _copied(getattr(connection, name)) for name in names})
 
-    def __init__(self, configure: Configure | None) -> None:
-        self._configure = configure
-        self._flags: dict[str, Any] = {}
 
-    async def configure(self, connection: Connection) -> None:
-        if self._configure is not None:
-            await self._configure(connection)
-        # The options and configure() are the same for each of them.
-        self._flags = {name: getattr(connection, name) for name in (*FLAGS, *ATTRIBUTES)}
+def changed_flags(connection: Any) -> dict[str, Any]:
+    """Return the flags that are not what they were, and what they were."""
+    fresh = getattr(connection, _FRESH, {})
+    return {name: fresh[name] for name in FLAGS if fresh and getattr(connection, name) != fresh[name]}
 
-    async def reset(self, connection: Connection) -> None:
-        await reset_session(connection)
-        for name in FLAGS:
-            if getattr(connection, name) != self._flags[name]:
-                await getattr(connection, f"set_{name}")(self._flags[name])
-        for name in ATTRIBUTES:
-            setattr(connection, name, self._flags[name])
+
+def restore(connection: Any) -> None:
+    """Put everything but the flags back: row factories, handlers of notices and notifications, adapters."""
+    for name, value in getattr(connection, _FRESH, {}).items():
+        if name not in FLAGS:
+            setattr(connection, name, _copied(value))
+    setattr(connection, "_notifies_backlog", deque())  # noqa: B010 - psycopg's own, which type checkers must not know
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(cast("list[Any]", value))
+    return AdaptersMap(value) if isinstance(value, AdaptersMap) else value  # the two share until one is changed
 
 
 _NOTICES: Final = 1.0
@@ -401,7 +417,7 @@ async def _check_connections(connections: PsycopgConnections) -> bool:
 
 
 async def reset_session(connection: Connection) -> None:
-    """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
+    """Make a connection what it was before its last user. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
     # Autocommit cannot be changed inside of a transaction.
     if connection.info.transaction_status != TransactionStatus.IDLE:
@@ -415,6 +431,9 @@ async def reset_session(connection: Connection) -> None:
     if cursor.rowcount:
         await cursor.execute(DEALLOCATE)
     await connection.set_autocommit(autocommit)
+    for name, value in changed_flags(connection).items():
+        await getattr(connection, f"set_{name}")(value)
+    restore(connection)
 
 
 def check_dsn(dsn: str) -> None:

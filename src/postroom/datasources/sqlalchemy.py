@@ -10,7 +10,6 @@ from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
-from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, make_do
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
@@ -193,6 +192,9 @@ class _Watch:
         event.listen(sync, "close", self._forget)
         event.listen(sync, "close_detached", self._forget)
         if reset and postgresql:
+            self._driver = _driver(sync.dialect.driver)
+            # At its first use: listeners of "connect" have done what they do by then.
+            event.listen(sync, "checkout", self._remember)
             event.listen(sync, "reset", self._reset)
 
     def _before_connect(self, dialect: Any, _record: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
@@ -230,11 +232,16 @@ class _Watch:
     def _forget(self, connection: Any, *_: Any) -> None:
         self._uses.open.discard(connection)
 
-    def _reset(self, connection: Any, _record: Any, state: Any) -> None:
+    def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
+        self._driver.remember(connection.driver_connection)
+
+    def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
             return  # it is not used again
         connection.rollback()
-        connection.run_async(_reset_session)  # past the dialect: one round trip instead of one for each statement
+        connection.run_async(self._driver.reset_session)  # past the dialect: one round trip, not one for each statement
+        if getattr(connection.driver_connection, "codecs_changed", False):
+            record.invalidate(soft=True)  # asyncpg has no way back: the next user gets a new one
 
     async def close(self, timeout: float) -> None:
         try:
@@ -263,9 +270,9 @@ def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
 def _creator(dialect: Any) -> Callable[..., Awaitable[Any]] | None:
     """Return what makes a connection of the dialect's driver."""
     if dialect.driver == "asyncpg":
-        import asyncpg  # noqa: PLC0415 - only where it is in use
+        from postroom.datasources import asyncpg  # noqa: PLC0415 - only where it is in use
 
-        return asyncpg.connect
+        return asyncpg.connect_remembering
     if dialect.driver.startswith("psycopg"):
         from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
 
@@ -282,16 +289,15 @@ async def _first_row(connection: Any, sql: str) -> Any:
     return row
 
 
-async def _reset_session(connection: Any) -> None:
-    if hasattr(connection, "pgconn"):
-        from postroom.datasources.psycopg import reset_session  # noqa: PLC0415 - only where psycopg is in use
+def _driver(name: str) -> Any:
+    """Return the module that makes the driver's connections again what they were."""
+    if name == "asyncpg":
+        from postroom.datasources import asyncpg  # noqa: PLC0415 - only where it is in use
 
-        await reset_session(connection)
-        return
-    if connection.is_in_transaction():  # begun by SQL, of which neither SQLAlchemy nor its dialect knows
-        await connection.execute("ROLLBACK")
-    if await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
-        await connection.execute(DEALLOCATE)
+        return asyncpg
+    from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
+
+    return psycopg
 
 
 async def _end(connection: Any) -> None:
