@@ -129,12 +129,12 @@ def psycopg_sync_pool(
 class _Pool(pools.ConnectionPool[SyncConnection]):
     """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
 
-    _connections: SyncConnections
+    connections: SyncConnections
     _who: str
     _told = False
 
     def watch(self, connections: SyncConnections, who: str) -> None:
-        self._connections = connections
+        self.connections = connections
         self._who = who
 
     def getconn(self, timeout: float | None = None) -> SyncConnection:
@@ -148,13 +148,13 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
                     limit -= SAID_AFTER
             return super().getconn(limit)
         except pools.PoolTimeout as late:
-            refusal = self._connections.refusal
+            refusal = self.connections.refusal
             if refusal is not None:
                 raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
             raise
 
     def _warn(self, limit: float) -> None:
-        if self._told or self._connections.refusal is not None:
+        if self._told or self.connections.refusal is not None:
             return
         self._told = True
         _log.warning(
@@ -170,10 +170,14 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
 
 
 async def _check_pool(pool: SyncPool) -> bool:
-    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     statistics = pool.get_stats()
-    if statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]:
-        return True
+    if (
+        isinstance(pool, _Pool)
+        and statistics["pool_size"] >= statistics["pool_max"]
+        and not statistics["pool_available"]
+    ):
+        return await pool.connections.check()
     await asyncio.to_thread(_ask, pool)
     return True
 

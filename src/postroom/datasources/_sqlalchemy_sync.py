@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, overload
 
-from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, exc, text
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
@@ -17,6 +17,7 @@ from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inb
 from postroom.datasources._sqlalchemy_sessions import once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
+    Connect,
     SyncConnection,
     SyncConnections,
     connect_sync,
@@ -103,7 +104,7 @@ def sqlalchemy_sync_engine(
         url = _url(source.dsn)
         uses = _Uses()
         size = {"pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
-        keywords = {"poolclass": _pool_class(uses, acquire_timeout), **size, **(options or {})}
+        keywords = {"poolclass": _pool_class(uses, acquire_timeout, lambda: watch), **size, **(options or {})}
         engine = create_engine(url, **keywords)
         watch = _Watch(engine, source, url, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
@@ -152,7 +153,7 @@ class _Uses:
             return self._changed.wait_for(lambda: not self._records, timeout)
 
 
-def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
+def _pool_class(uses: _Uses, acquire_timeout: float, watched: Callable[[], "_Watch"]) -> type[QueuePool]:
     class Patient(QueuePool):
         """SQLAlchemy's pool, which waits for one of its own connections where the server has no room for more."""
 
@@ -160,7 +161,13 @@ def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
         _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
+            try:
+                return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
+            except exc.TimeoutError as late:  # an outage where the server is silent
+                raise late from watched().problem()
+
+        async def check(self) -> bool:
+            return await watched().check()
 
     return Patient
 
@@ -186,6 +193,7 @@ class _Watch:
         self._engine = engine
         self._timeout = connect_timeout
         self._uses = uses
+        self._make: Connect | None = None
         event.listen(engine, "do_connect", self._do_connect)
         event.listen(engine, "connect", uses.opened)
         event.listen(engine, "close", uses.closed)
@@ -204,7 +212,16 @@ class _Watch:
         def make(**more: Any) -> SyncConnection:
             return connect_sync(*arguments, **{**defaults, **keywords, **more})
 
+        self._make = make
         return self._connections.connect(make)
+
+    def problem(self) -> TimeoutError | None:
+        """Ask the server with one connection more. Returns an outage, or None where it answers."""
+        return self._connections.problem(self._make)
+
+    async def check(self) -> bool:
+        """Return True, or raise what is wrong with a server whose connections are all in use."""
+        return await self._connections.check(self._make)
 
     def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
         remember(connection)
@@ -235,10 +252,11 @@ def _ask(engine: Engine) -> None:
 
 
 async def _check(engine: Engine) -> bool:
-    """Ask one idle connection. An engine without an idle one is in use: its users report."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     pool: Any = engine.pool
-    if pool.checkedout() < pool.size():
-        await asyncio.to_thread(_ask, engine)
+    if pool.checkedout() >= pool.size():
+        return bool(await pool.check())
+    await asyncio.to_thread(_ask, engine)
     return True
 
 

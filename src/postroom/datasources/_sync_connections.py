@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._sync_inbox import run_now
+from postroom.datasources._waiting import silent
 from postroom.datasources.psycopg import changed_flags, check_dsn, refusal_of, restore
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
@@ -74,6 +76,9 @@ class SyncConnections:
         self._closed = False
         self.refusal: Exception | None = None
         """Why the last attempt failed, until one succeeds."""
+        self._asking = threading.Lock()
+        self._asked_at = -1.0
+        self._problem: Exception | None = None
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
@@ -117,6 +122,25 @@ class SyncConnections:
                     self._none.set()
         self.refusal = None
         return connection
+
+    def problem(self, make: Connect | None = None) -> TimeoutError | None:
+        """Ask the server with one connection more: ``Waiting.problem`` for threads."""
+        began = time.monotonic()
+        with self._asking:
+            if self._asked_at < began:
+                try:
+                    self.connect(make).close()
+                    self._problem = None
+                except Exception as error:
+                    self._problem = error
+                self._asked_at = time.monotonic()
+            return silent(self._problem)
+
+    async def check(self, make: Connect | None = None) -> bool:
+        """Return True, or raise what is wrong with a server whose connections are all in use."""
+        if (problem := await in_time(self._timeout, lambda: self.problem(make))) is not None:
+            raise problem
+        return True
 
     def _make(self, **keywords: Any) -> SyncConnection:
         given = {**conninfo_to_dict(self._source.dsn), **self._options}

@@ -203,8 +203,9 @@ class _Acquiring(_AcquiringBase):
                 # Only for our own limit: a TimeoutError of the driver passes as it is.
                 if limit.expired() and refusal is not None:
                     raise refusal from None
-                if limit.expired() and pool.is_full():
-                    raise pool.waiting.timed_out() from None
+                if limit.expired() and self._limit is not None:
+                    late = await pool.waiting.timed_out(self._limit, full=pool.is_full())
+                    raise late from late.__cause__
                 raise
 
 
@@ -230,12 +231,19 @@ class _Pool(_PoolBase):
     ) -> None:
         super().__init__(*arguments, **(_DEFAULTS | options))
         self.waiting = waiting
+        waiting.ask = self.try_out
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
 
     def is_full(self) -> bool:
         """Return whether all connections exist and are in use."""
         return self.get_size() >= self.get_max_size() and not self.get_idle_size()
+
+    async def try_out(self) -> None:
+        """Make one connection more, and end it: does the server answer?"""
+        async with asyncio.timeout(self._release_timeout):
+            connection = await super()._get_new_connection()  # type: ignore[misc]  # not in the stubs
+        await _discard(connection)
 
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
@@ -345,9 +353,9 @@ async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 
 
 async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:
-    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
-    if pool.get_size() >= pool.get_max_size() and not pool.get_idle_size():
-        return True
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
+    if isinstance(pool, _Pool) and pool.is_full():
+        return await pool.waiting.check()
     async with pool.acquire() as connection:
         await connection.execute("SELECT 1")
     return True

@@ -112,6 +112,10 @@ class _Connections:
         self._live.add(connection)
         return connection
 
+    async def try_out(self) -> None:
+        """Make one connection, and end it: does the server answer?"""
+        await (await self.connect()).close()
+
     async def _connect(self) -> Connection:
         async def once(password: dict[str, Any]) -> Connection:
             return await connect(self._source.dsn, **{**self._options, **password})
@@ -244,14 +248,15 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
     """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
 
     _connections: _Connections
-    _waiting_room: Waiting
+    waiting: Waiting
 
     def watch(self, connections: _Connections, waiting: Waiting) -> None:
         self._connections = connections
-        self._waiting_room = waiting
+        self.waiting = waiting
+        waiting.ask = connections.try_out
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        with self._waiting_room.one(self._is_full):
+        with self.waiting.one(self._is_full):
             try:
                 return await super().getconn(timeout)
             except pools.PoolTimeout as late:
@@ -304,7 +309,7 @@ class PsycopgConnections:
     def __init__(self, connections: _Connections, places: asyncio.Semaphore, waiting: Waiting, limit: float) -> None:
         self._connections = connections
         self._places = places
-        self._waiting = waiting
+        self.waiting = waiting
         self._limit = limit
         self._used = 0
         self._closed_at = asyncio.get_running_loop().time()  # the one that was made at opening
@@ -330,15 +335,16 @@ class PsycopgConnections:
         finally:
             self._places.release()
             # After the release: what it wakes must find the place free.
-            self._waiting.freed()
+            self.waiting.freed()
 
     async def _take_place(self) -> None:
-        with self._waiting.one(self._places.locked):
+        with self.waiting.one(self._places.locked):
             try:
                 async with TimeLimit(self._limit):
                     await self._places.acquire()
             except TimeoutError:
-                raise self._waiting.timed_out() from None
+                late = await self.waiting.timed_out(self._limit)
+                raise late from late.__cause__
 
     async def _connect(self) -> Connection:
         """Connect; where the server has no room for one more, wait for one of ours to be closed."""
@@ -351,7 +357,7 @@ class PsycopgConnections:
                 just_closed = time() - self._closed_at < _NOTICES  # the server may still count it
                 if not is_out_of_room(error, self._used + just_closed) or time() >= until:
                     raise
-            await self._waiting.until_freed()
+            await self.waiting.until_freed()
 
 
 def psycopg_connections(
@@ -389,10 +395,11 @@ def psycopg_connections(
         source = await located(locate, context)
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
         waiting = Waiting(context, max_size, acquire_timeout)
+        waiting.ask = connections.try_out
         try:
             # A tenant with a wrong password has to fail at opening, where the pool's backoff is,
             # and not in its handlers.
-            await (await connections.connect()).close()
+            await connections.try_out()
             yield PsycopgConnections(connections, asyncio.Semaphore(max_size), waiting, acquire_timeout)
         finally:
             await connections.end()
@@ -401,19 +408,22 @@ def psycopg_connections(
 
 
 async def _check_pool(pool: "pools.AsyncConnectionPool[Connection]") -> bool:
-    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     statistics = pool.get_stats()
-    if statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]:
-        return True
+    if (
+        isinstance(pool, _Pool)
+        and statistics["pool_size"] >= statistics["pool_max"]
+        and not statistics["pool_available"]
+    ):
+        return await pool.waiting.check()
     async with pool.connection() as connection:
         await connection.execute("SELECT 1")
     return True
 
 
 async def _check_connections(connections: PsycopgConnections) -> bool:
-    async with connections.connection() as connection:
-        await connection.execute("SELECT 1")
-    return True
+    """Ask the server with a connection of its own: users of the others may wait for it in vain."""
+    return await connections.waiting.check()
 
 
 async def reset_session(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from postroom.options import check_count
 from postroom.types import C
 
 try:
-    from sqlalchemy import URL, event, text
+    from sqlalchemy import URL, event, exc, text
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
     from sqlalchemy.util import await_only
@@ -100,6 +101,7 @@ def sqlalchemy_engine(
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
         watch = _Watch(engine, source, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        waiting.ask = watch.try_out
         try:
             async with engine.connect():
                 pass
@@ -139,21 +141,26 @@ class _Uses:
             self.none.set()
 
 
-def _pool_options(uses: _Uses, waiting: Waiting, acquire_timeout: float) -> dict[str, Any]:
+def _pool_options(uses: _Uses, room: Waiting, acquire_timeout: float) -> dict[str, Any]:
     class Watched(AsyncAdaptedQueuePool):
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
         # SQLAlchemy would name its own logger after this module, and it logs what drivers raise as it is.
         _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
 
+        waiting = room
+
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            with waiting.one(uses.is_full):
-                return make_do(
-                    super()._do_get,
-                    held=uses.open,
-                    wait=lambda: await_only(waiting.until_freed()),
-                    limit=acquire_timeout,
-                )
+            with room.one(uses.is_full):
+                try:
+                    return make_do(
+                        super()._do_get,
+                        held=uses.open,
+                        wait=lambda: await_only(room.until_freed()),
+                        limit=acquire_timeout,
+                    )
+                except exc.TimeoutError as late:  # an outage where the server is silent
+                    raise late from await_only(room.problem())
 
     return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
@@ -182,6 +189,8 @@ class _Watch:
         self._source = source
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
         self._uses = uses
+        self._make: Callable[[], Awaitable[Any]] | None = None
+        """Makes a connection as the last one was made."""
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
         self._names = require_names(source) if canary and postgresql else None
@@ -211,9 +220,15 @@ class _Watch:
             return await connected(self._source, once)
 
         async def make(*arguments: Any, **keywords: Any) -> Any:
+            self._make = partial(make, *arguments, **keywords)
             return await self._attempts.make(lambda: connect(*arguments, **keywords), self._greet)
 
         keywords["async_creator_fn"] = make
+
+    async def try_out(self) -> None:
+        """Make one connection more, and end it: does the server answer?"""
+        if self._make is not None:
+            await _end(await self._make())
 
     async def _greet(self, connection: Any) -> None:
         if self._names is not None:
@@ -314,10 +329,10 @@ async def _end(connection: Any) -> None:
 
 
 async def _check(engine: AsyncEngine) -> bool:
-    """Ask one idle connection. An engine without an idle one is in use: its users report."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
-        return True
+        return bool(await pool.waiting.check())
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
     return True

@@ -174,6 +174,34 @@ async def test_waiting_ends_in_time(provide: Provide, tenant: TenantDatabase) ->
         await asyncio.to_thread(nested)
 
 
+async def test_a_silent_server_fails_while_all_connections_are_in_use(provide: Provide, tenant: TenantDatabase) -> None:
+    """And who waits for one of them in vain has met an outage; with a server that answers it is a failure."""
+    made = provide(Registry({"a": tenant.dsn}), max_size=1, connect_timeout=1.0, acquire_timeout=0.1)
+    assert made.check is not None
+
+    def wait_in_vain(resource: Any) -> Exception:
+        with pytest.raises((psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)) as raised, _connect(resource):
+            pass
+        return raised.value
+
+    async with made("a") as resource:
+        with _connect(resource):
+            assert await made.check(resource)
+            error = await asyncio.to_thread(wait_in_vain, resource)
+            # psycopg's own says no more than that it is late.
+            assert is_outage(error) is isinstance(error, psycopg_pool.PoolTimeout)
+            tenant.server.freeze()
+            try:
+                problems = await asyncio.gather(*(asyncio.to_thread(wait_in_vain, resource) for _ in range(3)))
+                assert all(is_outage(each) for each in problems)
+                with pytest.raises(TimeoutError) as silent:
+                    await made.check(resource)
+            finally:
+                tenant.server.thaw()
+            assert is_outage(silent.value)
+            assert await made.check(resource)
+
+
 async def test_a_long_wait_is_said_once_and_its_cause_is_shown(
     tenant: TenantDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
