@@ -68,7 +68,8 @@ def psycopg_sync_pool(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as
-            ``autocommit``, when a connection is returned: one more round trip.
+            ``autocommit``, when a connection is returned: one more round trip. It may take
+            ``connect_timeout``; then the connection is ended.
         configure: called with each new connection; it must leave no transaction open.
         options: further keywords for each connection, such as ``autocommit`` or ``row_factory``.
 
@@ -112,7 +113,7 @@ def psycopg_sync_pool(
                 name=f"postroom-sync-{next(_numbers)}",
                 open=False,
                 configure=prepare,
-                reset=reset_sync_session if reset else None,
+                reset=(lambda connection: reset_sync_session(connection, connect_timeout)) if reset else None,
             )
             pool.watch(connections, display_key(context))
             try:

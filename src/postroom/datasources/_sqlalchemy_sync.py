@@ -81,7 +81,8 @@ def sqlalchemy_sync_engine(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
-            returned: one more round trip.
+            returned: one more round trip. It may take ``connect_timeout``; then the connection is
+            ended.
         options: further keywords for ``create_engine``, such as ``isolation_level``.
 
     Raises:
@@ -228,7 +229,7 @@ class _Watch:
 
     def _reset(self, connection: Any, _record: Any, state: Any) -> None:
         if not state.terminate_only:
-            reset_sync_session(connection)
+            reset_sync_session(connection, self._timeout)
 
     async def close(self, timeout: float) -> None:
         try:

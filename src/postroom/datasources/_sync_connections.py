@@ -1,14 +1,12 @@
 """psycopg's connections for threads: made, watched and ended as those of the event loop are."""
 
 import asyncio
-import os
-import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
 import psycopg
@@ -22,7 +20,7 @@ from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._sync_inbox import run_now
 from postroom.datasources._waiting import silent
-from postroom.datasources.psycopg import changed_flags, check_dsn, refusal_of, restore
+from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, refusal_of, restore
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
 from postroom.log_fields import Log, Step
@@ -231,7 +229,31 @@ def connect_sync(dsn: str = "", **keywords: Any) -> SyncConnection:
         raise
 
 
-def reset_sync_session(connection: SyncConnection) -> None:
+def reset_sync_session(connection: SyncConnection, seconds: float) -> None:
+    """Make a connection what it was before its last user, or raise after so many seconds: it may be dead."""
+    until, wait = time.monotonic() + seconds, connection.wait
+    own = vars(connection)  # where a function comes before that of the class
+    own["wait"] = lambda waiting, *arguments, **keywords: wait(_until(until, waiting), *arguments, **keywords)
+    try:
+        _reset(connection)
+    finally:
+        del own["wait"]
+
+
+def _until(until: float, waiting: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Pass on what psycopg waits for, and looks at ten times a second, for as long as there is time."""
+    try:
+        wanted = next(waiting)
+        while True:
+            ready = yield wanted
+            if time.monotonic() > until:
+                raise psycopg.OperationalError("the connection did not forget its last user in time")
+            wanted = waiting.send(ready)
+    except StopIteration as done:
+        return cast("T", done.value)
+
+
+def _reset(connection: SyncConnection) -> None:
     """Make a connection what it was before its last user. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
     if connection.info.transaction_status != TransactionStatus.IDLE:
@@ -254,8 +276,7 @@ def end_sync_connection(connection: SyncConnection) -> None:
     if not _is_busy(connection):
         connection.close()
         return
-    with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
-        twin.shutdown(socket.SHUT_RDWR)
+    break_off(connection)
     # A thread that had its answer before the shutdown does not notice it, and leaves the connection open.
     if connection.lock.acquire(timeout=_RELEASED):
         try:

@@ -312,7 +312,7 @@ async def connect_remembering(*arguments: Any, **keywords: Any) -> "asyncpg.Conn
 
 def remember(connection: Any) -> None:
     """Remember what asyncpg keeps of a new connection on this side: tenants may share it."""
-    if connection.fresh is None:
+    if getattr(connection, "fresh", ...) is None:  # one that a function of the user made has none
         connection.fresh = {name: getattr(connection, name).copy() for name in _CALLBACKS}
         connection.fresh["_listeners"] = {}  # the server forgets what they listen to
         connection.codecs_changed = False
@@ -325,7 +325,7 @@ async def reset_session(connection: Any) -> None:
     # A second round trip only where something was prepared: most handlers prepare nothing by name.
     if await connection.execute(RESET) != _NONE_PREPARED:
         await connection.execute(DEALLOCATE)
-    for name, callbacks in (connection.fresh or {}).items():
+    for name, callbacks in (getattr(connection, "fresh", None) or {}).items():
         setattr(connection, name, callbacks.copy())
 
 
@@ -345,6 +345,11 @@ async def _greet(connection: "asyncpg.Connection[asyncpg.Record]", names: Names 
         row = await connection.fetchrow(CANARY)
         assert row is not None  # noqa: S101 - it has no FROM and no WHERE
         verify(names, row[0], row[1])
+
+
+def break_off(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Let who waits for an answer learn that none comes."""
+    connection.terminate()
 
 
 async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -175,7 +175,8 @@ def psycopg_pool(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as
-            ``autocommit``, when a connection is returned: one more round trip.
+            ``autocommit``, when a connection is returned: one more round trip. It may take
+            ``connect_timeout``; then the connection is ended.
         configure: called with each new connection; it must leave no transaction open. Flags that it
             sets stay; a setting belongs into ``options={"options": "-c name=value"}``, because the
             reset undoes a SET.
@@ -211,6 +212,14 @@ def psycopg_pool(
                 await configure(connection)
             remember(connection)
 
+        async def put_back(connection: Connection) -> None:
+            # The pool's only worker does this: a dead connection would keep all others from their users.
+            late = asyncio.get_running_loop().call_later(connect_timeout, break_off, connection)
+            try:
+                await reset_session(connection)
+            finally:
+                late.cancel()
+
         try:
             # Before the pool: its own workers would retry a wrong password in the background until
             # the time-out.
@@ -230,7 +239,7 @@ def psycopg_pool(
                 name=f"postroom-{next(_numbers)}",
                 open=False,
                 configure=prepare,
-                reset=reset_session if reset else None,
+                reset=put_back if reset else None,
             )
             pool.watch(connections, Waiting(context, max_size, acquire_timeout))
             try:
@@ -489,6 +498,11 @@ async def end_connection(connection: Connection) -> None:
     if connection.pgconn.transaction_status != TransactionStatus.ACTIVE and not connection.lock.locked():
         await connection.close()
         return
+    break_off(connection)
+
+
+def break_off(connection: "Connection | psycopg.Connection[TupleRow]") -> None:
+    """Let who waits for an answer read the end of the stream."""
     with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 

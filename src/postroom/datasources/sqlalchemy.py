@@ -70,7 +70,8 @@ def sqlalchemy_engine(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
-            returned: one more round trip.
+            returned: one more round trip. It may take ``connect_timeout``; then the connection is
+            ended.
         options: further keywords for ``create_async_engine``, such as ``isolation_level``.
 
     Raises:
@@ -187,6 +188,7 @@ class _Watch:
     ) -> None:
         self._engine = engine
         self._source = source
+        self._timeout = connect_timeout
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
         self._uses = uses
         self._make: Callable[[], Awaitable[Any]] | None = None
@@ -253,8 +255,17 @@ class _Watch:
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
             return  # it is not used again
-        connection.rollback()
-        connection.run_async(self._driver.reset_session)  # past the dialect: one round trip, not one for each statement
+        # SQLAlchemy replaces one whose reset fails.
+        late = asyncio.get_running_loop().call_later(
+            self._timeout, self._driver.break_off, connection.driver_connection
+        )
+        try:
+            connection.rollback()
+            connection.run_async(
+                self._driver.reset_session
+            )  # past the dialect: one round trip, not one for each statement
+        finally:
+            late.cancel()
         if getattr(connection.driver_connection, "codecs_changed", False):
             record.invalidate(soft=True)  # asyncpg has no way back: the next user gets a new one
 

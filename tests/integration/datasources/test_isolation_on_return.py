@@ -1,6 +1,8 @@
 """What one user of a connection leaves behind, the next one does not find: each kind of state, each adapter."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -292,6 +294,41 @@ class TestWhatDriversKeepOnThisSide:
             assert await pool.fetchval("SELECT '[1]'::json") == "read by init"
             assert len(backends) == 1
             assert [record.query for record in told][:1] == ["SELECT '[1]'::json"]
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
+async def test_a_connection_that_died_keeps_no_other_from_its_user(driver: Driver, tenant: TenantDatabase) -> None:
+    """It has no answer for the reset: it is ended after connect_timeout, and the others go on meanwhile."""
+    dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+    provider = driver.provide(Registry({"a": dsn}), max_size=2, connect_timeout=1.0, acquire_timeout=8.0)
+    frozen: list[int] = []
+    try:
+        async with asyncio.timeout(20), provider("a") as pool:
+            with suppress(TimeoutError):  # asyncpg's pool tells who returns it
+                async with driver.connect(pool) as connection:
+                    frozen.append(await driver.run(connection, "SELECT pg_backend_pid()"))
+                    if hasattr(connection, "commit"):
+                        await connection.commit()
+                    elif driver in IN_THREADS:
+                        await connection.thread.run(connection.tx.commit)
+                    os.kill(frozen[0], signal.SIGSTOP)
+            async with driver.connect(pool) as connection, driver.connect(pool) as other:
+                assert await driver.run(connection, "SELECT 1") == await driver.run(other, "SELECT 1") == 1
+    finally:
+        for backend in frozen:
+            os.kill(backend, signal.SIGCONT)
+
+
+async def test_a_connection_of_the_users_own_function_is_reset(tenant: TenantDatabase) -> None:
+    """SQLAlchemy's ``async_creator_fn`` makes what it likes."""
+    driver = DRIVERS[2]
+    options = {"connect_args": {"async_creator_fn": asyncpg.connect}}
+    async with driver.provide(Registry({"a": tenant.dsn}), max_size=1, options=options)("a") as engine:
+        async with driver.connect(engine) as connection:
+            await driver.run(connection, "SET statement_timeout = '9s'")
+            await connection.commit()
+        async with driver.connect(engine) as connection:
+            assert await driver.run(connection, "SHOW statement_timeout") == "0"
 
 
 async def test_a_role_that_the_database_gives_comes_back(tenant: TenantDatabase) -> None:
