@@ -1,6 +1,5 @@
 """psycopg for plain ``def`` handlers: a ``psycopg_pool.ConnectionPool`` per context, and its inbox."""
 
-import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +14,7 @@ from postroom.checking import check_optional
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
-from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
+from postroom.datasources._sync_connections import SyncConnection, SyncConnections, in_thread, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import SAID_AFTER
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
@@ -120,7 +119,7 @@ def psycopg_sync_pool(
                 pool.open()
                 yield pool
             finally:
-                await asyncio.to_thread(pool.close, close_timeout)
+                await in_thread(lambda: pool.close(close_timeout))
         finally:
             await connections.end()
 
@@ -179,7 +178,7 @@ async def _check_pool(pool: SyncPool) -> bool:
         and not statistics["pool_available"]
     ):
         return await pool.connections.check()
-    await asyncio.to_thread(_ask, pool)
+    await in_thread(lambda: _ask(pool))
     return True
 
 
@@ -255,7 +254,7 @@ def psycopg_sync_inbox(
     inbox = postgres_inbox(table)
 
     async def prepare(database: PsycopgSyncDatabase) -> None:
-        await asyncio.to_thread(database.prepare, create=create)
+        await in_thread(lambda: database.prepare(create=create))
 
     return add_inbox(
         provider,

@@ -1,6 +1,5 @@
 """SQLAlchemy for plain ``def`` handlers: one ``Engine`` per context, over psycopg, and its inbox."""
 
-import asyncio
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
@@ -21,6 +20,7 @@ from postroom.datasources._sync_connections import (
     SyncConnection,
     SyncConnections,
     connect_sync,
+    in_thread,
     in_time,
     reset_sync_session,
 )
@@ -233,8 +233,8 @@ class _Watch:
 
     async def close(self, timeout: float) -> None:
         try:
-            if await asyncio.to_thread(self._uses.none, timeout):
-                await asyncio.to_thread(self._engine.dispose)
+            if await in_thread(lambda: self._uses.none(timeout)):
+                await in_thread(self._engine.dispose)
         finally:
             await self._connections.end()
 
@@ -257,7 +257,7 @@ async def _check(engine: Engine) -> bool:
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
         return bool(await pool.check())
-    await asyncio.to_thread(_ask, engine)
+    await in_thread(lambda: _ask(engine))
     return True
 
 
@@ -379,7 +379,7 @@ def sqlalchemy_sync_inbox(
     begin: BeginSync[Any] = _begin_connection if session is None else _begin_session(session)
 
     async def prepare(database: SqlalchemySyncDatabase[Any]) -> None:
-        await asyncio.to_thread(database.prepare, create=create)
+        await in_thread(lambda: database.prepare(create=create))
 
     return add_inbox(
         provider,

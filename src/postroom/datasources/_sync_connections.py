@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
@@ -18,6 +19,7 @@ from postroom.datasources._attempts import late
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._sqlite_units import complete
 from postroom.datasources._sync_inbox import run_now
 from postroom.datasources._waiting import silent
 from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, refusal_of, restore
@@ -38,12 +40,31 @@ _RELEASED: Final = 1.0
 _log = Log("postroom.datasources", Step.RESOURCES)
 
 
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do it in a thread of its own, which begins at once and keeps no process from its end.
+
+    The default executor has few threads: what hangs for some tenants would keep the others waiting.
+    """
+    done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        try:
+            value = work()
+        except BaseException as error:
+            complete(done, None, error)
+        else:
+            complete(done, value, None)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="postroom-datasource", daemon=True).start()
+    return await done
+
+
 async def in_time(timeout: float, connect: Callable[[], T]) -> T:
     """Connect in a thread, and return the result, or raise ``TimeoutError`` after ``timeout`` seconds."""
     deadline = asyncio.timeout(timeout)
     try:
         async with deadline:
-            return await asyncio.to_thread(connect)
+            return await in_thread(connect)
     except TimeoutError:
         if deadline.expired():
             raise late(timeout) from None
@@ -186,7 +207,7 @@ class SyncConnections:
                 await asyncio.to_thread(_cancel, connection)
             await asyncio.to_thread(end_sync_connection, connection)
         if self._under_way:  # they end by themselves: their thread looks whether it may go on
-            await asyncio.to_thread(self._none.wait, self._timeout)
+            await in_thread(lambda: self._none.wait(self._timeout))
         if in_use:
             _log.warning("%d connections were still held by threads at close and were ended", len(in_use))
         return bool(in_use)

@@ -251,6 +251,33 @@ async def test_a_server_that_does_not_answer_is_late(provide: Provide) -> None:
             writer.close()
 
 
+async def test_servers_that_do_not_answer_keep_no_other_tenant_waiting(
+    provide: Provide, tenant: TenantDatabase
+) -> None:
+    """However many threads the default executor has."""
+    silent: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: silent.append(writer), "127.0.0.1", 0)
+    bad = f"postgresql://a:b@127.0.0.1:{server.sockets[0].getsockname()[1]}/c"
+    made = provide(lambda name: tenant.dsn if name == "good" else bad, connect_timeout=30.0)
+
+    async def hang(name: str) -> None:
+        async with made(name):
+            pass
+
+    async with server:
+        hanging = [asyncio.create_task(hang(f"bad {number}")) for number in range(40)]
+        async with asyncio.timeout(20):
+            while len(silent) < len(hanging):
+                await asyncio.sleep(0.01)
+            async with made("good") as resource:
+                assert made.check is not None
+                assert await made.check(resource)
+        for writer in silent:
+            writer.close()
+        ended = await asyncio.gather(*hanging, return_exceptions=True)
+        assert all(isinstance(each, psycopg.Error | sqlalchemy.exc.SQLAlchemyError) for each in ended)
+
+
 async def test_a_thread_that_had_its_answer_leaves_no_connection_open(tenant: TenantDatabase) -> None:
     """It holds the connection while the resource is closed, and nothing tells it that its socket was shut down."""
     held: list[Any] = []
