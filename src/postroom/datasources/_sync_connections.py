@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
@@ -202,10 +203,13 @@ class SyncConnections:
             self._closed = True
             held = [connection for connection in self._live if not connection.closed]
         in_use = [connection for connection in held if connection not in self._ready]
-        for connection in held:
-            if _is_busy(connection):  # without this, the server would finish the statement, and keep its backend
-                await asyncio.to_thread(_cancel, connection)
-            await asyncio.to_thread(end_sync_connection, connection)
+        busy = [connection for connection in held if _is_busy(connection)]
+        try:  # without this, the server would finish the statements, and keep their backends
+            await asyncio.gather(*(in_thread(partial(_cancel, connection)) for connection in busy))
+        finally:  # also when the close is cancelled meanwhile: this waits for nothing
+            for connection in busy:
+                break_off(connection)
+        await asyncio.gather(*(in_thread(partial(end_sync_connection, connection)) for connection in held))
         if self._under_way:  # they end by themselves: their thread looks whether it may go on
             await in_thread(lambda: self._none.wait(self._timeout))
         if in_use:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import quote
@@ -276,6 +277,26 @@ async def test_servers_that_do_not_answer_keep_no_other_tenant_waiting(
             writer.close()
         ended = await asyncio.gather(*hanging, return_exceptions=True)
         assert all(isinstance(each, psycopg.Error | sqlalchemy.exc.SQLAlchemyError) for each in ended)
+
+
+async def test_many_connections_that_hang_are_ended_together(provide: Provide, tenant: TenantDatabase) -> None:
+    """Not one after the other: the close of the pool would be out of time before the last one."""
+    time = asyncio.get_running_loop().time
+    made = provide(Registry({"a": tenant.dsn}), max_size=12, close_timeout=0.1)
+    with ThreadPoolExecutor(12) as threads:
+        try:
+            async with made("a") as resource:
+                hanging = [threads.submit(_ask, resource, "SELECT pg_sleep(600)") for _ in range(12)]
+                tenant.wait_for_backends(12)
+                await asyncio.sleep(0.1)  # they have begun their statement
+                tenant.server.freeze()
+                closing = time()
+            assert time() - closing < 6  # a second for each of them to be cancelled, and one to be let go of
+            done, running = await asyncio.to_thread(wait, hanging, 5)
+            assert not running
+            assert all(future.exception() is not None for future in done)
+        finally:
+            tenant.server.thaw()
 
 
 async def test_a_thread_that_had_its_answer_leaves_no_connection_open(tenant: TenantDatabase) -> None:
