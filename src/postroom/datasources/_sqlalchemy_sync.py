@@ -221,7 +221,7 @@ class _Watch:
         return self._connections.problem(self._make)
 
     async def check(self) -> bool:
-        """Return True, or raise what is wrong with a server whose connections are all in use."""
+        """Return True, or raise what is wrong with a server while all connections are in use."""
         return await self._connections.check(self._make)
 
     def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:

@@ -157,7 +157,7 @@ class SyncConnections:
             return silent(self._problem)
 
     async def check(self, make: Connect | None = None) -> bool:
-        """Return True, or raise what is wrong with a server whose connections are all in use."""
+        """Return True, or raise what is wrong with a server while all connections are in use."""
         if (problem := await in_time(self._timeout, lambda: self.problem(make))) is not None:
             raise problem
         return True
@@ -258,7 +258,11 @@ def reset_sync_session(connection: SyncConnection, seconds: float) -> None:
     """Make a connection what it was before its last user, or raise after so many seconds: it may be dead."""
     until, wait = time.monotonic() + seconds, connection.wait
     own = vars(connection)  # where a function comes before that of the class
-    own["wait"] = lambda waiting, *arguments, **keywords: wait(_until(until, waiting), *arguments, **keywords)
+
+    def bounded(waiting: Generator[Any, Any, Any], *arguments: Any, **keywords: Any) -> Any:
+        return wait(_until(until, waiting), *arguments, **keywords)
+
+    own["wait"] = bounded
     try:
         _reset(connection)
     finally:

@@ -51,7 +51,7 @@ def make_do(connect: Callable[[], T], *, held: Collection[object], wait: Callabl
 
 
 def silent(problem: Exception | None) -> TimeoutError | None:
-    """Return what one more connection says of a server whose others are all in use: nothing where it answers."""
+    """Return what one more connection says of a server while all others are in use: nothing where it answers."""
     if problem is None or sqlstate_of(problem) == _FULL:
         return None
     return unanswered(f"all connections are in use, and no other can be made ({type(problem).__name__})", problem)
@@ -134,7 +134,7 @@ class Waiting:
             return silent(self._problem)
 
     async def check(self) -> bool:
-        """Return True, or raise what is wrong with a server whose connections are all in use."""
+        """Return True, or raise what is wrong with a server while all connections are in use."""
         if (problem := await self.problem()) is not None:
             raise problem
         return True

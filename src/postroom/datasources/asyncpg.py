@@ -242,7 +242,8 @@ class _Pool(_PoolBase):
     async def try_out(self) -> None:
         """Make one connection more, and end it: does the server answer?"""
         async with asyncio.timeout(self._release_timeout):
-            connection = await super()._get_new_connection()  # type: ignore[misc]  # not in the stubs
+            pool: Any = self
+            connection = await pool._get_new_connection()  # noqa: SLF001 - with its options; not in the stubs
         await _discard(connection)
 
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
@@ -301,12 +302,14 @@ class _Remembering(_ConnectionBase):
 
 def _remembering(kind: Any) -> Any:
     """Return a class of connections that is also this one."""
-    return type(kind.__name__, (_Remembering, kind), {}) if issubclass(kind, asyncpg.Connection) else kind
+    is_one = asyncpg.Connection in kind.__mro__  # else asyncpg says what is wrong with it
+    return type(kind.__name__, (_Remembering, kind), {}) if is_one else kind
 
 
 async def connect_remembering(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
     """Connect as asyncpg does."""
-    kind = _remembering(keywords.get("connection_class", asyncpg.Connection))
+    default: Any = asyncpg.Connection
+    kind = _remembering(keywords.get("connection_class", default))
     return await asyncpg.connect(*arguments, **{**keywords, "connection_class": kind})
 
 
@@ -325,7 +328,8 @@ async def reset_session(connection: Any) -> None:
     # A second round trip only where something was prepared: most handlers prepare nothing by name.
     if await connection.execute(RESET) != _NONE_PREPARED:
         await connection.execute(DEALLOCATE)
-    for name, callbacks in (getattr(connection, "fresh", None) or {}).items():
+    fresh: dict[str, Any] = getattr(connection, "fresh", None) or {}
+    for name, callbacks in fresh.items():
         setattr(connection, name, callbacks.copy())
 
 

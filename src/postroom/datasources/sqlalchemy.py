@@ -255,7 +255,7 @@ class _Watch:
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
             return  # it is not used again
-        # SQLAlchemy replaces one whose reset fails.
+        # SQLAlchemy replaces a connection that could not be reset.
         late = asyncio.get_running_loop().call_later(
             self._timeout, self._driver.break_off, connection.driver_connection
         )

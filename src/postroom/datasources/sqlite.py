@@ -288,7 +288,7 @@ class SqliteDatabase:
         connection.row_factory = sqlite3.Row
         connection.text_factory = str
         if hasattr(connection, "autocommit"):  # since Python 3.12
-            connection.autocommit = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL
+            setattr(connection, "autocommit", -1)  # noqa: B010 - sqlite3.LEGACY_TRANSACTION_CONTROL, not in all stubs
         connection.isolation_level = None
         return True
 
