@@ -598,13 +598,11 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
 
 def _only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Return the error of a group that holds one alone, however deep."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        if len(errors) != 1:
-            return None
-        error = errors[0]
-    return error
+    errors: tuple[BaseException, ...] = (group,)
+    while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
+        nested: Any = errors[0]
+        errors = nested.exceptions
+    return errors[0] if len(errors) == 1 else None
 
 
 def _is_of_resources(error: BaseException) -> bool:

@@ -75,7 +75,15 @@ class Attempts(Generic[T]):
 
 def late(timeout: float) -> TimeoutError:
     """Return the error for a connection that was not made in time."""
-    return TimeoutError(f"no connection was made within {timeout:g} s (connect_timeout=)")
+    return unanswered(f"no connection was made within {timeout:g} s (connect_timeout=)")
+
+
+def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:
+    """Return the error for a server that does not answer: an outage, and no failure of the message that waits."""
+    error = TimeoutError(text)
+    vars(error)["sqlstate"] = "08001"  # what PostgreSQL calls it when no connection can be made
+    error.__cause__ = cause
+    return error
 
 
 def _closed() -> ClosedError:

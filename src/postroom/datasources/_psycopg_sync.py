@@ -1,6 +1,5 @@
 """psycopg for plain ``def`` handlers: a ``psycopg_pool.ConnectionPool`` per context, and its inbox."""
 
-import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -15,12 +14,12 @@ from postroom.checking import check_optional
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
-from postroom.datasources._sync_connections import SyncConnection, SyncConnections, SyncSessions
+from postroom.datasources._sync_connections import SyncConnection, SyncConnections, in_thread, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import SAID_AFTER
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.psycopg import OWN
+from postroom.datasources.psycopg import OWN, remember
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.display import display_key
@@ -68,7 +67,8 @@ def psycopg_sync_pool(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as
-            ``autocommit``, when a connection is returned: one more round trip.
+            ``autocommit``, when a connection is returned: one more round trip. It may take
+            ``connect_timeout``; then the connection is ended.
         configure: called with each new connection; it must leave no transaction open.
         options: further keywords for each connection, such as ``autocommit`` or ``row_factory``.
 
@@ -92,7 +92,12 @@ def psycopg_sync_pool(
     async def enter(context: C) -> AsyncGenerator[SyncPool, None]:
         source = await located(locate, context)
         connections = SyncConnections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
-        sessions = SyncSessions(configure)
+
+        def prepare(connection: SyncConnection) -> None:
+            if configure is not None:
+                configure(connection)
+            remember(connection)
+
         try:
             await connections.first()
             pool = _Pool(
@@ -106,15 +111,15 @@ def psycopg_sync_pool(
                 num_workers=1,
                 name=f"postroom-sync-{next(_numbers)}",
                 open=False,
-                configure=sessions.configure,
-                reset=sessions.reset if reset else None,
+                configure=prepare,
+                reset=(lambda connection: reset_sync_session(connection, connect_timeout)) if reset else None,
             )
             pool.watch(connections, display_key(context))
             try:
                 pool.open()
                 yield pool
             finally:
-                await asyncio.to_thread(pool.close, close_timeout)
+                await in_thread(lambda: pool.close(close_timeout))
         finally:
             await connections.end()
 
@@ -124,12 +129,12 @@ def psycopg_sync_pool(
 class _Pool(pools.ConnectionPool[SyncConnection]):
     """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
 
-    _connections: SyncConnections
+    connections: SyncConnections
     _who: str
     _told = False
 
     def watch(self, connections: SyncConnections, who: str) -> None:
-        self._connections = connections
+        self.connections = connections
         self._who = who
 
     def getconn(self, timeout: float | None = None) -> SyncConnection:
@@ -143,13 +148,13 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
                     limit -= SAID_AFTER
             return super().getconn(limit)
         except pools.PoolTimeout as late:
-            refusal = self._connections.refusal
+            refusal = self.connections.refusal
             if refusal is not None:
                 raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
             raise
 
     def _warn(self, limit: float) -> None:
-        if self._told or self._connections.refusal is not None:
+        if self._told or self.connections.refusal is not None:
             return
         self._told = True
         _log.warning(
@@ -165,11 +170,15 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
 
 
 async def _check_pool(pool: SyncPool) -> bool:
-    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     statistics = pool.get_stats()
-    if statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]:
-        return True
-    await asyncio.to_thread(_ask, pool)
+    if (
+        isinstance(pool, _Pool)
+        and statistics["pool_size"] >= statistics["pool_max"]
+        and not statistics["pool_available"]
+    ):
+        return await pool.connections.check()
+    await in_thread(lambda: _ask(pool))
     return True
 
 
@@ -245,7 +254,7 @@ def psycopg_sync_inbox(
     inbox = postgres_inbox(table)
 
     async def prepare(database: PsycopgSyncDatabase) -> None:
-        await asyncio.to_thread(database.prepare, create=create)
+        await in_thread(lambda: database.prepare(create=create))
 
     return add_inbox(
         provider,

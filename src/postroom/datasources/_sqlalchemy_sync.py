@@ -1,13 +1,12 @@
 """SQLAlchemy for plain ``def`` handlers: one ``Engine`` per context, over psycopg, and its inbox."""
 
-import asyncio
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, overload
 
-from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, exc, text
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
@@ -17,9 +16,11 @@ from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inb
 from postroom.datasources._sqlalchemy_sessions import once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
+    Connect,
     SyncConnection,
     SyncConnections,
     connect_sync,
+    in_thread,
     in_time,
     reset_sync_session,
 )
@@ -27,6 +28,7 @@ from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._waiting import make_do
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
+from postroom.datasources.psycopg import remember
 from postroom.datasources.registry import (
     DataSource,
     Locate,
@@ -79,7 +81,8 @@ def sqlalchemy_sync_engine(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
-            returned: one more round trip.
+            returned: one more round trip. It may take ``connect_timeout``; then the connection is
+            ended.
         options: further keywords for ``create_engine``, such as ``isolation_level``.
 
     Raises:
@@ -102,7 +105,7 @@ def sqlalchemy_sync_engine(
         url = _url(source.dsn)
         uses = _Uses()
         size = {"pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
-        keywords = {"poolclass": _pool_class(uses, acquire_timeout), **size, **(options or {})}
+        keywords = {"poolclass": _pool_class(uses, acquire_timeout, lambda: watch), **size, **(options or {})}
         engine = create_engine(url, **keywords)
         watch = _Watch(engine, source, url, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
@@ -151,7 +154,7 @@ class _Uses:
             return self._changed.wait_for(lambda: not self._records, timeout)
 
 
-def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
+def _pool_class(uses: _Uses, acquire_timeout: float, watched: Callable[[], "_Watch"]) -> type[QueuePool]:
     class Patient(QueuePool):
         """SQLAlchemy's pool, which waits for one of its own connections where the server has no room for more."""
 
@@ -159,7 +162,13 @@ def _pool_class(uses: _Uses, acquire_timeout: float) -> type[QueuePool]:
         _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
+            try:
+                return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
+            except exc.TimeoutError as late:  # an outage where the server is silent
+                raise late from watched().problem()
+
+        async def check(self) -> bool:
+            return await watched().check()
 
     return Patient
 
@@ -185,6 +194,7 @@ class _Watch:
         self._engine = engine
         self._timeout = connect_timeout
         self._uses = uses
+        self._make: Connect | None = None
         event.listen(engine, "do_connect", self._do_connect)
         event.listen(engine, "connect", uses.opened)
         event.listen(engine, "close", uses.closed)
@@ -192,6 +202,8 @@ class _Watch:
         event.listen(engine, "checkout", uses.begin)
         event.listen(engine, "checkin", uses.end)
         if reset:
+            # At its first use: listeners of "connect" have done what they do by then.
+            event.listen(engine, "checkout", self._remember)
             event.listen(engine, "reset", self._reset)
 
     def _do_connect(self, _dialect: Any, _record: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
@@ -201,16 +213,28 @@ class _Watch:
         def make(**more: Any) -> SyncConnection:
             return connect_sync(*arguments, **{**defaults, **keywords, **more})
 
+        self._make = make
         return self._connections.connect(make)
+
+    def problem(self) -> TimeoutError | None:
+        """Ask the server with one connection more. Returns an outage, or None where it answers."""
+        return self._connections.problem(self._make)
+
+    async def check(self) -> bool:
+        """Return True, or raise what is wrong with a server while all connections are in use."""
+        return await self._connections.check(self._make)
+
+    def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
+        remember(connection)
 
     def _reset(self, connection: Any, _record: Any, state: Any) -> None:
         if not state.terminate_only:
-            reset_sync_session(connection)
+            reset_sync_session(connection, self._timeout)
 
     async def close(self, timeout: float) -> None:
         try:
-            if await asyncio.to_thread(self._uses.none, timeout):
-                await asyncio.to_thread(self._engine.dispose)
+            if await in_thread(lambda: self._uses.none(timeout)):
+                await in_thread(self._engine.dispose)
         finally:
             await self._connections.end()
 
@@ -229,10 +253,11 @@ def _ask(engine: Engine) -> None:
 
 
 async def _check(engine: Engine) -> bool:
-    """Ask one idle connection. An engine without an idle one is in use: its users report."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     pool: Any = engine.pool
-    if pool.checkedout() < pool.size():
-        await asyncio.to_thread(_ask, engine)
+    if pool.checkedout() >= pool.size():
+        return bool(await pool.check())
+    await in_thread(lambda: _ask(engine))
     return True
 
 
@@ -354,7 +379,7 @@ def sqlalchemy_sync_inbox(
     begin: BeginSync[Any] = _begin_connection if session is None else _begin_session(session)
 
     async def prepare(database: SqlalchemySyncDatabase[Any]) -> None:
-        await asyncio.to_thread(database.prepare, create=create)
+        await in_thread(lambda: database.prepare(create=create))
 
     return add_inbox(
         provider,

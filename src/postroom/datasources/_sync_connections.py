@@ -1,13 +1,14 @@
 """psycopg's connections for threads: made, watched and ended as those of the event loop are."""
 
 import asyncio
-import os
-import socket
 import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
 import psycopg
@@ -19,8 +20,10 @@ from postroom.datasources._attempts import late
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._sqlite_units import complete
 from postroom.datasources._sync_inbox import run_now
-from postroom.datasources.psycopg import ATTRIBUTES, FLAGS, check_dsn, refusal_of
+from postroom.datasources._waiting import silent
+from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, refusal_of, restore
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
 from postroom.log_fields import Log, Step
@@ -38,12 +41,31 @@ _RELEASED: Final = 1.0
 _log = Log("postroom.datasources", Step.RESOURCES)
 
 
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do it in a thread of its own, which begins at once and keeps no process from its end.
+
+    The default executor has few threads: what hangs for some tenants would keep the others waiting.
+    """
+    done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        try:
+            value = work()
+        except BaseException as error:
+            complete(done, None, error)
+        else:
+            complete(done, value, None)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="postroom-datasource", daemon=True).start()
+    return await done
+
+
 async def in_time(timeout: float, connect: Callable[[], T]) -> T:
     """Connect in a thread, and return the result, or raise ``TimeoutError`` after ``timeout`` seconds."""
     deadline = asyncio.timeout(timeout)
     try:
         async with deadline:
-            return await asyncio.to_thread(connect)
+            return await in_thread(connect)
     except TimeoutError:
         if deadline.expired():
             raise late(timeout) from None
@@ -74,6 +96,9 @@ class SyncConnections:
         self._closed = False
         self.refusal: Exception | None = None
         """Why the last attempt failed, until one succeeds."""
+        self._asking = threading.Lock()
+        self._asked_at = -1.0
+        self._problem: Exception | None = None
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
@@ -118,6 +143,25 @@ class SyncConnections:
         self.refusal = None
         return connection
 
+    def problem(self, make: Connect | None = None) -> TimeoutError | None:
+        """Ask the server with one connection more: ``Waiting.problem`` for threads."""
+        began = time.monotonic()
+        with self._asking:
+            if self._asked_at < began:
+                try:
+                    self.connect(make).close()
+                    self._problem = None
+                except Exception as error:
+                    self._problem = error
+                self._asked_at = time.monotonic()
+            return silent(self._problem)
+
+    async def check(self, make: Connect | None = None) -> bool:
+        """Return True, or raise what is wrong with a server while all connections are in use."""
+        if (problem := await in_time(self._timeout, lambda: self.problem(make))) is not None:
+            raise problem
+        return True
+
     def _make(self, **keywords: Any) -> SyncConnection:
         given = {**conninfo_to_dict(self._source.dsn), **self._options}
         patience = {name: value for name, value in PATIENCE.items() if name not in given}
@@ -159,40 +203,18 @@ class SyncConnections:
             self._closed = True
             held = [connection for connection in self._live if not connection.closed]
         in_use = [connection for connection in held if connection not in self._ready]
-        for connection in held:
-            if _is_busy(connection):  # without this, the server would finish the statement, and keep its backend
-                await asyncio.to_thread(_cancel, connection)
-            await asyncio.to_thread(end_sync_connection, connection)
+        busy = [connection for connection in held if _is_busy(connection)]
+        try:  # without this, the server would finish the statements, and keep their backends
+            await asyncio.gather(*(in_thread(partial(_cancel, connection)) for connection in busy))
+        finally:  # also when the close is cancelled meanwhile: this waits for nothing
+            for connection in busy:
+                break_off(connection)
+        await asyncio.gather(*(in_thread(partial(end_sync_connection, connection)) for connection in held))
         if self._under_way:  # they end by themselves: their thread looks whether it may go on
-            await asyncio.to_thread(self._none.wait, self._timeout)
+            await in_thread(lambda: self._none.wait(self._timeout))
         if in_use:
             _log.warning("%d connections were still held by threads at close and were ended", len(in_use))
         return bool(in_use)
-
-
-class SyncSessions:
-    """What each connection of a pool was like when it was new, and how it becomes like that again.
-
-    Args:
-        configure: called with each new connection.
-    """
-
-    def __init__(self, configure: Callable[[SyncConnection], None] | None) -> None:
-        self._configure = configure
-        self._flags: dict[str, Any] = {}
-
-    def configure(self, connection: SyncConnection) -> None:
-        """Prepare a new connection, and remember what it is like."""
-        if self._configure is not None:
-            self._configure(connection)
-        self._flags = {name: getattr(connection, name) for name in (*FLAGS, *ATTRIBUTES)}
-
-    def reset(self, connection: SyncConnection) -> None:
-        """Make a connection what it was."""
-        reset_sync_session(connection)
-        for name in (*FLAGS, *ATTRIBUTES):
-            if getattr(connection, name) != self._flags[name]:
-                setattr(connection, name, self._flags[name])
 
 
 class _FromThread:
@@ -232,8 +254,36 @@ def connect_sync(dsn: str = "", **keywords: Any) -> SyncConnection:
         raise
 
 
-def reset_sync_session(connection: SyncConnection) -> None:
-    """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
+def reset_sync_session(connection: SyncConnection, seconds: float) -> None:
+    """Make a connection what it was before its last user, or raise after so many seconds: it may be dead."""
+    until, wait = time.monotonic() + seconds, connection.wait
+    own = vars(connection)  # where a function comes before that of the class
+
+    def bounded(waiting: Generator[Any, Any, Any], *arguments: Any, **keywords: Any) -> Any:
+        return wait(_until(until, waiting), *arguments, **keywords)
+
+    own["wait"] = bounded
+    try:
+        _reset(connection)
+    finally:
+        del own["wait"]
+
+
+def _until(until: float, waiting: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Pass on what psycopg waits for, and looks at ten times a second, for as long as there is time."""
+    try:
+        wanted = next(waiting)
+        while True:
+            ready = yield wanted
+            if time.monotonic() > until:
+                raise psycopg.OperationalError("the connection did not forget its last user in time")
+            wanted = waiting.send(ready)
+    except StopIteration as done:
+        return cast("T", done.value)
+
+
+def _reset(connection: SyncConnection) -> None:
+    """Make a connection what it was before its last user. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
     if connection.info.transaction_status != TransactionStatus.IDLE:
         connection.rollback()
@@ -245,6 +295,9 @@ def reset_sync_session(connection: SyncConnection) -> None:
     if cursor.rowcount:
         cursor.execute(DEALLOCATE)
     connection.autocommit = autocommit
+    for name, value in changed_flags(connection).items():
+        setattr(connection, name, value)
+    restore(connection)
 
 
 def end_sync_connection(connection: SyncConnection) -> None:
@@ -252,8 +305,7 @@ def end_sync_connection(connection: SyncConnection) -> None:
     if not _is_busy(connection):
         connection.close()
         return
-    with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
-        twin.shutdown(socket.SHUT_RDWR)
+    break_off(connection)
     # A thread that had its answer before the shutdown does not notice it, and leaves the connection open.
     if connection.lock.acquire(timeout=_RELEASED):
         try:

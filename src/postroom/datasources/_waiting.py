@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from postroom.datasources._attempts import unanswered
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import sqlstate_of
@@ -49,6 +50,13 @@ def make_do(connect: Callable[[], T], *, held: Collection[object], wait: Callabl
         wait()
 
 
+def silent(problem: Exception | None) -> TimeoutError | None:
+    """Return what one more connection says of a server while all others are in use: nothing where it answers."""
+    if problem is None or sqlstate_of(problem) == _FULL:
+        return None
+    return unanswered(f"all connections are in use, and no other can be made ({type(problem).__name__})", problem)
+
+
 class Waiting:
     """Counts those who wait for a connection of one resource, and warns once when one of them waits for long.
 
@@ -66,6 +74,11 @@ class Waiting:
         self._told = False
         self._refused: list[asyncio.Future[None]] = []
         """Those that the server had no connection for."""
+        self.ask: Callable[[], Awaitable[None]] | None = None
+        """Makes a connection beyond the pool's and ends it, within ``connect_timeout``."""
+        self._asking = asyncio.Lock()
+        self._asked_at = -1.0
+        self._problem: Exception | None = None
 
     def freed(self) -> None:
         """Note that a connection came free, or was closed: one caller that was refused may try again."""
@@ -103,11 +116,42 @@ class Waiting:
             if not self._waiting:  # the next time is another one
                 self._told = False
 
-    def timed_out(self) -> TimeoutError:
-        """Return the error for a caller who has waited for too long."""
+    async def problem(self) -> TimeoutError | None:
+        """Ask the server whether it answers, while all connections are in use: its users may wait for it in vain.
+
+        One question for all who ask meanwhile. Returns an outage, or None where it answers.
+        """
+        time = asyncio.get_running_loop().time
+        began = time()
+        async with self._asking:
+            if self._asked_at < began and self.ask is not None:
+                try:
+                    await self.ask()
+                    self._problem = None
+                except Exception as error:
+                    self._problem = error
+                self._asked_at = time()
+            return silent(self._problem)
+
+    async def check(self) -> bool:
+        """Return True, or raise what is wrong with a server while all connections are in use."""
+        if (problem := await self.problem()) is not None:
+            raise problem
+        return True
+
+    async def timed_out(self, limit: float, *, full: bool = True) -> TimeoutError:
+        """Return the error for a caller who has waited for ``limit`` seconds: an outage where the server is silent.
+
+        A caller with a limit of its own is not kept for longer to ask that.
+        """
+        text = f"no connection of tenant {self._who} came free within {limit:g} s"
+        if limit == self._timeout and (problem := await self.problem()) is not None:
+            return unanswered(f"{text}: {problem}", problem.__cause__)
+        if not full:
+            return TimeoutError(text)
         return TimeoutError(
-            f"no connection of tenant {self._who} came free within {self._timeout:g} s: all {self._max_size} are in "
-            "use; a handler that takes a second connection while it holds one needs a larger max_size="
+            f"{text}: all {self._max_size} are in use; a handler that takes a second connection while it holds one "
+            "needs a larger max_size="
         )
 
     def _warn(self, full: Callable[[], bool]) -> None:

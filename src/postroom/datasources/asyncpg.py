@@ -28,9 +28,11 @@ except ModuleNotFoundError as _error:  # pragma: no cover - the test environment
 if TYPE_CHECKING:
     _PoolBase = asyncpg.Pool[asyncpg.Record]
     _AcquiringBase = PoolAcquireContext[asyncpg.Record]
+    _ConnectionBase = asyncpg.Connection[asyncpg.Record]
 else:  # only the stubs have parameters
     _PoolBase = asyncpg.Pool
     _AcquiringBase = PoolAcquireContext
+    _ConnectionBase = asyncpg.Connection
 
 _log = Log("postroom.datasources", Step.RESOURCES)
 Reset = Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
@@ -38,6 +40,7 @@ _OWN: Final = {
     "dsn": "", "connect": "", "min_size": "", "max_size": "max_size", "init": "init",
     "max_inactive_connection_lifetime": "idle",
 }  # fmt: skip
+_CALLBACKS: Final = ("_query_loggers", "_log_listeners", "_termination_listeners")
 _NONE_PREPARED: Final = "SELECT 0"  # what PostgreSQL answers to the last statement of RESET
 
 
@@ -104,6 +107,7 @@ def asyncpg_pool(
     check_optional("asyncpg_pool(init=...)", "(connection)", init)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
+    keywords["connection_class"] = _remembering(keywords.get("connection_class", asyncpg.Connection))
 
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[asyncpg.Pool[asyncpg.Record], None]":
@@ -112,6 +116,11 @@ def asyncpg_pool(
             raise unreadable("asyncpg")
         names = require_names(source, keywords) if canary else None
         attempts = Attempts(connect_timeout, _discard)
+
+        async def prepare(connection: Any) -> None:
+            if init is not None:
+                await init(connection)
+            remember(connection)
 
         async def connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
             async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
@@ -126,7 +135,7 @@ def asyncpg_pool(
             # Down to none: an idle tenant must not hold a process of the server.
             max_inactive_connection_lifetime=idle,
             connect=connect,
-            init=init,
+            init=prepare,
             waiting=Waiting(context, max_size, acquire_timeout),
             acquire_timeout=acquire_timeout,
             # A reset that hangs, as on a dead host, would otherwise hold its place in the pool.
@@ -194,8 +203,9 @@ class _Acquiring(_AcquiringBase):
                 # Only for our own limit: a TimeoutError of the driver passes as it is.
                 if limit.expired() and refusal is not None:
                     raise refusal from None
-                if limit.expired() and pool.is_full():
-                    raise pool.waiting.timed_out() from None
+                if limit.expired() and self._limit is not None:
+                    late = await pool.waiting.timed_out(self._limit, full=pool.is_full())
+                    raise late from late.__cause__
                 raise
 
 
@@ -221,12 +231,20 @@ class _Pool(_PoolBase):
     ) -> None:
         super().__init__(*arguments, **(_DEFAULTS | options))
         self.waiting = waiting
+        waiting.ask = self.try_out
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
 
     def is_full(self) -> bool:
         """Return whether all connections exist and are in use."""
         return self.get_size() >= self.get_max_size() and not self.get_idle_size()
+
+    async def try_out(self) -> None:
+        """Make one connection more, and end it: does the server answer?"""
+        async with asyncio.timeout(self._release_timeout):
+            pool: Any = self
+            connection = await pool._get_new_connection()  # noqa: SLF001 - with its options; not in the stubs
+        await _discard(connection)
 
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
@@ -251,15 +269,68 @@ _DEFAULTS: Final[dict[str, Any]] = {
 def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
     """Return what a returned connection goes through: our reset, and then the user's own."""
 
-    async def reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        # A second round trip only where something was prepared: most handlers prepare nothing by
-        # name.
-        if everything and await connection.execute(RESET) != _NONE_PREPARED:
-            await connection.execute(DEALLOCATE)
+    async def reset(connection: Any) -> None:
+        if everything:
+            await reset_session(connection)
+            if connection.codecs_changed:
+                connection.terminate()  # asyncpg has no way back; the pool makes another one when it needs one
+                return
         if then is not None:
             await then(connection)
 
     return reset
+
+
+class _Remembering(_ConnectionBase):
+    """Knows what it was like, and whether its codecs were changed: asyncpg can neither tell nor undo that."""
+
+    fresh: dict[str, Any] | None = None
+    codecs_changed = False
+
+    async def set_type_codec(self, *arguments: Any, **keywords: Any) -> None:
+        self.codecs_changed = True
+        await super().set_type_codec(*arguments, **keywords)
+
+    async def reset_type_codec(self, *arguments: Any, **keywords: Any) -> None:
+        self.codecs_changed = True
+        await super().reset_type_codec(*arguments, **keywords)
+
+    async def set_builtin_type_codec(self, *arguments: Any, **keywords: Any) -> None:
+        self.codecs_changed = True
+        await super().set_builtin_type_codec(*arguments, **keywords)
+
+
+def _remembering(kind: Any) -> Any:
+    """Return a class of connections that is also this one."""
+    is_one = asyncpg.Connection in kind.__mro__  # else asyncpg says what is wrong with it
+    return type(kind.__name__, (_Remembering, kind), {}) if is_one else kind
+
+
+async def connect_remembering(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """Connect as asyncpg does."""
+    default: Any = asyncpg.Connection
+    kind = _remembering(keywords.get("connection_class", default))
+    return await asyncpg.connect(*arguments, **{**keywords, "connection_class": kind})
+
+
+def remember(connection: Any) -> None:
+    """Remember what asyncpg keeps of a new connection on this side: tenants may share it."""
+    if getattr(connection, "fresh", ...) is None:  # one that a function of the user made has none
+        connection.fresh = {name: getattr(connection, name).copy() for name in _CALLBACKS}
+        connection.fresh["_listeners"] = {}  # the server forgets what they listen to
+        connection.codecs_changed = False
+
+
+async def reset_session(connection: Any) -> None:
+    """Make a connection what it was before its last user, but for its codecs."""
+    if connection.is_in_transaction():  # begun by SQL, of which neither SQLAlchemy nor its dialect knows
+        await connection.execute("ROLLBACK")
+    # A second round trip only where something was prepared: most handlers prepare nothing by name.
+    if await connection.execute(RESET) != _NONE_PREPARED:
+        await connection.execute(DEALLOCATE)
+    fresh: dict[str, Any] = getattr(connection, "fresh", None) or {}
+    for name, callbacks in fresh.items():
+        setattr(connection, name, callbacks.copy())
 
 
 async def _connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
@@ -280,15 +351,20 @@ async def _greet(connection: "asyncpg.Connection[asyncpg.Record]", names: Names 
         verify(names, row[0], row[1])
 
 
+def break_off(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Let who waits for an answer learn that none comes."""
+    connection.terminate()
+
+
 async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     connection.terminate()
     await asyncio.sleep(0)  # an aborted socket closes in the next turn of the loop
 
 
 async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:
-    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
-    if pool.get_size() >= pool.get_max_size() and not pool.get_idle_size():
-        return True
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
+    if isinstance(pool, _Pool) and pool.is_full():
+        return await pool.waiting.check()
     async with pool.acquire() as connection:
         await connection.execute("SELECT 1")
     return True

@@ -10,9 +10,10 @@ import itertools
 import os
 import socket
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakSet
 
 from postroom.checking import check_optional
@@ -40,6 +41,7 @@ from postroom.types import C
 try:
     import psycopg
     import psycopg_pool as pools
+    from psycopg.adapt import AdaptersMap
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow, tuple_row
@@ -63,6 +65,10 @@ _REFUSALS: Final = {
 OWN: Final = {"conninfo": "", "min_size": "", "max_size": "max_size", "max_idle": "idle", "timeout": "acquire_timeout"}
 FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
 ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+_HUNG_IN: Final = ("_notice_handlers", "_notify_handlers", "_adapters")
+"""What its users add to a connection; psycopg has no list of it, and no way back."""
+_FRESH: Final = "_postroom_fresh"
+"""Where a connection keeps what it was like before its first use."""
 
 
 class _Connections:
@@ -105,6 +111,10 @@ class _Connections:
         self.refusal = None
         self._live.add(connection)
         return connection
+
+    async def try_out(self) -> None:
+        """Make one connection, and end it: does the server answer?"""
+        await (await self.connect()).close()
 
     async def _connect(self) -> Connection:
         async def once(password: dict[str, Any]) -> Connection:
@@ -165,7 +175,8 @@ def psycopg_pool(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN, temporary tables and changed flags, such as
-            ``autocommit``, when a connection is returned: one more round trip.
+            ``autocommit``, when a connection is returned: one more round trip. It may take
+            ``connect_timeout``; then the connection is ended.
         configure: called with each new connection; it must leave no transaction open. Flags that it
             sets stay; a setting belongs into ``options={"options": "-c name=value"}``, because the
             reset undoes a SET.
@@ -195,7 +206,20 @@ def psycopg_pool(
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
         source = await located(locate, context)
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
-        sessions = _Sessions(configure)
+
+        async def prepare(connection: Connection) -> None:
+            if configure is not None:
+                await configure(connection)
+            remember(connection)
+
+        async def put_back(connection: Connection) -> None:
+            # The pool's only worker does this: a dead connection would keep all others from their users.
+            late = asyncio.get_running_loop().call_later(connect_timeout, break_off, connection)
+            try:
+                await reset_session(connection)
+            finally:
+                late.cancel()
+
         try:
             # Before the pool: its own workers would retry a wrong password in the background until
             # the time-out.
@@ -214,8 +238,8 @@ def psycopg_pool(
                 num_workers=1,
                 name=f"postroom-{next(_numbers)}",
                 open=False,
-                configure=sessions.configure,
-                reset=sessions.reset if reset else None,
+                configure=prepare,
+                reset=put_back if reset else None,
             )
             pool.watch(connections, Waiting(context, max_size, acquire_timeout))
             try:
@@ -233,14 +257,15 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
     """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
 
     _connections: _Connections
-    _waiting_room: Waiting
+    waiting: Waiting
 
     def watch(self, connections: _Connections, waiting: Waiting) -> None:
         self._connections = connections
-        self._waiting_room = waiting
+        self.waiting = waiting
+        waiting.ask = connections.try_out
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        with self._waiting_room.one(self._is_full):
+        with self.waiting.one(self._is_full):
             try:
                 return await super().getconn(timeout)
             except pools.PoolTimeout as late:
@@ -256,26 +281,31 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
         return full and self._connections.refusal is None
 
 
-class _Sessions:
-    """What each connection of a pool was like when it was new, and how it becomes like that again."""
+def remember(connection: Any) -> None:
+    """Remember what psycopg keeps of a new connection on this side: tenants may share it."""
+    if not hasattr(connection, _FRESH):
+        names = (*FLAGS, *ATTRIBUTES, *_HUNG_IN)
+        setattr(connection, _FRESH, {name: _copied(getattr(connection, name)) for name in names})
 
-    def __init__(self, configure: Configure | None) -> None:
-        self._configure = configure
-        self._flags: dict[str, Any] = {}
 
-    async def configure(self, connection: Connection) -> None:
-        if self._configure is not None:
-            await self._configure(connection)
-        # The options and configure() are the same for each of them.
-        self._flags = {name: getattr(connection, name) for name in (*FLAGS, *ATTRIBUTES)}
+def changed_flags(connection: Any) -> dict[str, Any]:
+    """Return the flags that are not what they were, and what they were."""
+    fresh = getattr(connection, _FRESH, {})
+    return {name: fresh[name] for name in FLAGS if fresh and getattr(connection, name) != fresh[name]}
 
-    async def reset(self, connection: Connection) -> None:
-        await reset_session(connection)
-        for name in FLAGS:
-            if getattr(connection, name) != self._flags[name]:
-                await getattr(connection, f"set_{name}")(self._flags[name])
-        for name in ATTRIBUTES:
-            setattr(connection, name, self._flags[name])
+
+def restore(connection: Any) -> None:
+    """Put everything but the flags back: row factories, handlers of notices and notifications, adapters."""
+    for name, value in getattr(connection, _FRESH, {}).items():
+        if name not in FLAGS:
+            setattr(connection, name, _copied(value))
+    setattr(connection, "_notifies_backlog", deque())  # noqa: B010 - psycopg's own, which type checkers must not know
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(cast("list[Any]", value))
+    return AdaptersMap(value) if isinstance(value, AdaptersMap) else value  # the two share until one is changed
 
 
 _NOTICES: Final = 1.0
@@ -288,7 +318,7 @@ class PsycopgConnections:
     def __init__(self, connections: _Connections, places: asyncio.Semaphore, waiting: Waiting, limit: float) -> None:
         self._connections = connections
         self._places = places
-        self._waiting = waiting
+        self.waiting = waiting
         self._limit = limit
         self._used = 0
         self._closed_at = asyncio.get_running_loop().time()  # the one that was made at opening
@@ -314,15 +344,16 @@ class PsycopgConnections:
         finally:
             self._places.release()
             # After the release: what it wakes must find the place free.
-            self._waiting.freed()
+            self.waiting.freed()
 
     async def _take_place(self) -> None:
-        with self._waiting.one(self._places.locked):
+        with self.waiting.one(self._places.locked):
             try:
                 async with TimeLimit(self._limit):
                     await self._places.acquire()
             except TimeoutError:
-                raise self._waiting.timed_out() from None
+                late = await self.waiting.timed_out(self._limit)
+                raise late from late.__cause__
 
     async def _connect(self) -> Connection:
         """Connect; where the server has no room for one more, wait for one of ours to be closed."""
@@ -335,7 +366,7 @@ class PsycopgConnections:
                 just_closed = time() - self._closed_at < _NOTICES  # the server may still count it
                 if not is_out_of_room(error, self._used + just_closed) or time() >= until:
                     raise
-            await self._waiting.until_freed()
+            await self.waiting.until_freed()
 
 
 def psycopg_connections(
@@ -373,10 +404,11 @@ def psycopg_connections(
         source = await located(locate, context)
         connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
         waiting = Waiting(context, max_size, acquire_timeout)
+        waiting.ask = connections.try_out
         try:
             # A tenant with a wrong password has to fail at opening, where the pool's backoff is,
             # and not in its handlers.
-            await (await connections.connect()).close()
+            await connections.try_out()
             yield PsycopgConnections(connections, asyncio.Semaphore(max_size), waiting, acquire_timeout)
         finally:
             await connections.end()
@@ -385,23 +417,26 @@ def psycopg_connections(
 
 
 async def _check_pool(pool: "pools.AsyncConnectionPool[Connection]") -> bool:
-    """Ask one idle connection. A pool without an idle one is in use: its users report what they find."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     statistics = pool.get_stats()
-    if statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]:
-        return True
+    if (
+        isinstance(pool, _Pool)
+        and statistics["pool_size"] >= statistics["pool_max"]
+        and not statistics["pool_available"]
+    ):
+        return await pool.waiting.check()
     async with pool.connection() as connection:
         await connection.execute("SELECT 1")
     return True
 
 
 async def _check_connections(connections: PsycopgConnections) -> bool:
-    async with connections.connection() as connection:
-        await connection.execute("SELECT 1")
-    return True
+    """Ask the server with a connection of its own: users of the others may wait for it in vain."""
+    return await connections.waiting.check()
 
 
 async def reset_session(connection: Connection) -> None:
-    """Forget what the last user of the connection set. Ends an open transaction by rolling it back."""
+    """Make a connection what it was before its last user. Ends an open transaction by rolling it back."""
     autocommit = connection.autocommit
     # Autocommit cannot be changed inside of a transaction.
     if connection.info.transaction_status != TransactionStatus.IDLE:
@@ -415,6 +450,9 @@ async def reset_session(connection: Connection) -> None:
     if cursor.rowcount:
         await cursor.execute(DEALLOCATE)
     await connection.set_autocommit(autocommit)
+    for name, value in changed_flags(connection).items():
+        await getattr(connection, f"set_{name}")(value)
+    restore(connection)
 
 
 def check_dsn(dsn: str) -> None:
@@ -460,6 +498,11 @@ async def end_connection(connection: Connection) -> None:
     if connection.pgconn.transaction_status != TransactionStatus.ACTIVE and not connection.lock.locked():
         await connection.close()
         return
+    break_off(connection)
+
+
+def break_off(connection: "Connection | psycopg.Connection[TupleRow]") -> None:
+    """Let who waits for an answer read the end of the stream."""
     with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 

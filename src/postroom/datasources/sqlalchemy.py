@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -10,7 +11,6 @@ from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import places
-from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._waiting import Waiting, make_do
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
@@ -27,7 +27,7 @@ from postroom.options import check_count
 from postroom.types import C
 
 try:
-    from sqlalchemy import URL, event, text
+    from sqlalchemy import URL, event, exc, text
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import AsyncAdaptedQueuePool
     from sqlalchemy.util import await_only
@@ -70,7 +70,8 @@ def sqlalchemy_engine(
         canary: check database and user of every new connection against the registry
             (``WrongDatabase``).
         reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
-            returned: one more round trip.
+            returned: one more round trip. It may take ``connect_timeout``; then the connection is
+            ended.
         options: further keywords for ``create_async_engine``, such as ``isolation_level``.
 
     Raises:
@@ -101,6 +102,7 @@ def sqlalchemy_engine(
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
         watch = _Watch(engine, source, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        waiting.ask = watch.try_out
         try:
             async with engine.connect():
                 pass
@@ -140,21 +142,26 @@ class _Uses:
             self.none.set()
 
 
-def _pool_options(uses: _Uses, waiting: Waiting, acquire_timeout: float) -> dict[str, Any]:
+def _pool_options(uses: _Uses, room: Waiting, acquire_timeout: float) -> dict[str, Any]:
     class Watched(AsyncAdaptedQueuePool):
         """SQLAlchemy's pool, which also says when its connections do not suffice."""
 
         # SQLAlchemy would name its own logger after this module, and it logs what drivers raise as it is.
         _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
 
+        waiting = room
+
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
-            with waiting.one(uses.is_full):
-                return make_do(
-                    super()._do_get,
-                    held=uses.open,
-                    wait=lambda: await_only(waiting.until_freed()),
-                    limit=acquire_timeout,
-                )
+            with room.one(uses.is_full):
+                try:
+                    return make_do(
+                        super()._do_get,
+                        held=uses.open,
+                        wait=lambda: await_only(room.until_freed()),
+                        limit=acquire_timeout,
+                    )
+                except exc.TimeoutError as late:  # an outage where the server is silent
+                    raise late from await_only(room.problem())
 
     return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
@@ -181,8 +188,11 @@ class _Watch:
     ) -> None:
         self._engine = engine
         self._source = source
+        self._timeout = connect_timeout
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
         self._uses = uses
+        self._make: Callable[[], Awaitable[Any]] | None = None
+        """Makes a connection as the last one was made."""
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
         self._names = require_names(source) if canary and postgresql else None
@@ -193,6 +203,9 @@ class _Watch:
         event.listen(sync, "close", self._forget)
         event.listen(sync, "close_detached", self._forget)
         if reset and postgresql:
+            self._driver = _driver(sync.dialect.driver)
+            # At its first use: listeners of "connect" have done what they do by then.
+            event.listen(sync, "checkout", self._remember)
             event.listen(sync, "reset", self._reset)
 
     def _before_connect(self, dialect: Any, _record: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
@@ -209,9 +222,15 @@ class _Watch:
             return await connected(self._source, once)
 
         async def make(*arguments: Any, **keywords: Any) -> Any:
+            self._make = partial(make, *arguments, **keywords)
             return await self._attempts.make(lambda: connect(*arguments, **keywords), self._greet)
 
         keywords["async_creator_fn"] = make
+
+    async def try_out(self) -> None:
+        """Make one connection more, and end it: does the server answer?"""
+        if self._make is not None:
+            await _end(await self._make())
 
     async def _greet(self, connection: Any) -> None:
         if self._names is not None:
@@ -230,11 +249,25 @@ class _Watch:
     def _forget(self, connection: Any, *_: Any) -> None:
         self._uses.open.discard(connection)
 
-    def _reset(self, connection: Any, _record: Any, state: Any) -> None:
+    def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
+        self._driver.remember(connection.driver_connection)
+
+    def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
             return  # it is not used again
-        connection.rollback()
-        connection.run_async(_reset_session)  # past the dialect: one round trip instead of one for each statement
+        # SQLAlchemy replaces a connection that could not be reset.
+        late = asyncio.get_running_loop().call_later(
+            self._timeout, self._driver.break_off, connection.driver_connection
+        )
+        try:
+            connection.rollback()
+            connection.run_async(
+                self._driver.reset_session
+            )  # past the dialect: one round trip, not one for each statement
+        finally:
+            late.cancel()
+        if getattr(connection.driver_connection, "codecs_changed", False):
+            record.invalidate(soft=True)  # asyncpg has no way back: the next user gets a new one
 
     async def close(self, timeout: float) -> None:
         try:
@@ -263,9 +296,9 @@ def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
 def _creator(dialect: Any) -> Callable[..., Awaitable[Any]] | None:
     """Return what makes a connection of the dialect's driver."""
     if dialect.driver == "asyncpg":
-        import asyncpg  # noqa: PLC0415 - only where it is in use
+        from postroom.datasources import asyncpg  # noqa: PLC0415 - only where it is in use
 
-        return asyncpg.connect
+        return asyncpg.connect_remembering
     if dialect.driver.startswith("psycopg"):
         from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
 
@@ -282,16 +315,15 @@ async def _first_row(connection: Any, sql: str) -> Any:
     return row
 
 
-async def _reset_session(connection: Any) -> None:
-    if hasattr(connection, "pgconn"):
-        from postroom.datasources.psycopg import reset_session  # noqa: PLC0415 - only where psycopg is in use
+def _driver(name: str) -> Any:
+    """Return the module that makes the driver's connections again what they were."""
+    if name == "asyncpg":
+        from postroom.datasources import asyncpg  # noqa: PLC0415 - only where it is in use
 
-        await reset_session(connection)
-        return
-    if connection.is_in_transaction():  # begun by SQL, of which neither SQLAlchemy nor its dialect knows
-        await connection.execute("ROLLBACK")
-    if await connection.execute(RESET) != "SELECT 0":  # the last of its statements lists what SQL has prepared
-        await connection.execute(DEALLOCATE)
+        return asyncpg
+    from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
+
+    return psycopg
 
 
 async def _end(connection: Any) -> None:
@@ -308,10 +340,10 @@ async def _end(connection: Any) -> None:
 
 
 async def _check(engine: AsyncEngine) -> bool:
-    """Ask one idle connection. An engine without an idle one is in use: its users report."""
+    """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
-        return True
+        return bool(await pool.waiting.check())
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
     return True

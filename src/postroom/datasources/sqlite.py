@@ -246,37 +246,55 @@ class SqliteDatabase:
 
     def _serve(self, connect: Callable[[], sqlite3.Connection], opened: asyncio.Future[None]) -> None:
         """Be the thread: open, work, close."""
+        connection: sqlite3.Connection | None = None
         try:
-            with contextlib.ExitStack() as stack:
-                connection = self._connected(connect, stack)
-                self._file = _identity(self.path)
-                complete(opened, None, None)
-                while (job := self._jobs.get()) is not None:
-                    self._current = job
-                    if self._aborting:  # looked at after the line above, and set before the other side reads it
-                        job.abandon()
-                    try:
-                        # What is written to a file that was replaced is lost without an error; one that is
-                        # gone raises here.
-                        moved = job.write and _identity(self.path) != self._file
-                        if not _renew(connection) or moved:
-                            connection = self._connected(connect, stack)
-                            self._file = _identity(self.path)
-                        job.do(connection)
-                    except BaseException as error:  # of connect: a unit keeps its errors for its caller
-                        complete(job.result, None, error)
-                    self._current = None
+            connection, fresh = self._connected(connect)
+            self._file = _identity(self.path)
+            complete(opened, None, None)
+            while (job := self._jobs.get()) is not None:
+                self._current = job
+                if self._aborting:  # looked at after the line above, and set before the other side reads it
+                    job.abandon()
+                try:
+                    # What is written to a file that was replaced is lost without an error; one that is gone raises
+                    # here.
+                    moved = job.write and _identity(self.path) != self._file
+                    if moved or not self._renewed(connection) or _state(connection) != fresh:
+                        connection.close()
+                        connection, fresh = self._connected(connect)
+                        self._file = _identity(self.path)
+                    job.do(connection)
+                except BaseException as error:  # of connect: a unit keeps its errors for its caller
+                    complete(job.result, None, error)
+                self._current = None
         except BaseException as error:
             complete(opened, None, error)
         finally:
+            if connection is not None:
+                connection.close()
             complete(self._ended, None, None)
 
-    def _connected(self, connect: Callable[[], sqlite3.Connection], stack: contextlib.ExitStack) -> sqlite3.Connection:
-        connection = stack.enter_context(contextlib.closing(connect()))
-        # interrupt() would miss a statement that begins just after it.
-        connection.set_progress_handler(self._is_abandoned, _STEPS)
-        _renew(connection)
-        return connection
+    def _connected(self, connect: Callable[[], sqlite3.Connection]) -> tuple[sqlite3.Connection, object]:
+        """Return a new connection and its state."""
+        connection = connect()
+        self._renewed(connection)
+        return connection, _state(connection)
+
+    def _renewed(self, connection: sqlite3.Connection) -> bool:
+        """Undo what the last unit may have set in the connection. Return False where it has closed it."""
+        try:
+            connection.set_authorizer(None)
+            connection.set_trace_callback(None)
+            # interrupt() would miss a statement that begins just after it.
+            connection.set_progress_handler(self._is_abandoned, _STEPS)
+        except sqlite3.ProgrammingError:
+            return False
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = str
+        if hasattr(connection, "autocommit"):  # since Python 3.12
+            setattr(connection, "autocommit", -1)  # noqa: B010 - sqlite3.LEGACY_TRANSACTION_CONTROL, not in all stubs
+        connection.isolation_level = None
+        return True
 
     def _is_abandoned(self) -> bool:
         job = self._current
@@ -317,16 +335,21 @@ def _connect(path: Path, *, create: bool, schema: str, synchronous: str, busy_ti
     return connection
 
 
-def _renew(connection: sqlite3.Connection) -> bool:
-    """Undo what the last unit may have set. Return False where it has closed the connection."""
+_STATE: Final = (
+    "SELECT (SELECT count(*) FROM sqlite_temp_master), (SELECT count(*) FROM pragma_database_list WHERE seq > 1), * "
+    "FROM pragma_query_only, pragma_foreign_keys, pragma_recursive_triggers, pragma_ignore_check_constraints, "
+    "pragma_synchronous"
+)
+"""What SQLite keeps for a connection, and would change the meaning of the next unit: a temporary table hides the file's
+own, an attached file is another tenant's."""
+
+
+def _state(connection: sqlite3.Connection) -> object:
+    """Return what a unit may have changed in SQLite; None where it cannot be read."""
     try:
-        _ = connection.total_changes
-    except sqlite3.ProgrammingError:
-        return False
-    connection.row_factory = sqlite3.Row
-    connection.text_factory = str
-    connection.isolation_level = None
-    return True
+        return tuple(connection.execute(_STATE).fetchone())
+    except sqlite3.Error:
+        return None
 
 
 class SqliteTransaction:

@@ -1,6 +1,8 @@
 """What one user of a connection leaves behind, the next one does not find: each kind of state, each adapter."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ import asyncpg
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg.types.string import TextLoader
 from sqlalchemy import text
 
 from postroom.datasources import (
@@ -217,6 +220,115 @@ class TestFlagsOfPsycopg:
                 assert again is connection
                 assert {name: getattr(again, name) for name in before} == before
                 assert before["autocommit"] is before["read_only"] is configured
+
+
+async def _drivers(driver: Driver, connection: Any) -> Any:
+    """Return the driver's own connection."""
+    if driver.name.startswith("SQLAlchemy"):
+        pooled = connection.tx.connection if driver in IN_THREADS else await connection.get_raw_connection()
+        return pooled.driver_connection
+    return connection.tx if driver in IN_THREADS else connection
+
+
+class TestWhatDriversKeepOnThisSide:
+    """Callbacks, codecs and adapters: the next user of a connection may be another tenant."""
+
+    @pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
+    async def test_callbacks_and_adapters_are_what_they_were(self, tenant: TenantDatabase, driver: Driver) -> None:
+        """One user's are told nothing of the next one, and change nothing that it reads."""
+
+        class Acmes(TextLoader):
+            def load(self, _data: Any) -> str:
+                return "read by acme"
+
+        told: list[Any] = []
+        dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as pool:
+            for turn in range(2):  # what is put back is put back each time
+                async with driver.connect(pool) as connection:
+                    backend = await driver.run(connection, "SELECT pg_backend_pid()")
+                    raw = await _drivers(driver, connection)
+                    if hasattr(raw, "pgconn"):
+                        raw.add_notice_handler(told.append)
+                        raw.add_notify_handler(told.append)
+                        raw.adapters.register_loader("text", Acmes)
+                        raw.row_factory = dict_row
+                    else:
+                        raw.add_query_logger(told.append)
+                        raw.add_log_listener(lambda _, message: told.append(message))
+                async with driver.connect(pool) as connection:
+                    told.clear()
+                    await driver.run(connection, "DO $$ BEGIN RAISE NOTICE 'secret'; END $$")
+                    await driver.run(connection, "LISTEN news")
+                    await driver.run(connection, "NOTIFY news, 'secret'")
+                    assert await driver.run(connection, "SELECT 'x'::text") == "x"
+                    assert await driver.run(connection, "SELECT pg_backend_pid()") == backend, turn
+                    assert told == []
+
+    @pytest.mark.parametrize("driver", [DRIVERS[0], DRIVERS[2]], ids=lambda driver: driver.name)
+    async def test_a_connection_with_other_codecs_is_not_used_again(
+        self, tenant: TenantDatabase, driver: Driver
+    ) -> None:
+        """Asyncpg cannot tell what they were: the next user gets a new connection."""
+        dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as pool:
+            async with driver.connect(pool) as connection:
+                backend = await driver.run(connection, "SELECT pg_backend_pid()")
+                raw = await _drivers(driver, connection)
+                await raw.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by acme")
+            async with driver.connect(pool) as connection:
+                assert await driver.run(connection, "SELECT '[1]'::json") != "read by acme"
+                assert await driver.run(connection, "SELECT pg_backend_pid()") != backend
+
+    async def test_what_init_hangs_in_stays(self, tenant: TenantDatabase) -> None:
+        """On the same connection."""
+        told: list[Any] = []
+
+        async def init(connection: Any) -> None:
+            connection.add_query_logger(told.append)
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by init")
+
+        async with asyncpg_pool(Registry({"a": tenant.dsn}), max_size=1, init=init)("a") as pool:
+            backends = {await pool.fetchval("SELECT pg_backend_pid()") for _ in range(2)}
+            told.clear()
+            assert await pool.fetchval("SELECT '[1]'::json") == "read by init"
+            assert len(backends) == 1
+            assert [record.query for record in told][:1] == ["SELECT '[1]'::json"]
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
+async def test_a_connection_that_died_keeps_no_other_from_its_user(driver: Driver, tenant: TenantDatabase) -> None:
+    """It has no answer for the reset: it is ended after connect_timeout, and the others go on meanwhile."""
+    dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+    provider = driver.provide(Registry({"a": dsn}), max_size=2, connect_timeout=1.0, acquire_timeout=8.0)
+    frozen: list[int] = []
+    try:
+        async with asyncio.timeout(20), provider("a") as pool:
+            with suppress(TimeoutError):  # asyncpg's pool tells who returns it
+                async with driver.connect(pool) as connection:
+                    frozen.append(await driver.run(connection, "SELECT pg_backend_pid()"))
+                    if hasattr(connection, "commit"):
+                        await connection.commit()
+                    elif driver in IN_THREADS:
+                        await connection.thread.run(connection.tx.commit)
+                    os.kill(frozen[0], signal.SIGSTOP)
+            async with driver.connect(pool) as connection, driver.connect(pool) as other:
+                assert await driver.run(connection, "SELECT 1") == await driver.run(other, "SELECT 1") == 1
+    finally:
+        for backend in frozen:
+            os.kill(backend, signal.SIGCONT)
+
+
+async def test_a_connection_of_the_users_own_function_is_reset(tenant: TenantDatabase) -> None:
+    """SQLAlchemy's ``async_creator_fn`` makes what it likes."""
+    driver = DRIVERS[2]
+    options = {"connect_args": {"async_creator_fn": asyncpg.connect}}
+    async with driver.provide(Registry({"a": tenant.dsn}), max_size=1, options=options)("a") as engine:
+        async with driver.connect(engine) as connection:
+            await driver.run(connection, "SET statement_timeout = '9s'")
+            await connection.commit()
+        async with driver.connect(engine) as connection:
+            assert await driver.run(connection, "SHOW statement_timeout") == "0"
 
 
 async def test_a_role_that_the_database_gives_comes_back(tenant: TenantDatabase) -> None:

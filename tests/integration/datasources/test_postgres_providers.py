@@ -29,7 +29,7 @@ from postroom.datasources import (
     sqlalchemy_engine,
 )
 from postroom.errors import ClosedError, ConfigurationError
-from postroom.resources.failures import OpenFailure, classify_open, sqlstate_of
+from postroom.resources.failures import OpenFailure, classify_open, is_outage, sqlstate_of
 from support.tenant_database import TenantDatabase
 
 pytestmark = pytest.mark.postgres
@@ -557,6 +557,36 @@ class TestHealth:
             tenant.server.kill()
             with pytest.raises((TimeoutError, *BROKEN)):
                 await provider.check(resource)
+
+    async def test_a_silent_server_fails_while_all_connections_are_in_use(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """And who waits for one of them in vain has met an outage; with a server that answers it is a failure."""
+        provider = driver.provider(tenant, max_size=1, connect_timeout=0.5, acquire_timeout=0.1)
+        assert provider.check is not None
+
+        async def wait_in_vain(resource: object) -> Exception:
+            with pytest.raises((TimeoutError, psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)) as raised:
+                async with driver.connect(resource):
+                    pass
+            return raised.value
+
+        async with provider("a") as resource, driver.connect(resource):
+            assert await provider.check(resource)
+            error = await wait_in_vain(resource)
+            # psycopg's own says no more than that it is late.
+            assert is_outage(error) is isinstance(error, psycopg_pool.PoolTimeout)
+            tenant.server.freeze()
+            try:
+                problems = await asyncio.gather(*(wait_in_vain(resource) for _ in range(3)))
+                assert all(is_outage(each) for each in problems)
+                with pytest.raises(TimeoutError) as silent:
+                    await provider.check(resource)
+            finally:
+                tenant.server.thaw()
+            assert is_outage(silent.value)
+            assert sqlstate_of(silent.value) == "08001"  # not the OSError of any other call of a handler
+            assert await provider.check(resource)
 
     async def test_a_restarted_server_is_used_again(self, driver: Driver, tenant: TenantDatabase) -> None:
         """At the latest with the second try: the driver's pool drops its dead connections."""

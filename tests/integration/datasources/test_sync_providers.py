@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import quote
@@ -174,6 +175,34 @@ async def test_waiting_ends_in_time(provide: Provide, tenant: TenantDatabase) ->
         await asyncio.to_thread(nested)
 
 
+async def test_a_silent_server_fails_while_all_connections_are_in_use(provide: Provide, tenant: TenantDatabase) -> None:
+    """And who waits for one of them in vain has met an outage; with a server that answers it is a failure."""
+    made = provide(Registry({"a": tenant.dsn}), max_size=1, connect_timeout=1.0, acquire_timeout=0.1)
+    assert made.check is not None
+
+    def wait_in_vain(resource: Any) -> Exception:
+        with pytest.raises((psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)) as raised, _connect(resource):
+            pass
+        return raised.value
+
+    async with made("a") as resource:
+        with _connect(resource):
+            assert await made.check(resource)
+            error = await asyncio.to_thread(wait_in_vain, resource)
+            # psycopg's own says no more than that it is late.
+            assert is_outage(error) is isinstance(error, psycopg_pool.PoolTimeout)
+            tenant.server.freeze()
+            try:
+                problems = await asyncio.gather(*(asyncio.to_thread(wait_in_vain, resource) for _ in range(3)))
+                assert all(is_outage(each) for each in problems)
+                with pytest.raises(TimeoutError) as silent:
+                    await made.check(resource)
+            finally:
+                tenant.server.thaw()
+            assert is_outage(silent.value)
+            assert await made.check(resource)
+
+
 async def test_a_long_wait_is_said_once_and_its_cause_is_shown(
     tenant: TenantDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +250,53 @@ async def test_a_server_that_does_not_answer_is_late(provide: Provide) -> None:
                 pass
         for writer in silent:  # since Python 3.12 a server ends with its last connection
             writer.close()
+
+
+async def test_servers_that_do_not_answer_keep_no_other_tenant_waiting(
+    provide: Provide, tenant: TenantDatabase
+) -> None:
+    """However many threads the default executor has."""
+    silent: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: silent.append(writer), "127.0.0.1", 0)
+    bad = f"postgresql://a:b@127.0.0.1:{server.sockets[0].getsockname()[1]}/c"
+    made = provide(lambda name: tenant.dsn if name == "good" else bad, connect_timeout=30.0)
+
+    async def hang(name: str) -> None:
+        async with made(name):
+            pass
+
+    async with server:
+        hanging = [asyncio.create_task(hang(f"bad {number}")) for number in range(40)]
+        async with asyncio.timeout(20):
+            while len(silent) < len(hanging):
+                await asyncio.sleep(0.01)
+            async with made("good") as resource:
+                assert made.check is not None
+                assert await made.check(resource)
+        for writer in silent:
+            writer.close()
+        ended = await asyncio.gather(*hanging, return_exceptions=True)
+        assert all(isinstance(each, psycopg.Error | sqlalchemy.exc.SQLAlchemyError) for each in ended)
+
+
+async def test_many_connections_that_hang_are_ended_together(provide: Provide, tenant: TenantDatabase) -> None:
+    """Not one after the other: the close of the pool would be out of time before the last one."""
+    time = asyncio.get_running_loop().time
+    made = provide(Registry({"a": tenant.dsn}), max_size=12, close_timeout=0.1)
+    with ThreadPoolExecutor(12) as threads:
+        try:
+            async with made("a") as resource:
+                hanging = [threads.submit(_ask, resource, "SELECT pg_sleep(600)") for _ in range(12)]
+                tenant.wait_for_backends(12)
+                await asyncio.sleep(0.1)  # they have begun their statement
+                tenant.server.freeze()
+                closing = time()
+            assert time() - closing < 6  # a second for each of them to be cancelled, and one to be let go of
+            done, running = await asyncio.to_thread(wait, hanging, 5)
+            assert not running
+            assert all(future.exception() is not None for future in done)
+        finally:
+            tenant.server.thaw()
 
 
 async def test_a_thread_that_had_its_answer_leaves_no_connection_open(tenant: TenantDatabase) -> None:

@@ -110,6 +110,55 @@ class TestWork:
             assert row["name"] == "x"
             assert await database.check()
 
+    async def test_what_a_unit_does_to_the_session_ends_with_it(self, database: SqliteDatabase, tmp_path: Path) -> None:
+        """The next one writes into the tenant's own file and no other, by the rules that it was opened with."""
+        habits = [
+            "CREATE TEMP TABLE orders (id TEXT); INSERT INTO orders VALUES ('left over')",
+            "CREATE TEMP TRIGGER lost BEFORE INSERT ON orders BEGIN SELECT RAISE(IGNORE); END",
+            f"COMMIT; ATTACH '{tmp_path / 'other.sqlite3'}' AS other; CREATE TABLE other.secret (id TEXT); BEGIN",
+            "COMMIT; PRAGMA foreign_keys = OFF; BEGIN",
+            "PRAGMA query_only = ON",
+            "PRAGMA ignore_check_constraints = ON",
+            "COMMIT; PRAGMA synchronous = OFF; BEGIN",
+        ]
+        settings = "SELECT * FROM pragma_foreign_keys, pragma_ignore_check_constraints, pragma_synchronous"
+        before = [tuple(row) for row in await database.fetch(settings)]
+        for number, habit in enumerate(habits):
+
+            def leave(connection: sqlite3.Connection, habit: str = habit) -> None:
+                for statement in habit.split("; ") if "TRIGGER" not in habit else [habit]:
+                    connection.execute(statement)
+
+            await database.run(leave)
+            await database.execute("INSERT INTO orders VALUES (?)", (str(number),))
+            assert [tuple(row) for row in await database.fetch(settings)] == before
+            with pytest.raises(sqlite3.OperationalError, match="no such table"):
+                await database.fetch("SELECT id FROM other.secret")
+        with sqlite3.connect(database.path) as own:
+            assert own.execute("SELECT count(*) FROM orders").fetchone() == (len(habits),)
+        own.close()
+
+    async def test_hooks_of_a_unit_end_with_it(self, database: SqliteDatabase) -> None:
+        """What it hung into the connection is told of no other unit; and the next can be interrupted."""
+        told: list[str] = []
+
+        def ask(*_: Any) -> int:
+            told.append("asked")
+            return sqlite3.SQLITE_OK
+
+        def hang_in(connection: sqlite3.Connection) -> None:
+            connection.set_trace_callback(told.append)
+            connection.set_authorizer(ask)
+            connection.set_progress_handler(None, 0)
+
+        await database.run(hang_in)
+        told.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await database.execute(FOR_EVER)
+        assert await _ids(database) == []
+        assert told == []
+
     async def test_a_file_that_is_gone_when_its_connection_was_closed_is_told(
         self, database: SqliteDatabase, tmp_path: Path
     ) -> None:
