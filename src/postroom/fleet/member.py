@@ -20,6 +20,7 @@ from postroom.fleet.options import Fleet
 from postroom.fleet.orders import Orders, Report
 from postroom.fleet.protocol import REMEMBERED, Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
+from postroom.fleet.valkey import ValkeyState
 from postroom.log_fields import Log, Step, about
 from postroom.scheduling import Pace
 from postroom.tasks import Tasks, has_to_leave
@@ -103,6 +104,7 @@ class Member:
         self._met_rulings: dict[Hashable, Verdict] = {}
         self._unnamed: set[type] = set()
         self._task: asyncio.Task[None] | None = None
+        self._holds = False
         self._was_gone = False
         self._failed = 0
         self._seconds = 0.0
@@ -112,6 +114,7 @@ class Member:
 
     async def open(self) -> None:
         """Meet the others and learn what was decided, if the store answers soon. Never raises because it does not."""
+        self._hold(holds=True)
         sent = self.ledger.ask((), self._crew.demand, self._time())
         if sent is not None:
             await self._exchange(sent, _OPENING)
@@ -127,7 +130,7 @@ class Member:
             self._task.cancel()
             await asyncio.wait([self._task])
         # A store that does not answer would only delay the stop.
-        if self.ledger.exchanges and not self.ledger.failures:
+        if self._holds and self.ledger.exchanges and not self.ledger.failures:
             sent = self.ledger.leave(self._time())
             try:
                 async with asyncio.timeout(_CLOSING):
@@ -139,11 +142,18 @@ class Member:
         try:
             # Also after a failure: a connection that stays open keeps its socket until the process
             # ends.
+            self._hold(holds=False)
             await self._state.aclose()
         except BaseException as error:
             if has_to_leave(error, task):
                 raise
             _log.info("Fleet %s: closing the connection failed: %s", self.name, in_words(error))
+
+    def _hold(self, *, holds: bool) -> None:
+        """Keep the connection open while this member uses it: consumers with one ``Fleet`` share it."""
+        if isinstance(self._state, ValkeyState) and holds != self._holds:
+            (self._state.hold if holds else self._state.release)()
+        self._holds = holds
 
     async def _run(self) -> None:
         while True:

@@ -69,6 +69,7 @@ class ValkeyState:
             _check_client(store)
         # By digest: the text of the script would travel with every exchange.
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}  # noqa: S324 - EVALSHA
+        self._users = 0
         self.calls: int = 0
         """Commands sent so far."""
 
@@ -180,10 +181,18 @@ class ValkeyState:
             seconds=seconds,
         )
 
+    def hold(self) -> None:
+        """Count one more user. While there are any, ``aclose`` closes nothing."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Count one user less."""
+        self._users -= 1
+
     async def aclose(self) -> None:
-        """Close the connections, if the client was made here. It can be used again afterwards."""
+        """Close the connections, if the client was made here and has no other user. It can be used again afterwards."""
         client: Any = self._client
-        if self._url is not None and client is not None:
+        if self._url is not None and client is not None and not self._users:
             self._client = None
             await client.aclose()
 
