@@ -1,9 +1,11 @@
 """The outbox over every adapter: what is committed is sent, what is rolled back is not, order and others stay."""
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -216,7 +218,7 @@ async def test_a_row_with_an_impossible_queue_is_set_aside(client: MemoryClient,
     for tenant, queue in (("a", name), ("b", "events")):
         async with databases(tenant) as db:
             row = (queue, None, '{"body": "1"}')
-            await db.run(lambda c, row=row: c.execute(SQLITE_OUTBOX.sqlite_insert, row).rowcount)
+            await db.run(partial(_put, row=row))
             with pytest.raises(ConfigurationError, match="takes the name, URL or ARN of a queue"):
                 await db.run(lambda c: SQLITE_OUTBOX.insert(c, name, EVENTS.message("1")))
             with pytest.raises(ConfigurationError, match="takes the name, URL or ARN of a queue"):
@@ -530,3 +532,8 @@ async def test_a_message_for_a_fifo_queue_needs_a_group_and_gets_an_id(tmp_path:
     assert msgspec.json.decode(row[0])["deduplication_id"]
     with pytest.raises(ConfigurationError, match="plain lower-case name"):
         postgres_outbox("Outbox; DROP TABLE x")
+
+
+def _put(connection: sqlite3.Connection, row: tuple[str | None, ...]) -> None:
+    """Write a row past the checks of the outbox."""
+    connection.execute(SQLITE_OUTBOX.sqlite_insert, row)

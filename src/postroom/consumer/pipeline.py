@@ -598,10 +598,9 @@ def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
 
 def _only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Return the error of a group that holds one alone, however deep."""
-    errors: tuple[BaseException, ...] = (group,)
+    errors: Any = (group,)
     while len(errors) == 1 and isinstance(errors[0], BaseExceptionGroup):
-        nested: Any = errors[0]
-        errors = nested.exceptions
+        errors = errors[0].exceptions
     return errors[0] if len(errors) == 1 else None
 
 

@@ -156,7 +156,7 @@ def test_a_password_that_is_not_encoded_is_refused_and_not_shown(url: str) -> No
 )
 def test_a_url_that_can_be_read_is_taken(url: str) -> None:
     """Also with signs that mean something elsewhere in a URL."""
-    assert Fleet(url, per_tenant=4).state
+    assert isinstance(Fleet(url, per_tenant=4).state, ValkeyState)
 
 
 @pytest.mark.parametrize("kind", ["url", "valkey", "redis", "single"])
@@ -179,7 +179,7 @@ async def test_after_a_fail_over_the_name_is_looked_up_again(kind: str) -> None:
         name = await asyncio.start_server(front, "127.0.0.1", 0)
         url = f"redis://:{old.password}@127.0.0.1:{name.sockets[0].getsockname()[1]}/0"
         clients: dict[str, Any] = {
-            "valkey": valkey.asyncio.Valkey.from_url(url),  # type: ignore[no-untyped-call]
+            "valkey": valkey.asyncio.Valkey.from_url(url),
             "redis": redis.asyncio.Redis.from_url(url),
             "single": redis.asyncio.Redis.from_url(url, single_connection_client=True),
         }
