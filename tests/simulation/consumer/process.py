@@ -463,7 +463,7 @@ class Process:
                 return
             if earlier.group == plan.group and earlier.key not in self.shared.resolved:
                 gone = not self.shared.in_queue(earlier.key) or self.shared.committed(earlier.key)
-                if gone or self.shared.gets_no_more(earlier.key, self.watch.failed):
+                if gone or self.shared.gets_no_more(earlier.key, self.watch.failed | self.watch.asked_for_time):
                     self.shared.resolved.add(earlier.key)
                     continue
                 self.history.broken("S8", f"{self.name} starts {plan.key} before {earlier.key} is done")
@@ -486,6 +486,7 @@ class Process:
             case Kind.FAILS if wrong:
                 raise ValueError("fails")
             case Kind.RETRIES if wrong:
+                self.watch.asked_for_time.add(ctx.message.id)
                 raise Retry(delay=self.rng.choice((None, 0.0, 1.0)))
             case Kind.CANCELS if wrong:
                 raise asyncio.CancelledError("its own")

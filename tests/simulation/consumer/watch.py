@@ -173,6 +173,8 @@ class Watch:
         self.handled: set[str] = set()
         """Messages that were found handled before."""
         self.failed: set[str] = set()
+        self.asked_for_time: set[str] = set()
+        """Messages with a handler that raised ``Retry``."""
         self.acked_by_hand: set[str] = set()
         self.retried_by_hand: set[str] = set()
         """Messages for which the last handler asked for a retry: it may be cut off before SQS confirms that."""

@@ -62,6 +62,8 @@ class Watch(World):
 
     def __init__(self, plan: Plan, rng: Random) -> None:
         self.parked: set[Job] = set()
+        self.last_receives: dict[Letter, int] = {}
+        """Receives of messages when the consumer let them go at what it took for their last one."""
         self._allowed = plan.total
         super().__init__(plan, rng)
 
@@ -131,6 +133,8 @@ class Watch(World):
             return
         letter, most = self.letter(job), self.facts.max_receives
         left = letter.sent_at + self.queue.retention - self.now
+        if settlement is Settlement.RETRIED and most is not None and job.receives >= most:
+            self.last_receives[letter] = letter.receives
         if settlement is Settlement.DEFERRED:
             away = len(self.core.away)
             self.require(away < MOST_AWAY, "memory", f"message {letter.number} goes where {away} are away")
@@ -243,10 +247,8 @@ class Watch(World):
             self.require(not before, "S8", f"message {number} starts before {other.number} of its group")
 
     def _gets_no_more(self, letter: Letter) -> bool:
-        """Whether the queue gives a message out no more, as far as the consumer knows, and it is let go here."""
-        most = self.source.facts.max_receives
-        held = any(job.settlement is None and not job.lost and self.letter(job) is letter for job in self.alive)
-        return most is not None and letter.receives >= most and not held
+        """Whether the consumer let a message go at its last receive, as far as it knew: it comes no more."""
+        return letter.receives == self.last_receives.get(letter)
 
     # -- what is here -------------------------------------------------------------------------------------------
 
