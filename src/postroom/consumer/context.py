@@ -12,6 +12,7 @@ from postroom.checking import is_number
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.consumer.transacting import MessageTransaction
 from postroom.errors import ConfigurationError, PostroomError, retry_delay
+from postroom.fleet.names import name_or_none
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
 from postroom.transactions import EitherTransactional, MessageKey, SyncTransactional, SyncTx, Transactional, Tx
@@ -164,7 +165,7 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
                 this call of the handler has entered one with the same key before.
         """
         transaction: MessageTransaction[Any, Any]
-        transaction = MessageTransaction(self._settles, self.resources, _key_of(self.message, key))
+        transaction = MessageTransaction(self._settles, self.resources, _key_of(self.message, self.tenant, key))
         return transaction
 
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
@@ -180,13 +181,15 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         await self._settles.acknowledge()
 
 
-def _key_of(message: Message, key: str | None) -> MessageKey:
+def _key_of(message: Message, tenant: Any, key: str | None) -> MessageKey:
     if key is None:
         return MessageKey(message.queue, message.id)
     if not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
         text = f"ctx.transaction(key=...) takes 1 to {_LONGEST_KEY} characters, none of them NUL; got {len(key)}"
         raise ConfigurationError(text)
-    return MessageKey(message.queue, f"key:{key}")  # no message id looks like that
+    # With the tenant: two of them may have an order of one number, and one database. No message id looks like that.
+    name = None if tenant is None else name_or_none(tenant)
+    return MessageKey(message.queue, f"key:{key}" if name is None else f"key:{name}:{key}")
 
 
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)

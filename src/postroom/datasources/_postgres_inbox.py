@@ -255,4 +255,10 @@ def add_inbox(
     async def healthy(made: D) -> bool:
         return check is None or await check(resource_of(made))
 
-    return Provider(enter, weight=provider.weight, check=None if check is None else healthy, place=provider.place)
+    return Provider(
+        enter,
+        weight=provider.weight,
+        check=None if check is None else healthy,
+        place=provider.place,
+        scoped=scope is not None,
+    )

@@ -34,6 +34,8 @@ class Provider(Generic[C, R]):
     tenant is verified."""
     connects: bool = True
     """Whether its resources are connections to a server, which takes only so many of them. Files are none."""
+    scoped: bool = False
+    """Whether its resources keep to one context's part of a database (``scope=``): contexts must not share them."""
 
     def __call__(self, context: C) -> AbstractAsyncContextManager[R]:
         """Return what opens and closes the resources of ``context``."""
@@ -88,7 +90,14 @@ class _Mapping(Generic[C, R, M]):
     def provider(self) -> Provider[C, M]:
         check = None if self._inner.check is None else self._check
         inner = self._inner
-        return Provider(self._enter, weight=inner.weight, check=check, place=inner.place, connects=inner.connects)
+        return Provider(
+            self._enter,
+            weight=inner.weight,
+            check=check,
+            place=inner.place,
+            connects=inner.connects,
+            scoped=inner.scoped,
+        )
 
     @asynccontextmanager
     async def _enter(self, context: C) -> AsyncGenerator[M]:

@@ -112,6 +112,11 @@ class ResourcePool(Generic[C, R]):
                 "jitter": jitter,
             }
         )
+        if key is not None and getattr(provider, "scoped", False):
+            text = (
+                "key= lets contexts share resources, and the provider's scope= is that of one context: leave out key="
+            )
+            raise ConfigurationError(text)
         own_weight, own_check = known_of(provider)
         weight = own_weight if weight is None else weight
         weight = clean(weight) if callable(weight) else weight

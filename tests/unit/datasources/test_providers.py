@@ -196,3 +196,17 @@ def test_an_inbox_is_added_to_a_provider(add: str) -> None:
     """What says where the databases are is the inner function's."""
     with pytest.raises(ConfigurationError, match="takes Provider: write"):
         getattr(postroom.datasources, add)(lambda _tenant: "postgresql://h/db")
+
+
+def test_resources_of_one_contexts_scope_are_not_shared_by_key() -> None:
+    """Every tenant would work in the part of the database that the first one has."""
+
+    @asynccontextmanager
+    async def enter(context: str) -> AsyncGenerator[str]:
+        yield context
+
+    scoped = Provider(enter, scoped=True)
+    assert scoped.pool()
+    for provider in (scoped, scoped.map(str.upper)):
+        with pytest.raises(ConfigurationError, match="leave out key="):
+            provider.pool(key=lambda _context: "all")
