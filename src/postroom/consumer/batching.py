@@ -19,7 +19,7 @@ from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message
 from postroom.consumer.handlers import refuse_unworked
 from postroom.consumer.job import Cancellation
-from postroom.errors import AlreadyHandled, ConfigurationError, MessageError
+from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, Retry
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.resources.identity import Identifier
@@ -159,10 +159,12 @@ class _Batch:
             member.traceback = None if failure is None else failure.__traceback__
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:  # foreign code cancelled it before its first step: nothing was handled
+        if task.cancelled():  # by foreign code, before its first step: nothing was handled, and nothing may be deleted
             for member in self.members:
-                member.error = error
+                member.error = Retry("the task of its batch was cancelled before it began")
+        elif (error := task.exception()) is not None:
+            for member in self.members:
+                member.error = member.error or error
         self.over.set_result(None)
 
 

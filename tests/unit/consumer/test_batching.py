@@ -492,37 +492,6 @@ def test_what_a_cancelled_handler_finishes_is_acknowledged(ignored: int) -> None
     in_world(scenario)
 
 
-def test_a_batch_that_is_cancelled_before_its_first_step_frees_its_slots() -> None:
-    """By a watchdog that cancels every task: its messages have failed, and are handled when they come back."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        handled: list[str] = []
-
-        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
-            handled.extend(order.order_id for order in orders)
-
-        scene = Scene(world, store, size=3, retry=RetryPolicy(base=1))
-        loop = asyncio.get_running_loop()
-        real: Any = loop.create_task
-        hit: list[str] = []
-
-        def create_task(work: Any, **options: Any) -> Any:
-            task = real(work, **options)
-            if not hit and str(options.get("name")).startswith("postroom-batch"):
-                hit.append(options["name"])
-                task.cancel()
-            return task
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "create_task", create_task)
-            world.send_orders(*"012")
-            assert await scene.until(6) == {"retried": 3, "acked": 3}
-        assert (len(hit), sorted(handled)) == (1, ["0", "1", "2"])
-
-    in_world(scenario)
-
-
 class _Odd(MessageError):
     """Cannot be made again from what it keeps."""
 

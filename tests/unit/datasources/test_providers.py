@@ -206,7 +206,7 @@ def test_resources_of_one_contexts_scope_are_not_shared_by_key() -> None:
         yield context
 
     scoped = Provider(enter, scoped=True)
-    assert scoped.pool()
+    scoped.pool()
     for provider in (scoped, scoped.map(str.upper)):
         with pytest.raises(ConfigurationError, match="leave out key="):
             provider.pool(key=lambda _context: "all")
