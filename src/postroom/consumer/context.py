@@ -189,7 +189,7 @@ def _key_of(message: Message, tenant: Any, key: str | None) -> MessageKey:
         raise ConfigurationError(text)
     # With the tenant: two of them may have an order of one number, and one database. No message id looks like that.
     name = None if tenant is None else name_or_none(tenant)
-    return MessageKey(message.queue, f"key:{key}" if name is None else f"key:{name}:{key}")
+    return MessageKey(message.queue, f"key:{key}" if name is None else f"key:{len(name)}:{name}:{key}")
 
 
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)

@@ -31,7 +31,9 @@ def _server(dsn: str) -> str:
         return _joined(pairs.get("host") or pairs.get("hostaddr"), pairs.get("port"))
     url = split(dsn)
     query = {name: values[-1] for name, values in parse_qs(url.query).items()}
-    host = unquote(url.netloc.rpartition("@")[2])
+    host, server = unquote(url.netloc.rpartition("@")[2]), dsn.partition("://")[2].partition("/")[0]
+    if "@" not in url.netloc and ":" in url.netloc and "@" in server:
+        host = unquote(server.rpartition("@")[2])  # a "#" or a "?" in the password, which libpq takes
     return _joined(query.get("host"), query.get("port")) if not host or "host" in query else host
 
 

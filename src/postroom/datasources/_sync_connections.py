@@ -227,7 +227,11 @@ class _FromThread:
 
     def __call__(self) -> str:
         # Bounded: a loop that has stopped would never answer, and the thread would hang for good.
-        return asyncio.run_coroutine_threadsafe(ask(self._password), self._loop).result(self._timeout)
+        answer = asyncio.run_coroutine_threadsafe(ask(self._password), self._loop)
+        try:
+            return answer.result(self._timeout)
+        finally:
+            answer.cancel()  # one that comes too late is asked for by no one
 
     def forget(self, password: str, /) -> None:
         memory: object = self._password

@@ -10,6 +10,7 @@ import pytest
 from postroom import ResourceOpenError
 from postroom.datasources import Provider, Registry, asyncpg_pool, psycopg_connections, sqlalchemy_engine
 from postroom.datasources._canary import is_torn
+from postroom.datasources._places import places
 
 PROVIDERS: dict[str, Callable[..., Provider[Any, Any]]] = {
     "asyncpg": asyncpg_pool,
@@ -64,3 +65,11 @@ async def test_a_password_that_is_not_percent_encoded_is_named_as_the_cause(
 def test_a_dsn_that_drivers_read_alike_is_not_torn(dsn: str) -> None:
     """Parameters may hold what a user and password may not, and key=value strings are no URLs."""
     assert not is_torn(dsn)
+
+
+@pytest.mark.parametrize("password", ["hunter2#x", "hunter2?x", "hunter2"])
+async def test_the_place_of_a_tenant_shows_no_part_of_its_password(password: str) -> None:
+    """Libpq takes a "#" or a "?" of a password as it is; a move logs the place."""
+    place = await places(lambda _: f"postgresql://app:{password}@db-1:5432/acme")("acme")
+    assert place.partition("/")[0] == "db-1:5432"
+    assert "hunter2" not in place
