@@ -46,10 +46,9 @@ class Polls:
     def out_until(self, queue: Queue) -> float:
         """Return until when polls of a queue may take messages: also one that is overdue, which may be a second try."""
         out = (inlet.receiver.out_until for inlet in self._inlets() if inlet.queue is queue)
-        least = max(self._loop.time(), self.end_by)
-        overdue = self._loop.time()
-        late = (least if until <= overdue else until for until in out if until > -math.inf)
-        return max((self._cut_at, *late))
+        now = self._loop.time()
+        overdue = max(now, self.end_by)
+        return max((self._cut_at, *(overdue if until <= now else until for until in out if until > -math.inf)))
 
     def may_bring_the_last(self, until: float) -> bool:
         """Whether a poll that is out may bring a message that cannot go back before a time: a queue counts receives."""
