@@ -14,8 +14,9 @@ from postroom.checking import check_optional
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
-from postroom.datasources._sync_connections import SyncConnection, SyncConnections, in_thread, reset_sync_session
+from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
+from postroom.datasources._threads import in_thread
 from postroom.datasources._waiting import SAID_AFTER
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider

@@ -20,11 +20,11 @@ from postroom.datasources._sync_connections import (
     SyncConnection,
     SyncConnections,
     connect_sync,
-    in_thread,
     in_time,
     reset_sync_session,
 )
 from postroom.datasources._sync_inbox import SyncDatabase
+from postroom.datasources._threads import in_thread
 from postroom.datasources._waiting import make_do
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider

@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
@@ -20,8 +19,8 @@ from postroom.datasources._attempts import late
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._reset import DEALLOCATE, RESET
-from postroom.datasources._sqlite_units import complete
 from postroom.datasources._sync_inbox import run_now
+from postroom.datasources._threads import in_thread
 from postroom.datasources._waiting import silent
 from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, refusal_of, restore
 from postroom.datasources.registry import DataSource, Password, ask
@@ -39,25 +38,6 @@ _CANCELLING: Final = 1.0
 _RELEASED: Final = 1.0
 """Seconds for a thread to let go of a connection after its socket was shut down."""
 _log = Log("postroom.datasources", Step.RESOURCES)
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Do it in a thread of its own, which begins at once and keeps no process from its end.
-
-    The default executor has few threads: what hangs for some tenants would keep the others waiting.
-    """
-    done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def run() -> None:
-        try:
-            value = work()
-        except BaseException as error:
-            complete(done, None, error)
-        else:
-            complete(done, value, None)
-
-    threading.Thread(target=copy_context().run, args=(run,), name="postroom-datasource", daemon=True).start()
-    return await done
 
 
 async def in_time(timeout: float, connect: Callable[[], T]) -> T:

@@ -4,15 +4,13 @@ Django's connections belong to a thread, so handlers are plain ``def`` functions
 own thread when it returns: no connection, transaction or ``SET`` of one tenant meets the next.
 """
 
-import asyncio
-import contextvars
 import functools
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from asgiref.local import Local
@@ -23,6 +21,7 @@ from postroom.checking import check_function
 from postroom.consumer import MessageContext
 from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
+from postroom.datasources._threads import in_thread
 from postroom.datasources.registry import answered
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.options import check_count
@@ -79,10 +78,10 @@ def tenant_databases(
         try:
             # Django connects at the first query: without a try, an outage would be the handler's
             # error, and cost an attempt.
-            await _in_thread(_try_out, alias)
+            await in_thread(partial(_try_out, alias), f"postroom-django-{alias}")
             yield alias
         finally:
-            await _in_thread(_remove, alias)
+            await in_thread(partial(_remove, alias), f"postroom-django-{alias}")
 
     return Provider(enter, weight=connections_each)
 
@@ -185,24 +184,6 @@ def _register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
 def _forget(alias: TenantAlias) -> None:
     with _registering:
         connections.settings = {name: entry for name, entry in connections.settings.items() if name != alias}
-
-
-async def _in_thread(work: Callable[[TenantAlias], None], alias: TenantAlias) -> None:
-    """Work in a thread of its own: a server that does not answer takes no thread from other tenants, and no exit."""
-    done: Future[None] = Future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            context.run(work, alias)
-        except BaseException as error:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    done.set_running_or_notify_cancel()  # from now on it cannot be cancelled: only its caller stops to wait
-    threading.Thread(target=run, name=f"postroom-django-{alias}", daemon=True).start()
-    await asyncio.wrap_future(done)
 
 
 def _try_out(alias: TenantAlias) -> None:
