@@ -130,6 +130,13 @@ class Attempts:
             return job.receives <= _FREE
         return most - job.receives >= max(1, (self.promised(job) or 0) - self.known(job))
 
+    def may_be_taken_along(self, job: Job) -> bool:
+        """Whether a message may go back for one before it in its group, whatever it has failed itself."""
+        most = self._facts.max_receives
+        if not (self._facts.known and job.message.is_counted):
+            return False
+        return job.receives <= _FREE if most is None else most - job.receives >= max(1, self.promised(job) or 0)
+
     def is_last(self, job: Job) -> bool:
         """Whether one more receive makes a dead letter of a message."""
         most = self._facts.max_receives
@@ -144,9 +151,14 @@ class Attempts:
         return self._spent.get(job.message.id, 0) > 0 and self.is_short_of(job)
 
     def is_over(self, job: Job) -> bool:
-        """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it."""
-        wanted = job.source.retry_of(job).attempts
-        return wanted is not None and self.known(job) >= wanted
+        """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it.
+
+        And never more than the queue allows receives: one that backs off here takes several for one receive.
+        """
+        known, wanted, most = self.known(job), job.source.retry_of(job).attempts, self._facts.max_receives
+        if wanted is not None and known >= wanted:
+            return True
+        return most is not None and known >= most and not self.is_last(job)
 
     def _forget_poison(self, job: Job) -> None:
         self._poison.pop(job.message.id, None)

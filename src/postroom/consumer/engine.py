@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, RelieveAt, ReturnGroup
+from postroom.consumer.core import PATIENCE, Core, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
@@ -24,6 +24,7 @@ _log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
+_NEW, _WAITING = State.NEW, State.WAITING
 
 _SWEEP: Final = 5.0
 """Seconds between two looks for messages that may reach the end of their retention period here."""
@@ -93,6 +94,7 @@ class Engine:
         self._sweeping: asyncio.TimerHandle | None = None
         self._relieving: asyncio.TimerHandle | None = None
         self._relieve_until = -math.inf
+        self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
         self._stuck = False
         self._kept: list[GiveBack] | None = None
@@ -178,9 +180,8 @@ class Engine:
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         if job.turn is not None:
             job.turn = None
-        # It was put back in its lane while its task ended: the message is not over, only its task
-        # is.
-        if job.settlement is None and not job.lost and job.state is State.WAITING:
+        # It waits in its lane again, or backs off with its group: the message is not over, only its task is.
+        if job.settlement is None and not job.lost and (job.state is _WAITING or job.state is _NEW):
             job.running = False
         else:
             self.core.finish(job, now)
@@ -263,8 +264,21 @@ class Engine:
                             self._resolving.withdraw(group, message_id, behind=behind)
                         case RelieveAt(when):
                             self._relieve_at(when)
+                        case GoOnAt(group, when):
+                            self._go_on_at(group, when)
         finally:
             self._acting = False
+
+    def _go_on_at(self, group: str, when: float) -> None:
+        if (earlier := self._going_on.pop(group, None)) is not None:
+            earlier.cancel()
+        self._going_on[group] = self.tasks.call_at(when, self._go_on, group, when)
+
+    def _go_on(self, group: str, when: float) -> None:
+        del self._going_on[group]
+        self.core.go_on(group, when, self._time())
+        self.dispatch()
+        self.make_room()
 
     def _rejected(self, job: Job, task: asyncio.Task[bool]) -> None:
         self.rejecting.discard(task)
@@ -421,7 +435,7 @@ class Engine:
         self.take_back()
         before = self.core.scheduler.size
         self.let_go(self.core.sweep(self._time()))
-        self.act()
+        self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
         self._tell_of_memory()
@@ -441,7 +455,7 @@ class Engine:
 
     def close(self) -> None:
         """End every timer."""
-        for timer in (self._waking, self._recalling, self._sweeping, self._relieving):
+        for timer in (self._waking, self._recalling, self._sweeping, self._relieving, *self._going_on.values()):
             if timer is not None:
                 timer.cancel()
         self.recalls.flush()

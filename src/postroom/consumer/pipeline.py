@@ -13,7 +13,6 @@ import msgspec
 
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core
-from postroom.consumer.core import Reject as RejectAction
 from postroom.consumer.engine import Engine
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
@@ -450,7 +449,7 @@ class Pipeline:
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
         if job.source.facts.redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
-                self._core.actions.append(RejectAction(job, reason, self._backoff(job, instruction)))
+                self._core.reject(job, reason, self._backoff(job, instruction))
                 self._engine.act()
             elif await self._engine.reject(job, reason):
                 self._moved(job)
@@ -504,7 +503,8 @@ class Pipeline:
         if delay is None:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
-            if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError | _Diverted)):
+            tried = not isinstance(error, ResourceError | _Diverted)
+            if self._core.retry(job, error, delay, self._time(), tried=tried):
                 _log_last_receive(job)
         elif job.settlement is not Settlement.ACKED or job.lost:
             self._core.give_group_back(job)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final, Protocol
 
-from postroom.errors import InvalidReceiptHandle, PostroomError
+from postroom.errors import InvalidReceiptHandle, PostroomError, ServiceUnavailable, Throttled
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.batcher import Batcher, Fate, named
 from postroom.settlement.delivery import Delivery
@@ -228,9 +228,10 @@ class Heartbeat:
         except BaseException as error:
             # Also after a cancellation: a change of visibility may wait for this extension to be
             # over.
-            trouble = f"its last extension failed ({describe(named(error))})"
+            cause = named(error)
             for delivery in entries:
-                delivery.trouble = trouble
+                delivery.trouble = f"its last extension failed ({describe(cause)})"
+                delivery.out_of_reach = isinstance(cause, Throttled | ServiceUnavailable)
             self._landed(entries)
             raise
         # The machine may have slept during the call: old deadlines are set right before new ones
@@ -261,7 +262,7 @@ class Heartbeat:
             if delivery in self._watched:
                 self._expire(delivery, now)
             return
-        delivery.trouble = None
+        delivery.trouble, delivery.out_of_reach = None, False
         delivery.deadline = deadline
 
     def done(self, entry: Delivery, error: PostroomError | None) -> None:
@@ -277,7 +278,7 @@ class Heartbeat:
         self._looks.put([entry], max(now, self._due(entry, now)))
 
     def _refused(self, delivery: Delivery, error: PostroomError) -> None:
-        delivery.trouble = f"SQS refused its extension ({describe(error)})"
+        delivery.trouble, delivery.out_of_reach = f"SQS refused its extension ({describe(error)})", False
         if isinstance(error, InvalidReceiptHandle) and delivery.covered and delivery.decision is None:
             self._give_up(delivery, delivery.trouble)
             return
@@ -308,4 +309,4 @@ class Heartbeat:
 
 def _pauses(timeout: float) -> Pauses:
     """Return the pauses between failing extensions: several fit into the half timeout that is left."""
-    return Pauses(first=min(1.0, timeout / 12), cap=min(5.0, timeout / 6))
+    return Pauses(first=min(1.0, timeout / 12), cap=min(2.0, timeout / 6))

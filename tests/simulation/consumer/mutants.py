@@ -320,8 +320,8 @@ def _blames_outages(wait: Any) -> Any:
 
 
 def _tried_all_the_same(retry: Any) -> Any:
-    def mutant(self: Any, job: Job, error: BaseException, delay: float, *, tried: bool) -> None:
-        retry(self, job, error, delay, tried=True)
+    def mutant(self: Any, job: Job, error: BaseException, delay: float, now: float, *, tried: bool) -> None:
+        retry(self, job, error, delay, now, tried=True)
 
     return mutant
 

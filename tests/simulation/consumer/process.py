@@ -89,6 +89,8 @@ class Process:
         self._most_tasks = MOST_TASKS
         self.cut_off: set[str] = set()
         """Receipt handles with handlers that met an outage: their messages wait, and run again."""
+        self.backs_off: set[str] = set()
+        """Receipt handles of messages of a group that failed: they may be tried again without another receive."""
         self.told: set[str] = set()
         """Receipt handles with handlers that were cancelled."""
         self.frozen = 0.0
@@ -296,6 +298,8 @@ class Process:
             of_a_function = isinstance(error, ResourceError) and not isinstance(
                 error, ResourceOpenError | PoolExhaustedError
             )  # weight= or host=
+            if isinstance(error, PayloadError) or of_a_function:
+                self.ledger.begins(failure.message.receipt_handle)
             if isinstance(error, ContextError | PayloadError) or of_a_function:
                 self._fails(failure.message)
             if not for_now:
@@ -309,7 +313,8 @@ class Process:
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:
             self.reporting -= 1
-            if not for_now:  # it may be held until the outage is over
+            # It may be held until the outage is over, or back off with its group.
+            if not for_now and not self.shared.plan.fifo:
                 self.watch.has_ended(failure.message)
 
     def _says_unknown(self, message: Message, error: BaseException) -> bool:
@@ -397,8 +402,10 @@ class Process:
         self._look_around(ctx)
         if ctx.context.tenant_id != plan.tenant or ctx.resources.tenant != plan.tenant:
             self.history.broken("isolation", f"{self.name} handles {order.order_id} with {ctx.resources.tenant}'s")
-        if ctx.message.receipt_handle in self.watch.started - self.cut_off:
+        if ctx.message.receipt_handle in self.watch.started - self.cut_off - self.backs_off:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
+        self.backs_off.discard(ctx.message.receipt_handle)
+        self.ledger.begins(ctx.message.receipt_handle)
         self.watch.started.add(ctx.message.receipt_handle)
         self.cut_off.discard(ctx.message.receipt_handle)
         # Told to stop while it stood still, it learns of that when it goes on.
@@ -436,6 +443,8 @@ class Process:
         """Note a failed attempt."""
         self.ledger.fails(message.receipt_handle)
         self.licence.breaks_group(message)
+        if self.shared.plan.fifo:
+            self.backs_off.add(message.receipt_handle)
 
     def running(self, tenant: str) -> int:
         """Return how many handlers of a tenant run."""

@@ -262,3 +262,30 @@ def test_messages_that_open_resources_for_each_other_end_no_pause_of_their_handl
     tries, after = in_world(scenario)
     assert 4 <= tries <= 24
     assert len(after) == 4
+
+
+def test_a_handler_that_met_an_outage_gets_its_payload_as_it_was_sent() -> None:
+    """It changed its payload before the database said no."""
+
+    async def scenario(world: World) -> list[dict[str, str]]:
+        world.create()
+        orders: Consumer[Tenant, Database] = Consumer(
+            "orders", context=Tenant, resources=Databases(), client=world.client
+        )
+        seen: list[dict[str, str]] = []
+
+        @orders.handler
+        async def handle(payload: dict[str, str], _ctx: MessageContext[Tenant, Database]) -> None:
+            seen.append(dict(payload))
+            payload["order_id"] = "changed"
+            if len(seen) == 1:
+                error = ConnectionError("the server shuts down")
+                error.sqlstate = "57P01"  # type: ignore[attr-defined]
+                raise error
+
+        async with orders:
+            world.send({"order_id": "1"})
+            await asyncio.sleep(60)
+        return seen
+
+    assert in_world(scenario) == [{"order_id": "1"}] * 2
