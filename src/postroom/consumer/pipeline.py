@@ -24,6 +24,7 @@ from postroom.errors import (
     ConfigurationError,
     ContextError,
     Drop,
+    InvalidRequest,
     MessageError,
     OwnershipLost,
     PayloadError,
@@ -69,7 +70,7 @@ class _Diverted(PostroomError):
 
     def __init__(self, queue: str, reason: str) -> None:
         super().__init__(f"diverted to {queue}: {reason}")
-        self.queue = queue
+        self.queue, self.reason = queue, reason
 
 
 class _NotNow(Exception):
@@ -482,11 +483,25 @@ class Pipeline:
         return True
 
     async def _divert(self, job: Job, diverted: _Diverted) -> None:
-        """Move the message to the queue that its tenant is diverted to; where that fails it comes back."""
-        if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
+        """Move the message to the queue that its tenant is diverted to; where that is not possible it waits."""
+        queue, reason = diverted.queue, diverted.reason
+        target = job.source.diversions.to(queue)
+        error, now = await self._engine.divert(job, str(diverted), target), self._time()
+        if error is None:
+            if self._core.diverted(job, now):
+                self._engine.recall_soon()
             self._moved(job)
+        elif not job.source.settler.ours(job):
+            self._give_group_back(job)
+        elif self._tenants.diverted(job.tenant) != (queue, reason):  # decided meanwhile
+            self._core.put_back(job, now)
+            self._engine.act()
+        elif isinstance(error, InvalidRequest) and target.works:  # it takes others: this one it will never take
+            self._engine.rejections.failed(job, str(diverted), error, diverted=True)
+            self._retry(job, _Diverted(queue, f"{reason}; {in_words(error)}"))
         else:
-            self._retry(job, diverted)  # it was not tried, and its reason names the queue
+            self._core.undiverted(job, queue, error, now)
+            self._engine.act()
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:
