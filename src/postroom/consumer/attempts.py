@@ -14,6 +14,7 @@ from typing import Final
 
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
+from postroom.display import counted
 from postroom.options import Faults
 
 REMEMBER: Final = 100_000
@@ -147,6 +148,18 @@ class Attempts:
         """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it."""
         wanted = job.source.retry_of(job).attempts
         return wanted is not None and self.known(job) >= wanted
+
+    def why_over(self, job: Job, cause: str) -> str | None:
+        """Return why a message that failed of a cause is not tried again: attempts or receives are used up.
+
+        None: it is tried again, or there is no dead-letter queue.
+        """
+        if self._facts.redrive is None:
+            return None
+        reason = f"{counted(self.known(job), 'failed attempt')}, the last one with {cause}"
+        if self.is_over(job):
+            return reason
+        return f"{reason}; other receives ended without an attempt" if self.is_cut_short(job) else None
 
     def _forget_poison(self, job: Job) -> None:
         self._poison.pop(job.message.id, None)

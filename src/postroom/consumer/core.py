@@ -590,16 +590,13 @@ class Core:
         whether this was its last receive all the same, so that SQS makes a dead letter of it by itself.
         """
         attempts = job.source.attempts
-        known, cause = counted(attempts.known(job), "failed attempt"), f"the last one with {_named(error)}"
-        reason = None
-        if attempts.is_over(job) and job.source.facts.redrive is not None:
-            reason = f"{known}, {cause}"
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
-        elif not (tried and (job.started or job.counted)) and attempts.is_last(job):
+        untried = not (tried and (job.started or job.counted))
+        if untried and attempts.is_last(job) and not attempts.is_over(job):
             # SQS would make a dead letter of it by itself, without a reason.
             reason = f"not tried: {in_words(error)}"
-        elif attempts.is_cut_short(job):
-            reason = f"{known}, {cause}; other receives ended without an attempt"
+        else:
+            reason = attempts.why_over(job, _named(error))
         if reason is not None:
             self._reject(job, reason, delay)
             self._halt_behind(job)

@@ -18,7 +18,6 @@ from postroom.consumer.engine import Engine
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.tenants import Tenants
-from postroom.display import counted
 from postroom.errors import (
     AlreadyHandled,
     ConfigurationError,
@@ -76,6 +75,9 @@ class _Diverted(PostroomError):
 class _NotNow(Exception):
     """The message cannot run after all, through no fault of its own: a stop, or a decision about its tenant."""
 
+
+_GONE = frozenset({Settlement.ACKED, Settlement.REJECTED})
+"""What was decided about a message that is in its queue no longer, if it was ours."""
 
 _NO_FAILURES = (Retry, Reject, Drop, OwnershipLost, _Diverted, _NotNow)
 """What the handling of a message raises to say what becomes of it, also where it was cut off."""
@@ -272,12 +274,7 @@ class Pipeline:
     def _ack(self, job: Job) -> None:
         if job.settlement is None:
             job.source.settler.ack(job)
-            if job.lost:
-                self._give_group_back(job)
-        # The handler returned, but its message was given back or lost: what follows in its group
-        # must not overtake it.
-        elif job.settlement is not Settlement.ACKED:
-            self._give_group_back(job)
+        self._give_group_back(job)
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
@@ -454,7 +451,7 @@ class Pipeline:
                 self._core.actions.append(RejectAction(job, reason, self._backoff(job, instruction)))
                 self._engine.act()
             elif await self._engine.reject(job, reason):
-                self._moved(job)
+                self._give_group_back(job)
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
@@ -466,11 +463,6 @@ class Pipeline:
         else:
             self._settle_failure(job, instruction)
 
-    def _moved(self, job: Job) -> None:
-        """Let the group of a message go on that is in another queue now, unless it may be received here once more."""
-        if job.lost:
-            self._give_group_back(job)
-
     def _was_settled(self, job: Job, what: str, reason: str) -> bool:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
         if job.settlement is None and not job.lost:
@@ -478,8 +470,7 @@ class Pipeline:
         text = f"Message %s of %s is not {what} (%s): its handler had %s it before"
         before = "lost" if job.settlement is None else job.settlement.value
         _log.warning(text, job.message.id, tenant_in_words(job.tenant), redact(reason), before, extra=about(job))
-        if job.settlement is not Settlement.ACKED or job.lost:
-            self._give_group_back(job)
+        self._give_group_back(job)
         return True
 
     async def _divert(self, job: Job, diverted: _Diverted) -> None:
@@ -490,7 +481,7 @@ class Pipeline:
         if error is None:
             if self._core.diverted(job, now):
                 self._engine.recall_soon()
-            self._moved(job)
+            self._give_group_back(job)
         elif not job.source.settler.ours(job):
             self._give_group_back(job)
         elif self._tenants.diverted(job.tenant) != (queue, reason):  # decided meanwhile
@@ -521,9 +512,9 @@ class Pipeline:
         if job.settlement is None and not job.lost:
             if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError | _Diverted)):
                 _log_last_receive(job)
-        elif job.settlement is not Settlement.ACKED or job.lost:
-            self._core.give_group_back(job)
-        self._engine.act()
+            self._engine.act()
+        else:
+            self._give_group_back(job)
 
     def _backoff(self, job: Job, error: BaseException) -> float:
         policy, repeats = job.source.retry_of(job), job.source.repeats
@@ -539,18 +530,19 @@ class Pipeline:
         """Give a message back that was interrupted."""
         if job.settlement is None and not job.lost:
             self._core.give_back(job, Settlement.RETURNED)
+            self._engine.act()
         else:
-            self._core.give_group_back(job)
-        self._engine.act()
+            self._give_group_back(job)
 
     def _leave(self, job: Job) -> None:
         job.source.settler.leave(job)
-        if job.settlement is not Settlement.ACKED:
-            self._give_group_back(job)
+        self._give_group_back(job)
 
     def _give_group_back(self, job: Job) -> None:
-        self._core.give_group_back(job)
-        self._engine.act()
+        """Give back what is behind a message in its group, unless that one is gone: nothing may overtake it."""
+        if job.lost or job.settlement not in _GONE:
+            self._core.give_group_back(job)
+            self._engine.act()
 
 
 class _Settling(msgspec.Struct, eq=False):
@@ -577,7 +569,9 @@ class _Settling(msgspec.Struct, eq=False):
             delay = exponential(job.source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
         attempts = job.source.attempts
         attempts.failed(job)
-        if (reason := _why_over(job)) is not None and await job.source.settler.reject(job, reason):
+        if (reason := attempts.why_over(job, "ctx.retry()")) is not None and await job.source.settler.reject(
+            job, reason
+        ):
             self._engine.rejections.sent(job, reason)
             return
         await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
@@ -587,17 +581,6 @@ class _Settling(msgspec.Struct, eq=False):
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
         await self._job.source.settler.extend_now(self._job, seconds)
-
-
-def _why_over(job: Job) -> str | None:
-    """Return why a message that asks for a retry gets none: it has had its attempts, or its receives were spent."""
-    attempts = job.source.attempts
-    if job.source.facts.redrive is None:
-        return None
-    reason = f"{counted(attempts.known(job), 'failed attempt')}, the last one with ctx.retry()"
-    if attempts.is_over(job):
-        return reason
-    return f"{reason}; other receives ended without an attempt" if attempts.is_cut_short(job) else None
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:

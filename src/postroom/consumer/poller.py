@@ -30,8 +30,8 @@ _REPEAT: Final = 60.0
 class Admits(Protocol):
     """Where received messages go."""
 
-    def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
-        """Take the messages of one receive in. Returns how many of them lack nothing but a slot.
+    def admit(self, messages: Sequence[Message], arrived: Moment) -> tuple[int, int]:
+        """Take the messages of one receive in. Returns how many lack nothing but a slot, and how many were held before.
 
         ``arrived`` is the earliest moment at which SQS can have handed them out.
         """
@@ -223,11 +223,9 @@ class Poller(Receiver):
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
-            held = self._source.settler.again
             # Before `answered`: what arrived must count as taken when the next receive is decided.
-            runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
+            runnable, again = self._admits.admit(messages, self.arrived(asked)) if messages else (0, 0)
             now = time()
-            again = self._source.settler.again - held
             self._policy.answered(Answer(step, len(messages), runnable, now - began, again), now)
             if self._observers:
                 self._observers.tell(PollFinished(self._source.name, len(messages), now - began))

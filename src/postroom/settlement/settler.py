@@ -128,8 +128,6 @@ class Settler(Generic[D]):
         self._nowhere = Refusals(_NOWHERE.format(name), tasks=tasks, queue=name)
         self._counts: Counter[Settlement] = Counter()
         self._failed = 0
-        self.again: int = 0
-        """Messages that were received while they were held already."""
         self._closed = False
 
     @property
@@ -146,11 +144,6 @@ class Settler(Generic[D]):
     def unconfirmed(self) -> int:
         """Acknowledgements and returned messages that SQS has not confirmed yet."""
         return self._deletes.pending + self._changes.pending
-
-    @property
-    def failing(self) -> bool:
-        """Whether SQS refuses acknowledgements at present: what is received now could not be settled."""
-        return self._deletes.failing
 
     @property
     def failures(self) -> int:
@@ -190,7 +183,6 @@ class Settler(Generic[D]):
             self._held[message.id] = delivery
             self.tally.bytes += len(message.body)
             fresh.append(delivery)
-        self.again += len(messages) - len(fresh)
         if fresh:
             self.heartbeat.cover(fresh)
         return fresh
