@@ -252,7 +252,7 @@ class Availability:
         job.probe = True
         self._open[job.tenant].probe = job
 
-    def outage(self, tenant: Hashable, *, sent_away: bool) -> Outage | None:
+    def outage(self, tenant: Hashable, *, sent_away: bool = False) -> Outage | None:
         """Return why a tenant cannot run, if it cannot: its own outage, or that of the host that it waits for.
 
         What is ``sent_away`` to another queue waits for that queue alone.

@@ -97,16 +97,18 @@ class Receiver:
         return Moment(max(asked.time, self._watch.unread_since()), asked.slept)
 
     async def receive(self, limit: int, wait: float, number: int) -> list[Message]:
-        """Send a receive of poller ``number``. Raises what the transport raises."""
+        """Send a receive of poller ``number``. Raises what the transport raises, and where no delete works."""
         now, task = self._tasks.time(), asyncio.current_task()
         if self.started_at is None:
             self.started_at = now
-        self.receives += 1
         # Before the await: health asks how long the oldest receive has been out.
         self._out[number] = now, now + wait
         if self._look is None:
             self._look = self._tasks.call_later(wait + _OVERDUE, self._look_for_overdue)
         try:
+            # Before it is sent: what can be handled and not deleted comes back until it is a dead letter.
+            await self._source.settler.check_deletes()
+            self.receives += 1
             queue = self._source.queue
             # `or`: a transport of the user's may say None where it has nothing.
             messages = await queue.receive(limit=limit, wait=wait, visibility=self._timeout) or []

@@ -16,7 +16,7 @@ from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
-from postroom.settlement.batcher import Batcher, Fate, Work
+from postroom.settlement.batcher import PATIENCE, Batcher, Fate, Work
 from postroom.settlement.dead_letters import DeadLetters
 from postroom.settlement.delivery import Decision, Delivery
 from postroom.settlement.heartbeat import Heartbeat
@@ -34,6 +34,8 @@ _ACKED, _SEND = Settlement.ACKED, Fate.SEND
 
 LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
+_BRIEF: Final = 5.0
+"""Seconds for which no delete may work before nothing more is received."""
 _LATE: Final = 1.0
 """Seconds between a deadline and the look at it, from which on something kept the event loop from it."""
 
@@ -122,9 +124,12 @@ class Settler(Generic[D]):
         """How much is held, by settlers with the same tally together."""
         self.heartbeat: Heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
         name = queue.info.name
-        self._deletes = self._batcher("delete", Deletes(self, queue), f"Deleting messages of {name}", rng)
+        self._deleting = Deletes(self, queue)
+        doing = f"Deleting messages of {name}"
+        # For as long as they are ours, also where it is denied: given up, they would be handled again.
+        self._deletes = self._batcher("delete", self._deleting, doing, rng, patience=MAX_VISIBILITY)
         doing = f"Changing the visibility of messages of {name}"
-        self._changes = self._batcher("change", Changes(self, queue), doing, rng)
+        self._changes = self._batcher("change", Changes(self, queue), doing, rng, patience=PATIENCE)
         self._stretching: dict[Delivery, Decision] = {}
         self._undeleted = Refusals(_UNDELETED.format(name), tasks=tasks, queue=name)
         self._unreturned = Refusals(_UNRETURNED.format(name), tasks=tasks, queue=name)
@@ -157,6 +162,18 @@ class Settler(Generic[D]):
     def counts(self) -> Mapping[Settlement, int]:
         """Return how many messages ended in each way."""
         return dict(self._counts)
+
+    async def check_deletes(self) -> None:
+        """Return if messages can be deleted, as far as is known: what is received else is handled again and again.
+
+        What waits to be deleted shows whether that works again; where nothing does, a delete is sent to find out.
+
+        Raises:
+            Undeletable: no delete has worked for some seconds.
+        """
+        since = self._deletes.failing_since
+        if since is not None and (seconds := self._time() - since) >= _BRIEF:
+            await self._deleting.check(self._deletes, seconds)
 
     def take(self, messages: Sequence[Message], arrived: Moment | None = None) -> list[D]:
         """Hold the messages of one receive. A message that is held already is renewed instead of returned again.
@@ -419,9 +436,12 @@ class Settler(Generic[D]):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _batcher(self, name: str, work: Work[Decision], doing: str, rng: Random | None) -> Batcher[Decision]:
-        trouble = Trouble(doing, "tried again while they are ours", tasks=self._tasks, queue=self._queue.info.name)
-        return Batcher[Decision](name, work, tasks=self._tasks, linger=LINGER, trouble=trouble, rng=rng)
+    def _batcher(
+        self, name: str, work: Work[Decision], doing: str, rng: Random | None, *, patience: float
+    ) -> Batcher[Decision]:
+        tasks = self._tasks
+        trouble = Trouble(doing, "tried again while they are ours", tasks=tasks, queue=self._queue.info.name)
+        return Batcher[Decision](name, work, tasks=tasks, linger=LINGER, trouble=trouble, patience=patience, rng=rng)
 
     def _check_open(self, delivery: Delivery) -> None:
         """Raise unless something may still be asked of SQS for a delivery."""

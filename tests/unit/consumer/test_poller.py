@@ -69,6 +69,9 @@ class _Clock:
         """Return the time."""
         return Moment(asyncio.get_running_loop().time(), self.slept)
 
+    async def check_deletes(self) -> None:
+        """Find that they work."""
+
 
 class Pollers:
     """Pollers with room for everything. Of each receive ``stuck`` messages cannot run and ``held`` are held already."""
