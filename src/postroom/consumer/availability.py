@@ -193,9 +193,9 @@ class Availability:
                 return Wait(obstacle, breaker.until)
             if breaker.probed:
                 return Wait(obstacle, None)
-        met = self._met.get(obstacle := Obstacle(ObstacleKind.TENANT, job.tenant)) if self._met else None
+        met = self._met.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self._met else None
         if met is not None and met.until > now:
-            return Wait(obstacle, met.until)
+            return Wait(Obstacle(ObstacleKind.TENANT, job.tenant), met.until)
         # A message that has its lease, or needs none, is not concerned by what cannot be opened.
         if self._pool is None or job.problem is not None or job.lease is not None:
             return None
@@ -288,7 +288,7 @@ class Availability:
 
     @property
     def outages(self) -> int:
-        """Tenants, and hosts of tenants, with resources that cannot be used now."""
+        """Tenants, hosts of tenants, and queues that tenants are diverted to, that cannot be used now."""
         return len(self._outages)
 
     @property

@@ -592,11 +592,10 @@ class Core:
         attempts = job.source.attempts
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
         untried = not (tried and (job.started or job.counted))
+        reason = attempts.why_over(job, _named(error))
         if untried and attempts.is_last(job) and not attempts.is_over(job):
             # SQS would make a dead letter of it by itself, without a reason.
             reason = f"not tried: {in_words(error)}"
-        else:
-            reason = attempts.why_over(job, _named(error))
         if reason is not None:
             self._reject(job, reason, delay)
             self._halt_behind(job)

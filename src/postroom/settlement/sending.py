@@ -72,7 +72,8 @@ class Deletes:
         if not batches.pending:
             try:
                 failures = await self._queue.delete([NO_HANDLE]) or ()
-                error = None if all(each.sender_fault for each in failures) else error_of(failures[0], "delete")
+                refusals = (error_of(each, "delete") for each in failures if not each.sender_fault)
+                error = next(refusals, None)
             except (InvalidRequest, InvalidReceiptHandle):
                 error = None  # it was looked at
             except BaseException as raised:  # whatever a transport raises

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from postroom import AccessDenied, Consumer, MessageContext, ServiceUnavailable, Shutdown
-from postroom.consumer.tenants import TenantState
+from postroom import AccessDenied, Consumer, MessageContext, ServiceUnavailable, Shutdown, TenantState
 from postroom.message import OutgoingMessage
 from postroom.transports.memory import MemoryQueue
 from support.world import Order, Tenant, World, in_world

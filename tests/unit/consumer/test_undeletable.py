@@ -27,8 +27,10 @@ class Site:
         self.at: dict[str, float] = {}
         self.deletes: list[float] = []
         self.error: Exception | list[EntryFailure] | None = None
-        options = {"context": Tenant, "client": world.client} | options
-        self.orders: Consumer[Any, Any] = Consumer(**({} if "queues" in options else {"queue": "orders"}), **options)
+        options |= {"context": Tenant, "client": world.client}
+        if "queues" not in options:
+            options["queue"] = "orders"
+        self.orders: Consumer[Any, Any] = Consumer(**options)
         self.orders.handler(self.handle)
         delete = MemoryQueue.delete
 
