@@ -14,6 +14,7 @@ from typing import Final
 
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
+from postroom.display import counted
 from postroom.options import Faults
 
 REMEMBER: Final = 100_000
@@ -159,6 +160,18 @@ class Attempts:
         if wanted is not None and known >= wanted:
             return True
         return most is not None and known >= most and not self.is_last(job)
+
+    def why_over(self, job: Job, cause: str) -> str | None:
+        """Return why a message that failed of a cause is not tried again: attempts or receives are used up.
+
+        None: it is tried again, or there is no dead-letter queue.
+        """
+        if self._facts.redrive is None:
+            return None
+        reason = f"{counted(self.known(job), 'failed attempt')}, the last one with {cause}"
+        if self.is_over(job):
+            return reason
+        return f"{reason}; other receives ended without an attempt" if self.is_cut_short(job) else None
 
     def _forget_poison(self, job: Job) -> None:
         self._poison.pop(job.message.id, None)

@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Wait
+from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Outage, Wait
 from postroom.consumer.away import MOST_AWAY, Absent, Away
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.halts import MOST_HALTED, Halt
@@ -321,7 +321,8 @@ class Core:
         tenant = job.tenant
         # It goes to another queue and needs nothing of what its tenant lacks.
         if self._tenants.is_sent_away(tenant):
-            return None
+            is_down = self.availability.is_undivertable(tenant)
+            return Obstacle(ObstacleKind.DIVERSION, tenant) if is_down else None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
             return Obstacle(ObstacleKind.DECISION, tenant)
         wait = self.availability.wait(job, now)
@@ -360,7 +361,11 @@ class Core:
 
     def _may_run(self, job: Job, now: float) -> bool:
         if self._tenants.ruled and self._tenants.is_sent_away(job.tenant):
-            return True  # to another queue, which takes none of its tenant's resources: an outage is no obstacle
+            # To another queue, which takes none of its tenant's resources: their outage is no obstacle.
+            if self.availability.is_undivertable(job.tenant):  # the others of its tenant wait for the end of this try
+                job.leads = True
+                self.scheduler.sleep(job.tenant, None, now=now)
+            return True
         wait = self.availability.wait(job, now)
         if wait is None and self.availability.is_half_open(job):
             best = max((other.attempt for other in self.scheduler.waiting_of(job.tenant)), default=0)
@@ -415,17 +420,30 @@ class Core:
             job.payload, job.decoded = None, False
         # Before it is put back: its next turn must not be taken for a handler that met an outage.
         job.met_outage = job.started = False
+        self._wait(job, wait, now)
+        return idle
+
+    def undiverted(self, job: Job, queue: str, error: BaseException, now: float) -> None:
+        """Note that the queue that its tenant is diverted to did not take a message: it waits, or is deferred."""
+        self._wait(job, self.availability.undiverted(job, queue, error, now), now)
+
+    def diverted(self, job: Job, now: float) -> bool:
+        """Note that a message went where its tenant is diverted. Returns whether messages may be called back."""
+        over = self.availability.diverted(job.tenant, now)
+        self.leased(job)
+        return over is not None and self.away.over(over)
+
+    def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)
         if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
             self._sleep(job, wait, now)
-            return idle
+            return
         # A FIFO message stays: deferred, it would keep its group away for the whole pause.
         full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
         if not (full and self._defer(job, wait.obstacle, now)):
             self.put_back(job, now)
         self._sleep(job, wait, now)
-        return idle
 
     def has_to_wait(self, job: Job, now: float) -> bool:
         """Whether a message has its resources, and its tenant is left alone by now: others may need their place."""
@@ -511,10 +529,17 @@ class Core:
                 return
             self.scheduler.wake(self.waking.popleft())
 
+    def outage(self, tenant: Hashable) -> Outage | None:
+        """Return why a tenant's messages cannot run, or go where they are sent, if they cannot."""
+        return self.availability.outage(tenant, sent_away=self._tenants.is_sent_away(tenant))
+
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
+        if self.availability.decided(tenant) is not None:
+            self.scheduler.wake(tenant)  # it may be a minute until the message is back that tried its diversion
         if not paused:
             self.away.over(Obstacle(ObstacleKind.DECISION, tenant))
+            self.away.over(Obstacle(ObstacleKind.DIVERSION, tenant))
             return []
         return [job for job in self.scheduler.waiting_of(tenant) if job.lease is not None]
 
@@ -568,16 +593,12 @@ class Core:
         if job.rejecting:
             return False
         attempts = job.source.attempts
-        known, cause = counted(attempts.known(job), "failed attempt"), f"the last one with {_named(error)}"
-        reason = None
-        if attempts.is_over(job) and job.source.facts.redrive is not None:
-            reason = f"{known}, {cause}"
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
-        elif not (tried and (job.started or job.counted)) and attempts.is_last(job):
+        untried = not (tried and (job.started or job.counted))
+        reason = attempts.why_over(job, _named(error))
+        if untried and attempts.is_last(job) and not attempts.is_over(job):
             # SQS would make a dead letter of it by itself, without a reason.
             reason = f"not tried: {in_words(error)}"
-        elif attempts.is_cut_short(job):
-            reason = f"{known}, {cause}; other receives ended without an attempt"
         if reason is not None:
             self.reject(job, reason, delay)
             self._halt_behind(job)
@@ -735,7 +756,7 @@ class Core:
         tried = f"after {counted(known, 'failed attempt')}" if known else "not tried by this consumer"
         if job.started:
             tried = f"in the middle of its handler{f', {tried}' if known else ''}"
-        outage = self.availability.outage(job.tenant)
+        outage = self.outage(job.tenant)
         return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
@@ -772,7 +793,7 @@ class Core:
     def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
         if job.source.facts.redrive is None:
             return False
-        if (outage := self.availability.outage(job.tenant)) is not None:
+        if (outage := self.outage(job.tenant)) is not None:
             obstacle = f"{obstacle}: {outage.cause}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
         self.reject(job, f"{tried}: {end} and {obstacle}")

@@ -310,20 +310,31 @@ class Engine:
         for action in kept:
             self.give_back(action.job, action.settlement, action.delay)
 
-    async def reject(self, job: Job, reason: str, *, to: DeadLetters | None = None) -> bool:
-        """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
+    async def reject(self, job: Job, reason: str) -> bool:
+        """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
         task = asyncio.current_task()
         try:
-            taken = await job.source.settler.reject(job, reason, to=to)
+            taken = await job.source.settler.reject(job, reason)
         except BaseException as error:  # whatever a transport raises: the message comes back
             if has_to_leave(error, task):
                 raise
-            self.rejections.failed(job, reason, error, diverted=to is not None)
+            self.rejections.failed(job, reason, error)
             return False
-        # A diversion is one decision of an operator, which is logged where it is made.
-        if taken and to is None:
+        if taken:
             self.rejections.sent(job, reason)
         return taken
+
+    async def divert(self, job: Job, reason: str, to: DeadLetters) -> BaseException | None:
+        """Send a message to another queue. Returns why that was not possible; never raises."""
+        task = asyncio.current_task()
+        try:
+            # Not logged: a diversion is one decision of an operator, which is logged where it is made.
+            await job.source.settler.reject(job, reason, to=to)
+        except BaseException as error:  # whatever a transport raises
+            if has_to_leave(error, task):
+                raise
+            return error
+        return None
 
     # -- what the settler tells ---------------------------------------------------------------------------------
 
@@ -388,7 +399,7 @@ class Engine:
 
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""
-        outage = self.core.availability.outage(tenant)
+        outage = self.core.outage(tenant)
         return None if outage is None else (outage.cause, self._time() - outage.since)
 
     def troubled_tenants(self) -> list[Hashable]:

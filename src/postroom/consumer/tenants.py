@@ -89,9 +89,12 @@ class Tenants:
         """Send a tenant's messages, those that wait and those that come, to another queue until it is resumed.
 
         They go as they are, with ``postroom.reason`` and what else a dead letter carries, and are deleted here once
-        the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. Where the
-        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted. A consumer
+        the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. A consumer
         of the other queue handles them, also one for which the same decision holds.
+
+        Where the other queue does not exist, or takes nothing, they wait as those of a paused tenant do. The log and
+        the tenant's ``reason`` tell the cause, and one message tries it now and then until it works. One that such a
+        queue refuses although it takes others comes again after the backoff, and no attempt is counted.
 
         With a fleet every replica looks the queue up itself: use its URL or ARN where they work in several accounts
         or regions.
@@ -243,6 +246,8 @@ class Tenants:
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
+        elif trouble is not None and rule.state is TenantState.DIVERTED:
+            rule = replace(rule, reason=f"{rule.reason}; {trouble[0]}", since=trouble[1])
         return replace(
             rule,
             running=figures.running,

@@ -22,8 +22,6 @@ _AT_ONCE: Final = 20
 """Extension calls that leave before the first answers are there: with 1,000 messages held there are a hundred."""
 _JUMP: Final = 0.25
 """Seconds that the machine slept which are worth to set the deadlines right: less is how exactly clocks are read."""
-_LATE: Final = 1.0
-"""Seconds between a deadline and the look at it, from which on something kept the event loop from it."""
 
 
 class Holder(Protocol):
@@ -173,7 +171,7 @@ class Heartbeat:
             if delivery not in self._watched:
                 continue
             if delivery.deadline <= now:
-                self._expire(delivery, now)
+                self._expire(delivery)
                 continue
             at = self._due(delivery, now)
             if at <= now:
@@ -260,7 +258,7 @@ class Heartbeat:
             return
         if delivery.deadline <= now:
             if delivery in self._watched:
-                self._expire(delivery, now)
+                self._expire(delivery)
             return
         delivery.trouble, delivery.out_of_reach = None, False
         delivery.deadline = deadline
@@ -286,14 +284,13 @@ class Heartbeat:
         delivery.covered = False
         self._looks.put([delivery], delivery.deadline)
 
-    def _expire(self, delivery: Delivery, now: float) -> None:
-        late = now - delivery.deadline
-        if late >= _LATE:
-            cause = f"the event loop, the process or the machine stood still: it was noticed {late:.1f} s too late"
-        elif delivery.beating:
+    def _expire(self, delivery: Delivery) -> None:
+        if delivery.beating:
             cause = "its last extension was not answered in time"
         elif delivery.trouble is not None:
             cause = delivery.trouble
+        elif delivery in self._asked and (error := self._extensions.last_error) is not None:
+            cause = f"its extension waited behind others that failed ({describe(error)})"
         elif not (delivery.visibility or self._visibility).heartbeat:
             cause = "it is not extended: Visibility(heartbeat=False)"
         elif delivery.covered:

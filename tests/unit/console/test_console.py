@@ -507,7 +507,7 @@ def test_a_diverted_tenants_messages_go_to_the_other_queue() -> None:
 
 
 def test_messages_stay_where_the_other_queue_does_not_exist() -> None:
-    """No attempt is counted, and nothing is lost."""
+    """No attempt is counted, nothing is lost, and the page says why they are here."""
 
     async def scenario(world: World) -> None:
         async with office(world) as made:
@@ -515,6 +515,10 @@ def test_messages_stay_where_the_other_queue_does_not_exist() -> None:
             world.send_orders("1", tenant="acme")
             await asyncio.sleep(3)
             assert sum(world.counts()) == 1
+            row = (await made.look())["acme"]
+            assert row["s"] == "diverted"
+            assert "to nowhere: " in row["why"]
+            assert "queue nowhere takes nothing: " in row["why"]
             made.consumer.tenants.resume("acme")
             await asyncio.sleep(60)
             assert world.counts() == (0, 0)
