@@ -258,6 +258,8 @@ class Pipeline:
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
         self._core.succeeded(job, self._time())
+        if self._core.availability.ends_outage(job):
+            self._engine.available(job.tenant)
         if self._acks:
             self._ack(job)
         else:
