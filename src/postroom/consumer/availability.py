@@ -409,6 +409,16 @@ class Availability:
             woken.update(self._asleep.pop(host))
         return over, list(woken)
 
+    def ends_outage(self, job: Job) -> bool:
+        """Whether the return of a handler shows that its tenant's resources can be used again.
+
+        Handlers may meet an outage of resources that stay open: then no open will tell of its end.
+        """
+        outage = self._outages.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self._outages else None
+        # One that ran before the outage shows nothing.
+        began_since = outage is not None and job.since > outage.since
+        return began_since and self._pool is not None and not self._pool.retry_after(job.context)
+
     # -- the breaker --------------------------------------------------------------------------------------------
 
     def succeeded(self, job: Job, now: float) -> bool:

@@ -40,6 +40,7 @@ from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
+from postroom.resources.failures import is_of_server
 from postroom.settlement import backoff, exponential
 from postroom.tasks import TimeLimit, ends_the_program, is_cancelled, runs_as
 from postroom.transactions import MessageKey
@@ -259,6 +260,8 @@ class Pipeline:
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
         self._core.succeeded(job, self._time())
+        if self._core.availability.ends_outage(job):
+            self._engine.available(job.tenant)
         if self._acks:
             self._ack(job)
         else:
@@ -604,7 +607,7 @@ def _only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | No
 
 def _is_of_resources(error: BaseException) -> bool:
     """Whether an outage that a handler met is its tenant's resources': a bare OSError may come from any other call."""
-    return sqlstate_of(error) is not None or not isinstance(error, OSError)
+    return is_of_server(error) or sqlstate_of(error) is not None or not isinstance(error, OSError)
 
 
 def _reason_of(instruction: Retry | Reject | Drop) -> str:
