@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, get_args, get_origin
 import msgspec
 
 from postroom.consumer.callables import check_handler, is_async, name_of
-from postroom.consumer.context import MessageContext, forget_message
+from postroom.consumer.context import MessageContext, forget_message, settles_of
 from postroom.consumer.handlers import refuse_unworked
 from postroom.consumer.job import Cancellation
 from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, Retry
@@ -86,6 +86,20 @@ class _Member(msgspec.Struct, eq=False):
     cuts: int = 0
     """How often it was cancelled."""
 
+    def waits(self) -> None:
+        """Let the time that follows be none of its handler's: it waits for others."""
+        settles = settles_of(self.ctx)
+        settles.idle -= settles.loop.time()
+        if settles.limit is not None:
+            settles.limit.pause()
+
+    def goes_on(self) -> None:
+        """Count its handler's time again."""
+        settles = settles_of(self.ctx)
+        settles.idle += settles.loop.time()
+        if settles.limit is not None:
+            settles.limit.resume()
+
 
 class _Batch:
     """Messages that are handled together: it collects, then runs, then is over."""
@@ -103,6 +117,8 @@ class _Batch:
 
     def begin(self, name: str) -> None:
         """Call the handler, in a task of its own: it goes on when one of its messages is lost."""
+        for member in self.members:
+            member.goes_on()
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self.task.add_done_callback(self._ended, context=self._context)
 
@@ -117,6 +133,8 @@ class _Batch:
                 await asyncio.wait([self.over])  # unlike an await, it cancels nothing of the others
             except asyncio.CancelledError as error:
                 member.cuts += 1
+                if self.task is None:
+                    member.goes_on()
                 leaves = self.task is None or (error.args == _LOST and len(self.members) > 1)
                 if leaves:
                     self.members.remove(member)
@@ -203,6 +221,7 @@ class BatchHandler:
             wait = 0.0 if self._hurried else self._wait
             batch.timer = asyncio.get_running_loop().call_later(wait, self._begin, key, batch)
         member = _Member(payload, ctx)
+        member.waits()
         batch.members.append(member)
         if len(batch.members) >= self._size:
             self._begin(key, batch)
@@ -264,10 +283,6 @@ def check_batch(size: object, wait: object, concurrency: Concurrency, *, shared:
         raise ConfigurationError(f"batch_handler(size=...) takes a whole number from 1 up; got {size!r}")
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
         raise ConfigurationError(f"batch_handler(wait=...) takes seconds, 0 or more; got {wait!r}")
-    limit = concurrency.handler_timeout
-    if limit is not None and not callable(limit) and wait >= limit:
-        text = f"batch_handler(wait={wait:g}) takes all of Concurrency(handler_timeout={limit:g}), which begins with it"
-        raise ConfigurationError(f"{text}: messages would fail while they wait; make one longer or the other shorter")
     slots = min(concurrency.total, concurrency.per_tenant) if shared else concurrency.total
     if size > slots:
         total = max(size, concurrency.total)
