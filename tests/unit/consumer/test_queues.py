@@ -737,24 +737,33 @@ class Hooked(Wrapped):
 
 
 @pytest.mark.parametrize("backlog", [0, 500])
-def test_a_queue_that_does_not_answer_holds_up_no_other(backlog: int) -> None:
-    """The first one hangs with a backlog: the others' messages are handled within seconds, few or many."""
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("hanging", [1, 9, 40])
+def test_queues_that_do_not_answer_hold_up_no_other(hanging: int, busy: bool, backlog: int) -> None:
+    """They hang, with a backlog or without: the others' messages are handled within seconds, few or many.
+
+    Nine are more than there are pollers, forty are more than there are looks.
+    """
     silent = False
 
     async def receive(name: str, ask: Receive) -> list[Message]:
-        if name == "silent" and silent:
+        if name.startswith("silent") and silent:
             await asyncio.sleep(100)
             raise OSError("no answer")
+        await asyncio.sleep(0.005)
         return await ask()
 
     async def scenario(world: World) -> float:
         nonlocal silent
-        for name in ("silent", "good", "other"):
+        names = [*(f"silent-{number}" for number in range(hanging)), "good", "other"]
+        for name in names:
             world.create(name)
-        send(world, "silent", 2_000, seconds=0.02)
+            if name.startswith("silent") and busy:
+                send(world, name, 2_000 // hanging, seconds=0.02)
         diary = Diary()
-        async with consumer_of(world, ["silent", "good", "other"], diary, client=Hooked(world.client, receive)):
-            await asyncio.sleep(2)
+        consumer = consumer_of(world, names, diary, client=Hooked(world.client, receive))
+        async with consumer:
+            await asyncio.sleep(1)
             silent = True
             await asyncio.sleep(5)
             diary.done.clear()
@@ -767,6 +776,12 @@ def test_a_queue_that_does_not_answer_holds_up_no_other(backlog: int) -> None:
                 await diary.has(backlog + 2 * round_, within=30)
                 slowest = max(slowest, asyncio.get_running_loop().time() - began)
                 await asyncio.sleep(1)
+            silent = False
+            await asyncio.sleep(150)
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            assert consumer.health().live
+            # Those that were not answered for long are gone again.
+            assert sum(name.startswith(("postroom-poller", "postroom-look")) for name in names) == 8 + 16
             return slowest
 
     assert in_world(scenario) < 5
