@@ -77,6 +77,7 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
             where = await client.queue(settings.queue)
         else:
             where = Roster(settings.queues, client)
+            opening.push_async_callback(where.close)
             await where.open()
         waits.on = "the pool and the fleet to open"
         pool = await _open_pool(settings, opening)

@@ -817,3 +817,71 @@ def test_messages_that_are_held_already_are_not_asked_for_again_and_again() -> N
 
     assert in_world(scenario) == {"good": 5}
     assert receives < 400
+
+
+class Hanging(Wrapped):
+    """A client that opens some queues only when they are let."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        super().__init__(client)
+        self.gate = asyncio.Event()
+        self.asked: list[str] = []
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        if name.startswith("hung"):
+            self.asked.append(name)
+            await self.gate.wait()
+        return await self._client.queue(name)
+
+
+HUNG = [f"hung-{number}" for number in range(20)]
+"""More than are opened at once."""
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_queues_that_take_long_to_open_hold_up_no_other(first: bool) -> None:
+    """They are there at the start, or listed later: the others are consumed within seconds, and they join later."""
+    listed = [*HUNG, "a"] if first else ["a"]
+
+    async def scenario(world: World) -> None:
+        for name in (*HUNG, "a", "new"):
+            world.create(name)
+            send(world, name, 1)
+        client, diary = Hanging(world.client), Diary()
+        async with consumer_of(world, Queues(lambda: listed, every=10), diary, client=client) as consumer:
+            await diary.has(1, within=1)
+            assert consumer.health().ready
+            listed[:] = [*HUNG, "a", "new"]
+            await diary.has(2, within=16)
+            assert diary.by_queue() == {"a": 1, "new": 1}
+            await asyncio.sleep(5)  # the queues from the 17th on wait for room
+            assert sorted(client.asked) == sorted(HUNG)
+            if first:
+                assert f"{HUNG[0]} cannot be opened (TimeoutError)" in consumer.health().unreachable
+            listed.remove(HUNG[-1])
+            await asyncio.sleep(10)
+            client.gate.set()
+            await diary.has(21, within=1)
+            assert HUNG[-1] not in diary.by_queue()
+            assert consumer.health().unreachable == ()
+            client.gate.clear()
+            listed.append(HUNG[-1])
+            await asyncio.sleep(10)
+        assert [task.get_name() for task in asyncio.all_tasks() if "open" in task.get_name()] == []
+
+    in_world(scenario)
+
+
+def test_a_start_that_is_given_up_opens_nothing_further() -> None:
+    """Also where it waits for a queue of a fixed list: no task is left."""
+
+    async def scenario(world: World) -> None:
+        world.create("hung")
+        consumer = consumer_of(world, ["hung"], Diary(), client=Hanging(world.client))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await consumer.__aenter__()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    in_world(scenario)
