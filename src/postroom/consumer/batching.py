@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import copy
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -192,8 +193,8 @@ class BatchHandler:
     Args:
         function: called as ``function(payloads, batch)``.
         size: the most messages of a batch.
-        wait: seconds that the first message of a batch waits for others: less when the consumer stops, or its tenant
-            is paused.
+        wait: seconds that the first message of a batch waits for others: less when the consumer stops, its tenant is
+            paused, or messages wait for the slots.
     """
 
     def __init__(self, function: BatchFunction, *, size: int, wait: float) -> None:
@@ -201,6 +202,8 @@ class BatchHandler:
         self._size = size
         self._wait = wait
         self._collecting: dict[Any, _Batch] = {}
+        self._running: Counter[Any] = Counter()
+        """Batches that run, by tenant."""
         self._hurried = False
         self._identify = Identifier()
         self._name = f"postroom-batch-{name_of(function)}"
@@ -255,12 +258,32 @@ class BatchHandler:
             if key[0] == tenant:
                 self._begin(key, batch)
 
+    def make_way(self, is_crowded: Callable[[Any], bool]) -> bool:
+        """Hand over what is collected of crowded tenants: waiting, it takes slots, and no other can join it.
+
+        But a tenant's own batch that runs leaves its slots to those that can join.
+
+        Returns:
+            whether anything is still collected.
+        """
+        for key, batch in tuple(self._collecting.items()):
+            if key[0] not in self._running and is_crowded(key[0]):
+                self._begin(key, batch)
+        return bool(self._collecting)
+
     def _begin(self, key: Any, batch: _Batch) -> None:
         self._forget(key, batch)
         # All may have been cancelled while it collected, and the timer may ring after it became
         # full.
         if batch.members and batch.task is None:
+            self._running[key[0]] += 1
+            batch.over.add_done_callback(lambda _over: self._ended(key[0]))
             batch.begin(self._name)
+
+    def _ended(self, tenant: Any) -> None:
+        self._running[tenant] -= 1
+        if not self._running[tenant]:
+            del self._running[tenant]
 
     def _forget(self, key: Any, batch: _Batch) -> None:
         # A newer batch of the same tenant may collect under this key by now.

@@ -611,3 +611,30 @@ def test_contexts_that_are_equal_but_of_other_types_are_not_mixed() -> None:
         assert sorted(seen) == ["1 1", "1 1", "1.0 1.0", "True True"]
 
     in_world(scenario)
+
+
+@pytest.mark.parametrize(("tenants", "each"), [(1, 42), (3, 40), (40, 1), (40, 3)])
+def test_a_batch_does_not_wait_with_slots_that_messages_wait_for(tenants: int, each: int) -> None:
+    """Its tenant can get no further one, or others need its slots. But a tenant's own batch that runs is waited for."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        for number in range(each):
+            for tenant in range(tenants):
+                world.send_orders(f"{number}", tenant=f"t{tenant}")
+        sizes: list[int] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            await asyncio.sleep(0.1)
+            sizes.append(len(orders))
+
+        scene = Scene(world, store, size=6, wait=1000.0, concurrency=Concurrency(total=12, per_tenant=8))
+        async with scene.orders:
+            await asyncio.sleep(each * tenants / 12 + 5)
+            left = each * tenants - sum(sizes)
+        if tenants == 1:
+            assert set(sizes) == {6}
+        # The last ones wait for others again: nothing waits for their slots.
+        assert left < (6 if tenants == 1 else 13)
+
+    in_world(scenario)
