@@ -100,7 +100,7 @@ class HandlerFinished(Event, frozen=True):
     message: Message
     context: Any
     seconds: float
-    """How long the handler ran, its middleware included."""
+    """How long the handler ran, its middleware included, and without the time in which it waited for its batch."""
     error: BaseException | None
     """What it raised; None where it returned."""
     tenant: Any = None

@@ -42,24 +42,37 @@ class TimeLimit:
     context of the task: that holds the message and its body. This timer has an empty context.
     """
 
-    __slots__ = ("_seconds", "_timeout")
+    __slots__ = ("_left", "_timeout")
 
     def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
+        self._left = seconds
+        """Seconds that were left when it began to count last; None where it counts no longer."""
         self._timeout = asyncio.timeout(None)
 
     async def __aenter__(self) -> Self:
         """Begin to count."""
         await self._timeout.__aenter__()
-        if self._seconds is not None:
-            when = asyncio.get_running_loop().time() + self._seconds
-            contextvars.Context().run(self._timeout.reschedule, when)
+        self.resume()
         return self
+
+    def pause(self) -> None:
+        """Let the time that follows not count, until ``resume``."""
+        when = self._timeout.when()
+        if when is not None and self._left is not None and not self._timeout.expired():
+            self._left = when - asyncio.get_running_loop().time()
+            self._timeout.reschedule(None)
+
+    def resume(self) -> None:
+        """Count again, from where ``pause`` left off."""
+        if self._left is not None and not self._timeout.expired():
+            when = asyncio.get_running_loop().time() + self._left
+            contextvars.Context().run(self._timeout.reschedule, when)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Raise ``TimeoutError`` in the place of the cancellation if the time was over."""
+        self._left = None
         await self._timeout.__aexit__(kind, error, traceback)
 
     def expired(self) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from postroom import Message, MessageContext
+from postroom.tasks import TimeLimit
 from postroom.transactions import MessageKey
 
 
@@ -13,6 +14,8 @@ class Recorded:
     def __init__(self, error: BaseException | None = None) -> None:
         self.transactions = 0
         self.written: set[MessageKey] | None = None
+        self.limit: TimeLimit | None = None
+        self.idle = 0.0
         self.loop = asyncio.get_running_loop()
         self.asked: list[tuple[str, float | None]] = []
         self.error = error

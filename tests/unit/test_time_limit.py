@@ -8,6 +8,7 @@ from contextvars import ContextVar
 import pytest
 
 from postroom.tasks import TimeLimit
+from postroom.testing.loop import run_virtual
 
 _held: ContextVar[object] = ContextVar("held")
 
@@ -48,3 +49,27 @@ async def test_without_seconds_there_is_no_limit() -> None:
     async with TimeLimit(None) as limit:
         await asyncio.sleep(0)
     assert not limit.expired()
+
+
+def test_a_pause_does_not_count() -> None:
+    """What was left before it is left after it; once the time is over, or the block left, a pause changes nothing."""
+
+    async def work(limit: TimeLimit) -> None:
+        async with limit:
+            await asyncio.sleep(1)
+            limit.pause()
+            await asyncio.sleep(10)
+            limit.resume()
+            await asyncio.sleep(3600)
+
+    async def scenario() -> None:
+        time = asyncio.get_running_loop().time
+        began, limit = time(), TimeLimit(3.0)
+        with pytest.raises(TimeoutError):
+            await work(limit)
+        assert time() - began == pytest.approx(13.0)
+        limit.pause()
+        limit.resume()
+        assert limit.expired()
+
+    run_virtual(scenario())

@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import copy
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Final, Generic, get_args, get_origin
 import msgspec
 
 from postroom.consumer.callables import check_handler, is_async, name_of
-from postroom.consumer.context import MessageContext, forget_message
+from postroom.consumer.context import MessageContext, forget_message, settles_of
 from postroom.consumer.handlers import refuse_unworked
 from postroom.consumer.job import Cancellation
 from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, Retry
@@ -86,6 +87,20 @@ class _Member(msgspec.Struct, eq=False):
     cuts: int = 0
     """How often it was cancelled."""
 
+    def waits(self) -> None:
+        """Let the time that follows be none of its handler's: it waits for others."""
+        settles = settles_of(self.ctx)
+        settles.idle -= settles.loop.time()
+        if settles.limit is not None:
+            settles.limit.pause()
+
+    def goes_on(self) -> None:
+        """Count its handler's time again."""
+        settles = settles_of(self.ctx)
+        settles.idle += settles.loop.time()
+        if settles.limit is not None:
+            settles.limit.resume()
+
 
 class _Batch:
     """Messages that are handled together: it collects, then runs, then is over."""
@@ -103,6 +118,8 @@ class _Batch:
 
     def begin(self, name: str) -> None:
         """Call the handler, in a task of its own: it goes on when one of its messages is lost."""
+        for member in self.members:
+            member.goes_on()
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self.task.add_done_callback(self._ended, context=self._context)
 
@@ -117,6 +134,8 @@ class _Batch:
                 await asyncio.wait([self.over])  # unlike an await, it cancels nothing of the others
             except asyncio.CancelledError as error:
                 member.cuts += 1
+                if self.task is None:
+                    member.goes_on()
                 leaves = self.task is None or (error.args == _LOST and len(self.members) > 1)
                 if leaves:
                     self.members.remove(member)
@@ -174,8 +193,8 @@ class BatchHandler:
     Args:
         function: called as ``function(payloads, batch)``.
         size: the most messages of a batch.
-        wait: seconds that the first message of a batch waits for others: less when the consumer stops, or its tenant
-            is paused.
+        wait: seconds that the first message of a batch waits for others: less when the consumer stops, its tenant is
+            paused, or messages wait for the slots.
     """
 
     def __init__(self, function: BatchFunction, *, size: int, wait: float) -> None:
@@ -183,6 +202,8 @@ class BatchHandler:
         self._size = size
         self._wait = wait
         self._collecting: dict[Any, _Batch] = {}
+        self._running: Counter[Any] = Counter()
+        """Batches that run, by tenant."""
         self._hurried = False
         self._identify = Identifier()
         self._name = f"postroom-batch-{name_of(function)}"
@@ -203,6 +224,7 @@ class BatchHandler:
             wait = 0.0 if self._hurried else self._wait
             batch.timer = asyncio.get_running_loop().call_later(wait, self._begin, key, batch)
         member = _Member(payload, ctx)
+        member.waits()
         batch.members.append(member)
         if len(batch.members) >= self._size:
             self._begin(key, batch)
@@ -236,12 +258,32 @@ class BatchHandler:
             if key[0] == tenant:
                 self._begin(key, batch)
 
+    def make_way(self, is_crowded: Callable[[Any], bool]) -> bool:
+        """Hand over what is collected of crowded tenants: waiting, it takes slots, and no other can join it.
+
+        But a tenant's own batch that runs leaves its slots to those that can join.
+
+        Returns:
+            whether anything is still collected.
+        """
+        for key, batch in tuple(self._collecting.items()):
+            if key[0] not in self._running and is_crowded(key[0]):
+                self._begin(key, batch)
+        return bool(self._collecting)
+
     def _begin(self, key: Any, batch: _Batch) -> None:
         self._forget(key, batch)
         # All may have been cancelled while it collected, and the timer may ring after it became
         # full.
         if batch.members and batch.task is None:
+            self._running[key[0]] += 1
+            batch.over.add_done_callback(lambda _over: self._ended(key[0]))
             batch.begin(self._name)
+
+    def _ended(self, tenant: Any) -> None:
+        self._running[tenant] -= 1
+        if not self._running[tenant]:
+            del self._running[tenant]
 
     def _forget(self, key: Any, batch: _Batch) -> None:
         # A newer batch of the same tenant may collect under this key by now.
@@ -264,10 +306,6 @@ def check_batch(size: object, wait: object, concurrency: Concurrency, *, shared:
         raise ConfigurationError(f"batch_handler(size=...) takes a whole number from 1 up; got {size!r}")
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
         raise ConfigurationError(f"batch_handler(wait=...) takes seconds, 0 or more; got {wait!r}")
-    limit = concurrency.handler_timeout
-    if limit is not None and not callable(limit) and wait >= limit:
-        text = f"batch_handler(wait={wait:g}) takes all of Concurrency(handler_timeout={limit:g}), which begins with it"
-        raise ConfigurationError(f"{text}: messages would fail while they wait; make one longer or the other shorter")
     slots = min(concurrency.total, concurrency.per_tenant) if shared else concurrency.total
     if size > slots:
         total = max(size, concurrency.total)

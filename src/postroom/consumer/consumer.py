@@ -262,7 +262,7 @@ class Consumer(Generic[C, R]):
         Args:
             size: the most messages of a batch. Each takes a slot: ``Concurrency`` must have as many for one tenant.
             wait: seconds that the first message waits for others; 0 takes what can run in the same moment. A stop, or
-                a pause of the tenant, hands over what there is.
+                a pause of the tenant, hands over what there is, and so do messages that wait for the slots.
 
         Raises:
             ConfigurationError: there is a handler already, the numbers cannot work, or the function is not ``async``,

@@ -15,6 +15,7 @@ from postroom.errors import ConfigurationError, PostroomError, retry_delay
 from postroom.fleet.names import name_or_none
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
+from postroom.tasks import TimeLimit
 from postroom.transactions import EitherTransactional, MessageKey, SyncTransactional, SyncTx, Transactional, Tx
 from postroom.types import C_co, R_co
 
@@ -25,6 +26,7 @@ __all__ = [
     "current_message",
     "enter_message",
     "forget_message",
+    "settles_of",
     "settling_later",
 ]
 
@@ -38,6 +40,10 @@ class Settles(Protocol):
     """Transactions of the message that are neither committed nor rolled back."""
     written: set[MessageKey] | None
     """The keys of those that are open or were committed in this call of the handler; None before the first."""
+    limit: TimeLimit | None
+    """The time limit of this call of the handler; None where it has none."""
+    idle: float
+    """Seconds of this call of the handler that do not count: in them it waited for its batch."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -211,6 +217,11 @@ def current_message() -> MessageContext[Any, Any] | None:
 def enter_message(context: MessageContext[Any, Any]) -> None:
     """Make a context the current one, in the message's own task. The task ends with its message: nothing is reset."""
     _current.set(context)
+
+
+def settles_of(context: MessageContext[Any, Any]) -> Settles:
+    """Return what stands behind a context: nothing for handlers."""
+    return context._settles  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def forget_message() -> None:

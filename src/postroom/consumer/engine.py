@@ -32,6 +32,8 @@ _LATE: Final = 1.0
 """Seconds by which the answer to a long poll may be later than its wait."""
 _SETTLED: Final = 0.02
 """Seconds between two rounds of calling messages back."""
+_JOINED: Final = 0.02
+"""Seconds after which messages that got slots at one time have joined their batches."""
 
 
 class Processor(Protocol):
@@ -65,6 +67,10 @@ class Collector(Protocol):
         """Let a tenant's messages wait for others no longer."""
         ...
 
+    def make_way(self, is_crowded: Callable[[Any], bool]) -> bool:
+        """Let messages of crowded tenants wait for others no longer. Returns whether any wait still."""
+        ...
+
 
 class Engine:
     """Connects the core with tasks, timers and queues. Tells the settler's news to the core.
@@ -93,6 +99,7 @@ class Engine:
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._relieving: asyncio.TimerHandle | None = None
+        self._crowding: asyncio.TimerHandle | None = None
         self._relieve_until = -math.inf
         self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
@@ -148,9 +155,28 @@ class Engine:
                 break
         if core.actions:
             self.act()
+        if self.collector is not None:
+            self._look_for_crowds()
         wake = scheduler.next_wake()
         if wake is not None and wake > now:  # one that is due waits for a slot: the end of a message dispatches again
             self._dispatch_at(wake)
+
+    def _look_for_crowds(self) -> None:
+        """Look a little later whether messages that wait for others of their batch take slots that others need."""
+        if self._crowding is None and self.core.scheduler.ready > 0:
+            self._crowding = self.tasks.call_later(_JOINED, self._make_way)
+
+    def _make_way(self) -> None:
+        self._crowding = None
+        if self.collector is not None and self.collector.make_way(self._is_crowded):
+            self._look_for_crowds()
+
+    def _is_crowded(self, tenant: Any) -> bool:
+        """Whether a tenant can have no further slot although its messages wait for one, or others need those it has."""
+        scheduler = self.core.scheduler
+        if scheduler.running >= scheduler.total and scheduler.ready > 0:
+            return True
+        return scheduler.figures(tenant).waiting > 0 and not scheduler.is_blocked(tenant)
 
     def is_ending(self) -> bool:
         """Whether the consumer stops, or all tasks are cancelled, as by ``asyncio.run`` at its end."""
@@ -466,7 +492,8 @@ class Engine:
 
     def close(self) -> None:
         """End every timer."""
-        for timer in (self._waking, self._recalling, self._sweeping, self._relieving, *self._going_on.values()):
+        timers = (self._waking, self._recalling, self._sweeping, self._relieving, self._crowding)
+        for timer in (*timers, *self._going_on.values()):
             if timer is not None:
                 timer.cancel()
         self.recalls.flush()

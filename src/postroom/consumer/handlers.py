@@ -8,7 +8,7 @@ from typing import Any
 from postroom.checking import is_number
 from postroom.consumer.callables import is_async, name_of
 from postroom.consumer.choices import Choice
-from postroom.consumer.context import Confirmation, MessageContext, settling_later
+from postroom.consumer.context import Confirmation, MessageContext, settles_of, settling_later
 from postroom.consumer.routing import Router, dispatch, router_of
 from postroom.consumer.settings import CallNext, Handle, Middleware
 from postroom.consumer.threads import Outcome, Threads
@@ -115,6 +115,7 @@ def _limited(handler: Handle, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         timeout = _limit_for(ctx, limit)
         timer = TimeLimit(timeout)
+        settles_of(ctx).limit = timer
         try:
             async with timer:
                 await handler(payload, ctx)

@@ -77,6 +77,7 @@ async def start(settings: Settings[C, R], handler: Any, decode: Decoder, tenants
             where = await client.queue(settings.queue)
         else:
             where = Roster(settings.queues, client)
+            opening.push_async_callback(where.close)
             await where.open()
         waits.on = "the pool and the fleet to open"
         pool = await _open_pool(settings, opening)
@@ -281,7 +282,7 @@ class Run(Generic[C, R]):
         self.watch.start()
         if self._roster is not None and isinstance(self._poller, Rotation):
             self._roster.begin(self._inlet_of, self._rota, self._poller, self.tasks)
-            self._polls.tasks.update(self._poller.begin())
+            self._poller.begin(self._polls.tasks)
             self._keeps_up = self.tasks.spawn(self._roster.run(), "postroom-queues")
             text, count = "Consuming %s: %s", counted(len(self.inlets), "queue")
             _log.info(text, count, self.name, extra=about(queue=self.name, step=Step.START))

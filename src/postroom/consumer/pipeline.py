@@ -229,7 +229,7 @@ class Pipeline:
         ctx = MessageContext(job.message, job.context, resources, job.tenant, job.attempt, settling)
         enter_message(ctx)
         try:
-            await (self._observed(job, ctx) if self._observers else self._handle(job.payload, ctx))
+            await (self._observed(job, ctx, settling) if self._observers else self._handle(job.payload, ctx))
         except BaseExceptionGroup as group:  # of a handler with a TaskGroup
             duplicates, failures = group.split(AlreadyHandled)
             # A `TaskGroup` wraps what its tasks raise. A duplicate or an instruction among other
@@ -240,7 +240,7 @@ class Pipeline:
                 raise only from None
             raise
 
-    async def _observed(self, job: Job, ctx: MessageContext[Any, Any]) -> None:
+    async def _observed(self, job: Job, ctx: MessageContext[Any, Any], settling: "_Settling") -> None:
         """Call the handler, and tell the observers of it."""
         began = self._time()
         error: BaseException | None = None
@@ -252,7 +252,7 @@ class Pipeline:
             error = raised
             raise
         finally:
-            seconds = self._time() - began
+            seconds = self._time() - began - settling.idle
             self._observers.tell(HandlerFinished(job.message, job.context, seconds, error, job.tenant, job.attempt))
 
     # -- how it ended -------------------------------------------------------------------------------------------
@@ -555,6 +555,8 @@ class _Settling(msgspec.Struct, eq=False):
     _engine: Engine
     transactions: int = 0
     written: set[MessageKey] | None = None
+    limit: TimeLimit | None = None
+    idle: float = 0.0
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -33,7 +33,8 @@ class Queues:
     ``rest`` seconds. A message for such a queue waits for up to ``rest`` seconds and one for the look itself, or, with
     more than ``watched * rest`` queues, for one second for every ``watched`` of them. At $0.40 per million requests an
     idle queue costs $0.05 a month with a long poll (one request in 20 s), and $0.017 where it is looked at (one in 60).
-    At most ``watched`` receives are outstanding at idle queues, and ``Polling.pollers`` at those that have messages.
+    At most ``watched`` receives are outstanding at idle queues, and ``Polling.pollers`` at those that have messages,
+    not counting up to 128 that are not answered.
 
     Args:
         which: names, URLs or ARNs; a mapping of them to weights; or a function without arguments, sync or async, that

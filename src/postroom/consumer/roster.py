@@ -1,7 +1,7 @@
 """The queues that a consumer has at present: opened when they are listed, closed when they are listed no longer."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from postroom.consumer.inlet import Inlet
@@ -18,6 +18,8 @@ _log = Log("postroom.consumer", Step.START)
 
 _AT_ONCE: Final = 16
 """Queues that are opened at once: each costs two requests."""
+_SLOW: Final = 5.0
+"""Seconds after which a queue that opens keeps no other from it, nor the start of those that are open."""
 _PATIENCE: Final = 30.0
 """Seconds that the function which lists the queues may take."""
 _LEAVING: Final = 1.0
@@ -37,6 +39,8 @@ class Roster:
         self._queues = queues
         self._client = client
         self._weights: dict[str, float] = {}
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._opening: dict[str, asyncio.Task[Queue | Exception]] = {}
         self._opened: dict[str, Queue] = {}
         self._stations: dict[str, Station[Inlet]] = {}
         self._leaving: dict[str, Station[Inlet]] = {}
@@ -47,7 +51,7 @@ class Roster:
         self._tasks: Tasks
         self._trouble = ""
         self.refused: dict[str, str] = {}
-        """Queues that are listed and could not be opened, each with the type of the error."""
+        """Queues that are listed and are not open, each with the type of the error."""
         self.past: QueueStatistics = QueueStatistics(settled={})
         """What was counted for queues that are closed."""
 
@@ -64,9 +68,23 @@ class Roster:
             PostroomError: a queue of a fixed list cannot be opened. What the function raises comes through.
         """
         self._weights = dict(await self._queues.ask())
-        errors = await self._open(self._weights)
+        self._begin_to_open()
+        if self._opening:
+            await asyncio.wait(self._opening.values(), timeout=_SLOW if self._queues.changes else None)
+        errors = self._take_what_opened()
         if errors and not self._queues.changes:
-            raise next(iter(errors.values()))
+            raise errors[0]
+        for name in self._opening:
+            self.refused[name] = TimeoutError.__name__
+            text = "Queue %s takes more than %g s to open: it is consumed once it is open; the others are from now on"
+            _log.warning(text, name, _SLOW, extra=about(queue=name))
+
+    async def close(self) -> None:
+        """Open no further queue."""
+        for task in (opening := set(self._opening.values())):
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening)
 
     def begin(self, make: MakeInlet, rota: Rota[Inlet], rotation: Rotation, tasks: Tasks) -> None:
         """Take in what was opened."""
@@ -79,12 +97,18 @@ class Roster:
         due = time() + self._queues.every
         while True:
             left = max(0.0, due - time())
-            await asyncio.sleep(min(left, _LEAVING) if self._leaving else left)
+            left = min(left, _LEAVING) if self._leaving else left
+            if self._opening:
+                await asyncio.wait(self._opening.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(left)
             await self._close_those_that_left()
             if time() >= due:
                 if self._queues.changes:
                     await self._ask_again()
                 due = time() + self._queues.every
+            self._take_what_opened()
+            self._take_in()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -108,40 +132,58 @@ class Roster:
         self._weights = dict(weights)
         for name, station in self._stations.items():
             station.weight = weights.get(name, station.weight)
-        await self._open({name: weight for name, weight in weights.items() if name not in self._stations})
-        self._take_in()
+        for name in [name for name in self._opening if name not in weights]:
+            self._opening.pop(name).cancel()
+        self.refused = {name: error for name, error in self.refused.items() if name in weights}
+        self._begin_to_open()
 
-    async def _open(self, names: Mapping[str, float]) -> dict[str, Exception]:
-        """Open queues side by side. Returns what was raised for those that could not be."""
-        room = asyncio.Semaphore(_AT_ONCE)
+    def _begin_to_open(self) -> None:
+        """Open what is listed and not open, side by side."""
+        known = {*self._opened, *self._opening}
+        for name in [name for name in self._weights if name not in known]:
+            self._opening[name] = asyncio.create_task(self._open(name), name=f"postroom-open-{name}")
 
-        async def opened(name: str) -> Queue | Exception:
-            task = asyncio.current_task()
-            async with room:
-                try:
-                    return await self._client.queue(name)
-                except BaseException as error:  # whatever a transport raises
-                    if has_to_leave(error, task):
-                        raise
-                    if isinstance(error, Exception):
-                        return error
-                    return ServiceUnavailable(f"the transport raised {type(error).__name__}")
+    async def _open(self, name: str) -> Queue | Exception:
+        """Return a queue, or what was raised for it."""
+        task, slow = asyncio.current_task(), False
 
-        new = [name for name in names if name not in self._leaving]
-        errors: dict[str, Exception] = {}
+        def leave_room() -> None:
+            nonlocal slow
+            slow = True
+            self._room.release()
+
+        await self._room.acquire()
+        timer = asyncio.get_running_loop().call_later(_SLOW, leave_room)
+        try:
+            return await self._client.queue(name)
+        except BaseException as error:  # whatever a transport raises
+            if has_to_leave(error, task):
+                raise
+            return error if isinstance(error, Exception) else _unavailable(error)
+        finally:
+            timer.cancel()
+            if not slow:
+                self._room.release()
+
+    def _take_what_opened(self) -> list[Exception]:
+        """Note which queues are open by now. Returns what was raised for those that could not be opened."""
+        errors: list[Exception] = []
         known = {queue.info.url: name for name, queue in self._opened.items()}
-        for name, found in zip(new, await asyncio.gather(*map(opened, new)), strict=True):
-            if isinstance(found, Exception):
-                errors[name] = found
-            elif (other := known.setdefault(found.info.url, name)) != name:
-                errors[name] = ConfigurationError(f"queues= names one queue twice: {other!r} and {name!r}")
-            else:
-                self._opened[name] = found
-        for name, error in errors.items():
-            if self.refused.get(name) != type(error).__name__ and self._queues.changes:
+        for name, task in [(name, task) for name, task in self._opening.items() if task.done()]:
+            del self._opening[name]
+            # Only code that cancels every task of the loop does so to one of these.
+            found = _unavailable(asyncio.CancelledError()) if task.cancelled() else task.result()
+            if not isinstance(found, Exception):
+                if (other := known.setdefault(found.info.url, name)) == name:
+                    self._opened[name] = found
+                    self.refused.pop(name, None)
+                    continue
+                found = ConfigurationError(f"queues= names one queue twice: {other!r} and {name!r}")
+            errors.append(found)
+            if self.refused.get(name) != type(found).__name__ and self._queues.changes:
                 text = "Queue %s could not be opened, it is tried again in %g s; the others are consumed: %s"
-                _log.error(text, name, self._queues.every, error, extra=about(queue=name))
-        self.refused = {name: type(error).__name__ for name, error in errors.items()}
+                _log.error(text, name, self._queues.every, found, extra=about(queue=name))
+            self.refused[name] = type(found).__name__
         return errors
 
     def _take_in(self) -> None:
@@ -176,3 +218,7 @@ class Roster:
                 del self._leaving[name], self._opened[name]
                 await inlet.close()
                 _log.info("Queue %s is closed", inlet.name, extra=about(queue=inlet.name))
+
+
+def _unavailable(error: BaseException) -> ServiceUnavailable:
+    return ServiceUnavailable(f"the transport raised {type(error).__name__}")

@@ -191,8 +191,11 @@ class Rota(Generic[I]):
             station.rest = self._rest_after(look, station, seconds)
             self._rests(station, now + station.rest)
 
-    def failed(self, turn: Station[I] | Look[I], now: float) -> float:
-        """Note that a turn or a look failed. Returns the seconds until its queue is asked again."""
+    def failed(self, turn: Station[I] | Look[I], now: float, limit: int = 0) -> float:
+        """Note that a turn or a look failed. Returns the seconds until its queue is asked again.
+
+        ``limit`` is what a turn was charged for: its queue gives nothing up for it.
+        """
         if isinstance(turn, Look):
             station = turn.station
             if station.look is turn:
@@ -200,6 +203,11 @@ class Rota(Generic[I]):
         else:
             station = turn
             station.out -= 1
+            station.served -= limit / station.weight
+        # Turns that were out together fail together: for each of them to double the pause, one lost connection would
+        # cost the queue half a minute.
+        if station.backoff and station.due is not None and station.due > now:
+            return station.due - now
         polling = self._polling
         station.backoff = min(polling.max_backoff, 2 * station.backoff or polling.backoff)
         self._expecting.pop(station, None)

@@ -1,7 +1,8 @@
 """Keeps receives outstanding at several queues, as a rota says."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Final
 
 from postroom.consumer.demand import Answer, Ask, Pause, SharedPolicy
@@ -14,7 +15,9 @@ from postroom.options import Polling
 from postroom.settlement import Moment
 
 _SILENT: Final = 1.0
-"""Seconds after which a turn counts as not answered: it waits for no messages."""
+"""Seconds beyond its wait after which a receive counts as not answered."""
+_MOST_SILENT: Final = 128
+"""Receives that are not answered and do not count: each takes a connection."""
 
 
 class Rotation:
@@ -47,18 +50,32 @@ class Rotation:
         self._looks = looks
         self._observers = observers
         self._stopping = False
+        self._numbers = count()
+        self._receiving: set[asyncio.Task[None]]
         self._silent: set[int] = set()
-        """Pollers with turns that are not answered."""
+        """Those of them with a receive that was not answered in time: another one receives in the place of each."""
         self._turns = _Waiters(self._tasks.loop)
         self._idle = _Waiters(self._tasks.loop)
 
-    def begin(self) -> Iterable[asyncio.Task[None]]:
-        """Start to receive. Returns the tasks that do so."""
-        turns = self._polling.pollers
-        for number in range(turns):
-            yield self._tasks.spawn(self._take_turns(number), f"postroom-poller-{number}")
-        for number in range(turns, turns + self._looks):
-            yield self._tasks.spawn(self._look_around(number), f"postroom-look-{number - turns}")
+    def begin(self, receiving: set[asyncio.Task[None]]) -> None:
+        """Start to receive. The tasks that do so are kept in a set: there are more while receives are not answered."""
+        self._receiving = receiving
+        for _ in range(self._polling.pollers):
+            self._start(self._take_turn, "poller")
+        for _ in range(self._looks):
+            self._start(self._look_around, "look")
+
+    def _start(self, step: Callable[[int], Awaitable[None]], name: str) -> None:
+        number = next(self._numbers)
+        self._receiving.add(self._tasks.spawn(self._receive_on(step, number), f"postroom-{name}-{number}"))
+
+    async def _receive_on(self, step: Callable[[int], Awaitable[None]], number: int) -> None:
+        """Take one step after the other, until a stop, or until another task does so in this one's place."""
+        while not self._stopping and number not in self._silent:
+            await step(number)
+        if number in self._silent and (task := asyncio.current_task()) is not None:
+            self._silent.remove(number)
+            self._receiving.discard(task)  # it is not missed
 
     def wake(self) -> None:
         """Look again whether there is room, and which queue is next."""
@@ -78,20 +95,19 @@ class Rotation:
 
     # -- turns --------------------------------------------------------------------------------------------------
 
-    async def _take_turns(self, number: int) -> None:
-        while not self._stopping:
-            if not self._rota.expecting:
-                await self._turns.wait(None)
-                continue
-            step = self._policy.next(0, self._core, self._tasks.time())
-            if isinstance(step, Pause):
-                await self._turns.wait(step.seconds)
-            elif (station := self._rota.turn(step.limit, scouting=step.scouting)) is None:
-                await self._turns.wait(None)
-            else:
-                await self._take_turn(station, step, number)
+    async def _take_turn(self, number: int) -> None:
+        if not self._rota.expecting:
+            await self._turns.wait(None)
+            return
+        step = self._policy.next(0, self._core, self._tasks.time())
+        if isinstance(step, Pause):
+            await self._turns.wait(step.seconds)
+        elif (station := self._rota.turn(step.limit, scouting=step.scouting)) is None:
+            await self._turns.wait(None)
+        else:
+            await self._ask(station, step, number)
 
-    async def _take_turn(self, station: Station[Inlet], ask: Ask, number: int) -> None:
+    async def _ask(self, station: Station[Inlet], ask: Ask, number: int) -> None:
         time, inlet = self._tasks.time, station.inlet
         asked = inlet.receiver.moment()
         self._policy.asked(ask)
@@ -99,7 +115,8 @@ class Rotation:
             messages = await self._receive(station, ask, number)
         except Exception as error:  # whatever a transport raises: a failed receive, not the poller's end
             self._policy.failed(ask)
-            inlet.receiver.failed(error, self._rota.failed(station, time()), asked.time)
+            refund = 0 if ask.scouting else ask.limit
+            inlet.receiver.failed(error, self._rota.failed(station, time(), refund), asked.time)
             self._idle.wake_one()
             return
         except BaseException:
@@ -116,45 +133,58 @@ class Rotation:
             self._idle.wake_one()
 
     async def _receive(self, station: Station[Inlet], ask: Ask, number: int) -> list[Message]:
-        timer = self._tasks.call_later(_SILENT, self._is_silent, station, ask, number)
+        timer = self._tasks.call_later(_SILENT, self._turn_is_silent, station, ask, number)
         try:
             return await station.inlet.receiver.receive(ask.limit, 0.0, number)
         finally:
             timer.cancel()
             if number in self._silent:
-                self._silent.remove(number)
                 self._policy.asked(ask)  # its end gives the room back
 
-    def _is_silent(self, station: Station[Inlet], ask: Ask, number: int) -> None:
-        """Leave the room of a turn that is not answered to the other queues, and ask its queue for no more."""
-        self._silent.add(number)
-        self._policy.failed(ask)
+    def _turn_is_silent(self, station: Station[Inlet], ask: Ask, number: int) -> None:
+        """Leave the room and the place of a turn that is not answered to other queues, and ask its queue no more."""
         self._rota.is_silent(station)
-        self.wake()
+        if self._is_silent(number):
+            self._policy.failed(ask)
+            self._start(self._take_turn, "poller")
+            self.wake()
+
+    def _look_is_silent(self, number: int) -> None:
+        if self._is_silent(number):
+            self._start(self._look_around, "look")
+
+    def _is_silent(self, number: int) -> bool:
+        """Note that a receive is not answered. Returns whether another task is to receive in the place of its own."""
+        if self._stopping or len(self._silent) >= _MOST_SILENT:
+            return False
+        self._silent.add(number)
+        return True
 
     # -- looks --------------------------------------------------------------------------------------------------
 
     async def _look_around(self, number: int) -> None:
-        while not self._stopping:
-            limit = self._policy.look(self._core)
-            if not limit:
-                await self._idle.wait(None, stuck=True)
-                continue
-            look = self._rota.look(self._tasks.time())
-            if isinstance(look, Pause):
-                await self._idle.wait(look.seconds)
-            else:
-                self._idle.wake_one()  # one of those that wait must know when the next look is due
-                await self._look(look, limit, number)
+        limit = self._policy.look(self._core)
+        if not limit:
+            await self._idle.wait(None, stuck=True)
+            return
+        look = self._rota.look(self._tasks.time())
+        if isinstance(look, Pause):
+            await self._idle.wait(look.seconds)
+        else:
+            self._idle.wake_one()  # one of those that wait must know when the next look is due
+            await self._look(look, limit, number)
 
     async def _look(self, look: Look[Inlet], limit: int, number: int) -> None:
         time, inlet = self._tasks.time, look.station.inlet
         asked = inlet.receiver.moment()
+        timer = self._tasks.call_later(look.wait + _SILENT, self._look_is_silent, number)
         try:
             messages = await inlet.receiver.receive(limit, look.wait, number)
         except Exception as error:  # whatever a transport raises: a failed receive, not the end of all looks
             inlet.receiver.failed(error, self._rota.failed(look, time()), asked.time)
             return
+        finally:
+            timer.cancel()
         count = len(messages)
         _, again = self._admit(inlet, messages, asked)
         del messages

@@ -12,6 +12,7 @@ from postroom.consumer.context import MessageContext
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute
 from postroom.options import check_count
+from postroom.tasks import TimeLimit
 from postroom.transactions import MessageKey
 from postroom.types import C, C_co, R, R_co
 
@@ -23,6 +24,8 @@ class _Recorder(msgspec.Struct, eq=False):
 
     transactions: int = 0
     written: set[MessageKey] | None = None
+    limit: TimeLimit | None = None
+    idle: float = 0.0
     acknowledged: bool = False
     retries: list[float | None] = msgspec.field(default_factory=list[float | None])
     extensions: list[float] = msgspec.field(default_factory=list[float])

@@ -25,6 +25,7 @@ from postroom import (
     Visibility,
     current_message,
 )
+from postroom.events import Event, HandlerFinished
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Batch = Callable[[list[Order], BatchContext[Tenant, Database]], Awaitable[None]]
@@ -224,25 +225,33 @@ def test_a_batch_goes_on_when_one_of_its_messages_is_lost() -> None:
 
 
 def test_one_that_is_cancelled_while_it_collects_leaves_the_others() -> None:
-    """As by its time limit."""
+    """As by its middleware. The time that it waited is no time of its handler either."""
 
     async def scenario(world: World) -> None:
         world.create()
         world.send_orders("0")
         sizes: list[int] = []
+        told: list[float] = []
+
+        async def layer(payload: Order, ctx: MessageContext[Any, Any], call_next: Any) -> None:
+            async with asyncio.timeout(3):
+                await call_next(payload, ctx)
 
         async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
             sizes.append(len(orders))
 
-        scene = Scene(
-            world, store, wait=5.0, concurrency=Concurrency(total=20, per_tenant=10, handler_timeout=lambda _call: 3.0)
-        )
+        def observe(event: Event) -> None:
+            if isinstance(event, HandlerFinished):
+                told.append(event.seconds)
+
+        scene = Scene(world, store, wait=3.5, middleware=[layer], observers=[observe], retry=RetryPolicy(base=60))
         async with scene.orders:
             await asyncio.sleep(1)
             world.send_orders("1")
-            await asyncio.sleep(4)
-            assert sizes == []  # both ran into their limits: nothing was left to begin with
-        assert {type(failure.error).__name__ for failure in scene.errors} == {"HandlerTimeout"}
+            await asyncio.sleep(9)
+        assert [type(failure.error).__name__ for failure in scene.errors] == ["TimeoutError"]
+        assert sizes == [1]
+        assert told == pytest.approx([0.0, 0.0])
 
     in_world(scenario)
 
@@ -417,12 +426,41 @@ def test_a_pause_hands_over_what_was_collected_of_its_tenant() -> None:
     in_world(scenario)
 
 
-def test_a_batch_does_not_wait_as_long_as_its_handler_may_take() -> None:
-    """Each message that waits for others would run into the limit, and never be handled."""
-    orders = Consumer[Tenant, None]("orders", context=Tenant, concurrency=Concurrency(handler_timeout=3.0))
-    with pytest.raises(ConfigurationError, match="wait=5"):
-        orders.batch_handler(wait=5.0)
-    orders.batch_handler(wait=2.0)
+@pytest.mark.parametrize("before", [0.0, 0.5])
+def test_the_wait_for_others_is_no_time_of_the_handler(before: float) -> None:
+    """Neither of its limit, which may be shorter than the wait, nor of the seconds that are told; middleware is."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders("0")
+        ran: list[float] = []
+        told: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        async def layer(payload: Order, ctx: MessageContext[Any, Any], call_next: Any) -> None:
+            await asyncio.sleep(before)
+            await call_next(payload, ctx)
+
+        async def store(_orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            began = loop.time()
+            try:
+                await asyncio.sleep(3600 if not ran else 1.4)
+            finally:
+                ran.append(loop.time() - began)
+
+        def observe(event: Event) -> None:
+            if isinstance(event, HandlerFinished):
+                told.append(event.seconds)
+
+        limited = Concurrency(total=20, per_tenant=10, handler_timeout=2.0)
+        options: dict[str, Any] = {"middleware": [layer], "observers": [observe], "concurrency": limited}
+        scene = Scene(world, store, wait=5.0, retry=RetryPolicy(base=1, jitter=0), **options)
+        assert await scene.until(2) == {"retried": 1, "acked": 1}
+        assert ran == pytest.approx([2.0 - before, 1.4])
+        assert told == pytest.approx([2.0, before + 1.4])
+        assert [type(failure.error).__name__ for failure in scene.errors] == ["HandlerTimeout"]
+
+    in_world(scenario)
 
 
 def test_nothing_goes_back_before_the_handler_has_ended() -> None:
@@ -571,5 +609,32 @@ def test_contexts_that_are_equal_but_of_other_types_are_not_mixed() -> None:
         async with orders:
             await asyncio.sleep(5)
         assert sorted(seen) == ["1 1", "1 1", "1.0 1.0", "True True"]
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(("tenants", "each"), [(1, 42), (3, 40), (40, 1), (40, 3)])
+def test_a_batch_does_not_wait_with_slots_that_messages_wait_for(tenants: int, each: int) -> None:
+    """Its tenant can get no further one, or others need its slots. But a tenant's own batch that runs is waited for."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        for number in range(each):
+            for tenant in range(tenants):
+                world.send_orders(f"{number}", tenant=f"t{tenant}")
+        sizes: list[int] = []
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            await asyncio.sleep(0.1)
+            sizes.append(len(orders))
+
+        scene = Scene(world, store, size=6, wait=1000.0, concurrency=Concurrency(total=12, per_tenant=8))
+        async with scene.orders:
+            await asyncio.sleep(each * tenants / 12 + 5)
+            left = each * tenants - sum(sizes)
+        if tenants == 1:
+            assert set(sizes) == {6}
+        # The last ones wait for others again: nothing waits for their slots.
+        assert left < (6 if tenants == 1 else 13)
 
     in_world(scenario)

@@ -737,24 +737,33 @@ class Hooked(Wrapped):
 
 
 @pytest.mark.parametrize("backlog", [0, 500])
-def test_a_queue_that_does_not_answer_holds_up_no_other(backlog: int) -> None:
-    """The first one hangs with a backlog: the others' messages are handled within seconds, few or many."""
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("hanging", [1, 9, 40])
+def test_queues_that_do_not_answer_hold_up_no_other(hanging: int, busy: bool, backlog: int) -> None:
+    """They hang, with a backlog or without: the others' messages are handled within seconds, few or many.
+
+    Nine are more than there are pollers, forty are more than there are looks.
+    """
     silent = False
 
     async def receive(name: str, ask: Receive) -> list[Message]:
-        if name == "silent" and silent:
+        if name.startswith("silent") and silent:
             await asyncio.sleep(100)
             raise OSError("no answer")
+        await asyncio.sleep(0.005)
         return await ask()
 
     async def scenario(world: World) -> float:
         nonlocal silent
-        for name in ("silent", "good", "other"):
+        names = [*(f"silent-{number}" for number in range(hanging)), "good", "other"]
+        for name in names:
             world.create(name)
-        send(world, "silent", 2_000, seconds=0.02)
+            if name.startswith("silent") and busy:
+                send(world, name, 2_000 // hanging, seconds=0.02)
         diary = Diary()
-        async with consumer_of(world, ["silent", "good", "other"], diary, client=Hooked(world.client, receive)):
-            await asyncio.sleep(2)
+        consumer = consumer_of(world, names, diary, client=Hooked(world.client, receive))
+        async with consumer:
+            await asyncio.sleep(1)
             silent = True
             await asyncio.sleep(5)
             diary.done.clear()
@@ -767,6 +776,12 @@ def test_a_queue_that_does_not_answer_holds_up_no_other(backlog: int) -> None:
                 await diary.has(backlog + 2 * round_, within=30)
                 slowest = max(slowest, asyncio.get_running_loop().time() - began)
                 await asyncio.sleep(1)
+            silent = False
+            await asyncio.sleep(150)
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            assert consumer.health().live
+            # Those that were not answered for long are gone again.
+            assert sum(name.startswith(("postroom-poller", "postroom-look")) for name in names) == 8 + 16
             return slowest
 
     assert in_world(scenario) < 5
@@ -802,3 +817,71 @@ def test_messages_that_are_held_already_are_not_asked_for_again_and_again() -> N
 
     assert in_world(scenario) == {"good": 5}
     assert receives < 400
+
+
+class Hanging(Wrapped):
+    """A client that opens some queues only when they are let."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        super().__init__(client)
+        self.gate = asyncio.Event()
+        self.asked: list[str] = []
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        if name.startswith("hung"):
+            self.asked.append(name)
+            await self.gate.wait()
+        return await self._client.queue(name)
+
+
+HUNG = [f"hung-{number}" for number in range(20)]
+"""More than are opened at once."""
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_queues_that_take_long_to_open_hold_up_no_other(first: bool) -> None:
+    """They are there at the start, or listed later: the others are consumed within seconds, and they join later."""
+    listed = [*HUNG, "a"] if first else ["a"]
+
+    async def scenario(world: World) -> None:
+        for name in (*HUNG, "a", "new"):
+            world.create(name)
+            send(world, name, 1)
+        client, diary = Hanging(world.client), Diary()
+        async with consumer_of(world, Queues(lambda: listed, every=10), diary, client=client) as consumer:
+            await diary.has(1, within=1)
+            assert consumer.health().ready
+            listed[:] = [*HUNG, "a", "new"]
+            await diary.has(2, within=16)
+            assert diary.by_queue() == {"a": 1, "new": 1}
+            await asyncio.sleep(5)  # the queues from the 17th on wait for room
+            assert sorted(client.asked) == sorted(HUNG)
+            if first:
+                assert f"{HUNG[0]} cannot be opened (TimeoutError)" in consumer.health().unreachable
+            listed.remove(HUNG[-1])
+            await asyncio.sleep(10)
+            client.gate.set()
+            await diary.has(21, within=1)
+            assert HUNG[-1] not in diary.by_queue()
+            assert consumer.health().unreachable == ()
+            client.gate.clear()
+            listed.append(HUNG[-1])
+            await asyncio.sleep(10)
+        assert [task.get_name() for task in asyncio.all_tasks() if "open" in task.get_name()] == []
+
+    in_world(scenario)
+
+
+def test_a_start_that_is_given_up_opens_nothing_further() -> None:
+    """Also where it waits for a queue of a fixed list: no task is left."""
+
+    async def scenario(world: World) -> None:
+        world.create("hung")
+        consumer = consumer_of(world, ["hung"], Diary(), client=Hanging(world.client))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await consumer.__aenter__()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    in_world(scenario)

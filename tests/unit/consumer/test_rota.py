@@ -198,3 +198,23 @@ def test_a_queue_that_fails_is_left_alone_for_longer_each_time() -> None:
         pauses.append(rota.failed(look, now))
         now += pauses[-1]
     assert pauses == [1, 2, 4, 5, 5]
+
+
+def test_turns_that_fail_together_are_one_failure() -> None:
+    """As by one lost connection: the pause is the first one, whatever is out; the next failure in a row doubles it."""
+    rota: Rota[str] = Rota(Polling(backoff=1, max_backoff=5, batch=10), watched=4, rest=60.0)
+    station, other = Station("a"), Station("b")
+    for each in (station, other):
+        rota.add(each, 0.0)
+        look = rota.look(0.0)
+        assert isinstance(look, Look)
+        rota.looked(look, 10, 10, 0.0, seconds=0.0, roomy=True)
+    before = station.served
+    turns = [turn for turn in (rota.turn(10) for _ in range(8)) if turn is station]
+    assert len(turns) == 4
+    assert [rota.failed(station, 0.25 * number, 10) for number in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert station.served == before  # it has its share of what comes once it works
+    assert not isinstance(rota.look(0.99), Look)
+    look = rota.look(1.0)
+    assert isinstance(look, Look)
+    assert rota.failed(look, 1.0) == 2.0
