@@ -155,6 +155,7 @@ class Tenants:
 
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
+                The text says what uses it, such as another consumer of the pool.
         """
         self._check(key)
         await self.handover.everywhere("close", key, timeout)
