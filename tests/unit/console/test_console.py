@@ -362,10 +362,9 @@ def test_a_drain_that_takes_too_long_leaves_the_tenant_paused() -> None:
             world.send_orders("1", tenant="acme", seconds=60)
             await asyncio.sleep(1)
             answer = await made.act("drain", timeout=2)
-            assert (answer.status_code, answer.json()["error"]) == (
-                504,
-                "not done after 2 s: handlers of tenant acme still run here; it stays paused",
-            )
+            text = "tenant acme has 1 handler running in orders: give it more time, or end what hangs there"
+            assert answer.status_code == 504
+            assert answer.json()["error"] == f"not done after 2 s: {text}; it stays paused"
             assert made.consumer.tenants["acme"].state is TenantState.PAUSED
 
     in_world(scenario)
