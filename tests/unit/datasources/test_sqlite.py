@@ -431,7 +431,7 @@ class TestCheck:
         self, database: SqliteDatabase
     ) -> None:
         """As replicas on one machine have. Each finds the new file at its next unit."""
-        async with sqlite_database(lambda _: database.path)("the same") as other:
+        async with sqlite_database(database.path.with_name)(database.path.name) as other:
             await other.execute("INSERT INTO orders VALUES ('old')")
             replace(database.path, *map(str, range(1000)))
             await database.execute("INSERT INTO orders VALUES ('new')")
@@ -452,7 +452,7 @@ class TestCheck:
         connect = sqlite3.connect
 
         def connected(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
-            connection = connect(*arguments, **keywords)
+            connection: sqlite3.Connection = connect(*arguments, **keywords)
             connection.create_function("look", 1, look)
             return connection
 
