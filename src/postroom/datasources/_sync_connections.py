@@ -323,6 +323,13 @@ def end_sync_connection(connection: SyncConnection) -> None:
             connection.lock.release()
 
 
+def give_up(connection: SyncConnection) -> None:
+    """Cancel what a thread may be doing with a connection, and end it: the server would go on until it is done."""
+    if _is_busy(connection):
+        _cancel(connection)
+    end_sync_connection(connection)
+
+
 def _is_busy(connection: SyncConnection) -> bool:
     return connection.pgconn.transaction_status == TransactionStatus.ACTIVE or connection.lock.locked()
 

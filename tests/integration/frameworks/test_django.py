@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -32,19 +31,13 @@ from postroom.local.threaded import ThreadedServer
 from postroom.testing.postgres import PostgresServer
 from postroom.transports.memory import MemoryClient
 
-django = pytest.importorskip("django")
+from support.django_shop import ask, drop, entry  # isort: skip - it sets Django up
 
-from django.conf import settings  # noqa: E402
+from django.core.management import CommandError, call_command
+from django.db import connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper
 
-if not settings.configured:
-    settings.configure(DATABASES={}, INSTALLED_APPS=["postroom.integrations.django"], USE_TZ=True)
-    django.setup()
-
-from django.core.management import CommandError, call_command  # noqa: E402
-from django.db import connections, transaction  # noqa: E402
-from django.db.backends.postgresql.base import DatabaseWrapper  # noqa: E402
-
-from postroom.integrations.django import (  # noqa: E402
+from postroom.integrations.django import (
     NoTenantDatabase,
     TenantAlias,
     TenantRouter,
@@ -54,32 +47,6 @@ from postroom.integrations.django import (  # noqa: E402
 )
 
 pytestmark = pytest.mark.postgres
-
-
-def entry(server: PostgresServer, database: str, **options: Any) -> dict[str, Any]:
-    """Return what the setting DATABASES would have for a database."""
-    url = urlsplit(server.dsn(database))
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": database,
-        "USER": url.username,
-        "PASSWORD": url.password or "",
-        "HOST": url.hostname,
-        "PORT": url.port,
-        "OPTIONS": options,
-    }
-
-
-def drop(server: PostgresServer, database: str) -> None:
-    """Drop a database. The server refuses it while a connection is open, after it has waited for some seconds."""
-    server.execute(f'DROP DATABASE "{database}"')
-
-
-def ask(alias: str, sql: str) -> Any:
-    """Return the only value of a query."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetchone()[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": {"min_size": 1, "max_size": 2}}])
@@ -139,6 +106,15 @@ async def test_an_entry_that_names_no_database_leaves_no_alias() -> None:
 
     async with tenant_databases(locate).pool() as pool:
         with pytest.raises(ResourceOpenError):
+            await pool.acquire("acme")
+    assert not [alias for alias in connections if isinstance(alias, TenantAlias)]
+
+
+async def test_an_entry_with_atomic_requests_is_refused(tmp_path: Path) -> None:
+    """Django would begin a transaction in each tenant's database, for each request of a web server."""
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "a"), "ATOMIC_REQUESTS": True}
+    async with tenant_databases({"acme": entry}.get).pool() as pool:
+        with pytest.raises(ResourceOpenError, match="ATOMIC_REQUESTS"):
             await pool.acquire("acme")
     assert not [alias for alias in connections if isinstance(alias, TenantAlias)]
 

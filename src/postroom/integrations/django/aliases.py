@@ -1,0 +1,141 @@
+"""The tenants' aliases that Django knows now, and the connections to them that no block of ``using_tenant`` closes.
+
+Such a connection was opened in a thread without a block: Django's for async code, or one where a query said ``using=``.
+It is ended with its alias.
+"""
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from asgiref.local import Local
+from django.apps import apps as django_apps
+from django.db import DEFAULT_DB_ALIAS
+from django.db import connections as django_connections
+from django.db.backends.base import base as django_backend
+from django.db.backends.signals import connection_created as django_connection_created
+
+from postroom.errors import ClosedError, ConfigurationError
+from postroom.integrations.django.routing import TenantAlias
+
+# Django has no types.
+connections: Any = django_connections
+_apps: Any = django_apps
+_backend: Any = django_backend
+_connection_created: Any = django_connection_created
+used: Any = Local(thread_critical=True)
+"""The aliases that are in use: by thread, as Django keeps its connections."""
+_strays: Final[dict[str, set[Any]]] = {}
+"""The connections without a block, for each alias that is known."""
+_changing: Final = threading.Lock()
+_here: Final = threading.local()
+"""Has the aliases that this thread had connections without a block to."""
+
+
+def register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
+    """Make an alias known.
+
+    Raises:
+        ConfigurationError: the entry has ``ATOMIC_REQUESTS``.
+    """
+    if entry.get("ATOMIC_REQUESTS"):
+        text = "each request of Django's would begin a transaction in the database of every tenant that is open"
+        raise ConfigurationError(f"a tenant's entry must not have ATOMIC_REQUESTS: {text}")
+    # Django completes all entries once, before the first connection: so this one is completed like them.
+    own = {**entry, "OPTIONS": {**entry.get("OPTIONS", {})}}
+    complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: own})
+    with _changing:
+        _strays[alias] = set()
+        # A copy each time: other threads walk these settings, and Django does so for every request of a web server.
+        connections.settings = {**connections.settings, alias: complete[alias]}
+
+
+def forget(alias: TenantAlias) -> None:
+    """Make an alias unknown, and end the connections that no block closes."""
+    with _changing:
+        connections.settings = {name: entry for name, entry in connections.settings.items() if name != alias}
+        strays = _strays.pop(alias, set())
+    for connection in strays:
+        _end(connection.connection)
+    # What Django keeps of each alias for as long as the process lives.
+    _backend.RAN_DB_VERSION_CHECK.discard(alias)
+    if _apps.is_installed("django.contrib.contenttypes"):
+        _apps.get_model("contenttypes", "ContentType").objects._cache.pop(alias, None)  # noqa: SLF001
+
+
+def has_stray(alias: TenantAlias) -> bool:
+    """Whether there is a connection that no block closes."""
+    return bool(_strays.get(alias))
+
+
+def connection_of(alias: str) -> Any:
+    """Return this thread's connection to an alias; None where it has none. Django's own look walks all aliases."""
+    return getattr(connections._connections, alias, None)  # noqa: SLF001
+
+
+def close(alias: TenantAlias) -> None:
+    """Close and forget this thread's connection to an alias; else each thread would keep an object per tenant."""
+    if (connection := connection_of(alias)) is None:
+        return
+    with _changing:
+        _strays.get(alias, set()).discard(connection)
+    try:
+        connection.close()
+    finally:
+        del connections[alias]
+    if alias not in connections.settings:
+        close_pool(connection)
+
+
+def close_stray(alias: TenantAlias) -> None:
+    """Close this thread's connection to an alias, unless it belongs to a block."""
+    if not hasattr(used, alias):
+        close(alias)
+
+
+def close_pool(connection: Any) -> None:
+    """Close a pool of Django's own. It belongs to the process and not to the thread: a close leaves it open."""
+    if hasattr(connection, "close_pool"):
+        with suppress(KeyError):  # two threads do this at once
+            connection.close_pool()
+
+
+def _end(raw: Any) -> None:
+    """Close a driver's connection of another thread, which may use it: for a query that was given up, say."""
+    with suppress(Exception):  # whatever a driver says of its end; the others have to end, too
+        if hasattr(raw, "pgconn"):
+            from postroom.datasources._sync_connections import give_up  # noqa: PLC0415 - it needs psycopg
+
+            give_up(raw)
+        elif raw is not None:
+            raw.close()
+
+
+def _note(*, connection: Any, **_: Any) -> None:
+    """See that a new connection will be closed."""
+    alias = connection.alias
+    if hasattr(used, alias):
+        return
+    with _changing:
+        strays = _strays.get(alias)
+        if strays is not None:
+            strays.add(connection)
+    if strays is not None:
+        _clear_up(alias)
+    elif isinstance(alias, TenantAlias) and alias not in connections.settings:
+        connection.close()
+        raise ClosedError(f"the resources of this tenant were closed: {alias} is not known any longer")
+
+
+def _clear_up(alias: str) -> None:
+    """Forget this thread's objects of aliases that have gone: no other thread can."""
+    mine: set[str] = vars(_here).setdefault("aliases", set())
+    for gone in [each for each in mine if each not in _strays]:
+        mine.discard(gone)
+        with suppress(AttributeError):  # a block has closed it
+            del connections[gone]
+    mine.add(alias)
+
+
+_connection_created.connect(_note, dispatch_uid="postroom")
