@@ -472,7 +472,8 @@ class Process:
                 return
             if earlier.group == plan.group and earlier.key not in self.shared.resolved:
                 gone = not self.shared.in_queue(earlier.key) or self.shared.committed(earlier.key)
-                if gone or self.shared.gets_no_more(earlier.key, self.watch.failed | self.watch.asked_for_time):
+                gave_up = self.watch.failed | self.watch.asked_for_time | self.watch.retried_by_hand
+                if gone or self.shared.gets_no_more(earlier.key, gave_up):
                     self.shared.resolved.add(earlier.key)
                     continue
                 self.history.broken("S8", f"{self.name} starts {plan.key} before {earlier.key} is done")
