@@ -551,6 +551,7 @@ class Process:
         """I6: who is cancelled has to be told why, and it has to be true."""
         self.history.note(self.name, "handler cancelled", ctx.message.id[:4], *error.args)
         limit = self.shared.plan.options["concurrency"].handler_timeout
+        told = ctx.message.receipt_handle in self.told  # it ignored that: the end of the consumer gives no reason again
         self.told.add(ctx.message.receipt_handle)
         overran = limit is not None and self._now() >= self.blame.started_at(ctx.message.receipt_handle) + limit
         its_own = overran or "its own" in error.args or not self.cancelled  # or by its time limit
@@ -566,5 +567,5 @@ class Process:
             now = asyncio.get_running_loop().time()
             if self.stopping_since is None or now < self.stopping_since + drain - 0.001:
                 self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} before its time is over")
-        elif limit is None:
+        elif limit is None and not told:
             self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} for no reason")
