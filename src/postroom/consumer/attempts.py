@@ -132,10 +132,13 @@ class Attempts:
         return most - job.receives >= max(1, (self.promised(job) or 0) - self.known(job))
 
     def may_be_taken_along(self, job: Job) -> bool:
-        """Whether a message may go back for one before it in its group, whatever it has failed itself."""
+        """Whether a message may go back for one before it in its group, whatever it has failed itself.
+
+        Always where nothing is known of the queue: only SQS's count ends the attempts of that one then.
+        """
         most = self._facts.max_receives
         if not (self._facts.known and job.message.is_counted):
-            return False
+            return True
         return job.receives <= _FREE if most is None else most - job.receives >= max(1, self.promised(job) or 0)
 
     def is_last(self, job: Job) -> bool:

@@ -559,9 +559,10 @@ class Core:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
 
     def lost(self, job: Job, now: float) -> None:
-        """Strike off a message that is not ours any longer and has no task.
+        """Note that a message is not ours any longer; strike it off if it has no task.
 
-        What is behind it in its message group goes back now: what comes later is in order.
+        What is behind it in its message group goes back now: what comes later is in order, and stays when its task
+        ends.
         """
         if job.state is State.WAITING and job.task is None:
             self.give_group_back(job)
@@ -573,6 +574,9 @@ class Core:
                 self._go_on_if_over(job.group, now)
             else:
                 self.actions.append(ReturnGroup(job.group))  # it is being resolved, and so is what follows it
+        elif job.state is not State.DONE:
+            self.give_group_back(job)
+            job.parted = True
 
     # -- giving back --------------------------------------------------------------------------------------------
 
@@ -673,7 +677,7 @@ class Core:
 
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
-        if job.group is not None and not self._is_gone(job):
+        if job.group is not None and not job.parted and not self._is_gone(job):
             # Remembered for the stop: a poll that ends later may bring more of the group.
             if self.closing:
                 self._returned.add(job.group)
@@ -905,14 +909,13 @@ class Core:
             going = halt.jobs[len(kept) :]
             halt.jobs = kept
             halt.until = None
-            if halt.first is not None:
+            if halt.first in going:
                 self._returned.add(group)
                 self.actions.append(GiveBack(halt.first, Settlement.RETRIED, halt.backoff))
                 going.remove(halt.first)
             for job in going:
                 self.return_late(job)
-            if halt.is_over:
-                del self._halts[group]
+            self._go_on_if_over(group, 0.0)  # what is kept is started, at no time of its own
 
     def _return(self, job: Job) -> None:
         if job.group is not None:

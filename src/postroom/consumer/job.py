@@ -62,6 +62,8 @@ class Job(Delivery, eq=False, kw_only=True):
     """Whether ``on_error`` was told that it waits for its tenant's resources: once is enough."""
     reporting: bool = False
     """Whether ``on_error`` runs for it."""
+    parted: bool = False
+    """Whether it was lost, and what was behind it in its message group went back then."""
     rejecting: bool = False
     """Whether it is on its way to the dead-letter queue."""
     cancellation: Cancellation | None = None

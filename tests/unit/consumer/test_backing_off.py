@@ -79,6 +79,12 @@ class TestCore:
         failed(scene)
         assert scene.core.actions == [GoOnAt("g", 2.0)]
 
+    def test_where_the_queue_may_not_be_asked_it_goes_back(self) -> None:
+        """Only SQS's count of receives ends its attempts: tried here, it would block its group without end."""
+        scene = Scene(fifo=True, most=5, known=False)
+        head = failed(scene, next_of(scene))
+        assert scene.core.actions[0] == GiveBack(head, Settlement.RETRIED, 2.0)
+
     @pytest.mark.parametrize("delay", [700.0, 86_400.0])
     def test_a_long_backoff_goes_back(self, delay: float) -> None:
         """Nothing is held for so long, or until its retention period is over."""
