@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.db import close_old_connections
 
 from postroom.checking import check_function
 from postroom.consumer import MessageContext
@@ -23,9 +24,9 @@ from postroom.datasources._threads import in_thread
 from postroom.datasources.registry import answered
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.integrations.django import aliases
-from postroom.integrations.django.aliases import connection_of, connections
+from postroom.integrations.django.aliases import TenantAlias, connection_of, connections
 from postroom.integrations.django.pooling import reset_between_users
-from postroom.integrations.django.routing import TenantAlias, in_use
+from postroom.integrations.django.routing import in_use
 from postroom.options import check_count
 from postroom.types import C
 
@@ -130,12 +131,12 @@ def closing_connections(
 
     @functools.wraps(handler)
     def handle(payload: P, ctx: MessageContext[C, TenantAlias]) -> None:
-        _close_old()
+        close_old_connections()
         try:
             with using_tenant(ctx.resources):
                 handler(payload, ctx)
         finally:
-            _close_old()
+            close_old_connections()
 
     return handle
 
@@ -183,10 +184,3 @@ def _is_in_a_loop() -> bool:
 def _is_in_transaction(alias: TenantAlias) -> bool:
     connection = connection_of(alias)
     return connection is not None and connection.in_atomic_block
-
-
-def _close_old() -> None:
-    for alias in connections:
-        # A look for a connection takes longer than this one, and there may be a thousand tenants.
-        if not isinstance(alias, TenantAlias) and (connection := connection_of(alias)) is not None:
-            connection.close_if_unusable_or_obsolete()
