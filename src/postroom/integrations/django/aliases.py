@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakSet
 
 from asgiref.local import Local
 from django.apps import apps as django_apps
@@ -21,7 +22,7 @@ from postroom.errors import ClosedError, ConfigurationError
 
 
 class TenantAlias(str):
-    """The alias of one tenant's database, for ``using=``: a text that only ``tenant_databases`` makes."""
+    """The alias of one tenant's database, for ``using=``: a text that only ``tenant_databases`` makes, and tests."""
 
     __slots__ = ()
 
@@ -36,8 +37,8 @@ used: Any = Local(thread_critical=True)
 """The aliases that are in use: by thread, as Django keeps its connections."""
 _entries: Final[dict[str, dict[str, Any]]] = {}
 """The tenants' databases, as they would be in the settings."""
-_strays: Final[dict[str, set[Any]]] = {}
-"""The connections without a block, for each alias that is known."""
+_strays: Final[dict[str, WeakSet[Any]]] = {}
+"""The connections without a block, for each alias that is known. Those of a thread go with it, as Django's do."""
 _changing: Final = threading.Lock()
 _here: Final = threading.local()
 """Has the aliases that this thread had connections without a block to."""
@@ -73,14 +74,14 @@ def register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
         if not isinstance(connections.settings, _Databases):
             connections.settings = _Databases(connections.settings)
         _entries[alias] = complete[alias]
-        _strays[alias] = set()
+        _strays[alias] = WeakSet()
 
 
 def forget(alias: TenantAlias) -> None:
     """Make an alias unknown, and end the connections that no block closes."""
     with _changing:
         _entries.pop(alias, None)
-        strays = _strays.pop(alias, set())
+        strays = list(_strays.pop(alias, ()))
     for connection in strays:
         _end(connection.connection)
     # What Django keeps of each alias for as long as the process lives.
@@ -109,7 +110,8 @@ def close(alias: TenantAlias) -> None:
     if (connection := connection_of(alias)) is None:
         return
     with _changing:
-        _strays.get(alias, set()).discard(connection)
+        if (strays := _strays.get(alias)) is not None:
+            strays.discard(connection)
     try:
         connection.close()
     finally:

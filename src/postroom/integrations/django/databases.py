@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
+from django import db as django_db
 
 from postroom.checking import check_function
 from postroom.consumer import MessageContext
@@ -32,6 +32,7 @@ from postroom.types import C
 
 P = TypeVar("P")
 
+_db: Any = django_db  # Django has no types
 _CONNECTING: Final = 5
 """Seconds that a connection to PostgreSQL may take, unless the entry says otherwise: libpq itself has no limit. A reset
 may take as long."""
@@ -44,7 +45,7 @@ def tenant_databases(
 
         orders = Consumer("orders", context=Tenant, resources=tenant_databases(lambda tenant: DATABASES_OF[tenant.id]))
 
-    The alias is registered when the first lease opens it, and one connection is tried: a database that cannot be
+    The alias is known to Django when the first lease opens it, and one connection is tried: a database that cannot be
     reached is an outage, and no attempt of a message. It is removed when the pool closes it, and every connection that
     is still open is ended with it. So is a pool of Django's own (``OPTIONS: {"pool": ...}``), of PostgreSQL only: its
     connections forget roles, settings, locks and temporary tables when they come back to it. Connections to PostgreSQL
@@ -131,12 +132,12 @@ def closing_connections(
 
     @functools.wraps(handler)
     def handle(payload: P, ctx: MessageContext[C, TenantAlias]) -> None:
-        close_old_connections()
+        _db.close_old_connections()
         try:
             with using_tenant(ctx.resources):
                 handler(payload, ctx)
         finally:
-            close_old_connections()
+            _db.close_old_connections()
 
     return handle
 
@@ -162,15 +163,16 @@ def _remove(alias: TenantAlias) -> None:
 
 def _close(alias: TenantAlias) -> None:
     """Close what a block opened: in this thread, or in that of async code."""
-    if not _is_in_a_loop() or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
-        aliases.close(alias)
-    elif aliases.has_stray(alias):
+    in_a_loop = _is_in_a_loop()
+    if in_a_loop and aliases.has_stray(alias):
         # Handed to the thread of Django's own async calls now, before the queries of the next block: the end of a
         # `with` block cannot wait. Without such a thread there is nothing to close in it.
         closing = sync_to_async(aliases.close_stray)(alias)
         with suppress(RuntimeError):
             closing.send(None)
         closing.close()
+    if not in_a_loop or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+        aliases.close(alias)
 
 
 def _is_in_a_loop() -> bool:
