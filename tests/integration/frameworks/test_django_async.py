@@ -1,8 +1,11 @@
 """Django's async calls in a tenant's database: their thread is Django's, and no connection stays there."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
@@ -63,6 +66,15 @@ async def test_a_block_in_async_code_closes_what_it_opened(alias: TenantAlias, c
         assert not await sync_to_async(is_open)(alias)
 
 
+async def test_django_may_allow_queries_in_the_loop(alias: TenantAlias, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in notebooks and browser tests: they are closed as well."""
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    with using_tenant(alias):
+        assert Order.objects.count() == await Order.objects.acount() == 1
+    assert not is_open(alias)
+    assert not await sync_to_async(is_open)(alias)
+
+
 async def test_blocks_at_the_same_time_each_have_their_tenant(
     alias: TenantAlias, postgres_server: PostgresServer
 ) -> None:
@@ -120,6 +132,20 @@ async def test_a_connection_without_a_block_is_ended_with_the_alias(postgres_ser
     async with shop(postgres_server) as pool, pool.lease("acme") as alias:
         assert await Order.objects.using(alias).acount() == 1
         assert await asyncio.to_thread(Order.objects.using(alias).count) == 1
+
+
+async def test_what_a_thread_opened_without_a_block_goes_with_the_thread(alias: TenantAlias) -> None:
+    """Also while the alias is open: a web server may have a thread for each request."""
+
+    def query() -> weakref.ref[Any]:
+        assert ask(alias, "select 1") == 1
+        connections[alias].close()  # else the driver warns of it
+        return weakref.ref(connections[alias])
+
+    with ThreadPoolExecutor(1) as executor:
+        connection = await asyncio.get_running_loop().run_in_executor(executor, query)
+    gc.collect()
+    assert connection() is None
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": {"min_size": 1, "max_size": 1}}], ids=["alone", "pool"])

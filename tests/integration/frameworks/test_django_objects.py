@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import pytest
 from asgiref.sync import sync_to_async
 
-from postroom.integrations.django import NoTenantDatabase, OtherTenantsObject, TenantAlias, using_tenant
+from postroom.integrations.django import NoTenantDatabase, OtherTenantsObject, TenantAlias, TenantRouter, using_tenant
 from support.django_shop import Line, Order, Router, User, contents, files, open_shop, routed, shops
 
 from django.contrib.contenttypes.models import ContentType  # isort: skip
+from django.core.checks import run_checks  # isort: skip
 from django.db import connections  # isort: skip
 from django.db.backends.base.base import RAN_DB_VERSION_CHECK, BaseDatabaseWrapper  # isort: skip
+from django.test.utils import override_settings  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("_routed")
 A = [("order of a", "line of a")]
@@ -145,10 +147,41 @@ async def test_a_migration_does_not_meet_another_tenants_data(two: Shops) -> Non
     with using_tenant(two.a):
         assert router.allow_migrate(two.a, "shop") is None
         assert router.allow_migrate(two.b, "people") is None
-        for other in (two.b, "default"):
-            with pytest.raises(OtherTenantsObject, match=f"shop .*{other}.*{two.a}"):
-                router.allow_migrate(other, "shop", model_name="order")
+        with pytest.raises(OtherTenantsObject, match=f"shop .*{two.b}.*{two.a}"):
+            router.allow_migrate(two.b, "shop", model_name="order")
     assert router.allow_migrate(two.b, "shop") is None
+
+
+async def test_tenants_tables_are_in_their_databases_only(two: Shops) -> None:
+    """A data migration of theirs cannot run in a shared database: `migrate` and `test` would fail."""
+    router = Router()
+    for block in (using_tenant(two.a), nullcontext()):
+        with block:
+            assert router.allow_migrate("default", "shop", model_name="order") is False
+            assert router.allow_migrate("default", "people") is None
+    with using_tenant(TenantAlias("default")):
+        assert router.allow_migrate("default", "shop") is None
+    assert router.allow_migrate(str(two.b), "shop") is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (frozenset({"shop", "contenttypes"}), None),
+        (frozenset(), "Wrong.tenant_apps names no applications"),
+        ("shop", "Wrong.tenant_apps names no applications"),
+        (frozenset({"shop", "examples.shop"}), "Wrong.tenant_apps: no application has the label 'examples.shop'"),
+    ],
+)
+def test_a_label_that_no_application_has_is_found_by_djangos_checks(labels: Any, problem: str | None) -> None:
+    """Its models would be those of the default database, for all tenants. Each command of `manage.py` checks first."""
+
+    class Wrong(TenantRouter):
+        tenant_apps = labels
+
+    with override_settings(DATABASE_ROUTERS=[Wrong()]):
+        found = [each.msg for each in run_checks() if each.id.startswith("postroom.")]
+    assert found == ([] if problem is None else [problem])
 
 
 async def test_an_object_outlives_no_alias(tmp_path: Path) -> None:

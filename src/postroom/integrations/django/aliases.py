@@ -8,29 +8,54 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakSet
 
 from asgiref.local import Local
 from django.apps import apps as django_apps
+from django.core import signals as django_signals
 from django.db import DEFAULT_DB_ALIAS
 from django.db import connections as django_connections
 from django.db.backends.base import base as django_backend
 from django.db.backends.signals import connection_created as django_connection_created
 
 from postroom.errors import ClosedError, ConfigurationError
-from postroom.integrations.django.routing import TenantAlias
+
+
+class TenantAlias(str):
+    """The alias of one tenant's database, for ``using=``: a text that only ``tenant_databases`` makes, and tests."""
+
+    __slots__ = ()
+
 
 # Django has no types.
 connections: Any = django_connections
 _apps: Any = django_apps
 _backend: Any = django_backend
 _connection_created: Any = django_connection_created
+_signals: Any = django_signals
 used: Any = Local(thread_critical=True)
 """The aliases that are in use: by thread, as Django keeps its connections."""
-_strays: Final[dict[str, set[Any]]] = {}
-"""The connections without a block, for each alias that is known."""
+_entries: Final[dict[str, dict[str, Any]]] = {}
+"""The tenants' databases, as they would be in the settings."""
+_strays: Final[dict[str, WeakSet[Any]]] = {}
+"""The connections without a block, for each alias that is known. Those of a thread go with it, as Django's do."""
 _changing: Final = threading.Lock()
 _here: Final = threading.local()
 """Has the aliases that this thread had connections without a block to."""
+
+
+class _Databases(dict[str, Any]):
+    """The databases of the settings, and those of tenants: Django finds these, and does not walk them.
+
+    There may be a thousand, and Django walks all databases for each request of a web server. Its test cases forbid
+    what they find there and the test does not name.
+    """
+
+    def __contains__(self, alias: object) -> bool:
+        return super().__contains__(alias) or alias in _entries
+
+    def __missing__(self, alias: str) -> dict[str, Any]:
+        return _entries[alias]
 
 
 def register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
@@ -40,28 +65,34 @@ def register(alias: TenantAlias, entry: Mapping[str, Any]) -> None:
         ConfigurationError: the entry has ``ATOMIC_REQUESTS``.
     """
     if entry.get("ATOMIC_REQUESTS"):
-        text = "each request of Django's would begin a transaction in the database of every tenant that is open"
+        text = "Django knows no tenant when a request begins; use transaction.atomic(using=alias)"
         raise ConfigurationError(f"a tenant's entry must not have ATOMIC_REQUESTS: {text}")
     # Django completes all entries once, before the first connection: so this one is completed like them.
     own = {**entry, "OPTIONS": {**entry.get("OPTIONS", {})}}
     complete: dict[str, Any] = connections.configure_settings({DEFAULT_DB_ALIAS: {}, alias: own})
     with _changing:
-        _strays[alias] = set()
-        # A copy each time: other threads walk these settings, and Django does so for every request of a web server.
-        connections.settings = {**connections.settings, alias: complete[alias]}
+        if not isinstance(connections.settings, _Databases):
+            connections.settings = _Databases(connections.settings)
+        _entries[alias] = complete[alias]
+        _strays[alias] = WeakSet()
 
 
 def forget(alias: TenantAlias) -> None:
     """Make an alias unknown, and end the connections that no block closes."""
     with _changing:
-        connections.settings = {name: entry for name, entry in connections.settings.items() if name != alias}
-        strays = _strays.pop(alias, set())
+        _entries.pop(alias, None)
+        strays = list(_strays.pop(alias, ()))
     for connection in strays:
         _end(connection.connection)
     # What Django keeps of each alias for as long as the process lives.
     _backend.RAN_DB_VERSION_CHECK.discard(alias)
     if _apps.is_installed("django.contrib.contenttypes"):
         _apps.get_model("contenttypes", "ContentType").objects._cache.pop(alias, None)  # noqa: SLF001
+
+
+def is_known(alias: str) -> bool:
+    """Whether an alias is a tenant's, and its database is open."""
+    return alias in _entries
 
 
 def has_stray(alias: TenantAlias) -> bool:
@@ -79,13 +110,14 @@ def close(alias: TenantAlias) -> None:
     if (connection := connection_of(alias)) is None:
         return
     with _changing:
-        _strays.get(alias, set()).discard(connection)
+        if (strays := _strays.get(alias)) is not None:
+            strays.discard(connection)
     try:
         connection.close()
     finally:
         del connections[alias]
     if alias not in connections.settings:
-        close_pool(connection)
+        _close_pool(connection)
 
 
 def close_stray(alias: TenantAlias) -> None:
@@ -94,7 +126,7 @@ def close_stray(alias: TenantAlias) -> None:
         close(alias)
 
 
-def close_pool(connection: Any) -> None:
+def _close_pool(connection: Any) -> None:
     """Close a pool of Django's own. It belongs to the process and not to the thread: a close leaves it open."""
     if hasattr(connection, "close_pool"):
         with suppress(KeyError):  # two threads do this at once
@@ -138,4 +170,13 @@ def _clear_up(alias: str) -> None:
     mine.add(alias)
 
 
+def _close_old(**_: Any) -> None:
+    for alias in vars(_here).get("aliases", ()):
+        if (connection := connection_of(alias)) is not None:
+            connection.close_if_unusable_or_obsolete()
+
+
 _connection_created.connect(_note, dispatch_uid="postroom")
+# Between two requests Django closes what it walks.
+_signals.request_started.connect(_close_old, dispatch_uid="postroom")
+_signals.request_finished.connect(_close_old, dispatch_uid="postroom")

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
+from django import db as django_db
 
 from postroom.checking import check_function
 from postroom.consumer import MessageContext
@@ -23,14 +24,15 @@ from postroom.datasources._threads import in_thread
 from postroom.datasources.registry import answered
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.integrations.django import aliases
-from postroom.integrations.django.aliases import connection_of, connections
+from postroom.integrations.django.aliases import TenantAlias, connection_of, connections
 from postroom.integrations.django.pooling import reset_between_users
-from postroom.integrations.django.routing import TenantAlias, in_use
+from postroom.integrations.django.routing import in_use
 from postroom.options import check_count
 from postroom.types import C
 
 P = TypeVar("P")
 
+_db: Any = django_db  # Django has no types
 _CONNECTING: Final = 5
 """Seconds that a connection to PostgreSQL may take, unless the entry says otherwise: libpq itself has no limit. A reset
 may take as long."""
@@ -43,7 +45,7 @@ def tenant_databases(
 
         orders = Consumer("orders", context=Tenant, resources=tenant_databases(lambda tenant: DATABASES_OF[tenant.id]))
 
-    The alias is registered when the first lease opens it, and one connection is tried: a database that cannot be
+    The alias is known to Django when the first lease opens it, and one connection is tried: a database that cannot be
     reached is an outage, and no attempt of a message. It is removed when the pool closes it, and every connection that
     is still open is ended with it. So is a pool of Django's own (``OPTIONS: {"pool": ...}``), of PostgreSQL only: its
     connections forget roles, settings, locks and temporary tables when they come back to it. Connections to PostgreSQL
@@ -130,12 +132,12 @@ def closing_connections(
 
     @functools.wraps(handler)
     def handle(payload: P, ctx: MessageContext[C, TenantAlias]) -> None:
-        _close_old()
+        _db.close_old_connections()
         try:
             with using_tenant(ctx.resources):
                 handler(payload, ctx)
         finally:
-            _close_old()
+            _db.close_old_connections()
 
     return handle
 
@@ -161,15 +163,16 @@ def _remove(alias: TenantAlias) -> None:
 
 def _close(alias: TenantAlias) -> None:
     """Close what a block opened: in this thread, or in that of async code."""
-    if not _is_in_a_loop() or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
-        aliases.close(alias)
-    elif aliases.has_stray(alias):
+    in_a_loop = _is_in_a_loop()
+    if in_a_loop and aliases.has_stray(alias):
         # Handed to the thread of Django's own async calls now, before the queries of the next block: the end of a
         # `with` block cannot wait. Without such a thread there is nothing to close in it.
         closing = sync_to_async(aliases.close_stray)(alias)
         with suppress(RuntimeError):
             closing.send(None)
         closing.close()
+    if not in_a_loop or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+        aliases.close(alias)
 
 
 def _is_in_a_loop() -> bool:
@@ -183,10 +186,3 @@ def _is_in_a_loop() -> bool:
 def _is_in_transaction(alias: TenantAlias) -> bool:
     connection = connection_of(alias)
     return connection is not None and connection.in_atomic_block
-
-
-def _close_old() -> None:
-    for alias in connections:
-        # A look for a connection takes longer than this one, and there may be a thousand tenants.
-        if not isinstance(alias, TenantAlias) and (connection := connection_of(alias)) is not None:
-            connection.close_if_unusable_or_obsolete()

@@ -4,6 +4,7 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, Final
 
 from postroom.errors import ConfigurationError, PostroomError
+from postroom.integrations.django.aliases import TenantAlias, is_known
 
 
 class NoTenantDatabase(ConfigurationError):
@@ -16,12 +17,6 @@ class OtherTenantsObject(PostroomError):
     Load it again in the block that uses it. Objects that outlive a block, in a cache say, belong to the alias that they
     were loaded by. A tenant that was closed and opened again meanwhile has another one.
     """
-
-
-class TenantAlias(str):
-    """The alias of one tenant's database, for ``using=``: a text that only ``tenant_databases`` makes."""
-
-    __slots__ = ()
 
 
 in_use: Final[ContextVar[TenantAlias | None]] = ContextVar("postroom_django_alias", default=None)
@@ -55,14 +50,19 @@ class TenantRouter:
         return False if two_tenants else None
 
     def allow_migrate(self, db: str, app_label: str, **_: Any) -> bool | None:
-        """Return None: which tables a database has is yours to say.
+        """Return False for tenants' models in a database that is no tenant's, and None for all others.
+
+        As everywhere in Django, ``migrate`` takes what it leaves out for done.
 
         Raises:
-            OtherTenantsObject: the application is a tenant's, and another database is in use: the migration would
-                change the data there.
+            OtherTenantsObject: another tenant is in use: the migration would change the data there.
         """
         alias = in_use.get()
-        if app_label in self.tenant_apps and alias is not None and alias != db:
+        if app_label not in self.tenant_apps or alias == db:
+            return None
+        if not is_known(db):
+            return False
+        if alias is not None:
             raise OtherTenantsObject(f"{app_label} is to be migrated in {db}, and {alias} is in use here")
         return None
 
