@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import pickle
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from postroom.integrations.django import NoTenantDatabase, OtherTenantsObject, TenantAlias, TenantRouter, using_tenant
-from support.django_shop import Line, Order, Router, User, contents, files, open_shop, routed, shops
+from support.django_shop import Line, Order, Router, User, ask, contents, files, open_shop, routed, shops
 
 from django.contrib.contenttypes.models import ContentType  # isort: skip
 from django.core.checks import run_checks  # isort: skip
@@ -227,6 +229,37 @@ async def test_a_pickled_object_is_of_its_tenant(two: Shops) -> None:
     order = pickle.loads(pickle.dumps(order))  # noqa: S301 - our own
     with using_tenant(two.b), pytest.raises(OtherTenantsObject):
         order.save()
+
+
+async def test_a_connection_is_not_closed_under_a_query(tmp_path: Path) -> None:
+    """SQLite's driver would crash. The thread closes it when it opens the next one."""
+    started, gone = threading.Event(), threading.Event()
+
+    def wait() -> int:
+        started.set()
+        gone.wait()
+        return 1
+
+    def use(first: TenantAlias, second: list[TenantAlias]) -> Any:
+        connections[first].ensure_connection()
+        driver = connections[first].connection
+        driver.create_function("wait", 0, wait)
+        assert ask(first, "select wait()") == 1
+        assert ask(second[0], "select 2") == 2
+        return driver
+
+    second: list[TenantAlias] = []
+    async with files(tmp_path) as pool:
+        async with pool.lease("a") as first:
+            using = asyncio.create_task(asyncio.to_thread(use, first, second), name="using")
+            await asyncio.to_thread(started.wait)
+        await pool.invalidate("a")
+        async with pool.lease("b") as alias:
+            second.append(alias)
+            gone.set()
+            driver = await using
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        driver.execute("select 3")
 
 
 async def test_nothing_of_an_alias_outlives_it(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The tenants' aliases that Django knows now, and the connections to them that no block of ``using_tenant`` closes.
 
 Such a connection was opened in a thread without a block: Django's for async code, or one where a query said ``using=``.
-It is ended with its alias.
+To PostgreSQL it is ended with its alias.
 """
 
 import threading
@@ -83,7 +83,7 @@ def forget(alias: TenantAlias) -> None:
         _entries.pop(alias, None)
         strays = list(_strays.pop(alias, ()))
     for connection in strays:
-        _end(connection.connection)
+        _end(connection)
     # What Django keeps of each alias for as long as the process lives.
     _backend.RAN_DB_VERSION_CHECK.discard(alias)
     if _apps.is_installed("django.contrib.contenttypes"):
@@ -105,7 +105,7 @@ def connection_of(alias: str) -> Any:
     return getattr(connections._connections, alias, None)  # noqa: SLF001
 
 
-def close(alias: TenantAlias) -> None:
+def close(alias: str) -> None:
     """Close and forget this thread's connection to an alias; else each thread would keep an object per tenant."""
     if (connection := connection_of(alias)) is None:
         return
@@ -133,14 +133,22 @@ def _close_pool(connection: Any) -> None:
             connection.close_pool()
 
 
-def _end(raw: Any) -> None:
-    """Close a driver's connection of another thread, which may use it: for a query that was given up, say."""
+def _end(connection: Any) -> None:
+    """End a connection of another thread, which may use it: for a query that was given up, say.
+
+    Of PostgreSQL only. Other drivers crash when a connection is closed in use, so it goes with its thread, or when that
+    thread opens another one.
+    """
+    raw = connection.connection
+    if connection.vendor != "postgresql" or raw is None:
+        return
     with suppress(Exception):  # whatever a driver says of its end; the others have to end, too
         if hasattr(raw, "pgconn"):
             from postroom.datasources._sync_connections import give_up  # noqa: PLC0415 - it needs psycopg
 
             give_up(raw)
-        elif raw is not None:
+        else:  # psycopg2 waits in close() for the end of the query
+            raw.cancel()
             raw.close()
 
 
@@ -161,12 +169,11 @@ def _note(*, connection: Any, **_: Any) -> None:
 
 
 def _clear_up(alias: str) -> None:
-    """Forget this thread's objects of aliases that have gone: no other thread can."""
+    """Close and forget this thread's connections to aliases that have gone: no other thread can."""
     mine: set[str] = vars(_here).setdefault("aliases", set())
     for gone in [each for each in mine if each not in _strays]:
         mine.discard(gone)
-        with suppress(AttributeError):  # a block has closed it
-            del connections[gone]
+        close(gone)
     mine.add(alias)
 
 

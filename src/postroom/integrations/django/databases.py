@@ -46,10 +46,10 @@ def tenant_databases(
         orders = Consumer("orders", context=Tenant, resources=tenant_databases(lambda tenant: DATABASES_OF[tenant.id]))
 
     The alias is known to Django when the first lease opens it, and one connection is tried: a database that cannot be
-    reached is an outage, and no attempt of a message. It is removed when the pool closes it, and every connection that
-    is still open is ended with it. So is a pool of Django's own (``OPTIONS: {"pool": ...}``), of PostgreSQL only: its
-    connections forget roles, settings, locks and temporary tables when they come back to it. Connections to PostgreSQL
-    have a limit of 5 s, unless the entry has a ``connect_timeout`` in its ``OPTIONS``.
+    reached is an outage, and no attempt of a message. It is removed when the pool closes it, and every connection to
+    PostgreSQL that is still open is ended with it. So is a pool of Django's own (``OPTIONS: {"pool": ...}``), which has
+    to be of PostgreSQL: its connections forget roles, settings, locks and temporary tables when they come back to it.
+    Connections to PostgreSQL have a limit of 5 s, unless the entry has a ``connect_timeout`` in its ``OPTIONS``.
 
     Args:
         locate: the registry: a context to an entry as in the setting ``DATABASES``, sync or async. None, or a
