@@ -59,8 +59,9 @@ class ResourcePool(Generic[C, R]):
         weight: what an entry takes of the budget (connections, not pools), or a function of the context; None for what
             the provider knows of itself (its attribute ``weight``), as those of ``postroom.datasources`` do, and 1 for
             any other. One warning tells of resources that count as 1 and look like a pool of several connections.
-        check: the health check; unhealthy when it raises or returns False. None for the provider's own (its attribute
-            ``check``), if it has one.
+        check: the health check; unhealthy when it raises or returns False. It runs while nothing uses the resources,
+            and after a use that timed out also beside others, where the weight is more than 1. None for the provider's
+            own (its attribute ``check``), if it has one.
         classify: whether a failed open is an outage or says that there is no such tenant; None for
             ``classify_open``.
         outage: which other errors of a use of the resources are outages; asked where ``is_outage`` says no.
@@ -303,10 +304,11 @@ class ResourcePool(Generic[C, R]):
             raise self._requests.no_key(context, error) from error
         if entry is None:
             return None
-        if not entry.leases:
+        if entry.doubtful or not entry.leases:
             if self._check is not None and self._core.needs_check(entry, engine.loop.time()):
                 return None
-            del self._idle[entry]
+            if not entry.leases:
+                del self._idle[entry]
         # The same as `Core._grant`, written out here because it runs for every message.
         entry.leases += 1
         self._counters.hits += 1
