@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -494,16 +495,17 @@ Timers = list[tuple[asyncio.TimerHandle, str]]
 def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
     """Every timer that a component sets from now on, with the name of what it calls."""
     made: Timers = []
-    for name in ("call_later", "call_at"):
 
-        def noting(
-            tasks: Tasks, when: float, function: Any, *arguments: Any, _set: Any = getattr(Tasks, name)
-        ) -> asyncio.TimerHandle:
-            timer: asyncio.TimerHandle = _set(tasks, when, function, *arguments)
+    def noting(set_timer: Callable[..., asyncio.TimerHandle]) -> Callable[..., asyncio.TimerHandle]:
+        def set_and_note(tasks: Tasks, when: float, function: Any, *arguments: Any) -> asyncio.TimerHandle:
+            timer = set_timer(tasks, when, function, *arguments)
             made.append((timer, function.__name__))
             return timer
 
-        monkeypatch.setattr(Tasks, name, noting)
+        return set_and_note
+
+    monkeypatch.setattr(Tasks, "call_later", noting(Tasks.call_later))
+    monkeypatch.setattr(Tasks, "call_at", noting(Tasks.call_at))
     return made
 
 
