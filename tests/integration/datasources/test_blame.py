@@ -199,7 +199,7 @@ async def test_a_connection_that_ends_is_an_outage(driver: Driver, tenant: Tenan
 
 async def test_a_connection_that_cannot_be_returned_tells_of_a_silent_server(tenant: TenantDatabase) -> None:
     """Of asyncpg there is nothing but ``TimeoutError``, and the handler has done its work."""
-    async with asyncpg_pool(lambda _: tenant.dsn, connect_timeout=0.2)("a") as pool:
+    async with asyncpg_pool(lambda _: tenant.dsn, connect_timeout=0.2)(None) as pool:
         connection = await pool.acquire()
         tenant.server.freeze()
         place = f"127.0.0.1:{tenant.server.port}/{tenant.name}"

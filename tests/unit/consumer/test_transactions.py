@@ -445,7 +445,14 @@ class Branch:
 def test_business_keys_of_two_tenants_are_never_equal() -> None:
     """Whatever stands in their names and keys: in a shared database the second message would be left out."""
     message = Message(id="1", body="", queue="orders")
-    pairs = [("a:b", "c"), ("a", "b:c"), ("a", "c"), (None, "c"), (None, "3:t:a:c"), (None, "7:str:t:a:c")]
+    pairs: list[tuple[object, str]] = [
+        ("a:b", "c"),
+        ("a", "b:c"),
+        ("a", "c"),
+        (None, "c"),
+        (None, "3:t:a:c"),
+        (None, "7:str:t:a:c"),
+    ]
     pairs += [(Shop("a"), "c"), (Branch("a"), "c")]
     assert len({_key_of(message, context, key) for context, key in pairs}) == len(pairs)
 

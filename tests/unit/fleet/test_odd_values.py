@@ -80,7 +80,8 @@ def test_a_bad_limit_in_the_store_is_one_line_and_stops_nothing(
             assert found is not None
             assert (found.failed_exchanges, found.reachable) == (0, True)
             one.tenants.resume(A)
-            one.tenants.limit(A, **{part: 2})
+            changes: dict[str, Any] = {part: 2}
+            one.tenants.limit(A, **changes)
             await asyncio.sleep(2)
             assert getattr(one.tenants[A], part) == 2
 
