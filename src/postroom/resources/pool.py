@@ -39,6 +39,8 @@ from postroom.tasks import clean, ends_the_program
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG
+_PRESS: Final = 1.0
+"""Seconds between two cancellations of what is left of a pool at the end of its close."""
 
 
 class ResourcePool(Generic[C, R]):
@@ -220,6 +222,9 @@ class ResourcePool(Generic[C, R]):
         idle closes at once; what is leased closes behind its last lease, or when the grace is over. Returns when
         nothing is left: no resource, no task, no weight. What a provider raises in leaving is logged and counted.
 
+        It takes at most the grace, ``PoolTimeouts.close`` for what is left then, and 5 s in which that is cancelled
+        again and again: 25 s by default. What ignores all of it is abandoned, and the log says so.
+
         A second call, also at the same time, waits for the same close and may shorten its grace. Cancelling the
         call does not stop the close.
 
@@ -261,9 +266,16 @@ class ResourcePool(Generic[C, R]):
     def _end_grace(self, engine: Engine) -> None:
         self._core.force(engine.loop.time())
         engine.act()
-        # As long as an owner task's alarm can ring. What is left then ignores its cancellation.
-        longest = max(self._timeouts.open, self._timeouts.close, self._timeouts.check)
-        self._grace = engine.call_later((MOST_RINGS + 1) * longest, engine.give_up)
+        # Everything that is left has had its time then, and its alarm has rung.
+        self._grace = engine.call_later(self._timeouts.close + _PRESS, self._press, engine, MOST_RINGS - 1)
+
+    def _press(self, engine: Engine, times: int) -> None:
+        """Cancel what swallows its cancellation so many times more, and abandon what is left: a process has to end."""
+        if not times:
+            engine.give_up()
+            return
+        engine.press()
+        self._grace = engine.call_later(_PRESS, self._press, engine, times - 1)
 
     async def _sweep(self, engine: Engine) -> None:
         while True:
