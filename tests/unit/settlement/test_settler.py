@@ -915,7 +915,7 @@ def test_bytes_and_bodies_are_let_go_of_with_the_message() -> None:
         assert made.settler.bytes == made.settler.held == len(made.settler.deliveries) == 0
         made.events.clear()
         gc.collect()
-        assert sum(isinstance(each, Delivery) and len(each.message.body) == 1000 for each in gc.get_objects()) == 0
+        assert sum(issubclass(type(each), Delivery) and len(each.message.body) == 1000 for each in gc.get_objects()) == 0
 
     scenario(test, heartbeat=True)
 
