@@ -19,10 +19,19 @@ import msgspec
 from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message, settles_of
 from postroom.consumer.handlers import refuse_unworked
-from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, OwnershipLost, Retry
+from postroom.errors import (
+    AlreadyHandled,
+    ConfigurationError,
+    Drop,
+    MessageError,
+    OwnershipLost,
+    Reject,
+    Retry,
+)
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.resources.identity import Identifier
+from postroom.tasks import ends_the_program
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)
@@ -158,13 +167,8 @@ class _Batch:
             result = await function([member.payload for member in members], batch)
             if result is not None:
                 refuse_unworked(result)
-        except AlreadyHandled:
-            text = (
-                "AlreadyHandled left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"
-            )
-            error = MessageError(text)
         except BaseException as raised:  # a SystemExit too: it ends the consumer from each message's own task
-            error = raised
+            error = _for_all(raised)
         failures = batch.failures
         given: set[int] = set()
         for index, member in enumerate(members):
@@ -344,6 +348,26 @@ def element_type_of(function: Any) -> Any:
         return arguments[0]
     text = f"batch handler {name_of(function)} gets a list of payloads: annotate it as list[{_name(wanted)}]"
     raise ConfigurationError(text)
+
+
+def _for_all(error: BaseException) -> BaseException:
+    """Return an error that left the handler as one of all messages.
+
+    A duplicate is one message, and so is what one task of a ``TaskGroup`` says of its own: the others are not done.
+    """
+    found: BaseException | None = error if isinstance(error, AlreadyHandled) else None
+    if isinstance(error, BaseExceptionGroup) and not ends_the_program(error):
+        found = error.subgroup((AlreadyHandled, Retry, Reject, Drop))
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+    if found is None:
+        return error
+    name = type(found).__name__
+    failure = MessageError(
+        f"{name} left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def _copy_of(error: BaseException) -> BaseException:

@@ -14,6 +14,7 @@ from postroom import (
     Concurrency,
     ConfigurationError,
     Consumer,
+    Drop,
     Failure,
     MessageContext,
     MessageError,
@@ -155,19 +156,36 @@ def test_a_batch_that_returns_its_work_has_failed() -> None:
     in_world(scenario)
 
 
-def test_a_duplicate_is_told_by_its_place_and_never_acknowledges_the_others() -> None:
-    """``AlreadyHandled`` that leaves the handler is an error."""
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("error", [AlreadyHandled, Drop, Reject, Retry])
+def test_what_one_message_says_decides_for_no_other(error: Any, grouped: bool) -> None:
+    """``AlreadyHandled`` that leaves the handler is an error, and so is each instruction out of a ``TaskGroup``."""
 
     async def scenario(world: World) -> None:
-        world.create()
+        world.create(dead_letters="dead")
         world.send_orders(*"01")
 
-        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
-            raise AlreadyHandled
+        async def work(order: Order) -> None:
+            if order.order_id == "0":
+                raise error() if error is AlreadyHandled else error("it")
+            await asyncio.sleep(1)
 
-        scene = Scene(world, store, size=2)
-        assert await scene.until(2) == {"retried": 2}
-        assert "batch.fail(index" in str(scene.errors[0].error)
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            if len(handled := [*orders]) == 1 or batch.items[0].attempt > 1:
+                return
+            if not grouped:
+                await work(min(handled, key=lambda order: order.order_id))
+            async with asyncio.TaskGroup() as tasks, asyncio.TaskGroup() as inner:
+                for order in handled:
+                    (tasks if order.order_id == "0" else inner).create_task(work(order))
+
+        scene = Scene(world, store, size=2, retry=RetryPolicy(base=1))
+        settled = await scene.until(2)
+        if grouped or error is AlreadyHandled:
+            assert settled == {"retried": 2}
+            assert f"{error.__name__} left the handler of a batch" in str(scene.errors[0].error)
+        else:  # the handler says it of all of them
+            assert settled == {{Drop: "acked", Reject: "rejected", Retry: "retried"}[error]: 2}
 
     in_world(scenario)
 
