@@ -46,6 +46,11 @@ class Settles(Protocol):
     """Seconds of this call of the handler that do not count: in them it waited for its batch."""
 
     @property
+    def lost(self) -> bool:
+        """Whether another consumer may have the message by now."""
+        ...
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of the consumer: what follows is called there."""
         ...

@@ -406,7 +406,7 @@ class Engine:
         """Carry out what was decided about a tenant."""
         # Its tenant's database may be moved only without a lease.
         self.let_go(self.core.decided(tenant, paused=paused))
-        if paused and self.collector is not None:
+        if self.collector is not None:
             self.collector.hand_over(tenant)
         self.dispatch()
         self.make_room()

@@ -559,6 +559,12 @@ class _Settling(msgspec.Struct, eq=False):
     idle: float = 0.0
 
     @property
+    def lost(self) -> bool:
+        """Whether another consumer may have the message by now."""
+        job = self._job
+        return job.settlement is None and not job.source.settler.ours(job)
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The consumer's loop."""
         return self._engine.tasks.loop
