@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Generic, get_args, get_origin
+from typing import Any, Final, Generic, cast, get_args, get_origin
 
 import msgspec
 
@@ -356,8 +356,10 @@ def _for_all(error: BaseException) -> BaseException:
     A duplicate is one message, and so is what one task of a ``TaskGroup`` says of its own: the others are not done.
     """
     found: BaseException | None = error if isinstance(error, AlreadyHandled) else None
-    if isinstance(error, BaseExceptionGroup) and not ends_the_program(error):
-        found = error.subgroup((AlreadyHandled, Retry, Reject, Drop))
+    maybe_several: Any = error
+    if isinstance(maybe_several, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        found = None if ends_the_program(group) else group.subgroup((AlreadyHandled, Retry, Reject, Drop))
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
     if found is None:
