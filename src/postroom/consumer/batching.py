@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Generic, get_args, get_origin
+from typing import Any, Final, Generic, cast, get_args, get_origin
 
 import msgspec
 
@@ -357,9 +357,10 @@ def _for_all(error: BaseException) -> BaseException:
     """
     found: BaseException | None = error if isinstance(error, AlreadyHandled) else None
     if isinstance(error, BaseExceptionGroup) and not ends_the_program(error):
-        found = error.subgroup((AlreadyHandled, Retry, Reject, Drop))
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        found = group.subgroup((AlreadyHandled, Retry, Reject, Drop))
         while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
+            found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]
     if found is None:
         return error
     name = type(found).__name__
