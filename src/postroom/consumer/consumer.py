@@ -12,7 +12,6 @@ from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
 from postroom.checking import listed
-from postroom.consumer import lifecycle
 from postroom.consumer.arguments import (
     check_functions,
     check_resources,
@@ -28,9 +27,11 @@ from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, 
 from postroom.consumer.callables import check_handler, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.health import Health, Phase, unstarted
+from postroom.consumer.lifecycle import Run
 from postroom.consumer.queues import Listing, Queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
 from postroom.consumer.settings import Middleware, OnError, Settings
+from postroom.consumer.starting import start_run
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenant_keys import TenantKeys
 from postroom.consumer.tenants import Tenants
@@ -158,8 +159,8 @@ class Consumer(Generic[C, R]):
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None
-        self._run: lifecycle.Run[C, R] | None = None
-        self._last_run: lifecycle.Run[C, R] | None = None
+        self._run: Run[C, R] | None = None
+        self._last_run: Run[C, R] | None = None
         self._start: _Start | None = None
         self._early_stop: _Stop | None = None
         self._home: Home | None = None
@@ -478,7 +479,7 @@ class Consumer(Generic[C, R]):
             if self._early_stop is not None:
                 start.give_up()
             async with start:
-                run = await lifecycle.start(self._settings, self._handler, self._decode, self.tenants)
+                run = await start_run(self._settings, self._handler, self._decode, self.tenants)
                 self._run = self._last_run = run
         finally:
             self._start = None
@@ -488,7 +489,7 @@ class Consumer(Generic[C, R]):
         if early is not None and self._run is not None:
             self._run.request_stop(early.reason, now=early.now)
 
-    def _opened(self) -> lifecycle.Run[C, R]:
+    def _opened(self) -> Run[C, R]:
         if self._run is None:
             text = f"the consumer of {self.queue!r} is not running; write: async with consumer: ..."
             raise NotOpenError(text)
