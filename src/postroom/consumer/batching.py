@@ -355,15 +355,16 @@ def _for_all(error: BaseException) -> BaseException:
 
     A duplicate is one message, and so is what one task of a ``TaskGroup`` says of its own: the others are not done.
     """
-    found: BaseException | None = error if isinstance(error, AlreadyHandled) else None
-    maybe_several: Any = error
-    if isinstance(maybe_several, BaseExceptionGroup):
+    found: BaseException | None = None
+    if isinstance(error, AlreadyHandled):
+        found = error
+    elif not ends_the_program(error) and isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
-        found = None if ends_the_program(group) else group.subgroup((AlreadyHandled, Retry, Reject, Drop))
+        found = group.subgroup((AlreadyHandled, Retry, Reject, Drop))
         while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
+            found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]
     if found is None:
-        return error
+        return cast("BaseException", error)
     name = type(found).__name__
     failure = MessageError(
         f"{name} left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"
