@@ -642,10 +642,10 @@ class Core:
         delay = max(delay, _BACKOFF[0])  # without a backoff it would fail as fast as it can: no receive slows it down
         job.begin_again()
         job.source.resolved(job)
-        for other in behind:
-            other.state = State.NEW
         group = job.group or ""
-        self._halts[group] = Halt(jobs=[job, *behind], until=now + delay, first=job, backoff=delay)
+        halt = self._halts[group] = Halt(until=now + delay, first=job, backoff=delay)
+        for each in (job, *behind):
+            halt.add(each)
         self.actions.append(GoOnAt(group, now + delay))
 
     def go_on(self, group: str, when: float, now: float) -> None:
@@ -672,7 +672,6 @@ class Core:
             self.give_group_back(job)
         else:
             for behind in self.scheduler.withdraw_group(job):
-                behind.state = State.NEW
                 self._halts[job.group].add(behind)
 
     def give_group_back(self, job: Job) -> None:
@@ -698,7 +697,6 @@ class Core:
         halt = self._halts.setdefault(group, Halt())
         halt.until = until
         for job in behind:
-            job.state = State.NEW
             halt.add(job)
         self.actions.append(GoOnAt(group, until))
 

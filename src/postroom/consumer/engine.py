@@ -338,29 +338,27 @@ class Engine:
 
     async def reject(self, job: Job, reason: str) -> bool:
         """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
-        task = asyncio.current_task()
-        try:
-            taken = await job.source.settler.reject(job, reason)
-        except BaseException as error:  # whatever a transport raises: the message comes back
-            if has_to_leave(error, task):
-                raise
+        taken, error = await self._send(job, reason)
+        if error is not None:  # the message comes back
             self.rejections.failed(job, reason, error)
-            return False
-        if taken:
+        elif taken:
             self.rejections.sent(job, reason)
         return taken
 
     async def divert(self, job: Job, reason: str, to: DeadLetters) -> BaseException | None:
         """Send a message to another queue. Returns why that was not possible; never raises."""
+        # Not logged: a diversion is one decision of an operator, which is logged where it is made.
+        return (await self._send(job, reason, to))[1]
+
+    async def _send(self, job: Job, reason: str, to: DeadLetters | None = None) -> tuple[bool, BaseException | None]:
+        """Send a message to another queue. Returns whether it was taken, and what a transport raised, if it did."""
         task = asyncio.current_task()
         try:
-            # Not logged: a diversion is one decision of an operator, which is logged where it is made.
-            await job.source.settler.reject(job, reason, to=to)
-        except BaseException as error:  # whatever a transport raises
+            return await job.source.settler.reject(job, reason, to=to), None
+        except BaseException as error:
             if has_to_leave(error, task):
                 raise
-            return error
-        return None
+            return False, error
 
     # -- what the settler tells ---------------------------------------------------------------------------------
 

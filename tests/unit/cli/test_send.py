@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from postroom.local.threaded import ThreadedServer
 from postroom.message import OutgoingMessage
 from postroom.sending.batches import MAX_BYTES, batches
 from postroom.transports.aws.queue import AwsQueue
+from support.signals import interrupt
 
 
 @pytest.fixture
@@ -161,15 +161,6 @@ def test_lines_that_are_no_text_are_one_line_of_error(server: ThreadedServer, tm
     assert result.output == ("Error: --file is not UTF-8 text (invalid start byte: 0xff); the ids above were sent\n")
 
 
-@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
-def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal, and afterwards both mean again what they meant before."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    yield request.param
-    for each, handler in before.items():
-        signal.signal(each, handler)
-
-
 def test_a_signal_ends_it_behind_the_batch_that_is_under_way(
     server: ThreadedServer, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,10 +171,7 @@ def test_a_signal_ends_it_behind_the_batch_that_is_under_way(
     async def interrupted(queue: AwsQueue, messages: Any) -> Any:
         calls.append(None)
         if len(calls) == 2:
-            assert signal.getsignal(number) is not signal.SIG_DFL  # it would end this program
-            signal.raise_signal(number)
-            while signal.getsignal(number) is not signal.SIG_DFL:  # the next one ends it
-                await asyncio.sleep(0)
+            await interrupt(number)
         return await post(queue, messages)
 
     monkeypatch.setattr(AwsQueue, "send", interrupted)
