@@ -1,11 +1,12 @@
 """``postroom dead-letters list | show | redrive | purge``: by tenant, reason and age."""
 
 import asyncio
-import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -13,6 +14,7 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.interrupts import interrupts
 from postroom.cli.letter_ids import whole_ids
 from postroom.cli.logs import log_to_stderr
 from postroom.cli.numbers import Number, WholeNumber
@@ -26,6 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 JOURNAL: Final = "postroom-dead-letters.jsonl"
 _SHOWN: Final = 20
+_ENDS: Final = "it ends with the batch that is under way; once more to end at once"
 _TENANT_HINT: Final = (
     "A letter's tenant is its message group; for another, try --tenant-from attribute:NAME or MODULE:CONSUMER."
 )
@@ -93,25 +96,31 @@ def dead_letters() -> None:
 def list_letters(*, queue: str, limit: int, **options: Any) -> None:
     """Count the letters of QUEUE (or POSTROOM_DEAD_LETTER_QUEUE) by tenant and reason, and show the first ones."""
 
-    async def work(letters: "DeadLetterQueue") -> None:
+    async def work(letters: "DeadLetterQueue") -> bool:
         shown: list[DeadLetter] = []
         counts: dict[tuple[str, str], int] = {}
-        async for letter in letters.letters(_filter(options)):
-            pair = (letter.tenant or "-", letter.reason)
-            counts[pair] = counts.get(pair, 0) + 1
-            if not limit or len(shown) < limit:
-                shown.append(letter)
+        tenants, where = Counter[str](), _filter(options)
+        with interrupts(letters.stop, _ENDS) as interrupted:
+            async for letter in letters.letters():
+                tenants[letter.tenant or ""] += 1
+                if not where.matches(letter, now=time.time()):
+                    continue
+                pair = (letter.tenant or "-", letter.reason)
+                counts[pair] = counts.get(pair, 0) + 1
+                if not limit or len(shown) < limit:
+                    shown.append(letter)
         if not counts:
-            click.echo("No letters.")
-            _hint_at_none(options)
-            return
-        click.echo(_table_of(counts))
-        _hint(counts)
+            _nothing(tenants.total(), await letters.hidden(), options, tenants)
+        else:
+            click.echo(_table_of(counts))
+            _hint(counts)
         if shown:
             click.echo()
             click.echo(table(("id", "tenant", "sent", "attempts", "redriven", "reason"), map(_row, shown)))
+        return interrupted.came
 
-    _in_loop(queue, options, work)
+    if _in_loop(queue, options, work):
+        raise CommandFailed("it was interrupted: there may be more")
 
 
 @dead_letters.command(short_help="Show one letter.")
@@ -126,9 +135,13 @@ def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
     """
 
     async def work(letters: "DeadLetterQueue") -> "DeadLetter | None":
-        ids = await whole_ids(letters, [letter_id], _filter(options))
-        async with aclosing(letters.letters(_filter({**options, "ids": ids}))) as found:
-            return await anext(found, None)  # closing makes what was seen visible again, while the client is open
+        with interrupts(letters.stop, _ENDS) as interrupted:
+            ids = await whole_ids(letters, [letter_id], _filter(options))
+            async with aclosing(letters.letters(_filter({**options, "ids": ids}))) as found:
+                letter = await anext(found, None)  # closing makes what was seen visible again
+        if letter is None and interrupted.came:
+            raise CommandFailed(f"it was interrupted before it found {letter_id!r}")
+        return letter
 
     letter = _in_loop(queue, options, work)
     if letter is None:
@@ -172,7 +185,7 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
     log_to_stderr(options["log_level"])
 
     async def work(letters: "DeadLetterQueue") -> "Outcome":
-        with _interrupts(letters), _bar(action) as progress:
+        with interrupts(letters.stop, _ENDS), _bar(action) as progress:
             call = getattr(letters, action)
             options["ids"] = await whole_ids(letters, options["ids"], _filter(options))
             common = {"dry_run": not act, "rate": options["rate"], "reason": options["reason"], "progress": progress}
@@ -193,9 +206,7 @@ def _report(outcome: "Outcome", options: dict[str, Any]) -> None:
         if outcome.stopped:
             click.echo("It was stopped before anything was done.")
             return
-        click.echo(f"None of {counted(outcome.seen, 'letter')} is one of these." if outcome.seen else "No letters.")
-        if outcome.seen:
-            _hint_at_none(options)
+        _nothing(outcome.seen, outcome.hidden, options)
     elif outcome.dry_run:
         rows = sorted(outcome.tenants.items(), key=lambda item: -item[1])
         click.echo(table(("letters", "tenant"), ((count, tenant or "-") for tenant, count in rows)))
@@ -225,9 +236,19 @@ def _hint(counts: dict[tuple[str, str], int]) -> None:
         click.echo(f"No letter names its tenant there. {_TENANT_HINT}", err=True)
 
 
-def _hint_at_none(options: dict[str, Any]) -> None:
-    """Say how tenants are found where none of the letters is of the tenant that was asked for."""
-    if options["tenant"] is not None and options["tenant_from"] == "group":
+def _nothing(seen: int, hidden: int, options: dict[str, Any], tenants: Iterable[str] = ()) -> None:
+    """Say that no letter is meant: of how many, or that they may only be invisible now; and what to try."""
+    if not seen:
+        look = "another command looks at them, or one was killed: they are visible again within its --hold"
+        click.echo(f"No visible letters; {hidden} are in flight or delayed: {look}." if hidden else "No letters.")
+        return
+    click.echo(f"None of {counted(seen, 'letter')} is one of these.")
+    if options["tenant"] is None:
+        return
+    near = get_close_matches(options["tenant"], [each for each in tenants if each])
+    if near:
+        click.echo(f"Is it {' or '.join(map(repr, near))}?", err=True)
+    elif options["tenant_from"] == "group":
         click.echo(_TENANT_HINT, err=True)
 
 
@@ -302,19 +323,6 @@ def _tenant_of(text: str) -> "TenantOf":
     if len(consumers) != 1:
         raise CommandError(f"{text!r} makes {len(consumers)} consumers; name one")
     return tenant_by_consumer(consumers[0])
-
-
-@contextmanager
-def _interrupts(letters: "DeadLetterQueue") -> Generator[None]:
-    """Let Ctrl-C and SIGTERM end the work after the batch that is under way."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, letters.stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 @contextmanager

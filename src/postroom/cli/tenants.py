@@ -15,9 +15,11 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.desk import console_options, consoles_options
+from postroom.cli.interrupts import interrupts
 from postroom.cli.numbers import Number, WholeNumber
 from postroom.cli.tenant_rows import tenants_table
 from postroom.display import counted
+from postroom.errors import PostroomError
 
 if TYPE_CHECKING:
     from postroom.console import MoveStep, RemoteConsole
@@ -224,7 +226,12 @@ def _act(action: str, options: dict[str, Any]) -> None:
     consoles = _consoles(options.pop("urls"), options.pop("token"), options.pop("operator"))
     order = {"action": action, **{name: value for name, value in options.items() if value is not None}}
     for console in consoles:
-        done = console.act(order, patience=options.get("timeout", 0.0) + 10.0)
+        try:
+            done = console.act(order, patience=options.get("timeout", 0.0) + 10.0)
+        except KeyboardInterrupt:
+            text = f"interrupted: {console.url} goes on with it; `postroom tenants list` shows how the tenant is"
+            click.echo(text, err=True)
+            raise
         details = f" ({done['details']})" if done.get("details") else ""
         where = f" at {console.url}" if len(consoles) > 1 else ""
         click.echo(f"{action}: {done['tenant']}{details} in {', '.join(done['queues'])}{where}")
@@ -249,7 +256,7 @@ def _command(option: str, text: str, tenant: str) -> Callable[[], Awaitable[None
                 start_new_session=True,  # Ctrl-C reaches this program alone, which then ends the command
             )  # fmt: skip
         except OSError as error:
-            raise CommandFailed(f"--{option}: {words[0]} cannot be run: {error.strerror}") from error
+            raise PostroomError(f"--{option}: {words[0]} cannot be run: {error.strerror}") from error
         try:
             code = await process.wait()
         finally:
@@ -261,7 +268,7 @@ def _command(option: str, text: str, tenant: str) -> Callable[[], Awaitable[None
                     os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
         if code:
-            raise CommandFailed(f"--{option}: {words[0]} ended with exit code {code}")
+            raise PostroomError(f"--{option}: {words[0]} ended with exit code {code}")
 
     return run
 
@@ -270,18 +277,9 @@ def _in_loop(work: Coroutine[Any, Any, T], once_more: str) -> T:
     """Run some work. The first SIGINT or SIGTERM cancels it, and it undoes what it did; the second ends the program."""
 
     async def main() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-
-        def interrupt() -> None:
-            click.echo(f"interrupted: {once_more}", err=True)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL)
-            task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        return await task
+        task = asyncio.ensure_future(work)
+        with interrupts(task.cancel, once_more):
+            return await task
 
     try:
         return asyncio.run(main())

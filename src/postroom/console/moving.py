@@ -446,9 +446,11 @@ class _Move:
             _log.error(line, tenant, step, why, ", ".join(left), extra=about(tenant=tenant))
         else:
             on = f" on {self._before}" if self._before else ""
-            text = f"tenant {tenant} was not moved ({step}: {why}). It runs as before{on}"
-            line = "Tenant %s was not moved (%s: %s); it runs as before%s"
-            _log.warning(line, tenant, step, why, on, extra=about(tenant=tenant))
+            # Refused in the first step, as where an operator has paused it: then it does not run.
+            stays = "is as it was" if step is MoveStep.PAUSE else f"runs as before{on}"
+            text = f"tenant {tenant} was not moved ({step}: {why}). It {stays}"
+            line = "Tenant %s was not moved (%s: %s); it %s"
+            _log.warning(line, tenant, step, why, stays, extra=about(tenant=tenant))
         self._tell(text)
         if isinstance(error, Exception):
             raise MoveFailed(text, step=step, left_paused=left) from error

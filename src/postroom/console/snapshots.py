@@ -74,8 +74,11 @@ class Snapshot:
             row.rl, row.cl, row.cap = rule.rate, rule.concurrency, rule.concurrency or 0
         control = consumer.tenants.consumer
         # A decision comes before an outage: an operator must see the pause that they asked for.
-        if state is TenantState.ACTIVE and control is not None and (trouble := control.unavailable(key)) is not None:
-            state, why = TenantState.UNAVAILABLE, trouble[0]
+        shown = state in {TenantState.ACTIVE, TenantState.DIVERTED}
+        if shown and control is not None and (trouble := control.unavailable(key)) is not None:
+            diverted = state is TenantState.DIVERTED
+            why = f"{why}; {trouble[0]}" if diverted else trouble[0]
+            state = state if diverted else TenantState.UNAVAILABLE
             row.since = round(self._wall - trouble[1])
         row.s, row.why = str(state), _short(why) if why else ""
         if rule is not None and state is TenantState.DIVERTED:

@@ -14,6 +14,7 @@ from typing import Final
 
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
+from postroom.display import counted
 from postroom.options import Faults
 
 REMEMBER: Final = 100_000
@@ -130,6 +131,16 @@ class Attempts:
             return job.receives <= _FREE
         return most - job.receives >= max(1, (self.promised(job) or 0) - self.known(job))
 
+    def may_be_taken_along(self, job: Job) -> bool:
+        """Whether a message may go back for one before it in its group, whatever it has failed itself.
+
+        Always where nothing is known of the queue: only SQS's count ends the attempts of that one then.
+        """
+        most = self._facts.max_receives
+        if not (self._facts.known and job.message.is_counted):
+            return True
+        return job.receives <= _FREE if most is None else most - job.receives >= max(1, self.promised(job) or 0)
+
     def is_last(self, job: Job) -> bool:
         """Whether one more receive makes a dead letter of a message."""
         most = self._facts.max_receives
@@ -144,9 +155,26 @@ class Attempts:
         return self._spent.get(job.message.id, 0) > 0 and self.is_short_of(job)
 
     def is_over(self, job: Job) -> bool:
-        """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it."""
-        wanted = job.source.retry_of(job).attempts
-        return wanted is not None and self.known(job) >= wanted
+        """Whether a message has had all the attempts that ``RetryPolicy.attempts`` gives it.
+
+        And never more than the queue allows receives: one that backs off here takes several for one receive.
+        """
+        known, wanted, most = self.known(job), job.source.retry_of(job).attempts, self._facts.max_receives
+        if wanted is not None and known >= wanted:
+            return True
+        return most is not None and known >= most and not self.is_last(job)
+
+    def why_over(self, job: Job, cause: str) -> str | None:
+        """Return why a message that failed of a cause is not tried again: attempts or receives are used up.
+
+        None: it is tried again, or there is no dead-letter queue.
+        """
+        if self._facts.redrive is None:
+            return None
+        reason = f"{counted(self.known(job), 'failed attempt')}, the last one with {cause}"
+        if self.is_over(job):
+            return reason
+        return f"{reason}; other receives ended without an attempt" if self.is_cut_short(job) else None
 
     def _forget_poison(self, job: Job) -> None:
         self._poison.pop(job.message.id, None)

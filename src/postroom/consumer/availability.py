@@ -29,9 +29,10 @@ _LEAST_PAUSE: Final = 0.05
 """Seconds before the next try of a lease that was refused without a pause of the pool's."""
 _EXHAUSTED: Final = (0.5, 1.5)
 """Seconds, at random between these, before the next try of a lease for which the pool had no budget."""
-_HANDLER_PAUSE: Final = 1.0
-_HANDLER_LONGEST: Final = 30.0
-"""Seconds before a handler that met an outage of its resources runs again; doubles up to the longest."""
+_MET_PAUSE: Final = 1.0
+_MET_LONGEST: Final = 30.0
+"""Seconds before the next try after a handler met an outage of its resources, or the queue that its tenant is diverted
+to took nothing; doubles up to the longest."""
 _AWAY: Final = 15.0
 _AWAY_PART: Final = 0.25
 _AWAY_LONGEST: Final = 600.0
@@ -48,6 +49,8 @@ class ObstacleKind(StrEnum):
     """The host of its resources is down."""
     DECISION = "decision"
     """It was paused or limited."""
+    DIVERSION = "diversion"
+    """The queue that it is diverted to takes nothing."""
 
 
 class Obstacle(NamedTuple):
@@ -145,7 +148,7 @@ class _Breaker(msgspec.Struct):
 
 
 class _Met(msgspec.Struct):
-    """A tenant with handlers that met an outage of its resources, although these can be opened."""
+    """A tenant with handlers that met an outage of its resources, although these can be opened; or one of a queue."""
 
     rounds: int
     """In a row, with no success in between."""
@@ -168,8 +171,8 @@ class Availability:
         self._rng = rng
         self._breakers: OrderedDict[Hashable, _Breaker] = OrderedDict()
         self._open: dict[Hashable, _Breaker] = {}
-        self._met: OrderedDict[Hashable, _Met] = OrderedDict()
-        """Tenants with handlers that met an outage. An open of their resources says nothing about it."""
+        self._met: OrderedDict[Obstacle, _Met] = OrderedDict()
+        """What was met by messages that ran. An open of their tenant's resources says nothing about it."""
         self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
         self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
@@ -190,7 +193,7 @@ class Availability:
                 return Wait(obstacle, breaker.until)
             if breaker.probed:
                 return Wait(obstacle, None)
-        met = self._met.get(job.tenant) if self._met else None
+        met = self._met.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self._met else None
         if met is not None and met.until > now:
             return Wait(Obstacle(ObstacleKind.TENANT, job.tenant), met.until)
         # A message that has its lease, or needs none, is not concerned by what cannot be opened.
@@ -249,8 +252,13 @@ class Availability:
         job.probe = True
         self._open[job.tenant].probe = job
 
-    def outage(self, tenant: Hashable) -> Outage | None:
-        """Return why a tenant cannot run, if it cannot: its own outage, or that of the host that it waits for."""
+    def outage(self, tenant: Hashable, *, sent_away: bool = False) -> Outage | None:
+        """Return why a tenant cannot run, if it cannot: its own outage, or that of the host that it waits for.
+
+        What is ``sent_away`` to another queue waits for that queue alone.
+        """
+        if sent_away:
+            return self._outages.get(Obstacle(ObstacleKind.DIVERSION, tenant))
         breaker = self._open.get(tenant)
         if breaker is not None:
             return Outage(breaker.since, breaker.cause)
@@ -280,7 +288,7 @@ class Availability:
 
     @property
     def outages(self) -> int:
-        """Tenants, and hosts of tenants, with resources that cannot be used now."""
+        """Tenants, hosts of tenants, and queues that tenants are diverted to, that cannot be used now."""
         return len(self._outages)
 
     @property
@@ -296,33 +304,70 @@ class Availability:
         if isinstance(error, ResourceOpenError):
             pause = max(pause, _LEAST_PAUSE)
         elif job.met_outage and self._pool is not None:
-            pause = max(self._pool.retry_after(job.context), self._pause_of_handlers(job, now))
+            met = self._pause_after(Obstacle(ObstacleKind.TENANT, job.tenant), now)
+            pause = max(self._pool.retry_after(job.context), met)
         else:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
         obstacle = self._obstacle_of(job, error)
         # Logged for the first message alone: thousands may wait for the same host.
-        if obstacle not in self._outages:
-            _bound(self._outages)
+        if self._note(obstacle, _shown(error), now):
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"
             _log.warning(text, what, job.message.id, error, extra=about(job))
         if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
             self._hints.found_down(obstacle.name, _shown(error), pause, now)
-        began = self._outages[obstacle].since if obstacle in self._outages else now
-        self._outages[obstacle] = Outage(began, _shown(error))
         return Wait(obstacle, now + pause)
 
-    def _pause_of_handlers(self, job: Job, now: float) -> float:
-        """Return the pause, which grows, of a tenant after its handler met an outage of its resources.
+    def undiverted(self, job: Job, queue: str, error: BaseException, now: float) -> Wait:
+        """Note that the queue that a tenant is diverted to took nothing. Returns until when the tenant waits."""
+        obstacle = Obstacle(ObstacleKind.DIVERSION, job.tenant)
+        if self._note(obstacle, f"queue {display_key(queue)} takes nothing: {_shown(error)}", now):
+            text = (
+                "Tenant %s is diverted to %s, which takes nothing; its messages wait (first: %s): %s. Correct that, "
+                "divert it to another queue, or resume it"
+            )
+            arguments = (display_key(job.tenant), display_key(queue), job.message.id, _shown(error))
+            _log.error(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
+        return Wait(obstacle, now + self._pause_after(obstacle, now))
+
+    def diverted(self, tenant: Hashable, now: float) -> Obstacle | None:
+        """Note that a message went where its tenant is diverted. Returns what is over, if it had not worked."""
+        outage = self._outages.get(Obstacle(ObstacleKind.DIVERSION, tenant)) if self._outages else None
+        if outage is not None:
+            text = "Messages of tenant %s go where it is diverted again, after %.1f s"
+            arguments = (display_key(tenant), now - outage.since)
+            _log.info(text, *arguments, extra=about(tenant=tenant, step=Step.DEAD_LETTER))
+        return self.decided(tenant)
+
+    def decided(self, tenant: Hashable) -> Obstacle | None:
+        """Forget that a tenant's diversion does not work: it works, or is over. Returns what is over, if it did not."""
+        obstacle = Obstacle(ObstacleKind.DIVERSION, tenant)
+        self._met.pop(obstacle, None)
+        return None if self._outages.pop(obstacle, None) is None else obstacle
+
+    def is_undivertable(self, tenant: Hashable) -> bool:
+        """Whether the queue that a tenant is diverted to took nothing when it was tried last."""
+        return Obstacle(ObstacleKind.DIVERSION, tenant) in self._outages
+
+    def _note(self, obstacle: Obstacle, cause: str, now: float) -> bool:
+        """Note that an outage lasts. Returns whether it begins."""
+        known = self._outages.get(obstacle)
+        if known is None:
+            _bound(self._outages)
+        self._outages[obstacle] = Outage(now if known is None else known.since, cause)
+        return known is None
+
+    def _pause_after(self, obstacle: Obstacle, now: float) -> float:
+        """Return the pause, which grows, after a message that ran met an obstacle.
 
         It is the tenant's, and no open ends it: each message would open the resources for the next one to meet the
         same outage, as fast as they can be opened.
         """
-        met = self._met.pop(job.tenant, None) or _Met(0, 0.0)
+        met = self._met.pop(obstacle, None) or _Met(0, 0.0)
         if met.until <= now:  # others of the same round met it as well
-            met = _Met(met.rounds + 1, now + self._growing(_HANDLER_PAUSE, met.rounds, _HANDLER_LONGEST))
+            met = _Met(met.rounds + 1, now + self._growing(_MET_PAUSE, met.rounds, _MET_LONGEST))
         _bound(self._met)
-        self._met[job.tenant] = met
+        self._met[obstacle] = met
         return met.until - now
 
     def _growing(self, base: float, times: int, cap: float) -> float:
@@ -333,8 +378,8 @@ class Availability:
 
     def tidy(self, now: float) -> None:
         """Forget tenants of which nothing has been tried for long after their pause."""
-        for tenant in [each for each, met in self._met.items() if met.until < now - 2 * _HANDLER_LONGEST]:
-            del self._met[tenant]
+        for obstacle in [each for each, met in self._met.items() if met.until < now - 2 * _MET_LONGEST]:
+            del self._met[obstacle]
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""
@@ -364,12 +409,22 @@ class Availability:
             woken.update(self._asleep.pop(host))
         return over, list(woken)
 
+    def ends_outage(self, job: Job) -> bool:
+        """Whether the return of a handler shows that its tenant's resources can be used again.
+
+        Handlers may meet an outage of resources that stay open: then no open will tell of its end.
+        """
+        outage = self._outages.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self._outages else None
+        # One that ran before the outage shows nothing.
+        began_since = outage is not None and job.since > outage.since
+        return began_since and self._pool is not None and not self._pool.retry_after(job.context)
+
     # -- the breaker --------------------------------------------------------------------------------------------
 
     def succeeded(self, job: Job, now: float) -> bool:
         """Note that a handler returned. Returns whether that closes its tenant's breaker."""
         if self._met:
-            self._met.pop(job.tenant, None)
+            self._met.pop(Obstacle(ObstacleKind.TENANT, job.tenant), None)
         if not self._breakers:
             return False
         # One success ends the row of failures, so that the breaker sees rows and not rates.
@@ -403,7 +458,8 @@ class Availability:
 
     def retry_now(self, tenant: Hashable, now: float) -> None:
         """End the pause of a tenant's breaker: its next message is the probe."""
-        self._met.pop(tenant, None)
+        self._met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+        self._met.pop(Obstacle(ObstacleKind.DIVERSION, tenant), None)
         breaker = self._open.get(tenant)
         if breaker is not None and breaker.until is not None:
             # A pause that is over already stays over.

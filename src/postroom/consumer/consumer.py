@@ -27,6 +27,7 @@ from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, 
 from postroom.consumer.callables import check_handler, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.health import Health, Phase, unstarted
+from postroom.consumer.interrupts import second_interrupt
 from postroom.consumer.lifecycle import Run
 from postroom.consumer.queues import Listing, Queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
@@ -368,12 +369,14 @@ class Consumer(Generic[C, R]):
         # Also where it was cancelled with the whole program, as by a second Ctrl-C: a hung thread would hang that.
         stopping.add_done_callback(run.give_threads_up)
         cancelled: asyncio.CancelledError | None = None
-        while not stopping.done():
-            try:
-                await asyncio.wait([stopping])  # unlike an await, it does not cancel the stop with its caller
-            except asyncio.CancelledError as cancellation:
-                cancelled = cancellation
-                run.request_stop(StopReason.REQUESTED, now=True)
+        loop = asyncio.get_running_loop()
+        with second_interrupt(lambda: loop.call_soon_threadsafe(run.hurry)):
+            while not stopping.done():
+                try:
+                    await asyncio.wait([stopping])  # unlike an await, it does not cancel the stop with its caller
+                except asyncio.CancelledError as cancellation:
+                    cancelled = cancellation
+                    run.request_stop(StopReason.REQUESTED, now=True)
         # Only now: `health` and `statistics` tell of a run that stops until it has stopped.
         self._run = self._home = None
         if cancelled is not None:

@@ -22,9 +22,10 @@ from typing import Final
 
 import msgspec
 
-from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Wait
+from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Outage, Wait
 from postroom.consumer.away import MOST_AWAY, Absent, Away
 from postroom.consumer.demand import ReceivePolicy
+from postroom.consumer.halts import MOST_HALTED, Halt
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
 from postroom.display import counted
@@ -46,6 +47,8 @@ MOST_HELD: Final = 1_000
 attempt that it was promised, but never its last receive."""
 LANES: Final = 1_000
 """Messages of all such tenants together that may wait here although they could be deferred."""
+_BACKOFF: Final = (0.1, 600.0)
+"""Seconds that a message of a group backs off at least and at most, where it does so here and not in the queue."""
 _PARK: Final = (60.0, 180.0)
 _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
@@ -99,23 +102,14 @@ class RelieveAt(msgspec.Struct, frozen=True):
     when: float
 
 
-Action = GiveBack | Reject | ReturnGroup | RelieveAt
+class GoOnAt(msgspec.Struct, frozen=True):
+    """Call ``go_on`` at a time: a message group stands still until then."""
+
+    group: str
+    when: float
 
 
-class _Rejecting(msgspec.Struct, eq=False):
-    """A message group of which something is on its way to the dead-letter queue."""
-
-    out: int = 0
-    refused: set[str] = msgspec.field(default_factory=set[str])
-    """Messages that the dead-letter queue did not take."""
-    halted: list[Job] = msgspec.field(default_factory=list[Job])
-    """What has come of it meanwhile, in order."""
-
-    def halt(self, job: Job) -> None:
-        """Take in what came. It is in order by itself if all that was here is lost: then SQS begins again."""
-        if all(each.lost for each in self.halted):
-            self.halted.clear()
-        self.halted.append(job)
+Action = GiveBack | Reject | ReturnGroup | RelieveAt | GoOnAt
 
 
 class Core:
@@ -155,7 +149,7 @@ class Core:
         self._rng = rng
         self._relieve_after = -math.inf
         self._returned: set[str] = set()
-        self._rejecting: dict[str, _Rejecting] = {}
+        self._halts: dict[str, Halt] = {}
         self.waking: deque[Hashable] = deque()
         """Tenants that wait only for room to go on, after an outage of their host."""
         self.fifo: bool = False
@@ -180,8 +174,8 @@ class Core:
 
     @property
     def halted(self) -> int:
-        """Messages that wait for the rejection of another one of their group to end."""
-        return sum(len(group.halted) for group in self._rejecting.values())
+        """Messages of groups that stand still."""
+        return sum(len(halt.jobs) for halt in self._halts.values())
 
     @property
     def is_full(self) -> bool:
@@ -218,9 +212,9 @@ class Core:
         source = job.source
         if source.fifo:
             self.fifo = True
-        if self._rejecting and job.group in self._rejecting and not (scene and job.group in scene.gone):
+        if self._halts and job.group in self._halts and not (scene and job.group in scene.gone):
             if self.admits(job):
-                self._rejecting[job.group].halt(job)
+                self._halts[job.group].add(job)
             else:
                 self.return_late(job)
             return False
@@ -236,7 +230,7 @@ class Core:
             return False
         blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
         if not scene.calm and self._goes_away(job, now, blocked=blocked):
-            if job.group is not None and job.group not in self._rejecting:
+            if job.group is not None and job.group not in self._halts:
                 scene.gone.add(job.group)
             return False
         # A message without a tenant takes no room for long: it runs at once, and fails with its
@@ -327,7 +321,8 @@ class Core:
         tenant = job.tenant
         # It goes to another queue and needs nothing of what its tenant lacks.
         if self._tenants.is_sent_away(tenant):
-            return None
+            is_down = self.availability.is_undivertable(tenant)
+            return Obstacle(ObstacleKind.DIVERSION, tenant) if is_down else None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
             return Obstacle(ObstacleKind.DECISION, tenant)
         wait = self.availability.wait(job, now)
@@ -366,7 +361,11 @@ class Core:
 
     def _may_run(self, job: Job, now: float) -> bool:
         if self._tenants.ruled and self._tenants.is_sent_away(job.tenant):
-            return True  # to another queue, which takes none of its tenant's resources: an outage is no obstacle
+            # To another queue, which takes none of its tenant's resources: their outage is no obstacle.
+            if self.availability.is_undivertable(job.tenant):  # the others of its tenant wait for the end of this try
+                job.leads = True
+                self.scheduler.sleep(job.tenant, None, now=now)
+            return True
         wait = self.availability.wait(job, now)
         if wait is None and self.availability.is_half_open(job):
             best = max((other.attempt for other in self.scheduler.waiting_of(job.tenant)), default=0)
@@ -417,19 +416,34 @@ class Core:
         """
         wait = self.availability.refused(job, error, now)
         idle = self._with_resources(job.tenant) if job.met_outage else []
+        if job.started:  # decoded once more: its handler may have changed its payload
+            job.payload, job.decoded = None, False
         # Before it is put back: its next turn must not be taken for a handler that met an outage.
         job.met_outage = job.started = False
+        self._wait(job, wait, now)
+        return idle
+
+    def undiverted(self, job: Job, queue: str, error: BaseException, now: float) -> None:
+        """Note that the queue that its tenant is diverted to did not take a message: it waits, or is deferred."""
+        self._wait(job, self.availability.undiverted(job, queue, error, now), now)
+
+    def diverted(self, job: Job, now: float) -> bool:
+        """Note that a message went where its tenant is diverted. Returns whether messages may be called back."""
+        over = self.availability.diverted(job.tenant, now)
+        self.leased(job)
+        return over is not None and self.away.over(over)
+
+    def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)
         if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
             self._sleep(job, wait, now)
-            return idle
+            return
         # A FIFO message stays: deferred, it would keep its group away for the whole pause.
         full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
         if not (full and self._defer(job, wait.obstacle, now)):
             self.put_back(job, now)
         self._sleep(job, wait, now)
-        return idle
 
     def has_to_wait(self, job: Job, now: float) -> bool:
         """Whether a message has its resources, and its tenant is left alone by now: others may need their place."""
@@ -515,10 +529,17 @@ class Core:
                 return
             self.scheduler.wake(self.waking.popleft())
 
+    def outage(self, tenant: Hashable) -> Outage | None:
+        """Return why a tenant's messages cannot run, or go where they are sent, if they cannot."""
+        return self.availability.outage(tenant, sent_away=self._tenants.is_sent_away(tenant))
+
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
+        if self.availability.decided(tenant) is not None:
+            self.scheduler.wake(tenant)  # it may be a minute until the message is back that tried its diversion
         if not paused:
             self.away.over(Obstacle(ObstacleKind.DECISION, tenant))
+            self.away.over(Obstacle(ObstacleKind.DIVERSION, tenant))
             return []
         return [job for job in self.scheduler.waiting_of(tenant) if job.lease is not None]
 
@@ -538,15 +559,24 @@ class Core:
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
 
     def lost(self, job: Job, now: float) -> None:
-        """Strike off a message that is not ours any longer and has no task.
+        """Note that a message is not ours any longer; strike it off if it has no task.
 
-        What is behind it in its message group goes back now: what comes later is in order.
+        What is behind it in its message group goes back now: what comes later is in order, and stays when its task
+        ends.
         """
         if job.state is State.WAITING and job.task is None:
             self.give_group_back(job)
             self.finish(job, now)
         elif job.state is State.NEW and job.group is not None:
-            self.actions.append(ReturnGroup(job.group))  # it is being resolved, and so is what follows it
+            halt = self._halts.get(job.group)
+            if halt is not None and halt.first is job:
+                halt.until = None
+                self._go_on_if_over(job.group, now)
+            else:
+                self.actions.append(ReturnGroup(job.group))  # it is being resolved, and so is what follows it
+        elif job.state is not State.DONE:
+            self.give_group_back(job)
+            job.parted = True
 
     # -- giving back --------------------------------------------------------------------------------------------
 
@@ -558,26 +588,27 @@ class Core:
         self._let_go(job, settlement, delay, why=_WHY[settlement])
         self.give_group_back(job)
 
-    def retry(self, job: Job, error: BaseException, delay: float, *, tried: bool) -> bool:
-        """Make a message visible again after a failure; reject it when it has had all that it was promised.
+    def retry(self, job: Job, error: BaseException, delay: float, now: float, *, tried: bool) -> bool:
+        """Have a message tried again after a failure; reject it when it has had all that it was promised.
 
         ``tried`` tells whether the user's code ran: if not, its last receive must not end without a reason. Returns
         whether this was its last receive all the same, so that SQS makes a dead letter of it by itself.
         """
+        if job.rejecting:
+            return False
         attempts = job.source.attempts
-        known, cause = counted(attempts.known(job), "failed attempt"), f"the last one with {_named(error)}"
-        reason = None
-        if attempts.is_over(job) and job.source.facts.redrive is not None:
-            reason = f"{known}, {cause}"
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
-        elif not (tried and (job.started or job.counted)) and attempts.is_last(job):
+        untried = not (tried and (job.started or job.counted))
+        reason = attempts.why_over(job, _named(error))
+        if untried and attempts.is_last(job) and not attempts.is_over(job):
             # SQS would make a dead letter of it by itself, without a reason.
             reason = f"not tried: {in_words(error)}"
-        elif attempts.is_cut_short(job):
-            reason = f"{known}, {cause}; other receives ended without an attempt"
         if reason is not None:
-            self._reject(job, reason, delay)
+            self.reject(job, reason, delay)
             self._halt_behind(job)
+            return False
+        if self._backs_off_here(job, delay):
+            self._back_off(job, delay, now)
             return False
         self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
         if attempts.is_last(job):
@@ -585,15 +616,55 @@ class Core:
         self.give_group_back(job)
         return False
 
-    def _reject(self, job: Job, reason: str, delay: float = 30.0) -> None:
+    def _backs_off_here(self, job: Job, delay: float) -> bool:
+        """Whether a message that failed stays: given back, it would take those behind it along, at a receive each.
+
+        They have not failed. So that may cost them no attempt that they were promised.
+        """
+        attempts, scheduler = job.source.attempts, self.scheduler
+        if job.group is None or self.closing or job.problem is not None or attempts.is_last(job):
+            return False
+        if not (job.started or job.counted):  # in quarantine: it was not tried, and no attempts end that
+            return False
+        behind = scheduler.behind_of(job)
+        # Where resolvers are async, some of its group may still be with them, received as often as it.
+        if self.resolving or self.unresolved:
+            behind.append(job)
+        if all(map(attempts.may_be_taken_along, behind)) or scheduler.has_again(job) or job.group in self._halts:
+            return False
+        room = len(self._halts) < MOST_HALTED and not self.is_full
+        return room and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
+
+    def _back_off(self, job: Job, delay: float, now: float) -> None:
+        """Let a message and what is behind it in its group wait here, without a slot, until it is tried again."""
+        behind = self.scheduler.withdraw_group(job)
+        self.finish(job, now)
+        delay = max(delay, _BACKOFF[0])  # without a backoff it would fail as fast as it can: no receive slows it down
+        job.begin_again()
+        job.source.resolved(job)
+        for other in behind:
+            other.state = State.NEW
+        group = job.group or ""
+        self._halts[group] = Halt(jobs=[job, *behind], until=now + delay, first=job, backoff=delay)
+        self.actions.append(GoOnAt(group, now + delay))
+
+    def go_on(self, group: str, when: float, now: float) -> None:
+        """Let a message be tried again that backed off until a time, and what is behind it go on after it."""
+        halt = self._halts.get(group)
+        if halt is not None and halt.until == when:  # otherwise it ended before
+            halt.until = None
+            self._go_on_if_over(group, now)
+
+    def reject(self, job: Job, reason: str, delay: float = 30.0) -> None:
         """Send a message to the dead-letter queue. What comes of its group waits for that.
 
         SQS gives out none of the group while this one is in flight. But an extension may have been lost: then it comes
         again with others behind it. Given back, they would come at once, again and again, and use up their receives.
         """
+        job.rejecting = True
         self.actions.append(Reject(job, reason, delay))
         if job.group is not None:
-            self._rejecting.setdefault(job.group, _Rejecting()).out += 1
+            self._halts.setdefault(job.group, Halt()).out += 1
 
     def _halt_behind(self, job: Job) -> None:
         """Let what waits behind a message in its group wait until that one is rejected."""
@@ -602,11 +673,11 @@ class Core:
         else:
             for behind in self.scheduler.withdraw_group(job):
                 behind.state = State.NEW
-                self._rejecting[job.group].halt(behind)
+                self._halts[job.group].add(behind)
 
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
-        if job.group is not None:
+        if job.group is not None and not job.parted and not self._is_gone(job):
             # Remembered for the stop: a poll that ends later may bring more of the group.
             if self.closing:
                 self._returned.add(job.group)
@@ -615,35 +686,59 @@ class Core:
                 return
             # Where it is still being resolved it may have come again, too; but what went back was before that.
             behind = self.scheduler.withdraw_group(job)
+            if job.settlement is Settlement.LEFT and not self.closing and job.source.attempts.is_last(job):
+                self._halt_until(job.group, job.deadline, behind)
+                return
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
+    def _halt_until(self, group: str, until: float, behind: list[Job]) -> None:
+        """Let what is behind a message wait that may be acknowledged until a time, and is given out no more then."""
+        halt = self._halts.setdefault(group, Halt())
+        halt.until = until
+        for job in behind:
+            job.state = State.NEW
+            halt.add(job)
+        self.actions.append(GoOnAt(group, until))
+
+    def _is_gone(self, job: Job) -> bool:
+        """Whether SQS gives a message out no more: then what is behind it in its group overtakes nothing."""
+        if job.settlement is Settlement.REJECTED:
+            return True
+        return job.settlement is not None and job.counted and not self.closing and job.source.attempts.is_last(job)
+
     def rejected(self, job: Job, now: float, *, taken: bool) -> bool:
         """Note that the dead-letter queue took a message, or did not. Returns whether something waited for that."""
+        job.rejecting = False
         if job.group is None:
             return False
-        group = self._rejecting[job.group]
-        group.out -= 1
-        if not taken:
-            group.refused.add(job.message.id)
-        if group.out:
+        halt = self._halts[job.group]
+        halt.out -= 1
+        if not (taken or job.source.attempts.is_last(job)):  # at its last receive SQS gives it out no more
+            halt.refused.add(job.message.id)
+        return self._go_on_if_over(job.group, now)
+
+    def _go_on_if_over(self, group: str, now: float) -> bool:
+        """Let a group go on unless something keeps it still. Returns whether something waited for that."""
+        halt = self._halts[group]
+        if not halt.is_over:
             return False
-        del self._rejecting[job.group]
+        del self._halts[group]
         scene = self.scene()
         # What was not taken goes back, and these with it; unless it is itself the first of them, come again.
-        refused = group.refused - {each.message.id for each in group.halted[:1]}
+        refused = halt.refused - {each.message.id for each in halt.jobs[:1]}
         if refused:
-            scene.gone.add(job.group)
-        for each in group.halted:
-            if each.lost:
-                scene.gone.add(job.group)
-            else:
+            scene.gone.add(group)
+        for each in halt.jobs:
+            if each.settlement is None and not each.lost:
                 self.arrive(each, now, scene)
-        if job.group in scene.gone:
+            elif each.settlement is not _ACKED:
+                scene.gone.add(group)
+        if group in scene.gone:
             again = refused.pop() if len(refused) == 1 else None
-            self.actions.append(ReturnGroup(job.group, again, behind=bool(group.halted)))
-        return bool(group.halted or job.group in scene.gone)
+            self.actions.append(ReturnGroup(group, again, behind=bool(halt.jobs)))
+        return bool(halt.jobs or group in scene.gone)
 
     def return_behind(self, job: Job) -> None:
         """Give a message back because one before it in its group was not done."""
@@ -651,11 +746,11 @@ class Core:
 
     def _let_go(self, job: Job, settlement: Settlement, delay: float = 0.0, *, why: str) -> None:
         attempts = job.source.attempts
-        if job.lost:
+        if job.lost or job.settlement is not None or job.rejecting:
             return
         # Given back, SQS would make a dead letter of it at the next receive, without a reason.
         if attempts.is_last(job):
-            self._reject(job, f"{why}, at its last receive, {self._story_of(job)}")
+            self.reject(job, f"{why}, at its last receive, {self._story_of(job)}")
         else:
             self.actions.append(GiveBack(job, settlement, delay))
 
@@ -665,7 +760,7 @@ class Core:
         tried = f"after {counted(known, 'failed attempt')}" if known else "not tried by this consumer"
         if job.started:
             tried = f"in the middle of its handler{f', {tried}' if known else ''}"
-        outage = self.availability.outage(job.tenant)
+        outage = self.outage(job.tenant)
         return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
@@ -702,10 +797,10 @@ class Core:
     def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
         if job.source.facts.redrive is None:
             return False
-        if (outage := self.availability.outage(job.tenant)) is not None:
+        if (outage := self.outage(job.tenant)) is not None:
             obstacle = f"{obstacle}: {outage.cause}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
-        self._reject(job, f"{tried}: {end} and {obstacle}")
+        self.reject(job, f"{tried}: {end} and {obstacle}")
         return True
 
     def relieve(self, now: float) -> None:
@@ -763,7 +858,18 @@ class Core:
             elif self._expires(job) or self._slips(job, now):
                 self.give_group_back(job)
                 self.finish(job, now)
+        for group, halt in list(self._halts.items()):
+            # At once: the next sweep finds it in its lane.
+            if halt.until is not None and any(self._has_no_time(job, now) for job in halt.jobs):
+                halt.until = None
+                self._go_on_if_over(group, now)
         return idle
+
+    def _has_no_time(self, job: Job, now: float) -> bool:
+        """Whether a message has to be rejected soon, or SQS would delete it or move it, and tell nothing."""
+        job.source.facts.keep_up(now)
+        soon = self._is_too_late_for(job) or (job.source.attempts.is_last(job) and job.source.is_slipping(job, now))
+        return soon and job.source.facts.redrive is not None
 
     def _is_too_late_for(self, job: Job) -> bool:
         facts = job.source.facts
@@ -798,11 +904,18 @@ class Core:
         self._return_halted()
 
     def _return_halted(self) -> None:
-        for group in self._rejecting.values():
-            kept = list(takewhile(self.keeps, group.halted))
-            for job in group.halted[len(kept) :]:
+        for group, halt in list(self._halts.items()):
+            kept = list(takewhile(self.keeps, halt.jobs))
+            going = halt.jobs[len(kept) :]
+            halt.jobs = kept
+            halt.until = None
+            if halt.first in going:
+                self._returned.add(group)
+                self.actions.append(GiveBack(halt.first, Settlement.RETRIED, halt.backoff))
+                going.remove(halt.first)
+            for job in going:
                 self.return_late(job)
-            group.halted = kept
+            self._go_on_if_over(group, 0.0)  # what is kept is started, at no time of its own
 
     def _return(self, job: Job) -> None:
         if job.group is not None:

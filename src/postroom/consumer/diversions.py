@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from postroom.display import display_key
 from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks
 from postroom.transports.protocol import Queue, RedrivePolicy
@@ -39,5 +40,6 @@ class Diversions:
             if len(self._known) >= _MOST:
                 del self._known[next(iter(self._known))]
             towards = _Towards(RedrivePolicy(queue, 1))
-            known = self._known[queue] = DeadLetters(towards, self._open_queue, tasks=self._tasks)
+            name = f"queue {display_key(queue)}"
+            known = self._known[queue] = DeadLetters(towards, self._open_queue, tasks=self._tasks, name=name)
         return known

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, RelieveAt, ReturnGroup
+from postroom.consumer.core import PATIENCE, Core, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
@@ -24,6 +24,7 @@ _log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
+_NEW, _WAITING = State.NEW, State.WAITING
 
 _SWEEP: Final = 5.0
 """Seconds between two looks for messages that may reach the end of their retention period here."""
@@ -100,6 +101,7 @@ class Engine:
         self._relieving: asyncio.TimerHandle | None = None
         self._crowding: asyncio.TimerHandle | None = None
         self._relieve_until = -math.inf
+        self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
         self._stuck = False
         self._kept: list[GiveBack] | None = None
@@ -204,9 +206,8 @@ class Engine:
         job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
         if job.turn is not None:
             job.turn = None
-        # It was put back in its lane while its task ended: the message is not over, only its task
-        # is.
-        if job.settlement is None and not job.lost and job.state is State.WAITING:
+        # It waits in its lane again, or backs off with its group: the message is not over, only its task is.
+        if job.settlement is None and not job.lost and (job.state is _WAITING or job.state is _NEW):
             job.running = False
         else:
             self.core.finish(job, now)
@@ -289,8 +290,21 @@ class Engine:
                             self._resolving.withdraw(group, message_id, behind=behind)
                         case RelieveAt(when):
                             self._relieve_at(when)
+                        case GoOnAt(group, when):
+                            self._go_on_at(group, when)
         finally:
             self._acting = False
+
+    def _go_on_at(self, group: str, when: float) -> None:
+        if (earlier := self._going_on.pop(group, None)) is not None:
+            earlier.cancel()
+        self._going_on[group] = self.tasks.call_at(when, self._go_on, group, when)
+
+    def _go_on(self, group: str, when: float) -> None:
+        del self._going_on[group]
+        self.core.go_on(group, when, self._time())
+        self.dispatch()
+        self.make_room()
 
     def _rejected(self, job: Job, task: asyncio.Task[bool]) -> None:
         self.rejecting.discard(task)
@@ -322,20 +336,31 @@ class Engine:
         for action in kept:
             self.give_back(action.job, action.settlement, action.delay)
 
-    async def reject(self, job: Job, reason: str, *, to: DeadLetters | None = None) -> bool:
-        """Send a message to the dead-letter queue, or another one. Returns whether that was possible; never raises."""
+    async def reject(self, job: Job, reason: str) -> bool:
+        """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
         task = asyncio.current_task()
         try:
-            taken = await job.source.settler.reject(job, reason, to=to)
+            taken = await job.source.settler.reject(job, reason)
         except BaseException as error:  # whatever a transport raises: the message comes back
             if has_to_leave(error, task):
                 raise
-            self.rejections.failed(job, reason, error, diverted=to is not None)
+            self.rejections.failed(job, reason, error)
             return False
-        # A diversion is one decision of an operator, which is logged where it is made.
-        if taken and to is None:
+        if taken:
             self.rejections.sent(job, reason)
         return taken
+
+    async def divert(self, job: Job, reason: str, to: DeadLetters) -> BaseException | None:
+        """Send a message to another queue. Returns why that was not possible; never raises."""
+        task = asyncio.current_task()
+        try:
+            # Not logged: a diversion is one decision of an operator, which is logged where it is made.
+            await job.source.settler.reject(job, reason, to=to)
+        except BaseException as error:  # whatever a transport raises
+            if has_to_leave(error, task):
+                raise
+            return error
+        return None
 
     # -- what the settler tells ---------------------------------------------------------------------------------
 
@@ -400,7 +425,7 @@ class Engine:
 
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""
-        outage = self.core.availability.outage(tenant)
+        outage = self.core.outage(tenant)
         return None if outage is None else (outage.cause, self._time() - outage.since)
 
     def troubled_tenants(self) -> list[Hashable]:
@@ -447,7 +472,7 @@ class Engine:
         self.take_back()
         before = self.core.scheduler.size
         self.let_go(self.core.sweep(self._time()))
-        self.act()
+        self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
         self._tell_of_memory()
@@ -467,7 +492,8 @@ class Engine:
 
     def close(self) -> None:
         """End every timer."""
-        for timer in (self._waking, self._recalling, self._sweeping, self._relieving, self._crowding):
+        timers = (self._waking, self._recalling, self._sweeping, self._relieving, self._crowding)
+        for timer in (*timers, *self._going_on.values()):
             if timer is not None:
                 timer.cancel()
         self.recalls.flush()

@@ -71,6 +71,11 @@ class QueueFacts:
         self._slept = machine_slept()
 
     @property
+    def name(self) -> str:
+        """The queue's name."""
+        return self._queue.info.name
+
+    @property
     def max_receives(self) -> int | None:
         """Receives after which SQS makes a dead letter of a message; None where it never does."""
         return None if self.redrive is None else self.redrive.max_receive_count

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
+from postroom.display import counted
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.events import Event, HandlerFinished, HandlerStarted, Observers
 from postroom.fleet.member import Member
@@ -22,6 +24,8 @@ _POLL: Final = 0.05
 """Seconds between two looks whether a tenant is quiet."""
 _MOST: Final = 1_000
 """Tenants that are kept in mind, with their contexts, between their close and the next open."""
+_NAMED: Final = 5
+"""Queues that a text names."""
 
 
 class ProbeOutcome(StrEnum):
@@ -83,6 +87,8 @@ class Handover:
         self._consumer = consumer
         self._pool = pool
         self._observers = observers
+        if pool is not None:
+            _sharing.setdefault(pool, WeakSet()).add(self)
 
     def join(self, member: Member) -> None:
         """Work on the whole fleet from now on."""
@@ -90,9 +96,11 @@ class Handover:
 
     def require_dead_letters(self, key: Hashable) -> None:
         """Refuse to end a tenant when its messages have nowhere to go. Raises ``ConfigurationError``."""
-        if any(facts.known and facts.redrive is None for facts in self._facts()):
+        lacking = [facts.name for facts in self._facts() if facts.known and facts.redrive is None]
+        if lacking:
+            what = f"queue {lacking[0]} has" if len(lacking) == 1 else f"the queues {named(lacking)} have"
             text = (
-                f"the queue has no dead-letter queue, so messages of {display_key(key)} would come again and again: "
+                f"{what} no dead-letter queue, so messages of {display_key(key)} would come again and again: "
                 "give it a redrive policy, or divert the tenant to a queue of your choice"
             )
             raise ConfigurationError(text)
@@ -106,11 +114,14 @@ class Handover:
             TimeoutError: it took longer. The text says what is missing.
             PostroomError: a replica could not do it.
         """
-        missing = f"handlers of tenant {display_key(key)} still run here"
+        missing = ""
 
         def waiting(left: int, live: int) -> None:
             nonlocal missing
-            missing = f"{left} of {live} replicas have not confirmed it"
+            missing = (
+                f"{left} of {live} replicas have not confirmed it for tenant {display_key(key)}: "
+                "see what runs of it there"
+            )
 
         try:
             async with asyncio.timeout(timeout):
@@ -118,10 +129,10 @@ class Handover:
                 own = await self.work(what, [key])
                 if self._member is None:
                     return [own] if own is not None else []
-                missing = "the store of the fleet cannot be reached"
+                missing = "the store of the fleet cannot be reached: run this again when it answers"
                 reports = await self._member.everywhere(what, key, waiting)
         except TimeoutError:
-            raise TimeoutError(f"not done after {timeout:g} s: {missing}") from None
+            raise TimeoutError(f"not done after {timeout:g} s: {missing or self._unfinished(what, key)}") from None
         failed = [report.error for report in reports if report.error is not None]
         if failed:
             raise PostroomError(f"{len(failed)} of {len(reports)} replicas could not {what} the tenant: {failed[0]}")
@@ -172,7 +183,7 @@ class Handover:
 
     async def _close(self, key: Hashable) -> None:
         await self._invalidate(key)
-        while self._pool is not None and key in self._pool.keys():  # noqa: ASYNC110, SIM118 - it is no mapping
+        while self._pool is not None and self._pool.leases_out(key) is not None:  # noqa: ASYNC110
             await asyncio.sleep(_POLL)
 
     async def _place(self, key: Hashable) -> str | None:
@@ -200,6 +211,40 @@ class Handover:
             return False
         figures = self._consumer.scheduler.figures(key)
         return figures.running > 0 or figures.suspended > 0
+
+    # -- what is not done -------------------------------------------------------------------------------------------
+
+    def _unfinished(self, what: str, key: Hashable) -> str:
+        """Say what some work for a tenant still waits for here, and what to do."""
+        tenant, pool = display_key(key), self._pool
+        if what == "drain":
+            return f"tenant {tenant} has {self.work_in_hand(key)}: give it more time, or end what hangs there"
+        if what == "place" or pool is None:
+            return f"the registry does not say where the data of tenant {tenant} is: see what it waits for"
+        leases = pool.leases_out(key)
+        if not leases and pool.leases_of(key) is None:
+            return f"the provider does not open or close the resources of tenant {tenant}: see what it waits for"
+        out = f"{counted(leases, 'lease')} out" if leases else "opened again by others"
+        return (
+            f"the resources of tenant {tenant} are in use ({out}): {_users_of(pool, key, leases or 0)}. Drain it in "
+            "every consumer that shares the pool, stop what else leases from it, and run this again"
+        )
+
+    def running(self, key: Hashable) -> int:
+        """Return how many handlers of a tenant run here."""
+        return 0 if self._consumer is None else self._consumer.scheduler.figures(key).running
+
+    def work_in_hand(self, key: Hashable) -> str:
+        """Say what of a tenant runs here, or may at once: ``1 handler running in orders``. Empty where nothing does."""
+        if self._consumer is None:
+            return ""
+        figures = self._consumer.scheduler.figures(key)
+        parts = [f"{counted(figures.running, 'handler')} running"] if figures.running else []
+        paused = self._rules[key].state is TenantState.PAUSED
+        if waiting := figures.suspended + (0 if paused else figures.waiting):
+            parts.append(f"{counted(waiting, 'message')} waiting")
+        queues = named(facts.name for facts in self._facts())
+        return f"{' and '.join(parts)} in {queues}" if parts else ""
 
     # -- a probe ----------------------------------------------------------------------------------------------------
 
@@ -256,3 +301,25 @@ class Handover:
 async def _in_time(ended: Awaitable[BaseException | None], timeout: float) -> BaseException | None:
     async with asyncio.timeout(timeout):
         return await ended
+
+
+def named(queues: Iterable[str]) -> str:
+    """Return queues as a text names them: the first few, and how many more."""
+    names = list(dict.fromkeys(queues))
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])
+
+
+_sharing: Final[WeakKeyDictionary[ResourcePool[Any, Any], WeakSet[Handover]]] = WeakKeyDictionary()
+"""The consumers that lease from each pool, so that a text can name them."""
+
+
+def _users_of(pool: ResourcePool[Any, Any], key: Hashable, leases: int) -> str:
+    """Say what uses a key's resources: consumers with work of it, and leases that are no handler's."""
+    consumers = list(_sharing.get(pool, ()))
+    found = sorted(filter(None, (each.work_in_hand(key) for each in consumers)))
+    others = leases - sum(each.running(key) for each in consumers)
+    if others > 0 or not found:
+        count = "" if others < 1 else f" ({counted(others, 'lease')})"
+        found.append(f"what is no consumer here, such as a web route or an outbox relay{count}")
+    return "; ".join(found)

@@ -65,8 +65,11 @@ class Intake:
         self._time = engine.tasks.time
         self.received: int = 0
 
-    def admit(self, messages: Sequence[Any], arrived: Moment) -> int:
-        """Take the messages of one receive in. Returns how many of them lack nothing but a slot, as far as known."""
+    def admit(self, messages: Sequence[Any], arrived: Moment) -> tuple[int, int]:
+        """Take the messages of one receive in.
+
+        Returns how many of them lack nothing but a slot, as far as known, and how many were held already.
+        """
         self.received += len(messages)
         source, core = self._source, self._core
         jobs = source.settler.take(messages, arrived)
@@ -81,7 +84,7 @@ class Intake:
         # Before the next receive is decided: the bound on memory is checked there.
         core.held_bytes = source.tally.bytes
         now = self._time()
-        runnable = len(messages) - len(jobs)
+        runnable = again = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
         source.facts.received(jobs, now)
         scene = core.scene()
@@ -105,7 +108,7 @@ class Intake:
         for batch in later.values():
             self._resolve_later(batch)
         self._start(now)
-        return runnable + sum(map(len, later.values()))
+        return runnable + sum(map(len, later.values())), again
 
     def _start(self, now: float) -> None:
         """Start what can run, and let what cannot make room where there is none."""

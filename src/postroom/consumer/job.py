@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from postroom.errors import MessageError
 from postroom.message import Message
 from postroom.resources import Lease
+from postroom.scheduling import State
 from postroom.settlement import Delivery
 
 if TYPE_CHECKING:
@@ -61,11 +62,23 @@ class Job(Delivery, eq=False, kw_only=True):
     """Whether ``on_error`` was told that it waits for its tenant's resources: once is enough."""
     reporting: bool = False
     """Whether ``on_error`` runs for it."""
+    parted: bool = False
+    """Whether it was lost, and what was behind it in its message group went back then."""
+    rejecting: bool = False
+    """Whether it is on its way to the dead-letter queue."""
     cancellation: Cancellation | None = None
     counted: bool = False
     """Whether a failed attempt was counted: a receive is one attempt, however often it is said to have failed."""
     away_from: Any = None
     """The obstacle for which it was given back, if it was: the end of that obstacle calls it back."""
+
+    def begin_again(self) -> None:
+        """Be as it came, but for its attempts: it is tried once more without another receive."""
+        self.state, self.lane = State.NEW, None
+        # Decoded once more: the handler that failed may have changed its payload.
+        self.payload, self.decoded = None, False
+        self.leasing = 0.0
+        self.started = self.counted = self.met_outage = False
 
     def cancel(self, reason: Cancellation) -> None:
         """Cancel the task that works on it, if there is one and it has begun."""

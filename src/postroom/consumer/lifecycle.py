@@ -245,6 +245,12 @@ class Run(Generic[C, R]):
                 # A queue that is found now must not join a run that stops.
                 self._keeps_up.cancel()
 
+    def hurry(self) -> None:
+        """Cancel handlers: Ctrl-C came again, where the loop is the application's."""
+        text = "Ctrl-C again: cancelling what runs of %s; send it once more to end at once"
+        _log.warning(text, self.name, extra=self._about_queue())
+        self.request_stop(StopReason.SIGNAL, now=True)
+
     def end(self, error: BaseException) -> None:
         """Stop because of an error: a side task died, or the application's code asked for the end of the process."""
         # The first error is the cause; what dies after it mostly died of it.

@@ -13,17 +13,16 @@ import msgspec
 
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core
-from postroom.consumer.core import Reject as RejectAction
 from postroom.consumer.engine import Engine
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.tenants import Tenants
-from postroom.display import counted
 from postroom.errors import (
     AlreadyHandled,
     ConfigurationError,
     ContextError,
     Drop,
+    InvalidRequest,
     MessageError,
     OwnershipLost,
     PayloadError,
@@ -41,6 +40,7 @@ from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
+from postroom.resources.failures import is_of_server
 from postroom.settlement import backoff, exponential
 from postroom.tasks import TimeLimit, ends_the_program, is_cancelled, runs_as
 from postroom.transactions import MessageKey
@@ -69,12 +69,15 @@ class _Diverted(PostroomError):
 
     def __init__(self, queue: str, reason: str) -> None:
         super().__init__(f"diverted to {queue}: {reason}")
-        self.queue = queue
+        self.queue, self.reason = queue, reason
 
 
 class _NotNow(Exception):
     """The message cannot run after all, through no fault of its own: a stop, or a decision about its tenant."""
 
+
+_GONE = frozenset({Settlement.ACKED, Settlement.REJECTED})
+"""What was decided about a message that is in its queue no longer, if it was ours."""
 
 _NO_FAILURES = (Retry, Reject, Drop, OwnershipLost, _Diverted, _NotNow)
 """What the handling of a message raises to say what becomes of it, also where it was cut off."""
@@ -257,6 +260,8 @@ class Pipeline:
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
         self._core.succeeded(job, self._time())
+        if self._core.availability.ends_outage(job):
+            self._engine.available(job.tenant)
         if self._acks:
             self._ack(job)
         else:
@@ -271,12 +276,7 @@ class Pipeline:
     def _ack(self, job: Job) -> None:
         if job.settlement is None:
             job.source.settler.ack(job)
-            if job.lost:
-                self._give_group_back(job)
-        # The handler returned, but its message was given back or lost: what follows in its group
-        # must not overtake it.
-        elif job.settlement is not Settlement.ACKED:
-            self._give_group_back(job)
+        self._give_group_back(job)
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""
@@ -450,10 +450,10 @@ class Pipeline:
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
         if job.source.facts.redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
-                self._core.actions.append(RejectAction(job, reason, self._backoff(job, instruction)))
+                self._core.reject(job, reason, self._backoff(job, instruction))
                 self._engine.act()
             elif await self._engine.reject(job, reason):
-                self._moved(job)
+                self._give_group_back(job)
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
@@ -465,11 +465,6 @@ class Pipeline:
         else:
             self._settle_failure(job, instruction)
 
-    def _moved(self, job: Job) -> None:
-        """Let the group of a message go on that is in another queue now, unless it may be received here once more."""
-        if job.lost:
-            self._give_group_back(job)
-
     def _was_settled(self, job: Job, what: str, reason: str) -> bool:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
         if job.settlement is None and not job.lost:
@@ -477,16 +472,29 @@ class Pipeline:
         text = f"Message %s of %s is not {what} (%s): its handler had %s it before"
         before = "lost" if job.settlement is None else job.settlement.value
         _log.warning(text, job.message.id, tenant_in_words(job.tenant), redact(reason), before, extra=about(job))
-        if job.settlement is not Settlement.ACKED or job.lost:
-            self._give_group_back(job)
+        self._give_group_back(job)
         return True
 
     async def _divert(self, job: Job, diverted: _Diverted) -> None:
-        """Move the message to the queue that its tenant is diverted to; where that fails it comes back."""
-        if await self._engine.reject(job, str(diverted), to=job.source.diversions.to(diverted.queue)):
-            self._moved(job)
+        """Move the message to the queue that its tenant is diverted to; where that is not possible it waits."""
+        queue, reason = diverted.queue, diverted.reason
+        target = job.source.diversions.to(queue)
+        error, now = await self._engine.divert(job, str(diverted), target), self._time()
+        if error is None:
+            if self._core.diverted(job, now):
+                self._engine.recall_soon()
+            self._give_group_back(job)
+        elif not job.source.settler.ours(job):
+            self._give_group_back(job)
+        elif self._tenants.diverted(job.tenant) != (queue, reason):  # decided meanwhile
+            self._core.put_back(job, now)
+            self._engine.act()
+        elif isinstance(error, InvalidRequest) and target.works:  # it takes others: this one it will never take
+            self._engine.rejections.failed(job, str(diverted), error, diverted=True)
+            self._retry(job, _Diverted(queue, f"{reason}; {in_words(error)}"))
         else:
-            self._retry(job, diverted)  # it was not tried, and its reason names the queue
+            self._core.undiverted(job, queue, error, now)
+            self._engine.act()
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:
@@ -504,11 +512,12 @@ class Pipeline:
         if delay is None:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
-            if self._core.retry(job, error, delay, tried=not isinstance(error, ResourceError | _Diverted)):
+            tried = not isinstance(error, ResourceError | _Diverted)
+            if self._core.retry(job, error, delay, self._time(), tried=tried):
                 _log_last_receive(job)
-        elif job.settlement is not Settlement.ACKED or job.lost:
-            self._core.give_group_back(job)
-        self._engine.act()
+            self._engine.act()
+        else:
+            self._give_group_back(job)
 
     def _backoff(self, job: Job, error: BaseException) -> float:
         policy, repeats = job.source.retry_of(job), job.source.repeats
@@ -524,18 +533,19 @@ class Pipeline:
         """Give a message back that was interrupted."""
         if job.settlement is None and not job.lost:
             self._core.give_back(job, Settlement.RETURNED)
+            self._engine.act()
         else:
-            self._core.give_group_back(job)
-        self._engine.act()
+            self._give_group_back(job)
 
     def _leave(self, job: Job) -> None:
         job.source.settler.leave(job)
-        if job.settlement is not Settlement.ACKED:
-            self._give_group_back(job)
+        self._give_group_back(job)
 
     def _give_group_back(self, job: Job) -> None:
-        self._core.give_group_back(job)
-        self._engine.act()
+        """Give back what is behind a message in its group, unless that one is gone: nothing may overtake it."""
+        if job.lost or job.settlement not in _GONE:
+            self._core.give_group_back(job)
+            self._engine.act()
 
 
 class _Settling(msgspec.Struct, eq=False):
@@ -570,7 +580,9 @@ class _Settling(msgspec.Struct, eq=False):
             delay = exponential(job.source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
         attempts = job.source.attempts
         attempts.failed(job)
-        if (reason := _why_over(job)) is not None and await job.source.settler.reject(job, reason):
+        if (reason := attempts.why_over(job, "ctx.retry()")) is not None and await job.source.settler.reject(
+            job, reason
+        ):
             self._engine.rejections.sent(job, reason)
             return
         await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
@@ -580,17 +592,6 @@ class _Settling(msgspec.Struct, eq=False):
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
         await self._job.source.settler.extend_now(self._job, seconds)
-
-
-def _why_over(job: Job) -> str | None:
-    """Return why a message that asks for a retry gets none: it has had its attempts, or its receives were spent."""
-    attempts = job.source.attempts
-    if job.source.facts.redrive is None:
-        return None
-    reason = f"{counted(attempts.known(job), 'failed attempt')}, the last one with ctx.retry()"
-    if attempts.is_over(job):
-        return reason
-    return f"{reason}; other receives ended without an attempt" if attempts.is_cut_short(job) else None
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
@@ -614,7 +615,7 @@ def _only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException | No
 
 def _is_of_resources(error: BaseException) -> bool:
     """Whether an outage that a handler met is its tenant's resources': a bare OSError may come from any other call."""
-    return sqlstate_of(error) is not None or not isinstance(error, OSError)
+    return is_of_server(error) or sqlstate_of(error) is not None or not isinstance(error, OSError)
 
 
 def _reason_of(instruction: Retry | Reject | Drop) -> str:

@@ -30,8 +30,8 @@ _REPEAT: Final = 60.0
 class Admits(Protocol):
     """Where received messages go."""
 
-    def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
-        """Take the messages of one receive in. Returns how many of them lack nothing but a slot.
+    def admit(self, messages: Sequence[Message], arrived: Moment) -> tuple[int, int]:
+        """Take the messages of one receive in. Returns how many lack nothing but a slot, and how many were held before.
 
         ``arrived`` is the earliest moment at which SQS can have handed them out.
         """
@@ -97,16 +97,18 @@ class Receiver:
         return Moment(max(asked.time, self._watch.unread_since()), asked.slept)
 
     async def receive(self, limit: int, wait: float, number: int) -> list[Message]:
-        """Send a receive of poller ``number``. Raises what the transport raises."""
+        """Send a receive of poller ``number``. Raises what the transport raises, and where no delete works."""
         now, task = self._tasks.time(), asyncio.current_task()
         if self.started_at is None:
             self.started_at = now
-        self.receives += 1
         # Before the await: health asks how long the oldest receive has been out.
         self._out[number] = now, now + wait
         if self._look is None:
             self._look = self._tasks.call_later(wait + _OVERDUE, self._look_for_overdue)
         try:
+            # Before it is sent: what can be handled and not deleted comes back until it is a dead letter.
+            await self._source.settler.check_deletes()
+            self.receives += 1
             queue = self._source.queue
             # `or`: a transport of the user's may say None where it has nothing.
             messages = await queue.receive(limit=limit, wait=wait, visibility=self._timeout) or []
@@ -223,11 +225,9 @@ class Poller(Receiver):
                 self._policy.failed(step)
                 raise
             pause = self._polling.backoff
-            held = self._source.settler.again
             # Before `answered`: what arrived must count as taken when the next receive is decided.
-            runnable = self._admits.admit(messages, self.arrived(asked)) if messages else 0
+            runnable, again = self._admits.admit(messages, self.arrived(asked)) if messages else (0, 0)
             now = time()
-            again = self._source.settler.again - held
             self._policy.answered(Answer(step, len(messages), runnable, now - began, again), now)
             if self._observers:
                 self._observers.tell(PollFinished(self._source.name, len(messages), now - began))

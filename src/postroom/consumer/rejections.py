@@ -40,7 +40,7 @@ class Rejections:
         arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
         self._log(logging.WARNING, job, reason, text, arguments)
 
-    def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool) -> None:
+    def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool = False) -> None:
         """Log that another queue has not taken a message, so that it comes back."""
         where = "where its tenant is diverted" if diverted else "to the dead-letter queue"
         text = f"Message %s of %s could not be sent {where} (%s): %s; it comes back"

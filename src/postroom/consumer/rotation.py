@@ -197,11 +197,10 @@ class Rotation:
 
     def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> tuple[int, int]:
         """Take messages in. Returns how many lack nothing but a slot, and how many were held already."""
-        held = inlet.settler.again
-        runnable = inlet.intake.admit(messages, inlet.receiver.arrived(asked)) if messages else 0
+        admitted = inlet.intake.admit(messages, inlet.receiver.arrived(asked)) if messages else (0, 0)
         if self._observers:
             self._observers.tell(PollFinished(inlet.name, len(messages), self._tasks.time() - asked.time))
-        return runnable, inlet.settler.again - held
+        return admitted
 
 
 class _Waiters:

@@ -74,7 +74,12 @@ class Source:
         )
 
     def is_slipping(self, job: Job, now: float) -> bool:
-        """Whether a message is about to be lost: its extensions fail, or it was held for as long as SQS allows."""
+        """Whether a message is about to be lost: its extensions are refused, or it was held for as long as SQS allows.
+
+        Not while SQS cannot be reached: nothing else could be sent, and once it is back the extension goes first.
+        """
+        if job.out_of_reach:
+            return False
         own = self.settings.visibility
         policy = job.visibility or (Visibility() if callable(own) else own)
         return job.deadline - now < min(policy.timeout / 4, _SLIPPING)

@@ -18,7 +18,7 @@ class QueueStatistics:
     receives: int = 0
     """ReceiveMessage requests."""
     poll_failures: int = 0
-    """Receives that failed."""
+    """Receives that failed, or were not sent because no message can be deleted."""
     settled: Mapping[Settlement, int]
     """Messages by what became of them."""
     settlement_failures: int = 0
@@ -74,7 +74,7 @@ class ConsumerStatistics:
     extensions: int = 0
     """Visibility timeouts that the heartbeat extended."""
     poll_failures: int = 0
-    """Receives that failed."""
+    """Receives that failed, or were not sent because no message can be deleted."""
     cancelled: int = 0
     """Handlers that had to be cancelled at stop."""
     slots: int = 0
@@ -101,7 +101,8 @@ class ConsumerStatistics:
     away: int = 0
     """Messages that were parked or deferred and are invisible now; some may have reappeared."""
     outages: int = 0
-    """Tenants, and hosts of tenants, with resources that cannot be used now."""
+    """Tenants, and hosts of tenants, with resources that cannot be used now; and tenants that are diverted to a queue
+    that takes nothing."""
     breakers: int = 0
     """Tenants that are paused because all of their handlers fail."""
     scouting_stopped: str | None = None

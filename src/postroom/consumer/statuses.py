@@ -33,9 +33,9 @@ class TenantStatus:
     state: TenantState = TenantState.ACTIVE
     """The decision of an operator, if there is one; else whether it can run."""
     reason: str | None = None
-    """Why it is unavailable, or why it was paused, limited, put in quarantine or diverted."""
+    """Why it is unavailable, or why it was paused, limited, put in quarantine or diverted, or why that fails."""
     since: float | None = None
-    """For how many seconds it has been unavailable."""
+    """For how many seconds it has been unavailable, or the queue that it is diverted to."""
     concurrency: int | None = None
     """Its own limit of running handlers, if it has one."""
     rate: float | None = None
@@ -71,7 +71,7 @@ class Controlled(Protocol):
         ...
 
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
-        """Return why a tenant cannot run, and for how many seconds, if it cannot."""
+        """Return why a tenant cannot run, or go where it is diverted, and for how many seconds, if it cannot."""
         ...
 
     def troubled_tenants(self) -> list[Hashable]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from postroom.checking import check_queue, is_number
+from postroom.checking import check_queue
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.handover import Handover, Probe
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.consumer.tenant_keys import TenantKeys
 from postroom.errors import ConfigurationError
 from postroom.events import Observers
-from postroom.fleet.decisions import PARTS, Verdict
+from postroom.fleet.decisions import LIMITS, PARTS, STATES, Verdict, is_limit
 from postroom.fleet.member import Member, Pending
 from postroom.log_fields import Log, Step, about
 from postroom.resources import ResourcePool, display_key
@@ -23,7 +23,7 @@ _log = Log("postroom.consumer", Step.POLICY)
 
 _KEEP: Any = object()
 _QUARANTINE = "tenant in quarantine"
-_DECIDED = (TenantState.PAUSED, TenantState.QUARANTINED, TenantState.DIVERTED)
+_DECIDED = tuple(map(TenantState, STATES))
 _SENT_AWAY = frozenset({TenantState.QUARANTINED, TenantState.DIVERTED})
 
 
@@ -89,9 +89,12 @@ class Tenants:
         """Send a tenant's messages, those that wait and those that come, to another queue until it is resumed.
 
         They go as they are, with ``postroom.reason`` and what else a dead letter carries, and are deleted here once
-        the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. Where the
-        other queue cannot be reached, they stay and come again after the backoff; no attempt is counted. A consumer
+        the other queue has taken them. ``postroom dead-letters redrive QUEUE --to ...`` brings them back. A consumer
         of the other queue handles them, also one for which the same decision holds.
+
+        Where the other queue does not exist, or takes nothing, they wait as those of a paused tenant do. The log and
+        the tenant's ``reason`` tell the cause, and one message tries it now and then until it works. One that such a
+        queue refuses although it takes others comes again after the backoff, and no attempt is counted.
 
         With a fleet every replica looks the queue up itself: use its URL or ARN where they work in several accounts
         or regions.
@@ -155,6 +158,7 @@ class Tenants:
 
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
+                The text says what uses it, such as another consumer of the pool.
         """
         self._check(key)
         await self.handover.everywhere("close", key, timeout)
@@ -243,6 +247,8 @@ class Tenants:
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
+        elif trouble is not None and rule.state is TenantState.DIVERTED:
+            rule = replace(rule, reason=f"{rule.reason}; {trouble[0]}", since=trouble[1])
         return replace(
             rule,
             running=figures.running,
@@ -488,11 +494,9 @@ def _limited(chosen: Mapping[str, float | None]) -> str:
 def check_limits(chosen: Mapping[str, object]) -> None:
     """Raise ``ConfigurationError`` for what can be no limit: the store of a fleet fails on it, for all tenants."""
     for name, value in chosen.items():
-        whole = name == "concurrency"
-        least, most = (1, 1_000_000) if whole else (1e-6, 1e9)
-        kind = "a whole number" if whole else "a number above 0,"
-        good = is_number(value) and least <= value <= most and (not whole or isinstance(value, int))
-        if value is not None and not good:
+        if value is not None and not is_limit(name, value):
+            least, most = LIMITS[name]
+            kind = "a whole number" if name == "concurrency" else "a number above 0,"
             text = f"limit({name}=...) takes {kind} from {least:g} to {most:g}, or None for no limit; got {value!r}"
             raise ConfigurationError(f"{text}. See pause()")
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from postroom.errors import ClosedError
+from postroom.resources.failures import of_server
 
 T = TypeVar("T")
 
@@ -19,10 +20,12 @@ class Attempts(Generic[T]):
     Args:
         timeout: seconds that one attempt may take, the canary included.
         discard: ends a connection that will not be used.
+        place: where they lead, as people are told.
     """
 
-    def __init__(self, timeout: float, discard: Callable[[T], Awaitable[None]]) -> None:
+    def __init__(self, timeout: float, discard: Callable[[T], Awaitable[None]], place: str) -> None:
         self._timeout = timeout
+        self._place = place
         self._discard = discard
         self._under_way: set[asyncio.Timeout] = set()
         self._none = asyncio.Event()
@@ -34,7 +37,8 @@ class Attempts(Generic[T]):
 
         Raises:
             ClosedError: the resource was closed, before or meanwhile.
-            TimeoutError: it took too long.
+            TimeoutError: it took too long. This, and whatever else is raised, is ruled an outage: the
+                message that needs the connection is not to blame.
         """
         if self._closed:
             raise _closed()
@@ -52,12 +56,13 @@ class Attempts(Generic[T]):
                     await self._discard(connection)
                     raise
                 return connection
-        except TimeoutError:
-            if self._closed:
+        except Exception as error:
+            if isinstance(error, TimeoutError) and self._closed:
                 raise _closed() from None
-            if deadline.expired():  # asyncio's own has no text, and the log would not say what was late
-                raise late(self._timeout) from None
-            raise
+            if isinstance(error, TimeoutError) and deadline.expired():
+                raise late(self._timeout, self._place) from None
+            told = refused(error, self._place)
+            raise told from told.__cause__
         finally:
             self._under_way.discard(deadline)
             if not self._under_way:
@@ -73,9 +78,18 @@ class Attempts(Generic[T]):
         await self._none.wait()
 
 
-def late(timeout: float) -> TimeoutError:
+def late(timeout: float, place: str) -> TimeoutError:
     """Return the error for a connection that was not made in time."""
-    return unanswered(f"no connection was made within {timeout:g} s (connect_timeout=)")
+    return unanswered(f"no connection to {place} was made within {timeout:g} s (connect_timeout=)")
+
+
+def refused(error: Exception, place: str) -> Exception:
+    """Return an error for what was raised while a connection was made: an outage, unless the resource was closed."""
+    if isinstance(error, ClosedError):
+        return error
+    if isinstance(error, TimeoutError) and not str(error):  # a password function's, for instance
+        return unanswered(f"no connection to {place} was made: what it needs timed out", error)
+    return of_server(error)
 
 
 def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:
@@ -83,7 +97,7 @@ def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:
     error = TimeoutError(text)
     vars(error)["sqlstate"] = "08001"  # what PostgreSQL calls it when no connection can be made
     error.__cause__ = cause
-    return error
+    return of_server(error)
 
 
 def _closed() -> ClosedError:

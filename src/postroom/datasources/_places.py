@@ -1,12 +1,14 @@
 """Where a tenant's data is, as people are told: host, port and database, and never a user or a password."""
 
+import os
 import re
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
 from postroom.datasources._canary import expected, is_url, split
-from postroom.datasources.registry import Locate, located
+from postroom.datasources.registry import DataSource, Locate, located
+from postroom.errors import ConfigurationError
 from postroom.types import C
 
 _PAIR: Final = re.compile(r"(?:^|\s)(host|hostaddr|port)\s*=\s*('[^']*'|\S+)")
@@ -19,10 +21,24 @@ def places(locate: Locate[C]) -> Callable[[C], Awaitable[str]]:
     """
 
     async def place(context: C) -> str:
-        source = await located(locate, context)
-        return f"{_server(source.dsn)}/{expected(source).database or '?'}"
+        return place_of(await located(locate, context))
 
     return place
+
+
+def place_of(source: DataSource, options: Mapping[str, Any] | None = None) -> str:
+    """Return where a data source is.
+
+    Args:
+        source: what the registry said.
+        options: the keywords that the driver gets beside the DSN.
+    """
+    given = options or {}
+    try:
+        server = _joined(given["host"], given.get("port")) if given.get("host") else _server(source.dsn)
+        return f"{server}/{expected(source, options).database or '?'}"
+    except ConfigurationError:  # the driver says what is wrong with it, or can read it
+        return "the database"
 
 
 def _server(dsn: str) -> str:
@@ -37,5 +53,6 @@ def _server(dsn: str) -> str:
     return _joined(query.get("host"), query.get("port")) if not host or "host" in query else host
 
 
-def _joined(host: str | None, port: str | None) -> str:
-    return ":".join(part for part in (host or "localhost", port) if part)
+def _joined(host: object, port: object) -> str:
+    there = host or os.environ.get("PGHOST") or "localhost", port or os.environ.get("PGPORT")
+    return ":".join(str(part) for part in there if part)

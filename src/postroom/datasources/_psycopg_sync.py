@@ -14,18 +14,21 @@ from postroom.checking import check_optional
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
+from postroom.datasources._psycopg_refusals import judged_sync
 from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._threads import in_thread
-from postroom.datasources._waiting import SAID_AFTER
+from postroom.datasources._waiting import SAID_AFTER, in_vain
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.psycopg import OWN, remember
+from postroom.datasources.psycopg import OWN
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
 from postroom.options import check_count
+from postroom.redaction import describe
+from postroom.resources.failures import of_message
 from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
@@ -62,7 +65,7 @@ def psycopg_sync_pool(
         connect_timeout: seconds for one connection to be made, in whole ones and at least 2.
         acquire_timeout: seconds after which asking for a connection raises ``PoolTimeout``, where
             the call names none itself. Its cause is why the last connection could not be made, if
-            that is so. A wait of 3 s is logged, once.
+            that is so: then it is an outage. A wait of 3 s is logged, once.
         close_timeout: seconds that the pool's threads may take at close. Held connections are then
             ended.
         canary: check database and user of every new connection against the registry
@@ -92,12 +95,8 @@ def psycopg_sync_pool(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SyncPool, None]:
         source = await located(locate, context)
-        connections = SyncConnections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
-
-        def prepare(connection: SyncConnection) -> None:
-            if configure is not None:
-                configure(connection)
-            remember(connection)
+        who, given = display_key(context), options or {}
+        connections = SyncConnections(source, who, connect_timeout=connect_timeout, canary=canary, options=given)
 
         try:
             await connections.first()
@@ -112,10 +111,10 @@ def psycopg_sync_pool(
                 num_workers=1,
                 name=f"postroom-sync-{next(_numbers)}",
                 open=False,
-                configure=prepare,
+                configure=connections.preparing(configure),
                 reset=(lambda connection: reset_sync_session(connection, connect_timeout)) if reset else None,
             )
-            pool.watch(connections, display_key(context))
+            pool.watch(connections, who)
             try:
                 pool.open()
                 yield pool
@@ -149,10 +148,23 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
                     limit -= SAID_AFTER
             return super().getconn(limit)
         except pools.PoolTimeout as late:
-            refusal = self.connections.refusal
-            if refusal is not None:
-                raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
-            raise
+            cause = self.connections.refusal or self.connections.problem()
+            if cause is not None:
+                raise pools.PoolTimeout(f"{late}: {describe(cause)}") from cause
+            if not self.is_full():
+                raise
+            told = in_vain(self._who, self.timeout if timeout is None else timeout, self.max_size)
+            raise of_message(pools.PoolTimeout(told)) from None
+
+    @contextmanager
+    def connection(self, timeout: float | None = None) -> Generator[SyncConnection]:
+        with super().connection(timeout) as connection, judged_sync(connection):
+            yield connection
+
+    def is_full(self) -> bool:
+        """Return whether all connections are in use, or being made."""
+        statistics = self.get_stats()
+        return statistics["pool_size"] >= statistics["pool_max"] and not statistics["pool_available"]
 
     def _warn(self, limit: float) -> None:
         if self._told or self.connections.refusal is not None:
@@ -172,12 +184,7 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
 
 async def _check_pool(pool: SyncPool) -> bool:
     """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
-    statistics = pool.get_stats()
-    if (
-        isinstance(pool, _Pool)
-        and statistics["pool_size"] >= statistics["pool_max"]
-        and not statistics["pool_available"]
-    ):
+    if isinstance(pool, _Pool) and pool.is_full():
         return await pool.connections.check()
     await in_thread(lambda: _ask(pool))
     return True

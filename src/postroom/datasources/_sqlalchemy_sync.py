@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
+from postroom.datasources._psycopg_refusals import judge_refusal_sync
 from postroom.datasources._sqlalchemy_sessions import once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
@@ -28,7 +29,7 @@ from postroom.datasources._threads import in_thread
 from postroom.datasources._waiting import make_do
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
-from postroom.datasources.psycopg import remember
+from postroom.datasources.psycopg import remember, share_of_each_host
 from postroom.datasources.registry import (
     DataSource,
     Locate,
@@ -39,7 +40,8 @@ from postroom.datasources.registry import (
     located,
 )
 from postroom.datasources.scope import Scope, ScopeOf
-from postroom.datasources.sqlalchemy import OWN
+from postroom.datasources.sqlalchemy import OWN, REFUSED, note_refusal
+from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.options import check_count
 from postroom.transactions import TransactionRolledBack
@@ -107,9 +109,10 @@ def sqlalchemy_sync_engine(
         size = {"pool_size": max_size, "max_overflow": 0, "pool_timeout": acquire_timeout}
         keywords = {"poolclass": _pool_class(uses, acquire_timeout, lambda: watch), **size, **(options or {})}
         engine = create_engine(url, **keywords)
-        watch = _Watch(engine, source, url, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        who = display_key(context)
+        watch = _Watch(engine, source, who, url, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         try:
-            await in_time(connect_timeout, lambda: _ask(engine))
+            await in_time(connect_timeout, lambda: _ask(engine), watch.place)
             yield engine
         finally:
             await watch.close(close_timeout)
@@ -180,6 +183,7 @@ class _Watch:
         self,
         engine: Engine,
         source: DataSource,
+        who: str,
         url: URL,
         uses: _Uses,
         *,
@@ -190,7 +194,9 @@ class _Watch:
         # SQLAlchemy leaves spaces as they are, and libpq takes no URL with one.
         plain = url.set(drivername="postgresql").render_as_string(hide_password=False).replace(" ", "%20")
         in_libpqs_words = DataSource(plain, database=source.database, user=source.user, password=source.password)
-        self._connections = SyncConnections(in_libpqs_words, connect_timeout=connect_timeout, canary=canary, options={})
+        timeout = connect_timeout
+        self._connections = SyncConnections(in_libpqs_words, who, connect_timeout=timeout, canary=canary, options={})
+        self.place = self._connections.place
         self._engine = engine
         self._timeout = connect_timeout
         self._uses = uses
@@ -205,10 +211,12 @@ class _Watch:
             # At its first use: listeners of "connect" have done what they do by then.
             event.listen(engine, "checkout", self._remember)
             event.listen(engine, "reset", self._reset)
+            event.listen(engine, "handle_error", note_refusal)
 
     def _do_connect(self, _dialect: Any, _record: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
         """Make the connection instead of SQLAlchemy, with what its dialect made of the URL."""
-        defaults = {**PATIENCE, "connect_timeout": max(1, round(self._timeout))}
+        share = share_of_each_host("", keywords, self._timeout)
+        defaults = {**PATIENCE, "connect_timeout": max(1, round(self._timeout)), **share}
 
         def make(**more: Any) -> SyncConnection:
             return connect_sync(*arguments, **{**defaults, **keywords, **more})
@@ -227,9 +235,12 @@ class _Watch:
     def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
         remember(connection)
 
-    def _reset(self, connection: Any, _record: Any, state: Any) -> None:
-        if not state.terminate_only:
-            reset_sync_session(connection, self._timeout)
+    def _reset(self, connection: Any, record: Any, state: Any) -> None:
+        if state.terminate_only:
+            return
+        reset_sync_session(connection, self._timeout)
+        if (error := record.info.pop(REFUSED, None)) is not None:
+            judge_refusal_sync(error, connection)
 
     async def close(self, timeout: float) -> None:
         try:

@@ -15,17 +15,18 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from postroom.datasources._attempts import late
+from postroom.datasources._attempts import late, refused
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import Forgetful, connected
+from postroom.datasources._places import place_of
+from postroom.datasources._psycopg_refusals import refusal_of
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._sync_inbox import run_now
 from postroom.datasources._threads import in_thread
-from postroom.datasources._waiting import silent
-from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, refusal_of, restore
+from postroom.datasources._waiting import silent, tell_of_held
+from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, remember, restore, share_of_each_host
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
-from postroom.log_fields import Log, Step
 
 T = TypeVar("T")
 SyncConnection = psycopg.Connection[TupleRow]
@@ -37,18 +38,17 @@ _CANCELLING: Final = 1.0
 """Seconds for telling the server that a statement is not wanted."""
 _RELEASED: Final = 1.0
 """Seconds for a thread to let go of a connection after its socket was shut down."""
-_log = Log("postroom.datasources", Step.RESOURCES)
 
 
-async def in_time(timeout: float, connect: Callable[[], T]) -> T:
-    """Connect in a thread, and return the result, or raise ``TimeoutError`` after ``timeout`` seconds."""
+async def in_time(timeout: float, connect: Callable[[], T], place: str) -> T:
+    """Connect to a place in a thread, and return the result, or raise ``TimeoutError`` after ``timeout`` seconds."""
     deadline = asyncio.timeout(timeout)
     try:
         async with deadline:
             return await in_thread(connect)
     except TimeoutError:
         if deadline.expired():
-            raise late(timeout) from None
+            raise late(timeout, place) from None
         raise
 
 
@@ -57,15 +57,20 @@ class SyncConnections:
 
     Args:
         source: what the registry said.
+        who: the tenant, as the log names it.
         connect_timeout: seconds for one connection to be made.
         canary: whether each new connection is compared with the registry.
         options: keywords for each connection.
     """
 
-    def __init__(self, source: DataSource, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: DataSource, who: str, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]
+    ) -> None:
+        self._who = who
         self._source = _for_threads(source, connect_timeout)
         self._names = require_names(source, options) if canary else None
         self._timeout = connect_timeout
+        self.place = place_of(source, options)
         self._options = options
         self._lock = threading.Lock()
         self._live: WeakSet[SyncConnection] = WeakSet()
@@ -75,14 +80,14 @@ class SyncConnections:
         self._none.set()
         self._closed = False
         self.refusal: Exception | None = None
-        """Why the last attempt failed, until one succeeds."""
+        """Why the pool could not make its last connection: psycopg_pool tells those who wait only that it is late."""
         self._asking = threading.Lock()
         self._asked_at = -1.0
         self._problem: Exception | None = None
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
-        self._ready.append(await in_time(self._timeout, self.connect))
+        self._ready.append(await in_time(self._timeout, self.connect, self.place))
 
     def kind(self) -> type[SyncConnection]:
         """Return the class of connections that a pool is to make."""
@@ -91,9 +96,27 @@ class SyncConnections:
         class Owned(psycopg.Connection[TupleRow]):
             @classmethod
             def connect(cls, conninfo: str = "", **_: Any) -> Any:  # noqa: ARG003 - the registry's counts
-                return owner._ready.pop() if owner._ready else owner.connect()
+                return owner._ready.pop() if owner._ready else owner._noted(owner.connect)
 
         return Owned
+
+    def preparing(self, configure: Callable[[SyncConnection], None] | None) -> Callable[[SyncConnection], None]:
+        """Return what a pool does with each new connection."""
+
+        def prepare(connection: SyncConnection) -> None:
+            if configure is not None:
+                self._noted(partial(configure, connection))
+            self.refusal = None
+            remember(connection)
+
+        return prepare
+
+    def _noted(self, make: Callable[[], T]) -> T:
+        try:
+            return make()
+        except Exception as error:
+            self.refusal = refused(error, self.place)
+            raise
 
     def connect(self, make: Connect | None = None) -> SyncConnection:
         """Make one connection and let the canary look at it.
@@ -102,7 +125,7 @@ class SyncConnections:
             make: makes it, with the keywords that it is given; None for the DSN and the options.
 
         Raises:
-            ClosedError: the resource was closed, before or meanwhile.
+            ClosedError: the resource was closed, before or meanwhile. Whatever else is raised is ruled an outage.
         """
         with self._lock:
             self._go_on_unless_closed()
@@ -113,14 +136,13 @@ class SyncConnections:
         try:
             connection = self._attempt(make or self._make)
         except Exception as error:
-            self.refusal = error
-            raise
+            told = refused(error, self.place)
+            raise told from told.__cause__
         finally:
             with self._lock:
                 self._under_way -= 1
                 if not self._under_way:
                     self._none.set()
-        self.refusal = None
         return connection
 
     def problem(self, make: Connect | None = None) -> TimeoutError | None:
@@ -138,7 +160,7 @@ class SyncConnections:
 
     async def check(self, make: Connect | None = None) -> bool:
         """Return True, or raise what is wrong with a server while all connections are in use."""
-        if (problem := await in_time(self._timeout, lambda: self.problem(make))) is not None:
+        if (problem := await in_time(self._timeout, lambda: self.problem(make), self.place)) is not None:
             raise problem
         return True
 
@@ -147,7 +169,8 @@ class SyncConnections:
         patience = {name: value for name, value in PATIENCE.items() if name not in given}
         # libpq takes whole seconds, and 0 would mean without a limit.
         timeout = {} if "connect_timeout" in given else {"connect_timeout": max(1, round(self._timeout))}
-        return connect_sync(self._source.dsn, **{**patience, **timeout, **self._options, **keywords})
+        share = share_of_each_host(self._source.dsn, self._options, self._timeout)
+        return connect_sync(self._source.dsn, **{**patience, **timeout, **share, **self._options, **keywords})
 
     def _attempt(self, make: Connect) -> SyncConnection:
         async def once(password: dict[str, Any]) -> SyncConnection:
@@ -193,7 +216,7 @@ class SyncConnections:
         if self._under_way:  # they end by themselves: their thread looks whether it may go on
             await in_thread(lambda: self._none.wait(self._timeout))
         if in_use:
-            _log.warning("%d connections were still held by threads at close and were ended", len(in_use))
+            tell_of_held(self._who, len(in_use))
         return bool(in_use)
 
 
@@ -210,6 +233,8 @@ class _FromThread:
         answer = asyncio.run_coroutine_threadsafe(ask(self._password), self._loop)
         try:
             return answer.result(self._timeout)
+        except TimeoutError as late:  # the future's own has no text
+            raise TimeoutError(str(late) or f"no password was there within {self._timeout:g} s") from late
         finally:
             answer.cancel()  # one that comes too late is asked for by no one
 
@@ -296,6 +321,13 @@ def end_sync_connection(connection: SyncConnection) -> None:
             connection.close()
         finally:
             connection.lock.release()
+
+
+def give_up(connection: SyncConnection) -> None:
+    """Cancel what a thread may be doing with a connection, and end it: the server would go on until it is done."""
+    if _is_busy(connection):
+        _cancel(connection)
+    end_sync_connection(connection)
 
 
 def _is_busy(connection: SyncConnection) -> bool:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from postroom.datasources._attempts import unanswered
-from postroom.display import display_key
+from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
-from postroom.redaction import sqlstate_of
+from postroom.redaction import describe, sqlstate_of
 
 T = TypeVar("T")
 SAID_AFTER: Final = 3.0
@@ -54,7 +54,21 @@ def silent(problem: Exception | None) -> TimeoutError | None:
     """Return what one more connection says of a server while all others are in use: nothing where it answers."""
     if problem is None or sqlstate_of(problem) == _FULL:
         return None
-    return unanswered(f"all connections are in use, and no other can be made ({type(problem).__name__})", problem)
+    return unanswered(f"all connections are in use, and no other can be made ({describe(problem)})", problem)
+
+
+def in_vain(who: str, limit: float, most: int) -> str:
+    """Return what to tell a caller who waited for one of a tenant's connections, all of which are in use."""
+    return (
+        f"no connection of tenant {who} came free within {limit:g} s: all {most} are in use; a handler that takes a "
+        "second connection while it holds one needs a larger max_size="
+    )
+
+
+def tell_of_held(who: str, connections: int) -> None:
+    """Say that connections of a tenant were ended under their users."""
+    text = "Tenant %s: its resources were closed with %s in use, which ended; handlers that use them fail"
+    _log.warning(text, who, counted(connections, "connection"), extra=about(tenant=who))
 
 
 class Waiting:
@@ -149,10 +163,7 @@ class Waiting:
             return unanswered(f"{text}: {problem}", problem.__cause__)
         if not full:
             return TimeoutError(text)
-        return TimeoutError(
-            f"{text}: all {self._max_size} are in use; a handler that takes a second connection while it holds one "
-            "needs a larger max_size="
-        )
+        return TimeoutError(in_vain(self._who, limit, self._max_size))
 
     def _warn(self, full: Callable[[], bool]) -> None:
         if self._told or not full():

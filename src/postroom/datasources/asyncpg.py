@@ -3,18 +3,20 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from postroom.checking import check_optional
-from postroom.datasources._attempts import Attempts
+from postroom.datasources._attempts import Attempts, late, refused, unanswered
 from postroom.datasources._canary import CANARY, Names, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
-from postroom.datasources._places import places
+from postroom.datasources._places import place_of, places
+from postroom.datasources._read_only import is_refused_write, judge
 from postroom.datasources._reset import DEALLOCATE, RESET
-from postroom.datasources._waiting import Waiting, is_out_of_room
+from postroom.datasources._waiting import Waiting, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
-from postroom.log_fields import Log, Step
+from postroom.display import display_key
 from postroom.options import check_count
 from postroom.tasks import TimeLimit
 from postroom.types import C
@@ -22,6 +24,8 @@ from postroom.types import C
 try:
     import asyncpg
     from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
+
+    from postroom.datasources._asyncpg_hosts import connect_in_turn
 except ModuleNotFoundError as _error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("asyncpg is missing: pip install 'postroom[asyncpg]'", name="asyncpg") from _error
 
@@ -34,13 +38,15 @@ else:  # only the stubs have parameters
     _AcquiringBase = PoolAcquireContext
     _ConnectionBase = asyncpg.Connection
 
-_log = Log("postroom.datasources", Step.RESOURCES)
 Reset = Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
 _OWN: Final = {
     "dsn": "", "connect": "", "min_size": "", "max_size": "max_size", "init": "init",
     "max_inactive_connection_lifetime": "idle",
 }  # fmt: skip
 _CALLBACKS: Final = ("_query_loggers", "_log_listeners", "_termination_listeners")
+_FORGETTING: Final = frozenset({"DISCARD ALL", "DEALLOCATE ALL", "DEALLOCATE PREPARE ALL"})
+_LONGEST: Final = 40
+"""Characters of a query that may be one of these: longer ones are not looked at."""
 _NONE_PREPARED: Final = "SELECT 0"  # what PostgreSQL answers to the last statement of RESET
 
 
@@ -74,7 +80,8 @@ def asyncpg_pool(
             tenant.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
-        connect_timeout: seconds for one connection to be made, the canary included.
+        connect_timeout: seconds for one connection to be made, the canary included. Several hosts of
+            a DSN share them.
         acquire_timeout: seconds after which ``acquire()`` raises ``TimeoutError``, where the call
             names none itself. None waits without a limit. A wait of 3 s is logged, once. While the
             server is full (53300), callers wait for one of the connections that the pool has.
@@ -115,16 +122,21 @@ def asyncpg_pool(
         if is_torn(source.dsn):
             raise unreadable("asyncpg")
         names = require_names(source, keywords) if canary else None
-        attempts = Attempts(connect_timeout, _discard)
+        place = place_of(source, options)
+        attempts = Attempts(connect_timeout, _discard, place)
 
         async def prepare(connection: Any) -> None:
-            if init is not None:
-                await init(connection)
+            try:
+                if init is not None:
+                    await init(connection)
+            except Exception as error:
+                told = refused(error, place)
+                raise told from told.__cause__
             remember(connection)
 
         async def connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
             async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
-                return await _connect(*arguments, **(keywords | password))
+                return await _connect(connect_timeout, *arguments, **(keywords | password))
 
             return await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
 
@@ -140,6 +152,7 @@ def asyncpg_pool(
             acquire_timeout=acquire_timeout,
             # A reset that hangs, as on a dead host, would otherwise hold its place in the pool.
             release_timeout=connect_timeout,
+            place=place,
             **keywords,
         )
         try:
@@ -153,7 +166,7 @@ def asyncpg_pool(
                 # First: an attempt that ends later would add a connection to a pool that is closed.
                 await attempts.close()
             finally:
-                await _close(pool, close_timeout)
+                await _close(pool, close_timeout, display_key(context))
 
     return Provider(enter, weight=max_size, check=_check, place=places(locate))
 
@@ -172,6 +185,11 @@ class _Acquiring(_AcquiringBase):
 
     async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
         return await self._wait(super().__aenter__)
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self.connection is not None and is_refused_write(error := exc[1]):
+            await judge(error, partial(_ask, self.connection))
+        await super().__aexit__(*exc)
 
     def __await__(self) -> "Generator[Any, Any, PoolConnectionProxy[asyncpg.Record]]":
         async def acquire() -> "PoolConnectionProxy[asyncpg.Record]":
@@ -218,6 +236,7 @@ class _Pool(_PoolBase):
         acquire_timeout: the limit of ``acquire()`` where the call names none.
         release_timeout: seconds that a returned connection may take to forget its last user; then
             it is terminated.
+        place: where the connections lead, as people are told.
         options: asyncpg's own.
     """
 
@@ -227,6 +246,7 @@ class _Pool(_PoolBase):
         waiting: Waiting,
         acquire_timeout: float | None,
         release_timeout: float,
+        place: str,
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **(_DEFAULTS | options))
@@ -234,6 +254,7 @@ class _Pool(_PoolBase):
         waiting.ask = self.try_out
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
+        self._place = place
 
     def is_full(self) -> bool:
         """Return whether all connections exist and are in use."""
@@ -241,17 +262,23 @@ class _Pool(_PoolBase):
 
     async def try_out(self) -> None:
         """Make one connection more, and end it: does the server answer?"""
-        async with asyncio.timeout(self._release_timeout):
-            pool: Any = self
-            connection = await pool._get_new_connection()  # noqa: SLF001 - with its options; not in the stubs
+        try:
+            async with asyncio.timeout(self._release_timeout):
+                pool: Any = self
+                connection = await pool._get_new_connection()  # noqa: SLF001 - with its options; not in the stubs
+        except TimeoutError:
+            raise late(self._release_timeout, self._place) from None
         await _discard(connection)
 
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
 
     async def release(self, connection: "PoolConnectionProxy[asyncpg.Record]", *, timeout: float | None = None) -> None:
+        limit = self._release_timeout if timeout is None else timeout
         try:
-            await super().release(connection, timeout=self._release_timeout if timeout is None else timeout)
+            await super().release(connection, timeout=limit)
+        except TimeoutError as late:  # asyncpg's own, which says nothing: the server is silent
+            raise unanswered(f"a connection of {self._place} did not forget its last user within {limit:g} s") from late
         finally:
             self.waiting.freed()
 
@@ -272,7 +299,7 @@ def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
     async def reset(connection: Any) -> None:
         if everything:
             await reset_session(connection)
-            if connection.codecs_changed:
+            if connection.spoilt:
                 connection.terminate()  # asyncpg has no way back; the pool makes another one when it needs one
                 return
         if then is not None:
@@ -282,22 +309,38 @@ def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
 
 
 class _Remembering(_ConnectionBase):
-    """Knows what it was like, and whether its codecs were changed: asyncpg can neither tell nor undo that."""
+    """Knows what it was like, and whether it is spoilt: asyncpg can neither tell nor undo that.
+
+    It is where its codecs were changed, or the server has forgotten what asyncpg believes to be prepared.
+    """
 
     fresh: dict[str, Any] | None = None
-    codecs_changed = False
+    spoilt = False
+
+    async def execute(self, query: str, *arguments: Any, **keywords: Any) -> str:
+        self.spoilt = self.spoilt or _forgets_statements(query)
+        return await super().execute(query, *arguments, **keywords)
+
+    async def _get_statement(self, query: str, *arguments: Any, **keywords: Any) -> Any:  # of whatever else runs SQL
+        self.spoilt = self.spoilt or _forgets_statements(query)
+        asyncpgs: Any = super()
+        return await asyncpgs._get_statement(query, *arguments, **keywords)  # noqa: SLF001 - not in the stubs
 
     async def set_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.codecs_changed = True
+        self.spoilt = True
         await super().set_type_codec(*arguments, **keywords)
 
     async def reset_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.codecs_changed = True
+        self.spoilt = True
         await super().reset_type_codec(*arguments, **keywords)
 
     async def set_builtin_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.codecs_changed = True
+        self.spoilt = True
         await super().set_builtin_type_codec(*arguments, **keywords)
+
+
+def _forgets_statements(query: str) -> bool:
+    return len(query) < _LONGEST and " ".join(query.upper().replace(";", " ").split()) in _FORGETTING
 
 
 def _remembering(kind: Any) -> Any:
@@ -306,11 +349,11 @@ def _remembering(kind: Any) -> Any:
     return type(kind.__name__, (_Remembering, kind), {}) if is_one else kind
 
 
-async def connect_remembering(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
-    """Connect as asyncpg does."""
+async def connect_remembering(*arguments: Any, in_all: float, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """Connect as asyncpg does, within so many seconds ``in_all``, however many hosts there are."""
     default: Any = asyncpg.Connection
     kind = _remembering(keywords.get("connection_class", default))
-    return await asyncpg.connect(*arguments, **{**keywords, "connection_class": kind})
+    return await connect_in_turn(asyncpg.connect, in_all, *arguments, **{**keywords, "connection_class": kind})
 
 
 def remember(connection: Any) -> None:
@@ -318,7 +361,7 @@ def remember(connection: Any) -> None:
     if getattr(connection, "fresh", ...) is None:  # one that a function of the user made has none
         connection.fresh = {name: getattr(connection, name).copy() for name in _CALLBACKS}
         connection.fresh["_listeners"] = {}  # the server forgets what they listen to
-        connection.codecs_changed = False
+        connection.spoilt = False
 
 
 async def reset_session(connection: Any) -> None:
@@ -333,9 +376,15 @@ async def reset_session(connection: Any) -> None:
         setattr(connection, name, callbacks.copy())
 
 
-async def _connect(*arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
+async def _ask(connection: Any, sql: str) -> Any:
+    if connection.is_in_transaction():  # begun by SQL, and aborted
+        await connection.execute("ROLLBACK")
+    return await connection.fetchval(sql)
+
+
+async def _connect(timeout: float, *arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
     try:
-        return await asyncpg.connect(*arguments, **keywords)
+        return await connect_in_turn(asyncpg.connect, timeout, *arguments, **keywords)
     except asyncpg.InterfaceError:
         raise  # asyncpg's own words about a setting, which quote no password
     except ValueError:
@@ -370,12 +419,13 @@ async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:
     return True
 
 
-async def _close(pool: "asyncpg.Pool[asyncpg.Record]", timeout: float) -> None:
+async def _close(pool: _Pool, timeout: float, who: str) -> None:
+    held = pool.get_size() - pool.get_idle_size()
     try:
         async with asyncio.timeout(timeout):
             await pool.close()
     except TimeoutError:
-        _log.warning("Connections of an asyncpg pool were still held after %.1f s and were terminated", timeout)
+        tell_of_held(who, held)
     finally:
         pool.terminate()  # after close() it does nothing; without it a cancelled or failed close leaks
         await asyncio.sleep(0)  # an aborted socket closes in the next turn of the loop

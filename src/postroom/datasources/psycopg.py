@@ -13,16 +13,16 @@ import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
 from postroom.checking import check_optional
-from postroom.datasources._attempts import Attempts
+from postroom.datasources._attempts import Attempts, refused
 from postroom.datasources._canary import CANARY, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
-from postroom.datasources._places import places
+from postroom.datasources._places import place_of, places
 from postroom.datasources._reset import DEALLOCATE, RESET
-from postroom.datasources._waiting import Waiting, is_out_of_room
+from postroom.datasources._waiting import Waiting, in_vain, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
     DataSource,
@@ -33,8 +33,10 @@ from postroom.datasources.registry import (
     check_times,
     located,
 )
-from postroom.log_fields import Log, Step
+from postroom.display import display_key
 from postroom.options import check_count
+from postroom.redaction import describe
+from postroom.resources.failures import of_message
 from postroom.tasks import TimeLimit
 from postroom.types import C
 
@@ -45,23 +47,16 @@ try:
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow, tuple_row
+
+    from postroom.datasources._psycopg_refusals import judged, refusal_of
 except ModuleNotFoundError as _error:  # pragma: no cover - the test environment has it
     raise ModuleNotFoundError("psycopg is missing: pip install 'postroom[psycopg]'", name="psycopg") from _error
 
+T = TypeVar("T")
 _numbers = itertools.count(1)
-_log = Log("postroom.datasources", Step.RESOURCES)
 Connection = psycopg.AsyncConnection[TupleRow]
 Configure = Callable[[Connection], Awaitable[None]]
 
-# libpq reports a refused login without its SQLSTATE. The words are the server's, in English.
-_REFUSALS: Final = {
-    "28P01": ("password authentication failed",),
-    "3D000": ('database "', "does not exist"),
-    "28000": ("no pg_hba.conf entry",),
-    "53300": ("too many c",),  # "too many clients already", "too many connections for role"
-    "53301": ("remaining connection slots are reserved",),
-    "57P03": ("the database system is ",),  # starting up, shutting down, in recovery mode
-}
 OWN: Final = {"conninfo": "", "min_size": "", "max_size": "max_size", "max_idle": "idle", "timeout": "acquire_timeout"}
 FLAGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
 ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
@@ -74,17 +69,22 @@ _FRESH: Final = "_postroom_fresh"
 class _Connections:
     """The connections of one context, however they were made."""
 
-    def __init__(self, source: DataSource, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: DataSource, who: str, *, connect_timeout: float, canary: bool, options: Mapping[str, Any]
+    ) -> None:
         check_dsn(source.dsn)
+        self._who = who
         self._source = source
         self._names = require_names(source, options) if canary else None
         self._options = options
-        self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close)
+        self._timeout = connect_timeout
+        self._place = place_of(source, options)
+        self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close, self._place)
         # Weak: connections that the user's code dropped must not be kept open by this list.
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []
         self.refusal: Exception | None = None
-        """Why the last attempt failed, until one succeeds: psycopg_pool tells those who wait only that it is late."""
+        """Why the pool could not make its last connection: psycopg_pool tells those who wait only that it is late."""
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
@@ -97,18 +97,31 @@ class _Connections:
         class Owned(psycopg.AsyncConnection[TupleRow]):
             @classmethod
             async def connect(cls, conninfo: str = "", **_: Any) -> Any:  # noqa: ARG003 - the registry's counts
-                return owner._ready.pop() if owner._ready else await owner.connect()
+                return owner._ready.pop() if owner._ready else await owner._noted(owner.connect())
 
         return Owned
 
+    def preparing(self, configure: Configure | None) -> Configure:
+        """Return what a pool does with each new connection."""
+
+        async def prepare(connection: Connection) -> None:
+            if configure is not None:
+                await self._noted(configure(connection))
+            self.refusal = None
+            remember(connection)
+
+        return prepare
+
+    async def _noted(self, making: Awaitable[T]) -> T:
+        try:
+            return await making
+        except Exception as error:
+            self.refusal = refused(error, self._place)
+            raise
+
     async def connect(self) -> Connection:
         """Make one connection and let the canary look at it."""
-        try:
-            connection = await self._attempts.make(self._connect, self._greet)
-        except Exception as error:
-            self.refusal = error
-            raise
-        self.refusal = None
+        connection = await self._attempts.make(self._connect, self._greet)
         self._live.add(connection)
         return connection
 
@@ -118,7 +131,7 @@ class _Connections:
 
     async def _connect(self) -> Connection:
         async def once(password: dict[str, Any]) -> Connection:
-            return await connect(self._source.dsn, **{**self._options, **password})
+            return await connect(self._source.dsn, in_all=self._timeout, **{**self._options, **password})
 
         return await connected(self._source, once)
 
@@ -139,7 +152,7 @@ class _Connections:
             for connection in held:
                 await end_connection(connection)
         if in_use:
-            _log.warning("%d psycopg connections were still held at close and were ended", len(in_use))
+            tell_of_held(self._who, len(in_use))
         return bool(in_use)
 
 
@@ -166,10 +179,11 @@ def psycopg_pool(
             tenant.
         max_size: connections at most; the weight of one resource.
         idle: seconds after which an unused connection is closed, down to none.
-        connect_timeout: seconds for one connection to be made, the canary included.
+        connect_timeout: seconds for one connection to be made, the canary included. Several hosts of
+            a DSN share them.
         acquire_timeout: seconds after which asking for a connection raises ``PoolTimeout``, where
             the call names none itself. Its cause is why the last connection could not be made, if
-            that is so. A wait of 3 s is logged.
+            that is so: then it is an outage. A wait of 3 s is logged.
         close_timeout: seconds that the pool's tasks may take at close. Held connections are then
             ended.
         canary: check database and user of every new connection against the registry
@@ -205,12 +219,8 @@ def psycopg_pool(
     @asynccontextmanager
     async def enter(context: C) -> "AsyncGenerator[pools.AsyncConnectionPool[Connection], None]":
         source = await located(locate, context)
-        connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
-
-        async def prepare(connection: Connection) -> None:
-            if configure is not None:
-                await configure(connection)
-            remember(connection)
+        who, given = display_key(context), options or {}
+        connections = _Connections(source, who, connect_timeout=connect_timeout, canary=canary, options=given)
 
         async def put_back(connection: Connection) -> None:
             # The pool's only worker does this: a dead connection would keep all others from their users.
@@ -238,10 +248,10 @@ def psycopg_pool(
                 num_workers=1,
                 name=f"postroom-{next(_numbers)}",
                 open=False,
-                configure=prepare,
+                configure=connections.preparing(configure),
                 reset=put_back if reset else None,
             )
-            pool.watch(connections, Waiting(context, max_size, acquire_timeout))
+            pool.watch(connections, who, Waiting(context, max_size, acquire_timeout))
             try:
                 await pool.open()
                 yield pool
@@ -257,10 +267,12 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
     """psycopg's pool, which also says when its connections do not suffice, and why it has none."""
 
     _connections: _Connections
+    _who: str
     waiting: Waiting
 
-    def watch(self, connections: _Connections, waiting: Waiting) -> None:
+    def watch(self, connections: _Connections, who: str, waiting: Waiting) -> None:
         self._connections = connections
+        self._who = who
         self.waiting = waiting
         waiting.ask = connections.try_out
 
@@ -269,10 +281,18 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
             try:
                 return await super().getconn(timeout)
             except pools.PoolTimeout as late:
-                refusal = self._connections.refusal
-                if refusal is not None:
-                    raise pools.PoolTimeout(f"{late}: {type(refusal).__name__}") from refusal
-                raise
+                cause = self._connections.refusal or await self.waiting.problem()
+                if cause is not None:
+                    raise pools.PoolTimeout(f"{late}: {describe(cause)}") from cause
+                if not self._is_full():
+                    raise
+                told = in_vain(self._who, self.timeout if timeout is None else timeout, self.max_size)
+                raise of_message(pools.PoolTimeout(told)) from None
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncGenerator[Connection]:
+        async with super().connection(timeout) as connection, judged(connection):
+            yield connection
 
     def _is_full(self) -> bool:
         # Its size counts connections that are being made, too.
@@ -334,7 +354,7 @@ class PsycopgConnections:
         """
         await self._take_place()
         try:
-            async with await self._connect() as connection:
+            async with await self._connect() as connection, judged(connection):
                 self._used += 1
                 try:
                     yield connection
@@ -402,7 +422,8 @@ def psycopg_connections(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[PsycopgConnections, None]:
         source = await located(locate, context)
-        connections = _Connections(source, connect_timeout=connect_timeout, canary=canary, options=options or {})
+        who, given = display_key(context), options or {}
+        connections = _Connections(source, who, connect_timeout=connect_timeout, canary=canary, options=given)
         waiting = Waiting(context, max_size, acquire_timeout)
         waiting.ask = connections.try_out
         try:
@@ -466,26 +487,30 @@ def check_dsn(dsn: str) -> None:
         raise unreadable("PostgreSQL")
 
 
-async def connect(dsn: str = "", **keywords: Any) -> Connection:
-    """Connect as psycopg does; a failed attempt leaves no socket, and a refused login has its SQLSTATE."""
+def share_of_each_host(dsn: str, keywords: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Return the keyword that gives each of several hosts its part of a time; libpq knows no less than two seconds."""
+    given = {**conninfo_to_dict(dsn), **keywords}
+    hosts = str(given.get("host") or given.get("hostaddr") or "").count(",") + 1
+    return {} if hosts == 1 or "connect_timeout" in given else {"connect_timeout": max(2, int(timeout / hosts))}
+
+
+async def connect(dsn: str = "", *, in_all: float, **keywords: Any) -> Connection:
+    """Connect as psycopg does; a failed attempt leaves no socket, and a refused login has its SQLSTATE.
+
+    Args:
+        dsn: the DSN.
+        in_all: seconds for all hosts together, where there are several.
+        keywords: psycopg's own.
+    """
+    share = share_of_each_host(dsn, keywords, in_all)
     try:
-        return await psycopg.AsyncConnection.connect(dsn, **keywords)
+        return await psycopg.AsyncConnection.connect(dsn, **{**share, **keywords})
     except BaseException as error:
         # psycopg leaves an abandoned socket to the garbage collector, and the frames of the traceback keep it.
         traceback.clear_frames(error.__traceback__)
         if (refusal := refusal_of(error)) is not None:
             raise refusal from error
         raise
-
-
-def refusal_of(error: BaseException) -> psycopg.Error | None:
-    """Return the error of a refused login with its SQLSTATE, where libpq reports it without."""
-    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-        text = str(error)
-        for code, words in _REFUSALS.items():
-            if all(word in text for word in words):
-                return psycopg.errors.lookup(code)(text)
-    return None
 
 
 async def end_connection(connection: Connection) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Final
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
-from postroom.datasources._places import places
-from postroom.datasources._waiting import Waiting, make_do
+from postroom.datasources._places import place_of, places
+from postroom.datasources._read_only import is_refused_write, judge
+from postroom.datasources._waiting import Waiting, make_do, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
     DataSource,
@@ -22,7 +23,7 @@ from postroom.datasources.registry import (
     check_times,
     located,
 )
-from postroom.log_fields import Log, Step
+from postroom.display import display_key
 from postroom.options import check_count
 from postroom.types import C
 
@@ -38,8 +39,9 @@ except ModuleNotFoundError as _error:  # pragma: no cover - the test environment
         "SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy"
     ) from _error
 
+REFUSED: Final = "postroom refused"
+"""Where a connection keeps a write that was refused."""
 OWN: Final = {"url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size"}
-_log = Log("postroom.datasources", Step.RESOURCES)
 
 
 def sqlalchemy_engine(
@@ -63,7 +65,8 @@ def sqlalchemy_engine(
         locate: context to URL or ``DataSource``; ``LookupError`` or None where there is no such
             tenant. A plain ``postgresql://`` takes asyncpg where it is installed, else psycopg.
         max_size: connections at most, without overflow; the weight of one resource.
-        connect_timeout: seconds for one connection to be made, the canary included.
+        connect_timeout: seconds for one connection to be made, the canary included. Several hosts of
+            a DSN share them.
         acquire_timeout: seconds after which asking for a connection raises SQLAlchemy's
             ``TimeoutError``. A wait of 3 s is logged, once.
         close_timeout: seconds that connections in use may take at close; then they are ended.
@@ -101,7 +104,8 @@ def sqlalchemy_engine(
         keywords = {**_pool_options(uses, waiting, acquire_timeout), **(options or {})}
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
-        watch = _Watch(engine, source, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        who = display_key(context)
+        watch = _Watch(engine, source, who, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
         waiting.ask = watch.try_out
         try:
             async with engine.connect():
@@ -180,6 +184,7 @@ class _Watch:
         self,
         engine: AsyncEngine,
         source: DataSource,
+        who: str,
         uses: _Uses,
         *,
         connect_timeout: float,
@@ -188,8 +193,9 @@ class _Watch:
     ) -> None:
         self._engine = engine
         self._source = source
+        self._who = who
         self._timeout = connect_timeout
-        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end)
+        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source))
         self._uses = uses
         self._make: Callable[[], Awaitable[Any]] | None = None
         """Makes a connection as the last one was made."""
@@ -207,10 +213,11 @@ class _Watch:
             # At its first use: listeners of "connect" have done what they do by then.
             event.listen(sync, "checkout", self._remember)
             event.listen(sync, "reset", self._reset)
+            event.listen(sync, "handle_error", note_refusal)
 
     def _before_connect(self, dialect: Any, _record: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
         """Put ourselves between SQLAlchemy and the driver: every dialect with asyncio takes ``async_creator_fn``."""
-        if (create := keywords.get("async_creator_fn") or _creator(dialect)) is None:
+        if (create := keywords.get("async_creator_fn") or _creator(dialect, self._timeout)) is None:
             return
         if dialect.driver == "asyncpg":
             _as_asyncpg_takes_it(keywords)
@@ -264,9 +271,11 @@ class _Watch:
             connection.run_async(
                 self._driver.reset_session
             )  # past the dialect: one round trip, not one for each statement
+            if (error := record.info.pop(REFUSED, None)) is not None:
+                connection.run_async(partial(_judge, error))
         finally:
             late.cancel()
-        if getattr(connection.driver_connection, "codecs_changed", False):
+        if getattr(connection.driver_connection, "spoilt", False):
             record.invalidate(soft=True)  # asyncpg has no way back: the next user gets a new one
 
     async def close(self, timeout: float) -> None:
@@ -281,7 +290,13 @@ class _Watch:
             for connection in held:
                 await _end(connection.driver_connection)
             if held:
-                _log.warning("%d connections of an engine were still in use at close and were ended", len(held))
+                tell_of_held(self._who, len(held))
+
+
+def note_refusal(problem: Any) -> None:
+    """Remember a refused write until its connection is returned: its server is asked then what it means."""
+    if problem.connection is not None and is_refused_write(problem.original_exception):
+        problem.connection.info[REFUSED] = problem.original_exception
 
 
 def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
@@ -293,16 +308,16 @@ def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
         keywords["server_settings"] = {"application_name": name, **keywords.get("server_settings", {})}
 
 
-def _creator(dialect: Any) -> Callable[..., Awaitable[Any]] | None:
-    """Return what makes a connection of the dialect's driver."""
+def _creator(dialect: Any, timeout: float) -> Callable[..., Awaitable[Any]] | None:
+    """Return what makes a connection of the dialect's driver, within so many seconds for all hosts together."""
     if dialect.driver == "asyncpg":
         from postroom.datasources import asyncpg  # noqa: PLC0415 - only where it is in use
 
-        return asyncpg.connect_remembering
+        return partial(asyncpg.connect_remembering, in_all=timeout)
     if dialect.driver.startswith("psycopg"):
         from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
 
-        return psycopg.connect
+        return partial(psycopg.connect, in_all=timeout)
     return None
 
 
@@ -313,6 +328,13 @@ async def _first_row(connection: Any, sql: str) -> Any:
     row = await cursor.fetchone()
     await connection.rollback()
     return row
+
+
+async def _judge(error: BaseException, connection: Any) -> None:
+    async def ask(sql: str) -> object:
+        return (await _first_row(connection, sql))[0]
+
+    await judge(error, ask)
 
 
 def _driver(name: str) -> Any:

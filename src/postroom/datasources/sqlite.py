@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Self, TypeVar
 
 from postroom.checking import check_function, check_kind
+from postroom.datasources._sqlite_files import OpenFile
 from postroom.datasources._sqlite_sync import Parameters, SqliteSyncTransaction, SyncHeld
 from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
@@ -49,7 +50,6 @@ class SqliteDatabase:
         self.path = path
         self._jobs: SimpleQueue[Unit[Any] | None] = SimpleQueue()
         self._current: Unit[Any] | None = None
-        self._file: tuple[int, int] | None = None
         self._closing = False
         self._door = threading.Lock()  # threads that hand in work may meet aclose()
         self._aborting = False
@@ -105,6 +105,8 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
                 unit ran. It was rolled back.
+            FileNotFoundError: the file is gone. Another file in its place is opened before the unit
+                begins.
             PostroomError: the caller is inside of ``transaction_for`` of this database, which holds
                 its thread: use ``tx.run`` there.
         """
@@ -130,6 +132,7 @@ class SqliteDatabase:
             AlreadyHandled: the row was there. Nothing was done.
             ClosedError: the database was closed before, or meanwhile. The transaction was rolled
                 back.
+            FileNotFoundError: the file is gone.
             TransactionRolledBack: at the end: a step was interrupted while it wrote, or ended the
                 transaction itself.
             PostroomError: the caller is inside of another transaction of this database.
@@ -203,20 +206,12 @@ class SqliteDatabase:
         return await self.run(lambda connection: connection.execute(sql, parameters).fetchall(), write=False)
 
     async def check(self) -> bool:
-        """Return True when the database answers and is still the file that was opened.
+        """Return True when the database answers.
 
         Raises:
-            FileNotFoundError: the file is gone. What is written to a deleted file is lost without
-                an error.
-            OSError: another file is in its place, as after a restored backup.
+            FileNotFoundError: the file is gone.
         """
-
-        def look(connection: sqlite3.Connection) -> tuple[int, int]:
-            connection.execute("SELECT 1").fetchall()
-            return _identity(self.path)
-
-        if await self.run(look, write=False) != self._file:
-            raise OSError(f"the file of {self!r} was replaced since it was opened")
+        await self.fetch("SELECT 1")
         return True
 
     async def aclose(self, *, timeout: float = 5.0) -> None:
@@ -247,22 +242,20 @@ class SqliteDatabase:
     def _serve(self, connect: Callable[[], sqlite3.Connection], opened: asyncio.Future[None]) -> None:
         """Be the thread: open, work, close."""
         connection: sqlite3.Connection | None = None
+        file: OpenFile | None = None
         try:
-            connection, fresh = self._connected(connect)
-            self._file = _identity(self.path)
+            connection, file, fresh = self._connected(connect)
             complete(opened, None, None)
             while (job := self._jobs.get()) is not None:
                 self._current = job
                 if self._aborting:  # looked at after the line above, and set before the other side reads it
                     job.abandon()
                 try:
-                    # What is written to a file that was replaced is lost without an error; one that is gone raises
-                    # here.
-                    moved = job.write and _identity(self.path) != self._file
-                    if moved or not self._renewed(connection) or _state(connection) != fresh:
-                        connection.close()
-                        connection, fresh = self._connected(connect)
-                        self._file = _identity(self.path)
+                    # A look costs microseconds. What is written to a file that was replaced is lost without an error,
+                    # and what is read there stays old; one that is gone raises here.
+                    if not file.is_in_place() or not self._renewed(connection) or _state(connection) != fresh:
+                        file.close(connection)
+                        connection, file, fresh = self._connected(connect)
                     job.do(connection)
                 except BaseException as error:  # of connect: a unit keeps its errors for its caller
                     complete(job.result, None, error)
@@ -270,15 +263,22 @@ class SqliteDatabase:
         except BaseException as error:
             complete(opened, None, error)
         finally:
-            if connection is not None:
-                connection.close()
+            if connection is not None and file is not None:
+                file.close(connection)
             complete(self._ended, None, None)
 
-    def _connected(self, connect: Callable[[], sqlite3.Connection]) -> tuple[sqlite3.Connection, object]:
-        """Return a new connection and its state."""
+    def _connected(self, connect: Callable[[], sqlite3.Connection]) -> tuple[sqlite3.Connection, OpenFile, object]:
+        """Return a new connection, its file and its state."""
+        file = OpenFile(self.path)
         connection = connect()
-        self._renewed(connection)
-        return connection, _state(connection)
+        try:
+            self._renewed(connection)
+            state = _state(connection)
+            file.note()
+        except BaseException:
+            connection.close()
+            raise
+        return connection, file, state
 
     def _renewed(self, connection: sqlite3.Connection) -> bool:
         """Undo what the last unit may have set in the connection. Return False where it has closed it."""
@@ -405,11 +405,6 @@ def _create_inbox(connection: sqlite3.Connection) -> None:
     """Create the table within the present transaction, which ``executescript`` would commit."""
     for statement in SQLITE_INBOX.schema.rstrip(";\n").split(";\n"):
         connection.execute(statement)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def sqlite_database(

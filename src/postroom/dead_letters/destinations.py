@@ -62,7 +62,7 @@ class Destinations:
                 if found.arn == self._arn:
                     raise ConfigurationError(f"{self._to} is the dead-letter queue itself; name another queue")
         elif letter.source is None:
-            return "it does not tell which queue it came from; name one with to="
+            return "it does not tell which queue it came from; name one with to= (--to)"
         else:
             found = await self._source(letter)
         if isinstance(found, Destination) and found.fifo and letter.group_id is None:
@@ -76,11 +76,11 @@ class Destinations:
             try:
                 found = Destination(await self._open_queue(letter.source))
             except PostroomError as error:
-                found = f"its queue {letter.source} cannot be opened ({type(error).__name__}); name one with to="
+                found = f"its queue {letter.source} cannot be opened ({type(error).__name__}); name one with to= (--to)"
             self._known[letter.source] = found
         if letter.vouched or isinstance(found, str):
             return found
         redrive = found.queue.info.redrive
         if redrive is None or redrive.dead_letter_queue != self._arn:
-            return f"queue {found.name} does not name this queue as its dead-letter queue; name one with to="
+            return f"queue {found.name} does not name this queue as its dead-letter queue; name one with to= (--to)"
         return found

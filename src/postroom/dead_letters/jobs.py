@@ -6,6 +6,7 @@ journal, at most one batch of ten is sent twice.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
@@ -109,9 +110,8 @@ class Job:
                 await self._send_home(destination, batch)
         elif outcome.dry_run:
             outcome.done += len(meant)
-        elif meant:
-            await self._pace.wait(len(meant))
-            outcome.done += await self._delete([letter.id for letter in meant])
+        elif meant and await self._turn(len(meant)):
+            outcome.done += await self._delete([each.id for each in meant if self._may_go(each, fifo=False)])
 
     def _is_meant(self, letter: DeadLetter, now: float) -> bool:
         """Whether to act on a letter: not on one that this very run sent home and that has failed again since."""
@@ -140,10 +140,24 @@ class Job:
             self.outcome.done += len(letters)
             return
         for batch in _batches(letters, fifo=home.fifo):
+            if not await self._turn(len(batch)):
+                return
+            # After the wait: what is visible again by then, another run may send home as well.
             ready = [each for each in batch if self._may_go(each, fifo=home.fifo)]
             if ready:
-                await self._pace.wait(len(ready))
                 await _to_the_end(self._move(home, ready))
+
+    async def _turn(self, count: int) -> bool:
+        """Wait until so many more letters may go, and keep what is held meanwhile. Returns False once it is to stop."""
+        stop, longest = self._scene.stop, self._scene.hold / 4
+        while not stop.is_set() and (left := self._pace.left()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), min(left, longest))
+            await self._walk.extend()
+        self.outcome.stopped = self.outcome.stopped or stop.is_set()
+        if not stop.is_set():
+            self._pace.take(count)
+        return not stop.is_set()
 
     def _may_go(self, letter: DeadLetter, *, fifo: bool) -> bool:
         """Whether a letter is still ours, and on a FIFO queue no earlier one of its group stayed behind."""
@@ -196,13 +210,14 @@ class _Pace:
         self._rate = rate
         self._next = 0.0
 
-    async def wait(self, count: int) -> None:
-        """Return when so many more may go."""
-        now = asyncio.get_running_loop().time()
-        if self._next > now:
-            await asyncio.sleep(self._next - now)
+    def left(self) -> float:
+        """Return the seconds until the next ones may go."""
+        return self._next - asyncio.get_running_loop().time()
+
+    def take(self, count: int) -> None:
+        """Let so many more go now."""
         # From now at the earliest: a pause in the work must not be made up for by a burst.
-        self._next = max(self._next, now) + count / self._rate
+        self._next = max(self._next, asyncio.get_running_loop().time()) + count / self._rate
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

@@ -23,6 +23,7 @@ class Outcome:
         cut: there are more letters than one walk can hold: run it again.
         stopped: it was asked to stop before the end.
         total: letters in the queue at the start, as SQS estimates it.
+        hidden: letters that were invisible to it at the start, or not visible yet, as SQS estimates it.
     """
 
     action: str
@@ -37,6 +38,7 @@ class Outcome:
     cut: bool = False
     stopped: bool = False
     total: int = 0
+    hidden: int = 0
 
     def counts(self) -> Mapping[str, Any]:
         """Return what goes into the record."""

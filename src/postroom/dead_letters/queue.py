@@ -2,7 +2,7 @@
 
 import getpass
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from postroom.dead_letters.reading import DeadLetter, TenantOf, tenant_by_group
 from postroom.dead_letters.selecting import LetterFilter
 from postroom.dead_letters.walking import HOLD, Walk, patiently
 from postroom.display import counted
-from postroom.errors import ConfigurationError
+from postroom.errors import AccessDenied, ConfigurationError
 from postroom.log_fields import Log, Step, about
 from postroom.transports.protocol import Client, Queue
 
@@ -73,6 +73,16 @@ class DeadLetterQueue:
     def arn(self) -> str:
         """The ARN of the queue."""
         return self._queue.info.arn
+
+    async def hidden(self) -> int:
+        """Return how many letters are invisible now, or not visible yet, as SQS estimates it; 0 where it may not tell.
+
+        Another command looks at them, or one was killed.
+        """
+        try:
+            return _hidden(await patiently(self._queue.attributes))
+        except AccessDenied:
+            return 0
 
     def stop(self) -> None:
         """Ask what runs to end: after the batch that is under way, with everything else visible again."""
@@ -152,6 +162,7 @@ class DeadLetterQueue:
         outcome = job.outcome
         said = await patiently(self._queue.attributes)
         outcome.total = int(said.get("ApproximateNumberOfMessages", "0"))
+        outcome.hidden = _hidden(said)
         if outcome.dry_run:
             return await job.run()
         who = operator or getpass.getuser()
@@ -184,6 +195,10 @@ class DeadLetterQueue:
                 text, outcome.action.title(), name, how, outcome.done, outcome.matched, left, extra=about(queue=name)
             )
         return outcome
+
+
+def _hidden(said: Mapping[str, str]) -> int:
+    return sum(int(said.get(f"ApproximateNumberOfMessages{kind}", "0")) for kind in ("NotVisible", "Delayed"))
 
 
 def _check(name: str, *, dry_run: bool, rate: float, reason: str) -> None:

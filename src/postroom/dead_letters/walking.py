@@ -9,13 +9,17 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
+from postroom.display import counted
 from postroom.errors import TransportError
+from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import MAX_BATCH
 from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = Log("postroom.dead_letters", Step.DEAD_LETTER)
 
 HOLD: Final = 120.0
 """Seconds for which letters stay invisible when the process that looks at them is killed."""
@@ -52,7 +56,7 @@ class Walk:
     async def batches(self) -> AsyncGenerator[list[Message], None]:
         """Yield letters as they are received, each once."""
         while True:
-            await self._extend()
+            await self.extend()
             if len(self._held) >= MOST_HELD:
                 self.cut = True
                 return
@@ -82,21 +86,23 @@ class Walk:
         self._held.pop(message_id, None)
 
     async def release(self) -> None:
-        """Make everything that is held visible again. What fails reappears by itself."""
+        """Make everything that is held visible again. What fails reappears by itself, and is told."""
         handles = [handle for _, handle in self._held.values()]
         self._held.clear()
-        for batch in tens(handles):
-            changes = [VisibilityChange(handle, 0) for handle in batch]
+        for done, batch in enumerate(tens(handles)):
             try:
-                await self._queue.change_visibility(changes)
-            except TransportError:
+                await patiently(self._queue.change_visibility, [VisibilityChange(handle, 0) for handle in batch])
+            except TransportError as error:
+                left, name = counted(len(handles) - done * MAX_BATCH, "letter"), self._queue.info.name
+                text = "Queue %s did not make %s visible again that only were looked at; they are within %g s: %s"
+                _log.warning(text, name, left, self._hold, error, extra=about(queue=name))
                 return
 
     async def _receive(self) -> list[Message]:
         return await self._queue.receive(limit=MAX_BATCH, wait=self._wait, visibility=self._hold)
 
-    async def _extend(self) -> None:
-        """Extend what has less than half of its time left."""
+    async def extend(self) -> None:
+        """Extend what has less than half of its time left. To be called while anything else is waited for."""
         now = self._time()
         late = [key for key, (deadline, _) in self._held.items() if deadline - now < self._hold / 2]
         for batch in tens(late):

@@ -203,9 +203,9 @@ class Ledger:
                     raise
                 chosen = None
         # Not True, which the store would read as a text.
-        if isinstance(chosen, int) and not isinstance(chosen, bool) and chosen > 0:
-            return chosen
-        return self.fleet.per_tenant
+        if not isinstance(chosen, int) or isinstance(chosen, bool) or chosen <= 0:
+            chosen = self.fleet.per_tenant
+        return None if chosen is None else min(chosen, UNLIMITED)  # the store cannot count up to just any number
 
     def rate_of(self, tenant: Hashable) -> float | None:
         """Return a tenant's starts per second over the whole fleet; None where it has no limit."""

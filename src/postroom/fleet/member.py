@@ -101,6 +101,8 @@ class Member:
         self._known = Decisions(0, {})
         self._read_in, self._read_at = "", 0.0
         self._rulings: dict[str, Verdict] = {}
+        self._odd: dict[str, str] = {}
+        """Decisions that cannot be used, as they are in the store."""
         self._met_rulings: dict[Hashable, Verdict] = {}
         self._unnamed: set[type] = set()
         self._task: asyncio.Task[None] | None = None
@@ -331,7 +333,7 @@ class Member:
         if said.epoch != answer.epoch:
             return  # it lost its memory meanwhile: what is known here is to be restored, and not to be forgotten
         self._known, self._read_in, self._read_at = said, answer.epoch, sent_at
-        self._rulings = verdicts(self._known.fields)
+        self._rulings = self._understood(self._known.fields)
         named = {self._key_of(name): ruling for name, ruling in self._rulings.items()}
         met = {tenant: entry.name for tenant, entry in self.ledger.entries().items()}
         met |= {tenant: name_of(tenant) for tenant in self._met_rulings}
@@ -340,6 +342,19 @@ class Member:
         rulings: dict[Hashable, Verdict] = {key: ruling for key, ruling in named.items() if key is not None}
         self._crew.overrule(rulings | found, complete=True)
         self._orders.learn(self._known.fields)
+
+    def _understood(self, fields: Mapping[str, str]) -> dict[str, Verdict]:
+        """Return what was decided. Each decision that cannot be used is logged once, for as long as it is there."""
+        odd: dict[str, str] = {}
+        found = verdicts(fields, odd.__setitem__)
+        for field, why in odd.items():
+            if self._odd.get(field) != fields[field]:
+                part, _, name = field.partition(" ")
+                text = "Fleet %s: the %s decided for tenant %s cannot be used and is left out: %s. Decide it again"
+                tenant = display_key(shown(name))
+                _log.error(text, self.name, part, tenant, display_key(why), extra=about(tenant=tenant))
+        self._odd = {field: fields[field] for field in odd}
+        return found
 
     def _may_have_forgotten(self, answer: Answer) -> bool:
         """Whether the store may have lost decisions that are known here, wholly or in part."""

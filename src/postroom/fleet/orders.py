@@ -135,7 +135,10 @@ class Orders:
     async def _look(self, name: str, order: Order) -> tuple[set[str], dict[str, Report]]:
         live = set(await self._state.replicas(self._fleet))
         fields = (await self._state.decisions(self._fleet)).fields
-        reports = {field.rpartition(" ")[2]: _report_of(fields[field]) for field in self._reports(name, fields)}
+        reports: dict[str, Report] = {}
+        for field in self._reports(name, fields):
+            with contextlib.suppress(msgspec.MsgspecError):  # no report: that replica has not confirmed
+                reports[field.rpartition(" ")[2]] = _report_of(fields[field])
         return live, {replica: report for replica, report in reports.items() if report.id == order.id}
 
     @staticmethod

@@ -2,7 +2,18 @@
 
 from typing import Final
 
-EXCHANGE: Final = """
+_NUMBER: Final = """
+-- What something else may have written must cost only itself: a script that fails costs all tenants their slots.
+local function number(text, default)
+  local found = tonumber(text or nil)
+  if found and found == found and math.abs(found) < 1e15 then return found end
+  return default
+end
+"""
+
+EXCHANGE: Final = (
+    _NUMBER
+    + """
 local epoch_key, members_key, decisions_key, hints_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local me, sequence, known_there, lease, tick, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]),
   tonumber(ARGV[5]), ARGV[6] == '1'
@@ -21,7 +32,7 @@ local run = ''
 local told = redis.pcall('INFO', 'server')
 if type(told) == 'string' then run = string.match(told, 'run_id:(%w+)') or '' end
 local stored = redis.call('HMGET', epoch_key, 'id', 'born', 'quiet')
-local epoch, born, quiet = stored[1], tonumber(stored[2] or 0), tonumber(stored[3] or 0)
+local epoch, born, quiet = stored[1], number(stored[2], 0), number(stored[3], 0)
 if not epoch or string.sub(epoch, 1, #run + 1) ~= run .. ':' then
   quiet = 0
   if epoch or known_there ~= '' then quiet = now + lease end
@@ -36,16 +47,17 @@ outlast(epoch_key, 10 * lease)
 redis.call('ZREMRANGEBYSCORE', members_key, '-inf', now)
 if leaving then redis.call('ZREM', members_key, me) else redis.call('ZADD', members_key, now + lease, me) end
 outlast(members_key, lease)
-local out = {epoch, tonumber(redis.call('HGET', decisions_key, '#') or 0), redis.call('ZCARD', members_key), 0}
+local out = {epoch, number(redis.call('HGET', decisions_key, '#'), 0), redis.call('ZCARD', members_key), 0}
 
 local hints = redis.call('HGETALL', hints_key)
 for i = 1, #hints, 2 do
   local till, cause = string.match(hints[i + 1], '^(%d+) (.*)$')
-  if tonumber(till) <= now then
+  till = number(till, 0)
+  if till <= now then
     redis.call('HDEL', hints_key, hints[i])
   else
     out[4] = out[4] + 1
-    out[#out + 1] = hints[i]; out[#out + 1] = tonumber(till) - now; out[#out + 1] = cause
+    out[#out + 1] = hints[i]; out[#out + 1] = till - now; out[#out + 1] = cause
   end
 end
 
@@ -84,11 +96,13 @@ for cap, hold, need, want, rate, tokens in string.gmatch(ARGV[7], '(%S+) (%S+) (
   if want < need then want = need end
   local names, needs, spares, held, turns, sinces = {me}, {need}, {want - need}, {hold}, {false}, {exact}
   local needed, used, mine, last, contended, hungry, had = need, 0, 0, -1, 0, 1, 0
-  local all = redis.call('HGETALL', slots_key)
+  local all = redis.pcall('HGETALL', slots_key)
+  if all.err then redis.call('DEL', slots_key); all = {} end
   for j = 1, #all, 2 do
-    local g, n, w, t, e, s, since = struct.unpack('<I4I4I4I4ddd', all[j + 1])
+    local g, n, w, t, e, s, since = 0, 0, 0, 0, 0, 0, 0
+    if #all[j + 1] == 40 then g, n, w, t, e, s, since = struct.unpack('<I4I4I4I4ddd', all[j + 1]) end
     local has = t == 1 and math.floor(since / lease) == period
-    if e <= now then
+    if not (e > now) then
       redis.call('HDEL', slots_key, all[j])
     elseif all[j] == me then
       mine, last, had, turns[1], sinces[1] = g, s, t, has, since
@@ -130,7 +144,8 @@ for cap, hold, need, want, rate, tokens in string.gmatch(ARGV[7], '(%S+) (%S+) (
     local taken = 0
     if rate > 0 and tokens > 0 then
       local interval = 1000 / rate
-      local tat = math.max(tonumber(redis.call('GET', rate_key) or 0), now)
+      local tat = redis.pcall('GET', rate_key)
+      tat = math.max(number(type(tat) == 'string' and tat, 0), now)
       local there = math.floor((now + math.max(interval, 2 * tick) - tat) / interval + 1e-6)
       taken = math.max(0, math.min(tokens, there, math.ceil(there / hungry)))
       if taken > 0 then
@@ -145,6 +160,7 @@ end
 out[#out + 1] = table.concat(grants, ' ')
 return out
 """
+)
 """Keys: epoch, members, decisions, hints, then the slots of each tenant, and its rate if it has one. Arguments:
 replica, sequence, epoch, lease and tick in milliseconds, whether it leaves; then, in one text with spaces, cap, hold,
 need, want, rate and tokens of each tenant. The grants come back in one text, too: many small answers take a client
@@ -162,8 +178,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local all, slots, replicas = redis.call('HVALS', KEYS[1]), 0, 0
 for i = 1, #all do
-  local granted, _, _, _, till = struct.unpack('<I4I4I4I4dd', all[i])
-  if till > now and granted > 0 then slots = slots + granted; replicas = replicas + 1 end
+  if #all[i] == 40 then
+    local granted, _, _, _, till = struct.unpack('<I4I4I4I4dd', all[i])
+    if till > now and granted > 0 then slots = slots + granted; replicas = replicas + 1 end
+  end
 end
 return {slots, replicas}
 """
@@ -178,11 +196,12 @@ end
 """
 
 DECIDE: Final = (
-    _UNDONE
+    _NUMBER
+    + _UNDONE
     + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local version = string.format('%.0f', math.max(tonumber(redis.call('HGET', KEYS[1], '#') or 0) + 1, now))
+local version = string.format('%.0f', math.max(number(redis.call('HGET', KEYS[1], '#'), 0) + 1, now))
 for i = 3, #ARGV, 3 do
   local field = ARGV[i]
   if ARGV[i + 1] == 'set' then
@@ -212,15 +231,16 @@ return {epoch, redis.call('HGETALL', KEYS[1]), redis.call('ZRANGE', KEYS[2], 0, 
 """Keys: decisions, those that were taken back, epoch."""
 
 RESTORE: Final = (
-    _UNDONE
+    _NUMBER
+    + _UNDONE
     + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known, version = tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[1], '#') or 0)
+local known, version = tonumber(ARGV[3]), number(redis.call('HGET', KEYS[1], '#'), 0)
 local changed = version < known
 for i = 4, #ARGV, 4 do
   local field, stamp = ARGV[i], tonumber(ARGV[i + 3])
-  local stored = tonumber(redis.call('HGET', KEYS[1], '@' .. field) or -1)
+  local stored = number(redis.call('HGET', KEYS[1], '@' .. field), -1)
   local undone = tonumber(redis.call('ZSCORE', KEYS[2], field) or -1)
   if ARGV[i + 1] == 'set' then
     if stamp > stored and stamp > undone then

@@ -22,6 +22,8 @@ _BATCH: Final = 250
 """Tenants per script call: the server does nothing else meanwhile, for about a millisecond per hundred."""
 _NO_PRIMARY: Final = frozenset({"ReadOnlyError", "MasterDownError", "BusyLoadingError"})
 """Errors of a server that is no primary, or not yet, by their name in both libraries."""
+_NO_TIME: Final = 1e15
+"""Milliseconds since the epoch that are no time: those of the year 33,658."""
 _SCHEMES: Final = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
 
 
@@ -118,9 +120,9 @@ class ValkeyState:
         """Return all decisions."""
         epoch, fields, undone = await self._run(DECISIONS, [*_decision_keys(fleet), f"{_tag(fleet)}:epoch"], [])
         said = _pairs(fields)
-        version = int(said.pop("#", "0"))
-        stamps = {field[1:]: int(said.pop(field)) for field in list(said) if field.startswith("@")}
-        taken_back = {field: int(float(stamp)) for field, stamp in _pairs(undone).items()}
+        version = _version(said.pop("#", ""))
+        stamps = {field[1:]: _version(said.pop(field)) for field in list(said) if field.startswith("@")}
+        taken_back = {field: _version(stamp) for field, stamp in _pairs(undone).items()}
         return Decisions(version, said, stamps, taken_back, _text(epoch))
 
     async def restore(self, fleet: str, decisions: Decisions) -> int:
@@ -297,8 +299,17 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _text(value: Any) -> str:
-    """Return an answer as text, whether or not the client decodes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    """Return an answer as text, whether or not the client decodes. A value that is none must not cost all others."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _version(text: str) -> int:
+    """Return a version; 0 for what is none, as something else may have written it."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 0
+    return int(number) if 0 < number < _NO_TIME else 0
 
 
 def _pairs(answer: Any) -> dict[str, str]:

@@ -3,16 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from postroom.errors import AccessDenied, PostroomError
 from postroom.inspection.findings import Finding, error, ok, unknown
 from postroom.inspection.queues import Found
 from postroom.transports.aws.addresses import address_of
-from postroom.transports.protocol import Queue, QueueInfo, VisibilityChange
-
-_NO_HANDLE: Final = "postroom-check"
-"""No receipt handle: SQS looks at the permission first, and then refuses it. No message is touched."""
+from postroom.transports.protocol import NO_HANDLE, Queue, QueueInfo, VisibilityChange
 
 
 def least_policy(*queues: Found) -> dict[str, Any]:
@@ -97,9 +94,9 @@ def _resource(key: str, queue: str) -> Mapping[str, Any]:
 
 async def look_at_permissions(queue: Queue) -> list[Finding]:
     """Try what can be tried without touching a message, and return what is allowed."""
-    change = VisibilityChange(_NO_HANDLE, 0)
+    change = VisibilityChange(NO_HANDLE, 0)
     findings = [
-        await _tried("sqs:DeleteMessage", queue, queue.delete([_NO_HANDLE])),
+        await _tried("sqs:DeleteMessage", queue, queue.delete([NO_HANDLE])),
         await _tried("sqs:ChangeMessageVisibility", queue, queue.change_visibility([change])),
     ]
     if queue.info.attributes.get("ApproximateNumberOfMessages") == "0":

@@ -8,6 +8,7 @@ from typing import Any, Final, Generic
 
 from postroom.errors import ResourceOpenError
 from postroom.log_fields import Log, Step, about
+from postroom.outbox.places import Places
 from postroom.outbox.rounds import Pauses, Rounds
 from postroom.outbox.stores import NoOutbox
 from postroom.redaction import log_error
@@ -59,6 +60,7 @@ class Run(Generic[C]):
         self._busy: dict[C, bool] = {}  # and whether to look again afterwards
         self._looks: dict[C, asyncio.Lock] = {}  # so that drain() finds what a worker has in hand to be done
         self._pauses = Pauses()
+        self._places = Places(pool, interval)
         self._feed_now = asyncio.Event()
         self._closing = False
         self.stopping: asyncio.Event = asyncio.Event()
@@ -90,10 +92,12 @@ class Run(Generic[C]):
         """
         lock = self._looks.setdefault(context, asyncio.Lock())
         try:
-            async with lock, self._pool.lease(context) as database:
-                for _ in range(ROUNDS):
-                    if self._closing or not await self._rounds.once(database, display_key(context)):
-                        return False
+            async with lock:
+                await self._places.follow(context)
+                async with self._pool.lease(context) as database:
+                    for _ in range(ROUNDS):
+                        if self._closing or not await self._rounds.once(database, display_key(context)):
+                            return False
         finally:
             # Another look may have taken it over: it must find this lock, and not a new one.
             if not lock.locked():
@@ -121,6 +125,7 @@ class Run(Generic[C]):
             try:
                 async with asyncio.timeout(ANSWER):
                     found = await self._tenants()
+                self._places.keep(found)
                 for context in found:
                     self._put(context)
             except Exception as error:

@@ -4,10 +4,12 @@ import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from postroom.errors import PoolExhaustedError, ResourceOpenError, UnknownTenant
 from postroom.redaction import sqlstate_of
+
+E = TypeVar("E", bound=BaseException)
 
 __all__ = [
     "OpenFailure",
@@ -23,8 +25,13 @@ SUSPECT_STATES: Final = ("08", "28", "57P0", "25006")
 """SQLSTATEs, or how they begin, after which a connection is not what it was: it broke, its credentials are refused, the
 server was shut down or is starting, or it became read-only in a failover."""
 
-OUTAGE_STATES: Final = (*SUSPECT_STATES, "53")
-"""Class 53 in addition: the server lacks resources, as with too many connections (53300)."""
+OUTAGE_STATES: Final = (*SUSPECT_STATES, "530", "531", "533")
+"""In addition: the server has no connection (53300), no room on its disk (53100) or too little of something else. Not
+53200 and 53400, which tell of one statement: it wants more memory, locks or temporary files than it may have."""
+
+_OF_STATEMENTS: Final = ("08P01", "28")
+"""States that mean the server only where it ended the connection: as the answer to a statement they are its fault, such
+as too few parameters for it."""
 
 _UNREACHABLE: Final = frozenset({"ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ETIMEDOUT"})
 _MYSQL_OUTAGES: Final = frozenset({1040, 1053, 1203, 1290, 2002, 2003, 2006, 2013})
@@ -33,6 +40,8 @@ _SQLITE_OUTAGES: Final = frozenset({5, 10, 13, 14})
 """SQLite's error codes: another program holds the lock (BUSY), the disk fails (IOERR), it is full, the file cannot be
 opened (CANTOPEN)."""
 _DEEPEST: Final = 8
+_RULED: Final = "_postroom_outage"
+"""The attribute of an error that says whether it is an outage, where the one who raised it knows."""
 
 
 class OpenFailure(StrEnum):
@@ -62,13 +71,34 @@ def is_unknown_tenant(error: BaseException) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Return whether an exception says that a server cannot be reached or used for now: no fault of the message.
 
-    True for SQLSTATE class 08 (connection exceptions), 28 (credentials refused), 53 (such as 53300, too many
-    connections), 57P0x (shut down, crashed, starting up), 25006 (read-only after a failover), for
+    True for what an adapter of ``postroom.datasources`` met while it made a connection, for SQLSTATE class 08
+    (connection exceptions), 28 (credentials refused), 53 (such as 53300, too many connections; but 53200 and 53400 are
+    a statement's own), 57P0x (shut down, crashed, starting up), 25006 (read-only after a failover), for
     ``ConnectionError``, what drivers say of a lost connection, unreachable networks and failed name resolution, for a
     file of SQLite that another program has locked, a disk that fails or is full, and for a nested pool's refusals; also
     when another exception was raised ``from`` one of them. A group is an outage when every member is.
     """
     return not is_unknown_tenant(error) and _says(error, _is_outage)
+
+
+def of_server(error: E) -> E:
+    """Rule that an error is an outage, whatever it is: it was raised while a connection was made.
+
+    A missing database, or a password function that fails, says nothing about the message that needs the connection.
+    """
+    vars(error)[_RULED] = True
+    return error
+
+
+def of_message(error: E) -> E:
+    """Rule that an error is no outage, whatever it looks like: the server was asked, and is well."""
+    vars(error)[_RULED] = False
+    return error
+
+
+def is_of_server(error: BaseException) -> bool:
+    """Return whether it was ruled (``of_server``) that an error, or what it was raised from, is an outage."""
+    return _says(error, lambda each: _ruling(each) is True)
 
 
 def is_suspect(error: BaseException) -> bool:
@@ -97,10 +127,17 @@ def _says(error: BaseException, what: Callable[[BaseException], bool], depth: in
     return any(_says(each, what, depth - 1) for each in _inner(error))
 
 
+def _ruling(error: BaseException) -> bool | None:
+    ruling: bool | None = vars(error).get(_RULED)
+    return ruling
+
+
 def _is_outage(error: BaseException) -> bool:
+    if (ruling := _ruling(error)) is not None:
+        return ruling
     state = _own_sqlstate(error)
     if state is not None:
-        return state.startswith(OUTAGE_STATES)
+        return _tells_of_server(error, state, OUTAGE_STATES)
     if isinstance(error, ResourceOpenError):
         return not error.permanent
     if isinstance(error, ConnectionError | PoolExhaustedError) or _is_unreachable(error):
@@ -149,10 +186,23 @@ def _follows_an_outage(error: BaseException) -> bool:
 
 
 def _breaks_trust(error: BaseException) -> bool:
+    if _ruling(error) is False:
+        return False
     state = _own_sqlstate(error)
     if state is not None:
-        return state.startswith(SUSPECT_STATES)
+        return _tells_of_server(error, state, SUSPECT_STATES)
     return isinstance(error, ConnectionError) or _lost_its_protocol(error)
+
+
+def _tells_of_server(error: BaseException, state: str, states: tuple[str, ...]) -> bool:
+    answered = state.startswith(_OF_STATEMENTS) and any(_severity(each) == "ERROR" for each in _unwrap(error, _DEEPEST))
+    return state.startswith(states) and not answered
+
+
+def _severity(error: BaseException) -> str | None:
+    """Return how severe PostgreSQL calls an error, in English: ERROR is what one statement is answered."""
+    of_asyncpg: Any = getattr(error, "severity_en", None)
+    return of_asyncpg or getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
 
 
 def _own_sqlstate(error: BaseException) -> str | None:
@@ -165,7 +215,9 @@ def _members(error: BaseException) -> Sequence[BaseException]:
 
 
 def _inner(error: BaseException) -> Iterator[BaseException]:
-    """Yield what an error was raised from, and what SQLAlchemy keeps in ``orig``."""
+    """Yield what an error was raised from, and what SQLAlchemy keeps in ``orig``; nothing behind ``of_message``."""
+    if _ruling(error) is False:
+        return
     cause: Any = error.__cause__
     original: Any = getattr(error, "orig", None)
     for each in (cause, original if original is not cause else None):

@@ -421,6 +421,14 @@ class ResourcePool(Generic[C, R]):
         entry = self._ready.get(self._identify(key))
         return None if entry is None else entry.leases
 
+    def leases_out(self, key: Hashable) -> int | None:
+        """Return how many leases of a key's resources are out, also of those that close behind their last one.
+
+        None where nothing of the key is open, opening or closing.
+        """
+        leases = [entry.leases for entry in self._core.table.entries if self.key_of(entry.context) == key]
+        return sum(leases) if leases else None
+
     def retry_after(self, context: C) -> float:
         """Return the seconds for which a context, or its host, is left alone after failures; 0.0 if it is not.
 

@@ -66,6 +66,11 @@ class Groups(Generic[T]):
         group = self._groups.get(ticket.group) if ticket.group is not None else None
         return group is not None and group.head is ticket and bool(group.behind) and group.behind[0].is_again(ticket)
 
+    def behind_of(self, ticket: T) -> list[T]:
+        """Return, in order, what waits behind a ticket if it is the head of its group."""
+        group = self._groups.get(ticket.group) if ticket.group is not None else None
+        return list(group.behind) if group is not None and group.head is ticket else []
+
     def strike_off(self, ticket: T) -> list[T]:
         """Strike off, in order, what waits behind a ticket in its group."""
         group = self._groups.get(ticket.group) if ticket.group is not None else None

@@ -366,6 +366,10 @@ class Scheduler(Generic[T]):
         """Whether the work of the head of a message group has come again, before all that waits behind it."""
         return self._groups.has_again(ticket)
 
+    def behind_of(self, ticket: T) -> list[T]:
+        """Return, in order, what waits behind the head of a message group."""
+        return self._groups.behind_of(ticket)
+
     def withdraw_group(self, ticket: T) -> list[T]:
         """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done."""
         behind = self._groups.strike_off(ticket)

@@ -164,9 +164,14 @@ class Batcher(Generic[E]):
         return len(self._open)
 
     @property
-    def failing(self) -> bool:
-        """Whether calls fail at present."""
-        return not self._gate.is_open
+    def failing_since(self) -> float | None:
+        """The loop time at which the first call failed since one went well; None while they go well."""
+        return self._gate.failing_since
+
+    def works(self) -> None:
+        """Note that such a call, sent by another, went well: what waits goes on."""
+        self._went_well()
+        self._pump()
 
     def add(self, entry: E, urgent: bool = False) -> None:  # noqa: FBT001, FBT002 - a call with names costs more
         """Take an entry in. An urgent one leaves in this turn of the loop, with what is there."""
@@ -281,7 +286,7 @@ class Batcher(Generic[E]):
         """Return why nothing can be taken in; None where it can."""
         if self.closed:
             return _closed(self._name)
-        full = self._most is not None and len(self._open) >= self._most and self.failing
+        full = self._most is not None and len(self._open) >= self._most and not self._gate.is_open
         return self.last_error if full else None
 
     def _stop_lingering(self) -> None:

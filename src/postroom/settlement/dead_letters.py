@@ -46,17 +46,26 @@ class _Posting(msgspec.Struct, eq=False):
 
 
 class DeadLetters:
-    """The dead-letter queue of one queue, opened when it is first needed and kept.
+    """The dead-letter queue of one queue, or another that messages are sent to: opened when first needed, and kept.
 
     Args:
         redrive: says which queue that is. It is asked for each message, since a policy can be added or changed.
         open_queue: opens a queue by its ARN.
         tasks: start the calls, and the timers.
+        name: what the log and errors call it.
     """
 
-    def __init__(self, redrive: HasRedrive, open_queue: Callable[[str], Awaitable[Queue]], *, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        redrive: HasRedrive,
+        open_queue: Callable[[str], Awaitable[Queue]],
+        *,
+        tasks: Tasks,
+        name: str = "the dead-letter queue",
+    ) -> None:
         self._redrive = redrive
         self._open_queue = open_queue
+        self._name = name
         self._time = tasks.time
         self._opening = asyncio.Lock()
         self._queue: Queue | None = None
@@ -66,11 +75,13 @@ class DeadLetters:
             self,
             tasks=tasks,
             linger=_LINGER,
-            trouble=Trouble("Sending messages to the dead-letter queue", "tried again for a while", tasks=tasks),
+            trouble=Trouble(f"Sending messages to {name}", "tried again for a while", tasks=tasks),
             patience=0.0,
             size=lambda posting: posting.size,
         )
         """The batches of letters."""
+        self.works: bool = False
+        """Whether the queue has taken anything yet."""
         self._future = tasks.loop.create_future
 
     @property
@@ -111,7 +122,7 @@ class DeadLetters:
         finally:
             # Also when the stop itself is cancelled here: a handler must not wait for an answer that never comes.
             for posting in left or self.letters.give_up():
-                self._answer(posting, _unsent(posting.delivery, "the consumer has stopped"))
+                self._answer(posting, self._unsent(posting.delivery, "the consumer has stopped"))
 
     # -- the work of the batcher -----------------------------------------------------------------------------------
 
@@ -123,7 +134,7 @@ class DeadLetters:
             self._answer(entry, _too_late(entry.delivery))
             return Fate.OVER
         if now >= entry.until:
-            self._answer(entry, _unsent(entry.delivery, f"it was tried in vain ({self.letters.last_error})"))
+            self._answer(entry, self._unsent(entry.delivery, f"it was tried in vain ({self.letters.last_error})"))
             return Fate.OVER
         return Fate.SEND
 
@@ -142,10 +153,10 @@ class DeadLetters:
         refused = {failure.index for failure in failures}
         for index, (letter, entry) in enumerate(zip(letters, entries, strict=True)):
             if letter.unsaid is not None and index not in refused:
-                text = "Message %s of %s was dead-lettered without room for its whole reason: %s"
+                text = "Message %s of %s was sent to %s without room for its whole reason: %s"
                 delivery = entry.delivery
                 shown = tenant_in_words(delivery.tenant)
-                _log.warning(text, delivery.message.id, shown, letter.unsaid, extra=about(delivery))
+                _log.warning(text, delivery.message.id, shown, self._name, letter.unsaid, extra=about(delivery))
         return failures
 
     @staticmethod
@@ -163,9 +174,10 @@ class DeadLetters:
         if error is None:
             # Before the answer, and for every letter: the message is deleted even if its caller is
             # gone.
+            self.works = True
             entry.sent(entry.delivery)
         elif isinstance(error, InvalidRequest):
-            text = f"the dead-letter queue refused message {entry.delivery.message.id}: {error.code or error}"
+            text = f"{self._name} refused message {entry.delivery.message.id}: {error.code or error}"
             error = InvalidRequest(text, operation="SendMessageBatch", code=error.code)
         self._answer(entry, error)
 
@@ -174,18 +186,17 @@ class DeadLetters:
         async with self._opening:
             redrive = self._redrive.redrive
             if redrive is None:
-                raise QueueNotFound("there is no dead-letter queue any longer")
+                raise QueueNotFound(f"{self._name} is not there any longer")
             if self._queue is None or self._arn != redrive.dead_letter_queue:
                 self._queue = await self._open_queue(redrive.dead_letter_queue)
                 self._arn = redrive.dead_letter_queue
             return self._queue
 
+    def _unsent(self, delivery: Delivery, why: str) -> ServiceUnavailable:
+        text = f"message {delivery.message.id} was not sent to {self._name}: {why}"
+        return ServiceUnavailable(text, operation="SendMessageBatch")
+
 
 def _too_late(delivery: Delivery) -> OwnershipLost:
     text = f"message {delivery.message.id} is not ours any longer: its visibility timeout is over"
     return OwnershipLost(text, message_id=delivery.message.id)
-
-
-def _unsent(delivery: Delivery, why: str) -> ServiceUnavailable:
-    text = f"message {delivery.message.id} was not dead-lettered: {why}"
-    return ServiceUnavailable(text, operation="SendMessageBatch")

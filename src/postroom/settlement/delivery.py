@@ -56,6 +56,8 @@ class Delivery(Ticket, eq=False, kw_only=True):
     """The newest receive, where that is not the first."""
     trouble: str | None = None
     """Why its last extension was not confirmed."""
+    out_of_reach: bool = False
+    """Whether that was SQS's fault, and not a refusal: nothing else can be sent to it either."""
     slept: float = 0.0
     """Seconds that the machine was suspended in all, when the deadline was last set right."""
 

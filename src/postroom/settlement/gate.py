@@ -38,6 +38,8 @@ class Gate:
         self._until = 0.0
         self._permits = 0
         self.is_open: bool = True
+        self.failing_since: float | None = None
+        """When the first call failed since one went well; None while they go well."""
 
     @property
     def opens_at(self) -> float:
@@ -65,12 +67,15 @@ class Gate:
             return
         self._pause, pause = pauses.after(None if self.is_open else self._pause, self._rng)
         self.is_open = False
+        if self.failing_since is None:
+            self.failing_since = now
         self._permits = 0
         self._closed_at = now
         self._until = now + pause
 
     def succeeded(self) -> None:
         """Note that a call went well."""
+        self.failing_since = None
         if not self.is_open:
             # A failure during the recovery must not cost the longest pause again.
             self._pause = None if self._pause is None else min(self._pause, 1.0)

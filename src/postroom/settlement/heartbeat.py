@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final, Protocol
 
-from postroom.errors import InvalidReceiptHandle, PostroomError
+from postroom.errors import InvalidReceiptHandle, PostroomError, ServiceUnavailable, Throttled
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.batcher import Batcher, Fate, named
 from postroom.settlement.delivery import Delivery
@@ -22,8 +22,6 @@ _AT_ONCE: Final = 20
 """Extension calls that leave before the first answers are there: with 1,000 messages held there are a hundred."""
 _JUMP: Final = 0.25
 """Seconds that the machine slept which are worth to set the deadlines right: less is how exactly clocks are read."""
-_LATE: Final = 1.0
-"""Seconds between a deadline and the look at it, from which on something kept the event loop from it."""
 
 
 class Holder(Protocol):
@@ -173,7 +171,7 @@ class Heartbeat:
             if delivery not in self._watched:
                 continue
             if delivery.deadline <= now:
-                self._expire(delivery, now)
+                self._expire(delivery)
                 continue
             at = self._due(delivery, now)
             if at <= now:
@@ -228,9 +226,10 @@ class Heartbeat:
         except BaseException as error:
             # Also after a cancellation: a change of visibility may wait for this extension to be
             # over.
-            trouble = f"its last extension failed ({describe(named(error))})"
+            cause = named(error)
             for delivery in entries:
-                delivery.trouble = trouble
+                delivery.trouble = f"its last extension failed ({describe(cause)})"
+                delivery.out_of_reach = isinstance(cause, Throttled | ServiceUnavailable)
             self._landed(entries)
             raise
         # The machine may have slept during the call: old deadlines are set right before new ones
@@ -259,9 +258,9 @@ class Heartbeat:
             return
         if delivery.deadline <= now:
             if delivery in self._watched:
-                self._expire(delivery, now)
+                self._expire(delivery)
             return
-        delivery.trouble = None
+        delivery.trouble, delivery.out_of_reach = None, False
         delivery.deadline = deadline
 
     def done(self, entry: Delivery, error: PostroomError | None) -> None:
@@ -277,7 +276,7 @@ class Heartbeat:
         self._looks.put([entry], max(now, self._due(entry, now)))
 
     def _refused(self, delivery: Delivery, error: PostroomError) -> None:
-        delivery.trouble = f"SQS refused its extension ({describe(error)})"
+        delivery.trouble, delivery.out_of_reach = f"SQS refused its extension ({describe(error)})", False
         if isinstance(error, InvalidReceiptHandle) and delivery.covered and delivery.decision is None:
             self._give_up(delivery, delivery.trouble)
             return
@@ -285,14 +284,13 @@ class Heartbeat:
         delivery.covered = False
         self._looks.put([delivery], delivery.deadline)
 
-    def _expire(self, delivery: Delivery, now: float) -> None:
-        late = now - delivery.deadline
-        if late >= _LATE:
-            cause = f"the event loop, the process or the machine stood still: it was noticed {late:.1f} s too late"
-        elif delivery.beating:
+    def _expire(self, delivery: Delivery) -> None:
+        if delivery.beating:
             cause = "its last extension was not answered in time"
         elif delivery.trouble is not None:
             cause = delivery.trouble
+        elif delivery in self._asked and (error := self._extensions.last_error) is not None:
+            cause = f"its extension waited behind others that failed ({describe(error)})"
         elif not (delivery.visibility or self._visibility).heartbeat:
             cause = "it is not extended: Visibility(heartbeat=False)"
         elif delivery.covered:
@@ -308,4 +306,4 @@ class Heartbeat:
 
 def _pauses(timeout: float) -> Pauses:
     """Return the pauses between failing extensions: several fit into the half timeout that is left."""
-    return Pauses(first=min(1.0, timeout / 12), cap=min(5.0, timeout / 6))
+    return Pauses(first=min(1.0, timeout / 12), cap=min(2.0, timeout / 6))

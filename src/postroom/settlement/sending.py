@@ -1,14 +1,17 @@
 """How decisions are sent to SQS, ten per call."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from postroom.errors import InvalidReceiptHandle, PostroomError
+from postroom.errors import AccessDenied, InvalidReceiptHandle, InvalidRequest, PostroomError, ServiceUnavailable
 from postroom.settlement.backoff import whole_seconds
-from postroom.settlement.batcher import Fate
+from postroom.settlement.batcher import Batcher, Fate, error_of, named
 from postroom.settlement.delivery import Decision, Delivery
 from postroom.settlement.heartbeat import Heartbeat
-from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
+from postroom.settlement.trouble import describe
+from postroom.tasks import has_to_leave
+from postroom.transports.protocol import NO_HANDLE, EntryFailure, Queue, VisibilityChange
 
 
 class Desk(Protocol):
@@ -40,6 +43,18 @@ class Desk(Protocol):
         ...
 
 
+class Undeletable(ServiceUnavailable):
+    """Nothing is received, because no message can be deleted: it would be handled again and again."""
+
+    def __init__(self, queue: str, seconds: float, cause: PostroomError | None) -> None:
+        why = "" if cause is None else f" ({describe(cause)})"
+        text = f"for {seconds:.0f} s no message of {queue} could be deleted{why}, so what comes would be handled again "
+        text += "and again"
+        if isinstance(cause, AccessDenied):
+            text += ". Allow sqs:DeleteMessage"
+        super().__init__(text, operation="ReceiveMessage")
+
+
 class Deletes:
     """What the batches of deletes do."""
 
@@ -47,6 +62,28 @@ class Deletes:
         self._desk = desk
         self._queue = queue
         self.fate: Callable[[Decision, float], Fate] = desk.fate
+
+    async def check(self, batches: Batcher[Decision], seconds: float) -> None:
+        """Learn whether deletes work again, ``seconds`` after the first one failed. Raises ``Undeletable``.
+
+        While some wait, their batches show it. Otherwise one is sent that touches no message.
+        """
+        error, task = batches.last_error, asyncio.current_task()
+        if not batches.pending:
+            try:
+                failures = await self._queue.delete([NO_HANDLE]) or ()
+                refusals = (error_of(each, "delete") for each in failures if not each.sender_fault)
+                error = next(refusals, None)
+            except (InvalidRequest, InvalidReceiptHandle):
+                error = None  # it was looked at
+            except BaseException as raised:  # whatever a transport raises
+                if has_to_leave(raised, task):
+                    raise
+                error = named(raised)
+            if error is None:
+                batches.works()
+                return
+        raise Undeletable(self._queue.info.name, seconds, error)
 
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
         """Delete up to ten messages."""

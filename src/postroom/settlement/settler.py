@@ -16,7 +16,7 @@ from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
-from postroom.settlement.batcher import Batcher, Fate, Work
+from postroom.settlement.batcher import PATIENCE, Batcher, Fate, Work
 from postroom.settlement.dead_letters import DeadLetters
 from postroom.settlement.delivery import Decision, Delivery
 from postroom.settlement.heartbeat import Heartbeat
@@ -34,11 +34,16 @@ _ACKED, _SEND = Settlement.ACKED, Fate.SEND
 
 LINGER: Final = 0.1
 """Seconds that an acknowledgement or a visibility change waits for company."""
+_BRIEF: Final = 5.0
+"""Seconds for which no delete may work before nothing more is received."""
+_LATE: Final = 1.0
+"""Seconds between a deadline and the look at it, from which on something kept the event loop from it."""
 
 _UNDELETED: Final = "%s of {} could not be deleted (%s): they were handled, and will be handled again. Messages: %s"
 _UNRETURNED: Final = (
     "%s of {} could not be given back (%s): they come back after their visibility timeout. Messages: %s"
 )
+_LOST: Final = "%s of {} were lost, too (%s): another consumer may have them. Messages: %s"
 _NOWHERE: Final = "Rejected %s of {}, but the queue has no dead-letter queue (%s). Messages: %s"
 _STOPPED: Final = "the consumer stopped before SQS confirmed it: message {} comes back after its visibility timeout"
 
@@ -119,17 +124,19 @@ class Settler(Generic[D]):
         """How much is held, by settlers with the same tally together."""
         self.heartbeat: Heartbeat = Heartbeat(queue, visibility, tasks=tasks, holder=self, slept=slept, rng=rng)
         name = queue.info.name
-        self._deletes = self._batcher("delete", Deletes(self, queue), f"Deleting messages of {name}", rng)
+        self._deleting = Deletes(self, queue)
+        doing = f"Deleting messages of {name}"
+        # For as long as they are ours, also where it is denied: given up, they would be handled again.
+        self._deletes = self._batcher("delete", self._deleting, doing, rng, patience=MAX_VISIBILITY)
         doing = f"Changing the visibility of messages of {name}"
-        self._changes = self._batcher("change", Changes(self, queue), doing, rng)
+        self._changes = self._batcher("change", Changes(self, queue), doing, rng, patience=PATIENCE)
         self._stretching: dict[Delivery, Decision] = {}
         self._undeleted = Refusals(_UNDELETED.format(name), tasks=tasks, queue=name)
         self._unreturned = Refusals(_UNRETURNED.format(name), tasks=tasks, queue=name)
+        self._losses = Refusals(_LOST.format(name), tasks=tasks, queue=name)
         self._nowhere = Refusals(_NOWHERE.format(name), tasks=tasks, queue=name)
         self._counts: Counter[Settlement] = Counter()
         self._failed = 0
-        self.again: int = 0
-        """Messages that were received while they were held already."""
         self._closed = False
 
     @property
@@ -148,11 +155,6 @@ class Settler(Generic[D]):
         return self._deletes.pending + self._changes.pending
 
     @property
-    def failing(self) -> bool:
-        """Whether SQS refuses acknowledgements at present: what is received now could not be settled."""
-        return self._deletes.failing
-
-    @property
     def failures(self) -> int:
         """Decisions that were given up: the message comes back after its visibility timeout."""
         return self._failed
@@ -160,6 +162,18 @@ class Settler(Generic[D]):
     def counts(self) -> Mapping[Settlement, int]:
         """Return how many messages ended in each way."""
         return dict(self._counts)
+
+    async def check_deletes(self) -> None:
+        """Return if messages can be deleted, as far as is known: what is received else is handled again and again.
+
+        What waits to be deleted shows whether that works again; where nothing does, a delete is sent to find out.
+
+        Raises:
+            Undeletable: no delete has worked for some seconds.
+        """
+        since = self._deletes.failing_since
+        if since is not None and (seconds := self._time() - since) >= _BRIEF:
+            await self._deleting.check(self._deletes, seconds)
 
     def take(self, messages: Sequence[Message], arrived: Moment | None = None) -> list[D]:
         """Hold the messages of one receive. A message that is held already is renewed instead of returned again.
@@ -190,7 +204,6 @@ class Settler(Generic[D]):
             self._held[message.id] = delivery
             self.tally.bytes += len(message.body)
             fresh.append(delivery)
-        self.again += len(messages) - len(fresh)
         if fresh:
             self.heartbeat.cover(fresh)
         return fresh
@@ -423,9 +436,12 @@ class Settler(Generic[D]):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _batcher(self, name: str, work: Work[Decision], doing: str, rng: Random | None) -> Batcher[Decision]:
-        trouble = Trouble(doing, "tried again while they are ours", tasks=self._tasks, queue=self._queue.info.name)
-        return Batcher[Decision](name, work, tasks=self._tasks, linger=LINGER, trouble=trouble, rng=rng)
+    def _batcher(
+        self, name: str, work: Work[Decision], doing: str, rng: Random | None, *, patience: float
+    ) -> Batcher[Decision]:
+        tasks = self._tasks
+        trouble = Trouble(doing, "tried again while they are ours", tasks=tasks, queue=self._queue.info.name)
+        return Batcher[Decision](name, work, tasks=tasks, linger=LINGER, trouble=trouble, patience=patience, rng=rng)
 
     def _check_open(self, delivery: Delivery) -> None:
         """Raise unless something may still be asked of SQS for a delivery."""
@@ -486,18 +502,18 @@ class Settler(Generic[D]):
         """Note that a deadline has passed before the heartbeat told of it."""
         decision = delivery.decision
         if not delivery.lost and (decision is None or not decision.on_its_way):
-            seconds = self._time() - delivery.deadline
-            cause = f"the event loop, the process or the machine stood still: it was noticed {seconds:.1f} s too late"
-            self._lose(delivery, cause if seconds >= 1.0 else delivery.trouble or "its time is over")
+            self._lose(delivery, delivery.trouble or "its time is over")
 
     def _lose(self, delivery: Delivery, cause: str) -> None:
         if delivery.lost:
             return
         delivery.lost = True
-        held_for = self._time() - delivery.received_at
-        message_id, tenant = delivery.message.id, tenant_in_words(delivery.tenant)
-        decision = delivery.decision
+        now, decision = self._time(), delivery.decision
+        if (late := now - delivery.deadline) >= _LATE:
+            cause = "the event loop, the process or the machine stood still"
+        shown = f"{cause}: it was noticed {late:.1f} s too late" if late >= _LATE else cause
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
+            cause = f"handled before, and will be handled again: {cause}"
             text = (
                 "Message %s of %s was handled, but its acknowledgement is suppressed: it is not ours any longer "
                 "after %.1f s (%s). It will be handled again"
@@ -505,9 +521,10 @@ class Settler(Generic[D]):
         elif delivery.settlement is None:
             text = "Lost message %s of %s after %.1f s: %s. Another consumer may have it"
         else:
+            cause = f"given back before, and SQS did not know it: {cause}"
             text = "Message %s of %s was given back, and its time was over after %.1f s before SQS knew it: %s"
         if delivery.settlement is not Settlement.LEFT:
-            _log.warning(text, message_id, tenant, held_for, cause, extra=about(delivery))
+            self._tell_of_loss(delivery, cause, text, now - delivery.received_at, shown)
         if decision is not None:
             decision.answer(_ownership_lost(delivery.message))
             self._deletes.forget(decision)
@@ -519,7 +536,14 @@ class Settler(Generic[D]):
 
     def _suppressed(self, delivery: Delivery) -> None:
         text = "The acknowledgement of message %s of %s is suppressed: it was lost, and will be handled again"
-        _log.warning(text, delivery.message.id, tenant_in_words(delivery.tenant), extra=about(delivery))
+        self._tell_of_loss(delivery, "their handlers ended all the same: they will be handled again", text)
+
+    def _tell_of_loss(self, delivery: Delivery, cause: str, text: str, *arguments: object) -> None:
+        """Name a message, or count it where many are lost: after a freeze or an outage it is all that is here."""
+        if self._losses.is_among_the_first():
+            _log.warning(text, delivery.message.id, tenant_in_words(delivery.tenant), *arguments, extra=about(delivery))
+        else:
+            self._losses.add(cause, delivery.message.id, delivery.tenant)
 
     def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
         # Also what was lost while its delete waited: it must not be kept from the consumer that has it next.
@@ -556,7 +580,7 @@ class Settler(Generic[D]):
                 decision.answer(ClosedError(_STOPPED.format(delivery.message.id)))
             delivery.settlement = Settlement.LEFT
             self._end(delivery, Settlement.LEFT)
-        for refusals in (self._undeleted, self._unreturned, self._nowhere):
+        for refusals in (self._undeleted, self._unreturned, self._losses, self._nowhere):
             refusals.flush()
 
 

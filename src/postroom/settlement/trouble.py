@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Hashable
 
@@ -20,6 +21,8 @@ _COLLECT = 1.0
 """Seconds for which refusals are collected before the first line tells of them."""
 _REPEAT = 60.0
 """Seconds between two lines that tell of further refusals."""
+_SINGLY = 10
+"""Messages in ``_REPEAT`` seconds that a line of its own may tell of."""
 _EXAMPLES = 3
 
 
@@ -97,6 +100,16 @@ class Refusals:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._single = 0
+        self._single_until = -math.inf
+
+    def is_among_the_first(self) -> bool:
+        """Whether a line of its own may tell of a message, since there were few in the last minute; else ``add`` it."""
+        now = self._tasks.time()
+        if now >= self._single_until:
+            self._single, self._single_until = 0, now + _REPEAT
+        self._single += 1
+        return self._single <= _SINGLY
 
     def add(self, cause: str, message_id: str, tenant: Hashable = None) -> None:
         """Note that it happened to a message of a tenant."""

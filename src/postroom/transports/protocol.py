@@ -10,13 +10,16 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Final, Protocol, Self, cast, runtime_checkable
 
 import msgspec
 
 from postroom.checking import shown
 from postroom.errors import ConfigurationError
 from postroom.message import Message, OutgoingMessage
+
+NO_HANDLE: Final = "postroom-check"
+"""No receipt handle: SQS looks at the permission first, and then refuses it. No message is touched."""
 
 
 class EntryFailure(msgspec.Struct, frozen=True):

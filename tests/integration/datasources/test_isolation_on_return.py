@@ -280,6 +280,28 @@ class TestWhatDriversKeepOnThisSide:
                 assert await driver.run(connection, "SELECT '[1]'::json") != "read by acme"
                 assert await driver.run(connection, "SELECT pg_backend_pid()") != backend
 
+    @pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
+    @pytest.mark.parametrize("sql", ["DISCARD ALL", "discard  all ;", "DEALLOCATE ALL", "Deallocate Prepare All"])
+    async def test_statements_that_the_server_forgot_are_no_trap(
+        self, tenant: TenantDatabase, driver: Driver, sql: str
+    ) -> None:
+        """The driver believes that they are still prepared, and the next user would fail."""
+        dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        autocommit = {"isolation_level": "AUTOCOMMIT"} if "SQLAlchemy" in driver.name else {"autocommit": True}
+        options = {} if driver.name == "asyncpg" else autocommit
+        async with driver.provide(Registry({"a": dsn}), max_size=1, options=options)("a") as pool:
+            async with driver.connect(pool) as connection:
+                for _ in range(7):  # psycopg prepares what it has run five times
+                    assert await driver.run(connection, "SELECT 1 + 1") == 2
+                await driver.run(connection, sql)
+            async with driver.connect(pool) as connection:
+                assert await driver.run(connection, "SELECT 1 + 1") == 2
+                raw = await _drivers(driver, connection)
+                if hasattr(raw, "fetchval"):  # asyncpg sends what has no parameters in another way
+                    await raw.execute(sql)
+            async with driver.connect(pool) as connection:
+                assert await driver.run(connection, "SELECT 1 + 1") == 2
+
     async def test_what_init_hangs_in_stays(self, tenant: TenantDatabase) -> None:
         """On the same connection."""
         told: list[Any] = []

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+import unittest
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from asgiref.sync import async_to_sync
 
 from postroom import (
     Concurrency,
@@ -32,54 +33,26 @@ from postroom.local.threaded import ThreadedServer
 from postroom.testing.postgres import PostgresServer
 from postroom.transports.memory import MemoryClient
 
-django = pytest.importorskip("django")
+from support.django_shop import ask, drop, entry  # isort: skip - it sets Django up
 
-from django.conf import settings  # noqa: E402
+from django.core.management import CommandError, call_command
+from django.core.signals import request_finished
+from django.db import connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.utils import ConnectionDoesNotExist
+from django.test import SimpleTestCase
 
-if not settings.configured:
-    settings.configure(DATABASES={}, INSTALLED_APPS=["postroom.integrations.django"], USE_TZ=True)
-    django.setup()
-
-from django.core.management import CommandError, call_command  # noqa: E402
-from django.db import connections, transaction  # noqa: E402
-from django.db.backends.postgresql.base import DatabaseWrapper  # noqa: E402
-
-from postroom.integrations.django import (  # noqa: E402
+from postroom.integrations.django import (
     NoTenantDatabase,
     TenantAlias,
     TenantRouter,
+    aliases,
     closing_connections,
     tenant_databases,
     using_tenant,
 )
 
 pytestmark = pytest.mark.postgres
-
-
-def entry(server: PostgresServer, database: str, **options: Any) -> dict[str, Any]:
-    """Return what the setting DATABASES would have for a database."""
-    url = urlsplit(server.dsn(database))
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": database,
-        "USER": url.username,
-        "PASSWORD": url.password or "",
-        "HOST": url.hostname,
-        "PORT": url.port,
-        "OPTIONS": options,
-    }
-
-
-def drop(server: PostgresServer, database: str) -> None:
-    """Drop a database. The server refuses it while a connection is open, after it has waited for some seconds."""
-    server.execute(f'DROP DATABASE "{database}"')
-
-
-def ask(alias: str, sql: str) -> Any:
-    """Return the only value of a query."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetchone()[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": {"min_size": 1, "max_size": 2}}])
@@ -114,21 +87,49 @@ async def test_a_tenant_that_cannot_be_reached_is_an_outage_of_its_pool(
             with pytest.raises(ResourceOpenError) as refused:
                 await pool.acquire(tenant)
             assert refused.value.permanent is permanent
-    assert not [alias for alias in connections.settings if alias.startswith("tenant-")]
+    assert not aliases._entries
 
 
-async def test_databases_come_and_go_while_other_threads_walk_them(tmp_path: Path) -> None:
-    """Django does so for each request of a web server, and `closing_connections` for each message."""
-    async with sqlite(tmp_path / "first") as first:
-        walk = iter(connections)
-        next(walk)
-        async with sqlite(tmp_path / "second") as second:
-            assert {first, second} <= set(connections)
-            assert second not in list(walk)
-        walk = iter(connections)
-        next(walk)
-    assert first in list(walk)
-    assert not {first, second} & set(connections)
+async def test_django_finds_tenants_and_does_not_walk_them(tmp_path: Path) -> None:
+    """It walks all databases for each request of a web server, and begins transactions in some of them."""
+    before = list(connections)
+    async with sqlite(tmp_path) as alias:
+        assert list(connections) == [name for name, _ in connections.settings.items()] == before
+        assert alias in connections.settings
+        assert connections[alias].settings_dict["NAME"] == f"{tmp_path}-acme"
+        del connections[alias]
+    assert alias not in connections.settings
+    with pytest.raises(ConnectionDoesNotExist):
+        connections[alias]
+
+
+async def test_a_test_case_of_djangos_may_use_tenants(tmp_path: Path) -> None:
+    """It forbids the databases that it does not name, and cannot name those that come while it runs."""
+
+    class Case(SimpleTestCase):  # type: ignore[misc]  # Django has no types
+        def runTest(self) -> None:  # noqa: N802 - unittest's name
+            async_to_sync(self.use)()
+
+        async def use(self) -> None:
+            async with sqlite(tmp_path) as alias:
+                assert await asyncio.to_thread(rows, alias) == []
+
+    result = unittest.TestResult()
+    await asyncio.to_thread(unittest.TestSuite([Case()]).run, result)
+    assert result.testsRun == 1
+    assert result.wasSuccessful(), result
+
+
+async def test_a_request_ends_with_its_connections(tmp_path: Path) -> None:
+    """As Django ends those to its own databases, for a query of a view that said `using=`."""
+
+    def view(alias: TenantAlias) -> Any:
+        ask(alias, "select count(*) from orders")
+        request_finished.send(None)
+        return connections[alias].connection
+
+    async with sqlite(tmp_path) as alias:
+        assert await asyncio.to_thread(view, alias) is None
 
 
 async def test_an_entry_that_names_no_database_leaves_no_alias() -> None:
@@ -140,7 +141,16 @@ async def test_an_entry_that_names_no_database_leaves_no_alias() -> None:
     async with tenant_databases(locate).pool() as pool:
         with pytest.raises(ResourceOpenError):
             await pool.acquire("acme")
-    assert not [alias for alias in connections if isinstance(alias, TenantAlias)]
+    assert not aliases._entries
+
+
+async def test_an_entry_with_atomic_requests_is_refused(tmp_path: Path) -> None:
+    """Django would begin a transaction in each tenant's database, for each request of a web server."""
+    entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "a"), "ATOMIC_REQUESTS": True}
+    async with tenant_databases({"acme": entry}.get).pool() as pool:
+        with pytest.raises(ResourceOpenError, match="ATOMIC_REQUESTS"):
+            await pool.acquire("acme")
+    assert not aliases._entries
 
 
 def test_a_handler_closes_what_is_obsolete_and_not_of_a_tenant(tmp_path: Path) -> None:
@@ -170,8 +180,8 @@ async def test_threads_that_hang_elsewhere_keep_no_tenant_from_its_database(tmp_
         hung = loop.run_in_executor(None, released.wait)
         try:
             async with sqlite_pool(tmp_path / "orders") as pool, pool.lease("acme") as alias:
-                assert alias in connections
-            assert alias not in connections
+                assert alias in connections.settings
+            assert alias not in connections.settings
         finally:
             released.set()
             await hung

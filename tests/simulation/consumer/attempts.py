@@ -81,12 +81,15 @@ class Receive:
     at: float
     number: int
     """SQS's count of receives."""
-    failed: bool = False
+    failed: int = 0
+    """Attempts that failed: on a FIFO queue a message may be tried again without another receive."""
+    counted: bool = False
+    """Whether the failure of its latest attempt is counted."""
     tried: bool = False
-    reported: bool = False
-    """Whether the library reported a failure of it."""
-    unknown: bool = False
-    """Whether its tenant was said not to exist."""
+    reported: int = 0
+    """Failures of it that the library reported."""
+    unknown: int = 0
+    """How often its tenant was said not to exist."""
     given_back: float | None = None
     delay: float = 0.0
     excuse: str = ""
@@ -125,10 +128,16 @@ class Ledger:
         for each in self._here(receive):
             each.tried = True
 
+    def begins(self, handle: str) -> None:
+        """Note that an attempt begins."""
+        self.receives[handle].counted = False
+
     def fails(self, handle: str) -> None:
-        """Note a failed attempt."""
+        """Note that the latest attempt failed."""
         self.tries(handle)
-        self.receives[handle].failed = True
+        receive = self.receives[handle]
+        receive.failed += not receive.counted
+        receive.counted = True
 
     def _here(self, receive: Receive) -> list[Receive]:
         """Return the receives of the same message that the same process has not given back."""
@@ -148,7 +157,7 @@ class Ledger:
         receive = self.receives[handle]
         if not receive.excuse or (receive.excuse in _NO_REASON and why not in _NO_REASON):
             receive.excuse = why
-        receive.unknown = receive.unknown or why == NO_TENANT
+        receive.unknown += why == NO_TENANT
 
     # -- what follows ----------------------------------------------------------------------------------------------
 
@@ -180,9 +189,15 @@ class Ledger:
         return None
 
     def is_used_up(self, message: str, process: str) -> bool:
-        """Return whether a message has failed in a process as often as ``RetryPolicy(attempts=)`` says."""
+        """Return whether a message has failed in a process as often as ``RetryPolicy(attempts=)`` says.
+
+        Or as often as it may be received, where it was tried more than once in a receive.
+        """
         here = [each for each in self.of(message) if each.process == process]
-        return self.promised is not None and sum(each.failed or each.unknown for each in here) >= self.promised
+        failures = sum(max(each.failed, each.unknown) for each in here)
+        if self.promised is not None and failures >= self.promised:
+            return True
+        return failures > len(here) and any(failures >= most for most in self.policies.values())
 
     def took_back(self, message: str, process: str) -> int:
         """Return the receives of a message that a process has given back untried, and SQS has confirmed it."""
@@ -198,7 +213,7 @@ class Ledger:
 
     def reports(self, handle: str) -> None:
         """Note that the library reported a failure: it knows of it."""
-        self.receives[handle].reported = True
+        self.receives[handle].reported += 1
 
     def confirms(self, handle: str) -> None:
         """Note that SQS has confirmed the end of a receive."""
@@ -266,10 +281,12 @@ class Ledger:
         receive = self.receives[handle]
         here = [each for each in self.of(receive.message) if each.process == receive.process]
         # A resolver may have failed for a message that went back with its group before that was looked at.
-        least = 1 + sum(each.failed and each.reported and not each.forgotten for each in here)
+        least = 1 + sum(min(each.failed, each.reported) for each in here if not each.forgotten)
+        failed = 1 + sum(max(each.failed, each.unknown) for each in here)
         most = max(each.number for each in here)
         if not self.forgetful:
             most -= self.took_back(receive.message, receive.process)
-        if least <= attempt <= max(least, most):
+        most = max(most, failed)
+        if least <= attempt <= most:
             return None
         return f"{receive.message[:4]} is told attempt {attempt}: it is at least {least}, and at most {most}"

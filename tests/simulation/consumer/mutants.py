@@ -15,7 +15,7 @@ from unittest.mock import PropertyMock, patch
 
 from postroom.consumer import choices, lifecycle
 from postroom.consumer.attempts import Attempts
-from postroom.consumer.availability import Availability, _Breaker
+from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, _Breaker
 from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy
@@ -305,7 +305,7 @@ def _fails_duplicates(_was_handled: Any) -> Any:
 
 def _ends_pauses(recovered: Any) -> Any:
     def mutant(self: Any, tenant: Any, host: Any, now: float) -> Any:
-        self._met.pop(tenant, None)
+        self._met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
         return recovered(self, tenant, host, now)
 
     return mutant
@@ -320,8 +320,8 @@ def _blames_outages(wait: Any) -> Any:
 
 
 def _tried_all_the_same(retry: Any) -> Any:
-    def mutant(self: Any, job: Job, error: BaseException, delay: float, *, tried: bool) -> None:
-        retry(self, job, error, delay, tried=True)
+    def mutant(self: Any, job: Job, error: BaseException, delay: float, now: float, *, tried: bool) -> None:
+        retry(self, job, error, delay, now, tried=True)
 
     return mutant
 
@@ -583,7 +583,7 @@ MUTANTS = (
     Mutant("waits for a slot until the end", _says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
     Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
     # -- pace
-    Mutant("makes no pause for handlers", _says(Availability, "_pause_of_handlers", answer=0.0), 5, "pace"),
+    Mutant("makes no pause for handlers", _says(Availability, "_pause_after", answer=0.0), 5, "pace"),
     Mutant("ends that pause with an open", _swap(Availability, "recovered", _ends_pauses), 5, "pace"),
 )
 

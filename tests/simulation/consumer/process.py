@@ -89,6 +89,8 @@ class Process:
         self._most_tasks = MOST_TASKS
         self.cut_off: set[str] = set()
         """Receipt handles with handlers that met an outage: their messages wait, and run again."""
+        self.backs_off: set[str] = set()
+        """Receipt handles of messages of a group that failed: they may be tried again without another receive."""
         self.told: set[str] = set()
         """Receipt handles with handlers that were cancelled."""
         self.frozen = 0.0
@@ -296,6 +298,8 @@ class Process:
             of_a_function = isinstance(error, ResourceError) and not isinstance(
                 error, ResourceOpenError | PoolExhaustedError
             )  # weight= or host=
+            if isinstance(error, PayloadError) or of_a_function:
+                self.ledger.begins(failure.message.receipt_handle)
             if isinstance(error, ContextError | PayloadError) or of_a_function:
                 self._fails(failure.message)
             if not for_now:
@@ -309,7 +313,8 @@ class Process:
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:
             self.reporting -= 1
-            if not for_now:  # it may be held until the outage is over
+            # It may be held until the outage is over, or back off with its group.
+            if not for_now and not self.shared.plan.fifo:
                 self.watch.has_ended(failure.message)
 
     def _says_unknown(self, message: Message, error: BaseException) -> bool:
@@ -397,8 +402,10 @@ class Process:
         self._look_around(ctx)
         if ctx.context.tenant_id != plan.tenant or ctx.resources.tenant != plan.tenant:
             self.history.broken("isolation", f"{self.name} handles {order.order_id} with {ctx.resources.tenant}'s")
-        if ctx.message.receipt_handle in self.watch.started - self.cut_off:
+        if ctx.message.receipt_handle in self.watch.started - self.cut_off - self.backs_off:
             self.history.broken("once", f"{self.name} starts {order.order_id} twice for one receive")
+        self.backs_off.discard(ctx.message.receipt_handle)
+        self.ledger.begins(ctx.message.receipt_handle)
         self.watch.started.add(ctx.message.receipt_handle)
         self.cut_off.discard(ctx.message.receipt_handle)
         # Told to stop while it stood still, it learns of that when it goes on.
@@ -436,6 +443,8 @@ class Process:
         """Note a failed attempt."""
         self.ledger.fails(message.receipt_handle)
         self.licence.breaks_group(message)
+        if self.shared.plan.fifo:
+            self.backs_off.add(message.receipt_handle)
 
     def running(self, tenant: str) -> int:
         """Return how many handlers of a tenant run."""
@@ -463,7 +472,8 @@ class Process:
                 return
             if earlier.group == plan.group and earlier.key not in self.shared.resolved:
                 gone = not self.shared.in_queue(earlier.key) or self.shared.committed(earlier.key)
-                if gone or self.shared.gets_no_more(earlier.key, self.watch.failed | self.watch.asked_for_time):
+                gave_up = self.watch.failed | self.watch.asked_for_time | self.watch.retried_by_hand
+                if gone or self.shared.gets_no_more(earlier.key, gave_up):
                     self.shared.resolved.add(earlier.key)
                     continue
                 self.history.broken("S8", f"{self.name} starts {plan.key} before {earlier.key} is done")
@@ -541,6 +551,7 @@ class Process:
         """I6: who is cancelled has to be told why, and it has to be true."""
         self.history.note(self.name, "handler cancelled", ctx.message.id[:4], *error.args)
         limit = self.shared.plan.options["concurrency"].handler_timeout
+        told = ctx.message.receipt_handle in self.told  # it ignored that: the end of the consumer gives no reason again
         self.told.add(ctx.message.receipt_handle)
         overran = limit is not None and self._now() >= self.blame.started_at(ctx.message.receipt_handle) + limit
         its_own = overran or "its own" in error.args or not self.cancelled  # or by its time limit
@@ -556,5 +567,5 @@ class Process:
             now = asyncio.get_running_loop().time()
             if self.stopping_since is None or now < self.stopping_since + drain - 0.001:
                 self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} before its time is over")
-        elif limit is None:
+        elif limit is None and not told:
             self.history.broken("I6", f"{self.name} cancels {ctx.message.id[:4]} for no reason")

@@ -133,13 +133,13 @@ def defers_without_counting(patch: Patch) -> None:
     patch.setattr(Attempts, "may_defer", lambda self, job: True)
 
 
-@mutant(1)
+@mutant(2)
 def defers_with_the_last_receive(patch: Patch) -> None:
     """Crowded, it spends what is left."""
     patch.setattr(Attempts, "is_last", lambda self, job: False)
 
 
-@mutant(1)
+@mutant(2)
 def returns_the_last_receive(patch: Patch) -> None:
     """A stop gives back what becomes a dead letter by that."""
     patch.setattr(Attempts, "is_short_of", lambda self, job: False)
@@ -163,7 +163,7 @@ def never_rejects_what_has_had_its_attempts(patch: Patch) -> None:
     patch.setattr(Attempts, "is_cut_short", lambda self, job: False)
 
 
-@mutant(1)
+@mutant(3)
 def remembers_what_is_gone(patch: Patch) -> None:
     """Counts stay when their message has been deleted."""
     patch.setattr(Attempts, "forget", lambda self, job: None)
@@ -259,6 +259,34 @@ def parks_equal_tenants(patch: Patch) -> None:
     """Whatever comes is proof."""
     patch.setattr(Crowd, "is_proved", lambda self, now: True)
     patch.setattr(Crowd, "is_noisy", lambda self, tenant: True)
+
+
+@mutant(1)
+def takes_its_group_along(patch: Patch) -> None:
+    """What is behind a message that fails spends a receive each time."""
+    patch.setattr(Core, "_backs_off_here", lambda _self, _job, _delay: False)
+
+
+@mutant(1)
+def forgets_the_backoff_of_a_group(patch: Patch) -> None:
+    """A message that fails and stays is tried again at once."""
+    back_off = Core._back_off
+
+    def at_once(self: Core, job: Job, _delay: float, now: float) -> None:
+        back_off(self, job, 0.0, now)
+
+    patch.setattr(Core, "_back_off", at_once)
+
+
+@mutant(108)
+def tries_what_stays_without_end(patch: Patch) -> None:
+    """What is tried again without a receive never has had all its attempts."""
+
+    def is_over(self: Attempts, job: Job) -> bool:
+        wanted = job.source.retry_of(job).attempts
+        return wanted is not None and self.known(job) >= wanted
+
+    patch.setattr(Attempts, "is_over", is_over)
 
 
 @mutant(1)

@@ -12,6 +12,7 @@ outage     nothing gets a slot while the pool leaves its tenant or host alone
 attempts   no message ends in the dead-letter queue without a reason before it had the attempts it was promised
 reason     the consumer rejects only what would end there anyway, has had its attempts, or is about to expire
 expense    a message is parked once, at its first receive, and deferred only with receives that its attempts do not need
+neighbour  a failed message costs those behind it no receive that they need, and is tried again after its backoff
 proof      a message is parked only with proof of a noisy and a quiet tenant
 retention  nothing is kept until SQS deletes it, here or away
 wake-ups   a lane that may run has a slot, as long as one is free, or a time at which it is looked at again
@@ -64,6 +65,8 @@ class Watch(World):
         self.parked: set[Job] = set()
         self.last_receives: dict[Letter, int] = {}
         """Receives of messages when the consumer let them go at what it took for their last one."""
+        self.until: dict[Letter, tuple[int, float]] = {}
+        """Messages that failed and stay here: at which receive, and until when they back off."""
         self._allowed = plan.total
         super().__init__(plan, rng)
 
@@ -173,7 +176,8 @@ class Watch(World):
     def rejects(self, job: Job, reason: str) -> None:
         """Watch that a rejection is due."""
         letter, most = self.letter(job), self.facts.max_receives
-        wanted = self.plan.retry.attempts
+        # Without attempts= as many as the queue allows receives: a message that backs off here spends none.
+        wanted = min(self.plan.retry.attempts or most or 0, most or 1_000) or None
         last = most is not None and letter.receives >= most
         had = wanted is not None and letter.attempts + letter.excused >= wanted
         if "its retention period" in reason:
@@ -181,6 +185,31 @@ class Watch(World):
         expires = letter.sent_at + self.queue.retention - self.now < _MARGIN + 2.0
         due = last or had or expires or job.lost or job.settlement is not None
         self.require(due, "reason", f"message {letter.number} is rejected at receive {letter.receives}: {reason}")
+
+    def failed(self, job: Job, delay: float, taken_along: list[Job]) -> None:
+        """Watch that a message costs those behind it no receive that they need, and when it is tried again."""
+        if job.state is State.NEW:
+            self.counts["backs off here"] += 1
+            letter, most = self.letter(job), self.facts.max_receives
+            self.until[letter] = letter.receives, self.now + delay
+            text = f"message {letter.number} failed {letter.recent} times, of {most}, and is tried again"
+            self.require(most is None or letter.recent < most or self.plan.changes, "neighbour", text)
+        left = self.letter(job).sent_at + self.queue.retention - self.now
+        could_stay = (
+            not self.core.closing and not self.core.is_full and job.problem is None and delay < left - _MARGIN - 2.0
+        )
+        most = self.facts.max_receives
+        if most is None or not could_stay or not (job.started or job.counted) or job.receives >= most:
+            return
+        for other in taken_along:
+            receives = self.letter(other).receives
+            text = f"message {other.message.id} goes back behind {job.message.id} at receive {receives} of {most}"
+            self.require(most - receives >= (self.promised() or 0), "neighbour", text)
+
+    def not_taken(self, job: Job) -> None:
+        """Note a message that goes back at its last receive: it comes no more."""
+        if self.facts.max_receives is not None and job.receives >= self.facts.max_receives:
+            self.last_receives[self.letter(job)] = self.letter(job).receives
 
     def letter_ended(self, letter: Letter) -> None:
         """Watch how a message ends."""
@@ -236,6 +265,15 @@ class Watch(World):
     def handler_starts(self, job: Job) -> None:
         """Watch order."""
         self.note("start", job.message.id)
+        letter = self.letter(job)
+        receives, until = self.until.pop(letter, (0, 0.0))
+        if receives == letter.receives:
+            soon = letter.sent_at + self.queue.retention < self.now + _MARGIN + 2.0
+            # One behind it at its last receive that cannot be held any longer.
+            most, group = self.facts.max_receives, [each for each in self.alive if each.group == job.group]
+            soon = soon or (most is not None and any(each.receives >= most for each in group))
+            text = f"message {letter.number} is tried again before {until:.3f}"
+            self.require(self.now >= until - EPSILON or soon, "neighbour", text)
         if job.group is None:
             return
         number = self.letter(job).number

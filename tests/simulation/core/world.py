@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Final, cast
 
 from postroom.consumer.availability import Availability, PoolView
-from postroom.consumer.core import PATIENCE, Core, GiveBack, Reject, RelieveAt, ReturnGroup, Scene
+from postroom.consumer.core import PATIENCE, Core, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup, Scene
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
@@ -458,7 +458,7 @@ class World:
         if self.core.parked > parked:
             self.parking(job)
         self.examine()
-        if job.state is not State.NEW or any(job in group.halted for group in self.core._rejecting.values()):
+        if job.state is not State.NEW or any(job in halt.jobs for halt in self.core._halts.values()):
             self.alive[job] = None
         return runnable
 
@@ -503,7 +503,7 @@ class World:
         self.jobs.pop(job, None)
         job.task = None
         job.turn = None
-        if job.settlement is None and not job.lost and job.state is State.WAITING:
+        if job.settlement is None and not job.lost and job.state in {State.WAITING, State.NEW}:
             job.running = False
         else:
             self.core.finish(job, self.now)
@@ -525,7 +525,7 @@ class World:
     def _sweep(self, generation: int) -> None:
         if generation == self.generation and not self.stopping:
             self.let_go(self.core.sweep(self.now))
-            self.act()
+            self.dispatch()
             self.later(_SWEEP, self._sweep, generation)
         self.queue.expire(self.now)
 
@@ -554,7 +554,15 @@ class World:
                             self.withdraw(group, kept=int(again))
                     case RelieveAt(when):
                         self.later(when - self.now, self._relieve, self.generation)
+                    case GoOnAt(group, when):
+                        self.at(when, self._go_on, group, when, self.generation)
         self._acting = False
+
+    def _go_on(self, group: str, when: float, generation: int) -> None:
+        if generation == self.generation:
+            self.core.go_on(group, when, self.now)
+            self.dispatch()
+            self.make_room()
 
     def examine(self) -> None:
         """Show what the core has just decided to the oracles, as long as everything is as it was then."""
@@ -575,6 +583,7 @@ class World:
             if job.settlement is None and not job.lost:
                 letter = self.letter(job)
                 letter.excused = max(letter.excused, letter.receives)  # the reason could not be sent
+            self.not_taken(job)
             self.give_back(job, Settlement.RETURNED, _LATER)
         if self.core.rejected(job, self.now, taken=taken):
             self.act()
@@ -878,7 +887,10 @@ class World:
         if self.plan.with_pool and self.pool.troubled and job.problem is None:
             delay = max(delay, self.pool.retry_after(job.context))
         if job.settlement is None and not job.lost:
-            self.core.retry(job, error, delay, tried=not isinstance(error, ResourceOpenError))
+            behind = [each for each in self.scheduler.behind_of(job) if each.settlement is None and not each.lost]
+            self.core.retry(job, error, delay, self.now, tried=not isinstance(error, ResourceOpenError))
+            given_back = [action.job for action in self.core.actions if isinstance(action, GiveBack)]
+            self.failed(job, delay, [each for each in behind if each in given_back])
         else:
             self.core.give_group_back(job)
         self.act()
@@ -1035,6 +1047,12 @@ class World:
 
     def rejects(self, job: Job, reason: str) -> None:
         """See the core reject a message."""
+
+    def not_taken(self, job: Job) -> None:
+        """See the dead-letter queue not take a message."""
+
+    def failed(self, job: Job, delay: float, taken_along: list[Job]) -> None:
+        """See a failed message be tried again after a delay, and what goes back behind it."""
 
     def granted(self, job: Job) -> None:
         """See a message get a slot."""

@@ -1,7 +1,9 @@
 """``postroom dead-letters`` and ``peek``, against a local SQS over HTTP."""
 
+import asyncio
 import http.client
 import json
+import signal
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,10 @@ from click.testing import CliRunner, Result
 from postroom.cli import CommandError, main
 from postroom.cli.letter_ids import whole_ids
 from postroom.dead_letters import LetterFilter
+from postroom.dead_letters.walking import Walk
 from postroom.local.shapes import AttributeValue, Send
 from postroom.local.threaded import ThreadedServer
+from postroom.message import Message
 
 
 class Desk:
@@ -164,7 +168,7 @@ def test_letters_that_stay_are_counted_by_why_and_the_exit_code_says_so(desk: De
     desk.server.call(lambda broker: broker.send("dead", Send(message_body="x", message_group_id="odd")))
     result = desk.letters("redrive", "--tenant", "odd", "--yes", "--reason", "try")
     assert result.exit_code == 1
-    assert "1 stayed: it does not tell which queue it came from; name one with to=" in result.output
+    assert "1 stayed: it does not tell which queue it came from; name one with to= (--to)" in result.output
 
 
 def test_where_no_letter_is_meant_no_action_is_advised(desk: Desk) -> None:
@@ -198,3 +202,58 @@ def test_peek_tells_of_messages_that_it_cannot_see(desk: Desk) -> None:
     """A queue with everything in flight is not empty."""
     desk.server.call(lambda broker: broker.send("orders", Send(message_body="x", delay_seconds=60)))
     assert desk.run("peek", "orders").output == "No visible messages; 1 are in flight or delayed.\n"
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal, and afterwards both mean again what they meant before."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield request.param
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.parametrize(("command", "shown"), [("list", "3  acme"), ("show", "")])
+def test_a_signal_leaves_no_letter_invisible(
+    desk: Desk, command: str, shown: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while they are only looked at: what was seen is shown, and the exit code says that there may be more."""
+    receive = Walk._receive
+    asked: list[None] = []
+
+    async def interrupted(walk: Walk) -> list[Message]:
+        asked.append(None)
+        if len(asked) == 2:
+            assert signal.getsignal(number) is not signal.SIG_DFL  # it would end this program
+            signal.raise_signal(number)
+            while signal.getsignal(number) is not signal.SIG_DFL:  # the next one ends it
+                await asyncio.sleep(0)
+        return await receive(walk)
+
+    monkeypatch.setattr(Walk, "_receive", interrupted)
+    result = desk.letters(command, *(["abcd"] if command == "show" else []))
+    assert len(asked) >= 2
+    assert result.exit_code == 1
+    assert "interrupted: it ends with the batch that is under way; once more to end at once" in result.output
+    assert "it was interrupted" in result.output.splitlines()[-1]
+    assert shown in result.output
+    assert desk.server.counts("dead") == (5, 0, 0)
+
+
+@pytest.mark.parametrize("command", ["list", "redrive", "purge"])
+def test_letters_that_others_hold_are_not_no_letters(desk: Desk, command: str) -> None:
+    """Another operator looks at them, or a command was killed: it says how many, and when they are back."""
+    desk.server.create_queue("other")
+    desk.server.call(lambda broker: broker.send("other", Send(message_body="x", delay_seconds=60)))
+    result = desk.run("dead-letters", command, "other")
+    assert result.exit_code == 0
+    text = "another command looks at them, or one was killed: they are visible again within its --hold"
+    assert result.output == f"No visible letters; 1 are in flight or delayed: {text}.\n"
+
+
+def test_a_misspelled_tenant_is_told_from_an_empty_queue(desk: Desk) -> None:
+    """With the name that is near."""
+    result = desk.letters("list", "--tenant", "acmee", "--tenant-from", "attribute:tenantId")
+    assert (result.exit_code, result.output) == (0, "None of 5 letters is one of these.\nIs it 'acme'?\n")
+    far = desk.letters("list", "--tenant", "nothing-alike")
+    assert far.output.startswith("None of 5 letters is one of these.\nA letter's tenant is its message group;")

@@ -118,7 +118,26 @@ async def test_a_move_that_fails_says_it_once() -> None:
         assert process.returncode == 1
         lines = said.decode().splitlines()
         assert [line.split()[1] for line in lines] == ["pause", "back", "back"], lines
-        assert lines[-1].endswith("It runs as before")
+        assert lines[-1].endswith("It is as it was")  # paused, by the operator
+        consumer.tenants.resume("acme")
+        process = await in_a_process(server, "move", "acme", "--reason", "x", "--switch", "false", "--back", "true")
+        _, said = await process.communicate()
+        assert process.returncode == 1
+        text = "tenant acme was not moved (switch: --switch: false ended with exit code 1). It runs as before"
+        assert said.decode().splitlines()[-1].endswith(text)
+
+
+async def test_a_drain_that_is_interrupted_says_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was told, and does it: the tenant stays paused."""
+
+    def act(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RemoteConsole, "act", act)
+    result = CliRunner().invoke(main, ["tenants", "drain", "acme", "--reason", "x", "--url", "http://127.0.0.1:1/"])
+    assert result.exit_code == 130
+    text = "interrupted: http://127.0.0.1:1/ goes on with it; `postroom tenants list` shows how the tenant is\n"
+    assert result.output == text
 
 
 async def test_live_status_goes_on_when_its_console_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

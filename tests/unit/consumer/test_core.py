@@ -128,10 +128,10 @@ class TestOutcomes:
         made = core()
         failing = job("a", of=queue)
         queue.attempts.failed(failing)
-        made.retry(failing, ValueError(), 5.0, tried=True)
+        made.retry(failing, ValueError(), 5.0, 0.0, tried=True)
         again = job("a", of=queue, receives=2)
         queue.attempts.failed(again)
-        made.retry(again, ValueError(), 5.0, tried=True)
+        made.retry(again, ValueError(), 5.0, 0.0, tried=True)
         first, second = made.actions
         assert isinstance(first, GiveBack)
         assert first.delay == 5.0

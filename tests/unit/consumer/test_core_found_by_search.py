@@ -1,7 +1,5 @@
 """What the seeded schedules of the core found, one test for each."""
 
-from dataclasses import replace
-from random import Random
 from typing import Any, cast
 
 import pytest
@@ -13,50 +11,20 @@ from postroom.message import Message
 from postroom.options import Faults
 from postroom.scheduling import State
 from postroom.types import Settlement
-from simulation.core.outside import ModelFacts
-from simulation.core.plan import Plan, draw_plan
-from simulation.core.world import World
-
-
-class Scene(World):
-    """A core that is driven by hand, with everything at rest around it."""
-
-    def __init__(self, **changes: object) -> None:
-        plan = draw_plan(Random(1))
-        calm: dict[str, object] = {"fifo": False, "most": 8, "known": True, "with_pool": False, "trouble": 0.0}
-        calm |= {"total": 4, "per_tenant": 4, "reserved": 0, "caps": None, "weight": 0, "remember": 10_000}
-        made: Plan = replace(plan, **(calm | changes))  # type: ignore[arg-type]
-        super().__init__(made, Random(1))
-
-    def job(self, name: str, *, tenant: int = 0, group: str | None = None, receives: int = 1, sent: float = 0.0) -> Job:
-        """Make a message that was received."""
-        system = {"ApproximateReceiveCount": str(receives), "SentTimestamp": str(int(sent * 1000))}
-        message = Message(id=name, body="", system_attributes=system)
-        made = self.source.of(message, received_at=self.now, visibility=60.0)
-        made.tenant = made.context = tenant
-        made.group = group
-        self.source.resolved(made)
-        return made
-
-    def arrive(self, *jobs: Job) -> None:
-        """Hand messages to the core."""
-        for job in jobs:
-            self.core.arrive(job, self.now)
-
-    @property
-    def known(self) -> ModelFacts:
-        """What is known of the queue."""
-        return self.facts
+from support.core_scene import Scene
 
 
 def test_a_message_behind_a_failed_one_of_its_group_ends_with_a_reason() -> None:
-    """At its last receive it would become a dead letter that was never tried: it is rejected instead."""
+    """At its last receive it would become a dead letter that was never tried: it is rejected instead.
+
+    The failed one goes back, since its backoff is too long to keep it here.
+    """
     scene = Scene(fifo=True, most=3)
     head = scene.job("head", group="g")
     last, fresh = scene.job("last", group="g", receives=3), scene.job("fresh", group="g")
     scene.arrive(head, last, fresh)
     assert scene.core.next(0.0) is head
-    scene.core.retry(head, ValueError(), 1.0, tried=True)
+    scene.core.retry(head, ValueError(), 700.0, 0.0, tried=True)
     retried, rejected, returned, group = scene.core.actions
     assert isinstance(retried, GiveBack)
     assert isinstance(rejected, Reject)
@@ -324,7 +292,7 @@ def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> N
 
 def _rejecting(scene: Scene) -> Job:
     """Let the head of a group be on its way to the dead-letter queue."""
-    head = scene.job("head", group="g", receives=9)
+    head = scene.job("head", group="g")
     scene.arrive(head)
     assert scene.core.next(0.0) is head
     _reject(scene, head)
@@ -333,8 +301,8 @@ def _rejecting(scene: Scene) -> Job:
 
 
 def _reject(scene: Scene, job: Job) -> None:
-    """Send a message to the dead-letter queue, without a receive that is left."""
-    scene.core.retry(job, ConnectionError(), 1.0, tried=False)
+    """Send a message to the dead-letter queue."""
+    scene.core.reject(job, "no")
     rejected = scene.core.actions.pop()
     assert isinstance(rejected, Reject)
     assert rejected.job is job
@@ -394,7 +362,7 @@ def test_a_message_that_came_again_while_it_could_not_be_rejected_runs_before_th
 def test_what_is_lost_while_it_waits_for_a_rejection_takes_the_others_with_it() -> None:
     """They would overtake it; as would what comes later, in a second rejection."""
     scene = Scene(fifo=True)
-    head, second = _rejecting(scene), scene.job("second", group="g", receives=9)
+    head, second = _rejecting(scene), scene.job("second", group="g")
     _reject(scene, second)
     early, late = scene.job("early", group="g"), scene.job("late", group="g")
     scene.arrive(early, late)

@@ -6,10 +6,11 @@ from unittest import mock
 
 import pytest
 
-from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, Shutdown
+from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, RetryPolicy, Shutdown
 from postroom.consumer import TenantState
 from postroom.consumer.demand import BEYOND
 from postroom.options import OpenBackoff
+from postroom.resources.failures import of_server
 from simulation.fairness.model import FarClient
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
@@ -262,3 +263,93 @@ def test_messages_that_open_resources_for_each_other_end_no_pause_of_their_handl
     tries, after = in_world(scenario)
     assert 4 <= tries <= 24
     assert len(after) == 4
+
+
+def test_a_handler_that_met_an_outage_gets_its_payload_as_it_was_sent() -> None:
+    """It changed its payload before the database said no."""
+
+    async def scenario(world: World) -> list[dict[str, str]]:
+        world.create()
+        orders: Consumer[Tenant, Database] = Consumer(
+            "orders", context=Tenant, resources=Databases(), client=world.client
+        )
+        seen: list[dict[str, str]] = []
+
+        @orders.handler
+        async def handle(payload: dict[str, str], _ctx: MessageContext[Tenant, Database]) -> None:
+            seen.append(dict(payload))
+            payload["order_id"] = "changed"
+            if len(seen) == 1:
+                error = ConnectionError("the server shuts down")
+                error.sqlstate = "57P01"  # type: ignore[attr-defined]
+                raise error
+
+        async with orders:
+            world.send({"order_id": "1"})
+            await asyncio.sleep(60)
+        return seen
+
+    assert in_world(scenario) == [{"order_id": "1"}] * 2
+
+
+@pytest.mark.parametrize("of_resources", [True, False])
+def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: bool) -> None:
+    """What fails while it is made is ruled an outage; the same error of any other call is the message's own."""
+
+    async def scenario(world: World) -> tuple[int, int, int]:
+        world.create(dead_letters="dead", receives=3)
+        tries = 0
+
+        class Asking(Scene):
+            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+                nonlocal tries
+                tries += 1
+                if tries <= 5:
+                    error = OSError("the secret store is down")
+                    raise of_server(error) if of_resources else error
+                await super().handle(order, ctx)
+
+        scene = Asking(world, retry=RetryPolicy(base=0.1, cap=0.2))
+        async with scene.pool, scene.orders:
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(120)
+            opened = scene.pool.statistics().opened
+        return len(scene.done), sum(world.counts("dead")), opened
+
+    assert in_world(scenario) == ((1, 0, 1) if of_resources else (0, 1, 1))
+
+
+def test_the_return_of_a_handler_ends_an_outage_that_handlers_met() -> None:
+    """Nothing was opened again, because nothing was closed: no open tells that the tenant is available."""
+
+    async def scenario(world: World) -> list[int]:
+        world.create()
+        full = False
+
+        class Full(Exception):
+            sqlstate = "53300"
+
+        class Filling(Scene):
+            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+                if full and order.order_id != "slow":
+                    raise Full
+                await super().handle(order, ctx)
+
+        scene = Filling(world)
+        outages: list[int] = []
+        async with scene.pool, scene.orders:
+            world.send_orders("slow", tenant="acme", seconds=5.0)
+            await asyncio.sleep(1)
+            full = True
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(3)
+            outages.append(scene.orders.statistics().outages)
+            await asyncio.sleep(3)  # a handler that ran before the outage has returned: it shows nothing
+            outages.append(scene.orders.statistics().outages)
+            full = False
+            await asyncio.sleep(40)
+            outages.append(scene.orders.statistics().outages)
+            assert len(scene.done) == 2
+        return outages
+
+    assert in_world(scenario) == [1, 1, 0]

@@ -64,11 +64,13 @@ class _Clock:
     def __init__(self) -> None:
         self.heartbeat = self
         self.slept = 7.0
-        self.again = 0
 
     def moment(self) -> Moment:
         """Return the time."""
         return Moment(asyncio.get_running_loop().time(), self.slept)
+
+    async def check_deletes(self) -> None:
+        """Find that they work."""
 
 
 class Pollers:
@@ -103,11 +105,10 @@ class Pollers:
             each.set_result([])
         await self._tasks.close(grace=1.0)
 
-    def admit(self, messages: Sequence[Message], arrived: Moment) -> int:
+    def admit(self, messages: Sequence[Message], arrived: Moment) -> tuple[int, int]:
         """Take messages in."""
         self.arrived = arrived
-        self.settler.again += self.held
-        return max(0, len(messages) - self.stuck)
+        return max(0, len(messages) - self.stuck), self.held
 
     async def answer(self, brought: int, *, stuck: int = 0) -> int:
         """Answer the oldest receive, and return how many are outstanding then."""

@@ -68,30 +68,6 @@ def test_a_retry_asked_for_at_the_last_receive_is_told_as_any_other(caplog: pyte
     assert sum(MOVED in each for each in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("receives", [1, 5])
-def test_a_diversion_to_a_queue_that_does_not_exist_ends_with_a_reason(
-    receives: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It names the queue; the log says that it was not the dead-letter queue that did not take it."""
-
-    async def scenario(world: World) -> list[str | None]:
-        world.create("aside")
-        world.create(dead_letters="dead", receives=receives)
-        more: dict[str, Any] = {"retry": RetryPolicy(base=0.1, cap=0.1)}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
-        orders.handler(lambda _payload, _ctx: None)
-        async with orders:
-            orders.tenants.divert(Tenant("a"), queue="aside", reason="backlog")
-            world.broker.delete_queue("aside")
-            world.send_orders("1")
-            await asyncio.sleep(60)
-        return await reasons(world)
-
-    assert in_world(scenario) == ["not tried: diverted to aside: backlog"]
-    assert any("could not be sent where its tenant is diverted" in each for each in caplog.messages)
-    assert MOVED not in caplog.text
-
-
 def test_on_error_that_hangs_ends_in_time_and_takes_no_slot_for_good(caplog: pytest.LogCaptureFixture) -> None:
     """Without a bound, failing messages of some tenants would take every slot."""
 

@@ -36,7 +36,7 @@ def test_a_connection_that_is_greeted_is_the_callers() -> None:
     wire = Wire()
 
     async def main() -> str:
-        return await Attempts(5.0, wire.discard).make(wire.connect, _fine)
+        return await Attempts(5.0, wire.discard, "db/a").make(wire.connect, _fine)
 
     assert run_virtual(main()) == "connection"
     assert wire.discarded == []
@@ -51,8 +51,8 @@ def test_an_attempt_is_bounded_greeting_included(stage: str) -> None:
         await asyncio.sleep(60.0)
 
     async def main() -> float:
-        with pytest.raises(TimeoutError, match="no connection was made within"):
-            await Attempts(5.0, wire.discard).make(wire.connect, silent)
+        with pytest.raises(TimeoutError, match="no connection to db/a was made within 5 s"):
+            await Attempts(5.0, wire.discard, "db/a").make(wire.connect, silent)
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main()) == 5.0
@@ -68,7 +68,7 @@ def test_what_the_greeting_refuses_is_discarded() -> None:
 
     async def main() -> None:
         with pytest.raises(LookupError, match="canary"):
-            await Attempts(5.0, wire.discard).make(wire.connect, refuse)
+            await Attempts(5.0, wire.discard, "db/a").make(wire.connect, refuse)
 
     run_virtual(main())
     assert wire.discarded == ["connection"]
@@ -80,7 +80,7 @@ def test_close_ends_what_is_under_way(after: float) -> None:
     wire = Wire()
 
     async def main() -> tuple[float, str | BaseException]:
-        attempts = Attempts(5.0, wire.discard)
+        attempts = Attempts(5.0, wire.discard, "db/a")
         making = asyncio.create_task(attempts.make(wire.connect, _fine), name="making")
         await asyncio.sleep(after)
         await attempts.close()
@@ -114,7 +114,7 @@ def test_whatever_the_order_every_connection_has_one_owner(seed: int) -> None:
         return connect
 
     async def main() -> list[str | BaseException]:
-        attempts = Attempts(0.9, wire.discard)
+        attempts = Attempts(0.9, wire.discard, "db/a")
         tasks = [asyncio.create_task(attempts.make(numbered(n), _fine), name=f"attempt {n}") for n in range(20)]
         await asyncio.sleep(seed % 4 / 4)
         tasks[seed % 20].cancel()

@@ -169,7 +169,7 @@ class TestWork:
                 await same.run(lambda connection: connection.close())
             database.path.rename(away)
             for _ in range(2):
-                with pytest.raises(UnknownTenant, match="there is no database file"):
+                with pytest.raises(FileNotFoundError):
                     await same.fetch("SELECT 1")
             away.rename(database.path)
             assert await same.check()
@@ -384,33 +384,100 @@ class TestCheck:
         with pytest.raises(FileNotFoundError):
             await database.check()
 
-    async def test_what_is_written_after_a_replacement_is_in_the_new_file(
-        self, database: SqliteDatabase, tmp_path: Path
-    ) -> None:
-        """A unit that writes looks at the file first; what is gone fails it, so that its message comes back."""
-        with contextlib.closing(sqlite3.connect(tmp_path / "backup")) as backup:
-            backup.execute("CREATE TABLE replaced (x)")
-        for name in ("-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{database.path}{name}")
-        (tmp_path / "backup").replace(database.path)
-        assert await database.execute("INSERT INTO replaced VALUES (1)") == 1
+    async def test_a_unit_after_a_replacement_finds_the_new_file(self, database: SqliteDatabase) -> None:
+        """Reads and writes alike: each unit looks at the file first."""
+        replace(database.path, "new")
+        assert await _ids(database) == ["new"]
+        replace(database.path, "newer")
+        assert await database.execute("INSERT INTO orders VALUES ('1')") == 1
         async with database.transaction_for(MessageKey("orders", "1")) as tx:
-            await tx.execute("INSERT INTO replaced VALUES (2)")
-        assert len(await database.fetch("SELECT * FROM replaced")) == 2
+            await tx.execute("INSERT INTO orders VALUES ('2')")
+        assert await _ids(database) == ["1", "2", "newer"]
+        assert await database.check()
+
+    async def test_a_unit_whose_file_is_gone_fails(self, database: SqliteDatabase) -> None:
+        """So its message comes back: what is written to a file that was deleted is lost without an error."""
         database.path.unlink()
         with pytest.raises(FileNotFoundError):
-            await database.execute("INSERT INTO replaced VALUES (3)")
+            await database.execute("INSERT INTO orders VALUES ('1')")
+        with pytest.raises(FileNotFoundError):
+            await _ids(database)
         with pytest.raises(FileNotFoundError):
             async with database.transaction_for(MessageKey("orders", "2")):
                 pass
+        replace(database.path, "new")
+        assert await _ids(database) == ["new"]
 
-    async def test_a_replaced_file_is_noticed(self, database: SqliteDatabase, tmp_path: Path) -> None:
-        """A restored backup needs a new connection."""
-        (tmp_path / "backup").write_bytes(database.path.read_bytes())
-        (tmp_path / "backup").rename(database.path)
-        with pytest.raises(OSError, match="replaced"):
-            await database.check()
+    async def test_the_log_of_the_old_file_is_not_applied_to_the_new_one(
+        self, database: SqliteDatabase, tmp_path: Path
+    ) -> None:
+        """SQLite finds it by its name: it would be played into the file that is there now, and destroy that."""
+        await database.execute("INSERT INTO orders VALUES ('old')")
+        database.path.rename(tmp_path / "old")
+        replace(database.path, *map(str, range(1000)))
+        assert len(await _ids(database)) == 1000
+        assert [row[0] for row in await database.fetch("PRAGMA integrity_check")] == ["ok"]
+        assert found(tmp_path / "old") == ["old"]
+
+    async def test_a_close_leaves_no_log_of_the_old_file(self, tmp_path: Path) -> None:
+        """The next to open the new file may be another program."""
+        database = await SqliteDatabase.open(tmp_path / "a", create=True, schema=SCHEMA)
+        await database.execute("INSERT INTO orders VALUES ('old')")
+        replace(database.path, *map(str, range(1000)))
+        await database.aclose()
+        assert len(found(database.path)) == 1000
+
+    async def test_others_that_have_the_old_file_open_do_not_share_the_log_of_the_new_one(
+        self, database: SqliteDatabase
+    ) -> None:
+        """As replicas on one machine have. Each finds the new file at its next unit."""
+        async with sqlite_database(database.path.with_name)(database.path.name) as other:
+            await other.execute("INSERT INTO orders VALUES ('old')")
+            replace(database.path, *map(str, range(1000)))
+            await database.execute("INSERT INTO orders VALUES ('new')")
+            await other.execute("INSERT INTO orders VALUES ('newer')")
+            for one in (database, other):
+                assert len(await _ids(one)) == 1002
+                assert [row[0] for row in await one.fetch("PRAGMA integrity_check")] == ["ok"]
+
+    async def test_a_file_that_is_replaced_while_it_is_opened_is_an_outage(self, tmp_path: Path) -> None:
+        """It is not known which of the two was opened; the pool opens it again."""
+        replace(tmp_path / "a", "old")
+        replace(tmp_path / "b", "new")
+
+        def look(row: str) -> int:
+            (tmp_path / "b").rename(tmp_path / "a")
+            return 1
+
+        connect = sqlite3.connect
+
+        def connected(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
+            connection: sqlite3.Connection = connect(*arguments, **keywords)
+            connection.create_function("look", 1, look)
+            return connection
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sqlite3, "connect", connected)
+            with pytest.raises(OSError, match="replaced while it was opened"):
+                await SqliteDatabase.open(tmp_path / "a", schema="SELECT look(id) FROM orders")
+        assert found(tmp_path / "a") == ["new"]
+
+
+def replace(path: Path, *orders: str) -> None:
+    """Put another file in the place of a database, as a deployment or a restored backup does."""
+    new = path.with_name("new")
+    with contextlib.closing(sqlite3.connect(new)) as connection:
+        connection.executescript(SCHEMA)
+        _insert(connection, *orders)
+        connection.commit()
+    new.replace(path)
+
+
+def found(path: Path) -> list[str]:
+    """Return the orders that another program finds in a file that is whole."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [id_ for (id_,) in connection.execute("SELECT id FROM orders ORDER BY id")]
 
 
 ids = st.lists(st.text(max_size=20), min_size=1, max_size=3)

@@ -285,7 +285,7 @@ def test_a_letter_without_a_source_stays_until_a_queue_is_named() -> None:
             world.create(dead_letters="dead")
             world.send("{}", queue="dead")
             outcome = await (await desk(world)).redrive()
-            assert dict(outcome.kept) == {"it does not tell which queue it came from; name one with to=": 1}
+            assert dict(outcome.kept) == {"it does not tell which queue it came from; name one with to= (--to)": 1}
 
     in_world(scenario)
 

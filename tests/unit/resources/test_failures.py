@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from postroom.errors import ConfigurationError, PoolExhaustedError, ResourceOpenError, UnknownTenant
 from postroom.resources import OpenFailure, classify_open, is_outage, is_suspect, sqlstate_of
+from postroom.resources.failures import of_message, of_server
 
 
 class DriverError(Exception):
@@ -33,6 +34,27 @@ def found_at_the_end(error: Exception, before: BaseException | None = None) -> E
     """Return what the end of a block raised while ``before`` was leaving it."""
     error.__context__ = before
     return error
+
+
+class _Diagnosis:
+    """What psycopg knows of an answer."""
+
+    def __init__(self, severity: str | None) -> None:
+        self.severity_nonlocalized = severity
+
+
+def answered(sqlstate: str, severity: str | None) -> DriverError:
+    """Return an error as psycopg makes it of a server's answer."""
+    error = DriverError(sqlstate)
+    vars(error)["diag"] = _Diagnosis(severity)
+    return error
+
+
+def translated(error: DriverError) -> Exception:
+    """Return an error as SQLAlchemy makes it of asyncpg's: with the SQLSTATE, and raised from it."""
+    made = DriverError(vars(error)["sqlstate"])
+    made.__cause__ = error
+    return made
 
 
 BROKEN = asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
@@ -100,7 +122,14 @@ def sqlite_error(code: int) -> sqlite3.OperationalError:
     "error",
     [
         DriverError("53300"),
-        DriverError("53200"),
+        DriverError("53000"),
+        DriverError("53100"),
+        answered("08P01", "FATAL"),
+        answered("28000", "FATAL"),
+        DBAPIError("SELECT 1", None, raised_from(answered("08P01", None))),
+        of_server(ValueError("of a password function")),
+        of_server(DriverError("3D000")),
+        raised_from(of_server(KeyError("of a registry"))),
         DriverError("57P03"),
         DriverError("57P05"),
         DriverError("08006"),
@@ -139,6 +168,14 @@ def test_a_handler_that_met_an_outage_is_not_to_blame(error: BaseException) -> N
         DriverError("23505"),
         DriverError("57014"),
         DriverError("42P01"),
+        DriverError("53200"),
+        DriverError("53400"),
+        answered("08P01", "ERROR"),
+        answered("28000", "ERROR"),
+        DBAPIError("SELECT 1", None, translated(answered("08P01", "ERROR"))),
+        DBAPIError("SELECT 1", None, of_message(translated(DriverError("25006")))),
+        raised_from(of_message(DriverError("25006"))),
+        of_message(psycopg.OperationalError("a pool's time-out")),
         OSError(errno.ENOSPC, "disk full"),
         FileNotFoundError("x"),
         TimeoutError(),
@@ -192,7 +229,18 @@ def test_broken_connections_make_a_resource_suspect(error: BaseException) -> Non
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("the handler's own"), DriverError("23505"), DriverError("57014"), OSError("disk full"), KeyError("x")],
+    [
+        ValueError("the handler's own"),
+        DriverError("23505"),
+        DriverError("57014"),
+        OSError("disk full"),
+        KeyError("x"),
+        answered("08P01", "ERROR"),
+        of_message(DriverError("25006")),
+        raised_from(of_message(translated(DriverError("25006")))),
+        of_server(ValueError("of a password function")),
+    ],
+    ids=repr,
 )
 def test_a_handlers_own_failure_is_not_the_resources(error: BaseException) -> None:
     """A unique violation or a bug says nothing about the connection."""

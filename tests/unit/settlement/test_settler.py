@@ -14,6 +14,8 @@ from postroom.errors import (
     AccessDenied,
     ClosedError,
     ConfigurationError,
+    InvalidReceiptHandle,
+    InvalidRequest,
     OwnershipLost,
     PostroomError,
     ServiceUnavailable,
@@ -480,6 +482,93 @@ def test_a_lost_message_is_told_of_with_its_tenant_and_the_cause(caplog: pytest.
     lines = [text for text in warnings(caplog) if "Lost message" in text]
     assert len(lines) == 2
     assert all("acme" in line and "30.0 s" in line and "slow down" in line for line in lines)
+
+
+REFUSED = EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "works"),
+    [
+        (AccessDenied("no"), False),
+        (ServiceUnavailable("503"), False),
+        (OSError("reset"), False),
+        (asyncio.CancelledError(), False),
+        ([EntryFailure(0, "InternalError")], False),
+        ([REFUSED], True),
+        ([], True),
+        (InvalidReceiptHandle("no handle"), True),
+        (InvalidRequest("no handle"), True),
+    ],
+)
+def test_a_delete_that_touches_no_message_finds_out_whether_deletes_work(answer: Any, *, works: bool) -> None:
+    """Where nothing waits to be deleted any longer. Whatever is said of its handle, it was looked at."""
+
+    async def test(made: Desk) -> None:
+        async def reply(_handles: Sequence[str]) -> list[EntryFailure]:
+            if isinstance(answer, BaseException):
+                raise answer
+            return list(answer)
+
+        made.queue.on_delete = _denied
+        [delivery] = made.take(message(1))
+        made.settler.ack(delivery)
+        await asyncio.sleep(4)
+        await made.settler.check_deletes()  # for so short a time it does not matter
+        await asyncio.sleep(2)
+        with pytest.raises(ServiceUnavailable, match="Allow sqs:DeleteMessage"):
+            await made.settler.check_deletes()
+        await asyncio.sleep(40)  # it is lost
+        made.queue.deletes.clear()
+        made.queue.on_delete = reply
+        if works:
+            await made.settler.check_deletes()
+            await made.settler.check_deletes()
+            assert len(made.queue.deletes) == 1
+        else:
+            for _ in range(2):
+                with pytest.raises(ServiceUnavailable, match="no message of orders could be deleted"):
+                    await made.settler.check_deletes()
+        assert "r1" not in made.queue.deleted
+
+    scenario(test, heartbeat=False)
+
+
+async def _denied(_handles: Sequence[str]) -> list[EntryFailure]:
+    raise AccessDenied("no")
+
+
+@pytest.mark.parametrize("why", ["refused", "stood still"])
+def test_many_lost_messages_are_told_of_by_their_number(why: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand at once: the first ten by name, the others in one line. Minutes later one is named again."""
+
+    async def test(made: Desk) -> None:
+        async def down(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            raise Throttled("slow down")
+
+        made.queue.on_change = down
+        for first in range(0, 1000, 10):
+            # Those that come later are lost less late where the machine sleeps.
+            await asyncio.sleep(0.02)
+            for delivery in made.take(*(message(first + n) for n in range(10))):
+                delivery.tenant = f"tenant-{delivery.message.id}"
+        if why == "stood still":
+            made.slept = 50.0
+        await asyncio.sleep(300)
+        made.take(message(2000))
+        await asyncio.sleep(60)
+
+    made = scenario(test)
+    assert len(made.losses) == 1001
+    *first, last = [text for text in warnings(caplog) if "ours any longer" in text or "Lost message" in text]
+    assert len(first) == 10
+    assert "m2000" in last
+    folded = [text for text in warnings(caplog) if "were lost, too" in text]
+    assert 1 <= len(folded) <= 3
+    assert sum(int(text.split()[0]) for text in folded) == 990
+    assert all("of tenant tenant-m" in text and "..." in text for text in folded)
+    cause = {"refused": "slow down", "stood still": "the machine stood still"}[why]
+    assert all(cause in text for text in folded)
 
 
 def test_the_acknowledgement_of_a_lost_message_is_said_to_be_suppressed(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,38 @@
+"""Message groups that stand still for a while: what comes of them waits here, in order, without a slot."""
+
+from typing import Final
+
+import msgspec
+
+from postroom.consumer.job import Job
+
+MOST_HALTED: Final = 1_000
+"""Groups in which a message may back off here: they hold their messages, and take no room of others."""
+
+
+class Halt(msgspec.Struct, eq=False):
+    """A message group of which something is on its way to the dead-letter queue, or that waits for a time."""
+
+    out: int = 0
+    """Messages on their way to the dead-letter queue."""
+    refused: set[str] = msgspec.field(default_factory=set[str])
+    """Messages that the dead-letter queue did not take."""
+    jobs: list[Job] = msgspec.field(default_factory=list[Job])
+    """What waits for the end of that, in order."""
+    until: float | None = None
+    """The time that it waits for."""
+    first: Job | None = None
+    """The first of ``jobs`` where it has failed, and backs off until then."""
+    backoff: float = 0.0
+    """Seconds for which it does."""
+
+    def add(self, job: Job) -> None:
+        """Take in what came. It is in order by itself if all that was here is lost: then SQS begins again."""
+        if all(each.lost for each in self.jobs):
+            self.jobs.clear()
+        self.jobs.append(job)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the group may go on."""
+        return not self.out and self.until is None
