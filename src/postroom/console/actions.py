@@ -34,7 +34,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rate: float | None = None
     """``limit``: starts per second; 0 ends the limit."""
     to: str | None = None
-    """``divert``: the queue. ``pause`` with ``unless_decided``: where the tenant's data has to be after its move."""
+    """``divert``: the queue. ``pause`` with ``unless_decided``: take over from a killed move, to this place."""
     timeout: float = 30.0
     """``drain``, ``close``, ``places``, ``probe``, ``offboard``: seconds, at most 600."""
     unless_decided: bool = False
@@ -130,8 +130,9 @@ def _check_undecided(consumer: Consumer[Any, Any], key: Hashable, order: Order) 
     if not free and not moved:
         raise ConfigurationError(f"{order.tenant} is {status.state} ({status.reason}): resume it first")
     if moved and order.to is None:
-        text = "an earlier move did not end, and may have switched it: say where its data has to be (to=, --to)"
-        raise ConfigurationError(f"{order.tenant} is paused ({status.reason}): {text}, or resume it")
+        # Two moves at once would each undo what the other has done.
+        text = "another move runs, or was killed and may have switched it. If it was killed, go on with it: "
+        raise ConfigurationError(f"{order.tenant} is paused ({status.reason}): {text}--go-on and --to PLACE")
 
 
 async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:

@@ -89,6 +89,7 @@ class Inlet:
 
     async def close(self) -> None:
         """Give up what is left, and end the heartbeat."""
+        self.receiver.close()
         await self.settler.abandon()
         if self.heartbeat is not None:
             self.heartbeat.cancel()

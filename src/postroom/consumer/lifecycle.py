@@ -453,6 +453,8 @@ class Run(Generic[C, R]):
     async def _end_heartbeat(self) -> None:
         self.watch.close()
         self.engine.close()
+        for inlet in self.inlets:
+            inlet.receiver.close()
         # Not before the flush: a message must stay ours until SQS has confirmed its delete.
         await self.tasks.close(grace=_GRACE)
 

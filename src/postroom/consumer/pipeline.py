@@ -293,7 +293,7 @@ class Pipeline:
         """Decide what becomes of a message after its handling raised. It may be cancelled in ``on_error``."""
         try:
             # Many a library makes an error of its own of a cancellation: it is no failure of the message.
-            if (job.lost or self._is_cut_off(job)) and not isinstance(error, _NO_FAILURES):
+            if self._is_cut_off(job) and not isinstance(error, _NO_FAILURES):
                 text = "The handling of message %s of %s was cut off, and ended with %s"
                 _log.warning(text, job.message.id, tenant_in_words(job.tenant), describe(error), extra=about(job))
                 self._return(job)
@@ -469,8 +469,8 @@ class Pipeline:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
         if job.settlement is None and not job.lost:
             return False
-        text = f"Message %s of %s is not {what} (%s): its handler had %s it before"
-        before = "lost" if job.settlement is None else job.settlement.value
+        text = f"Message %s of %s is not {what} (%s): %s it before"
+        before = f"its handler had {job.settlement.value}" if job.settlement is not None else "the consumer had lost"
         _log.warning(text, job.message.id, tenant_in_words(job.tenant), redact(reason), before, extra=about(job))
         self._give_group_back(job)
         return True

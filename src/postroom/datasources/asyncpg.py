@@ -12,7 +12,7 @@ from postroom.datasources._canary import CANARY, Names, is_torn, require_names, 
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
-from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._reset import DEALLOCATE, RESET, LostCodecs
 from postroom.datasources._waiting import Waiting, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
@@ -114,6 +114,7 @@ def asyncpg_pool(
     check_optional("asyncpg_pool(init=...)", "(connection)", init)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
+    keywords["setup"] = _setup_with(keywords.get("setup"))
     keywords["connection_class"] = _remembering(keywords.get("connection_class", asyncpg.Connection))
 
     @asynccontextmanager
@@ -293,17 +294,33 @@ _DEFAULTS: Final[dict[str, Any]] = {
 """asyncpg's defaults for what ``create_pool`` fills in and the class itself demands."""
 
 
+def _setup_with(setup: Init | None) -> Init | None:
+    """Return what a connection goes through before each use: codecs that are set there are no user's of it."""
+    if setup is None:
+        return None
+
+    async def set_up(connection: Any) -> None:
+        await setup(connection)
+        connection.keep_codecs()
+
+    return set_up
+
+
 def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
     """Return what a returned connection goes through: our reset, and then the user's own."""
+    codecs = LostCodecs()
 
     async def reset(connection: Any) -> None:
         if everything:
             await reset_session(connection)
             if connection.spoilt:
+                if connection.codecs_changed:
+                    codecs.ended()
                 connection.terminate()  # asyncpg has no way back; the pool makes another one when it needs one
                 return
         if then is not None:
             await then(connection)
+            connection.keep_codecs()
 
     return reset
 
@@ -316,6 +333,11 @@ class _Remembering(_ConnectionBase):
 
     fresh: dict[str, Any] | None = None
     spoilt = False
+    codecs_changed = False
+
+    def keep_codecs(self) -> None:
+        """Take its codecs as they are for its own."""
+        self.spoilt = self.codecs_changed = False
 
     async def execute(self, query: str, *arguments: Any, **keywords: Any) -> str:
         self.spoilt = self.spoilt or _forgets_statements(query)
@@ -327,15 +349,15 @@ class _Remembering(_ConnectionBase):
         return await asyncpgs._get_statement(query, *arguments, **keywords)  # noqa: SLF001 - not in the stubs
 
     async def set_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.spoilt = True
+        self.spoilt = self.codecs_changed = True
         await super().set_type_codec(*arguments, **keywords)
 
     async def reset_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.spoilt = True
+        self.spoilt = self.codecs_changed = True
         await super().reset_type_codec(*arguments, **keywords)
 
     async def set_builtin_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.spoilt = True
+        self.spoilt = self.codecs_changed = True
         await super().set_builtin_type_codec(*arguments, **keywords)
 
 
@@ -361,7 +383,7 @@ def remember(connection: Any) -> None:
     if getattr(connection, "fresh", ...) is None:  # one that a function of the user made has none
         connection.fresh = {name: getattr(connection, name).copy() for name in _CALLBACKS}
         connection.fresh["_listeners"] = {}  # the server forgets what they listen to
-        connection.spoilt = False
+        connection.keep_codecs()
 
 
 async def reset_session(connection: Any) -> None:

@@ -12,6 +12,7 @@ from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
+from postroom.datasources._reset import LostCodecs
 from postroom.datasources._waiting import Waiting, make_do, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
@@ -96,6 +97,8 @@ def sqlalchemy_engine(
         close_timeout=close_timeout,
     )
 
+    codecs = LostCodecs()
+
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
@@ -105,7 +108,7 @@ def sqlalchemy_engine(
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
         who = display_key(context)
-        watch = _Watch(engine, source, who, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
+        watch = _Watch(engine, source, who, uses, codecs, connect_timeout=connect_timeout, canary=canary, reset=reset)
         waiting.ask = watch.try_out
         try:
             async with engine.connect():
@@ -186,6 +189,7 @@ class _Watch:
         source: DataSource,
         who: str,
         uses: _Uses,
+        codecs: LostCodecs,
         *,
         connect_timeout: float,
         canary: bool,
@@ -197,6 +201,7 @@ class _Watch:
         self._timeout = connect_timeout
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source))
         self._uses = uses
+        self._codecs = codecs
         self._make: Callable[[], Awaitable[Any]] | None = None
         """Makes a connection as the last one was made."""
         sync = engine.sync_engine
@@ -276,6 +281,8 @@ class _Watch:
         finally:
             late.cancel()
         if getattr(connection.driver_connection, "spoilt", False):
+            if connection.driver_connection.codecs_changed:
+                self._codecs.ended()
             record.invalidate(soft=True)  # asyncpg has no way back: the next user gets a new one
 
     async def close(self, timeout: float) -> None:

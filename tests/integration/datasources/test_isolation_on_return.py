@@ -267,18 +267,35 @@ class TestWhatDriversKeepOnThisSide:
 
     @pytest.mark.parametrize("driver", [DRIVERS[0], DRIVERS[2]], ids=lambda driver: driver.name)
     async def test_a_connection_with_other_codecs_is_not_used_again(
-        self, tenant: TenantDatabase, driver: Driver
+        self, tenant: TenantDatabase, driver: Driver, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Asyncpg cannot tell what they were: the next user gets a new connection."""
+        """Asyncpg cannot tell what they were: the next user gets a new connection. The log says so once."""
         dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        backends: set[int] = set()
         async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as pool:
-            async with driver.connect(pool) as connection:
-                backend = await driver.run(connection, "SELECT pg_backend_pid()")
-                raw = await _drivers(driver, connection)
-                await raw.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by acme")
-            async with driver.connect(pool) as connection:
-                assert await driver.run(connection, "SELECT '[1]'::json") != "read by acme"
-                assert await driver.run(connection, "SELECT pg_backend_pid()") != backend
+            for _ in range(3):
+                async with driver.connect(pool) as connection:
+                    assert await driver.run(connection, "SELECT '[1]'::json") != "read by acme"
+                    backends.add(await driver.run(connection, "SELECT pg_backend_pid()"))
+                    raw = await _drivers(driver, connection)
+                    await raw.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by acme")
+        assert len(backends) == 3
+        assert sum("has changed a type codec" in line for line in caplog.messages) == 1
+
+    async def test_codecs_that_setup_sets_before_each_use_end_no_connection(
+        self, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor those of ``reset``. They are there for every user."""
+
+        async def setup(connection: Any) -> None:
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by setup")
+
+        provider = asyncpg_pool(Registry({"a": tenant.dsn}), max_size=1, options={"setup": setup, "reset": setup})
+        async with provider("a") as pool:
+            backends = {await pool.fetchval("SELECT pg_backend_pid()") for _ in range(3)}
+            assert await pool.fetchval("SELECT '[1]'::json") == "read by setup"
+        assert len(backends) == 1
+        assert "codec" not in caplog.text
 
     @pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
     @pytest.mark.parametrize("sql", ["DISCARD ALL", "discard  all ;", "DEALLOCATE ALL", "Deallocate Prepare All"])

@@ -293,7 +293,9 @@ def test_a_handler_that_met_an_outage_gets_its_payload_as_it_was_sent() -> None:
 
 
 @pytest.mark.parametrize("of_resources", [True, False])
-def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: bool) -> None:
+def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(
+    of_resources: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """What fails while it is made is ruled an outage; the same error of any other call is the message's own."""
 
     async def scenario(world: World) -> tuple[int, int, int]:
@@ -305,7 +307,7 @@ def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: b
                 nonlocal tries
                 tries += 1
                 if tries <= 5:
-                    error = OSError("the secret store is down")
+                    error = OSError("the secret store refused token=top-secret")
                     raise of_server(error) if of_resources else error
                 await super().handle(order, ctx)
 
@@ -317,6 +319,9 @@ def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: b
         return len(scene.done), sum(world.counts("dead")), opened
 
     assert in_world(scenario) == ((1, 0, 1) if of_resources else (0, 1, 1))
+    assert ("its messages wait" in caplog.text) is of_resources
+    assert "the secret store refused" in caplog.text
+    assert "top-secret" not in caplog.text
 
 
 def test_the_return_of_a_handler_ends_an_outage_that_handlers_met() -> None:
