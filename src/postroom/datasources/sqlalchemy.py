@@ -13,6 +13,7 @@ from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
 from postroom.datasources._reset import LostCodecs
+from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, make_do, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
@@ -102,14 +103,14 @@ def sqlalchemy_engine(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
-        waiting = Waiting(context, max_size, acquire_timeout)
+        server = Server(connect_timeout, place_of(source))
+        waiting = Waiting(context, max_size, acquire_timeout, server)
         uses = _Uses(max_size, waiting)
         keywords = {**_pool_options(uses, waiting, acquire_timeout), **(options or {})}
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
-        who = display_key(context)
-        watch = _Watch(engine, source, who, uses, codecs, connect_timeout=connect_timeout, canary=canary, reset=reset)
-        waiting.ask = watch.try_out
+        who, more = display_key(context), {"canary": canary, "reset": reset}
+        watch = _Watch(engine, source, who, uses, codecs, connect_timeout=connect_timeout, **more)
         try:
             async with engine.connect():
                 pass
@@ -137,6 +138,10 @@ class _Uses:
 
     def is_full(self) -> bool:
         return len(self._records) >= self.most
+
+    def met(self, connection: Any) -> None:
+        """Note where a new connection leads to."""
+        self._waiting.server.met(connection)
 
     def begin(self, record: Any) -> None:
         self._records.add(record)
@@ -168,7 +173,7 @@ def _pool_options(uses: _Uses, room: Waiting, acquire_timeout: float) -> dict[st
                         limit=acquire_timeout,
                     )
                 except exc.TimeoutError as late:  # an outage where the server is silent
-                    raise late from await_only(room.problem())
+                    raise late from await_only(room.server.problem())
 
     return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
@@ -202,8 +207,6 @@ class _Watch:
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source))
         self._uses = uses
         self._codecs = codecs
-        self._make: Callable[[], Awaitable[Any]] | None = None
-        """Makes a connection as the last one was made."""
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
         self._names = require_names(source) if canary and postgresql else None
@@ -234,20 +237,15 @@ class _Watch:
             return await connected(self._source, once)
 
         async def make(*arguments: Any, **keywords: Any) -> Any:
-            self._make = partial(make, *arguments, **keywords)
             return await self._attempts.make(lambda: connect(*arguments, **keywords), self._greet)
 
         keywords["async_creator_fn"] = make
-
-    async def try_out(self) -> None:
-        """Make one connection more, and end it: does the server answer?"""
-        if self._make is not None:
-            await _end(await self._make())
 
     async def _greet(self, connection: Any) -> None:
         if self._names is not None:
             row = await _first_row(connection, CANARY)
             verify(self._names, row[0], row[1])
+        self._uses.met(connection)
 
     def _after_connect(self, connection: Any, _record: Any) -> None:
         self._uses.open.add(connection)
@@ -372,7 +370,7 @@ async def _check(engine: AsyncEngine) -> bool:
     """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
-        return bool(await pool.waiting.check())
+        return bool(await pool.waiting.server.check())
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
     return True

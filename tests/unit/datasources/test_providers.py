@@ -10,6 +10,7 @@ import pytest
 
 import postroom.datasources
 from postroom.datasources import Provider
+from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting
 from postroom.errors import ConfigurationError
 from postroom.testing.loop import run_virtual
@@ -130,7 +131,7 @@ class TestWaiting:
         """With the tenant, and with what to do; again when it happens again."""
 
         async def main() -> None:
-            waiting = Waiting(("acme", "eu"), 4, 10.0)
+            waiting = Waiting(("acme", "eu"), 4, 10.0, Server(5.0, "db-1/acme"))
 
             async def wait(seconds: float) -> None:
                 with waiting.one(lambda: True):
@@ -151,7 +152,7 @@ class TestWaiting:
         """However many they are: a busy tenant always has some."""
 
         async def main() -> None:
-            waiting = Waiting("acme", 4, None)
+            waiting = Waiting("acme", 4, None, Server(5.0, "db-1/acme"))
 
             async def wait() -> None:
                 for _ in range(20):
@@ -167,7 +168,7 @@ class TestWaiting:
         """Not all are in use: the database is slow, or down."""
 
         async def main() -> None:
-            with Waiting("acme", 4, None).one(lambda: False):
+            with Waiting("acme", 4, None, Server(5.0, "db-1/acme")).one(lambda: False):
                 await asyncio.sleep(60)
 
         run_virtual(main())
