@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from postroom.datasources._attempts import unanswered
 from postroom.redaction import describe
+from postroom.tasks import TimeLimit
 
 _SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 """What PostgreSQL answers with one byte, before it knows a user or counts a connection; drivers begin with it, too."""
@@ -60,7 +61,7 @@ class Server:
         async with self._asking:
             if self._asked_at < began and self._address is not None:
                 try:
-                    async with asyncio.timeout(self._timeout):
+                    async with TimeLimit(self._timeout):
                         await _knock(self._address)
                     self._problem = None
                 except OSError as error:  # a TimeoutError is one

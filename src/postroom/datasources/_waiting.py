@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Final, TypeVar
 
 from postroom.datasources._attempts import unanswered
@@ -111,7 +112,8 @@ class Waiting:
             full: whether all connections are in use. A caller that a connection is being made for
                 waits, too, but that is another matter.
         """
-        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full)
+        # In an empty context: the loop may keep a timer that was cancelled, and with it the message of who waits.
+        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full, context=Context())
         self._waiting += 1
         try:
             yield

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
@@ -265,10 +266,10 @@ class _Watch:
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
             return  # it is not used again
-        # SQLAlchemy replaces a connection that could not be reset.
-        late = asyncio.get_running_loop().call_later(
-            self._timeout, self._driver.break_off, connection.driver_connection
-        )
+        # SQLAlchemy replaces a connection that could not be reset. In an empty context: the loop may keep a timer that
+        # was cancelled, and with it the message of the connection's user.
+        loop, end, mine = asyncio.get_running_loop(), self._driver.break_off, connection.driver_connection
+        late = loop.call_later(self._timeout, end, mine, context=Context())
         try:
             connection.rollback()
             connection.run_async(

@@ -14,6 +14,7 @@ from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting
 from postroom.errors import ConfigurationError
 from postroom.testing.loop import run_virtual
+from support.kept import is_kept
 
 
 class Resource:
@@ -147,6 +148,17 @@ class TestWaiting:
             "Tenant acme:eu: all 4 connections are in use, and 5 callers have waited for one, the first for 3 s; each "
             "fails after 10 s."
         )
+
+    async def test_who_has_waited_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each use of a connection waits, if only for a moment."""
+        monkeypatch.setattr("postroom.datasources._waiting.SAID_AFTER", 3600.0)
+        waiting = Waiting("acme", 4, None, Server(5.0, "db-1/acme"))
+
+        async def work() -> None:
+            with waiting.one(lambda: True):
+                await asyncio.sleep(0)
+
+        assert not await is_kept(work)
 
     def test_shorter_waits_are_not_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """However many they are: a busy tenant always has some."""
