@@ -170,7 +170,7 @@ async def offboard_tenant(
 
     Raises:
         ConfigurationError: a queue has no dead-letter queue, or an argument cannot work.
-        TimeoutError, ConsoleError: it was not done everywhere; the text says where. Run it again.
+        TimeoutError, PostroomError: it was not done everywhere; the text says where. Run it again.
     """
     if isinstance(drain, bool) or not 0 < drain <= 300:
         raise ConfigurationError(f"offboard_tenant(drain=...) takes seconds above 0, at most 300; got {drain!r}")

@@ -124,8 +124,8 @@ class Rota(Generic[I]):
         """Give the next turn to a queue that has messages: it is asked for ``limit`` of them. None where there is none.
 
         A queue that brought less than it was asked for has one receive outstanding at a time. None of several has all
-        pollers: if it stops answering, the others go on. ``scouting`` chooses
-        among standard queues, and is no part of a queue's share: what it brings is parked, as a rule.
+        pollers: if it stops answering, the others go on. ``scouting`` chooses among standard queues, and is no part of
+        a queue's share: what it brings is parked, as a rule.
         """
         best: Station[I] | None = None
         for station in self._expecting:

@@ -25,6 +25,7 @@ from postroom.datasources import (
     sqlalchemy_engine,
     sqlalchemy_sync_engine,
 )
+from support.kept import is_kept
 from support.tenant_database import TenantDatabase
 from support.transactional_sync import InThread, Thread
 
@@ -397,3 +398,14 @@ async def test_without_reset_nothing_is_asked_of_the_server(tenant: TenantDataba
                     await connection.commit()
             async with driver.connect(resource) as connection:
                 assert await driver.run(connection, "SELECT current_setting('app.tenant', true)") == "acme"
+
+
+async def test_a_reset_that_has_ended_keeps_no_message(tenant: TenantDatabase) -> None:
+    """SQLAlchemy resets a connection in the task of its last user."""
+    async with sqlalchemy_engine(Registry({"a": tenant.dsn}), max_size=1, connect_timeout=600)("a") as engine:
+
+        async def work() -> None:
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+        assert not await is_kept(work)

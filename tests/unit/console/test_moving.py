@@ -378,6 +378,30 @@ def test_a_tenant_of_consumers_that_share_a_pool_is_offboarded_in_all_of_them() 
     in_world(scenario)
 
 
+def test_an_offboarding_that_fails_in_several_queues_says_so_of_each() -> None:
+    """Each of them has to be looked after. In both its messages become dead letters all the same."""
+
+    async def scenario(world: World) -> None:
+        consumers: list[Consumer[str, None]] = []
+        for name in ("orders", "invoices"):
+            world.create(name, dead_letters="dead", receives=20)
+            consumer: Consumer[str, None] = Consumer(name, context=tenant_of, client=world.client)
+            consumers.append(consumer)
+
+            @consumer.handler
+            async def handle(order: Order, _ctx: MessageContext[str]) -> None:
+                await asyncio.sleep(order.seconds)
+
+            world.send({"order_id": "1", "seconds": 9.0}, tenant="acme", queue=name)
+        async with consumers[0], consumers[1]:
+            await asyncio.sleep(1)
+            with pytest.raises(TimeoutError, match=r"orders: .*; invoices: "):
+                await offboard_tenant("acme", *consumers, reason="left", drain=1)
+            assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
+
+    in_world(scenario)
+
+
 def test_messages_that_are_held_in_an_outage_end_when_their_tenant_is_offboarded() -> None:
     """They do not wait for a database that never comes back."""
 
