@@ -702,8 +702,6 @@ class Core:
 
     def _is_gone(self, job: Job) -> bool:
         """Whether SQS gives a message out no more: then what is behind it in its group overtakes nothing."""
-        if job.settlement is Settlement.REJECTED:
-            return True
         return job.settlement is not None and job.counted and not self.closing and job.source.attempts.is_last(job)
 
     def rejected(self, job: Job, now: float, *, taken: bool) -> bool:

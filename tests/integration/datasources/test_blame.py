@@ -212,7 +212,7 @@ async def test_a_connection_that_cannot_be_returned_tells_of_a_silent_server(ten
 
 
 async def test_a_handler_that_waits_for_its_own_connection_has_failed(driver: Driver, tenant: TenantDatabase) -> None:
-    """The server is asked with one connection more: it answers, so the tenant is no outage."""
+    """The server is asked, and answers: the tenant is no outage."""
 
     async def two(resource: Any) -> None:
         async with driver.connect(resource) as first:

@@ -261,7 +261,7 @@ def parks_equal_tenants(patch: Patch) -> None:
     patch.setattr(Crowd, "is_noisy", lambda self, tenant: True)
 
 
-@mutant(1)
+@mutant(108)
 def takes_its_group_along(patch: Patch) -> None:
     """What is behind a message that fails spends a receive each time."""
     patch.setattr(Core, "_backs_off_here", lambda _self, _job, _delay: False)
