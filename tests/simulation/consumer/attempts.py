@@ -191,13 +191,14 @@ class Ledger:
     def is_used_up(self, message: str, process: str) -> bool:
         """Return whether a message has failed in a process as often as ``RetryPolicy(attempts=)`` says.
 
-        Or as often as it may be received, where it was tried more than once in a receive.
+        Or as often as it may be received: it may have been tried more than once in a receive, or an earlier receive of
+        it may have been answered after its last.
         """
         here = [each for each in self.of(message) if each.process == process]
         failures = sum(max(each.failed, each.unknown) for each in here)
         if self.promised is not None and failures >= self.promised:
             return True
-        return failures > len(here) and any(failures >= most for most in self.policies.values())
+        return any(failures >= most for most in self.policies.values())
 
     def took_back(self, message: str, process: str) -> int:
         """Return the receives of a message that a process has given back untried, and SQS has confirmed it."""
