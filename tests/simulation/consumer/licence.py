@@ -153,6 +153,10 @@ class Licence:
         policies = self._ledger.policies.values()
         return any(most <= max(receives, default=0) for most in policies)
 
+    def may_stay_invisible(self, message_id: str) -> bool:
+        """Whether a consumer that has stopped could neither reject a message in time nor give it back."""
+        return self._process.watch.unopened and self._is_at_its_last(message_id)
+
     def _may_stay_untried(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
         """Whether a message may be given up that was not tried, at its last receive or at the end of its time."""
         if "retention period" in reason:

@@ -83,7 +83,7 @@ class Verdicts:
                 handle in process.watch.started or message.id in process.watch.left
             ):
                 continue
-            if not receipt.ended:
+            if not (receipt.ended or process.licence.may_stay_invisible(message.id)):
                 self.history.broken("S7", f"{process.name} stopped and left {message.id[:4]} invisible")
         watch = process.watch
         # Received again while its handler ran: then it is started, under the receipt that was never settled.

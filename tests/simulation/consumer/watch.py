@@ -193,6 +193,8 @@ class Watch:
         self.settled: Counter[str] = Counter()
         self.sending = 0
         """Sends to the dead-letter queue under way: each holds a slot."""
+        self.unopened = False
+        """Whether an open of the dead-letter queue was cut off, and with it the letters that waited for that."""
 
     # -- receive -------------------------------------------------------------------------------------------------
 
@@ -453,6 +455,9 @@ class WatchedClient(PassingClient):
         self._watch.sending += 1
         try:
             inner = await super().queue(name)
+        except asyncio.CancelledError:
+            self._watch.unopened = True
+            raise
         finally:
             self._watch.sending -= 1
         return WatchedQueue(inner, self._watch, self._gate)
