@@ -30,6 +30,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
 from postroom.display import counted
 from postroom.errors import PostroomError, Retry, in_words
+from postroom.errors import Reject as RejectError
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -597,6 +598,8 @@ class Core:
         if job.rejecting:
             return False
         attempts = job.source.attempts
+        if tried and job.started:  # also after a `Reject` that is not possible: tried here, it would never end
+            attempts.failed(job)
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
         untried = not (tried and (job.started or job.counted))
         reason = attempts.why_over(job, _named(error))
@@ -930,7 +933,7 @@ _BEHIND: Final = "not tried: a message before it in its group was not done"
 
 def _named(error: BaseException) -> str:
     """Return an error's type, with its text where that is for the log: others may quote what is secret."""
-    if isinstance(error, Retry):
+    if isinstance(error, Retry | RejectError):
         return in_words(error)
     name = type(error).__name__
     return f"{name}: {in_words(error)}" if isinstance(error, PostroomError) else name

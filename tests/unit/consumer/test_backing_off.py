@@ -11,6 +11,7 @@ import pytest
 from postroom import AckMode, Consumer, MessageContext, Polling, RetryPolicy, Visibility
 from postroom.consumer.core import GiveBack, GoOnAt, Reject, ReturnGroup
 from postroom.consumer.job import Job
+from postroom.errors import Reject as RejectError
 from postroom.message import Message
 from postroom.scheduling import State
 from postroom.types import Settlement
@@ -111,6 +112,21 @@ class TestCore:
         (rejected,) = scene.core.actions
         assert isinstance(rejected, Reject)
         assert rejected.reason == "5 failed attempts, the last one with ValueError"
+
+    def test_a_reject_that_is_not_possible_is_an_attempt(self) -> None:
+        """The dead-letter queue takes nothing: tried here without a count, it would never end."""
+        scene = Scene(fifo=True, most=3)
+        head = scene.job("head", group="g")
+        scene.arrive(head, next_of(scene, receives=1))
+        for now in (0.0, 1.0, 2.0):
+            scene.core.actions.clear()
+            scene.core.go_on("g", now, now)
+            assert scene.core.next(now) is head
+            head.started = True
+            scene.core.retry(head, RejectError("bad"), 1.0, now, tried=True)
+        (rejected,) = scene.core.actions
+        assert isinstance(rejected, Reject)
+        assert rejected.reason == "3 failed attempts, the last one with Reject: bad"
 
     def test_one_that_is_lost_takes_its_group_with_it_at_once(self) -> None:
         """It is received again, and they are behind it."""
