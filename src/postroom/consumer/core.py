@@ -610,7 +610,7 @@ class Core:
             self.reject(job, reason, delay)
             self._halt_behind(job)
             return False
-        if self._backs_off_here(job, delay):
+        if self._backs_off_here(job, delay, now):
             self._back_off(job, delay, now)
             return False
         self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
@@ -619,7 +619,7 @@ class Core:
         self.give_group_back(job)
         return False
 
-    def _backs_off_here(self, job: Job, delay: float) -> bool:
+    def _backs_off_here(self, job: Job, delay: float, now: float) -> bool:
         """Whether a message that failed stays: given back, it would take those behind it along, at a receive each.
 
         They have not failed. So that may cost them no attempt that they were promised.
@@ -636,7 +636,9 @@ class Core:
         if all(map(attempts.may_be_taken_along, behind)) or scheduler.has_again(job) or job.group in self._halts:
             return False
         room = len(self._halts) < MOST_HALTED and not self.is_full
-        return room and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
+        # Lost meanwhile, it would come again, and be tried, before its backoff is over. Its next try takes time, too.
+        stays = now + 2 * delay < job.source.ours_until(job)
+        return room and stays and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
 
     def _back_off(self, job: Job, delay: float, now: float) -> None:
         """Let a message and what is behind it in its group wait here, without a slot, until it is tried again."""

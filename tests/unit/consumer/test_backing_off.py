@@ -93,6 +93,18 @@ class TestCore:
         failed(scene, next_of(scene), delay=delay)
         assert isinstance(scene.core.actions[0], GiveBack)
 
+    @pytest.mark.parametrize("policy", [Visibility(heartbeat=False), Visibility(max_extension=60)])
+    def test_one_that_cannot_be_held_for_so_long_goes_back(self, policy: Visibility) -> None:
+        """It would be lost meanwhile, and come again, and be tried, before its backoff is over."""
+        for delay, stays in ((20.0, True), (40.0, False), (70.0, False)):
+            scene = Scene(fifo=True, most=5)
+            head = scene.job("head", group="g", receives=2)
+            head.visibility = policy
+            scene.arrive(head, next_of(scene))
+            head.started = scene.core.next(0.0) is head
+            scene.core.retry(head, ValueError(), delay, 0.0, tried=True)
+            assert scene.core.actions[0] == (GoOnAt("g", delay) if stays else GiveBack(head, Settlement.RETRIED, delay))
+
     def test_without_a_backoff_it_does_not_fail_as_fast_as_it_can(self) -> None:
         """No receive slows it down."""
         scene = Scene(fifo=True, most=5)
