@@ -10,7 +10,7 @@ import pytest
 
 from postroom import AccessDenied, AckMode, Consumer, MessageContext, Reject, ServiceUnavailable, Visibility
 from postroom.transports.memory import MemoryQueue
-from postroom.transports.protocol import EntryFailure
+from postroom.transports.protocol import NO_HANDLE, EntryFailure
 from support.world import Order, Tenant, World, in_world
 
 DENIED = AccessDenied("not authorized to perform: sqs:DeleteMessage", code="AccessDenied")
@@ -27,6 +27,8 @@ class Site:
         self.at: dict[str, float] = {}
         self.deletes: list[float] = []
         self.error: Exception | list[EntryFailure] | None = None
+        self.stuck: list[str] | None = None
+        """Handles that are never deleted; the first one of all if there is none yet."""
         options |= {"context": Tenant, "client": world.client}
         if "queues" not in options:
             options["queue"] = "orders"
@@ -35,6 +37,11 @@ class Site:
         delete = MemoryQueue.delete
 
         async def failing(queue: MemoryQueue, handles: Sequence[str]) -> Any:
+            if self.stuck is not None and queue.info.name == "orders":
+                self.stuck = self.stuck or list(handles[:1])
+                stuck = [n for n, each in enumerate(handles) if each in self.stuck]
+                await delete(queue, [each for each in handles if each not in self.stuck] or [NO_HANDLE])
+                return [EntryFailure(n, "InternalError") for n in stuck]
             if self.error is None or queue.info.name != "orders":
                 return await delete(queue, handles)
             self.deletes.append(asyncio.get_running_loop().time())
@@ -159,6 +166,25 @@ def test_where_nothing_waits_to_be_deleted_a_delete_finds_out(monkeypatch: pytes
     assert receives < 5
     assert (left, dead) == ((0, 0), (0, 0))
     assert 100 < calls < 1500
+
+
+def test_one_message_that_is_not_deleted_keeps_no_other_from_being_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQS fails to delete it, for an hour, and deletes all others."""
+
+    async def scenario(site: Site) -> tuple[Counter[str], float]:
+        site.stuck = []
+        site.world.send_orders("stuck")
+        await asyncio.sleep(60)
+        began = asyncio.get_running_loop().time()
+        for number in range(60):
+            site.world.send_orders(str(number))
+            await asyncio.sleep(60)
+        late = max(site.at[str(number)] - began - 60 * number for number in range(60))
+        return site.handled, late
+
+    handled, late = run(monkeypatch, scenario)
+    assert handled == Counter(["stuck", *map(str, range(60))])
+    assert late < 2
 
 
 def test_a_queue_with_deletes_that_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
