@@ -11,6 +11,7 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
+from postroom.display import counted
 from postroom.events import Event, ResourceOpened
 from postroom.log_fields import Log, Step
 from postroom.options import MAX_BATCH
@@ -477,15 +478,22 @@ class Engine:
         self.begin()
 
     def _tell_of_memory(self) -> None:
-        """Warn when bodies of tenants that cannot run take all the memory: nothing is received until one can."""
+        """Warn when bodies of what cannot run or is not settled take all the memory: nothing is received until then."""
         core = self.core
         stuck = core.is_full and not core.scheduler.running and not core.scheduler.ready
         if stuck and not self._stuck:
+            kinds = {
+                "of tenants that cannot run now": core.scheduler.size,
+                "of groups that stand still": core.halted,
+                "on their way to the dead-letter queue": len(self.rejecting),
+            }
+            shown = [f"{counted(count, 'message')} {kind}" for kind, count in kinds.items() if count]
             text = (
-                "Nothing is received any longer: %d messages of tenants that cannot run now hold %d bytes, all of "
-                "Polling(memory=...). It goes on when one of them is resumed, diverted or available again"
+                "Nothing is received any longer: %s hold %d bytes, all of Polling(memory=...). It goes on when one of "
+                "the tenants is resumed, diverted or available again, or SQS takes what it is sent"
             )
-            _log.warning(text, core.scheduler.size, core.held_bytes)
+            what = " and ".join(shown) or "messages that SQS has not confirmed to be deleted or given back"
+            _log.warning(text, what, core.held_bytes)
         self._stuck = stuck
 
     def close(self) -> None:

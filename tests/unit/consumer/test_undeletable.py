@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from postroom import AccessDenied, AckMode, Consumer, MessageContext, Reject, ServiceUnavailable, Visibility
+from postroom import AccessDenied, AckMode, Consumer, MessageContext, Polling, Reject, ServiceUnavailable, Visibility
 from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import NO_HANDLE, EntryFailure
 from support.world import Order, Tenant, World, in_world
@@ -228,3 +228,29 @@ def test_a_handler_that_waits_for_its_delete_gets_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Site, "handle", staticmethod(handle))
     assert run(monkeypatch, scenario, ack=AckMode.MANUAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "bodies", "what"),
+    [
+        ("send", "bad", "messages on their way to the dead-letter queue hold"),
+        ("delete", "good", "messages that SQS has not confirmed to be deleted or given back hold"),
+    ],
+)
+def test_the_log_names_what_fills_the_memory(
+    call: str, bodies: str, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no tenant that cannot run: SQS does not answer."""
+
+    async def silent(_queue: MemoryQueue, _entries: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario(site: Site) -> None:
+        monkeypatch.setattr(MemoryQueue, call, silent)
+        for _ in range(30):
+            site.world.send({"order_id": bodies, "filling": "x" * 100_000})
+        await asyncio.sleep(20)
+
+    run(monkeypatch, scenario, polling=Polling(memory=1_048_576))
+    [said] = [line for line in caplog.messages if line.startswith("Nothing is received any longer")]
+    assert what in said
