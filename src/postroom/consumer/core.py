@@ -657,6 +657,10 @@ class Core:
         """Let a message be tried again that backed off until a time, and what is behind it go on after it."""
         halt = self._halts.get(group)
         if halt is not None and halt.until == when:  # otherwise it ended before
+            if halt.left is not None and halt.left.deadline > now:  # `ctx.extend`
+                halt.until = halt.left.deadline
+                self.actions.append(GoOnAt(group, halt.until))
+                return
             halt.until = None
             self._go_on_if_over(group, now)
 
@@ -691,19 +695,28 @@ class Core:
             # Where it is still being resolved it may have come again, too; but what went back was before that.
             behind = self.scheduler.withdraw_group(job)
             if job.settlement is Settlement.LEFT and not self.closing and job.source.attempts.is_last(job):
-                self._halt_until(job.group, job.deadline, behind)
+                self._halt_behind_left(job, behind)
                 return
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
-    def _halt_until(self, group: str, until: float, behind: list[Job]) -> None:
-        """Let what is behind a message wait that may be acknowledged until a time, and is given out no more then."""
+    def _halt_behind_left(self, job: Job, behind: list[Job]) -> None:
+        """Let what is behind a message wait that may be acknowledged by hand, and is given out no more, until it is lost."""
+        group = job.group or ""
         halt = self._halts.setdefault(group, Halt())
-        halt.until = until
-        for job in behind:
-            halt.add(job)
-        self.actions.append(GoOnAt(group, until))
+        halt.until, halt.left = job.deadline, job
+        for each in behind:
+            halt.add(each)
+        self.actions.append(GoOnAt(group, job.deadline))
+
+    def settled_by_hand(self, job: Job, now: float) -> bool:
+        """Note that a handler's own call has settled a message. Returns whether something waited for that."""
+        halt = self._halts.get(job.group) if job.group is not None else None
+        if halt is None or halt.left is not job:
+            return False
+        halt.until = None
+        return self._go_on_if_over(job.group or "", now)
 
     def _is_gone(self, job: Job) -> bool:
         """Whether SQS gives a message out no more: then what is behind it in its group overtakes nothing."""

@@ -385,6 +385,11 @@ class Engine:
         if settlement is _DEFERRED and not core.closing:
             self.recall_soon()  # its obstacle may be over by now
 
+    def settled_by_hand(self, job: Job) -> None:
+        """Let what waited for it in its group go on behind a message that a handler's own call has settled."""
+        if self.core.settled_by_hand(job, self._time()):
+            self.dispatch()
+
     # -- what others tell ---------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:

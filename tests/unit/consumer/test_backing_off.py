@@ -285,3 +285,52 @@ def test_what_is_behind_a_last_receive_is_handled(ends: Handler, mode: AckMode, 
         return handled
 
     assert in_world(scenario) == ["0", "0", "1", "2"]
+
+
+async def ack_late(ctx: Ctx) -> None:
+    """Acknowledge the message a little after its handler has returned."""
+    await asyncio.sleep(0.5)
+    await ctx.ack()
+
+
+async def retry_late(ctx: Ctx) -> None:
+    """Ask for a retry after that."""
+    await asyncio.sleep(0.5)
+    await ctx.retry(delay=60)
+
+
+async def extend_and_ack(ctx: Ctx) -> None:
+    """Take more time than the visibility timeout."""
+    await ctx.extend(20)
+    await asyncio.sleep(10)
+    await ctx.ack()
+
+
+@pytest.mark.parametrize(("later", "after"), [(ack_late, 0.5), (retry_late, 0.5), (extend_and_ack, 10.0)])
+def test_what_is_behind_a_message_that_was_left_goes_on_when_it_is_settled(later: Handler, after: float) -> None:
+    """At its last receive: not before, and not as late as its visibility timeout."""
+
+    async def scenario(world: World) -> float:
+        arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
+        redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 1}}'
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
+        options: dict[str, Any] = {"visibility": Visibility(timeout=5), "ack": AckMode.MANUAL}
+        orders = Consumer("orders.fifo", client=world.client, **options)
+        began: dict[str, float] = {}
+        tasks: list[asyncio.Task[None]] = []
+
+        @orders.handler
+        async def handle(order: Order, ctx: Ctx) -> None:
+            began[order.order_id] = asyncio.get_running_loop().time()
+            if order.order_id == "0":
+                tasks.append(asyncio.ensure_future(later(ctx)))
+            else:
+                await ctx.ack()
+
+        for number in range(2):
+            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(60)
+        return began["1"] - began["0"]
+
+    assert in_world(scenario) == pytest.approx(after, abs=0.2)
