@@ -702,7 +702,7 @@ class Core:
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
     def _halt_behind_left(self, job: Job, behind: list[Job]) -> None:
-        """Let what is behind a message wait that may be acknowledged by hand, and is given out no more, until it is lost."""
+        """Let what is behind a message wait that may be acknowledged by hand, and is given out no more after that."""
         group = job.group or ""
         halt = self._halts.setdefault(group, Halt())
         halt.until, halt.left = job.deadline, job
