@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
@@ -12,7 +13,7 @@ from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
 from postroom.events import Event, ResourceOpened
-from postroom.log_fields import Log, Step
+from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
@@ -473,19 +474,25 @@ class Engine:
         self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
-        self._tell_of_memory()
+        self._tell_of_standstill()
         self.begin()
 
-    def _tell_of_memory(self) -> None:
-        """Warn when bodies of tenants that cannot run take all the memory: nothing is received until one can."""
-        core = self.core
-        stuck = core.is_full and not core.scheduler.running and not core.scheduler.ready
+    def _tell_of_standstill(self) -> None:
+        """Warn when messages of tenants that cannot run take all the room: nothing is received until one can."""
+        core, scheduler = self.core, self.core.scheduler
+        room = core.capacity()
+        full = core.is_full or (scheduler.blocked > room and core.taken(room) >= room)
+        stuck = full and not scheduler.running and not scheduler.ready
         if stuck and not self._stuck:
             text = (
-                "Nothing is received any longer: %d messages of tenants that cannot run now hold %d bytes, all of "
-                "Polling(memory=...). It goes on when one of them is resumed, diverted or available again"
+                "Nothing is received any longer: %d messages of tenants that cannot run now are held, with %d bytes of "
+                "bodies%s. %d of them are of %s: resume it, or divert it to a queue of its own. It goes on when one of "
+                "these tenants is resumed, diverted or available again"
             )
-            _log.warning(text, core.scheduler.size, core.held_bytes)
+            by_memory = ", all of Polling(memory=...)" if core.is_full else ""
+            ((tenant, most),) = Counter(job.tenant for job in scheduler.waiting_tickets()).most_common(1)
+            said = (scheduler.size, core.held_bytes, by_memory, most, tenant_in_words(tenant))
+            _log.warning(text, *said, extra=about(tenant=tenant))
         self._stuck = stuck
 
     def close(self) -> None:

@@ -31,9 +31,12 @@ IT_STOPS = "it stops"
 GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
 MEMORY_FULL = "bodies took all the memory that they may"
-_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL})
+CROWDED = "more messages of tenants that cannot run were held than may be"
+CROWDED_FOR = 900
+"""Seconds for which a message is deferred at least, if that costs a promised attempt."""
+_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, CROWDED})
 """Excuses of receives that the library has to count as its own all the same."""
-_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL})
+_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL, CROWDED})
 """Excuses that do not excuse a dead letter without a reason."""
 
 
