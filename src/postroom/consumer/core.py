@@ -30,6 +30,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
 from postroom.display import counted
 from postroom.errors import PostroomError, Retry, in_words
+from postroom.errors import Reject as RejectError
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -602,6 +603,8 @@ class Core:
         if job.rejecting:
             return False
         attempts = job.source.attempts
+        if tried and job.started:  # also after a `Reject` that is not possible: tried here, it would never end
+            attempts.failed(job)
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
         untried = not (tried and (job.started or job.counted))
         reason = attempts.why_over(job, _named(error))
@@ -612,7 +615,7 @@ class Core:
             self.reject(job, reason, delay)
             self._halt_behind(job)
             return False
-        if self._backs_off_here(job, delay):
+        if self._backs_off_here(job, delay, now):
             self._back_off(job, delay, now)
             return False
         self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
@@ -621,7 +624,7 @@ class Core:
         self.give_group_back(job)
         return False
 
-    def _backs_off_here(self, job: Job, delay: float) -> bool:
+    def _backs_off_here(self, job: Job, delay: float, now: float) -> bool:
         """Whether a message that failed stays: given back, it would take those behind it along, at a receive each.
 
         They have not failed. So that may cost them no attempt that they were promised.
@@ -638,7 +641,9 @@ class Core:
         if all(map(attempts.may_be_taken_along, behind)) or scheduler.has_again(job) or job.group in self._halts:
             return False
         room = len(self._halts) < MOST_HALTED and not self.is_full
-        return room and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
+        # Lost meanwhile, it would come again, and be tried, before its backoff is over. Its next try takes time, too.
+        stays = now + 2 * delay < job.source.ours_until(job)
+        return room and stays and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
 
     def _back_off(self, job: Job, delay: float, now: float) -> None:
         """Let a message and what is behind it in its group wait here, without a slot, until it is tried again."""
@@ -657,6 +662,10 @@ class Core:
         """Let a message be tried again that backed off until a time, and what is behind it go on after it."""
         halt = self._halts.get(group)
         if halt is not None and halt.until == when:  # otherwise it ended before
+            if halt.left is not None and halt.left.deadline > now:  # `ctx.extend`
+                halt.until = halt.left.deadline
+                self.actions.append(GoOnAt(group, halt.until))
+                return
             halt.until = None
             self._go_on_if_over(group, now)
 
@@ -691,19 +700,28 @@ class Core:
             # Where it is still being resolved it may have come again, too; but what went back was before that.
             behind = self.scheduler.withdraw_group(job)
             if job.settlement is Settlement.LEFT and not self.closing and job.source.attempts.is_last(job):
-                self._halt_until(job.group, job.deadline, behind)
+                self._halt_behind_left(job, behind)
                 return
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
-    def _halt_until(self, group: str, until: float, behind: list[Job]) -> None:
-        """Let what is behind a message wait that may be acknowledged until a time, and is given out no more then."""
+    def _halt_behind_left(self, job: Job, behind: list[Job]) -> None:
+        """Let what is behind a message wait that may be acknowledged by hand, and is given out no more after that."""
+        group = job.group or ""
         halt = self._halts.setdefault(group, Halt())
-        halt.until = until
-        for job in behind:
-            halt.add(job)
-        self.actions.append(GoOnAt(group, until))
+        halt.until, halt.left = job.deadline, job
+        for each in behind:
+            halt.add(each)
+        self.actions.append(GoOnAt(group, job.deadline))
+
+    def settled_by_hand(self, job: Job, now: float) -> bool:
+        """Note that a handler's own call has settled a message. Returns whether something waited for that."""
+        halt = self._halts.get(job.group) if job.group is not None else None
+        if halt is None or halt.left is not job:
+            return False
+        halt.until = None
+        return self._go_on_if_over(job.group or "", now)
 
     def _is_gone(self, job: Job) -> bool:
         """Whether SQS gives a message out no more: then what is behind it in its group overtakes nothing."""
@@ -941,7 +959,7 @@ _BEHIND: Final = "not tried: a message before it in its group was not done"
 
 def _named(error: BaseException) -> str:
     """Return an error's type, with its text where that is for the log: others may quote what is secret."""
-    if isinstance(error, Retry):
+    if isinstance(error, Retry | RejectError):
         return in_words(error)
     name = type(error).__name__
     return f"{name}: {in_words(error)}" if isinstance(error, PostroomError) else name

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
@@ -12,16 +11,14 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
+from postroom.consumer.standstill import Standstill
 from postroom.events import Event, ResourceOpened
-from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue
 from postroom.types import Settlement
-
-_log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
@@ -104,7 +101,7 @@ class Engine:
         self._relieve_until = -math.inf
         self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
-        self._stuck = False
+        self._standstill = Standstill(core)
         self._kept: list[GiveBack] | None = None
         self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
@@ -385,6 +382,11 @@ class Engine:
         if settlement is _DEFERRED and not core.closing:
             self.recall_soon()  # its obstacle may be over by now
 
+    def settled_by_hand(self, job: Job) -> None:
+        """Let what waited for it in its group go on behind a message that a handler's own call has settled."""
+        if self.core.settled_by_hand(job, self._time()):
+            self.dispatch()
+
     # -- what others tell ---------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:
@@ -474,26 +476,8 @@ class Engine:
         self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
-        self._tell_of_standstill()
+        self._standstill.look(len(self.rejecting))
         self.begin()
-
-    def _tell_of_standstill(self) -> None:
-        """Warn when messages of tenants that cannot run take all the room: nothing is received until one can."""
-        core, scheduler = self.core, self.core.scheduler
-        room = core.capacity()
-        full = core.is_full or (scheduler.blocked > room and core.taken(room) >= room)
-        stuck = full and not scheduler.running and not scheduler.ready
-        if stuck and not self._stuck:
-            text = (
-                "Nothing is received any longer: %d messages of tenants that cannot run now are held, with %d bytes of "
-                "bodies%s. %d of them are of %s: resume it, or divert it to a queue of its own. It goes on when one of "
-                "these tenants is resumed, diverted or available again"
-            )
-            by_memory = ", all of Polling(memory=...)" if core.is_full else ""
-            ((tenant, most),) = Counter(job.tenant for job in scheduler.waiting_tickets()).most_common(1)
-            said = (scheduler.size, core.held_bytes, by_memory, most, tenant_in_words(tenant))
-            _log.warning(text, *said, extra=about(tenant=tenant))
-        self._stuck = stuck
 
     def close(self) -> None:
         """End every timer."""

@@ -26,6 +26,8 @@ class Halt(msgspec.Struct, eq=False):
     """The first of ``jobs`` where it has failed, and backs off until then."""
     backoff: float = 0.0
     """Seconds for which it does."""
+    left: Job | None = None
+    """A message at its last receive that may be acknowledged until then."""
 
     def add(self, job: Job) -> None:
         """Take in a message that came, or was withdrawn from its lane.

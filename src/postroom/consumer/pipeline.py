@@ -572,6 +572,7 @@ class _Settling(msgspec.Struct, eq=False):
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
         await self._job.source.settler.ack_now(self._job)
+        self._engine.settled_by_hand(self._job)
 
     async def give_back(self, delay: float | None) -> None:
         """Leave the message in the queue and return when that is confirmed."""
@@ -584,10 +585,11 @@ class _Settling(msgspec.Struct, eq=False):
             job, reason
         ):
             self._engine.rejections.sent(job, reason)
-            return
-        await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
-        if attempts.is_last(job):
-            _log_last_receive(job)
+        else:
+            await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
+            if attempts.is_last(job):
+                _log_last_receive(job)
+        self._engine.settled_by_hand(job)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""

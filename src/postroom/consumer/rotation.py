@@ -180,8 +180,8 @@ class Rotation:
 
     async def _look(self, look: Look[Inlet], limit: int, number: int) -> None:
         time, inlet = self._tasks.time, look.station.inlet
-        if self._fills_memory(inlet):  # it is looked at as one that answers at once with nothing
-            self._rota.looked(look, 0, limit, time(), seconds=0.0, roomy=False)
+        if self._fills_memory(inlet):
+            self._rota.put_off(look, time())
             return
         asked = inlet.receiver.moment()
         timer = self._tasks.call_later(look.wait + _SILENT, self._look_is_silent, number)

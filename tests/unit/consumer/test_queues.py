@@ -933,3 +933,23 @@ def test_a_queue_that_answers_no_delete_does_not_fill_the_memory_of_the_others(w
         assert consumer.statistics().held_bytes == 0
 
     in_world(scenario)
+
+
+@pytest.mark.parametrize("watched", [16, 1])
+def test_a_queue_that_had_filled_its_memory_goes_on_at_once(watched: int) -> None:
+    """It was not idle in the meantime: it is not left alone for as long as one that is."""
+
+    async def scenario(world: World) -> None:
+        world.create("keeps")
+        world.create("good")
+        for _ in range(200):
+            world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
+        client, diary = Keeping(world.client), Diary()
+        queues = Queues(["keeps", "good"], watched=watched, rest=300)
+        async with consumer_of(world, queues, diary, client=client, polling=Polling(memory=1 << 20)):
+            await asyncio.sleep(1_000)
+            assert len(diary.by_queue()) == 1
+            client.gate.set()
+            await diary.has(200, within=5)
+
+    in_world(scenario)
