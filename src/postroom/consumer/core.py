@@ -41,15 +41,20 @@ _RUNNING, _ACKED = State.RUNNING, Settlement.ACKED
 PATIENCE: Final = 0.25
 """Seconds that a tenant's resources may take to open before its messages have to make room for others."""
 MOST_BLOCKED: Final = 10_000
-"""Messages of tenants that cannot run now which take no room from others: those without a receive to spare can only
-wait here."""
+"""Messages of tenants that cannot run now. Beyond these, a message is deferred although that costs an attempt that it
+was promised, but never its last receive."""
 MOST_HELD: Final = 1_000
-"""Messages of one such tenant. Beyond these, and beyond ``MOST_BLOCKED``, a message is deferred although that costs an
-attempt that it was promised, but never its last receive."""
+"""The same for one such tenant."""
+MOST_LAST: Final = 30_000
+"""Messages of such tenants which take no room from others: those at their last receive can only wait here."""
 LANES: Final = 1_000
 """Messages of all such tenants together that may wait here although they could be deferred."""
 _BACKOFF: Final = (0.1, 600.0)
 """Seconds that a message of a group backs off at least and at most, where it does so here and not in the queue."""
+_CROWDED: Final = (900.0, 2700.0)
+"""Seconds, at random between these, for which a message is deferred at the cost of a promised attempt. It is called
+back when the obstacle is over. Sooner, a tenant that stays away would use up every receive of its backlog in minutes,
+and then only the room that others need is left for it."""
 _PARK: Final = (60.0, 180.0)
 _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
@@ -190,7 +195,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = max(MOST_BLOCKED, capacity)
+        free = max(MOST_LAST, capacity)
         blocked = min(scheduler.blocked + self.unresolved, free)
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 
@@ -316,7 +321,7 @@ class Core:
         """Defer a message when its tenant's resources are not open, and as many as may wait for theirs do so."""
         if job.source.fifo or self.availability.is_open(job):
             return False
-        return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now)
+        return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now, soon=True)
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
@@ -777,15 +782,21 @@ class Core:
         outage = self.outage(job.tenant)
         return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
 
-    def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
-        """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""
+    def _defer(self, job: Job, obstacle: Obstacle, now: float, *, soon: bool = False) -> bool:
+        """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here.
+
+        ``soon`` tells that its tenant may well be able to run: only an open is missing.
+        """
         attempts, facts = job.source.attempts, job.source.facts
-        if not (attempts.may_defer(job) or (self._is_crowded_by(job) and not attempts.is_last(job))):
+        free = attempts.may_defer(job)
+        if not (free or (self._is_crowded_by(job) and not attempts.is_last(job))):
             return False
         if len(self.away) >= MOST_AWAY or facts.refusal() is not None:
             return False
         # At least a second: each deferral costs a receive and a change of visibility.
         pause = max(self.availability.delay(obstacle, now), 1.0)
+        if not (free or soon):
+            pause = max(pause, self._rng.uniform(*_CROWDED))
         left = facts.seconds_left(job)
         if left < 1.0:
             return self._expire(job)

@@ -11,17 +11,14 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
-from postroom.display import counted
+from postroom.consumer.standstill import Standstill
 from postroom.events import Event, ResourceOpened
-from postroom.log_fields import Log, Step
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue
 from postroom.types import Settlement
-
-_log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
@@ -104,7 +101,7 @@ class Engine:
         self._relieve_until = -math.inf
         self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
-        self._stuck = False
+        self._standstill = Standstill(core)
         self._kept: list[GiveBack] | None = None
         self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
@@ -479,27 +476,8 @@ class Engine:
         self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
-        self._tell_of_memory()
+        self._standstill.look(len(self.rejecting))
         self.begin()
-
-    def _tell_of_memory(self) -> None:
-        """Warn when bodies of what cannot run or is not settled take all the memory: nothing is received until then."""
-        core = self.core
-        stuck = core.is_full and not core.scheduler.running and not core.scheduler.ready
-        if stuck and not self._stuck:
-            kinds = {
-                "of tenants that cannot run now": core.scheduler.size,
-                "of groups that stand still": core.halted,
-                "on their way to the dead-letter queue": len(self.rejecting),
-            }
-            shown = [f"{counted(count, 'message')} {kind}" for kind, count in kinds.items() if count]
-            text = (
-                "Nothing is received any longer: %s hold %d bytes, all of Polling(memory=...). It goes on when one of "
-                "the tenants is resumed, diverted or available again, or SQS takes what it is sent"
-            )
-            what = " and ".join(shown) or "messages that SQS has not confirmed to be deleted or given back"
-            _log.warning(text, what, core.held_bytes)
-        self._stuck = stuck
 
     def close(self) -> None:
         """End every timer."""

@@ -275,8 +275,8 @@ def _chosen_options(plan: Plan, rng: Random) -> Plan:
 
 def _many_groups(plan: Plan, rng: Random) -> Plan:
     """A tenant with many message groups is paused, and stays so; the others must be served all the same."""
-    # On a FIFO queue nothing is deferred: bodies of a paused tenant may take all the memory, and stop the receives.
-    if len(plan.tenants) < 2 or plan.equal or (plan.fifo and plan.body_bytes):
+    # Bodies of a paused tenant may take all the memory, and stop the receives: at their last receive they have to stay.
+    if len(plan.tenants) < 2 or plan.equal or plan.body_bytes:
         return plan
     tenant = rng.choice(plan.tenants)
     groups = rng.randint(40, 80)

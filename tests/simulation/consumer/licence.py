@@ -155,7 +155,8 @@ class Licence:
 
     def may_stay_invisible(self, message_id: str) -> bool:
         """Whether a consumer that has stopped could neither reject a message in time nor give it back."""
-        return self._process.watch.unopened and self._is_at_its_last(message_id)
+        done = self._is_at_its_last(message_id) or self._ledger.is_used_up(message_id, self._process.name)
+        return self._process.watch.unopened and done
 
     def _may_stay_untried(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
         """Whether a message may be given up that was not tried, at its last receive or at the end of its time."""

@@ -16,7 +16,7 @@ from postroom.settlement import batcher
 from postroom.testing.faults import FaultyClient, FaultyQueue
 from postroom.transports.protocol import NO_HANDLE, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
-from simulation.consumer.attempts import Ledger
+from simulation.consumer.attempts import CROWDED, CROWDED_FOR, Ledger
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import Plan
 from support.passing import PassingClient
@@ -123,6 +123,9 @@ class Watch:
     ) -> None:
         self.on_rejected = on_rejected
         self.ledger = ledger
+        self._crowded = plan.kept_paused is not None
+        """Whether a paused tenant has more messages than may be held."""
+        self._crowded_for = CROWDED_FOR if plan.retention is None else 0  # never beyond the retention period
         polling = plan.options["polling"]
         self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
@@ -333,7 +336,8 @@ class Watch:
             if receipt.settled_at is None:
                 receipt.settled_at = now
                 self.ledger.gives_back(change.receipt_handle, now, change.timeout)
-                if why := self.excuse(receipt):
+                crowded = self._crowded and change.timeout >= self._crowded_for
+                if why := CROWDED if crowded else self.excuse(receipt):
                     self.ledger.excuses(change.receipt_handle, why)
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:

@@ -233,8 +233,8 @@ def test_a_handler_that_waits_for_its_delete_gets_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("call", "bodies", "what"),
     [
-        ("send", "bad", "messages on their way to the dead-letter queue hold"),
-        ("delete", "good", "messages that SQS has not confirmed to be deleted or given back hold"),
+        ("send", "bad", "messages on their way to the dead-letter queue take all the room"),
+        ("delete", "good", "messages that SQS has not confirmed to be deleted or given back take all the room"),
     ],
 )
 def test_the_log_names_what_fills_the_memory(
