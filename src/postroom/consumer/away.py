@@ -80,6 +80,10 @@ class Away:
             self._callable.extendleft(reversed(freed))
         return bool(freed)
 
+    def keeps(self, obstacle: Obstacle) -> bool:
+        """Whether messages are invisible because of an obstacle."""
+        return obstacle in self._behind
+
     def all_over(self) -> None:
         """Let everything be called back: the consumer stops."""
         for obstacle in tuple(self._behind):

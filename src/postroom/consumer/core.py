@@ -494,6 +494,14 @@ class Core:
             # Only now, after the probe: called back before it, they would come into the next
             # failure.
             self.away.over(Obstacle(ObstacleKind.TENANT, job.tenant))
+        elif (
+            len(self.away)
+            and self.away.keeps(obstacle := Obstacle(ObstacleKind.TENANT, job.tenant))
+            and self.outage(job.tenant) is None
+            and self.availability.wait(job, now) is None
+        ):
+            # Another user of the pool has met an outage of what is open, and no open tells of its end.
+            self.away.over(obstacle)
 
     def failed(self, job: Job, error: BaseException, now: float) -> list[Job]:
         """Note that a handler failed, and pause its tenant if all of it fails.

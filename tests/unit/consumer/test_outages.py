@@ -440,6 +440,35 @@ def test_an_outage_that_only_another_user_of_the_pool_has_met_is_over_here_too(h
         assert in_world(scenario) < 60
 
 
+def test_an_outage_that_another_user_has_met_in_use_is_over_with_the_first_success() -> None:
+    """The resources stayed open: no open tells of its end."""
+
+    class Full(Exception):
+        sqlstate = "53300"
+
+    async def scenario(world: World) -> float:
+        world.create(dead_letters="dead", receives=3)
+        scene = Scene(world)
+        tenant, loop = Tenant("a"), asyncio.get_running_loop()
+        world.send_orders(*map(str, range(400)))
+        async with scene.pool:
+            while (pause := scene.pool.retry_after(tenant)) < 20:
+                await asyncio.sleep(pause)
+                with contextlib.suppress(Full):
+                    async with scene.pool.lease(tenant):
+                        raise Full
+            over = loop.time() + pause
+            async with scene.orders:
+                await asyncio.sleep(10)
+                assert scene.orders.statistics().away > 300
+                while len(scene.done) < 400:
+                    await asyncio.sleep(0.5)
+            return loop.time() - over
+
+    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=20):
+        assert in_world(scenario) < 60
+
+
 def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is received any longer: the log says why, once, and what to do."""
 
