@@ -520,6 +520,11 @@ class Core:
         for other in woken:
             self.waking.append(other)
             self.scheduler.sleep_on(other, now + _TURN)  # its own time would come too soon: everybody's comes at once
+        # Also what was not known here as an outage: another user of the pool, or another replica, has met it.
+        if host is not None:
+            over.append(Obstacle(ObstacleKind.HOST, host))
+        if self.availability.outage(tenant) is None:
+            over.append(Obstacle(ObstacleKind.TENANT, tenant))
         freed = [self.away.over(obstacle) for obstacle in over]
         return bool(woken) or any(freed)
 

@@ -1,12 +1,22 @@
 """While a tenant's resources, or their host, are down: one message tries, all others wait."""
 
 import asyncio
+import contextlib
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, RetryPolicy, Shutdown, Visibility
+from postroom import (
+    Consumer,
+    MessageContext,
+    PoolLimits,
+    ResourceError,
+    ResourcePool,
+    RetryPolicy,
+    Shutdown,
+    Visibility,
+)
 from postroom.consumer import TenantState
 from postroom.consumer.demand import BEYOND
 from postroom.options import OpenBackoff
@@ -396,6 +406,38 @@ def test_a_backlog_of_a_tenant_that_cannot_run_costs_no_other_tenant_anything(ho
     assert max(receives) <= 2  # the last one is not used up in minutes
     assert dead == 0
     assert seconds <= 60
+
+
+@pytest.mark.parametrize("host", [None, host_of])
+def test_an_outage_that_only_another_user_of_the_pool_has_met_is_over_here_too(host: Any) -> None:
+    """What was deferred for long because of it is called back when that one has opened the resources again."""
+
+    async def scenario(world: World) -> float:
+        world.create(dead_letters="dead", receives=3)
+        scene = Scene(world, host=host)
+        tenant, loop = Tenant("down-0"), asyncio.get_running_loop()
+        scene.break_down("down-0")
+        world.send_orders(*map(str, range(400)), tenant="down-0")
+        async with scene.pool:
+            while scene.pool.retry_after(tenant) < 20:
+                with contextlib.suppress(ResourceError):
+                    await scene.pool.acquire(tenant)
+                await asyncio.sleep(1)
+            async with scene.orders:
+                tries = scene.tries
+                await asyncio.sleep(10)
+                assert scene.tries == tries
+                assert scene.orders.statistics().away > 300
+                scene.databases.failures.clear()
+                await scene.pool.invalidate(tenant)
+                async with scene.pool.lease(tenant):
+                    healed = loop.time()
+                while len(scene.done) < 400:
+                    await asyncio.sleep(0.5)
+            return loop.time() - healed
+
+    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=20):
+        assert in_world(scenario) < 60
 
 
 def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
