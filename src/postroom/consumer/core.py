@@ -169,6 +169,11 @@ class Core:
         return self.scheduler.total
 
     @property
+    def free(self) -> int:
+        """Slots that no handler has."""
+        return self.scheduler.total - self.scheduler.running
+
+    @property
     def typical(self) -> float:
         """Handler seconds of a message, as a recent average."""
         return self.scheduler.typical

@@ -65,6 +65,11 @@ class Floor(Protocol):
         ...
 
     @property
+    def free(self) -> int:
+        """Slots that no handler has."""
+        ...
+
+    @property
     def typical(self) -> float:
         """Handler seconds of a message, as a recent average."""
         ...
@@ -147,7 +152,8 @@ class AdaptivePolicy:
     """The default: one long poll while the queue is quiet, up to ``Polling.pollers`` while it is busy.
 
     While receives bring a few messages, up to ``SPARSE`` of them are outstanding; the first that comes back empty ends
-    that. When there is no room, ``Scouting`` decides whether to look for quiet tenants' messages all the same.
+    that. When there is no room, ``Scouting`` decides whether to look for quiet tenants' messages all the same. Where
+    it does not, and slots are free, one message is asked for now and then.
     """
 
     def __init__(self, polling: Polling, scouting: Scouting, crowd: Crowd) -> None:
@@ -157,6 +163,8 @@ class AdaptivePolicy:
         self._asked_for = 0
         self._busy = False
         self._sparse = False
+        self._grouped = False
+        """Whether the last message that came had a message group."""
         self._next_at = 0.0
         self._pace = 0.0
         self._warned = False
@@ -198,9 +206,12 @@ class AdaptivePolicy:
                 wait = self._next_at - now
                 return Pause(wait) if wait > 0 else Ask(min(room, polling.batch))
             return Pause()
-        if taken >= BEYOND * capacity:  # what cannot be parked is held beyond the capacity; that has an end, too
-            return Pause()
-        seconds = self._scouting.pause(number, now, pollers=polling.pollers, round_trip=self.round_trip)
+        seconds = None
+        if taken < BEYOND * capacity:  # what cannot be parked is held beyond the capacity; that has an end, too
+            seconds = self._scouting.pause(number, now, pollers=polling.pollers, round_trip=self.round_trip)
+        if seconds is None and number == 0 and self._grouped and floor.free > 0:
+            seconds = self._scouting.glance(max(0, taken - capacity), now)
+            return Pause(seconds) if seconds else Ask(1, scouting=True)
         if seconds == 0.0:
             # A scout takes few: each message that it finds and cannot keep costs a receive.
             skims = self._scouting.is_skimming(now)
@@ -267,7 +278,8 @@ class AdaptivePolicy:
         """
         enough, has_share = standing
         over = enough or has_share
-        self._crowd.came(job.tenant, now, over=over, grouped="MessageGroupId" in job.message.system_attributes)
+        self._grouped = "MessageGroupId" in job.message.system_attributes
+        self._crowd.came(job.tenant, now, over=over, grouped=self._grouped)
         if over:
             self._scouting.found_noisy(job.tenant, job.message)
         else:

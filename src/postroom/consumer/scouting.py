@@ -16,6 +16,10 @@ _LONGEST_PAUSE: Final = 0.25
 _RARE: Final = 1000.0
 BUDGET: Final = 60_000
 """Messages that scouting may park beyond one for each message that was handled."""
+_GLANCE: Final = 0.25
+_RARER: Final = 0.005
+"""Seconds between two glances at least, and for each message that is held beyond the room. As many come by glances as
+are handled: where 8 handlers take 30 s each, one in 4 s."""
 _DEEP: Final = 0.012
 """Seconds that a quiet message may have to lie behind noisy ones before skimming begins."""
 _UNCLEAR: Final = 0.06
@@ -73,6 +77,7 @@ class Scouting:
         self._tried_at = -_AFTER
         self._hold = _HOLD
         self._quiet_at = now
+        self._glance_at = now
         self._quiet_part = 0.0
         self._interval = 1.0
         self._missing = _MISSING
@@ -141,11 +146,24 @@ class Scouting:
         self.receives += 1
         return 0.0
 
+    def glance(self, beyond: int, now: float) -> float:
+        """Return the seconds until one message may be asked for without any proof; 0.0 if it is now.
+
+        For slots that are free while all that waits here may not have them, since its tenants have as many as they may.
+        Nothing is parked for that: what comes is held, ``beyond`` the room, until its tenant has a slot. After a
+        message of a quiet tenant the next glance goes at once.
+        """
+        if now < self._glance_at:
+            return self._glance_at - now
+        self._glance_at = now + max(_GLANCE, _RARER * beyond)
+        self.receives += 1
+        return 0.0
+
     def found_quiet(self, message: Message, now: float) -> None:
         """Note that a message came of a tenant that has not had its part."""
         self._interval += 0.1 * (min(1.0, max(0.01, now - self._quiet_at)) - self._interval)
         self._missing = _MISSING
-        self._quiet_at = now
+        self._quiet_at = self._glance_at = now
         self._quiet_part += _LEARN * (1.0 - self._quiet_part)
         if now - self._crowded_at > _CALM:
             return

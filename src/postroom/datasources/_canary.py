@@ -111,19 +111,27 @@ def _names_of(dsn: str) -> Names:
 
 
 def _names_of_pairs(dsn: str) -> Names:
-    """Read a connection string as libpq does: ``key = value``, quotes and backslashes included; the last one counts."""
+    found = pairs_of(dsn)
+    if found.get("service"):
+        return Names(None, None)
+    return Names(found.get("dbname") or None, found.get("user") or None)
+
+
+def pairs_of(dsn: str) -> dict[str, str]:
+    """Read a connection string as libpq does: ``key = value``, quotes and backslashes included; the last one counts.
+
+    Nothing comes from one that the driver refuses, in words of its own.
+    """
     found: dict[str, str] = {}
     at = 0
     while at < len(dsn.rstrip()):
         pair = _PAIR.match(dsn, at)
-        if pair is None:  # the driver refuses it, in words of its own
-            return Names(None, None)
+        if pair is None:
+            return {}
         at = pair.end()
         value = pair[2][1:-1] if pair[2].startswith("'") else pair[2]
         found[pair[1]] = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
-    if found.get("service"):
-        return Names(None, None)
-    return Names(found.get("dbname") or None, found.get("user") or None)
+    return found
 
 
 def _text(value: object) -> str | None:

@@ -1,17 +1,17 @@
 """Where a tenant's data is, as people are told: host, port and database, and never a user or a password."""
 
 import os
-import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
-from postroom.datasources._canary import expected, is_url, split
+from postroom.datasources._canary import expected, is_torn, is_url, pairs_of, split
 from postroom.datasources.registry import DataSource, Locate, located
 from postroom.errors import ConfigurationError
 from postroom.types import C
 
-_PAIR: Final = re.compile(r"(?:^|\s)(host|hostaddr|port)\s*=\s*('[^']*'|\S+)")
+_UNKNOWN: Final = "the database"
 
 
 def places(locate: Locate[C]) -> Callable[[C], Awaitable[str]]:
@@ -34,16 +34,22 @@ def place_of(source: DataSource, options: Mapping[str, Any] | None = None) -> st
         options: the keywords that the driver gets beside the DSN.
     """
     given = options or {}
+    if is_torn(source.dsn):  # SQLAlchemy takes a "/" in a password
+        head, _, query = source.dsn.partition("?")
+        if "@" in query:  # of the password, too
+            return _UNKNOWN
+        scheme, _, rest = head.partition("://")
+        source = replace(source, dsn=f"{scheme}://{rest.rpartition('@')[2]}?{query}")
     try:
         server = _joined(given["host"], given.get("port")) if given.get("host") else _server(source.dsn)
         return f"{server}/{expected(source, options).database or '?'}"
     except ConfigurationError:  # the driver says what is wrong with it, or can read it
-        return "the database"
+        return _UNKNOWN
 
 
 def _server(dsn: str) -> str:
     if not is_url(dsn):
-        pairs = {name: value.strip("'") for name, value in _PAIR.findall(dsn)}
+        pairs = pairs_of(dsn)
         return _joined(pairs.get("host") or pairs.get("hostaddr"), pairs.get("port"))
     url = split(dsn)
     query = {name: values[-1] for name, values in parse_qs(url.query).items()}

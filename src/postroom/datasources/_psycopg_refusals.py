@@ -12,21 +12,21 @@ from postroom.datasources._read_only import TAKES_WRITES, is_refused_write, judg
 from postroom.resources.failures import of_message
 
 # libpq reports a refused login without its SQLSTATE. The words are the server's, in English.
-_REFUSALS: Final = {
-    "28P01": ("password authentication failed",),
-    "3D000": ('database "', "does not exist"),
-    "28000": ("no pg_hba.conf entry",),
-    "53300": ("too many c",),  # "too many clients already", "too many connections for role"
-    "53301": ("remaining connection slots are reserved",),
-    "57P03": ("the database system is ",),  # starting up, shutting down, in recovery mode
-}
+_REFUSALS: Final = (
+    ("28P01", "password authentication failed", ""),
+    ("3D000", 'database "', "does not exist"),
+    ("28000", "no pg_hba.conf entry", ""),
+    ("53300", "too many c", ""),  # "too many clients already", "too many connections for role"
+    ("53300", "remaining connection slots are reserved", ""),
+    ("57P03", "the database system is ", ""),  # starting up, shutting down, in recovery mode
+)
 
 
 def refusal_of(error: BaseException) -> psycopg.Error | None:
     """Return the error of a refused login with its SQLSTATE, where libpq reports it without."""
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         text = str(error)
-        for code, words in _REFUSALS.items():
+        for code, *words in _REFUSALS:
             if all(word in text for word in words):
                 return psycopg.errors.lookup(code)(text)
     return None

@@ -61,8 +61,6 @@ class Unit(Generic[T]):
         except BaseException as error:
             if self.abandoned:  # whatever an interrupted statement raised
                 self.refuse()
-            elif isinstance(error, StopIteration):  # no future takes one
-                complete(self.result, None, RuntimeError(f"the unit of work raised {error!r}"))
             else:
                 complete(self.result, None, error)
         else:

@@ -32,6 +32,9 @@ async def in_thread(work: Callable[[], T], name: str = "postroom-datasource") ->
 
 def complete(future: "asyncio.Future[Any] | Future[Any]", value: Any, error: BaseException | None) -> None:
     """Complete a future of the event loop, or of another thread, from this one, unless it is cancelled."""
+    if isinstance(error, StopIteration):  # no future takes one, and who waits would wait for good
+        raised, error = error, RuntimeError(f"a thread's work raised {error!r}")
+        error.__cause__ = raised
 
     def finish() -> None:
         if future.done():

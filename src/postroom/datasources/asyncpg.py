@@ -192,9 +192,11 @@ class _Acquiring(_AcquiringBase):
         return await self._wait(super().__aenter__)
 
     async def __aexit__(self, *exc: object) -> None:
-        if self.connection is not None and is_refused_write(error := exc[1]):
-            await judge(error, partial(_ask, self.connection))
-        await super().__aexit__(*exc)
+        try:
+            if self.connection is not None and is_refused_write(error := exc[1]):
+                await judge(error, partial(_ask, self.connection))
+        finally:  # also where a cancellation does not wait for the answer
+            await super().__aexit__(*exc)
 
     def __await__(self) -> "Generator[Any, Any, PoolConnectionProxy[asyncpg.Record]]":
         async def acquire() -> "PoolConnectionProxy[asyncpg.Record]":

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
@@ -104,12 +105,15 @@ def sqlalchemy_engine(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
+        url = _url(source.dsn)
+        # In its words: SQLAlchemy takes a "/" in a password, where others see the end of the host.
+        source = replace(source, dsn=url.render_as_string(hide_password=False))
         server = Server(connect_timeout, place_of(source))
         waiting = Waiting(context, max_size, acquire_timeout, server)
         uses = _Uses(max_size, waiting)
         keywords = {**_pool_options(uses, waiting, acquire_timeout), **(options or {})}
         keywords.setdefault("pool_timeout", acquire_timeout)
-        engine = create_async_engine(_url(source.dsn), **keywords)
+        engine = create_async_engine(url, **keywords)
         who, more = display_key(context), {"canary": canary, "reset": reset}
         watch = _Watch(engine, source, who, uses, codecs, connect_timeout=connect_timeout, **more)
         try:

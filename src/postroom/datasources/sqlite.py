@@ -29,6 +29,7 @@ from postroom.datasources.registry import answered, check_switches, check_times
 from postroom.errors import AlreadyHandled, ConfigurationError, PostroomError, UnknownTenant
 from postroom.log_fields import Log
 from postroom.log_fields import Step as LogStep
+from postroom.resources.failures import of_server
 from postroom.transactions import MessageKey
 from postroom.types import C
 
@@ -106,8 +107,8 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
                 unit ran. It was rolled back.
-            FileNotFoundError: the file is gone. Another file in its place is opened before the unit
-                begins.
+            FileNotFoundError: the file is gone: an outage, and no failure of the message. Another
+                file in its place is opened before the unit begins.
             PostroomError: the caller is inside of ``transaction_for`` of this database, which holds
                 its thread: use ``tx.run`` there.
         """
@@ -133,7 +134,7 @@ class SqliteDatabase:
             AlreadyHandled: the row was there. Nothing was done.
             ClosedError: the database was closed before, or meanwhile. The transaction was rolled
                 back.
-            FileNotFoundError: the file is gone.
+            FileNotFoundError: the file is gone, as for ``run``.
             TransactionRolledBack: at the end: a step was interrupted while it wrote, or ended the
                 transaction itself.
             PostroomError: the caller is inside of another transaction of this database.
@@ -258,8 +259,8 @@ class SqliteDatabase:
                         file.close(connection)
                         connection, file, fresh = self._connected(connect)
                     job.do(connection)
-                except BaseException as error:  # of connect: a unit keeps its errors for its caller
-                    complete(job.result, None, error)
+                except BaseException as error:  # of the look, or of connect: a unit keeps its errors for its caller
+                    complete(job.result, None, of_server(error))
                 self._current = None
         except BaseException as error:
             complete(opened, None, error)

@@ -39,7 +39,9 @@ def name_of(tenant: Hashable) -> str:
 
 def _plain(value: object) -> object:
     if names := field_names(type(value)):
-        return {name: _plain(getattr(value, name)) for name in names}
+        config = getattr(value, "__struct_config__", None)  # of msgspec: a tag tells two kinds of tenants apart
+        tag = {} if config is None or config.tag is None else {config.tag_field: config.tag}
+        return {**tag, **{name: _plain(getattr(value, name)) for name in names}}
     if isinstance(value, tuple):
         return list(map(_plain, cast("tuple[Any, ...]", value)))
     if isinstance(value, frozenset):

@@ -43,12 +43,15 @@ class Places(Generic[C]):
         To be called before each lease: what is opened after an answer is at that place, or the
         next answer differs. It asks only now and then, and raises nothing.
         """
+        asked = context in self._known
         before, again = self._known.get(context, (None, 0.0))
         if self._time() < again:
             return
         place = await self._ask(context)
         self._known[context] = (before if place is None else place, self._time() + self._period)
-        if before is not None and place not in {None, before}:
+        if before is None and asked and place is not None:
+            await self._pool.invalidate(context)  # it was opened without an answer, and may be elsewhere
+        elif before is not None and place not in {None, before}:
             await self._pool.invalidate(context)
             text = "The database of tenant %s is at %s now, and no longer at %s: its outbox is relayed from there"
             _log.warning(text, display_key(context), place, before, extra=about(tenant=context))

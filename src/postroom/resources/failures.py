@@ -156,7 +156,8 @@ def _is_drivers_outage(error: BaseException) -> bool:
     if getattr(error, "connection_invalidated", False) is True:  # SQLAlchemy
         return True
     names = _names(error)
-    if "psycopg.OperationalError" in names:  # a connection that could not be made, or was lost
+    # A connection that could not be made, or was lost.
+    if names & {"psycopg.OperationalError", "psycopg2.OperationalError"}:
         return True
     if "sqlite3.OperationalError" in names and getattr(error, "sqlite_errorcode", -1) & 0xFF in _SQLITE_OUTAGES:
         return True

@@ -170,6 +170,39 @@ async def test_a_write_to_a_server_that_takes_none_is_an_outage(driver: Driver, 
     assert is_suspect(raised.value)
 
 
+async def test_a_handler_that_is_cancelled_while_its_server_is_asked_returns_its_connection(
+    driver: Driver, tenant: TenantDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that fails over may be silent from then on."""
+    if driver in IN_THREADS:
+        pytest.skip("a thread cannot be cancelled")
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def judge(*_: object) -> None:
+        asked.set()
+        await answered.wait()
+
+    for module in ("asyncpg", "sqlalchemy", "_psycopg_refusals"):
+        monkeypatch.setattr(f"postroom.datasources.{module}.judge", judge)
+    tenant.server.execute("CREATE TABLE orders (id int)", database=tenant.name)
+
+    async def write(resource: object) -> None:
+        async with driver.connect(resource) as connection:
+            if driver.name == "asyncpg":
+                await connection.value("BEGIN")
+            await connection.value("SELECT set_config('transaction_read_only', 'on', true)")
+            await connection.value("INSERT INTO orders VALUES (1) RETURNING id")
+
+    async with driver.provider(tenant, max_size=1, acquire_timeout=2.0)("a") as resource:
+        writing = asyncio.create_task(write(resource))
+        await asked.wait()
+        writing.cancel()
+        answered.set()  # SQLAlchemy waits for the answer all the same
+        await asyncio.wait([writing])
+        async with driver.connect(resource) as connection:
+            assert await connection.value("SELECT 1") == 1
+
+
 @pytest.mark.parametrize("sqlstate", ["28000", "08P01", "53200", "53400"])
 async def test_the_answer_to_a_statement_is_no_outage(driver: Driver, tenant: TenantDatabase, sqlstate: str) -> None:
     """The connection goes on working: the server can be used."""

@@ -19,6 +19,7 @@ from postroom.datasources import (
     Registry,
     UnknownTenant,
     WrongDatabase,
+    sqlalchemy_engine,
 )
 from postroom.datasources._server import Server
 from postroom.errors import ClosedError, ConfigurationError
@@ -55,6 +56,16 @@ async def _open(provider: Provider[str, Any], context: str = "a") -> None:
 
 class TestOpening:
     """Opening a tenant's resources."""
+
+    async def test_a_slash_in_a_password_is_no_other_database(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """SQLAlchemy reads it; the canary must not take the rest of the password for the database's name."""
+        if driver.provide is not sqlalchemy_engine:
+            pytest.skip("the driver refuses it")
+        role = f"slash{secrets.token_hex(4)}"
+        tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'a/b'")
+        dsn = tenant.dsn.replace(f"postroom:{tenant.server.password}", f"{role}:a/b")
+        async with driver.provider(DataSource(dsn))("a") as engine, driver.connect(engine) as connection:
+            assert await connection.value("SELECT current_user") == role
 
     async def test_the_handler_reaches_its_own_database(self, driver: Driver, tenant: TenantDatabase) -> None:
         """And nothing of it is open afterwards."""

@@ -30,6 +30,7 @@ from postroom import (
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.local.threaded import ThreadedServer
+from postroom.resources.failures import is_outage, is_suspect
 from postroom.testing.postgres import PostgresServer
 from postroom.transports.memory import MemoryClient
 
@@ -39,7 +40,7 @@ from django.core.management import CommandError, call_command
 from django.core.signals import request_finished
 from django.db import connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
-from django.db.utils import ConnectionDoesNotExist
+from django.db.utils import ConnectionDoesNotExist, InternalError
 from django.test import SimpleTestCase
 
 from postroom.integrations.django import (
@@ -229,6 +230,53 @@ async def test_a_connection_to_postgresql_has_a_limit(
     async with pool, pool.lease("acme") as alias:
         assert connections.settings[alias]["OPTIONS"] == {"connect_timeout": seconds}
         assert own["OPTIONS"] == options
+
+
+@pytest.mark.parametrize(("setting", "outage"), [("SET TRANSACTION READ ONLY", False), ("", True)])
+async def test_a_refused_write_is_an_outage_where_the_server_takes_none(
+    postgres_server: PostgresServer, database: str, setting: str, *, outage: bool
+) -> None:
+    """Otherwise the handler's transaction was read-only: it would fail at each try, and its tenant with it."""
+    postgres_server.execute("CREATE TABLE orders (id int)", database=database)
+    if outage:
+        postgres_server.execute(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+
+    def write(alias: TenantAlias) -> None:
+        with using_tenant(alias), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
+            if setting:
+                cursor.execute(setting)
+            cursor.execute("INSERT INTO orders VALUES (1)")
+
+    pool: ResourcePool[str, TenantAlias] = tenant_databases({"acme": entry(postgres_server, database)}.get).pool()
+    async with pool, pool.lease("acme") as alias:
+        with pytest.raises(InternalError) as raised:
+            await asyncio.to_thread(write, alias)
+    assert is_outage(raised.value) is is_suspect(raised.value) is outage
+
+
+async def test_a_write_that_another_database_may_have_refused_is_an_outage(
+    postgres_server: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a transaction around the block, where a question would fail."""
+    postgres_server.execute("CREATE TABLE orders (id int)", database=database)
+    own = entry(postgres_server, database)
+    shared = {"default": {}, "shared": {**own}}
+
+    def write(alias: TenantAlias) -> None:
+        try:
+            with transaction.atomic(using="shared"), using_tenant(alias):
+                ask(alias, "SELECT 1")
+                ask("shared", "SELECT set_config('transaction_read_only', 'on', true)")
+                ask("shared", "INSERT INTO orders VALUES (1) RETURNING id")
+        finally:
+            connections["shared"].close()
+
+    monkeypatch.setattr(connections, "settings", connections.configure_settings(shared))
+    pool: ResourcePool[str, TenantAlias] = tenant_databases({"acme": own}.get).pool()
+    async with pool, pool.lease("acme") as alias:
+        with pytest.raises(InternalError) as raised:
+            await asyncio.to_thread(write, alias)
+    assert is_outage(raised.value)
 
 
 class Router(TenantRouter):

@@ -493,7 +493,7 @@ MUTANTS = (
     Mutant("takes an outage for a failure", _swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
     Mutant("acknowledges failures (ON_SUCCESS)", _swap(Pipeline, "_settle_failure", _acks_failures), 0, "S2"),
     Mutant("cancels without a reason", _swap(Job, "cancel", _without_reason), 7, "I6"),
-    Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 5, "I6"),
+    Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 65, "I6"),
     Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
     Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 99, "S4"),
@@ -585,7 +585,7 @@ MUTANTS = (
     Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
     # -- pace
     Mutant("makes no pause for handlers", _says(Availability, "_pause_after", answer=0.0), 5, "pace"),
-    Mutant("ends that pause with an open", _swap(Availability, "recovered", _ends_pauses), 5, "pace"),
+    Mutant("ends that pause with an open", _swap(Availability, "recovered", _ends_pauses), 104, "pace"),
 )
 
 

@@ -341,7 +341,7 @@ def leaves_what_was_lost(patch: Patch) -> None:
     patch.setattr(Core, "lost", lambda self, job, now: None)
 
 
-@mutant(13)
+@mutant(3)
 def sheds_whatever_is_away(patch: Patch) -> None:
     """Room is made beyond what may be away, and while the queue is full."""
     patch.setattr(Core, "_may_be_shed", lambda self, job: job.task is None and job.source.attempts.may_defer(job))
@@ -353,7 +353,7 @@ def counts_no_spent_receive(patch: Patch) -> None:
     patch.setattr(Attempts, "spent", lambda self, job: None)
 
 
-@mutant(26)
+@mutant(258)
 def hides_messages_past_their_end(patch: Patch) -> None:
     """A message is away for longer than SQS keeps it."""
     give_back = Core.give_back
@@ -374,7 +374,7 @@ def loses_track_of_what_is_away(patch: Patch) -> None:
     patch.setattr(Away, "over", over)
 
 
-@mutant(44)
+@mutant(51)
 def never_tidies(patch: Patch) -> None:
     """What has reappeared stays in the book."""
     patch.setattr(Away, "_drop_past", lambda self, absent, now: None)

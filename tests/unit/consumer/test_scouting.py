@@ -13,6 +13,7 @@ from postroom.consumer.demand import SPARSE, AdaptivePolicy
 from postroom.consumer.overtaking import Overtaking
 from postroom.consumer.scouting import BUDGET, SCOUTS, Scouting
 from postroom.message import Message
+from simulation.fairness.model import FarClient
 from support.jobs import job
 from support.world import Order, Tenant, World, in_world
 
@@ -388,3 +389,57 @@ def test_messages_without_groups_are_counted_only_where_they_can_make_room(when:
     crowd.came("a", 1.0, over=False, grouped=True)
     assert policy.is_choosy(plain, 2.0) is bool(when)  # some of the messages have groups: all of them count
     assert policy.is_choosy(plain, 1.0 + 2 * WINDOW) is (when == "always")
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(2.0, 2.0), (30.0, 4.0)])
+def test_free_slots_are_for_rare_tenants_too(seconds: float, longest: float) -> None:
+    """One has a backlog and as many slots as it may; another sends a message now and then, too few for any proof."""
+
+    async def scenario(world: World) -> tuple[list[float], int, int]:
+        world.create(dead_letters="dead", receives=3)
+        orders = Consumer("orders", context=Tenant, client=FarClient(world.client, 0.01))
+        loop = asyncio.get_running_loop()
+        late: list[float] = []
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
+            if ctx.context.tenant_id == "rare":
+                late.append(loop.time() - order.seconds)
+            else:
+                await asyncio.sleep(seconds)
+
+        async with orders:
+            world.send_orders(*map(str, range(2_000)), tenant="busy", group="busy")
+            for _ in range(30):
+                await asyncio.sleep(10)
+                world.send_orders("x", tenant="rare", group="rare", seconds=loop.time())
+            await asyncio.sleep(5)
+            statistics = orders.statistics()
+            world.broker.purge("orders")
+        return late, statistics.receives, statistics.scouting_receives
+
+    late, receives, glances = in_world(scenario)
+    assert len(late) == 30
+    assert max(late) <= longest
+    assert receives - glances <= 300
+    assert glances <= 4 * 305
+
+
+def test_no_glance_is_taken_without_message_groups() -> None:
+    """The queue puts no tenant first then: it would bring more of the backlog."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=FarClient(world.client, 0.01))
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(2)
+
+        async with orders:
+            world.send_orders(*map(str, range(2_000)), tenant="busy")
+            await asyncio.sleep(60)
+            world.broker.purge("orders")
+        return orders.statistics().scouting_receives
+
+    assert in_world(scenario) == 0

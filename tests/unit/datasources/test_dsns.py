@@ -67,9 +67,20 @@ def test_a_dsn_that_drivers_read_alike_is_not_torn(dsn: str) -> None:
     assert not is_torn(dsn)
 
 
-@pytest.mark.parametrize("password", ["hunter2#x", "hunter2?x", "hunter2"])
+@pytest.mark.parametrize("password", ["hunter2#x", "hunter2?x", "hunter2", "x/hunter2", "hunter2/x", "x@hunter2"])
 async def test_the_place_of_a_tenant_shows_no_part_of_its_password(password: str) -> None:
-    """Libpq takes a "#" or a "?" of a password as it is; a move logs the place."""
+    """Libpq takes a "#" or a "?" of a password as it is, and SQLAlchemy a "/"; a move logs the place."""
     place = await places(lambda _: f"postgresql://app:{password}@db-1:5432/acme")("acme")
     assert place.partition("/")[0] == "db-1:5432"
     assert "hunter2" not in place
+
+
+async def test_a_place_that_cannot_be_told_from_a_password_is_not_named() -> None:
+    """It has everything that ends a host, in the wrong order."""
+    assert await places(lambda _: "postgresql://app:a@b?hunter2@db-1:5432/acme")("acme") == "the database"
+
+
+async def test_the_place_in_pairs_is_not_looked_for_in_a_password() -> None:
+    """Quotes keep a value together, whatever it looks like."""
+    dsn = r"host = 'db-1' port=5432 password='x\' host=hunter2 port=1' dbname=acme"
+    assert await places(lambda _: dsn)("acme") == "db-1:5432/acme"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
 from postroom.errors import ClosedError
-from postroom.resources.failures import OpenFailure, classify_open
+from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage
 from postroom.transactions import MessageKey
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
@@ -395,16 +395,27 @@ class TestCheck:
         assert await _ids(database) == ["1", "2", "newer"]
         assert await database.check()
 
-    async def test_a_unit_whose_file_is_gone_fails(self, database: SqliteDatabase) -> None:
-        """So its message comes back: what is written to a file that was deleted is lost without an error."""
+    async def test_a_file_that_is_gone_is_an_outage(self, database: SqliteDatabase) -> None:
+        """Its storage may be away. What is written to a file that was deleted is lost without an error."""
         database.path.unlink()
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as written:
             await database.execute("INSERT INTO orders VALUES ('1')")
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as read:
             await _ids(database)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as begun:
             async with database.transaction_for(MessageKey("orders", "2")):
                 pass
+        assert all(is_outage(raised.value) and is_of_server(raised.value) for raised in (written, read, begun))
+        replace(database.path, "new")
+        assert await _ids(database) == ["new"]
+
+    async def test_a_new_file_that_cannot_be_opened_is_an_outage(self, database: SqliteDatabase) -> None:
+        """It may be on its way, as a copy is."""
+        database.path.with_name("new").write_text("no database, and as long as the head of one" * 9)
+        database.path.with_name("new").replace(database.path)
+        with pytest.raises(sqlite3.DatabaseError) as raised:
+            await _ids(database)
+        assert is_outage(raised.value)
         replace(database.path, "new")
         assert await _ids(database) == ["new"]
 

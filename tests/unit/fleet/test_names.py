@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import attrs
+import msgspec
 import pydantic
 import pytest
 
@@ -47,6 +48,25 @@ def test_two_tenants_have_two_names(kind: type) -> None:
     """Whatever kind of record they are."""
     make = (lambda name: kind(name=name)) if kind in {Tenant, Attrs, Model} else kind
     assert name_of(make("a")) != name_of(make("b"))
+
+
+class Shop(msgspec.Struct, frozen=True, tag=True):
+    """One kind of tenant."""
+
+    id: str
+
+
+class Person(msgspec.Struct, frozen=True, tag=True):
+    """Another one."""
+
+    id: str
+
+
+def test_a_tag_tells_two_kinds_of_tenants_apart() -> None:
+    """They are not equal: a pause of one is none of the other."""
+    assert Shop("1") != Person("1")
+    assert name_of(Shop("1")) != name_of(Person("1"))
+    assert name_of((Shop("1"),)) != name_of((Person("1"),))
 
 
 def test_what_has_no_text_has_no_name() -> None:

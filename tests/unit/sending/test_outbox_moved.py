@@ -153,6 +153,26 @@ def test_a_registry_that_does_not_answer_costs_no_look(trouble: Callable[[], str
     run_virtual(scenario())
 
 
+def test_a_move_before_the_first_answer_is_found_out() -> None:
+    """What was opened meanwhile may be anywhere: a registry of one's own is slow when it is asked first."""
+    registry = Registry()
+    registry.hangs = True
+
+    async def scenario() -> None:
+        async with relay(registry) as looks:
+            await asyncio.sleep(4)
+            assert looks.since(0) == {"db-1"}
+            registry.places["acme"] = "db-2"
+            registry.hangs = False
+            await asyncio.sleep(10)
+            count = len(looks.found)
+            await asyncio.sleep(30)
+            assert looks.since(count) == {"db-2"}
+            assert sorted(registry.open) == ["db-1", "db-2"]
+
+    run_virtual(scenario())
+
+
 @pytest.mark.parametrize(("interval", "most"), [(0.1, 42), (1.0, 42), (20.0, 6)])
 def test_the_registry_is_asked_far_less_often_than_the_outbox(interval: float, most: int) -> None:
     """Once in five seconds, or in five looks if that is longer, for each of two tenants."""

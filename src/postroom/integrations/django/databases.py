@@ -20,6 +20,7 @@ from postroom.checking import check_function
 from postroom.consumer import MessageContext
 from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
+from postroom.datasources._read_only import TAKES_WRITES, is_refused_write
 from postroom.datasources._threads import in_thread
 from postroom.datasources.registry import answered
 from postroom.errors import ConfigurationError, PostroomError
@@ -28,6 +29,7 @@ from postroom.integrations.django.aliases import TenantAlias, connection_of, con
 from postroom.integrations.django.pooling import reset_between_users
 from postroom.integrations.django.routing import in_use
 from postroom.options import check_count
+from postroom.resources.failures import of_message
 from postroom.types import C
 
 P = TypeVar("P")
@@ -102,6 +104,10 @@ def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
         yield alias
         if outermost and _is_in_transaction(alias):
             raise PostroomError(f"a transaction of {alias} began in `with using_tenant(...)` and did not end there")
+    except Exception as error:
+        if outermost and is_refused_write(error):
+            _judge(error, alias)
+        raise
     finally:
         # Before the close: what runs during it must not find a database that is about to go.
         in_use.reset(token)
@@ -181,6 +187,27 @@ def _is_in_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _judge(error: Exception, alias: TenantAlias) -> None:
+    """Rule that a refused write is the message's own, if all servers that this thread is connected to take writes.
+
+    Django does not tell which of them refused it.
+    """
+    mine = connection_of(alias)
+    if mine is None or mine.connection is None:
+        return
+    with suppress(Exception):  # without an answer it may be an outage
+        if all(_takes_writes(each) for each in (mine, *connections.all(initialized_only=True))):
+            of_message(error)
+
+
+def _takes_writes(connection: Any) -> bool:
+    if connection.vendor != "postgresql" or connection.connection is None:
+        return True
+    with connection.cursor() as cursor:
+        cursor.execute(TAKES_WRITES)
+        return bool(cursor.fetchone()[0])
 
 
 def _is_in_transaction(alias: TenantAlias) -> bool:
