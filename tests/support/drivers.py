@@ -23,6 +23,7 @@ from postroom.datasources import (
     sqlalchemy_engine,
     sqlalchemy_sync_engine,
 )
+from postroom.datasources._threads import in_thread
 from support.tenant_database import TenantDatabase
 
 
@@ -96,7 +97,9 @@ DRIVERS = [
 @asynccontextmanager
 async def _of_threads(resource: Any) -> AsyncIterator[Connection]:
     of_psycopg = isinstance(resource, psycopg_pool.ConnectionPool)
-    manager: Any = resource.connection() if of_psycopg else resource.connect()
+    # SQLAlchemy's connect() takes a connection at once, and may wait for one. asyncio.to_thread would make another
+    # error of a TimeoutError, without what is known of it.
+    manager: Any = resource.connection() if of_psycopg else await in_thread(resource.connect)
     connection = await asyncio.to_thread(manager.__enter__)
 
     def ask(sql: str) -> object:

@@ -189,7 +189,7 @@ def _is_in_a_loop() -> bool:
     return True
 
 
-def _judge(error: Exception, alias: TenantAlias) -> None:
+def _judge(error: BaseException, alias: TenantAlias) -> None:
     """Rule that a refused write is the message's own, if all servers that this thread is connected to take writes.
 
     Django does not tell which of them refused it.
