@@ -374,7 +374,7 @@ def loses_track_of_what_is_away(patch: Patch) -> None:
     patch.setattr(Away, "over", over)
 
 
-@mutant(51)
+@mutant(159)
 def never_tidies(patch: Patch) -> None:
     """What has reappeared stays in the book."""
     patch.setattr(Away, "_drop_past", lambda self, absent, now: None)
