@@ -22,6 +22,7 @@ CHUNK = 25
 _GOALS = {
     "consumer": 100_000,
     "queues": 20_000,
+    "further": 20_000,
     "core": 1_000_000,
     "pool": 1_000_000,
     "contexts": 1_000_000,
@@ -53,6 +54,10 @@ def runner(kind: str) -> Run | None:
         from simulation.consumer.many_queues import many_queues_violations
 
         return many_queues_violations
+    if kind == "further":
+        from simulation.consumer.further import further_violations
+
+        return further_violations
     if kind == "contexts":
         from simulation.contexts import run_context_pairs
 
@@ -104,7 +109,7 @@ def _units(goals: dict[str, int], progress: dict[str, Progress]) -> Iterator[tup
     places = {kind: progress[kind].done for kind in goals}
     while places:
         kind = min(places, key=lambda each: places[each] / ends[each] if ends[each] else 1)
-        count = min(CHUNK if kind == "consumer" else 4 * CHUNK, ends[kind] - places[kind])
+        count = min(CHUNK if kind in {"consumer", "further"} else 4 * CHUNK, ends[kind] - places[kind])
         if count <= 0:
             del places[kind]
             continue
