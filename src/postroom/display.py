@@ -32,13 +32,13 @@ def counted(count: int, one: str) -> str:
 
 
 def field_names(kind: type[Any]) -> tuple[str, ...]:
-    """Return the names of the fields that make up a record: dataclass, msgspec, attrs or pydantic; else none."""
+    """Return the names of the fields by which a record is compared: dataclass, msgspec, attrs, pydantic; else none."""
     if dataclasses.is_dataclass(kind):
         return tuple(field.name for field in dataclasses.fields(kind) if field.compare)
     for attribute in ("__struct_fields__", "__attrs_attrs__", "__pydantic_fields__"):
         fields = getattr(kind, attribute, None)
         if fields:
-            return tuple(getattr(field, "name", field) for field in fields)
+            return tuple(getattr(field, "name", field) for field in fields if getattr(field, "eq", True))
     return ()
 
 
@@ -69,10 +69,10 @@ def _text_of(value: object) -> str:
 
 
 def _shown_names(kind: type[Any]) -> tuple[str, ...]:
-    if dataclasses.is_dataclass(kind):
-        return tuple(field.name for field in dataclasses.fields(kind) if field.repr)
-    hidden = {field.name for field in getattr(kind, "__attrs_attrs__", ()) if not field.repr}
-    hidden |= {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else getattr(kind, "__attrs_attrs__", ())
+    if fields:
+        return tuple(field.name for field in fields if field.repr)
+    hidden = {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
     return tuple(name for name in field_names(kind) if name not in hidden)
 
 

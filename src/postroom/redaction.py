@@ -19,7 +19,7 @@ from postroom.tracebacks import HEAD, chain_of, frames_of, text_of
 
 HIDDEN: Final = "***"
 _LONGEST_LINE: Final = 600
-_LONGEST_QUOTE: Final = 300
+_ITS_BEGINNING: Final = 400
 _OPAQUE: Final = re.compile(r"[A-Za-z0-9+/=%]{80,}")
 """A token of a session, or a receipt handle, wherever it stands: no word of a cause is as long."""
 _SHORTEST_SECRET: Final = 4
@@ -85,12 +85,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def quote(text: str) -> str:
-    """Return what a server said as one line of at most 300 characters, without secrets.
+    """Return what a server said as one line of at most 600 characters, without secrets.
 
-    A refusal may quote the request, with the session token in it, and a proxy may answer with a page of its own.
+    A refusal may quote the request, with the session token in it, and a proxy may answer with a page of its own. What
+    is too long loses its middle: AWS names the reason of a refusal at the end, behind the names of user and resource.
     """
-    line = _one_line(_OPAQUE.sub(HIDDEN, redact(text)))
-    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
+    line = _printable(" ".join(_OPAQUE.sub(HIDDEN, redact(text)).split()))
+    if (beyond := len(line) - _LONGEST_LINE) <= 0:
+        return line
+    return f"{line[:_ITS_BEGINNING]}…{line[_ITS_BEGINNING + beyond + 1 :]}"
 
 
 def _redacted(text: str, secrets: Iterable[str], longest: int) -> str:
@@ -293,5 +296,8 @@ def _text_of(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
-    line = line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
+    return _printable(line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…")
+
+
+def _printable(line: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

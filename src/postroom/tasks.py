@@ -68,6 +68,11 @@ class TimeLimit:
             when = asyncio.get_running_loop().time() + self._left
             contextvars.Context().run(self._timeout.reschedule, when)
 
+    def end(self) -> None:
+        """Let the time be over now."""
+        self._left = 0.0
+        self.resume()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

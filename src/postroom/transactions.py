@@ -27,7 +27,7 @@ class MessageKey(NamedTuple):
     queue: str
     """The name of the queue."""
     id: str
-    """The message id; or ``key:``, the tenant's name and the business key of ``ctx.transaction(key=...)``."""
+    """The message id; or the tenant's name and the business key of ``ctx.transaction(key=...)``: opaque."""
 
 
 class Transactional(Protocol[Tx_co]):

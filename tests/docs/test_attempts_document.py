@@ -122,7 +122,7 @@ def test_attempts_are_counted_and_end_in_the_dead_letter_queue(
             dead = broker.create_queue("dead")
             policy = f'{{"deadLetterTargetArn": "{dead.arn}", "maxReceiveCount": "10"}}'
             broker.create_queue("orders", {"RedrivePolicy": policy})
-            monkeypatch.setattr("postroom.consumer.lifecycle.default_client", lambda: MemoryClient(broker))
+            monkeypatch.setattr("postroom.consumer.starting.default_client", lambda: MemoryClient(broker))
             broker.send("orders", Send(message_body='{"article": "A-1"}'))
             names: dict[str, Any] = {}
             exec(compile(code, "attempts.md", "exec"), names)  # noqa: S102 - the document's own code is tested

@@ -44,7 +44,7 @@ async def broker() -> AsyncGenerator[LocalBroker]:
 @pytest.fixture
 def in_memory(broker: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let consumers that name no client use the queue in memory."""
-    monkeypatch.setattr("postroom.consumer.lifecycle.default_client", lambda: MemoryClient(broker))
+    monkeypatch.setattr("postroom.consumer.starting.default_client", lambda: MemoryClient(broker))
 
 
 async def printed(capsys: pytest.CaptureFixture[str], words: str) -> None:

@@ -382,7 +382,6 @@ async def test_a_database_that_hangs_holds_up_no_other(
         while relay.statistics().sent < 1:
             await asyncio.sleep(0.01)
     assert "The outbox of tenant frozen takes longer than 0.05 s" in caplog.text
-    assert "tenant a takes" not in caplog.text
 
 
 async def test_a_function_that_hangs_is_asked_again(

@@ -230,6 +230,12 @@ class PoolMachine(RuleBasedStateMachine):
             assert entry.state is before or entry.state is EntryState.DRAINING
         return multiple(*self.act())
 
+    @rule(held=leases)
+    def time_out_use(self, held: Held) -> None:
+        """A use of a lease times out: its entry is checked before the next one."""
+        if held.entry.leases:
+            self.core.doubt(held.entry, self.now)
+
     @rule(target=leases, number=st.integers(0, 20))
     def release(self, number: int) -> Any:
         """A caller gives a lease back."""

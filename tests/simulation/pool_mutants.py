@@ -429,6 +429,25 @@ def evicts_nothing_for_a_host(patch: Patch) -> None:
 
 
 @mutant
+def hands_out_what_timed_out(patch: Patch) -> None:
+    """Health: a use timed out, and the next one gets the same resource unchecked."""
+    patch.setattr(Core, "doubt", lambda self, entry, now: None)
+
+
+@mutant
+def closes_what_is_sick_under_its_users(patch: Patch) -> None:
+    """I2: a check that finds a resource sick while it is in use closes it at once."""
+    checked = Core.checked
+
+    def at_once(self: Core, entry: Entry, now: float, *, healthy: bool) -> None:
+        leases, entry.leases = entry.leases, 0 if not healthy else entry.leases
+        checked(self, entry, now, healthy=healthy)
+        entry.leases = leases
+
+    patch.setattr(Core, "checked", at_once)
+
+
+@mutant
 def blames_the_message_for_a_full_server(patch: Patch) -> None:
     """Outage: too many connections, met in use, count as the message's own failure."""
     patch.setattr(Engine, "outage", lambda self, entry, error: False)

@@ -66,6 +66,7 @@ class _Schedule:
         self.world = world
         self.plan = world.plan
         self.rng = world.rng
+        self.late = random.Random(str(self.rng.getstate()))  # of its own: older seeds mean what they did
         self.cancelled: set[asyncio.Task[None]] = set()
         self.pool: Pool = ResourcePool(
             **world.provider(),
@@ -156,6 +157,9 @@ class _Schedule:
                 resource.suspect_at = self.world.tick()
             elif self.world.chance(0.2):
                 self.meet_outage(tenant, lease, resource)
+            elif self.late.random() < 0.15:
+                lease.report(TimeoutError())
+                resource.doubted_at = self.world.now(), self.world.tick()
         finally:
             self.world.given_back(resource)
             lease.release()
@@ -206,7 +210,9 @@ class _Schedule:
 
     def murder(self) -> None:
         """Cancel an owner task from outside, as the end of ``asyncio.run`` does to all tasks."""
-        owners = [task for task in asyncio.all_tasks() if "owner of" in task.get_name()]
+        # In the order in which they were begun: two owners of one key have the same name.
+        tasks = () if self.pool._engine is None else self.pool._engine._tasks
+        owners = [task for task in tasks if "owner of" in task.get_name()]
         if owners and self.plan.trouble:
             victim = self.rng.choice(sorted(owners, key=lambda task: task.get_name()))
             for resource in self.world.resources:

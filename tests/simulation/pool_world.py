@@ -110,6 +110,10 @@ class Resource:
     idle_since: float = 0.0
     suspect_at: int | None = None
     """When it was reported, as a sequence number."""
+    doubted_at: tuple[float, int] | None = None
+    """When a use of it timed out: the time, and a sequence number."""
+    checked_at: float = -1.0
+    """When it was last found healthy."""
     cancelled: bool = False
     """Its owner was cancelled from outside: it may close under a lease."""
     checking: int = 0
@@ -304,7 +308,7 @@ class World:
                 raise ConnectionResetError("gone")
         finally:
             resource.checking -= 1
-        resource.good_at = self.now()
+        resource.good_at = resource.checked_at = self.now()
         return not self.chance(0.2)
 
     # -- what is seen -------------------------------------------------------------------------------------------
@@ -368,8 +372,17 @@ class World:
         rest = self.now() - resource.good_at
         tired = self.plan.with_check and not resource.holders and rest > self.plan.limits.check_after + EPSILON
         self.require(not tired, "health", f"{tenant} was given a resource unchecked for {rest:.3f} s")
+        self.require(not self._is_doubtful(resource, asked_at), "health", f"{tenant} was given what timed out")
         resource.holders += 1
         self.note("lease", tenant)
+
+    def _is_doubtful(self, resource: Resource, asked_at: int) -> bool:
+        """Whether a use timed out before a lease was asked for, and no check has found the resource healthy since."""
+        if resource.doubted_at is None or not self.plan.with_check:
+            return False
+        when, number = resource.doubted_at
+        can_be_asked = not resource.holders or self.weigh(resource.tenant) > 1
+        return can_be_asked and number < asked_at and resource.checked_at < when
 
     def given_back(self, resource: Resource) -> None:
         """Watch a lease being released."""

@@ -50,14 +50,11 @@ def runner(kind: str) -> Run | None:
         from simulation.consumer.schedule import run_consumer_schedule
 
         return lambda seed: run_consumer_schedule(seed).violations
-    if kind == "queues":
+    if kind in {"queues", "further"}:
+        from simulation.consumer.further import further_violations
         from simulation.consumer.many_queues import many_queues_violations
 
-        return many_queues_violations
-    if kind == "further":
-        from simulation.consumer.further import further_violations
-
-        return further_violations
+        return many_queues_violations if kind == "queues" else further_violations
     if kind == "contexts":
         from simulation.contexts import run_context_pairs
 

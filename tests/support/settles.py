@@ -16,6 +16,7 @@ class Recorded:
         self.written: set[MessageKey] | None = None
         self.limit: TimeLimit | None = None
         self.idle = 0.0
+        self.lost = False
         self.loop = asyncio.get_running_loop()
         self.asked: list[tuple[str, float | None]] = []
         self.error = error

@@ -22,6 +22,11 @@ class TenantDatabase:
         sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{self.name}'"
         return int(self.server.execute(sql))
 
+    def sessions(self) -> int:
+        """Return how many connections there ever were in this database, once none is open: each is counted by then."""
+        self.wait_for_backends(0)
+        return int(self.server.execute(f"SELECT sessions FROM pg_stat_database WHERE datname = '{self.name}'"))
+
     def wait_for_backends(self, expected: int) -> None:
         """Wait until the server counts as many connections; a backend notices a closed socket a moment later."""
         for _ in range(500):

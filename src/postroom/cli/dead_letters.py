@@ -14,7 +14,7 @@ import click
 
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.endpoint import endpoint_option, use_endpoint
-from postroom.cli.interrupts import interrupts
+from postroom.cli.interrupts import ENDS, interrupts
 from postroom.cli.letter_ids import whole_ids
 from postroom.cli.logs import log_to_stderr
 from postroom.cli.numbers import Number, WholeNumber
@@ -28,7 +28,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 JOURNAL: Final = "postroom-dead-letters.jsonl"
 _SHOWN: Final = 20
-_ENDS: Final = "it ends with the batch that is under way; once more to end at once"
 _TENANT_HINT: Final = (
     "A letter's tenant is its message group; for another, try --tenant-from attribute:NAME or MODULE:CONSUMER."
 )
@@ -100,7 +99,7 @@ def list_letters(*, queue: str, limit: int, **options: Any) -> None:
         shown: list[DeadLetter] = []
         counts: dict[tuple[str, str], int] = {}
         tenants, where = Counter[str](), _filter(options)
-        with interrupts(letters.stop, _ENDS) as interrupted:
+        with interrupts(letters.stop, ENDS) as interrupted:
             async for letter in letters.letters():
                 tenants[letter.tenant or ""] += 1
                 if not where.matches(letter, now=time.time()):
@@ -135,7 +134,7 @@ def show(*, queue: str, letter_id: str, body: bool, **options: Any) -> None:
     """
 
     async def work(letters: "DeadLetterQueue") -> "DeadLetter | None":
-        with interrupts(letters.stop, _ENDS) as interrupted:
+        with interrupts(letters.stop, ENDS) as interrupted:
             ids = await whole_ids(letters, [letter_id], _filter(options))
             async with aclosing(letters.letters(_filter({**options, "ids": ids}))) as found:
                 letter = await anext(found, None)  # closing makes what was seen visible again
@@ -185,7 +184,7 @@ def _act(action: str, queue: str, options: dict[str, Any], **more: Any) -> None:
     log_to_stderr(options["log_level"])
 
     async def work(letters: "DeadLetterQueue") -> "Outcome":
-        with interrupts(letters.stop, _ENDS), _bar(action) as progress:
+        with interrupts(letters.stop, ENDS), _bar(action) as progress:
             call = getattr(letters, action)
             options["ids"] = await whole_ids(letters, options["ids"], _filter(options))
             common = {"dry_run": not act, "rate": options["rate"], "reason": options["reason"], "progress": progress}

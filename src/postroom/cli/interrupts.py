@@ -4,10 +4,12 @@ import asyncio
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Final
 
 import click
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDS: Final = "it ends with the batch that is under way; once more to end at once"
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:

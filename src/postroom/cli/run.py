@@ -131,7 +131,8 @@ def _ends_at_sigterm() -> Generator[None]:
     def end(number: int, _frame: object) -> None:
         sys.exit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is None:  # not of Python: it could not be put back
         yield
         return
     before = signal.signal(signal.SIGTERM, end)

@@ -1,8 +1,9 @@
 """``postroom send``: messages to a queue, from options, a file or a pipe."""
 
 import asyncio
+import signal
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 import click
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from postroom.cli import CommandError, CommandFailed
 from postroom.cli.attributes import once
 from postroom.cli.endpoint import endpoint_option, use_endpoint
+from postroom.cli.interrupts import ENDS, interrupts
 from postroom.cli.numbers import WholeNumber
 from postroom.display import counted
 from postroom.message import MessageAttribute, OutgoingMessage
@@ -40,7 +42,7 @@ def send(
     *,
     queue: str,
     body: str | None,
-    lines: IO[str],
+    lines: Iterable[str],
     json_lines: bool,
     attributes: Sequence[str],
     region: str | None,
@@ -53,6 +55,7 @@ def send(
     """
     if body is not None and json_lines:
         raise click.UsageError("--json-lines reads --file; leave out --body")
+    lines = _utf8(lines)
     common = OutgoingMessage(body="", message_attributes=once(map(parse_attribute, attributes)), **message)
     if json_lines:
         outgoing = read_json_lines(lines, common)
@@ -65,6 +68,15 @@ def send(
         raise CommandFailed(f"SQS refused {refused} of {counted(sent + refused, 'message')}")
     if not sent:
         raise click.UsageError("nothing to send: give --body, or bodies on standard input")
+
+
+def _utf8(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines. Raises ``CommandError`` at what is no text."""
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        byte = f"0x{error.object[error.start]:02x}"
+        raise CommandError(f"--file is not UTF-8 text ({error.reason}: {byte}); the ids above were sent") from None
 
 
 def parse_attribute(text: str) -> tuple[str, MessageAttribute]:
@@ -115,17 +127,37 @@ async def _send(queue: str, messages: Iterable[OutgoingMessage]) -> tuple[int, i
 
     sent = refused = 0
     grouped = batches(messages)
+    reading = False
+
+    def end_or_finish() -> None:
+        if reading:
+            # Nothing is under way, and a thread that waits for a line can only end with the program.
+            click.echo(_sent(sent), err=True)
+            signal.raise_signal(signal.SIGINT)
+
     async with AwsClient() as client:
         opened = await client.queue(queue)
-        # The next line may be long in coming; the connection is kept alive meanwhile.
-        while (batch := await asyncio.to_thread(next, grouped, None)) is not None:
-            before = sent + refused
-            for result in await opened.send(batch):
-                if isinstance(result, EntryFailure):
-                    refused += 1
-                    place = before + result.index + 1
-                    click.echo(f"message {place} was refused: {result.code} {result.text}", err=True)
-                else:
-                    sent += 1
-                    click.echo(result.message_id)
+        with interrupts(end_or_finish, ENDS) as interrupted:
+            while not interrupted.came:
+                reading = True
+                # The next line may be long in coming; the connection is kept alive meanwhile.
+                batch = await asyncio.to_thread(next, grouped, None)
+                reading = False
+                if batch is None:
+                    break
+                before = sent + refused
+                for result in await opened.send(batch):
+                    if isinstance(result, EntryFailure):
+                        refused += 1
+                        place = before + result.index + 1
+                        click.echo(f"message {place} was refused: {result.code} {result.text}", err=True)
+                    else:
+                        sent += 1
+                        click.echo(result.message_id)
+    if interrupted.came:
+        raise CommandFailed(f"it was interrupted: {_sent(sent)}")
     return sent, refused
+
+
+def _sent(count: int) -> str:
+    return f"{counted(count, 'message')} {'was' if count == 1 else 'were'} sent, and none that follows"

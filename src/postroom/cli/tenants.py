@@ -142,7 +142,9 @@ def retry(**options: Any) -> None:
 @click.option("--no-back", is_flag=True, envvar="POSTROOM_NO_BACK", show_envvar=True,
               help="There is no way back: what fails after the switch leaves the tenant paused.")  # fmt: skip
 @click.option("--to", metavar="PLACE", envvar="POSTROOM_TO", show_envvar=True,
-              help="Where the data has to be afterwards, such as db-2:5432/acme. To go on after a kill.")  # fmt: skip
+              help="Where the data has to be afterwards, such as db-2:5432/acme.")  # fmt: skip
+@click.option("--go-on", is_flag=True, envvar="POSTROOM_GO_ON", show_envvar=True,
+              help="Go on with a move that was killed; needs --to.")  # fmt: skip
 @click.option("--drain", default=60.0, show_default=True, type=_SECONDS, envvar="POSTROOM_DRAIN", show_envvar=True,
               help="Seconds for running handlers to end.")  # fmt: skip
 @click.option("--probe", default=30.0, show_default=True, type=_SECONDS, envvar="POSTROOM_PROBE", show_envvar=True,

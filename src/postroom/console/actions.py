@@ -10,7 +10,7 @@ from postroom.console.desk import Desk
 from postroom.consumer import Consumer, TenantState
 from postroom.consumer.handover import ProbeOutcome
 from postroom.consumer.tenants import check_limits
-from postroom.errors import ConfigurationError, QueueNotFound
+from postroom.errors import ConfigurationError, PostroomError, QueueNotFound, in_words
 from postroom.events import OperatorAction
 
 _LONGEST: Final = 500
@@ -34,7 +34,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rate: float | None = None
     """``limit``: starts per second; 0 ends the limit."""
     to: str | None = None
-    """``divert``: the queue. ``pause`` with ``unless_decided``: where the tenant's data has to be after its move."""
+    """``divert``: the queue. ``pause`` with ``unless_decided``: take over from a killed move, to this place."""
     timeout: float = 30.0
     """``drain``, ``close``, ``places``, ``probe``, ``offboard``: seconds, at most 600."""
     unless_decided: bool = False
@@ -97,10 +97,20 @@ async def carry_out(desk: Desk, order: Order, *, operator: str) -> Done:
     if together:
         # At once: of consumers that share a pool, one that still runs would open again what another one closes.
         ending = [work(consumer, key, order, f"{reason} ({operator})") for consumer, key in found_in]
-        for ended in await asyncio.gather(*ending, return_exceptions=True):
-            if isinstance(ended, BaseException):
-                raise ended
+        _raise_all(queues, await asyncio.gather(*ending, return_exceptions=True))
     return Done(order.action, order.tenant, queues, "; ".join(remarks), results)
+
+
+def _raise_all(queues: list[str], ended: list[str | BaseException | None]) -> None:
+    """Raise what went wrong; where it is more than one thing, all of it, each with its queue."""
+    errors = [(queue, each) for queue, each in zip(queues, ended, strict=True) if isinstance(each, BaseException)]
+    for _, error in errors:
+        if len(errors) == 1 or not isinstance(error, Exception):
+            raise error
+    if errors:
+        kinds = {type(each) for _, each in errors}
+        kind = kinds.pop() if len(kinds) == 1 and kinds <= {TimeoutError, ConfigurationError} else PostroomError
+        raise kind("; ".join(f"{queue}: {in_words(each)}" for queue, each in errors)) from errors[0][1]
 
 
 def _details(order: Order) -> str:
@@ -130,8 +140,9 @@ def _check_undecided(consumer: Consumer[Any, Any], key: Hashable, order: Order) 
     if not free and not moved:
         raise ConfigurationError(f"{order.tenant} is {status.state} ({status.reason}): resume it first")
     if moved and order.to is None:
-        text = "an earlier move did not end, and may have switched it: say where its data has to be (to=, --to)"
-        raise ConfigurationError(f"{order.tenant} is paused ({status.reason}): {text}, or resume it")
+        # Two moves at once would each undo what the other has done.
+        text = "another move runs, or was killed and may have switched it. If it was killed, go on with it: "
+        raise ConfigurationError(f"{order.tenant} is paused ({status.reason}): {text}--go-on and --to PLACE")
 
 
 async def _pause(consumer: Consumer[Any, Any], key: Hashable, _order: Order, reason: str) -> None:

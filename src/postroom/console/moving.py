@@ -106,6 +106,7 @@ async def move_tenant(
     reason: str,
     operator: str | None = None,
     to: str | None = None,
+    go_on: bool = False,
     drain: float = 60.0,
     probe: float = 30.0,
     timeout: float = 600.0,
@@ -127,8 +128,9 @@ async def move_tenant(
         reason: why; it is logged, and shown where the tenant is.
         operator: who; by default the user of this process.
         to: where the registries have to say that the data is afterwards, such as ``db-2:5432/acme``. Without it, any
-            other place than before. A move that goes on with one that was killed needs it, and does not switch again
-            where the registries say so already.
+            other place than before.
+        go_on: go on with a move that was killed, which needs ``to``: it does not switch again where the registries say
+            so already. Without it, a tenant that is being moved is refused.
         drain: seconds for its running handlers to end, in each of drain and close.
         probe: seconds for the new database to open, and again for one message to be handled.
         timeout: seconds from the pause to the end of the probe; then it goes back.
@@ -145,8 +147,11 @@ async def move_tenant(
     for name, seconds, most in (("drain", drain, 600), ("probe", probe, 600), ("timeout", timeout, 86_400)):
         if isinstance(seconds, bool) or not 0 < seconds <= most:
             raise ConfigurationError(f"move_tenant({name}=...) takes seconds above 0, at most {most}; got {seconds!r}")
+    if go_on and to is None:
+        raise ConfigurationError("move_tenant(go_on=True) needs to=: where the data has to be afterwards")
     crowd = _Crowd("move_tenant", tenant, where, reason, operator, prefix=BEING_MOVED)
-    return await _Move(crowd, switch, back, to=to, limits=_Limits(drain, probe, timeout), progress=progress).run()
+    limits = _Limits(drain, probe, timeout)
+    return await _Move(crowd, switch, back, to=to, go_on=go_on, limits=limits, progress=progress).run()
 
 
 async def offboard_tenant(
@@ -165,7 +170,7 @@ async def offboard_tenant(
 
     Raises:
         ConfigurationError: a queue has no dead-letter queue, or an argument cannot work.
-        TimeoutError, ConsoleError: it was not done everywhere; the text says where. Run it again.
+        TimeoutError, PostroomError: it was not done everywhere; the text says where. Run it again.
     """
     if isinstance(drain, bool) or not 0 < drain <= 300:
         raise ConfigurationError(f"offboard_tenant(drain=...) takes seconds above 0, at most 300; got {drain!r}")
@@ -265,6 +270,7 @@ class _Move:
         back: Switch | None,
         *,
         to: str | None,
+        go_on: bool,
         limits: _Limits,
         progress: Progress | None,
     ) -> None:
@@ -272,6 +278,7 @@ class _Move:
         self._switch = switch
         self._way_back = back
         self._to = to
+        self._go_on = go_on
         self._limits = limits
         self._progress = progress
         self._step = MoveStep.PAUSE
@@ -350,7 +357,7 @@ class _Move:
         # Before the request: one that is answered late has paused the tenant all the same.
         self._paused.append(site)
         try:
-            done = await self._crowd.one(site, "pause", unless_decided=True, to=self._to)
+            done = await self._crowd.one(site, "pause", unless_decided=True, to=self._to if self._go_on else None)
         except ConfigurationError:  # refused: what an operator decided stays
             self._paused.remove(site)
             raise

@@ -124,22 +124,22 @@ class Attempts:
 
     def may_defer(self, job: Job) -> bool:
         """Whether a receive of a message may be spent: those that are left suffice for every promised attempt."""
-        most = self._facts.max_receives
         if not (self._facts.known and job.message.is_counted):
             return False
-        if most is None:
-            return job.receives <= _FREE
-        return most - job.receives >= max(1, (self.promised(job) or 0) - self.known(job))
+        return self._has_spare(job, (self.promised(job) or 0) - self.known(job))
 
     def may_be_taken_along(self, job: Job) -> bool:
         """Whether a message may go back for one before it in its group, whatever it has failed itself.
 
         Always where nothing is known of the queue: only SQS's count ends the attempts of that one then.
         """
-        most = self._facts.max_receives
         if not (self._facts.known and job.message.is_counted):
             return True
-        return job.receives <= _FREE if most is None else most - job.receives >= max(1, self.promised(job) or 0)
+        return self._has_spare(job, self.promised(job) or 0)
+
+    def _has_spare(self, job: Job, needed: int) -> bool:
+        most = self._facts.max_receives
+        return job.receives <= _FREE if most is None else most - job.receives >= max(1, needed)
 
     def is_last(self, job: Job) -> bool:
         """Whether one more receive makes a dead letter of a message."""

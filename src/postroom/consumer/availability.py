@@ -313,7 +313,7 @@ class Availability:
         if self._note(obstacle, _shown(error), now):
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"
-            _log.warning(text, what, job.message.id, error, extra=about(job))
+            _log.warning(text, what, job.message.id, in_words(error), extra=about(job))
         if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
             self._hints.found_down(obstacle.name, _shown(error), pause, now)
         return Wait(obstacle, now + pause)

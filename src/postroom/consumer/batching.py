@@ -12,22 +12,29 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Generic, get_args, get_origin
+from typing import Any, Final, Generic, cast, get_args, get_origin
 
 import msgspec
 
 from postroom.consumer.callables import check_handler, is_async, name_of
 from postroom.consumer.context import MessageContext, forget_message, settles_of
 from postroom.consumer.handlers import refuse_unworked
-from postroom.consumer.job import Cancellation
-from postroom.errors import AlreadyHandled, ConfigurationError, MessageError, Retry
+from postroom.errors import (
+    AlreadyHandled,
+    ConfigurationError,
+    Drop,
+    MessageError,
+    OwnershipLost,
+    Reject,
+    Retry,
+)
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.resources.identity import Identifier
+from postroom.tasks import ends_the_program
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)
-_LOST: Final = (Cancellation.LOST.value,)
 
 
 class BatchContext(Generic[C_co, R_co]):
@@ -82,6 +89,7 @@ class _Member(msgspec.Struct, eq=False):
 
     payload: Any
     ctx: MessageContext[Any, Any]
+    over: asyncio.Future[None]
     error: BaseException | None = None
     traceback: TracebackType | None = None
     cuts: int = 0
@@ -109,39 +117,37 @@ class _Batch:
         self._function = function
         self.members: list[_Member] = []
         self.timer: asyncio.TimerHandle | None = None
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._cuts = 0
         self._context = contextvars.copy_context()
         # The copy is that of the first message; logs of the handler must not name it alone.
         self._context.run(forget_message)
 
-    def begin(self, name: str) -> None:
-        """Call the handler, in a task of its own: it goes on when one of its messages is lost."""
+    def begin(self, name: str) -> asyncio.Task[None]:
+        """Call the handler, in a task of its own, which is returned: it goes on when one of its messages is lost."""
         for member in self.members:
             member.goes_on()
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self.task.add_done_callback(self._ended, context=self._context)
+        return self.task
 
     async def end(self, member: _Member) -> None:
         """Wait for the end of the handler, which is the end of the message's part in it.
 
-        A message that is cancelled waits, too: it must not go back, nor its resources, while the handler runs. Only a
-        lost one leaves the others. The handler is cancelled when all of its messages are.
+        A message that is cancelled waits, too, also one that is lost: neither it nor its resources must go back while
+        the handler runs, nor may what follows in its group begin. The handler is cancelled when all of its messages
+        are.
         """
-        while not self.over.done():
+        while not member.over.done():
             try:
-                await asyncio.wait([self.over])  # unlike an await, it cancels nothing of the others
-            except asyncio.CancelledError as error:
-                member.cuts += 1
+                await asyncio.wait([member.over])  # unlike an await, it cancels nothing of the others
+            except asyncio.CancelledError:
                 if self.task is None:
                     member.goes_on()
-                leaves = self.task is None or (error.args == _LOST and len(self.members) > 1)
-                if leaves:
                     self.members.remove(member)
-                self._cancel()
-                if leaves:
                     raise
+                member.cuts += 1
+                self._cancel()
 
     def _cancel(self) -> None:
         """Cancel the handler as often as all of its messages were: by their time limits, and by a stop after that."""
@@ -151,8 +157,9 @@ class _Batch:
             self.task.cancel()
 
     async def _run(self) -> None:
-        # As it is now: those who leave later have had their part in this call all the same.
-        members = list(self.members)
+        self._leave_out_lost()
+        if not (members := self.members):
+            return
         batch = BatchContext([member.ctx for member in members])
         error: BaseException | None = None
         try:
@@ -160,13 +167,8 @@ class _Batch:
             result = await function([member.payload for member in members], batch)
             if result is not None:
                 refuse_unworked(result)
-        except AlreadyHandled:
-            text = (
-                "AlreadyHandled left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"
-            )
-            error = MessageError(text)
         except BaseException as raised:  # a SystemExit too: it ends the consumer from each message's own task
-            error = raised
+            error = _for_all(raised)
         failures = batch.failures
         given: set[int] = set()
         for index, member in enumerate(members):
@@ -177,6 +179,16 @@ class _Batch:
             given.add(id(failure))
             member.traceback = None if failure is None else failure.__traceback__
 
+    def _leave_out_lost(self) -> None:
+        """Leave out what was lost while it waited: another consumer may handle it by now."""
+        for member in tuple(self.members):
+            if settles_of(member.ctx).lost:
+                message_id = member.ctx.message.id
+                text = f"message {message_id} was lost while it waited for its batch"
+                member.error = OwnershipLost(text, message_id=message_id)
+                member.over.set_result(None)
+                self.members.remove(member)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # by foreign code, before its first step: nothing was handled, and nothing may be deleted
             for member in self.members:
@@ -184,7 +196,8 @@ class _Batch:
         elif (error := task.exception()) is not None:
             for member in self.members:
                 member.error = member.error or error
-        self.over.set_result(None)
+        for member in self.members:
+            member.over.set_result(None)
 
 
 class BatchHandler:
@@ -223,7 +236,7 @@ class BatchHandler:
             batch = self._collecting[key] = _Batch(self._function)
             wait = 0.0 if self._hurried else self._wait
             batch.timer = asyncio.get_running_loop().call_later(wait, self._begin, key, batch)
-        member = _Member(payload, ctx)
+        member = _Member(payload, ctx, asyncio.get_running_loop().create_future())
         member.waits()
         batch.members.append(member)
         if len(batch.members) >= self._size:
@@ -253,7 +266,7 @@ class BatchHandler:
         self._hurried = False
 
     def hand_over(self, tenant: Any) -> None:
-        """Hand over what is collected of a tenant: nothing more of it starts."""
+        """Hand over what is collected of a tenant: something was decided about it."""
         for key, batch in tuple(self._collecting.items()):
             if key[0] == tenant:
                 self._begin(key, batch)
@@ -277,8 +290,7 @@ class BatchHandler:
         # full.
         if batch.members and batch.task is None:
             self._running[key[0]] += 1
-            batch.over.add_done_callback(lambda _over: self._ended(key[0]))
-            batch.begin(self._name)
+            batch.begin(self._name).add_done_callback(lambda _task: self._ended(key[0]))
 
     def _ended(self, tenant: Any) -> None:
         self._running[tenant] -= 1
@@ -336,6 +348,29 @@ def element_type_of(function: Any) -> Any:
         return arguments[0]
     text = f"batch handler {name_of(function)} gets a list of payloads: annotate it as list[{_name(wanted)}]"
     raise ConfigurationError(text)
+
+
+def _for_all(error: BaseException) -> BaseException:
+    """Return an error that left the handler as one of all messages.
+
+    A duplicate is one message, and so is what one task of a ``TaskGroup`` says of its own: the others are not done.
+    """
+    found: BaseException | None = None
+    if isinstance(error, AlreadyHandled):
+        found = error
+    elif not ends_the_program(error) and isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        found = group.subgroup((AlreadyHandled, Retry, Reject, Drop))
+        while isinstance(found, BaseExceptionGroup):
+            found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]
+    if found is None:
+        return cast("BaseException", error)
+    name = type(found).__name__
+    failure = MessageError(
+        f"{name} left the handler of a batch, and concerns one of its messages: batch.fail(index, ...)"
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def _copy_of(error: BaseException) -> BaseException:

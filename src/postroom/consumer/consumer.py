@@ -3,25 +3,36 @@
 import asyncio
 import copy
 import dataclasses
-import difflib
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final, Generic, Self, cast, overload
+from typing import Any, Generic, Self, cast, overload
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import TypeVar
 
-from postroom.checking import check_queue, is_error_class, listed, shown
-from postroom.consumer import lifecycle
+from postroom.checking import listed
+from postroom.consumer.arguments import (
+    check_functions,
+    check_resources,
+    checked,
+    checked_fleet,
+    checked_invalid,
+    checked_mode,
+    checked_queues,
+    per_call,
+    resolver_of,
+)
 from postroom.consumer.batching import BatchContext, BatchHandler, check_batch, check_batch_function, element_type_of
-from postroom.consumer.callables import check_callable, check_handler, check_provider, check_sync
+from postroom.consumer.callables import check_handler, check_sync
 from postroom.consumer.context import MessageContext
 from postroom.consumer.health import Health, Phase, unstarted
 from postroom.consumer.interrupts import second_interrupt
-from postroom.consumer.queues import Listing, Queues, as_queues
+from postroom.consumer.lifecycle import Run
+from postroom.consumer.queues import Listing, Queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
 from postroom.consumer.settings import Middleware, OnError, Settings
+from postroom.consumer.starting import start_run
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenant_keys import TenantKeys
 from postroom.consumer.tenants import Tenants
@@ -31,7 +42,7 @@ from postroom.events import Event, Observer, Observers
 from postroom.fleet import Fleet
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
-from postroom.payloads import Decoder, context_from_attributes, decoder_for, payload_type_of
+from postroom.payloads import Decoder, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
 from postroom.tasks import Home
 from postroom.transports.protocol import Client, Queue, check_client
@@ -118,39 +129,39 @@ class Consumer(Generic[C, R]):
     ) -> None:
         middleware = listed("Consumer(middleware=...)", "middleware=[layer]", middleware)
         observers = listed("Consumer(observers=...)", "observers=[observer]", observers)
-        several = _checked_queues(queue, queues, fleet)
-        _check_resources(context, resources, cleanup)
-        _check_functions(on_error, middleware, observers)
+        several = checked_queues(queue, queues, fleet)
+        check_resources(context, resources, cleanup)
+        check_functions(on_error, middleware, observers)
         unwrapping = None if unwrap is None else Unwrapping(unwrap)
         observers = observers if unwrapping is None else (*observers, *unwrapping.observers)
         self._settings: Settings[C, R] = Settings(
             queue=several.title if several is not None else cast("str", queue),
             queues=several,
-            resolver=_resolver(context),
+            resolver=resolver_of(context),
             resources=resources,
             cleanup=cleanup,
             unwrap=unwrapping,
             payload=payload,
-            ack=_checked_mode(ack),
-            invalid=_checked_invalid(invalid),
-            concurrency=_checked("concurrency", concurrency, Concurrency),
-            polling=_checked("polling", polling, Polling),
-            visibility=_per_call("visibility", visibility, Visibility),
-            retry=_per_call("retry", retry, RetryPolicy),
-            shutdown=_checked("shutdown", shutdown, Shutdown),
-            faults=_per_call("faults", faults, Faults),
+            ack=checked_mode(ack),
+            invalid=checked_invalid(invalid),
+            concurrency=checked("concurrency", concurrency, Concurrency),
+            polling=checked("polling", polling, Polling),
+            visibility=per_call("visibility", visibility, Visibility),
+            retry=per_call("retry", retry, RetryPolicy),
+            shutdown=checked("shutdown", shutdown, Shutdown),
+            faults=per_call("faults", faults, Faults),
             on_error=on_error,
             middleware=middleware,
             observers=Observers(observers),
             client=check_client("Consumer", client),
-            fleet=_checked_fleet(fleet, context),
+            fleet=checked_fleet(fleet, context),
         )
         self.tenants: Tenants = Tenants(shared=fleet is not None, keys=TenantKeys(context, resources))
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None
-        self._run: lifecycle.Run[C, R] | None = None
-        self._last_run: lifecycle.Run[C, R] | None = None
+        self._run: Run[C, R] | None = None
+        self._last_run: Run[C, R] | None = None
         self._start: _Start | None = None
         self._early_stop: _Stop | None = None
         self._home: Home | None = None
@@ -311,12 +322,12 @@ class Consumer(Generic[C, R]):
         Raises:
             ConfigurationError: it is not a ``Concurrency``, or leaves a batch handler too few slots for its size.
         """
-        checked = _checked("concurrency", concurrency, Concurrency)
+        concurrency = checked("concurrency", concurrency, Concurrency)
         if isinstance(self._handler, BatchHandler):
-            self._handler.check_slots(checked, shared=self._settings.resolver is not None)
+            self._handler.check_slots(concurrency, shared=self._settings.resolver is not None)
         if self._run is not None:
-            self._run.adjust(checked)
-        self._settings = dataclasses.replace(self._settings, concurrency=checked)
+            self._run.adjust(concurrency)
+        self._settings = dataclasses.replace(self._settings, concurrency=concurrency)
 
     async def __aenter__(self) -> Self:
         """Open client, queue and pool, and start to poll.
@@ -471,7 +482,7 @@ class Consumer(Generic[C, R]):
             if self._early_stop is not None:
                 start.give_up()
             async with start:
-                run = await lifecycle.start(self._settings, self._handler, self._decode, self.tenants)
+                run = await start_run(self._settings, self._handler, self._decode, self.tenants)
                 self._run = self._last_run = run
         finally:
             self._start = None
@@ -481,7 +492,7 @@ class Consumer(Generic[C, R]):
         if early is not None and self._run is not None:
             self._run.request_stop(early.reason, now=early.now)
 
-    def _opened(self) -> lifecycle.Run[C, R]:
+    def _opened(self) -> Run[C, R]:
         if self._run is None:
             text = f"the consumer of {self.queue!r} is not running; write: async with consumer: ..."
             raise NotOpenError(text)
@@ -553,138 +564,3 @@ class _Start:
             return False
         self.given_up = task.uncancel() <= self._before and issubclass(kind, asyncio.CancelledError)
         return self.given_up
-
-
-def _resolver(
-    context: Callable[[Message], C | Awaitable[C]] | type[C] | None,
-) -> Callable[[Message], C | Awaitable[C]] | None:
-    if isinstance(context, type):
-        return context_from_attributes(cast("type[C]", context))
-    return context
-
-
-def _checked_queues(queue: object, queues: object, fleet: object) -> Queues | None:
-    """Return several queues, or None for the one that is named."""
-    if queues is None:
-        if not isinstance(queue, str) or not queue.strip():
-            text = f"Consumer(queue) takes the name, URL or ARN of a queue; got {queue!r}"
-            if queue is UNSET:
-                text = 'Consumer() needs a queue: write Consumer("orders"), or Consumer(queues=["orders", "invoices"])'
-            elif isinstance(queue, Iterable) and not isinstance(queue, str):
-                text = f"{text}; several go into Consumer(queues=...)"
-            raise ConfigurationError(text)
-        check_queue("Consumer(queue)", queue)
-        return None
-    if queue is not UNSET:
-        text = f"Consumer({queue!r}, queues=...) names queues in two places: put all of them into queues="
-        raise ConfigurationError(text)
-    several = as_queues(queues)
-    if isinstance(fleet, Fleet) and fleet.name is None:
-        text = "a fleet over several queues needs a name of its own, which a change of the list leaves alone"
-        raise ConfigurationError(f'{text}: write Fleet(..., name="sales")')
-    return several
-
-
-def _checked_fleet(fleet: object, context: object) -> Fleet | None:
-    if fleet is None:
-        return None
-    if not isinstance(fleet, Fleet):
-        text = f'fleet= takes a Fleet, such as Fleet("valkey://cache:6379", per_tenant=20); got {fleet!r}'
-        raise ConfigurationError(text)
-    if context is None:
-        raise ConfigurationError("fleet= limits tenants, and without context= there are none: pass context= too")
-    return fleet
-
-
-def _check_resources(context: object, resources: object, cleanup: object) -> None:
-    if resources is not None and context is None:
-        text = "Consumer(resources=...) needs context=...: resources are leased for a context"
-        raise ConfigurationError(text)
-    if context is not None and not isinstance(context, type):
-        _check_context(context)
-    if resources is not None and not isinstance(resources, ResourcePool):
-        check_provider(resources)
-    if cleanup not in (None, UNSET) and (resources is None or isinstance(resources, ResourcePool)):
-        text = "Consumer(cleanup=...) goes with resources=<async function>; a ResourcePool has its own cleanup="
-        raise ConfigurationError(text)
-    if cleanup not in (None, UNSET):
-        check_callable("Consumer(cleanup=...)", "(resources)", cleanup, 1)
-
-
-def _check_context(context: object) -> None:
-    if isinstance(context, str):
-        text = f"to read one attribute, write context=lambda message: message.attributes[{context!r}]"
-        raise ConfigurationError(f"Consumer(context=...) takes a function or a class; {text}")
-    if not callable(context):
-        name = type(context).__name__
-        text = f"Consumer(context=...) takes a function (Message) -> context, or a class; got an instance of {name}"
-        raise ConfigurationError(f"{text}: to fill {name} from the message attributes, pass the class, context={name}")
-    check_callable("Consumer(context=...)", "(Message) -> context, or a class", context, 1)
-
-
-def _like(ack: object) -> AckMode:
-    """Return the mode that was probably meant."""
-    near = difflib.get_close_matches(str(ack).lower(), list(AckMode), n=1)
-    return AckMode(near[0]) if near else AckMode.ON_SUCCESS
-
-
-def _check_functions(on_error: object, middleware: Iterable[object], observers: Iterable[object]) -> None:
-    if on_error is not None:
-        call = "(Failure), which may raise Retry, Reject or Drop"
-        if is_error_class(on_error):
-            text = f"Consumer(on_error=...) takes a function {call}; got {shown(on_error)} itself"
-            raise ConfigurationError(text)
-        check_callable("Consumer(on_error=...)", call, on_error, 1)
-    for layer in middleware:
-        check_callable("Consumer(middleware=...)", "(payload, ctx, call_next)", layer, 3)
-    for observer in observers:
-        check_sync("Consumer(observers=...)", "(Event)", observer)
-
-
-def _checked_mode(ack: object) -> AckMode:
-    try:
-        return AckMode(cast("str", ack))
-    except ValueError:
-        modes = ", ".join(str(mode) for mode in AckMode)
-        text = (
-            f"Consumer(ack=...) takes an AckMode: write ack=AckMode.{_like(ack).name}, or one of {modes}; got {ack!r}"
-        )
-        raise ConfigurationError(text) from None
-
-
-def _checked_invalid(invalid: object) -> OnInvalid:
-    try:
-        return OnInvalid(cast("str", invalid))
-    except ValueError:
-        modes = ", ".join(str(mode) for mode in OnInvalid)
-        text = f"Consumer(invalid=...) takes an OnInvalid: write invalid=OnInvalid.REJECT, or one of {modes}"
-        raise ConfigurationError(f"{text}; got {invalid!r}") from None
-
-
-T = TypeVar("T")
-_EXAMPLES: Final[dict[type, str]] = {
-    Concurrency: "Concurrency(total=10)",
-    Polling: "Polling(wait=20)",
-    Visibility: "Visibility(timeout=60)",
-    RetryPolicy: "RetryPolicy(attempts=5)",
-    Shutdown: "Shutdown(within=25)",
-    Faults: "Faults(breaker_after=10)",
-}
-
-
-def _checked(name: str, value: T, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        text = f"Consumer({name}=...) takes {kind.__name__}(...): write {name}={_EXAMPLES[kind]}; got {value!r}"
-        raise ConfigurationError(text)
-    return value
-
-
-def _per_call(name: str, value: PerCall[T], kind: type[T]) -> PerCall[T]:
-    if isinstance(value, kind):
-        return value
-    if not callable(value) or isinstance(value, type):
-        text = f"Consumer({name}=...) takes {kind.__name__}(...), or a function (Call) that returns one"
-        text = f"{text}: write {name}={_EXAMPLES[kind]}; got {value!r}"
-        raise ConfigurationError(text)
-    check_sync(f"Consumer({name}=...)", "(Call)", value)
-    return value

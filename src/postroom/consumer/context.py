@@ -12,7 +12,7 @@ from postroom.checking import is_number
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.consumer.transacting import MessageTransaction
 from postroom.errors import ConfigurationError, PostroomError, retry_delay
-from postroom.fleet.names import name_or_none
+from postroom.fleet.names import Unnamable, name_of
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
 from postroom.tasks import TimeLimit
@@ -44,6 +44,11 @@ class Settles(Protocol):
     """The time limit of this call of the handler; None where it has none."""
     idle: float
     """Seconds of this call of the handler that do not count: in them it waited for its batch."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether another consumer may have the message by now."""
+        ...
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -161,17 +166,20 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         handlers, those of ``psycopg_sync_inbox`` for plain ``def`` handlers, and ``SqliteDatabase`` is for both.
 
         Args:
-            key: by what a duplicate is recognised, within the queue and the tenant's database; 1 to 500 characters.
-                None for the message id, which is the same in every receive of one message. A business key, such as an
-                order number, also recognises what was sent twice.
+            key: by what a duplicate is recognised; 1 to 500 characters. None for the message id, which is the same in
+                every receive of one message. A business key, such as an order number, also recognises what was sent
+                twice. It counts within the queue and the tenant, which the message's ``context`` names, also where a
+                pool's ``key=`` lets tenants share resources: by its class, and its fields that are compared. What
+                belongs to the message alone, such as a trace id, is a ``field(compare=False)`` of a dataclass.
 
         Raises:
             AlreadyHandled: the message is a duplicate. Not an ``Exception``; let it pass.
             ConfigurationError: the resources have no inbox, or none for this kind of handler, or the key is none; or
-                this call of the handler has entered one with the same key before.
+                this call of the handler has entered one with the same key before; or there is a business key, and the
+                context is made of other things than texts, numbers, dates, UUIDs, enums, and records or tuples of them.
         """
         transaction: MessageTransaction[Any, Any]
-        transaction = MessageTransaction(self._settles, self.resources, _key_of(self.message, self.tenant, key))
+        transaction = MessageTransaction(self._settles, self.resources, _key_of(self.message, self.context, key))
         return transaction
 
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
@@ -187,15 +195,25 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         await self._settles.acknowledge()
 
 
-def _key_of(message: Message, tenant: Any, key: str | None) -> MessageKey:
+def _key_of(message: Message, context: Any, key: str | None) -> MessageKey:
     if key is None:
         return MessageKey(message.queue, message.id)
     if not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
         text = f"ctx.transaction(key=...) takes 1 to {_LONGEST_KEY} characters, none of them NUL; got {len(key)}"
         raise ConfigurationError(text)
-    # With the tenant: two of them may have an order of one number, and one database. No message id looks like that.
-    name = None if tenant is None else name_or_none(tenant)
-    return MessageKey(message.queue, f"key:{key}" if name is None else f"key:{len(name)}:{name}:{key}")
+    if context is None:
+        return MessageKey(message.queue, f"key:{key}")  # no message id looks like that
+    # With the tenant: two of them may have an order of one number, and one database. By the context and not by
+    # `ctx.tenant`: a pool's `key=` makes one of all tenants that share a resource.
+    try:
+        tenant = f"{type(context).__name__}:{name_of(context)}"
+    except Unnamable as error:
+        text = (
+            f"ctx.transaction(key=...) counts within the tenant, and its context has no name of its own: {error}. Make "
+            "it a frozen dataclass of texts, numbers and UUIDs; what else it holds is a field(compare=False)"
+        )
+        raise ConfigurationError(text) from error
+    return MessageKey(message.queue, f"tenant:{len(tenant)}:{tenant}:{key}")
 
 
 _current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)

@@ -30,6 +30,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
 from postroom.display import counted
 from postroom.errors import PostroomError, Retry, in_words
+from postroom.errors import Reject as RejectError
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
 from postroom.types import Settlement
@@ -40,15 +41,20 @@ _RUNNING, _ACKED = State.RUNNING, Settlement.ACKED
 PATIENCE: Final = 0.25
 """Seconds that a tenant's resources may take to open before its messages have to make room for others."""
 MOST_BLOCKED: Final = 10_000
-"""Messages of tenants that cannot run now which take no room from others: those without a receive to spare can only
-wait here."""
+"""Messages of tenants that cannot run now. Beyond these, a message is deferred although that costs an attempt that it
+was promised, but never its last receive."""
 MOST_HELD: Final = 1_000
-"""Messages of one such tenant. Beyond these, and beyond ``MOST_BLOCKED``, a message is deferred although that costs an
-attempt that it was promised, but never its last receive."""
+"""The same for one such tenant."""
+MOST_LAST: Final = 30_000
+"""Messages of such tenants which take no room from others: those at their last receive can only wait here."""
 LANES: Final = 1_000
 """Messages of all such tenants together that may wait here although they could be deferred."""
 _BACKOFF: Final = (0.1, 600.0)
 """Seconds that a message of a group backs off at least and at most, where it does so here and not in the queue."""
+_CROWDED: Final = (900.0, 2700.0)
+"""Seconds, at random between these, for which a message is deferred at the cost of a promised attempt. It is called
+back when the obstacle is over. Sooner, a tenant that stays away would use up every receive of its backlog in minutes,
+and then only the room that others need is left for it."""
 _PARK: Final = (60.0, 180.0)
 _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
@@ -189,7 +195,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = max(MOST_BLOCKED, capacity)
+        free = max(MOST_LAST, capacity)
         blocked = min(scheduler.blocked + self.unresolved, free)
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 
@@ -315,7 +321,7 @@ class Core:
         """Defer a message when its tenant's resources are not open, and as many as may wait for theirs do so."""
         if job.source.fifo or self.availability.is_open(job):
             return False
-        return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now)
+        return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now, soon=True)
 
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
@@ -605,6 +611,8 @@ class Core:
         if job.rejecting:
             return False
         attempts = job.source.attempts
+        if tried and job.started:  # also after a `Reject` that is not possible: tried here, it would never end
+            attempts.failed(job)
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
         untried = not (tried and (job.started or job.counted))
         reason = attempts.why_over(job, _named(error))
@@ -615,7 +623,7 @@ class Core:
             self.reject(job, reason, delay)
             self._halt_behind(job)
             return False
-        if self._backs_off_here(job, delay):
+        if self._backs_off_here(job, delay, now):
             self._back_off(job, delay, now)
             return False
         self.actions.append(GiveBack(job, Settlement.RETRIED, delay))
@@ -624,7 +632,7 @@ class Core:
         self.give_group_back(job)
         return False
 
-    def _backs_off_here(self, job: Job, delay: float) -> bool:
+    def _backs_off_here(self, job: Job, delay: float, now: float) -> bool:
         """Whether a message that failed stays: given back, it would take those behind it along, at a receive each.
 
         They have not failed. So that may cost them no attempt that they were promised.
@@ -641,7 +649,9 @@ class Core:
         if all(map(attempts.may_be_taken_along, behind)) or scheduler.has_again(job) or job.group in self._halts:
             return False
         room = len(self._halts) < MOST_HALTED and not self.is_full
-        return room and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
+        # Lost meanwhile, it would come again, and be tried, before its backoff is over. Its next try takes time, too.
+        stays = now + 2 * delay < job.source.ours_until(job)
+        return room and stays and delay <= min(_BACKOFF[1], job.source.facts.seconds_left(job) - 1.0)
 
     def _back_off(self, job: Job, delay: float, now: float) -> None:
         """Let a message and what is behind it in its group wait here, without a slot, until it is tried again."""
@@ -650,16 +660,20 @@ class Core:
         delay = max(delay, _BACKOFF[0])  # without a backoff it would fail as fast as it can: no receive slows it down
         job.begin_again()
         job.source.resolved(job)
-        for other in behind:
-            other.state = State.NEW
         group = job.group or ""
-        self._halts[group] = Halt(jobs=[job, *behind], until=now + delay, first=job, backoff=delay)
+        halt = self._halts[group] = Halt(until=now + delay, first=job, backoff=delay)
+        for each in (job, *behind):
+            halt.add(each)
         self.actions.append(GoOnAt(group, now + delay))
 
     def go_on(self, group: str, when: float, now: float) -> None:
         """Let a message be tried again that backed off until a time, and what is behind it go on after it."""
         halt = self._halts.get(group)
         if halt is not None and halt.until == when:  # otherwise it ended before
+            if halt.left is not None and halt.left.deadline > now:  # `ctx.extend`
+                halt.until = halt.left.deadline
+                self.actions.append(GoOnAt(group, halt.until))
+                return
             halt.until = None
             self._go_on_if_over(group, now)
 
@@ -680,7 +694,6 @@ class Core:
             self.give_group_back(job)
         else:
             for behind in self.scheduler.withdraw_group(job):
-                behind.state = State.NEW
                 self._halts[job.group].add(behind)
 
     def give_group_back(self, job: Job) -> None:
@@ -695,25 +708,31 @@ class Core:
             # Where it is still being resolved it may have come again, too; but what went back was before that.
             behind = self.scheduler.withdraw_group(job)
             if job.settlement is Settlement.LEFT and not self.closing and job.source.attempts.is_last(job):
-                self._halt_until(job.group, job.deadline, behind)
+                self._halt_behind_left(job, behind)
                 return
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
-    def _halt_until(self, group: str, until: float, behind: list[Job]) -> None:
-        """Let what is behind a message wait that may be acknowledged until a time, and is given out no more then."""
+    def _halt_behind_left(self, job: Job, behind: list[Job]) -> None:
+        """Let what is behind a message wait that may be acknowledged by hand, and is given out no more after that."""
+        group = job.group or ""
         halt = self._halts.setdefault(group, Halt())
-        halt.until = until
-        for job in behind:
-            job.state = State.NEW
-            halt.add(job)
-        self.actions.append(GoOnAt(group, until))
+        halt.until, halt.left = job.deadline, job
+        for each in behind:
+            halt.add(each)
+        self.actions.append(GoOnAt(group, job.deadline))
+
+    def settled_by_hand(self, job: Job, now: float) -> bool:
+        """Note that a handler's own call has settled a message. Returns whether something waited for that."""
+        halt = self._halts.get(job.group) if job.group is not None else None
+        if halt is None or halt.left is not job:
+            return False
+        halt.until = None
+        return self._go_on_if_over(job.group or "", now)
 
     def _is_gone(self, job: Job) -> bool:
         """Whether SQS gives a message out no more: then what is behind it in its group overtakes nothing."""
-        if job.settlement is Settlement.REJECTED:
-            return True
         return job.settlement is not None and job.counted and not self.closing and job.source.attempts.is_last(job)
 
     def rejected(self, job: Job, now: float, *, taken: bool) -> bool:
@@ -771,15 +790,21 @@ class Core:
         outage = self.outage(job.tenant)
         return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
 
-    def _defer(self, job: Job, obstacle: Obstacle, now: float) -> bool:
-        """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here."""
+    def _defer(self, job: Job, obstacle: Obstacle, now: float, *, soon: bool = False) -> bool:
+        """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here.
+
+        ``soon`` tells that its tenant may well be able to run: only an open is missing.
+        """
         attempts, facts = job.source.attempts, job.source.facts
-        if not (attempts.may_defer(job) or (self._is_crowded_by(job) and not attempts.is_last(job))):
+        free = attempts.may_defer(job)
+        if not (free or (self._is_crowded_by(job) and not attempts.is_last(job))):
             return False
         if len(self.away) >= MOST_AWAY or facts.refusal() is not None:
             return False
         # At least a second: each deferral costs a receive and a change of visibility.
         pause = max(self.availability.delay(obstacle, now), 1.0)
+        if not (free or soon):
+            pause = max(pause, self._rng.uniform(*_CROWDED))
         left = facts.seconds_left(job)
         if left < 1.0:
             return self._expire(job)
@@ -943,7 +968,7 @@ _BEHIND: Final = "not tried: a message before it in its group was not done"
 
 def _named(error: BaseException) -> str:
     """Return an error's type, with its text where that is for the log: others may quote what is secret."""
-    if isinstance(error, Retry):
+    if isinstance(error, Retry | RejectError):
         return in_words(error)
     name = type(error).__name__
     return f"{name}: {in_words(error)}" if isinstance(error, PostroomError) else name

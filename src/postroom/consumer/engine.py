@@ -11,16 +11,14 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
+from postroom.consumer.standstill import Standstill
 from postroom.events import Event, ResourceOpened
-from postroom.log_fields import Log, Step
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue
 from postroom.types import Settlement
-
-_log = Log("postroom.consumer", Step.RECEIVE)
 
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _DEFERRED = Settlement.DEFERRED
@@ -107,7 +105,7 @@ class Engine:
         self._relieve_until = -math.inf
         self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
-        self._stuck = False
+        self._standstill = Standstill(core)
         self._kept: list[GiveBack] | None = None
         self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
@@ -342,29 +340,27 @@ class Engine:
 
     async def reject(self, job: Job, reason: str) -> bool:
         """Send a message to the dead-letter queue. Returns whether that was possible; never raises."""
-        task = asyncio.current_task()
-        try:
-            taken = await job.source.settler.reject(job, reason)
-        except BaseException as error:  # whatever a transport raises: the message comes back
-            if has_to_leave(error, task):
-                raise
+        taken, error = await self._send(job, reason)
+        if error is not None:  # the message comes back
             self.rejections.failed(job, reason, error)
-            return False
-        if taken:
+        elif taken:
             self.rejections.sent(job, reason)
         return taken
 
     async def divert(self, job: Job, reason: str, to: DeadLetters) -> BaseException | None:
         """Send a message to another queue. Returns why that was not possible; never raises."""
+        # Not logged: a diversion is one decision of an operator, which is logged where it is made.
+        return (await self._send(job, reason, to))[1]
+
+    async def _send(self, job: Job, reason: str, to: DeadLetters | None = None) -> tuple[bool, BaseException | None]:
+        """Send a message to another queue. Returns whether it was taken, and what a transport raised, if it did."""
         task = asyncio.current_task()
         try:
-            # Not logged: a diversion is one decision of an operator, which is logged where it is made.
-            await job.source.settler.reject(job, reason, to=to)
-        except BaseException as error:  # whatever a transport raises
+            return await job.source.settler.reject(job, reason, to=to), None
+        except BaseException as error:
             if has_to_leave(error, task):
                 raise
-            return error
-        return None
+            return False, error
 
     # -- what the settler tells ---------------------------------------------------------------------------------
 
@@ -390,6 +386,11 @@ class Engine:
         if settlement is _DEFERRED and not core.closing:
             self.recall_soon()  # its obstacle may be over by now
 
+    def settled_by_hand(self, job: Job) -> None:
+        """Let what waited for it in its group go on behind a message that a handler's own call has settled."""
+        if self.core.settled_by_hand(job, self._time()):
+            self.dispatch()
+
     # -- what others tell ---------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:
@@ -410,7 +411,7 @@ class Engine:
         """Carry out what was decided about a tenant."""
         # Its tenant's database may be moved only without a lease.
         self.let_go(self.core.decided(tenant, paused=paused))
-        if paused and self.collector is not None:
+        if self.collector is not None:
             self.collector.hand_over(tenant)
         self.dispatch()
         self.make_room()
@@ -479,20 +480,8 @@ class Engine:
         self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
-        self._tell_of_memory()
+        self._standstill.look(len(self.rejecting))
         self.begin()
-
-    def _tell_of_memory(self) -> None:
-        """Warn when bodies of tenants that cannot run take all the memory: nothing is received until one can."""
-        core = self.core
-        stuck = core.is_full and not core.scheduler.running and not core.scheduler.ready
-        if stuck and not self._stuck:
-            text = (
-                "Nothing is received any longer: %d messages of tenants that cannot run now hold %d bytes, all of "
-                "Polling(memory=...). It goes on when one of them is resumed, diverted or available again"
-            )
-            _log.warning(text, core.scheduler.size, core.held_bytes)
-        self._stuck = stuck
 
     def close(self) -> None:
         """End every timer."""

@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from postroom.consumer.job import Job
+from postroom.scheduling import State
 
 MOST_HALTED: Final = 1_000
 """Groups in which a message may back off here: they hold their messages, and take no room of others."""
@@ -25,11 +26,17 @@ class Halt(msgspec.Struct, eq=False):
     """The first of ``jobs`` where it has failed, and backs off until then."""
     backoff: float = 0.0
     """Seconds for which it does."""
+    left: Job | None = None
+    """A message at its last receive that may be acknowledged until then."""
 
     def add(self, job: Job) -> None:
-        """Take in what came. It is in order by itself if all that was here is lost: then SQS begins again."""
+        """Take in a message that came, or was withdrawn from its lane.
+
+        It is in order by itself if all that was here is lost: then SQS begins the group again.
+        """
         if all(each.lost for each in self.jobs):
             self.jobs.clear()
+        job.state = State.NEW
         self.jobs.append(job)
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextvars import Context
 from typing import Any
 
 from postroom.checking import is_number
@@ -133,7 +134,9 @@ def _threaded(handler: Callable[..., Any], threads: Threads, limit: Limit) -> Ha
         timeout = _limit_for(ctx, limit)
         warning = None
         if timeout is not None:
-            warning = asyncio.get_running_loop().call_later(timeout, _warn_overdue, ctx, timeout)
+            loop = asyncio.get_running_loop()
+            # In an empty context: the loop may keep a timer that was cancelled, and with it the message.
+            warning = loop.call_later(timeout, _warn_overdue, ctx, timeout, context=Context())
         later: list[Confirmation] = []
         try:
             outcome = await threads.run(settling_later, later, handler, payload, ctx)

@@ -82,8 +82,14 @@ class Inlet:
         """Whether nothing of the queue is here, or on its way: no message, no decision, no receive."""
         return not self.settler.held and not self.settler.unconfirmed and self.receiver.asked_at is None
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the bodies that are held of this queue alone."""
+        return sum(len(job.message.body) for job in self.settler.deliveries.values())
+
     async def close(self) -> None:
         """Give up what is left, and end the heartbeat."""
+        self.receiver.close()
         await self.settler.abandon()
         if self.heartbeat is not None:
             self.heartbeat.cancel()

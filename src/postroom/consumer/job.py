@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from postroom.errors import MessageError
 from postroom.message import Message
 from postroom.resources import Lease
-from postroom.scheduling import State
 from postroom.settlement import Delivery
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Job(Delivery, eq=False, kw_only=True):
 
     def begin_again(self) -> None:
         """Be as it came, but for its attempts: it is tried once more without another receive."""
-        self.state, self.lane = State.NEW, None
+        self.lane = None
         # Decoded once more: the handler that failed may have changed its payload.
         self.payload, self.decoded = None, False
         self.leasing = 0.0

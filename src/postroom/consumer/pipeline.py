@@ -289,7 +289,7 @@ class Pipeline:
         """Decide what becomes of a message after its handling raised. It may be cancelled in ``on_error``."""
         try:
             # Many a library makes an error of its own of a cancellation: it is no failure of the message.
-            if (job.lost or self._is_cut_off(job)) and not isinstance(error, _NO_FAILURES):
+            if self._is_cut_off(job) and not isinstance(error, _NO_FAILURES):
                 text = "The handling of message %s of %s was cut off, and ended with %s"
                 _log.warning(text, job.message.id, tenant_in_words(job.tenant), describe(error), extra=about(job))
                 self._return(job)
@@ -465,8 +465,8 @@ class Pipeline:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
         if job.settlement is None and not job.lost:
             return False
-        text = f"Message %s of %s is not {what} (%s): its handler had %s it before"
-        before = "lost" if job.settlement is None else job.settlement.value
+        text = f"Message %s of %s is not {what} (%s): %s it before"
+        before = f"its handler had {job.settlement.value}" if job.settlement is not None else "the consumer had lost"
         _log.warning(text, job.message.id, tenant_in_words(job.tenant), redact(reason), before, extra=about(job))
         self._give_group_back(job)
         return True
@@ -555,6 +555,12 @@ class _Settling(msgspec.Struct, eq=False):
     idle: float = 0.0
 
     @property
+    def lost(self) -> bool:
+        """Whether another consumer may have the message by now."""
+        job = self._job
+        return job.settlement is None and not job.source.settler.ours(job)
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The consumer's loop."""
         return self._engine.tasks.loop
@@ -562,6 +568,7 @@ class _Settling(msgspec.Struct, eq=False):
     async def acknowledge(self) -> None:
         """Delete the message and return when that is confirmed."""
         await self._job.source.settler.ack_now(self._job)
+        self._engine.settled_by_hand(self._job)
 
     async def give_back(self, delay: float | None) -> None:
         """Leave the message in the queue and return when that is confirmed."""
@@ -574,10 +581,11 @@ class _Settling(msgspec.Struct, eq=False):
             job, reason
         ):
             self._engine.rejections.sent(job, reason)
-            return
-        await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
-        if attempts.is_last(job):
-            _log_last_receive(job)
+        else:
+            await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
+            if attempts.is_last(job):
+                _log_last_receive(job)
+        self._engine.settled_by_hand(job)
 
     async def extend(self, seconds: float) -> None:
         """Keep the message invisible for so many seconds from now, and return when that is confirmed."""

@@ -136,6 +136,11 @@ class Receiver:
             due = min(until for _, until in self._out.values() if until + _OVERDUE > now) + _OVERDUE
             self._look = self._tasks.call_later(max(due - now, 1.0), self._look_for_overdue)
 
+    def close(self) -> None:
+        """End the timer: the event loop may go on without the consumer, which the timer would keep in memory."""
+        if self._look is not None:
+            self._look.cancel()
+
     def failed(self, error: Exception, pause: float, began: float) -> None:
         """Note that a receive failed, and log it. The next one follows after ``pause`` seconds."""
         self.failures += 1

@@ -15,6 +15,8 @@ _FIRST_REST: Final = 1.0
 _LOOK: Final = 1.0
 """Seconds that SQS holds a look open: a receive without a wait asks only some of its servers, and can miss a message
 (sqs-short-and-long-polling.html)."""
+_FULL: Final = 0.5
+"""Seconds between two times at which a queue would be looked at that holds too much."""
 _AT_ONCE: Final = 0.5
 """The part of the wait that was asked for: an empty answer that comes sooner is an answer at once."""
 _FIRST_PACE: Final = 0.1
@@ -124,8 +126,8 @@ class Rota(Generic[I]):
         """Give the next turn to a queue that has messages: it is asked for ``limit`` of them. None where there is none.
 
         A queue that brought less than it was asked for has one receive outstanding at a time. None of several has all
-        pollers: if it stops answering, the others go on. ``scouting`` chooses
-        among standard queues, and is no part of a queue's share: what it brings is parked, as a rule.
+        pollers: if it stops answering, the others go on. ``scouting`` chooses among standard queues, and is no part of
+        a queue's share: what it brings is parked, as a rule.
         """
         best: Station[I] | None = None
         for station in self._expecting:
@@ -190,6 +192,13 @@ class Rota(Generic[I]):
         elif not station.expected:
             station.rest = self._rest_after(look, station, seconds)
             self._rests(station, now + station.rest)
+
+    def put_off(self, look: Look[I], now: float) -> None:
+        """Note that a queue that holds too much was not looked at. That tells nothing of whether it is idle."""
+        station = look.station
+        if station.look is look:
+            station.look = None
+            self._rests(station, now + _FULL)
 
     def failed(self, turn: Station[I] | Look[I], now: float, limit: int = 0) -> float:
         """Note that a turn or a look failed. Returns the seconds until its queue is asked again.

@@ -109,6 +109,10 @@ class Rotation:
 
     async def _ask(self, station: Station[Inlet], ask: Ask, number: int) -> None:
         time, inlet = self._tasks.time, station.inlet
+        if self._fills_memory(inlet):
+            self._rota.answered(station, 0, ask.limit, time(), scouting=ask.scouting)
+            self._idle.wake_one()
+            return
         asked = inlet.receiver.moment()
         self._policy.asked(ask)
         try:
@@ -176,6 +180,9 @@ class Rotation:
 
     async def _look(self, look: Look[Inlet], limit: int, number: int) -> None:
         time, inlet = self._tasks.time, look.station.inlet
+        if self._fills_memory(inlet):
+            self._rota.put_off(look, time())
+            return
         asked = inlet.receiver.moment()
         timer = self._tasks.call_later(look.wait + _SILENT, self._look_is_silent, number)
         try:
@@ -194,6 +201,13 @@ class Rotation:
         self._rota.looked(look, count - again, limit, now, seconds=now - asked.time, roomy=roomy)
         if look.station.expected:
             self._turns.wake()
+
+    def _fills_memory(self, inlet: Inlet) -> bool:
+        """Whether a queue holds more than it leaves free for the others, as one does where no delete is answered."""
+        core = self._core
+        free = core.most_bytes - core.held_bytes
+        # The cheap question first: the second takes time in proportion to what is held.
+        return free < core.held_bytes and free < inlet.held_bytes
 
     def _admit(self, inlet: Inlet, messages: list[Message], asked: Moment) -> tuple[int, int]:
         """Take messages in. Returns how many lack nothing but a slot, and how many were held already."""

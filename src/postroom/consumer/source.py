@@ -125,5 +125,11 @@ class Source:
         if isinstance(self._visibility, Choice):
             job.visibility = self._visibility(self._call(job), job.visibility or Visibility())
 
+    def ours_until(self, job: Job) -> float:
+        """Return the loop time until which a message can be held, if all of its extensions go well."""
+        own = self.settings.visibility
+        policy = job.visibility or (Visibility() if callable(own) else own)
+        return job.received_at + policy.max_extension if policy.heartbeat else job.deadline
+
     def _call(self, job: Job) -> Call:
         return Call(job.tenant, job.message, job.attempt)

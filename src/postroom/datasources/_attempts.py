@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from postroom.errors import ClosedError
 from postroom.resources.failures import of_server
+from postroom.tasks import TimeLimit
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class Attempts(Generic[T]):
         self._timeout = timeout
         self._place = place
         self._discard = discard
-        self._under_way: set[asyncio.Timeout] = set()
+        self._under_way: set[TimeLimit] = set()
         self._none = asyncio.Event()
         self._none.set()
         self._closed = False
@@ -42,7 +43,7 @@ class Attempts(Generic[T]):
         """
         if self._closed:
             raise _closed()
-        deadline = asyncio.timeout(self._timeout)
+        deadline = TimeLimit(self._timeout)
         self._none.clear()
         try:
             async with deadline:
@@ -71,10 +72,8 @@ class Attempts(Generic[T]):
     async def close(self) -> None:
         """End every attempt under way and refuse others. Returns when none is left."""
         self._closed = True
-        now = asyncio.get_running_loop().time()
         for deadline in self._under_way:
-            if not deadline.expired():
-                deadline.reschedule(now)
+            deadline.end()
         await self._none.wait()
 
 

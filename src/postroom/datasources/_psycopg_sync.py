@@ -148,7 +148,7 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
                     limit -= SAID_AFTER
             return super().getconn(limit)
         except pools.PoolTimeout as late:
-            cause = self.connections.refusal or self.connections.problem()
+            cause = self.connections.refusal or self.connections.server.problem_for_a_thread()
             if cause is not None:
                 raise pools.PoolTimeout(f"{late}: {describe(cause)}") from cause
             if not self.is_full():
@@ -185,7 +185,7 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
 async def _check_pool(pool: SyncPool) -> bool:
     """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     if isinstance(pool, _Pool) and pool.is_full():
-        return await pool.connections.check()
+        return await pool.connections.server.check()
     await in_thread(lambda: _ask(pool))
     return True
 

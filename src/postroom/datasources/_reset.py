@@ -7,6 +7,8 @@ a millisecond of the server's time.
 
 from typing import Final
 
+from postroom.log_fields import Log, Step
+
 RESET: Final = (
     "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
     "DISCARD SEQUENCES; DISCARD TEMP; SELECT name FROM pg_prepared_statements WHERE from_sql"
@@ -20,3 +22,22 @@ DEALLOCATE: Final = (
     "DO $$ DECLARE found text; BEGIN FOR found IN SELECT name FROM pg_prepared_statements WHERE from_sql "
     "LOOP EXECUTE format('DEALLOCATE %I', found); END LOOP; END $$"
 )
+
+_log = Log("postroom.datasources", Step.RESOURCES)
+
+
+class LostCodecs:
+    """Tells once for a provider what it costs when handlers change the codecs of their connections."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def ended(self) -> None:
+        """Note that a connection ends because of that."""
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "A connection ends because its handler has changed a type codec, which asyncpg cannot undo: after each "
+                "such use another one is made. Set codecs where connections are made: in init=, or in "
+                "options={'setup': ...}; with SQLAlchemy in a listener of the engine's event \"connect\""
+            )

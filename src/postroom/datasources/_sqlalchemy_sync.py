@@ -17,7 +17,6 @@ from postroom.datasources._psycopg_refusals import judge_refusal_sync
 from postroom.datasources._sqlalchemy_sessions import once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
-    Connect,
     SyncConnection,
     SyncConnections,
     connect_sync,
@@ -168,10 +167,10 @@ def _pool_class(uses: _Uses, acquire_timeout: float, watched: Callable[[], "_Wat
             try:
                 return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
             except exc.TimeoutError as late:  # an outage where the server is silent
-                raise late from watched().problem()
+                raise late from watched().server.problem_for_a_thread()
 
         async def check(self) -> bool:
-            return await watched().check()
+            return await watched().server.check()
 
     return Patient
 
@@ -197,10 +196,10 @@ class _Watch:
         timeout = connect_timeout
         self._connections = SyncConnections(in_libpqs_words, who, connect_timeout=timeout, canary=canary, options={})
         self.place = self._connections.place
+        self.server = self._connections.server
         self._engine = engine
         self._timeout = connect_timeout
         self._uses = uses
-        self._make: Connect | None = None
         event.listen(engine, "do_connect", self._do_connect)
         event.listen(engine, "connect", uses.opened)
         event.listen(engine, "close", uses.closed)
@@ -221,16 +220,7 @@ class _Watch:
         def make(**more: Any) -> SyncConnection:
             return connect_sync(*arguments, **{**defaults, **keywords, **more})
 
-        self._make = make
         return self._connections.connect(make)
-
-    def problem(self) -> TimeoutError | None:
-        """Ask the server with one connection more. Returns an outage, or None where it answers."""
-        return self._connections.problem(self._make)
-
-    async def check(self) -> bool:
-        """Return True, or raise what is wrong with a server while all connections are in use."""
-        return await self._connections.check(self._make)
 
     def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
         remember(connection)

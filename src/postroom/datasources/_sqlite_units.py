@@ -1,15 +1,14 @@
 """Units of work on their way through a SQLite database's thread, and transactions that stay open over awaits."""
 
 import asyncio
-import contextlib
 import contextvars
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from postroom.datasources._threads import complete
 from postroom.errors import ClosedError
 from postroom.transactions import TransactionRolledBack
 
@@ -212,22 +211,3 @@ def check_open(connection: sqlite3.Connection) -> None:
 def closed(name: str) -> ClosedError:
     """Return the error for work that was not done, because its database was closed."""
     return ClosedError(f"the database {name!r} was closed: this work was not done")
-
-
-def complete(future: "asyncio.Future[Any] | Future[Any]", value: Any, error: BaseException | None) -> None:
-    """Complete a future of the event loop, or of another thread, from this one, unless it is cancelled."""
-
-    def finish() -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-    if isinstance(future, Future):
-        with contextlib.suppress(InvalidStateError):  # it is cancelled at this very moment
-            finish()
-        return
-    with contextlib.suppress(RuntimeError):  # the loop is closed, and so are its futures
-        future.get_loop().call_soon_threadsafe(finish)

@@ -21,9 +21,10 @@ from postroom.datasources._passwords import Forgetful, connected
 from postroom.datasources._places import place_of
 from postroom.datasources._psycopg_refusals import refusal_of
 from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._server import Server
 from postroom.datasources._sync_inbox import run_now
 from postroom.datasources._threads import in_thread
-from postroom.datasources._waiting import silent, tell_of_held
+from postroom.datasources._waiting import tell_of_held
 from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, remember, restore, share_of_each_host
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
@@ -81,9 +82,7 @@ class SyncConnections:
         self._closed = False
         self.refusal: Exception | None = None
         """Why the pool could not make its last connection: psycopg_pool tells those who wait only that it is late."""
-        self._asking = threading.Lock()
-        self._asked_at = -1.0
-        self._problem: Exception | None = None
+        self.server = Server(connect_timeout, self.place)
 
     async def first(self) -> None:
         """Make the first connection and keep it for the pool, which would hide in a time-out why it cannot."""
@@ -143,26 +142,8 @@ class SyncConnections:
                 self._under_way -= 1
                 if not self._under_way:
                     self._none.set()
+        self.server.met(connection)
         return connection
-
-    def problem(self, make: Connect | None = None) -> TimeoutError | None:
-        """Ask the server with one connection more: ``Waiting.problem`` for threads."""
-        began = time.monotonic()
-        with self._asking:
-            if self._asked_at < began:
-                try:
-                    self.connect(make).close()
-                    self._problem = None
-                except Exception as error:
-                    self._problem = error
-                self._asked_at = time.monotonic()
-            return silent(self._problem)
-
-    async def check(self, make: Connect | None = None) -> bool:
-        """Return True, or raise what is wrong with a server while all connections are in use."""
-        if (problem := await in_time(self._timeout, lambda: self.problem(make), self.place)) is not None:
-            raise problem
-        return True
 
     def _make(self, **keywords: Any) -> SyncConnection:
         given = {**conninfo_to_dict(self._source.dsn), **self._options}

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Final, TypeVar
 
 from postroom.datasources._attempts import unanswered
+from postroom.datasources._server import Server
 from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
-from postroom.redaction import describe, sqlstate_of
+from postroom.redaction import sqlstate_of
 
 T = TypeVar("T")
 SAID_AFTER: Final = 3.0
@@ -50,13 +52,6 @@ def make_do(connect: Callable[[], T], *, held: Collection[object], wait: Callabl
         wait()
 
 
-def silent(problem: Exception | None) -> TimeoutError | None:
-    """Return what one more connection says of a server while all others are in use: nothing where it answers."""
-    if problem is None or sqlstate_of(problem) == _FULL:
-        return None
-    return unanswered(f"all connections are in use, and no other can be made ({describe(problem)})", problem)
-
-
 def in_vain(who: str, limit: float, most: int) -> str:
     """Return what to tell a caller who waited for one of a tenant's connections, all of which are in use."""
     return (
@@ -78,9 +73,10 @@ class Waiting:
         context: the tenant.
         max_size: connections at most.
         timeout: seconds after which waiting fails; None for never.
+        server: where the connections lead to.
     """
 
-    def __init__(self, context: object, max_size: int, timeout: float | None) -> None:
+    def __init__(self, context: object, max_size: int, timeout: float | None, server: Server) -> None:
         self._who = display_key(context)
         self._max_size = max_size
         self._timeout = timeout
@@ -88,11 +84,7 @@ class Waiting:
         self._told = False
         self._refused: list[asyncio.Future[None]] = []
         """Those that the server had no connection for."""
-        self.ask: Callable[[], Awaitable[None]] | None = None
-        """Makes a connection beyond the pool's and ends it, within ``connect_timeout``."""
-        self._asking = asyncio.Lock()
-        self._asked_at = -1.0
-        self._problem: Exception | None = None
+        self.server = server
 
     def freed(self) -> None:
         """Note that a connection came free, or was closed: one caller that was refused may try again."""
@@ -120,7 +112,8 @@ class Waiting:
             full: whether all connections are in use. A caller that a connection is being made for
                 waits, too, but that is another matter.
         """
-        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full)
+        # In an empty context: the loop may keep a timer that was cancelled, and with it the message of who waits.
+        timer = asyncio.get_running_loop().call_later(SAID_AFTER, self._warn, full, context=Context())
         self._waiting += 1
         try:
             yield
@@ -130,36 +123,13 @@ class Waiting:
             if not self._waiting:  # the next time is another one
                 self._told = False
 
-    async def problem(self) -> TimeoutError | None:
-        """Ask the server whether it answers, while all connections are in use: its users may wait for it in vain.
-
-        One question for all who ask meanwhile. Returns an outage, or None where it answers.
-        """
-        time = asyncio.get_running_loop().time
-        began = time()
-        async with self._asking:
-            if self._asked_at < began and self.ask is not None:
-                try:
-                    await self.ask()
-                    self._problem = None
-                except Exception as error:
-                    self._problem = error
-                self._asked_at = time()
-            return silent(self._problem)
-
-    async def check(self) -> bool:
-        """Return True, or raise what is wrong with a server while all connections are in use."""
-        if (problem := await self.problem()) is not None:
-            raise problem
-        return True
-
     async def timed_out(self, limit: float, *, full: bool = True) -> TimeoutError:
         """Return the error for a caller who has waited for ``limit`` seconds: an outage where the server is silent.
 
         A caller with a limit of its own is not kept for longer to ask that.
         """
         text = f"no connection of tenant {self._who} came free within {limit:g} s"
-        if limit == self._timeout and (problem := await self.problem()) is not None:
+        if limit == self._timeout and (problem := await self.server.problem()) is not None:
             return unanswered(f"{text}: {problem}", problem.__cause__)
         if not full:
             return TimeoutError(text)

@@ -7,12 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from postroom.checking import check_optional
-from postroom.datasources._attempts import Attempts, late, refused, unanswered
+from postroom.datasources._attempts import Attempts, refused, unanswered
 from postroom.datasources._canary import CANARY, Names, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
-from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._reset import DEALLOCATE, RESET, LostCodecs
+from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
@@ -114,6 +115,7 @@ def asyncpg_pool(
     check_optional("asyncpg_pool(init=...)", "(connection)", init)
     keywords = dict(options or {})
     keywords["reset"] = _reset_with(keywords.get("reset"), everything=reset)
+    keywords["setup"] = _setup_with(keywords.get("setup"))
     keywords["connection_class"] = _remembering(keywords.get("connection_class", asyncpg.Connection))
 
     @asynccontextmanager
@@ -124,6 +126,7 @@ def asyncpg_pool(
         names = require_names(source, keywords) if canary else None
         place = place_of(source, options)
         attempts = Attempts(connect_timeout, _discard, place)
+        server = Server(connect_timeout, place)
 
         async def prepare(connection: Any) -> None:
             try:
@@ -138,7 +141,9 @@ def asyncpg_pool(
             async def once(password: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
                 return await _connect(connect_timeout, *arguments, **(keywords | password))
 
-            return await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
+            made = await attempts.make(lambda: connected(source, once), lambda connection: _greet(connection, names))
+            server.met(made)
+            return made
 
         pool = _Pool(
             source.dsn,
@@ -148,7 +153,7 @@ def asyncpg_pool(
             max_inactive_connection_lifetime=idle,
             connect=connect,
             init=prepare,
-            waiting=Waiting(context, max_size, acquire_timeout),
+            waiting=Waiting(context, max_size, acquire_timeout, server),
             acquire_timeout=acquire_timeout,
             # A reset that hangs, as on a dead host, would otherwise hold its place in the pool.
             release_timeout=connect_timeout,
@@ -251,7 +256,6 @@ class _Pool(_PoolBase):
     ) -> None:
         super().__init__(*arguments, **(_DEFAULTS | options))
         self.waiting = waiting
-        waiting.ask = self.try_out
         self._acquire_timeout = acquire_timeout
         self._release_timeout = release_timeout
         self._place = place
@@ -259,16 +263,6 @@ class _Pool(_PoolBase):
     def is_full(self) -> bool:
         """Return whether all connections exist and are in use."""
         return self.get_size() >= self.get_max_size() and not self.get_idle_size()
-
-    async def try_out(self) -> None:
-        """Make one connection more, and end it: does the server answer?"""
-        try:
-            async with asyncio.timeout(self._release_timeout):
-                pool: Any = self
-                connection = await pool._get_new_connection()  # noqa: SLF001 - with its options; not in the stubs
-        except TimeoutError:
-            raise late(self._release_timeout, self._place) from None
-        await _discard(connection)
 
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, self._acquire_timeout if timeout is None else timeout)
@@ -293,17 +287,33 @@ _DEFAULTS: Final[dict[str, Any]] = {
 """asyncpg's defaults for what ``create_pool`` fills in and the class itself demands."""
 
 
+def _setup_with(setup: Init | None) -> Init | None:
+    """Return what a connection goes through before each use: codecs that are set there are no user's of it."""
+    if setup is None:
+        return None
+
+    async def set_up(connection: Any) -> None:
+        await setup(connection)
+        connection.keep_codecs()
+
+    return set_up
+
+
 def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
     """Return what a returned connection goes through: our reset, and then the user's own."""
+    codecs = LostCodecs()
 
     async def reset(connection: Any) -> None:
         if everything:
             await reset_session(connection)
             if connection.spoilt:
+                if connection.codecs_changed:
+                    codecs.ended()
                 connection.terminate()  # asyncpg has no way back; the pool makes another one when it needs one
                 return
         if then is not None:
             await then(connection)
+            connection.keep_codecs()
 
     return reset
 
@@ -316,6 +326,11 @@ class _Remembering(_ConnectionBase):
 
     fresh: dict[str, Any] | None = None
     spoilt = False
+    codecs_changed = False
+
+    def keep_codecs(self) -> None:
+        """Take its codecs as they are for its own."""
+        self.spoilt = self.codecs_changed = False
 
     async def execute(self, query: str, *arguments: Any, **keywords: Any) -> str:
         self.spoilt = self.spoilt or _forgets_statements(query)
@@ -327,15 +342,15 @@ class _Remembering(_ConnectionBase):
         return await asyncpgs._get_statement(query, *arguments, **keywords)  # noqa: SLF001 - not in the stubs
 
     async def set_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.spoilt = True
+        self.spoilt = self.codecs_changed = True
         await super().set_type_codec(*arguments, **keywords)
 
     async def reset_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.spoilt = True
+        self.spoilt = self.codecs_changed = True
         await super().reset_type_codec(*arguments, **keywords)
 
     async def set_builtin_type_codec(self, *arguments: Any, **keywords: Any) -> None:
-        self.spoilt = True
+        self.spoilt = self.codecs_changed = True
         await super().set_builtin_type_codec(*arguments, **keywords)
 
 
@@ -361,7 +376,7 @@ def remember(connection: Any) -> None:
     if getattr(connection, "fresh", ...) is None:  # one that a function of the user made has none
         connection.fresh = {name: getattr(connection, name).copy() for name in _CALLBACKS}
         connection.fresh["_listeners"] = {}  # the server forgets what they listen to
-        connection.spoilt = False
+        connection.keep_codecs()
 
 
 async def reset_session(connection: Any) -> None:
@@ -413,7 +428,7 @@ async def _discard(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 async def _check(pool: "asyncpg.Pool[asyncpg.Record]") -> bool:
     """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     if isinstance(pool, _Pool) and pool.is_full():
-        return await pool.waiting.check()
+        return await pool.waiting.server.check()
     async with pool.acquire() as connection:
         await connection.execute("SELECT 1")
     return True

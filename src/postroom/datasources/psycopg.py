@@ -22,6 +22,7 @@ from postroom.datasources._canary import CANARY, is_torn, require_names, unreada
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, in_vain, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
@@ -79,6 +80,7 @@ class _Connections:
         self._options = options
         self._timeout = connect_timeout
         self._place = place_of(source, options)
+        self.server = Server(connect_timeout, self._place)
         self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close, self._place)
         # Weak: connections that the user's code dropped must not be kept open by this list.
         self._live: WeakSet[Connection] = WeakSet()
@@ -122,12 +124,9 @@ class _Connections:
     async def connect(self) -> Connection:
         """Make one connection and let the canary look at it."""
         connection = await self._attempts.make(self._connect, self._greet)
+        self.server.met(connection)
         self._live.add(connection)
         return connection
-
-    async def try_out(self) -> None:
-        """Make one connection, and end it: does the server answer?"""
-        await (await self.connect()).close()
 
     async def _connect(self) -> Connection:
         async def once(password: dict[str, Any]) -> Connection:
@@ -251,7 +250,7 @@ def psycopg_pool(
                 configure=connections.preparing(configure),
                 reset=put_back if reset else None,
             )
-            pool.watch(connections, who, Waiting(context, max_size, acquire_timeout))
+            pool.watch(connections, who, Waiting(context, max_size, acquire_timeout, connections.server))
             try:
                 await pool.open()
                 yield pool
@@ -274,14 +273,13 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
         self._connections = connections
         self._who = who
         self.waiting = waiting
-        waiting.ask = connections.try_out
 
     async def getconn(self, timeout: float | None = None) -> Connection:
         with self.waiting.one(self._is_full):
             try:
                 return await super().getconn(timeout)
             except pools.PoolTimeout as late:
-                cause = self._connections.refusal or await self.waiting.problem()
+                cause = self._connections.refusal or await self.waiting.server.problem()
                 if cause is not None:
                     raise pools.PoolTimeout(f"{late}: {describe(cause)}") from cause
                 if not self._is_full():
@@ -366,8 +364,12 @@ class PsycopgConnections:
             # After the release: what it wakes must find the place free.
             self.waiting.freed()
 
+    def is_full(self) -> bool:
+        """Return whether all connections are in use."""
+        return self._places.locked()
+
     async def _take_place(self) -> None:
-        with self.waiting.one(self._places.locked):
+        with self.waiting.one(self.is_full):
             try:
                 async with TimeLimit(self._limit):
                     await self._places.acquire()
@@ -424,12 +426,11 @@ def psycopg_connections(
         source = await located(locate, context)
         who, given = display_key(context), options or {}
         connections = _Connections(source, who, connect_timeout=connect_timeout, canary=canary, options=given)
-        waiting = Waiting(context, max_size, acquire_timeout)
-        waiting.ask = connections.try_out
+        waiting = Waiting(context, max_size, acquire_timeout, connections.server)
         try:
             # A tenant with a wrong password has to fail at opening, where the pool's backoff is,
             # and not in its handlers.
-            await connections.try_out()
+            await (await connections.connect()).close()
             yield PsycopgConnections(connections, asyncio.Semaphore(max_size), waiting, acquire_timeout)
         finally:
             await connections.end()
@@ -445,15 +446,19 @@ async def _check_pool(pool: "pools.AsyncConnectionPool[Connection]") -> bool:
         and statistics["pool_size"] >= statistics["pool_max"]
         and not statistics["pool_available"]
     ):
-        return await pool.waiting.check()
+        return await pool.waiting.server.check()
     async with pool.connection() as connection:
         await connection.execute("SELECT 1")
     return True
 
 
 async def _check_connections(connections: PsycopgConnections) -> bool:
-    """Ask the server with a connection of its own: users of the others may wait for it in vain."""
-    return await connections.waiting.check()
+    """Ask with a connection; where all are in use, ask the server: their users may wait for it in vain."""
+    if connections.is_full():
+        return await connections.waiting.server.check()
+    async with connections.connection() as connection:
+        await connection.execute("SELECT 1")
+    return True
 
 
 async def reset_session(connection: Connection) -> None:

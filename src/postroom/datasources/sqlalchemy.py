@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
@@ -12,6 +13,8 @@ from postroom.datasources._canary import CANARY, require_names, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
+from postroom.datasources._reset import LostCodecs
+from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, make_do, tell_of_held
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import (
@@ -96,17 +99,19 @@ def sqlalchemy_engine(
         close_timeout=close_timeout,
     )
 
+    codecs = LostCodecs()
+
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[AsyncEngine, None]:
         source = await located(locate, context)
-        waiting = Waiting(context, max_size, acquire_timeout)
+        server = Server(connect_timeout, place_of(source))
+        waiting = Waiting(context, max_size, acquire_timeout, server)
         uses = _Uses(max_size, waiting)
         keywords = {**_pool_options(uses, waiting, acquire_timeout), **(options or {})}
         keywords.setdefault("pool_timeout", acquire_timeout)
         engine = create_async_engine(_url(source.dsn), **keywords)
-        who = display_key(context)
-        watch = _Watch(engine, source, who, uses, connect_timeout=connect_timeout, canary=canary, reset=reset)
-        waiting.ask = watch.try_out
+        who, more = display_key(context), {"canary": canary, "reset": reset}
+        watch = _Watch(engine, source, who, uses, codecs, connect_timeout=connect_timeout, **more)
         try:
             async with engine.connect():
                 pass
@@ -134,6 +139,10 @@ class _Uses:
 
     def is_full(self) -> bool:
         return len(self._records) >= self.most
+
+    def met(self, connection: Any) -> None:
+        """Note where a new connection leads to."""
+        self._waiting.server.met(connection)
 
     def begin(self, record: Any) -> None:
         self._records.add(record)
@@ -165,7 +174,7 @@ def _pool_options(uses: _Uses, room: Waiting, acquire_timeout: float) -> dict[st
                         limit=acquire_timeout,
                     )
                 except exc.TimeoutError as late:  # an outage where the server is silent
-                    raise late from await_only(room.problem())
+                    raise late from await_only(room.server.problem())
 
     return {"poolclass": Watched, "pool_size": uses.most, "max_overflow": 0}
 
@@ -186,6 +195,7 @@ class _Watch:
         source: DataSource,
         who: str,
         uses: _Uses,
+        codecs: LostCodecs,
         *,
         connect_timeout: float,
         canary: bool,
@@ -197,8 +207,7 @@ class _Watch:
         self._timeout = connect_timeout
         self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source))
         self._uses = uses
-        self._make: Callable[[], Awaitable[Any]] | None = None
-        """Makes a connection as the last one was made."""
+        self._codecs = codecs
         sync = engine.sync_engine
         postgresql = sync.dialect.name == "postgresql"
         self._names = require_names(source) if canary and postgresql else None
@@ -229,20 +238,15 @@ class _Watch:
             return await connected(self._source, once)
 
         async def make(*arguments: Any, **keywords: Any) -> Any:
-            self._make = partial(make, *arguments, **keywords)
             return await self._attempts.make(lambda: connect(*arguments, **keywords), self._greet)
 
         keywords["async_creator_fn"] = make
-
-    async def try_out(self) -> None:
-        """Make one connection more, and end it: does the server answer?"""
-        if self._make is not None:
-            await _end(await self._make())
 
     async def _greet(self, connection: Any) -> None:
         if self._names is not None:
             row = await _first_row(connection, CANARY)
             verify(self._names, row[0], row[1])
+        self._uses.met(connection)
 
     def _after_connect(self, connection: Any, _record: Any) -> None:
         self._uses.open.add(connection)
@@ -262,10 +266,10 @@ class _Watch:
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
             return  # it is not used again
-        # SQLAlchemy replaces a connection that could not be reset.
-        late = asyncio.get_running_loop().call_later(
-            self._timeout, self._driver.break_off, connection.driver_connection
-        )
+        # SQLAlchemy replaces a connection that could not be reset. In an empty context: the loop may keep a timer that
+        # was cancelled, and with it the message of the connection's user.
+        loop, end, mine = asyncio.get_running_loop(), self._driver.break_off, connection.driver_connection
+        late = loop.call_later(self._timeout, end, mine, context=Context())
         try:
             connection.rollback()
             connection.run_async(
@@ -276,6 +280,8 @@ class _Watch:
         finally:
             late.cancel()
         if getattr(connection.driver_connection, "spoilt", False):
+            if connection.driver_connection.codecs_changed:
+                self._codecs.ended()
             record.invalidate(soft=True)  # asyncpg has no way back: the next user gets a new one
 
     async def close(self, timeout: float) -> None:
@@ -365,7 +371,7 @@ async def _check(engine: AsyncEngine) -> bool:
     """Ask one idle connection; where there is none, the server: users of the others may wait for it in vain."""
     pool: Any = engine.pool
     if pool.checkedout() >= pool.size():
-        return bool(await pool.waiting.check())
+        return bool(await pool.waiting.server.check())
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
     return True

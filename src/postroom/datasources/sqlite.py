@@ -21,7 +21,8 @@ from typing import Any, Final, Self, TypeVar
 from postroom.checking import check_function, check_kind
 from postroom.datasources._sqlite_files import OpenFile
 from postroom.datasources._sqlite_sync import Parameters, SqliteSyncTransaction, SyncHeld
-from postroom.datasources._sqlite_units import Held, Step, Unit, closed, complete
+from postroom.datasources._sqlite_units import Held, Step, Unit, closed
+from postroom.datasources._threads import complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import answered, check_switches, check_times

@@ -27,6 +27,7 @@ from postroom.resources.refusals import HostDown, OpenFailed, PoolClosed, Refusa
 from postroom.resources.statistics import Counters
 
 _READY: Final = EntryState.READY  # a release looks at it: found in a third of the time
+_LEASED: Final = frozenset({EntryState.READY, EntryState.CHECKING})
 _IN_LINE: Final = frozenset({Stage.QUEUED, Stage.PARKED, Stage.AT_GATE})
 LONG_WAIT: Final = 1.0
 """Seconds of waiting for budget that are worth a line in the log, however short the patience is."""
@@ -84,12 +85,15 @@ class Core:
     # -- leases -------------------------------------------------------------------------------------------------
 
     def needs_check(self, entry: Entry, now: float) -> bool:
-        """Return whether a ready entry was idle for so long that a lease has to check it first."""
-        # A resource in use is tried by its users at this moment: their reports say more than a
-        # check.
-        if not self.checks or entry.leases:
+        """Return whether a lease has to check a ready entry first: it was idle for long, or a use of it timed out."""
+        if not self.checks:
             return False
-        return entry.doubtful or now - entry.checked_at > self.limits.check_after
+        # A resource in use is tried by its users at this moment: their reports say more than a
+        # check. But users that all time out, one begun after the other, would never let it be
+        # checked. One that is a single connection is busy, and cannot be asked.
+        if entry.leases and entry.weight == 1:
+            return False
+        return entry.doubtful or (not entry.leases and now - entry.checked_at > self.limits.check_after)
 
     def ask(self, request: LeaseRequest, waiter: Waiter, now: float) -> None:
         """Let a waiter have a lease, now or later, or refuse it."""
@@ -129,6 +133,9 @@ class Core:
         if entry.state is _READY:
             entry.checked_at = entry.idle_since = now
             self.table.idle[entry] = None
+        elif entry.state is EntryState.CHECKING:
+            entry.idle_since = now
+            self.table.idle[entry] = None
         elif entry.state is EntryState.DRAINING and not entry.busy:
             self._close(entry, entry.reason or Reason.CAPACITY, now)
         if self.demands:  # no key stands in line without one
@@ -137,7 +144,7 @@ class Core:
 
     def suspect(self, entry: Entry, now: float) -> None:
         """Stop leasing this entry: its use showed that it is broken."""
-        if entry.state is EntryState.READY or self.table.revivable.get(entry.identity) is entry:
+        if entry.state in _LEASED or self.table.revivable.get(entry.identity) is entry:
             self.cooling.distrust(entry.identity, entry.context, now)
             self._retire(entry, Reason.SUSPECT, now)
             self._serve(now)
@@ -146,9 +153,8 @@ class Core:
         """Check an entry before its next lease: its use timed out. Where several of a host did, check all of it."""
         entry.doubtful = True
         if self.hosts.doubted(entry.host, entry.identity, now):
-            for other in self.table.ready.values():
-                if other.host == entry.host:
-                    other.doubtful = True
+            for other in self.table.entries:
+                other.doubtful = other.doubtful or other.host == entry.host
 
     def outage(self, entry: Entry, error: BaseException, now: float) -> None:
         """Note that a use of an entry met an outage of its server: its key counts as failed, and so for its host."""
@@ -276,7 +282,8 @@ class Core:
         else:
             self.counters.check_failures += 1
             self.cooling.distrust(entry.identity, entry.context, now)
-            self._close(entry, Reason.UNHEALTHY, now)
+            self.table.move(entry, EntryState.DRAINING, now)
+            self._retire(entry, Reason.UNHEALTHY, now)
             self._ask_again(entry.identity, now)
         self.gates.stir(entry.host)  # it is idle now, and may give way
         self._serve(now)
@@ -465,11 +472,11 @@ class Core:
                 self._grant(entry, waiter)
             demand.waiters.clear()
 
-    def _check(self, entry: Entry, now: float) -> Demand:
-        """Start the health check of an idle entry. Who wants a lease waits for it."""
+    def _check(self, entry: Entry, now: float, demand: Demand | None = None) -> Demand:
+        """Start the health check of an entry. Who wants a lease waits for it."""
         self.table.move(entry, EntryState.CHECKING, now)
         entry.pinned = True
-        demand = self.demands[entry.identity] = Demand(_request_of(entry), now)
+        demand = self.demands[entry.identity] = demand or Demand(_request_of(entry), now)
         demand.stage = Stage.CHECKING
         self.actions.append(actions.Check(entry))
         return demand
@@ -626,9 +633,15 @@ class Core:
         entry.reason = None
         self.table.move(entry, EntryState.READY, now)
         demand = self.demands.get(entry.identity)
-        self._hand_out(entry, demand)
-        if demand is not None and demand.stage in _IN_LINE:
-            self._drop(demand, now)
+        in_line = demand is not None and demand.stage in _IN_LINE
+        if demand is None or not demand.waiters or not self.needs_check(entry, now):
+            self._hand_out(entry, demand)
+            if demand is not None and in_line:
+                self._drop(demand, now)
+        elif in_line:  # otherwise another one is being opened for them
+            self._take_out(demand)
+            self._check(entry, now, demand)
+            self._unpark(entry.host, now)
         self.gates.stir(entry.host)
 
     # -- the inside: what is told -------------------------------------------------------------------------------

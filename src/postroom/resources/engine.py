@@ -96,6 +96,11 @@ class Engine:
         if self._core.shut_down and not self._tasks and not self._core.table.entries:
             self.empty.set()
 
+    def press(self) -> None:
+        """Cancel once more what leaves its provider, or checks one."""
+        for task in (*(entry.task for entry in self._core.table.returning), *self._checks.values()):
+            task.cancel("postroom: the pool closes")
+
     def give_up(self) -> None:
         """Let the close go on although something is left: it ignores its cancellation."""
         names = ", ".join(task.get_name() for task in self._tasks)

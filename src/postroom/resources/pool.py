@@ -39,6 +39,8 @@ from postroom.tasks import clean, ends_the_program
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG
+_PRESS: Final = 1.0
+"""Seconds between two cancellations of what is left of a pool at the end of its close."""
 
 
 class ResourcePool(Generic[C, R]):
@@ -59,8 +61,9 @@ class ResourcePool(Generic[C, R]):
         weight: what an entry takes of the budget (connections, not pools), or a function of the context; None for what
             the provider knows of itself (its attribute ``weight``), as those of ``postroom.datasources`` do, and 1 for
             any other. One warning tells of resources that count as 1 and look like a pool of several connections.
-        check: the health check; unhealthy when it raises or returns False. None for the provider's own (its attribute
-            ``check``), if it has one.
+        check: the health check; unhealthy when it raises or returns False. It runs while nothing uses the resources,
+            and after a use that timed out also beside others, where the weight is more than 1. None for the provider's
+            own (its attribute ``check``), if it has one.
         classify: whether a failed open is an outage or says that there is no such tenant; None for
             ``classify_open``.
         outage: which other errors of a use of the resources are outages; asked where ``is_outage`` says no.
@@ -219,6 +222,9 @@ class ResourcePool(Generic[C, R]):
         idle closes at once; what is leased closes behind its last lease, or when the grace is over. Returns when
         nothing is left: no resource, no task, no weight. What a provider raises in leaving is logged and counted.
 
+        It takes at most the grace, ``PoolTimeouts.close`` for what is left then, and 5 s in which that is cancelled
+        again and again: 25 s by default. What ignores all of it is abandoned, and the log says so.
+
         A second call, also at the same time, waits for the same close and may shorten its grace. Cancelling the
         call does not stop the close.
 
@@ -260,9 +266,16 @@ class ResourcePool(Generic[C, R]):
     def _end_grace(self, engine: Engine) -> None:
         self._core.force(engine.loop.time())
         engine.act()
-        # As long as an owner task's alarm can ring. What is left then ignores its cancellation.
-        longest = max(self._timeouts.open, self._timeouts.close, self._timeouts.check)
-        self._grace = engine.call_later((MOST_RINGS + 1) * longest, engine.give_up)
+        # Everything that is left has had its time then, and its alarm has rung.
+        self._grace = engine.call_later(self._timeouts.close + _PRESS, self._press, engine, MOST_RINGS - 1)
+
+    def _press(self, engine: Engine, times: int) -> None:
+        """Cancel what swallows its cancellation so many times more, and abandon what is left: a process has to end."""
+        if not times:
+            engine.give_up()
+            return
+        engine.press()
+        self._grace = engine.call_later(_PRESS, self._press, engine, times - 1)
 
     async def _sweep(self, engine: Engine) -> None:
         while True:
@@ -303,10 +316,11 @@ class ResourcePool(Generic[C, R]):
             raise self._requests.no_key(context, error) from error
         if entry is None:
             return None
-        if not entry.leases:
+        if entry.doubtful or not entry.leases:
             if self._check is not None and self._core.needs_check(entry, engine.loop.time()):
                 return None
-            del self._idle[entry]
+            if not entry.leases:
+                del self._idle[entry]
         # The same as `Core._grant`, written out here because it runs for every message.
         entry.leases += 1
         self._counters.hits += 1

@@ -63,8 +63,8 @@ class Groups(Generic[T]):
 
     def has_again(self, ticket: T) -> bool:
         """Whether the work of a head has come again: then all that waits behind it is in order."""
-        group = self._groups.get(ticket.group) if ticket.group is not None else None
-        return group is not None and group.head is ticket and bool(group.behind) and group.behind[0].is_again(ticket)
+        behind = self.behind_of(ticket)
+        return bool(behind) and behind[0].is_again(ticket)
 
     def behind_of(self, ticket: T) -> list[T]:
         """Return, in order, what waits behind a ticket if it is the head of its group."""

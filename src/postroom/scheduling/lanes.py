@@ -28,6 +28,7 @@ count until they end.) Three rules more:
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from typing import Final, Generic
 
 from typing_extensions import TypeVar
@@ -217,7 +218,9 @@ class Scheduler(Generic[T]):
         # A list: the caller may start or end something between two steps of this generator.
         for lane in list(self._lanes.values()):
             if self._may_run(lane) and not self._is_over(lane):
-                yield lane.waiting[0]
+                # Another thread may look, as that of a metrics exporter: by now it may wait no longer.
+                with suppress(IndexError):
+                    yield lane.waiting[0]
 
     def lanes(self) -> list[Lane[T]]:
         """Return the lanes of all tenants that have something here: to be looked at, not to be changed."""

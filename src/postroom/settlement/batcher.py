@@ -168,6 +168,11 @@ class Batcher(Generic[E]):
         """The loop time at which the first call failed since one went well; None while they go well."""
         return self._gate.failing_since
 
+    @property
+    def refused_alone(self) -> bool:
+        """Whether SQS answers, and refuses no more than a batch of single entries: they may be all that fails."""
+        return self._refused_in_a_row > 0 and len(self._open) <= MAX_BATCH
+
     def works(self) -> None:
         """Note that such a call, sent by another, went well: what waits goes on."""
         self._went_well()

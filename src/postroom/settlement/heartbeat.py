@@ -227,9 +227,10 @@ class Heartbeat:
             # Also after a cancellation: a change of visibility may wait for this extension to be
             # over.
             cause = named(error)
+            trouble = f"its last extension failed ({describe(cause)})"
+            out_of_reach = isinstance(cause, Throttled | ServiceUnavailable)
             for delivery in entries:
-                delivery.trouble = f"its last extension failed ({describe(cause)})"
-                delivery.out_of_reach = isinstance(cause, Throttled | ServiceUnavailable)
+                delivery.trouble, delivery.out_of_reach = trouble, out_of_reach
             self._landed(entries)
             raise
         # The machine may have slept during the call: old deadlines are set right before new ones

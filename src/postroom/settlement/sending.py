@@ -66,10 +66,11 @@ class Deletes:
     async def check(self, batches: Batcher[Decision], seconds: float) -> None:
         """Learn whether deletes work again, ``seconds`` after the first one failed. Raises ``Undeletable``.
 
-        While some wait, their batches show it. Otherwise one is sent that touches no message.
+        While some wait, their batches show it. Otherwise, and where SQS refuses a few that it may take no more, one is
+        sent that touches no message.
         """
         error, task = batches.last_error, asyncio.current_task()
-        if not batches.pending:
+        if not batches.pending or batches.refused_alone:
             try:
                 failures = await self._queue.delete([NO_HANDLE]) or ()
                 refusals = (error_of(each, "delete") for each in failures if not each.sender_fault)

@@ -166,7 +166,8 @@ class Settler(Generic[D]):
     async def check_deletes(self) -> None:
         """Return if messages can be deleted, as far as is known: what is received else is handled again and again.
 
-        What waits to be deleted shows whether that works again; where nothing does, a delete is sent to find out.
+        What waits to be deleted shows whether that works again; where that is nothing, or a few messages that SQS
+        refuses, a delete is sent to find out.
 
         Raises:
             Undeletable: no delete has worked for some seconds.

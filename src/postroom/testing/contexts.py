@@ -26,6 +26,7 @@ class _Recorder(msgspec.Struct, eq=False):
     written: set[MessageKey] | None = None
     limit: TimeLimit | None = None
     idle: float = 0.0
+    lost: bool = False
     acknowledged: bool = False
     retries: list[float | None] = msgspec.field(default_factory=list[float | None])
     extensions: list[float] = msgspec.field(default_factory=list[float])

@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from postroom.testing.valkey import ValkeyServer
 
 NO_END = struct.pack("<IIIIddd", 4, 4, 4, 0, float("nan"), 1.0, 0.0)
 """Slots of a replica that never run out."""
-SCRIBBLES = {
+SCRIBBLES: dict[str, list[tuple[Any, ...]]] = {
     "slots of another type": [("SET", "slots:t:acme", "x")],
     "slots that are too short": [("HSET", "slots:t:acme", "other", "x")],
     "slots that are too long": [("HSET", "slots:t:acme", "other", "x" * 41)],

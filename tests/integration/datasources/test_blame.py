@@ -12,7 +12,7 @@ import psycopg_pool
 import pytest
 import sqlalchemy.exc
 
-from postroom.datasources import DataSource, WrongDatabase, asyncpg_pool
+from postroom.datasources import DataSource, Registry, WrongDatabase, asyncpg_pool
 from postroom.resources.failures import is_of_server, is_outage, is_suspect
 from support.drivers import DRIVERS, IN_THREADS, Driver
 from support.tenant_database import TenantDatabase
@@ -199,7 +199,7 @@ async def test_a_connection_that_ends_is_an_outage(driver: Driver, tenant: Tenan
 
 async def test_a_connection_that_cannot_be_returned_tells_of_a_silent_server(tenant: TenantDatabase) -> None:
     """Of asyncpg there is nothing but ``TimeoutError``, and the handler has done its work."""
-    async with asyncpg_pool(lambda _: tenant.dsn, connect_timeout=0.2)("a") as pool:
+    async with asyncpg_pool(Registry({"a": tenant.dsn}), connect_timeout=0.2)("a") as pool:
         connection = await pool.acquire()
         tenant.server.freeze()
         place = f"127.0.0.1:{tenant.server.port}/{tenant.name}"
@@ -212,7 +212,7 @@ async def test_a_connection_that_cannot_be_returned_tells_of_a_silent_server(ten
 
 
 async def test_a_handler_that_waits_for_its_own_connection_has_failed(driver: Driver, tenant: TenantDatabase) -> None:
-    """The server is asked with one connection more: it answers, so the tenant is no outage."""
+    """The server is asked, and answers: the tenant is no outage."""
 
     async def two(resource: Any) -> None:
         async with driver.connect(resource) as first:

@@ -31,7 +31,7 @@ async def test_a_pool_that_is_refused_another_connection_uses_the_one_it_has(
             assert most == 1
             async with pool.acquire():
                 with pytest.raises(asyncpg.TooManyConnectionsError):
-                    await pool.acquire(timeout=0.05)
+                    await pool.acquire(timeout=1)
                 await asyncio.to_thread(postgres_server.execute, f'ALTER ROLE "{role}" CONNECTION LIMIT -1')
                 async with pool.acquire(timeout=10):
                     assert pool.get_size() == 2

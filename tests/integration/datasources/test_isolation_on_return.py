@@ -25,6 +25,7 @@ from postroom.datasources import (
     sqlalchemy_engine,
     sqlalchemy_sync_engine,
 )
+from support.kept import is_kept
 from support.tenant_database import TenantDatabase
 from support.transactional_sync import InThread, Thread
 
@@ -267,18 +268,35 @@ class TestWhatDriversKeepOnThisSide:
 
     @pytest.mark.parametrize("driver", [DRIVERS[0], DRIVERS[2]], ids=lambda driver: driver.name)
     async def test_a_connection_with_other_codecs_is_not_used_again(
-        self, tenant: TenantDatabase, driver: Driver
+        self, tenant: TenantDatabase, driver: Driver, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Asyncpg cannot tell what they were: the next user gets a new connection."""
+        """Asyncpg cannot tell what they were: the next user gets a new connection. The log says so once."""
         dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        backends: set[int] = set()
         async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as pool:
-            async with driver.connect(pool) as connection:
-                backend = await driver.run(connection, "SELECT pg_backend_pid()")
-                raw = await _drivers(driver, connection)
-                await raw.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by acme")
-            async with driver.connect(pool) as connection:
-                assert await driver.run(connection, "SELECT '[1]'::json") != "read by acme"
-                assert await driver.run(connection, "SELECT pg_backend_pid()") != backend
+            for _ in range(3):
+                async with driver.connect(pool) as connection:
+                    assert await driver.run(connection, "SELECT '[1]'::json") != "read by acme"
+                    backends.add(await driver.run(connection, "SELECT pg_backend_pid()"))
+                    raw = await _drivers(driver, connection)
+                    await raw.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by acme")
+        assert len(backends) == 3
+        assert sum("has changed a type codec" in line for line in caplog.messages) == 1
+
+    async def test_codecs_that_setup_sets_before_each_use_end_no_connection(
+        self, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor those of ``reset``. They are there for every user."""
+
+        async def setup(connection: Any) -> None:
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda _: "read by setup")
+
+        provider = asyncpg_pool(Registry({"a": tenant.dsn}), max_size=1, options={"setup": setup, "reset": setup})
+        async with provider("a") as pool:
+            backends = {await pool.fetchval("SELECT pg_backend_pid()") for _ in range(3)}
+            assert await pool.fetchval("SELECT '[1]'::json") == "read by setup"
+        assert len(backends) == 1
+        assert "codec" not in caplog.text
 
     @pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
     @pytest.mark.parametrize("sql", ["DISCARD ALL", "discard  all ;", "DEALLOCATE ALL", "Deallocate Prepare All"])
@@ -380,3 +398,14 @@ async def test_without_reset_nothing_is_asked_of_the_server(tenant: TenantDataba
                     await connection.commit()
             async with driver.connect(resource) as connection:
                 assert await driver.run(connection, "SELECT current_setting('app.tenant', true)") == "acme"
+
+
+async def test_a_reset_that_has_ended_keeps_no_message(tenant: TenantDatabase) -> None:
+    """SQLAlchemy resets a connection in the task of its last user."""
+    async with sqlalchemy_engine(Registry({"a": tenant.dsn}), max_size=1, connect_timeout=600)("a") as engine:
+
+        async def work() -> None:
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+        assert not await is_kept(work)

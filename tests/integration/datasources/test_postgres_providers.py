@@ -20,6 +20,7 @@ from postroom.datasources import (
     UnknownTenant,
     WrongDatabase,
 )
+from postroom.datasources._server import Server
 from postroom.errors import ClosedError, ConfigurationError
 from postroom.resources.failures import OpenFailure, classify_open, is_outage, sqlstate_of
 from support.drivers import DRIVERS, Connection, Driver
@@ -532,6 +533,42 @@ class TestHealth:
             assert is_outage(silent.value)
             assert sqlstate_of(silent.value) == "08001"  # not the OSError of any other call of a handler
             assert await provider.check(resource)
+
+    async def test_who_waits_in_vain_costs_the_server_no_connection_more(
+        self, driver: Driver, tenant: TenantDatabase
+    ) -> None:
+        """Nor does the health check: the budget counts ``max_size``."""
+        before = tenant.sessions()
+        provider = driver.provider(tenant, max_size=1, acquire_timeout=0.1)
+        assert provider.check is not None
+        async with provider("a") as resource, driver.connect(resource):
+            for _ in range(2):
+                with pytest.raises((TimeoutError, psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)):
+                    async with driver.connect(resource):
+                        pass
+                assert await provider.check(resource)
+        assert tenant.sessions() - before == (1 if driver.keeps_connections else 2)  # one at opening
+
+    async def test_a_server_behind_a_unix_socket_is_asked_there(self, tenant: TenantDatabase) -> None:
+        """By the path that the driver took, whatever the server calls it."""
+        where = f"host={tenant.server.directory} port={tenant.server.port} user={tenant.server.user}"
+        dsn = f"{where} dbname={tenant.name} password={tenant.server.password}"
+        async with await psycopg.AsyncConnection.connect(dsn) as of_psycopg:
+            of_asyncpg = await asyncpg.connect(
+                f"postgresql://postroom:{tenant.server.password}@/{tenant.name}",
+                host=str(tenant.server.directory),
+                port=tenant.server.port,
+            )
+            try:
+                for connection in (of_psycopg, of_asyncpg):
+                    server = Server(0.5, "here")
+                    server.met(connection)
+                    assert await server.check()
+                    tenant.server.freeze()
+                    assert await server.problem() is not None
+                    tenant.server.thaw()
+            finally:
+                of_asyncpg.terminate()
 
     async def test_a_restarted_server_is_used_again(self, driver: Driver, tenant: TenantDatabase) -> None:
         """At the latest with the second try: the driver's pool drops its dead connections."""

@@ -202,6 +202,23 @@ async def test_a_silent_server_fails_while_all_connections_are_in_use(provide: P
             assert await made.check(resource)
 
 
+async def test_who_waits_in_vain_costs_the_server_no_connection_more(provide: Provide, tenant: TenantDatabase) -> None:
+    """Nor does the health check: the budget counts ``max_size``."""
+    before = tenant.sessions()
+    made = provide(Registry({"a": tenant.dsn}), max_size=1, acquire_timeout=0.1)
+    assert made.check is not None
+
+    def wait_in_vain(resource: Any) -> None:
+        with pytest.raises((psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)), _connect(resource):
+            pass
+
+    async with made("a") as resource:
+        with _connect(resource):
+            await asyncio.gather(*(asyncio.to_thread(wait_in_vain, resource) for _ in range(2)))
+            assert await made.check(resource)
+    assert tenant.sessions() - before == 1
+
+
 async def test_a_long_wait_is_said_once_and_its_cause_is_shown(
     tenant: TenantDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

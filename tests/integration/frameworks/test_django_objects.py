@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import pickle
 import sqlite3
 import subprocess
@@ -214,7 +215,8 @@ async def test_two_processes_have_no_alias_in_common(tmp_path: Path) -> None:
 
     async def alias() -> str:
         command = (sys.executable, "-c", ALIAS, str(tmp_path))
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.PIPE)
         out, _ = await process.communicate()
         return out.decode().strip()
 

@@ -52,20 +52,20 @@ select concat_ws('/', pg_backend_pid(), current_user, nullif(current_setting('sh
 TENANT = "select coalesce(current_setting('shop.tenant', true), '')"
 LEFT = """
 set shop.tenant = 'acme'; set search_path = other; set timezone = 'Asia/Tokyo'; select pg_advisory_lock(1);
-create temp table basket (x int); set role other
+create temp table basket (x int); set role passing
 """
 
 
 async def test_a_session_ends_with_its_block(postgres_server: PostgresServer, database: str) -> None:
     """Roles, settings, locks and temporary tables; the time zone is the entry's again."""
-    postgres_server.execute("create role other")
+    postgres_server.execute("create role passing")
     try:
         async with pooled(postgres_server, database) as alias:
             first, _, last = await asyncio.to_thread(sessions, alias, one(STATE), lambda c: c.execute(LEFT), one(STATE))
         assert first == last
         assert "/Europe/Oslo/0" in last
     finally:
-        postgres_server.execute("drop role other")
+        postgres_server.execute("drop role passing")
 
 
 async def test_what_the_driver_keeps_ends_with_its_block(postgres_server: PostgresServer, database: str) -> None:

@@ -32,9 +32,12 @@ GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
 MEMORY_FULL = "bodies took all the memory that they may"
 DIVERTED = "its tenant is diverted to a queue that did not take it"
-_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, DIVERTED})
+CROWDED = "more messages of tenants that cannot run were held than may be"
+CROWDED_FOR = 900
+"""Seconds for which a message is deferred at least, if that costs a promised attempt."""
+_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, CROWDED, DIVERTED})
 """Excuses of receives that the library has to count as its own all the same."""
-_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL, DIVERTED})
+_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL, CROWDED, DIVERTED})
 """Excuses that do not excuse a dead letter without a reason."""
 
 
@@ -160,7 +163,6 @@ class Ledger:
         receive = self.receives[handle]
         if not receive.excuse or (receive.excuse in _NO_REASON and why not in _NO_REASON):
             receive.excuse = why
-        receive.unknown += why == NO_TENANT
 
     # -- what follows ----------------------------------------------------------------------------------------------
 
@@ -194,13 +196,14 @@ class Ledger:
     def is_used_up(self, message: str, process: str) -> bool:
         """Return whether a message has failed in a process as often as ``RetryPolicy(attempts=)`` says.
 
-        Or as often as it may be received, where it was tried more than once in a receive.
+        Or as often as it may be received: it may have been tried more than once in a receive, or an earlier receive of
+        it may have been answered after its last.
         """
         here = [each for each in self.of(message) if each.process == process]
-        failures = sum(max(each.failed, each.unknown) for each in here)
+        failures = sum(each.failed + each.unknown for each in here)
         if self.promised is not None and failures >= self.promised:
             return True
-        return failures > len(here) and any(failures >= most for most in self.policies.values())
+        return any(failures >= most for most in self.policies.values())
 
     def took_back(self, message: str, process: str) -> int:
         """Return the receives of a message that a process counts as no attempts.
@@ -222,9 +225,10 @@ class Ledger:
         receive = self.receives[handle]
         receive.cut_off = not receive.failed
 
-    def reports(self, handle: str) -> None:
-        """Note that the library reported a failure: it knows of it."""
+    def reports(self, handle: str, *, unknown: bool = False) -> None:
+        """Note that the library reported a failure: it knows of it. ``unknown``: its tenant did not exist."""
         self.receives[handle].reported += 1
+        self.receives[handle].unknown += unknown
 
     def confirms(self, handle: str) -> None:
         """Note that SQS has confirmed the end of a receive."""
@@ -293,7 +297,7 @@ class Ledger:
         here = [each for each in self.of(receive.message) if each.process == receive.process]
         # A resolver may have failed for a message that went back with its group before that was looked at.
         least = 1 + sum(min(each.failed, each.reported) for each in here if not each.forgotten)
-        failed = 1 + sum(max(each.failed, each.unknown) for each in here)
+        failed = 1 + sum(each.failed + each.unknown for each in here)
         most = max(each.number for each in here)
         if not self.forgetful:
             most -= self.took_back(receive.message, receive.process)

@@ -7,7 +7,8 @@ its way. Then what follows comes, and may not be started; given back at once, it
 from collections import Counter
 
 MOST = 2
-"""Receives that a message behind one letter may cost: one when the letter was not taken, and one that was on its way."""
+"""Receives that a message behind one letter may cost: one when the letter was not taken, and one that was on
+its way."""
 
 
 class Behind:

@@ -107,7 +107,9 @@ def _refused_extensions(plan: Plan, rng: Random) -> Plan:
     match rng.choice(("host", "pause", "slots")):
         case "host":
             trouble = rng.choice(REFUSING)
-            return with_events(replace(plan, hosts=1), make_event(rng, plan, "host trouble", trouble=trouble, **held_up))
+            return with_events(
+                replace(plan, hosts=1), make_event(rng, plan, "host trouble", trouble=trouble, **held_up)
+            )
         case "pause":
             return with_events(plan, *_everywhere(rng, plan, "pause", rng.choice(plan.tenants), **held_up))
         case _:
@@ -118,7 +120,9 @@ def _refused_extensions(plan: Plan, rng: Random) -> Plan:
 
 def _everywhere(rng: Random, plan: Plan, control: str, tenant: str, **fixed: Any) -> list[Event]:
     """Return a decision about a tenant in every process."""
-    return [make_event(rng, plan, "control", index=index, tenant=tenant, control=control, **fixed) for index in range(3)]
+    return [
+        make_event(rng, plan, "control", index=index, tenant=tenant, control=control, **fixed) for index in range(3)
+    ]
 
 
 def _slow_dead_letters(plan: Plan, rng: Random) -> Plan:

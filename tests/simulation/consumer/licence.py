@@ -63,18 +63,18 @@ class Licence:
         now, plan = self._now(), self._plan
         tenant = self._shared.tenants[receipt.message_id]
         stops = self._process.stopping_since is not None
-        if stops and not (self._is_at_its_last(receipt.message_id) and self._could_try(tenant, now)):
-            return IT_STOPS
-        if plan.letters_fail(receipt.received_at, now) and self._is_at_its_last(receipt.message_id):
-            return "no letter could be sent"
-        if self._process.decisions.was_diverted(tenant, receipt.received_at):
-            return DIVERTED
-        if self._process.functions.raised_since(tenant, receipt.received_at):
-            return "a function of the user's raised"
-        if not self._could_hold(receipt, now):
-            return "it cannot be held"
-        if receipt.body in self._process.watch.offered:
-            return "it was not taken for the dead letters"
+        at_its_last = self._is_at_its_last(receipt.message_id)
+        reasons = (
+            (IT_STOPS, stops and not (at_its_last and self._could_try(tenant, now))),
+            ("no letter could be sent", at_its_last and plan.letters_fail(receipt.received_at, now)),
+            (DIVERTED, self._process.decisions.was_diverted(tenant, receipt.received_at)),
+            ("a function of the user's raised", self._process.functions.raised_since(tenant, receipt.received_at)),
+            ("it cannot be held", not self._could_hold(receipt, now)),
+            ("it was not taken for the dead letters", receipt.body in self._process.watch.offered),
+        )
+        for reason, is_so in reasons:
+            if is_so:
+                return reason
         if plan.fifo and receipt.group is not None:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
@@ -163,6 +163,11 @@ class Licence:
         receives = [each.receives for each in self._process.watch.receipts.values() if each.message_id == message_id]
         policies = self._ledger.policies.values()
         return any(most <= max(receives, default=0) for most in policies)
+
+    def may_stay_invisible(self, message_id: str) -> bool:
+        """Whether a consumer that has stopped could neither reject a message in time nor give it back."""
+        done = self._is_at_its_last(message_id) or self._ledger.is_used_up(message_id, self._process.name)
+        return self._process.watch.unopened and done
 
     def _may_stay_untried(self, message_id: str, plan: OrderPlan, reason: str) -> bool:
         """Whether a message may be given up that was not tried, at its last receive or at the end of its time."""

@@ -9,6 +9,8 @@ from simulation.consumer.plan import ENDLESS, OrderPlan, Plan
 _SLACK = 60.0
 OUTAGE = 30.0
 """Seconds for which a tenant is left alone at most after its handlers met an outage of its resources."""
+_CROWDED = 2_700.0
+"""Seconds for which a message is away at most that was one too many: a process that crashed calls nothing back."""
 _STEP = 3.0
 """Seconds that a message takes beside its handler: polls, opens, latencies."""
 
@@ -38,7 +40,8 @@ def left_over(plan: Plan) -> float:
     """Return the seconds for which what happened before it healed may still be in the way."""
     timeouts = plan.timeouts if plan.shared_pool else PoolTimeouts()
     visibility: float = max(plan.options["visibility"].timeout, plan.options["visibility"].max_extension % 43_200)
-    return _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + timeouts.lease + timeouts.open
+    away = _CROWDED if plan.kept_paused is not None and not plan.fifo else 0.0
+    return _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + timeouts.lease + timeouts.open + away
 
 
 def _tries(plan: Plan, order: OrderPlan) -> int:

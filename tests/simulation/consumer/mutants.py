@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import PropertyMock, patch
 
-from postroom.consumer import choices, lifecycle
+from postroom.consumer import choices, core, lifecycle
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, _Breaker
 from postroom.consumer.core import Core
@@ -553,6 +553,7 @@ MUTANTS = (
     ),
     Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
     # -- expense
+    Mutant("spends the receives of a crowd", lambda: patch.object(core, "_CROWDED", (0.0, 0.0)), 35, "expense"),
     Mutant(
         "needs no proof of a crowd",
         _all(*(_says(Crowd, name, answer=True) for name in ("is_suspected", "is_proved", "is_noisy"))),

@@ -44,7 +44,9 @@ class Obstacles:
             return await work()
         match met.how:
             case How.DENIED:
-                raise AccessDenied(f"{call.value}: not allowed by any policy", operation=call.value, code="AccessDenied")
+                raise AccessDenied(
+                    f"{call.value}: not allowed by any policy", operation=call.value, code="AccessDenied"
+                )
             case How.THROTTLED:
                 raise Throttled(f"{call.value}: too many requests", operation=call.value, code="RequestThrottled")
             case How.SLOW:

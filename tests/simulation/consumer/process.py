@@ -308,7 +308,7 @@ class Process:
             isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
         )
         if not for_now:
-            self.ledger.reports(failure.message.receipt_handle)
+            self.ledger.reports(failure.message.receipt_handle, unknown=isinstance(error, ResourceOpenError))
         try:
             self.history.note(self.name, "failed", failure.message.id[:4], type(error).__name__, str(error))
             of_a_function = isinstance(error, ResourceError) and not isinstance(

@@ -41,7 +41,7 @@ class Reactions:
         """Do what the plan says of an order, and take a cancellation as it says."""
         process = self._process
         try:
-            await process._act(plan, ctx)  # noqa: SLF001 - a part of the process
+            await process._act(plan, ctx)
         except asyncio.CancelledError as error:
             if LOST in error.args or STOPPING in error.args:
                 self.cut_off.add(ctx.message.receipt_handle)

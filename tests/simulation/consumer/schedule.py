@@ -22,6 +22,7 @@ from unittest.mock import patch
 import msgspec
 
 import postroom.resources.pool
+from postroom.consumer import core
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.local.messages import MessageState, Stored
 from postroom.local.queue import LocalQueue
@@ -359,6 +360,8 @@ def _logs(*, watched: bool) -> Iterator[None]:
         logger.propagate = propagates
 
 
+_SMALL_LIMITS: dict[str, Any] = {"MOST_HELD": 8, "MOST_LAST": 24}
+"""Messages of tenants that cannot run: where one stays paused, it has more of them than may be held."""
 _RANDOM = ("postroom.consumer.", "postroom.scheduling.", "postroom.settlement.")
 """Where random numbers are drawn by ``random.Random()``."""
 
@@ -412,9 +415,12 @@ def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, A
             facts.update(simulation.facts)
 
     wall = SimpleNamespace(time=lambda: EPOCH + plan.clock + loop.time())
+    # Of a FIFO queue nothing is deferred, and all is held.
+    limits = {} if plan.kept_paused is None or plan.fifo else _SMALL_LIMITS
     with (
         mock.patch("postroom.consumer.facts.time", wall),
         mock.patch.object(LoopWatch, "unread_since", _unread_since),
+        mock.patch.multiple(core, **limits) if limits else contextlib.nullcontext(),
     ):
         try:
             loop.run_until_complete(loop.create_task(main(), name="simulation"))

@@ -83,7 +83,7 @@ class Verdicts:
                 handle in process.watch.started or message.id in process.watch.left
             ):
                 continue
-            if not receipt.ended:
+            if not (receipt.ended or process.licence.may_stay_invisible(message.id)):
                 self.history.broken("S7", f"{process.name} stopped and left {message.id[:4]} invisible")
         watch = process.watch
         # Received again while its handler ran: then it is started, under the receipt that was never settled.
@@ -146,10 +146,9 @@ class Verdicts:
         if last.excuse or ended or decided or process.frozen or faults.foreign or faults.hung:
             return False
         knows_time = not self.plan.clock or process.watch.knows_time(expiry - 2 * TIME_TO_REJECT)
-        if self.plan.letters_fail(last.at, expiry) or not knows_time:
-            return False
-        # It knows of no dead-letter queue, or not even of the retention period.
-        if self.plan.blind or not self.shared.ledger.policies.has_redrive(expiry):
+        # Or it knows of no dead-letter queue, or not even of the retention period.
+        knows = knows_time and not self.plan.blind and self.shared.ledger.policies.has_redrive(expiry)
+        if not knows or self.plan.letters_fail(last.at, expiry):
             return False
         if not process.gate.alive or self.shared.gaps:
             return False
@@ -249,95 +248,3 @@ class Verdicts:
         # Where extensions are throttled, SQS counts as out of reach: once it is back, the extension goes first.
         throttled = any(each.call is Operation.EXTEND and each.how is How.THROTTLED for each in plan.obstructions)
         return not (plan.letters_fail(since, until) or stormy or throttled or plan.blind or plan.faults.denied)
-
-    def _judge_stops(self) -> None:
-        """Expense: where calls are answered in time, a stop spends one receive of a message at most."""
-        if self.plan.faults.duplicated or self.shared.gaps:
-            return
-        calm = {
-            each.name: each.stopping_since
-            for each in self._world.processes
-            if each.stopping_since is not None and not (each.disturbed or each.frozen)
-        }
-        for text in islice(self.shared.ledger.judge_stops(calm), 3):
-            self.history.broken("expense", text)
-
-    def _judge_sum(self) -> None:
-        """Expense: where equal tenants have a backlog and nothing goes wrong, next to nothing is spent.
-
-        A receive can bring ten messages of one tenant. At the end of the backlog the others then have more left than
-        it has, and for an instant look like noise: what one receive brought may be deferred, once.
-        """
-        if not self.plan.equal:
-            return
-        handled = len(self.plan.orders)
-        calls = sum(process.watch.receives for process in self._world.processes)
-        deferred = sum(process.watch.deferred for process in self._world.processes)
-        if deferred > _ONE_RECEIVE:
-            self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
-        if calls > CALLS_PER_MESSAGE * handled + START:
-            self.history.broken("expense", f"{calls} receives for {handled} messages of equal tenants")
-
-    def _collect_facts(self) -> None:
-        facts, processes, ledger = self._world.facts, self._world.processes, self.shared.ledger
-        facts["handlers"] = sum(self.shared.attempts.values())
-        facts["trips"] = sum(process.blame.trips for process in processes)
-        facts["probes"] = sum(process.blame.probes for process in processes)
-        facts["poison"] = sum(len(process.blame.poisonous) for process in processes)
-        facts["duplicates"] = sum(len(process.watch.handled) for process in processes)
-        facts["decisions"] = sum(process.decisions.count for process in processes)
-        facts["redelivered"] = sum(count > 1 for count in self.shared.attempts.values())
-        facts["failures"] = sum(each.failed for each in ledger.receives.values())
-        facts["spent"] = sum(len(ledger.spent(message)) for message in self.shared.tenants)
-
-    def _dead(self) -> set[str]:
-        """Return the orders in the dead-letter queue; each has a reason, or was tried as often as it was promised."""
-        elsewhere = self._world.elsewhere
-        diverted = () if elsewhere is None else elsewhere.messages.values()
-        keys = {message.attributes["key"].string_value or "" for message in diverted}
-        if self._world.dead_letters is None:
-            return keys
-        for message in self._world.dead_letters.messages.values():
-            key = message.attributes["key"].string_value or ""
-            keys.add(key)
-            if "postroom.reason" in message.attributes or self.shared.committed(key):
-                continue
-            if message.receives < min(self.shared.policies.values()):
-                self.history.broken("no loss", f"{message.id[:4]} is a dead letter without a reason")
-            if (wrong := self.shared.ledger.judge_dead_letter(message.id) or self._slipped(message.id)) is not None:
-                self.history.broken("attempts", wrong)
-        return keys
-
-    def _slipped(self, message: str) -> str | None:
-        """Judge a dead letter without a reason that a healthy process held untried, until its time was over."""
-        receives = self.shared.ledger.of(message)
-        if not receives or receives[-1].tried or receives[-1].given_back is not None or receives[-1].excuse:
-            return None
-        if message in self._rejected():  # too late to be deleted: it is there twice
-            return None
-        last = receives[-1]
-        process = next(each for each in self._world.processes if each.name == last.process)
-        until = process.watch.receipts[last.handle].deadline
-        most = self.shared.policies.known_at(until)
-        ended = process.stopping_since is not None and process.stopping_since < until
-        stood_still = process.frozen or any(start < until and end > last.at for start, end in self.shared.gaps)
-        if most is None or last.number < most or ended or stood_still or not process.gate.alive:
-            return None
-        if not self._could_send(last.at, until):
-            return None
-        return f"{message[:4]} is a dead letter without a reason, untried: {process.name} let its last receive slip"
-
-    def _rejected(self) -> set[str]:
-        """Return the messages with a dead letter that has a reason."""
-        assert self._world.dead_letters is not None
-        letters = self._world.dead_letters.messages.values()
-        ids = [each.attributes.get("postroom.message_id") for each in letters]
-        return {each.string_value or "" for each in ids if each is not None}
-
-    def _could_send(self, since: float, until: float) -> bool:
-        """Return whether nothing that was planned may have kept a letter from the dead-letter queue in a time."""
-        stormy = any(event.what in {"storm", "partition"} for event in self.plan.events)
-        # Where extensions are throttled, SQS counts as out of reach: a letter would come too soon.
-        out_of_reach = {(Operation.EXTEND, How.THROTTLED)}
-        stormy = stormy or any((each.call, each.how) in out_of_reach for each in self.plan.obstructions)
-        return not (self.plan.letters_fail(since, until) or stormy or disturbs(self.plan.faults) or self.plan.blind or self.plan.faults.denied)

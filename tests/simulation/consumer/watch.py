@@ -16,7 +16,7 @@ from postroom.settlement import batcher
 from postroom.testing.faults import FaultyClient, FaultyQueue
 from postroom.transports.protocol import NO_HANDLE, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
-from simulation.consumer.attempts import Ledger
+from simulation.consumer.attempts import CROWDED, CROWDED_FOR, Ledger
 from simulation.consumer.behind import Behind
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import How, Plan
@@ -129,6 +129,9 @@ class Watch:
     ) -> None:
         self.on_rejected = on_rejected
         self.ledger = ledger
+        self._crowded = plan.kept_paused is not None
+        """Whether a paused tenant has more messages than may be held."""
+        self._crowded_for = CROWDED_FOR if plan.retention is None else 0  # never beyond the retention period
         polling = plan.options["polling"]
         self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
@@ -206,6 +209,8 @@ class Watch:
         self.settled: Counter[str] = Counter()
         self.sending = 0
         """Sends to the dead-letter queue under way: each holds a slot."""
+        self.unopened = False
+        """Whether an open of the dead-letter queue was cut off, and with it the letters that waited for that."""
 
     # -- receive -------------------------------------------------------------------------------------------------
 
@@ -354,7 +359,8 @@ class Watch:
                 wrong = self.behind.gives_back(receipt.message_id, receipt.group, receipt.received_at)
                 if wrong is not None and not self.stopping:
                     self.history.broken("expense", f"{self.name} {wrong}")
-                if why := self.excuse(receipt):
+                crowded = self._crowded and change.timeout >= self._crowded_for
+                if why := CROWDED if crowded else self.excuse(receipt):
                     self.ledger.excuses(change.receipt_handle, why)
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:
@@ -491,6 +497,9 @@ class WatchedClient(PassingClient):
         self._watch.sending += 1
         try:
             inner = await super().queue(name)
+        except asyncio.CancelledError:
+            self._watch.unopened = True
+            raise
         finally:
             self._watch.sending -= 1
         return WatchedQueue(inner, self._watch, self._gate)

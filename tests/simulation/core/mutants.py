@@ -157,7 +157,7 @@ def rejects_too_early(patch: Patch) -> None:
     patch.setattr(Attempts, "is_over", over)
 
 
-@mutant(26)
+@mutant(48)
 def never_rejects_what_has_had_its_attempts(patch: Patch) -> None:
     """And says nothing when a message's receives were spent otherwise."""
     patch.setattr(Attempts, "is_cut_short", lambda self, job: False)
@@ -261,7 +261,7 @@ def parks_equal_tenants(patch: Patch) -> None:
     patch.setattr(Crowd, "is_noisy", lambda self, tenant: True)
 
 
-@mutant(1)
+@mutant(108)
 def takes_its_group_along(patch: Patch) -> None:
     """What is behind a message that fails spends a receive each time."""
     patch.setattr(Core, "_backs_off_here", lambda _self, _job, _delay: False)
@@ -353,7 +353,7 @@ def counts_no_spent_receive(patch: Patch) -> None:
     patch.setattr(Attempts, "spent", lambda self, job: None)
 
 
-@mutant(492)
+@mutant(26)
 def hides_messages_past_their_end(patch: Patch) -> None:
     """A message is away for longer than SQS keeps it."""
     give_back = Core.give_back

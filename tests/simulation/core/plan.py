@@ -121,6 +121,7 @@ def small_limits(plan: Plan) -> Generator[None]:
         *_SMALL,
         (core, "MOST_BLOCKED", plan.most_blocked),
         (core, "MOST_HELD", plan.most_held),
+        (core, "MOST_LAST", 3 * plan.most_blocked),
         (core, "LANES", 20),
         (availability, "REMEMBER", plan.remember),
     )

@@ -1,6 +1,5 @@
 """``postroom dead-letters`` and ``peek``, against a local SQS over HTTP."""
 
-import asyncio
 import http.client
 import json
 import signal
@@ -19,6 +18,7 @@ from postroom.dead_letters.walking import Walk
 from postroom.local.shapes import AttributeValue, Send
 from postroom.local.threaded import ThreadedServer
 from postroom.message import Message
+from support.signals import interrupt
 
 
 class Desk:
@@ -204,15 +204,6 @@ def test_peek_tells_of_messages_that_it_cannot_see(desk: Desk) -> None:
     assert desk.run("peek", "orders").output == "No visible messages; 1 are in flight or delayed.\n"
 
 
-@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
-def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal, and afterwards both mean again what they meant before."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    yield request.param
-    for each, handler in before.items():
-        signal.signal(each, handler)
-
-
 @pytest.mark.parametrize(("command", "shown"), [("list", "3  acme"), ("show", "")])
 def test_a_signal_leaves_no_letter_invisible(
     desk: Desk, command: str, shown: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
@@ -224,10 +215,7 @@ def test_a_signal_leaves_no_letter_invisible(
     async def interrupted(walk: Walk) -> list[Message]:
         asked.append(None)
         if len(asked) == 2:
-            assert signal.getsignal(number) is not signal.SIG_DFL  # it would end this program
-            signal.raise_signal(number)
-            while signal.getsignal(number) is not signal.SIG_DFL:  # the next one ends it
-                await asyncio.sleep(0)
+            await interrupt(number)
         return await receive(walk)
 
     monkeypatch.setattr(Walk, "_receive", interrupted)

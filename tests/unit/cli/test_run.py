@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from postroom import Consumer
 from postroom.cli import CommandError, main
 from postroom.cli.loading import load
+from postroom.cli.run import _ends_at_sigterm
 from postroom.local.threaded import ThreadedServer
 
 APP = """
@@ -272,3 +274,13 @@ def test_sigterm_ends_the_process_also_during_imports(monkeypatch: pytest.Monkey
     monkeypatch.setattr("postroom.cli.run.load", load)
     assert CliRunner().invoke(main, ["run", "shop:orders"]).exit_code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_of_sigterm_that_is_not_pythons_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What embeds Python has set it in C: Python shows None for it, and cannot put it back."""
+    replaced: list[object] = []
+    shown = SimpleNamespace(SIGTERM=signal.SIGTERM, getsignal=lambda _: None, signal=lambda *to: replaced.append(to))
+    monkeypatch.setattr("postroom.cli.run.signal", shown)
+    with _ends_at_sigterm():
+        pass
+    assert replaced == []

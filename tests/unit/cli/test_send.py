@@ -1,6 +1,11 @@
 """``postroom send``: what is read, how it is batched, what is printed."""
 
+import asyncio
 import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -12,6 +17,8 @@ from postroom.cli import main
 from postroom.local.threaded import ThreadedServer
 from postroom.message import OutgoingMessage
 from postroom.sending.batches import MAX_BYTES, batches
+from postroom.transports.aws.queue import AwsQueue
+from support.signals import interrupt
 
 
 @pytest.fixture
@@ -142,6 +149,66 @@ def test_a_queue_that_does_not_exist_is_something_to_change(server: ThreadedServ
 
 
 messages = st.builds(OutgoingMessage, body=st.sampled_from(["x", "y" * 300_000, "z" * 1_000_000, "ä" * 200_000]))
+
+
+def test_lines_that_are_no_text_are_one_line_of_error(server: ThreadedServer, tmp_path: Path) -> None:
+    """Not a traceback."""
+    (tmp_path / "bodies").write_bytes(b"a\n\xff\xfe\n")
+    with server:
+        server.create_queue("orders")
+        result = _send(server, "--file", str(tmp_path / "bodies"))
+    assert result.exit_code == 2
+    assert result.output == ("Error: --file is not UTF-8 text (invalid start byte: 0xff); the ids above were sent\n")
+
+
+def test_a_signal_ends_it_behind_the_batch_that_is_under_way(
+    server: ThreadedServer, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids that are printed are those that were sent, and the last line counts them: a file can be gone on with."""
+    post = AwsQueue.send
+    calls: list[None] = []
+
+    async def interrupted(queue: AwsQueue, messages: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            await interrupt(number)
+        return await post(queue, messages)
+
+    monkeypatch.setattr(AwsQueue, "send", interrupted)
+    with server:
+        server.create_queue("orders")
+        result = _send(server, stdin="".join(f"{each}\n" for each in range(45)))
+        assert server.counts("orders") == (20, 0, 0)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[-1] == "Error: it was interrupted: 20 messages were sent, and none that follows"
+    assert len([each for each in lines if len(each) == 36]) == 20
+
+
+async def test_a_signal_ends_it_while_it_waits_for_a_line(server: ThreadedServer, number: signal.Signals) -> None:
+    """One is enough: nothing is under way, and the thread that reads could only end with a line."""
+    with server:
+        server.create_queue("orders")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "postroom", "send", "orders", "--endpoint-url", server.endpoint_url,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            process.stdin.write(b"x\n" * 11)  # one batch, and a line that waits for others
+            async with asyncio.timeout(60):
+                for _ in range(10):
+                    await process.stdout.readline()
+                process.send_signal(number)
+                assert await process.wait() == -signal.SIGINT
+            said = (await process.stderr.read()).decode()
+            assert said.splitlines()[-1] == "10 messages were sent, and none that follows"
+        finally:
+            if process.returncode is None:
+                process.kill()
+            process.stdin.close()
 
 
 @given(st.lists(messages, max_size=40))

@@ -281,6 +281,39 @@ def test_what_an_operator_decided_is_not_overruled() -> None:
     in_world(scenario)
 
 
+@pytest.mark.parametrize("places", [("new", "new"), ("new", "elsewhere")])
+def test_a_tenant_that_is_being_moved_is_not_moved_by_another_operator_at_once(places: tuple[str, str]) -> None:
+    """The second one is refused, and undoes nothing; a move that was killed is gone on with only where that is said."""
+
+    async def scenario(world: World) -> None:
+        async with shop(world, 1) as (made, consumers):
+            made.rows["elsewhere"] = []
+
+            async def slow() -> None:
+                await made.switch()
+                await asyncio.sleep(10)
+
+            first = asyncio.ensure_future(
+                move_tenant("acme", *consumers, switch=slow, back=made.back, reason="disk is full", to=places[0])
+            )
+            await asyncio.sleep(5)
+            with pytest.raises(MoveFailed, match=r"another move runs, or was killed.*It is as it was"):
+                await made.move(*consumers, to=places[1])
+            assert (await first).after == "new"
+            await asyncio.sleep(20)
+            check(made, "new")
+            assert made.calls == ["switch"]
+
+            consumers[0].tenants.pause("acme", reason="being moved: disk is full (ann)")  # and then it was killed
+            with pytest.raises(MoveFailed, match="--go-on and --to PLACE"):
+                await made.move(*consumers, to="new")
+            moved = await made.move(*consumers, to="new", go_on=True)
+            assert (moved.after, made.calls) == ("new", ["switch"])
+            assert consumers[0].tenants["acme"].state is TenantState.ACTIVE
+
+    in_world(scenario)
+
+
 @pytest.mark.parametrize("fleet", [False, True])
 def test_an_offboarded_tenant_ends_in_the_dead_letter_queue(fleet: bool) -> None:
     """Also while its database is gone: with the reason, without a retry; and resume takes the tenant back."""
@@ -345,6 +378,30 @@ def test_a_tenant_of_consumers_that_share_a_pool_is_offboarded_in_all_of_them() 
     in_world(scenario)
 
 
+def test_an_offboarding_that_fails_in_several_queues_says_so_of_each() -> None:
+    """Each of them has to be looked after. In both its messages become dead letters all the same."""
+
+    async def scenario(world: World) -> None:
+        consumers: list[Consumer[str, None]] = []
+        for name in ("orders", "invoices"):
+            world.create(name, dead_letters="dead", receives=20)
+            consumer: Consumer[str, None] = Consumer(name, context=tenant_of, client=world.client)
+            consumers.append(consumer)
+
+            @consumer.handler
+            async def handle(order: Order, _ctx: MessageContext[str]) -> None:
+                await asyncio.sleep(order.seconds)
+
+            world.send({"order_id": "1", "seconds": 9.0}, tenant="acme", queue=name)
+        async with consumers[0], consumers[1]:
+            await asyncio.sleep(1)
+            with pytest.raises(TimeoutError, match=r"orders: .*; invoices: "):
+                await offboard_tenant("acme", *consumers, reason="left", drain=1)
+            assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
+
+    in_world(scenario)
+
+
 def test_messages_that_are_held_in_an_outage_end_when_their_tenant_is_offboarded() -> None:
     """They do not wait for a database that never comes back."""
 
@@ -388,6 +445,7 @@ def test_a_tenant_without_a_dead_letter_queue_is_not_offboarded() -> None:
         ({"drain": 0}, "drain"),
         ({"probe": 601}, "probe"),
         ({"timeout": True}, "timeout"),
+        ({"go_on": True}, "to="),
     ],
 )
 async def test_wrong_arguments_are_refused(options: dict[str, Any], text: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from postroom import AckMode, Consumer, MessageContext, Polling, RetryPolicy, Visibility
 from postroom.consumer.core import GiveBack, GoOnAt, Reject, ReturnGroup
 from postroom.consumer.job import Job
+from postroom.errors import Reject as RejectError
 from postroom.message import Message
 from postroom.scheduling import State
 from postroom.types import Settlement
@@ -92,6 +93,18 @@ class TestCore:
         failed(scene, next_of(scene), delay=delay)
         assert isinstance(scene.core.actions[0], GiveBack)
 
+    @pytest.mark.parametrize("policy", [Visibility(heartbeat=False), Visibility(max_extension=60)])
+    def test_one_that_cannot_be_held_for_so_long_goes_back(self, policy: Visibility) -> None:
+        """It would be lost meanwhile, and come again, and be tried, before its backoff is over."""
+        for delay, stays in ((20.0, True), (40.0, False), (70.0, False)):
+            scene = Scene(fifo=True, most=5)
+            head = scene.job("head", group="g", receives=2)
+            head.visibility = policy
+            scene.arrive(head, next_of(scene))
+            head.started = scene.core.next(0.0) is head
+            scene.core.retry(head, ValueError(), delay, 0.0, tried=True)
+            assert scene.core.actions[0] == (GoOnAt("g", delay) if stays else GiveBack(head, Settlement.RETRIED, delay))
+
     def test_without_a_backoff_it_does_not_fail_as_fast_as_it_can(self) -> None:
         """No receive slows it down."""
         scene = Scene(fifo=True, most=5)
@@ -111,6 +124,21 @@ class TestCore:
         (rejected,) = scene.core.actions
         assert isinstance(rejected, Reject)
         assert rejected.reason == "5 failed attempts, the last one with ValueError"
+
+    def test_a_reject_that_is_not_possible_is_an_attempt(self) -> None:
+        """The dead-letter queue takes nothing: tried here without a count, it would never end."""
+        scene = Scene(fifo=True, most=3)
+        head = scene.job("head", group="g")
+        scene.arrive(head, next_of(scene, receives=1))
+        for now in (0.0, 1.0, 2.0):
+            scene.core.actions.clear()
+            scene.core.go_on("g", now, now)
+            assert scene.core.next(now) is head
+            head.started = True
+            scene.core.retry(head, RejectError("bad"), 1.0, now, tried=True)
+        (rejected,) = scene.core.actions
+        assert isinstance(rejected, Reject)
+        assert rejected.reason == "3 failed attempts, the last one with Reject: bad"
 
     def test_one_that_is_lost_takes_its_group_with_it_at_once(self) -> None:
         """It is received again, and they are behind it."""
@@ -257,3 +285,52 @@ def test_what_is_behind_a_last_receive_is_handled(ends: Handler, mode: AckMode, 
         return handled
 
     assert in_world(scenario) == ["0", "0", "1", "2"]
+
+
+async def ack_late(ctx: Ctx) -> None:
+    """Acknowledge the message a little after its handler has returned."""
+    await asyncio.sleep(0.5)
+    await ctx.ack()
+
+
+async def retry_late(ctx: Ctx) -> None:
+    """Ask for a retry after that."""
+    await asyncio.sleep(0.5)
+    await ctx.retry(delay=60)
+
+
+async def extend_and_ack(ctx: Ctx) -> None:
+    """Take more time than the visibility timeout."""
+    await ctx.extend(20)
+    await asyncio.sleep(10)
+    await ctx.ack()
+
+
+@pytest.mark.parametrize(("later", "after"), [(ack_late, 0.5), (retry_late, 0.5), (extend_and_ack, 10.0)])
+def test_what_is_behind_a_message_that_was_left_goes_on_when_it_is_settled(later: Handler, after: float) -> None:
+    """At its last receive: not before, and not as late as its visibility timeout."""
+
+    async def scenario(world: World) -> float:
+        arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
+        redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 1}}'
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
+        options: dict[str, Any] = {"visibility": Visibility(timeout=5), "ack": AckMode.MANUAL}
+        orders = Consumer("orders.fifo", client=world.client, **options)
+        began: dict[str, float] = {}
+        tasks: list[asyncio.Task[None]] = []
+
+        @orders.handler
+        async def handle(order: Order, ctx: Ctx) -> None:
+            began[order.order_id] = asyncio.get_running_loop().time()
+            if order.order_id == "0":
+                tasks.append(asyncio.ensure_future(later(ctx)))
+            else:
+                await ctx.ack()
+
+        for number in range(2):
+            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(60)
+        return began["1"] - began["0"]
+
+    assert in_world(scenario) == pytest.approx(after, abs=0.2)

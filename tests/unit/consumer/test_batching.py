@@ -14,6 +14,7 @@ from postroom import (
     Concurrency,
     ConfigurationError,
     Consumer,
+    Drop,
     Failure,
     MessageContext,
     MessageError,
@@ -35,12 +36,14 @@ SLOTS = Concurrency(total=40, per_tenant=10)
 class Scene:
     """A consumer with a batch handler, in a world."""
 
-    def __init__(self, world: World, function: Batch, *, size: int = 5, wait: float = 1.0, **options: Any) -> None:
+    def __init__(
+        self, world: World, function: Batch, *, queue: str = "orders", size: int = 5, wait: float = 1.0, **options: Any
+    ) -> None:
         self.databases = Databases()
         self.errors: list[Failure] = []
         options = {"concurrency": SLOTS, "on_error": self.errors.append, **options}
         self.orders: Consumer[Tenant, Database] = Consumer(
-            "orders", context=Tenant, resources=self.databases, client=world.client, **options
+            queue, context=Tenant, resources=self.databases, client=world.client, **options
         )
         self.orders.batch_handler(size=size, wait=wait)(function)
 
@@ -153,19 +156,36 @@ def test_a_batch_that_returns_its_work_has_failed() -> None:
     in_world(scenario)
 
 
-def test_a_duplicate_is_told_by_its_place_and_never_acknowledges_the_others() -> None:
-    """``AlreadyHandled`` that leaves the handler is an error."""
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("error", [AlreadyHandled, Drop, Reject, Retry])
+def test_what_one_message_says_decides_for_no_other(error: Any, grouped: bool) -> None:
+    """``AlreadyHandled`` that leaves the handler is an error, and so is each instruction out of a ``TaskGroup``."""
 
     async def scenario(world: World) -> None:
-        world.create()
+        world.create(dead_letters="dead")
         world.send_orders(*"01")
 
-        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
-            raise AlreadyHandled
+        async def work(order: Order) -> None:
+            if order.order_id == "0":
+                raise error() if error is AlreadyHandled else error("it")
+            await asyncio.sleep(1)
 
-        scene = Scene(world, store, size=2)
-        assert await scene.until(2) == {"retried": 2}
-        assert "batch.fail(index" in str(scene.errors[0].error)
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            if len(handled := [*orders]) == 1 or batch.items[0].attempt > 1:
+                return
+            if not grouped:
+                await work(min(handled, key=lambda order: order.order_id))
+            async with asyncio.TaskGroup() as tasks, asyncio.TaskGroup() as inner:
+                for order in handled:
+                    (tasks if order.order_id == "0" else inner).create_task(work(order))
+
+        scene = Scene(world, store, size=2, retry=RetryPolicy(base=1))
+        settled = await scene.until(2)
+        if grouped or error is AlreadyHandled:
+            assert settled == {"retried": 2}
+            assert f"{error.__name__} left the handler of a batch" in str(scene.errors[0].error)
+        else:  # the handler says it of all of them
+            assert settled == {{Drop: "acked", Reject: "rejected", Retry: "retried"}[error]: 2}
 
     in_world(scenario)
 
@@ -636,5 +656,90 @@ def test_a_batch_does_not_wait_with_slots_that_messages_wait_for(tenants: int, e
             assert set(sizes) == {6}
         # The last ones wait for others again: nothing waits for their slots.
         assert left < (6 if tenants == 1 else 13)
+
+    in_world(scenario)
+
+
+def test_what_is_lost_while_it_waits_for_its_batch_is_not_handled() -> None:
+    """Also where it is lost in the very moment in which the batch begins: another consumer may have it by then."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.send_orders(*"012")
+        seen: list[list[str]] = []
+
+        def visibility(call: Any) -> Visibility:
+            lost = '"order_id":"1"' in call.message.body and call.message.receive_count == 1
+            return Visibility(heartbeat=not lost)
+
+        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            seen.append(sorted(order.order_id for order in orders))
+            assert len(batch.items) == len(orders)
+
+        scene = Scene(world, store, wait=60.0, visibility=visibility)
+        async with scene.orders:
+            await asyncio.sleep(200)
+            settled = {str(name): count for name, count in scene.orders.statistics().settled.items()}
+        assert seen == [["0", "2"], ["1"]]
+        assert settled == {"acked": 3, "lost": 1}
+        assert world.counts() == (0, 0)
+
+    in_world(scenario)
+
+
+def test_nothing_of_a_group_overtakes_a_message_that_is_lost_in_a_batch() -> None:
+    """What follows it in its group waits until the handler that has it has ended."""
+
+    async def scenario(world: World) -> None:
+        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        for order, group in (("0", "x"), ("1", "y"), ("2", "y")):
+            world.send({"order_id": order}, tenant="a", group=group, queue="orders.fifo")
+        running: list[str] = []
+        seen: list[list[str]] = []
+
+        def visibility(call: Any) -> Visibility:
+            lost = '"order_id":"1"' in call.message.body and call.message.receive_count == 1
+            return Visibility(heartbeat=not lost)
+
+        async def store(orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            names = sorted(order.order_id for order in orders)
+            seen.append(names + running)
+            running.extend(names)
+            await asyncio.sleep(100 if len(seen) == 1 else 1)
+            del running[: len(names)]
+
+        scene = Scene(world, store, queue="orders.fifo", size=2, visibility=visibility)
+        async with scene.orders:
+            await asyncio.sleep(200)
+        assert seen == [["0", "1"], ["1"], ["2"]]
+        assert world.counts("orders.fifo") == (0, 0)
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("decision", ["quarantine", "divert", "pause"])
+def test_a_decision_about_a_tenant_hands_over_what_was_collected(decision: str) -> None:
+    """At once: nothing of it begins long after the decision."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        world.create("elsewhere")
+        began: list[float] = []
+
+        async def store(_orders: list[Order], _batch: BatchContext[Tenant, Database]) -> None:
+            began.append(asyncio.get_running_loop().time())
+
+        scene = Scene(world, store, wait=1000.0)
+        world.send_orders("1")
+        async with scene.orders:
+            await asyncio.sleep(5)
+            decided = asyncio.get_running_loop().time()
+            tenants = scene.orders.tenants
+            if decision == "divert":
+                tenants.divert(Tenant("a"), queue="elsewhere", reason="x")
+            else:
+                getattr(tenants, decision)(Tenant("a"), reason="x")
+            await asyncio.sleep(50)
+            assert began == [decided]
 
     in_world(scenario)

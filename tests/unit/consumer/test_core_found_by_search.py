@@ -447,3 +447,14 @@ def test_a_message_that_waits_for_a_slot_with_resources_in_hand_is_rejected_befo
     assert rejected.job is late
     assert rejected.reason == "not tried: its retention period is nearly over and no slot was free for it"
     assert scene.scheduler.waiting_tickets() == []
+
+
+def test_what_is_behind_a_rejected_message_goes_back_where_that_one_is_lost() -> None:
+    """Its dead letter may be under way, or refused: it comes again, and what is behind it would overtake it."""
+    scene = Scene(fifo=True)
+    head, behind = scene.job("head", group="g"), scene.job("behind", group="g")
+    scene.arrive(head, behind)
+    assert scene.core.next(0.0) is head
+    head.settlement, head.lost = Settlement.REJECTED, True
+    scene.core.lost(head, 1.0)
+    assert scene.core.actions == [GiveBack(behind, Settlement.RETURNED), ReturnGroup("g", "head", behind=True)]

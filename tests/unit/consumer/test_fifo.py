@@ -151,7 +151,8 @@ def test_bodies_of_a_paused_tenant_that_take_all_the_memory_are_told_of(caplog: 
     assert len(in_world(scenario)) == 30
     said = [line for line in caplog.messages if line.startswith("Nothing is received any longer")]
     assert len(said) == 1
-    assert "30 messages of tenants that cannot run now hold" in said[0]
+    assert "30 messages of tenants that cannot run now take all the room" in said[0]
+    assert "30 of them are of tenant paused:eu-west-1: resume it, or divert it" in said[0]
 
 
 def test_nothing_of_a_group_overtakes_a_message_that_is_lost_in_an_outage() -> None:

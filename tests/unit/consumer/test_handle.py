@@ -13,9 +13,10 @@ import pytest
 from postroom import HandlerTimeout, Message, MessageContext
 from postroom.consumer.context import current_message, enter_message
 from postroom.consumer.handlers import build_handle
-from postroom.consumer.threads import Threads
+from postroom.consumer.threads import Outcome, Threads
 from postroom.options import Call
 from postroom.testing.loop import run_virtual
+from support.kept import is_kept
 from support.settles import Recorded, context_of
 
 
@@ -312,3 +313,19 @@ async def test_an_overdue_thread_is_logged_with_tenant_and_message(caplog: pytes
         logger.removeHandler(seen)
     assert logged.is_set()
     assert [ctx.message.id in text and "acme" in text for text in caplog.messages] == [True]
+
+
+async def test_a_thread_that_has_ended_in_time_keeps_no_message() -> None:
+    """Its time limit may be an hour."""
+
+    class Inline:
+        """As a thread, which lets go of what it ran a moment after its end."""
+
+        async def run(self, function: Callable[..., Any], *arguments: Any) -> Outcome:
+            """Call it."""
+            return Outcome(function(*arguments))
+
+    async def work() -> None:
+        await call(lambda _payload, _ctx: None, threads=Inline(), timeout=3600.0)
+
+    assert not await is_kept(work)

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, RetryPolicy, Shutdown
+from postroom import Consumer, MessageContext, PoolLimits, ResourcePool, RetryPolicy, Shutdown, Visibility
 from postroom.consumer import TenantState
 from postroom.consumer.demand import BEYOND
 from postroom.options import OpenBackoff
@@ -293,7 +293,9 @@ def test_a_handler_that_met_an_outage_gets_its_payload_as_it_was_sent() -> None:
 
 
 @pytest.mark.parametrize("of_resources", [True, False])
-def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: bool) -> None:
+def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(
+    of_resources: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """What fails while it is made is ruled an outage; the same error of any other call is the message's own."""
 
     async def scenario(world: World) -> tuple[int, int, int]:
@@ -305,7 +307,7 @@ def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: b
                 nonlocal tries
                 tries += 1
                 if tries <= 5:
-                    error = OSError("the secret store is down")
+                    error = OSError("the secret store refused token=top-secret")
                     raise of_server(error) if of_resources else error
                 await super().handle(order, ctx)
 
@@ -317,6 +319,9 @@ def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(of_resources: b
         return len(scene.done), sum(world.counts("dead")), opened
 
     assert in_world(scenario) == ((1, 0, 1) if of_resources else (0, 1, 1))
+    assert ("its messages wait" in caplog.text) is of_resources
+    assert "the secret store refused" in caplog.text
+    assert "top-secret" not in caplog.text
 
 
 def test_the_return_of_a_handler_ends_an_outage_that_handlers_met() -> None:
@@ -353,3 +358,64 @@ def test_the_return_of_a_handler_ends_an_outage_that_handlers_met() -> None:
         return outages
 
     assert in_world(scenario) == [1, 1, 0]
+
+
+@pytest.mark.parametrize("how", ["paused", "unavailable"])
+def test_a_backlog_of_a_tenant_that_cannot_run_costs_no_other_tenant_anything(how: str) -> None:
+    """Ten times as many messages as may be held, until each of them is at its last receive."""
+
+    async def scenario(world: World) -> tuple[float, list[int], int, float]:
+        world.create(dead_letters="dead", receives=3)
+        scene = Scene(world, visibility=Visibility(timeout=3600))
+        loop = asyncio.get_running_loop()
+        late, receives = [0.0], []
+        async with scene.pool, scene.orders:
+            if how == "paused":
+                scene.orders.tenants.pause(Tenant("down-0"), reason="its backlog")
+            scene.break_down("down-0")
+            world.send_orders(*map(str, range(400)), tenant="down-0", group="down-0")
+            for minute in range(95):
+                sent = loop.time()
+                world.send_orders("x", tenant="well-0", group="well-0")
+                await asyncio.sleep(60)
+                late.append(scene.done[-1][1] - sent if len(scene.done) == minute + 1 else 60.0)
+                if minute == 14:
+                    receives = [message.receives for message in world.broker.queue("orders").messages.values()]
+            scene.databases.failures.clear()
+            if how == "paused":
+                scene.orders.tenants.resume(Tenant("down-0"))
+            healed = loop.time()
+            while world.counts() != (0, 0):
+                await asyncio.sleep(0.5)
+        return max(late), receives, world.counts("dead")[0], loop.time() - healed
+
+    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=40, MOST_BLOCKED=80, MOST_LAST=400):
+        late, receives, dead, seconds = in_world(scenario)
+    assert late <= 1.0
+    assert len(receives) == 400
+    assert max(receives) <= 2  # the last one is not used up in minutes
+    assert dead == 0
+    assert seconds <= 60
+
+
+def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is received any longer: the log says why, once, and what to do."""
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead", receives=1)
+        scene = Scene(world)
+        async with scene.pool, scene.orders:
+            scene.orders.tenants.pause(Tenant("big-0"), reason="its backlog")
+            world.send_orders(*map(str, range(1_000)), tenant="big-0")
+            await asyncio.sleep(60)
+            handled = len(scene.done)
+            scene.orders.tenants.resume(Tenant("big-0"))
+            await asyncio.sleep(60)
+        return len(scene.done) - handled
+
+    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=100, MOST_BLOCKED=200, MOST_LAST=300):
+        assert in_world(scenario) == 1_000
+    (said,) = [record for record in caplog.records if "Nothing is received any longer" in record.message]
+    assert said.levelname == "WARNING"
+    assert "are of tenant big-0:eu-west-1: resume it, or divert it to a queue of its own" in said.message
+    assert said.tenant == "big-0:eu-west-1"  # type: ignore[attr-defined]

@@ -885,3 +885,71 @@ def test_a_start_that_is_given_up_opens_nothing_further() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     in_world(scenario)
+
+
+class Keeping(Wrapped):
+    """A client with a queue that answers no delete until it is let."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        super().__init__(client)
+        self.gate = asyncio.Event()
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        opened: Any = await self._client.queue(name)
+        delete = opened.delete
+
+        async def deleted(handles: Sequence[str]) -> Any:
+            if name == "keeps":
+                await self.gate.wait()
+            return await delete(handles)
+
+        opened.delete = deleted
+        return opened
+
+
+@pytest.mark.parametrize("watched", [16, 1])
+def test_a_queue_that_answers_no_delete_does_not_fill_the_memory_of_the_others(watched: int) -> None:
+    """What is handled and not deleted stays here: it takes half of the memory at most, and goes on once it can."""
+
+    async def scenario(world: World) -> None:
+        world.create("keeps")
+        world.create("good")
+        for _ in range(200):
+            world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
+        client, diary = Keeping(world.client), Diary()
+        queues = Queues(["keeps", "good"], watched=watched, rest=2)
+        polling = Polling(memory=1 << 20)
+        async with consumer_of(world, queues, diary, client=client, polling=polling) as consumer:
+            await asyncio.sleep(5)
+            kept = diary.by_queue()["keeps"]
+            assert kept >= 50
+            for number in range(1, 20):
+                send(world, "good", 1)
+                await diary.has(kept + number, within=3)
+            assert diary.by_queue() == {"keeps": kept, "good": 19}
+            client.gate.set()
+            await diary.has(219, within=30)
+        assert consumer.statistics().held_bytes == 0
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("watched", [16, 1])
+def test_a_queue_that_had_filled_its_memory_goes_on_at_once(watched: int) -> None:
+    """It was not idle in the meantime: it is not left alone for as long as one that is."""
+
+    async def scenario(world: World) -> None:
+        world.create("keeps")
+        world.create("good")
+        for _ in range(200):
+            world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
+        client, diary = Keeping(world.client), Diary()
+        queues = Queues(["keeps", "good"], watched=watched, rest=300)
+        async with consumer_of(world, queues, diary, client=client, polling=Polling(memory=1 << 20)):
+            await asyncio.sleep(1_000)
+            assert len(diary.by_queue()) == 1
+            client.gate.set()
+            await diary.has(200, within=5)
+
+    in_world(scenario)

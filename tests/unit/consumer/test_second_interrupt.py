@@ -137,7 +137,12 @@ def test_a_second_run_of_the_same_runner_starts_from_nothing() -> None:
     async def main() -> None:
         async with scene() as made:
             consumer, started = await made.consumer()
-            made.at_stop = lambda _: (hurried.append(bool(made.cleaned)), ctrl_c())
+
+            def at_stop(_: str) -> None:
+                hurried.append(bool(made.cleaned))
+                ctrl_c()
+
+            made.at_stop = at_stop
             async with consumer:
                 await started.wait()
                 ctrl_c()
@@ -183,7 +188,12 @@ def test_a_handler_of_the_application_is_left_alone() -> None:
     async def main() -> None:
         async with scene() as made:
             consumer, started = await made.consumer()
-            made.at_stop = lambda _: (ctrl_c(), consumer.stop(now=True))
+
+            def at_stop(_: str) -> None:
+                ctrl_c()
+                consumer.stop(now=True)
+
+            made.at_stop = at_stop
             async with consumer:
                 await started.wait()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -20,8 +21,10 @@ from postroom import (
     Shutdown,
     StopReason,
 )
+from postroom.consumer import Queues
 from postroom.consumer.demand import AdaptivePolicy
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping, Event
+from postroom.tasks import Tasks
 from postroom.transports.memory import MemoryQueue
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
@@ -483,6 +486,80 @@ def test_nothing_of_a_consumer_is_left_after_a_stop() -> None:
         return {task.get_name() for task in asyncio.all_tasks() - before}
 
     assert in_world(scenario) == set()
+
+
+Timers = list[tuple[asyncio.TimerHandle, str]]
+
+
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
+    """Every timer that a component sets from now on, with the name of what it calls."""
+    made: Timers = []
+
+    def noting(set_timer: Callable[..., asyncio.TimerHandle]) -> Callable[..., asyncio.TimerHandle]:
+        def set_and_note(tasks: Tasks, when: float, function: Any, *arguments: Any) -> asyncio.TimerHandle:
+            timer = set_timer(tasks, when, function, *arguments)
+            made.append((timer, function.__name__))
+            return timer
+
+        return set_and_note
+
+    monkeypatch.setattr(Tasks, "call_later", noting(Tasks.call_later))
+    monkeypatch.setattr(Tasks, "call_at", noting(Tasks.call_at))
+    return made
+
+
+def alive(timers: Timers) -> list[str]:
+    """Return what the event loop will call."""
+    return [name for timer, name in timers if not timer.cancelled() and timer.when() > now()]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_no_timer_of_a_consumer_is_left_after_a_stop(several: bool, timers: Timers) -> None:
+    """It would hold the whole consumer in the event loop of a web application, for as long as a poll may take."""
+
+    async def scenario(world: World) -> None:
+        for name in ("orders", "invoices"):
+            world.create(name)
+        queues: dict[str, Any] = {"queues": ["orders", "invoices"]} if several else {"queue": "orders"}
+        orders: Consumer[Tenant, None] = Consumer(context=Tenant, client=world.client, **queues)
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        async with orders:
+            world.send_orders(*(str(n) for n in range(5)), seconds=1)
+            await asyncio.sleep(1.5)
+        assert timers
+        assert alive(timers) == []
+
+    in_world(scenario)
+
+
+def test_no_timer_is_left_of_a_queue_that_is_listed_no_longer(timers: Timers) -> None:
+    """Its polls have ended, and nothing looks at them."""
+
+    async def scenario(world: World) -> list[str]:
+        for name in ("orders", "invoices"):
+            world.create(name)
+        listed = ["orders", "invoices"]
+        orders: Consumer[Tenant, None] = Consumer(
+            queues=Queues(lambda: list(listed), every=5), context=Tenant, client=world.client
+        )
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            pass
+
+        async with orders:
+            await asyncio.sleep(1)
+            listed.remove("invoices")
+            while len(orders.statistics().queues) > 1:
+                await asyncio.sleep(0.5)
+            return [name for name in alive(timers) if name == "_look_for_overdue"]
+
+    assert len(in_world(scenario)) <= 1, "that of the queue that is still consumed"
 
 
 @pytest.mark.parametrize("stops", [False, True])

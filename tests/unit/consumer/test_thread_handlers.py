@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, RetryPolicy, Settlement, Shutdown
+from postroom import Concurrency, Consumer, MessageContext, Reject, RetryPolicy, Settlement, Shutdown, Visibility
 from postroom.local import LocalBroker
 from support.world import Tenant, World
 
@@ -95,6 +95,43 @@ async def test_a_thread_that_hangs_is_given_up_after_its_time() -> None:
             await begun.wait()
         assert there.counts() == (1, 0)
         release.set()
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), Reject("never")])
+async def test_an_error_of_a_thread_that_has_lost_its_message_meanwhile_is_told(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread is not cut off: what it raises is its own, and the message takes its way by itself."""
+    release, told = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with world() as there:
+        shorter: dict[str, Any] = {"visibility": Visibility(timeout=1, heartbeat=False), "client": there.client}
+        orders: Consumer[Tenant, None] = Consumer(
+            "orders", context=Tenant, **shorter, on_error=lambda _: told.set(), retry=RetryPolicy(base=900)
+        )
+
+        @orders.handler
+        def handle(body: dict[str, Any], ctx: MessageContext[Tenant]) -> None:
+            assert release.wait(LONG)
+            if ctx.message.receive_count == 1:
+                raise error
+
+        logger = logging.getLogger("postroom")
+        signals = (
+            Signals("Lost message", lambda: loop.call_soon(release.set)),
+            Signals("is not rejected (never): the consumer had lost it before", told.set),
+        )
+        for signal in signals:
+            logger.addHandler(signal)
+        try:
+            there.send({})
+            async with asyncio.timeout(LONG), orders:
+                await told.wait()
+        finally:
+            for signal in signals:
+                logger.removeHandler(signal)
+        assert orders.statistics().failed == ({"ValueError": 1} if isinstance(error, ValueError) else {})
+    assert "was cut off" not in caplog.text
 
 
 async def test_a_stop_iteration_frees_its_slot_and_its_message_is_retried() -> None:

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from postroom import (
     MessageContext,
     MessageError,
     PostroomError,
+    ResourcePool,
     RetryPolicy,
     Transactional,
 )
@@ -319,7 +321,7 @@ def test_a_business_key_recognises_what_was_sent_twice() -> None:
     office = in_world(scenario)
     assert sorted(office.effects) == ["1", "1", "2"]
     # With the tenant's name: two tenants of one database may have an order of one number.
-    named = 'key:40:j:{"tenant_id":"b","region":"eu-west-1"}:1'
+    named = 'tenant:47:Tenant:j:{"region":"eu-west-1","tenant_id":"b"}:1'
     assert office.ledgers[Tenant("b")].keys == [MessageKey("orders", named)]
 
 
@@ -425,7 +427,72 @@ def test_middleware_sees_it_pass() -> None:
     assert seen == [ConnectionError, AlreadyHandled]
 
 
+@dataclass(frozen=True)
+class Shop:
+    """A tenant of another kind, with a mark of its message beside the name."""
+
+    tenant_id: str
+    trace: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A tenant with the same fields."""
+
+    tenant_id: str
+
+
 def test_business_keys_of_two_tenants_are_never_equal() -> None:
     """Whatever stands in their names and keys: in a shared database the second message would be left out."""
     message = Message(id="1", body="", queue="orders")
-    assert _key_of(message, "a:b", "c") != _key_of(message, "a", "b:c")
+    pairs: list[tuple[object, str]] = [
+        ("a:b", "c"),
+        ("a", "b:c"),
+        ("a", "c"),
+        (None, "c"),
+        (None, "3:t:a:c"),
+        (None, "7:str:t:a:c"),
+    ]
+    pairs += [(Shop("a"), "c"), (Branch("a"), "c")]
+    assert len({_key_of(message, context, key) for context, key in pairs}) == len(pairs)
+
+
+def test_what_does_not_count_in_a_context_does_not_count_in_a_business_key() -> None:
+    """A trace id that differs from message to message would let no duplicate be recognised."""
+    message = Message(id="1", body="", queue="orders")
+    assert _key_of(message, Shop("a", trace="1"), "c") == _key_of(message, Shop("a", trace="2"), "c")
+
+
+def test_a_business_key_of_a_tenant_without_a_name_is_refused() -> None:
+    """It would count for all of them, and the second one's order would be left out."""
+    with pytest.raises(ConfigurationError, match="Make it a frozen dataclass of texts"):
+        _key_of(Message(id="1", body="", queue="orders"), object(), "c")
+
+
+def test_tenants_that_share_a_resource_have_business_keys_of_their_own() -> None:
+    """``key=`` of the pool makes one key of them: an order 4711 of the second one is no duplicate."""
+
+    async def scenario(world: World) -> Ledger:
+        world.create()
+        shared = Ledger()
+
+        @asynccontextmanager
+        async def provide(_: Tenant) -> AsyncIterator[Ledger]:
+            yield shared
+
+        pool = ResourcePool(provide, key=lambda _: "shared")
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, ctx: Ctx) -> None:
+            async with ctx.transaction(key=order.order_id) as effects:
+                effects.append(f"{ctx.context.tenant_id}:{order.order_id}")
+
+        world.send_orders("4711", "4711")
+        world.send_orders("4711", tenant="b")
+        async with orders:
+            await asyncio.sleep(10)
+        assert world.counts() == (0, 0)
+        return shared
+
+    assert sorted(in_world(scenario).effects) == ["a:4711", "b:4711"]

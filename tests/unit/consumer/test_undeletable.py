@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from postroom import AccessDenied, AckMode, Consumer, MessageContext, Reject, ServiceUnavailable, Visibility
+from postroom import AccessDenied, AckMode, Consumer, MessageContext, Polling, Reject, ServiceUnavailable, Visibility
 from postroom.transports.memory import MemoryQueue
-from postroom.transports.protocol import EntryFailure
+from postroom.transports.protocol import NO_HANDLE, EntryFailure
 from support.world import Order, Tenant, World, in_world
 
 DENIED = AccessDenied("not authorized to perform: sqs:DeleteMessage", code="AccessDenied")
@@ -27,6 +27,8 @@ class Site:
         self.at: dict[str, float] = {}
         self.deletes: list[float] = []
         self.error: Exception | list[EntryFailure] | None = None
+        self.stuck: list[str] | None = None
+        """Handles that are never deleted; the first one of all if there is none yet."""
         options |= {"context": Tenant, "client": world.client}
         if "queues" not in options:
             options["queue"] = "orders"
@@ -35,6 +37,11 @@ class Site:
         delete = MemoryQueue.delete
 
         async def failing(queue: MemoryQueue, handles: Sequence[str]) -> Any:
+            if self.stuck is not None and queue.info.name == "orders":
+                self.stuck = self.stuck or list(handles[:1])
+                stuck = [n for n, each in enumerate(handles) if each in self.stuck]
+                await delete(queue, [each for each in handles if each not in self.stuck] or [NO_HANDLE])
+                return [EntryFailure(n, "InternalError") for n in stuck]
             if self.error is None or queue.info.name != "orders":
                 return await delete(queue, handles)
             self.deletes.append(asyncio.get_running_loop().time())
@@ -161,6 +168,25 @@ def test_where_nothing_waits_to_be_deleted_a_delete_finds_out(monkeypatch: pytes
     assert 100 < calls < 1500
 
 
+def test_one_message_that_is_not_deleted_keeps_no_other_from_being_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQS fails to delete it, for an hour, and deletes all others."""
+
+    async def scenario(site: Site) -> tuple[Counter[str], float]:
+        site.stuck = []
+        site.world.send_orders("stuck")
+        await asyncio.sleep(60)
+        began = asyncio.get_running_loop().time()
+        for number in range(60):
+            site.world.send_orders(str(number))
+            await asyncio.sleep(60)
+        late = max(site.at[str(number)] - began - 60 * number for number in range(60))
+        return site.handled, late
+
+    handled, late = run(monkeypatch, scenario)
+    assert handled == Counter(["stuck", *map(str, range(60))])
+    assert late < 2
+
+
 def test_a_queue_with_deletes_that_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several queues only the one that refuses deletes is not asked."""
 
@@ -202,3 +228,29 @@ def test_a_handler_that_waits_for_its_delete_gets_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Site, "handle", staticmethod(handle))
     assert run(monkeypatch, scenario, ack=AckMode.MANUAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "bodies", "what"),
+    [
+        ("send", "bad", "messages on their way to the dead-letter queue take all the room"),
+        ("delete", "good", "messages that SQS has not confirmed to be deleted or given back take all the room"),
+    ],
+)
+def test_the_log_names_what_fills_the_memory(
+    call: str, bodies: str, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no tenant that cannot run: SQS does not answer."""
+
+    async def silent(_queue: MemoryQueue, _entries: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario(site: Site) -> None:
+        monkeypatch.setattr(MemoryQueue, call, silent)
+        for _ in range(30):
+            site.world.send({"order_id": bodies, "filling": "x" * 100_000})
+        await asyncio.sleep(20)
+
+    run(monkeypatch, scenario, polling=Polling(memory=1_048_576))
+    [said] = [line for line in caplog.messages if line.startswith("Nothing is received any longer")]
+    assert what in said

@@ -8,6 +8,7 @@ import pytest
 from postroom.datasources._attempts import Attempts
 from postroom.errors import ClosedError
 from postroom.testing.loop import run_virtual
+from support.kept import is_kept
 
 
 class Wire:
@@ -127,3 +128,13 @@ def test_whatever_the_order_every_connection_has_one_owner(seed: int) -> None:
     allowed = (str, ClosedError, TimeoutError, asyncio.CancelledError)
     assert all(isinstance(outcome, allowed) for outcome in outcomes)
     assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) <= 1
+
+
+async def test_an_attempt_that_ended_keeps_no_message() -> None:
+    """Of a provider without a pool, each message makes one."""
+    wire = Wire(takes=0.0)
+
+    async def work() -> None:
+        await Attempts(3600.0, wire.discard, "db/a").make(wire.connect, _fine)
+
+    assert not await is_kept(work)

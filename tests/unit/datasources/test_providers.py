@@ -10,9 +10,11 @@ import pytest
 
 import postroom.datasources
 from postroom.datasources import Provider
+from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting
 from postroom.errors import ConfigurationError
 from postroom.testing.loop import run_virtual
+from support.kept import is_kept
 
 
 class Resource:
@@ -130,7 +132,7 @@ class TestWaiting:
         """With the tenant, and with what to do; again when it happens again."""
 
         async def main() -> None:
-            waiting = Waiting(("acme", "eu"), 4, 10.0)
+            waiting = Waiting(("acme", "eu"), 4, 10.0, Server(5.0, "db-1/acme"))
 
             async def wait(seconds: float) -> None:
                 with waiting.one(lambda: True):
@@ -147,11 +149,22 @@ class TestWaiting:
             "fails after 10 s."
         )
 
+    async def test_who_has_waited_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each use of a connection waits, if only for a moment."""
+        monkeypatch.setattr("postroom.datasources._waiting.SAID_AFTER", 3600.0)
+        waiting = Waiting("acme", 4, None, Server(5.0, "db-1/acme"))
+
+        async def work() -> None:
+            with waiting.one(lambda: True):
+                await asyncio.sleep(0)
+
+        assert not await is_kept(work)
+
     def test_shorter_waits_are_not_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """However many they are: a busy tenant always has some."""
 
         async def main() -> None:
-            waiting = Waiting("acme", 4, None)
+            waiting = Waiting("acme", 4, None, Server(5.0, "db-1/acme"))
 
             async def wait() -> None:
                 for _ in range(20):
@@ -167,7 +180,7 @@ class TestWaiting:
         """Not all are in use: the database is slow, or down."""
 
         async def main() -> None:
-            with Waiting("acme", 4, None).one(lambda: False):
+            with Waiting("acme", 4, None, Server(5.0, "db-1/acme")).one(lambda: False):
                 await asyncio.sleep(60)
 
         run_virtual(main())

@@ -13,7 +13,7 @@ from support.fleet import Diary, FaultyState, replica
 from support.world import Tenant, World, in_world
 
 A, B = Tenant("a"), Tenant("b")
-NAME = 'j:{"tenant_id":"%s","region":"eu-west-1"}'
+NAME = 'j:{"region":"eu-west-1","tenant_id":"%s"}'
 ODD = [
     "", "x", "[]", '"a"', "[" * 100_000, '{"value":' + "[" * 100_000, "\ud800", '{"value":nan}', '{"value":NaN}',
     '{"value":1e400}', '{"value":-1}', '{"value":0}', '{"value":1e300}', f'{{"value":1{"0" * 30}}}',
@@ -80,7 +80,8 @@ def test_a_bad_limit_in_the_store_is_one_line_and_stops_nothing(
             assert found is not None
             assert (found.failed_exchanges, found.reachable) == (0, True)
             one.tenants.resume(A)
-            one.tenants.limit(A, **{part: 2})
+            changes: dict[str, Any] = {part: 2}
+            one.tenants.limit(A, **changes)
             await asyncio.sleep(2)
             assert getattr(one.tenants[A], part) == 2
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -227,6 +229,44 @@ def test_what_ignores_every_cancellation_is_abandoned_in_the_end(caplog: pytest.
         give_in.set()
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("times", [1, 4, 1_000])
+@pytest.mark.parametrize("held", [False, True])
+def test_the_default_close_fits_into_the_thirty_seconds_of_a_stop(
+    held: bool, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cleanup hangs and swallows cancellations: it gets a few within seconds, and is abandoned after them."""
+    swallowed = 0
+    give_in = asyncio.Event()
+
+    @asynccontextmanager
+    async def stubborn(_: Tenant) -> AsyncIterator[object]:
+        nonlocal swallowed
+        yield object()
+        while swallowed < times and not give_in.is_set():
+            try:
+                await give_in.wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+
+    async def main() -> float:
+        pool = await ResourcePool(stubborn).__aenter__()
+        lease = await pool.acquire(A)
+        if not held:
+            lease.release()
+        began = asyncio.get_running_loop().time()
+        await pool.__aexit__(None, None, None)
+        took = asyncio.get_running_loop().time() - began
+        lease.release()
+        swallowed_in_time.append(swallowed)
+        give_in.set()
+        return took
+
+    swallowed_in_time: list[int] = []
+    assert run_virtual(main()) <= 25.0
+    assert swallowed_in_time[0] == min(times, 5 if held else 6)
+    assert ("abandoned" in caplog.text) is (times == 1_000)
 
 
 def test_after_the_close_not_a_task_is_left() -> None:

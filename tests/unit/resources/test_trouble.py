@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from postroom.errors import PoolExhaustedError, ResourceOpenError, ResourceUnhealthyError, UnknownTenant
+from postroom.errors import ClosedError, PoolExhaustedError, ResourceOpenError, ResourceUnhealthyError, UnknownTenant
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources import OpenFailure, ResourcePool
 from postroom.testing.loop import run_virtual, settle
@@ -216,6 +216,91 @@ def test_what_timed_out_is_checked_before_its_next_lease() -> None:
             return len(databases.checked)
 
         assert run_virtual(main(databases, checks)) == checks
+
+
+async def _timed_out(pool: ResourcePool[Tenant, Database], tenant: Tenant = A) -> None:
+    """Use a tenant's resources, in vain."""
+    with suppress(TimeoutError):
+        async with pool.lease(tenant):
+            raise TimeoutError
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+def test_what_timed_out_is_checked_also_while_others_use_it(weight: int) -> None:
+    """Uses that hang, one begun after the other, would keep it from being checked. What is one connection is busy."""
+    databases = Databases()
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=databases.check, weight=weight) as pool:
+            async with pool.lease(A):
+                await _timed_out(pool)
+                async with pool.lease(A), pool.lease(A):
+                    assert len(databases.checked) == weight - 1
+                    assert pool.statistics().leased == 3
+            assert len(databases.opened) == 1
+            async with pool.lease(A):  # it is idle, and can be leased as ever
+                pass
+        assert len(databases.closed) == 1
+
+    run_virtual(main())
+
+
+def test_what_is_found_unhealthy_while_others_use_it_closes_behind_them() -> None:
+    """The next lease gets another one, and those that use the sick one keep it (I2)."""
+    databases = Databases()
+
+    async def check(database: Database) -> bool:
+        return database.number > 0
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=check, weight=2) as pool:
+            async with pool.lease(A) as held:
+                await _timed_out(pool)
+                async with pool.lease(A) as another:
+                    assert another is not held
+                    assert [database.alive for database in databases.opened] == [True, True]
+            await asyncio.sleep(1)
+            assert [database.alive for database in databases.opened] == [False, True]
+            assert pool.statistics().evictions == {"unhealthy": 1}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("ends", ["released", "suspect", "invalidated", "closed"])
+def test_whatever_happens_to_what_is_checked_in_use(ends: str) -> None:
+    """Its last lease comes back, its user finds it broken, its tenant moves, or the pool is closed, meanwhile."""
+    databases = Databases()
+
+    async def slow(database: Database) -> None:
+        databases.checked.append(database)
+        await asyncio.sleep(1)
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=slow, weight=2) as pool:
+            lease = await pool.acquire(A)
+            await _timed_out(pool)
+            asked = asyncio.create_task(pool.acquire(A))
+            await settle()
+            assert len(databases.checked) == 1
+            if ends == "suspect":
+                lease.report(ConnectionResetError())
+            elif ends == "invalidated":
+                await pool.invalidate(A)
+            closing = asyncio.create_task(pool.aclose()) if ends == "closed" else None
+            await settle()
+            lease.release()
+            if closing is not None:
+                with pytest.raises(ClosedError):
+                    await asked
+                await closing
+            else:
+                again = await asked
+                assert (again.resource.number == 0) is (ends == "released")
+                again.release()
+                assert pool.statistics().leased == 0
+        assert len(databases.closed) == len(databases.opened)
+
+    run_virtual(main())
 
 
 def test_several_that_time_out_on_one_host_let_all_of_it_be_checked() -> None:

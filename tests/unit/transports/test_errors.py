@@ -165,6 +165,18 @@ def refused(code: str, *, said: str = "said", asked: str = "X") -> TransportErro
     return told
 
 
+@pytest.mark.parametrize("name", ["orders-worker", "production-" * 5 + "worker-v2"])
+@pytest.mark.parametrize("page", ["", "<p>" * 1_000])
+def test_a_refusal_tells_its_reason_however_long_the_names_are(name: str, page: str) -> None:
+    """It stands at the end of what AWS says. What a server says has a bound all the same."""
+    why = "with an explicit deny in a service control policy: arn:aws:organizations::1:policy/o-1/p-1"
+    who = f"User: arn:aws:sts::123456789012:assumed-role/{name}/{name} is not authorized to perform: sqs:receivemessage"
+    said = str(refused("AccessDeniedException", said=f"{who} on resource: arn:aws:sqs:eu-1:1:{page}orders {why}"))
+    assert who in said
+    assert why in said
+    assert len(said) < 800
+
+
 @pytest.mark.parametrize(
     ("code", "asked", "advice", "not_advised"),
     [
