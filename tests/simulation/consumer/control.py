@@ -45,6 +45,8 @@ class Decisions:
         now = asyncio.get_running_loop().time()
         if what != "resume":
             self._decided.add(tenant)
+        if known.diverted and not what.startswith("limit"):  # the next decision takes its place
+            known.diverted, known.diverted_until = False, now
         match what:
             case "pause" | "drain":
                 self._tenants.pause(key)
@@ -55,9 +57,8 @@ class Decisions:
                 known.quarantined = True
             case _ if what.startswith(DIVERT):
                 self._tenants.divert(key, queue=what.removeprefix(DIVERT), reason="for a test")
-                if not what.endswith((OWN_QUEUE, f"{OWN_QUEUE}.fifo")):
-                    known.stopped_at = now
-                    known.diverted = True
+                known.diverted = not what.endswith((OWN_QUEUE, f"{OWN_QUEUE}.fifo"))
+                known.stopped_at = now if known.diverted else None  # also of a pause before it
             case "limit concurrency":
                 self._tenants.limit(key, concurrency=1)
                 known.concurrency = 1
@@ -69,8 +70,6 @@ class Decisions:
                 self._tenants.resume(key)
                 known.stopped_at = known.concurrency = None
                 known.resumed_at = now
-                if known.diverted:
-                    known.diverted, known.diverted_until = False, now
 
     def started(self, tenant: str, running: int) -> str | None:
         """Judge the start of a handler; ``running`` counts it."""

@@ -462,7 +462,10 @@ class Watch:
             if event.settlement is Settlement.LEFT:
                 self._check_given_up(event.message)
                 self.left.add(event.message.id)
-                self.receipts[handle].let_go_at = asyncio.get_running_loop().time()
+                newest = self.newest[event.message.id]
+                # With the receipts of later receives that reached it before its handler ended.
+                for each in {handle} if newest in self.started else {handle, newest}:
+                    self.receipts[each].let_go_at = asyncio.get_running_loop().time()
             else:
                 if event.settlement is Settlement.LOST:
                     self.lost.add(event.message.id)
