@@ -13,8 +13,8 @@ from postroom.errors import AccessDenied
 from postroom.events import Event, MessageSettled
 from postroom.message import Message, OutgoingMessage
 from postroom.settlement import batcher
-from postroom.testing.faults import FaultyClient, FaultyQueue
-from postroom.transports.protocol import NO_HANDLE, EntryFailure, QueueInfo, SendResult, VisibilityChange
+from postroom.testing.faults import FaultyQueue
+from postroom.transports.protocol import NO_HANDLE, Client, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
 from simulation.consumer.attempts import CROWDED, CROWDED_FOR, Ledger
 from simulation.consumer.behind import Behind
@@ -489,7 +489,7 @@ class Watch:
 class WatchedClient(PassingClient):
     """The client of one process. Once the process is dead, nothing gets out of it any longer."""
 
-    def __init__(self, inner: FaultyClient, watch: Watch, gate: "Gate") -> None:
+    def __init__(self, inner: Client, watch: Watch, gate: "Gate") -> None:
         super().__init__(inner)
         self._watch = watch
         self._gate = gate
