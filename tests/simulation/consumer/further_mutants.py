@@ -7,7 +7,7 @@ docs/proof.md, of the seeds that are kept here.
 import asyncio
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -39,6 +39,15 @@ def _says(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
 def _when_read(_: Any) -> Any:
     """Take the time at which an answer is read for the time at which it came."""
     return lambda poller, asked: asked._replace(time=poller._tasks.time())
+
+
+def _from_the_first(received: Any) -> Any:
+    """Learn from the first message of a receive only."""
+
+    def mutant(self: QueueFacts, jobs: Sequence[Job], now: float) -> None:
+        received(self, jobs[:1], now)
+
+    return mutant
 
 
 def _sent_away(_: Any) -> Any:
@@ -96,6 +105,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_098, "attempts"),
     Mutant("waits for resources until it is lost", _says(Source, "patience", math.inf), 300_000_132, "attempts"),
     Mutant("looks at no last receive", _says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
+    Mutant(
+        "learns from the first message only", _swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"
+    ),
     Mutant("learns no time", _says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
     Mutant("pauses nothing in its own queue", _swap(Core, "_is_sent_away", _sent_away), 300_000_148, "breaker"),
     Mutant("starts what is diverted", _says(Tenants, "diverted", None), 300_000_001, "control"),
