@@ -103,6 +103,7 @@ service: $(STAMP)  ## the FastAPI example from the wheel on Python 3.11 and 3.13
 mutants: $(STAMP)  ## plant defects in the consumer and its core and see that each is found
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.consumer.many_queues
+	PYTHONPATH=tests $(RUN)python -m simulation.consumer.further_mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.core.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.mutants
 	PYTHONPATH=tests $(RUN)python -m simulation.fleet.whole_mutants

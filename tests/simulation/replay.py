@@ -8,11 +8,13 @@ from simulation.soak import runner
 def main(arguments: list[str]) -> int:
     """Replay a seed; 0 if nothing was broken."""
     kind, seed = arguments[0], int(arguments[1])
-    if kind in {"consumer", "queues"}:
+    if kind in {"consumer", "queues", "further"}:
+        from simulation.consumer.further import run_further_schedule
         from simulation.consumer.many_queues import run_many_queues_schedule
         from simulation.consumer.schedule import run_consumer_schedule
 
-        outcome = run_consumer_schedule(seed) if kind == "consumer" else run_many_queues_schedule(seed)
+        runs = {"consumer": run_consumer_schedule, "queues": run_many_queues_schedule, "further": run_further_schedule}
+        outcome = runs[kind](seed)
         print(outcome.history.text())
         print(outcome.plan)
         print("hardships:", ", ".join(outcome.plan.hardships) or "none")

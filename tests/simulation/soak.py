@@ -22,6 +22,7 @@ CHUNK = 25
 _GOALS = {
     "consumer": 100_000,
     "queues": 20_000,
+    "further": 20_000,
     "core": 1_000_000,
     "pool": 1_000_000,
     "contexts": 1_000_000,
@@ -49,10 +50,11 @@ def runner(kind: str) -> Run | None:
         from simulation.consumer.schedule import run_consumer_schedule
 
         return lambda seed: run_consumer_schedule(seed).violations
-    if kind == "queues":
+    if kind in {"queues", "further"}:
+        from simulation.consumer.further import further_violations
         from simulation.consumer.many_queues import many_queues_violations
 
-        return many_queues_violations
+        return many_queues_violations if kind == "queues" else further_violations
     if kind == "contexts":
         from simulation.contexts import run_context_pairs
 
@@ -104,7 +106,7 @@ def _units(goals: dict[str, int], progress: dict[str, Progress]) -> Iterator[tup
     places = {kind: progress[kind].done for kind in goals}
     while places:
         kind = min(places, key=lambda each: places[each] / ends[each] if ends[each] else 1)
-        count = min(CHUNK if kind == "consumer" else 4 * CHUNK, ends[kind] - places[kind])
+        count = min(CHUNK if kind in {"consumer", "further"} else 4 * CHUNK, ends[kind] - places[kind])
         if count <= 0:
             del places[kind]
             continue

@@ -331,7 +331,7 @@ class Core:
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
         # It goes to another queue and needs nothing of what its tenant lacks.
-        if self._tenants.is_sent_away(tenant):
+        if self._is_sent_away(job):
             is_down = self.availability.is_undivertable(tenant)
             return Obstacle(ObstacleKind.DIVERSION, tenant) if is_down else None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
@@ -371,7 +371,7 @@ class Core:
             self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
     def _may_run(self, job: Job, now: float) -> bool:
-        if self._tenants.ruled and self._tenants.is_sent_away(job.tenant):
+        if self._tenants.ruled and self._is_sent_away(job):
             # To another queue, which takes none of its tenant's resources: their outage is no obstacle.
             if self.availability.is_undivertable(job.tenant):  # the others of its tenant wait for the end of this try
                 job.leads = True
@@ -396,6 +396,13 @@ class Core:
             self.availability.tries(job)
             self.scheduler.sleep(job.tenant, None, now=now)
         return True
+
+    def _is_sent_away(self, job: Job) -> bool:
+        """Whether a message goes to another queue: what is where its tenant is diverted to is handled there."""
+        if not self._tenants.is_sent_away(job.tenant):
+            return False
+        diverted = self._tenants.diverted(job.tenant)
+        return diverted is None or not job.source.is_called(diverted[0])
 
     def _sleep(self, job: Job, wait: Wait, now: float) -> None:
         self.scheduler.sleep(job.tenant, wait.until, now=now)
@@ -446,7 +453,8 @@ class Core:
 
     def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)
-        if job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+        expires = job.source.facts.seconds_left(job) < 1.0 and self._expire(job)
+        if expires or self._slips(job, now, "its tenant cannot run"):
             self.give_group_back(job)
             self._sleep(job, wait, now)
             return
@@ -469,7 +477,7 @@ class Core:
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
-        elif not job.lost and self._expires(job):
+        elif not job.lost and (self._expires(job) or self._slips(job, now, self._lacks(job))):
             self.give_group_back(job)
             self.finish(job, now)
         elif job.state is not State.WAITING:
@@ -882,7 +890,7 @@ class Core:
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
     def sweep(self, now: float) -> list[Job]:
-        """Reject what waits here and would be deleted before it can run.
+        """Reject what waits here and would be deleted, or be lost at its last receive, before it can run.
 
         Returns messages of which that is true, and which wait with resources in hand: once they let go, they are
         rejected when they are put back.
@@ -896,9 +904,9 @@ class Core:
                 continue
             job.source.facts.keep_up(now)
             if job.task is not None:
-                if job.source.facts.redrive is not None and self._is_too_late_for(job):
+                if self._has_no_time(job, now):
                     idle.append(job)
-            elif self._expires(job) or self._slips(job, now):
+            elif self._expires(job) or self._slips(job, now, self._lacks(job)):
                 self.give_group_back(job)
                 self.finish(job, now)
         for group, halt in list(self._halts.items()):
@@ -911,7 +919,7 @@ class Core:
     def _has_no_time(self, job: Job, now: float) -> bool:
         """Whether a message has to be rejected soon, or SQS would delete it or move it, and tell nothing."""
         job.source.facts.keep_up(now)
-        soon = self._is_too_late_for(job) or (job.source.attempts.is_last(job) and job.source.is_slipping(job, now))
+        soon = self._is_too_late_for(job) or self._is_slipping(job, now)
         return soon and job.source.facts.redrive is not None
 
     def _is_too_late_for(self, job: Job) -> bool:
@@ -924,11 +932,12 @@ class Core:
     def _lacks(self, job: Job) -> str:
         return "its tenant cannot run" if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
 
-    def _slips(self, job: Job, now: float) -> bool:
+    def _slips(self, job: Job, now: float, obstacle: str) -> bool:
         """Reject a message that is about to be lost at its last receive: SQS would move it, and tell nothing."""
-        if not (job.source.attempts.is_last(job) and job.source.is_slipping(job, now)):
-            return False
-        return self._give_up(job, "it could be held no longer", self._lacks(job))
+        return self._is_slipping(job, now) and self._give_up(job, "it could be held no longer", obstacle)
+
+    def _is_slipping(self, job: Job, now: float) -> bool:
+        return job.source.attempts.is_last(job) and job.source.is_slipping(job, now)
 
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""

@@ -25,7 +25,9 @@ _DEFERRED = Settlement.DEFERRED
 _NEW, _WAITING = State.NEW, State.WAITING
 
 _SWEEP: Final = 5.0
-"""Seconds between two looks for messages that may reach the end of their retention period here."""
+_SWEEP_PART: Final = 1 / 6
+"""Seconds between two looks for messages that may reach the end of their retention period, or of their last visibility
+timeout, here: the part of that timeout if it is less."""
 _LATE: Final = 1.0
 """Seconds by which the answer to a long poll may be later than its wait."""
 _SETTLED: Final = 0.02
@@ -73,10 +75,11 @@ class Collector(Protocol):
 class Engine:
     """Connects the core with tasks, timers and queues. Tells the settler's news to the core.
 
-    The only place where tasks of the consumer are spawned, all of them by ``tasks``.
+    The only place where tasks of the consumer are spawned, all of them by ``tasks``. ``visible`` is the visibility
+    timeout that messages have, in seconds.
     """
 
-    def __init__(self, core: Core, tasks: Tasks) -> None:
+    def __init__(self, core: Core, tasks: Tasks, *, visible: float = math.inf) -> None:
         self.core = core
         self.tasks = tasks
         self.jobs: dict[Job, None] = {}
@@ -96,6 +99,7 @@ class Engine:
         self._waking: asyncio.TimerHandle | None = None
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._sweep_every = min(_SWEEP, visible * _SWEEP_PART)
         self._relieving: asyncio.TimerHandle | None = None
         self._crowding: asyncio.TimerHandle | None = None
         self._relieve_until = -math.inf
@@ -466,8 +470,8 @@ class Engine:
     # -- in passing ---------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Look now and then for messages that reach the end of their retention period here."""
-        self._sweeping = self.tasks.call_later(_SWEEP, self._sweep)
+        """Look now and then for messages that reach the end of their time here."""
+        self._sweeping = self.tasks.call_later(self._sweep_every, self._sweep)
 
     def _sweep(self) -> None:
         self.take_back()

@@ -107,12 +107,13 @@ class QueueFacts:
 
     def received(self, jobs: Sequence[Job], now: float) -> None:
         """Learn SQS's own time from a receive, and look again at the attributes if that is long ago."""
-        first = jobs[0].message.first_received_at if jobs else None  # the first job tells enough
-        if first is not None:
+        # One tells enough, of those that are received for the first time: of others it is not said when this was.
+        job = next((job for job in jobs if job.receives == 1), jobs[0] if jobs else None)
+        if job is not None and (first := job.message.first_received_at) is not None:
             self._least = max(self._least, first - now)
-            if jobs[0].receives == 1:
+            if job.receives == 1:
                 # The answer may have waited in a socket, while the process stood still.
-                self._most = min(self._most, first - jobs[0].received_at)
+                self._most = min(self._most, first - job.received_at)
         self.keep_up(now)
 
     def keep_up(self, now: float) -> None:

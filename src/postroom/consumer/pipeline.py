@@ -50,9 +50,6 @@ _log = Log("postroom.consumer", Step.HANDLER)
 
 Decode = Callable[[Message], Any]
 
-_SHORT = 120.0
-"""Seconds of a message's retention period that are left: from then on it waits no longer than they last for a lease."""
-
 _WHAT_FAILED: tuple[tuple[type[BaseException], str, Step], ...] = (
     (ContextError, "Context resolution failed", Step.CONTEXT),
     (PayloadError, "Payload decoding failed", Step.PAYLOAD),
@@ -182,9 +179,8 @@ class Pipeline:
         # Its tenant may hold what has to make room, now that its messages cannot run.
         self._engine.blocked()
         self._engine.dispatch()
-        # A message that SQS deletes soon must be rejected with its reason before that.
-        left = job.source.facts.seconds_left(job)
-        lease = await pool.acquire(job.context, **({"timeout": max(left, 0.1)} if left < _SHORT else {}))
+        left = job.source.patience(job, began)
+        lease = await pool.acquire(job.context, **({"timeout": left} if left < pool.timeouts.lease else {}))
         try:
             # Before anything else: other messages of this tenant wait for exactly this open.
             self._engine.available(job.tenant)

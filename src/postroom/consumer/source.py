@@ -17,6 +17,7 @@ from postroom.transports.protocol import Queue
 _SLIPPING: Final = 8.0
 """Seconds before the end of its visibility timeout, or a quarter of that if it is less, at which a message should have
 been extended long ago: the heartbeat begins at a half. More than the core's sweep takes to come round."""
+_LEAST_PATIENCE: Final = 0.1
 _RETRY = RetryPolicy()
 _FAULTS = Faults()
 
@@ -80,9 +81,23 @@ class Source:
         """
         if job.out_of_reach:
             return False
+        return job.deadline - now < self._slipping(job)
+
+    def patience(self, job: Job, now: float) -> float:
+        """Return the seconds for which a message may wait for its tenant's resources before it is looked at again.
+
+        SQS deletes it at the end of its retention period, or moves it once it is lost at its last receive, and tells
+        nothing: it must be rejected with its reason before.
+        """
+        left = self.facts.seconds_left(job)
+        if self.attempts.is_last(job):
+            left = min(left, job.deadline - now - self._slipping(job) / 2)
+        return max(left, _LEAST_PATIENCE)
+
+    def _slipping(self, job: Job) -> float:
         own = self.settings.visibility
         policy = job.visibility or (Visibility() if callable(own) else own)
-        return job.deadline - now < min(policy.timeout / 4, _SLIPPING)
+        return min(policy.timeout / 4, _SLIPPING)
 
     def is_called(self, queue: str) -> bool:
         """Whether a name, a URL or an ARN is this queue's."""

@@ -31,12 +31,13 @@ IT_STOPS = "it stops"
 GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
 MEMORY_FULL = "bodies took all the memory that they may"
+DIVERTED = "its tenant is diverted to a queue that did not take it"
 CROWDED = "more messages of tenants that cannot run were held than may be"
 CROWDED_FOR = 900
 """Seconds for which a message is deferred at least, if that costs a promised attempt."""
-_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, CROWDED})
+_OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, CROWDED, DIVERTED})
 """Excuses of receives that the library has to count as its own all the same."""
-_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL, CROWDED})
+_NO_REASON = frozenset({"", GROUP_WENT_BACK, NO_TENANT, MEMORY_FULL, CROWDED, DIVERTED})
 """Excuses that do not excuse a dead letter without a reason."""
 
 
@@ -98,6 +99,8 @@ class Receive:
     excuse: str = ""
     confirmed: bool = False
     """Whether SQS has confirmed that it was given back, or deleted."""
+    cut_off: bool = False
+    """Whether its handler was cut off because the message was lost, and had not failed before."""
     forgotten: bool = False
     """Whether SQS has confirmed since that its message is deleted: its process need not remember it."""
 
@@ -203,9 +206,12 @@ class Ledger:
         return any(failures >= most for most in self.policies.values())
 
     def took_back(self, message: str, process: str) -> int:
-        """Return the receives of a message that a process has given back untried, and SQS has confirmed it."""
+        """Return the receives of a message that a process counts as no attempts.
+
+        They were given back untried, and SQS has confirmed it; or cut off.
+        """
         return sum(
-            each.confirmed and not each.tried and each.excuse in _OF_ITS_OWN
+            each.cut_off or (each.confirmed and not each.tried and each.excuse in _OF_ITS_OWN)
             for each in self.of(message)
             if each.process == process
         )
@@ -213,6 +219,11 @@ class Ledger:
     def has_untried(self, message: str, process: str) -> bool:
         """Return whether a process has had a receive of a message of which no failure was reported."""
         return any(not each.reported for each in self.of(message) if each.process == process)
+
+    def cuts(self, handle: str) -> None:
+        """Note that the handler of a receive was cut off, and the message counted as lost."""
+        receive = self.receives[handle]
+        receive.cut_off = not receive.failed
 
     def reports(self, handle: str, *, unknown: bool = False) -> None:
         """Note that the library reported a failure: it knows of it. ``unknown``: its tenant did not exist."""
@@ -228,7 +239,7 @@ class Ledger:
         deleted = self.receives[handle]
         for each in self.of(deleted.message):
             if each.process == deleted.process:
-                each.confirmed = False
+                each.confirmed = each.cut_off = False
                 each.forgotten = True
 
     def judge_dead_letter(self, message: str) -> str | None:

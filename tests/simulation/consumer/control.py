@@ -6,6 +6,13 @@ from typing import Any
 
 from postroom.consumer import Tenants
 
+DIVERT = "divert "
+"""Before the name of the queue."""
+OWN_QUEUE = "orders"
+"""The queue that messages come from: what is diverted there stays."""
+ELSEWHERE = "elsewhere"
+"""Another one that exists."""
+
 
 @dataclass(slots=True)
 class _Decision:
@@ -16,6 +23,10 @@ class _Decision:
     resumed_at: float | None = None
     quarantined: bool = False
     """Whether it ever was."""
+    diverted: bool = False
+    """Whether it is diverted to another queue than its own."""
+    diverted_until: float = -1.0
+    """When its last diversion to another queue ended."""
 
 
 class Decisions:
@@ -34,6 +45,8 @@ class Decisions:
         now = asyncio.get_running_loop().time()
         if what != "resume":
             self._decided.add(tenant)
+        if known.diverted and not what.startswith("limit"):  # the next decision takes its place
+            known.diverted, known.diverted_until = False, now
         match what:
             case "pause" | "drain":
                 self._tenants.pause(key)
@@ -42,6 +55,10 @@ class Decisions:
                 self._tenants.quarantine(key, reason="quarantine: for a test")
                 known.stopped_at = now
                 known.quarantined = True
+            case _ if what.startswith(DIVERT):
+                self._tenants.divert(key, queue=what.removeprefix(DIVERT), reason="for a test")
+                known.diverted = not what.endswith((OWN_QUEUE, f"{OWN_QUEUE}.fifo"))
+                known.stopped_at = now if known.diverted else None  # also of a pause before it
             case "limit concurrency":
                 self._tenants.limit(key, concurrency=1)
                 known.concurrency = 1
@@ -61,7 +78,7 @@ class Decisions:
             return None
         now = asyncio.get_running_loop().time()
         if known.stopped_at is not None and now > known.stopped_at:  # at that instant it had its slot already
-            return f"starts a message of {tenant}, paused or in quarantine since {known.stopped_at:.3f}"
+            return f"starts a message of {tenant}, paused, diverted or in quarantine since {known.stopped_at:.3f}"
         if known.concurrency is not None and running > known.concurrency and now > known.limited_at:
             return f"runs {running} handlers of {tenant}, limited to {known.concurrency}"
         return None
@@ -74,6 +91,11 @@ class Decisions:
     def has_decided(self, tenant: str) -> bool:
         """Whether anything was ever decided about a tenant here."""
         return tenant in self._decided
+
+    def was_diverted(self, tenant: str, since: float = 0.0) -> bool:
+        """Whether a tenant was diverted to another queue than its own at any time since."""
+        known = self._of.get(tenant)
+        return known is not None and (known.diverted or known.diverted_until >= since)
 
     def was_quarantined(self, tenant: str) -> bool:
         """Whether a tenant ever was in quarantine here."""

@@ -45,7 +45,7 @@ FUNCTIONS = (
 )
 """The user's functions that may raise."""
 _POOL_FUNCTIONS = frozenset({"key", "host", "weight", "classify"})
-_REFUSING = (Trouble.REFUSING, Trouble.BLACK_HOLE)
+REFUSING = (Trouble.REFUSING, Trouble.BLACK_HOLE)
 _STOPS_A_TENANT = ("pause", "pause", "quarantine", "limit concurrency", "limit rate", "drain")
 
 Harden = Callable[[Plan, Random], Plan]
@@ -70,7 +70,8 @@ def without_endless(orders: tuple[OrderPlan, ...]) -> tuple[OrderPlan, ...]:
     return tuple(replace(each, kind=Kind.WELL) if each.kind in ENDLESS else each for each in orders)
 
 
-def _event(rng: Random, plan: Plan, what: str, **fixed: Any) -> Event:
+def make_event(rng: Random, plan: Plan, what: str, **fixed: Any) -> Event:
+    """Return an event of which everything is drawn that is not given."""
     chosen: dict[str, Any] = {
         "at": rng.uniform(0, plan.end - 5),
         "index": rng.randint(0, 2),
@@ -83,8 +84,9 @@ def _event(rng: Random, plan: Plan, what: str, **fixed: Any) -> Event:
     return Event(what=what, **(chosen | fixed))
 
 
-def _with(plan: Plan, *events: Event, **changes: Any) -> Plan:
-    return replace(plan, events=tuple(sorted((*plan.events, *events), key=lambda event: event.at)), **changes)
+def with_events(plan: Plan, *events: Event, **changes: Any) -> Plan:
+    """Return a plan with more events, and with other changes."""
+    return replace(plan, events=tuple(sorted((*plan.events, *events), key=lambda each: each.at)), **changes)
 
 
 # -- one function for each ---------------------------------------------------------------------------------------------
@@ -128,8 +130,10 @@ def _overload(plan: Plan, rng: Random) -> Plan:
         equal=not outage and not plan.fifo,
     )
     if outage:
-        trouble = rng.choice(_REFUSING)
-        return _with(plan, _event(rng, plan, "host trouble", at=rng.uniform(0, 5), seconds=20.0, trouble=trouble))
+        trouble = rng.choice(REFUSING)
+        return with_events(
+            plan, make_event(rng, plan, "host trouble", at=rng.uniform(0, 5), seconds=20.0, trouble=trouble)
+        )
     return plan
 
 
@@ -142,18 +146,18 @@ def _small_receives(plan: Plan, rng: Random) -> Plan:
 def _decisions_in_an_outage(plan: Plan, rng: Random) -> Plan:
     """A host is down; an operator decides about one of its tenants meanwhile, and takes it back later, or never."""
     start = rng.uniform(0, 6)
-    outage = _event(rng, plan, "host trouble", at=start, seconds=rng.uniform(8, 22), trouble=rng.choice(_REFUSING))
+    outage = make_event(rng, plan, "host trouble", at=start, seconds=rng.uniform(8, 22), trouble=rng.choice(REFUSING))
     decisions = [
-        _event(rng, plan, "control", at=start + rng.uniform(0, 6), seconds=rng.uniform(5, 23), index=index)
+        make_event(rng, plan, "control", at=start + rng.uniform(0, 6), seconds=rng.uniform(5, 23), index=index)
         for index in range(plan.processes)
     ]
     if rng.random() < 0.5:
-        return _with(plan, outage, *decisions, hosts=1)
-    return _with(plan, outage, *decisions, hosts=1, kept_paused=decisions[0].tenant, survivors_finish=True)
+        return with_events(plan, outage, *decisions, hosts=1)
+    return with_events(plan, outage, *decisions, hosts=1, kept_paused=decisions[0].tenant, survivors_finish=True)
 
 
 def _cancellation(plan: Plan, rng: Random) -> Plan:
-    return _with(plan, _event(rng, plan, rng.choice(("cancel again", "cancel levels"))))
+    return with_events(plan, make_event(rng, plan, rng.choice(("cancel again", "cancel levels"))))
 
 
 def _foreign_errors(plan: Plan, rng: Random) -> Plan:
@@ -215,8 +219,10 @@ def _changing_redrive(plan: Plan, rng: Random) -> Plan:
         replace(each, at=rng.choice((each.at, rng.uniform(0, 250)))) for each in without_endless(plan.orders)
     )
     plan = replace(plan, max_receives=first, end=end, orders=tuple(sorted(orders, key=lambda order: order.at)))
-    trouble = _event(rng, plan, "host trouble", at=outage, seconds=rng.uniform(40, 120), trouble=rng.choice(_REFUSING))
-    return _with(plan, trouble, redrives=(Redrive(rng.uniform(1, 10), then),))
+    trouble = make_event(
+        rng, plan, "host trouble", at=outage, seconds=rng.uniform(40, 120), trouble=rng.choice(REFUSING)
+    )
+    return with_events(plan, trouble, redrives=(Redrive(rng.uniform(1, 10), then),))
 
 
 def _short_retention(plan: Plan, rng: Random) -> Plan:
@@ -226,20 +232,22 @@ def _short_retention(plan: Plan, rng: Random) -> Plan:
     if rng.random() < 0.7:  # nothing else that could be blamed
         plan = replace(plan, faults=ClientFaults(latency=0.05), events=(), broken=(), processes=1)
     seconds = rng.uniform(20, 145)
-    return _with(
+    return with_events(
         plan,
-        _event(rng, plan, "host trouble", at=rng.uniform(0, 3), seconds=seconds, trouble=rng.choice(_REFUSING)),
+        make_event(rng, plan, "host trouble", at=rng.uniform(0, 3), seconds=seconds, trouble=rng.choice(REFUSING)),
     )
 
 
 def _blocked_loop(plan: Plan, rng: Random) -> Plan:
     timeout = plan.options["visibility"].timeout
     seconds = rng.choice((0.5, 1.1, 2.0)) * timeout
-    return _with(plan, _event(rng, plan, rng.choice(("block", "freeze")), at=rng.uniform(0, 20), seconds=seconds))
+    return with_events(
+        plan, make_event(rng, plan, rng.choice(("block", "freeze")), at=rng.uniform(0, 20), seconds=seconds)
+    )
 
 
 def _stop_while_starting(plan: Plan, rng: Random) -> Plan:
-    return _with(plan, _event(rng, plan, "stop starting", seconds=rng.choice((0.5, 3.0, 100_000.0))))
+    return with_events(plan, make_event(rng, plan, "stop starting", seconds=rng.choice((0.5, 3.0, 100_000.0))))
 
 
 def _late_success(plan: Plan, rng: Random) -> Plan:
@@ -284,9 +292,11 @@ def _many_groups(plan: Plan, rng: Random) -> Plan:
         OrderPlan(f"{tenant}-many-{number}", tenant, f"{tenant}-many-{number}", 0.0, Kind.WELL, 0.02, 0)
         for number in range(groups)
     )
-    pauses = [_event(rng, plan, "control", at=0.0, index=index, tenant=tenant, control="pause") for index in range(3)]
+    pauses = [
+        make_event(rng, plan, "control", at=0.0, index=index, tenant=tenant, control="pause") for index in range(3)
+    ]
     orders = tuple(sorted((*many, *plan.orders), key=lambda order: order.at))
-    return _with(plan, *pauses, orders=orders, kept_paused=tenant, survivors_finish=True)
+    return with_events(plan, *pauses, orders=orders, kept_paused=tenant, survivors_finish=True)
 
 
 def _cut_statements(plan: Plan, rng: Random) -> Plan:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
-from simulation.consumer.attempts import GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL, promise
+from simulation.consumer.attempts import DIVERTED, GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL, promise
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EARLIEST = 0.7
 """The part of the retention period after which a message may be given up for it."""
+LONG_POLL = 20.0
+"""Seconds within which a process with a wrong clock knows SQS's time: a long poll may have waited for so long."""
 _ENDING = 0.1
 """Seconds for which the task of a handler that failed may go on."""
 
@@ -61,20 +63,25 @@ class Licence:
         now, plan = self._now(), self._plan
         tenant = self._shared.tenants[receipt.message_id]
         stops = self._process.stopping_since is not None
-        if stops and not (self._is_at_its_last(receipt.message_id) and self._could_try(tenant, now)):
-            return IT_STOPS
-        if self._process.functions.raised_since(tenant, receipt.received_at):
-            return "a function of the user's raised"
-        if not self._could_hold(receipt, now):
-            return "it cannot be held"
-        if receipt.body in self._process.watch.offered:
-            return "it was not taken for the dead letters"
+        at_its_last = self._is_at_its_last(receipt.message_id)
+        reasons = (
+            (IT_STOPS, stops and not (at_its_last and self._could_try(tenant, now))),
+            ("no letter could be sent", at_its_last and plan.letters_fail(receipt.received_at, now)),
+            (DIVERTED, self._process.decisions.was_diverted(tenant, receipt.received_at)),
+            ("a function of the user's raised", self._process.functions.raised_since(tenant, receipt.received_at)),
+            ("it cannot be held", not self._could_hold(receipt, now)),
+            ("it was not taken for the dead letters", receipt.body in self._process.watch.offered),
+        )
+        for reason, is_so in reasons:
+            if is_so:
+                return reason
         if plan.fifo and receipt.group is not None:
             before = self._broken_groups.get(receipt.group, -1.0)
             self._broken_groups[receipt.group] = now
             # What is before it in its group may be on its way to the dead-letter queue for its age. Or it failed
             # after SQS had deleted it, and its task has not ended yet.
-            if before >= receipt.received_at - _ENDING or self._is_too_old_in(receipt.group):
+            waits = self._process.watch.behind.is_out(receipt.group)
+            if waits or before >= receipt.received_at - _ENDING or self._is_too_old_in(receipt.group):
                 return GROUP_WENT_BACK
         return MEMORY_FULL if self._process.watch.full_at >= receipt.received_at else ""
 
@@ -86,8 +93,10 @@ class Licence:
         )
 
     def _is_old(self, message_id: str) -> bool:
-        retention = self._plan.retention
-        return retention is not None and self._now() > self._shared.sent_at[message_id] + retention * EARLIEST
+        retention, ahead = self._plan.retention, max(0.0, self._plan.clock)
+        if self._process.watch.knows_time():
+            ahead = min(ahead, LONG_POLL)
+        return retention is not None and self._now() + ahead > self._shared.sent_at[message_id] + retention * EARLIEST
 
     def _could_hold(self, receipt: Receipt, now: float) -> bool:
         """Return whether a message can be kept from becoming visible: for as long as it may be extended."""
@@ -127,6 +136,8 @@ class Licence:
                 return message_id in process.blame.poisonous and self._plan.ack is AckMode.ON_SUCCESS
             case "quarantine":
                 return process.decisions.was_quarantined(plan.tenant)
+            case "diverted to elsewhere" | "diverted to elsewhere.fifo":
+                return process.decisions.was_diverted(plan.tenant)
             case "not tried" | "not tried again":
                 return self._may_stay_untried(message_id, plan, reason)
             case _:
@@ -168,6 +179,8 @@ class Licence:
             return True
         if "a message before it in its group" in reason:
             return self._plan.fifo
+        if "diverted to" in reason:
+            return self._process.decisions.was_diverted(plan.tenant)
         first = self._ledger.of(message_id)[0].at
         unknown = plan.kind is Kind.STRANGER or self._shared.unknown_tenant(plan.tenant, first)
         return unknown or self._process.functions.raised_since(plan.tenant, first)

@@ -29,6 +29,8 @@ class Kind(StrEnum):
     REJECTS = "rejects"
     CANCELS = "cancels"
     """The first attempts raise a CancelledError of their own."""
+    CANCELS_ITSELF = "cancels itself"
+    """The first attempts cancel the task that they run in, as old libraries for time limits do."""
     STUBBORN = "stubborn"
     """Goes on for a while when it is cancelled."""
     ACKS = "acks"
@@ -43,8 +45,24 @@ class Kind(StrEnum):
     """The first attempts raise a BaseException of their own, alone or in a group."""
 
 
+LINE = 35.0
+"""Seconds for which letters may stand in line after the time in which none was taken."""
 ENDLESS = frozenset({Kind.POISON, Kind.REJECTS, Kind.MALFORMED, Kind.NOBODY, Kind.STRANGER})
 """These leave the queue only for a dead-letter queue."""
+
+
+class Reaction(StrEnum):
+    """What a handler does when it is cancelled, by the consumer or by its time limit."""
+
+    OBEYS = "obeys"
+    TRANSLATES = "translates"
+    """It raises an error of its own, as many a driver does."""
+    GOES_ON = "goes on"
+    """It swallows the cancellation and does its work to the end."""
+    FAILS_LATER = "fails later"
+    """It swallows the cancellation, goes on, and fails."""
+    RAISES_ANOTHER = "raises another"
+    """It raises a CancelledError that it made itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,7 @@ class OrderPlan:
     seconds: float
     attempts: int
     """How many attempts go wrong, where some do."""
+    reaction: Reaction = Reaction.OBEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +157,45 @@ class Redrive:
     max_receives: int | None
 
 
+class Operation(StrEnum):
+    """A kind of call of a consumer."""
+
+    EXTEND = "extend"
+    CHANGE = "change"
+    """A visibility change that is no extension."""
+    DELETE = "delete"
+    SEND = "send"
+    OPEN = "open"
+
+
+class How(StrEnum):
+    """What is in the way of a call."""
+
+    HANGS = "hangs"
+    """No answer until the time is over; it takes effect before that, or after it."""
+    SLOW = "slow"
+    DENIED = "denied"
+    THROTTLED = "throttled"
+    REFUSED = "refused"
+    """Each entry is refused, although the next try may succeed."""
+    BEYOND = "beyond"
+    """Each entry is refused for good, and not for its receipt handle: a message that was held for twelve hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Obstruction:
+    """A time in which calls of one kind do not get through."""
+
+    call: Operation
+    how: How
+    start: float
+    end: float
+    queue: str = ""
+    """The beginning of the names of the queues that it concerns."""
+    part: float = 1.0
+    """How many of the calls."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A whole schedule."""
@@ -195,8 +253,16 @@ class Plan:
     """How many queues each consumer consumes; see ``many_queues.py``."""
     listed: bool = False
     """Whether a function lists the queues, and one of them is missing from its list for a while."""
+    obstructions: tuple[Obstruction, ...] = ()
+    clock: float = 0.0
+    """Seconds by which the clocks of the processes are wrong."""
     equal: bool = False
     """Whether equal tenants have a backlog and nothing goes wrong: then receives are counted in sum."""
+
+    def letters_fail(self, since: float, until: float) -> bool:
+        """Return whether something is in the way of dead letters in a time, or was shortly before it."""
+        calls = {Operation.SEND, Operation.OPEN}
+        return any(each.call in calls and each.start < until and each.end + LINE > since for each in self.obstructions)
 
     def queue_names(self) -> list[str]:
         """Return the names of the queues, the first one as it is called where there is only one."""
@@ -211,6 +277,12 @@ class Plan:
 def host_of(tenant: str, hosts: int) -> int | None:
     """Return the host of a tenant's database; None where hosts are not known."""
     return sum(tenant.encode()) % hosts if hosts else None
+
+
+def disturbs(faults: ClientFaults) -> bool:
+    """Return whether calls may fail, or their answers be late."""
+    usual = (faults.slow, faults.throttled, faults.unavailable, faults.lost, faults.refused)
+    return any((*usual, faults.foreign, faults.hung))
 
 
 _USUAL = (

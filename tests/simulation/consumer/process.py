@@ -41,7 +41,9 @@ from simulation.consumer.control import Decisions
 from simulation.consumer.database import TenantDatabase
 from simulation.consumer.functions import UserFunctions
 from simulation.consumer.licence import Licence
+from simulation.consumer.obstructions import Obstacles, ObstructedClient
 from simulation.consumer.plan import Kind, OrderPlan
+from simulation.consumer.reactions import OF_ITS_OWN, Reactions
 from simulation.consumer.shared import Ctx, Order, Shared, Tenant, current_process, key_of, resolve
 from simulation.consumer.watch import LOST, STOPPING, Gate, Watch, WatchedClient
 
@@ -73,6 +75,7 @@ class Process:
         self.ledger = shared.ledger
         self.watch = Watch(shared.history, name, shared.plan, shared.resolved.update, shared.ledger)
         self.licence = Licence(self)
+        self.reactions = Reactions(self)
         self.watch.excuse = self.licence.excuse
         self.watch.unread_since = self.unread_since
         self.watch.blocked_since = self.shared.blocked_since
@@ -91,6 +94,8 @@ class Process:
         """Receipt handles with handlers that met an outage: their messages wait, and run again."""
         self.backs_off: set[str] = set()
         """Receipt handles of messages of a group that failed: they may be tried again without another receive."""
+        self.writing: set[str] = set()
+        """Receipt handles with handlers that have come to their work."""
         self.told: set[str] = set()
         """Receipt handles with handlers that were cancelled."""
         self.frozen = 0.0
@@ -203,7 +208,7 @@ class Process:
             context=self._resolve_later if plan.slow_resolver else self._resolve_now,
             resources=self.pool or self.provide,
             ack=plan.ack,
-            client=WatchedClient(self.client, self.watch, self.gate),
+            client=WatchedClient(self._reached(), self.watch, self.gate),
             on_error=self._on_error,
             middleware=[self._outermost],
             observers=[self._observe],
@@ -211,6 +216,13 @@ class Process:
         )
         consumer.handler(self.handle)
         return consumer
+
+    def _reached(self) -> FaultyClient | ObstructedClient:
+        """Return the client, behind what is in the way of single kinds of calls."""
+        planned = self.shared.plan.obstructions
+        if not planned:
+            return self.client
+        return ObstructedClient(self.client, Obstacles(planned, f"{self.shared.plan.seed} {self.name}"))
 
     def _place(self) -> dict[str, Any]:
         """Return what the consumer consumes."""
@@ -252,8 +264,11 @@ class Process:
 
     def _observe(self, event: Event) -> None:
         self.watch.observe(event)
-        if isinstance(event, MessageSettled) and event.settlement in BREAKS_A_GROUP:
-            self.licence.breaks_group(event.message)
+        if isinstance(event, MessageSettled):
+            self.reactions.judge_end(event)
+            in_vain = event.settlement is Settlement.RETRIED and event.message.body in self.watch.offered
+            if in_vain or event.settlement in BREAKS_A_GROUP:
+                self.licence.breaks_group(event.message)
         self.functions.observes(event)
 
     @asynccontextmanager
@@ -287,6 +302,7 @@ class Process:
     async def _on_error(self, failure: Failure) -> None:
         self.reporting += 1
         self.contexts.enters("on_error", failure.message.id)
+        self.reactions.judge_report(failure)
         error = failure.error
         for_now = isinstance(error, PoolExhaustedError | CutOff) or (
             isinstance(error, ResourceOpenError) and not self._says_unknown(failure.message, error)
@@ -375,17 +391,15 @@ class Process:
         """Do what the plan says of this order, under the eyes of the oracles."""
         self._entered(order, ctx)
         try:
-            await self._act(self.shared.orders[order.order_id], ctx)
-        except asyncio.CancelledError as error:
-            self._judge_cancellation(ctx, error)
-            raise
+            await self.reactions.act(self.shared.orders[order.order_id], ctx)
         except CutOff:
             self._was_cut_off(ctx)
             raise
-        except (OwnershipLost, AlreadyHandled):
+        except (asyncio.CancelledError, OwnershipLost, AlreadyHandled):
             raise
         except BaseException:
-            self._fails(ctx.message)
+            if self.reactions.fails(ctx.message.receipt_handle):
+                self._fails(ctx.message)
             raise
         finally:
             if self.gate.alive and not self.frozen and ctx.message.receipt_handle not in self.told:
@@ -499,8 +513,14 @@ class Process:
                 self.watch.asked_for_time.add(ctx.message.id)
                 raise Retry(delay=self.rng.choice((None, 0.0, 1.0)))
             case Kind.CANCELS if wrong:
-                raise asyncio.CancelledError("its own")
+                raise asyncio.CancelledError(OF_ITS_OWN)
+            case Kind.CANCELS_ITSELF if wrong:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel(OF_ITS_OWN)
+                await asyncio.sleep(1.0)
             case Kind.REJECTS:
+                self.watch.asked_for_time.add(ctx.message.id)
                 raise Reject("not for us")
             case Kind.PANICS if wrong:
                 raise Panic("panics") if plan.attempts > 1 else BaseExceptionGroup("panics", [Panic("alone")])
@@ -510,7 +530,7 @@ class Process:
                 await ctx.retry(delay=1.0)
                 return
             case _:
-                await self._write(plan, ctx)
+                await self.write(plan, ctx)
 
     def _break(self, tenant: str) -> None:
         """Fail if this is a time in which everything of the tenant does."""
@@ -522,7 +542,9 @@ class Process:
             if time.tenant == tenant and time.start <= now < time.end:
                 raise ConnectionResetError("broken") if time.suspect else ValueError("broken")
 
-    async def _write(self, plan: OrderPlan, ctx: Ctx) -> None:
+    async def write(self, plan: OrderPlan, ctx: Ctx) -> None:
+        """Do the work of an order."""
+        self.writing.add(ctx.message.receipt_handle)
         inbox = self.shared.plan.inbox
         async with ctx.transaction() if inbox else ctx.resources.transaction() as transaction:
             await asyncio.sleep(0)
@@ -547,17 +569,18 @@ class Process:
                 self.stubborn = True
                 self.told.update(self.handlers)  # nothing here says which message this handler is for
 
-    def _judge_cancellation(self, ctx: Ctx, error: asyncio.CancelledError) -> None:
+    def judge_cancellation(self, ctx: Ctx, error: asyncio.CancelledError) -> None:
         """I6: who is cancelled has to be told why, and it has to be true."""
         self.history.note(self.name, "handler cancelled", ctx.message.id[:4], *error.args)
         limit = self.shared.plan.options["concurrency"].handler_timeout
         told = ctx.message.receipt_handle in self.told  # it ignored that: the end of the consumer gives no reason again
         self.told.add(ctx.message.receipt_handle)
         overran = limit is not None and self._now() >= self.blame.started_at(ctx.message.receipt_handle) + limit
-        its_own = overran or "its own" in error.args or not self.cancelled  # or by its time limit
+        its_own = overran or OF_ITS_OWN in error.args or not self.cancelled  # or by its time limit
         if LOST not in error.args and STOPPING not in error.args and its_own:
+            self.reactions.fails(ctx.message.receipt_handle)
             self._fails(ctx.message)
-        if not self.gate.alive or self.cancelled or "its own" in error.args:
+        if not self.gate.alive or self.cancelled or OF_ITS_OWN in error.args:
             return
         if LOST in error.args:
             if self.watch.owns(ctx.message.id, ctx.message.receipt_handle):

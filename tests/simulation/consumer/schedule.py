@@ -31,11 +31,12 @@ from postroom.testing.databases import SimulatedDatabases, Trouble
 from postroom.testing.faults import ClientFaults, FaultyClient
 from postroom.testing.loop import Deadlock
 from postroom.transports.memory import MemoryClient
+from simulation.consumer.control import DIVERT, ELSEWHERE
 from simulation.consumer.happenings import Happenings
 from simulation.consumer.hardships import make_plan
 from simulation.consumer.liveness import bound
 from simulation.consumer.loop import EPOCH, Broker, SimulationLoop
-from simulation.consumer.plan import Kind, OrderPlan, Plan
+from simulation.consumer.plan import Kind, OrderPlan, Plan, disturbs
 from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
 from simulation.consumer.verdicts import Verdicts
@@ -75,6 +76,8 @@ class Simulation:
         self.shared.in_queue = self._in_queue
         self.shared.gets_no_more = self._gets_no_more
         self.shared.handed_out_at = self._handed_out_at
+        self.elsewhere: LocalQueue | None = None
+        """Where tenants are diverted to."""
         self.queues, self.dead_letters = self._create_queues()
         self.stored: dict[str, Stored] = {}
         self.processes: list[Process] = []
@@ -139,7 +142,7 @@ class Simulation:
         """Make a process that is not started."""
         client = FaultyClient(MemoryClient(self.broker), Random(self.rng.getrandbits(32)), faults)
         process = Process(self.shared, name, client, self.rng.getrandbits(32))
-        process.disturbed = _disturbs(faults)
+        process.disturbed = disturbs(faults) or any(self._now() < each.end for each in self.plan.obstructions)
         self.processes.append(process)
         return process
 
@@ -249,7 +252,9 @@ class Simulation:
                     if _idle_slots(process):
                         await asyncio.sleep(pause)
                         await self.loop.settled()
-                if (idle := _idle_slots(process)) > 0:
+                # On a FIFO queue, and where its tenant is diverted, a message keeps its slot while its letter waits.
+                waits = self.plan.letters_fail(self._now(), self._now())
+                if (idle := _idle_slots(process)) > 0 and not waits:
                     self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
                 process.forget_tasks()
                 if (wrong := process.watch.bodies.judge(self._now())) is not None:
@@ -295,7 +300,11 @@ class Simulation:
         if self.plan.max_receives is not None and dead is not None:
             policy = {"deadLetterTargetArn": dead.arn, "maxReceiveCount": str(self.plan.max_receives)}
             attributes["RedrivePolicy"] = msgspec.json.encode(policy).decode()
-        return [self.broker.create_queue(name, attributes) for name in self.plan.queue_names()], dead
+        queues = [self.broker.create_queue(name, attributes) for name in self.plan.queue_names()]
+        if any(event.control.startswith(DIVERT) for event in self.plan.events):
+            fifo = {"FifoQueue": "true"} if self.plan.fifo else {}
+            self.elsewhere = self.broker.create_queue(f"{ELSEWHERE}{suffix}", fifo)
+        return queues, dead
 
 
 def _idle_slots(process: Process) -> int:
@@ -304,11 +313,6 @@ def _idle_slots(process: Process) -> int:
         return 0
     working = len(process.handlers) + process.reporting + len(process.watch.offering)
     return max(0, process.slots_in_use() - working)
-
-
-def _disturbs(faults: ClientFaults) -> bool:
-    usual = (faults.slow, faults.throttled, faults.unavailable, faults.lost, faults.refused)
-    return any((*usual, faults.foreign, faults.hung))
 
 
 def _message(order: OrderPlan, plan: Plan) -> Send:
@@ -410,7 +414,7 @@ def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, A
             await simulation.run()
             facts.update(simulation.facts)
 
-    wall = SimpleNamespace(time=lambda: EPOCH + loop.time())  # the consumer's clock on the wall is right
+    wall = SimpleNamespace(time=lambda: EPOCH + plan.clock + loop.time())
     # Of a FIFO queue nothing is deferred, and all is held.
     limits = {} if plan.kept_paused is None or plan.fifo else _SMALL_LIMITS
     with (

@@ -8,7 +8,7 @@ from postroom import AckMode
 from postroom.local.messages import MessageState
 from postroom.testing.loop import describe_tasks
 from simulation.consumer.database import INBOX
-from simulation.consumer.plan import ENDLESS, OrderPlan
+from simulation.consumer.plan import ENDLESS, How, Operation, OrderPlan, disturbs
 from simulation.consumer.process import Process
 
 if TYPE_CHECKING:
@@ -145,8 +145,10 @@ class Verdicts:
         faults = self.plan.faults
         if last.excuse or ended or decided or process.frozen or faults.foreign or faults.hung:
             return False
-        # It knows of no dead-letter queue, or not even of the retention period.
-        if self.plan.blind or not self.shared.ledger.policies.has_redrive(expiry):
+        knows_time = not self.plan.clock or process.watch.knows_time(expiry - 2 * TIME_TO_REJECT)
+        # Or it knows of no dead-letter queue, or not even of the retention period.
+        knows = knows_time and not self.plan.blind and self.shared.ledger.policies.has_redrive(expiry)
+        if not knows or self.plan.letters_fail(last.at, expiry):
             return False
         if not process.gate.alive or self.shared.gaps:
             return False
@@ -197,7 +199,9 @@ class Verdicts:
 
     def _dead(self) -> set[str]:
         """Return the orders in the dead-letter queue; each has a reason, or was tried as often as it was promised."""
-        keys: set[str] = set()
+        elsewhere = self._world.elsewhere
+        diverted = () if elsewhere is None else elsewhere.messages.values()
+        keys = {message.attributes["key"].string_value or "" for message in diverted}
         if self._world.dead_letters is None:
             return keys
         for message in self._world.dead_letters.messages.values():
@@ -207,6 +211,40 @@ class Verdicts:
                 continue
             if message.receives < min(self.shared.policies.values()):
                 self.history.broken("no loss", f"{message.id[:4]} is a dead letter without a reason")
-            if (wrong := self.shared.ledger.judge_dead_letter(message.id)) is not None:
+            if (wrong := self.shared.ledger.judge_dead_letter(message.id) or self._slipped(message.id)) is not None:
                 self.history.broken("attempts", wrong)
         return keys
+
+    def _slipped(self, message: str) -> str | None:
+        """Judge a dead letter without a reason that a healthy process held untried, until its time was over."""
+        receives = self.shared.ledger.of(message)
+        if not receives or receives[-1].tried or receives[-1].given_back is not None or receives[-1].excuse:
+            return None
+        if message in self._rejected():  # too late to be deleted: it is there twice
+            return None
+        last = receives[-1]
+        process = next(each for each in self._world.processes if each.name == last.process)
+        until = process.watch.receipts[last.handle].deadline
+        most = self.shared.policies.known_at(until)
+        ended = process.stopping_since is not None and process.stopping_since < until
+        stood_still = process.frozen or any(start < until and end > last.at for start, end in self.shared.gaps)
+        if most is None or last.number < most or ended or stood_still or not process.gate.alive:
+            return None
+        if not self._could_send(last.at, until):
+            return None
+        return f"{message[:4]} is a dead letter without a reason, untried: {process.name} let its last receive slip"
+
+    def _rejected(self) -> set[str]:
+        """Return the messages with a dead letter that has a reason."""
+        assert self._world.dead_letters is not None
+        letters = self._world.dead_letters.messages.values()
+        ids = [each.attributes.get("postroom.message_id") for each in letters]
+        return {each.string_value or "" for each in ids if each is not None}
+
+    def _could_send(self, since: float, until: float) -> bool:
+        """Return whether nothing that was planned may have kept a letter from the dead-letter queue in a time."""
+        plan = self.plan
+        stormy = any(event.what in {"storm", "partition"} for event in plan.events) or disturbs(plan.faults)
+        # Where extensions are throttled, SQS counts as out of reach: once it is back, the extension goes first.
+        throttled = any(each.call is Operation.EXTEND and each.how is How.THROTTLED for each in plan.obstructions)
+        return not (plan.letters_fail(since, until) or stormy or throttled or plan.blind or plan.faults.denied)

@@ -13,12 +13,13 @@ from postroom.errors import AccessDenied
 from postroom.events import Event, MessageSettled
 from postroom.message import Message, OutgoingMessage
 from postroom.settlement import batcher
-from postroom.testing.faults import FaultyClient, FaultyQueue
-from postroom.transports.protocol import NO_HANDLE, EntryFailure, QueueInfo, SendResult, VisibilityChange
+from postroom.testing.faults import FaultyQueue
+from postroom.transports.protocol import NO_HANDLE, Client, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
 from simulation.consumer.attempts import CROWDED, CROWDED_FOR, Ledger
+from simulation.consumer.behind import Behind
 from simulation.consumer.bodies import FEW, Bodies
-from simulation.consumer.plan import Plan
+from simulation.consumer.plan import How, Plan
 from support.passing import PassingClient
 
 LOST = "the message is not ours any longer: its visibility timeout is over"
@@ -105,6 +106,11 @@ class Receipt:
         """Whether an extension was refused for good."""
 
 
+def is_of_handle(failure: EntryFailure) -> bool:
+    """Return whether an entry was refused for its receipt handle."""
+    return "ReceiptHandle" in failure.code + failure.text or "MessageNotInflight" in failure.code
+
+
 def has_tenant(message: Message) -> bool:
     """Return whether a message names a tenant."""
     return "tenantId" in message.message_attributes
@@ -130,7 +136,9 @@ class Watch:
         self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
         # An extension that is never answered keeps its batch.
+        hung = any(each.how is How.HANGS for each in plan.obstructions)
         answers = polling.batch * polling.pollers + 10 * watched + 10 * bool(plan.faults.hung)
+        answers += len(plan.orders) * hung
         memory: int | None = getattr(polling, "memory", None)
         # A handler may go on after it has acknowledged its message.
         beside = answers + FEW + plan.options["concurrency"].total
@@ -162,6 +170,8 @@ class Watch:
         self.ack = plan.ack
         self.blind = plan.blind
         self.redrives = bool(plan.redrives)
+        self.foreign = bool(plan.faults.foreign)
+        """Whether calls raise what the protocol does not name: that may mean that nothing can be sent any longer."""
         self.may_be_rejected: Callable[[str, str, str], bool] = lambda *_: True
         """Message id, key and reason to whether it may become a dead letter for that."""
         self.is_poison: Callable[[str], bool] = lambda _id: False
@@ -177,7 +187,7 @@ class Watch:
         """Messages that were found handled before."""
         self.failed: set[str] = set()
         self.asked_for_time: set[str] = set()
-        """Messages with a handler that raised ``Retry``."""
+        """Messages with a handler that raised ``Retry``, or ``Reject``, which may be in vain."""
         self.acked_by_hand: set[str] = set()
         self.retried_by_hand: set[str] = set()
         """Messages for which the last handler asked for a retry: it may be cut off before SQS confirms that."""
@@ -193,6 +203,9 @@ class Watch:
         """Messages that were left to their visibility timeout."""
         self.lost: set[str] = set()
         """Messages that were given up as lost; the answer to an older receive of one may still arrive."""
+        self.refused: set[str] = set()
+        """Receipt handles with a delete, or a change, that was refused for good."""
+        self.behind = Behind()
         self.settled: Counter[str] = Counter()
         self.sending = 0
         """Sends to the dead-letter queue under way: each holds a slot."""
@@ -234,6 +247,13 @@ class Watch:
         """Return when SQS confirmed the end of a receive; None while it is held, here or in a newer receive."""
         receipt = self.receipts[handle]
         return receipt.ended_at if self.newest[receipt.message_id] == handle else None
+
+    def knows_time(self, by: float = math.inf) -> bool:
+        """Return whether a process with a wrong clock can know SQS's time: a message was received for the first time.
+
+        SQS says when that was, and it was after the process asked. Of later receives it does not say when they were.
+        """
+        return any(receipt.receives == 1 and receipt.arrived_at < by for receipt in self.receipts.values())
 
     def most_sends(self, receipt: Receipt, now: float) -> float:
         """Return how often an entry of a receive may have been sent by now."""
@@ -336,6 +356,9 @@ class Watch:
             if receipt.settled_at is None:
                 receipt.settled_at = now
                 self.ledger.gives_back(change.receipt_handle, now, change.timeout)
+                wrong = self.behind.gives_back(receipt.message_id, receipt.group, receipt.received_at)
+                if wrong is not None and not self.stopping:
+                    self.history.broken("expense", f"{self.name} {wrong}")
                 crowded = self._crowded and change.timeout >= self._crowded_for
                 if why := CROWDED if crowded else self.excuse(receipt):
                     self.ledger.excuses(change.receipt_handle, why)
@@ -361,6 +384,7 @@ class Watch:
         """Note which entries SQS confirmed."""
         refused = {failure.index for failure in failures}
         now = asyncio.get_running_loop().time()
+        self.refused.update(handles[failure.index] for failure in failures if failure.sender_fault)
         for index, handle in enumerate(handles):
             if index not in refused:
                 self.receipts[handle].ended = what
@@ -383,7 +407,7 @@ class Watch:
                 # An answer that comes after the deadline changes nothing: it is given up then.
                 if asyncio.get_running_loop().time() < receipt.sure_until:
                     receipt.sure_until = receipt.deadline
-            elif failure.sender_fault:
+            elif failure.sender_fault and is_of_handle(failure):
                 receipt.refused = True
 
     def rejects(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -395,6 +419,11 @@ class Watch:
             key = message.message_attributes["key"].string_value or ""
             self.history.note(self.name, "dead letter", key, reason)
             mine = [receipt for receipt in self.receipts.values() if receipt.body == message.body]
+            now = asyncio.get_running_loop().time()
+            if all(now >= receipt.deadline for receipt in mine):
+                self.history.broken("S4", f"{self.name} makes {key} a dead letter, which it lost")
+            for receipt in mine:
+                self.behind.offers(receipt.message_id, receipt.group, now)
             self.on_offered([receipt.group for receipt in mine])
             self.offering.update(receipt.message_id for receipt in mine)
             if not any(self.may_be_rejected(each, key, reason) for each in {receipt.message_id for receipt in mine}):
@@ -414,17 +443,29 @@ class Watch:
         if settlement is Settlement.RETRIED and self.is_poison(message.id) and message.body not in self.offered:
             self.history.broken("poison", f"{self.name} tries {message.id[:4]} again, although it is poison")
 
+    def _check_given_up(self, message: Message) -> None:
+        """S5: a delete is tried as long as its message is held; where it is denied, for five minutes."""
+        newest = self.newest[message.id]
+        excused = newest in self.refused or self.stopping or self.foreign
+        if self.receipts[newest].deletes and not excused:
+            self.history.broken("S5", f"{self.name} gives the delete of {message.id[:4]} up, which it holds")
+
     def observe(self, event: Event) -> None:
         """Count settlements: each receive ends once (MANUAL may acknowledge what it first left)."""
         if isinstance(event, MessageSettled):
             self.history.note(self.name, "settled", event.message.id[:4], event.settlement.value)
             handle = event.message.receipt_handle
             self.offering.discard(event.message.id)
+            self.behind.ends(event.message.id)
             self._check_verdict(event.message, event.settlement)
             self.deferred += event.settlement.value in PUT_OFF
             if event.settlement is Settlement.LEFT:
+                self._check_given_up(event.message)
                 self.left.add(event.message.id)
-                self.receipts[handle].let_go_at = asyncio.get_running_loop().time()
+                newest = self.newest[event.message.id]
+                # With the receipts of later receives that reached it before its handler ended.
+                for each in {handle} if newest in self.started else {handle, newest}:
+                    self.receipts[each].let_go_at = asyncio.get_running_loop().time()
             else:
                 if event.settlement is Settlement.LOST:
                     self.lost.add(event.message.id)
@@ -448,7 +489,7 @@ class Watch:
 class WatchedClient(PassingClient):
     """The client of one process. Once the process is dead, nothing gets out of it any longer."""
 
-    def __init__(self, inner: FaultyClient, watch: Watch, gate: "Gate") -> None:
+    def __init__(self, inner: Client, watch: Watch, gate: "Gate") -> None:
         super().__init__(inner)
         self._watch = watch
         self._gate = gate

@@ -40,13 +40,13 @@ class Hourly(ScriptedQueue):
         return msgspec.structs.replace(super().info, attributes={"MessageRetentionPeriod": str(int(HOUR))})
 
 
-def left(*jobs: Job, wall: float = 0.0, now: float, of: Job, slept: float = 0.0) -> float:
+def left(*receives: Job | list[Job], wall: float = 0.0, now: float, of: Job, slept: float = 0.0) -> float:
     """Return for how long a message may wait, at a loop time, after receives were learnt from when they were read."""
 
     async def main() -> float:
         facts = QueueFacts(Hourly(), Tasks(lambda _error: None))
-        for each in jobs:
-            facts.received([each], asyncio.get_running_loop().time())
+        for each in receives:
+            facts.received(each if isinstance(each, list) else [each], asyncio.get_running_loop().time())
         await asyncio.sleep(now - asyncio.get_running_loop().time())
         with pytest.MonkeyPatch.context() as patch:
             loop = asyncio.get_running_loop()
@@ -72,6 +72,13 @@ def test_a_clock_that_is_wrong_is_set_right_by_receives() -> None:
     """Four minutes behind; and the message was received before, by a process that is gone."""
     old = job(sent=SQS - 600, first=SQS - 1, asked=0.0, receives=3)
     assert left(old, wall=SQS - 240, now=0.0, of=old) == pytest.approx(HOUR - 60 - 600, abs=2)
+
+
+def test_any_message_of_a_receive_that_is_new_tells_the_time() -> None:
+    """A new process's clock is twenty minutes ahead. The first message of its receive was received before."""
+    old = job(sent=SQS - 600, first=SQS - 590, asked=0.0, receives=2)
+    fresh = job(sent=SQS, first=SQS, asked=0.0)
+    assert left([old, fresh], wall=SQS + 1200, now=0.0, of=old) == pytest.approx(HOUR - 60 - 600, abs=1)
 
 
 def test_time_that_the_machine_slept_counts() -> None:

@@ -1,0 +1,155 @@
+"""Would the schedules of ``further.py`` notice? Each mutant breaks the consumer in one place, as in ``mutants.py``.
+
+``python -m simulation.consumer.further_mutants`` searches for each of them. With ``--table`` it prints the table of
+docs/proof.md, of the seeds that are kept here.
+"""
+
+import asyncio
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+from postroom.consumer import engine
+from postroom.consumer.core import Core, Scene
+from postroom.consumer.facts import QueueFacts
+from postroom.consumer.job import Job
+from postroom.consumer.pipeline import Pipeline
+from postroom.consumer.poller import Poller
+from postroom.consumer.source import Source
+from postroom.consumer.tenants import Tenants
+from postroom.settlement import DeadLetters, settler
+from postroom.settlement.batcher import Fate
+from simulation.consumer.further import further_violations
+from simulation.consumer.mutants import Mutant, Patch
+
+FIRST = 300_000_000
+"""Where the search begins."""
+
+
+def _swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Patch]:
+    return lambda: patch.object(owner, name, make(getattr(owner, name)))
+
+
+def _says(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
+    return _swap(owner, name, lambda _: lambda *_args, **_options: answer)
+
+
+def _when_read(_: Any) -> Any:
+    """Take the time at which an answer is read for the time at which it came."""
+    return lambda poller, asked: asked._replace(time=poller._tasks.time())
+
+
+def _from_the_first(received: Any) -> Any:
+    """Learn from the first message of a receive only."""
+
+    def mutant(self: QueueFacts, jobs: Sequence[Job], now: float) -> None:
+        received(self, jobs[:1], now)
+
+    return mutant
+
+
+def _sent_away(_: Any) -> Any:
+    """Take what is where its tenant is diverted to for what goes away."""
+
+    def mutant(self: Core, job: Job) -> bool:
+        return self._tenants.is_sent_away(job.tenant)
+
+    return mutant
+
+
+def _takes_errors_for_failures(did_fail: Any) -> Any:
+    """Let what was cut off have failed, if it ended with an error."""
+
+    async def mutant(self: Pipeline, job: Job, error: BaseException) -> None:
+        if isinstance(error, Exception):
+            await self._decide(job, error)
+        else:
+            await did_fail(self, job, error)
+
+    return mutant
+
+
+def _any_cancellation(was_cancelled: Any) -> Any:
+    """Take a cancellation by the handler's own code for the consumer's."""
+
+    async def mutant(self: Pipeline, job: Job, error: asyncio.CancelledError) -> None:
+        if job.task is not None and job.task.cancelling():
+            self._return(job)
+        else:
+            await was_cancelled(self, job, error)
+
+    return mutant
+
+
+def _sends_what_it_lost(_: Any) -> Any:
+    """Send a letter for a message that another consumer may have."""
+    return lambda _self, entry, _now: Fate.OVER if entry.waiter.done() else Fate.SEND
+
+
+def _goes_back_behind(arrive: Any) -> Any:
+    """Give back what comes behind a letter that is on its way."""
+
+    def mutant(self: Core, job: Job, now: float, scene: Scene | None = None) -> bool:
+        if job.group in self._halts:
+            self.return_behind(job)
+            return False
+        runs: bool = arrive(self, job, now, scene)
+        return runs
+
+    return mutant
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_098, "attempts"),
+    Mutant("waits for resources until it is lost", _says(Source, "patience", math.inf), 300_000_132, "attempts"),
+    Mutant("looks at no last receive", _says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
+    Mutant(
+        "learns from the first message only", _swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"
+    ),
+    Mutant("learns no time", _says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
+    Mutant("pauses nothing in its own queue", _swap(Core, "_is_sent_away", _sent_away), 300_000_148, "breaker"),
+    Mutant("starts what is diverted", _says(Tenants, "diverted", None), 300_000_001, "control"),
+    Mutant("takes errors for failures", _swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_002, "blame"),
+    Mutant(
+        "takes any cancellation for its own", _swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_012, "blame"
+    ),
+    Mutant("sends letters of what it lost", _swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
+    Mutant("lets nothing wait behind a letter", _swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
+    Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
+    Mutant("counts a late answer from when it reads it", _swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
+)
+
+
+def killed_by(mutant: Mutant, seed: int) -> str | None:
+    """Return what a schedule says against a mutant; None if it notices nothing."""
+    with mutant.plant():
+        violations = further_violations(seed)
+    return violations[0] if violations else None
+
+
+def table() -> str:
+    """Return the table of docs/proof.md."""
+    rows = [f"| {mutant.name} | {mutant.seed} | {mutant.oracle} |" for mutant in MUTANTS]
+    return "\n".join(["| planted defect | found by seed | oracle |", "|---|---|---|", *rows])
+
+
+def main() -> int:
+    """Search for every mutant; 1 if one survives."""
+    if "--table" in sys.argv:
+        print(table())
+        return 0
+    survivors = 0
+    print("| mutant | killed by seed | oracle |\n|---|---|---|")
+    for mutant in MUTANTS:
+        verdicts = ((seed, killed_by(mutant, seed)) for seed in range(FIRST, FIRST + 2_000))
+        seed, verdict = next(((seed, said) for seed, said in verdicts if said is not None), (None, "survives"))
+        survivors += seed is None
+        print(f"| {mutant.name} | {seed} | {verdict.partition(' at ')[0]} |")
+        sys.stdout.flush()
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
