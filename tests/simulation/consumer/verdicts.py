@@ -20,6 +20,8 @@ _ONE_RECEIVE = 10
 """Messages that a receive brings at most."""
 START = 10
 """Such receives that are not counted: of the start, and of the end."""
+GLANCES = 4.0
+"""Receives per second of each process that may look for tenants of which nothing is here, while slots are free."""
 TIME_TO_REJECT = 5.0
 """Seconds before a message expires in which it cannot be expected any longer that it is rejected for that."""
 
@@ -178,10 +180,14 @@ class Verdicts:
         if not self.plan.equal:
             return
         handled = len(self.plan.orders)
-        calls = sum(process.watch.receives for process in self._world.processes)
+        looks = sum(process.consumer.statistics().scouting_receives for process in self._world.processes)
+        calls = sum(process.watch.receives for process in self._world.processes) - looks
         deferred = sum(process.watch.deferred for process in self._world.processes)
         if deferred > _ONE_RECEIVE:
             self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
+        # Glances are bounded by time alone: a few for each message of handlers that take seconds.
+        if looks > GLANCES * self._now() * len(self._world.processes):
+            self.history.broken("expense", f"{looks} receives looked for others while all tenants were equal")
         if calls > CALLS_PER_MESSAGE * handled + START:
             self.history.broken("expense", f"{calls} receives for {handled} messages of equal tenants")
 
@@ -220,7 +226,8 @@ class Verdicts:
         receives = self.shared.ledger.of(message)
         if not receives or receives[-1].tried or receives[-1].given_back is not None or receives[-1].excuse:
             return None
-        if message in self._rejected():  # too late to be deleted: it is there twice
+        # Too late to be deleted, it is there twice. Handed out twice, it has one receive more than was seen.
+        if self.plan.faults.duplicated or message in self._rejected():
             return None
         last = receives[-1]
         process = next(each for each in self._world.processes if each.name == last.process)

@@ -356,8 +356,9 @@ class Watch:
             if receipt.settled_at is None:
                 receipt.settled_at = now
                 self.ledger.gives_back(change.receipt_handle, now, change.timeout)
+                failed = self.ledger.failures(receipt.message_id) > 0  # then it goes back for itself
                 wrong = self.behind.gives_back(receipt.message_id, receipt.group, receipt.received_at)
-                if wrong is not None and not self.stopping:
+                if wrong is not None and not (self.stopping or failed):
                     self.history.broken("expense", f"{self.name} {wrong}")
                 crowded = self._crowded and change.timeout >= self._crowded_for
                 if why := CROWDED if crowded else self.excuse(receipt):
