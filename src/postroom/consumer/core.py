@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from postroom.consumer.actions import Action, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Outage, Wait
 from postroom.consumer.away import MOST_AWAY, Absent, Away
 from postroom.consumer.demand import ReceivePolicy
@@ -73,49 +74,6 @@ class Scene(msgspec.Struct, frozen=True):
     """Whether no tenant is kept from running, and nothing was decided about any."""
     gone: set[str]
     """Message groups of which something went back since: nothing that follows may overtake it."""
-
-
-class GiveBack(msgspec.Struct, frozen=True):
-    """Make a message visible again, after a delay."""
-
-    job: Job
-    settlement: Settlement
-    delay: float = 0.0
-
-
-class Reject(msgspec.Struct, frozen=True):
-    """Send a message to the dead-letter queue, with the reason."""
-
-    job: Job
-    reason: str
-    delay: float = 30.0
-    """Seconds until it is seen again if that is not possible."""
-
-
-class ReturnGroup(msgspec.Struct, frozen=True):
-    """Give back what is still being resolved of a message group: a message before it was not done."""
-
-    group: str
-    message_id: str | None = None
-    """The message that was not done: where it has come again, it stays."""
-    behind: bool = False
-    """Something that stood behind it went back already: so does what is behind it where it has come again."""
-
-
-class RelieveAt(msgspec.Struct, frozen=True):
-    """Call ``relieve`` again at a time: it has looked a moment ago."""
-
-    when: float
-
-
-class GoOnAt(msgspec.Struct, frozen=True):
-    """Call ``go_on`` at a time: a message group stands still until then."""
-
-    group: str
-    when: float
-
-
-Action = GiveBack | Reject | ReturnGroup | RelieveAt | GoOnAt
 
 
 class Core:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from postroom.consumer.core import PATIENCE, Core, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
+from postroom.consumer.actions import GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
+from postroom.consumer.core import PATIENCE, Core
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from postroom.consumer import attempts as attempts_module
+from postroom.consumer.actions import GiveBack
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import Availability, Obstacle
 from postroom.consumer.away import Away
-from postroom.consumer.core import Core, GiveBack
+from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.job import Job
 from postroom.scheduling import Scheduler

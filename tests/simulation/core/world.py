@@ -11,8 +11,9 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final, cast
 
+from postroom.consumer.actions import GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.availability import Availability, PoolView
-from postroom.consumer.core import PATIENCE, Core, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup, Scene
+from postroom.consumer.core import PATIENCE, Core, Scene
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from postroom import AckMode, Consumer, MessageContext, Polling, RetryPolicy, Visibility
-from postroom.consumer.core import GiveBack, GoOnAt, Reject, ReturnGroup
+from postroom.consumer.actions import GiveBack, GoOnAt, Reject, ReturnGroup
 from postroom.consumer.job import Job
 from postroom.errors import Reject as RejectError
 from postroom.message import Message

@@ -7,10 +7,11 @@ import pytest
 from msgspec import structs
 
 from postroom import Polling, RetryPolicy
+from postroom.consumer.actions import GiveBack, Reject
 from postroom.consumer.attempts import Attempts, default_promise
 from postroom.consumer.availability import Availability, Obstacle, ObstacleKind
 from postroom.consumer.away import Absent, Away
-from postroom.consumer.core import Core, GiveBack, Reject
+from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
 from postroom.consumer.demand import AdaptivePolicy
 from postroom.consumer.scouting import Scouting

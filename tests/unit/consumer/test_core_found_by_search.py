@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from postroom.consumer import availability as availability_module
-from postroom.consumer.core import GiveBack, Reject, ReturnGroup
+from postroom.consumer.actions import GiveBack, Reject, ReturnGroup
 from postroom.consumer.job import Job
 from postroom.message import Message
 from postroom.options import Faults
