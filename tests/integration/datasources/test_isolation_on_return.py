@@ -159,8 +159,9 @@ async def _leave_behind(driver: Driver, resource: Any, sql: str, ending: str) ->
         await asyncio.sleep(0.02)
         task.cancel()
     await asyncio.wait([task])
-    if not done.is_set():
-        task.result()
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not done.is_set():
+        raise error
     return backends[0]
 
 

@@ -1,6 +1,7 @@
 """FastAPI, Starlette and Litestar under a real uvicorn: consumers live with the application and share its pool."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -85,6 +86,9 @@ class Shop:
 @pytest.fixture
 async def shop() -> AsyncGenerator[Shop]:
     """A shop with a queue that exists."""
+    # Litestar starts a thread under the lock of `logging`. Were garbage of another test collected in that thread, such
+    # as a future with an error that nothing asked for, it would log that, and never get the lock.
+    gc.collect()
     async with LocalBroker() as broker:
         broker.create_queue("orders")
         yield Shop(broker)

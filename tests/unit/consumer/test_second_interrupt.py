@@ -78,6 +78,7 @@ async def scene() -> AsyncGenerator[Scene]:
 def interrupted() -> Generator[None]:
     """Expect ``asyncio.run`` to end as it does after Ctrl-C, and to leave the signal as it was."""
     before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler  # otherwise `asyncio.run` listens to no Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         yield
     assert signal.getsignal(signal.SIGINT) is before
