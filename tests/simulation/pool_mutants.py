@@ -20,7 +20,7 @@ from postroom.resources.line import Line
 from postroom.resources.plan import View
 from postroom.resources.pool import ResourcePool
 from postroom.resources.providers import _FromFunction
-from postroom.resources.refusals import OpenFailed
+from postroom.resources.refusals import NotOpened
 
 Patch = pytest.MonkeyPatch
 MUTANTS: dict[str, Callable[[Patch], None]] = {}
@@ -87,7 +87,7 @@ def lets_one_cancelled_waiter_fail_the_others(patch: Patch) -> None:
 @mutant
 def passes_the_providers_cancellation_on(patch: Patch) -> None:
     """I6: waiters get what the provider raised, as it is."""
-    patch.setattr(OpenFailed, "error", lambda self, context: self.cause.error)
+    patch.setattr(NotOpened, "error", lambda self, context: self.cause.error)
 
 
 @mutant

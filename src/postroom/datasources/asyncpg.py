@@ -162,8 +162,9 @@ def asyncpg_pool(
         )
         try:
             await pool
-            # An open that never connected would prove nothing about the tenant's database.
-            async with pool.acquire():
+            # An open that never connected would prove nothing about the tenant's database. To connect has a limit of
+            # its own; the rest is for `init`.
+            async with pool.acquire(timeout=connect_timeout + (acquire_timeout or connect_timeout)):
                 pass
             yield pool
         finally:

@@ -23,7 +23,7 @@ from postroom.resources.entries import Demand, Entry, EntryState, LeaseRequest, 
 from postroom.resources.gates import Gates
 from postroom.resources.identity import Identity
 from postroom.resources.line import Line
-from postroom.resources.refusals import HostDown, OpenFailed, PoolClosed, Refusal, StillCooling
+from postroom.resources.refusals import HostDown, NotOpened, PoolClosed, Refusal, StillCooling
 from postroom.resources.statistics import Counters
 
 _READY: Final = EntryState.READY  # a release looks at it: found in a third of the time
@@ -236,7 +236,7 @@ class Core:
         self._leave_opening(entry, Reason.UNHEALTHY, now)
         demand = self.demands.pop(entry.identity, None)
         if demand is not None:
-            self._turn_away(demand, OpenFailed(entry.key, cause, permanent, pause))
+            self._turn_away(demand, NotOpened(entry.key, cause, permanent, pause))
         if tripped:
             self._refuse_host(entry.host, now)
         self._unpark(entry.host, now)

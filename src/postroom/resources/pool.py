@@ -30,7 +30,7 @@ from postroom.resources.lease import Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
 from postroom.resources.providers import Opener, connects, known_of, place_of
 from postroom.resources.provision import Provision
-from postroom.resources.refusals import Exhausted, Refusal, TooLate
+from postroom.resources.refusals import NoRoom, Refusal, TooLate
 from postroom.resources.reporter import log
 from postroom.resources.requests import LeaseRequests
 from postroom.resources.statistics import PoolStatistics
@@ -566,7 +566,7 @@ class ResourcePool(Generic[C, R]):
             return
         # Before `leave`, which may drop the demand that the text is about.
         refusal = self._why_late(waiter.demand)
-        if isinstance(refusal, Exhausted):
+        if isinstance(refusal, NoRoom):
             self._core.note_waiting(waiter.demand, engine.loop.time())
         self._counters.timeouts += 1
         self._core.leave(waiter, engine.loop.time())
@@ -577,12 +577,12 @@ class ResourcePool(Generic[C, R]):
         budget, cause = self._core.budget, self._core.last_cause(demand)
         gate = self._core.gates.find(demand.host)
         if demand.stage is Stage.AT_GATE and gate is not None:
-            return Exhausted(demand.key, f"{gate.used} of the budget of {gate.limit} of its host in use", cause)
+            return NoRoom(demand.key, f"{gate.used} of the budget of {gate.limit} of its host in use", cause)
         if demand.stage is Stage.QUEUED and budget.free < demand.weight:
-            return Exhausted(demand.key, f"{budget.used} of the budget of {budget.limit} in use", cause)
+            return NoRoom(demand.key, f"{budget.used} of the budget of {budget.limit} in use", cause)
         if demand.stage is Stage.QUEUED:
             text = f"{self._core.table.opens} opens are under way, the most allowed at once"
-            return Exhausted(demand.key, text, cause)
+            return NoRoom(demand.key, text, cause)
         return TooLate(demand.key, _LATE[demand.stage], cause)
 
     # -- small print --------------------------------------------------------------------------------------------

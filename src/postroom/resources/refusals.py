@@ -31,7 +31,7 @@ def _open_error(
     return error
 
 
-class OpenFailed(msgspec.Struct, frozen=True):
+class NotOpened(msgspec.Struct, frozen=True):
     """The provider failed while this call waited for it."""
 
     key: Hashable
@@ -114,7 +114,7 @@ class TooLate(msgspec.Struct, frozen=True):
         return error
 
 
-class Exhausted(msgspec.Struct, frozen=True):
+class NoRoom(msgspec.Struct, frozen=True):
     """The deadline of the lease passed while it waited for budget or an opening."""
 
     key: Hashable
@@ -148,4 +148,4 @@ def _text(key: Hashable, what: str) -> str:
     return f"the resources of {name}: {what}"
 
 
-Refusal = OpenFailed | StillCooling | HostDown | TooLate | Exhausted | PoolClosed
+Refusal = NotOpened | StillCooling | HostDown | TooLate | NoRoom | PoolClosed
