@@ -147,6 +147,18 @@ class DeadLetters:
             return await self._send_to(await self._opened(), entries)
 
     async def _send_to(self, queue: Queue, entries: Sequence[_Posting]) -> Sequence[EntryFailure]:
+        """Send the letters of messages that are still ours: to open the queue may have taken long."""
+        now = self._time()
+        ours = [place for place, each in enumerate(entries) if self.fate(each, now) is Fate.SEND]
+        if len(ours) == len(entries):
+            return await self._post(queue, entries)
+        failures = await self._post(queue, [entries[place] for place in ours]) if ours else []
+        again = [msgspec.structs.replace(each, index=ours[each.index]) for each in failures]
+        # Their callers have their answer from `fate`.
+        lost = sorted(set(range(len(entries))).difference(ours))
+        return [*again, *(EntryFailure(place, "Lost", sender_fault=True) for place in lost)]
+
+    async def _post(self, queue: Queue, entries: Sequence[_Posting]) -> Sequence[EntryFailure]:
         letters = [write(each.delivery, each.reason, source=each.source, target=queue.info) for each in entries]
         results = await queue.send([letter.outgoing for letter in letters])
         failures = [each for each in results if isinstance(each, EntryFailure)]

@@ -273,6 +273,25 @@ def test_a_queue_that_was_made_again_is_opened_again() -> None:
     assert len(letters.sent) == 1
 
 
+def test_no_letter_is_sent_of_a_message_that_is_lost_while_the_queue_is_opened() -> None:
+    """Another consumer may handle it by then. The letters beside it are sent."""
+    letters = Letters()
+
+    async def test(made: Desk) -> None:
+        lost, *others = made.settler.take([message(1), message(2), message(3)])
+        asyncio.get_running_loop().call_later(0.3, setattr, lost, "lost", True)  # the open takes 0.5 s
+        ends = await asyncio.gather(
+            *(made.settler.reject(each, "why") for each in (others[0], lost, others[1])), return_exceptions=True
+        )
+        assert ends[0] is True
+        assert ends[2] is True
+        assert isinstance(ends[1], OwnershipLost)
+
+    made = scenario(test, letters)
+    assert len(letters.sent) == 2
+    assert sorted(id_ for id_, settlement in made.told if settlement is Settlement.REJECTED) == ["m2", "m3"]
+
+
 @pytest.mark.parametrize("error", [Throttled("slow down"), OSError("reset")])
 def test_a_passing_failure_is_tried_again(error: BaseException) -> None:
     """The message is ours meanwhile."""
