@@ -152,7 +152,9 @@ class DeadLetters:
         ours = [place for place, each in enumerate(entries) if self.fate(each, now) is Fate.SEND]
         if len(ours) == len(entries):
             return await self._post(queue, entries)
-        failures = await self._post(queue, [entries[place] for place in ours]) if ours else []
+        failures: Sequence[EntryFailure] = ()
+        if ours:
+            failures = await self._post(queue, [entries[place] for place in ours])
         again = [msgspec.structs.replace(each, index=ours[each.index]) for each in failures]
         # Their callers have their answer from `fate`.
         lost = sorted(set(range(len(entries))).difference(ours))
