@@ -7,7 +7,7 @@ docs/proof.md, of the seeds that are kept here.
 import asyncio
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -22,18 +22,10 @@ from postroom.consumer.tenants import Tenants
 from postroom.settlement import DeadLetters, settler
 from postroom.settlement.batcher import Fate
 from simulation.consumer.further import further_violations
-from simulation.consumer.mutants import Mutant, Patch
+from simulation.consumer.planting import Mutant, says, search, swap
 
 FIRST = 300_000_000
 """Where the search begins."""
-
-
-def _swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Patch]:
-    return lambda: patch.object(owner, name, make(getattr(owner, name)))
-
-
-def _says(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
-    return _swap(owner, name, lambda _: lambda *_args, **_options: answer)
 
 
 def _when_read(_: Any) -> Any:
@@ -103,53 +95,22 @@ def _goes_back_behind(arrive: Any) -> Any:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_098, "attempts"),
-    Mutant("waits for resources until it is lost", _says(Source, "patience", math.inf), 300_000_132, "attempts"),
-    Mutant("looks at no last receive", _says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
+    Mutant("waits for resources until it is lost", says(Source, "patience", math.inf), 300_000_132, "attempts"),
+    Mutant("looks at no last receive", says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
+    Mutant("learns from the first message only", swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"),
+    Mutant("learns no time", says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
+    Mutant("pauses nothing in its own queue", swap(Core, "_is_sent_away", _sent_away), 300_000_148, "breaker"),
+    Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
+    Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_002, "blame"),
     Mutant(
-        "learns from the first message only", _swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"
+        "takes any cancellation for its own", swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_012, "blame"
     ),
-    Mutant("learns no time", _says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
-    Mutant("pauses nothing in its own queue", _swap(Core, "_is_sent_away", _sent_away), 300_000_148, "breaker"),
-    Mutant("starts what is diverted", _says(Tenants, "diverted", None), 300_000_001, "control"),
-    Mutant("takes errors for failures", _swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_002, "blame"),
-    Mutant(
-        "takes any cancellation for its own", _swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_012, "blame"
-    ),
-    Mutant("sends letters of what it lost", _swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
-    Mutant("lets nothing wait behind a letter", _swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
+    Mutant("sends letters of what it lost", swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
+    Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
-    Mutant("counts a late answer from when it reads it", _swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
+    Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
 )
 
 
-def killed_by(mutant: Mutant, seed: int) -> str | None:
-    """Return what a schedule says against a mutant; None if it notices nothing."""
-    with mutant.plant():
-        violations = further_violations(seed)
-    return violations[0] if violations else None
-
-
-def table() -> str:
-    """Return the table of docs/proof.md."""
-    rows = [f"| {mutant.name} | {mutant.seed} | {mutant.oracle} |" for mutant in MUTANTS]
-    return "\n".join(["| planted defect | found by seed | oracle |", "|---|---|---|", *rows])
-
-
-def main() -> int:
-    """Search for every mutant; 1 if one survives."""
-    if "--table" in sys.argv:
-        print(table())
-        return 0
-    survivors = 0
-    print("| mutant | killed by seed | oracle |\n|---|---|---|")
-    for mutant in MUTANTS:
-        verdicts = ((seed, killed_by(mutant, seed)) for seed in range(FIRST, FIRST + 2_000))
-        seed, verdict = next(((seed, said) for seed, said in verdicts if said is not None), (None, "survives"))
-        survivors += seed is None
-        print(f"| {mutant.name} | {seed} | {verdict.partition(' at ')[0]} |")
-        sys.stdout.flush()
-    return 1 if survivors else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(search(MUTANTS, violations=further_violations, first=FIRST))

@@ -6,17 +6,16 @@ handlers of all queues together never are more than ``total``, or than ``per_ten
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 from postroom.consumer import lifecycle
 from postroom.consumer.rota import Rota
 from postroom.settlement import Settler
-from simulation.consumer.mutants import Mutant, Patch
 from simulation.consumer.plan import Plan
+from simulation.consumer.planting import Mutant, search, swap
 from simulation.consumer.schedule import Outcome, run_consumer_schedule
 
 
@@ -37,10 +36,6 @@ def many_queues_violations(seed: int) -> tuple[str, ...]:
 
 
 # -- planted defects ---------------------------------------------------------------------------------------------------
-
-
-def _swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Patch]:
-    return lambda: patch.object(owner, name, make(getattr(owner, name)))
 
 
 def _slots_for_each_queue(scheduler_limits: Any) -> Any:
@@ -86,32 +81,12 @@ def _asks_the_first_only(add: Any) -> Any:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("has slots for each queue", _swap(lifecycle.Run, "_scheduler_limits", _slots_for_each_queue), 6, "slots"),
-    Mutant("caps a tenant in each queue", _swap(lifecycle.Run, "_scheduler_limits", _caps_for_each_queue), 3, "slots"),
-    Mutant("settles in the first queue", _swap(Settler, "__init__", _settles_elsewhere), 1, "liveness"),
-    Mutant("asks the first queue only", _swap(Rota, "add", _asks_the_first_only), 0, "liveness"),
+    Mutant("has slots for each queue", swap(lifecycle.Run, "_scheduler_limits", _slots_for_each_queue), 6, "slots"),
+    Mutant("caps a tenant in each queue", swap(lifecycle.Run, "_scheduler_limits", _caps_for_each_queue), 3, "slots"),
+    Mutant("settles in the first queue", swap(Settler, "__init__", _settles_elsewhere), 1, "liveness"),
+    Mutant("asks the first queue only", swap(Rota, "add", _asks_the_first_only), 0, "liveness"),
 )
 
 
-def killed_by(mutant: Mutant, seed: int) -> str | None:
-    """Return what a schedule says against a mutant; None if it notices nothing."""
-    with mutant.plant():
-        violations = many_queues_violations(seed)
-    return violations[0] if violations else None
-
-
-def main() -> int:
-    """Search for every mutant; 1 if one survives."""
-    survivors = 0
-    print("| mutant | killed by seed | oracle |\n|---|---|---|")
-    for mutant in MUTANTS:
-        verdicts = ((seed, killed_by(mutant, seed)) for seed in range(2_000))
-        seed, verdict = next(((seed, said) for seed, said in verdicts if said is not None), (None, "survives"))
-        survivors += seed is None
-        print(f"| {mutant.name} | {seed} | {verdict.partition(' at ')[0]} |")
-        sys.stdout.flush()
-    return 1 if survivors else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(search(MUTANTS, violations=many_queues_violations))

@@ -7,8 +7,7 @@ table of docs/proof.md, of the seeds that are kept here.
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from unittest.mock import PropertyMock, patch
@@ -33,30 +32,11 @@ from postroom.settlement.sending import Changes
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure
 from postroom.types import Settlement
+from simulation.consumer.planting import Mutant, Patch, says, search, swap
 from simulation.consumer.schedule import run_consumer_schedule
-
-Patch = AbstractContextManager[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One defect, planted."""
-
-    name: str
-    plant: Callable[[], Patch]
-    seed: int
-    """A seed that kills it, found by searching."""
-    oracle: str
-    """Which oracle it is that notices first."""
-
 
 PROVED = ("attempts", "context", "liveness", "expense", "bytes", "owner", "no loss", "pace")
 """Oracles that have to notice two planted defects or more."""
-
-
-def _swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Patch]:
-    """Replace an attribute by what ``make`` does with the original."""
-    return lambda: patch.object(owner, name, make(getattr(owner, name)))
 
 
 def _all(*plants: Callable[[], Patch]) -> Callable[[], Patch]:
@@ -71,14 +51,9 @@ def _all(*plants: Callable[[], Patch]) -> Callable[[], Patch]:
     return plant
 
 
-def _says(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
-    """Let a method always return one answer."""
-    return _swap(owner, name, lambda _: lambda *_args, **_options: answer)
-
-
 def _does_nothing(owner: Any, name: str) -> Callable[[], Patch]:
     """Let a method do nothing."""
-    return _says(owner, name, None)
+    return says(owner, name, None)
 
 
 def _and_then_says(answer: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -96,7 +71,7 @@ def _and_then_says(answer: Any) -> Callable[[Callable[..., Any]], Callable[..., 
 
 def _does_nothing_later(owner: Any, name: str) -> Callable[[], Patch]:
     """Let a coroutine function do nothing."""
-    return _swap(owner, name, lambda _: _nothing_later)
+    return swap(owner, name, lambda _: _nothing_later)
 
 
 def _property(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
@@ -471,160 +446,128 @@ def _keeps_successes(succeeded: Any) -> Any:
 
 
 MUTANTS = (
-    Mutant("acknowledges before the handler returned", _swap(Pipeline, "_run_handler", _ack_first), 0, "S2"),
-    Mutant("shares one context object", _swap(Pipeline, "_run_handler", _shared_context), 27, "isolation"),
+    Mutant("acknowledges before the handler returned", swap(Pipeline, "_run_handler", _ack_first), 0, "S2"),
+    Mutant("shares one context object", swap(Pipeline, "_run_handler", _shared_context), 27, "isolation"),
     Mutant(
         "gives the lease back before the handler",
-        _swap(Pipeline, "_run_with", _released_before_the_handler),
+        swap(Pipeline, "_run_with", _released_before_the_handler),
         1,
         "liveness",
     ),
     Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 5, "S3"),
-    Mutant("sends the backoff beside an extension", _swap(Changes, "fate", _beside_an_extension), 36, "S3"),
-    Mutant("drops what was not started, at stop", _swap(Core, "close", _drop_unstarted), 62, "S7"),
-    Mutant("leaves to the timeout what it should return", _swap(Settler, "give_back", _says_returned), 62, "S7"),
-    Mutant("waits for resources in a slot", _swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 1, "slots"),
-    Mutant("frees slots per batch", _swap(Engine, "ended", _slot_per_batch), 3, "slots"),
-    Mutant("acknowledges what it lost", _swap(Settler, "ack", _acks_the_lost), 2, "S4"),
-    Mutant("acknowledges twice", _swap(Settler, "ack", _acks_twice), 2, "S1"),
+    Mutant("sends the backoff beside an extension", swap(Changes, "fate", _beside_an_extension), 36, "S3"),
+    Mutant("drops what was not started, at stop", swap(Core, "close", _drop_unstarted), 62, "S7"),
+    Mutant("leaves to the timeout what it should return", swap(Settler, "give_back", _says_returned), 62, "S7"),
+    Mutant("waits for resources in a slot", swap(Pipeline, "_lease_without_slot", _wait_in_the_slot), 1, "slots"),
+    Mutant("frees slots per batch", swap(Engine, "ended", _slot_per_batch), 3, "slots"),
+    Mutant("acknowledges what it lost", swap(Settler, "ack", _acks_the_lost), 2, "S4"),
+    Mutant("acknowledges twice", swap(Settler, "ack", _acks_twice), 2, "S1"),
     Mutant("does not return the group of a failure", _does_nothing(Core, "give_group_back"), 8, "S8"),
     Mutant("forgets the group in the resolver", _does_nothing(Intake, "withdraw"), 13, "S8"),
-    Mutant("resolves another message's context", _swap(Intake, "_resolve", _another_message), 1, "isolation"),
-    Mutant("takes an outage for a failure", _swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
-    Mutant("acknowledges failures (ON_SUCCESS)", _swap(Pipeline, "_settle_failure", _acks_failures), 0, "S2"),
-    Mutant("cancels without a reason", _swap(Job, "cancel", _without_reason), 7, "I6"),
+    Mutant("resolves another message's context", swap(Intake, "_resolve", _another_message), 1, "isolation"),
+    Mutant("takes an outage for a failure", swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
+    Mutant("acknowledges failures (ON_SUCCESS)", swap(Pipeline, "_settle_failure", _acks_failures), 0, "S2"),
+    Mutant("cancels without a reason", swap(Job, "cancel", _without_reason), 7, "I6"),
     Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 65, "I6"),
     Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
-    Mutant("uses an older receipt handle", _swap(Delivery, "renew", _ignores_newer), 11, "S6"),
-    Mutant("counts an extension from its answer", _swap(Heartbeat, "send", _counts_from_the_answer), 99, "S4"),
-    Mutant("grants one slot too many", _swap(Scheduler, "adjust", _one_more), 6, "slots"),
-    Mutant("wakes no poller after a receive", _swap(Poller, "receive", _quiet_after_a_receive), 107, "liveness"),
-    Mutant("takes every refusal for a loss", _swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
+    Mutant("uses an older receipt handle", swap(Delivery, "renew", _ignores_newer), 11, "S6"),
+    Mutant("counts an extension from its answer", swap(Heartbeat, "send", _counts_from_the_answer), 99, "S4"),
+    Mutant("grants one slot too many", swap(Scheduler, "adjust", _one_more), 6, "slots"),
+    Mutant("wakes no poller after a receive", swap(Poller, "receive", _quiet_after_a_receive), 107, "liveness"),
+    Mutant("takes every refusal for a loss", swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
     Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
     Mutant("does not flush", _does_nothing_later(Settler, "drain"), 62, "S7"),
     Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 89, "I8"),
     Mutant(
         "lets a broken tenant have two probes",
-        _all(_swap(Scheduler, "sleep", _sleeps_lightly), _property(_Breaker, "probed", answer=False)),
+        _all(swap(Scheduler, "sleep", _sleeps_lightly), _property(_Breaker, "probed", answer=False)),
         13,
         "breaker",
     ),
     Mutant(
         "opens the breaker again for a late failure",
-        _swap(Availability, "failed", _trips_for_late_failures),
+        swap(Availability, "failed", _trips_for_late_failures),
         270,
         "breaker",
     ),
-    Mutant("takes one success for three", _swap(Attempts, "succeeded", _three_for_one), 177, "poison"),
-    Mutant("defers with the last receive", _says(Attempts, "may_defer", answer=True), 30, "expense"),
-    Mutant("takes duplicates for failures", _swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
-    Mutant("starts what is paused", _swap(Scheduler, "control", _starts_the_paused), 0, "control"),
+    Mutant("takes one success for three", swap(Attempts, "succeeded", _three_for_one), 177, "poison"),
+    Mutant("defers with the last receive", says(Attempts, "may_defer", answer=True), 30, "expense"),
+    Mutant("takes duplicates for failures", swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
+    Mutant("starts what is paused", swap(Scheduler, "control", _starts_the_paused), 0, "control"),
     # -- attempts
     Mutant(
         "never sees that a receive is the last",
-        _all(*(_says(Attempts, name, answer=False) for name in ("is_short_of", "is_last"))),
+        _all(*(says(Attempts, name, answer=False) for name in ("is_short_of", "is_last"))),
         5,
         "attempts",
     ),
-    Mutant("retries an unknown tenant's last receive", _swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
-    Mutant("counts receives as attempts", _swap(Attempts, "number", _counts_receives), 0, "attempts"),
-    Mutant("counts an outage as an attempt", _swap(Pipeline, "_wait", _blames_outages), 278, "attempts"),
-    Mutant("says no reason", _swap(dead_letters, "write", _without_a_reason), 5, "poison"),
-    Mutant("returns at a stop what has no receive left", _says(Core, "keeps", answer=False), 152, "poison"),
+    Mutant("retries an unknown tenant's last receive", swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
+    Mutant("counts receives as attempts", swap(Attempts, "number", _counts_receives), 0, "attempts"),
+    Mutant("counts an outage as an attempt", swap(Pipeline, "_wait", _blames_outages), 278, "attempts"),
+    Mutant("says no reason", swap(dead_letters, "write", _without_a_reason), 5, "poison"),
+    Mutant("returns at a stop what has no receive left", says(Core, "keeps", answer=False), 152, "poison"),
     # -- context
-    Mutant("starts tasks in any context", _swap(Tasks, "start", _inherits), 0, "context"),
-    Mutant("resolves a group in one task", _swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
-    Mutant("calls options in any context", _swap(choices, "clean", lambda _: lambda function: function), 25, "context"),
-    Mutant("resolves in the poller's context", _swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
+    Mutant("starts tasks in any context", swap(Tasks, "start", _inherits), 0, "context"),
+    Mutant("resolves a group in one task", swap(Intake, "_resolve_in_order", _one_task_for_a_group), 3, "context"),
+    Mutant("calls options in any context", swap(choices, "clean", lambda _: lambda function: function), 25, "context"),
+    Mutant("resolves in the poller's context", swap(Tasks, "run_clean", _run_as_it_is), 1, "context"),
     # -- liveness
     Mutant("makes no room when a message ends", _does_nothing(Engine, "make_room"), 4, "liveness"),
     Mutant(
         "gives blocked groups little room",
-        _swap(Core, "taken", _gives_blocked_groups_little_room),
+        swap(Core, "taken", _gives_blocked_groups_little_room),
         3602,
         "liveness",
     ),
-    Mutant("never ends a probe", _says(Availability, "probe_ended", answer=False), 256, "liveness"),
+    Mutant("never ends a probe", says(Availability, "probe_ended", answer=False), 256, "liveness"),
     Mutant(
         "never ends a lead",
-        _all(_does_nothing(Core, "leased"), _swap(Core, "probe_ended", _leads_on)),
+        _all(_does_nothing(Core, "leased"), swap(Core, "probe_ended", _leads_on)),
         30,
         "liveness",
     ),
-    Mutant("lets no lane wake by itself", _swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
+    Mutant("lets no lane wake by itself", swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
     # -- expense
     Mutant("spends the receives of a crowd", lambda: patch.object(core, "_CROWDED", (0.0, 0.0)), 35, "expense"),
     Mutant(
         "needs no proof of a crowd",
-        _all(*(_says(Crowd, name, answer=True) for name in ("is_suspected", "is_proved", "is_noisy"))),
+        _all(*(says(Crowd, name, answer=True) for name in ("is_suspected", "is_proved", "is_noisy"))),
         27,
         "expense",
     ),
     Mutant(
         "parks at every receive",
-        _all(_says(AdaptivePolicy, "is_surplus", answer=True), _says(Attempts, "may_park", answer=True)),
+        _all(says(AdaptivePolicy, "is_surplus", answer=True), says(Attempts, "may_park", answer=True)),
         5,
         "poison",
     ),
-    Mutant("makes room with promised receives", _swap(Core, "relieve", _sheds_anything), 278, "expense"),
+    Mutant("makes room with promised receives", swap(Core, "relieve", _sheds_anything), 278, "expense"),
     # -- bytes
-    Mutant("shows to its own polls what goes back", _says(Engine, "_hidden", answer=0.0), 78, "expense"),
-    Mutant("remembers what it deferred", _swap(Core, "settled", _remembers_jobs), 152, "bytes"),
-    Mutant("remembers what it handled", _swap(Core, "succeeded", _keeps_successes), 6, "bytes"),
-    Mutant("remembers an error with its frames", _swap(batcher, "_without_frames", _as_it_is), 5093, "bytes"),
+    Mutant("shows to its own polls what goes back", says(Engine, "_hidden", answer=0.0), 78, "expense"),
+    Mutant("remembers what it deferred", swap(Core, "settled", _remembers_jobs), 152, "bytes"),
+    Mutant("remembers what it handled", swap(Core, "succeeded", _keeps_successes), 6, "bytes"),
+    Mutant("remembers an error with its frames", swap(batcher, "_without_frames", _as_it_is), 5093, "bytes"),
     # -- owner
-    Mutant("starts what it lost", _says(Settler, "ours", answer=True), 41, "owner"),
-    Mutant("counts what it reads late from when it reads it", _swap(Poller, "arrived", _now), 41, "owner"),
+    Mutant("starts what it lost", says(Settler, "ours", answer=True), 41, "owner"),
+    Mutant("counts what it reads late from when it reads it", swap(Poller, "arrived", _now), 41, "owner"),
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
     Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss
-    Mutant("sweeps nothing", _says(Core, "sweep", ()), 5623, "no loss"),
-    Mutant("lets resources in hand expire", _swap(Core, "sweep", _and_then_says(())), 92000664, "no loss"),
-    Mutant("lets what is too old expire", _says(Core, "_expire", answer=False), 21, "no loss"),
-    Mutant("waits for a slot until the end", _says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
-    Mutant("knows no retention period", _says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
+    Mutant("sweeps nothing", says(Core, "sweep", ()), 5623, "no loss"),
+    Mutant("lets resources in hand expire", swap(Core, "sweep", _and_then_says(())), 92000664, "no loss"),
+    Mutant("lets what is too old expire", says(Core, "_expire", answer=False), 21, "no loss"),
+    Mutant("waits for a slot until the end", says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
+    Mutant("knows no retention period", says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
     # -- pace
-    Mutant("makes no pause for handlers", _says(Availability, "_pause_after", answer=0.0), 5, "pace"),
-    Mutant("ends that pause with an open", _swap(Availability, "recovered", _ends_pauses), 104, "pace"),
+    Mutant("makes no pause for handlers", says(Availability, "_pause_after", answer=0.0), 5, "pace"),
+    Mutant("ends that pause with an open", swap(Availability, "recovered", _ends_pauses), 104, "pace"),
 )
 
 
-def killed_by(mutant: Mutant, seed: int) -> str | None:
-    """Return what a schedule says against a mutant; None if it notices nothing."""
-    with mutant.plant():
-        violations = run_consumer_schedule(seed).violations
-    return violations[0] if violations else None
-
-
-def search(mutant: Mutant, most: int) -> tuple[int, str] | None:
-    """Return the first seed that kills a mutant, and what was broken."""
-    for seed in range(most):
-        if (verdict := killed_by(mutant, seed)) is not None:
-            return seed, verdict
-    return None
-
-
-def table() -> str:
-    """Return the table of docs/proof.md."""
-    rows = [f"| {mutant.name} | {mutant.seed} | {mutant.oracle} |" for mutant in MUTANTS]
-    return "\n".join(["| planted defect | found by seed | oracle |", "|---|---|---|", *rows])
-
-
-def main() -> int:
-    """Search for every mutant; 1 if one survives."""
-    if "--table" in sys.argv:
-        print(table())
-        return 0
-    survivors = 0
-    print("| mutant | killed by seed | oracle |\n|---|---|---|")
-    for mutant in MUTANTS:
-        found = search(mutant, 2_000)
-        survivors += found is None
-        seed, oracle = ("**survives**", "") if found is None else (found[0], found[1].partition(" at ")[0])
-        print(f"| {mutant.name} | {seed} | {oracle} |")
-        sys.stdout.flush()
-    return 1 if survivors else 0
+def consumer_violations(seed: int) -> tuple[str, ...]:
+    """Return what was broken in one schedule."""
+    return run_consumer_schedule(seed).violations
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(search(MUTANTS, violations=consumer_violations))
