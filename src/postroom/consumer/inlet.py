@@ -13,7 +13,6 @@ from postroom.consumer.poller import Receiver
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.statistics import QueueStatistics
-from postroom.options import Visibility
 from postroom.resources import ResourcePool
 from postroom.settlement import DeadLetters, Settler, Tally
 from postroom.transports.protocol import Client, Queue
@@ -56,7 +55,7 @@ class Inlet:
         source.diversions = Diversions(client.queue, tasks=tasks)
         self.settler: Settler[Job] = Settler(
             queue,
-            Visibility() if callable(settings.visibility) else settings.visibility,
+            settings.first_visibility,
             tasks=tasks,
             listener=engine,
             dead_letters=DeadLetters(self.facts, client.queue, tasks=tasks),

@@ -36,7 +36,7 @@ from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
 from postroom.log_fields import Log, Step, about, tenant_in_words
-from postroom.options import Concurrency, Visibility
+from postroom.options import Concurrency
 from postroom.payloads import Decoder
 from postroom.redaction import describe, log_error
 from postroom.resources import ResourcePool
@@ -112,8 +112,7 @@ class Run(Generic[C, R]):
         hints = None if settings.fleet is None else Hints(settings.fleet.lease, rng)
         availability = Availability(pool, rng, hints)
         self.core: Core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
-        visible = Visibility().timeout if callable(settings.visibility) else settings.visibility.timeout
-        self.engine: Engine = Engine(self.core, self.tasks, visible=visible)
+        self.engine: Engine = Engine(self.core, self.tasks, visible=settings.first_visibility.timeout)
         self.engine.on_end = self.end
         if settings.fleet is not None and hints is not None:
             self.member = join(

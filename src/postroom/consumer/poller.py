@@ -14,7 +14,6 @@ from postroom.errors import ServiceUnavailable, TransportError, in_words
 from postroom.events import PollFailed, PollFinished
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
-from postroom.options import Visibility
 from postroom.settlement import Moment
 from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks, has_to_leave
@@ -47,8 +46,7 @@ class Receiver:
         self._watch = watch
         self._polling = source.settings.polling
         self._observers = source.settings.observers
-        visibility = source.settings.visibility
-        self._timeout = Visibility().timeout if callable(visibility) else visibility.timeout
+        self._timeout = source.settings.first_visibility.timeout
         self.started_at: float | None = None
         """The loop time at which the first receive was sent."""
         self.last_success: float | None = None

@@ -71,3 +71,8 @@ class Settings(Generic[C, R]):
     fleet: Fleet | None = None
     queues: Queues | None = None
     """Several queues; None where ``queue`` is the only one."""
+
+    @property
+    def first_visibility(self) -> Visibility:
+        """The policy that a message is received with: where the option is a function, it is asked after that."""
+        return Visibility() if callable(self.visibility) else self.visibility

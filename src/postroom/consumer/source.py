@@ -95,8 +95,7 @@ class Source:
         return max(left, _LEAST_PATIENCE)
 
     def _slipping(self, job: Job) -> float:
-        own = self.settings.visibility
-        policy = job.visibility or (Visibility() if callable(own) else own)
+        policy = job.visibility or self.settings.first_visibility
         return min(policy.timeout / 4, _SLIPPING)
 
     def is_called(self, queue: str) -> bool:
@@ -127,8 +126,7 @@ class Source:
 
     def ours_until(self, job: Job) -> float:
         """Return the loop time until which a message can be held, if all of its extensions go well."""
-        own = self.settings.visibility
-        policy = job.visibility or (Visibility() if callable(own) else own)
+        policy = job.visibility or self.settings.first_visibility
         return job.received_at + policy.max_extension if policy.heartbeat else job.deadline
 
     def _call(self, job: Job) -> Call:

@@ -89,7 +89,7 @@ class Pollers:
         crowd = Crowd()
         self.policy = policy = AdaptivePolicy(self._polling, Scouting(crowd, now, when=False), crowd)
         self.settler = _Clock()
-        settings: Any = SimpleNamespace(polling=self._polling, visibility=Visibility(), observers=Observers())
+        settings: Any = SimpleNamespace(polling=self._polling, first_visibility=Visibility(), observers=Observers())
         source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=self.settler)
         floor: Any = self.floor
         self.watch = LoopWatch(self._tasks, list)
