@@ -54,7 +54,8 @@ class Licence:
         shutdown = self._plan.options["shutdown"]
         since = max(process.stopping_since, process.stillness[1])
         end = since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
-        in_time = not (process.hurried or process.pressed) and self._now() < end
+        pressed = process.pressed_at is not None and process.pressed_at > process.stopping_since
+        in_time = not (process.hurried or pressed) and self._now() < end
         # By what SQS says: it counts receives, too, that never arrived.
         return in_time and (self._is_at_its_last(message_id) or not self._ledger.has_spare(message_id))
 

@@ -108,8 +108,8 @@ class Process:
         self.reporting = 0
         self.stopping_since: float | None = None
         self.cancelled = self.hurried = False
-        self.pressed = False
-        """Whether it is cancelled more than once, which ends its handlers at once."""
+        self.pressed_at: float | None = None
+        """When it was last cancelled again, which ends its handlers at once. Two in one instant may count as one."""
         self.stubborn = False
         """Whether a handler went on although it was cancelled: a stop does not wait for that forever."""
         self.lingered = 0.0

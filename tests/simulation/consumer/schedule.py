@@ -188,7 +188,8 @@ class Simulation:
 
         The pool says so of ``aclose``. Without such a handler nothing is leased, and all of it has to be closed now.
         """
-        if process.pressed and process.stubborn and process.pool is not None and process.pool.statistics().leased:
+        pressed = process.pressed_at is not None
+        if pressed and process.stubborn and process.pool is not None and process.pool.statistics().leased:
             process.lingered = self.plan.timeouts.close
             await asyncio.sleep(process.lingered)
             await self.loop.settled()
@@ -202,7 +203,7 @@ class Simulation:
             await asyncio.sleep(self.rng.choice((0.0, 0.01, 0.3)) if times < 10 else 0.0 if turn < 3 else 0.05)
             if main.done() or self._now() > end:
                 return
-            process.pressed = True
+            process.pressed_at = self._now()
             main.cancel()
 
     async def crash(self, process: Process, place: int) -> None:
