@@ -208,6 +208,8 @@ class Heartbeat:
         """Return what to do with an extension that is about to be sent."""
         policy = entry.visibility or self._visibility
         if entry.covered and not entry.beating and now < entry.deadline and self._gain(entry, policy, now) > 0:
+            # Now, and not when its call begins: a change of visibility that is decided in between must wait for it.
+            entry.beating = True
             return Fate.SEND
         self._asked.pop(entry, None)
         return Fate.OVER
@@ -220,7 +222,6 @@ class Heartbeat:
             policy = delivery.visibility or self._visibility
             changes.append(VisibilityChange(delivery.receipt_handle, self._gain(delivery, policy, sent_at)))
             self._asked[delivery] = delivery.receipt_handle
-            delivery.beating = True
         try:
             failures = await self._queue.change_visibility(changes) or ()
         except BaseException as error:

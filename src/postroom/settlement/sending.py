@@ -119,7 +119,12 @@ class Changes:
     def fate(self, entry: Decision, now: float) -> Fate:
         """Return what to do with a change: it waits for an extension that is on its way, and would overwrite it."""
         fate = self._desk.fate(entry, now)
-        return Fate.WAIT if fate is Fate.SEND and entry.delivery.beating else fate
+        if fate is Fate.SEND:
+            if entry.delivery.beating:
+                return Fate.WAIT
+            # Now, and not when its call begins: that is a turn of the loop later, and others ask meanwhile.
+            entry.delivery.beating = entry.extends
+        return fate
 
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
         """Change the visibility of up to ten messages."""
@@ -128,7 +133,6 @@ class Changes:
         for entry in entries:
             entry.sent_handle = entry.delivery.receipt_handle
             entry.on_its_way = not entry.extends
-            entry.delivery.beating = entry.extends
         changes = [
             VisibilityChange(entry.sent_handle, entry.delivery.allowed(whole_seconds(entry.delay), sent_at))
             for entry in entries

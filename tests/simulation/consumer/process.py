@@ -266,8 +266,9 @@ class Process:
         self.watch.observe(event)
         if isinstance(event, MessageSettled):
             self.reactions.judge_end(event)
-            in_vain = event.settlement is Settlement.RETRIED and event.message.body in self.watch.offered
-            if in_vain or event.settlement in BREAKS_A_GROUP:
+            retried = event.settlement is Settlement.RETRIED
+            in_vain = retried and event.message.body in self.watch.offered
+            if in_vain or event.settlement in BREAKS_A_GROUP or (retried and self.watch.answered_late(event.message)):
                 self.licence.breaks_group(event.message)
         self.functions.observes(event)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 CALLS_PER_MESSAGE = 0.2
 """Receives that bring something, per handled message, where equal tenants have a backlog."""
-_ONE_RECEIVE = 10
-"""Messages that a receive brings at most."""
+_REST = 32
+"""Messages of equal tenants that may be deferred: what is left in the queue when a backlog ends."""
 START = 10
 """Such receives that are not counted: of the start, and of the end."""
 GLANCES = 4.0
@@ -175,7 +175,7 @@ class Verdicts:
         """Expense: where equal tenants have a backlog and nothing goes wrong, next to nothing is spent.
 
         A receive can bring ten messages of one tenant. At the end of the backlog the others then have more left than
-        it has, and for an instant look like noise: what one receive brought may be deferred, once.
+        it has, and for an instant look like noise: what is left may be deferred, once.
         """
         if not self.plan.equal:
             return
@@ -183,7 +183,7 @@ class Verdicts:
         looks = sum(process.consumer.statistics().scouting_receives for process in self._world.processes)
         calls = sum(process.watch.receives for process in self._world.processes) - looks
         deferred = sum(process.watch.deferred for process in self._world.processes)
-        if deferred > _ONE_RECEIVE:
+        if deferred > _REST:
             self.history.broken("expense", f"{deferred} messages of equal tenants were deferred, of {handled}")
         # Glances are bounded by time alone: a few for each message of handlers that take seconds.
         if looks > GLANCES * self._now() * len(self._world.processes):

@@ -29,6 +29,8 @@ ATTEMPTS: int | None = getattr(batcher, "ATTEMPTS", None)
 PACE = 0.1
 """Seconds that such tries are apart, on average, at the least."""
 REASON = "postroom.reason"
+_LATE = 1.0
+"""Seconds after which the answer to a call comes late."""
 SMALL = 100
 """Bytes of a body that is no longer than it needs to be, at most."""
 PUT_OFF = frozenset({"deferred", "parked"})
@@ -363,6 +365,13 @@ class Watch:
                 crowded = self._crowded and change.timeout >= self._crowded_for
                 if why := CROWDED if crowded else self.excuse(receipt):
                     self.ledger.excuses(change.receipt_handle, why)
+
+    def answered_late(self, message: Message) -> bool:
+        """Whether SQS was slow to confirm that a message goes back: until then what is behind it is held."""
+        receipt = self.receipts.get(message.receipt_handle)
+        if receipt is None or receipt.settled_at is None:
+            return False
+        return asyncio.get_running_loop().time() > receipt.settled_at + _LATE
 
     def recalls(self, changes: Sequence[VisibilityChange]) -> None:
         """Judge a recall: only what was deferred before, to be seen at once, or after the last polls of a stop."""

@@ -694,6 +694,26 @@ def test_a_hanging_extension_does_not_keep_other_messages_from_going_back() -> N
     assert scenario(test).told[1:] == [("m1", Settlement.LOST, 0.0)]
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_what_goes_back_waits_for_an_extension_that_is_about_to_be_sent(turns: int) -> None:
+    """In whatever turn of the loop it is decided: an extension's call begins one turn after it is picked."""
+
+    async def test(made: Desk) -> None:
+        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            await asyncio.sleep(3)
+            return []
+
+        made.queue.on_change = slow
+        [delivery] = made.take(message(1))
+        await asyncio.sleep(15.0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        made.settler.give_back(delivery, Settlement.RETURNED, delay=0)
+        await made.settler.drain()  # it sends what is decided at once
+
+    assert scenario(test).queue.changes == [(15.0, [("r1", 30)]), (18.0, [("r1", 0)])]
+
+
 def test_returned_messages_are_not_kept_waiting_by_deletes_that_hang() -> None:
     """A drain sends both together."""
 
