@@ -96,7 +96,8 @@ class Blame:
 
     def failed(self, handle: str, message: str, now: float) -> None:
         """Note that a handler's failure was reported, so that it counts."""
-        start = self._starts.get(handle)
+        # Taken: of a FIFO queue it may be tried again with this handle, and fail before its handler is called.
+        start = self._starts.pop(handle, None)
         if start is None:  # it failed before its handler was called
             return
         known = self._tenants[start.tenant]
