@@ -95,6 +95,7 @@ class Delivery(Ticket, eq=False, kw_only=True):
         self.receipt_handle = message.receipt_handle
         self.received_at = received_at
         self.deadline = received_at + visibility
+        self.covered = True  # a refusal to extend the older receive says nothing of this one
 
     def account_for_sleep(self, slept: float) -> None:
         """Bring the deadline forward by what the machine slept: the loop's clock stood still, SQS's did not."""

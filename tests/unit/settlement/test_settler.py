@@ -694,6 +694,25 @@ def test_a_hanging_extension_does_not_keep_other_messages_from_going_back() -> N
     assert scenario(test).told[1:] == [("m1", Settlement.LOST, 0.0)]
 
 
+def test_what_comes_again_is_extended_although_sqs_had_refused_that_before() -> None:
+    """As for a total of 12 hours, which are counted from the newest receive."""
+
+    async def test(made: Desk) -> None:
+        async def refuse_the_first(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            old = changes[0].receipt_handle == "r1"
+            return [EntryFailure(0, "InvalidParameterValue", sender_fault=True)] if old else []
+
+        made.queue.on_change = refuse_the_first
+        made.take(message(1))
+        await asyncio.sleep(20)
+        made.take(Message(id="m1", body="{}", receipt_handle="r1-newer"))
+        await asyncio.sleep(100)
+
+    made = scenario(test)
+    assert made.losses == []
+    assert [handle for handle, _ in made.queue.changed] == ["r1", *["r1-newer"] * 6]
+
+
 @pytest.mark.parametrize("turns", range(4))
 def test_what_goes_back_waits_for_an_extension_that_is_about_to_be_sent(turns: int) -> None:
     """In whatever turn of the loop it is decided: an extension's call begins one turn after it is picked."""
