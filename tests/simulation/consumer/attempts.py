@@ -15,6 +15,7 @@ A receive is spent *under* a policy only if that policy was in force, unchanged,
 consumer has to look for a change now and then, and cannot know it before.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -295,8 +296,10 @@ class Ledger:
             return None
         receive = self.receives[handle]
         here = [each for each in self.of(receive.message) if each.process == receive.process]
-        # A resolver may have failed for a message that went back with its group before that was looked at.
-        least = 1 + sum(min(each.failed, each.reported) for each in here if not each.forgotten)
+        # A resolver may have failed for a message that went back with its group before that was looked at. Where its
+        # queue was closed meanwhile, only SQS's count of receives is left, and one of them may have had several tries.
+        once = 1 if self.forgetful else math.inf
+        least = 1 + sum(min(each.failed, each.reported, once) for each in here if not each.forgotten)
         failed = 1 + sum(each.failed + each.unknown for each in here)
         most = max(each.number for each in here)
         if not self.forgetful:

@@ -442,6 +442,7 @@ class Watch:
     def was_offered(self, bodies: set[str]) -> None:
         """Note that the dead-letter queue has answered, or has not: until now a process worked on these messages."""
         now = asyncio.get_running_loop().time()
+        self.on_offered([each.group for each in self.receipts.values() if each.body in bodies])
         for message_id in {each.message_id for each in self.receipts.values() if each.body in bodies}:
             if message_id in self.ended_at:
                 self.ended_at[message_id] = now
@@ -457,7 +458,8 @@ class Watch:
         """S5: a delete is tried as long as its message is held; where it is denied, for five minutes."""
         newest = self.newest[message.id]
         excused = newest in self.refused or self.stopping or self.foreign
-        if self.receipts[newest].deletes and not excused:
+        receipt = self.receipts[newest]  # of a message that comes again with its old handle it was confirmed
+        if receipt.deletes and receipt.ended != "delete" and not excused:
             self.history.broken("S5", f"{self.name} gives the delete of {message.id[:4]} up, which it holds")
 
     def observe(self, event: Event) -> None:
