@@ -361,8 +361,11 @@ def _logs(*, watched: bool) -> Iterator[None]:
         logger.propagate = propagates
 
 
-_SMALL_LIMITS: dict[str, Any] = {"MOST_HELD": 8, "MOST_LAST": 24}
-"""Messages of tenants that cannot run: where one stays paused, it has more of them than may be held."""
+_SMALL_LIMITS: dict[str, Any] = {"MOST_HELD": 8, "MOST_LAST": 100}
+"""Messages of tenants that cannot run: where one stays paused, it has more of them than may be held.
+
+But for those at their last receive, which have to stay: more of them than may be held stop the receives.
+"""
 _RANDOM = ("postroom.consumer.", "postroom.scheduling.", "postroom.settlement.")
 """Where random numbers are drawn by ``random.Random()``."""
 
