@@ -52,7 +52,7 @@ class Attempts:
         if not self._failed and not self._spent:
             return job.receives
         known = self._failed.get(job.message.id, 0)
-        return max(known + 1, job.receives - self._spent.get(job.message.id, 0), 1)
+        return max(known + 1, job.receives - self._spent.get(job.message.id, 0) + job.tries, 1)
 
     def failed(self, job: Job) -> None:
         """Note a failed attempt. A second note of the same receive does nothing."""

@@ -68,6 +68,8 @@ class Job(Delivery, eq=False, kw_only=True):
     cancellation: Cancellation | None = None
     counted: bool = False
     """Whether a failed attempt was counted: a receive is one attempt, however often it is said to have failed."""
+    tries: int = 0
+    """Failed attempts of this receive before the present one."""
     away_from: Any = None
     """The obstacle for which it was given back, if it was: the end of that obstacle calls it back."""
 
@@ -77,6 +79,7 @@ class Job(Delivery, eq=False, kw_only=True):
         # Decoded once more: the handler that failed may have changed its payload.
         self.payload, self.decoded = None, False
         self.leasing = 0.0
+        self.tries += self.counted
         self.started = self.counted = self.met_outage = False
 
     def cancel(self, reason: Cancellation) -> None:

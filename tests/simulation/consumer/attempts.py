@@ -93,6 +93,8 @@ class Receive:
     tried: bool = False
     reported: int = 0
     """Failures of it that the library reported."""
+    told: tuple[int, int] = 0, 0
+    """Which attempt its handler was told last, and how many of this receive had failed before."""
     unknown: int = 0
     """How often its tenant was said not to exist."""
     given_back: float | None = None
@@ -300,8 +302,12 @@ class Ledger:
         # queue was closed meanwhile, only SQS's count of receives is left, and one of them may have had several tries.
         once = 1 if self.forgetful else math.inf
         least = 1 + sum(min(each.failed, each.reported, once) for each in here if not each.forgotten)
+        tries = min(receive.failed, receive.reported)
+        if tries > receive.told[1]:
+            least = max(least, receive.told[0] + 1)  # each failed try of one receive is an attempt
+        receive.told = attempt, tries
         failed = 1 + sum(each.failed + each.unknown for each in here)
-        most = max(each.number for each in here)
+        most = max(each.number for each in here) + receive.failed + receive.unknown
         if not self.forgetful:
             most -= self.took_back(receive.message, receive.process)
         most = max(most, failed)

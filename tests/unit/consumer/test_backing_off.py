@@ -60,7 +60,8 @@ class TestCore:
         head = failed(scene, other)
         assert scene.core.actions == [GoOnAt("g", 2.0)]
         assert (scene.core.halted, scene.scheduler.size) == (2, 0)
-        assert (head.decoded, head.payload, head.attempt, head.counted) == (False, None, 2, False)
+        # The third: its first receive was another consumer's.
+        assert (head.decoded, head.payload, head.attempt, head.counted) == (False, None, 3, False)
         scene.core.go_on("g", 2.0, 2.0)
         assert scene.core.next(2.0) is head
         assert scene.core.next(2.0) is None
