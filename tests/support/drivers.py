@@ -33,6 +33,7 @@ class Connection:
 
     value: Callable[[str], Awaitable[Any]]
     commit: Callable[[], Awaitable[Any]]
+    close: Callable[[], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Driver:
 @asynccontextmanager
 async def _of_asyncpg(pool: "asyncpg.Pool[asyncpg.Record]") -> AsyncIterator[Connection]:
     async with pool.acquire() as connection:
-        yield Connection(connection.fetchval, lambda: asyncio.sleep(0))  # each statement is committed
+        yield Connection(connection.fetchval, lambda: asyncio.sleep(0), connection.close)  # each statement is committed
 
 
 @asynccontextmanager
@@ -72,7 +73,7 @@ async def _of_psycopg(pool: "psycopg_pool.AsyncConnectionPool[Any] | PsycopgConn
             row = await (await connection.execute(sql)).fetchone()
             return None if row is None else row[0]
 
-        yield Connection(value, connection.commit)
+        yield Connection(value, connection.commit, connection.close)
 
 
 @asynccontextmanager
@@ -82,7 +83,7 @@ async def _of_sqlalchemy(engine: AsyncEngine) -> AsyncIterator[Connection]:
         async def value(sql: str) -> object:
             return (await connection.execute(text(sql))).scalar()
 
-        yield Connection(value, connection.commit)
+        yield Connection(value, connection.commit, connection.close)
 
 
 DRIVERS = [
@@ -112,7 +113,9 @@ async def _of_threads(resource: Any) -> AsyncIterator[Connection]:
         return await asyncio.to_thread(ask, sql)
 
     try:
-        yield Connection(value, lambda: asyncio.to_thread(connection.commit))
+        yield Connection(
+            value, lambda: asyncio.to_thread(connection.commit), lambda: asyncio.to_thread(connection.close)
+        )
     except BaseException as error:
         await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__)
         raise

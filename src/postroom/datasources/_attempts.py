@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from postroom.errors import ClosedError
-from postroom.resources.failures import of_server
+from postroom.resources.failures import of_server, of_user
 from postroom.tasks import TimeLimit
 
 T = TypeVar("T")
@@ -97,6 +97,16 @@ def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:
     vars(error)["sqlstate"] = "08001"  # what PostgreSQL calls it when no connection can be made
     error.__cause__ = cause
     return of_server(error)
+
+
+def spent() -> ClosedError:
+    """Return the error for a pool that is closed while it is leased: a failure, and the next lease opens another."""
+    return of_user(
+        ClosedError(
+            "the resources of this tenant are closed, by a stop or closed by a handler: it must not call close() on "
+            "them, nor enter them with `async with`. The next lease opens them again"
+        )
+    )
 
 
 def _closed() -> ClosedError:

@@ -32,13 +32,24 @@ def refusal_of(error: BaseException) -> psycopg.Error | None:
     return None
 
 
+def _closed_itself(error: BaseException, connection: "psycopg.AsyncConnection[Any] | psycopg.Connection[Any]") -> bool:
+    """Return whether a connection is closed because its user closed it: psycopg calls a lost one broken.
+
+    By the text, too: one that was lost may have been closed by a ``finally``, and then its loss is told.
+    """
+    told = isinstance(error, psycopg.OperationalError) and str(error) == "the connection is closed"
+    return told and connection.closed and not connection.broken
+
+
 @asynccontextmanager
 async def judged(connection: "psycopg.AsyncConnection[TupleRow]") -> AsyncGenerator[None]:
-    """Ask the server of a connection what a write means that it refuses in the block."""
+    """Ask the server of a connection what a write means that it refuses in the block, and see who closed it."""
     try:
         yield
     except Exception as error:
-        if is_refused_write(error):
+        if _closed_itself(error, connection):
+            of_message(error)
+        elif is_refused_write(error):
             await judge(error, partial(_ask, connection))
         raise
 
@@ -53,11 +64,13 @@ async def _ask(connection: "psycopg.AsyncConnection[TupleRow]", sql: Any) -> obj
 
 @contextmanager
 def judged_sync(connection: psycopg.Connection[TupleRow]) -> Generator[None]:
-    """Ask the server of a connection what a write means that it refuses in the block."""
+    """Ask the server of a connection what a write means that it refuses in the block, and see who closed it."""
     try:
         yield
     except Exception as error:
-        if is_refused_write(error):
+        if _closed_itself(error, connection):
+            of_message(error)
+        elif is_refused_write(error):
             judge_refusal_sync(error, connection)
         raise
 

@@ -11,6 +11,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from postroom.checking import check_optional
+from postroom.datasources._attempts import spent
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_inbox import with_places
@@ -138,6 +139,8 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
         self._who = who
 
     def getconn(self, timeout: float | None = None) -> SyncConnection:
+        if self.closed:
+            raise spent()
         limit = self.timeout if timeout is None else timeout
         try:
             if limit > SAID_AFTER:

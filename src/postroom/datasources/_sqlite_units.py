@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from postroom.datasources._threads import complete
 from postroom.errors import ClosedError
+from postroom.resources.failures import of_user
 from postroom.transactions import TransactionRolledBack
 
 T = TypeVar("T")
@@ -208,4 +209,4 @@ def check_open(connection: sqlite3.Connection) -> None:
 
 def closed(name: str) -> ClosedError:
     """Return the error for work that was not done, because its database was closed."""
-    return ClosedError(f"the database {name!r} was closed: this work was not done")
+    return of_user(ClosedError(f"the database {name!r} was closed: this work was not done"))

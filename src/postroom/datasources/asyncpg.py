@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from postroom.checking import check_optional
-from postroom.datasources._attempts import Attempts, refused, unanswered
+from postroom.datasources._attempts import Attempts, refused, spent, unanswered
 from postroom.datasources._canary import CANARY, Names, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
@@ -210,6 +210,8 @@ class _Acquiring(_AcquiringBase):
         self, acquire: "Callable[[], Awaitable[PoolConnectionProxy[asyncpg.Record]]]"
     ) -> "PoolConnectionProxy[asyncpg.Record]":
         pool = self._watched
+        if pool.is_closing():
+            raise spent()
         limit = TimeLimit(self._limit)
         refusal: Exception | None = None
         with pool.waiting.one(pool.is_full):

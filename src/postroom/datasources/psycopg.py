@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
 from postroom.checking import check_optional
-from postroom.datasources._attempts import Attempts, refused
+from postroom.datasources._attempts import Attempts, refused, spent
 from postroom.datasources._canary import CANARY, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
@@ -275,6 +275,8 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
         self.waiting = waiting
 
     async def getconn(self, timeout: float | None = None) -> Connection:
+        if self.closed:
+            raise spent()
         with self.waiting.one(self._is_full):
             try:
                 return await super().getconn(timeout)

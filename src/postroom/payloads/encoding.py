@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Final, cast
 
 import msgspec
@@ -62,6 +63,8 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
 
 
 def _encoder_of(kind: type[Any]) -> Encode:
+    if issubclass(kind, Enum):  # also one of texts: it is decoded from JSON
+        return _json
     if issubclass(kind, str):
         return str
     if issubclass(kind, bytes):
@@ -114,5 +117,5 @@ def _camelled(value: Any) -> Any:
 def _unsendable(kind: type[Any], why: str) -> ConfigurationError:
     return ConfigurationError(
         f"a payload of type {type_name(kind)} cannot be sent as JSON ({why}): use a dataclass, a msgspec Struct, a "
-        "pydantic model, a TypedDict, dict, list, str or bytes, or say Sender(encode=...)"
+        "pydantic model, a TypedDict, dict, list, str or bytes, or write the text yourself, as Sender(encode=...) does"
     )

@@ -42,6 +42,8 @@ opened (CANTOPEN)."""
 _DEEPEST: Final = 8
 _RULED: Final = "_postroom_outage"
 """The attribute of an error that says whether it is an outage, where the one who raised it knows."""
+_SPENT: Final = "_postroom_spent"
+"""The attribute of an error that says that a resource was closed by who used it."""
 
 
 class OpenFailure(StrEnum):
@@ -94,6 +96,17 @@ def of_message(error: E) -> E:
     """Rule that an error is no outage, whatever it looks like: the server was asked, and is well."""
     vars(error)[_RULED] = False
     return error
+
+
+def of_user(error: E) -> E:
+    """Rule that a resource was closed by who used it: no outage, and of no use to the next one."""
+    vars(error)[_SPENT] = True
+    return error
+
+
+def is_spent(error: BaseException) -> bool:
+    """Return whether it was ruled (``of_user``) that a resource was closed by who used it."""
+    return any(_SPENT in vars(cause) for cause in _unwrap(error, _DEEPEST))
 
 
 def is_of_server(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import msgspec
 from postroom.display import display_key
 from postroom.errors import ClosedError
 from postroom.resources.entries import Entry
-from postroom.resources.failures import is_suspect, is_timeout
+from postroom.resources.failures import is_spent, is_suspect, is_timeout
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -87,7 +87,7 @@ class Lease(msgspec.Struct, Generic[R_co], eq=False):
 
         Returns False for any other error, and after the release. After a ``TimeoutError`` the resources are checked
         before the next lease, if the pool has a ``check=``, and after several on one host so is everything that is
-        open there.
+        open there. Resources that a handler closed are replaced by the next lease, too; what met that has failed.
         """
         entry = self._entry
         if entry is None:
@@ -97,6 +97,10 @@ class Lease(msgspec.Struct, Generic[R_co], eq=False):
         if is_suspect(error):
             self._home.distrust(entry, error)
             return True
+        if is_spent(error):
+            # No outage: a handler that closes what it uses would be tried without end.
+            self._home.distrust(entry, error)
+            return False
         if self._home.outage(entry, error):
             return True
         if is_timeout(error):

@@ -20,6 +20,7 @@ from postroom.local.errors import BrokerError
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.options import check_count, check_seconds
 from postroom.payloads import AttributeResolver
+from postroom.payloads.encoding import encode_payload
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import EntryFailure, Queue
 from postroom.types import C, R, Settlement
@@ -85,7 +86,7 @@ async def deliver(
 
     Args:
         consumer: with its handlers registered. It must not be running.
-        payload: text is sent as it is, an ``OutgoingMessage`` too; anything else is sent as JSON.
+        payload: text is sent as it is, an ``OutgoingMessage`` too; anything else as a ``Sender`` sends it, as JSON.
         context: the tenant of the message. It is written into the message attributes where the consumer reads its
             context from them by a class; otherwise it takes the resolver's place. Left out: the resolver reads
             ``attributes``.
@@ -142,32 +143,13 @@ def _check_more(attributes: object, group: object, timeout: object) -> None:
     check_seconds("deliver", "timeout", timeout, least=0.001)
 
 
-def _body(payload: Any) -> str:
-    if isinstance(payload, str):
-        return payload
-    if isinstance(payload, bytes):
-        try:
-            return payload.decode()
-        except UnicodeDecodeError as error:
-            text = "deliver(payload) takes bytes of UTF-8 text: the body of a message is text"
-            raise ConfigurationError(text) from error
-    dump = getattr(payload, "model_dump_json", None)
-    if callable(dump):  # a pydantic model
-        return str(dump(by_alias=True))
-    try:
-        return msgspec.json.encode(payload).decode()
-    except TypeError as error:
-        text = f"deliver(payload) cannot write a {type(payload).__name__} as JSON ({error}): pass the body as text"
-        raise ConfigurationError(text) from error
-
-
 # -- the message and its queue ----------------------------------------------------------------------------------------
 
 
 def _outgoing(
     settings: Settings[Any, Any], payload: Any, context: Any, attributes: Mapping[str, str], group: str | None
 ) -> OutgoingMessage:
-    message = payload if isinstance(payload, OutgoingMessage) else OutgoingMessage(body=_body(payload))
+    message = payload if isinstance(payload, OutgoingMessage) else OutgoingMessage(body=encode_payload(payload))
     named = dict(attributes)
     if context is not _UNSET and settings.resolver is None:
         text = "deliver(context=...): this consumer has no context=, so that no message of it has one"

@@ -12,7 +12,9 @@ import psycopg_pool
 import pytest
 import sqlalchemy.exc
 
+from postroom import ClosedError
 from postroom.datasources import DataSource, Registry, WrongDatabase, asyncpg_pool
+from postroom.datasources import psycopg_pool as psycopg_pool_of
 from postroom.resources.failures import is_of_server, is_outage, is_suspect
 from support.drivers import DRIVERS, IN_THREADS, Driver
 from support.tenant_database import TenantDatabase
@@ -228,6 +230,59 @@ async def test_a_connection_that_ends_is_an_outage(driver: Driver, tenant: Tenan
         with pytest.raises(RAISED) as raised:
             await use(resource)
     assert is_outage(raised.value)
+
+
+async def test_a_connection_that_its_user_closed_is_a_failure(driver: Driver, tenant: TenantDatabase) -> None:
+    """It would fail at each try, and the resources are well."""
+
+    async def use(resource: object) -> None:
+        async with driver.connect(resource) as connection:
+            await connection.value("SELECT 1")
+            await connection.close()
+            await connection.value("SELECT 1")
+
+    async with driver.provider(tenant, max_size=1)("a") as resource:
+        with pytest.raises((asyncpg.InterfaceError, *RAISED)) as raised:
+            await use(resource)
+        assert not is_outage(raised.value)
+        assert not is_suspect(raised.value)
+        async with driver.connect(resource) as connection:
+            assert await connection.value("SELECT 1") == 1
+
+
+async def test_a_connection_that_ended_before_its_user_closed_it_is_an_outage(tenant: TenantDatabase) -> None:
+    """As a ``finally`` may close it: the error that left the block is the server's."""
+
+    async def use(pool: Any) -> None:
+        async with pool.connection() as connection:
+            try:
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            finally:
+                await connection.close()
+
+    async with psycopg_pool_of(Registry({"a": tenant.dsn}))("a") as pool:
+        with pytest.raises(psycopg.OperationalError) as raised:
+            await use(pool)
+    assert is_outage(raised.value)
+
+
+async def test_what_a_handler_closed_is_opened_again(driver: Driver, tenant: TenantDatabase) -> None:
+    """A message that meets it has failed, as its own handler may have closed it; the next one gets new resources."""
+    if not driver.keeps_connections or "SQLAlchemy" in driver.name:
+        pytest.skip("it has no pool that can be closed for good")
+    async with driver.provider(tenant, max_size=1).pool() as pool:
+        async with pool.lease("a") as resource:
+            closed = asyncio.to_thread(resource.close) if driver in IN_THREADS else resource.close()
+            await closed
+        lease = await pool.acquire("a")
+        with pytest.raises(ClosedError, match="closed by a handler") as raised:
+            async with driver.connect(lease.resource):
+                pass
+        assert not lease.report(raised.value)
+        lease.release()
+        async with pool.lease("a") as resource, driver.connect(resource) as connection:
+            assert await connection.value("SELECT 1") == 1
+        assert pool.retry_after("a") == 0
 
 
 async def test_a_connection_that_cannot_be_returned_tells_of_a_silent_server(tenant: TenantDatabase) -> None:

@@ -384,6 +384,50 @@ async def test_a_transaction_that_does_not_end_in_its_block_is_an_error(tmp_path
         assert await asyncio.to_thread(handle, alias) == [2]
 
 
+def _no_autocommit(alias: TenantAlias) -> None:
+    transaction.set_autocommit(False, using=alias)
+
+
+def _begin_by_sql(alias: TenantAlias) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("BEGIN")
+
+
+@pytest.mark.parametrize("begin", [_no_autocommit, _begin_by_sql])
+@pytest.mark.parametrize("vendor", ["sqlite", "postgresql"])
+async def test_a_transaction_that_django_does_not_know_is_no_other(
+    request: pytest.FixtureRequest, tmp_path: Path, vendor: str, begin: Callable[[TenantAlias], None]
+) -> None:
+    """Its work would be lost as well, and the message acknowledged; a block within it leaves it alone."""
+    where = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "orders.sqlite3")}
+    if vendor == "postgresql":
+        where = entry(request.getfixturevalue("postgres_server"), request.getfixturevalue("database"))
+
+    def count(alias: TenantAlias) -> int:
+        with using_tenant(alias):
+            return int(ask(alias, "select count(*) from orders"))
+
+    def insert(alias: TenantAlias, *, end: bool) -> None:
+        with using_tenant(alias):
+            begin(alias)
+            in_the_tenant(alias, "insert into orders values (1)")
+            if end:
+                with connections[alias].cursor() as cursor:
+                    cursor.execute("COMMIT")
+
+    def handle(alias: TenantAlias) -> list[int]:
+        in_the_tenant(alias, "create table orders (number int)")
+        with pytest.raises(PostroomError, match="did not end there"):
+            insert(alias, end=False)
+        before = count(alias)
+        insert(alias, end=True)
+        return [before, count(alias)]
+
+    pool: ResourcePool[str, TenantAlias] = tenant_databases({"acme": where}.get).pool()
+    async with pool, pool.lease("acme") as alias:
+        assert await asyncio.to_thread(handle, alias) == [0, 1]
+
+
 def test_async_handlers_are_refused() -> None:
     """Django's connections belong to threads."""
     with pytest.raises(ConfigurationError, match="plain `def` handler"):

@@ -269,6 +269,19 @@ class TestClosing:
         assert await asyncio.gather(*inserts) == [1] * 9
         assert os.listdir(tmp_path) == ["a"]
 
+    async def test_a_handler_that_closes_it_costs_the_next_lease_an_opening(self, tmp_path: Path) -> None:
+        """A message that meets it has failed; the tenant goes on."""
+        provider = sqlite_database(tmp_path.joinpath, create=True, schema=SCHEMA)
+        async with provider.pool() as pool:
+            async with pool.lease("a.sqlite3") as database:
+                await database.aclose()
+            with pytest.raises(ClosedError) as raised:
+                async with pool.lease("a.sqlite3") as database:
+                    await database.fetch("SELECT 1")
+            assert not is_outage(raised.value)
+            async with pool.lease("a.sqlite3") as database:
+                assert [tuple(row) for row in await database.fetch("SELECT 1")] == [(1,)]
+
     async def test_use_after_close_is_refused(self, tmp_path: Path) -> None:
         """And a second close does nothing."""
         database = await SqliteDatabase.open(tmp_path / "a", create=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
 from uuid import UUID
 
@@ -117,6 +117,14 @@ class Nested:
 
 
 PATIENT = SendRetry()
+
+
+class Level(StrEnum):
+    """An Enum of texts: JSON to who reads it."""
+
+    HIGH = "high"
+
+
 ITEM = Item(sku_code="a", price=Decimal("9.90"))
 
 
@@ -140,6 +148,7 @@ ITEM = Item(sku_code="a", price=Decimal("9.90"))
         ("ä".encode(), bytes),
         (UUID(int=5), UUID),
         (Decimal("99.99"), Decimal),
+        (Level.HIGH, Level),
     ],
 )
 def test_what_can_be_decoded_can_be_sent(payload: object, kind: Any) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -134,6 +134,44 @@ def test_without_a_context_the_resolver_reads_the_attributes() -> None:
     refused = run_virtual(deliver(consumer_of(), Order("1")))
     assert isinstance(refused.error, ContextError)
     assert not refused.handled
+
+
+class Line(BaseModel):
+    """A pydantic model in another payload."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+    line_id: str
+
+
+@dataclass
+class Parcel:
+    """A payload with a pydantic model inside."""
+
+    lines: list[Line]
+
+
+class Command(StrEnum):
+    """An Enum of texts."""
+
+    START = "start"
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (list[Line], [Line(lineId="1")]),
+        (dict[str, Line], {"a": Line(lineId="1")}),
+        (Parcel, Parcel([Line(lineId="1")])),
+        (Command, Command.START),
+    ],
+)
+def test_what_a_sender_sends_is_delivered(kind: Any, payload: object) -> None:
+    """And decoded again."""
+    seen: list[object] = []
+    consumer: Consumer[Any, Any] = Consumer("orders", context=Tenant, payload=kind)
+    consumer.handler(lambda payload, ctx: seen.append(payload))
+    assert of(consumer, payload).settlement is Settlement.ACKED
+    assert seen == [payload]
 
 
 def test_a_context_takes_the_place_of_a_resolver_function() -> None:
@@ -296,10 +334,10 @@ def test_a_handler_that_hangs_is_a_timeout() -> None:
         ({"receives": 0}, r"deliver\(receives=...\) takes a whole number from 1 up"),
         ({"max_receives": 0}, r"deliver\(max_receives=...\) takes a whole number from 1 up"),
         ({"receives": 3, "max_receives": 2}, "it is a dead letter then"),
-        ({"payload": object()}, "cannot write a object as JSON"),
+        ({"payload": object()}, "a payload of type object cannot be sent as JSON"),
         ({"payload": ""}, "SQS would not take this message"),
         ({"payload": "x" * 2_000_000}, "SQS would not take this message"),
-        ({"payload": b"\xff"}, "takes bytes of UTF-8 text"),
+        ({"payload": b"\xff"}, "sent as UTF-8 text, and these bytes are none"),
         ({"attributes": None}, r"deliver\(attributes=...\) takes texts by name"),
         ({"attributes": {"a": 5}}, r"deliver\(attributes=...\) takes texts by name"),
         ({"group": 5}, r"deliver\(group=...\) takes a text"),

@@ -32,6 +32,63 @@ def test_what_ends_with_the_block_is_no_leak() -> None:
     run_virtual(main())
 
 
+@asynccontextmanager
+async def lively(name: str) -> AsyncIterator[str]:
+    """Provide a resource with a task and a thread of its own, as the drivers' pools have them."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait, name=f"thread of {name}", daemon=True)
+    thread.start()
+    task = asyncio.create_task(asyncio.Event().wait(), name=f"task of {name}")
+    try:
+        yield name
+    finally:
+        task.cancel()
+        await asyncio.sleep(0.5)  # the close of a driver's pool takes its time
+        ended.set()
+        thread.join()
+
+
+def test_what_belongs_to_open_resources_is_no_leak() -> None:
+    """Their tasks and threads end with them."""
+
+    async def main() -> None:
+        async with ResourcePool(lively) as pool:
+            async with assert_no_leaks(pool), pool.lease("acme"):
+                pass
+            async with pool.lease("acme") as resource:
+                assert resource == "acme"
+
+    run_virtual(main())
+
+
+def test_a_leak_beside_open_resources_is_named_alone() -> None:
+    """The resources' own tasks and threads are not."""
+
+    async def main() -> None:
+        task = None
+        try:
+            async with ResourcePool(lively) as pool, assert_no_leaks(pool), pool.lease("acme"):
+                task = asyncio.create_task(asyncio.Event().wait(), name="forgotten")
+        finally:
+            assert task is not None
+            task.cancel()
+
+    with pytest.raises(AssertionError, match=r"^left behind: tasks 'forgotten' at Event\.wait line \d+$"):
+        run_virtual(main())
+
+
+def test_resources_without_tasks_and_threads_stay_open() -> None:
+    """There is nothing to find out."""
+
+    async def main() -> None:
+        async with ResourcePool(database) as pool:
+            async with assert_no_leaks(pool), pool.lease("acme"):
+                pass
+            assert pool.is_open("acme")
+
+    run_virtual(main())
+
+
 def test_a_task_is_named_with_its_line() -> None:
     """The task that does not end."""
 

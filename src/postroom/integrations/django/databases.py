@@ -38,6 +38,8 @@ _db: Any = django_db  # Django has no types
 _CONNECTING: Final = 5
 """Seconds that a connection to PostgreSQL may take, unless the entry says otherwise: libpq itself has no limit. A reset
 may take as long."""
+_IN_TRANSACTION: Final = (2, 3)
+"""libpq's PQTRANS_INTRANS and PQTRANS_INERROR."""
 
 
 def tenant_databases(
@@ -93,8 +95,8 @@ def using_tenant(alias: TenantAlias) -> Generator[TenantAlias]:
     connection, with its settings. A thread that the block starts enters one of its own.
 
     Raises:
-        PostroomError: at the end: a transaction began in the block and did not end there. It is rolled back. Not told
-            in ``async def`` code.
+        PostroomError: at the end: a transaction began in the block and did not end there, as without autocommit. It is
+            rolled back. Not told in ``async def`` code; one that Django did not begin is told of PostgreSQL and SQLite.
     """
     outermost = not hasattr(aliases.used, alias) and not _is_in_transaction(alias)
     if outermost:
@@ -212,4 +214,18 @@ def _takes_writes(connection: Any) -> bool:
 
 def _is_in_transaction(alias: TenantAlias) -> bool:
     connection = connection_of(alias)
-    return connection is not None and connection.in_atomic_block
+    return connection is not None and (connection.in_atomic_block or _began_without_django(connection))
+
+
+def _began_without_django(connection: Any) -> bool:
+    """Whether a transaction began by SQL, or because there is no autocommit, in which work would be lost as well."""
+    raw = connection.connection
+    if raw is None:
+        return False
+    match connection.vendor:
+        case "postgresql":  # the number is the same in psycopg and psycopg2
+            return raw.info.transaction_status in _IN_TRANSACTION
+        case "sqlite":
+            return bool(raw.in_transaction)
+        case _:
+            return False
