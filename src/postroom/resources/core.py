@@ -375,7 +375,7 @@ class Core:
         return demand
 
     def _keep_place(self, demand: Demand, now: float) -> None:
-        """Remember the place of a demand that no call waits for now. Whoever waits long asks again, after a deadline.
+        """Remember the place of a demand that no call waits for now: its caller may ask again after its deadline.
 
         Behind all others each time, a key would never come first where the line takes longer than the deadlines.
         """
@@ -676,14 +676,21 @@ class Core:
         if self._told_of_waiting is not None and now - self._told_of_waiting < TELL_AGAIN:
             return
         gate = self.gates.find(demand.host) if demand.stage is Stage.AT_GATE else None
+        if gate is None and not self.lacks_budget(demand):
+            return  # it is an opening that is missing
         used, limit = (self.budget.used, self.budget.limit) if gate is None else (gate.used, gate.limit or 0)
         if used + demand.weight <= limit:
-            return  # it is an opening that is missing
+            return
         self._told_of_waiting = now
         held = sorted(self.table.entries if gate is None else gate.entries, key=_most_weight_first)[:_MOST_HOLDERS]
         holders = tuple((entry.key, entry.weight, entry.leases) for entry in held)
         host = None if gate is None else demand.host
         self._tell(news.Exhausted(demand.key, waited, demand.weight, used, limit, host, holders))
+
+    def lacks_budget(self, demand: Demand) -> bool:
+        """Whether a demand waits for budget: what is idle would give way to it."""
+        missing = demand.weight - self.budget.free
+        return missing > 0 and self.table.evictable_weight(missing) < missing
 
     def _tell(self, told: news.News) -> None:
         self.actions.append(actions.Tell(told))

@@ -10,7 +10,6 @@ from typing import Final
 
 from postroom.resources.entries import Demand, Stage
 
-
 _place: Final = attrgetter("sequence")
 
 

@@ -476,7 +476,7 @@ def test_a_key_that_asks_again_after_its_deadline_has_its_old_place(per_host: in
 
 @pytest.mark.parametrize("how", ["too late", "cancelled"])
 def test_a_place_in_line_is_not_kept_for_long(how: str) -> None:
-    """Whoever does not come again leaves nothing behind."""
+    """A key that does not come again leaves nothing behind."""
     databases = Databases()
 
     async def main() -> None:

@@ -457,6 +457,29 @@ def test_the_deadline_names_the_openings_when_they_are_what_is_missing() -> None
     run_virtual(main())
 
 
+def test_what_is_idle_is_not_what_a_late_lease_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    """The budget is in use, but would give way: what is missing is an opening, for contexts that failed before."""
+    hanging = [Tenant(f"hanging {number}") for number in range(4)]
+    databases = Databases(stuck=set(hanging))
+
+    async def main() -> None:
+        limits = PoolLimits(budget=6, max_concurrent_opens=2)
+        backoff = OpenBackoff(base=0.01, cap=0.01)
+        async with ResourcePool(databases.provide, limits=limits, backoff=backoff) as pool:
+            await asyncio.gather(*(failure(pool, tenant) for tenant in hanging))
+            for number in range(6):
+                async with pool.lease(Tenant(str(number))):
+                    pass
+            blocked = [asyncio.create_task(failure(pool, tenant)) for tenant in hanging[:2]]
+            await settle()
+            with pytest.raises(PoolExhaustedError, match="1 opens of contexts that failed before are under way"):
+                await pool.acquire(hanging[3], timeout=7.0)
+            await asyncio.gather(*blocked)
+
+    run_virtual(main())
+    assert "No budget" not in caplog.text
+
+
 # -- health ---------------------------------------------------------------------------------------------------------
 
 CHECKED = PoolLimits(check_after=30.0, sweep=1_000.0, idle=None)
