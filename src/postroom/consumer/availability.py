@@ -99,6 +99,10 @@ class PoolView(Protocol):
         """Return the seconds for which a context or its host is left alone."""
         ...
 
+    def is_unknown(self, context: Any) -> bool:
+        """Return whether a context is left alone because there is no such tenant."""
+        ...
+
     def is_open(self, context: Any) -> bool:
         """Return whether a context's resources are open."""
         ...
@@ -210,7 +214,11 @@ class Availability:
         if hinted is not None or not (self._pool.troubled or self._hinted_hosts):
             return hinted
         pause = self._pool.retry_after(job.context)
-        return Wait(self._obstacle_of(job), now + pause) if pause > 0 else self._tried_by_another(job, now)
+        if pause <= 0:
+            return self._tried_by_another(job, now)
+        # A tenant that does not exist is no outage. Refused at once, each message has its attempts side by side, and
+        # not one of them in a minute.
+        return None if self._pool.is_unknown(job.context) else Wait(self._obstacle_of(job), now + pause)
 
     def _tried_by_another(self, job: Job, now: float) -> Wait | None:
         """Let a message wait while another one shows whether the host of its tenant is back."""

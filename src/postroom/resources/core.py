@@ -433,6 +433,11 @@ class Core:
             return 0.0
         return self._pause(request, now)
 
+    def is_unknown(self, request: LeaseRequest, now: float) -> bool:
+        """Return whether a key is left alone because there is no such tenant."""
+        record = self.cooling.find(request.identity)
+        return record is not None and record.permanent and record.until > now and self.retry_after(request, now) > 0
+
     def _pause(self, request: LeaseRequest | Demand, now: float) -> float:
         return max(self.cooling.remaining(request.identity, now), self.hosts.remaining(request.host, now))
 

@@ -454,6 +454,16 @@ class ResourcePool(Generic[C, R]):
             return 0.0
         return self._core.retry_after(place, engine.loop.time())
 
+    def is_unknown(self, context: C) -> bool:
+        """Whether the provider has said that there is no such tenant, and is not asked again yet. Raises nothing.
+
+        ``acquire`` refuses such a context at once. ``retry_after`` says when the provider is asked again.
+        """
+        engine = self._running
+        if engine is None or not self._cooling_keys or (place := self._requests.place(context)) is None:
+            return False
+        return self._core.is_unknown(place, engine.loop.time())
+
     @property
     def troubled(self) -> bool:
         """Whether any context or host is left alone now, or has failed since its last success.
