@@ -213,12 +213,10 @@ class Availability:
         hinted = self._hinted(job, now) if self._hinted_hosts else None
         if hinted is not None or not (self._pool.troubled or self._hinted_hosts):
             return hinted
-        pause = self._pool.retry_after(job.context)
-        if pause <= 0:
-            return self._tried_by_another(job, now)
         # A tenant that does not exist is no outage. Refused at once, each message has its attempts side by side, and
         # not one of them in a minute.
-        return None if self._pool.is_unknown(job.context) else Wait(self._obstacle_of(job), now + pause)
+        pause = 0.0 if self._pool.is_unknown(job.context) else self._pool.retry_after(job.context)
+        return Wait(self._obstacle_of(job), now + pause) if pause > 0 else self._tried_by_another(job, now)
 
     def _tried_by_another(self, job: Job, now: float) -> Wait | None:
         """Let a message wait while another one shows whether the host of its tenant is back."""
