@@ -184,12 +184,12 @@ class OperatorAction(Event, frozen=True):
 
 
 class ResourceOpened(Event, frozen=True):
-    """A provider entered."""
+    """A provider entered, and what it opened can be leased: it was checked where the one before it broke."""
 
     key: Hashable
     """The context, or what ``key=`` made of it."""
     seconds: float
-    """How long the provider took."""
+    """How long that took."""
     host: Hashable | None = None
     """What ``host=`` says; None without it."""
 

@@ -256,13 +256,13 @@ def drops_the_lease_of_a_cancelled_waiter(patch: Patch) -> None:
 @mutant
 def serves_the_last_first(patch: Patch) -> None:
     """I9: the line is a stack."""
-    append = Line.append
+    give_place = Line.give_place
 
-    def push(self: Line, demand: Demand) -> None:
-        append(self, demand)
-        self._lane(demand).move_to_end(demand, last=False)
+    def push(self: Line, demand: Demand, *, front: bool = False) -> None:
+        give_place(self, demand, front=front)
+        demand.sequence = demand.sequence if front else 1_000_000 - demand.sequence
 
-    patch.setattr(Line, "append", push)
+    patch.setattr(Line, "give_place", push)
 
 
 @mutant

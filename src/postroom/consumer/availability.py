@@ -6,6 +6,7 @@ fail: that is the breaker here.
 """
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from postroom.consumer.job import Job
-from postroom.errors import PostroomError, ResourceOpenError, in_words
+from postroom.errors import PoolExhaustedError, PostroomError, ResourceOpenError, in_words
 from postroom.log_fields import Log, Step, about
 from postroom.options import Faults
 from postroom.resources import display_key
@@ -29,6 +30,9 @@ _LEAST_PAUSE: Final = 0.05
 """Seconds before the next try of a lease that was refused without a pause of the pool's."""
 _EXHAUSTED: Final = (0.5, 1.5)
 """Seconds, at random between these, before the next try of a lease for which the pool had no budget."""
+_TELL_AGAIN: Final = 60.0
+"""Seconds between two lines about tenants for which the pool has no budget: a small one has none for any of them, for a
+moment each, all day."""
 _MET_PAUSE: Final = 1.0
 _MET_LONGEST: Final = 30.0
 """Seconds before the next try after a handler met an outage of its resources, or the queue that its tenant is diverted
@@ -67,6 +71,8 @@ class Outage(msgspec.Struct, frozen=True):
     """The loop time at which it began."""
     cause: str
     """The last error, as it is shown in the log."""
+    told: bool = True
+    """Whether the log tells of it: then it will tell when it is over."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -91,6 +97,10 @@ class PoolView(Protocol):
 
     def retry_after(self, context: Any) -> float:
         """Return the seconds for which a context or its host is left alone."""
+        ...
+
+    def is_unknown(self, context: Any) -> bool:
+        """Return whether a context is left alone because there is no such tenant."""
         ...
 
     def is_open(self, context: Any) -> bool:
@@ -174,6 +184,7 @@ class Availability:
         self._met: OrderedDict[Obstacle, _Met] = OrderedDict()
         """What was met by messages that ran. An open of their tenant's resources says nothing about it."""
         self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
+        self._tell_of_budget = -math.inf
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
         self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
 
@@ -202,7 +213,9 @@ class Availability:
         hinted = self._hinted(job, now) if self._hinted_hosts else None
         if hinted is not None or not (self._pool.troubled or self._hinted_hosts):
             return hinted
-        pause = self._pool.retry_after(job.context)
+        # A tenant that does not exist is no outage. Refused at once, each message has its attempts side by side, and
+        # not one of them in a minute.
+        pause = 0.0 if self._pool.is_unknown(job.context) else self._pool.retry_after(job.context)
         return Wait(self._obstacle_of(job), now + pause) if pause > 0 else self._tried_by_another(job, now)
 
     def _tried_by_another(self, job: Job, now: float) -> Wait | None:
@@ -300,7 +313,7 @@ class Availability:
 
     def refused(self, job: Job, error: BaseException, now: float) -> Wait:
         """Note that a message could not have its tenant's resources. Returns until when its tenant waits."""
-        pause = getattr(error, "retry_after", 0.0)
+        pause, quiet = getattr(error, "retry_after", 0.0), False
         if isinstance(error, ResourceOpenError):
             pause = max(pause, _LEAST_PAUSE)
         elif job.met_outage and self._pool is not None:
@@ -308,9 +321,12 @@ class Availability:
             pause = max(self._pool.retry_after(job.context), met)
         else:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
+            quiet = now < self._tell_of_budget
         obstacle = self._obstacle_of(job, error)
         # Logged for the first message alone: thousands may wait for the same host.
-        if self._note(obstacle, _shown(error), now):
+        if self._note(obstacle, _shown(error), now, quiet=quiet):
+            if isinstance(error, PoolExhaustedError):
+                self._tell_of_budget = now + _TELL_AGAIN
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"
             _log.warning(text, what, job.message.id, in_words(error), extra=about(job))
@@ -349,13 +365,14 @@ class Availability:
         """Whether the queue that a tenant is diverted to took nothing when it was tried last."""
         return Obstacle(ObstacleKind.DIVERSION, tenant) in self._outages
 
-    def _note(self, obstacle: Obstacle, cause: str, now: float) -> bool:
-        """Note that an outage lasts. Returns whether it begins."""
+    def _note(self, obstacle: Obstacle, cause: str, now: float, *, quiet: bool = False) -> bool:
+        """Note that an outage lasts. Returns whether to tell of it: when it begins, and when it is not ``quiet``."""
         known = self._outages.get(obstacle)
         if known is None:
             _bound(self._outages)
-        self._outages[obstacle] = Outage(now if known is None else known.since, cause)
-        return known is None
+        told = known is not None and known.told
+        self._outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet)
+        return not (told or quiet)
 
     def _pause_after(self, obstacle: Obstacle, now: float) -> float:
         """Return the pause, which grows, after a message that ran met an obstacle.
@@ -398,6 +415,8 @@ class Availability:
                 continue
             over.append(obstacle)
             woken[tenant] = None
+            if not outage.told:
+                continue
             what = "Host" if obstacle.kind is ObstacleKind.HOST else "Tenant"
             text = "%s %s is available again after %.1f s"
             _log.info(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))

@@ -12,7 +12,7 @@ MOST_AWAY: Final = 60_000
 """Messages that one consumer keeps invisible at once: half of what SQS allows in flight (120,000,
 quotas-messages.html). ``QueueFacts`` looks at what others have in flight."""
 _REMEMBER: Final = 10_000
-"""Obstacles that are over and may still have messages on their way out."""
+"""Obstacles of which it is known whether they are over."""
 SOON: Final = 1.0
 """A message that reappears by itself so soon is not called back: another consumer may have it by then."""
 
@@ -38,7 +38,8 @@ class Away:
         self._behind: OrderedDict[Obstacle, deque[Absent]] = OrderedDict()
         self.known: dict[str, Absent] = {}
         """By message id. Some may have reappeared by now."""
-        self._over: OrderedDict[Obstacle, None] = OrderedDict()
+        self._over: OrderedDict[Obstacle, bool] = OrderedDict()
+        """Obstacles because of which messages were deferred, and whether each is over: some may be on their way out."""
 
     def __len__(self) -> int:
         """Return how many messages are away, some of which may have reappeared by now."""
@@ -51,7 +52,7 @@ class Away:
     def add(self, absent: Absent, obstacle: Obstacle | None) -> None:
         """Note a message that is invisible now. Without an obstacle it was parked."""
         self.known[absent.message_id] = absent
-        if obstacle is None or obstacle in self._over:
+        if obstacle is None or self._over.get(obstacle, False):
             self._callable.append(absent)
         else:
             self._behind.setdefault(obstacle, deque()).append(absent)
@@ -66,15 +67,17 @@ class Away:
     def stands(self, obstacle: Obstacle) -> None:
         """Note that a message is being deferred because of an obstacle."""
         self._over.pop(obstacle, None)
+        self._over[obstacle] = False
+        if len(self._over) > _REMEMBER:
+            self._over.popitem(last=False)
 
     def over(self, obstacle: Obstacle) -> bool:
         """Let messages be called back that were deferred because of an obstacle. Returns whether there are any.
 
         What SQS has not confirmed yet may be called back as soon as it does.
         """
-        self._over[obstacle] = None
-        if len(self._over) > _REMEMBER:
-            self._over.popitem(last=False)
+        if obstacle in self._over:  # every open says that its tenant has no outage: most tenants never had one
+            self._over[obstacle] = True
         freed = self._behind.pop(obstacle, None)
         if freed:
             self._callable.extendleft(reversed(freed))

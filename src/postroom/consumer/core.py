@@ -282,6 +282,10 @@ class Core:
 
     def _is_one_too_many(self, job: Job, now: float) -> bool:
         """Defer a message when its tenant's resources are not open, and as many as may wait for theirs do so."""
+        # Those that wait for an open, and not the backlogs of tenants that cannot run: these take no room, and to be
+        # deferred again and again for them would cost a tenant that is well all its receives.
+        if self.scheduler.statistics().suspended < MOST_BLOCKED:
+            return False
         if job.source.fifo or self.availability.is_open(job):
             return False
         return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now, soon=True)

@@ -383,7 +383,10 @@ class Pipeline:
             with suppress(AttributeError):  # of a class of the application's, which may be frozen
                 error.message_id = job.message.id
         self.failed[type(error).__name__] += 1
-        _log_failure(job, error, logging.DEBUG if quietly else logging.ERROR)
+        level = logging.DEBUG if quietly else logging.ERROR
+        if isinstance(error, ResourceOpenError) and not quietly:
+            level = self._engine.rejections.level(job, type(error).__name__)
+        _log_failure(job, error, level)
         if self._observers:
             tenant = None if job.tenant is UNRESOLVED else job.tenant
             self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))

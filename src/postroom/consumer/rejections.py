@@ -1,6 +1,7 @@
-"""What the log says of messages on their way to the dead-letter queue."""
+"""What the log says of messages on their way to the dead-letter queue, and of others that come in thousands."""
 
 import logging
+import re
 from collections.abc import Callable, Hashable
 from typing import Final
 
@@ -15,6 +16,7 @@ _log = Log("postroom.consumer", Step.DEAD_LETTER)
 _LOUD: Final = 10
 """Loud lines for one tenant and cause in ``_PERIOD``; a tenant in quarantine may have a million messages."""
 _PERIOD: Final = 60.0
+_NUMBER: Final = re.compile(r"\d\S*")
 _MOST: Final = 1_000
 """Tenants and causes that are remembered."""
 
@@ -47,8 +49,13 @@ class Rejections:
         arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))
         self._log(logging.ERROR, job, type(error).__name__, text, arguments)
 
+    def level(self, job: Job, cause: str) -> int:
+        """Return at which level to log a failed attempt that says nothing of its message, but of its tenant."""
+        return logging.ERROR if self._count(job.tenant, cause) <= _LOUD else logging.DEBUG
+
     def _log(self, level: int, job: Job, cause: str, text: str, arguments: tuple[object, ...]) -> None:
-        count = self._count(job.tenant, cause)
+        # Without what differs from message to message, such as the seconds until the next try.
+        count = self._count(job.tenant, _NUMBER.sub("", cause))
         if count > _LOUD:
             level = logging.INFO
         elif count == _LOUD:

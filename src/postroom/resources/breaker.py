@@ -6,7 +6,7 @@ records are forgotten first, and all of them once they are old.
 
 import random
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from typing import Any, Final
 
 import msgspec
@@ -111,13 +111,18 @@ class Cooling:
         """Drop what is remembered: the open succeeded, or the tenant was repaired."""
         self.records.pop(identity, None)
 
-    def purge(self, now: float) -> None:
-        """Drop records so old that a new failure should count as the first."""
+    def purge(self, now: float, wanted: Container[Identity] = ()) -> None:
+        """Drop records so old that a new failure should count as the first: not of keys that wait for their turn."""
         # Twice the longest pause: a key that is tried again right after its pause must still find
         # its record, or every failure counts as the first and the backoff never grows.
         horizon = now - 2 * max(self._backoff.cap, self._backoff.permanent)
-        for identity in [known for known, record in self.records.items() if record.until < horizon]:
-            del self.records[identity]
+        for identity, record in list(self.records.items()):
+            if identity in wanted:
+                # Where hundreds of keys hang, a turn comes after minutes. Forgotten until then, each would pass for a
+                # key that never failed, and they would take every opening.
+                record.until = max(record.until, now)
+            elif record.until < horizon:
+                del self.records[identity]
 
     def contexts(self) -> list[tuple[Identity, Any]]:
         """Return every remembered key with its context."""

@@ -10,6 +10,7 @@ Every method takes the time, changes the state at once and completely, and leave
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -34,6 +35,8 @@ LONG_WAIT: Final = 1.0
 TELL_AGAIN: Final = 60.0
 """Seconds between two such lines."""
 _MOST_HOLDERS: Final = 3
+_KEPT: Final = 60.0
+"""Seconds for which a key has its place in line without a call that waits. A message asks again once it has a slot."""
 
 
 class Core:
@@ -61,6 +64,8 @@ class Core:
         self.gates: Gates = Gates(enabled=limits.per_host is not None)
         self.line: Line = Line()
         self.demands: dict[Identity, Demand] = {}
+        self._left: OrderedDict[Identity, tuple[Demand, float]] = OrderedDict()
+        """Demands that were in line until their last call left, and when that was, the oldest first."""
         self.actions: list[Action] = []
         self.shut_down: bool = False
         self._jitter = jitter
@@ -126,6 +131,7 @@ class Core:
         # lease of this key can use.
         if not demand.waiters and not demand.replaces and demand.stage in _IN_LINE:
             self._drop(demand, now)
+            self._keep_place(demand, now)
             self._serve(now)
 
     def unused(self, entry: Entry, now: float) -> None:
@@ -307,7 +313,9 @@ class Core:
 
     def sweep(self, now: float) -> None:
         """Close what was idle for too long, replace what is too old, check what was not used for a while."""
-        self.cooling.purge(now)
+        self.cooling.purge(now, self.demands)
+        while self._left and next(iter(self._left.values()))[1] < now - _KEPT:
+            self._left.popitem(last=False)
         self.hosts.purge(now)
         idle = self.limits.idle
         # Lists, here and below: closing an entry takes it out of what is iterated.
@@ -339,6 +347,7 @@ class Core:
                 self._take_out(demand)
             self._turn_away(demand, PoolClosed(self.name))
         self.demands.clear()
+        self._left.clear()
         self.gates.clear()
         for entry in list(self.table.entries):
             if entry.state is EntryState.OPENING:
@@ -357,17 +366,29 @@ class Core:
         demand = self.demands[request.identity] = Demand(request, now)
         record = self.cooling.find(request.identity)
         demand.troubled = record is not None and record.failures > 0
-        self._line_up(demand, front=False)
+        if (left := self._left.pop(request.identity, None)) is None:
+            self.line.give_place(demand)
+        else:
+            before, _ = left
+            demand.since, demand.sequence, demand.overtaken = before.since, before.sequence, before.overtaken
+        self._line_up(demand)
         return demand
 
-    def _line_up(self, demand: Demand, *, front: bool) -> None:
-        """Put a demand into the line: its host's first, where the host has a budget, then the pool's."""
+    def _keep_place(self, demand: Demand, now: float) -> None:
+        """Remember the place of a demand that no call waits for now: its caller may ask again after its deadline.
+
+        Behind all others each time, a key would never come first where the line takes longer than the deadlines.
+        """
+        if len(self._left) >= self.limits.remember:
+            self._left.popitem(last=False)
+        self._left[demand.identity] = demand, now
+
+    def _line_up(self, demand: Demand) -> None:
+        """Put a demand into the line, at its place: its host's first, where the host has a budget, then the pool's."""
         if self.gates.counts(demand.host):
-            self.gates.put(demand, front=front)
-        elif front:
-            self.line.prepend(demand)
+            self.gates.put(demand)
         else:
-            self.line.append(demand)
+            self.line.add(demand)
 
     def _take_out(self, demand: Demand) -> None:
         if demand.stage is not Stage.AT_GATE:
@@ -412,6 +433,11 @@ class Core:
             return 0.0
         return self._pause(request, now)
 
+    def is_unknown(self, request: LeaseRequest, now: float) -> bool:
+        """Return whether a key is left alone because there is no such tenant."""
+        record = self.cooling.find(request.identity)
+        return record is not None and record.permanent and record.until > now and self.retry_after(request, now) > 0
+
     def _pause(self, request: LeaseRequest | Demand, now: float) -> float:
         return max(self.cooling.remaining(request.identity, now), self.hosts.remaining(request.host, now))
 
@@ -437,7 +463,8 @@ class Core:
             self._turn_away(demand, refusal)
         if demand.waiters:
             # To the front: this key has already waited for its turn once.
-            self._line_up(demand, front=True)
+            self.line.give_place(demand, front=True)
+            self._line_up(demand)
         else:
             del self.demands[identity]
 
@@ -590,7 +617,7 @@ class Core:
                 self._start(demand, overtaken, now)
             case plan.Admit(demand):
                 self.gates.admit(demand)
-                self.line.append(demand)
+                self.line.add(demand)
             case plan.Revive(entry):
                 self._revive(entry, now)
             case plan.Evict(entry):
@@ -654,14 +681,21 @@ class Core:
         if self._told_of_waiting is not None and now - self._told_of_waiting < TELL_AGAIN:
             return
         gate = self.gates.find(demand.host) if demand.stage is Stage.AT_GATE else None
+        if gate is None and not self.lacks_budget(demand):
+            return  # it is an opening that is missing
         used, limit = (self.budget.used, self.budget.limit) if gate is None else (gate.used, gate.limit or 0)
         if used + demand.weight <= limit:
-            return  # it is an opening that is missing
+            return
         self._told_of_waiting = now
         held = sorted(self.table.entries if gate is None else gate.entries, key=_most_weight_first)[:_MOST_HOLDERS]
         holders = tuple((entry.key, entry.weight, entry.leases) for entry in held)
         host = None if gate is None else demand.host
         self._tell(news.Exhausted(demand.key, waited, demand.weight, used, limit, host, holders))
+
+    def lacks_budget(self, demand: Demand) -> bool:
+        """Whether a demand waits for budget: what is idle would give way to it."""
+        missing = demand.weight - self.budget.free
+        return missing > 0 and self.table.evictable_weight(missing) < missing
 
     def _tell(self, told: news.News) -> None:
         self.actions.append(actions.Tell(told))

@@ -198,14 +198,16 @@ class Engine:
         log.info("Resources created for key: %s", display_key(entry.key), extra=about(tenant=entry.key))
         if not self._sized:
             self._look_at_size(entry)
-        if self._observers:
-            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host))
         return wanted
 
     def usable(self, entry: Entry) -> None:
         """Let a resource be handed out."""
-        self._core.usable(entry, self.loop.time())
+        now, opens = self.loop.time(), entry.state is EntryState.OPENING
+        self._core.usable(entry, now)
         self.act()
+        # Not before: consumers take it for the end of an outage, and what has yet to be checked may be no better.
+        if opens and self._observers:
+            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host))
 
     def open_failed(self, entry: Entry, error: BaseException) -> None:
         """Note that a provider failed, hangs, or opened something unhealthy. Told twice, only the first counts."""

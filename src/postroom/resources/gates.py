@@ -5,10 +5,10 @@ when the close of that has finished; or at once, if nothing is opened for it. Fi
 a host that is full delays no other host.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
 from postroom.resources.entries import Demand, Entry, Stage
+from postroom.resources.line import Row
 
 
 class Gate:
@@ -20,7 +20,7 @@ class Gate:
         self.limit: int | None = None
         """As it was said last; None for no limit."""
         self.used: int = 0
-        self.waiting: OrderedDict[Demand, None] = OrderedDict()
+        self.waiting = Row()
         self.entries: dict[Entry, None] = {}
 
     @property
@@ -58,20 +58,18 @@ class Gates:
         gate = self._gates.get(host)
         return gate is not None and bool(gate.waiting)
 
-    def put(self, demand: Demand, *, front: bool) -> None:
-        """Let a demand wait at its host's gate; ``front`` for one that had its turn, and lost it."""
+    def put(self, demand: Demand) -> None:
+        """Let a demand wait at its host's gate, at its place."""
         gate = self._gates.setdefault(demand.host, Gate())
         gate.limit = demand.host_limit
-        gate.waiting[demand] = None
-        if front:
-            gate.waiting.move_to_end(demand, last=False)
+        gate.waiting.add(demand)
         demand.stage = Stage.AT_GATE
         self.stir(demand.host)
 
     def admit(self, demand: Demand) -> None:
         """Let a demand through: it has taken its weight of the host's budget."""
         gate = self._gates[demand.host]
-        del gate.waiting[demand]
+        gate.waiting.remove(demand)
         gate.used += demand.weight
         if gate.limit is not None and gate.used > gate.limit:
             raise AssertionError(f"host budget overrun: {gate.used} of {gate.limit}")
@@ -81,7 +79,7 @@ class Gates:
     def withdraw(self, demand: Demand) -> None:
         """Take a demand out, wherever it is: nothing will be opened for it."""
         if demand.stage is Stage.AT_GATE:
-            del self._gates[demand.host].waiting[demand]
+            self._gates[demand.host].waiting.remove(demand)
             self._settle(demand.host)
         elif demand.admitted:
             demand.admitted = False

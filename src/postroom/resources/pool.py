@@ -454,6 +454,16 @@ class ResourcePool(Generic[C, R]):
             return 0.0
         return self._core.retry_after(place, engine.loop.time())
 
+    def is_unknown(self, context: C) -> bool:
+        """Whether the provider has said that there is no such tenant, and is not asked again yet. Raises nothing.
+
+        ``acquire`` refuses such a context at once. ``retry_after`` says when the provider is asked again.
+        """
+        engine = self._running
+        if engine is None or not self._cooling_keys or (place := self._requests.place(context)) is None:
+            return False
+        return self._core.is_unknown(place, engine.loop.time())
+
     @property
     def troubled(self) -> bool:
         """Whether any context or host is left alone now, or has failed since its last success.
@@ -578,10 +588,13 @@ class ResourcePool(Generic[C, R]):
         gate = self._core.gates.find(demand.host)
         if demand.stage is Stage.AT_GATE and gate is not None:
             return NoRoom(demand.key, f"{gate.used} of the budget of {gate.limit} of its host in use", cause)
-        if demand.stage is Stage.QUEUED and budget.free < demand.weight:
+        if demand.stage is Stage.QUEUED and self._core.lacks_budget(demand):
             return NoRoom(demand.key, f"{budget.used} of the budget of {budget.limit} in use", cause)
         if demand.stage is Stage.QUEUED:
-            text = f"{self._core.table.opens} opens are under way, the most allowed at once"
+            opens, failed = self._core.table.opens, self._core.table.troubled_opens
+            text = f"{opens} opens are under way, the most allowed at once"
+            if demand.troubled and opens < self._limits.max_concurrent_opens:
+                text = f"{failed} opens of contexts that failed before are under way, the most of these allowed at once"
             return NoRoom(demand.key, text, cause)
         return TooLate(demand.key, _LATE[demand.stage], cause)
 

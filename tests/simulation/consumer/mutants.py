@@ -491,7 +491,7 @@ MUTANTS = (
         "breaker",
     ),
     Mutant("takes one success for three", swap(Attempts, "succeeded", _three_for_one), 177, "poison"),
-    Mutant("defers with the last receive", says(Attempts, "may_defer", answer=True), 30, "expense"),
+    Mutant("defers with the last receive", says(Attempts, "may_defer", answer=True), 5, "expense"),
     Mutant("takes duplicates for failures", swap(Pipeline, "_was_handled_before", _fails_duplicates), 6, "liveness"),
     Mutant("starts what is paused", swap(Scheduler, "control", _starts_the_paused), 0, "control"),
     # -- attempts
@@ -523,7 +523,7 @@ MUTANTS = (
     Mutant(
         "never ends a lead",
         _all(_does_nothing(Core, "leased"), swap(Core, "probe_ended", _leads_on)),
-        30,
+        644,
         "liveness",
     ),
     Mutant("lets no lane wake by itself", swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),

@@ -134,13 +134,13 @@ def defers_without_counting(patch: Patch) -> None:
     patch.setattr(Attempts, "may_defer", lambda self, job: True)
 
 
-@mutant(2)
+@mutant(48)
 def defers_with_the_last_receive(patch: Patch) -> None:
     """Crowded, it spends what is left."""
     patch.setattr(Attempts, "is_last", lambda self, job: False)
 
 
-@mutant(2)
+@mutant(12)
 def returns_the_last_receive(patch: Patch) -> None:
     """A stop gives back what becomes a dead letter by that."""
     patch.setattr(Attempts, "is_short_of", lambda self, job: False)

@@ -246,6 +246,10 @@ class ModelPool:
                 until = max(until, now + 0.3)
         return max(0.0, until - now)
 
+    def is_unknown(self, _context: Any) -> bool:
+        """Return whether there is no such tenant: all are known here."""
+        return False
+
     def begin(self, tenant: int) -> None:
         """Note that an open begins."""
         access = self.tenants[tenant]

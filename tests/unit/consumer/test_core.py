@@ -181,6 +181,21 @@ class TestAway:
         assert taken(away, 4, 0.0) == {queue: ["deferred-0", "deferred-1", "deferred-2", "parked-0"]}
         assert len(away) == 2
 
+    def test_the_end_of_an_obstacle_is_remembered_for_what_is_on_its_way_out(self) -> None:
+        """And only where something may be: every open tells that its tenant has no outage."""
+        away = Away()
+        queue: Any = object()
+        down, well = Obstacle(ObstacleKind.TENANT, "down"), Obstacle(ObstacleKind.TENANT, "well")
+        away.stands(down)
+        for obstacle in (down, well):
+            assert not away.over(obstacle)
+        assert list(away._over) == [down]
+        away.add(Absent(queue, "late", "late", 100.0), down)
+        assert away.recallable(0.0) == 1
+        away.stands(down)
+        away.add(Absent(queue, "later", "later", 100.0), down)
+        assert away.recallable(0.0) == 1
+
     def test_what_reappears_by_itself_is_not_called_back(self) -> None:
         """Another consumer may have it by then."""
         away = Away()

@@ -17,6 +17,8 @@ from postroom import (
     Drop,
     MessageContext,
     PayloadError,
+    PoolLimits,
+    PoolTimeouts,
     Reject,
     ResourcePool,
     Retry,
@@ -327,3 +329,55 @@ def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> No
     assert texts(caplog.records) == [
         "Tenant acme:eu-west-1 is paused by an operator: migration\\nERROR all is lost\\x1b[31m"
     ]
+
+
+def test_a_budget_that_is_too_small_all_day_is_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Each tenant waits for it for a moment, again and again: a line for each of them would be thousands."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        small = ResourcePool(database, limits=PoolLimits(budget=2), timeouts=PoolTimeouts(lease=5.0))
+        orders = Consumer("orders", context=Tenant, resources=small, client=world.client)
+        handled = 0
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, str]) -> None:
+            nonlocal handled
+            handled += 1
+            await asyncio.sleep(10.0)
+
+        async with orders:
+            for number in range(150):
+                world.send_orders("x", tenant=f"tenant-{number % 20}")
+                await asyncio.sleep(2.0)
+            world.broker.purge("orders")
+        return handled
+
+    with caplog.at_level(logging.INFO, "postroom.consumer"):
+        assert in_world(scenario) > 50
+    for text in ("is unavailable; its messages wait", "is available again after"):
+        assert 3 <= sum(text in record.message for record in caplog.records) <= 6
+
+
+def test_dead_letters_of_one_cause_are_told_of_in_info_though_its_figures_differ(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A reason may say when the next try is: that makes no other cause of it for each message."""
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead", receives=10)
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
+            raise Reject(f"its tenant is unavailable; next try in {float(order.order_id) / 7:.3g} s")
+
+        async with orders:
+            world.send_orders(*map(str, range(50)))
+            await asyncio.sleep(5)
+        return world.counts("dead")[0]
+
+    with caplog.at_level(logging.INFO, "postroom.consumer"):
+        assert in_world(scenario) == 50
+    told = [record.levelname for record in caplog.records if "was sent to the dead-letter queue" in record.message]
+    assert (told.count("WARNING"), told.count("INFO")) == (10, 40)

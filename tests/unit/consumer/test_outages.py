@@ -408,6 +408,79 @@ def test_a_backlog_of_a_tenant_that_cannot_run_costs_no_other_tenant_anything(ho
     assert seconds <= 60
 
 
+def test_backlogs_of_tenants_that_cannot_run_cost_no_tenant_that_has_to_be_opened_anything() -> None:
+    """As many are held as may be: a tenant that comes for the first time is served at once, at its first receive."""
+
+    async def scenario(world: World) -> tuple[float, int, int]:
+        world.create(dead_letters="dead", receives=5)
+        loop = asyncio.get_running_loop()
+        late, receives = [0.0], [0]
+
+        class Timing(Scene):
+            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+                late.append(loop.time() - order.seconds)
+                receives.append(ctx.message.receive_count)
+
+        scene = Timing(world, host=None, visibility=Visibility(timeout=3600))
+        async with scene.pool, scene.orders:
+            for name in NAMES[:4]:
+                scene.orders.tenants.pause(Tenant(name), reason="its backlog")
+                world.send_orders(*map(str, range(60)), tenant=name, group=name)
+            await asyncio.sleep(600)
+            assert scene.orders.statistics().held >= 80
+            for number in range(30):
+                tenant = f"well-{number}"
+                world.send_orders("x", tenant=tenant, group=tenant, seconds=loop.time())
+                await asyncio.sleep(10)
+            world.broker.purge("orders")
+        return max(late), max(receives), len(late) - 1
+
+    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=40, MOST_BLOCKED=80):
+        late, receives, handled = in_world(scenario)
+    assert late <= 1.0
+    assert (receives, handled) == (1, 30)
+
+
+def test_what_opens_and_is_unhealthy_ends_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """Each try opens it: the log would tell of an end each time, and messages that are away would be called back."""
+
+    async def scenario(world: World) -> tuple[list[int], int]:
+        world.create(dead_letters="dead", receives=10)
+        databases, healthy = Databases(), True
+
+        async def check(_: Database) -> bool:
+            return healthy
+
+        pool = ResourcePool(databases, check=check, backoff=OpenBackoff(cap=5.0))
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+        done: list[int] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            if not healthy:
+                raise ConnectionResetError
+            done.append(ctx.message.receive_count)
+
+        async with orders:
+            world.send_orders("first")
+            await asyncio.sleep(1)
+            healthy = False
+            world.send_orders(*map(str, range(60)))
+            await asyncio.sleep(120)
+            tries = len(databases.made)
+            healthy = True
+            await asyncio.sleep(60)
+        return done, tries
+
+    with caplog.at_level("INFO", "postroom.consumer"):
+        done, tries = in_world(scenario)
+    assert tries > 20
+    assert len(done) == 61
+    assert max(done) <= 4  # a wait grows with the outage: 15 s, a minute
+    for text in ("is unavailable; its messages wait", "is available again after"):
+        assert sum(text in record.message for record in caplog.records) == 1
+
+
 @pytest.mark.parametrize("host", [None, host_of])
 def test_an_outage_that_only_another_user_of_the_pool_has_met_is_over_here_too(host: Any) -> None:
     """What was deferred for long because of it is called back when that one has opened the resources again."""

@@ -1,6 +1,7 @@
 """How long a resource lives: budget, idleness, age, invalidation, suspicion."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -439,6 +440,56 @@ def test_a_hanging_close_does_not_hold_up_the_line() -> None:
             started = asyncio.get_running_loop().time()
             async with pool.lease(C):
                 assert asyncio.get_running_loop().time() - started == pytest.approx(1.2)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("per_host", [None, 2])
+def test_a_key_that_asks_again_after_its_deadline_has_its_old_place(per_host: int | None) -> None:
+    """I9: where the line takes longer than the deadlines of leases, each key still has its turn."""
+    databases = Databases()
+    turns: Counter[Tenant] = Counter()
+
+    async def main() -> None:
+        limits = PoolLimits(budget=2, per_host=per_host)
+        async with ResourcePool(databases.provide, limits=limits, host=lambda _: "db-1") as pool:
+
+            async def use(tenant: Tenant) -> None:
+                while True:
+                    try:
+                        async with pool.lease(tenant, timeout=10.0):
+                            turns[tenant] += 1
+                            await asyncio.sleep(20.0)
+                    except PoolExhaustedError:
+                        await asyncio.sleep(1.0)
+
+            users = [asyncio.create_task(use(Tenant(str(number)))) for number in range(20)]
+            await asyncio.sleep(2_000.0)
+            for user in users:
+                user.cancel()
+            await asyncio.gather(*users, return_exceptions=True)
+
+    run_virtual(main())
+    assert len(turns) == 20
+    assert max(turns.values()) - min(turns.values()) <= 2
+
+
+@pytest.mark.parametrize("how", ["too late", "cancelled"])
+def test_a_place_in_line_is_not_kept_for_long(how: str) -> None:
+    """A key that does not come again leaves nothing behind."""
+    databases = Databases()
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, limits=PoolLimits(budget=1, remember=3)) as pool, pool.lease(A):
+            for number in range(5):
+                waits = asyncio.create_task(pool.acquire(Tenant(str(number)), timeout=1.0))
+                await asyncio.sleep(0.5)
+                if how == "cancelled":
+                    waits.cancel()
+                await asyncio.gather(waits, return_exceptions=True)
+            assert len(pool._core._left) == 3
+            await asyncio.sleep(70.0)
+            assert not pool._core._left
 
     run_virtual(main())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postroom.errors import ResourceError, ResourceOpenError
+from postroom.errors import ResourceError, ResourceOpenError, UnknownTenant
 from postroom.events import Event, ResourceClosed, ResourceOpened, ResourceOpenFailed
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources import ResourcePool
@@ -136,6 +136,25 @@ def test_a_function_that_raises_concerns_its_context_only(name: str) -> None:
             async with pool.lease(B):
                 assert pool.is_open(B)
                 assert pool.host_of(B) == (1 if name == "host" else None)
+
+    run_virtual(main())
+
+
+def test_a_pool_knows_which_tenants_there_are_not() -> None:
+    """Until the provider is asked again. An outage is another matter."""
+    databases = Databases(errors={A: UnknownTenant("a"), B: OSError("down")})
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide) as pool:
+            for tenant in (A, B):
+                assert not pool.is_unknown(tenant)
+                with pytest.raises(ResourceError):
+                    await pool.acquire(tenant)
+            assert pool.is_unknown(A)
+            assert not pool.is_unknown(B)
+            await asyncio.sleep(61.0)
+            assert not pool.is_unknown(A)
+        assert not pool.is_unknown(A)
 
     run_virtual(main())
 

@@ -367,6 +367,37 @@ def test_hanging_tenants_leave_openings_for_the_others() -> None:
     run_virtual(main())
 
 
+def test_hundreds_of_hanging_tenants_leave_openings_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """I9: that a tenant failed is not forgotten while it waits for minutes for its next try; each is told of once."""
+    hanging = [Tenant(f"hanging {number}") for number in range(300)]
+    databases = Databases(stuck=set(hanging))
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide) as pool:
+
+            async def try_again_and_again(tenant: Tenant) -> None:
+                while True:
+                    with suppress(ResourceOpenError, PoolExhaustedError):
+                        await pool.acquire(tenant)
+                    await asyncio.sleep(max(1.0, pool.retry_after(tenant)))
+
+            trying = [asyncio.create_task(try_again_and_again(tenant)) for tenant in hanging]
+            await asyncio.sleep(600.0)
+            loop = asyncio.get_running_loop()
+            for number in range(60):
+                started = loop.time()
+                async with pool.lease(Tenant(str(number))):
+                    assert loop.time() - started == pytest.approx(0.1)
+                await asyncio.sleep(10.0)
+            for task in trying:
+                task.cancel()
+            await asyncio.gather(*trying, return_exceptions=True)
+
+    run_virtual(main())
+    assert all(databases.attempts[tenant] > 1 for tenant in hanging)
+    assert sum("not available" in record.message for record in caplog.records) == len(hanging)
+
+
 def test_a_slow_tenant_does_not_delay_anybodys_hit_or_open() -> None:
     """I9: while one tenant's database is black-holed, the others lease as if it were not there."""
     databases = Databases(stuck={A})
@@ -424,6 +455,29 @@ def test_the_deadline_names_the_openings_when_they_are_what_is_missing() -> None
             await blocked
 
     run_virtual(main())
+
+
+def test_what_is_idle_is_not_what_a_late_lease_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    """The budget is in use, but would give way: what is missing is an opening, for contexts that failed before."""
+    hanging = [Tenant(f"hanging {number}") for number in range(4)]
+    databases = Databases(stuck=set(hanging))
+
+    async def main() -> None:
+        limits = PoolLimits(budget=6, max_concurrent_opens=2)
+        backoff = OpenBackoff(base=0.01, cap=0.01)
+        async with ResourcePool(databases.provide, limits=limits, backoff=backoff) as pool:
+            await asyncio.gather(*(failure(pool, tenant) for tenant in hanging))
+            for number in range(6):
+                async with pool.lease(Tenant(str(number))):
+                    pass
+            blocked = [asyncio.create_task(failure(pool, tenant)) for tenant in hanging[:2]]
+            await settle()
+            with pytest.raises(PoolExhaustedError, match="1 opens of contexts that failed before are under way"):
+                await pool.acquire(hanging[3], timeout=7.0)
+            await asyncio.gather(*blocked)
+
+    run_virtual(main())
+    assert "No budget" not in caplog.text
 
 
 # -- health ---------------------------------------------------------------------------------------------------------
