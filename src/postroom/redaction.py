@@ -282,8 +282,12 @@ def _texts_of(error: BaseException) -> Iterator[str]:
 
 
 def _notes_of(error: BaseException) -> list[str]:
-    notes = _attribute(error, "__notes__")
-    return [each for each in cast("list[object]", notes) if isinstance(each, str)] if isinstance(notes, list) else []
+    """Return the notes of an error, or of the driver's that SQLAlchemy made it of."""
+    original = _attribute(error, "orig")
+    for each in (error, original, _attribute(original, "__cause__")):
+        if isinstance(notes := _attribute(each, "__notes__"), list):
+            return [note for note in cast("list[object]", notes) if isinstance(note, str)]
+    return []
 
 
 def _members_of(group: BaseExceptionGroup[BaseException], depth: int) -> Iterator[BaseException]:

@@ -173,6 +173,8 @@ def test_the_line_of_an_error_has_its_notes_and_the_members_of_a_group() -> None
     lost = ConnectionRefusedError(111, "refused")
     lost.add_note("connecting to db-1:5432/acme")
     assert describe(lost) == "ConnectionRefusedError: [Errno 111] refused; connecting to db-1:5432/acme"
+    wrapped = DBAPIError("SELECT 1", {}, lost)
+    assert describe(wrapped).endswith("; connecting to db-1:5432/acme")
     group = ExceptionGroup("unhandled errors in a TaskGroup", [lost, ExceptionGroup("inner", [KeyError("a")])])
     assert describe(group) == (
         "ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions): ConnectionRefusedError: [Errno 111] refused; "
