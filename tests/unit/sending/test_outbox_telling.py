@@ -48,7 +48,7 @@ def run(looks: Looks, tenants: Callable[[], Awaitable[list[str]]], story: Callab
     run_virtual(main())
 
 
-def test_a_registry_that_is_down_for_an_hour_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
     """It is asked every second: a line for each would be thousands, and say nothing new."""
     caplog.set_level(logging.INFO, "postroom.outbox")
     trouble: list[Exception] = [ConnectionError("postgres://app:hunter2@db refused")]
@@ -59,11 +59,11 @@ def test_a_registry_that_is_down_for_an_hour_is_told_once_and_so_is_its_end(capl
         return ["acme"]
 
     async def story() -> None:
-        await asyncio.sleep(3600)
+        await asyncio.sleep(300)
         trouble.append(LookupError("no such table"))
-        await asyncio.sleep(3600)
+        await asyncio.sleep(300)
         trouble.clear()
-        await asyncio.sleep(3600)
+        await asyncio.sleep(300)
 
     run(Looks(), tenants, story)
     first, second, third = caplog.records
@@ -71,7 +71,7 @@ def test_a_registry_that_is_down_for_an_hour_is_told_once_and_so_is_its_end(capl
     assert first.getMessage().endswith("ConnectionError: postgres://app:***@db refused")
     assert first.exc_text
     assert "LookupError: no such table" in second.getMessage()
-    assert third.getMessage().startswith("OutboxRelay(tenants=...) works again after 72")
+    assert third.getMessage().startswith("OutboxRelay(tenants=...) works again after 6")
     assert [each.levelname for each in caplog.records] == ["ERROR", "ERROR", "INFO"]
 
 
@@ -86,7 +86,7 @@ def test_an_outbox_that_cannot_be_relayed_is_told_with_its_cause(caplog: pytest.
     async def story() -> None:
         for trouble in (OSError("disk gone"), LookupError("no such table"), None):
             looks.trouble = trouble
-            await asyncio.sleep(3600)
+            await asyncio.sleep(300)
 
     run(looks, tenants, story)
     first, second, third = caplog.messages
