@@ -89,7 +89,7 @@ class Engine:
         """Messages on their way to the dead-letter queue."""
         self.recalls: Recalls = Recalls(tasks)
         """Messages that are being made visible again."""
-        self.rejections = Rejections(tasks.time)
+        self.rejections = Rejections(tasks)
         self.collector: Collector | None = None
         self.on_end: Callable[[BaseException], None]
         self._processor: Processor

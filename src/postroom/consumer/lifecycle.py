@@ -453,6 +453,7 @@ class Run(Generic[C, R]):
     async def _end_heartbeat(self) -> None:
         self.watch.close()
         self.engine.close()
+        self.engine.rejections.flush()
         for inlet in self.inlets:
             inlet.receiver.close()
         # Not before the flush: a message must stay ours until SQS has confirmed its delete.
