@@ -71,14 +71,14 @@ _OPTION: Final = re.compile(
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
+_OF_INPUT: Final = r"invalid input (?:syntax|value) for [^:\r\n]{1,100}|malformed [\w ]{1,40} literal|out of range"
 _DATA: Final = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
         # PostgreSQL's details, in each of its languages: Key (email)=(x) already exists.
         r"(?P<head>\)\s?=\s?\()(?P<value>[^\r\n]*)(?=\))",
         r"(?P<head>\bFailing row contains \()(?P<value>(?s:.{0,20000})(?=\)\.)|(?s:.*))",
-        r"""(?P<head>\b(?:invalid input (?:syntax|value) for [^:\r\n]{1,100}|malformed [\w ]{1,40} literal|out of range): )"""
-        r"""(?P<value>"(?s:.{0,4000}?)")(?=\s*$|\\n|['")])""",
+        rf"""(?P<head>\b(?:{_OF_INPUT}): )(?P<value>"(?s:.{{0,4000}}?)")(?=\s*$|\\n|['")])""",
         r"""(?P<head>\bvalue )(?P<value>"[^"\r\n]{0,4000}")(?= is out of range)""",
         r"""(?P<head>^LINE \d{1,6}: [^'\r\n]*)(?P<value>'[^\r\n]*)""",  # of a statement with its values in it
         r"(?P<head>\bfor query argument \$\d{1,5}: )(?P<value>[^\r\n]*(?= \()|[^\r\n]*)",  # asyncpg

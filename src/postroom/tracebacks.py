@@ -96,8 +96,13 @@ def in_one_block(text: str) -> str:
 
 def place_of(error: BaseException) -> str:
     """Return where an error was raised, as words behind its type: `` in convert, orders.py line 12``. No text of it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" in {frames[-1].name}, {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    code = trace.tb_frame.f_code  # not by `extract_tb`, which reads the source of all frames
+    return f" in {code.co_name}, {Path(code.co_filename).name} line {trace.tb_lineno}"
 
 
 def _is_long(error: BaseException) -> bool:

@@ -454,6 +454,7 @@ class Run(Generic[C, R]):
         self.watch.close()
         self.engine.close()
         self.engine.rejections.flush()
+        self.pipeline.failures.flush()
         for inlet in self.inlets:
             inlet.receiver.close()
         # Not before the flush: a message must stay ours until SQS has confirmed its delete.

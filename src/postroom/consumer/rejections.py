@@ -74,7 +74,7 @@ class Rejections:
 
     def _sharing(self, name: str, where: str) -> Refusals:
         if (name, where) not in self._unsent:
-            self._unsent[name, where] = Refusals(_UNSENT.format(name, where), tasks=self._tasks, queue=name)
+            self._unsent[name, where] = Refusals(_UNSENT.format(name, where), tasks=self._tasks, queue=name, log=_log)
         return self._unsent[name, where]
 
     def _count(self, key: Hashable, cause: str) -> int:

@@ -194,7 +194,7 @@ class DeadLetters:
             self.works = True
             entry.sent(entry.delivery)
         elif isinstance(error, InvalidRequest):
-            # Of an entry the code alone: SQS's words may quote what was sent. Of a call they are a line that quotes nothing.
+            # Of an entry the code alone: SQS's words may quote what was sent. Those of a call quote nothing.
             why = error.code if error.operation == _LETTERS else error
             text = f"{self._name} refused message {entry.delivery.message.id}: {why}"
             error = InvalidRequest(text, operation="SendMessageBatch", code=error.code)

@@ -246,6 +246,10 @@ class ModelPool:
                 until = max(until, now + 0.3)
         return max(0.0, until - now)
 
+    def unknown(self, _key: Hashable) -> tuple[str, float] | None:
+        """Return nothing: every tenant may exist."""
+        return None
+
     def begin(self, tenant: int) -> None:
         """Note that an open begins."""
         access = self.tenants[tenant]

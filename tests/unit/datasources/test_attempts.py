@@ -47,6 +47,7 @@ def test_a_connection_that_is_greeted_is_the_callers() -> None:
 
 def test_what_a_driver_raises_says_where_the_connection_leads() -> None:
     """A name that is not known, or a refused login, does not tell the host: the tenants of a hundred look alike."""
+
     def raised(error: Exception, place: str = "db-1.internal:5432/acme") -> str:
         async def fails() -> str:
             raise error
@@ -60,7 +61,9 @@ def test_what_a_driver_raises_says_where_the_connection_leads() -> None:
 
     unknown = socket.gaierror(-2, "Name or service not known")
     for _ in range(2):  # the same error again, as a driver may remember it
-        assert raised(unknown) == "gaierror: [Errno -2] Name or service not known; connecting to db-1.internal:5432/acme"
+        assert (
+            raised(unknown) == "gaierror: [Errno -2] Name or service not known; connecting to db-1.internal:5432/acme"
+        )
     told = OSError('connection to server at "db-1.internal", port 5432 failed')
     assert "connecting to" not in raised(told)
     assert "connecting to" not in raised(told, "db-1.internal/acme")

@@ -1,4 +1,4 @@
-"""What the log says of a relay that cannot work: how it begins, another cause, and the end. Never a line for each try."""
+"""What the log says of a relay that cannot work: its beginning, another cause, its end. Never a line for each try."""
 
 import asyncio
 import logging
@@ -67,7 +67,9 @@ def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(capl
 
     run(Looks(), tenants, story)
     first, second, third = caplog.records
-    assert first.getMessage().startswith("OutboxRelay(tenants=...) failed, so no outbox is looked at unless it is woken")
+    assert first.getMessage().startswith(
+        "OutboxRelay(tenants=...) failed, so no outbox is looked at unless it is woken"
+    )
     assert first.getMessage().endswith("ConnectionError: postgres://app:***@db refused")
     assert first.exc_text
     assert "LookupError: no such table" in second.getMessage()
@@ -91,5 +93,7 @@ def test_an_outbox_that_cannot_be_relayed_is_told_with_its_cause(caplog: pytest.
     run(looks, tenants, story)
     first, second, third = caplog.messages
     assert first == "The outbox of tenant acme could not be relayed; the next try is in 1 s: OSError: disk gone"
-    assert second.startswith("The outbox of tenant acme could not be relayed; the next try is in 60 s: LookupError: no such")
+    assert (
+        second == "The outbox of tenant acme could not be relayed; the next try is in 60 s: LookupError: no such table"
+    )
     assert third == "The outbox of tenant acme can be read again"

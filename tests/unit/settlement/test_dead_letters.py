@@ -362,7 +362,7 @@ def test_a_refused_call_tells_why() -> None:
     async def test(made: Desk) -> None:
         [delivery] = made.settler.take([message(1)])
         letters.errors = [InvalidRequest(why, operation="SendMessageBatch", code="KMS.DisabledException")]
-        with pytest.raises(InvalidRequest, match="the dead-letter queue refused message m1: .*key/1 is disabled"):
+        with pytest.raises(InvalidRequest, match=r"the dead-letter queue refused message m1: .*key/1 is disabled"):
             await made.settler.reject(delivery, "why")
 
     scenario(test, letters)
