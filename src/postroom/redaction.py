@@ -149,7 +149,8 @@ def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
     said = [redact(text, known) for text in (_text_of(error), *_notes_of(error))]
     text = _one_line("; ".join(each for each in said if each))
     if isinstance(error, BaseExceptionGroup):
-        members = list(itertools.islice(_members_of(error, _DEEPEST), _MOST_NAMED + 1))
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        members = list(itertools.islice(_members_of(group, _DEEPEST), _MOST_NAMED + 1))
         named = [describe(each, known) for each in members[:_MOST_NAMED]]
         text = _one_line(f"{text}: {' | '.join([*named, *(['...'] if len(members) > _MOST_NAMED else [])])}")
     return f"{name}: {text}" if text else name
