@@ -1,4 +1,4 @@
-"""Tells of tenants whose handlers do not end while messages wait for their slots: nothing else would say so."""
+"""Tells of handlers that do not end while messages of their tenant wait for slots: nothing else would say so."""
 
 from collections.abc import Hashable, Iterable
 from typing import Final

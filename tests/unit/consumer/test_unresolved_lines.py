@@ -38,7 +38,7 @@ def lines_of(
 
 
 def look_up(_: Message) -> str:
-    """Fail as a resolver whose registry is not there."""
+    """Fail as a resolver does when its registry is not there."""
     raise ConnectionRefusedError("registry refused: postgres://app:hunter2@db")
 
 

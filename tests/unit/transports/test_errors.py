@@ -199,7 +199,7 @@ def test_each_refusal_names_what_cures_it(code: str, asked: str, advice: str, no
 
 @pytest.mark.parametrize("code", ["KmsDisabled", "KMS.DisabledException", "KMS.NotFoundException", "KmsInvalidState"])
 def test_a_key_that_cannot_be_used_is_named_as_what_to_look_at(code: str) -> None:
-    """A queue whose key was disabled or deleted refuses everything; the permission is there."""
+    """When its key was disabled or deleted, a queue refuses everything; the permission is there."""
     told = refused(code, asked="ReceiveMessage")
     assert isinstance(told, InvalidRequest)
     assert "look at the key that encrypts the queue" in str(told)
