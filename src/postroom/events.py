@@ -11,6 +11,7 @@ import msgspec
 
 from postroom.log_fields import Log, Step
 from postroom.message import Message
+from postroom.redaction import describe
 from postroom.repeats import Repeats
 from postroom.tasks import ends_the_program
 from postroom.types import Settlement, StopReason
@@ -19,7 +20,11 @@ _log = Log("postroom", Step.OBSERVER)
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The base of all events."""
+    """The base of all events. What one shows of an error is a line without secrets."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={_shown(getattr(self, name))}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class ConsumerStarted(Event, frozen=True):
@@ -283,3 +288,7 @@ def _name_of(observer: object) -> str:
     """Return what an observer is called. Its ``repr`` may raise, or have secrets."""
     name = getattr(observer, "__qualname__", None)
     return name if isinstance(name, str) else type(observer).__qualname__
+
+
+def _shown(value: object) -> str:
+    return f"<{describe(value)}>" if isinstance(value, BaseException) else repr(value)

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from urllib.parse import unquote
 
 from postroom.log_fields import Log, Step
-from postroom.tracebacks import HEAD, chain_of, frames_of, text_of
+from postroom.tracebacks import HEAD, chain_of, frames_of, in_one_block, pieces_of, text_of
 
 HIDDEN: Final = "***"
 _LONGEST_LINE: Final = 600
@@ -24,6 +24,8 @@ _OPAQUE: Final = re.compile(r"[A-Za-z0-9+/=%]{80,}")
 """A token of a session, or a receipt handle, wherever it stands: no word of a cause is as long."""
 _SHORTEST_SECRET: Final = 4
 """A shorter value is removed only where its place says that it is a secret."""
+_SHORTEST_LINE: Final = 8
+"""A shorter line of a secret of several lines is no secret by itself."""
 _DEEPEST: Final = 8
 _MOST_FRAMES: Final = 50
 _LONGEST_VALUE: Final = 16_384
@@ -35,6 +37,8 @@ _LONGEST_SECRET: Final = 4_096
 _LONGEST_TRACEBACK: Final = 65_536
 _LONGEST_SEEN: Final = _LONGEST_TEXT + _LONGEST_SECRET
 _MOST_CAUSES: Final = 50
+_MOST_NAMED: Final = 3
+"""Members of a group that its line names."""
 _MOST_ERRORS: Final = 100
 """Errors of a chain or a group in which secrets are looked for; a traceback shows 15 of a group."""
 
@@ -67,8 +71,24 @@ _OPTION: Final = re.compile(
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
+_OF_INPUT: Final = r"invalid input (?:syntax|value) for [^:\r\n]{1,100}|malformed [\w ]{1,40} literal|out of range"
+_DATA: Final = tuple(
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        # PostgreSQL's details, in each of its languages: Key (email)=(x) already exists.
+        r"(?P<head>\)\s?=\s?\()(?P<value>[^\r\n]*)(?=\))",
+        r"(?P<head>\bFailing row contains \()(?P<value>(?s:.{0,20000})(?=\)\.)|(?s:.*))",
+        rf"""(?P<head>\b(?:{_OF_INPUT}): )(?P<value>"(?s:.{{0,4000}}?)")(?=\s*$|\\n|['")])""",
+        r"""(?P<head>\bvalue )(?P<value>"[^"\r\n]{0,4000}")(?= is out of range)""",
+        r"""(?P<head>^LINE \d{1,6}: [^'\r\n]*)(?P<value>'[^\r\n]*)""",  # of a statement with its values in it
+        r"(?P<head>\bfor query argument \$\d{1,5}: )(?P<value>[^\r\n]*(?= \()|[^\r\n]*)",  # asyncpg
+        r"(?P<head>\bDuplicate entry |\bIncorrect \w{1,20} value: )(?P<value>'[^\r\n]*')(?= for )",  # MySQL
+        r"(?P<head>\binput_value=)(?P<value>[^\r\n]*)(?=, input_type=)",  # pydantic
+    )
+)
+"""What databases and validators quote of rows, keys, parameters and input: the tenant's data, and no cause."""
 # Every repetition is bounded, so that a large text cannot block the event loop.
-_PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _SCHEME, _ACCESS_KEY, _PARAMETERS)
+_PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _SCHEME, _ACCESS_KEY, _PARAMETERS, *_DATA)
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 
 
@@ -79,7 +99,7 @@ class Redacted(Exception):
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return a text without passwords: in URLs, in ``key=value`` pairs, in headers; and without the known secrets.
 
-    A long text is cut.
+    What databases and validators quote of a tenant's data goes, too. A long text is cut.
     """
     return _redacted(text, secrets, _LONGEST_TEXT)
 
@@ -120,11 +140,19 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return an error as one line: ``InvalidPasswordError [28P01]: password authentication failed for user "app"``.
 
-    Secrets are removed, control characters escaped, long texts cut.
+    Its notes follow, and the first members of a group: what a group itself says is no cause. Secrets are removed,
+    control characters escaped, long texts cut.
     """
     state = sqlstate_of(error)
     name = type(error).__name__ + (f" [{state}]" if state else "")
-    text = _one_line(redact(_text_of(error), {*secrets, *secrets_of(error)}))
+    known = {*secrets, *secrets_of(error)}
+    said = [redact(text, known) for text in (_text_of(error), *_notes_of(error))]
+    text = _one_line("; ".join(each for each in said if each))
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        members = list(itertools.islice(_members_of(group, _DEEPEST), _MOST_NAMED + 1))
+        named = [describe(each, known) for each in members[:_MOST_NAMED]]
+        text = _one_line(f"{text}: {' | '.join([*named, *(['...'] if len(members) > _MOST_NAMED else [])])}")
     return f"{name}: {text}" if text else name
 
 
@@ -134,8 +162,12 @@ def describe_at_length(error: BaseException, secrets: Iterable[str] = ()) -> str
     try:
         chain = chain_of(error)
         if chain is None:  # only the standard library formats it well, at ten times the cost
-            return _redacted("".join(traceback.format_exception(error)), known, _LONGEST_TRACEBACK).rstrip("\n")
-        parts = [f"{link}{_frames_of(each)}{redact(text_of(each), known)}" for link, each in chain[-_MOST_CAUSES:]]
+            pieces = "".join(in_one_block(redact(piece, known)) for piece in pieces_of(error))
+            return _redacted(pieces, known, _LONGEST_TRACEBACK).rstrip("\n")
+        parts = [
+            f"{link}{_frames_of(each)}{in_one_block(redact(text_of(each), known))}"
+            for link, each in chain[-_MOST_CAUSES:]
+        ]
         return _without("".join(parts), known).rstrip("\n")
     except BaseException as raised:  # an exception with attributes that raise cannot be formatted; its name still can
         _pass_over(raised)
@@ -240,13 +272,31 @@ def _secrets_named(name: str, value: object) -> Iterator[str]:
     yield from _secrets_in(value[:_LONGEST_VALUE])
     if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
         yield value
+        # The lines of a private key may stand apart, as in the traceback of a group.
+        yield from (each for line in value.splitlines() if len(each := line.strip()) >= _SHORTEST_LINE)
 
 
 def _texts_of(error: BaseException) -> Iterator[str]:
     yield _text_of(error)
-    notes = _attribute(error, "__notes__")
-    yield from (str(note) for note in cast("list[object]", notes if isinstance(notes, list) else []))
+    yield from _notes_of(error)
     yield repr(error.args)
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    """Return the notes of an error, or of the driver's that SQLAlchemy made it of."""
+    original = _attribute(error, "orig")
+    for each in (error, original, _attribute(original, "__cause__")):
+        if isinstance(notes := _attribute(each, "__notes__"), list):
+            return [note for note in cast("list[object]", notes) if isinstance(note, str)]
+    return []
+
+
+def _members_of(group: BaseExceptionGroup[BaseException], depth: int) -> Iterator[BaseException]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup) and depth > 0:
+            yield from _members_of(cast("BaseExceptionGroup[BaseException]", each), depth - 1)
+        else:
+            yield each
 
 
 def _named_values(error: BaseException) -> Iterator[tuple[str, object]]:

@@ -10,10 +10,14 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Final
 
+from postroom.display import one_line
+
 HEAD: Final = "Traceback (most recent call last):\n"
 _CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
+_FURTHER: Final = "  "
+"""Before the second and further lines of what an error says."""
 _MOST_FRAMES: Final = 100
 """Frames of an error that is formatted here. Longer ones are recursions: their repeated lines are to be folded."""
 _MOST_KNOWN: Final = 1_000
@@ -62,10 +66,43 @@ def text_of(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error))
 
 
+def pieces_of(error: BaseException) -> Iterator[str]:
+    """Yield a traceback as the standard library writes it, piece by piece. Lines of notes are indented."""
+    formatted = traceback.TracebackException.from_exception(error)
+    _indent_notes(formatted, set())
+    yield from formatted.format()
+
+
+def _indent_notes(formatted: traceback.TracebackException, seen: set[int]) -> None:
+    if id(formatted) in seen:
+        return
+    seen.add(id(formatted))
+    if isinstance(notes := formatted.__notes__, list):
+        formatted.__notes__ = [f"{_FURTHER}{line}" for note in notes for line in str(note).split("\n")]
+    for each in (formatted.__cause__, formatted.__context__, *(formatted.exceptions or ())):
+        if each is not None:
+            _indent_notes(each, seen)
+
+
+def in_one_block(text: str) -> str:
+    """Return a text of which no line but the first begins at the margin, without control characters.
+
+    A sender's words may stand in what an error says: a line of them must not pass for a record of the log.
+    """
+    lines = text.split("\n")
+    further = (line if not line or line[0].isspace() else f"{_FURTHER}{line}" for line in lines[1:])
+    return "\n".join(one_line(line.expandtabs(4)) for line in (lines[0], *further))
+
+
 def place_of(error: BaseException) -> str:
     """Return where an error was raised, as words behind its type: `` in convert, orders.py line 12``. No text of it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" in {frames[-1].name}, {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    code = trace.tb_frame.f_code  # not by `extract_tb`, which reads the source of all frames
+    return f" in {code.co_name}, {Path(code.co_filename).name} line {trace.tb_lineno}"
 
 
 def _is_long(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Tracebacks that are formatted line by line read as those of the standard library."""
 
+import re
 import traceback
 from collections.abc import Callable
 
@@ -45,7 +46,7 @@ def _without_context() -> None:
 
 def _with_notes() -> None:
     error = ValueError()
-    error.add_note("a note")
+    error.add_note("a note\nof two lines")
     raise error
 
 
@@ -87,9 +88,10 @@ def _unreadable() -> None:
     ],
 )
 def test_a_traceback_reads_as_the_standard_library_writes_it(fails: Callable[[], object]) -> None:
-    """The first time, and when its lines are known."""
+    """The first time, and when its lines are known; but further lines of a text, and notes, are indented."""
     error = _caught(fails)
     wanted = "".join(traceback.format_exception(error)).rstrip("\n")
+    wanted = re.sub(r"^(?=lines|a note|of two)", "  ", wanted, flags=re.MULTILINE)
     assert describe_at_length(error) == wanted
     assert describe_at_length(error) == wanted
 

@@ -111,6 +111,10 @@ class PoolView(Protocol):
         """Return the host of a context's resources."""
         ...
 
+    def unknown(self, key: Hashable) -> tuple[str, float] | None:
+        """Return why there is no such tenant, and the loop time at which that was said; None where it may exist."""
+        ...
+
 
 class HostHints(Protocol):
     """What other replicas have found out about hosts."""
@@ -281,6 +285,11 @@ class Availability:
             if down is not None and tenant in self._asleep[host]:
                 return Outage(down.since, f"host {display_key(host)} is down: {down.cause}")
         return outage
+
+    def unknown(self, tenant: Hashable) -> Outage | None:
+        """Return what was said of a tenant that does not exist. Not remembered here: senders may invent thousands."""
+        said = None if self._pool is None else self._pool.unknown(tenant)
+        return None if said is None else Outage(said[1], said[0])
 
     def troubled_tenants(self) -> list[Hashable]:
         """Return the tenants that cannot run because of an outage of their own, whether or not they have messages."""

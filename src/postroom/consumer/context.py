@@ -11,6 +11,7 @@ import msgspec
 from postroom.checking import is_number
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.consumer.transacting import MessageTransaction
+from postroom.display import display_key
 from postroom.errors import ConfigurationError, PostroomError, retry_delay
 from postroom.fleet.names import Unnamable, name_of
 from postroom.message import Message
@@ -91,6 +92,11 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
     """Which attempt this is: 1 plus the runs of your code for this message that ended in failure. Receives that
     postroom spent otherwise are not counted; ``message.receive_count`` counts all."""
     _settles: Settles
+
+    def __repr__(self) -> str:  # of the resources their type: they may show a password
+        resources = None if self.resources is None else f"<{type(self.resources).__name__}>"
+        shown = f"message={self.message!r}, tenant={display_key(self.tenant)!r}, resources={resources}"
+        return f"MessageContext({shown}, attempt={self.attempt})"
 
     @property
     def queue(self) -> str:

@@ -525,7 +525,9 @@ class Core:
 
     def outage(self, tenant: Hashable) -> Outage | None:
         """Return why a tenant's messages cannot run, or go where they are sent, if they cannot."""
-        return self.availability.outage(tenant, sent_away=self._tenants.is_sent_away(tenant))
+        sent_away = self._tenants.is_sent_away(tenant)
+        outage = self.availability.outage(tenant, sent_away=sent_away)
+        return outage if outage is not None or sent_away else self.availability.unknown(tenant)
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from postroom.consumer.actions import GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.core import PATIENCE, Core
 from postroom.consumer.demand import ReceivePolicy
+from postroom.consumer.hanging import Hanging
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
@@ -89,7 +90,7 @@ class Engine:
         """Messages on their way to the dead-letter queue."""
         self.recalls: Recalls = Recalls(tasks)
         """Messages that are being made visible again."""
-        self.rejections = Rejections(tasks.time)
+        self.rejections = Rejections(tasks)
         self.collector: Collector | None = None
         self.on_end: Callable[[BaseException], None]
         self._processor: Processor
@@ -107,6 +108,7 @@ class Engine:
         self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
         self._standstill = Standstill(core)
+        self._hanging = Hanging(core)
         self._kept: list[GiveBack] | None = None
         self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
@@ -482,6 +484,7 @@ class Engine:
         if self.core.scheduler.size < before:
             self.make_room()
         self._standstill.look(len(self.rejecting))
+        self._hanging.look(self.jobs, self._time())
         self.begin()
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
 from postroom.consumer.stopping import StopDiary
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
-from postroom.display import counted
+from postroom.display import counted, display_key
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
@@ -51,6 +51,8 @@ _log = Log("postroom.consumer", Step.STOP)
 _GRACE = 1.0
 """Seconds that tasks of the consumer's own may take to end when they are cancelled."""
 _NOTHING = QueueStatistics(settled={})
+_NAMED = 5
+"""Tenants that the line about a pool that does not close names."""
 _MOMENT = 0.5
 """Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
 
@@ -419,8 +421,8 @@ class Run(Generic[C, R]):
                     await self._settle_everything()
                     await self._polls.finish(0.0 if self._hurry.is_set() else polls_end - self._loop.time())
         except TimeoutError:
-            text = "SQS did not answer within Shutdown(flush=%g)"
-            _log.error(text, self.settings.shutdown.flush, extra=self._about_queue())
+            text = "SQS did not answer within Shutdown(flush=%g) for %s: %s. They come back later"
+            _log.error(text, self.settings.shutdown.flush, self.name, self._unsettled(), extra=self._about_queue())
         # Outside the timeout: however the flush ended, no poll may bring messages to settlers that
         # are about to let go.
         await self._polls.end()
@@ -443,6 +445,14 @@ class Run(Generic[C, R]):
         while recalls := self.engine.recalls.out:  # also those that were out when the stop began
             await asyncio.wait(tuple(recalls))
 
+    def _unsettled(self) -> str:
+        """Return what a stop gives up, in words."""
+        counts = {
+            "decided about and not confirmed": sum(inlet.settler.unconfirmed for inlet in self.inlets),
+            "on their way to the dead-letter queue": sum(not task.done() for task in self.engine.rejecting),
+        }
+        return ", ".join(f"{counted(count, 'message')} {what}" for what, count in counts.items() if count) or "nothing"
+
     def _about_queue(self) -> dict[str, object]:
         return about(queue=self.name)
 
@@ -453,6 +463,8 @@ class Run(Generic[C, R]):
     async def _end_heartbeat(self) -> None:
         self.watch.close()
         self.engine.close()
+        self.engine.rejections.flush()
+        self.pipeline.failures.flush()
         for inlet in self.inlets:
             inlet.receiver.close()
         # Not before the flush: a message must stay ours until SQS has confirmed its delete.
@@ -468,8 +480,9 @@ class Run(Generic[C, R]):
                 # In reverse: pools close before the client that their messages came from.
                 await self._opened.aclose()
         except TimeoutError:
-            text = "The pool of %s did not close within Shutdown(close=%g); it goes on closing by itself"
-            _log.error(text, self.name, close, extra=self._about_queue())
+            text = "%s of %s did not close within Shutdown(close=%g)%s; it goes on closing by itself"
+            what, left = ("The client", "") if self.pool is None else ("The pool", _left_open(self.pool))
+            _log.error(text, what, self.name, close, left, extra=self._about_queue())
         except Exception as error:
             text = "Closing what was opened for %s failed; the stop goes on"
             log_error(_log, logging.ERROR, text, self.name, error=error, extra=self._about_queue())
@@ -520,6 +533,14 @@ def _follows(job: Job) -> str:
         return f": its message is {job.settlement.value} already"
     becomes = "becomes a dead letter" if job.source.attempts.is_last(job) else "is handled again"
     return f": unless it still ends well, its message {becomes}"
+
+
+def _left_open(pool: ResourcePool[Any, Any]) -> str:
+    """Name the tenants with resources that a pool has not closed."""
+    known = pool.keys()
+    keys = [display_key(key) for key in known if pool.leases_out(key) is not None]
+    more = f" and {counted(len(keys) - _NAMED, 'more tenant')}" if len(keys) > _NAMED else ""
+    return f": the cleanup of {', '.join(keys[:_NAMED])}{more} has not ended" if keys else ""
 
 
 def _say_what_may_surprise(settings: Settings[Any, Any], inlet: Inlet) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core
 from postroom.consumer.engine import Engine
+from postroom.consumer.failing import FailureLog
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.tenants import Tenants
@@ -49,12 +50,6 @@ from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 _log = Log("postroom.consumer", Step.HANDLER)
 
 Decode = Callable[[Message], Any]
-
-_WHAT_FAILED: tuple[tuple[type[BaseException], str, Step], ...] = (
-    (ContextError, "Context resolution failed", Step.CONTEXT),
-    (PayloadError, "Payload decoding failed", Step.PAYLOAD),
-    (ResourceError, "Resource provisioning failed", Step.RESOURCES),
-)
 
 
 class _Quarantined(Reject):
@@ -118,6 +113,8 @@ class Pipeline:
         self._observers: Observers = settings.observers
         self._time = engine.tasks.time
         self._rng = Random()  # noqa: S311 - jitter, not secrecy
+        self.failures: FailureLog = FailureLog(engine.tasks)
+        """What the log says of failed attempts."""
         self.succeeded: int = 0
         self.duplicates: int = 0
         """Messages that their handlers found handled before."""
@@ -386,7 +383,7 @@ class Pipeline:
         level = logging.DEBUG if quietly else logging.ERROR
         if isinstance(error, ResourceOpenError) and not quietly:
             level = self._engine.rejections.level(job, type(error).__name__)
-        _log_failure(job, error, level)
+        self.failures.tell(job, error, level)
         if self._observers:
             tenant = None if job.tenant is UNRESOLVED else job.tenant
             self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
@@ -653,17 +650,3 @@ def _log_last_receive(job: Job) -> None:
     )
     most = job.source.facts.max_receives
     _log.warning(text, job.message.id, tenant_in_words(job.tenant), job.receives, most, most, extra=about(job))
-
-
-def _log_failure(job: Job, error: BaseException, level: int) -> None:
-    tenant = tenant_in_words(job.tenant)
-    for kind, what, step in _WHAT_FAILED:
-        if isinstance(error, kind):
-            text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
-            shown = redact(in_words(error))  # an application may raise these, too
-            _log.log(level, text, what, job.message.id, tenant, job.attempt, job.receives, shown, extra=extra)
-            return
-    if _log.isEnabledFor(level):
-        text = "Handler failed for message %s of %s (attempt %d, receive %d): %s"
-        arguments = (job.message.id, tenant, job.attempt, job.receives, describe(error))
-        log_error(_log, level, text, *arguments, error=error, extra=about(job))

@@ -2,13 +2,15 @@
 
 import logging
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Final
 
 from postroom.consumer.job import Job
 from postroom.errors import in_words
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.redaction import redact
+from postroom.settlement import Refusals
+from postroom.tasks import Tasks
 from postroom.types import UNRESOLVED
 
 _log = Log("postroom.consumer", Step.DEAD_LETTER)
@@ -21,16 +23,21 @@ _MOST: Final = 1_000
 """Tenants and causes that are remembered."""
 
 
+_UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); they come back. Messages: %s"
+
+
 class Rejections:
     """Names each message, and what became of it: loudly, or, where many go for the same reason, in lines of level INFO.
 
-    Args:
-        time: tells the loop's time.
+    Of those that could not be sent, many share a line: they come back, and fail again, for as long as that lasts.
     """
 
-    def __init__(self, time: Callable[[], float]) -> None:
-        self._time = time
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._time = tasks.time
         self._counts: dict[tuple[Hashable, str], tuple[float, int]] = {}
+        self._unsent: dict[tuple[str, str], Refusals] = {}
+        """What shares a line, by the queue that it comes from and where it was to go."""
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
@@ -40,35 +47,50 @@ class Rejections:
         attempt = job.attempt if asked else job.source.attempts.number(job)
         text = "Message %s of %s was sent to the dead-letter queue (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
-        self._log(logging.WARNING, job, reason, text, arguments)
-
-    def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool = False) -> None:
-        """Log that another queue has not taken a message, so that it comes back."""
-        where = "where its tenant is diverted" if diverted else "to the dead-letter queue"
-        text = f"Message %s of %s could not be sent {where} (%s): %s; it comes back"
-        arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))
-        self._log(logging.ERROR, job, type(error).__name__, text, arguments)
-
-    def level(self, job: Job, cause: str) -> int:
-        """Return at which level to log a failed attempt that says nothing of its message, but of its tenant."""
-        return logging.ERROR if self._count(job.tenant, cause) <= _LOUD else logging.DEBUG
-
-    def _log(self, level: int, job: Job, cause: str, text: str, arguments: tuple[object, ...]) -> None:
         # Without what differs from message to message, such as the seconds until the next try.
-        count = self._count(job.tenant, _NUMBER.sub("", cause))
+        level, count = logging.WARNING, self._count(job.tenant, _NUMBER.sub("", reason))
         if count > _LOUD:
             level = logging.INFO
         elif count == _LOUD:
             text += "; further ones within a minute are logged as INFO"
         _log.log(level, text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
 
-    def _count(self, tenant: Hashable, cause: str) -> int:
-        """Return which message of a tenant this is, with the same cause, in a period that begins with the first one."""
+    def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool = False) -> None:
+        """Log that another queue has not taken a message, so that it comes back."""
+        cause, name = type(error).__name__, job.source.name
+        # Not by tenant: what takes nothing takes nothing of a thousand tenants.
+        where = "where its tenant is diverted" if diverted else "to the dead-letter queue"
+        count = self._count((name, where), cause)
+        if count > _LOUD:
+            self._sharing(name, where).add(cause, job.message.id, job.tenant)
+            return
+        text = f"Message %s of %s could not be sent {where} (%s): %s; it comes back"
+        if count == _LOUD:
+            text += "; further ones share a line a minute"
+        arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))
+        _log.error(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
+
+    def level(self, job: Job, cause: str) -> int:
+        """Return at which level to log a failed attempt that says nothing of its message, but of its tenant."""
+        return logging.ERROR if self._count(job.tenant, cause) <= _LOUD else logging.DEBUG
+
+    def flush(self) -> None:
+        """Tell now of what was collected: the consumer has stopped."""
+        for each in self._unsent.values():
+            each.flush()
+
+    def _sharing(self, name: str, where: str) -> Refusals:
+        if (name, where) not in self._unsent:
+            self._unsent[name, where] = Refusals(_UNSENT.format(name, where), tasks=self._tasks, queue=name, log=_log)
+        return self._unsent[name, where]
+
+    def _count(self, key: Hashable, cause: str) -> int:
+        """Return which message this is with the same key and cause, in a period that begins with the first one."""
         now = self._time()
-        until, count = self._counts.get((tenant, cause), (0.0, 0))
+        until, count = self._counts.get((key, cause), (0.0, 0))
         if now >= until:
             if len(self._counts) >= _MOST:
                 self._counts.clear()
             until, count = now + _PERIOD, 0
-        self._counts[tenant, cause] = until, count + 1
+        self._counts[key, cause] = until, count + 1
         return count + 1

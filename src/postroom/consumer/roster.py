@@ -1,6 +1,7 @@
 """The queues that a consumer has at present: opened when they are listed, closed when they are listed no longer."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -11,6 +12,7 @@ from postroom.consumer.rotation import Rotation
 from postroom.consumer.statistics import QueueStatistics
 from postroom.errors import ConfigurationError, ServiceUnavailable, in_words
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import log_error
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Client, Queue
 
@@ -89,7 +91,7 @@ class Roster:
     def begin(self, make: MakeInlet, rota: Rota[Inlet], rotation: Rotation, tasks: Tasks) -> None:
         """Take in what was opened."""
         self._make, self._rota, self._rotation, self._tasks = make, rota, rotation, tasks
-        self._take_in()
+        self._take_in(first=True)
 
     async def run(self) -> None:
         """Keep up with the list, until cancelled."""
@@ -123,10 +125,15 @@ class Roster:
                 raise
             if (trouble := type(error).__name__) != self._trouble:
                 self._trouble = trouble
-                text = "The queues of %s could not be listed; those that are known stay: %s"
-                _log.error(text, self._queues.title, in_words(error), extra=about(queue=self._queues.title))
+                text, title = "The queues of %s could not be listed; those that are known stay: %s", self._queues.title
+                if isinstance(error, ConfigurationError):  # it answered, and its text says what is wrong
+                    _log.error(text, title, error, extra=about(queue=title))
+                else:
+                    log_error(_log, logging.ERROR, text, title, in_words(error), error=error, extra=about(queue=title))
             return
-        self._trouble = ""
+        if self._trouble:
+            self._trouble, title = "", self._queues.title
+            _log.info("The queues of %s can be listed again", title, extra=about(queue=title))
         for name in [name for name in self._weights if name not in weights]:
             self._remove(name)
         self._weights = dict(weights)
@@ -186,7 +193,7 @@ class Roster:
             self.refused[name] = type(found).__name__
         return errors
 
-    def _take_in(self) -> None:
+    def _take_in(self, *, first: bool = False) -> None:
         now = self._tasks.time()
         for name in [name for name in self._weights if name not in self._stations]:
             if (station := self._leaving.pop(name, None)) is None:
@@ -199,6 +206,8 @@ class Roster:
             station.weight = self._weights[name]
             self._stations[name] = station
             self._rota.add(station, now)
+            if not first:  # the end of what was said of one that could not be opened, too
+                _log.info("Queue %s is consumed from now on", name, extra=about(queue=station.inlet.name))
         self._rotation.changed()
 
     def _remove(self, name: str) -> None:

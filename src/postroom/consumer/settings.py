@@ -14,6 +14,7 @@ from postroom.events import Observers
 from postroom.fleet import Fleet
 from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
+from postroom.redaction import describe
 from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
 from postroom.types import AckMode, C, OnInvalid, R
@@ -39,6 +40,9 @@ class Failure:
     """None when it was not resolved."""
     payload: Any = None
     """None when it was not decoded."""
+
+    def __repr__(self) -> str:  # without the payload, and what the error quotes: it is the tenant's
+        return f"Failure(error=<{describe(self.error)}>, message={self.message!r}, context={self.context!r})"
 
 
 OnError = Callable[[Failure], Awaitable[None] | None]

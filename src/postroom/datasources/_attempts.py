@@ -88,7 +88,16 @@ def refused(error: Exception, place: str) -> Exception:
         return error
     if isinstance(error, TimeoutError) and not str(error):  # a password function's, for instance
         return unanswered(f"no connection to {place} was made: what it needs timed out", error)
+    _name(place, error)
     return of_server(error)
+
+
+def _name(place: str, error: Exception) -> None:
+    """Say where a connection leads, unless the driver does: of a name that is not known, or a login, it does not."""
+    server, note = place.rpartition("/")[0], f"connecting to {place}"
+    host = server.rpartition(":")[0] or server
+    if not (host and host in str(error)) and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:

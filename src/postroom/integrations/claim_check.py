@@ -9,7 +9,6 @@ import hashlib
 import math
 import random
 import re
-import time
 from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
@@ -65,7 +64,7 @@ _DELAYS: Final = (60.0, 900.0)
 few, and an outage must not use them up."""
 _BROKEN: Final = 500
 """HTTP statuses from here on are the server's own trouble."""
-_QUIET: Final = 10.0
+_QUIET: Final = 60.0
 """Seconds between two log lines about S3 that cannot be reached."""
 _SEAL: Final = re.compile(r".*\.sha256-([0-9a-f]{64})")
 # A bucket's name: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; or an access point.
@@ -182,7 +181,9 @@ class ClaimCheck(Contents):
         self._users = 0
         self._fetched: dict[str, _Object] = {}
         self._deleting: set[asyncio.Task[None]] = set()
-        self._said = -_QUIET
+        self._said = -math.inf
+        self._told = False
+        """Whether the log tells of the outage: so it tells of its end."""
         self._outage: _Outage | None = None
         self._reached = -math.inf
 
@@ -293,7 +294,7 @@ class ClaimCheck(Contents):
         except Exception as error:
             code = _code(error)
             if code not in _GONE:
-                self._say(message, error, code)
+                self._say(found, message, error, code)
                 if not _is_refusal(error):
                     raise _Unreachable(code) from error
                 self._answered()
@@ -308,6 +309,9 @@ class ClaimCheck(Contents):
         """Note that S3 can be reached: what waits goes on."""
         self._reached = asyncio.get_running_loop().time()
         if self._outage is not None:
+            if self._told:
+                _log.info("S3 gives bodies again after %.0f s", self._reached - self._outage.since)
+            self._told = False
             self._outage.over.set()
             self._outage = None
 
@@ -324,13 +328,14 @@ class ClaimCheck(Contents):
                 text = f"the body in S3 is no UTF-8 text (byte {error.start})"
         raise DecodeError(text, message_id=message.id)
 
-    def _say(self, message: Message, error: Exception, code: str) -> None:
+    def _say(self, found: _Object, message: Message, error: Exception, code: str) -> None:
         """Log that S3 is not there, now and then: it concerns every message with a pointer."""
-        now = time.monotonic()
-        if now - self._said >= _QUIET:
-            self._said = now
-            text = "S3 did not give the body of message %s (%s: %s); such messages wait, and are retried later"
-            _log.warning(text, message.id, type(error).__name__, code, extra=about(message_id=message.id))
+        now = asyncio.get_running_loop().time()
+        if not 0 <= now - self._said < _QUIET:  # less than 0: in another event loop
+            self._said, self._told = now, self._told or not _is_refusal(error)
+            text = "S3 did not give the body of message %s from bucket %s (%s: %s); such messages wait, and are retried"
+            arguments = (message.id, found.bucket, type(error).__name__, code)
+            _log.warning(text, *arguments, extra=about(queue=message.queue or None, message_id=message.id))
 
     async def _remove(self, found: _Object) -> None:
         try:

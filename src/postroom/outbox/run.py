@@ -11,7 +11,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.outbox.places import Places
 from postroom.outbox.rounds import Pauses, Rounds
 from postroom.outbox.stores import NoOutbox
-from postroom.redaction import log_error
+from postroom.redaction import describe, log_error
 from postroom.resources import ResourcePool, display_key
 from postroom.tasks import Home, Tasks
 from postroom.types import C
@@ -60,6 +60,7 @@ class Run(Generic[C]):
         self._busy: dict[C, bool] = {}  # and whether to look again afterwards
         self._looks: dict[C, asyncio.Lock] = {}  # so that drain() finds what a worker has in hand to be done
         self._pauses = Pauses()
+        self._causes: dict[C, str] = {}  # of outboxes that fail: the error that the log told of
         self._places = Places(pool, interval)
         self._feed_now = asyncio.Event()
         self._closing = False
@@ -121,6 +122,7 @@ class Run(Generic[C]):
             self._line.put_nowait(context)
 
     async def _feed(self) -> None:
+        since, told, time = 0.0, "", asyncio.get_running_loop().time
         while True:
             try:
                 async with asyncio.timeout(ANSWER):
@@ -128,8 +130,19 @@ class Run(Generic[C]):
                 self._places.keep(found)
                 for context in found:
                     self._put(context)
+                if told:
+                    _log.info("OutboxRelay(tenants=...) works again after %.0f s", time() - since)
+                told = ""
             except Exception as error:
-                log_error(_log, logging.ERROR, "OutboxRelay(tenants=...) failed; asked again later", error=error)
+                since = since if told else time()
+                # Once, not every second for as long as a registry is down.
+                if (kind := type(error).__name__) != told:
+                    told = kind
+                    text = (
+                        "OutboxRelay(tenants=...) failed, so no outbox is looked at unless it is woken; it is asked "
+                        "again every %g s: %s"
+                    )
+                    log_error(_log, logging.ERROR, text, self._interval, describe(error), error=error)
             self._feed_now.clear()
             try:
                 # With jitter: all replicas look at the same databases.
@@ -157,6 +170,7 @@ class Run(Generic[C]):
         more = False
         try:
             more = await self.look(context)
+            self._causes.pop(context, None)
             if self._pauses.succeeded(context):
                 text = "The outbox of tenant %s can be read again"
                 _log.info(text, display_key(context), extra=about(tenant=context))
@@ -171,18 +185,14 @@ class Run(Generic[C]):
 
     def _failed(self, context: C, error: Exception) -> None:
         self._rounds.counters.failures += 1
-        seconds, first = self._pauses.failed(context)
+        seconds, _ = self._pauses.failed(context)
         cause = error.__cause__ if isinstance(error, ResourceOpenError) and error.__cause__ is not None else error
-        text = "The outbox of tenant %s could not be relayed; the next try is in %.0f s"
-        log_error(
-            _log,
-            logging.ERROR if first else logging.DEBUG,
-            text,
-            display_key(context),
-            seconds,
-            error=cause,
-            extra=about(tenant=context),
-        )
+        level = logging.DEBUG if self._causes.get(context) == (kind := type(cause).__name__) else logging.ERROR
+        self._causes[context] = kind
+        if _log.isEnabledFor(level):
+            text = "The outbox of tenant %s could not be relayed; the next try is in %.0f s: %s"
+            arguments = (display_key(context), seconds, describe(cause))
+            log_error(_log, level, text, *arguments, error=cause, extra=about(tenant=context))
 
     def _die(self, error: BaseException) -> None:
         self.fatal = self.fatal or error

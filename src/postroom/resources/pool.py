@@ -464,6 +464,15 @@ class ResourcePool(Generic[C, R]):
             return False
         return self._core.is_unknown(place, engine.loop.time())
 
+    def unknown(self, key: Hashable) -> tuple[str, float] | None:
+        """Return what was said of a key that the provider does not know, and the loop time of that; None for others."""
+        if self._running is None or not self._core.troubled:
+            return None
+        record = self._core.cooling.find(self._requests.identify(key))
+        if record is None or not record.permanent or record.cause is None:
+            return None
+        return f"there is no such tenant ({record.cause.text})", record.since
+
     @property
     def troubled(self) -> bool:
         """Whether any context or host is left alone now, or has failed since its last success.

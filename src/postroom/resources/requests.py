@@ -9,6 +9,7 @@ from postroom.redaction import describe
 from postroom.resources.entries import LeaseRequest
 from postroom.resources.identity import Identifier, Identity
 from postroom.tasks import ends_the_program
+from postroom.tracebacks import place_of
 
 _PAUSE: Final = 2.0
 """Seconds until a function of the user's that failed for a context is asked about it again."""
@@ -67,7 +68,7 @@ class LeaseRequests:
             if ends_the_program(error):
                 raise
             # An outage, as what a provider raises: a deployment with a mistake must not use up its messages' attempts.
-            text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}"
+            text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}{place_of(error)}"
             raise ResourceOpenError(text, context=context, permanent=False, retry_after=_PAUSE) from error
         return LeaseRequest(identity, key, context, weight, host, limit)
 

@@ -17,6 +17,8 @@ from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, Redrive
 
 _log = Log("postroom.settlement", Step.DEAD_LETTER)
 
+_LETTERS: Final = "dead-letter"
+"""What the refusal of an entry calls its operation."""
 _LINGER: Final = 0.05
 """Seconds that a dead letter waits for company. A handler's slot waits as well."""
 _LONGEST: Final = 60.0
@@ -52,7 +54,7 @@ class DeadLetters:
         redrive: says which queue that is. It is asked for each message, since a policy can be added or changed.
         open_queue: opens a queue by its ARN.
         tasks: start the calls, and the timers.
-        name: what the log and errors call it.
+        name: what the log and errors call it; None for the dead-letter queue.
     """
 
     def __init__(
@@ -61,17 +63,18 @@ class DeadLetters:
         open_queue: Callable[[str], Awaitable[Queue]],
         *,
         tasks: Tasks,
-        name: str = "the dead-letter queue",
+        name: str | None = None,
     ) -> None:
         self._redrive = redrive
         self._open_queue = open_queue
-        self._name = name
+        self._chosen = name is not None
+        self._name = name = "the dead-letter queue" if name is None else name
         self._time = tasks.time
         self._opening = asyncio.Lock()
         self._queue: Queue | None = None
         self._arn = ""
         self.letters: Batcher[_Posting] = Batcher[_Posting](
-            "dead-letter",
+            _LETTERS,
             self,
             tasks=tasks,
             linger=_LINGER,
@@ -191,7 +194,9 @@ class DeadLetters:
             self.works = True
             entry.sent(entry.delivery)
         elif isinstance(error, InvalidRequest):
-            text = f"{self._name} refused message {entry.delivery.message.id}: {error.code or error}"
+            # Of an entry the code alone: SQS's words may quote what was sent. Those of a call quote nothing.
+            why = error.code if error.operation == _LETTERS else error
+            text = f"{self._name} refused message {entry.delivery.message.id}: {why}"
             error = InvalidRequest(text, operation="SendMessageBatch", code=error.code)
         self._answer(entry, error)
 
@@ -202,7 +207,15 @@ class DeadLetters:
             if redrive is None:
                 raise QueueNotFound(f"{self._name} is not there any longer")
             if self._queue is None or self._arn != redrive.dead_letter_queue:
-                self._queue = await self._open_queue(redrive.dead_letter_queue)
+                try:
+                    self._queue = await self._open_queue(redrive.dead_letter_queue)
+                except QueueNotFound as error:
+                    if self._chosen:
+                        raise
+                    # What a missing queue is said to need elsewhere, another name, would mislead here.
+                    text = f"{self._name} {redrive.dead_letter_queue} does not exist"
+                    text += ": create it, or correct the redrive policy of the queue"
+                    raise QueueNotFound(text, operation=error.operation, code=error.code) from error
                 self._arn = redrive.dead_letter_queue
             return self._queue
 

@@ -91,9 +91,11 @@ class Refusals:
         text: the line, with places for the messages with their number, the cause and the ids.
         tasks: start the timer.
         queue: the name of the messages' queue.
+        log: where to say it.
     """
 
-    def __init__(self, text: str, *, tasks: Tasks, queue: str | None = None) -> None:
+    def __init__(self, text: str, *, tasks: Tasks, queue: str | None = None, log: Log = _log) -> None:
+        self._log = log
         self._extra = about(queue=queue)
         self._text = text
         self._tasks = tasks
@@ -137,7 +139,7 @@ class Refusals:
         for cause, count in self._counts.items():
             more = ", ..." if count > _EXAMPLES else ""
             shown = ", ".join(self._examples[cause]) + more
-            _log.warning(self._text, counted(count, "message"), cause, shown, extra=self._extra)
+            self._log.warning(self._text, counted(count, "message"), cause, shown, extra=self._extra)
         self._counts.clear()
         self._examples.clear()
 

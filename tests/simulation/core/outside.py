@@ -250,6 +250,10 @@ class ModelPool:
         """Return whether there is no such tenant: all are known here."""
         return False
 
+    def unknown(self, _key: Hashable) -> tuple[str, float] | None:
+        """Return nothing: every tenant may exist."""
+        return None
+
     def begin(self, tenant: int) -> None:
         """Note that an open begins."""
         access = self.tenants[tenant]

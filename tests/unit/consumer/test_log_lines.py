@@ -300,7 +300,7 @@ def test_a_delay_beyond_what_sqs_allows_is_cut(delay: float, seconds: float) -> 
 
 
 def test_dead_letters_that_cannot_be_sent_are_no_flood(caplog: pytest.LogCaptureFixture) -> None:
-    """The dead-letter queue was deleted: ten errors a minute for a tenant, and nothing is lost."""
+    """The dead-letter queue was deleted: ten errors a minute, then a line with the number; and nothing is lost."""
 
     async def scenario(world: World) -> tuple[int, int]:
         world.create(dead_letters="dead", receives=100)
@@ -312,15 +312,21 @@ def test_dead_letters_that_cannot_be_sent_are_no_flood(caplog: pytest.LogCapture
             raise Reject("no such article")
 
         async with orders:
-            world.send_orders(*map(str, range(100)), tenant="acme")
+            for tenant in range(10):
+                world.send_orders(*map(str, range(10)), tenant=f"tenant-{tenant}")
             await asyncio.sleep(50)
         return world.counts()
 
     with caplog.at_level(logging.INFO, "postroom"):
         assert sum(in_world(scenario)) == 100
-    failed = [record for record in caplog.records if "could not be sent" in record.getMessage()]
-    assert len(failed) >= 200
-    assert len(texts(failed)) == 10
+    lines = [each for each in caplog.messages if "could not be sent" in each]
+    assert all(line.startswith("Message ") for line in lines[:10])
+    assert "dead does not exist: create it, or correct the redrive policy of the queue; it comes back" in lines[0]
+    assert lines[9].endswith("; it comes back; further ones share a line a minute")
+    assert len(lines) < 14  # a second after the tenth, at the end of the stop, and once a minute
+    told = sum(int(line.split()[0]) for line in lines[10:])
+    assert told >= 200
+    assert all("QueueNotFound" in line and " of tenant " in line for line in lines[10:])
 
 
 def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

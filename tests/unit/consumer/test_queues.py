@@ -1,6 +1,7 @@
 """One consumer over several queues: slots, tenants and resources are shared, and each message is settled in its own."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
@@ -376,11 +377,17 @@ def test_a_function_that_fails_or_returns_nonsense_changes_nothing(caplog: pytes
             await diary.has(2)
             return diary.by_queue()
 
-    assert in_world(scenario) == {"a": 1, "b": 1}
-    said = [record.getMessage() for record in caplog.records if "could not be listed" in record.getMessage()]
-    assert len(said) == 2
-    assert "OSError: registry is down" in said[0]
-    assert "takes a list of names" in said[1]
+    with caplog.at_level(logging.INFO, "postroom.consumer"):
+        assert in_world(scenario) == {"a": 1, "b": 1}
+    failed, wrong = [record for record in caplog.records if "could not be listed" in record.getMessage()]
+    assert "OSError: registry is down" in failed.getMessage()
+    assert failed.exc_text is not None
+    assert "in listed" in failed.exc_text, "where in the user's function"
+    assert "takes a list of names" in wrong.getMessage()
+    assert not wrong.exc_text
+    after = caplog.messages[caplog.records.index(wrong) + 1 :]
+    assert after[0] == "The queues of listed can be listed again"
+    assert "Queue b is consumed from now on" in after
 
 
 def test_one_broken_queue_stops_neither_the_others_nor_the_consumer() -> None:
@@ -472,7 +479,7 @@ def test_a_fixed_list_with_an_unknown_queue_does_not_start() -> None:
     assert in_world(scenario) is False
 
 
-def test_a_listed_queue_that_does_not_exist_yet_is_opened_later() -> None:
+def test_a_listed_queue_that_does_not_exist_yet_is_opened_later(caplog: pytest.LogCaptureFixture) -> None:
     """Where a function lists them, the others are consumed, health names it, and it is opened when it is there."""
 
     async def scenario(world: World) -> tuple[tuple[str, ...], Counter[str], tuple[str, ...]]:
@@ -482,12 +489,16 @@ def test_a_listed_queue_that_does_not_exist_yet_is_opened_later() -> None:
             send(world, "a", 1)
             await diary.has(1)
             missing = consumer.health().unreachable
+            assert "Queue a is consumed from now on" not in caplog.messages, "it was there from the start"
             world.create("later")
             send(world, "later", 1)
             await diary.has(2)
             return missing, diary.by_queue(), consumer.health().unreachable
 
-    missing, handled, after = in_world(scenario)
+    with caplog.at_level(logging.INFO, "postroom.consumer"):
+        missing, handled, after = in_world(scenario)
+    lines = [each for each in caplog.messages if each.startswith("Queue later ") and "dead-letter" not in each]
+    assert [line[:30] for line in lines] == ["Queue later could not be opene", "Queue later is consumed from n"]
     assert missing == ("later cannot be opened (QueueNotFound)",)
     assert handled == {"a": 1, "later": 1}
     assert after == ()

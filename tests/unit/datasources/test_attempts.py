@@ -1,12 +1,14 @@
 """Connection attempts end in time, and with the resource that they were made for. In virtual time."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from postroom.datasources._attempts import Attempts
 from postroom.errors import ClosedError
+from postroom.redaction import describe
 from postroom.testing.loop import run_virtual
 from support.kept import is_kept
 
@@ -41,6 +43,31 @@ def test_a_connection_that_is_greeted_is_the_callers() -> None:
 
     assert run_virtual(main()) == "connection"
     assert wire.discarded == []
+
+
+def test_what_a_driver_raises_says_where_the_connection_leads() -> None:
+    """A name that is not known, or a refused login, does not tell the host: the tenants of a hundred look alike."""
+
+    def raised(error: Exception, place: str = "db-1.internal:5432/acme") -> str:
+        async def fails() -> str:
+            raise error
+
+        async def main() -> str:
+            with pytest.raises(type(error)) as caught:
+                await Attempts(5.0, Wire().discard, place).make(fails, _fine)
+            return describe(caught.value)
+
+        return run_virtual(main())
+
+    unknown = socket.gaierror(-2, "Name or service not known")
+    for _ in range(2):  # the same error again, as a driver may remember it
+        assert (
+            raised(unknown) == "gaierror: [Errno -2] Name or service not known; connecting to db-1.internal:5432/acme"
+        )
+    told = OSError('connection to server at "db-1.internal", port 5432 failed')
+    assert "connecting to" not in raised(told)
+    assert "connecting to" not in raised(told, "db-1.internal/acme")
+    assert "connecting to" not in raised(ClosedError("the resources of this tenant were closed"))
 
 
 @pytest.mark.parametrize("stage", ["connect", "greet"])

@@ -1,7 +1,9 @@
 """Bodies in S3 while S3 is away: in virtual time, against an S3 that fails as told."""
 
 import asyncio
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
 import pytest
@@ -110,6 +112,26 @@ def test_an_outage_of_s3_makes_no_dead_letter(seconds: float) -> None:
         assert world.counts("dead") == (0, 0)
 
     in_world(scenario)
+
+
+def test_an_outage_of_s3_is_told_of_with_its_bucket_and_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Once a minute, not for each try; what was not told of has no end either."""
+
+    async def scenario(s3: S3, bodies: ClaimCheck) -> None:
+        stored = [await _stored(bodies, number) for number in range(2)]
+        s3.fault = _until(asyncio.get_running_loop().time() + 290.0)
+        for _ in range(60):
+            with suppress(Retry):
+                await bodies(stored[0])
+            await asyncio.sleep(5)
+        await bodies(stored[1])
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        _run(scenario)
+    *outage, over = [each for each in caplog.messages if "S3" in each]
+    assert 4 <= len(outage) <= 6
+    assert "did not give the body of message m0 from bucket amzn-s3-demo-bucket (" in outage[0]
+    assert over.startswith("S3 gives bodies again after 29")
 
 
 def test_one_fetch_tries_s3_for_all_that_wait() -> None:

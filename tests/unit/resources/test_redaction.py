@@ -95,6 +95,94 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"Key (email)=({SECRET}) already exists.", "Key (email)=(***) already exists."),
+        (
+            f'Key (lower(email), n)=({SECRET}) (x), 7) is not present in table "u".',
+            'Key (lower(email), n)=(***) is not present in table "u".',
+        ),
+        (f"Schlüssel »(email)=({SECRET})« existiert bereits.", "Schlüssel »(email)=(***)« existiert bereits."),
+        (
+            f"DETAIL:  Failing row contains (1, null, a) b,\n{SECRET}).\n[SQL: INSERT INTO u VALUES ($1)]",
+            "DETAIL:  Failing row contains (***).\n[SQL: INSERT INTO u VALUES ($1)]",
+        ),
+        (
+            f"Partition key of the failing row contains (day) = ({SECRET}).",
+            "Partition key of the failing row contains (day) = (***).",
+        ),
+        (
+            f"invalid input for query argument $2: '{SECRET}' ('str' object cannot be interpreted as an integer)",
+            "invalid input for query argument $2: *** ('str' object cannot be interpreted as an integer)",
+        ),
+        (f'invalid input syntax for type integer: "{SECRET}"', "invalid input syntax for type integer: ***"),
+        (f'invalid input value for enum mood: "{SECRET}"', "invalid input value for enum mood: ***"),
+        (f'date/time field value out of range: "{SECRET}"', "date/time field value out of range: ***"),
+        (f'value "{SECRET}" is out of range for type integer', "value *** is out of range for type integer"),
+        (f'malformed array literal: "{SECRET}"', "malformed array literal: ***"),
+        (f"Duplicate entry '{SECRET}' for key 'users.email'", "Duplicate entry *** for key 'users.email'"),
+        (f"Incorrect integer value: '{SECRET}' for column 'n'", "Incorrect integer value: *** for column 'n'"),
+        (
+            f"n\n  Input should be a valid integer [type=int_parsing, input_value='{SECRET}', input_type=str]",
+            "n\n  Input should be a valid integer [type=int_parsing, input_value=***, input_type=str]",
+        ),
+    ],
+)
+def test_a_value_that_a_database_or_a_validator_quotes_is_hidden(text: str, shown: str) -> None:
+    """Rows, keys, parameters and input are the tenant's data. Columns, types and tables say what is wrong."""
+    assert redact(text) == shown
+    assert SECRET not in describe(ValueError(text))
+    assert SECRET not in describe_at_length(ValueError(text))
+
+
+def test_what_an_error_says_begins_no_line_of_the_log() -> None:
+    """A sender's text may stand in an error, in a note of one or in a group: it forges no record, and colours none."""
+    forged = "x\nERROR Tenant zulu is unavailable\r\x1b[31m\u2028\u202ered"
+
+    def failed(error: Exception) -> Exception:
+        try:
+            raise error
+        except Exception as raised:
+            return raised
+
+    noted = ValueError("text")
+    noted.add_note(forged)
+    for error in (ValueError(forged), noted, ExceptionGroup(forged, [ValueError(forged), noted]), NameError(forged)):
+        shown = describe_at_length(failed(error))
+        assert "Tenant zulu is unavailable" in shown
+        assert not [line for line in shown.splitlines() if line.startswith("ERROR")], shown
+        assert all(character.isprintable() for character in shown.replace("\n", "")), ascii(shown)
+
+
+def test_a_secret_of_several_lines_is_removed_although_its_lines_are_indented() -> None:
+    """A private key in a variable, and in the text."""
+    private_key = f"-----BEGIN-----\n{SECRET}\n-----END-----"
+    noted = ValueError("text")
+    noted.add_note(f"with {private_key}")
+    for error in (ValueError(f"no key: {private_key}"), noted, ExceptionGroup("two", [ValueError(private_key), noted])):
+        with pytest.raises(type(error)) as caught:
+            raise error
+        assert SECRET not in describe_at_length(caught.value)
+        assert SECRET not in describe(caught.value)
+
+
+def test_the_line_of_an_error_has_its_notes_and_the_members_of_a_group() -> None:
+    """An outage is told in lines without a traceback, too: there a group's own text says nothing."""
+    lost = ConnectionRefusedError(111, "refused")
+    lost.add_note("connecting to db-1:5432/acme")
+    assert describe(lost) == "ConnectionRefusedError: [Errno 111] refused; connecting to db-1:5432/acme"
+    wrapped = DBAPIError("SELECT 1", {}, lost)
+    assert describe(wrapped).endswith("; connecting to db-1:5432/acme")
+    group = ExceptionGroup("unhandled errors in a TaskGroup", [lost, ExceptionGroup("inner", [KeyError("a")])])
+    assert describe(group) == (
+        "ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions): "
+        "ConnectionRefusedError: [Errno 111] refused; connecting to db-1:5432/acme | KeyError: 'a'"
+    )
+    many = describe(ExceptionGroup("rows", [ValueError(str(number)) for number in range(1_000)]))
+    assert many == "ExceptionGroup: rows (1000 sub-exceptions): ValueError: 0 | ValueError: 1 | ValueError: 2 | ..."
+
+
 def test_a_secret_that_is_known_is_removed_wherever_it_stands() -> None:
     """Given away by a DSN in a cause, an attribute, an argument or a frame, and gone from the bare text."""
 
@@ -139,7 +227,13 @@ def test_an_error_is_one_line_with_its_sqlstate() -> None:
     assert SECRET not in describe(wrapped)
 
 
-_WORDS = ("token" * 2_000, "cookie: " * 20_000, "--password " * 20_000, "_pass" * 20_000, "--'" * 20_000)
+_ROWS = (
+    ")=(" * 30_000,
+    "Failing row contains (" * 4_000,
+    'out of range: "' * 6_000,
+    "for query argument $1: " * 4_000,
+)
+_WORDS = (*_ROWS, "token" * 2_000, "cookie: " * 20_000, "--password " * 20_000, "_pass" * 20_000, "--'" * 20_000)
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "a=" * 20_000, "'" * 20_000, "-" * 50_000, *_WORDS])

@@ -7,7 +7,15 @@ from random import Random
 
 import pytest
 
-from postroom.errors import AccessDenied, OwnershipLost, PostroomError, QueueNotFound, Throttled, TransportError
+from postroom.errors import (
+    AccessDenied,
+    InvalidRequest,
+    OwnershipLost,
+    PostroomError,
+    QueueNotFound,
+    Throttled,
+    TransportError,
+)
 from postroom.events import Observers
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.options import Visibility
@@ -344,6 +352,20 @@ def test_a_denied_or_refused_letter_is_an_error_at_once() -> None:
 
     made = scenario(test, letters)
     assert made.queue.deleted == []
+
+
+def test_a_refused_call_tells_why() -> None:
+    """What SQS says of a whole call is its cause and its remedy. Of an entry it may quote what was sent."""
+    letters = Letters()
+    why = "SendMessageBatch on queue 'dead': KMS.DisabledException: arn:aws:kms:eu-west-1:1:key/1 is disabled"
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.settler.take([message(1)])
+        letters.errors = [InvalidRequest(why, operation="SendMessageBatch", code="KMS.DisabledException")]
+        with pytest.raises(InvalidRequest, match=r"the dead-letter queue refused message m1: .*key/1 is disabled"):
+            await made.settler.reject(delivery, "why")
+
+    scenario(test, letters)
 
 
 def test_what_is_lost_on_its_way_is_not_deleted() -> None:

@@ -197,6 +197,14 @@ def test_each_refusal_names_what_cures_it(code: str, asked: str, advice: str, no
     assert not_advised not in str(told).partition("said")[2]
 
 
+@pytest.mark.parametrize("code", ["KmsDisabled", "KMS.DisabledException", "KMS.NotFoundException", "KmsInvalidState"])
+def test_a_key_that_cannot_be_used_is_named_as_what_to_look_at(code: str) -> None:
+    """When its key was disabled or deleted, a queue refuses everything; the permission is there."""
+    told = refused(code, asked="ReceiveMessage")
+    assert isinstance(told, InvalidRequest)
+    assert "look at the key that encrypts the queue" in str(told)
+
+
 def test_an_expired_identity_of_a_role_is_worth_another_try() -> None:
     """The file with a web identity is replaced in time; the call that failed is named."""
     told = refused("ExpiredTokenException", asked="AssumeRoleWithWebIdentity")

@@ -304,6 +304,8 @@ def _advice(kind: type[TransportError], code: str, status: int) -> str:
             "check the name, the account and the region (a queue of another region or account is named by its ARN "
             "or URL)"
         )
+    if "kms" in code.lower() and kind is InvalidRequest:  # disabled, deleted, or of a kind that cannot encrypt
+        return "look at the key that encrypts the queue: it has to exist, to be enabled, and to encrypt"
     return NOT_SQS if kind is ServiceUnavailable and _is_foreign(code, status) else ""
 
 

@@ -1,0 +1,77 @@
+"""What the log says of a failed attempt: the step, the message, its tenant, the cause, and where in the user's code."""
+
+from types import TracebackType
+from typing import Final
+
+from postroom.consumer.job import Job
+from postroom.errors import ContextError, PayloadError, ResourceError, in_words
+from postroom.log_fields import Log, Step, about, tenant_in_words
+from postroom.redaction import describe, log_error, redact
+from postroom.settlement import Refusals
+from postroom.tasks import Tasks
+
+_log = Log("postroom.consumer", Step.HANDLER)
+_of_contexts = Log("postroom.consumer", Step.CONTEXT)
+
+_WHAT_FAILED: Final[tuple[tuple[type[BaseException], str, Step], ...]] = (
+    (ContextError, "Context resolution failed", Step.CONTEXT),
+    (PayloadError, "Payload decoding failed", Step.PAYLOAD),
+    (ResourceError, "Resource provisioning failed", Step.RESOURCES),
+)
+_UNRESOLVED: Final = "The context resolution of %s of {} failed, too, as in the lines before: %s. Messages: %s"
+
+
+class FailureLog:
+    """Tells of each failed attempt; of a resolver that fails for everything, after some lines, in one for many."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._shared: dict[str, Refusals] = {}
+        """Where resolvers fail, by queue."""
+
+    def tell(self, job: Job, error: BaseException, level: int) -> None:
+        """Log that an attempt failed."""
+        tenant = tenant_in_words(job.tenant)
+        for kind, what, step in _WHAT_FAILED:
+            if isinstance(error, kind):
+                cause = _raised_by_the_user(error.__cause__)
+                if cause is not None and kind is ContextError and self._is_one_of_many(job, cause):
+                    return
+                text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
+                shown = redact(in_words(error))  # an application may raise these, too
+                arguments = (what, job.message.id, tenant, job.attempt, job.receives, shown)
+                if cause is None:
+                    _log.log(level, text, *arguments, extra=extra)
+                else:
+                    log_error(_log, level, text, *arguments, error=cause, extra=extra)
+                return
+        if _log.isEnabledFor(level):
+            text = "Handler failed for message %s of %s (attempt %d, receive %d): %s"
+            arguments = (job.message.id, tenant, job.attempt, job.receives, describe(error))
+            log_error(_log, level, text, *arguments, error=error, extra=about(job))
+
+    def flush(self) -> None:
+        """Tell now of what was collected: the consumer has stopped."""
+        for each in self._shared.values():
+            each.flush()
+
+    def _is_one_of_many(self, job: Job, cause: BaseException) -> bool:
+        """Whether a message shares a line: what a resolver asks may be down, for every message of every tenant."""
+        name = job.source.name
+        if name not in self._shared:
+            self._shared[name] = Refusals(_UNRESOLVED.format(name), tasks=self._tasks, queue=name, log=_of_contexts)
+        shared = self._shared[name]
+        if shared.is_among_the_first():
+            return False
+        shared.add(f"ContextError from {type(cause).__name__}", job.message.id, job.tenant)
+        return True
+
+
+def _raised_by_the_user(error: BaseException | None) -> BaseException | None:
+    """Return an error that came out of the user's code, or of what that called: its traceback tells where."""
+    trace: TracebackType | None = None if error is None else error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or str(trace.tb_frame.f_globals.get("__name__")).startswith("postroom."):
+        return None
+    return error

@@ -1,0 +1,79 @@
+"""Tells of handlers that do not end while messages of their tenant wait for slots: nothing else would say so."""
+
+from collections.abc import Hashable, Iterable
+from typing import Final
+
+from postroom.consumer.core import Core
+from postroom.consumer.job import Job
+from postroom.consumer.stopping import said_of
+from postroom.display import counted
+from postroom.log_fields import Log, Step, about, tenant_in_words
+
+_log = Log("postroom.consumer", Step.HANDLER)
+
+_LONG: Final = 300.0
+"""Seconds after which handlers that do not end are told of."""
+_TIMES: Final = 4
+"""Or so many times what a handler of the tenant takes on average, if that is more: long work is no standstill."""
+
+
+class Hanging:
+    """Which tenants stand still because all of their handlers run on. Each is told of once, and so is its end."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._since: dict[Hashable, float] = {}
+        """Tenants that were told of, and since when none of their handlers has ended."""
+
+    def look(self, jobs: Iterable[Job], now: float) -> None:
+        """Compare the running handlers with what was told."""
+        running: dict[Hashable, list[Job]] = {}
+        for job in jobs:
+            if job.started:
+                running.setdefault(job.tenant, []).append(job)
+        standing = {tenant: all_of for tenant, all_of in running.items() if self._stands(tenant, all_of, now)}
+        over = [tenant for tenant in self._since if tenant not in standing]
+        if over and not self._core.closing:
+            seconds = now - min(self._since[tenant] for tenant in over)
+            text = "Handlers of %s end again, after %.0f s"
+            _log.info(text, _named(over), seconds, extra=_about(over))
+        fresh = [tenant for tenant in standing if tenant not in self._since]
+        self._since = {tenant: max(job.since for job in all_of) for tenant, all_of in standing.items()}
+        if fresh and not self._core.closing:
+            self._tell(fresh, [job for tenant in fresh for job in standing[tenant]], now)
+
+    def _stands(self, tenant: Hashable, jobs: list[Job], now: float) -> bool:
+        scheduler = self._core.scheduler
+        figures = scheduler.figures(tenant)
+        if now - max(job.since for job in jobs) < max(_LONG, _TIMES * figures.estimate):
+            return False
+        if tenant in self._since:  # what waited may have gone back meanwhile: its handlers run on all the same
+            return True
+        others_wait = self._core.free <= 0 and self._core.waiting > 0
+        return others_wait or (figures.waiting > 0 and not scheduler.is_blocked(tenant))
+
+    def _tell(self, tenants: list[Hashable], jobs: list[Job], now: float) -> None:
+        first = min(jobs, key=lambda job: job.since)
+        waiting = counted(len(self._core.scheduler.waiting_tickets()), "message")
+        text = (
+            "No handler of %s has ended for %.0f s: %s, the longest for %.0f s (message %s of %s); %s wait here in "
+            "all. Look at what they wait for, and limit it: there, or by Concurrency(handler_timeout=...)"
+        )
+        arguments = (
+            _named(tenants),
+            now - max(job.since for job in jobs),
+            said_of(jobs),
+            now - first.since,
+            first.message.id,
+            tenant_in_words(first.tenant),
+            waiting,
+        )
+        _log.warning(text, *arguments, extra=about(first) if len(tenants) == 1 else None)
+
+
+def _named(tenants: list[Hashable]) -> str:
+    return tenant_in_words(tenants[0]) if len(tenants) == 1 else counted(len(tenants), "tenant")
+
+
+def _about(tenants: list[Hashable]) -> dict[str, object] | None:
+    return about(tenant=tenants[0]) if len(tenants) == 1 else None

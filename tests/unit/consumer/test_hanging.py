@@ -1,0 +1,94 @@
+"""Handlers that never end hold their slots in silence: the log tells of them, once, and of the end."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from postroom import Concurrency, Consumer, MessageContext, Shutdown
+from support.world import Order, Tenant, World, in_world
+
+
+def lines_of(
+    caplog: pytest.LogCaptureFixture,
+    story: Callable[[World, asyncio.Event], Awaitable[None]],
+    *,
+    seconds: Callable[[str], float] | None = None,
+    total: int = 64,
+) -> list[logging.LogRecord]:
+    """Consume with handlers that wait for an event, or for seconds, and return what the log says of their length."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        done = asyncio.Event()
+        concurrency = Concurrency(total=total, per_tenant=min(total, 8))
+        shutdown = Shutdown(drain=0, cancel=1)
+        orders = Consumer("orders", context=Tenant, client=world.client, concurrency=concurrency, shutdown=shutdown)
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+            await (done.wait() if seconds is None else asyncio.sleep(seconds(ctx.context.tenant_id)))
+
+        async with orders:
+            await story(world, done)
+
+    with caplog.at_level(logging.INFO, "postroom.consumer"):
+        in_world(scenario)
+    return [each for each in caplog.records if each.getMessage().startswith(("No handler of", "Handlers of"))]
+
+
+def test_a_tenant_whose_handlers_hang_is_told_of_once_and_so_is_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """With its number of handlers, the first message, and what to do."""
+
+    async def story(world: World, done: asyncio.Event) -> None:
+        world.send_orders(*map(str, range(20)), tenant="acme")
+        await asyncio.sleep(3600)
+        done.set()
+        await asyncio.sleep(60)
+
+    told, over = lines_of(caplog, story)
+    assert told.levelno == logging.WARNING
+    assert told.getMessage().startswith("No handler of tenant acme:eu-west-1 has ended for 30")
+    assert ": 8 handlers (acme:eu-west-1 8), the longest for 30" in told.getMessage()
+    assert "; 12 messages wait here in all. " in told.getMessage()
+    assert "Concurrency(handler_timeout=...)" in told.getMessage()
+    assert vars(told)["message_id"] in told.getMessage()
+    assert over.getMessage().startswith("Handlers of tenant acme:eu-west-1 end again, after 36")
+
+
+def test_many_tenants_that_hold_all_slots_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of another tenant can run."""
+
+    async def story(world: World, _: asyncio.Event) -> None:
+        for tenant in range(6):
+            world.send_orders("1", tenant=f"t{tenant}")
+        await asyncio.sleep(1)
+        world.send_orders("1", tenant="quiet")
+        await asyncio.sleep(3600)
+
+    [told] = lines_of(caplog, story, total=6)
+    assert told.getMessage().startswith("No handler of 6 tenants has ended for ")
+    assert " and 1 more tenant)" in told.getMessage()
+
+
+def test_long_handlers_that_keep_no_one_waiting_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """There are slots enough."""
+
+    async def story(world: World, _: asyncio.Event) -> None:
+        world.send_orders("1", "2", tenant="acme")
+        await asyncio.sleep(3600)
+
+    assert lines_of(caplog, story) == []
+
+
+def test_long_work_is_no_standstill(caplog: pytest.LogCaptureFixture) -> None:
+    """Handlers of ten minutes with a backlog: the first ones are told of, before it is known what one takes."""
+
+    async def story(world: World, _: asyncio.Event) -> None:
+        world.send_orders(*map(str, range(100)), tenant="acme")
+        await asyncio.sleep(6000)
+
+    records = lines_of(caplog, story, seconds=lambda _: 600.0)
+    assert [each.levelname for each in records] == ["WARNING", "INFO"]

@@ -1,0 +1,115 @@
+"""What a stop says that cannot end in order: which queue, how many messages, which tenants."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import pytest
+
+from postroom import Consumer, MessageContext, Reject, ResourcePool, Shutdown
+from support.world import Order, Tenant, World, in_world
+
+
+class Silent:
+    """A client with queues that answer neither deletes nor sends, once that is asked of it."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.silent = False
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._inner.__aexit__(*error)
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        return _Queue(self, await self._inner.queue(name))
+
+
+class _Queue:
+    def __init__(self, client: Silent, inner: Any) -> None:
+        self._client = client
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._inner, name)
+        if name not in {"delete", "send"}:
+            return call
+
+        async def answered(*arguments: Any) -> Any:
+            if self._client.silent:
+                await asyncio.Event().wait()
+            return await call(*arguments)
+
+        return answered
+
+
+def line(caplog: pytest.LogCaptureFixture, part: str) -> str:
+    """Return the one line with a text."""
+    [found] = [each.getMessage() for each in caplog.records if part in each.getMessage()]
+    return found
+
+
+def test_a_pool_that_does_not_close_names_its_tenants(caplog: pytest.LogCaptureFixture) -> None:
+    """The process ends before the pool's own line about them would come."""
+
+    @asynccontextmanager
+    async def database(tenant: Tenant) -> AsyncGenerator[str]:
+        yield tenant.tenant_id
+        if tenant.tenant_id.startswith("hangs"):
+            await asyncio.Event().wait()
+
+    async def scenario(world: World) -> None:
+        world.create()
+        shutdown = Shutdown(close=1)
+        pool = ResourcePool(database, weight=1)  # one of its own would have the consumer's time, and name each
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, shutdown=shutdown)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, str]) -> None: ...
+
+        async with orders:
+            for tenant in ("well", *(f"hangs-{number}" for number in range(6))):
+                world.send_orders("1", tenant=tenant)
+            await asyncio.sleep(5)
+        await asyncio.sleep(60)  # a process that goes on: the pool gives the cleanups up
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    said = line(caplog, "did not close within Shutdown")
+    assert said.startswith(
+        "The pool of orders did not close within Shutdown(close=1): the cleanup of hangs-0:eu-west-1, "
+    )
+    assert said.endswith(" and 1 more tenant has not ended; it goes on closing by itself")
+    assert "well" not in said
+
+
+def test_a_stop_that_sqs_does_not_answer_says_what_it_gives_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Also what was on its way to the dead-letter queue, which is named nowhere else."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=5)
+        client = Silent(world.client)
+        orders = Consumer("orders", context=Tenant, client=client, shutdown=Shutdown(flush=1))
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            if int(order.order_id) < 3:
+                raise Reject("no such article")
+
+        async with orders:
+            client.silent = True
+            world.send_orders(*map(str, range(5)), tenant="acme")
+            await asyncio.sleep(1)
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    assert line(caplog, "SQS did not answer within") == (
+        "SQS did not answer within Shutdown(flush=1) for orders: 2 messages decided about and not confirmed, "
+        "3 messages on their way to the dead-letter queue. They come back later"
+    )

@@ -1,0 +1,114 @@
+"""What the log says of a resolver that fails: where in the user's code, and no line for each message of an outage."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from postroom import Consumer, ContextError, Message, MessageContext, ResourcePool
+from support.world import Order, Tenant, World, in_world
+
+
+def lines_of(
+    caplog: pytest.LogCaptureFixture,
+    context: Callable[[Message], Any],
+    *,
+    messages: int = 1,
+    pool: ResourcePool[Any, Any] | None = None,
+) -> list[logging.LogRecord]:
+    """Consume messages for half a minute, and return what the log says of them."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=context, client=world.client, resources=pool)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None: ...
+
+        async with orders:
+            world.send_orders(*map(str, range(messages)), tenant="acme")
+            await asyncio.sleep(30)
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    return [each for each in caplog.records if each.levelno > logging.INFO and "dead-letter" not in each.getMessage()]
+
+
+def look_up(_: Message) -> str:
+    """Fail as a resolver does when its registry is not there."""
+    raise ConnectionRefusedError("registry refused: postgres://app:hunter2@db")
+
+
+def test_a_resolver_that_raises_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """The line alone, KeyError: 'tenant', would not tell where."""
+    first = lines_of(caplog, look_up)[0]
+    assert first.getMessage().endswith(
+        "(attempt 1, receive 1): ConnectionRefusedError: registry refused: postgres://app:***@db"
+    )
+    assert first.exc_text is not None
+    assert "in look_up" in first.exc_text
+    assert "hunter2" not in first.exc_text
+
+
+def test_a_pools_key_that_raises_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """It is the user's function, as the resolver is."""
+
+    @asynccontextmanager
+    async def database(tenant: Tenant) -> AsyncGenerator[str]:
+        yield tenant.tenant_id
+
+    def pick(_: Tenant) -> str:
+        raise KeyError("region")
+
+    pool = ResourcePool(database, weight=1, key=pick)
+    first = lines_of(caplog, lambda _: Tenant("acme"), pool=pool)[0]
+    assert first.exc_text is not None
+    assert "in pick" in first.exc_text
+
+
+def test_a_pools_host_that_raises_is_told_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Its messages wait, and no traceback follows the line."""
+
+    @asynccontextmanager
+    async def database(tenant: Tenant) -> AsyncGenerator[str]:
+        yield tenant.tenant_id
+
+    def pick(_: Tenant) -> str:
+        raise KeyError("region")
+
+    pool = ResourcePool(database, weight=1, host=pick)
+    [told] = lines_of(caplog, lambda _: Tenant("acme"), pool=pool)
+    assert "KeyError: 'region' in pick, test_unresolved_lines.py line " in told.getMessage()
+
+
+@pytest.mark.parametrize("context", [lambda _: None, lambda _: ["acme"]])
+def test_what_a_sentence_says_has_no_traceback(
+    caplog: pytest.LogCaptureFixture, context: Callable[[Message], Any]
+) -> None:
+    """A resolver that returned something wrong: frames of the library would tell nothing more."""
+    records = lines_of(caplog, context)
+    assert records
+    assert not any(record.exc_text for record in records)
+
+
+def test_a_registry_that_is_down_is_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten lines a minute, and one with the number of the others, their cause and some ids."""
+    records = lines_of(caplog, look_up, messages=200)
+    single = [each for each in records if each.getMessage().startswith("Context resolution failed for message ")]
+    others = [each.getMessage() for each in records if each not in single]
+    assert len(single) == 10
+    assert 1 <= len(others) <= 3
+    assert sum(int(line.split()[4]) for line in others) > 400
+    assert "failed, too, as in the lines before: ContextError from ConnectionRefusedError. Messages: " in others[0]
+
+
+def test_what_senders_do_wrong_is_told_of_each_message(caplog: pytest.LogCaptureFixture) -> None:
+    """It is no outage: each message lacks what it needs by itself."""
+
+    def resolve(message: Message) -> str:
+        raise ContextError(f"message {message.id} names no tenant", message_id=message.id)
+
+    assert len(lines_of(caplog, resolve, messages=20)) >= 20

@@ -1,0 +1,99 @@
+"""What the log says of a relay that cannot work: its beginning, another cause, its end. Never a line for each try."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from postroom.outbox.rounds import Counters, Rounds
+from postroom.outbox.run import Run
+from postroom.resources import ResourcePool
+from postroom.testing.loop import run_virtual
+
+
+@asynccontextmanager
+async def database(tenant: str) -> AsyncGenerator[str]:
+    """Open a database that never fails."""
+    yield tenant
+
+
+class Looks:
+    """Rounds that find nothing, or raise what they are told to."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.trouble: Exception | None = None
+
+    async def once(self, database: object, tenant: str) -> bool:
+        """Do one round."""
+        del database, tenant
+        if self.trouble is not None:
+            raise self.trouble
+        return False
+
+
+def run(looks: Looks, tenants: Callable[[], Awaitable[list[str]]], story: Callable[[], Awaitable[None]]) -> None:
+    """Let a relay run through a story, in virtual time."""
+
+    async def main() -> None:
+        async with ResourcePool(database, weight=1) as pool:
+            relay = Run[Any](pool, tenants, cast("Rounds", looks), 1.0)
+            relay.begin(4)
+            await story()
+            await relay.end()
+
+    run_virtual(main())
+
+
+def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked every second: a line for each would be thousands, and say nothing new."""
+    caplog.set_level(logging.INFO, "postroom.outbox")
+    trouble: list[Exception] = [ConnectionError("postgres://app:hunter2@db refused")]
+
+    async def tenants() -> list[str]:
+        if trouble:
+            raise trouble[-1]
+        return ["acme"]
+
+    async def story() -> None:
+        await asyncio.sleep(300)
+        trouble.append(LookupError("no such table"))
+        await asyncio.sleep(300)
+        trouble.clear()
+        await asyncio.sleep(300)
+
+    run(Looks(), tenants, story)
+    first, second, third = caplog.records
+    assert first.getMessage().startswith(
+        "OutboxRelay(tenants=...) failed, so no outbox is looked at unless it is woken"
+    )
+    assert first.getMessage().endswith("ConnectionError: postgres://app:***@db refused")
+    assert first.exc_text
+    assert "LookupError: no such table" in second.getMessage()
+    assert third.getMessage().startswith("OutboxRelay(tenants=...) works again after 6")
+    assert [each.levelname for each in caplog.records] == ["ERROR", "ERROR", "INFO"]
+
+
+def test_an_outbox_that_cannot_be_relayed_is_told_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, once more where the cause is another one, and when it can be read again."""
+    caplog.set_level(logging.INFO, "postroom.outbox")
+    looks = Looks()
+
+    async def tenants() -> list[str]:
+        return ["acme"]
+
+    async def story() -> None:
+        for trouble in (OSError("disk gone"), LookupError("no such table"), None):
+            looks.trouble = trouble
+            await asyncio.sleep(300)
+
+    run(looks, tenants, story)
+    first, second, third = caplog.messages
+    assert first == "The outbox of tenant acme could not be relayed; the next try is in 1 s: OSError: disk gone"
+    assert (
+        second == "The outbox of tenant acme could not be relayed; the next try is in 60 s: LookupError: no such table"
+    )
+    assert third == "The outbox of tenant acme can be read again"
