@@ -99,8 +99,8 @@ class PoolView(Protocol):
         """Return the seconds for which a context or its host is left alone."""
         ...
 
-    def is_unknown(self, context: Any) -> bool:
-        """Return whether a context is left alone because there is no such tenant."""
+    def unknown_at(self, context: Any) -> float | None:
+        """Return the loop time of the answer for which a context is left alone: that there is no such tenant."""
         ...
 
     def is_open(self, context: Any) -> bool:
@@ -217,9 +217,10 @@ class Availability:
         hinted = self._hinted(job, now) if self._hinted_hosts else None
         if hinted is not None or not (self._pool.troubled or self._hinted_hosts):
             return hinted
-        # A tenant that does not exist is no outage. Refused at once, each message has its attempts side by side, and
-        # not one of them in a minute.
-        pause = 0.0 if self._pool.is_unknown(job.context) else self._pool.retry_after(job.context)
+        # A tenant that does not exist is no outage. Each message that came before this was said has had its attempt,
+        # and not one of them in a minute; what comes later waits until the provider is asked again.
+        said_at = self._pool.unknown_at(job.context)
+        pause = self._pool.retry_after(job.context) if said_at is None or job.received_at > said_at else 0.0
         return Wait(self._obstacle_of(job), now + pause) if pause > 0 else self._tried_by_another(job, now)
 
     def _tried_by_another(self, job: Job, now: float) -> Wait | None:

@@ -32,6 +32,8 @@ class Record(msgspec.Struct):
     """What the last failure was."""
     since: float = 0.0
     """When the first of the failures in a row came."""
+    at: float = 0.0
+    """When the last one came."""
     in_use: bool = False
     """The last failure was met by a use of what is open: that it is open does not mean that it can be used."""
     told: bool = False
@@ -85,6 +87,7 @@ class Cooling:
         # `distrust` makes records that have no failure: their `since` is not the start of an
         # outage.
         record.since = record.since if record.failures else now
+        record.at = now
         record.failures += 1
         record.permanent = permanent
         record.in_use = in_use

@@ -433,10 +433,12 @@ class Core:
             return 0.0
         return self._pause(request, now)
 
-    def is_unknown(self, request: LeaseRequest, now: float) -> bool:
-        """Return whether a key is left alone because there is no such tenant."""
+    def unknown_at(self, request: LeaseRequest, now: float) -> float | None:
+        """Return when it was said that there is no such tenant; None unless the key is left alone because of that."""
         record = self.cooling.find(request.identity)
-        return record is not None and record.permanent and record.until > now and self.retry_after(request, now) > 0
+        if record is None or not record.permanent or record.until <= now or self.retry_after(request, now) <= 0:
+            return None
+        return record.at
 
     def _pause(self, request: LeaseRequest | Demand, now: float) -> float:
         return max(self.cooling.remaining(request.identity, now), self.hosts.remaining(request.host, now))

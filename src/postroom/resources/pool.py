@@ -454,15 +454,16 @@ class ResourcePool(Generic[C, R]):
             return 0.0
         return self._core.retry_after(place, engine.loop.time())
 
-    def is_unknown(self, context: C) -> bool:
-        """Whether the provider has said that there is no such tenant, and is not asked again yet. Raises nothing.
+    def unknown_at(self, context: C) -> float | None:
+        """Return the loop time at which the provider said that there is no such tenant. Raises nothing.
 
-        ``acquire`` refuses such a context at once. ``retry_after`` says when the provider is asked again.
+        None for others, and from when the provider is asked again, which is after ``retry_after`` seconds. Until then
+        ``acquire`` refuses such a context at once.
         """
         engine = self._running
         if engine is None or not self._cooling_keys or (place := self._requests.place(context)) is None:
-            return False
-        return self._core.is_unknown(place, engine.loop.time())
+            return None
+        return self._core.unknown_at(place, engine.loop.time())
 
     def unknown(self, key: Hashable) -> tuple[str, float] | None:
         """Return what was said of a key that the provider does not know, and the loop time of that; None for others."""

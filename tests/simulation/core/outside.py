@@ -246,9 +246,8 @@ class ModelPool:
                 until = max(until, now + 0.3)
         return max(0.0, until - now)
 
-    def is_unknown(self, _context: Any) -> bool:
-        """Return whether there is no such tenant: all are known here."""
-        return False
+    def unknown_at(self, _context: Any) -> float | None:
+        """Return nothing: every tenant exists."""
 
     def unknown(self, _key: Hashable) -> tuple[str, float] | None:
         """Return nothing: every tenant may exist."""

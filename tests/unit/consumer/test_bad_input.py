@@ -330,6 +330,31 @@ def test_a_backlog_of_an_unknown_tenant_has_its_attempts_side_by_side(caplog: py
     assert sum(record.levelname == "ERROR" for record in caplog.records) <= 50
 
 
+def test_what_comes_after_a_tenant_was_said_not_to_exist_waits_until_that_is_asked_again() -> None:
+    """It costs its only attempt nothing that the tenant was created a moment before it."""
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create(dead_letters="dead", receives=1)
+        databases = Databases()
+        databases.failures["new"] = lambda: UnknownTenant("new")
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+        handled: list[str] = []
+
+        @orders.handler
+        async def record(order: Order, ctx: Ctx) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            world.send_orders("too early", tenant="new")
+            await asyncio.sleep(5)
+            del databases.failures["new"]
+            world.send_orders("1", "2", tenant="new")
+            await asyncio.sleep(70)
+        return sorted(handled), world.counts("dead")[0]
+
+    assert in_world(scenario) == (["1", "2"], 1)
+
+
 def test_a_pool_that_is_closed_fails_messages_not_the_consumer() -> None:
     """The user closed the pool under the consumer: messages fail with the error that says so."""
 

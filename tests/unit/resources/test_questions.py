@@ -147,14 +147,14 @@ def test_a_pool_knows_which_tenants_there_are_not() -> None:
     async def main() -> None:
         async with ResourcePool(databases.provide) as pool:
             for tenant in (A, B):
-                assert not pool.is_unknown(tenant)
+                assert pool.unknown_at(tenant) is None
                 with pytest.raises(ResourceError):
                     await pool.acquire(tenant)
-            assert pool.is_unknown(A)
-            assert not pool.is_unknown(B)
+            assert pool.unknown_at(A) == pytest.approx(0.1)
+            assert pool.unknown_at(B) is None
             await asyncio.sleep(61.0)
-            assert not pool.is_unknown(A)
-        assert not pool.is_unknown(A)
+            assert pool.unknown_at(A) is None
+        assert pool.unknown_at(A) is None
 
     run_virtual(main())
 
