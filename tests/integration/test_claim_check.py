@@ -304,7 +304,7 @@ async def test_while_s3_is_away_messages_are_retried_and_the_log_stays_short(
         assert 45 <= found.delay <= 60
     lines = [record.getMessage() for record in caplog.records if record.name == "postroom.claim_check"]
     assert len(lines) == 1
-    assert lines[0].endswith("such messages wait, and are retried later")
+    assert lines[0].endswith("such messages wait, and are retried")
 
 
 async def test_a_refusal_of_s3_is_no_fault_of_the_message(

@@ -1,6 +1,7 @@
 """Wrong pools: each takes one promise away. The schedules have to notice every one of them."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -360,16 +361,20 @@ def leaves_its_sweeper_behind(patch: Patch) -> None:
 @mutant
 def counts_waiters_not_keys(patch: Patch) -> None:
     """I9: a key with many waiters moves up the line."""
-    join = Core._join
+    join, give_place, before_all = Core._join, Line.give_place, itertools.count(1)
+
+    def apart(self: Line, demand: Demand, *, front: bool = False) -> None:
+        give_place(self, demand, front=front)
+        demand.sequence *= 1_000_000  # so that there is room before the first
 
     def louder(self: Core, demand: Demand, waiter: Waiter) -> None:
         join(self, demand, waiter)
         if len(demand.waiters) > 1 and demand.stage is Stage.QUEUED:
             self.line.remove(demand)
-            sequence = demand.sequence
-            self.line.prepend(demand)
-            demand.sequence = sequence
+            demand.sequence = next(before_all)
+            self.line.add(demand)
 
+    patch.setattr(Line, "give_place", apart)
     patch.setattr(Core, "_join", louder)
 
 
@@ -378,9 +383,9 @@ def ignores_the_budget_of_a_host(patch: Patch) -> None:
     """I3: whatever a host can take, everything that the pool has room for is opened there."""
     put = Gates.put
 
-    def unlimited(self: Gates, demand: Demand, *, front: bool) -> None:
+    def unlimited(self: Gates, demand: Demand) -> None:
         demand.host_limit = None
-        put(self, demand, front=front)
+        put(self, demand)
 
     patch.setattr(Gates, "put", unlimited)
 

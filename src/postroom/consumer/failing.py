@@ -47,8 +47,8 @@ class FailureLog:
                 return
         if _log.isEnabledFor(level):
             text = "Handler failed for message %s of %s (attempt %d, receive %d): %s"
-            arguments = (job.message.id, tenant, job.attempt, job.receives, describe(error))
-            log_error(_log, level, text, *arguments, error=error, extra=about(job))
+            said = (job.message.id, tenant, job.attempt, job.receives, describe(error))
+            log_error(_log, level, text, *said, error=error, extra=about(job))
 
     def flush(self) -> None:
         """Tell now of what was collected: the consumer has stopped."""

@@ -159,9 +159,9 @@ class Command(StrEnum):
 @pytest.mark.parametrize(
     ("kind", "payload"),
     [
-        (list[Line], [Line(lineId="1")]),
-        (dict[str, Line], {"a": Line(lineId="1")}),
-        (Parcel, Parcel([Line(lineId="1")])),
+        (list[Line], [Line.model_validate({"lineId": "1"})]),
+        (dict[str, Line], {"a": Line.model_validate({"lineId": "1"})}),
+        (Parcel, Parcel([Line.model_validate({"lineId": "1"})])),
         (Command, Command.START),
     ],
 )
