@@ -48,6 +48,9 @@ FACTS = (
     *("blocked", "frozen", "failures", "spent"),
 )
 
+_LETTERS_PAUSE = 5.0
+"""Seconds between two calls to the dead-letter queue at most, while they fail."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -255,6 +258,7 @@ class Simulation:
                         await self.loop.settled()
                 # On a FIFO queue, and where its tenant is diverted, a message keeps its slot while its letter waits.
                 waits = self.plan.letters_fail(self._now(), self._now())
+                waits = waits or self._now() < process.watch.letters_failed_at + _LETTERS_PAUSE
                 if (idle := _idle_slots(process)) > 0 and not waits:
                     self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
                 process.forget_tasks()

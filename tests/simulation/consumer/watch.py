@@ -153,6 +153,8 @@ class Watch:
         """When SQS handed out what a process that stood still reads late; None for what it reads in time."""
         self.on_offered: Callable[[Iterable[str | None]], None] = lambda _groups: None
         """Told the groups of messages that are sent to the dead-letter queue."""
+        self.letters_failed_at = -math.inf
+        """When a call to the dead-letter queue failed last: the next one comes after a pause."""
         self.offering: set[str] = set()
         """Messages that were sent to the dead-letter queue, and are not settled: each may hold a slot."""
         self.unread_since: Callable[[], float] = lambda: 0.0
@@ -594,6 +596,9 @@ class WatchedQueue:
         self._watch.sending += 1
         try:
             results = await self._inner.send(messages)
+        except BaseException:
+            self._watch.letters_failed_at = asyncio.get_running_loop().time()
+            raise
         finally:
             self._watch.sending -= 1
             self._watch.was_offered({each.body for each in messages})
