@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import heapq
 import itertools
 from collections.abc import Callable, Coroutine, Generator
 from types import GeneratorType
@@ -68,6 +69,11 @@ class SimulationLoop(VirtualLoop):
     def thaw(self, process: Process) -> None:
         """Let a process go on, and everything that became due meanwhile run late."""
         self._turn.extend(self._frozen.pop(process, []))
+
+    def forget_cancelled(self) -> None:
+        """Drop the timers that were cancelled: a handler's own keeps its context, and its message, until it is due."""
+        self._timers[:] = [timer for timer in self._timers if not timer[2].cancelled()]
+        heapq.heapify(self._timers)
 
     def _make_ready(self) -> None:
         if not self._frozen:

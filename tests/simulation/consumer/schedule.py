@@ -262,6 +262,7 @@ class Simulation:
                 if (idle := _idle_slots(process)) > 0 and not waits:
                     self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
                 process.forget_tasks()
+                self.loop.forget_cancelled()
                 if (wrong := process.watch.bodies.judge(self._now())) is not None:
                     self.history.broken("bytes", f"{process.name} {wrong}")
 
