@@ -189,9 +189,11 @@ class Ledger:
     def overspent(self, message: str) -> tuple[int, int, int] | None:
         """Return the policy, the receives spent under it and the most that may be, if these were too many."""
         spent = self.spent(message)
+        # On a FIFO queue one receive may have had several of the attempts that were promised: the others are spare.
+        more = sum(max(0, each.failed - 1) for each in self.of(message))
         for most in self.policies.values():
             under = sum(self.policies.known_at(each.given_back or 0.0) == most for each in spent)
-            allowance = most - promise(most, self.promised)
+            allowance = most - promise(most, self.promised) + more
             if under > allowance:
                 return most, under, allowance
         return None
