@@ -210,6 +210,10 @@ class Ledger:
             return True
         return any(failures >= most for most in self.policies.values())
 
+    def has_failed(self, message: str) -> bool:
+        """Return whether an attempt at a message has failed, be it because there is no such tenant."""
+        return any(each.failed or each.unknown for each in self.of(message))
+
     def took_back(self, message: str, process: str) -> int:
         """Return the receives of a message that a process counts as no attempts.
 

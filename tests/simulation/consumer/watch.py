@@ -131,8 +131,8 @@ class Watch:
     ) -> None:
         self.on_rejected = on_rejected
         self.ledger = ledger
-        self._crowded = plan.kept_paused is not None
-        """Whether a paused tenant has more messages than may be held."""
+        self._crowded = plan.kept_paused is not None or plan.body_bytes > 0
+        """Whether tenants that cannot run have more messages, or larger ones, than may be held."""
         self._crowded_for = CROWDED_FOR if plan.retention is None else 0  # never beyond the retention period
         polling = plan.options["polling"]
         self._wait: float = polling.wait
@@ -360,7 +360,7 @@ class Watch:
             if receipt.settled_at is None:
                 receipt.settled_at = now
                 self.ledger.gives_back(change.receipt_handle, now, change.timeout)
-                failed = self.ledger.failures(receipt.message_id) > 0  # then it goes back for itself
+                failed = self.ledger.has_failed(receipt.message_id)  # then it goes back for itself
                 wrong = self.behind.gives_back(receipt.message_id, receipt.group, receipt.received_at)
                 if wrong is not None and not (self.stopping or failed):
                     self.history.broken("expense", f"{self.name} {wrong}")
