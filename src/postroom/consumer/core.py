@@ -215,7 +215,9 @@ class Core:
         """Defer or reject an arriving message that could only wait here, for an obstacle to be over."""
         if (blocked or self.availability.troubled or self._tenants.ruled) and self._makes_way(job, now):
             return True
-        if self.scheduler.blocked >= MOST_BLOCKED and self._is_one_too_many(job, now):
+        # Those that wait for an open, and not the backlogs of tenants that cannot run: these take no room, and to be
+        # deferred again and again for them would cost a tenant that is well all its receives.
+        if self.scheduler.suspended >= MOST_BLOCKED and self._is_one_too_many(job, now):
             return True
         if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
             self.give_group_back(job)
@@ -282,10 +284,6 @@ class Core:
 
     def _is_one_too_many(self, job: Job, now: float) -> bool:
         """Defer a message when its tenant's resources are not open, and as many as may wait for theirs do so."""
-        # Those that wait for an open, and not the backlogs of tenants that cannot run: these take no room, and to be
-        # deferred again and again for them would cost a tenant that is well all its receives.
-        if self.scheduler.statistics().suspended < MOST_BLOCKED:
-            return False
         if job.source.fifo or self.availability.is_open(job):
             return False
         return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now, soon=True)

@@ -168,6 +168,11 @@ class Scheduler(Generic[T]):
         return self._suspended + self._behind_blocked
 
     @property
+    def suspended(self) -> int:
+        """Tickets that wait for resources with a task of their own."""
+        return self._suspended
+
+    @property
     def blocked_lanes(self) -> int:
         """Tenants that can run nothing, however many slots are free."""
         return len(self._blocked)

@@ -40,8 +40,7 @@ def left_over(plan: Plan) -> float:
     """Return the seconds for which what happened before it healed may still be in the way."""
     timeouts = plan.timeouts if plan.shared_pool else PoolTimeouts()
     visibility: float = max(plan.options["visibility"].timeout, plan.options["visibility"].max_extension % 43_200)
-    crowded = plan.kept_paused is not None or plan.body_bytes > 0
-    away = _CROWDED if crowded and not plan.fifo else 0.0
+    away = _CROWDED if plan.crowded and not plan.fifo else 0.0
     return _SLACK + 2 * visibility + plan.faults.hang * bool(plan.faults.hung) + timeouts.lease + timeouts.open + away
 
 

@@ -259,6 +259,11 @@ class Plan:
     equal: bool = False
     """Whether equal tenants have a backlog and nothing goes wrong: then receives are counted in sum."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether tenants that cannot run may have more messages, or larger ones, than may be held."""
+        return self.kept_paused is not None or self.body_bytes > 0
+
     def letters_fail(self, since: float, until: float) -> bool:
         """Return whether something is in the way of dead letters in a time, or was shortly before it."""
         calls = {Operation.SEND, Operation.OPEN}

@@ -131,8 +131,7 @@ class Watch:
     ) -> None:
         self.on_rejected = on_rejected
         self.ledger = ledger
-        self._crowded = plan.kept_paused is not None or plan.body_bytes > 0
-        """Whether tenants that cannot run have more messages, or larger ones, than may be held."""
+        self._crowded = plan.crowded
         self._crowded_for = CROWDED_FOR if plan.retention is None else 0  # never beyond the retention period
         polling = plan.options["polling"]
         self._wait: float = polling.wait
