@@ -9,10 +9,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from postroom.checking import check_kind
+from postroom.checking import check_kind, shown
 from postroom.errors import ConfigurationError, InvalidRequest
 from postroom.log_fields import Log, Step
-from postroom.message import MessageAttribute, OutgoingMessage
+from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.payloads import AttributeResolver, context_from_attributes
 from postroom.payloads.attributes import camel_case
 from postroom.payloads.encoding import Encode
@@ -72,7 +72,7 @@ class ContextWriter:
         if context is None:
             return {}
         if self._function is not None:
-            return dict(self._function(context))
+            return _texts(self._function(context))
         kind = cast("type[Any]", type(context))
         resolver = next(iter(self._resolvers.values())) if self._only else self._resolvers.get(kind)
         if resolver is None:
@@ -110,7 +110,8 @@ def make(
 
     Raises:
         ConfigurationError: an attribute is named twice, is none that SQS takes, or there are more than ten; a delay
-            or a group that SQS does not take; the context would not be read back; the payload has no JSON form.
+            or a group that SQS does not take; the context would not be read back; the payload has no JSON form, or is
+            a message.
     """
     named = writer.attributes(context)
     made = {name: MessageAttribute(string_value=value) for name, value in named.items()}
@@ -124,12 +125,42 @@ def make(
             raise ConfigurationError(text)
     check_delay(delay)
     return OutgoingMessage(
-        body=encode(payload),
+        body=_body(encode, payload),
         message_attributes=made,
         group_id=writer.group(context, named) if group is None else check_group(group, "group="),
         delay=delay,
         deduplication_id=deduplication_id,
     )
+
+
+def _body(encode: Encode, payload: object) -> str:
+    if isinstance(payload, OutgoingMessage):
+        raise ConfigurationError("the payload is an OutgoingMessage, which is sent as it is with send_messages()")
+    if isinstance(payload, Message):
+        text = "the payload is a Message that was received: to send its body on, pass its .body"
+        raise ConfigurationError(text)
+    body = cast("object", encode(payload))
+    if not isinstance(body, str):
+        raise ConfigurationError(f"Sender(encode=...) returns the body as a text; it returned {type(body).__name__}")
+    return body
+
+
+def _texts(attributes: object) -> dict[str, str]:
+    """Check what a user's function made of a context."""
+    text = 'Sender(context=...) returns the attributes as texts, {"tenantId": "acme"}; it returned ' + shown(attributes)
+    if not isinstance(attributes, Mapping):
+        raise ConfigurationError(text)
+    found = dict(cast("Mapping[object, object]", attributes))
+    if not all(isinstance(part, str) for pair in found.items() for part in pair):
+        raise ConfigurationError(text)
+    return cast("dict[str, str]", found)
+
+
+def check_message(where: str, message: object) -> OutgoingMessage:
+    """Return what is a message to send. Raises ``ConfigurationError``."""
+    if not isinstance(message, OutgoingMessage):
+        raise ConfigurationError(f"{where}; got {type(message).__name__}")
+    return message
 
 
 _LARGEST: Final = 1e126

@@ -26,6 +26,7 @@ from postroom.sending.making import (
     Inject,
     add_trace,
     check_attributes,
+    check_message,
     check_size,
     make,
 )
@@ -254,7 +255,8 @@ class Sender(Generic[C]):
         Raises: as ``send_many``.
         """
         queue = self._opened()
-        outcome = await post(queue, [await self._ready(message, queue.info) for message in messages], self._retry)
+        ready = [await self._ready(message, queue.info) for message in _messages("send_messages", messages)]
+        outcome = await post(queue, ready, self._retry)
         outcome.raise_for_unsent(self._name)
         return [cast("str", each) for each in outcome.message_ids]
 
@@ -266,6 +268,7 @@ class Sender(Generic[C]):
         its group, and all of them once ``SendRetry(within=)`` is over.
         """
         queue = self._opened()
+        messages = _messages("post", messages)
         outcome = Outcome([None] * len(messages), {})
         ready: list[tuple[int, OutgoingMessage]] = []
         stuck: dict[str | None, int] = {}  # the groups that a failure holds up, and its place
@@ -298,7 +301,8 @@ class Sender(Generic[C]):
         """Return a message as it is sent: changed, signed, and with an id that is the same in each try."""
         if self._transform is not None:
             changed = self._transform(message)
-            message = await changed if isinstance(changed, Awaitable) else changed
+            changed = await changed if isinstance(changed, Awaitable) else changed
+            message = check_message("Sender(transform=...) returns the OutgoingMessage that is sent", changed)
         # After the change: the signature covers what is sent.
         if (signing := self._signing) is not None:
             names = signing.attributes or self._writer.names
@@ -371,6 +375,11 @@ def _reason(error: Exception) -> str:
 
 def _encoder(payload: Any, rename: Rename | None) -> Encode:
     return encode_payload if payload is None and rename is None else encoder_for(payload, rename=rename)
+
+
+def _messages(function: str, messages: object) -> list[OutgoingMessage]:
+    where = f"{function}() takes what Sender.message() made"
+    return [check_message(where, each) for each in listed(f"{function}()", "[sender.message(payload)]", messages)]
 
 
 def _dedups_by_content(info: QueueInfo) -> bool:

@@ -41,6 +41,7 @@ from postroom.sending.posting import Outcome
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
+from support.bodies import message as a_message
 from support.world import Order, Tenant, World, in_world
 
 
@@ -276,6 +277,12 @@ def test_a_tenant_that_is_no_group_is_hashed() -> None:
         (lambda: Sender("q").message("", attributes={f"a{n}": "1" for n in range(11)}), "10 attributes"),
         (lambda: Sender("q.fifo", context=Tenant).message("", context=Tenant("a")), "Sender\\(group=lambda"),
         (lambda: Sender("q.fifo").message("", group="a", delay=1), "DelaySeconds"),
+        (lambda: Sender("q").message(OutgoingMessage(body="x")), "send_messages\\(\\)"),
+        (lambda: Sender("q").message(a_message("x")), "pass its .body"),
+        (lambda: Sender("q", encode=lambda _: None).message(1), "as a text; it returned NoneType"),  # type: ignore[arg-type, return-value]
+        (lambda: Sender("q", encode=lambda _: b"{}").message(1), "as a text; it returned bytes"),  # type: ignore[arg-type, return-value]
+        (lambda: Sender[Any]("q", context=lambda _: {"a": 5}).message(1, context="x"), "as texts"),  # type: ignore[dict-item]
+        (lambda: Sender[Any]("q", context=lambda _: None).message(1, context="x"), "it returned None"),  # type: ignore[arg-type, return-value]
         (lambda: SendRetry(attempts=0), "whole number from 1"),
         (lambda: SendRetry(base=float("nan")), "seconds"),
     ],
@@ -292,6 +299,29 @@ async def test_one_text_is_not_taken_for_many_payloads() -> None:
         await Sender("q").send_many("text")
     with pytest.raises(ConfigurationError, match="several payloads"):
         await Sender("q").send_many(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [[{"id": 1}], ["x"], OutgoingMessage(body="x"), None, "x"])
+async def test_only_messages_are_sent_as_messages(wrong: Any) -> None:
+    """A payload is made a message first; nothing of the rest is sent before it is seen."""
+    async with LocalBroker() as broker:
+        broker.create_queue("orders")
+        async with Sender("orders", client=MemoryClient(broker)) as sender:
+            for send in (sender.send_messages, sender.post):
+                with pytest.raises(ConfigurationError, match=send.__name__):
+                    await send(wrong)
+        assert broker.attributes("orders")["ApproximateNumberOfMessages"] == "0"
+
+
+def test_a_transform_that_returns_no_message_is_told_so() -> None:
+    """It is wrong for good: an outbox does not try it again and again."""
+
+    def transform(message: OutgoingMessage) -> Any:
+        return None if message.body == "b" else message
+
+    (unsent,) = _posted(Refusing(), transform, ("a", "g"), ("b", "g"), ("c", "g")).unsent.values()
+    assert (unsent.index, unsent.code, unsent.retryable) == (1, "ConfigurationError", False)
+    assert unsent.reason == "Sender(transform=...) returns the OutgoingMessage that is sent; got NoneType"
 
 
 def test_values_that_no_consumer_accepts_are_refused() -> None:
