@@ -28,6 +28,8 @@ _LINGER = 0.105
 """Seconds after its decision by which a message is given back, while SQS answers."""
 
 
+OVERTAKEN = "a later receive of it was answered before"
+"""What becomes of the earlier one changes nothing for its message."""
 IT_STOPS = "it stops"
 GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
@@ -128,6 +130,8 @@ class Ledger:
         if overlaps:
             for each in (receive, *self._here(receive)):
                 each.excuse = each.excuse or "handed out twice"
+        if any(each.number > number for each in self._of[message]):
+            receive.excuse = receive.excuse or OVERTAKEN
         self._of[message].append(receive)
 
     def tries(self, handle: str) -> None:
@@ -271,7 +275,7 @@ class Ledger:
         receives = self.of(message)
         if not receives or any(each.tried for each in receives):
             return None
-        last = receives[-1]
+        last = max(receives, key=lambda each: each.number)
         most = None if last.given_back is None else self.policies.known_at(last.given_back)
         if most is None or last.number < most or last.excuse not in _NO_REASON:
             return None

@@ -121,6 +121,19 @@ def test_a_message_that_is_handed_out_twice_costs_the_library_nothing() -> None:
     assert list(ledger.judge_expense()) == []
 
 
+@pytest.mark.parametrize(("late", "excused"), [(1, True), (3, False)])
+def test_a_receive_that_is_answered_after_a_later_one_changes_nothing(late: int, *, excused: bool) -> None:
+    """The later one had failed at its end, and was the last."""
+    ledger = Ledger(Policies(2 if excused else 3))
+    ledger.received("b", "m", "p", 2, 1.0)
+    ledger.fails("b")
+    ledger.gives_back("b", 2.0, 0.0)
+    ledger.received("a", "m", "p", late, 3.0)
+    ledger.gives_back("a", 4.0, 18.0)
+    assert (ledger.judge_dead_letter("m") is None) is excused
+    assert (list(ledger.judge_expense()) == []) is excused
+
+
 def test_an_attempt_is_numbered_between_its_failures_and_its_receives() -> None:
     """After one failure here, in the third receive, it is the second or the third."""
     ledger = _ledger(8, "failed", "parked")
