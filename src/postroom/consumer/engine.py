@@ -381,6 +381,8 @@ class Engine:
         """Note what became of a message."""
         core = self.core
         core.settled(delivery, settlement, delay, self._time())
+        if delivery.beating and delivery.state is State.DONE:
+            delivery.forget_body()  # an extension on its way may hang, and keep the job for as long
         before, core.held_bytes = core.held_bytes, delivery.source.tally.bytes
         # Only when the bound is crossed: a wake for every settlement would cost more than the
         # receives.

@@ -4,6 +4,8 @@ import asyncio
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from postroom.errors import MessageError
 from postroom.message import Message
 from postroom.resources import Lease
@@ -81,6 +83,11 @@ class Job(Delivery, eq=False, kw_only=True):
         self.leasing = 0.0
         self.tries += self.counted
         self.started = self.counted = self.met_outage = False
+
+    def forget_body(self) -> None:
+        """Keep of the message only what says which one it was: it is over, and its body is large."""
+        self.message = msgspec.structs.replace(self.message, body="")
+        self.renewal = self.inner = self.payload = None
 
     def cancel(self, reason: Cancellation) -> None:
         """Cancel the task that works on it, if there is one and it has begun."""

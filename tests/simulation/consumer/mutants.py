@@ -546,6 +546,7 @@ MUTANTS = (
     Mutant("shows to its own polls what goes back", says(Engine, "_hidden", answer=0.0), 78, "expense"),
     Mutant("remembers what it deferred", swap(Core, "settled", _remembers_jobs), 152, "bytes"),
     Mutant("remembers what it handled", swap(Core, "succeeded", _keeps_successes), 6, "bytes"),
+    Mutant("keeps what ended for a call that hangs", _does_nothing(Job, "forget_body"), 350_055_756, "bytes"),
     Mutant("remembers an error with its frames", swap(batcher, "_without_frames", _as_it_is), 5093, "bytes"),
     # -- owner
     Mutant("starts what it lost", says(Settler, "ours", answer=True), 41, "owner"),

@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+from typing import Any
 
-from postroom import Consumer, MessageContext
+from postroom import Consumer, MessageContext, Visibility
 from postroom.consumer.job import Job
 from postroom.settlement import Delivery
+from support.passing import PassingClient, PassingQueue
 from support.world import Databases, Order, Tenant, World, in_world
 
 
@@ -37,3 +39,49 @@ def test_a_message_that_is_done_leaves_nothing_for_the_garbage_collector() -> No
             gc.enable()
 
     assert in_world(scenario) == []
+
+
+class Hanging(PassingClient):
+    """Its queues answer no extension."""
+
+    async def queue(self, name: str) -> Any:
+        """Open a queue."""
+        return HangingQueue(await super().queue(name))
+
+
+class HangingQueue(PassingQueue):
+    """Answers no extension."""
+
+    async def before(self, call: str) -> None:
+        """Hang."""
+        if call == "change_visibility":
+            await asyncio.Event().wait()
+
+
+def test_a_body_does_not_wait_for_an_extension_that_hangs() -> None:
+    """The call keeps what it was sent for, and may hang for a minute: ten messages of up to 1 MiB."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        orders: Consumer[Tenant, None] = Consumer(
+            "orders", context=Tenant, client=Hanging(world.client), visibility=Visibility(timeout=30)
+        )
+        seen: list[str] = []
+
+        @orders.handler
+        async def record(text: str, ctx: MessageContext[Tenant, None]) -> None:
+            await asyncio.sleep(20)
+            seen.append(text)
+
+        for number in range(3):
+            world.send(f"body {number}")
+        others = {id(thing) for thing in gc.get_objects() if isinstance(thing, Job)}  # of tests that ran before
+        async with orders:
+            await asyncio.sleep(25)
+            jobs = [thing for thing in gc.get_objects() if isinstance(thing, Job) and id(thing) not in others]
+            assert [job.beating for job in jobs] == [True] * 3
+            assert sorted(seen) == ["body 0", "body 1", "body 2"]
+            assert [job.payload for job in jobs] == [None] * 3
+            return [job.message.body for job in jobs]
+
+    assert in_world(scenario) == ["", "", ""]
