@@ -200,7 +200,8 @@ class World:
         self.outstanding: dict[int, tuple[Ask, float, int]] = {}
         self.pausing: dict[int, int] = {}
         self._waking: float | None = None
-        self._recalling = False
+        self._recalling = self._relieving = False
+        self._relieve_until = 0.0
         self._acting = False
         self._examined = 0
         self._poke = False
@@ -517,8 +518,20 @@ class World:
             self.recall_soon()
         self.wake()
 
+    def _relieve_at(self, when: float) -> None:
+        """Look at a time, or when a look is due before, and again at the last time that was asked for."""
+        self._relieve_until = max(self._relieve_until, when)
+        if not self._relieving:
+            self._relieving = True
+            self.at(when, self._relieve, self.generation)
+
     def _relieve(self, generation: int) -> None:
-        if generation == self.generation and not self.core.closing:
+        if generation != self.generation:
+            return
+        self._relieving = False
+        if self._relieve_until > self.now:
+            self._relieve_at(self._relieve_until)
+        if not self.core.closing:
             self.core.relieve(self.now)
             self.act()
             self.wake()
@@ -554,7 +567,7 @@ class World:
                         if not again or behind:
                             self.withdraw(group, kept=int(again))
                     case RelieveAt(when):
-                        self.later(when - self.now, self._relieve, self.generation)
+                        self._relieve_at(when)
                     case GoOnAt(group, when):
                         self.at(when, self._go_on, group, when, self.generation)
         self._acting = False
@@ -715,7 +728,7 @@ class World:
             return
         task.stage = "opening"
         self.core.suspend(job, self.now)
-        self.later(PATIENCE, self._relieve, self.generation)
+        self._relieve_at(self.now + PATIENCE)
         self.dispatch()
         refusal = pool.refusal(job.context)
         if refusal is not None:
