@@ -349,13 +349,21 @@ class Core:
             return True
         if wait is not None:
             self.scheduler.put_back(job)
-            self._sleep(job, wait, now)
+            if wait.until is None and self._has_waiting_probe(job.tenant):
+                # What could not have its resources meanwhile stands in front of it, and waits for its end.
+                self.scheduler.prefer(job.tenant, _is_probe)
+            else:
+                self._sleep(job, wait, now)
             return False
         if self.availability.must_open(job):  # the others of its tenant would only wait for the same open
             job.leads = True
             self.availability.tries(job)
             self.scheduler.sleep(job.tenant, None, now=now)
         return True
+
+    def _has_waiting_probe(self, tenant: Hashable) -> bool:
+        """Whether the probe of a tenant has its resources, and waits for a slot."""
+        return any(map(_is_probe, self.scheduler.waiting_of(tenant)))
 
     def _is_sent_away(self, job: Job) -> bool:
         """Whether a message goes to another queue: what is where its tenant is diverted to is handled there."""
@@ -956,6 +964,10 @@ def _named(error: BaseException) -> str:
 
 def _attempt_of(job: Job) -> int:
     return job.attempt
+
+
+def _is_probe(job: Job) -> bool:
+    return job.probe
 
 
 def _is_short(job: Job) -> bool:

@@ -234,6 +234,12 @@ def probes_with_whatever_comes_next(patch: Patch) -> None:
     patch.setattr(Scheduler, "waiting_of", lambda self, tenant: [])
 
 
+@mutant(350_479_981)
+def lets_a_probe_wait_behind_others(patch: Patch) -> None:
+    """A probe that waits for its slot, with its resources, behind messages that wait for its end."""
+    patch.setattr(Core, "_has_waiting_probe", lambda self, tenant: False)
+
+
 @mutant(11)
 def sleeps_without_an_end(patch: Patch) -> None:
     """A tenant with resources that were refused sleeps until it is woken."""

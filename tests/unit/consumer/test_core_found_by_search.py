@@ -210,6 +210,27 @@ def test_a_probe_that_goes_back_into_its_lane_is_none() -> None:
     assert core.next(101.0) is last
 
 
+def test_a_probe_with_its_resources_does_not_wait_behind_what_waits_for_its_end() -> None:
+    """A message that met an outage in its handler is put back in front of it: the tenant slept for good."""
+    scene = Scene(faults=Faults(breaker_after=1, messages=1))
+    core = scene.core
+    meets, failing, probe = scene.job("meets"), scene.job("failing"), scene.job("probe")
+    scene.arrive(meets, failing, probe)
+    assert [core.next(0.0), core.next(0.0)] == [meets, failing]
+    core.failed(failing, ValueError(), 0.0)
+    core.finish(failing, 0.0)
+    assert core.next(100.0) is probe
+    core.suspend(probe, 100.0)
+    core.resume(probe)
+    meets.met_outage = True
+    core.refused(meets, ConnectionError(), 100.0)
+    assert core.next(200.0) is probe
+    assert core.next(200.0) is None
+    core.succeeded(probe, 201.0)
+    core.finish(probe, 201.0)
+    assert core.next(201.0) is meets
+
+
 def test_the_last_receive_of_a_message_is_never_spent_on_a_deferral() -> None:
     """Also when it has had its promised attempts: away it would become a dead letter without a reason."""
     scene = Scene(most=5)
