@@ -147,20 +147,12 @@ def _body(encode: Encode, payload: object) -> str:
 
 def _texts(attributes: object) -> dict[str, str]:
     """Check what a user's function made of a context."""
-    text = 'Sender(context=...) returns the attributes as texts, {"tenantId": "acme"}; it returned ' + shown(attributes)
-    if not isinstance(attributes, Mapping):
-        raise ConfigurationError(text)
-    found = dict(cast("Mapping[object, object]", attributes))
-    if not all(isinstance(part, str) for pair in found.items() for part in pair):
-        raise ConfigurationError(text)
-    return cast("dict[str, str]", found)
-
-
-def check_message(where: str, message: object) -> OutgoingMessage:
-    """Return what is a message to send. Raises ``ConfigurationError``."""
-    if not isinstance(message, OutgoingMessage):
-        raise ConfigurationError(f"{where}; got {type(message).__name__}")
-    return message
+    if isinstance(attributes, Mapping):
+        found = dict(cast("Mapping[object, object]", attributes))
+        if all(isinstance(part, str) for pair in found.items() for part in pair):
+            return cast("dict[str, str]", found)
+    text = 'Sender(context=...) returns the attributes as texts, {"tenantId": "acme"}; it returned '
+    raise ConfigurationError(text + shown(cast("object", attributes)))
 
 
 _LARGEST: Final = 1e126

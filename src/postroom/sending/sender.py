@@ -26,7 +26,6 @@ from postroom.sending.making import (
     Inject,
     add_trace,
     check_attributes,
-    check_message,
     check_size,
     make,
 )
@@ -301,8 +300,11 @@ class Sender(Generic[C]):
         """Return a message as it is sent: changed, signed, and with an id that is the same in each try."""
         if self._transform is not None:
             changed = self._transform(message)
-            changed = await changed if isinstance(changed, Awaitable) else changed
-            message = check_message("Sender(transform=...) returns the OutgoingMessage that is sent", changed)
+            found = cast("object", await changed if isinstance(changed, Awaitable) else changed)
+            if not isinstance(found, OutgoingMessage):
+                text = "Sender(transform=...) returns the OutgoingMessage that is sent"
+                raise ConfigurationError(f"{text}; got {type(found).__name__}")
+            message = found
         # After the change: the signature covers what is sent.
         if (signing := self._signing) is not None:
             names = signing.attributes or self._writer.names
@@ -378,8 +380,10 @@ def _encoder(payload: Any, rename: Rename | None) -> Encode:
 
 
 def _messages(function: str, messages: object) -> list[OutgoingMessage]:
-    where = f"{function}() takes what Sender.message() made"
-    return [check_message(where, each) for each in listed(f"{function}()", "[sender.message(payload)]", messages)]
+    found = listed(f"{function}()", "[sender.message(payload)]", messages)
+    for each in found:
+        check_kind(f"{function}()", each, OutgoingMessage, "sender.message(payload)")
+    return list(found)
 
 
 def _dedups_by_content(info: QueueInfo) -> bool:

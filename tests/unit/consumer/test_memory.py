@@ -2,12 +2,12 @@
 
 import asyncio
 import gc
-from typing import Any
+from random import Random
 
 from postroom import Consumer, MessageContext, Visibility
 from postroom.consumer.job import Job
 from postroom.settlement import Delivery
-from support.passing import PassingClient, PassingQueue
+from postroom.testing.faults import ClientFaults, FaultyClient
 from support.world import Databases, Order, Tenant, World, in_world
 
 
@@ -41,30 +41,14 @@ def test_a_message_that_is_done_leaves_nothing_for_the_garbage_collector() -> No
     assert in_world(scenario) == []
 
 
-class Hanging(PassingClient):
-    """Its queues answer no extension."""
-
-    async def queue(self, name: str) -> Any:
-        """Open a queue."""
-        return HangingQueue(await super().queue(name))
-
-
-class HangingQueue(PassingQueue):
-    """Answers no extension."""
-
-    async def before(self, call: str) -> None:
-        """Hang."""
-        if call == "change_visibility":
-            await asyncio.Event().wait()
-
-
 def test_a_body_does_not_wait_for_an_extension_that_hangs() -> None:
     """The call keeps what it was sent for, and may hang for a minute: ten messages of up to 1 MiB."""
 
     async def scenario(world: World) -> list[str]:
         world.create()
+        client = FaultyClient(world.client, Random(1), ClientFaults(hung=1.0))
         orders: Consumer[Tenant, None] = Consumer(
-            "orders", context=Tenant, client=Hanging(world.client), visibility=Visibility(timeout=30)
+            "orders", context=Tenant, client=client, visibility=Visibility(timeout=30)
         )
         seen: list[str] = []
 
