@@ -458,7 +458,8 @@ class Watch:
     def _check_given_up(self, message: Message) -> None:
         """S5: a delete is tried as long as its message is held; where it is denied, for five minutes."""
         newest = self.newest[message.id]
-        excused = newest in self.refused or self.stopping or self.foreign
+        own = message.receipt_handle  # of a receive apart, where that is not the newest: it answers for itself
+        excused = not self.refused.isdisjoint({own, newest}) or self.stopping or self.foreign
         receipt = self.receipts[newest]  # of a message that comes again with its old handle it was confirmed
         if receipt.deletes and receipt.ended != "delete" and not excused:
             self.history.broken("S5", f"{self.name} gives the delete of {message.id[:4]} up, which it holds")
