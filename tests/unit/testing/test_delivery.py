@@ -28,6 +28,7 @@ from postroom import (
     Retry,
     RetryPolicy,
     Settlement,
+    Shutdown,
     UnknownTenant,
     ValidationError,
     attribute,
@@ -286,8 +287,8 @@ def test_fifo_queues_and_arns_are_understood() -> None:
 
 
 def test_a_plain_handler_is_delivered_to_in_real_time_within_a_moment() -> None:
-    """In its thread; and nothing of the run is left. An idle stop costs no seconds."""
-    consumer: Consumer[Any, Any] = Consumer("orders", context=Tenant)
+    """In its thread; and nothing of the run is left. An idle stop waits for no long poll, which may last 20 s here."""
+    consumer: Consumer[Any, Any] = Consumer("orders", context=Tenant, shutdown=Shutdown(poll=60))
 
     @consumer.handler
     def handle(order: Order, ctx: Ctx) -> None:
@@ -299,19 +300,23 @@ def test_a_plain_handler_is_delivered_to_in_real_time_within_a_moment() -> None:
 
     began = time.monotonic()
     assert asyncio.run(main()).settlement is Settlement.ACKED
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10
 
 
-async def test_an_idle_consumer_of_the_memory_transport_stops_at_once() -> None:
+def test_an_idle_consumer_of_the_memory_transport_stops_at_once() -> None:
     """Its long poll is not waited for: cancelled, it takes nothing."""
-    async with LocalBroker() as broker:
-        broker.create_queue("orders")
-        consumer = consumer_of(client=MemoryClient(broker))
-        async with consumer:
-            while not broker.polls:
-                await asyncio.sleep(0)
-            began = time.monotonic()
-        assert time.monotonic() - began < 0.5
+
+    async def main() -> float:
+        async with LocalBroker() as broker:
+            broker.create_queue("orders")
+            consumer = consumer_of(client=MemoryClient(broker))
+            async with consumer:
+                while not broker.polls:
+                    await asyncio.sleep(0)
+                began = asyncio.get_running_loop().time()
+            return asyncio.get_running_loop().time() - began
+
+    assert run_virtual(main()) < 0.5
 
 
 def test_a_handler_that_hangs_is_a_timeout() -> None:
