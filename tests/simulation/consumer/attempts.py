@@ -52,10 +52,14 @@ def promise(most: int, promised: int | None = None) -> int:
 
 
 class Policies:
-    """The redrive policy of the queue over time. Where it may not be read, it is never known."""
+    """The redrive policy of the queue over time. Where it may not be read, it is never known.
 
-    def __init__(self, most: int | None, *, readable: bool = True) -> None:
+    Where it may not be read at times, a change of it is never known: it is not asked for soon after it was denied.
+    """
+
+    def __init__(self, most: int | None, *, readable: bool = True, at_times: bool = False) -> None:
         self._readable = readable
+        self._at_times = at_times
         self._changes: list[tuple[float, int | None]] = [(float("-inf"), most)]
 
     def change(self, at: float, most: int | None) -> None:
@@ -65,7 +69,8 @@ class Policies:
     def known_at(self, now: float) -> int | None:
         """Return the maxReceiveCount that a consumer has to know at a time; None if there is none to know."""
         since, most = next(change for change in reversed(self._changes) if change[0] <= now)
-        return most if self._readable and since <= now - NOTICE else None
+        noticed = since <= now - (math.inf if self._at_times else NOTICE)
+        return most if self._readable and noticed else None
 
     def has_redrive(self, now: float) -> bool:
         """Return whether there was a redrive policy all the time in which a consumer may have read it last."""

@@ -66,7 +66,7 @@ class Shared:
         """Key, and the ids of what has failed, to whether it failed at the last receive that its queue gives it."""
         self.handed_out_at: Callable[[str], float] = lambda _message_id: 0.0
         """Message id to the time of its latest receive, as the queue knows it."""
-        self.policies = Policies(plan.max_receives, readable=not plan.blind)
+        self.policies = Policies(plan.max_receives, readable=not plan.blind, at_times=bool(plan.faults.denied))
         self.ledger = Ledger(self.policies, plan.promised if knows_attempts() else None, forgetful=plan.listed)
         self.tenants: dict[str, str] = {}
         """Message id to tenant."""

@@ -278,6 +278,8 @@ class Watch:
         over = over or known.deadline <= self.receipts[latest].received_at
         if known.ended or over:  # a duplicate that came after that has only its own receipt
             newest = latest
+        if handle is not None and self.receipts[handle].let_go_at <= self.receipts[newest].arrived_at:
+            newest = handle  # what came after it was lost is a receive apart, although its handler has not begun yet
         receipt = self.receipts[newest if handle is None or newest not in self.started else handle]
         return not receipt.refused and asyncio.get_running_loop().time() < receipt.sure_until
 
@@ -541,6 +543,8 @@ class WatchedQueue:
         self._inner = inner
         self._watch = watch
         self._gate = gate
+        self._looked = 0.0, -1.0
+        """From when to when it was last looked whether deletes work: a receive begins with that."""
 
     @property
     def info(self) -> QueueInfo:
@@ -553,7 +557,9 @@ class WatchedQueue:
     ) -> list[Message]:
         """Receive, and remember."""
         self._gate.check()
-        asked_at = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        began, ended = self._looked
+        asked_at = began if ended == now else now
         messages = await self._inner.receive(limit=limit, wait=wait, visibility=visibility, attempt_id=attempt_id)
         self._gate.check()
         return self._watch.received(messages, visibility, asked_at)
@@ -562,7 +568,10 @@ class WatchedQueue:
         """Judge, then delete."""
         self._gate.check()
         if receipt_handles == [NO_HANDLE]:  # a look whether deletes work
-            return await self._inner.delete(receipt_handles)
+            began = asyncio.get_running_loop().time()
+            failures = await self._inner.delete(receipt_handles)
+            self._looked = began, asyncio.get_running_loop().time()
+            return failures
         self._watch.deletes(receipt_handles)
         failures = await self._inner.delete(receipt_handles)
         self._watch.answered(receipt_handles, failures, "delete")
