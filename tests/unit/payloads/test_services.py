@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import zlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -335,6 +336,29 @@ def test_a_bomb_is_refused_before_it_takes_the_memory() -> None:
     several = base64.b64encode(gzip.compress(b"0" * 600) * 3).decode()
     with pytest.raises(DecodeError, match="larger than"):
         GzipBody(most=1_000)(message(several))
+
+
+def test_a_gzip_of_very_many_members_is_unpacked_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message must not stop the event loop for all tenants: each member is given a part, not all that follows."""
+    members, handed = 2_000, 0
+
+    class Counted:
+        def __init__(self, wbits: int) -> None:
+            self._real = decompressobj(wbits)
+
+        def decompress(self, data: Any, most: int) -> bytes:
+            nonlocal handed
+            handed += len(data)
+            return self._real.decompress(data, most)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    decompressobj = zlib.decompressobj
+    monkeypatch.setattr("postroom.payloads.contents.zlib.decompressobj", Counted)
+    member = gzip.compress(b"0" * 450, mtime=0)
+    assert GzipBody()(message(base64.b64encode(member * members).decode())).body == "0" * 450 * members
+    assert handed <= 4_096 * members
 
 
 @pytest.mark.parametrize(
