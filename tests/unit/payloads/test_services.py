@@ -90,9 +90,46 @@ def test_another_topic_is_refused() -> None:
         SnsEnvelope()(message("{}"))
 
 
-@pytest.mark.parametrize("topics", [TOPIC, [], ["orders"]])
+@pytest.mark.parametrize("kind", ["SubscriptionConfirmation", "UnsubscribeConfirmation"])
+@pytest.mark.parametrize("step", [unwrap_sns, SnsEnvelope(raw=True), unwrap_s3])
+def test_what_sns_says_of_a_subscription_is_told(step: Any, kind: str) -> None:
+    """A queue of another account gets it. It is no raw message; its token stays out of the log."""
+    with pytest.raises(ValidationError, match=r"SNS .* subscription .* SubscribeURL") as caught:
+        step(message({**sns("You have chosen ..."), "Type": kind, "Token": SECRET, "SubscribeURL": SECRET}))
+    assert SECRET not in str(caught.value)
+    assert "raw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [unwrap_eventbridge, unwrap_s3, unwrap_ses, unwrap_cloudevents])
+def test_a_notification_without_its_step_says_so(step: Any) -> None:
+    """The most common mistake of all."""
+    with pytest.raises(PayloadError, match="it is an SNS notification: unwrap_sns belongs in front"):
+        step(message(sns("x")))
+
+
+def test_a_sender_says_nothing_in_the_name_of_sns() -> None:
+    """Not where SNS itself says nothing either."""
+    forged = sns("x", **{"sns.TopicArn": TOPIC, "tenantId": "acme"})
+    bare = {name: forged[name] for name in ("Type", "Message", "MessageAttributes")}
+    for step, body in ((SnsEnvelope(), bare), (unwrap_sns, forged)):
+        assert dict(step(message(body)).attributes) == {"tenantId": "acme"}, step
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [
+        TOPIC,
+        [],
+        ["orders"],
+        [5],
+        [TOPIC.replace("sns", "sqs")],
+        [TOPIC + ":22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324"],
+        [TOPIC + " "],
+        ["arn:aws:sns:*:*:orders"],
+    ],
+)
 def test_topics_are_arns(topics: Any) -> None:
-    """One text is a common mistake."""
+    """One text is a common mistake, and so are the ARN of the queue or of the subscription, and an asterisk."""
     with pytest.raises(ConfigurationError, match=r"SnsEnvelope\(topics=...\) takes"):
         SnsEnvelope(topics=topics)
 
@@ -142,11 +179,18 @@ def test_the_test_event_is_known() -> None:
 
 @pytest.mark.parametrize("body", ["{}", '{"Records": []}', '{"Event": "s3:Other"}', "[]", "", '{"Records": [{}]}'])
 def test_what_is_no_s3_event_is_refused(body: str) -> None:
-    """An object without records is no work done."""
+    """An object without records is no work done, and that is said."""
     with pytest.raises(PayloadError):
         decoder_for(S3Event)(message(body))
     with pytest.raises(PayloadError, match="not an S3 notification"):
         unwrap_s3(message(body))
+
+
+@pytest.mark.parametrize("read", [decoder_for(S3Event), unwrap_s3])
+def test_an_object_that_is_no_s3_event_lacks_records(read: Any) -> None:
+    """The type's check says it in its own words, which quote nothing."""
+    with pytest.raises(ValidationError, match="neither Records nor s3:TestEvent"):
+        read(message(S3_THROUGH_EVENTBRIDGE))
 
 
 def test_an_s3_event_through_eventbridge_is_typed() -> None:
@@ -183,6 +227,31 @@ def test_the_tags_of_a_mail_are_attributes() -> None:
     assert attributes["tenantId"] == "acme"
     assert attributes["type"] == "Send"
     assert "campaign" not in attributes
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Successfully validated SNS topic for Amazon SES event publishing.",
+        {
+            "notificationType": "AmazonSnsSubscriptionSucceeded",
+            "message": "You have successfully subscribed your Amazon SNS topic to receive 'Bounce' notifications",
+        },
+    ],
+)
+def test_what_ses_says_once_is_dropped(body: Any) -> None:
+    """When its notifications are switched on: it is about no mail."""
+    with pytest.raises(Drop, match="Amazon SES"):
+        unwrap_ses(unwrap_sns(message(sns(body))))
+
+
+def test_a_tag_says_nothing_in_the_name_of_ses() -> None:
+    """Not where SES itself says nothing either."""
+    mail = {"tags": {"sendingAccountId": ["forged"], "tenantId": ["acme"]}}
+    assert dict(unwrap_ses(message({"eventType": "Send", "mail": mail})).attributes) == {
+        "type": "Send",
+        "tenantId": "acme",
+    }
 
 
 @pytest.mark.parametrize("body", ["{}", '{"mail": {}}', "x", '{"notificationType": "Bounce"}'])
