@@ -5,14 +5,14 @@ import gzip
 import json
 import zlib
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from cloudevents.core.bindings import amqp, http, kafka
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
-from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError, ValidationError
+from postroom.errors import ConfigurationError, DecodeError, Drop, MissingAttribute, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import (
     Base64Body,
@@ -20,6 +20,7 @@ from postroom.payloads import (
     S3Event,
     S3EventDetail,
     SnsEnvelope,
+    context_from_attributes,
     decoder_for,
     unwrap_cloudevents,
     unwrap_eventbridge,
@@ -113,6 +114,20 @@ def test_a_sender_says_nothing_in_the_name_of_sns() -> None:
     bare = {name: forged[name] for name in ("Type", "Message", "MessageAttributes")}
     for step, body in ((SnsEnvelope(), bare), (unwrap_sns, forged)):
         assert dict(step(message(body)).attributes) == {"tenantId": "acme"}, step
+
+
+def test_names_out_of_an_envelope_are_shown_as_far_as_they_are_names() -> None:
+    """SQS takes ten, and checks them. The keys of a body are as many and as odd as its sender likes."""
+    odd = {f"{SECRET} {SECRET}": "x", "é": "x", "x" * 257: "x"}
+    received = unwrap_sns(message(sns("x", **odd, **{f"n{number:03}": "x" for number in range(300)})))
+    resolve = context_from_attributes(NamedTuple("Tenant", [("tenant_id", str)]))
+    for look in (lambda: resolve(received), lambda: received.attributes["tenantId"]):
+        with pytest.raises(MissingAttribute, match=r"'n019', and 283 more\)") as caught:
+            look()
+        assert SECRET not in str(caught.value)
+    only = unwrap_sns(message(sns("x", **odd)))
+    with pytest.raises(MissingAttribute, match=r"\(attributes of this message: 3, not shown\)"):
+        resolve(only)
 
 
 @pytest.mark.parametrize(
