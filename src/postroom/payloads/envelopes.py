@@ -113,7 +113,7 @@ def unwrap_sns(message: Message, /) -> Message:
     """Take a message out of the JSON that SNS delivers unless raw message delivery is on.
 
     The body becomes SNS's ``Message``, the attributes its ``MessageAttributes``; a ``String.Array`` stays JSON text.
-    Attributes whose names begin with ``sns.`` are dropped: they are what ``SnsEnvelope`` says in the name of SNS.
+    Attributes with names such as ``sns.TopicArn`` are dropped: ``SnsEnvelope`` says them in the name of SNS.
     Format: https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html
 
     Raises:
