@@ -6,11 +6,16 @@ decoded straight into them.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import msgspec
 
 from postroom.errors import MissingAttribute
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_SHOWN: Final = 20
 
 
 class MessageAttribute(msgspec.Struct, frozen=True, gc=False):
@@ -25,6 +30,18 @@ class MessageAttribute(msgspec.Struct, frozen=True, gc=False):
     """The value of a String or Number attribute; a Number travels as its decimal text."""
     binary_value: bytes | None = msgspec.field(default=None, name="BinaryValue")
     """The value of a Binary attribute."""
+
+
+def names_of(attributes: Mapping[str, MessageAttribute]) -> str:
+    """Return the names of a message's attributes for an error: those that SQS allows, and as many as can be read.
+
+    Out of an envelope they are keys of a body: there may be any number of them, with any text.
+    """
+    shown = sorted(repr(name) for name in attributes if _NAME.fullmatch(name))[:_SHOWN]
+    left = len(attributes) - len(shown)
+    if not left:
+        return ", ".join(shown) or "none"
+    return f"{', '.join(shown)}, and {left} more" if shown else f"{left}, not shown"
 
 
 class Attributes(Mapping[str, str]):
@@ -50,8 +67,7 @@ class Attributes(Mapping[str, str]):
             problem = "is Binary, expected String or Number"
         else:
             problem = "is empty"
-        present = ", ".join(sorted(map(repr, self._attributes))) or "none"
-        text = f"message attribute {name!r} {problem} (attributes of this message: {present})"
+        text = f"message attribute {name!r} {problem} (attributes of this message: {names_of(self._attributes)})"
         raise MissingAttribute(text, name=name, message_id=self._message_id)
 
     def __iter__(self) -> Iterator[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from postroom import Consumer, DecodeError, Settlement, payloads
+from postroom import Consumer, ContextError, DecodeError, Settlement, payloads
 from postroom.integrations.claim_check import ClaimCheck
 from postroom.testing import deliver, run_virtual
-from support.envelopes import S3_TEST, TOPIC, s3, sns
+from support.envelopes import S3_TEST, S3_THROUGH_EVENTBRIDGE, TOPIC, message, s3, sns
 
 TEXT = (Path(__file__).parents[2] / "docs" / "envelopes.md").read_text(encoding="utf-8")
 
@@ -53,6 +53,33 @@ def test_uploads_are_indexed_by_tenant(names: dict[str, Any], capsys: pytest.Cap
     assert handled(names["uploads"], s3("acme/my+file.csv")).error is None
     assert capsys.readouterr().out == "acme ObjectCreated:Put amzn-s3-demo-bucket acme/my file.csv\n"
     assert handled(names["uploads"], S3_TEST).settlement is Settlement.ACKED
+
+
+def test_a_key_without_a_tenant_is_refused(names: dict[str, Any]) -> None:
+    """Its uploader chooses it."""
+    for key in ("order.csv", "acme/", "%2Facme/x", "../x", "a%0Ab/x"):
+        with pytest.raises(ContextError, match="does not begin with a tenant"):
+            raise handled(names["uploads"], s3(key)).error
+
+
+def test_the_tenant_of_an_event_stands_in_its_detail(names: dict[str, Any]) -> None:
+    """It is checked as an attribute is, and what is not there is named."""
+    event = {**S3_THROUGH_EVENTBRIDGE, "detail": {"tenantId": "acme"}}
+    assert handled(names["events"], event, tenantId="forged").context == names["Tenant"]("acme")
+    for detail, text in (({}, "missing required field 'tenantId'"), ({"tenantId": "a\n"}, "not a safe id")):
+        with pytest.raises(ContextError, match=text):
+            raise handled(names["events"], {**event, "detail": detail}, tenantId="forged").error
+
+
+def test_a_function_chooses_among_envelopes(names: dict[str, Any]) -> None:
+    """S3, EventBridge and plain messages, through a topic or not."""
+    unwrap = names["unwrap_any"]
+    for body in (s3("a/b"), sns(s3("a/b"))):
+        assert unwrap(message(body)).attributes["key"] == "a/b"
+    for body in (S3_THROUGH_EVENTBRIDGE, sns(S3_THROUGH_EVENTBRIDGE)):
+        assert unwrap(message(body)).attributes["detail-type"] == "Object Created"
+    assert handled(names["mixed"], sns("x", tenantId="acme")).context == names["Tenant"]("acme")
+    assert handled(names["mixed"], "x", tenantId="acme").context == names["Tenant"]("acme")
 
 
 def test_the_claim_check_example_reads_from_both_buckets(names: dict[str, Any]) -> None:

@@ -99,6 +99,10 @@ def files(tenant: Tenant) -> str:
     return tenant.tenant_id
 
 
+async def later(message: Any) -> Any:
+    """Unwrap in vain: it is not awaited."""
+
+
 def tenant_of(message: Any) -> Tenant:
     """Resolve a context."""
     return Tenant(message.attributes["tenant_id"])
@@ -246,6 +250,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: AwsClient(region=3), 'write region="eu-west-1"; got 3'),  # type: ignore[arg-type]
     (lambda: AwsClient(endpoint_url="localhost:4566"), "begins with http:// or https://"),
     (lambda: MemoryClient("x"), "write MemoryClient(LocalBroker()); got str"),  # type: ignore[arg-type]
+    (lambda: decoder_for(Order, unwrap=later), "decoder_for(unwrap=...): the function later is async"),  # type: ignore[arg-type]
+    (lambda: context_from_attributes(Tenant, unwrap=later), "later is async"),  # type: ignore[arg-type]
     (lambda: decoder_for(Order, unwrap=3), "decoder_for(unwrap=...) takes a function"),  # type: ignore[arg-type]
     (lambda: context_from_attributes(Tenant, unwrap=3), "takes a function (Message)"),  # type: ignore[arg-type]
     (lambda: attribute(3), 'such as attribute("tenantId"); got 3'),  # type: ignore[arg-type]

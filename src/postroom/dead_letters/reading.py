@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
 from postroom.checking import check_kind, check_text
 from postroom.consumer import Consumer
+from postroom.consumer.job import Job
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.resources import display_key
@@ -134,27 +135,35 @@ def tenant_by_attribute(name: str) -> TenantOf:
 def tenant_by_consumer(consumer: Consumer[Any, Any]) -> TenantOf:
     """Return a function that asks a consumer's own resolver, and names the tenant as its log does.
 
-    A message that the resolver refuses has no tenant. The consumer need not run, and is not started.
+    The message is taken out of its envelope first, as ``Consumer(unwrap=...)`` says. One that an envelope or the
+    resolver refuses has no tenant. The consumer need not run, and is not started.
 
     Raises:
         ConfigurationError: the consumer has no ``context=``.
     """
     check_kind("tenant_by_consumer(consumer)", consumer, Consumer, "tenant_by_consumer(orders)")
-    resolver = consumer.resolver
+    resolver, unwrap = consumer.resolver, consumer.settings.unwrap
     if resolver is None:
         text = f"the consumer of {consumer.queue!r} has no context=, so its messages have no tenant"
         raise ConfigurationError(text)
 
     async def tenant_of(message: Message) -> str | None:
         try:
-            context = resolver(message)
+            # What is beside an envelope was not read when the message came, and names another tenant
+            # if its sender likes.
+            context = resolver(message if unwrap is None else unwrap.envelope(_received(message)))
             if inspect.isawaitable(context):
                 context = await context
-        except Exception:  # whatever a resolver raises: it has refused this message
+        except Exception:  # whatever a step or a resolver raises: it has refused this message
             return None
         return display_key(context)
 
     return tenant_of
+
+
+def _received(message: Message) -> Job:
+    """Return a message as the consumer takes it in, for what reads it alone."""
+    return Job(message=message, receipt_handle="", received_at=0.0, deadline=0.0, source=cast("Any", None))
 
 
 def _texts(attributes: Mapping[str, MessageAttribute]) -> dict[str, str]:

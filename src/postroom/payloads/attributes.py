@@ -18,10 +18,10 @@ from typing import Any, Final, Generic, NamedTuple
 import msgspec
 from typing_extensions import TypeVar
 
-from postroom.checking import check_function, listed
+from postroom.checking import check_plain, listed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
-from postroom.message import Message, MessageAttribute
+from postroom.message import Message, MessageAttribute, names_of
 from postroom.payloads.decoder import Unwrap
 
 T_co = TypeVar("T_co", covariant=True)
@@ -305,8 +305,7 @@ class AttributeResolver(Generic[T_co]):
         absent = [field for problem, fields in found.items() if problem in _ABSENT for field in fields]
         if not absent:
             return ContextError(text, message_id=message.id)
-        present = ", ".join(sorted(map(repr, message.message_attributes))) or "none"
-        text = f"{text} (attributes of this message: {present})"
+        text = f"{text} (attributes of this message: {names_of(message.message_attributes)})"
         return MissingAttribute(text, name=absent[0].attributes[-1], message_id=message.id)
 
 
@@ -353,7 +352,7 @@ def context_from_attributes(cls: type[T_co], *, unwrap: Unwrap | None = None) ->
         ConfigurationError: the class can change, cannot be hashed, or has a field that no attribute can fill.
     """
     if unwrap is not None:
-        check_function("context_from_attributes(unwrap=...)", "(Message) -> Message", unwrap)
+        check_plain("context_from_attributes(unwrap=...)", "(Message) -> Message", unwrap)
     hints = _checked_hints(cls)
     fields = tuple(_field(cls, name, hints[name], note, required=required) for name, note, required in _declared(cls))
     if not fields:

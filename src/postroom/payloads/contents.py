@@ -23,6 +23,8 @@ MOST: Final = 16 * 1024 * 1024
 """Bytes that a body may have unpacked, unless ``most=`` says otherwise: sixteen times what SQS takes."""
 _GZIP: Final = "H4sI"
 """How the base64 of every gzip begins."""
+_PART: Final = 4096
+"""Bytes that are inflated at once."""
 
 
 class Contents(ABC):
@@ -98,19 +100,21 @@ class GzipBody(Contents):
 
     def _inflated(self, packed: bytes, message: Message) -> bytes:
         text = "the body is the base64 of something else than a whole gzip"
-        found = b""
+        # In parts, into one buffer: a gzip may have some ten thousand members, and for each of them
+        # all that follows it, and all that was found before it, would be copied.
+        found, rest, inflate = bytearray(), memoryview(packed), zlib.decompressobj(wbits=31)
         try:
-            while packed:  # a gzip may have several members
-                inflate = zlib.decompressobj(wbits=31)
-                found += inflate.decompress(packed, self.most - len(found) + 1)
+            while rest:
+                part = rest[:_PART]
+                found += inflate.decompress(part, self.most - len(found) + 1)
                 if len(found) > self.most:
                     text = f"the body is larger than GzipBody(most={self.most}) when it is unpacked"
                     break
-                if not inflate.eof:
-                    break
-                packed = inflate.unused_data
-            else:
-                return found
+                rest = rest[len(part) - len(inflate.unused_data) :]
+                if inflate.eof:
+                    if not rest:
+                        return bytes(found)
+                    inflate = zlib.decompressobj(wbits=31)
         except zlib.error:
             pass
         raise DecodeError(text, message_id=message.id)

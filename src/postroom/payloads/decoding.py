@@ -4,7 +4,7 @@ import inspect
 import typing
 from typing import Any
 
-from postroom.checking import check_function
+from postroom.checking import check_plain
 from postroom.errors import ConfigurationError
 from postroom.message import Message
 from postroom.payloads.decoder import (
@@ -47,7 +47,7 @@ def decoder_for(payload_type: Any, *, rename: Rename | None = None, unwrap: Unwr
         ConfigurationError: no body can be decoded into this type. The text says what to use instead.
     """
     if unwrap is not None:
-        check_function("decoder_for(unwrap=...)", "(Message) -> Message", unwrap)
+        check_plain("decoder_for(unwrap=...)", "(Message) -> Message", unwrap)
     if _is_instance(payload_type):
         name = type(payload_type).__name__
         raise ConfigurationError(f"a payload type is a class: write payload={name}, not an instance of it")

@@ -11,6 +11,7 @@ rule only.
 
 import base64
 import binascii
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -18,7 +19,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from postroom.checking import check_flag, listed
-from postroom.errors import ConfigurationError, DecodeError, PayloadError, ValidationError
+from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import problems
 from postroom.payloads.decoder import Decoder
@@ -67,7 +68,7 @@ class SesMail(msgspec.Struct, rename="camel"):
 class SesNotice(msgspec.Struct, rename="camel"):
     """What is read of what SES says of a mail."""
 
-    mail: SesMail
+    mail: SesMail | None = None
     notification_type: str | None = None
     event_type: str | None = None
 
@@ -83,8 +84,24 @@ _ses: Final = native_decoder(SesNotice)
 _kind: Final = native_decoder(_Kind)
 _cloud_event: Final = native_decoder(dict[str, msgspec.Raw])
 
-_SNS_EXPECTED: Final = "an SNS notification (is raw message delivery on? then use SnsEnvelope(raw=True))"
+_NOTIFICATION: Final = "Notification"
+_SNS_SAYS: Final = {
+    _NOTIFICATION: "it is an SNS notification: unwrap_sns belongs in front",
+    "SubscriptionConfirmation": (
+        "SNS asks to confirm the subscription of this queue: nothing comes through it until the SubscribeURL in the "
+        "body was called"
+    ),
+    "UnsubscribeConfirmation": (
+        "SNS says that the subscription of this queue has ended: the SubscribeURL in the body begins it again"
+    ),
+}
+"""What SNS writes by its ``Type``, and what follows where something else is expected."""
+_TOPIC: Final = re.compile(r"arn:[\w-]+:sns:[\w-]+:\d{12}:[\w-]+(\.fifo)?", re.ASCII)
 _OURS: Final = "sns."
+_SES_SAYS: Final = ("source", "messageId", "sendingAccountId", "type")
+_SES_ON: Final = "Successfully validated SNS topic for Amazon SES event publishing."
+"""What SES publishes once for a destination of events; for an identity it is a notification of the next type."""
+_SES_SUBSCRIBED: Final = "AmazonSnsSubscriptionSucceeded"
 _PREFIXES: Final = ("ce-", "ce_", "cloudEvents_")
 """Of HTTP and of Kafka, and AMQP's where a colon is not allowed: there is no binding for SQS."""
 _CONTENT_TYPES: Final = ("content-type", "Content-Type", "contentType")
@@ -96,13 +113,14 @@ def unwrap_sns(message: Message, /) -> Message:
     """Take a message out of the JSON that SNS delivers unless raw message delivery is on.
 
     The body becomes SNS's ``Message``, the attributes its ``MessageAttributes``; a ``String.Array`` stays JSON text.
+    Attributes with names such as ``sns.TopicArn`` are dropped: ``SnsEnvelope`` says them in the name of SNS.
     Format: https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html
 
     Raises:
         PayloadError: the body is not an SNS notification. With raw message delivery there is no envelope: see
             ``SnsEnvelope``.
     """
-    return _sns_inner(message, _opened(message, _sns, _SNS_EXPECTED), {})
+    return _sns_inner(message, _notification(message), {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +149,9 @@ class SnsEnvelope:
             return
         example = "topics=['arn:aws:sns:eu-west-1:123456789012:orders']"
         topics = listed("SnsEnvelope(topics=...)", example, self.topics)
-        if not topics or not all(str(topic).startswith("arn:") for topic in topics):
-            raise ConfigurationError(f"SnsEnvelope(topics=...) takes ARNs: write {example}; got {self.topics!r}")
+        if not topics or not all(isinstance(topic, str) and _TOPIC.fullmatch(topic) for topic in topics):
+            text = f"SnsEnvelope(topics=...) takes ARNs of topics: write {example}; got {self.topics!r}"
+            raise ConfigurationError(text)
         object.__setattr__(self, "topics", topics)
 
     def __call__(self, message: Message, /) -> Message:
@@ -146,11 +165,11 @@ class SnsEnvelope:
         if self.raw and not _may_be_sns(message.body):
             return _without_ours(message)
         try:
-            found: SnsNotification = _opened(message, _sns, _SNS_EXPECTED)
+            found = _notification(message)
         except PayloadError:
             # A notification that is broken must fail: taken as raw, it would pass without a check
             # of its topic.
-            if self.raw and not _says_notification(message):
+            if self.raw and _type_of(message) not in _SNS_SAYS:
                 return _without_ours(message)
             raise
         if self.topics is not None and found.topic_arn not in self.topics:
@@ -170,7 +189,7 @@ def unwrap_eventbridge(message: Message, /) -> Message:
     Raises:
         PayloadError: the body is not an EventBridge event.
     """
-    event: EventBridgeEvent = _opened(message, _event, "an EventBridge event")
+    event: EventBridgeEvent = opened(message, _event, "an EventBridge event")
     said = {name: getattr(event, name) for name in ("id", "source", "account", "region", "time")}
     said["detail-type"] = event.detail_type
     return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=texts(said))
@@ -186,16 +205,20 @@ def unwrap_ses(message: Message, /) -> Message:
     ``unwrap=[unwrap_sns, unwrap_ses]``.
 
     Raises:
+        Drop: it is what SES sends once, when notifications or events are switched on.
         PayloadError: the body is nothing that SES writes.
     """
-    notice: SesNotice = _opened(message, _ses, "a notification of Amazon SES")
-    kind = notice.notification_type or notice.event_type
-    if kind is None:
-        text = "the message is not a notification of Amazon SES: it has neither notificationType nor eventType"
-        raise ValidationError(text, message_id=message.id)
-    mail = notice.mail
+    if message.body.strip() == _SES_ON:
+        raise Drop("the events of Amazon SES were switched on")
+    notice: SesNotice = opened(message, _ses, "a notification of Amazon SES")
+    kind, mail = notice.notification_type or notice.event_type, notice.mail
+    if kind == _SES_SUBSCRIBED:
+        raise Drop(f"{kind}: notifications of Amazon SES were switched on")
+    if kind is None or mail is None:
+        lacks = "mail" if kind is not None else "notificationType and eventType"
+        raise _refused(message, "a notification of Amazon SES", ValidationError(f"it lacks {lacks}"))
     # With several values, which of them names the tenant would be a guess.
-    tags = {name: values[0] for name, values in mail.tags.items() if len(values) == 1}
+    tags = {name: values[0] for name, values in mail.tags.items() if len(values) == 1 and name not in _SES_SAYS}
     said = {"source": mail.source, "messageId": mail.message_id, "sendingAccountId": mail.sending_account_id}
     named = {**tags, **{name: value for name, value in said.items() if value is not None}, "type": kind}
     return msgspec.structs.replace(message, message_attributes=texts(named))
@@ -217,7 +240,9 @@ def unwrap_cloudevents(message: Message, /) -> Message:
     binary = _binary_attributes(message)
     if binary is not None:
         return msgspec.structs.replace(message, message_attributes=texts(binary))
-    event: dict[str, msgspec.Raw] = _opened(message, _cloud_event, "a CloudEvent")
+    event: dict[str, msgspec.Raw] = opened(message, _cloud_event, "a CloudEvent")
+    if "specversion" not in event:
+        raise _refused(message, "a CloudEvent", ValidationError("it lacks specversion"))
     said = {name: _plain(name, value, message) for name, value in event.items() if name not in _DATA}
     named = {name: value for name, value in said.items() if value is not None}
     _check_cloud_event(named, message)
@@ -232,25 +257,30 @@ def texts(values: Mapping[str, str]) -> dict[str, MessageAttribute]:
 # -- SNS --------------------------------------------------------------------------------------------------------------
 
 
+def _notification(message: Message) -> SnsNotification:
+    found: SnsNotification = opened(message, _sns, "an SNS notification")
+    return found
+
+
 def _sns_inner(message: Message, found: SnsNotification, said: Mapping[str, str]) -> Message:
-    attributes = {name: _sns_attribute(value, message) for name, value in found.attributes.items()}
-    if said:
-        # A publisher may write any attribute: these names are kept for what SNS itself says.
-        attributes = {name: value for name, value in attributes.items() if not name.startswith(_OURS)} | texts(said)
+    # A publisher may write any attribute: these names are kept for what SNS itself says.
+    own = {name: value for name, value in found.attributes.items() if not name.startswith(_OURS)}
+    attributes = {name: _sns_attribute(value, message) for name, value in own.items()} | texts(said)
     return msgspec.structs.replace(message, body=found.message, message_attributes=attributes)
 
 
 def _may_be_sns(body: str) -> bool:
-    """Whether it is worth to read a body as a notification."""
-    return '"Notification"' in body and '"TopicArn"' in body
+    """Whether it is worth to read a body as what SNS writes."""
+    return '"Type"' in body and '"TopicArn"' in body
 
 
-def _says_notification(message: Message) -> bool:
-    """Whether a body that is no notification means to be one: then it is broken, and not raw."""
+def _type_of(message: Message) -> str | None:
+    """Return what a message says that it is of what SNS writes: if that is broken, it is not raw."""
     try:
-        return bool(_kind(message).kind == "Notification")
+        kind = _kind(message).kind
     except PayloadError:
-        return False
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def _without_ours(message: Message) -> Message:
@@ -271,14 +301,24 @@ def _sns_attribute(found: _SnsAttribute, message: Message) -> MessageAttribute:
     raise problems.not_valid("SnsNotification", [problem], message.id)
 
 
-def _opened(message: Message, decode: Decoder, expected: str) -> Any:
+def opened(message: Message, decode: Decoder, expected: str) -> Any:
+    """Read an envelope. Raises ``PayloadError``, which says what the message is where that is known."""
     try:
         return decode(message)
     except PayloadError as error:
-        kind = DecodeError if isinstance(error, DecodeError) else ValidationError
-        text = f"the message is not {expected}: {error}"
-        refused = kind(text, path=error.path, message_id=error.message_id)
+        refused = _refused(message, expected, error, raw=decode is _sns)
     raise refused  # outside the except block: one error says it all
+
+
+def _refused(message: Message, expected: str, error: PayloadError, *, raw: bool = False) -> PayloadError:
+    """Return the error for a message that is no envelope of some kind; ``raw``: of SNS, which may be left out."""
+    said, why = _type_of(message), str(error)
+    if said in _SNS_SAYS and not (raw and said == _NOTIFICATION):
+        why = _SNS_SAYS[said]
+    elif raw and said != _NOTIFICATION:
+        why += " (is raw message delivery on? then use SnsEnvelope(raw=True))"
+    kind = DecodeError if isinstance(error, DecodeError) else ValidationError
+    return kind(f"the message is not {expected}: {why}", path=error.path, message_id=message.id)
 
 
 # -- CloudEvents ------------------------------------------------------------------------------------------------------

@@ -151,6 +151,8 @@ def _retold(text: str) -> str:
 
 
 def _own_check(error: BaseException) -> str:
+    if isinstance(error, problems.OwnWords):
+        return str(error)
     return f"refused by the type's own check ({type(error).__name__})"
 
 

@@ -20,6 +20,10 @@ UNKNOWN_TAG: Final = "not one of the allowed tags"
 _SIMPLE_NAME: Final = re.compile(r"[A-Za-z_$][\w$-]*", re.ASCII)
 
 
+class OwnWords(ValueError):
+    """What a check of one of this package's types says: it quotes nothing, so it may be shown."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong with a body."""

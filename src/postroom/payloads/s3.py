@@ -10,10 +10,11 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-from postroom.errors import Drop, PayloadError
+from postroom.errors import Drop
 from postroom.message import Message
-from postroom.payloads.envelopes import texts
+from postroom.payloads.envelopes import opened, texts
 from postroom.payloads.native import native_decoder
+from postroom.payloads.problems import OwnWords
 
 _TEST: Final = "s3:TestEvent"
 
@@ -84,7 +85,7 @@ class S3Event(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.records and not self.is_test:
-            raise ValueError("neither Records nor s3:TestEvent")
+            raise OwnWords("neither Records nor s3:TestEvent")
 
     @property
     def is_test(self) -> bool:
@@ -133,14 +134,9 @@ def unwrap_s3(message: Message, /) -> Message:
         Drop: it is ``s3:TestEvent``, which S3 sends once when notifications are switched on.
         PayloadError: the body is no S3 notification.
     """
-    try:
-        event: S3Event = _decode(message)
-    except PayloadError as error:
-        refused = type(error)(f"the message is not an S3 notification: {error}", path=error.path, message_id=message.id)
-    else:
-        if event.is_test:
-            raise Drop(f"{_TEST}: S3 notifications were switched on")
-        found = {name: {tell(record) for record in event.records} for name, tell in _SAID.items()}
-        said = {name: values.pop() for name, values in found.items() if len(values) == 1}
-        return msgspec.structs.replace(message, message_attributes=texts(said))
-    raise refused  # outside the except block: one error says it all
+    event: S3Event = opened(message, _decode, "an S3 notification")
+    if event.is_test:
+        raise Drop(f"{_TEST}: S3 notifications were switched on")
+    found = {name: {tell(record) for record in event.records} for name, tell in _SAID.items()}
+    said = {name: values.pop() for name, values in found.items() if len(values) == 1}
+    return msgspec.structs.replace(message, message_attributes=texts(said))

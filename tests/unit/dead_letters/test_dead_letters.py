@@ -25,8 +25,10 @@ from postroom.dead_letters import (
 from postroom.errors import ConfigurationError, ServiceUnavailable
 from postroom.local.shapes import AttributeValue, Send
 from postroom.message import Message, MessageAttribute
+from postroom.payloads import unwrap_sns
 from postroom.settlement import letters
 from postroom.transports.protocol import EntryFailure
+from support.envelopes import S3_TEST, sns
 from support.world import Order, Tenant, World, in_world
 
 HOLD = 30.0
@@ -502,6 +504,22 @@ def test_a_consumers_own_resolver_tells_whose_a_letter_is() -> None:
         queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
         found = [each.tenant for each in await everything(queue)]
         assert sorted(map(str, found)) == ["None", "a:eu-west-1", "a:eu-west-1", "b:eu-west-1"]
+
+    in_world(scenario)
+
+
+def test_the_tenant_of_a_letter_stands_in_its_envelope() -> None:
+    """Where the consumer looks for it. What any sender wrote beside the envelope would delete another tenant's."""
+
+    async def scenario(world: World) -> None:
+        await world.client.__aenter__()
+        world.create("dead")
+        for body in (sns("x", tenantId="b", region="eu-west-1"), "no envelope", S3_TEST):
+            world.send(body, tenant="a", queue="dead")
+        consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant, unwrap=unwrap_sns)
+        queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
+        assert [each.tenant for each in await everything(queue)] == ["b:eu-west-1", None, None]
+        assert not await everything(queue, LetterFilter(tenant="a:eu-west-1"))
 
     in_world(scenario)
 

@@ -122,7 +122,7 @@ def test_envelopes_nest() -> None:
         ("{not json", DecodeError, "not an SNS notification"),
         ("[]", ValidationError, "expected object, got array"),
         (f'{{"amount": "{SECRET}"}}', ValidationError, "raw message delivery"),
-        ({**SNS, "Type": "SubscriptionConfirmation"}, ValidationError, r"\$\.Type"),
+        ({**SNS, "Type": "Other"}, ValidationError, r"\$\.Type"),
         ({**SNS, "Message": {"amount": SECRET}}, ValidationError, r"\$\.Message: expected str, got object"),
         (
             {**SNS, "MessageAttributes": {SECRET: {"Type": "String"}}},

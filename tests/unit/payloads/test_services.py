@@ -3,15 +3,16 @@
 import base64
 import gzip
 import json
+import zlib
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from cloudevents.core.bindings import amqp, http, kafka
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
-from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError, ValidationError
+from postroom.errors import ConfigurationError, DecodeError, Drop, MissingAttribute, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import (
     Base64Body,
@@ -19,6 +20,7 @@ from postroom.payloads import (
     S3Event,
     S3EventDetail,
     SnsEnvelope,
+    context_from_attributes,
     decoder_for,
     unwrap_cloudevents,
     unwrap_eventbridge,
@@ -89,9 +91,60 @@ def test_another_topic_is_refused() -> None:
         SnsEnvelope()(message("{}"))
 
 
-@pytest.mark.parametrize("topics", [TOPIC, [], ["orders"]])
+@pytest.mark.parametrize("kind", ["SubscriptionConfirmation", "UnsubscribeConfirmation"])
+@pytest.mark.parametrize("step", [unwrap_sns, SnsEnvelope(raw=True), unwrap_s3])
+def test_what_sns_says_of_a_subscription_is_told(step: Any, kind: str) -> None:
+    """A queue of another account gets it. It is no raw message; its token stays out of the log."""
+    with pytest.raises(ValidationError, match=r"SNS .* subscription .* SubscribeURL") as caught:
+        step(message({**sns("You have chosen ..."), "Type": kind, "Token": SECRET, "SubscribeURL": SECRET}))
+    assert SECRET not in str(caught.value)
+    assert "raw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [unwrap_eventbridge, unwrap_s3, unwrap_ses, unwrap_cloudevents])
+def test_a_notification_without_its_step_says_so(step: Any) -> None:
+    """The most common mistake of all."""
+    with pytest.raises(PayloadError, match="it is an SNS notification: unwrap_sns belongs in front"):
+        step(message(sns("x")))
+
+
+def test_a_sender_says_nothing_in_the_name_of_sns() -> None:
+    """Not where SNS itself says nothing either."""
+    forged = sns("x", **{"sns.TopicArn": TOPIC, "tenantId": "acme"})
+    bare = {name: forged[name] for name in ("Type", "Message", "MessageAttributes")}
+    for step, body in ((SnsEnvelope(), bare), (unwrap_sns, forged)):
+        assert dict(step(message(body)).attributes) == {"tenantId": "acme"}, step
+
+
+def test_names_out_of_an_envelope_are_shown_as_far_as_they_are_names() -> None:
+    """SQS takes ten, and checks them. The keys of a body are as many and as odd as its sender likes."""
+    odd = {f"{SECRET} {SECRET}": "x", "é": "x", "x" * 257: "x"}
+    received = unwrap_sns(message(sns("x", **odd, **{f"n{number:03}": "x" for number in range(300)})))
+    resolve = context_from_attributes(NamedTuple("Tenant", [("tenant_id", str)]))
+    for look in (lambda: resolve(received), lambda: received.attributes["tenantId"]):
+        with pytest.raises(MissingAttribute, match=r"'n019', and 283 more\)") as caught:
+            look()
+        assert SECRET not in str(caught.value)
+    only = unwrap_sns(message(sns("x", **odd)))
+    with pytest.raises(MissingAttribute, match=r"\(attributes of this message: 3, not shown\)"):
+        resolve(only)
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [
+        TOPIC,
+        [],
+        ["orders"],
+        [5],
+        [TOPIC.replace("sns", "sqs")],
+        [TOPIC + ":22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324"],
+        [TOPIC + " "],
+        ["arn:aws:sns:*:*:orders"],
+    ],
+)
 def test_topics_are_arns(topics: Any) -> None:
-    """One text is a common mistake."""
+    """One text is a common mistake, and so are the ARN of the queue or of the subscription, and an asterisk."""
     with pytest.raises(ConfigurationError, match=r"SnsEnvelope\(topics=...\) takes"):
         SnsEnvelope(topics=topics)
 
@@ -141,11 +194,18 @@ def test_the_test_event_is_known() -> None:
 
 @pytest.mark.parametrize("body", ["{}", '{"Records": []}', '{"Event": "s3:Other"}', "[]", "", '{"Records": [{}]}'])
 def test_what_is_no_s3_event_is_refused(body: str) -> None:
-    """An object without records is no work done."""
+    """An object without records is no work done, and that is said."""
     with pytest.raises(PayloadError):
         decoder_for(S3Event)(message(body))
     with pytest.raises(PayloadError, match="not an S3 notification"):
         unwrap_s3(message(body))
+
+
+@pytest.mark.parametrize("read", [decoder_for(S3Event), unwrap_s3])
+def test_an_object_that_is_no_s3_event_lacks_records(read: Any) -> None:
+    """The type's check says it in its own words, which quote nothing."""
+    with pytest.raises(ValidationError, match="neither Records nor s3:TestEvent"):
+        read(message(S3_THROUGH_EVENTBRIDGE))
 
 
 def test_an_s3_event_through_eventbridge_is_typed() -> None:
@@ -182,6 +242,31 @@ def test_the_tags_of_a_mail_are_attributes() -> None:
     assert attributes["tenantId"] == "acme"
     assert attributes["type"] == "Send"
     assert "campaign" not in attributes
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Successfully validated SNS topic for Amazon SES event publishing.",
+        {
+            "notificationType": "AmazonSnsSubscriptionSucceeded",
+            "message": "You have successfully subscribed your Amazon SNS topic to receive 'Bounce' notifications",
+        },
+    ],
+)
+def test_what_ses_says_once_is_dropped(body: Any) -> None:
+    """When its notifications are switched on: it is about no mail."""
+    with pytest.raises(Drop, match="Amazon SES"):
+        unwrap_ses(unwrap_sns(message(sns(body))))
+
+
+def test_a_tag_says_nothing_in_the_name_of_ses() -> None:
+    """Not where SES itself says nothing either."""
+    mail = {"tags": {"sendingAccountId": ["forged"], "tenantId": ["acme"]}}
+    assert dict(unwrap_ses(message({"eventType": "Send", "mail": mail})).attributes) == {
+        "type": "Send",
+        "tenantId": "acme",
+    }
 
 
 @pytest.mark.parametrize("body", ["{}", '{"mail": {}}', "x", '{"notificationType": "Bounce"}'])
@@ -335,6 +420,29 @@ def test_a_bomb_is_refused_before_it_takes_the_memory() -> None:
     several = base64.b64encode(gzip.compress(b"0" * 600) * 3).decode()
     with pytest.raises(DecodeError, match="larger than"):
         GzipBody(most=1_000)(message(several))
+
+
+def test_a_gzip_of_very_many_members_is_unpacked_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message must not stop the event loop for all tenants: each member is given a part, not all that follows."""
+    members, handed = 2_000, 0
+
+    class Counted:
+        def __init__(self, wbits: int) -> None:
+            self._real = decompressobj(wbits)
+
+        def decompress(self, data: Any, most: int) -> bytes:
+            nonlocal handed
+            handed += len(data)
+            return self._real.decompress(data, most)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    decompressobj = zlib.decompressobj
+    monkeypatch.setattr("postroom.payloads.contents.zlib.decompressobj", Counted)
+    member = gzip.compress(b"0" * 450, mtime=0)
+    assert GzipBody()(message(base64.b64encode(member * members).decode())).body == "0" * 450 * members
+    assert handed <= 4_096 * members
 
 
 @pytest.mark.parametrize(
