@@ -14,8 +14,8 @@ from postroom.consumer.settings import Failure, OnError
 from postroom.errors import ConfigurationError, Drop, PayloadError, Reject, Retry, ValidationError
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
-from postroom.payloads import SAFE_ID, Decoder, decoder_for, payload_type_of
-from postroom.payloads.kinds import FieldReader, is_safe
+from postroom.payloads import Decoder, decoder_for, payload_type_of
+from postroom.payloads.kinds import FieldReader, in_words
 from postroom.payloads.problems import UNKNOWN_TAG, type_name
 from postroom.types import C, P, R
 
@@ -300,7 +300,7 @@ class Router(Generic[C, R]):
         if kind is None:
             text = "the message does not say of which kind it is, or of none that has a handler"
         else:
-            text = f"no handler for messages of kind {kind if is_safe(kind, SAFE_ID) else '(not shown)'}"
+            text = f"no handler for messages of kind {in_words(kind)}"
         match self._unknown:
             case "reject":
                 return Reject(text)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -82,7 +83,8 @@ class Unwrapping:
 
 
 def _listed(steps: object) -> Iterable[Any]:
-    if not isinstance(steps, Iterable) or isinstance(steps, str | bytes):
+    # A set has no order, and the steps run in one.
+    if not isinstance(steps, Iterable) or isinstance(steps, str | bytes | AbstractSet):
         text = "Consumer(unwrap=...) takes a function (Message) -> Message, such as unwrap_sns, or a list of them"
         raise ConfigurationError(f"{text}; got {steps!r}")
     return steps  # pyright: ignore[reportUnknownVariableType] - each is checked next

@@ -191,6 +191,22 @@ def test_an_unknown_kind_has_a_policy(
         assert "order.created, order.paid" in str(ran.errors[0].error)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("EC2 Instance State-change Notification", "EC2 Instance State-change Notification"),
+        ("shop/order.created:v2", "shop/order.created:v2"),
+        ("order\nfaked line", "(not shown)"),
+        ("x" * 200, "(not shown)"),
+    ],
+)
+def test_an_unknown_kind_is_named_if_it_is_a_name(kind: str, shown: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of EventBridge have spaces. Other text of a message does not get into the log."""
+    router, seen = _router(by_attribute("kind"), unknown="drop")
+    _ran(router, ({}, kind), seen=seen)
+    assert f"no handler for messages of kind {shown}" in caplog.text
+
+
 def test_an_unknown_tag_has_the_same_policy() -> None:
     """Of a router by types; a known tag with a wrong value is an error of the payload."""
     router: Router[Tenant, None] = Router(unknown="drop")

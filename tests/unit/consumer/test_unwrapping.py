@@ -334,6 +334,7 @@ def test_an_event_of_s3_through_eventbridge_has_a_tenant_by_its_key() -> None:
     [
         ("sns", r"takes a function \(Message\) -> Message, such as unwrap_sns, or a list of them; got 'sns'"),
         (5, "or a list of them; got 5"),
+        ({unwrap_sns}, "or a list of them; got {<function unwrap_sns"),
         ([5], r"takes a function \(Message\) -> Message; got int"),
         (GzipBody, r"GzipBody is a class: pass an instance, GzipBody\(\)"),
         (lambda: None, r"cannot be called as \(Message\) -> Message"),
