@@ -14,6 +14,7 @@ ContentBasedDeduplication = true
 
 import tomllib
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +53,17 @@ def load_queues(path: Path) -> list[QueueSpec]:
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{path}: write one table [queues.NAME] per queue") from error
     specs = [_checked(path, name, table) for name, table in tables.items()]
-    targets = {spec.dead_letter for spec in specs}
-    return sorted(specs, key=lambda spec: spec.name not in targets)
+    return _in_order(path, {spec.name: spec for spec in specs})
+
+
+def _in_order(path: Path, specs: Mapping[str, QueueSpec]) -> list[QueueSpec]:
+    """Return dead-letter queues before the queues that need them: they may have one of their own."""
+    needs = {name: () if spec.dead_letter is None else (spec.dead_letter,) for name, spec in specs.items()}
+    try:
+        return [specs[name] for name in TopologicalSorter(needs).static_order() if name in specs]
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise ConfigurationError(f"{path}: dead letters would go in a circle: {circle}") from None
 
 
 def _checked(path: Path, name: str, table: Mapping[str, Any]) -> QueueSpec:

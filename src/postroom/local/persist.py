@@ -7,9 +7,11 @@ the process, however sudden, not of the machine.
 """
 
 import fcntl
+import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -23,6 +25,8 @@ from postroom.local.messages import MessageState, Stored
 from postroom.local.moves import Move
 from postroom.local.options import Scope
 from postroom.local.queue import INSTANT, LocalQueue
+
+_log = logging.getLogger("postroom.local")
 
 _MAGIC = b"postroom-queue-log 1\n"
 _FRAME = struct.Struct(">II")
@@ -358,9 +362,17 @@ class Log(Journal):
             self._size += written
             del self._buffer[:written]
         if self._size > self._compact_at:
-            self._compact()
+            self._compact_if_possible()
 
     # -- the file ------------------------------------------------------------------------------------------------
+
+    def _compact_if_possible(self) -> None:
+        try:
+            self._compact()
+        except (OSError, ConfigurationError) as error:
+            # What was noted is in the log: a client that was told of a failure would send it again.
+            self._compact_at = self._size + _COMPACT_ABOVE
+            _log.warning("The log %s could not be shortened, and grows on (%s): is the disk full?", self._path, error)
 
     def _compact(self) -> None:
         """Write the state as it is beside the log, and put it in the log's place."""
@@ -380,9 +392,11 @@ class Log(Journal):
             # A rename may reach the disk before the data: after a power failure the log would be an empty file.
             os.fsync(file)
             fresh.replace(self._path)
-        # The log is as it was. The next attempt overwrites what lies beside it.
+        # The log is as it was. What lies beside it would take the last room of a full disk.
         except BaseException:
             os.close(file)
+            with suppress(OSError):
+                fresh.unlink()
             raise
         os.close(self._file)
         self._file = file

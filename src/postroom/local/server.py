@@ -53,11 +53,14 @@ class LocalServer:
         if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= _LAST_PORT:
             raise ConfigurationError(f"LocalServer(port=...) takes a port, or 0 for a free one; got {shown(port)}")
         check_optional("LocalServer(access=...)", "(Access)", access)
-        if not isinstance(host, str):
-            listed("LocalServer(host=...)", 'host="127.0.0.1"', host)
+        hosts = (host,) if isinstance(host, str) else listed("LocalServer(host=...)", 'host="127.0.0.1"', host)
+        # An empty text means all interfaces to a socket, and this server has no authentication.
+        if not hosts or not all(isinstance(each, str) and each.strip() for each in hosts):
+            text = 'LocalServer(host=...) takes addresses: write host="127.0.0.1", or "0.0.0.0" for all interfaces'
+            raise ConfigurationError(f"{text}; got {shown(host)}")
         listed("LocalServer(allow_hosts=...)", 'allow_hosts=["sqs.example"]', allow_hosts)
         self.broker: LocalBroker = broker or LocalBroker()
-        self._hosts = (host,) if isinstance(host, str) else tuple(host)
+        self._hosts = hosts
         self._port = port
         self._access = access
         self._host_policy = HostPolicy(allow_hosts)

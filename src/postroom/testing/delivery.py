@@ -30,7 +30,9 @@ _LOOK: Final = 0.02
 """Seconds between two looks at whether anything still happens to the message."""
 _QUIET: Final = 3
 """Looks in a row at which nothing did, after which it counts as waiting."""
-_DEAD_LETTERS: Final = "dead-letters"
+_DEAD_LETTERS: Final = "dead-letters-of-deliver"
+_MOST_RECEIVES: Final = 1000
+"""SQS allows no larger ``maxReceiveCount``."""
 _ANY_QUEUE: Final = "queue"
 """The queue of a message to a consumer that asks a function for its queues."""
 
@@ -54,7 +56,7 @@ class Delivered:
     message: Message
     """The message, as the consumer received it."""
     context: Any
-    """What the resolver made of it; None when the handler was not called."""
+    """What the resolver made of it; None when neither middleware nor handler was called."""
 
 
 async def deliver(
@@ -112,7 +114,11 @@ async def deliver(
         watch = _Watch()
         moved = dataclasses.replace(settings, client=client, queue=opened.info.name)
         async with consumer.twin(_watched(moved, watch, context, resources)) as running:
-            await watch.end(running, timeout)
+            try:
+                await watch.end(running, timeout)
+            except BaseException:
+                running.stop(now=True)  # there is nothing to wait for any longer
+                raise
         return watch.result(await dead_letters.receive(limit=1, wait=0, visibility=0))
 
 
@@ -125,7 +131,7 @@ def _check(consumer: object, receives: object, max_receives: object) -> None:
         raise ConfigurationError(text)
     check_count("deliver", "receives", receives)
     if max_receives is not None:
-        check_count("deliver", "max_receives", max_receives)
+        check_count("deliver", "max_receives", max_receives, most=_MOST_RECEIVES)
     if isinstance(max_receives, int) and isinstance(receives, int) and receives > max_receives:
         text = f"deliver(receives={receives}) is more than max_receives={max_receives} allows: it is a dead letter then"
         raise ConfigurationError(text)
@@ -157,7 +163,8 @@ def _outgoing(
     if context is not _UNSET and (reader := _reader(settings)) is not None:
         named = {**_written(reader, context), **named}
     made = {name: MessageAttribute(string_value=value) for name, value in named.items()}
-    changes: dict[str, Any] = {"message_attributes": {**message.message_attributes, **made}}
+    # A delay is over by the time at which a message is received.
+    changes: dict[str, Any] = {"message_attributes": {**message.message_attributes, **made}, "delay": None}
     if group is not None:
         changes["group_id"] = group
     if _is_fifo(settings.queue):
@@ -239,7 +246,7 @@ def _watched(settings: Settings[C, R], watch: "_Watch", context: Any, resources:
 
     changed = dataclasses.replace(
         settings,
-        middleware=(watch.handle, *settings.middleware),
+        middleware=(watch.begin, *settings.middleware, watch.handle),
         observers=Observers((watch.observe, *settings.observers)),
     )
     if context is not _UNSET and _reader(settings) is None:
@@ -260,10 +267,16 @@ class _Watch:
         self._settlement: MessageSettled | None = None
         self._error: BaseException | None = None
         self._ctx: MessageContext[Any, Any] | None = None
+        self._handled = False
+
+    async def begin(self, payload: Any, ctx: MessageContext[Any, Any], call_next: CallNext) -> None:
+        """Note that everything before the middleware went well: the outermost middleware."""
+        self._ctx = ctx
+        await call_next(payload, ctx)
 
     async def handle(self, payload: Any, ctx: MessageContext[Any, Any], call_next: CallNext) -> None:
-        """Note that the handler is called: the outermost middleware."""
-        self._ctx = ctx
+        """Note that the handler is called: the innermost middleware, since others may keep a message from it."""
+        self._handled = True
         await call_next(payload, ctx)
 
     def observe(self, event: Event) -> None:
@@ -305,7 +318,7 @@ class _Watch:
         reason = dead_letters[0].attributes.get("postroom.reason") if dead_letters else None
         return Delivered(
             settlement=event.settlement,
-            handled=ctx is not None,
+            handled=self._handled,
             attempt=event.message.receive_count if ctx is None else ctx.attempt,
             error=self._error,
             delay=event.delay,

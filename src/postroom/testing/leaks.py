@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.options import check_seconds
 from postroom.resources import PoolStatistics, ResourcePool
 from postroom.testing.loop import describe_tasks
 
@@ -35,8 +36,10 @@ async def assert_no_leaks(
 
     Raises:
         AssertionError: says what was left, and where it waits.
-        ConfigurationError: something else than pools and consumers is to be watched.
+        ConfigurationError: something else than pools and consumers is to be watched, or ``grace`` is no number of
+            seconds.
     """
+    check_seconds("assert_no_leaks", "grace", grace)
     for each in watched:
         _check(each)
     tasks, threads = asyncio.all_tasks(), set(threading.enumerate())

@@ -1,6 +1,7 @@
 """The persistent log: everything comes back, a torn end is dropped, a long log is made short."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,28 @@ def test_torn_end(kept: Kept, cut: int) -> None:
     kept.send(queue, "new")
     kept.again()
     assert kept.bodies(kept.broker.queue("orders")) == ["whole", "new"]
+
+
+def test_a_log_that_cannot_be_shortened_grows_on(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was sent is in it: no client is told of a failure. Nothing takes room beside it, and it is said once."""
+    monkeypatch.setattr(persist, "_COMPACT_ABOVE", 2_000)
+    kept.log._compact_at = 2_000
+    source = kept.queue()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(persist, "_write_all", full)
+        for number in range(10):
+            kept.send(source, f"{number}" * 200)
+    assert not kept.path.with_name("queues.log.new").exists()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "could not be shortened, and grows on ([Errno 28] No space left on device)" in caplog.text
+    kept.again()
+    assert len(kept.bodies(kept.broker.queue("orders"))) == 10
 
 
 def test_compacted(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

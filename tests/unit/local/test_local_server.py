@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -104,6 +105,13 @@ async def test_named_host() -> None:
         assert server.endpoint_url.startswith("http://127.0.0.1:")
     with pytest.raises(OSError, match=r".+"):
         await LocalServer(host=["127.0.0.1", "203.0.113.1"]).__aenter__()
+
+
+@pytest.mark.parametrize("host", ["", " ", [], ["127.0.0.1", ""], [5]])
+def test_hosts_are_named(host: Any) -> None:
+    """A socket takes an empty text for all interfaces, and this server asks no client who it is."""
+    with pytest.raises(ConfigurationError, match=r'LocalServer\(host=...\) takes addresses: write host="127.0.0.1"'):
+        LocalServer(host=host)
 
 
 async def test_request_log() -> None:

@@ -30,3 +30,21 @@ async def test_a_mistake_is_named_where_it_is(tmp_path: Path, text: str, said: s
     async with LocalBroker() as broker:
         with pytest.raises(ConfigurationError, match=said):
             make_queues(broker, load_queues(path))
+
+
+async def test_dead_letters_may_have_dead_letters(tmp_path: Path) -> None:
+    """The file names them in any order."""
+    path = tmp_path / "queues.toml"
+    path.write_text('[queues.a]\ndead_letter = "b"\n[queues.b]\ndead_letter = "c"\n[queues.c]')
+    async with LocalBroker() as broker:
+        make_queues(broker, load_queues(path))
+        assert "RedrivePolicy" in broker.queue("b").attributes
+        assert sorted(queue.name for queue in broker.list_queues()) == ["a", "b", "c"]
+
+
+def test_a_circle_of_dead_letters_is_refused(tmp_path: Path) -> None:
+    """It is named."""
+    path = tmp_path / "queues.toml"
+    path.write_text('[queues.a]\ndead_letter = "b"\n[queues.b]\ndead_letter = "a"')
+    with pytest.raises(ConfigurationError, match=r"queues.toml: dead letters would go in a circle: [ab] -> [ab] -> "):
+        load_queues(path)

@@ -116,11 +116,17 @@ def test_a_sender_says_nothing_in_the_name_of_sns() -> None:
         assert dict(step(message(body)).attributes) == {"tenantId": "acme"}, step
 
 
+class Named(NamedTuple):
+    """A context."""
+
+    tenant_id: str
+
+
 def test_names_out_of_an_envelope_are_shown_as_far_as_they_are_names() -> None:
     """SQS takes ten, and checks them. The keys of a body are as many and as odd as its sender likes."""
     odd = {f"{SECRET} {SECRET}": "x", "é": "x", "x" * 257: "x"}
     received = unwrap_sns(message(sns("x", **odd, **{f"n{number:03}": "x" for number in range(300)})))
-    resolve = context_from_attributes(NamedTuple("Tenant", [("tenant_id", str)]))
+    resolve = context_from_attributes(Named)
     for look in (lambda: resolve(received), lambda: received.attributes["tenantId"]):
         with pytest.raises(MissingAttribute, match=r"'n019', and 283 more\)") as caught:
             look()

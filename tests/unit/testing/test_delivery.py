@@ -128,6 +128,41 @@ def test_a_body_of_another_shape_does_not_reach_the_handler() -> None:
     assert len(told) == 1
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_middleware_may_keep_a_message_from_its_handler(fails: bool) -> None:
+    """Then it was not handled, although its context is known."""
+
+    async def keeps(payload: Any, ctx: Ctx, call_next: Any) -> None:
+        if fails:
+            raise ValueError("not today")
+
+    found = of(consumer_of(middleware=[keeps]))
+    assert (found.handled, found.context) == (False, Tenant("acme"))
+    assert found.settlement is (Settlement.RETRIED if fails else Settlement.ACKED)
+
+
+def test_the_delay_of_a_message_is_over() -> None:
+    """By the time at which it is received; also where it was received before."""
+    consumer: Consumer[Any, Any] = Consumer("orders")
+
+    @consumer.handler
+    async def handle(body: str, ctx: Ctx) -> None: ...
+
+    for receives in (1, 4):
+        found = run_virtual(deliver(consumer, OutgoingMessage(body="x", delay=100), receives=receives))
+        assert (found.settlement, found.attempt) == (Settlement.ACKED, receives)
+
+
+def test_a_queue_may_have_any_name() -> None:
+    """Also the one that people like for dead letters."""
+    consumer: Consumer[Any, Any] = Consumer("dead-letters")
+
+    @consumer.handler
+    async def handle(body: str, ctx: Ctx) -> None: ...
+
+    assert run_virtual(deliver(consumer, "x")).settlement is Settlement.ACKED
+
+
 def test_without_a_context_the_resolver_reads_the_attributes() -> None:
     """Those that the test names, and no others."""
     found = run_virtual(deliver(consumer_of(), Order("1"), attributes={"tenantId": "acme"}))
@@ -327,8 +362,13 @@ def test_a_handler_that_hangs_is_a_timeout() -> None:
     async def handle(body: str, ctx: Ctx) -> None:
         await asyncio.sleep(1000)
 
-    with pytest.raises(TimeoutError, match=r"deliver\(timeout=5\).*its handler still runs"):
-        run_virtual(deliver(consumer, "x", timeout=5))
+    async def main() -> float:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError, match=r"deliver\(timeout=5\).*its handler still runs"):
+            await deliver(consumer, "x", timeout=5)
+        return asyncio.get_running_loop().time() - began
+
+    assert run_virtual(main()) < 6  # the stop does not wait for the handler
 
 
 @pytest.mark.parametrize(
@@ -337,7 +377,8 @@ def test_a_handler_that_hangs_is_a_timeout() -> None:
         ({"context": "acme"}, "a context of type Tenant is to be sent; got str"),
         ({"context": Tenant("no/slash")}, "no message can carry this Tenant as its context"),
         ({"receives": 0}, r"deliver\(receives=...\) takes a whole number from 1 up"),
-        ({"max_receives": 0}, r"deliver\(max_receives=...\) takes a whole number from 1 up"),
+        ({"max_receives": 0}, r"deliver\(max_receives=...\) takes a whole number from 1 to 1000"),
+        ({"max_receives": 1001}, r"deliver\(max_receives=...\) takes a whole number from 1 to 1000"),
         ({"receives": 3, "max_receives": 2}, "it is a dead letter then"),
         ({"payload": object()}, "a payload of type object cannot be sent as JSON"),
         ({"payload": ""}, "SQS would not take this message"),

@@ -1,6 +1,7 @@
 """``assert_no_leaks`` names what a block left behind."""
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -135,6 +136,18 @@ def test_a_thread_is_named() -> None:
             run_virtual(main())
     finally:
         release.set()
+
+
+@pytest.mark.parametrize("grace", [math.nan, None, "x", -1])
+def test_a_grace_is_a_number_of_seconds(grace: Any) -> None:
+    """With one that no time reaches it would wait for good."""
+
+    async def main() -> None:
+        async with assert_no_leaks(grace=grace):
+            pass
+
+    with pytest.raises(ConfigurationError, match=r"assert_no_leaks\(grace=...\) takes seconds, at least 0; got"):
+        run_virtual(main())
 
 
 def test_a_running_consumer_is_named() -> None:
