@@ -8,7 +8,7 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-from postroom.errors import ClosedError, NotOpenError
+from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.local.broker import Broker
 from postroom.local.options import BrokerOptions, Changes, Scope, with_changes
 from postroom.local.queue import LocalQueue, Waiter
@@ -259,7 +259,12 @@ class LocalBroker:
             wait_time_seconds=wait,
             receive_request_attempt_id=attempt_id,
         )
-        future: asyncio.Future[list[Received]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        # Its timers and polls are of the other one: what waits here would never be told.
+        if self._loop is not None and loop is not self._loop:
+            text = "this LocalBroker was opened in another event loop: open it in the one that uses it"
+            raise ConfigurationError(f"{text}; in tests, give its fixture the scope of their loop")
+        future: asyncio.Future[list[Received]] = loop.create_future()
 
         def deliver(messages: list[Received]) -> None:
             # Cancelled in the step in which it was served: what it got stays in flight, as when SQS's answer is lost.

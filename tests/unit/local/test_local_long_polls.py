@@ -269,3 +269,17 @@ def test_small_words() -> None:
                 broker.send("orders", "x")
 
     run_virtual(main())
+
+
+def test_a_broker_of_another_loop_is_refused() -> None:
+    """As that of a fixture with a loop of its own: its timers run there, so a receive would wait for good."""
+    opened, used = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        broker = opened.run_until_complete(LocalBroker().__aenter__())
+        broker.create_queue("orders")
+        with pytest.raises(ConfigurationError, match="opened in another event loop: open it in the one that uses it"):
+            used.run_until_complete(broker.receive("orders", wait=1))
+        opened.run_until_complete(broker.__aexit__(None, None, None))
+    finally:
+        opened.close()
+        used.close()
