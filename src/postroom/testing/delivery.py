@@ -83,8 +83,8 @@ async def deliver(
     through a queue of the memory transport, so no network is needed, and it runs in real and in virtual time. The
     consumer itself is not started; its settings are used as they are, its ``client=`` is not.
 
-    A message that cannot run, because its tenant is paused or its resources cannot be opened, is not waited for: it is
-    returned, and ``error`` says why.
+    A message that cannot run is not waited for: it is returned. Where its resources cannot be opened, ``error`` says
+    why; where its tenant is paused, nothing has failed, and ``error`` is None.
 
     Args:
         consumer: with its handlers registered. It must not be running.
