@@ -285,9 +285,10 @@ class Watch:
 
     def judge_owner(self, message: Message, blocked_since: Callable[[float], float]) -> None:
         """Oracle *owner*: a handler that ends untold was cancelled if its message was lost, whatever hangs."""
-        newest = self.receipts[self.newest[message.id]]
-        deadline = max(newest.deadline, self.receipts[message.receipt_handle].deadline)
-        if newest.ended or newest.settled_at is not None or newest.deletes:
+        newest, own = self.receipts[self.newest[message.id]], self.receipts[message.receipt_handle]
+        deadline = max(newest.deadline, own.deadline)
+        # A decision on its way is waited for; of a receive apart, which may be an older one, it is its own.
+        if any(each.ended or each.settled_at is not None or each.deletes for each in (newest, own)):
             return
         late = asyncio.get_running_loop().time() - deadline - blocked_since(deadline)
         if late > 1.0:

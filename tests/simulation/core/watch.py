@@ -259,7 +259,7 @@ class Watch(World):
             pause = self.pool.retry_after(tenant)
             self.require(pause <= 0, "outage", f"tenant {tenant} is left alone for {pause:.3f} s, and got a slot")
         if self.core.closing:
-            short = self.source.attempts.is_short_of(job) or self.plan.changes
+            short = self.source.attempts.is_short_of(job) or self.plan.changes or job.message.id in self.failed_in_stop
             self.require(short or job.task is not None, "stop", f"message {job.message.id} got a slot in a stop")
 
     def handler_starts(self, job: Job) -> None:

@@ -192,6 +192,8 @@ class World:
         self.facts.now = self.now
         self.jobs: dict[Job, None] = {}
         self.held: dict[str, Job] = {}
+        self.failed_in_stop: set[str] = set()
+        """Ids of messages that failed in an earlier receive during a stop: what was kept for an attempt needs none."""
         self.rejecting: dict[Job, None] = {}
         self.resolving: dict[Hashable, deque[Job]] = {}
         self.alive: dict[Job, None] = {}
@@ -873,6 +875,8 @@ class World:
         self.note("failed", f"{letter.number} attempt {letter.attempts}")
         self.last[letter.tenant] = False
         source.attempts.failed(job)
+        if core.closing:
+            self.failed_in_stop.add(job.message.id)
         if job.started and not core.closing:
             self.let_go(core.failed(job, error, self.now))
             poison = source.attempts.poison(job, self.plan.faults) if self.plan.ack is AckMode.ON_SUCCESS else None
