@@ -54,12 +54,17 @@ class Unwrapping:
         return [_teller(step) for step in watching if type(step).settled is not Contents.settled]
 
     def envelope(self, job: Job) -> Message:
-        """Return what the resolver of a message's context sees. Raises what a step raises."""
-        message = job.message
-        for step in self._envelopes:
-            message = _checked(step, step(message), job)
+        """Return what the resolver of a message's context sees, and keep it. Raises what a step raises."""
+        message = self.opened(job.message)
         if len(message.body) <= _TWICE * len(job.message.body):
             job.inner = message
+        return message
+
+    def opened(self, received: Message) -> Message:
+        """Return a message out of its envelopes. Raises what a step raises."""
+        message = received
+        for step in self._envelopes:
+            message = _checked(step, step(message), received.id)
         return message
 
     async def contents(self, job: Job) -> Message:
@@ -73,7 +78,7 @@ class Unwrapping:
             job.inner = None
             for step in self._contents:
                 found = step(message)
-                message = _checked(step, await found if inspect.isawaitable(found) else found, job)
+                message = _checked(step, await found if inspect.isawaitable(found) else found, job.message.id)
         except (PayloadError, Drop, Reject, Retry):
             raise
         except Exception as error:
@@ -101,13 +106,13 @@ def _is_content(step: object) -> bool:
     return isinstance(step, Contents) or (callable(step) and is_async(step))
 
 
-def _checked(step: object, found: Any, job: Job) -> Message:
+def _checked(step: object, found: Any, message_id: str) -> Message:
     if isinstance(found, Message):
         return found
     if inspect.iscoroutine(found):
         found.close()
     text = f"{name_of(step)}, a step of unwrap=, returned {type(found).__name__} instead of a Message"
-    raise DecodeError(text, message_id=job.message.id)
+    raise DecodeError(text, message_id=message_id)
 
 
 def _teller(step: Contents) -> Observer:

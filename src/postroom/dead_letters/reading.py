@@ -3,13 +3,12 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
 from postroom.checking import check_kind, check_text
 from postroom.consumer import Consumer
-from postroom.consumer.job import Job
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.resources import display_key
@@ -151,7 +150,7 @@ def tenant_by_consumer(consumer: Consumer[Any, Any]) -> TenantOf:
         try:
             # What is beside an envelope was not read when the message came, and names another tenant
             # if its sender likes.
-            context = resolver(message if unwrap is None else unwrap.envelope(_received(message)))
+            context = resolver(message if unwrap is None else unwrap.opened(message))
             if inspect.isawaitable(context):
                 context = await context
         except Exception:  # whatever a step or a resolver raises: it has refused this message
@@ -159,11 +158,6 @@ def tenant_by_consumer(consumer: Consumer[Any, Any]) -> TenantOf:
         return display_key(context)
 
     return tenant_of
-
-
-def _received(message: Message) -> Job:
-    """Return a message as the consumer takes it in, for what reads it alone."""
-    return Job(message=message, receipt_handle="", received_at=0.0, deadline=0.0, source=cast("Any", None))
 
 
 def _texts(attributes: Mapping[str, MessageAttribute]) -> dict[str, str]:
