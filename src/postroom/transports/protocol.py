@@ -22,6 +22,10 @@ NO_HANDLE: Final = "postroom-check"
 """No receipt handle: SQS looks at the permission first, and then refuses it. No message is touched."""
 
 
+_MAX_RECEIVE_COUNT: Final = 10
+"""What SQS takes where a redrive policy says no ``maxReceiveCount`` (API_SetQueueAttributes.html)."""
+
+
 class EntryFailure(msgspec.Struct, frozen=True):
     """One entry of a batch that SQS refused; the others took effect."""
 
@@ -67,9 +71,11 @@ class RedrivePolicy(msgspec.Struct, frozen=True):
     def parse(cls, text: str | None) -> "RedrivePolicy | None":
         """Read the queue attribute ``RedrivePolicy``. None where there is none, or none that can be read."""
         try:
-            parsed = json.loads(text) if text else None
-            return None if not parsed else cls(parsed["deadLetterTargetArn"], int(parsed["maxReceiveCount"]))
-        except (ValueError, KeyError, TypeError):
+            parsed: dict[str, Any] = json.loads(text) if text else {}
+            target, most = parsed["deadLetterTargetArn"], parsed.get("maxReceiveCount")
+            # AWS returns the count as a number, CloudFormation as text, an emulator as a fraction or not at all.
+            return cls(target, int(float(most or _MAX_RECEIVE_COUNT))) if target else None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
 
 
