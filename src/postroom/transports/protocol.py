@@ -167,6 +167,38 @@ class Client(Protocol):
         ...
 
 
+def checked_messages(answer: Any) -> list[Message]:
+    """Return what a receive brought; None is nothing.
+
+    Raises:
+        TypeError: a transport of the user's returned something else. That fails the call, and nothing behind it.
+    """
+    found: list[Any] = _listed(answer)
+    if not all(isinstance(each, Message) for each in found):
+        raise TypeError("the transport returned a list of something else than Message")
+    return found
+
+
+def checked_failures(answer: Any, count: int) -> Sequence[EntryFailure]:
+    """Return what was refused of a batch of ``count``; None is nothing.
+
+    Raises:
+        TypeError: a transport of the user's returned something else. That fails the call, and nothing behind it.
+    """
+    if not answer:  # as of nearly every call
+        return ()
+    found: list[Any] = _listed(answer)
+    if not all(isinstance(each, EntryFailure) and each.index in range(count) for each in found):
+        raise TypeError("the transport returned a list of something else than EntryFailure, or of no place in the call")
+    return found
+
+
+def _listed(answer: Any) -> list[Any]:
+    if answer is None or isinstance(answer, list | tuple):
+        return list(cast("Sequence[Any]", answer or ()))
+    raise TypeError(f"the transport returned {shown(answer)} where a list is due")
+
+
 def check_client(owner: str, client: Any) -> Client | None:
     """Refuse what is no client, and return what is one. Raises ``ConfigurationError`` with what to write."""
     fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))
