@@ -57,7 +57,7 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
     if rename is not None and rename != "camel":
         raise ConfigurationError(f'encoder_for(rename=...) takes "camel" or None; got {rename!r}')
     if rename is not None:
-        return lambda payload: _json(_camelled(payload))
+        return lambda payload: to_json(_camelled(payload))
     if payload_type in (str, bytes, Message) or not mentions_pydantic(payload_type):
         return encode_payload
     from postroom.payloads.models import model_encoder  # noqa: PLC0415 - pydantic is an extra
@@ -67,7 +67,7 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
 
 def _encoder_of(kind: type[Any]) -> Encode:
     if issubclass(kind, Enum):  # also one of texts: it is decoded from JSON
-        return _json
+        return to_json
     if issubclass(kind, str):
         return str
     if issubclass(kind, bytes):
@@ -76,7 +76,7 @@ def _encoder_of(kind: type[Any]) -> Encode:
         return _body_of
     if mentions_pydantic(kind):
         return encoder_for(kind)
-    return _json
+    return to_json
 
 
 def _text_of_bytes(payload: bytes) -> str:
@@ -91,7 +91,8 @@ def _body_of(payload: Message) -> str:
     return payload.body
 
 
-def _json(payload: Any) -> str:
+def to_json(payload: Any) -> str:
+    """Return a payload as JSON: text and bytes, too. Raises ``ConfigurationError``, as ``encode_payload``."""
     kind = cast("type[Any]", type(payload))
     try:
         body = msgspec.json.encode(payload, enc_hook=_foreign)
