@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiobotocore.session import AioSession
+from pydantic import BaseModel, Field
 
 from postroom import (
     AlreadyHandled,
@@ -146,6 +147,44 @@ async def test_success_is_reported_before_the_message_is_acknowledged(scene: Sce
 async def test_without_an_output_it_is_empty(scene: Scene) -> None:
     """An empty object, which a state machine can merge."""
     await scene.handle()
+    assert scene.server.named("sendtasksuccess") == [{"taskToken": "token-1", "output": "{}"}]
+
+
+class Charged(BaseModel):
+    """An output with a name of its own in JSON."""
+
+    amount: float = Field(serialization_alias="amountCharged")
+
+
+@pytest.mark.parametrize(
+    ("output", "written"),
+    [
+        (Charged(amount=1.5), '{"amountCharged":1.5}'),
+        ([Charged(amount=1.5)], '[{"amountCharged":1.5}]'),
+        ("text", '"text"'),
+        (None, "{}"),
+        (Order(), '{"order_id":"1","task_token":null}'),
+    ],
+)
+async def test_whatever_can_be_sent_can_be_the_output(scene: Scene, output: object, written: str) -> None:
+    """Pydantic models too."""
+
+    async def work(order: Order, ctx: Ctx) -> None:
+        set_task_output(output)
+
+    assert (await scene.handle(work)).settlement is Settlement.ACKED
+    assert scene.server.named("sendtasksuccess")[0]["output"] == written
+
+
+@pytest.mark.parametrize("output", [object(), {"amount": float("nan")}])
+async def test_what_has_no_json_form_is_refused_where_it_is_said(scene: Scene, output: object) -> None:
+    """Before the handler goes on, and not when its work is done."""
+
+    async def work(order: Order, ctx: Ctx) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be sent as JSON"):
+            set_task_output(output)
+
+    assert (await scene.handle(work)).settlement is Settlement.ACKED
     assert scene.server.named("sendtasksuccess") == [{"taskToken": "token-1", "output": "{}"}]
 
 

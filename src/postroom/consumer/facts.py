@@ -58,7 +58,7 @@ class QueueFacts:
         self.known = getattr(queue.info, "attributes_known", True)
         """Whether the attributes could be read."""
         self.redrive: RedrivePolicy | None = queue.info.redrive
-        self._retention = _seconds(queue.info.attributes.get("MessageRetentionPeriod"), _RETENTION)
+        self._retention = _positive(queue.info.attributes.get("MessageRetentionPeriod"), _RETENTION)
         self._in_flight = 0
         self._since = 0
         self._rest_until = -math.inf
@@ -195,12 +195,12 @@ class QueueFacts:
             return
         self.known = True
         name = self._queue.info.name
-        count = int(said.get("ApproximateNumberOfMessagesNotVisible", "0"))
+        count = int(_positive(said.get("ApproximateNumberOfMessagesNotVisible"), 0))
         if count >= ENOUGH > self._in_flight:
             text = "Queue %s has %d messages in flight; parking and deferral stop"
             _log.warning(text, name, count, extra=about(queue=name))
         self._in_flight = count
-        self._retention = _seconds(said.get("MessageRetentionPeriod"), self._retention)
+        self._retention = _positive(said.get("MessageRetentionPeriod"), self._retention)
         redrive = RedrivePolicy.parse(said.get("RedrivePolicy"))
         if redrive != self.redrive:
             most = "none" if redrive is None else f"maxReceiveCount {redrive.max_receive_count}"
@@ -208,8 +208,10 @@ class QueueFacts:
             self.redrive = redrive
 
 
-def _seconds(text: str | None, default: float) -> float:
+def _positive(text: str | None, default: float) -> float:
+    """Return the number that a queue says; the default where it says none, or one that cannot be."""
     try:
-        return default if text is None else float(text)
+        number = float(text or default)
     except ValueError:
         return default
+    return number if 0 < number < math.inf else default

@@ -17,6 +17,7 @@ from postroom.message import Message
 from postroom.settlement import Moment
 from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks, has_to_leave
+from postroom.transports.protocol import checked_messages
 
 _log = Log("postroom.consumer", Step.RECEIVE)
 
@@ -108,8 +109,7 @@ class Receiver:
             await self._source.settler.check_deletes()
             self.receives += 1
             queue = self._source.queue
-            # `or`: a transport of the user's may say None where it has nothing.
-            messages = await queue.receive(limit=limit, wait=wait, visibility=self._timeout) or []
+            messages = checked_messages(await queue.receive(limit=limit, wait=wait, visibility=self._timeout))
         except BaseException as error:
             if isinstance(error, Exception) or has_to_leave(error, task):
                 raise

@@ -9,7 +9,7 @@ from postroom.errors import InvalidReceiptHandle
 from postroom.options import MAX_BATCH
 from postroom.settlement import Refusals, describe, error_of, whole_seconds
 from postroom.tasks import Tasks, has_to_leave
-from postroom.transports.protocol import Queue, VisibilityChange
+from postroom.transports.protocol import Queue, VisibilityChange, checked_failures
 
 _TRIES: Final = 4
 """Calls for one message. Refused entries of a batch are rare, and what is not called back comes by itself."""
@@ -63,7 +63,7 @@ class Recalls:
             task = asyncio.current_task()
             try:
                 changes = [VisibilityChange(each.receipt_handle, whole_seconds(delay)) for each in batch]
-                failures = await queue.change_visibility(changes) or ()
+                failures = checked_failures(await queue.change_visibility(changes), len(changes))
             except BaseException as error:
                 if has_to_leave(error, task):
                     raise

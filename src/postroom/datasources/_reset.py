@@ -5,7 +5,7 @@ would be prepared again at its next use. So everything else is named, in one rou
 a millisecond of the server's time.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from postroom.log_fields import Log, Step
 
@@ -23,7 +23,24 @@ DEALLOCATE: Final = (
     "LOOP EXECUTE format('DEALLOCATE %I', found); END LOOP; END $$"
 )
 
+_NAMES: Final = "_postroom_names"
+"""Where a connection keeps the names of the attributes that it had before its first use."""
+
 _log = Log("postroom.datasources", Step.RESOURCES)
+
+
+def remember_attributes(connection: object) -> None:
+    """Remember the names of a new connection's attributes."""
+    own: dict[str, object] = vars(connection)
+    own[_NAMES] = frozenset(own)
+
+
+def forget_attributes(connection: object) -> None:
+    """Take away what a user has set at a connection as an attribute, but for names that begin with an underscore."""
+    own: dict[str, Any] = vars(connection)
+    for name in own.keys() - own.get(_NAMES, own):
+        if not name.startswith("_"):  # drivers set some of their own at their first use
+            del own[name]
 
 
 class LostCodecs:

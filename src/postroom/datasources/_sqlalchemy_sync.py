@@ -39,7 +39,7 @@ from postroom.datasources.registry import (
     located,
 )
 from postroom.datasources.scope import Scope, ScopeOf
-from postroom.datasources.sqlalchemy import OWN, REFUSED, note_refusal
+from postroom.datasources.sqlalchemy import OWN, REFUSED, note_refusal, renew_notes
 from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.options import check_count
@@ -222,8 +222,9 @@ class _Watch:
 
         return self._connections.connect(make)
 
-    def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
+    def _remember(self, connection: Any, record: Any, _proxy: Any) -> None:
         remember(connection)
+        renew_notes(connection, record)
 
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only:

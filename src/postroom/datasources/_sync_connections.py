@@ -256,7 +256,7 @@ def reset_sync_session(connection: SyncConnection, seconds: float) -> None:
     try:
         _reset(connection)
     finally:
-        del own["wait"]
+        own.pop("wait", None)
 
 
 def _until(until: float, waiting: Generator[Any, Any, T]) -> Generator[Any, Any, T]:

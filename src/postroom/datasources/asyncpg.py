@@ -12,7 +12,7 @@ from postroom.datasources._canary import CANARY, Names, is_torn, require_names, 
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
-from postroom.datasources._reset import DEALLOCATE, RESET, LostCodecs
+from postroom.datasources._reset import DEALLOCATE, RESET, LostCodecs, forget_attributes, remember_attributes
 from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
@@ -382,6 +382,7 @@ def remember(connection: Any) -> None:
         connection.fresh = {name: getattr(connection, name).copy() for name in _CALLBACKS}
         connection.fresh["_listeners"] = {}  # the server forgets what they listen to
         connection.keep_codecs()
+        remember_attributes(connection)
 
 
 async def reset_session(connection: Any) -> None:
@@ -394,6 +395,7 @@ async def reset_session(connection: Any) -> None:
     fresh: dict[str, Any] = getattr(connection, "fresh", None) or {}
     for name, callbacks in fresh.items():
         setattr(connection, name, callbacks.copy())
+    forget_attributes(connection)
 
 
 async def _ask(connection: Any, sql: str) -> Any:

@@ -21,7 +21,7 @@ from postroom.datasources._attempts import Attempts, refused, spent
 from postroom.datasources._canary import CANARY, is_torn, require_names, unreadable, verify
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
-from postroom.datasources._reset import DEALLOCATE, RESET
+from postroom.datasources._reset import DEALLOCATE, RESET, forget_attributes, remember_attributes
 from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, in_vain, is_out_of_room, tell_of_held
 from postroom.datasources.providers import Provider
@@ -306,6 +306,7 @@ def remember(connection: Any) -> None:
     if not hasattr(connection, _FRESH):
         names = (*FLAGS, *ATTRIBUTES, *_HUNG_IN)
         setattr(connection, _FRESH, {name: _copied(getattr(connection, name)) for name in names})
+        remember_attributes(connection)
 
 
 def changed_flags(connection: Any) -> dict[str, Any]:
@@ -315,11 +316,12 @@ def changed_flags(connection: Any) -> dict[str, Any]:
 
 
 def restore(connection: Any) -> None:
-    """Put everything but the flags back: row factories, handlers of notices and notifications, adapters."""
+    """Put everything but the flags back: row factories, handlers of notices and notifications, adapters, attributes."""
     for name, value in getattr(connection, _FRESH, {}).items():
         if name not in FLAGS:
             setattr(connection, name, _copied(value))
     setattr(connection, "_notifies_backlog", deque())  # noqa: B010 - psycopg's own, which type checkers must not know
+    forget_attributes(connection)
 
 
 def _copied(value: Any) -> Any:

@@ -45,6 +45,8 @@ except ModuleNotFoundError as _error:  # pragma: no cover - the test environment
 
 REFUSED: Final = "postroom refused"
 """Where a connection keeps a write that was refused."""
+_FRESH: Final = "_postroom_fresh"
+"""Where SQLAlchemy's record of a connection keeps what was noted there before the first use."""
 OWN: Final = {"url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size"}
 
 
@@ -264,8 +266,9 @@ class _Watch:
     def _forget(self, connection: Any, *_: Any) -> None:
         self._uses.open.discard(connection)
 
-    def _remember(self, connection: Any, _record: Any, _proxy: Any) -> None:
+    def _remember(self, connection: Any, record: Any, _proxy: Any) -> None:
         self._driver.remember(connection.driver_connection)
+        renew_notes(connection, record)
 
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
@@ -301,6 +304,22 @@ class _Watch:
                 await _end(connection.driver_connection)
             if held:
                 tell_of_held(self._who, len(held))
+
+
+def renew_notes(connection: Any, record: Any) -> None:
+    """Make ``info`` and ``record_info`` what they were before the first use: SQLAlchemy keeps both for the next user.
+
+    When the next use begins, and not when one ends: listeners of "checkin" may want what is there.
+    """
+    of, info, lasting = getattr(record, _FRESH, (None, None, None))
+    if of is not connection:  # SQLAlchemy has emptied the info of the one before
+        info = dict(record.info)
+    if lasting is None:
+        lasting = dict(record.record_info)
+    for notes, fresh in ((record.info, info), (record.record_info, lasting)):
+        notes.clear()
+        notes.update(fresh)
+    setattr(record, _FRESH, (connection, info, lasting))
 
 
 def note_refusal(problem: Any) -> None:

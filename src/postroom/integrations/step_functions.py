@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-import msgspec
-
 from postroom.checking import check_endpoint, check_endpoint_variables, check_function
 from postroom.consumer import CallNext, MessageContext
 from postroom.errors import AlreadyHandled, ConfigurationError, Drop, NotOpenError, Reject, ServiceUnavailable
 from postroom.log_fields import Log, Step, about
 from postroom.options import check_count, check_seconds
+from postroom.payloads.encoding import to_json
 from postroom.redaction import describe
 
 _log = Log("postroom.step_functions", Step.HANDLER)
@@ -40,7 +39,7 @@ class _Task:
     """One task that runs."""
 
     token: str
-    output: Any = None
+    output: str = "{}"
     over: str | None = None
     """Why the state machine does not wait for it any longer."""
 
@@ -52,11 +51,12 @@ def set_task_output(output: object) -> None:
     """Say what the state machine gets as the output of the task that the calling handler works on.
 
     Args:
-        output: whatever can be written as JSON, at most 262,144 bytes. Without a call it is ``{}``.
+        output: what can be written as JSON, as the payload of a ``Sender``; at most 262,144 bytes. Without a call,
+            and for None, it is ``{}``.
 
     Raises:
-        ConfigurationError: it is called outside of a handler behind ``TaskTokens``, or for a message without a
-            token.
+        ConfigurationError: it has no JSON form or is too large; or it is called outside of a handler behind
+            ``TaskTokens``, or for a message without a token.
     """
     task = _current.get()
     if task is None:
@@ -64,7 +64,11 @@ def set_task_output(output: object) -> None:
             "set_task_output() works in a handler of a message with a task token: Consumer(middleware=[TaskTokens()])"
         )
         raise ConfigurationError(text)
-    task.output = output
+    written = "{}" if output is None else to_json(output)
+    if (size := len(written.encode())) > _LARGEST:
+        text = f"the output of the task has {size:,} bytes; Step Functions takes {_LARGEST:,}"
+        raise ConfigurationError(f"{text}: store it, and return where it is")
+    task.output = written
 
 
 def _about(ctx: MessageContext[Any, Any]) -> dict[str, object]:
@@ -222,11 +226,7 @@ class TaskTokens:
         return isinstance(error, Reject | Drop) or (self._attempts is not None and ctx.attempt >= self._attempts)
 
     async def _succeeded(self, task: _Task, ctx: MessageContext[Any, Any]) -> None:
-        output = b"{}" if task.output is None else msgspec.json.encode(task.output)
-        if len(output) > _LARGEST:
-            text = f"the output of the task has {len(output):,} bytes; Step Functions takes {_LARGEST:,}"
-            raise ConfigurationError(f"{text}: store it, and return where it is")
-        await self._call("send_task_success", task, ctx, output=output.decode())
+        await self._call("send_task_success", task, ctx, output=task.output)
 
     async def _failed(self, task: _Task, error: Exception, ctx: MessageContext[Any, Any]) -> None:
         name, cause = type(error).__name__[:_LONGEST_ERROR], describe(error)[:_LONGEST_CAUSE]

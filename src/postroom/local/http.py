@@ -14,6 +14,7 @@ _ONCE = frozenset({b"content-length", b"transfer-encoding"})
 MAX_LINE = 1024
 """Bytes of the line before a chunk, with its extensions."""
 MAX_BODY = 16 * 1024 * 1024
+_MAX_DIGITS = 20
 _REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
             413: "Payload Too Large", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
             501: "Not Implemented", 503: "Service Unavailable"}  # fmt: skip
@@ -124,10 +125,10 @@ def _length(headers: dict[bytes, bytes]) -> int | None:
     text = headers.get(b"content-length", b"0")
     if not text.isdigit():
         raise HttpError(400, "not a length")
-    length = int(text)
-    if length > MAX_BODY:
+    # By its digits first: Python reads no number of more than some thousand.
+    if len(text) > _MAX_DIGITS or int(text) > MAX_BODY:
         raise HttpError(413, "the body is too large")
-    return length
+    return int(text)
 
 
 class Chunks:

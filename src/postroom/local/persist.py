@@ -130,12 +130,18 @@ def read_records(data: bytes) -> tuple[list[Any], int]:
         length, check = _FRAME.unpack_from(data, at)
         end = at + _FRAME.size + length
         part = data[at + _FRAME.size : end]
-        # What follows would build on a change that is missing, so nothing behind a damaged record is read.
-        if end > len(data) or crc32(part) != check:
+        # What follows would build on a change that is missing, so nothing behind a damaged record is read. An empty one
+        # is none: a machine that crashed may leave zeros at the end.
+        if end > len(data) or not part or crc32(part) != check:
             break
         records.append(_decode(part))
         at = end
     return records, at
+
+
+def _is_damaged(data: bytes, at: int) -> bool:
+    """Return whether what follows is more than the beginning of one record, which is all that a kill leaves."""
+    return at + _FRAME.size <= len(data) and at + _FRAME.size + _FRAME.unpack_from(data, at)[0] <= len(data)
 
 
 class _Replay:
@@ -306,6 +312,8 @@ class Log(Journal):
             raise ConfigurationError(f"{self._path} cannot be read by this version: remove it") from error
         self.now = max(self.now, replay.latest)
         replay.finish(self.now)
+        if _is_damaged(data, whole):
+            _log.warning("The log %s is damaged: its last %d bytes are dropped", self._path, len(data) - whole)
         if whole < len(data):  # the last write was cut off by a kill: no client was told that it succeeded
             os.ftruncate(self._file, whole)
         return whole

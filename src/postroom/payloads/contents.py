@@ -17,6 +17,7 @@ from postroom.checking import check_flag
 from postroom.errors import DecodeError
 from postroom.message import Message
 from postroom.options import check_count
+from postroom.payloads.decoder import MARK
 from postroom.types import Settlement
 
 MOST: Final = 16 * 1024 * 1024
@@ -91,7 +92,7 @@ class GzipBody(Contents):
 
     def __call__(self, message: Message, /) -> Message:
         """Return the message with its body unpacked. Raises ``DecodeError``."""
-        if self.raw and not message.body.startswith(_GZIP):
+        if self.raw and not message.body.lstrip(MARK).startswith(_GZIP):
             return message
         packed = _decoded(message.body)
         if packed is None:
@@ -121,7 +122,7 @@ class GzipBody(Contents):
 
 
 def _decoded(body: str) -> bytes | None:
-    text = "".join(body.split())
+    text = "".join(body.lstrip(MARK).split())
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True) if text else None
     except (binascii.Error, ValueError):  # ValueError: not ASCII

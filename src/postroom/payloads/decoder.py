@@ -10,7 +10,7 @@ from postroom.errors import DecodeError, Drop, PayloadError, Reject, Retry
 from postroom.message import Message
 from postroom.payloads.problems import not_unicode
 
-_MARK: Final = "\ufeff"
+MARK: Final = "\ufeff"
 """The byte order mark that .NET writes first. It carries no meaning, and RFC 8259 lets a parser ignore it."""
 
 Unwrap = Callable[[Message], Message]
@@ -113,7 +113,7 @@ class JsonDecoder(Decoder):
         try:
             return self._decode(message.body)
         except Exception as error:
-            problem = None if message.body.startswith(_MARK) else self._explain(error, message)
+            problem = None if message.body.startswith(MARK) else self._explain(error, message)
         if problem is None:
-            return self(msgspec.structs.replace(message, body=message.body.lstrip(_MARK)))
+            return self(msgspec.structs.replace(message, body=message.body.lstrip(MARK)))
         raise problem

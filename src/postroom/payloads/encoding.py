@@ -1,6 +1,7 @@
 """From a payload to the body that carries it: the other direction of ``decoder_for``."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -18,6 +19,7 @@ from postroom.payloads.renaming import Rename
 Encode = Callable[[Any], str]
 """Makes the body of a payload."""
 
+ODD_FLOAT: Final = "it would have null for NaN or an infinity, which JSON does not have: send None, or a text"
 _MOST_KNOWN: Final = 256
 """Payload types of which the encoder is kept; the oldest go first."""
 _known: Final[dict[type[Any], Encode]] = {}
@@ -30,7 +32,8 @@ def encode_payload(payload: Any) -> str:
     the rest as JSON by msgspec.
 
     Raises:
-        ConfigurationError: the payload, or something in it, has no JSON form. The text names types and no values.
+        ConfigurationError: the payload, or something in it, has no JSON form, such as NaN. The text names types and no
+            values.
     """
     kind = cast("type[Any]", type(payload))
     encode = _known.get(kind)
@@ -54,7 +57,7 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
     if rename is not None and rename != "camel":
         raise ConfigurationError(f'encoder_for(rename=...) takes "camel" or None; got {rename!r}')
     if rename is not None:
-        return lambda payload: _json(_camelled(payload))
+        return lambda payload: to_json(_camelled(payload))
     if payload_type in (str, bytes, Message) or not mentions_pydantic(payload_type):
         return encode_payload
     from postroom.payloads.models import model_encoder  # noqa: PLC0415 - pydantic is an extra
@@ -64,7 +67,7 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
 
 def _encoder_of(kind: type[Any]) -> Encode:
     if issubclass(kind, Enum):  # also one of texts: it is decoded from JSON
-        return _json
+        return to_json
     if issubclass(kind, str):
         return str
     if issubclass(kind, bytes):
@@ -73,7 +76,7 @@ def _encoder_of(kind: type[Any]) -> Encode:
         return _body_of
     if mentions_pydantic(kind):
         return encoder_for(kind)
-    return _json
+    return to_json
 
 
 def _text_of_bytes(payload: bytes) -> str:
@@ -88,20 +91,40 @@ def _body_of(payload: Message) -> str:
     return payload.body
 
 
-def _json(payload: Any) -> str:
+def to_json(payload: Any) -> str:
+    """Return a payload as JSON: text and bytes, too. Raises ``ConfigurationError``, as ``encode_payload``."""
+    kind = cast("type[Any]", type(payload))
     try:
-        return msgspec.json.encode(payload, enc_hook=_foreign).decode()
+        body = msgspec.json.encode(payload, enc_hook=_foreign)
+        if b"null" not in body or not has_odd_float(msgspec.to_builtins(payload, str_keys=True, enc_hook=_left_out)):
+            return body.decode()
+        problem = ConfigurationError(f"a payload of type {type_name(kind)} cannot be sent as JSON ({ODD_FLOAT})")
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        problem = _unsendable(cast("type[Any]", type(payload)), type(error).__name__)
+        problem = _unsendable(kind, type(error).__name__)
     raise problem  # outside the except block: an error may quote the payload
+
+
+def has_odd_float(value: object) -> bool:
+    """Return whether there is a float that JSON has no number for, in what is made of JSON's own types."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return True
+    return False
 
 
 def _foreign(value: Any) -> Any:
     """Write what msgspec does not know: a pydantic model inside of a list or a dict."""
     pydantic = sys.modules.get("pydantic")  # not imported: then the value is none of its models
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        return msgspec.Raw(value.model_dump_json(by_alias=True).encode())
+        return msgspec.Raw(encode_payload(value).encode())
     raise TypeError(type_name(cast("object", type(value))))
+
+
+def _left_out(_value: object) -> None:
+    """Stand for a pydantic model, which was looked at when it was written."""
 
 
 def _camelled(value: Any) -> Any:

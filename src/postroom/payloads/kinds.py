@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from postroom.message import Message
+from postroom.payloads.decoder import MARK
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,127}")
 
@@ -23,7 +24,7 @@ class FieldReader:
     def __call__(self, message: Message, /) -> str | None:
         """Return the text of the field; None where there is none, or the body is no JSON object."""
         try:
-            kind = self._decode(message.body).kind  # type: ignore[attr-defined]
+            kind = self._decode(message.body.lstrip(MARK)).kind  # type: ignore[attr-defined]
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
             return None
         return kind if isinstance(kind, str) else None

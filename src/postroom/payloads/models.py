@@ -1,5 +1,6 @@
 """Payload types that pydantic decodes. Imported only for a type that mentions pydantic, so it stays an extra."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
@@ -11,6 +12,7 @@ from postroom.errors import ConfigurationError, PayloadError
 from postroom.message import Message
 from postroom.payloads import problems
 from postroom.payloads.decoder import JsonDecoder
+from postroom.payloads.encoding import ODD_FLOAT, has_odd_float
 from postroom.payloads.problems import Problem
 
 # The codes with texts that consist of the type's words (https://docs.pydantic.dev/latest/errors/validation_errors/).
@@ -35,6 +37,8 @@ _SAFE: Final = frozenset(
 _WHERE: Final = re.compile(r" at line \d+ column \d+$")
 _JSON_NAMES: Final = {"dict": "object", "list": "array", "NoneType": "null"}
 _UNREADABLE: Final = object()
+_HIDDEN: Final = "**********"
+"""What pydantic writes for a secret."""
 
 
 def model_decoder(payload_type: Any) -> JsonDecoder:
@@ -71,12 +75,44 @@ def model_encoder(payload_type: Any) -> Callable[[Any], str]:
 
     def encode(payload: Any) -> str:
         try:
-            return adapter.dump_json(payload, by_alias=True, warnings="error").decode()
+            body = adapter.dump_json(payload, by_alias=True, warnings="error").decode()
+            why = _lost(adapter, payload, body)
         except Exception as error:  # it quotes the payload, so it does not stay as the cause
-            problem = ConfigurationError(f"a payload of type {name} cannot be sent ({type(error).__name__})")
-        raise problem
+            body, why = "", type(error).__name__
+        if why is not None:
+            raise ConfigurationError(f"a payload of type {name} cannot be sent ({why})")
+        return body
 
     return encode
+
+
+def _lost(adapter: "pydantic.TypeAdapter[Any]", payload: Any, body: str) -> str | None:
+    """Return what pydantic has written as something else, without a word; None where it is all there."""
+    if "null" in body:
+        plain = adapter.dump_python(payload, mode="json", by_alias=True)
+        if has_odd_float(plain) and _is_lost(plain, json.loads(body)):
+            return ODD_FLOAT
+    if _HIDDEN in body and _has_secret(adapter.dump_python(payload)):
+        return "pydantic writes its secrets as asterisks: give the model a field_serializer, or send a str"
+    return None
+
+
+def _is_lost(value: Any, written: Any) -> bool:
+    """Whether a float was written as null. A model may say ``ser_json_inf_nan="strings"``."""
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value).items()
+        return any(_is_lost(each, written[name]) for name, each in pairs)
+    if isinstance(value, list):
+        return any(map(_is_lost, cast("list[Any]", value), written))
+    return isinstance(value, float) and written is None
+
+
+def _has_secret(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(cast("Mapping[Any, Any]", value).values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_secret, cast("list[Any]", value)))
+    return hasattr(value, "get_secret_value")
 
 
 def _words(schema: object) -> Iterator[str]:

@@ -14,7 +14,7 @@ from postroom.settlement.looks import Looks
 from postroom.settlement.sleep import Moment, machine_slept
 from postroom.settlement.trouble import Trouble, describe
 from postroom.tasks import Tasks
-from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange
+from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange, checked_failures
 
 _EVERY: Final = 1.0
 """Seconds between two looks at the clock, so that a suspended machine is noticed."""
@@ -223,7 +223,7 @@ class Heartbeat:
             changes.append(VisibilityChange(delivery.receipt_handle, self._gain(delivery, policy, sent_at)))
             self._asked[delivery] = delivery.receipt_handle
         try:
-            failures = await self._queue.change_visibility(changes) or ()
+            failures = checked_failures(await self._queue.change_visibility(changes), len(changes))
         except BaseException as error:
             # Also after a cancellation: a change of visibility may wait for this extension to be
             # over.

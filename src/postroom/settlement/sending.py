@@ -11,7 +11,7 @@ from postroom.settlement.delivery import Decision, Delivery
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.trouble import describe
 from postroom.tasks import has_to_leave
-from postroom.transports.protocol import NO_HANDLE, EntryFailure, Queue, VisibilityChange
+from postroom.transports.protocol import NO_HANDLE, EntryFailure, Queue, VisibilityChange, checked_failures
 
 
 class Desk(Protocol):
@@ -72,7 +72,7 @@ class Deletes:
         error, task = batches.last_error, asyncio.current_task()
         if not batches.pending or batches.refused_alone:
             try:
-                failures = await self._queue.delete([NO_HANDLE]) or ()
+                failures = checked_failures(await self._queue.delete([NO_HANDLE]), 1)
                 refusals = (error_of(each, "delete") for each in failures if not each.sender_fault)
                 error = next(refusals, None)
             except (InvalidRequest, InvalidReceiptHandle):
@@ -94,7 +94,8 @@ class Deletes:
             entry.sent_handle = entry.delivery.receipt_handle
             entry.on_its_way = True
         try:
-            return await self._queue.delete([entry.sent_handle for entry in entries]) or ()
+            handles = [entry.sent_handle for entry in entries]
+            return checked_failures(await self._queue.delete(handles), len(handles))
         finally:
             for entry in entries:
                 entry.on_its_way = False
@@ -141,7 +142,7 @@ class Changes:
         # certain.
         refused = frozenset[int](range(len(entries)))
         try:
-            failures = await self._queue.change_visibility(changes) or ()
+            failures = checked_failures(await self._queue.change_visibility(changes), len(changes))
             refused = frozenset(failure.index for failure in failures)
         finally:
             heartbeat.now()

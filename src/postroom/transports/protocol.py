@@ -22,6 +22,10 @@ NO_HANDLE: Final = "postroom-check"
 """No receipt handle: SQS looks at the permission first, and then refuses it. No message is touched."""
 
 
+_MAX_RECEIVE_COUNT: Final = 10
+"""What SQS takes where a redrive policy says no ``maxReceiveCount`` (API_SetQueueAttributes.html)."""
+
+
 class EntryFailure(msgspec.Struct, frozen=True):
     """One entry of a batch that SQS refused; the others took effect."""
 
@@ -67,9 +71,11 @@ class RedrivePolicy(msgspec.Struct, frozen=True):
     def parse(cls, text: str | None) -> "RedrivePolicy | None":
         """Read the queue attribute ``RedrivePolicy``. None where there is none, or none that can be read."""
         try:
-            parsed = json.loads(text) if text else None
-            return None if not parsed else cls(parsed["deadLetterTargetArn"], int(parsed["maxReceiveCount"]))
-        except (ValueError, KeyError, TypeError):
+            parsed: dict[str, Any] = json.loads(text) if text else {}
+            target, most = parsed["deadLetterTargetArn"], parsed.get("maxReceiveCount")
+            # AWS returns the count as a number, CloudFormation as text, an emulator as a fraction or not at all.
+            return cls(target, int(float(most or _MAX_RECEIVE_COUNT))) if target else None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
 
 
@@ -159,6 +165,38 @@ class Client(Protocol):
     async def queue(self, name: str) -> Queue:
         """Open a queue by name, URL or ARN. Raises ``QueueNotFound`` with what to check."""
         ...
+
+
+def checked_messages(answer: Any) -> list[Message]:
+    """Return what a receive brought; None is nothing.
+
+    Raises:
+        TypeError: a transport of the user's returned something else. That fails the call, and nothing behind it.
+    """
+    found: list[Any] = _listed(answer)
+    if not all(isinstance(each, Message) for each in found):
+        raise TypeError("the transport returned a list of something else than Message")
+    return found
+
+
+def checked_failures(answer: Any, count: int) -> Sequence[EntryFailure]:
+    """Return what was refused of a batch of ``count``; None is nothing.
+
+    Raises:
+        TypeError: a transport of the user's returned something else. That fails the call, and nothing behind it.
+    """
+    if not answer:  # as of nearly every call
+        return ()
+    found: list[Any] = _listed(answer)
+    if not all(isinstance(each, EntryFailure) and each.index in range(count) for each in found):
+        raise TypeError("the transport returned a list of something else than EntryFailure, or of no place in the call")
+    return found
+
+
+def _listed(answer: Any) -> list[Any]:
+    if answer is None or isinstance(answer, list | tuple):
+        return list(cast("Sequence[Any]", answer or ()))
+    raise TypeError(f"the transport returned {shown(answer)} where a list is due")
 
 
 def check_client(owner: str, client: Any) -> Client | None:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from postroom.datasources import (
     DataSource,
@@ -266,6 +266,46 @@ class TestWhatDriversKeepOnThisSide:
                     assert await driver.run(connection, "SELECT 'x'::text") == "x"
                     assert await driver.run(connection, "SELECT pg_backend_pid()") == backend, turn
                     assert told == []
+
+    @pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
+    async def test_notes_and_attributes_are_what_they_were(self, tenant: TenantDatabase, driver: Driver) -> None:
+        """What one user writes down at a connection is not read by the next one."""
+
+        async def notes(connection: Any, raw: Any) -> list[dict[str, Any]]:
+            if not driver.name.startswith("SQLAlchemy"):
+                return [vars(raw)]
+            if driver in IN_THREADS:
+                return [vars(raw), connection.tx.info, connection.tx.connection.record_info]
+            return [vars(raw), connection.info, (await connection.get_raw_connection()).record_info]
+
+        dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+        async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as pool:
+            for turn in range(3):  # what is put back is put back each time
+                async with driver.connect(pool) as connection:
+                    backend = await driver.run(connection, "SELECT pg_backend_pid()")
+                    raw = await _drivers(driver, connection)
+                    for each in await notes(connection, raw):
+                        assert each.setdefault("tenant", turn) == turn
+                        if turn and each is not vars(raw):
+                            each.clear()
+                            each["tenant"] = turn
+                async with driver.connect(pool) as connection:
+                    assert await driver.run(connection, "SELECT pg_backend_pid()") == backend
+
+    async def test_notes_of_a_listener_of_connect_stay(self, tenant: TenantDatabase) -> None:
+        """They belong to the connection, and are there for every user of it."""
+
+        def note(_connection: Any, record: Any) -> None:
+            record.info["made"] = "here"
+
+        async with sqlalchemy_engine(Registry({"a": tenant.dsn}), max_size=1)("a") as engine:
+            event.listen(engine.sync_engine, "connect", note)
+            async with engine.connect() as connection:
+                await connection.invalidate()  # the engine's first connection was made before there was a listener
+            for _ in range(2):
+                async with engine.connect() as connection:
+                    assert connection.info["made"] == "here"
+                    connection.info.clear()
 
     @pytest.mark.parametrize("driver", [DRIVERS[0], DRIVERS[2]], ids=lambda driver: driver.name)
     async def test_a_connection_with_other_codecs_is_not_used_again(

@@ -91,3 +91,26 @@ def test_a_message_without_a_time_was_sent_before_it_was_received() -> None:
     """Some emulators say none."""
     bare: Any = job(sent=None, first=0.0, asked=0.0)
     assert left(now=100.0, of=bare) == pytest.approx(HOUR - 60 - 100)
+
+
+@pytest.mark.parametrize("odd", ["", "0", "-5", "NaN", "inf", "soon"])
+def test_odd_attributes_of_a_queue_are_no_facts(odd: str) -> None:
+    """With a retention period of 0 each message that waits would be a dead letter. What else is said counts."""
+
+    class Odd(Hourly):
+        async def attributes(self) -> dict[str, str]:
+            policy = '{"deadLetterTargetArn": "arn:dlq", "maxReceiveCount": 7}'
+            names = ("MessageRetentionPeriod", "ApproximateNumberOfMessagesNotVisible")
+            return {**dict.fromkeys(names, odd), "RedrivePolicy": policy}
+
+    async def main() -> None:
+        facts = QueueFacts(Odd(), Tasks(lambda _error: None))
+        await asyncio.sleep(facts_of.REFRESH)
+        facts.keep_up(asyncio.get_running_loop().time())
+        await asyncio.sleep(1)
+        fresh = job(sent=None, first=0.0, asked=asyncio.get_running_loop().time())
+        assert facts.seconds_left(fresh) == pytest.approx(HOUR - 60)
+        assert facts.max_receives == 7
+        assert facts.why_full() is None
+
+    run_virtual(main())

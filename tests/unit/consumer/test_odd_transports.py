@@ -14,7 +14,7 @@ from postroom.local import LocalBroker
 from postroom.tasks import Tasks
 from postroom.testing import run_virtual
 from postroom.transports.memory import MemoryClient
-from postroom.transports.protocol import Queue
+from postroom.transports.protocol import EntryFailure, Queue
 from support.passing import PassingClient, PassingQueue
 from support.world import Databases, Order, Tenant, World, in_world
 
@@ -129,6 +129,48 @@ def test_none_is_no_message_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> N
         return sorted(done), sum(world.counts())
 
     assert in_world(scenario) == (["again", "long"], 0)
+
+
+@pytest.mark.parametrize("place", ["receive", "delete", "change_visibility"])
+@pytest.mark.parametrize(
+    "answer",
+    [True, ["gone"], [EntryFailure(10, "x")], {"Messages": []}, object()],
+    ids=["flag", "texts", "place", "dict", "object"],
+)
+def test_what_a_call_should_not_return_fails_that_call(
+    monkeypatch: pytest.MonkeyPatch, place: str, answer: object
+) -> None:
+    """The first three times. What is lost by that comes again."""
+    original, left = getattr(OddQueue, place), [3]
+
+    async def call(*arguments: Any, **named: Any) -> Any:
+        if left[0] > 0 and (given := await original(*arguments, **named)) is not None:
+            left[0] -= 1
+            return answer if answer != {"Messages": []} else {"Messages": given}
+        return await original(*arguments, **named)
+
+    monkeypatch.setattr(OddQueue, place, call)
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create()
+        done: set[str] = set()
+        orders = Consumer("orders", context=Tenant, client=OddClient(world.broker), retry=RetryPolicy(base=1, jitter=0))
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Tenant, None]) -> None:
+            if ctx.attempt == 1 and order.seconds < 50:
+                raise ValueError
+            await asyncio.sleep(order.seconds)
+            done.add(order.order_id)
+
+        async with orders:
+            world.send_orders("again")
+            world.send_orders("long", seconds=100)
+            await asyncio.sleep(600)
+        return sorted(done), sum(world.counts())
+
+    assert in_world(scenario) == (["again", "long"], 0)
+    assert left == [0]
 
 
 def test_a_stop_waits_for_recalls_that_are_out() -> None:

@@ -141,6 +141,14 @@ def test_a_handler_is_chosen_by_a_field() -> None:
     assert ran.dead == (2, 0)
 
 
+def test_a_byte_order_mark_hides_no_field() -> None:
+    """The message would be rejected, although its handler could read it."""
+    router, seen = _router(by_field("event-type"))
+    ran = _ran(router, ('\ufeff{"event-type": "order.paid", "amount": 2}', None), seen=seen)
+    assert ran.seen == [(Paid(2), "a")]
+    assert ran.settled == {"acked": 1}
+
+
 def test_a_function_says_the_kind() -> None:
     """Of anything in the message."""
     router, seen = _router(lambda message: "order.paid" if "amount" in message.body else None)

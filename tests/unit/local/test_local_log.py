@@ -160,7 +160,7 @@ def test_expired_messages_do_not_come_back(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 50])
-def test_torn_end(kept: Kept, cut: int) -> None:
+def test_torn_end(kept: Kept, cut: int, caplog: pytest.LogCaptureFixture) -> None:
     """A record that was cut off is dropped with what follows; what was whole stays, and writing goes on."""
     queue = kept.queue()
     kept.send(queue, "whole", "torn")
@@ -174,6 +174,24 @@ def test_torn_end(kept: Kept, cut: int) -> None:
     kept.send(queue, "new")
     kept.again()
     assert kept.bodies(kept.broker.queue("orders")) == ["whole", "new"]
+    assert not caplog.messages
+
+
+def test_a_damaged_log_is_told(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    """A record in its middle, or zeros at its end, as a machine that crashed may leave them."""
+    queue = kept.queue()
+    kept.send(queue, "whole", "damaged", "behind")
+    kept.again()
+    data = kept.path.read_bytes()
+    kept.path.write_bytes(data.replace(b"damaged", b"DAMAGED") + bytes(50))
+    kept.again()
+    assert kept.bodies(kept.broker.queue("orders"), visibility_timeout=0) == ["whole"]
+    assert "is damaged: its last" in caplog.text
+    kept.path.write_bytes(kept.path.read_bytes() + bytes(50))
+    caplog.clear()
+    kept.again()
+    assert kept.bodies(kept.broker.queue("orders")) == ["whole"]
+    assert "is damaged: its last 50 bytes are dropped" in caplog.text
 
 
 def test_a_log_that_cannot_be_shortened_grows_on(

@@ -409,6 +409,14 @@ def test_packed_bodies_are_unpacked() -> None:
     assert GzipBody()(message(both)).body == "ab"
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_byte_order_mark_hides_no_packing(raw: bool) -> None:
+    """It carries no meaning in front of base64 either, and is part of a text that stands for itself."""
+    assert Base64Body(raw=raw)(message("\ufeffYQ==")).body == "a"
+    assert GzipBody(raw=raw)(message("\ufeff" + packed("a"))).body == "a"
+    assert Base64Body(raw=True)(message("\ufeff{}")).body == "\ufeff{}"
+
+
 def test_plain_bodies_pass_where_they_are_expected() -> None:
     """``raw=True`` takes them as they are."""
     plain = message('{"a": 1}')

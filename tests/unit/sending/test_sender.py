@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -173,6 +173,74 @@ def test_a_payload_without_a_form_is_refused_and_not_quoted(payload: object) -> 
         encode_payload(payload)
     assert "secret" not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+class Measured(BaseModel):
+    """A model with a number, and with one that may be absent."""
+
+    value: float
+    other: float | None = None
+
+
+class Spelled(Measured):
+    """A model that says what NaN is written as."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Login(BaseModel):
+    """A model with a secret, which pydantic writes as asterisks."""
+
+    passwords: dict[str, list[SecretStr]]
+
+
+class Told(Login):
+    """A model that writes its secrets all the same."""
+
+    @field_serializer("passwords", when_used="json")
+    def _tell(self, passwords: dict[str, list[SecretStr]]) -> dict[str, list[str]]:
+        return {name: [each.get_secret_value() for each in secrets] for name, secrets in passwords.items()}
+
+
+NAN = float("nan")
+SECRETS = {"acme": [SecretStr("hunter2")]}
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "why"),
+    [
+        (Order("1", NAN), Order, "NaN or an infinity"),
+        ({"values": [1.0, float("-inf")]}, dict[str, list[float]], "NaN or an infinity"),
+        (Measured(value=NAN), Measured, "NaN or an infinity"),
+        ([Measured(value=NAN)], list[Measured], "NaN or an infinity"),
+        (Login(passwords=SECRETS), Login, "secrets as asterisks"),
+        ([Login(passwords=SECRETS)], list[Login], "secrets as asterisks"),
+    ],
+)
+def test_what_would_be_written_as_something_else_is_refused(payload: object, kind: Any, why: str) -> None:
+    """A consumer would find null, or asterisks: the libraries write both without a word."""
+    for encode in (encode_payload, encoder_for(kind)):
+        with pytest.raises(ConfigurationError, match=why) as caught:
+            encode(payload)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        ({"null": None, "text": "null"}, dict[str, str | None]),
+        ([Measured(value=1.5), "**********"], list[Measured | str]),
+        (Spelled(value=float("inf")), Spelled),
+        ([Spelled(value=float("inf"))], list[Spelled]),
+        (Told(passwords=SECRETS), Told),
+        ({"text": "**********"}, Note),
+    ],
+)
+def test_null_and_asterisks_themselves_are_sent(payload: object, kind: Any) -> None:
+    """Where nothing is lost behind them."""
+    decode = decoder_for(kind)
+    assert decode(Message(id="1", body=encode_payload(payload))) == payload
+    assert decode(Message(id="1", body=encoder_for(kind)(payload))) == payload
 
 
 class Plan(Enum):

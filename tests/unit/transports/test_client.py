@@ -253,10 +253,12 @@ async def test_a_missing_queue_says_what_to_check(sqs: FakeSqs) -> None:
     [
         '{"deadLetterTargetArn": "arn:dlq", "maxReceiveCount": 5}',
         '{"maxReceiveCount": "5", "deadLetterTargetArn": "arn:dlq"}',
+        '{"maxReceiveCount": "5.0", "deadLetterTargetArn": "arn:dlq"}',
+        '{"maxReceiveCount": 5.0, "deadLetterTargetArn": "arn:dlq"}',
     ],
 )
-async def test_a_redrive_policy_is_read_in_both_spellings(sqs: FakeSqs, policy: str) -> None:
-    """AWS returns the count as it was set: as a number or as text."""
+async def test_a_redrive_policy_is_read_in_each_spelling(sqs: FakeSqs, policy: str) -> None:
+    """AWS returns the count as it was set: as a number or as text. Some emulators make a fraction of it."""
     sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": {"RedrivePolicy": policy, "FifoQueue": "true"}}))
     async with sqs.client() as client:
         info = (await client.queue("orders")).info
@@ -265,12 +267,38 @@ async def test_a_redrive_policy_is_read_in_both_spellings(sqs: FakeSqs, policy: 
     assert info.fifo
 
 
-@pytest.mark.parametrize("policy", ["", "{}", '{"redrivePermission": "denyAll"}'])
-async def test_a_policy_without_a_queue_is_none(sqs: FakeSqs, policy: str) -> None:
+@pytest.mark.parametrize("count", ["", ', "maxReceiveCount": null', ', "maxReceiveCount": ""'])
+async def test_a_redrive_policy_without_a_count_has_that_of_sqs(sqs: FakeSqs, count: str) -> None:
+    """With 0, each receive of a message would pass for its last one."""
+    policy = f'{{"deadLetterTargetArn": "arn:dlq"{count}}}'
+    sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": {"RedrivePolicy": policy}}))
+    async with sqs.client() as client:
+        info = (await client.queue("orders")).info
+    assert info.redrive is not None
+    assert info.redrive.max_receive_count == 10
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["", None, "null", "{}", '{"redrivePermission": "denyAll"}', '{"deadLetterTargetArn": null, "maxReceiveCount": 3}'],
+)
+async def test_a_policy_without_a_queue_is_none(sqs: FakeSqs, policy: str | None) -> None:
     """An empty policy is what remains of one that was removed."""
     sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": {"RedrivePolicy": policy}}))
     async with sqs.client() as client:
         assert (await client.queue("orders")).info.redrive is None
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("45.0", 45), (45, 45), ("", 30), (None, 30)])
+async def test_odd_numbers_are_read_all_the_same(sqs: FakeSqs, said: object, seconds: int) -> None:
+    """Some local servers answer a fraction, a JSON number or nothing where SQS answers a text: that stops no start."""
+    numbers = dict.fromkeys(("VisibilityTimeout", "MessageRetentionPeriod", "ApproximateNumberOfMessages"), said)
+    sqs.scripts["GetQueueAttributes"] = says(reply({"Attributes": numbers}))
+    async with sqs.client() as client:
+        queue = await client.queue("orders")
+        assert queue.info.visibility_timeout == seconds
+        assert queue.info.retention == (None if seconds == 30 else seconds)
+        assert int((await queue.attributes()).get("ApproximateNumberOfMessages", "30")) == seconds
 
 
 @pytest.mark.parametrize("attributes", [{"RedrivePolicy": "not JSON"}, {"VisibilityTimeout": "soon"}, 5])

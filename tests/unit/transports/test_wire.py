@@ -102,6 +102,12 @@ def test_one_odd_message_takes_no_other_with_it(odd: Any, caplog: pytest.LogCapt
     assert "secret" not in text
 
 
+def test_half_a_surrogate_pair_takes_no_message_with_it() -> None:
+    """Some local servers store what is not Unicode. The decoder of the payload says what is wrong with such a body."""
+    answer = {"Messages": [{"MessageId": "1", "Body": "\ud800"}, {"MessageId": "2", "Body": "b"}]}
+    assert [message.body for message in wire.decode_messages(as_json(answer), "orders")] == ["\ud800", "b"]
+
+
 def test_a_clean_batch_has_no_failures() -> None:
     """The list is empty; that is what the layers above look at."""
     answer = {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}

@@ -6,7 +6,9 @@ Requests are made once, for both paths. Answers come parsed from botocore (``rea
 
 import base64
 import functools
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -136,7 +138,7 @@ def decode_messages(body: bytes, queue: str) -> list[Message]:
     """
     try:
         messages = _decode_receive(body).messages
-    except msgspec.ValidationError:  # null where SQS leaves out; some local servers write that
+    except msgspec.DecodeError:  # some local servers write null where SQS leaves out, or what is not Unicode
         return read_messages(_decode_loosely(body), queue)
     for message in messages:
         msgspec.structs.force_setattr(message, "queue", queue)  # it is not shared yet
@@ -184,7 +186,10 @@ def _binary(value: str | bytes | None) -> bytes | None:
 
 
 def _decode_loosely(body: bytes) -> Parameters:
-    answer = msgspec.json.decode(body)
+    try:
+        answer = msgspec.json.decode(body)
+    except msgspec.DecodeError:  # half of a surrogate pair
+        answer = json.loads(body)
     if not isinstance(answer, dict):
         raise ValueError("the answer is not a JSON object")  # noqa: TRY004 - what it says is wrong, not a type of ours
     return cast("Parameters", answer)
@@ -280,9 +285,14 @@ class _Error(msgspec.Struct):
     type: str = msgspec.field(default="", name="__type")
 
 
+_FRACTION: Final = re.compile(r"\A(\d+)\.0+\Z")
+
+
 def read_attributes(answer: Parameters) -> dict[str, str]:
-    """Return the attributes of a queue."""
-    return dict(answer.get("Attributes") or {})
+    """Return the attributes of a queue as SQS writes them: texts, without fractions, and none that is empty."""
+    said: Mapping[str, object] = answer.get("Attributes") or {}
+    texts = {name: str(value) for name, value in said.items() if value is not None}
+    return {name: _FRACTION.sub(r"\1", text) for name, text in texts.items() if text}
 
 
 def queue_info_of(address: Address, url: str, attributes: Mapping[str, str] | None) -> QueueInfo:
@@ -307,10 +317,6 @@ def queue_info_of(address: Address, url: str, attributes: Mapping[str, str] | No
 
 
 def _redrive_of(policy: str | None) -> RedrivePolicy | None:
-    if not policy:
-        return None
-    parsed = msgspec.json.decode(policy, type=dict[str, Any])
-    if "deadLetterTargetArn" not in parsed:
-        return None
-    # AWS returns the count as a number, CloudFormation and some emulators as text.
-    return RedrivePolicy(parsed["deadLetterTargetArn"], int(parsed.get("maxReceiveCount", 0)))
+    if policy:
+        msgspec.json.decode(policy, type=dict[str, Any] | None)  # what is none is no answer of SQS
+    return RedrivePolicy.parse(policy)
