@@ -174,7 +174,8 @@ def checked_messages(answer: Any) -> list[Message]:
         TypeError: a transport of the user's returned something else. That fails the call, and nothing behind it.
     """
     found: list[Any] = _listed(answer)
-    if not all(isinstance(each, Message) for each in found):
+    # By its types, of which there is one: this runs for every message.
+    if not all(issubclass(kind, Message) for kind in set(map(type, found))):
         raise TypeError("the transport returned a list of something else than Message")
     return found
 
