@@ -37,6 +37,8 @@ _LONGEST_SECRET: Final = 4_096
 _LONGEST_TRACEBACK: Final = 65_536
 _LONGEST_SEEN: Final = _LONGEST_TEXT + _LONGEST_SECRET
 _MOST_CAUSES: Final = 50
+_TELLING: Final = 100
+"""Characters by which it is told whether a line has the text of a cause already."""
 _MOST_NAMED: Final = 3
 """Members of a group that its line names."""
 _MOST_ERRORS: Final = 100
@@ -140,12 +142,30 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return an error as one line: ``InvalidPasswordError [28P01]: password authentication failed for user "app"``.
 
-    Its notes follow, and the first members of a group: what a group itself says is no cause. Secrets are removed,
-    control characters escaped, long texts cut.
+    Its notes follow, and the first members of a group: what a group itself says is no cause. So does what it was raised
+    from first, where that says something else. Secrets are removed, control characters escaped, long texts cut.
     """
+    known = {*secrets, *secrets_of(error)}
+    line, first = _described(error, known), _first_cause_of(error)
+    said = "" if first is None else _one_line(redact(_text_of(first), known))
+    if first is None or not said or said[:_TELLING] in line:  # as SQLAlchemy quotes the driver's
+        return line
+    return f"{line}; from {_described(first, known)}"
+
+
+def _first_cause_of(error: BaseException) -> BaseException | None:
+    """Return the end of the chain that ``raise ... from ...`` made, or None where there is none."""
+    first, each = None, _attribute(error, "__cause__")
+    for _ in range(_DEEPEST):
+        if not isinstance(each, BaseException) or each is error:
+            break
+        first, each = each, _attribute(each, "__cause__")
+    return first
+
+
+def _described(error: BaseException, known: set[str]) -> str:
     state = sqlstate_of(error)
     name = type(error).__name__ + (f" [{state}]" if state else "")
-    known = {*secrets, *secrets_of(error)}
     said = [redact(text, known) for text in (_text_of(error), *_notes_of(error))]
     text = _one_line("; ".join(each for each in said if each))
     if isinstance(error, BaseExceptionGroup):

@@ -212,6 +212,42 @@ def test_a_secret_that_is_known_is_removed_wherever_it_stands() -> None:
         assert "refused" in describe(make())
 
 
+def raised_from(*errors: BaseException) -> BaseException:
+    """Return the first error, raised from the second one, and so on."""
+    for error, cause in zip(errors, errors[1:], strict=False):
+        error.__cause__ = cause
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("errors", "line"),
+    [
+        (
+            (RuntimeError("not ready"), LookupError("step 2"), ConnectionRefusedError(111, "10.0.0.7:5432 refused")),
+            "RuntimeError: not ready; from ConnectionRefusedError: [Errno 111] 10.0.0.7:5432 refused",
+        ),
+        ((TimeoutError(), OSError("no route")), "TimeoutError; from OSError: no route"),
+        ((OSError("app: no route"), OSError("no route")), "OSError: app: no route"),
+        ((TimeoutError("late"), asyncio.CancelledError()), "TimeoutError: late"),
+        (
+            (RuntimeError("failed"), OSError(f"postgresql://app:{SECRET}@db\nrefused")),
+            "RuntimeError: failed; from OSError: postgresql://app:***@db refused",
+        ),
+    ],
+)
+def test_the_line_of_an_error_has_what_it_was_raised_from_first(errors: tuple[BaseException, ...], line: str) -> None:
+    """Many a line comes without a traceback, and a dead letter's reason always does: the cause would be nowhere."""
+    assert describe(raised_from(*errors)) == line
+
+
+def test_errors_that_were_raised_from_each_other_have_a_line() -> None:
+    """A circle ends, and a long chain is not followed to its end."""
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert describe(one) == "ValueError: one; from ValueError: other"
+    assert describe(raised_from(*(ValueError(str(each)) for each in range(100)))).startswith("ValueError: 0; from ")
+
+
 def test_an_error_is_one_line_with_its_sqlstate() -> None:
     """Control characters are escaped, long texts cut; SQL and its parameters stay out of it as far as they are data."""
 

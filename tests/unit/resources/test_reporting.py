@@ -116,6 +116,29 @@ def test_a_failed_close_and_a_suspect_are_warnings(caplog: pytest.LogCaptureFixt
     ]
 
 
+def test_what_a_health_check_failed_from_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The line has no traceback: what the check was raised from would be nowhere in the log."""
+    databases = Databases()
+
+    async def check(_database: object) -> None:
+        try:
+            raise ConnectionResetError(104, "db-1: reset")
+        except OSError as error:
+            text = "no answer"
+            raise RuntimeError(text) from error
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=check) as pool:
+            async with pool.lease(A):
+                pass
+            await asyncio.sleep(60)
+
+    with caplog.at_level(logging.WARNING, logger="postroom.pool"):
+        run_virtual(main())
+    [line] = caplog.messages
+    assert "(RuntimeError: no answer; from ConnectionResetError: [Errno 104] db-1: reset); replaced" in line
+
+
 def test_observers_are_told_and_cannot_do_harm() -> None:
     """Opened, failed, closed; an observer that raises is logged and nothing more."""
     databases = Databases(errors={B: OSError("down")})
