@@ -45,7 +45,8 @@ _MOST_ERRORS: Final = 100
 """Errors of a chain or a group in which secrets are looked for; a traceback shows 15 of a group."""
 
 _WORD = (
-    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|credential"
+    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key"
+    r"|(?:encryption|signing|subscription)[_-]?key|credential"
     r"|signature|pgpass|(?:\b|_)(?:sig|pass)(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
@@ -72,6 +73,27 @@ _OPTION: Final = re.compile(
 )
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")
+_KEY_BLOCK: Final = re.compile(
+    r"(?P<head>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?P<value>(?s:.{1,20480}?))(?=-----END|\Z)"
+)
+_TOKEN: Final = re.compile(
+    # JSON Web Tokens, and those of GitHub, GitLab, Slack, Stripe, SendGrid, Google, Vault and others.
+    r"(?P<head>(?<![\w.-]))(?P<value>eyJ[\w-]{5,4096}\.[\w-]{5,4096}(?:\.[\w-]{0,4096})?"
+    r"|(?:gh[opsru]_|github_pat_|glpat-|xox[a-z]-|[rs]k_(?:live|test)_|sk-(?:ant|proj)-|SG\.|AIza|hvs\.)[\w.-]{12,4096})"
+)
+_HOOK: Final = re.compile(
+    r"(?P<head>\b(?:hooks\.slack\.com/\w{1,20}/|discord(?:app)?\.com/api/webhooks/\d{1,40}/))(?P<value>[\w/-]+)"
+)
+_ELEMENT: Final = re.compile(
+    # <Password>x</Password>, and <add key="Password" value="x"/>.
+    rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s[^<>]{{0,200}})?(?<!/)>"""
+    rf"""|\b(?:key|name)=["'][\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}["']\s+value=["'])(?P<value>[^<>"']+)""",
+    re.IGNORECASE,
+)
+_LOGIN: Final = re.compile(
+    # curl -u app:x, also in a list.
+    r"""(?P<head>(?<![^\s'"\[(,])(?:-u|--(?:proxy-)?user)['"]?,?\s+['"]?[^\s:'"]{1,100}:)(?P<value>[^\s'"]+)"""
+)
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
 _OF_INPUT: Final = r"invalid input (?:syntax|value) for [^:\r\n]{1,100}|malformed [\w ]{1,40} literal|out of range"
 _DATA: Final = tuple(
@@ -90,7 +112,10 @@ _DATA: Final = tuple(
 )
 """What databases and validators quote of rows, keys, parameters and input: the tenant's data, and no cause."""
 # Every repetition is bounded, so that a large text cannot block the event loop.
-_PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _SCHEME, _ACCESS_KEY, _PARAMETERS, *_DATA)
+_PATTERNS: Final = (
+    _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _LOGIN, _SCHEME, _ACCESS_KEY, _HOOK,
+    _PARAMETERS, *_DATA,
+)  # fmt: skip
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import logging
 import logging.handlers
 import queue
@@ -78,6 +79,36 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        f"cannot parse -----BEGIN PRIVATE KEY-----\nMIIE\n{SECRET}\n-----END PRIVATE KEY-----\n",
+        f"key='-----BEGIN RSA PRIVATE KEY-----\\nMIIE\\n{SECRET}\\n-----END RSA PRIVATE KEY-----\\n'",
+        f"-----BEGIN ENCRYPTED PRIVATE KEY-----\n{SECRET}",
+        f"bad claim in eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.{SECRET}",
+        f"GET /user with ghp_{SECRET}aaaaaaaa: 401",
+        f"github_pat_11AAAA_{SECRET} was revoked",
+        f"xoxb-123-456-{SECRET} is not allowed",
+        f"no such customer for sk_live_{SECRET}",
+        f"https://hooks.slack.com/services/T0/B0/{SECRET.replace('-', '')}-{SECRET} answered 404",
+        f"<soap:Fault><wsse:Password Type='x'>{SECRET}</wsse:Password></soap:Fault>",
+        f"<apiKey>{SECRET}</apiKey>",
+        f'<add key="DbPassword" value="{SECRET}"/>',
+        str(CalledProcessError(22, ["curl", "-u", f"app:{SECRET}", "https://x"])),
+        f"curl --user app:{SECRET} https://x failed",
+        f"Ocp-Apim-Subscription-Key: {SECRET}",
+        f"signing_key={SECRET}",
+    ],
+)
+def test_a_secret_is_known_by_its_form(text: str) -> None:
+    """Private keys, tokens with a prefix that says what they are, elements of XML, logins of a command."""
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
+    for group in (ExceptionGroup("of two", [ValueError(text), OSError()]), ValueError(text)):
+        assert SECRET not in describe(group)
+        assert SECRET not in describe_at_length(group)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         'password authentication failed for user "app"',
         "the security token included in the request is invalid",
         "no such file: /etc/postgresql/tenant.conf",
@@ -88,6 +119,10 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
         "invalid cookie: its name has a blank",
         "no such option: '--passive'",
         "compass=north",
+        "-----BEGIN CERTIFICATE----- is no PEM of a key",
+        "<password/> is empty, <passwords count='2'/> too",
+        "sort -u a b failed",
+        "eyJ is no token, and neither is sk-SK",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -214,7 +249,7 @@ def test_a_secret_that_is_known_is_removed_wherever_it_stands() -> None:
 
 def raised_from(*errors: BaseException) -> BaseException:
     """Return the first error, raised from the second one, and so on."""
-    for error, cause in zip(errors, errors[1:], strict=False):
+    for error, cause in itertools.pairwise(errors):
         error.__cause__ = cause
     return errors[0]
 
@@ -270,6 +305,29 @@ _ROWS = (
     "for query argument $1: " * 4_000,
 )
 _WORDS = (*_ROWS, "token" * 2_000, "cookie: " * 20_000, "--password " * 20_000, "_pass" * 20_000, "--'" * 20_000)
+
+
+_FORMS = (
+    "-----BEGIN PRIVATE KEY-----" * 4_000,
+    "eyJ-" * 20_000,
+    "eyJabcdef." * 10_000,
+    "SG." * 30_000,
+    "<" * 50_000,
+    "<password " * 10_000,
+    "<password>" * 10_000,
+    "key='password' " * 8_000,
+    "-u a" * 20_000,
+    "-u a:" * 20_000,
+    "hooks.slack.com/" * 6_000,
+)
+
+
+@pytest.mark.parametrize("text", _FORMS)
+def test_a_long_text_of_what_secrets_begin_with_is_described_in_little_time(text: str) -> None:
+    """No form of a secret is looked for again and again from the same place."""
+    began = time.process_time()
+    describe(ValueError(text))
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "a=" * 20_000, "'" * 20_000, "-" * 50_000, *_WORDS])
