@@ -23,6 +23,7 @@ from postroom import (
     ResourcePool,
     Retry,
     RetryPolicy,
+    Visibility,
 )
 from postroom.options import Call
 from support.world import Order, Tenant, World, in_world
@@ -105,6 +106,37 @@ def test_a_message_that_sqs_makes_a_dead_letter_of_is_named(caplog: pytest.LogCa
     caplog.clear()
     lines = texts(lines_of(caplog, fails=ValueError, receives=1, ack=AckMode.MANUAL))
     assert moved.replace("2", "1") in lines[-1]
+
+
+def refuse_context(_: object) -> Any:
+    """Find no tenant."""
+    raise LookupError("no such tenant")
+
+
+@pytest.mark.parametrize("options", [{"fails": ValueError}, {"context": refuse_context}])
+def test_the_line_of_a_dead_letter_that_sqs_makes_is_of_the_step_dead_letter(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where it was no handler that failed."""
+    [moved] = [line for line in lines_of(caplog, receives=1, **options) if "failed at its last" in line.getMessage()]
+    assert vars(moved)["step"] == "dead_letter"
+
+
+@pytest.mark.parametrize(("receives", "told"), [(1, 0), (2, 1)])
+def test_a_message_that_its_handler_forgets_to_acknowledge_is_named_before_sqs_moves_it(
+    receives: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its handler returned each time. Where one receive is all, an acknowledgement that comes later is the rule."""
+    found = lines_of(caplog, receives=receives, ack=AckMode.MANUAL, visibility=Visibility(timeout=5))
+    lines = [line for line in found if line.levelno >= logging.WARNING]
+    lines = [line for line in lines if "maxReceiveCount" not in line.getMessage()]
+    assert len(lines) == told
+    for line in lines:
+        text = (
+            " of tenant acme:eu-west-1 returned and has not acknowledged it, at its last receive (2 of 2): unless ctx"
+        )
+        assert text in line.getMessage()
+        assert vars(line)["step"] == "dead_letter"
 
 
 USERS: dict[str, dict[str, Any]] = {
