@@ -23,6 +23,7 @@ from postroom import (
     ResourcePool,
     Retry,
     RetryPolicy,
+    UnknownTenant,
     Visibility,
 )
 from postroom.options import Call
@@ -137,6 +138,58 @@ def test_a_message_that_its_handler_forgets_to_acknowledge_is_named_before_sqs_m
         )
         assert text in line.getMessage()
         assert vars(line)["step"] == "dead_letter"
+
+
+def test_the_reason_of_a_dead_letter_announces_no_next_try() -> None:
+    """None follows."""
+
+    @asynccontextmanager
+    async def nowhere(tenant: Tenant) -> AsyncGenerator[str]:
+        if tenant.tenant_id == "acme":
+            raise UnknownTenant(tenant.tenant_id)
+        yield ""
+
+    async def scenario(world: World) -> list[str]:
+        world.create(dead_letters="dead", receives=1)
+        orders = Consumer("orders", context=Tenant, resources=nowhere, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, str]) -> None: ...
+
+        async with orders:
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(10)
+        async with world.client as client:
+            letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+        return [str(letter.message_attributes["postroom.reason"].string_value) for letter in letters]
+
+    [reason] = in_world(scenario)
+    assert reason.startswith("not tried: the resources of 'acme:eu-west-1': there is no such tenant")
+    assert "next try" not in reason
+
+
+def test_a_message_that_is_gone_is_told_from_one_that_another_consumer_has(caplog: pytest.LogCaptureFixture) -> None:
+    """A queue was purged under running handlers: SQS says so, behind the receipt handle."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        limits = Visibility(timeout=4)
+        orders = Consumer("orders", context=Tenant, client=world.client, visibility=limits)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(10)
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+            world.broker.purge("orders")
+            await asyncio.sleep(20)
+
+    in_world(scenario)
+    [line] = [each for each in caplog.messages if each.startswith("Lost message")]
+    why = "InvalidParameterValue (Message does not exist or is not available for visibility timeout change)"
+    assert f"(InvalidReceiptHandle: SQS refused an entry of extend: {why})" in line
 
 
 USERS: dict[str, dict[str, Any]] = {
