@@ -10,6 +10,7 @@ import pytest
 
 from postroom.outbox.rounds import Counters, Rounds
 from postroom.outbox.run import Run
+from postroom.outbox.stores import NoOutbox
 from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
 
@@ -46,6 +47,24 @@ def run(looks: Looks, tenants: Callable[[], Awaitable[list[str]]], story: Callab
             await relay.end()
 
     run_virtual(main())
+
+
+def test_a_relay_that_cannot_go_on_says_so_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The block that is left with the error may be the one of a web server, weeks later."""
+    looks = Looks()
+    looks.trouble = NoOutbox("OutboxRelay(databases=...) takes asyncpg_inbox(...)")
+
+    async def tenants() -> list[str]:
+        return ["acme", "beta"]
+
+    async def story() -> None:
+        await asyncio.sleep(30)
+
+    run(looks, tenants, story)
+    [record] = caplog.records
+    assert record.levelno == logging.CRITICAL
+    assert record.getMessage().startswith("The OutboxRelay cannot go on, and what is in the outboxes stays there: ")
+    assert record.getMessage().endswith(" takes asyncpg_inbox(...)")
 
 
 def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
