@@ -672,6 +672,8 @@ class Core:
         again with others behind it. Given back, they would come at once, again and again, and use up their receives.
         """
         job.rejecting = True
+        if not (job.tried or job.counted):  # at a stop its context may not have been asked for, which numbers it
+            job.attempt = job.source.attempts.number(job)
         self.actions.append(Reject(job, reason, delay))
         if job.group is not None:
             self._halts.setdefault(job.group, Halt()).out += 1
