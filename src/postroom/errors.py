@@ -28,7 +28,6 @@ provider's own exception is quoted, ``postroom.redaction`` has removed the secre
 ``__cause__``, unchanged.
 """
 
-import re
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from typing import Any, Final
 from postroom.display import hide_passwords
 from postroom.redaction import describe
 
-_NEXT_TRY: Final = re.compile(r"; next try in [0-9.e+-]+ s$")
 _LONGEST_DELAY: Final = 43_200
 """SQS hides a message for 12 hours at most."""
 
@@ -62,11 +60,6 @@ def in_words(error: BaseException) -> str:
         with suppress(Exception):  # of a class of the application's, with a `__str__` of its own
             return str(error)
     return describe(error)
-
-
-def without_next_try(text: str) -> str:
-    """Return what an error of a pool says without when it tries again, for where that means nothing."""
-    return _NEXT_TRY.sub("", text)
 
 
 class MessageError(PostroomError):

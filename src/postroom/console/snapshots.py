@@ -9,7 +9,7 @@ from postroom.console.ranking import SHORT, Lanes, Ranking, oldest_of
 from postroom.consumer import Consumer, TenantState
 from postroom.consumer.facts import LIMIT
 from postroom.consumer.statuses import Controlled
-from postroom.errors import without_next_try
+from postroom.display import without_next_try
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
 

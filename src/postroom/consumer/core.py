@@ -29,8 +29,8 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.halts import MOST_HALTED, Halt
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
-from postroom.display import counted
-from postroom.errors import PostroomError, Retry, in_words, without_next_try
+from postroom.display import counted, without_next_try
+from postroom.errors import PostroomError, Retry, in_words
 from postroom.errors import Reject as RejectError
 from postroom.options import Polling
 from postroom.scheduling import Scheduler, State
